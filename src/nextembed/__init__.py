@@ -1,0 +1,79 @@
+"""nextembed: next-embedding prediction. One autoregressive model over latents, any modality.
+
+`import nextembed` registers its models with the Hugging Face Auto classes; the rest loads when first used.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _PUBLIC says the same at run time
+    from . import recipes as recipes
+    from .core.config import DATA as DATA
+    from .core.config import MODELS as MODELS
+    from .core.config import OBJECTIVES as OBJECTIVES
+    from .core.config import Config as Config
+    from .core.config import Part as Part
+    from .core.types import Backbone as Backbone
+    from .core.types import Batch as Batch
+    from .core.types import Hidden as Hidden
+    from .core.types import Latents as Latents
+    from .core.types import Objective as Objective
+    from .core.types import ObjectiveOutput as ObjectiveOutput
+    from .core.types import Sample as Sample
+    from .data.images import ImagePart as ImagePart
+    from .data.sources import ImageData as ImageData
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import NextEmbedError as NextEmbedError
+    from .errors import TrainingError as TrainingError
+    from .evaluation.probes import ProbeConfig as ProbeConfig
+    from .models.nepa import NepaModel as NepaModel
+    from .models.nepa import ViTNepaBackbone as ViTNepaBackbone
+    from .models.nepa import ViTNepaConfig as ViTNepaConfig
+    from .models.nepa import ViTNepaForImageClassification as ViTNepaForImageClassification
+    from .models.nepa import ViTNepaForPreTraining as ViTNepaForPreTraining
+    from .models.nepa import ViTNepaModel as ViTNepaModel
+    from .objectives.next_embedding import NextEmbedding as NextEmbedding
+    from .objectives.next_embedding import NextEmbeddingSettings as NextEmbeddingSettings
+    from .run import Run as Run
+    from .run import RunConfig as RunConfig
+    from .run import fit as fit
+    from .training.optim import OptimConfig as OptimConfig
+    from .training.trainer import TrainConfig as TrainConfig
+
+_PUBLIC = {
+    "run": "Run RunConfig fit",
+    "core.config": "DATA MODELS OBJECTIVES Config Part",
+    "core.types": "Backbone Batch Hidden Latents Objective ObjectiveOutput Sample",
+    "data.images": "ImagePart",
+    "data.sources": "ImageData",
+    "errors": "ConfigError DataError NextEmbedError TrainingError",
+    "evaluation.probes": "ProbeConfig",
+    "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
+    " ViTNepaForPreTraining ViTNepaModel",
+    "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
+    "training.optim": "OptimConfig",
+    "training.trainer": "TrainConfig",
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+    if name == "recipes":
+        return importlib.import_module(".recipes", __name__)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("nextembed")
+    raise AttributeError(f"module 'nextembed' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return [*_MODULE_OF, "recipes", "__version__"]
+
+
+if "nextembed_cli" not in sys.modules:  # the command loads models when it needs them, see nextembed_cli.py
+    importlib.import_module(".models.nepa", __name__)

@@ -1,0 +1,1 @@
+"""What every other part agrees on: types, configuration, ranks. Imports nothing above it."""

@@ -1,0 +1,335 @@
+"""Typed run configuration: strict fields, kinds chosen by name, dotted overrides, YAML round trip.
+
+A `Config` holds the settings of something; a `Part` is one of several kinds that fit the same slot of a run
+(data, model, objective) and builds it. `kind` names it in a `Registry`; `kind: my_file.py:MyPart` takes the
+user's own.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import ConfigError, NextEmbedError, unknown
+
+
+class Config(BaseModel):
+    """Base of all settings: unknown fields are errors, and an assigned value is checked like a given one.
+
+    Raises ConfigError, one line for the first wrong field, in place of pydantic's ValidationError.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        validate_default=True,
+        coerce_numbers_to_str=True,
+        ser_json_inf_nan="constants",
+    )
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as err:
+            raise ConfigError(explain(err, type(self))) from None
+
+    # Pydantic's own mark: nested configs do not come through here, so that an error knows its whole path.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as err:
+            raise ConfigError(explain(err, type(self))) from None
+
+
+class Part(Config):
+    """Settings of a part that comes in kinds; `kind` is set by the registry, or is `my_file.py:MyPart`."""
+
+    kind: str = ""
+
+
+P = TypeVar("P", bound=type[Part])
+
+
+class Registry:
+    """Part classes by `kind`, for one slot of the run ("data", "model", "objective")."""
+
+    def __init__(self, slot: str):
+        self.slot = slot
+        self.classes: dict[str, type[Part]] = {}
+
+    def register(self, kind: str) -> Callable[[P], P]:
+        """Class decorator: the Part is found under `kind`."""
+
+        def add(cls: P) -> P:
+            self.classes[kind] = cls
+            part: type[Part] = cls
+            part.model_fields["kind"].default = kind
+            part.model_rebuild(force=True)
+            return cls
+
+        return add
+
+    def parse(self, value: Any) -> Part:
+        """The typed Part of a dict with `kind`, or of a kind alone; a Part comes back as it is.
+
+        A part from the user's own file gets the file's absolute path in `kind`, so that a saved config
+        finds it from any folder. Raises ConfigError for an unknown kind or field.
+        """
+        if isinstance(value, Part):
+            if not value.kind:
+                value = value.model_copy(update={"kind": _own_kind(type(value))})
+            return value
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
+            raise ConfigError(f"{self.slot}: needs 'kind', one of: {', '.join(sorted(self.classes))}")
+        cls = self.find(value["kind"])
+        kind = value["kind"] if value["kind"] in self.classes else _own_kind(cls)
+        part = validated(cls, {**value, "kind": kind}, self.slot)
+        assert isinstance(part, Part)
+        return part
+
+    def find(self, kind: str) -> type[Part]:
+        """The Part class of a kind. Raises ConfigError with the nearest spelling if there is none."""
+        if ".py:" in kind:
+            cls = load_from_file(kind)
+            if not (isinstance(cls, type) and issubclass(cls, Part)):
+                raise ConfigError(f"{self.slot}.kind: {kind} is not a nextembed Part class")
+            return cls
+        if kind not in self.classes:
+            raise ConfigError(unknown(f"{self.slot}.kind", kind, self.classes))
+        return self.classes[kind]
+
+
+def _own_kind(cls: type[Part]) -> str:
+    """`/path/file.py:Class` of a user's own class; empty where there is no file (a notebook)."""
+    try:
+        return f"{Path(inspect.getfile(cls)).resolve()}:{cls.__qualname__}"
+    except (OSError, TypeError):
+        return ""
+
+
+DATA = Registry("data")
+MODELS = Registry("model")
+OBJECTIVES = Registry("objective")
+
+
+def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:
+    """A new config with `a.b.c=value` settings applied, checked once all are in.
+
+    Values are read as YAML: `null`, `true`, `[1, 2]`, `3e-4`, `{kind: x, field: 1}`, text. `objective.kind=x`
+    switches to another kind with its default settings. Raises ConfigError naming the field, the nearest
+    spelling and the allowed fields.
+    """
+    values: dict[str, Any] = _shallow(config)
+    for text in overrides:
+        path, eq, raw = text.partition("=")
+        if not eq or not path:
+            raise ConfigError(f"'{text}' is not an override; write field.name=value")
+        _put(values, path.strip(), read_yaml(raw, f"value of {path}") if raw else "")
+    return validated(type(config), values)
+
+
+def _shallow(config: Config) -> dict[str, Any]:
+    """What was set (the rest may depend on it and is found anew), nested configs, and kind."""
+    keep = {name for name, value in config if isinstance(value, Config | dict) or name == "kind"}
+    return {name: value for name, value in config if name in keep | config.model_fields_set}
+
+
+def _put(values: dict[str, Any], path: str, value: Any) -> None:
+    *folders, last = path.split(".")
+    for name in folders:
+        child = values.get(name)
+        if isinstance(child, Config):
+            child = _shallow(child)
+        elif child is None or isinstance(child, dict):
+            child = dict(child or {})
+        else:
+            raise ConfigError(f"{path}: '{name}' is a single value, not a group of settings")
+        values[name] = child
+        values = child
+    if last == "kind" and value != values.get("kind"):
+        values.clear()
+    values[last] = value
+
+
+def validated(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
+    """`cls(**values)`. Raises ConfigError, one line, with the fields' names below `where`."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as err:
+        raise ConfigError(explain(err, cls, where)) from None
+
+
+def explain(err: ValidationError, cls: type[BaseModel], where: str = "") -> str:
+    """One line for the first field that pydantic found wrong, and how many more there are."""
+    fields: dict[str, list[Any]] = {}
+    for error in err.errors(include_url=False):
+        names, owner = _locate(cls, error["loc"])
+        fields.setdefault(".".join([where] * bool(where) + names), []).append((error, owner))
+    (name, problems), more = next(iter(fields.items())), len(fields) - 1
+    first, owner = problems[0]
+    if first["type"] in ("extra_forbidden", "no_such_attribute"):
+        group, _, field = name.rpartition(".")
+        text = unknown(f"{group}: field" if group else "field", field, owner.model_fields)
+    else:
+        text = f"{name}: " * bool(name) + _say([problem for problem, _ in problems])
+    return text + (f" ({more} more wrong)" if more else "")
+
+
+def _locate(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str], type[BaseModel] | None]:
+    """Field names along pydantic's location (without marks of union members), and the class of the last."""
+    names: list[str] = []
+    owner: type[BaseModel] | None = None
+    group: type[BaseModel] | None = cls
+    in_union = False
+    for part in loc:
+        if group is not None and isinstance(part, str) and (part in group.model_fields or not in_union):
+            names.append(part)
+            owner, field = group, group.model_fields.get(part)
+            members = [m for m in _members(field.annotation if field else None) if m is not type(None)]
+            group = next((m for m in members if isinstance(m, type) and issubclass(m, BaseModel)), None)
+            in_union = len(members) > 1
+        elif isinstance(part, int) or not in_union:
+            names.append(str(part))
+        else:
+            in_union = False
+    return names, owner
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, the item types of a container, or the type itself."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return [m for arg in args for m in (arg, *_members(arg)[1:])]
+    return list(args[:1]) if origin in (list, tuple) else [annotation]
+
+
+def _say(problems: list[Any]) -> str:
+    """What pydantic says about one field, in one line; several problems are the members of a union."""
+    wanted = []
+    for problem in problems:
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        if problem["type"] == "missing":
+            return "is required"
+        if problem["type"] == "literal_error" and isinstance(problem["input"], str):
+            wanted += re.findall("'([^']*)'", problem["ctx"]["expected"])
+        elif problem["type"] == "model_type":
+            wanted.append("a group of settings, {field: value, ...}")
+        elif message.startswith("Input should be "):
+            wanted.append(message.removeprefix("Input should be ").partition(",")[0])
+        else:
+            return " ".join(message.split())
+    value = problems[0]["input"]
+    if all(p["type"] == "literal_error" for p in problems) and isinstance(value, str):
+        return unknown("value", value, wanted)
+    return f"should be {' or '.join(wanted)}, got {value!r}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with 1.2 scalars: `3e-4` is a number, and `no`, `1:30`, `2024-01-01` are text, as one expects."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that reads as something else under YAML 1.1 or under `_Loader`; lists on one line."""
+
+
+_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
+
+
+_Loader.yaml_implicit_resolvers = {}
+_SCALARS = {
+    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    "bool": (r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9]\d*)$", list("-+0123456789")),
+    "float": (
+        r"([-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
+}
+for _tag, (_pattern, _first) in _SCALARS.items():
+    for _cls in (_Loader, _Dumper):
+        _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+
+
+def read_yaml(text: str, what: str) -> Any:
+    """The value of YAML text. Raises ConfigError, one line that names `what` was read."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as err:
+        problem = getattr(err, "problem", None) or str(err).splitlines()[0]
+        raise ConfigError(f"{what} is not YAML: {problem}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The whole config, defaults included, as YAML; `from_yaml` gives it back."""
+    values = config.model_dump(mode="json", serialize_as_any=True)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(cls: type[Any], text: str, where: str = "config") -> Any:
+    """A config from YAML text. Raises ConfigError, after `where`, for text that does not fit."""
+    values = read_yaml(text, where)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where} is not a mapping of settings")
+    try:
+        return validated(cls, values)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: {err}") from None
+
+
+def load_from_file(spec: str) -> Any:
+    """The object `name` from `path/to/file.py:name`. Runs the file; modules beside it can be imported, too.
+
+    Raises ConfigError if the file or the name does not exist, or if the file itself fails.
+    """
+    path, _, name = spec.rpartition(":")
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"no such file: {path}")
+    try:
+        module = _load_module(file)
+    except NextEmbedError:
+        raise
+    except Exception as err:
+        frames = traceback.extract_tb(err.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        at = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{path}{at}: {type(err).__name__}: {err}") from err
+    if not hasattr(module, name):
+        raise ConfigError(unknown(f"{path}:", name, (n for n in vars(module) if not n.startswith("_"))))
+    return getattr(module, name)
+
+
+def _load_module(file: Path) -> types.ModuleType:
+    """Imported under its own name where that is free: data workers that are not forks import it again."""
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    if file.stem.isidentifier():
+        found = importlib.util.find_spec(file.stem)
+        if found is not None and found.origin == str(file):
+            return importlib.import_module(file.stem)
+    name = f"nextembed_user_{hashlib.sha1(str(file).encode()).hexdigest()[:12]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None  # the name ends in .py
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # before it runs, so that dataclasses find it
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -1,0 +1,72 @@
+"""Ranks: who am I, and small exchanges between all of them.
+
+Everything here works without a process group too (one rank, world size 1), so no caller needs a branch. Exchanges run
+over a CPU (gloo) group, so that they never make the accelerator wait.
+"""
+
+import functools
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start(device: str = "auto") -> None:
+    """Joins the process group that `torchrun` or `accelerate launch` describes in the environment, if there is one.
+
+    device: "cpu", or no accelerator here, uses gloo; else what accelerate finds best.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not is_distributed():
+        from accelerate import PartialState
+
+        cpu = device == "cpu" or not torch.accelerator.is_available()
+        PartialState(cpu=cpu, backend="gloo") if cpu else PartialState()
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """True on the one rank that prints and writes files."""
+    return rank() == 0
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Elementwise sum of a CPU tensor over all ranks; every rank gets it. No gradient."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values, group=_cpu_group())
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The picklable values of all ranks, by rank; every rank gets the list."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_cpu_group())
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's picklable value, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_cpu_group())
+    return box[0]
+
+
+@functools.cache
+def _cpu_group() -> Any:
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

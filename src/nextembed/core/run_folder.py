@@ -1,0 +1,65 @@
+"""Where things lie in a run folder, and how to read them: for probes and the report."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+from .config import read_yaml
+
+
+def weights_folders(path: str | Path) -> dict[str, Path]:
+    """Model folders by the name of their weights ("raw", "ema").
+
+    path: a run folder (its finished model, else its newest checkpoint), a checkpoint, or any saved model.
+    Raises ConfigError if there is no model in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"no such run or checkpoint: {path}")
+    checkpoints = sorted((path / "checkpoints").glob("step-*/config.json"), key=lambda p: (len(str(p)), p))
+    if (path / "config.json").is_file():
+        found = {"ema": path} if path.name == "ema" else {"raw": path, "ema": path / "ema"}
+    elif (path / "model" / "config.json").is_file():
+        found = {"raw": path / "model", "ema": path / "ema"}
+    elif checkpoints:
+        found = {"raw": checkpoints[-1].parent, "ema": checkpoints[-1].parent / "ema"}
+    else:
+        raise ConfigError(f"{path} holds no model: neither config.json nor model/ nor a finished checkpoint")
+    return {name: folder for name, folder in found.items() if (folder / "config.json").is_file()}
+
+
+def run_folder(path: str | Path) -> Path | None:
+    """The run that a path is, or lies in: the nearest folder with a run's config.yaml, at most three up."""
+    path = Path(path).resolve()
+    if (path / "config.yaml").is_file():
+        return path
+    # Folders above may hold a config.yaml of something else; a run's has environment.json beside it.
+    above = (p for p in list(path.parents)[:3] if (p / "config.yaml").is_file())
+    return next((p for p in above if (p / "environment.json").is_file()), None)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config of a run as plain values; empty where there is none.
+
+    Raises ConfigError if it is not YAML.
+    """
+    file = run / "config.yaml"
+    if not file.is_file():
+        return {}
+    values = read_yaml(file.read_text(encoding="utf-8"), str(file))
+    return values if isinstance(values, dict) else {}
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; a line that a kill cut short is left out, a missing file is empty."""
+    rows = []
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows

@@ -1,0 +1,149 @@
+"""The contracts between data, backbone, objective and trainer.
+
+Shapes: B samples, T latents a sample, D latent width, L layers.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+AttentionMode = Literal["causal", "full"]
+
+IGNORE_LABEL = -100
+
+
+class Sample(TypedDict, total=False):
+    """One document of the data, after decoding and transforms.
+
+    key: names it for good (file name or row number); pixel_values [C, H, W]; label: -100 where there is none.
+    """
+
+    key: str
+    pixel_values: Tensor
+    label: int
+
+
+class Batch(TypedDict, total=False):
+    """What the collator gives to the model; every value is a tensor whose first axis is B.
+
+    pixel_values [B, C, H, W], float32, normalised to about [-1, 1].
+    labels [B], int64, -100 where there is none.
+    latent_mask [B, T], bool: False where a latent is padding. T counts the first (begin) token.
+    input_mask [B, T], bool: True where the autoregressor may not see the latent (still a target).
+    position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
+        so that a resumed run goes on at the next sample.
+    """
+
+    pixel_values: Tensor
+    labels: Tensor
+    latent_mask: Tensor
+    input_mask: Tensor
+    position: Tensor
+
+
+class Latents(NamedTuple):
+    """Latents before mixing, with where they are.
+
+    z [B, T, D]: one vector a position.
+    coordinates [T, A], float32: position on each of A axes, patch centres in [-1, 1]; (0, ..., 0) is no rotation
+        at all and belongs to the first (begin) token.
+    """
+
+    z: Tensor
+    coordinates: Tensor
+
+
+class Hidden(NamedTuple):
+    """Hidden states after mixing.
+
+    last [B, T, D]: after the final norm; what predictions are read from.
+    layers: (z, layer 1, ..., layer L), each [B, T, D]; the last entry is `last`. Empty unless asked for.
+    """
+
+    last: Tensor
+    layers: tuple[Tensor, ...] = ()
+
+
+class Backbone(Protocol):
+    """A network that the trainer, every objective and every probe can use."""
+
+    config: Any
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def embed(self, batch: Batch) -> Latents:
+        """Latents of a batch, before any mixing."""
+
+    def encode(
+        self,
+        latents: Latents,
+        attention: AttentionMode | None = None,
+        order: Tensor | None = None,
+        output_layers: bool = False,
+    ) -> Hidden:
+        """Hidden states. attention: None takes the config's. order [T]: the permutation in which latents are
+        read (`order[i]` is the position read at step i); hidden states come back at their own positions."""
+
+
+@dataclass
+class ObjectiveOutput(ModelOutput):
+    """What an objective hands to the trainer.
+
+    loss_sum []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
+    num_targets []: how many targets the sum has.
+    features [B, D]: detached, one vector a sample, for online probes.
+    metrics: detached scalars, means over this batch; None or empty when `diagnose` is off.
+    """
+
+    loss_sum: Tensor | None = None
+    num_targets: Tensor | None = None
+    features: Tensor | None = None
+    metrics: dict[str, Tensor] | None = None
+
+
+class Observer(Protocol):
+    """Watches training without touching it: probes, diagnostics."""
+
+    def observe(self, output: ObjectiveOutput, batch: Batch) -> None: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+
+class Objective(nn.Module):
+    """Everything that can be trained. It owns what only it needs: heads, projector, teacher.
+
+    diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
+    """
+
+    diagnose: bool = True
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Adds random masks or orders to a batch of one sample. Called in the collator, with a generator seeded by
+        (seed, epoch, key), so that a draw does not depend on batch size, ranks or workers."""
+        return batch
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        """Number of targets [], int64: known before the forward pass."""
+        raise NotImplementedError
+
+    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
+        raise NotImplementedError
+
+    def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
+        """Called after every optimizer step, e.g. to move the EMA teacher."""
+
+
+class PretrainingModel(nn.Module):
+    """Backbone and objective as the one module that DDP, FSDP2, compile and checkpoints see."""
+
+    def __init__(self, backbone: nn.Module, objective: Objective):
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        return self.objective(self.backbone, batch)

@@ -1,0 +1,201 @@
+"""Images as the data of a run: the settings every image source shares, and what is built from them."""
+
+import itertools
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..core.config import Part
+from ..core.types import Sample
+from ..errors import ConfigError, DataError
+from .collate import Collate, Draw
+from .stream import (
+    MapStream,
+    Place,
+    Rows,
+    RowSequence,
+    SequentialStream,
+    SkipLog,
+    TrainLoader,
+    build_cache,
+    decoded_bytes,
+    row_key,
+    row_label,
+)
+from .transforms import ImageReader, RandomResizedCrop, Unreadable, normalize, resize
+
+Role = Literal["train", "validation", "test"]
+
+CACHE_BYTES = 512 * 2**20
+
+
+class ImagePart(Part):
+    """Settings of image data, whatever it comes from.
+
+    A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyImages`. It says what the rows
+    are, and raises ConfigError for a split it does not have:
+
+        class MyImages(ImagePart):
+            folder: str
+
+            def rows(self, split):
+                if split != "train":
+                    raise ConfigError(f"there is no {split} split")
+                return [{"image": path, "label": 0, "key": path.name} for path in Path(self.folder).glob("*.png")]
+
+    crop_scale, crop_ratio: area share and aspect ratio of the random crop. flip_rate: of horizontal flips.
+    mean, std: of the normalisation, for pixels in [0, 1]. background: RGB under transparent pixels.
+    max_pixels, max_bytes: an image above is skipped, unread. max_skipped_rate: share of unreadable images above which
+    the run stops. num_workers: processes a rank that read and decode; 0 is none but this one.
+    cache: "auto" decodes data of up to 512 MB once and keeps it in memory; "on" any size, "off" never.
+    """
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_rate: float = Field(0.5, ge=0, le=1)
+    mean: float = 0.5
+    std: float = Field(0.5, gt=0)
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = Field(64_000_000, gt=0)
+    max_bytes: int = Field(100_000_000, gt=0)
+    max_skipped_rate: float = Field(0.01, ge=0, le=1)
+    num_workers: int = Field(2, ge=0)
+    cache: Literal["auto", "on", "off"] = "auto"
+
+    def rows(self, split: Role) -> Rows | RowSequence:
+        """The rows of a split: a list, or anything with `__len__` and `__getitem__`, of dicts with
+
+        "image": file bytes, a path, a PIL image or a uint8 array [H, W] or [H, W, C]; not decoded yet if it
+        is large. "label" (optional): class id, an int. "key" (optional): a name that is unique and stays;
+        else the row number. For data that only comes in sequence: an object with `read(epoch, reader,
+        num_readers)` (see `RowSequence`).
+        """
+        raise NotImplementedError
+
+    def class_names(self) -> list[str]:
+        """Names by class id; empty if there are no labels or no names."""
+        return []
+
+    def train_loader(
+        self,
+        *,
+        image_size: int,
+        num_channels: int,
+        micro_batch_size: int,
+        num_latents: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        draw: Draw | None = None,
+        skipped_path: Path | None = None,
+        start: dict[str, Any] | None = None,
+        pin_memory: bool | None = None,
+    ) -> TrainLoader:
+        """Endless training batches of one rank (`core.types.Batch`), each of `micro_batch_size` samples.
+
+        num_latents: T of `latent_mask`. draw: `Objective.draw`. skipped_path: of `skipped.jsonl`, shared by
+        all ranks. start: the state to resume from (see `advance`). pin_memory: None pins where there is an
+        accelerator. Raises ConfigError for a source that cannot work; the loader raises DataError if more
+        than `max_skipped_rate` of the images are unreadable.
+        """
+        rows = self.rows("train")
+        reader = self.reader(num_channels)
+        crop = RandomResizedCrop(image_size, self.crop_scale, self.crop_ratio, self.flip_rate)
+        collate = Collate(self.mean, self.std, num_latents, draw)
+        place = Place(micro_batch_size, seed, rank, world_size, start)
+        if not isinstance(rows, Rows):
+            log = SkipLog(skipped_path, self.max_skipped_rate)
+            stream: Any = SequentialStream(rows, reader, crop, collate, log, place, self.num_workers)
+        else:
+            _not_empty(rows, "train")
+            log = SkipLog(skipped_path, self.max_skipped_rate, len(rows))
+            cache = build_cache(rows, reader, log) if self._fits(rows, reader) else None
+            stream = MapStream(rows, reader, crop, collate, log, place, cache)
+        pin = torch.accelerator.is_available() if pin_memory is None else pin_memory
+        return TrainLoader(stream, self.num_workers, seed, pin)
+
+    def eval_samples(
+        self,
+        split: Role,
+        *,
+        image_size: int,
+        num_channels: int,
+        num_samples: int | None = None,
+        seed: int = 0,
+    ) -> "EvalSamples":
+        """Labelled samples of a split for probes: whole images resized to `image_size`, no augmentation.
+
+        num_samples: a random subset from `seed` (of a stream: so many of its first); None takes all.
+        Raises ConfigError if the split does not exist or is empty, or for all of a stream.
+        """
+        rows = self.rows(split)
+        if not isinstance(rows, Rows):
+            if num_samples is None:
+                raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")
+            rows = list(itertools.islice(rows.read(seed, 0, 0, 1), num_samples))
+        _not_empty(rows, split)
+        log = SkipLog(None, self.max_skipped_rate, len(rows))
+        indices = torch.arange(len(rows))
+        if num_samples is not None and num_samples < len(rows):
+            generator = torch.Generator().manual_seed(seed)
+            indices = torch.randperm(len(rows), generator=generator)[:num_samples].sort().values
+        samples = EvalSamples(rows, indices, self.reader(num_channels), log, image_size, (self.mean, self.std))
+        samples.class_names = self.class_names()
+        return samples
+
+    def reader(self, num_channels: int) -> ImageReader:
+        """The decoder with this part's limits. Raises ConfigError unless num_channels is 1 or 3."""
+        if num_channels not in (1, 3):
+            raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), not {num_channels}")
+        return ImageReader(num_channels, self.background, self.max_pixels, self.max_bytes)
+
+    def _fits(self, rows: Rows, reader: ImageReader) -> bool:
+        if self.cache == "auto":
+            return len(rows) <= CACHE_BYTES // 256 and decoded_bytes(rows, reader) <= CACHE_BYTES
+        return self.cache == "on"
+
+
+class EvalSamples(Dataset[Sample]):
+    """Samples for probes, in a fixed order: pixel_values float32 [C, S, S], label (-100: there is none), key.
+
+    An unreadable image is replaced by the next readable one of the data, with that one's label; `log.reasons`
+    names it. class_names: by class id, empty if unknown.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        indices: Tensor,
+        reader: ImageReader,
+        log: SkipLog,
+        image_size: int,
+        mean_std: tuple[float, float],
+    ):
+        self.rows, self.indices, self.reader, self.log = rows, indices, reader, log
+        self.image_size, self.mean_std = image_size, mean_std
+        self.class_names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        for step in range(len(self.rows)):
+            at = (int(self.indices[index]) + step) % len(self.rows)
+            row = self.rows[at]
+            key = row_key(row, at)
+            try:
+                pixels = resize(self.reader.read(row.get("image")), self.image_size)
+            except Unreadable as err:
+                self.log.add(key, str(err), at + 1)
+                continue
+            return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": row_label(row)}
+        raise DataError(f"none of the {len(self.rows)} images is readable")
+
+
+def _not_empty(rows: Rows, split: str) -> None:
+    if len(rows) == 0:
+        raise ConfigError(f"data: the {split} split is empty")

@@ -1,0 +1,372 @@
+"""The endless training stream: which sample comes when, what replaces unreadable ones, and how a run resumes.
+
+What a batch holds is a function of the seed and of its place in the stream. For rows that can be indexed
+(`MapStream`) it depends on neither workers nor ranks nor micro-batch size; for rows that only come in
+sequence (`SequentialStream`) on the number of readers (ranks x workers) as well.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..core.types import IGNORE_LABEL, Batch
+from ..errors import ConfigError, DataError
+from .collate import Collate, sample_seed
+from .transforms import ImageReader, RandomResizedCrop, Unreadable
+
+MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, or over all if there are fewer
+
+
+class Row(TypedDict, total=False):
+    """One undecoded sample. image: bytes, path, PIL image or uint8 array. label: class id. key: its name."""
+
+    image: Any
+    label: int
+    key: str
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """Rows that can be indexed, e.g. a list of Row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+class RowSequence(Protocol):
+    """Rows that only come one after the other, e.g. read from a network."""
+
+    def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
+        """The part of an epoch that belongs to one of `num_readers` readers; the same arguments give the same order."""
+
+
+class SkipLog:
+    """Counts unreadable samples, each key once, in a JSON-lines file that all workers and ranks share.
+
+    path: `skipped.jsonl`; None counts in this process only. max_rate: share of samples that may be
+    unreadable. length: number of samples if known. Raises DataError from `add` and `check` once the share is
+    too high.
+    """
+
+    def __init__(self, path: Path | None, max_rate: float, length: int | None = None):
+        self.path, self.max_rate, self.length = path, max_rate, length
+        self.reasons: dict[str, str] = {}
+        self._offset, self._repair = 0, ""
+
+    def add(self, key: str, reason: str, num_seen: int) -> None:
+        """Names one unreadable sample. num_seen: samples that all workers and ranks have passed, about."""
+        self._read_others()
+        if key not in self.reasons:
+            self.reasons[key] = reason
+            if self.path is not None:
+                line = self._repair + json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
+                # One write to a file opened for appending: lines of several processes do not mix.
+                file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    os.write(file, line.encode())
+                finally:
+                    os.close(file)
+        self.check(num_seen)
+
+    def check(self, num_seen: int, at_least: int = MIN_SEEN) -> None:
+        """Raises DataError if more than `max_rate` of the samples seen are unreadable.
+
+        Samples seen count as `at_least` so many, lest one of the first few stops a run; but never as more than exist.
+        """
+        self._read_others()
+        total = max(num_seen, at_least)
+        if self.length is not None:
+            total = min(total, self.length)
+        count = len(self.reasons)
+        if count > self.max_rate * total:
+            first = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3])
+            first = " ".join(first.split())  # one line, whatever the file names hold
+            where = f" (all in {self.path})" if self.path is not None else ""
+            among = f"{total}" if total in (num_seen, self.length) else f"the first {total}"
+            raise DataError(
+                f"{count} of {among} images are unreadable ({count / total:.1%}), more than "
+                f"data.max_skipped_rate={self.max_rate:g}: {first}{where}"
+            )
+
+    def _read_others(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                self._repair = "" if line.endswith(b"\n") else "\n"
+                if self._repair:
+                    break  # half a line, e.g. of a full disk: the next one starts afresh
+                self._offset += len(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue
+                self.reasons.setdefault(entry["key"], entry["reason"])
+
+
+class Cache(NamedTuple):
+    """A small data set, decoded once, by row. images: uint8 [C, H, W], None where unreadable."""
+
+    images: list[Tensor | None]
+    keys: list[str]
+    labels: list[int]
+
+
+def build_cache(rows: Rows, reader: ImageReader, log: SkipLog) -> Cache:
+    """Decodes every row. Unreadable ones are logged; raises DataError if they are too many, or all."""
+    images: list[Tensor | None] = []
+    keys, labels = [], []
+    for index, row in enumerate(_in_order(rows)):
+        keys.append(row_key(row, index))
+        labels.append(row_label(row))
+        try:
+            images.append(reader.read(row.get("image")))
+        except Unreadable as err:
+            images.append(None)
+            log.add(keys[-1], str(err), index + 1)
+    log.check(len(images))
+    if all(image is None for image in images):
+        raise DataError(f"none of the {len(images)} images is readable")
+    return Cache(images, keys, labels)
+
+
+def decoded_bytes(rows: Rows, reader: ImageReader, num_probed: int = 32) -> int:
+    """Estimated size of all rows once decoded, from the headers of some that lie evenly apart."""
+    sizes = []
+    for index in np.linspace(0, len(rows) - 1, min(num_probed, len(rows))).astype(int):
+        try:
+            height, width = reader.read_size(rows[int(index)].get("image"))
+            sizes.append(height * width * reader.num_channels)
+        except Unreadable:
+            continue
+    return int(np.mean(sizes) * len(rows)) if sizes else 0
+
+
+def row_key(row: Row, index: int) -> str:
+    return str(row.get("key", index))
+
+
+def row_label(row: Row) -> int:
+    label = row.get("label")
+    return IGNORE_LABEL if label is None else int(label)
+
+
+def _in_order(rows: Rows) -> Iterator[Row]:
+    # Sources may have a faster way through all rows than one index at a time.
+    return iter(cast(Any, rows)) if hasattr(rows, "__iter__") else (rows[i] for i in range(len(rows)))
+
+
+class Place(NamedTuple):
+    """How one rank takes part. start: the state of a stopped run, or None."""
+
+    micro_batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start: dict[str, Any] | None = None
+
+
+class MapStream(IterableDataset[Batch]):
+    """Endless batches of rows that can be indexed: epoch after epoch, each a permutation from (seed, epoch).
+
+    Place p of the stream is row perm[p % N] of epoch p // N; an unreadable row is replaced by the next
+    readable one of the data set. Micro-batch m of rank r of R covers the places (m R + r) b ... + b, so
+    accumulation and ranks divide the same samples among them. position [B, 2]: the place, and the first place
+    after this micro-batch of all ranks.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        reader: ImageReader,
+        crop: RandomResizedCrop,
+        collate: Collate,
+        log: SkipLog,
+        place: Place,
+        cache: Cache | None = None,
+    ):
+        self.rows, self.reader, self.crop, self.collate, self.log = rows, reader, crop, collate, log
+        self.place, self.cache = place, cache
+        if place.start is not None and "next" not in place.start:
+            raise ConfigError("data.streaming: the run to resume was streaming; it cannot go on without")
+        self.first = 0 if place.start is None else int(place.start["next"])
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker, num_workers = _worker()
+        size, ranks = self.place.micro_batch_size, self.place.world_size
+        micro_batch = worker
+        while True:
+            begin = self.first + (micro_batch * ranks + self.place.rank) * size
+            yield self.batch(begin, self.first + (micro_batch + 1) * ranks * size)
+            micro_batch += num_workers
+
+    def batch(self, begin: int, following: int) -> Batch:
+        places = range(begin, begin + self.place.micro_batch_size)
+        epochs = [p // len(self.rows) for p in places]
+        indices = [int(self._permutation(e)[p % len(self.rows)]) for e, p in zip(epochs, places)]
+        position = torch.tensor([[p, following] for p in places])
+        if self.cache is None:
+            samples = [self._read(i, e, p) for i, e, p in zip(indices, epochs, places)]
+            pixels, labels, seeds = zip(*samples)
+            return self.collate(torch.stack(pixels), labels, position, seeds)
+        return self._cached(self.cache, indices, epochs, position)
+
+    def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, int, int]:
+        """Pixels uint8 [C, S, S], label and seed of a row, or of the next readable one."""
+        for step in range(len(self.rows)):
+            at = (index + step) % len(self.rows)
+            row = self.rows[at]
+            key = row_key(row, at)
+            seed = sample_seed(self.place.seed, epoch, key)
+            try:
+                return self.reader.read_crop(row.get("image"), self.crop, seed), row_label(row), seed
+            except Unreadable as err:
+                self.log.add(key, str(err), place + 1)
+        raise DataError(f"none of the {len(self.rows)} images is readable")
+
+    def _cached(self, cache: Cache, indices: list[int], epochs: list[int], position: Tensor) -> Batch:
+        total = len(cache.images)
+        for i, index in enumerate(indices):
+            while cache.images[index] is None:
+                index = (index + 1) % total
+            indices[i] = index
+        seeds = [sample_seed(self.place.seed, e, cache.keys[i]) for e, i in zip(epochs, indices)]
+        images = [cast(Tensor, cache.images[i]) for i in indices]
+        boxes, flips = self.crop.draw([image.shape[1:] for image in images], seeds)
+        pixels = self.crop.apply(images, boxes, flips)
+        return self.collate(pixels, [cache.labels[i] for i in indices], position, seeds)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            rng = np.random.default_rng(sample_seed(self.place.seed, epoch, "order"))
+            self._epoch, self._order = epoch, rng.permutation(len(self.rows))
+        return self._order
+
+
+class SequentialStream(IterableDataset[Batch]):
+    """Endless batches of rows that only come in sequence, from readers (rank x worker) that each own a part.
+
+    An unreadable row is replaced by the reader's next readable one. position [B, 5]: reader, number of
+    readers, workers a rank, epoch, and the number of rows of that epoch which this reader has passed, this
+    sample's included.
+    """
+
+    def __init__(
+        self,
+        rows: RowSequence,
+        reader: ImageReader,
+        crop: RandomResizedCrop,
+        collate: Collate,
+        log: SkipLog,
+        place: Place,
+        num_workers: int,
+    ):
+        self.rows, self.reader, self.crop, self.collate, self.log = rows, reader, crop, collate, log
+        self.place, self.num_workers = place, max(1, num_workers)
+        self.num_readers = place.world_size * self.num_workers
+        start = place.start
+        if start is not None and "readers" not in start:
+            raise ConfigError("data.streaming: the run to resume was not streaming; it cannot go on with it")
+        for name, now in (("num_workers", self.num_workers), ("num_readers", self.num_readers)):
+            if start is not None and start[name] != now:
+                what = "data.num_workers" if name == "num_workers" else "number of ranks x data.num_workers"
+                raise ConfigError(f"{what}: a streaming run resumes with the same as before, {start[name]}, not {now}")
+
+    def __iter__(self) -> Iterator[Batch]:
+        start = self.place.start or {"readers": {}, "worker": 0}
+        # Torch asks worker 0 first; the stopped run may have stood at another one.
+        worker = (_worker()[0] + start["worker"]) % self.num_workers
+        reader = self.place.rank * self.num_workers + worker
+        epoch, passed = start["readers"].get(str(reader), (0, 0))
+        samples = self._samples(reader, epoch, passed)
+        while True:
+            pixels, labels, position, seeds = zip(*(next(samples) for _ in range(self.place.micro_batch_size)))
+            yield self.collate(torch.stack(pixels), labels, torch.tensor(position), seeds)
+
+    def _samples(self, reader: int, epoch: int, passed: int) -> Iterator[tuple[Tensor, int, list[int], int]]:
+        total = 0
+        while True:
+            count = num_readable = 0
+            for row in self.rows.read(self.place.seed, epoch, reader, self.num_readers):
+                count += 1
+                if count <= passed:
+                    continue  # consumed before the stop; raw rows are cheap to pass, they are not decoded
+                total += 1
+                key = row_key(row, count)
+                seed = sample_seed(self.place.seed, epoch, key)
+                try:
+                    pixels = self.reader.read_crop(row.get("image"), self.crop, seed)
+                except Unreadable as err:
+                    self.log.add(key, str(err), total * self.num_readers)
+                    continue
+                num_readable += 1
+                where = [reader, self.num_readers, self.num_workers, epoch, count]
+                yield pixels, row_label(row), where, seed
+            if count == 0:
+                raise DataError(f"the data has no row for reader {reader} of {self.num_readers}; use fewer workers")
+            if num_readable == 0 and passed == 0:
+                raise DataError(f"none of the {count} images read is readable")
+            if passed == 0 and count - num_readable > self.log.max_rate * count:
+                self.log.check(count * self.num_readers, at_least=0)  # short data would never reach MIN_SEEN
+            epoch, passed = epoch + 1, 0
+
+
+def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
+    """The state (JSON values) after a consumed batch: what to save, and to give as `start` to resume.
+
+    state: after the batch before, or the `start` of this run, or None. position [B, P]: of the batch, on any
+    device.
+    """
+    last = position[-1].tolist()
+    if len(last) == 2:
+        return {"next": last[1]}
+    reader, num_readers, num_workers, epoch, passed = last
+    readers = {**(state or {}).get("readers", {}), str(reader): [epoch, passed]}
+    worker = (reader + 1) % num_workers
+    return {"readers": readers, "worker": worker, "num_workers": num_workers, "num_readers": num_readers}
+
+
+class TrainLoader(DataLoader[Batch]):
+    """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line."""
+
+    def __init__(self, stream: IterableDataset[Batch], num_workers: int, seed: int, pin_memory: bool):
+        super().__init__(
+            stream,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            prefetch_factor=4 if num_workers else None,
+            generator=torch.Generator().manual_seed(seed),  # else torch draws a seed from the global generator
+            worker_init_fn=_start_worker,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except (DataError, ConfigError) as err:
+            # A worker's error arrives with the worker's traceback as its text; its last line is the message.
+            kind = type(err).__name__
+            raise type(err)(str(err).rstrip().rpartition(f"{kind}: ")[2]) from None
+
+
+def _worker() -> tuple[int, int]:
+    info = get_worker_info()
+    return (0, 1) if info is None else (info.id, info.num_workers)
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C is for the main process, which saves and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)

@@ -1,0 +1,311 @@
+"""From an image file to the pixels a model sees: safe decoding, random resized crop, flip, normalisation.
+
+Pixels are uint8 [C, H, W] up to `normalize`. Nothing here draws from a global random generator: every random
+number comes from the sample's own seed, so it depends on neither workers nor ranks nor batch size.
+"""
+
+import io
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+try:  # torchvision has announced that its decoders will move out; Pillow then does their work, more slowly
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+# Formats whose decoders only decode: no PostScript, no vector graphics, nothing that starts another program.
+Image.init()
+FORMATS: list[str] = [
+    f for f in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if f in Image.OPEN
+]
+
+SMALL = 64  # pixels a side up to which a whole batch is cropped at once
+NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
+MASK = 2**64 - 1
+GAP = 2.0  # a reduced scale keeps this many times the pixels wanted, as Pillow's own thumbnails do
+
+
+class Box(NamedTuple):
+    """Part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Unreadable(Exception):
+    """One image that cannot be decoded within the limits; the text is the reason."""
+
+
+@dataclass(frozen=True)
+class ImageReader:
+    """Decodes one image to uint8 [C, H, W], or raises `Unreadable`.
+
+    num_channels: 1 (grey, ITU-R 601 luma) or 3 (RGB). background: RGB in 0..255, laid under transparent
+    pixels. max_pixels: of the decoded image, checked in the header before anything is decoded. max_bytes: of
+    the file.
+
+    An image is bytes, a path, a PIL image, or a uint8 array [H, W] or [H, W, C]. Applied: EXIF rotation,
+    palettes, alpha, CMYK; 16-bit grey is scaled to 8 bit; of an animation the first frame is taken.
+    """
+
+    num_channels: int = 3
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = 64_000_000
+    max_bytes: int = 100_000_000
+
+    @property
+    def mode(self) -> str:
+        return "RGB" if self.num_channels == 3 else "L"
+
+    def read(self, image: Any) -> Tensor:
+        """The whole image, uint8 [C, H, W]."""
+        with _unreadable():
+            return _to_tensor(self._convert(self._open(self._load(image))))
+
+    def read_size(self, image: Any) -> tuple[int, int]:
+        """(height, width) after EXIF rotation, from the header alone."""
+        with _unreadable():
+            return _upright_size(self._open(self._load(image)))
+
+    def read_crop(self, image: Any, crop: "RandomResizedCrop", seed: int) -> Tensor:
+        """A random crop, resized to uint8 [C, size, size], perhaps flipped.
+
+        A large JPEG is decoded at a reduced scale (1/2, 1/4, 1/8, inside the decoder's inverse DCT) at which the crop
+        still has `GAP` times the pixels wanted, so large photos cost a fraction of a full decode and look the same.
+        """
+        with _unreadable():
+            data = self._load(image)
+            file = data if isinstance(data, bytes) else None
+            shape = _plain_jpeg_shape(file) if file else None
+            img = None if shape else self._open(data)
+            height, width = shape or _upright_size(cast(Image.Image, img))
+            self._check(height, width)
+            (box,), (flip,) = crop.draw([(height, width)], [seed])
+            size = crop.size
+            scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(box.height, box.width) >= s * size * GAP)
+            if scale == 1 and file and shape and decode_jpeg is not None:
+                # torchvision's decoder and its vectorised uint8 resize are faster than Pillow's.
+                mode = ImageReadMode.RGB if self.num_channels == 3 else ImageReadMode.GRAY
+                whole = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), mode=mode)
+                pixels = resize(whole, size, box)
+            else:
+                img = img or self._open(data)
+                if scale > 1 and file:
+                    img.draft(self.mode, (img.width // scale, img.height // scale))
+                img = self._convert(img)
+                x, y = img.width / width, img.height / height  # 1, or less if decoded at a reduced scale
+                edges = (box.left * x, box.top * y, (box.left + box.width) * x, (box.top + box.height) * y)
+                pixels = _to_tensor(img.resize((size, size), Image.Resampling.BILINEAR, box=edges))
+            return pixels.flip(-1) if flip else pixels
+
+    def _load(self, image: Any) -> bytes | Image.Image:
+        """The file's bytes, or what is an image already; within `max_bytes`."""
+        if isinstance(image, np.ndarray):
+            image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
+        if isinstance(image, (str, os.PathLike)):
+            image = self._read_file(Path(image))
+        if not isinstance(image, (bytes, Image.Image)):
+            raise Unreadable("no image" if image is None else f"not an image: {type(image).__name__}")
+        if isinstance(image, bytes) and not image:
+            raise Unreadable("empty file")
+        if isinstance(image, bytes) and len(image) > self.max_bytes:
+            raise Unreadable(f"{len(image)} bytes, more than max_bytes={self.max_bytes}")
+        return image
+
+    def _open(self, data: bytes | Image.Image) -> Image.Image:
+        """A PIL image of which only the header has been read; within `max_pixels`."""
+        if isinstance(data, bytes):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's warning of large images: there is our own limit
+                data = Image.open(io.BytesIO(data), formats=FORMATS)
+        self._check(data.height, data.width)
+        return data
+
+    def _check(self, height: int, width: int) -> None:
+        if width * height > self.max_pixels:
+            raise Unreadable(f"{width}x{height} pixels, more than max_pixels={self.max_pixels}")
+
+    def _read_file(self, path: Path) -> bytes:
+        if not path.is_file():
+            raise Unreadable("no such file")
+        if path.stat().st_size > self.max_bytes:
+            raise Unreadable(f"{path.stat().st_size} bytes, more than max_bytes={self.max_bytes}")
+        return path.read_bytes()
+
+    def _convert(self, img: Image.Image) -> Image.Image:
+        """Decoded, upright, opaque, in `mode`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # e.g. "palette images with transparency": handled below
+            img.load()
+            if _orientation(img) != 1:
+                img = ImageOps.exif_transpose(img)
+            if img.mode.startswith(("I", "F")):
+                img = _to_8_bit(img)
+            if img.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in img.info:
+                rgba = img.convert("RGBA")
+                img = Image.new("RGBA", rgba.size, (*self.background, 255))
+                img.alpha_composite(rgba)
+            if img.mode not in ("RGB", "L"):
+                img = img.convert("RGB")
+            return img if img.mode == self.mode else img.convert(self.mode)
+
+
+class _unreadable:
+    """Turns whatever a decoder raises on broken input into `Unreadable` with a one-line reason."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, err: BaseException | None, trace: Any) -> None:
+        if isinstance(err, Exception) and not isinstance(err, Unreadable):
+            lines = str(err).strip().splitlines()
+            reason = lines[0] if lines else type(err).__name__
+            if "cannot identify image" in reason:
+                reason = "not an image file of a known format"
+            raise Unreadable(reason[:200]) from None
+
+
+def _plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG file that needs nothing but decoding: 1 or 3 channels, no EXIF, no Adobe colours.
+
+    None for every other file; Pillow knows those. This glance at the header takes a tenth of Pillow's time.
+    """
+    at = 2
+    while data.startswith(b"\xff\xd8") and at + 10 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
+        if marker in (0xC0, 0xC1, 0xC2):  # start of frame: precision, height, width, channels
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            return (height, width) if height and width and data[at + 4] == 8 and data[at + 9] in (1, 3) else None
+        if marker not in (0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xFE):  # tables, restart, JFIF, colour profile, comment
+            return None
+        at += 2 + length
+    return None
+
+
+def _orientation(img: Image.Image) -> int:
+    # Pillow turns TIFF by itself. Others without the tag in the header are not asked: that would decode them.
+    return img.getexif().get(0x0112, 1) if "exif" in img.info and img.format != "TIFF" else 1
+
+
+def _upright_size(img: Image.Image) -> tuple[int, int]:
+    turned = _orientation(img) in (5, 6, 7, 8)
+    return (img.width, img.height) if turned else (img.height, img.width)
+
+
+def _to_8_bit(img: Image.Image) -> Image.Image:
+    """16-bit grey (modes I;16 and I) scaled, not clipped: 65535 becomes 255."""
+    values = np.asarray(img)
+    if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise Unreadable(f"pixels of mode {img.mode} have no known range")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _to_tensor(img: Image.Image) -> Tensor:
+    """uint8 [H, W] or [H, W, C] -> [C, H, W]."""
+    array = torch.from_numpy(np.array(img))
+    return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Random boxes and flips, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
+
+    size: output pixels a side. scale: share of the area. ratio: width / height. flip_rate: probability.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip_rate: float = 0.5
+
+    def draw(self, shapes: Sequence[Sequence[int]], seeds: Sequence[int]) -> tuple[list[Box], list[bool]]:
+        """Boxes and flips. shapes: (height, width) of each image. seeds: 64-bit; equal ones draw the same."""
+        boxes = [self._box(seed, *shape) for seed, shape in zip(seeds, shapes)]
+        return boxes, [uniform(seed, 0) < self.flip_rate for seed in seeds]
+
+    def _box(self, seed: int, height: int, width: int) -> Box:
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for i in range(1, 4 * NUM_TRIES, 4):
+            area = height * width * (self.scale[0] + uniform(seed, i) * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + uniform(seed, i + 1) * (high - low))
+            box_w, box_h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < box_w <= width and 0 < box_h <= height:
+                top, left = uniform(seed, i + 2) * (height - box_h + 1), uniform(seed, i + 3) * (width - box_w + 1)
+                return Box(int(top), int(left), box_h, box_w)
+        # None fits: the largest centred box of an allowed ratio.
+        box_w = max(1, min(width, round(height * self.ratio[1])))
+        box_h = max(1, min(height, round(width / self.ratio[0])))
+        return Box((height - box_h) // 2, (width - box_w) // 2, box_h, box_w)
+
+    def apply(self, images: Sequence[Tensor], boxes: Sequence[Box], flips: Sequence[bool]) -> Tensor:
+        """Decoded images [C, H, W], cut and resized: [B, C, size, size] in 0..255, uint8 or whole float32."""
+        shape = images[0].shape
+        if max(*shape[1:], self.size) <= SMALL and all(image.shape == shape for image in images):
+            return crop_and_resize(torch.stack(list(images)), boxes, flips, self.size)
+        out = []
+        for image, box, flip in zip(images, boxes, flips):
+            pixels = resize(image, self.size, box)
+            out.append(pixels.flip(-1) if flip else pixels)
+        return torch.stack(out)
+
+
+def uniform(seed: int, index: int) -> float:
+    """Number `index` of the sequence of a 64-bit seed, in [0, 1): SplitMix64 (Steele, Lea and Flood 2014).
+
+    Each number is one small function of (seed, index), so a generator a sample costs nothing to set up.
+    """
+    x = (seed + (index + 1) * 0x9E3779B97F4A7C15) & MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
+
+
+def crop_and_resize(images: Tensor, boxes: Sequence[Box], flips: Sequence[bool], size: int) -> Tensor:
+    """Crops of equally large images, each its own box, as whole-valued float32 [B, C, size, size] in 0..255.
+
+    images [B, C, H, W], uint8. Antialiased bilinear, within one level of torchvision's `resized_crop`. It is
+    two batched matrix products, which for small images is far cheaper than one call an image.
+    """
+    box = torch.tensor(boxes, dtype=torch.float32)  # [B, 4]
+    rows = _resize_weights(box[:, 0], box[:, 2], images.shape[-2], size)  # [B, size, H]
+    columns = _resize_weights(box[:, 1], box[:, 3], images.shape[-1], size)  # [B, size, W]
+    columns = torch.where(torch.tensor(flips)[:, None, None], columns.flip(1), columns)
+    out = rows[:, None] @ images.float() @ columns[:, None].mT
+    return out.round_().clamp_(0, 255)
+
+
+def _resize_weights(start: Tensor, length: Tensor, width: int, size: int) -> Tensor:
+    """Triangle-filter weights [B, size, width]: pixels start ... start + length to `size` pixels."""
+    step = (length / size)[:, None, None]  # [B, 1, 1]
+    centre = start[:, None, None] + (torch.arange(size)[:, None] + 0.5) * step  # [B, size, 1]
+    pixel = torch.arange(width) + 0.5  # [width]
+    weight = (1 - (pixel - centre).abs() / step.clamp(min=1)).clamp_(min=0)
+    inside = (pixel > start[:, None, None]) & (pixel < (start + length)[:, None, None])
+    weight *= inside
+    return weight / weight.sum(-1, keepdim=True)
+
+
+def resize(pixels: Tensor, size: int, box: Box | None = None) -> Tensor:
+    """uint8 [C, H, W], or the box of it -> [C, size, size], antialiased bilinear; the aspect ratio may change."""
+    if box is not None:
+        pixels = pixels[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    # A packed copy with channels last: torch's vectorised uint8 kernel is then twice as fast as on a view.
+    packed = pixels[None].contiguous(memory_format=torch.channels_last)
+    return torch.nn.functional.interpolate(packed, (size, size), mode="bilinear", antialias=True)[0]
+
+
+def normalize(pixels: Tensor, mean: float, std: float) -> Tensor:
+    """(pixels / 255 - mean) / std as float32; mean and std of 0.5 give [-1, 1]."""
+    return pixels.float().mul_(1 / (255 * std)).sub_(mean / std)

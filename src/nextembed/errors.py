@@ -1,0 +1,39 @@
+"""Errors a user can act on. The command line prints them as one line, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NextEmbedError(Exception):
+    """Base of every error that is raised on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(NextEmbedError):
+    """A setting, path, column or size that cannot work: found before anything is trained (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(NextEmbedError):
+    """The data ran out of what training needs: too many unreadable samples, or none at all."""
+
+
+class TrainingError(NextEmbedError):
+    """Training cannot go on: the loss is not a number, or a checkpoint does not fit the run."""
+
+
+class MissingExtra(ConfigError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+    def __init__(self, package: str, extra: str):
+        super().__init__(f"this needs {package}: pip install 'nextembed[{extra}]'")
+
+
+def unknown(what: str, name: object, allowed: Iterable[object]) -> str:
+    """One line that names the wrong word, its nearest spelling and what is allowed."""
+    names = sorted(str(a) for a in allowed)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return f"{what} '{name}' is not known.{hint} Allowed: {', '.join(names)}."

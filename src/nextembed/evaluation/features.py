@@ -1,0 +1,150 @@
+"""Images in, frozen features out: every layer, pooling and attention mode from one forward pass a mode."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.types import IGNORE_LABEL, AttentionMode, Batch, Sample
+
+Pooling = Literal["mean", "last", "first"]
+Precision = Literal["float32", "bfloat16"]
+
+PIXEL_SIZE = 32  # raw pixels are shrunk to this side, so that a probe on them stays possible
+
+
+class FeatureKey(NamedTuple):
+    """Where a feature is read: layer 0 is the latents, layer L comes after the final norm."""
+
+    layer: int
+    pooling: Pooling
+    attention: AttentionMode
+
+
+PIXELS = "pixels"
+
+
+class Features(NamedTuple):
+    """values: float32 [N, D] by FeatureKey (or "pixels"), on the CPU; labels [N], int64, -100 where none."""
+
+    values: dict[FeatureKey | str, Tensor]
+    labels: Tensor
+
+
+def feature_keys(
+    num_layers: int,
+    layers: Literal["all"] | Sequence[int] = "all",
+    poolings: Sequence[Pooling] = ("mean", "last", "first"),
+    attentions: Sequence[AttentionMode] = ("causal", "full"),
+) -> list[FeatureKey]:
+    """All keys that can differ, for a backbone of `num_layers` blocks; negative layers count from the end.
+
+    Left out, because they hold nothing or are there already: the first token where it sees no patch (causal
+    attention, or layer 0), and layer 0 under a second attention mode.
+    Raises ValueError for a layer outside -(L + 1)..L.
+    """
+    wanted = range(num_layers + 1) if layers == "all" else layers
+    keys: list[FeatureKey] = []
+    for layer in wanted:
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise ValueError(f"layer {layer} is not in 0..{num_layers} (0 = latents, {num_layers} = output)")
+        layer %= num_layers + 1
+        for attention in attentions if layer else attentions[:1]:
+            for pooling in poolings:
+                blind = pooling == "first" and (layer == 0 or attention == "causal")
+                if not blind and FeatureKey(layer, pooling, attention) not in keys:
+                    keys.append(FeatureKey(layer, pooling, attention))
+    return keys
+
+
+def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
+    """[B, T, D] -> [B, D]. "mean" is over patches only; "first" is the begin token, "last" the last patch."""
+    if pooling == "mean":
+        return hidden[:, 1:].mean(1)
+    return hidden[:, -1] if pooling == "last" else hidden[:, 0]
+
+
+@torch.no_grad()
+def extract(
+    backbone: Any,
+    dataset: Dataset[Sample],
+    keys: Sequence[FeatureKey],
+    batch_size: int = 256,
+    num_workers: int = 0,
+    precision: Precision = "float32",
+) -> Features:
+    """Features of a map-style dataset of samples, in its order.
+
+    One embedding a batch and one pass per attention mode give all keys. The backbone (`core.types.Backbone`)
+    works in eval mode where it stands and comes back as it was; no random number is drawn from the global
+    generators. precision: of the forward pass; the features are float32 either way.
+    """
+    device = next(backbone.parameters()).device
+    keys = [FeatureKey(*key) for key in keys]
+    attentions = list(dict.fromkeys(key.attention for key in keys))
+    parts: dict[FeatureKey, list[Tensor]] = {key: [] for key in keys}
+    labels = []
+    with evaluating(backbone):
+        for batch in batches(dataset, batch_size, num_workers):
+            labels.append(batch["labels"])
+            half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+            with half:
+                latents = backbone.embed({"pixel_values": batch["pixel_values"].to(device)})
+            for attention in attentions:
+                with half:
+                    states = backbone.encode(latents, attention=attention, output_layers=True).layers
+                for key in keys:
+                    if key.attention == attention:
+                        parts[key].append(pool(states[key.layer].float(), key.pooling).cpu())
+    return Features({key: torch.cat(values) for key, values in parts.items()}, torch.cat(labels))
+
+
+def extract_pixels(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 0) -> Features:
+    """Raw pixels [N, C * H * W] under the key "pixels": the bar a useful feature has to pass.
+
+    Images larger than 32 pixels a side are averaged down to 32 first.
+    """
+    values, labels = [], []
+    for batch in batches(dataset, batch_size, num_workers):
+        images = batch["pixel_values"].float()
+        height, width = images.shape[-2:]
+        images = F.adaptive_avg_pool2d(images, (min(height, PIXEL_SIZE), min(width, PIXEL_SIZE)))
+        values.append(images.flatten(1))
+        labels.append(batch["labels"])
+    return Features({PIXELS: torch.cat(values)}, torch.cat(labels))
+
+
+def batches(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 0) -> Iterator[Batch]:
+    """A map-style dataset as batches of `pixel_values` and `labels`, in order."""
+    # A generator of its own: a DataLoader draws a seed, from the global one it would change later training.
+    loader = DataLoader(
+        dataset,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        generator=torch.Generator().manual_seed(0),
+    )
+    yield from loader
+
+
+def _collate(samples: list[Sample]) -> Batch:
+    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    labels = torch.tensor([int(sample.get("label", IGNORE_LABEL)) for sample in samples])
+    return {"pixel_values": pixels, "labels": labels}
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode; afterwards every submodule is in the mode it had, the random state too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

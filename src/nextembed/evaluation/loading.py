@@ -1,0 +1,114 @@
+"""From a run folder or a checkpoint to its probes: what `sweep` takes, loaded."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForPreTraining
+from transformers.utils import logging
+
+from ..core.config import DATA, validated
+from ..core.run_folder import read_config, run_folder, weights_folders
+from ..errors import ConfigError
+from .probes import ProbeConfig, ProbeData, sweep
+from .table import ProbeTable
+
+CACHE_BYTES = 2**30  # decoded probe images are kept up to this size: every model reads them again
+
+
+def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | None = None) -> ProbeTable:
+    """Probes of a run folder, a checkpoint or any saved model: its weights, its EMA weights where there are
+    some, and the same network untrained (initialised with the run's seed).
+
+    data: a data config; None takes the run's own, as does config. Written nowhere: see `ProbeTable.save`.
+    Raises ConfigError for a path without a model or a source that cannot be read, DataError without labels.
+    """
+    values = read_config(run) if (run := run_folder(path)) else {}
+    if data is None:
+        if "data" not in values:
+            raise ConfigError(f"{path} is not part of a run, so the data to probe on has to be named: --data")
+        importlib.import_module("..data.sources", __package__)  # registers its kinds
+        data = DATA.parse(values["data"])
+    if config is None:
+        config = validated(ProbeConfig, values.get("probe") or {}, "probe")
+    models = load_models(path, seed=values.get("seed", 0))
+    return sweep(models, load_data(data, config, models["untrained"].config), config)
+
+
+def load_models(path: str | Path, seed: int = 0) -> dict[str, Any]:
+    """Backbones "raw", "ema" (where saved) and "untrained", on the accelerator if there is one.
+
+    Raises ConfigError if the path holds no model, or not one of ours.
+    """
+    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    models: dict[str, Any] = {}
+    for name, folder in weights_folders(path).items():
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            models[name] = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as err:
+            raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+        finally:
+            if shown:
+                logging.enable_progress_bar()
+        if not (hasattr(models[name], "embed") and hasattr(models[name], "encode")):
+            raise ConfigError(f"{folder} holds a {type(models[name]).__name__}, which has no latents to probe")
+    first = next(iter(models.values()))
+    models["untrained"] = untrained(first, seed)
+    return {name: model.to(device).eval() for name, model in models.items()}
+
+
+def untrained(model: Any, seed: int = 0) -> Any:
+    """The same network with fresh weights drawn from `seed`; the global random state stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return type(model)(model.config)
+
+
+def load_data(data: Any, config: ProbeConfig, model_config: Any) -> ProbeData:
+    """The splits of a data config (`ImagePart`) as probes need them, at the model's image size.
+
+    Without a validation split, part of the training images is held out to choose on; without a test split,
+    nothing is measured on test. Small images are decoded once and kept.
+    """
+    size, channels = model_config.image_shape[0], model_config.num_channels
+
+    def read(role: str, num: int) -> Any:
+        return data.eval_samples(role, image_size=size, num_channels=channels, num_samples=num)
+
+    def read_if_there(role: str, num: int) -> Any:
+        try:
+            return read(role, num)
+        except ConfigError as err:
+            if "split" in str(err):
+                return None
+            raise
+
+    validation = read_if_there("validation", config.num_validation)
+    if validation is not None:
+        train = read("train", config.num_train)
+        names = train.class_names
+    else:
+        both = read("train", config.num_train + config.num_validation)
+        names = both.class_names
+        train, validation = _hold_out(both, config.num_validation)
+    test = read_if_there("test", config.num_test)
+    return ProbeData(_keep(train), _keep(validation), None if test is None else _keep(test), names)
+
+
+def _hold_out(samples: Any, num: int) -> tuple[Any, Any]:
+    """Two disjoint parts, drawn with a fixed seed; the second has `num` samples, at most a fifth."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(1)).tolist()
+    num = max(1, min(num, len(samples) // 5))
+    return torch.utils.data.Subset(samples, order[num:]), torch.utils.data.Subset(samples, order[:num])
+
+
+def _keep(samples: Any) -> Any:
+    """The samples decoded, as a list, if they are small enough together."""
+    pixels = samples[0]["pixel_values"]
+    if len(samples) * pixels.numel() * pixels.element_size() > CACHE_BYTES:
+        return samples
+    return [samples[i] for i in range(len(samples))]

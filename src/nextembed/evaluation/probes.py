@@ -1,0 +1,194 @@
+"""What frozen features hold: kNN and linear probes over layer, pooling, attention mode and weights.
+
+Fitted on training images, chosen on validation images, measured once on test images.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from ..core.config import Config
+from ..core.types import IGNORE_LABEL, AttentionMode, Sample
+from ..errors import ConfigError, DataError
+from .classifiers import fit_linear, knn
+from .features import PIXELS, FeatureKey, Features, Pooling, Precision, extract, extract_pixels, feature_keys
+from .table import ProbeName, ProbeTable, Row
+
+PROBES: tuple[ProbeName, ...] = ("linear", "knn")
+Predict = Callable[[Tensor], Tensor]  # features [N, D] -> classes [N]
+
+
+class ProbeConfig(Config):
+    """Which features are probed, on how many images.
+
+    enabled: probe at the end of a run. layers: "all" or a list; 0 = latents, -1 = output. num_*: at most so
+    many images of a split, drawn once with a fixed seed; num_online: for the quick probes while training.
+    k: nearest neighbours. penalties: of the linear probe's weights, chosen on validation.
+    """
+
+    enabled: bool = True
+    layers: Literal["all"] | list[int] = "all"
+    poolings: list[Pooling] = Field(default=["mean", "last", "first"], min_length=1)
+    attentions: list[AttentionMode] = Field(default=["causal", "full"], min_length=1)
+    num_train: int = Field(10_000, gt=0)
+    num_validation: int = Field(5_000, gt=0)
+    num_test: int = Field(10_000, gt=0)
+    num_online: int = Field(2_000, gt=0)
+    k: int = Field(20, gt=0)
+    penalties: list[float] = Field(default=[1e-3, 1e-2, 1e-1, 1.0], min_length=1)
+    batch_size: int = Field(256, gt=0)
+    precision: Precision = "float32"
+
+
+class ProbeData(NamedTuple):
+    """Labelled images, without augmentation. test is None where the data has no such split."""
+
+    train: Dataset[Sample]
+    validation: Dataset[Sample]
+    test: Dataset[Sample] | None
+    class_names: list[str]
+
+
+class Fit(NamedTuple):
+    """A fitted probe: its prediction, its validation accuracy, the penalty that was chosen (linear only)."""
+
+    predict: Predict
+    accuracy: float
+    penalty: float | None
+
+
+def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig) -> ProbeTable:
+    """Probes of every feature of every model, and of raw pixels.
+
+    models: backbones by the name of their weights ("raw", "ema", "untrained"). For each of them, and for each
+    probe, the row that is best on validation and the default row are measured on test; no choice looks at
+    test labels.
+    Raises DataError if labels are missing or there is only one class.
+    """
+    table = ProbeTable(rows=[], class_names=list(data.class_names), k=config.k)
+    pixels = partial(extract_pixels, batch_size=config.batch_size)
+    train = _labelled(pixels(data.train), "training")
+    validation = _labelled(pixels(data.validation), "validation")
+    if train.labels.unique().numel() < 2:
+        raise DataError("probes need at least two classes, but all training images have the same label")
+    fits = fit_probes(train, validation, config)[PIXELS]
+    table.pixels_validation = {probe: fit.accuracy for probe, fit in fits.items()}
+    table.chance = train.labels.bincount().max().item() / len(train.labels)
+    table.images = {"train": len(train.labels), "validation": len(validation.labels)}
+    if data.test is not None:
+        test = _labelled(pixels(data.test), "test")
+        table.pixels = {probe: accuracy(fit, test, PIXELS) for probe, fit in fits.items()}
+        table.images["test"] = len(test.labels)
+    for weights, backbone in models.items():
+        table.num_layers = backbone.config.num_hidden_layers
+        table.rows += _probe_backbone(weights, backbone, data, config)
+    return table
+
+
+def _probe_backbone(weights: str, backbone: Any, data: ProbeData, config: ProbeConfig) -> list[Row]:
+    num_layers = backbone.config.num_hidden_layers
+    try:
+        keys = feature_keys(num_layers, config.layers, config.poolings, config.attentions)
+    except ValueError as err:
+        raise ConfigError(f"probe.layers: {err}") from None
+    read = partial(extract, backbone, batch_size=config.batch_size, precision=config.precision)
+    train, validation = _labelled(read(data.train, keys)), _labelled(read(data.validation, keys))
+    fits = fit_probes(train, validation, config)
+    own = FeatureKey(num_layers, "mean", "causal" if getattr(backbone.config, "is_causal", True) else "full")
+    rows = {
+        (probe, key): _row(probe, weights, key, fit, key == own)
+        for key, by_probe in fits.items()
+        for probe, fit in by_probe.items()
+    }
+    if data.test is not None:
+        scores = {place: row.validation_accuracy for place, row in rows.items()}
+        best = [max((place for place in rows if place[0] == probe), key=scores.__getitem__) for probe in PROBES]
+        final = dict.fromkeys(best + [place for place, row in rows.items() if row.default])
+        test = _labelled(read(data.test, list(dict.fromkeys(key for _, key in final))))
+        for probe, key in final:
+            rows[probe, key].accuracy = accuracy(fits[key][probe], test, key)
+    return sorted(rows.values(), key=lambda row: row.probe, reverse=True)
+
+
+def _row(probe: ProbeName, weights: str, key: FeatureKey, fit: Fit, default: bool) -> Row:
+    return Row(
+        probe=probe,
+        weights=weights,
+        layer=key.layer,
+        pooling=key.pooling,
+        attention=key.attention,
+        validation_accuracy=fit.accuracy,
+        penalty=fit.penalty,
+        default=default,
+    )
+
+
+def fit_probes(train: Features, validation: Features, config: ProbeConfig) -> dict[Any, dict[ProbeName, Fit]]:
+    """Both probes fitted on every feature of `train`, with their accuracy on `validation`."""
+    num_classes = int(max(train.labels.max(), validation.labels.max())) + 1
+    fits: dict[Any, dict[ProbeName, Fit]] = {}
+    for key, x in train.values.items():
+        near = partial(knn, x, train.labels, num_classes=num_classes, k=config.k)
+        seen = validation.values[key]
+        linear = [
+            Fit(probe.predict, _share(probe.predict(seen), validation.labels), probe.penalty)
+            for probe in fit_linear(x, train.labels, num_classes, config.penalties)
+        ]
+        fits[key] = {
+            "linear": max(linear, key=lambda fit: fit.accuracy),
+            "knn": Fit(near, _share(near(seen), validation.labels), None),
+        }
+    return fits
+
+
+def accuracy(fit: Fit, features: Features, key: Any) -> float:
+    """Share of right answers, in [0, 1]."""
+    return _share(fit.predict(features.values[key]), features.labels)
+
+
+def _share(predicted: Tensor, labels: Tensor) -> float:
+    return (predicted == labels).double().mean().item()
+
+
+def _labelled(features: Features, name: str = "") -> Features:
+    """Only the rows that have a label."""
+    keep = features.labels != IGNORE_LABEL
+    if not keep.any():
+        raise DataError(f"probes need labels, but the {name} images have none; set data.label_column")
+    return Features({key: x[keep] for key, x in features.values.items()}, features.labels[keep])
+
+
+class QuickProbe:
+    """A quick look during training: called with the backbone, gives validation accuracies in [0, 1].
+
+    "probe/knn" and "probe/linear" read the output layer, "..._middle" the middle one; mean over patches, the
+    model's own attention, at most `num_online` images a split. Train mode, gradients and random state stay
+    untouched.
+    """
+
+    def __init__(self, data: ProbeData, config: ProbeConfig):
+        self.train = draw(data.train, config.num_online)
+        self.validation = draw(data.validation, config.num_online)
+        self.config = config.model_copy(update={"penalties": [0.01]})
+
+    def __call__(self, backbone: Any) -> dict[str, float]:
+        num_layers = backbone.config.num_hidden_layers
+        attention: AttentionMode = "causal" if getattr(backbone.config, "is_causal", True) else "full"
+        depths = {"": num_layers, "_middle": num_layers // 2}
+        places = {name: FeatureKey(layer, "mean", attention) for name, layer in depths.items()}
+        read = partial(extract, backbone, keys=list(places.values()), batch_size=self.config.batch_size)
+        fits = fit_probes(_labelled(read(self.train)), _labelled(read(self.validation)), self.config)
+        return {f"probe/{p}{name}": fits[key][p].accuracy for name, key in places.items() for p in PROBES}
+
+
+def draw(dataset: Any, num: int) -> Dataset[Sample]:
+    """At most `num` samples, drawn with a fixed seed: the same ones on every call."""
+    if len(dataset) <= num:
+        return dataset
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    return Subset(dataset, order[:num].sort().values.tolist())

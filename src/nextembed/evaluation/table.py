@@ -1,0 +1,169 @@
+"""The result of a probe sweep: rows, JSON, a terminal table and plain sentences."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+ProbeName = Literal["linear", "knn"]
+
+TITLES = {"linear": "Linear probe", "knn": "Nearest neighbours"}
+WEIGHTS = {"raw": "raw weights", "ema": "EMA weights", "untrained": "untrained"}
+
+
+@dataclass
+class Row:
+    """One probe of one feature. Accuracies are in [0, 1]; `accuracy` is on test images, None if not measured.
+
+    default: the choice made without looking: output layer, mean over patches, the model's own attention.
+    """
+
+    probe: ProbeName
+    weights: str
+    layer: int
+    pooling: str
+    attention: str
+    validation_accuracy: float
+    accuracy: float | None = None
+    penalty: float | None = None
+    default: bool = False
+
+
+@dataclass
+class ProbeTable:
+    """All rows of a sweep, its baselines, and on how many images it was measured.
+
+    pixels, pixels_validation: accuracy of each probe on raw pixels. chance: share of the largest class.
+    """
+
+    rows: list[Row]
+    pixels: dict[str, float] = field(default_factory=dict)
+    pixels_validation: dict[str, float] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+    class_names: list[str] = field(default_factory=list)
+    chance: float = 0.0
+    num_layers: int = 0
+    k: int = 20
+
+    def best(self, probe: str | None = None, weights: str | None = None) -> Row | None:
+        """The row with the highest validation accuracy; of trained weights unless `weights` names others."""
+        rows = [row for row in self.rows if probe in (None, row.probe)]
+        rows = [row for row in rows if (row.weights == weights if weights else row.weights != "untrained")]
+        return max(rows, key=lambda row: row.validation_accuracy, default=None)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes probe.json."""
+        best = self.best()
+        values = asdict(self) | {"best": asdict(best) if best else None, "chosen_on": "validation"}
+        path = Path(path)
+        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ProbeTable":
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        rows = [Row(**row) for row in values.pop("rows")]
+        return cls(rows=rows, **{k: v for k, v in values.items() if k in cls.__dataclass_fields__})
+
+    def render(self) -> RenderableType:
+        """For the terminal: a grid for each probe (validation, the weights that won), then who beats whom."""
+        parts: list[RenderableType] = []
+        for probe, title in TITLES.items():
+            best = self.best(probe) or self.best(probe, "untrained")
+            if best:
+                parts.append(self._grid(best, title))
+        return Group(*parts, self._summary())
+
+    def __str__(self) -> str:
+        console = Console(width=110, no_color=True)
+        with console.capture() as capture:
+            console.print(self.render())
+        return capture.get()
+
+    def _grid(self, best: Row, title: str) -> Table:
+        rows = [row for row in self.rows if row.probe == best.probe and row.weights == best.weights]
+        columns = list(dict.fromkeys((row.pooling, row.attention) for row in rows if row.layer))
+        cells = {(row.layer, row.pooling, row.attention): row for row in rows}
+        name = WEIGHTS.get(best.weights, best.weights)
+        table = Table(title=f"{title}: validation accuracy in %, {name}", title_justify="left")
+        table.add_column("layer", justify="right")
+        for pooling, attention in columns:
+            table.add_column(f"{pooling}\n{attention}", justify="right")
+        for layer in sorted({row.layer for row in rows}):
+            label = {0: "0 (latents)", self.num_layers: f"{layer} (output)"}.get(layer, str(layer))
+            line = [cells.get((layer, *column)) for column in columns]
+            table.add_row(label, *(_cell(row, row is best) for row in line))
+        return table
+
+    def _summary(self) -> Table:
+        table = Table(title="Rows chosen on validation, then measured once on test", title_justify="left")
+        for name in ("probe", "weights", "feature"):
+            table.add_column(name)
+        for name in ("validation", "test"):
+            table.add_column(name, justify="right")
+        for probe, title in TITLES.items():
+            for weights in dict.fromkeys(row.weights for row in self.rows):
+                best = self.best(probe, weights)
+                rows = [row for row in self.rows if (row.probe, row.weights) == (probe, weights)]
+                default = next((row for row in rows if row.default), None)
+                for row, note in ((best, "best"), (default, "default")):
+                    if row and not (note == "default" and row is best):
+                        place = f"{feature_name(row, self.num_layers)} ({note})"
+                        numbers = percent(row.validation_accuracy), percent(row.accuracy)
+                        table.add_row(title, WEIGHTS.get(weights, weights), place, *numbers)
+            if probe in self.pixels_validation:
+                numbers = percent(self.pixels_validation[probe]), percent(self.pixels.get(probe))
+                table.add_row(title, "-", "raw pixels", *numbers, end_section=True)
+        return table
+
+
+def sentence(table: ProbeTable) -> list[str]:
+    """What the sweep found, in plain words: best row against the same network untrained and raw pixels."""
+    lines = []
+    for probe, title in TITLES.items():
+        best = table.best(probe)
+        if best is None:
+            continue
+        weights = WEIGHTS.get(best.weights, best.weights)
+        parts = [f"{title} {_measured(best)} ({feature_name(best, table.num_layers)}, {weights})"]
+        if untrained := table.best(probe, "untrained"):
+            parts.append(f"the same network untrained {_measured(untrained)}")
+        if probe in table.pixels_validation:
+            parts.append(f"raw pixels {percent(table.pixels.get(probe, table.pixels_validation[probe]))}")
+        lines.append(", ".join(parts) + ".")
+    num_test, num_validation = table.images.get("test", 0), table.images.get("validation", 0)
+    row = table.best()
+    if row and num_test and row.accuracy is not None:
+        spread = 1.96 * (row.accuracy * (1 - row.accuracy) / num_test) ** 0.5
+        lines.append(
+            f"Measured on {num_test:,} test images (95 % range about ±{100 * spread:.1f} points); layer, "
+            f"pooling and attention were chosen on {num_validation:,} others. "
+            f"Always guessing the largest class: {percent(table.chance)}."
+        )
+    elif row:
+        lines.append(
+            f"Measured on the same {num_validation:,} validation images that chose the row (there is no test "
+            f"split), so a little too high. Always guessing the largest class: {percent(table.chance)}."
+        )
+    return lines
+
+
+def feature_name(row: Row, num_layers: int) -> str:
+    """For example "layer 3 of 6, mean, full attention"."""
+    return f"layer {row.layer} of {num_layers}, {row.pooling}, {row.attention} attention"
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _measured(row: Row) -> str:
+    return percent(row.accuracy if row.accuracy is not None else row.validation_accuracy)
+
+
+def _cell(row: Row | None, best: bool) -> str:
+    text = "" if row is None else f"{100 * row.validation_accuracy:.1f}"
+    return f"[bold green]{text}[/]" if best else text

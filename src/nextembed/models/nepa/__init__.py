@@ -1,0 +1,38 @@
+"""NEPA's vision transformer (model_type "vit_nepa"), registered with the Auto classes."""
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    ViTImageProcessor,
+)
+
+from .configuration_nepa import ViTNepaConfig
+from .modeling_nepa import (
+    ViTNepaBackbone,
+    ViTNepaForImageClassification,
+    ViTNepaForPreTraining,
+    ViTNepaModel,
+    ViTNepaPreTrainedModel,
+)
+from .settings import NepaModel
+
+__all__ = [
+    "NepaModel",
+    "ViTNepaBackbone",
+    "ViTNepaConfig",
+    "ViTNepaForImageClassification",
+    "ViTNepaForPreTraining",
+    "ViTNepaModel",
+    "ViTNepaPreTrainedModel",
+]
+
+AutoConfig.register("vit_nepa", ViTNepaConfig, exist_ok=True)
+AutoModel.register(ViTNepaConfig, ViTNepaModel, exist_ok=True)
+AutoModelForPreTraining.register(ViTNepaConfig, ViTNepaForPreTraining, exist_ok=True)
+AutoModelForImageClassification.register(ViTNepaConfig, ViTNepaForImageClassification, exist_ok=True)
+AutoBackbone.register(ViTNepaConfig, ViTNepaBackbone, exist_ok=True)
+AutoImageProcessor.register(ViTNepaConfig, image_processor_classes={"torchvision": ViTImageProcessor}, exist_ok=True)

@@ -1,0 +1,78 @@
+"""Configuration of the NEPA vision transformer, with the official field names."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin
+
+
+@strict
+class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Settings of a NEPA vision transformer (model_type "vit_nepa").
+
+    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, MLP width.
+    use_gated_mlp: SwiGLU with gate and up of the full `intermediate_size` (paper; set hidden_act="silu"), else
+        hidden_act (released models: exact GELU).
+    layerscale_value: LayerScale at the start; None leaves LayerScale out. The paper's 1e-5 learns slowly in short runs.
+    qk_norm: LayerNorm on each head's query and key; qk_norm_affine, qk_norm_bias: with learned scale, learned shift.
+    rope_theta: base of the rotary frequencies. image_size, patch_size: pixels, one number or (height, width).
+    is_causal: attention of a forward call that does not say otherwise.
+    add_pooling_layer: the classifier pools the mean of the patches and norms it; False reads the last latent.
+    drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
+    pos_embed_shift, pos_embed_jitter, pos_embed_rescale: augmentation of positions, in training mode only.
+    use_intermediate_loss: `ViTNepaForPreTraining` adds the mean loss of the layers before the last.
+    Source: NEPA (arXiv 2512.16922) and its released configuration; defaults are the released ones.
+    """
+
+    model_type = "vit_nepa"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    use_gated_mlp: bool = False
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    rope_theta: float | int = 100.0
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int | list[int] | tuple[int, int] = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    qk_norm_bias: bool = False
+    qk_norm_affine: bool = False
+    layerscale_value: float | int | None = 1e-5
+    drop_path_prob: float | int = 0.0
+    add_pooling_layer: bool = False
+    is_causal: bool = True
+    pos_embed_shift: float | int | None = None
+    pos_embed_jitter: float | int | None = None
+    pos_embed_rescale: float | int | None = 2.0
+    use_intermediate_loss: bool = False
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Height and width of a patch, pixels."""
+        return _pair(self.patch_size)
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images that training uses, pixels. The model takes any size that patches divide."""
+        return _pair(self.image_size)
+
+
+def _pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

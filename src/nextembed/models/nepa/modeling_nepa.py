@@ -1,0 +1,499 @@
+"""NEPA's vision transformer as Hugging Face models. Parameter names are the official ones.
+
+Shapes: B images, T = 1 + patches (a learned begin token comes first), D hidden_size, H heads, d head width.
+Source: NEPA (arXiv 2512.16922); what the released code fixes beyond the paper is followed too.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import causal_mask_function, create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from ...core.types import AttentionMode, Batch, Hidden, Latents
+from ...nn.attention import eager_attention, query_key_value
+from ...nn.linear import activated_linear, scaled_linear
+from ...nn.losses import next_embedding
+from ...nn.positions import augment_coordinates, patch_coordinates, rotary_tables
+from .configuration_nepa import ViTNepaConfig
+
+
+class OutputFlags(TypedDict, total=False):
+    """What every forward takes besides its own arguments. hidden states: all of them, or those at some indices."""
+
+    output_hidden_states: bool | int | list[int] | None
+    output_attentions: bool | None
+    return_dict: bool | None
+
+
+@dataclass
+class ViTNepaModelOutput(ModelOutput):
+    """last_hidden_state [B, T, D] after the final norm; input_embedding [B, T, D]: the latents, before any masking;
+    hidden_states: latents and every layer's output, the last one after the final norm; attentions [B, H, T, T] each."""
+
+    last_hidden_state: Tensor | None = None
+    input_embedding: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class ViTNepaForPreTrainingOutput(ModelOutput):
+    """loss []: mean negative cosine; the rest as in `ViTNepaModelOutput`."""
+
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    input_embedding: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+def attention_mode(is_causal: bool | None) -> AttentionMode | None:
+    """Hugging Face's flag as the name that `Backbone.encode` takes."""
+    return None if is_causal is None else ("causal" if is_causal else "full")
+
+
+class ViTNepaPatchEmbeddings(nn.Module):
+    """Pixels [B, C, height, width] to patch latents [B, patches, D], in raster order, without position."""
+
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__()
+        self.num_channels = config.num_channels
+        self.patch_shape = config.patch_shape
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_shape, self.patch_shape)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        channels, height, width = pixel_values.shape[1:]
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}")
+        patch_height, patch_width = self.patch_shape
+        if height % patch_height or width % patch_width:
+            raise ValueError(f"image size {height}x{width} is no multiple of patch size {patch_height}x{patch_width}")
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class ViTNepaEmbeddings(nn.Module):
+    """Latents [B, T, D]: the begin token, then the patches."""
+
+    def __init__(self, config: ViTNepaConfig, use_mask_token: bool = False):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        self.patch_embeddings = ViTNepaPatchEmbeddings(config)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch_embeddings(pixel_values.to(self.cls_token.dtype))
+        return torch.cat((self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches), dim=1)
+
+
+class ViTNepaSelfAttention(nn.Module):
+    def __init__(self, config: ViTNepaConfig, layer_idx: int):
+        super().__init__()
+        if config.hidden_size % config.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads {config.num_attention_heads} does not divide hidden_size {config.hidden_size}"
+            )
+        self.config = config
+        self.layer_idx = layer_idx
+        self.is_causal = config.is_causal
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.q_norm, self.k_norm = self.head_norm(config), self.head_norm(config)
+
+    def head_norm(self, config: ViTNepaConfig) -> nn.Module:
+        """The norm of queries or keys, over a head's width."""
+        if not config.qk_norm:
+            return nn.Identity()
+        return nn.LayerNorm(self.head_dim, config.layer_norm_eps, config.qk_norm_affine, config.qk_norm_bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[Tensor, Tensor | None]:
+        linears, norms = (self.query, self.key, self.value), (self.q_norm, self.k_norm)
+        heads = query_key_value(hidden_states, linears, norms, rotary, fuse=past_key_values is None)
+        query, key, value = (x.transpose(1, 2) for x in heads)  # [B, H, T, d]
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            scaling=self.scaling,
+            is_causal=self.is_causal if is_causal is None else is_causal,
+            **kwargs,
+        )
+        return context.reshape(hidden_states.shape), weights
+
+
+class ViTNepaSelfOutput(nn.Module):
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+
+class ViTNepaAttention(nn.Module):
+    def __init__(self, config: ViTNepaConfig, layer_idx: int):
+        super().__init__()
+        self.attention = ViTNepaSelfAttention(config, layer_idx)
+        self.output = ViTNepaSelfOutput(config)
+
+
+class ViTNepaLayerScale(nn.Module):
+    """Gives LayerScale's factors `lambda1` [D], or None. A call, not an attribute: offloaded weights come by calls."""
+
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__()
+        value = config.layerscale_value
+        self.lambda1 = None if value is None else nn.Parameter(torch.full((config.hidden_size,), float(value)))
+
+    def forward(self) -> Tensor | None:
+        return self.lambda1
+
+
+class ViTNepaIntermediate(nn.Module):
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__()
+        if config.use_gated_mlp:
+            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.act_fn = {"gelu": nn.GELU(), "silu": nn.SiLU()}.get(config.hidden_act) or ACT2FN[config.hidden_act]
+        self.use_gated_mlp = config.use_gated_mlp
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.use_gated_mlp:
+            return activated_linear(self.gate_proj, self.act_fn, hidden_states) * self.up_proj(hidden_states)
+        return activated_linear(self.up_proj, self.act_fn, hidden_states)
+
+
+class ViTNepaOutput(nn.Module):
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.layer_scale = ViTNepaLayerScale(config)
+
+
+class ViTNepaLayer(GradientCheckpointingLayer):
+    """Pre-norm block: x + scale * attention(norm(x)), then x + scale * mlp(norm(x))."""
+
+    def __init__(self, config: ViTNepaConfig, layer_idx: int = 0):
+        super().__init__()
+        self.attention = ViTNepaAttention(config, layer_idx)
+        self.layer_scale = ViTNepaLayerScale(config)
+        self.intermediate = ViTNepaIntermediate(config)
+        self.output = ViTNepaOutput(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout_prob = config.hidden_dropout_prob
+        self.drop_path_prob = config.drop_path_prob * layer_idx / max(config.num_hidden_layers - 1, 1)
+
+    def forward(self, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], **kwargs) -> Tensor:
+        context, _ = self.attention.attention(self.layernorm_before(hidden_states), rotary, **kwargs)
+        hidden_states = self.add(hidden_states, self.attention.output.dense, context, self.layer_scale())
+        expanded = self.intermediate(self.layernorm_after(hidden_states))
+        return self.add(hidden_states, self.output.dense, expanded, self.output.layer_scale())
+
+    def add(self, residual: Tensor, linear: nn.Linear, x: Tensor, scale: Tensor | None) -> Tensor:
+        if not self.training or self.dropout_prob == self.drop_path_prob == 0:
+            return scaled_linear(linear, x, scale, residual)
+        update = F.dropout(scaled_linear(linear, x, scale), self.dropout_prob)
+        return residual + stochastic_depth(update, self.drop_path_prob, "row")
+
+
+class ViTNepaEncoder(nn.Module):
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__()
+        self.layer = nn.ModuleList([ViTNepaLayer(config, i) for i in range(config.num_hidden_layers)])
+
+
+class ViTNepaPreTrainedModel(PreTrainedModel):
+    config: ViTNepaConfig
+    base_model_prefix = "vit_nepa"
+    main_input_name = "pixel_values"
+    input_modalities = "image"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTNepaEmbeddings", "ViTNepaLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ViTNepaLayer, "attentions": ViTNepaSelfAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal for linear, convolution and begin token, zero biases, LayerScale at its start value."""
+        super()._init_weights(module)
+        scale = self.config.layerscale_value
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, ViTNepaEmbeddings):
+            init.trunc_normal_(module.cls_token, mean=0.0, std=self.config.initializer_range)
+            if module.mask_token is not None:
+                init.zeros_(module.mask_token)
+        elif isinstance(module, ViTNepaLayerScale) and module.lambda1 is not None and scale is not None:
+            init.constant_(module.lambda1, scale)
+
+
+class ViTNepaTrunk(ViTNepaPreTrainedModel):
+    """The transformer that `ViTNepaModel` and `ViTNepaBackbone` share: pixels to latents, latents to hidden states."""
+
+    def __init__(self, config: ViTNepaConfig, use_mask_token: bool = False):
+        super().__init__(config)
+        self.embeddings = ViTNepaEmbeddings(config, use_mask_token)
+        self.encoder = ViTNepaEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embeddings.patch_embeddings
+
+    def num_latents(self, height: int, width: int) -> int:
+        """Length of the sequence that an image of this size, in pixels, becomes: the begin token and the patches."""
+        patch_height, patch_width = self.config.patch_shape
+        return 1 + (height // patch_height) * (width // patch_width)
+
+    def embed(self, batch: Batch) -> Latents:
+        """Latents of `pixel_values` [B, C, height, width], any size that patches divide.
+
+        In training mode the patches' coordinates are augmented as the config says (`pos_embed_rescale`, ...).
+        Raises ValueError for a wrong number of channels or a size that patches do not divide.
+        """
+        pixel_values = batch["pixel_values"]
+        z = self.embeddings(pixel_values)
+        patch_height, patch_width = self.config.patch_shape
+        height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
+        coordinates = patch_coordinates(height, width, device=z.device)
+        if self.training:
+            coordinates = augment_coordinates(
+                coordinates, self.config.pos_embed_shift, self.config.pos_embed_jitter, self.config.pos_embed_rescale
+            )
+        return Latents(z, F.pad(coordinates, (0, 0, 1, 0)))  # the begin token is at the origin: it is not rotated
+
+    def encode(
+        self,
+        latents: Latents,
+        attention: AttentionMode | None = None,
+        order: Tensor | None = None,
+        output_layers: bool = False,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> Hidden:
+        """Hidden states of latents [B, T, D]; see `core.types.Backbone`. Keyword arguments go to the attention."""
+        z, coordinates = latents
+        if order is not None:
+            z, coordinates = z[:, order], coordinates[order]
+        is_causal = self.config.is_causal if attention is None else attention == "causal"
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        cos, sin = rotary_tables(coordinates, head_dim, self.config.rope_theta)
+        kwargs.update(
+            rotary=(cos[:, None].to(z.dtype), sin[:, None].to(z.dtype)),
+            attention_mask=self._flex_mask(z, is_causal, past_key_values),
+            is_causal=is_causal,
+            past_key_values=past_key_values,
+        )
+        layers = [z]
+        hidden = F.dropout(z, self.config.hidden_dropout_prob, self.training)
+        for layer in self.encoder.layer:
+            hidden = layer(hidden, **kwargs)
+            layers.append(hidden)
+        last = self.layernorm(hidden)
+        layers[-1] = last
+        if order is not None:
+            layers = [h[:, order.argsort()] for h in layers]
+        return Hidden(layers[-1], tuple(layers) if output_layers else ())
+
+    def _flex_mask(self, z: Tensor, is_causal: bool, past_key_values: Cache | None):
+        """Only flex attention needs a mask object; the others take `is_causal`, since nothing is padded."""
+        if self.config._attn_implementation != "flex_attention":
+            return None
+        return create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=z,
+            attention_mask=None,
+            past_key_values=past_key_values,
+            and_mask_function=causal_mask_function if is_causal else None,
+        )
+
+
+class ViTNepaModel(ViTNepaTrunk):
+    """NEPA's transformer: pixels in, latents and hidden states out."""
+
+    @capture_outputs
+    def forward(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs: Unpack[OutputFlags],
+    ) -> ViTNepaModelOutput:
+        """pixel_values [B, C, height, width]; bool_masked_pos [B, patches]: patches the transformer sees as the mask
+        token (a model with `use_mask_token=True`) or as zero; is_causal: None takes the config's."""
+        latents = self.embed({"pixel_values": pixel_values})
+        seen = latents
+        if bool_masked_pos is not None:
+            mask = F.pad(bool_masked_pos.bool(), (1, 0))[..., None]
+            token = self.embeddings.mask_token
+            seen = latents._replace(z=torch.where(mask, 0.0 if token is None else token.to(latents.z.dtype), latents.z))
+        hidden = self.encode(seen, attention_mode(is_causal), **kwargs)
+        return ViTNepaModelOutput(last_hidden_state=hidden.last, input_embedding=latents.z)
+
+
+class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
+    """NEPA as it is pretrained. It is also the backbone that nextembed's trainer takes."""
+
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__(config)
+        self.vit_nepa = ViTNepaModel(config)
+        self.post_init()
+
+    def embed(self, batch: Batch) -> Latents:
+        return self.vit_nepa.embed(batch)
+
+    def encode(self, latents: Latents, attention=None, order=None, output_layers=False) -> Hidden:
+        return self.vit_nepa.encode(latents, attention, order, output_layers)
+
+    def num_latents(self, height: int, width: int) -> int:
+        return self.vit_nepa.num_latents(height, width)
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, is_causal: bool | None = None, **kwargs: Unpack[OutputFlags]
+    ) -> ViTNepaForPreTrainingOutput:
+        """The paper's loss on pixel_values [B, C, height, width]; `use_intermediate_loss` adds inner layers' mean."""
+        wanted = kwargs.pop("output_hidden_states", None)
+        wanted = self.config.output_hidden_states if wanted is None else wanted
+        every = self.config.use_intermediate_loss
+        outputs = self.vit_nepa(pixel_values, is_causal=is_causal, output_hidden_states=every or wanted, **kwargs)
+        last, z = outputs.last_hidden_state, outputs.input_embedding
+        layers = [last, *outputs.hidden_states[1:-1]] if every else [last]
+        sums = [
+            next_embedding(h.to(last.device), z.to(last.device)) for h in layers
+        ]  # layers may be on several devices
+        loss, *before = [loss_sum / num_targets for loss_sum, num_targets in sums]
+        if before:
+            loss = loss + torch.stack(before).mean()
+        return ViTNepaForPreTrainingOutput(
+            loss=loss,
+            last_hidden_state=last,
+            input_embedding=z,
+            hidden_states=outputs.hidden_states if wanted else None,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def rollout(
+        self, pixel_values: Tensor, num_known: int, num_new: int, match_norm: bool = False, use_cache: bool = True
+    ) -> Tensor:
+        """Latents [B, num_new, D] that follow the first `num_known` patches, each predicted from those before it.
+
+        pixel_values [B, C, height, width]: its size says where the patches are; only the first `num_known` are read.
+        A prediction is fed back as it is, or with `match_norm` at the mean length of the known patches' latents: the
+        cosine loss leaves the length of a prediction free. `use_cache=False` recomputes the whole sequence each step.
+        Raises ValueError if there are fewer than num_known + num_new patches, or num_new < 1, or match_norm without
+        a known patch.
+        """
+        latents = self.embed({"pixel_values": pixel_values})
+        z, coordinates = latents
+        start, stop = 1 + num_known, 1 + num_known + num_new
+        if num_known < 0 or num_new < 1 or stop > z.shape[1]:
+            raise ValueError(
+                f"cannot predict {num_new} patches after {num_known}: the image has {z.shape[1] - 1} patches"
+            )
+        if match_norm and num_known == 0:
+            raise ValueError("match_norm needs at least one known patch")
+        length = z[:, 1:start].norm(dim=-1).mean(dim=1)[:, None, None] if match_norm else None
+        z = z[:, :start]
+        cache = DynamicCache(config=self.config) if use_cache else None
+        predictions: list[Tensor] = []
+        for end in range(start, stop):
+            begin = cache.get_seq_length() if cache is not None else 0
+            window = Latents(z[:, begin:], coordinates[begin:end])
+            predicted = self.vit_nepa.encode(window, "causal", past_key_values=cache).last[:, -1:]
+            predictions.append(predicted)
+            step = predicted if length is None else F.normalize(predicted, dim=-1) * length
+            z = torch.cat((z, step), dim=1)
+        return torch.cat(predictions, dim=1)
+
+
+class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
+    """A linear classifier on the mean of the patches (normed again) or, without pooling layer, on the last latent."""
+
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vit_nepa = ViTNepaModel(config)
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.add_pooling_layer else None
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        is_causal: bool | None = None,
+        **kwargs: Unpack[OutputFlags],
+    ) -> ImageClassifierOutput:
+        """Logits [B, num_labels]; labels [B] add the cross-entropy (or what `problem_type` says) as the loss."""
+        outputs = self.vit_nepa(pixel_values, is_causal=is_causal, **kwargs)
+        hidden = outputs.last_hidden_state
+        pooled = hidden[:, -1] if self.fc_norm is None else self.fc_norm(hidden[:, 1:].mean(dim=1))
+        logits = self.classifier(pooled)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ViTNepaBackbone(BackboneMixin, ViTNepaTrunk):
+    """Feature maps of chosen layers (`out_features`: "stem", "stage1", ...), for detection and segmentation heads.
+
+    `apply_layernorm` puts the final norm on every map; `reshape_hidden_states=False` gives [B, patches, D].
+    """
+
+    def __init__(self, config: ViTNepaConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+
+    @capture_outputs
+    def forward(
+        self, pixel_values: Tensor, is_causal: bool | None = None, **kwargs: Unpack[OutputFlags]
+    ) -> BackboneOutput:
+        """Feature maps [B, D, rows, columns] of pixel_values [B, C, height, width]."""
+        latents = self.embed({"pixel_values": pixel_values})
+        hidden = self.encode(latents, attention_mode(is_causal), output_layers=True, **kwargs)
+        rows = pixel_values.shape[-2] // self.config.patch_shape[0]
+        maps: list = []
+        for name, layer in zip(self.stage_names, hidden.layers, strict=True):
+            if name in self.out_features:
+                normed = layer is hidden.last or not self.config.apply_layernorm
+                patches = (layer if normed else self.layernorm(layer))[:, 1:]  # [B, patches, D]
+                maps.append(patches.mT.unflatten(2, (rows, -1)) if self.config.reshape_hidden_states else patches)
+        return BackboneOutput(feature_maps=tuple(maps))

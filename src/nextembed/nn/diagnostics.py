@@ -1,0 +1,146 @@
+"""Is it learning, copying or collapsing? Numbers that the loss does not show, and plain words for them.
+
+A falling loss proves little: a model that repeats the current latent scores well where neighbours are alike, and one
+whose latents all point the same way scores perfectly. These diagnostics tell the three apart.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_ROWS = 2048  # rows that spread and rank are estimated from; more change neither by much and cost time
+
+COLLAPSED_STD = 0.3  # any two latents then have a cosine of 0.91 or more; healthy runs stay near 0.9
+COLLAPSED_RANK = 2.0
+RANK_LOSS = 0.6  # share of the highest rank seen so far below which a loss of rank is reported
+COPY_WIN = 0.5
+LEARNT_GAP = 0.02  # cos(prediction, next) has to pass cos(prediction, current) by this to call it learning
+
+
+class Verdict(NamedTuple):
+    """word: "learning", "copying", "collapsed" or "undecided"; sentence: why, in plain words with the figures."""
+
+    word: str
+    sentence: str
+
+
+def spread(x: Tensor) -> Tensor:
+    """How far the directions of x [N, D] differ, in [0, 1]: 1 if they cancel out, 0 if all point the same way."""
+    return (1 - F.normalize(x.float(), dim=-1).mean(0).square().sum()).clamp(min=0).sqrt()
+
+
+def effective_rank(x: Tensor) -> Tensor:
+    """Number of directions that x [N, D] really uses, in [1, min(N, D)]: exp of the entropy of its singular values
+    (normalised to sum 1) after centring. Source: RankMe (arXiv 2210.02885); ours centres first, so that a shared
+    offset does not count as a direction."""
+    x = x.float()
+    x = x - x.mean(0)
+    gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
+    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num())  # it fails on nan, before the trainer can say what is wrong
+    singular = eigenvalues.clamp(min=0).sqrt()
+    p = singular / singular.sum().clamp(min=1e-12)
+    return torch.exp(-torch.xlogy(p, p).sum())
+
+
+@torch.no_grad()
+def diagnose(z: Tensor, h: Tensor, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Diagnostics of one batch, each a float32 scalar.
+
+    z, target [B, T, D]: latents; what is predicted (mostly z). h, pred [B, T or T - 1, D]: hidden states; the
+    prediction made at t. The last latent predicts nothing, so its hidden state may be missing.
+    cos_next, cos_current: mean cosine of pred[t] with target[t + 1] and with target[t]; cos_gap: their difference.
+    copy_win: share of positions whose prediction is nearer to the current target than to the next.
+    cos_neighbours: mean cosine of target[t] with target[t + 1], which is what copying would score.
+    latent_std, hidden_std: `spread`; latent_rank, hidden_rank: `effective_rank`.
+    The begin token (position 0) is left out: it is no current latent to copy.
+    """
+    target = F.normalize(target[:, 1:].float(), dim=-1)
+    current, following = target[:, :-1], target[:, 1:]
+    pred = F.normalize(pred[:, 1 : target.shape[1]].float(), dim=-1)
+    to_next, to_current = (pred * following).sum(-1), (pred * current).sum(-1)
+    result = {
+        "cos_next": to_next.mean(),
+        "cos_current": to_current.mean(),
+        "cos_gap": (to_next - to_current).mean(),
+        "copy_win": (to_current > to_next).float().mean(),
+        "cos_neighbours": (current * following).sum(-1).mean(),
+    }
+    for name, x in (("latent", z), ("hidden", h)):
+        rows = x[:, 1:].flatten(0, 1)
+        rows = rows[:: max(1, len(rows) // MAX_ROWS)][:MAX_ROWS]
+        result |= {f"{name}_std": spread(rows), f"{name}_rank": effective_rank(rows)}
+    return result
+
+
+def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = None) -> list[str]:
+    """Plain sentences for what is wrong now; empty if nothing is.
+
+    metrics: the latest values of `diagnose` (missing ones are skipped). peak: the highest value of each so far, for
+    the loss of rank.
+    """
+    found = []
+    std, rank = metrics.get("latent_std", 1.0), metrics.get("latent_rank", math.inf)
+    if std < COLLAPSED_STD or rank < COLLAPSED_RANK:
+        found.append(
+            f"collapsed: the latents point almost all the same way (spread {std:.3f}, effective rank {rank:.1f}), so "
+            "the loss is low whatever is predicted. Keep the stop-gradient, lower the learning rate of the embedding."
+        )
+    elif "hidden_rank" in metrics and metrics["hidden_rank"] < COLLAPSED_RANK:
+        found.append(
+            f"collapsed: the hidden states are all alike (effective rank {metrics['hidden_rank']:.1f}): the model "
+            "predicts one average latent. Lower the learning rate or train longer."
+        )
+    if metrics.get("copy_win", 0.0) > COPY_WIN and metrics.get("cos_current", 0.0) > 0.2:
+        found.append(
+            f"copying: {metrics['copy_win']:.0%} of the predictions are nearer to the current latent than to the next "
+            f"(cosine {metrics['cos_current']:.2f} against {metrics.get('cos_next', math.nan):.2f}). Is the shift on? "
+            "Otherwise train longer, use larger patches or info_nce."
+        )
+    for name in ("latent_rank", "hidden_rank"):
+        best = (peak or {}).get(name, 0.0)
+        if COLLAPSED_RANK <= metrics.get(name, math.inf) < RANK_LOSS * best:
+            what = "latents" if name == "latent_rank" else "hidden states"
+            found.append(
+                f"losing rank: the {what} use {metrics[name]:.1f} directions, down from {best:.1f}: a partial "
+                "collapse that the loss does not show. Lower the learning rate (optim.base_learning_rate, "
+                "optim.embed_lr_rate), or try distance=info_nce."
+            )
+    return found
+
+
+def peaks(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Highest effective ranks in a run's history, counted from where it predicts the next latent better than the
+    current one. Before that the hidden states merely echo an untrained embedding, and a rank is no merit."""
+    names = ("latent_rank", "hidden_rank")
+    rows = [row for row in history if row.get("cos_gap", 0.0) > LEARNT_GAP]
+    return {n: max(values) for n in names if (values := [row[n] for row in rows if n in row])}
+
+
+def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
+    """What a run did, from its logged metrics, oldest first (rows without diagnostics are skipped)."""
+    rows = [row for row in history if "cos_next" in row]
+    if not rows:
+        return Verdict("undecided", "No diagnostics were logged.")
+    last = rows[-1]
+    warned = warnings(last, peaks(rows))
+    for word in ("collapsed", "copying"):
+        for text in warned:
+            if text.startswith(word):
+                return Verdict(word, text.partition(": ")[2])
+    figures = (
+        f"predictions are nearer to the next latent (cosine {last['cos_next']:.2f}) than to the current one "
+        f"({last['cos_current']:.2f}); copying would score {last.get('cos_neighbours', math.nan):.2f}"
+    )
+    if last["cos_gap"] < LEARNT_GAP:
+        return Verdict("undecided", f"The gap is still small: {figures}. Train longer.")
+    ranks = (
+        f" The latents use {last['latent_rank']:.0f} directions, the hidden states {last['hidden_rank']:.0f}."
+        if "latent_rank" in last
+        else ""
+    )
+    losing = next((" But it is " + text for text in warned if text.startswith("losing rank")), "")
+    return Verdict("learning", figures[0].upper() + figures[1:] + "." + ranks + losing)

@@ -1,0 +1,80 @@
+"""Linear layers with what stands next to them folded in, so that fewer activations are written, read and kept.
+
+On a CPU most of the time outside matrix products is memory traffic. Folding works on weights, which are much smaller
+than activations. `is_plain` says where it may be done: somebody else's change to a layer always has the last word.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether using the weights of this module is the same as calling it: it is a `kind` that nobody changed (LoRA,
+    quantisation, offloaded weights, hooks)."""
+    hooked = "forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks or module._backward_hooks
+    return type(module) is kind and not hooked
+
+
+def is_eager_cpu(x: Tensor) -> bool:
+    """Whether x is computed with on a CPU, in float32 or float64, as it stands: no compiler, no autocast."""
+    in_full = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return in_full and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+
+
+def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """linear(x) * scale, added to `residual`: a linear layer with LayerScale, without keeping its output for the
+    backward pass. x [..., in], scale [out], residual [..., out]. A linear layer that somebody changed is called as it
+    is. On a CPU it has no second derivative."""
+    if scale is None:
+        out = linear(x)
+    elif not is_plain(linear, nn.Linear):
+        out = linear(x) * scale
+    elif is_eager_cpu(x):
+        return _ScaledLinear.apply(x, linear.weight, linear.bias, scale, residual)
+    else:
+        out = F.linear(x, linear.weight * scale[:, None], None if linear.bias is None else linear.bias * scale)
+    return out if residual is None else residual + out
+
+
+def activated_linear(linear: nn.Linear, activation: nn.Module, x: Tensor) -> Tensor:
+    """activation(linear(x)); without gradients GELU and SiLU overwrite their input, since fresh memory costs a CPU more
+    than the arithmetic."""
+    out = linear(x)
+    if not torch.is_grad_enabled() and is_plain(linear, nn.Linear):
+        if is_plain(activation, nn.GELU) and activation.approximate == "none":
+            return torch.ops.aten.gelu_(out)
+        if is_plain(activation, nn.SiLU):
+            return F.silu(out, inplace=True)
+    return activation(out)
+
+
+class _ScaledLinear(torch.autograd.Function):
+    """Scale and residual are applied in one pass, and the backward pass scales weights instead of activations."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor, residual: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias, scale)
+        out = F.linear(x, weight, bias)
+        return out.mul_(scale) if residual is None else torch.addcmul(residual, out, scale, out=out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads: Tensor):
+        x, weight, bias, scale = ctx.saved_tensors
+        grad_x, grad_residual = grads[0] @ (weight * scale[:, None]), grads[0] if ctx.needs_input_grad[4] else None
+        if not any(ctx.needs_input_grad[1:4]):
+            return grad_x, None, None, None, grad_residual
+        grad_weight, grad_bias = weight_gradients(x, grads[0])
+        grad_scale = torch.bmm(grad_weight[:, None], weight[:, :, None]).flatten()  # rows' dot products
+        if bias is None:
+            return grad_x, grad_weight.mul_(scale[:, None]), None, grad_scale, grad_residual
+        grad_scale += grad_bias * bias
+        return grad_x, grad_weight.mul_(scale[:, None]), grad_bias.mul_(scale), grad_scale, grad_residual
+
+
+def weight_gradients(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight [out, in] and bias [out] from that of F.linear(x, weight, bias); x [..., in]."""
+    rows = grad.flatten(0, -2)
+    return rows.t() @ x.flatten(0, -2), rows.sum(0)

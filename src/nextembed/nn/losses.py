@@ -1,0 +1,88 @@
+"""Losses as pure functions. Each gives a sum over targets and how many there were.
+
+Shapes: B samples, T positions, D width. Sums and norms are in float32 whatever the inputs are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def shifted(pred: Tensor, target: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
+    """What is compared when position t predicts position t + steps: pred[:, :T - steps] and target[:, steps:].
+
+    target [B, T, D]; pred [B, T, D], or without its last positions, which have no target. steps = 0 compares each
+    position with itself. Raises ValueError if shapes do not fit or T <= steps.
+    """
+    num = target.shape[1] - steps
+    if num < 1:
+        raise ValueError(f"{target.shape[1]} positions are too few to predict {steps} ahead")
+    if pred[:, :num].shape != target[:, steps:].shape or pred.shape[1] > target.shape[1]:
+        raise ValueError(f"prediction {tuple(pred.shape)} and target {tuple(target.shape)} have different shapes")
+    return pred[:, :num], target[:, steps:]
+
+
+def next_embedding(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Summed negative cosine and number of targets; their ratio is a mean in [-1, 1].
+
+    pred [B, T, D]: hidden states; step t predicts target step t + 1.
+    target [B, T, D]: latents; no gradient flows into them.
+    mask [B, T], bool: where a step may be a target; step 0 never is.
+    Raises ValueError if shapes differ or T < 2.
+    Source: NEPA (arXiv 2512.16922), Algorithm 1.
+    """
+    pred, target = shifted(pred, target.detach())
+    return masked_sum(negative_cosine(pred, target), None if mask is None else mask[:, 1:])
+
+
+def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Sum of values [B, T] where mask [B, T] is True (None: everywhere), and how many that are (int64)."""
+    if mask is None:
+        return values.sum(), torch.tensor(values.numel(), device=values.device)
+    return values.masked_fill(~mask, 0.0).sum(), mask.sum()
+
+
+def negative_cosine(pred: Tensor, target: Tensor) -> Tensor:
+    """Minus the cosine along the last axis, [..., D] -> [...]. F.cosine_similarity would keep normalised copies."""
+    pred, target = pred.float(), target.float()
+    lengths = [torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12) for x in (pred, target)]
+    return -torch.linalg.vecdot(pred, target) / (lengths[0] * lengths[1])
+
+
+def mse(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference over the last axis, [..., D] -> [...]."""
+    return (pred.float() - target.float()).square().mean(dim=-1)
+
+
+def smooth_l1(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Huber-like distance, mean over the last axis, [..., D] -> [...]; squared below `beta`, linear above."""
+    return F.smooth_l1_loss(pred.float(), target.float(), reduction="none", beta=beta).mean(dim=-1)
+
+
+def info_nce(pred: Tensor, target: Tensor, mask: Tensor | None = None, temperature: float = 0.1) -> Tensor:
+    """Cross-entropy of picking the right target among all targets of the same sample, [B, T, D] -> [B, T].
+
+    mask [B, T], bool: targets that may be picked (None: all). Cosines are divided by `temperature`.
+    Source: InfoNCE (arXiv 1807.03748) with the patches of one image as candidates, as in NEPA-DiT (arXiv 2610.02203).
+    """
+    scores = F.normalize(pred.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT / temperature  # [B, T, T]
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, :], torch.finfo(scores.dtype).min)
+    return torch.logsumexp(scores, dim=-1) - scores.diagonal(dim1=-2, dim2=-1)
+
+
+def sigreg(x: Tensor, directions: Tensor, knots: int = 17, limit: float = 5.0) -> Tensor:
+    """How far each set of samples is from a standard normal distribution, [..., N, K] -> [...], >= 0.
+
+    directions [K, M]: columns are normalised here. Samples are projected on each; the empirical characteristic
+    function of the N projections is compared with that of a standard normal, phi(t) = exp(-t^2 / 2):
+    mean over directions of the integral of |phi_N(t) - phi(t)|^2 exp(-t^2) dt over [-limit, limit], by the trapezoid
+    rule with `knots` points.
+    Source: LeJEPA (arXiv 2511.08544), SIGReg with the Epps-Pulley statistic. Ours is not multiplied by N, so that
+    its weight does not depend on how many samples there are.
+    """
+    t = torch.linspace(-limit, limit, knots, device=x.device, dtype=torch.float32)
+    angles = (x.float() @ F.normalize(directions.float(), dim=0))[..., None] * t  # [..., N, M, knots]
+    real, imaginary = angles.cos().mean(-3), angles.sin().mean(-3)  # [..., M, knots]
+    distance = (real - torch.exp(-t.square() / 2)).square() + imaginary.square()
+    return torch.trapezoid(distance * torch.exp(-t.square()), t, dim=-1).mean(-1)

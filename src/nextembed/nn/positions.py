@@ -1,0 +1,84 @@
+"""Where latents are, and how attention is told: coordinates and rotary positions on any number of axes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def patch_coordinates(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
+    """Centres of a grid of patches in raster order, [height * width, 2], float32, (y, x) in [-1, 1]."""
+    y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) * (2 / height) - 1
+    x = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) * (2 / width) - 1
+    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+
+
+def augment_coordinates(
+    coordinates: Tensor, shift: float | None = None, jitter: float | None = None, rescale: float | None = None
+) -> Tensor:
+    """Coordinates [T, A] moved, stretched along each axis, and scaled at random; one draw for the whole batch.
+
+    shift: uniform in [-shift, shift], for each axis. jitter: log-uniform factor in [1/jitter, jitter], for each axis.
+    rescale: log-uniform factor in [1/rescale, rescale], the same for all axes. None switches a step off.
+    Source: NEPA's released configuration (arXiv 2512.16922), which follows DINOv3.
+    """
+    axes = coordinates.shape[-1]
+
+    def uniform(size: int, bound: float) -> Tensor:
+        return torch.empty(size, device=coordinates.device, dtype=coordinates.dtype).uniform_(-bound, bound)
+
+    if shift is not None:
+        coordinates = coordinates + uniform(axes, shift)
+    if jitter is not None:
+        coordinates = coordinates * uniform(axes, math.log(jitter)).exp()
+    if rescale is not None:
+        coordinates = coordinates * uniform(1, math.log(rescale)).exp()
+    return coordinates
+
+
+def rotary_tables(coordinates: Tensor, head_dim: int, theta: float = 100.0) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables [T, head_dim], float32, for `rotate`.
+
+    coordinates [T, A]; each axis gets head_dim / (2 A) frequencies i:
+    angle = 2 pi * coordinate * theta^(-2 A i / head_dim).
+    A latent at the origin is not rotated. Raises ValueError if head_dim is not a multiple of 2 A.
+    Source: axial rotary positions as in NEPA (arXiv 2512.16922), y angles then x angles, the whole repeated twice.
+    """
+    axes = coordinates.shape[-1]
+    if head_dim % (2 * axes):
+        raise ValueError(
+            f"head width {head_dim} is not a multiple of {2 * axes}, which {axes}-axis rotary positions need"
+        )
+    with torch.autocast(coordinates.device.type, enabled=False):  # angles lose too much in bfloat16
+        steps = torch.arange(0, 1, 2 * axes / head_dim, device=coordinates.device, dtype=torch.float32)
+        angles = 2 * math.pi * coordinates.float()[:, :, None] * theta**-steps
+        angles = angles.flatten(1).tile(2)
+        return angles.cos(), angles.sin()
+
+
+class _Rotate(torch.autograd.Function):
+    """x * cos + (first half <-> second half, first negated) * sin in two passes over memory instead of six, and
+    without keeping x for the backward pass, which is the rotation by the opposite angle."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        half = x.shape[-1] // 2
+        out = x * cos
+        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+        return out
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return rotate(grads[0], cos, -sin), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: pairs (i, i + d/2) of the last axis turned by their angle.
+
+    x [..., d]; cos, sin broadcastable to x, no gradient flows into them, and the two halves of the last axis are
+    equal. Keeps x's dtype. Source: RoFormer (arXiv 2104.09864), half-split pairing.
+    """
+    return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))

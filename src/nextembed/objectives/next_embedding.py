@@ -1,0 +1,193 @@
+"""Next-embedding prediction: NEPA, and the switches that its ablations and later variants need.
+
+With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
+
+    z = embed(image)                            # latents
+    h = transformer(z)                          # causal: h[t] sees z[<= t]
+    loss = -cosine(h[:, :-1], stop_gradient(z[:, 1:]))
+"""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from ..core.config import OBJECTIVES, Part
+from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput
+from ..nn import losses
+from ..nn.diagnostics import diagnose
+
+
+@OBJECTIVES.register("next_embedding")
+class NextEmbeddingSettings(Part):
+    """Switches of next-embedding prediction; the defaults are the paper's.
+
+    shift: predict the next latent; False compares each position with itself (the paper's failing ablation).
+    stop_gradient: no gradient into the targets; False collapses.
+    causal: attention of the autoregressor.
+    input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
+    target: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own layer `target_layer`).
+    target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
+    teacher_decay: of the EMA teacher, for each optimizer step.
+    distance: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the patches of its image)
+        | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA).
+    temperature: of info_nce. sigreg_weight, sigreg_width, sigreg_directions: of sigreg.
+    steps_ahead: k, or several at once; each k beyond the first gets a linear head of its own.
+    every_layer: add the mean loss of the layers before the last.
+    """
+
+    shift: bool = True
+    stop_gradient: bool = True
+    causal: bool = True
+    input_mask_rate: float = Field(0.0, ge=0, lt=1)
+    target: Literal["latents", "teacher", "hidden"] = "latents"
+    target_layer: int = 0
+    teacher_decay: float = Field(0.996, ge=0, le=1)
+    distance: Literal["cosine", "mse", "smooth_l1", "info_nce", "sigreg"] = "cosine"
+    temperature: float = Field(0.1, gt=0)
+    sigreg_weight: float = Field(0.1, ge=0)
+    sigreg_width: int = Field(128, gt=0)
+    sigreg_directions: int = Field(64, gt=0)
+    steps_ahead: list[int] = [1]
+    every_layer: bool = False
+
+    @field_validator("steps_ahead", mode="before")
+    @classmethod
+    def _as_list(cls, value: object) -> object:
+        return [value] if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "NextEmbeddingSettings":
+        if not self.steps_ahead or min(self.steps_ahead) < 1 or len(set(self.steps_ahead)) < len(self.steps_ahead):
+            raise ValueError(f"steps_ahead {self.steps_ahead} should be different whole numbers from 1")
+        if not self.shift and self.steps_ahead != [1]:
+            raise ValueError("shift=false compares each position with itself; leave steps_ahead at 1")
+        if self.target == "hidden" and self.target_layer == 0:
+            raise ValueError("target=hidden needs target_layer other than 0 (0 is the latents: target=latents)")
+        return self
+
+    def build(self, backbone: Backbone) -> "NextEmbedding":
+        return NextEmbedding(self, backbone)
+
+
+class NextEmbedding(Objective):
+    """The objective of `NextEmbeddingSettings` on a backbone of width D."""
+
+    def __init__(self, settings: NextEmbeddingSettings, backbone: Backbone):
+        super().__init__()
+        self.settings = settings
+        self.steps = sorted(settings.steps_ahead) if settings.shift else [0]
+        # Nobody needs the hidden state of the last latent: it predicts nothing, and no other latent attends to it.
+        self.skip_last = settings.causal and settings.shift and settings.target != "hidden"
+        self.stop_gradient = settings.stop_gradient and settings.distance != "sigreg"
+        width = backbone.config.hidden_size
+        self.heads = nn.ModuleDict({str(k): nn.Linear(width, width) for k in self.steps[1:]})
+        self.projector = None
+        if settings.distance == "sigreg":
+            hidden = 2 * settings.sigreg_width
+            self.projector = nn.Sequential(
+                nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, settings.sigreg_width)
+            )
+        self.teacher: Any = None
+        if settings.target == "teacher":
+            self.teacher = copy.deepcopy(backbone)
+            for p in self.teacher.parameters():
+                p.requires_grad_(False)
+
+    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Adds input_mask [B, T]: each patch hidden with probability `input_mask_rate`; the begin token never."""
+        if self.settings.input_mask_rate > 0:
+            shape = batch["latent_mask"].shape
+            mask = torch.rand(shape, generator=generator) < self.settings.input_mask_rate
+            mask[:, 0] = False
+            batch["input_mask"] = mask
+        return batch
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        """Number of (position, step) pairs that are compared; layers do not count."""
+        mask = batch["latent_mask"]
+        return torch.stack([mask[:, k:].sum() for k in self.steps]).sum()
+
+    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
+        latents = backbone.embed(batch)
+        hidden = backbone.encode(
+            self.seen(latents, batch),
+            attention="causal" if self.settings.causal else "full",
+            output_layers=self.settings.every_layer or self.settings.target == "hidden",
+        )
+        target = self.target(backbone, latents, hidden, batch)
+        if self.stop_gradient:
+            target = target.detach()
+        mask = batch.get("latent_mask")
+        loss = self.loss(hidden.last, target, mask)
+        if self.settings.every_layer:
+            before = [self.loss(layer, target, mask) for layer in hidden.layers[1:-1]]
+            loss = loss + torch.stack(before).mean() if before else loss
+        metrics = None
+        if self.diagnose:
+            metrics = diagnose(latents.z.detach(), hidden.last.detach(), hidden.last.detach(), target.detach())
+        return ObjectiveOutput(
+            loss_sum=loss,
+            num_targets=self.count_targets(batch),
+            features=hidden.last[:, 1:].detach().mean(dim=1),
+            metrics=metrics,
+        )
+
+    def seen(self, latents: Latents, batch: Batch) -> Latents:
+        """What the autoregressor sees: hidden patches are zero; without the last latent where it is of no use."""
+        z, coordinates = latents
+        mask = batch.get("input_mask")
+        if mask is not None:
+            z = z.masked_fill(mask[..., None], 0.0)
+        end = z.shape[1] - 1 if self.skip_last and z.shape[1] > 2 else z.shape[1]  # one patch at least, for features
+        return Latents(z[:, :end], coordinates[:end])
+
+    def target(self, backbone: Backbone, latents: Latents, hidden: Hidden, batch: Batch) -> Tensor:
+        """What is predicted, [B, T, D]."""
+        if self.settings.target == "latents":
+            return latents.z
+        if self.settings.target == "hidden":
+            return hidden.layers[self.settings.target_layer]
+        with torch.no_grad():
+            self.teacher.eval()  # the trainer sets the whole objective to training mode
+            z = self.teacher.embed(batch)
+            if self.settings.target_layer == 0:
+                return z.z
+            return self.teacher.encode(z, output_layers=True).layers[self.settings.target_layer]
+
+    def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Summed distance over positions and steps, []."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        if self.projector is not None:
+            hidden, target = self.projector(hidden), self.projector(target)
+            directions = torch.randn(target.shape[-1], self.settings.sigreg_directions, device=target.device)
+            gaussian = losses.sigreg(target, directions)[:, None].expand(target.shape[:2])
+            total = self.settings.sigreg_weight * losses.masked_sum(gaussian, mask)[0]
+        for k in self.steps:
+            head = self.heads[str(k)] if str(k) in self.heads else nn.Identity()
+            pred, shifted = losses.shifted(head(hidden), target, k)
+            valid = None if mask is None else mask[:, k:]
+            total = total + losses.masked_sum(self.distance(pred, shifted, valid), valid)[0]
+        return total
+
+    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Distance at each position, [B, T, D] -> [B, T]."""
+        match self.settings.distance:
+            case "cosine":
+                return losses.negative_cosine(pred, target)
+            case "smooth_l1":
+                return losses.smooth_l1(pred, target)
+            case "info_nce":
+                return losses.info_nce(pred, target, mask, self.settings.temperature)
+            case _:
+                return losses.mse(pred, target)
+
+    @torch.no_grad()
+    def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
+        """Moves the teacher towards the backbone."""
+        if self.teacher is not None:
+            pairs = zip(self.teacher.parameters(), backbone.parameters(), strict=True)
+            mine, theirs = (list(x) for x in zip(*pairs, strict=True))
+            torch._foreach_lerp_(mine, theirs, 1 - self.settings.teacher_decay)

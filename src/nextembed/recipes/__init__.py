@@ -1,0 +1,60 @@
+"""Recipes: plain functions that return a RunConfig; the first line of the docstring says what you get."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+from ..core.config import from_yaml, load_from_file
+from ..errors import ConfigError, unknown
+from ..run import RunConfig
+from . import nepa
+
+__all__ = ["load", "nepa", "recipes"]
+
+Recipe = Callable[[], RunConfig]
+
+
+def recipes() -> dict[str, Recipe]:
+    """All recipes by name: the public functions of this package's modules."""
+    return {
+        name: function
+        for module in (nepa,)
+        for name, function in vars(module).items()
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def load(spec: str) -> RunConfig:
+    """The config of a recipe's name, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`.
+
+    Raises ConfigError for a name or path that is not there, with the nearest spelling, and for one that does
+    not give a RunConfig.
+    """
+    path = Path(spec).expanduser()
+    if ".py:" in spec:
+        return _call(spec, load_from_file(spec))
+    if (path / "config.yaml").is_file():
+        path = path / "config.yaml"
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"no such file: {spec}")
+        return from_yaml(RunConfig, path.read_text(encoding="utf-8"), str(path))
+    if path.suffix == ".py":
+        raise ConfigError(f"name the function in the file, too: {spec}:my_recipe")
+    if path.is_dir() or len(path.parts) > 1:
+        raise ConfigError(f"no config.yaml in {spec}" if path.is_dir() else f"no such run or file: {spec}")
+    if spec not in recipes():
+        raise ConfigError(unknown("recipe", spec, (name for name in recipes() if not name.endswith("_tiny"))))
+    return recipes()[spec]()
+
+
+def _call(spec: str, recipe: object) -> RunConfig:
+    if not callable(recipe):
+        raise ConfigError(f"{spec} is not a function")
+    needed = [p.name for p in inspect.signature(recipe).parameters.values() if p.default is p.empty]
+    if needed:
+        raise ConfigError(f"{spec} needs a default for {', '.join(needed)}; change settings with field.name=value")
+    config = recipe()
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"{spec} gave a {type(config).__name__}, not a nextembed.RunConfig")
+    return config

@@ -1,0 +1,184 @@
+"""Curves as inline SVG that follows the page's colours, light or dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+MAX_POINTS = 400
+
+# Stand-ins that matplotlib draws with; the page's CSS says what they look like.
+INK, GRID, SERIES = "#010101", "#020202", ("#0a0101", "#0a0202", "#0a0303", "#0a0404")
+COLOURS = {INK: "var(--soft)", GRID: "var(--line)"} | {c: f"var(--c{i + 1})" for i, c in enumerate(SERIES)}
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One card of curves. series: label by metric name; text: how to read it; limits: of the y axis, None = free."""
+
+    title: str
+    series: Mapping[str, str]
+    text: str
+    limits: tuple[float | None, float | None] = (None, None)
+    zero: bool = False
+    percent: bool = False
+
+
+CHARTS = (
+    Chart("Loss", {"loss": "loss"}, "What training minimises. A low value alone proves little."),
+    Chart(
+        "What the prediction looks like",
+        {"cos_next": "next", "cos_current": "current", "cos_neighbours": "copying would score"},
+        "Cosine of the prediction with the next and with the current latent. Learning means that next is on top and "
+        "above what plain copying would score.",
+    ),
+    Chart(
+        "Gap",
+        {"cos_gap": "next - current"},
+        "Above zero the prediction is nearer to the next latent than to the current one; at or below zero it copies.",
+        zero=True,
+    ),
+    Chart(
+        "Copy-win",
+        {"copy_win": "share"},
+        "Share of positions whose prediction is nearer to the current latent. Half or more is a warning.",
+        (0, None),
+        percent=True,
+    ),
+    Chart(
+        "Effective rank",
+        {"latent_rank": "latents", "hidden_rank": "hidden states"},
+        "How many directions are really used. A fall is a partial collapse that the loss does not show.",
+        (0, None),
+    ),
+    Chart(
+        "Spread",
+        {"latent_std": "latents", "hidden_std": "hidden states"},
+        "1: directions as different as can be; near 0: all latents point the same way, a collapse.",
+        (0, 1.02),
+    ),
+    Chart(
+        "Probes while training",
+        {
+            "probe/linear": "linear, output",
+            "probe/linear_middle": "linear, middle layer",
+            "probe/knn": "kNN, output",
+            "probe/knn_middle": "kNN, middle layer",
+        },
+        "Quick probes on a few labelled validation images: does the feature become more useful?",
+        percent=True,
+    ),
+    Chart(
+        "Gradient norm",
+        {"grad_norm": "before clipping"},
+        "Spikes that grow are the first sign of a learning rate that is too high.",
+        (0, None),
+    ),
+    Chart("Learning rate", {"learning_rate": "base"}, "Warm-up, then the schedule.", (0, None)),
+    Chart("Speed", {"images_per_second": "images/s"}, "Images a second, all devices together.", (0, None)),
+)
+
+
+def render_charts(history: Sequence[Mapping[str, Any]]) -> str:
+    """Cards for every chart that has data; history: lines of metrics.jsonl, oldest first."""
+    cards = [_card(chart, number, history) for number, chart in enumerate(CHARTS)]
+    return "".join(card for card in cards if card)
+
+
+def points(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+    """Steps and values of a metric, thinned to at most 400 points, the last one kept."""
+    rows = [(row["step"], row[name]) for row in history if _number(row.get(name)) and _number(row.get("step"))]
+    stride = -(-len(rows) // MAX_POINTS) or 1
+    rows = rows[::-1][::stride][::-1]
+    return [float(step) for step, _ in rows], [float(value) for _, value in rows]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")
+
+
+def _card(chart: Chart, number: int, history: Sequence[Mapping[str, Any]]) -> str:
+    found = {name: xy for name in chart.series if (xy := points(history, name))[0]}
+    if not found:
+        return ""
+    names = list(chart.series)
+    chips = [
+        f'<span class="chip"><i style="--c:var(--c{names.index(name) + 1})" class="d{names.index(name)}"></i>'
+        f"{escape(chart.series[name])} <b>{_show(ys[-1], chart.percent)}</b></span>"
+        for name, (_, ys) in found.items()
+    ]
+    return (
+        f'<figure class="card"><h3>{escape(chart.title)}</h3><div class="chips">{"".join(chips)}</div>'
+        f"{_svg(chart, number, found)}<figcaption>{escape(chart.text)}</figcaption></figure>"
+    )
+
+
+def _show(value: float, percent: bool) -> str:
+    if percent:
+        return f"{100 * value:.1f} %"
+    return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def _svg(chart: Chart, number: int, found: Mapping[str, tuple[list[float], list[float]]]) -> str:
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": f"chart{number}",  # ids differ between charts and not between runs
+        "font.size": 9.5,
+        "axes.edgecolor": GRID,
+        "axes.linewidth": 0.8,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "path.simplify": True,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(4.0, 2.15), layout="constrained")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for spine in ("top", "right", "left"):
+            axes.spines[spine].set_visible(False)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        if chart.zero:
+            axes.axhline(0, color=INK, linewidth=0.8)
+        for name, (xs, ys) in found.items():
+            i = list(chart.series).index(name)
+            marker = "o" if len(xs) < 3 else None
+            axes.plot(xs, ys, color=SERIES[i], linestyle=DASHES[i], linewidth=1.7, marker=marker, markersize=4)
+        axes.margins(x=0.01)
+        low, high = chart.limits
+        axes.set_ylim(low, None if high is None else max(high, axes.get_ylim()[1] if low is None else high))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        if isinstance(plain := axes.yaxis.get_major_formatter(), ScalarFormatter):
+            plain.set_powerlimits((-3, 5))
+        if chart.percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.set_xlabel("optimizer steps")
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(out.getvalue(), chart.title)
+
+
+def _inline(svg: str, title: str) -> str:
+    """An SVG file as an element of the page: no header, no fixed size, the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    width, height = re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0]
+    head = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">'
+    svg = re.sub(r"<svg[^>]*>", head, svg, count=1)
+    svg = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font: \1 var(--font)", svg)
+    for stand_in, colour in COLOURS.items():
+        svg = svg.replace(stand_in, colour)
+    return svg

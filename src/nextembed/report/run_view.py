@@ -1,0 +1,123 @@
+"""Everything a report shows, read from a run folder."""
+
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForPreTraining
+from transformers.utils import logging
+
+from ..core.config import DATA
+from ..core.run_folder import read_config, read_lines, weights_folders
+from ..errors import ConfigError, NextEmbedError
+from .pictures import Scene, build_scene
+
+NUM_IMAGES = 128  # drawn from validation: the pool in which patches are looked up
+
+
+@dataclass
+class RunView:
+    """A run as the report sees it. What is not there is empty; `missing` says in plain words what and why."""
+
+    dir: Path
+    config: dict[str, Any]
+    history: list[dict[str, Any]]
+    environment: dict[str, Any]
+    probes: dict[str, Any] | None
+    skipped: list[dict[str, Any]]
+    scene: Scene | None = None
+    model_config: Any = None
+    weights: Path | None = None
+    num_parameters: int = 0
+    split: str = "validation"
+    missing: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.dir.resolve().name)
+
+
+def read_run(run_dir: str | Path, num_images: int = NUM_IMAGES) -> RunView:
+    """Reads a run folder and, where a model and data are there, looks at real images with it.
+
+    Raises ConfigError if the folder does not exist or holds no run.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise ConfigError(f"no such run folder: {folder}")
+    view = RunView(
+        dir=folder,
+        config=read_config(folder),
+        history=read_lines(folder / "metrics.jsonl"),
+        environment=_read_json(folder / "environment.json") or {},
+        probes=_read_json(folder / "probe.json"),
+        skipped=read_lines(folder / "skipped.jsonl"),
+    )
+    if not view.config and not view.history:
+        raise ConfigError(f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl")
+    if not view.history:
+        view.missing.append("There are no curves: the run stopped before its first logging step.")
+    if view.probes is None:
+        view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
+    try:
+        _look(view, num_images)
+    except NextEmbedError as err:
+        view.missing.append(f"There are no pictures: {err}.")
+    return view
+
+
+def _look(view: RunView, num_images: int) -> None:
+    folders = weights_folders(view.dir)
+    view.weights = folders.get("raw") or next(iter(folders.values()))
+    model = _load(view.weights)
+    view.model_config = model.config
+    view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if "data" not in view.config:
+        raise ConfigError("the run has no config.yaml that names its data")
+    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    data: Any = DATA.parse(view.config["data"])
+    if not hasattr(data, "eval_samples"):
+        raise ConfigError(f"data of kind {data.kind} gives no images to look at")
+    pixels, view.split = _images(data, model.config, num_images)
+    causal = (view.config.get("objective") or {}).get("causal", True)
+    view.scene = build_scene(model, pixels, data.mean, data.std, causal)
+
+
+def _load(folder: Path) -> Any:
+    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        # Only eager attention gives the attention weights.
+        model = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
+    except (OSError, ValueError, KeyError) as err:
+        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+    return model.eval()
+
+
+def _images(data: Any, model_config: Any, num: int) -> tuple[Tensor, str]:
+    """Images [N, C, S, S] of the validation split, or of the training split where there is no other."""
+    sizes = {"image_size": model_config.image_shape[0], "num_channels": model_config.num_channels}
+    split = "validation"
+    try:
+        samples = data.eval_samples(split, num_samples=num, **sizes)
+    except ConfigError as err:
+        if "split" not in str(err):
+            raise
+        split = "train"
+        samples = data.eval_samples(split, num_samples=num, **sizes)
+    return torch.stack([samples[i]["pixel_values"] for i in range(len(samples))]), split
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None

@@ -1,0 +1,263 @@
+"""One run: the only place where data, model, objective, trainer, probes and report meet."""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from .core import distributed
+from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, from_yaml, to_yaml
+from .core.run_folder import read_lines
+from .core.types import IGNORE_LABEL, PretrainingModel
+from .data.sources import ImageData
+from .data.stream import advance
+from .errors import ConfigError, DataError
+from .evaluation.loading import load_data, probe_checkpoint
+from .evaluation.probes import ProbeConfig, QuickProbe
+from .evaluation.table import ProbeTable
+from .models.nepa.settings import NepaModel
+from .nn.diagnostics import peaks, verdict, warnings
+from .objectives.next_embedding import NextEmbeddingSettings
+from .report import write_report
+from .training.callbacks import Probe, ProgressBar, Records, Say
+from .training.checkpoint import check_model, checkpoint_step, clean, last_checkpoint, start_state
+from .training.optim import OptimConfig
+from .training.trainer import PretrainTrainer, TrainConfig
+
+DataPart = Annotated[SerializeAsAny[Part], BeforeValidator(DATA.parse)]
+ModelPart = Annotated[SerializeAsAny[Part], BeforeValidator(MODELS.parse)]
+ObjectivePart = Annotated[SerializeAsAny[Part], BeforeValidator(OBJECTIVES.parse)]
+
+
+class RunConfig(Config):
+    """All settings of a run; RUN/config.yaml holds them, defaults included.
+
+    name: of the run folder in output_dir. seed: of weights, data order, augmentation and all draws in training.
+    data, model, objective: parts, chosen by `kind`, also `my_file.py:MyPart`.
+    """
+
+    name: str = Field("run", pattern=r"^[\w.-]+$")
+    seed: int = Field(0, ge=0)
+    output_dir: str = "runs"
+    data: DataPart = Field(default_factory=lambda: ImageData(source="emoji"))
+    model: ModelPart = Field(default_factory=NepaModel)
+    objective: ObjectivePart = Field(default_factory=NextEmbeddingSettings)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
+
+
+@dataclass
+class Run:
+    """A finished run. metrics: the last logged line and the best probe accuracies; model: the Hugging Face model."""
+
+    dir: Path
+    metrics: dict[str, Any]
+    model: Any
+    config: RunConfig
+
+
+def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Run:
+    """Trains, probes and reports. Everything it writes is in the run folder.
+
+    resume: a run folder; training goes on from its last checkpoint, bit for bit as if it had never stopped. config
+    may then be None (RUN/config.yaml is taken) or a changed one that fits the same model.
+    A new run never touches a folder that exists: with `runs/demo` taken it goes to `runs/demo-2`.
+    Raises ConfigError before anything is trained; TrainingError, DataError or Interrupted (after saving) later.
+    """
+    config = config or read_run_config(resume)
+    distributed.start(config.train.device)
+    micro_batch_size = config.train.micro_batch(distributed.world_size())
+    run_dir, checkpoint = open_run(config, resume)
+    progress = ProgressBar()
+    with gone_after_config_error(run_dir, new=resume is None):
+        torch.manual_seed(config.seed)
+        data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
+        backbone = model.build()
+        objective = cast(Any, config.objective).build(backbone)
+        if checkpoint is not None:
+            check_model(checkpoint, backbone)
+        size, channels = backbone.config.image_size, backbone.config.num_channels
+        loader = data.train_loader(
+            image_size=size,
+            num_channels=channels,
+            micro_batch_size=micro_batch_size,
+            num_latents=backbone.num_latents(size, size),
+            seed=config.seed,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            draw=objective.draw,
+            skipped_path=run_dir / "skipped.jsonl",
+            start=start_state(checkpoint),
+        )
+        step = checkpoint_step(checkpoint) if checkpoint else 0
+        trainer = PretrainTrainer(
+            PretrainingModel(backbone, objective),
+            config.train,
+            config.optim,
+            run_dir,
+            loader,
+            advance,
+            seed=config.seed,
+            num_samples=num_samples(loader),
+            image_processor=model.image_processor() if hasattr(model, "image_processor") else None,
+            callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
+            probe=online_probe(config, backbone, progress.say),
+        )
+    write_settings(run_dir, config)
+    try:
+        trainer.pretrain(checkpoint)
+    finally:
+        progress.close()
+    trainer.save_folders()
+    metrics = finish(run_dir, config, progress.say) if distributed.is_main() else {}
+    return Run(run_dir, distributed.broadcast_object(metrics), backbone.eval(), config)
+
+
+def read_run_config(run_dir: str | Path | None) -> RunConfig:
+    """RUN/config.yaml. Raises ConfigError if there is none."""
+    if run_dir is None:
+        raise ConfigError("fit needs a config, or a run folder to resume")
+    file = Path(run_dir) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"no run to resume in {run_dir}: it has no config.yaml")
+    return from_yaml(RunConfig, file.read_text(), str(file))
+
+
+def open_run(config: RunConfig, resume: str | Path | None) -> tuple[Path, Path | None]:
+    """The run folder, made if new, and the checkpoint to start from."""
+    if resume is not None and not (Path(resume) / "config.yaml").is_file():
+        raise ConfigError(f"no run to resume in {resume}: it has no config.yaml")
+    run_dir = distributed.broadcast_object(Path(resume) if resume else free_folder(config))
+    if distributed.is_main():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        clean(run_dir)
+    distributed.gather_objects(None)  # the others wait until the folder is there
+    return run_dir, last_checkpoint(run_dir)
+
+
+@contextlib.contextmanager
+def gone_after_config_error(run_dir: Path, new: bool) -> Iterator[None]:
+    """A new run whose settings turn out wrong leaves no folder, so that the next try gets its name."""
+    try:
+        yield
+    except ConfigError:
+        if new and distributed.is_main():
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+
+
+def write_settings(run_dir: Path, config: RunConfig) -> None:
+    """config.yaml, as it is now; environment.json, as it was at the start of the run."""
+    if distributed.is_main():
+        (run_dir / "config.yaml").write_text(to_yaml(config))
+        environment_file = run_dir / "environment.json"
+        if not environment_file.exists():
+            environment_file.write_text(json.dumps(environment(config.seed), indent=1))
+
+
+def free_folder(config: RunConfig) -> Path:
+    """output_dir/name, or name-2, name-3, ... if that is taken."""
+    base = Path(config.output_dir).expanduser()
+    number, run_dir = 1, base / config.name
+    while run_dir.exists() and any(run_dir.iterdir()):
+        number += 1
+        run_dir = base / f"{config.name}-{number}"
+    return run_dir
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """What this run ran on: versions, machine, git commit of the current folder."""
+    versions = {}
+    for name in ("nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "numpy", "safetensors"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository here
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
+    return {
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "torch_build": torch.__config__.show().splitlines(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "ranks": distributed.world_size(),
+        "git_commit": commit,
+        "seed": seed,
+        "command": sys.argv,
+    }
+
+
+def num_samples(loader: Any) -> int | None:
+    """Size of the data, None if it is streamed."""
+    rows: Any = getattr(getattr(loader, "dataset", None), "rows", None)
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+def run_warnings(lines: list[dict[str, Any]]) -> list[str]:
+    """What is wrong at the last logged line. An untrained network always copies (its output echoes its input), so that
+    is said only once the learning rate has stopped rising."""
+    found = warnings(lines[-1], peaks(lines))
+    rates = [line.get("learning_rate", 0.0) for line in lines[-2:]]
+    warming_up = len(rates) < 2 or rates[-1] > rates[-2]
+    return [text for text in found if not (warming_up and text.startswith("copying"))]
+
+
+def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
+    """The quick probe of `train.probe_steps`; None, said in one line, where the data has no labels to probe on."""
+    if config.train.probe_steps is None or not distributed.is_main():
+        return None
+    try:
+        data = load_data(config.data, config.probe, backbone.config)
+        validation: Any = data.validation
+        if all(validation[i]["label"] == IGNORE_LABEL for i in range(min(20, len(validation)))):
+            raise DataError("the data has no labels")
+    except (ConfigError, DataError) as err:
+        say(f"no probe during training: {err}")
+        return None
+    return QuickProbe(data, config.probe)
+
+
+def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
+    """Probes and the report, on the main rank. Gives `Run.metrics`: the last logged line, verdict, probe accuracies
+    ("probe/linear", and the same "_untrained" and "_pixels")."""
+    lines = read_lines(run_dir / "metrics.jsonl")
+    metrics: dict[str, Any] = dict(lines[-1]) if lines else {}
+    metrics["verdict"] = verdict(lines).word
+    if config.probe.enabled:
+        say("probing")
+        try:
+            table = probe_checkpoint(run_dir)
+        except (ConfigError, DataError) as err:
+            say(f"no probes: {err}")
+        else:
+            table.save(run_dir / "probe.json")
+            metrics |= accuracies(table)
+    write_report(run_dir)
+    return metrics
+
+
+def accuracies(table: ProbeTable) -> dict[str, float]:
+    """The best row of each probe, measured on test where there is a test split, beside its baselines."""
+    found = {}
+    for probe in ("linear", "knn"):
+        for name, row in (("", table.best(probe)), ("_untrained", table.best(probe, "untrained"))):
+            if row is not None:
+                value = row.accuracy if row.accuracy is not None else row.validation_accuracy
+                found[f"probe/{probe}{name}"] = value
+        pixels = table.pixels or table.pixels_validation
+        if probe in pixels:
+            found[f"probe/{probe}_pixels"] = pixels[probe]
+    return found

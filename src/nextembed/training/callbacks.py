@@ -1,0 +1,244 @@
+"""What happens beside the training step: averaged weights, records, progress, online probe, stop signals."""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from ..core import distributed
+from ..core.run_folder import read_lines
+from ..errors import NextEmbedError
+
+Probe = Callable[[Any], dict[str, float]]
+Say = Callable[[str], None]
+Warnings = Callable[[list[dict[str, Any]]], list[str]]
+
+
+class Interrupted(NextEmbedError):
+    """Training was stopped by a signal, and saved; the message holds the command that resumes it."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
+class EmaWeights(TrainerCallback):
+    """Exponential moving average of the backbone's parameters.
+
+    weights: by name in the backbone; sharded like the parameters under FSDP2.
+    After step t (from 1) the decay is min(decay, (1 + t) / (10 + t)), so that a short run does not average its
+    random start: it is 0.9 after 81 steps, 0.99 after 890 and 0.999 after 8,990.
+    """
+
+    def __init__(self, decay: float):
+        self.decay = decay
+        self.weights: dict[str, Tensor] = {}
+
+    def start(self, backbone: nn.Module, stored: dict[str, Tensor] | None = None) -> None:
+        """Begins at the backbone's weights, or goes on from stored ones (whole tensors by name)."""
+        self.weights = {n: p.detach().clone() for n, p in backbone.named_parameters()}
+        for name, value in (stored or {}).items():
+            if name in self.weights:
+                self.weights[name].copy_(_like(value, self.weights[name]))
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        step = state.global_step + 1
+        decay = min(self.decay, (1 + step) / (10 + step))
+        params = dict(model.backbone.named_parameters())
+        torch._foreach_lerp_(list(self.weights.values()), [params[n] for n in self.weights], 1 - decay)
+
+    def full(self) -> dict[str, Tensor]:
+        """Whole tensors on the CPU. Under FSDP2 every rank must call it."""
+        return {n: _whole(t).cpu() for n, t in self.weights.items()}
+
+    @contextmanager
+    def applied(self, backbone: nn.Module) -> Iterator[None]:
+        """The backbone holds the averaged weights inside the block, and its own again after it."""
+        params = [p.data for p in backbone.parameters()]
+        averaged = [self.weights[n] for n, _ in backbone.named_parameters()]
+        own = [p.clone() for p in params]
+        torch._foreach_copy_(params, averaged)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(params, own)
+
+
+def _whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def _like(value: Tensor, target: Any) -> Tensor:
+    if not hasattr(target, "device_mesh"):
+        return value.to(target.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+
+
+class Records(TrainerCallback):
+    """metrics.jsonl: one JSON object per logging step, written at once; and each lasting warning once on the terminal.
+
+    warnings: all lines so far -> sentences about what is wrong now; they are recorded with the line as "warnings".
+    say: prints. resume_step: lines after it are dropped first, also one that a kill cut short.
+    """
+
+    def __init__(self, path: Path, warnings: Warnings, say: Say, resume_step: int = 0):
+        self.path, self.warnings, self.say = path, warnings, say
+        self.lines = [line for line in read_lines(path) if line["step"] <= resume_step]
+        self.said: set[str] = set()
+        if distributed.is_main() and path.exists():
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+            os.replace(scratch, path)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        line = {"step": state.global_step, **logs}
+        self.lines.append(line)
+        if found := self.warnings(self.lines):
+            line["warnings"] = found
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        before = self.lines[-2].get("warnings", []) if len(self.lines) > 1 else []
+        for text in found:  # said at the second line in a row: the first steps of any run look like copying
+            if kind(text) not in self.said and kind(text) in map(kind, before):
+                self.say(f"[yellow]warning[/] step {state.global_step}: {text}")
+                self.said.add(kind(text))
+
+
+def kind(warning: str) -> str:
+    """The words before the colon, which stay the same while the figures change."""
+    return warning.partition(":")[0]
+
+
+class ProgressBar(TrainerCallback):
+    """A live bar with loss, gap, images/s and ETA on a terminal; elsewhere one line per logging step."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.start = (0.0, 0)
+
+    def say(self, text: str) -> None:
+        """Prints above the bar, on the main rank only."""
+        if distributed.is_main():
+            self.console.print(text, soft_wrap=True)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = (time.monotonic(), state.global_step)
+        if not (state.is_world_process_zero and self.console.is_terminal):
+            return
+        columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, text="")
+        self.bar.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        text = summary(logs)
+        if self.bar is not None:
+            self.bar.update(self.task, text=text)
+            return
+        began, first = self.start
+        left = (time.monotonic() - began) / max(1, state.global_step - first) * (state.max_steps - state.global_step)
+        self.say(f"step {state.global_step}/{state.max_steps}  {text}  ETA {duration(left)}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def summary(logs: dict[str, float]) -> str:
+    """One line of what matters in a logging step."""
+    names = {"loss": "loss {:.4f}", "cos_gap": "gap {:+.3f}", "images_per_second": "{:.0f} images/s"}
+    names |= {"probe/knn": "kNN {:.1%}", "probe/linear": "linear {:.1%}"}
+    return "  ".join(form.format(logs[n]) for n, form in names.items() if n in logs)
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss."""
+    minutes, secs = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{secs:02d}"
+
+
+class OnlineProbe(TrainerCallback):
+    """Runs an injected probe on the backbone every `steps` steps; its results join the next logged line.
+
+    The probe sees the model in eval mode. Its random draws cannot reach training, which seeds every forward pass.
+    probe: None on the other ranks, and where there is nothing to probe on. results: what the trainer takes and logs.
+    """
+
+    def __init__(self, probe: Probe | None, steps: int, ema: EmaWeights | None):
+        self.probe, self.steps, self.ema = probe, steps, ema
+        self.results: dict[str, float] = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.steps:
+            return
+        control.should_log = True
+        if self.probe is not None and state.is_world_process_zero:
+            self.results = self.measure(self.probe, model.backbone)
+
+    def measure(self, probe: Probe, backbone: nn.Module) -> dict[str, float]:
+        training = backbone.training
+        backbone.eval()
+        try:
+            results = probe(backbone)
+            if self.ema is not None:
+                with self.ema.applied(backbone):
+                    averaged = probe(backbone)
+                results = results | {n.replace("probe/", "probe/ema_"): v for n, v in averaged.items()}
+        finally:
+            backbone.train(training)
+        return results
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once.
+
+    Use as a context around training. Data workers forked inside it ignore the first signal too, so that a Ctrl-C,
+    which a terminal sends to all processes, does not take the batches of the running step away.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[signum] = signal.signal(signum, self._handle)
+            except ValueError:  # not the main thread: the program that called us handles its signals itself
+                break
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _handle(self, signum: int, frame: Any) -> None:
+        if self.received:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        self.received = signum

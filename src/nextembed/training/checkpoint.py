@@ -1,0 +1,199 @@
+"""Checkpoints: Hugging Face folders that appear whole or not at all, with all that an exact resume needs.
+
+RUN/checkpoints/step-000100/
+  config.json, model.safetensors, preprocessor_config.json   the backbone, for `from_pretrained`
+  ema/                                                        the same for its averaged weights
+  objective.safetensors                                       what only the objective owns, if anything
+  optimizer.pt, scheduler.pt, trainer_state.json              plain tensors and numbers, no pickled code
+  ranks.json                                                  by rank: state of the data, means since the last log
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..core import distributed
+from ..errors import ConfigError, TrainingError
+
+FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+UNIMPORTANT = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # may differ in a resumed run
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save reports a full disk as RuntimeError
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder beside `target` that becomes it, synced to disk, when the block ends well; else it is removed.
+
+    What a process killed in the middle leaves (`.tmp-NAME`) is removed by `clean` or by the next attempt.
+    """
+    scratch = target.parent / f".tmp-{target.name}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        for path in (*scratch.rglob("*"), scratch):
+            _sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def clean(run_dir: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for folder in (*run_dir.glob(".tmp-*"), *run_dir.glob("checkpoints/.tmp-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def step_dir(run_dir: Path, step: int) -> Path:
+    return run_dir / "checkpoints" / f"step-{step:06d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    found = [p for p in (run_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest checkpoint; every folder of that name is complete."""
+    return next(reversed(checkpoints(run_dir)), None)
+
+
+def checkpoint_step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` checkpoints."""
+    for folder in checkpoints(run_dir)[:-keep]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def full_state(model: nn.Module) -> dict[str, Tensor]:
+    """All weights and buffers on the CPU of rank 0, whole even if sharded. Every rank must call it."""
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=FULL))
+
+
+def save_backbone(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path, image_processor: Any) -> None:
+    """A folder for `from_pretrained`: weights `state` [names of `backbone`], config and image processor."""
+    with _no_progress_bar():
+        backbone.save_pretrained(folder, state_dict=state)
+    if image_processor is not None:
+        image_processor.save_pretrained(folder)
+
+
+def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries under `prefix`, without it."""
+    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+
+
+def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Tensor] | None, image_processor: Any,
+          optimizer: dict, scheduler: dict, ranks: list[dict], trainer_state: Any) -> None:  # fmt: skip
+    """Writes one checkpoint as the module's docstring shows it; called on rank 0 with everything gathered."""
+    weights = part(state, "backbone.")
+    save_backbone(model.backbone, weights, folder, image_processor)
+    if ema is not None:
+        save_backbone(model.backbone, weights | ema, folder / "ema", image_processor)
+    own = {n: t.contiguous().clone() for n, t in part(state, "objective.").items()}
+    if own:
+        save_file(own, folder / "objective.safetensors")
+    torch.save(optimizer, folder / "optimizer.pt")
+    torch.save(scheduler, folder / "scheduler.pt")
+    (folder / "ranks.json").write_text(json.dumps(ranks))
+    trainer_state.save_to_json(str(folder / "trainer_state.json"))
+
+
+@contextmanager
+def failure_on_every_rank(what: str) -> Iterator[None]:
+    """Turns a write that fails on rank 0 into one TrainingError on every rank, so that none waits for ever."""
+    error = ""
+    try:
+        yield
+    except WRITE_ERRORS as err:
+        error = f"{what} failed: {str(err).splitlines()[0]}"
+    error = distributed.broadcast_object(error)
+    if error:
+        raise TrainingError(error)
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Puts a checkpoint's weights into a PretrainingModel (sharded or not).
+
+    Raises ConfigError if the checkpoint is of another model or objective.
+    """
+    backbone: Any = model.backbone
+    check_model(folder, backbone)
+    stored = read_backbone(folder, backbone)
+    state: dict[str, Any] = {f"backbone.{n}": t for n, t in stored.items()}
+    own = folder / "objective.safetensors"
+    if own.is_file():
+        state |= {f"objective.{n}": t for n, t in load_file(own).items()}
+    expected = {n: t.shape for n, t in model.state_dict().items()}
+    wrong = sorted(expected.keys() ^ state.keys()) or [n for n, t in state.items() if t.shape != expected[n]]
+    if wrong:
+        raise ConfigError(f"{folder} does not fit this config: {wrong[0]} ({len(wrong)} in all); see its config.json")
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
+
+
+def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
+    """Weights of a checkpoint (or of its `ema` folder) by the backbone's own names."""
+    with _no_progress_bar():
+        stored = type(backbone).from_pretrained(folder, config=backbone.config, dtype=torch.float32)
+    return stored.state_dict()
+
+
+def check_model(folder: Path, backbone: PreTrainedModel) -> None:
+    """Raises ConfigError naming the first setting in which a checkpoint's model differs from the backbone."""
+    ours, theirs = backbone.config.to_dict(), type(backbone.config).from_pretrained(folder).to_dict()
+    for name in (n for n in ours if n not in UNIMPORTANT):
+        if ours[name] != theirs.get(name):
+            raise ConfigError(f"{folder} was trained with {name} {theirs.get(name)}; the config says {ours[name]}")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def read_ranks(folder: Path) -> list[dict[str, Any]]:
+    """What each rank had: {"data": state of its data, "averages": {name: [sum, count]}}."""
+    return json.loads((folder / "ranks.json").read_text())
+
+
+def start_state(folder: Path | None) -> dict[str, Any] | None:
+    """Where this rank's data goes on; None without a checkpoint. Of rank 0 if there are more ranks now than then."""
+    if folder is None:
+        return None
+    ranks = read_ranks(folder)
+    return ranks[distributed.rank() if distributed.rank() < len(ranks) else 0]["data"]

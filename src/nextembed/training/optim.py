@@ -1,0 +1,120 @@
+"""AdamW with parameter groups, and the learning-rate schedule."""
+
+import math
+import re
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..core.config import Config
+from ..errors import ConfigError
+
+
+class OptimConfig(Config):
+    """AdamW and its schedule.
+
+    base_learning_rate: for a batch of 256; the peak learning rate is base_learning_rate x batch_size / 256.
+    warmup_steps | warmup_epochs | warmup_rate: linear warm-up, at most one of them (warmup_rate: share of the run).
+    schedule: "cosine" falls to min_lr_rate x peak at the last step, "constant" stays at the peak.
+    weight_decay: not on norms, biases and LayerScale (parameters with one axis); the first token decays.
+    max_grad_norm: gradients are scaled down to this norm; null clips nothing.
+    layer_decay: each layer's learning rate is this times that of the layer above it.
+    embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
+    """
+
+    base_learning_rate: float = Field(3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int | None = Field(None, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0)
+    warmup_rate: float | None = Field(None, ge=0, le=1)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr_rate: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    embed_lr_rate: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "OptimConfig":
+        given = [n for n in ("warmup_steps", "warmup_epochs", "warmup_rate") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(given)}, not {len(given)}")
+        return self
+
+    def learning_rate(self, batch_size: int) -> float:
+        """Peak learning rate for a global batch size."""
+        return self.base_learning_rate * batch_size / 256
+
+    def num_warmup_steps(self, max_steps: int, steps_per_epoch: float | None) -> int:
+        """Warm-up in optimizer steps. steps_per_epoch may be None unless warmup_epochs is set."""
+        if self.warmup_epochs is not None:
+            if steps_per_epoch is None:
+                raise ConfigError("optim.warmup_epochs needs data of known size; set optim.warmup_steps instead")
+            return round(self.warmup_epochs * steps_per_epoch)
+        if self.warmup_rate is not None:
+            return round(self.warmup_rate * max_steps)
+        return self.warmup_steps or 0
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float) -> list[dict]:
+    """Groups for AdamW by weight decay and learning rate, the largest learning rate first.
+
+    model: a PretrainingModel; parameters outside `backbone.` (heads, projectors) are on top of its last layer.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    num_layers = 1 + max((i for n, _ in named if (i := _layer(n)) is not None), default=-1)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, param in named:
+        rate = learning_rate * config.layer_decay ** (num_layers - _depth(name, num_layers))
+        if _is_embedding(name):
+            rate *= config.embed_lr_rate
+        decay = config.weight_decay if param.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(param)
+    return [
+        {"params": params, "lr": rate, "weight_decay": decay}
+        for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def _layer(name: str) -> int | None:
+    found = re.match(r"backbone\.(?:.*\.)?(?:layers?|blocks?)\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _is_embedding(name: str) -> bool:
+    return name.startswith("backbone.") and _layer(name) is None and "embed" in name
+
+
+def _depth(name: str, num_layers: int) -> int:
+    """0 for the input embedding, i + 1 for layer i (but at most num_layers), num_layers above."""
+    layer = _layer(name)
+    if layer is not None:
+        return min(layer + 1, num_layers)
+    return 0 if _is_embedding(name) else num_layers
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`, with the fused kernel (CPU, CUDA and MPS have one)."""
+    groups = parameter_groups(model, config, learning_rate)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: int) -> float:
+    """Learning rate of optimizer step `step` (counted from 0), as a share of the peak, in (0, 1]."""
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = min(1.0, (step - num_warmup_steps) / max(1, max_steps - num_warmup_steps))
+    return config.min_lr_rate + (1 - config.min_lr_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, num_warmup_steps: int, max_steps: int
+) -> LambdaLR:
+    """`lr_rate` as a scheduler that steps once per optimizer step."""
+    return LambdaLR(optimizer, lambda step: lr_rate(step, config, num_warmup_steps, max_steps))

@@ -1,0 +1,61 @@
+"""Runs `fit` in forked children, killed with SIGKILL at given steps and resumed, until the run is through.
+
+python kill_runner.py OUTPUT_DIR CONFIG.yaml step:event step:event ...
+Forks, because importing everything for each child would take most of the test's time.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from nextembed import run
+from nextembed.training import checkpoint
+from nextembed.training.trainer import StepEnd
+
+
+def kill_at(step: int, event: str) -> None:
+    """This process dies in the callback `event` of that step; "write": with its checkpoint half written."""
+    if event == "write":
+        write = checkpoint.save_backbone
+
+        def half(backbone, state, folder, image_processor):
+            write(backbone, state, folder, image_processor)
+            if f"step-{step:06d}" in str(folder):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoint.save_backbone = half
+        return
+    before = getattr(StepEnd, event, None)
+
+    def callback(self, args, state, control, **kwargs):
+        if state.global_step == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return before(self, args, state, control, **kwargs) if before else None
+
+    setattr(StepEnd, event, callback)
+
+
+def child(config: run.RunConfig, resume: Path | None, kill: str | None) -> int:
+    pid = os.fork()
+    if pid == 0:
+        if kill:
+            step, event = kill.split(":")
+            kill_at(int(step), event)
+        run.fit(config, resume)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(output_dir: str, config_file: str, *kills: str) -> None:
+    config = run.from_yaml(run.RunConfig, Path(config_file).read_text())
+    config = config.model_copy(update={"output_dir": output_dir})
+    resume = None
+    for kill in (*kills, None):
+        code = child(config, resume, kill)
+        assert code == (-signal.SIGKILL if kill else 0), f"{kill}: exit code {code}"
+        resume = Path(output_dir) / config.name
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,81 @@
+"""However a batch is divided, the weights come out the same."""
+
+import pytest
+import torch
+from tiny import model, trainer
+from transformers import TrainerCallback
+
+from nextembed.objectives.next_embedding import NextEmbeddingSettings
+from nextembed.training.optim import OptimConfig
+
+# With Adam's usual eps, a gradient that is only rounding noise (a key's bias has none) moves its weight by a whole
+# step; this one leaves noise as small as it is.
+OPTIM = OptimConfig(base_learning_rate=1e-1, warmup_steps=2, eps=1e-3)
+
+
+def train(run_dir, micro_batch_size, objective=None, masked=False):
+    net = model(pos_embed_rescale=None, objective=objective)
+    run = trainer(run_dir, net, OPTIM, micro_batch_size=micro_batch_size, max_steps=4)
+    if masked:
+        run.loader = (drop_latents(batch) for batch in run.loader)
+    run.pretrain()
+    return dict(net.named_parameters()), run
+
+
+def drop_latents(batch):
+    """The number of targets differs from image to image, so a mean of means would be wrong."""
+    batch["latent_mask"][:, 3:] = batch["pixel_values"][:, 0, 0, 0, None] > 0
+    return batch
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("micro", [4, 1])
+def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path, micro, masked):
+    start = dict(model(pos_embed_rescale=None).named_parameters())
+    whole, _ = train(tmp_path / "whole", None, masked=masked)
+    parts, run = train(tmp_path / "parts", micro, masked=masked)
+    assert run.args.gradient_accumulation_steps == 16 // micro
+    for name, weight in whole.items():
+        scale = weight.abs().max()
+        assert (parts[name] - weight).abs().max() <= 5e-6 * scale, name
+    moved = max((whole[n] - start[n]).abs().max() for n in whole)
+    assert moved > 1e-3
+
+
+def test_gradient_of_accumulation_equals_that_of_the_whole_batch(tmp_path):
+    """To float precision, before Adam makes small differences larger."""
+    gradients = []
+    for micro in (16, 4):
+        run = trainer(tmp_path / str(micro), model(pos_embed_rescale=None), micro_batch_size=micro, max_steps=1)
+        seen = {}
+        run.optimizer = run.create_optimizer()
+        run.optimizer.register_step_pre_hook(
+            lambda *_, run=run, seen=seen: seen.update({n: p.grad.clone() for n, p in run.model.named_parameters()})
+        )
+        run.pretrain()
+        gradients.append(seen)
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-5, atol=1e-6 * float(whole.abs().max()))
+
+
+def test_logged_loss_is_the_mean_over_all_targets(tmp_path):
+    lines = []
+
+    class Keep(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            lines.append(logs)
+
+    for micro in (16, 2):
+        net = model(pos_embed_rescale=None)
+        run = trainer(tmp_path / str(micro), net, micro_batch_size=micro, max_steps=2, callbacks=[Keep()])
+        run.loader = (drop_latents(batch) for batch in run.loader)
+        run.pretrain()
+    assert lines[0]["loss"] == pytest.approx(lines[2]["loss"], rel=1e-5)
+    assert lines[1]["loss"] == pytest.approx(lines[3]["loss"], rel=1e-5)
+
+
+def test_info_nce_too(tmp_path):
+    whole, _ = train(tmp_path / "whole", None, NextEmbeddingSettings(distance="info_nce"))
+    parts, _ = train(tmp_path / "parts", 4, NextEmbeddingSettings(distance="info_nce"))
+    for name, weight in whole.items():
+        assert (parts[name] - weight).abs().max() <= 5e-6 * weight.abs().max(), name

@@ -1,0 +1,87 @@
+"""Two ranks on the CPU (gloo) train the weights that one rank trains."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import weights
+
+from nextembed.core.config import to_yaml
+from nextembed.run import RunConfig, fit
+
+RUNNER = Path(__file__).parent / "rank_runner.py"
+
+
+def config(output_dir: Path, **train) -> RunConfig:
+    values = {"batch_size": 16, "max_steps": 6, "log_steps": 3, "save_steps": 3, "ema_decay": 0.9, "device": "cpu",
+              "trackers": []}  # fmt: skip
+    return RunConfig(
+        name="run",
+        output_dir=str(output_dir),
+        data={"kind": "images", "source": "emoji", "num_workers": 1},
+        model={"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "image_size": 16, "patch_size": 4, "layerscale_value": 1.0, "pos_embed_rescale": None},
+        objective={"kind": "next_embedding", "target": "teacher", "input_mask_rate": 0.3},
+        optim={"base_learning_rate": 1e-1, "warmup_steps": 2, "eps": 1e-3},
+        train=values | train,
+        probe={"enabled": False},
+    )  # fmt: skip
+
+
+def launch(settings: RunConfig, folder: Path, *args: str) -> subprocess.CompletedProcess:
+    file = folder / "given.yaml"
+    file.write_text(to_yaml(settings))
+    return torchrun(RUNNER, file, *args)
+
+
+def torchrun(script: Path, *args: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", script, *args]
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    return fit(config(tmp_path_factory.mktemp("one")))
+
+
+def close(run_dir: Path, expected: Path, name: str) -> None:
+    found, wanted = weights(run_dir, name), weights(expected, name)
+    assert found.keys() == wanted.keys()
+    for key, weight in wanted.items():
+        assert (found[key] - weight).abs().max() <= 5e-6 * weight.abs().max(), f"{name} {key}"
+
+
+def test_two_ranks_train_the_weights_of_one(tmp_path, one_rank):
+    done = launch(config(tmp_path, micro_batch_size=4), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run_dir = tmp_path / "run"
+    for name in ("model", "ema"):
+        close(run_dir, one_rank.dir, name)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 3, 6]  # one writer
+    assert lines[-1]["loss"] == pytest.approx(one_rank.metrics["loss"], rel=1e-5)
+    assert json.loads((run_dir / "environment.json").read_text())["ranks"] == 2
+    assert done.stderr.count("step 6/6") == 1  # one rank speaks
+
+
+def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
+    """Weights, optimizer and data position of a checkpoint do not depend on the number of ranks."""
+    half = config(tmp_path, max_steps=3)
+    half.optim.schedule = "constant"
+    first = fit(half)
+    whole = config(tmp_path / "whole", max_steps=6)
+    whole.optim.schedule = "constant"
+    expected = fit(whole)
+    whole.train.micro_batch_size = 4
+    done = launch(whole, tmp_path, str(first.dir))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("model", "ema"):
+        close(first.dir, expected.dir, name)
+
+
+def test_sharded_weights_optimizer_and_average_come_back_whole(tmp_path):
+    """What a checkpoint holds under FSDP2; the assertions are in the runner."""
+    done = torchrun(RUNNER.with_name("shard_runner.py"), tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,63 @@
+"""A run that is killed at any moment and resumed ends as if it had never stopped, bit for bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nextembed.core.config import to_yaml
+from nextembed.run import RunConfig
+
+RUNNER = Path(__file__).parent / "kill_runner.py"
+EVENTS = ["on_step_begin", "on_substep_end", "on_optimizer_step", "on_step_end", "on_log"]
+# step 7 is in the middle of a logging window, 12 has just been saved, 18 dies while it saves
+KILLS = ["3:on_step_begin", "7:on_substep_end", "12:on_step_end", "18:write", "20:on_log"]
+
+
+def config(streaming: bool) -> RunConfig:
+    """Everything random is on: crops, rotary rescaling, drop path, input masks; and all state there is to keep."""
+    return RunConfig(
+        name="run",
+        data={"kind": "images", "source": "emoji", "num_workers": 2, "streaming": streaming, "shuffle_buffer": 50},
+        model={"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "image_size": 16, "patch_size": 4, "layerscale_value": 1.0, "drop_path_prob": 0.2},
+        objective={"kind": "next_embedding", "target": "teacher", "input_mask_rate": 0.3, "steps_ahead": [1, 2]},
+        optim={"base_learning_rate": 1e-2, "warmup_steps": 3},
+        train={"batch_size": 8, "micro_batch_size": 4, "max_steps": 24, "log_steps": 5, "save_steps": 6,
+               "ema_decay": 0.99, "device": "cpu", "trackers": []},
+        probe={"enabled": False},
+    )  # fmt: skip
+
+
+def run(output_dir: Path, settings: RunConfig, kills: list[str]) -> Path:
+    output_dir.mkdir()
+    file = output_dir / "config.yaml"
+    file.write_text(to_yaml(settings))
+    command = [sys.executable, str(RUNNER), str(output_dir), str(file), *kills]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output_dir / "run"
+
+
+def metrics(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{n: v for n, v in line.items() if n != "images_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
+def test_killed_five_times_and_resumed_is_bit_identical(tmp_path, streaming):
+    whole = run(tmp_path / "whole", config(streaming), [])
+    parts = run(tmp_path / "parts", config(streaming), KILLS)
+    last = "checkpoints/step-000024"
+    for file in ("model/model.safetensors", "ema/model.safetensors", f"{last}/objective.safetensors"):
+        expected, found = load_file(whole / file), load_file(parts / file)
+        assert expected.keys() == found.keys()
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), f"{file} {name}"
+    assert metrics(parts) == metrics(whole)
+    assert [line["step"] for line in metrics(whole)] == [1, 5, 10, 15, 20, 24]
+    assert not list(parts.glob("**/.tmp-*"))

@@ -1,0 +1,123 @@
+"""The house rules that keep the code readable: who imports whom, one door for each library, small files."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "nextembed"
+FILES = sorted(SRC.rglob("*.py"))
+
+# From the ground up; modules may import from earlier rows only, and those in one row not each other.
+ROWS = [
+    ["core", "errors"],
+    ["nn"],
+    ["modalities"],
+    ["models"],
+    ["objectives", "data"],
+    ["training", "evaluation", "report"],
+    ["run"],
+    ["recipes"],
+    ["cli", "studio"],
+]
+ROW = {name: number for number, row in enumerate(ROWS) for name in row}
+ONLY = {"data": {"core", "errors"}, "objectives": {"core", "errors", "nn", "modalities"}}
+DOORS = {
+    "datasets": "data/sources.py",
+    "diffusers": "models/emu/visual_decoder.py",
+    "peft": "training/adapt.py",
+    "timm": "models/emu/",
+    "gradio": "studio/",
+}
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 80
+HEAVY = {"torch", "torchvision", "transformers", "datasets", "accelerate", "sklearn", "matplotlib", "numpy"}
+
+
+def layer(file: Path) -> str:
+    return file.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+def imports(tree: ast.Module, file: Path, top_level: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of every import; relative ones made absolute."""
+    package = ["nextembed", *file.relative_to(SRC).parts[:-1]]
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *([node.module] if node.module else [])]
+            for alias in node.names:
+                yield node.lineno, ".".join([*module, alias.name])
+
+
+def breaches(file: Path, text: str) -> list[str]:
+    """What breaks the rules in a file of this text, one line each."""
+    tree, name, own = ast.parse(text), file.relative_to(SRC).as_posix(), layer(file)
+    if own != "__init__" and own not in ROW:
+        return [f"{name}: '{own}' has no place in the import rule"]
+    found = []
+    for line, target in imports(tree, file):
+        first, *rest = target.split(".")
+        if first == "nextembed" and own != "__init__" and rest and rest[0] in ROW and rest[0] != own:
+            if ROW[rest[0]] > ROW[own] or (ROW[rest[0]] == ROW[own] > 0):
+                found.append(f"{name}:{line}: {own} may not import {rest[0]}")
+            elif rest[0] not in ONLY.get(own, {rest[0]}):
+                found.append(f"{name}:{line}: {own} imports only {', '.join(sorted(ONLY[own]))}")
+        if first in DOORS and not name.startswith(DOORS[first]):
+            found.append(f"{name}:{line}: {first} comes in only through {DOORS[first]}")
+    if len(text.splitlines()) > MAX_FILE_LINES:
+        found.append(f"{name}: longer than {MAX_FILE_LINES} lines")
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES:
+                found.append(f"{name}:{node.lineno}: {node.name} is longer than {MAX_FUNCTION_LINES} lines")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(SRC).as_posix())
+def test_rules_hold(file: Path) -> None:
+    assert breaches(file, file.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("nn/x.py", "from ..training.trainer import Trainer", "nn may not import training"),
+        ("nn/x.py", "import nextembed.models.nepa", "nn may not import models"),
+        ("nn/x.py", "def f():\n    from nextembed import data", "nn may not import data"),
+        ("training/x.py", "from .. import evaluation", "training may not import evaluation"),
+        ("objectives/x.py", "from ..models.nepa import ViTNepaModel", "objectives imports only core"),
+        ("data/x.py", "from ..nn.losses import mse", "data imports only core, errors"),
+        ("data/collate.py", "import datasets", "datasets comes in only through data/sources.py"),
+        ("report.py", "from .run import fit", "report may not import run"),
+        ("helpers.py", "", "'helpers' has no place"),
+        ("nn/x.py", "x = 1\n" * 501, "longer than 500 lines"),
+        ("nn/x.py", "def f():\n" + "    x = 1\n" * 80, "f is longer than 80 lines"),
+    ],
+)
+def test_each_breach_is_seen(name: str, text: str, words: str) -> None:
+    found = breaches(SRC / name, text)
+    assert len(found) == 1 and words in found[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("core/x.py", "from ..errors import ConfigError"),
+        ("models/nepa/x.py", "from ...nn.attention import Attention\nfrom .settings import NepaModel"),
+        ("run.py", "from .training.trainer import Trainer\nimport torch"),
+        ("data/sources.py", "import datasets"),
+        ("__init__.py", "from .run import fit"),
+    ],
+)
+def test_what_is_allowed_passes(name: str, text: str) -> None:
+    assert breaches(SRC / name, text) == []
+
+
+def test_command_line_imports_nothing_heavy_at_the_top() -> None:
+    file = SRC / "cli.py"
+    names = {name.split(".")[0] for _, name in imports(ast.parse(file.read_text()), file, top_level=True)}
+    assert not names & HEAVY

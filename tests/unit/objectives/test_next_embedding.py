@@ -1,0 +1,222 @@
+"""The objective's switches: what each changes, and what it must not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nextembed.core.config import OBJECTIVES, validated
+from nextembed.core.types import PretrainingModel
+from nextembed.errors import ConfigError
+from nextembed.models.nepa import NepaModel
+from nextembed.nn import losses
+from nextembed.objectives import NextEmbeddingSettings
+
+SWITCHES = [
+    {},
+    {"shift": False},
+    {"stop_gradient": False},
+    {"causal": False},
+    {"input_mask_rate": 0.4},
+    {"target": "teacher"},
+    {"target": "teacher", "target_layer": -1},
+    {"target": "hidden", "target_layer": 1},
+    {"distance": "mse"},
+    {"distance": "smooth_l1"},
+    {"distance": "info_nce"},
+    {"distance": "sigreg"},
+    {"steps_ahead": 2},
+    {"steps_ahead": [1, 3]},
+    {"every_layer": True},
+]
+
+
+def build(layers=2, **switches):
+    torch.manual_seed(0)
+    backbone = NepaModel(
+        hidden_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        layerscale_value=0.5,
+    ).build()
+    objective = validated(NextEmbeddingSettings, switches).build(backbone)
+    return PretrainingModel(backbone, objective)
+
+
+def batch(objective=None, size=3):
+    generator = torch.Generator().manual_seed(1)
+    made = {
+        "pixel_values": torch.randn(size, 3, 16, 16, generator=generator),
+        "latent_mask": torch.ones(size, 17, dtype=torch.bool),
+    }
+    return objective.draw(made, generator) if objective else made
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_every_switch_trains_what_it_should(switches):
+    model = build(**switches).train()
+    made = batch(model.objective)
+    out = model(made)
+    assert out.loss_sum.isfinite() and out.loss_sum.dtype == torch.float32
+    assert out.num_targets == model.objective.count_targets(made)  # known before the forward
+    assert out.features.shape == (3, 32) and not out.features.requires_grad
+    assert all(value.isfinite() for value in out.metrics.values())
+    (out.loss_sum / out.num_targets).backward()
+    for name, p in model.named_parameters():
+        if "teacher" in name:
+            assert p.grad is None and not p.requires_grad
+        else:
+            assert p.grad is not None and p.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("switches", [s for s in SWITCHES if s.get("distance") != "sigreg"], ids=str)
+def test_a_batch_is_the_sum_of_its_parts(switches):
+    model = build(**switches).eval()
+    made = batch(model.objective, size=4)
+    whole = model(made)
+    halves = [model({k: v[i : i + 2] for k, v in made.items()}) for i in (0, 2)]
+    assert sum(h.num_targets for h in halves) == whole.num_targets
+    assert sum(h.loss_sum for h in halves).item() == pytest.approx(whole.loss_sum.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_loss_equals_the_hugging_face_models(every):
+    model = build(layers=3, every_layer=every).eval()
+    model.backbone.config.use_intermediate_loss = every
+    model.backbone.vit_nepa.config.use_intermediate_loss = every
+    made = batch()
+    out = model(made)
+    assert (out.loss_sum / out.num_targets).item() == pytest.approx(
+        model.backbone(made["pixel_values"]).loss.item(), abs=1e-6
+    )
+
+
+def test_stop_gradient_switch():
+    def gradient_from_targets(stop_gradient):
+        model = build(stop_gradient=stop_gradient).eval()
+        seen = []
+        real = model.objective.loss
+
+        def spy(hidden, target, mask):
+            seen.append(target.requires_grad)
+            return real(hidden, target, mask)
+
+        model.objective.loss = spy
+        model(batch())
+        return seen
+
+    assert gradient_from_targets(True) == [False]
+    assert gradient_from_targets(False) == [True]
+
+
+def test_causal_switch_changes_what_a_position_sees():
+    for causal in (True, False):
+        model = build(causal=causal).eval()
+        made = batch()
+        changed = {**made, "pixel_values": made["pixel_values"].clone()}
+        changed["pixel_values"][:, :, -4:, -4:] += 1.0  # the last patch
+        seen = []
+        real = model.objective.loss
+        model.objective.loss = lambda h, t, m, real=real, seen=seen: seen.append(h[:, :16]) or real(h, t, m)
+        model(made), model(changed)
+        assert torch.allclose(*seen, atol=1e-6) is causal
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_leaving_the_last_latent_out_changes_nothing(switches):
+    results = []
+    for skip_last in (True, False):
+        model = build(**switches)
+        skips = model.objective.skip_last
+        assert skips is (switches.get("shift", True) and switches.get("causal", True) and "hidden" not in str(switches))
+        model.objective.skip_last = skip_last and skips
+        torch.manual_seed(1)
+        out = model(batch(model.objective))
+        out.loss_sum.backward()
+        names = ("cos_next", "cos_current", "copy_win", "latent_rank")
+        results.append([out.loss_sum, out.num_targets, *(out.metrics[name] for name in names)])
+        results[-1] += [p.grad for p in model.parameters() if p.grad is not None]
+    for one, two in zip(*results, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_one_patch_has_features():
+    model = build()
+    made = {"pixel_values": torch.randn(2, 3, 4, 4), "latent_mask": torch.ones(2, 2, dtype=torch.bool)}
+    assert model(made).features.isfinite().all()
+
+
+def test_input_mask_hides_patches_but_keeps_them_as_targets():
+    model = build(input_mask_rate=0.5).eval()
+    made = batch(model.objective)
+    mask = made["input_mask"]
+    assert mask.shape == (3, 17) and mask.any() and not mask[:, 0].any()
+    latents = model.backbone.embed(made)
+    seen = model.objective.seen(latents, made).z
+    shown = mask[:, : seen.shape[1]]
+    assert seen[shown].abs().max() == 0
+    assert torch.equal(seen[~shown], latents.z[:, : seen.shape[1]][~shown])
+    assert model(made).num_targets == 48
+
+
+def test_masks_depend_on_the_generator_alone():
+    objective = build(input_mask_rate=0.5).objective
+    one, two = batch(objective), batch(objective)
+    assert torch.equal(one["input_mask"], two["input_mask"])
+
+
+def test_several_steps_ahead_have_heads_of_their_own():
+    model = build(steps_ahead=[1, 2]).eval()
+    made = batch()
+    hidden, z = model.backbone(made["pixel_values"]).last_hidden_state, model.backbone.embed(made).z
+    head = model.objective.heads["2"]
+    expected = losses.negative_cosine(hidden[:, :-1], z[:, 1:]).sum()
+    expected += losses.negative_cosine(head(hidden[:, :-2]), z[:, 2:]).sum()
+    out = model(made)
+    assert out.loss_sum.item() == pytest.approx(expected.item(), abs=1e-3)
+    assert out.num_targets == 3 * (16 + 15)
+
+
+def test_teacher_moves_towards_the_backbone():
+    model = build(target="teacher", teacher_decay=0.75)
+    teacher, mine = model.objective.teacher, model.backbone
+    before = [p.clone() for p in teacher.parameters()]
+    with torch.no_grad():
+        for p in mine.parameters():
+            p.add_(1.0)
+    model.objective.after_step(mine, 1, 10)
+    for old, new in zip(before, teacher.parameters(), strict=True):
+        assert torch.allclose(new, old + 0.25, atol=1e-6)
+
+
+def test_sigreg_has_no_stop_gradient_and_a_projector_of_its_own():
+    model = build(distance="sigreg", sigreg_weight=0.0).train()
+    out = model(batch())
+    out.loss_sum.backward()
+    hidden, z = model.backbone.eval()(batch()["pixel_values"]).last_hidden_state, model.backbone.embed(batch()).z
+    projector = model.objective.projector
+    expected = F.mse_loss(projector(hidden[:, :-1]), projector(z[:, 1:])) * 48
+    assert model.eval()(batch()).loss_sum.item() == pytest.approx(expected.item(), rel=1e-4)
+    assert model.backbone.vit_nepa.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"distance": "cosin"}, "distance"),
+        ({"steps_ahead": 0}, "steps_ahead"),
+        ({"steps_ahead": [1, 1]}, "steps_ahead"),
+        ({"shift": False, "steps_ahead": 2}, "shift=false"),
+        ({"target": "hidden"}, "target_layer"),
+        ({"input_mask_rate": 1.0}, "input_mask_rate"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        validated(NextEmbeddingSettings, values)
+
+
+def test_registered_under_its_kind():
+    settings = OBJECTIVES.parse({"kind": "next_embedding", "distance": "mse"})
+    assert isinstance(settings, NextEmbeddingSettings) and settings.distance == "mse"

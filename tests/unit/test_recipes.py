@@ -1,0 +1,157 @@
+"""Recipes say what they claim: the paper's numbers, twins, and loading by name, file and function."""
+
+from pathlib import Path
+
+import pytest
+
+import nextembed
+from nextembed import recipes
+from nextembed.core.config import from_yaml, to_yaml
+from nextembed.errors import ConfigError
+from nextembed.run import RunConfig
+
+NAMES = [name for name in recipes.recipes() if not name.endswith("_tiny")]
+
+
+def test_the_recipes_there_are() -> None:
+    assert set(NAMES) == {
+        "nepa_demo",
+        "fashion_mnist",
+        "nepa_base_imagenet",
+        "nepa_large_imagenet",
+        "nepa_base_imagenet_released",
+        "nepa_large_imagenet_released",
+    }
+    assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
+
+
+@pytest.mark.parametrize("name", recipes.recipes())
+def test_each_is_named_described_and_survives_yaml(name: str) -> None:
+    config = recipes.load(name)
+    assert config.name == name
+    assert (recipes.recipes()[name].__doc__ or "").splitlines()[0].endswith(".")
+    assert from_yaml(RunConfig, to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "layers", "heads", "epochs"),
+    [("nepa_base_imagenet", 768, 12, 12, 1600), ("nepa_large_imagenet", 1024, 24, 16, 800)],
+)
+def test_imagenet_recipes_hold_the_papers_numbers(name: str, width: int, layers: int, heads: int, epochs: int) -> None:
+    """NEPA (arXiv 2512.16922), its table of pretraining settings."""
+    config = recipes.load(name)
+    model = config.model.hf_config()
+    assert (model.hidden_size, model.num_hidden_layers, model.num_attention_heads) == (width, layers, heads)
+    assert (model.intermediate_size, model.image_size, model.patch_size) == (4 * width, 224, 14)
+    assert (model.use_gated_mlp, model.hidden_act, model.qk_norm, model.is_causal) == (True, "silu", True, True)
+    assert (model.layerscale_value, model.rope_theta, model.pos_embed_rescale) == (1e-5, 100.0, 2.0)
+    optim, train = config.optim, config.train
+    assert (optim.betas, optim.weight_decay, optim.warmup_epochs, optim.schedule) == ((0.9, 0.95), 0.05, 40, "cosine")
+    assert (train.batch_size, train.epochs, train.ema_decay) == (4096, epochs, 0.9999)
+    assert optim.learning_rate(train.batch_size) == pytest.approx(4.8e-3)
+    assert (config.data.source, config.data.flip_rate, config.objective.distance) == (
+        "ILSVRC/imagenet-1k",
+        0.0,
+        "cosine",
+    )
+
+
+@pytest.mark.parametrize(("size", "affine"), [("base", False), ("large", True)])
+def test_released_recipes_differ_where_the_docs_say(size: str, affine: bool) -> None:
+    paper, released = recipes.load(f"nepa_{size}_imagenet"), recipes.load(f"nepa_{size}_imagenet_released")
+    ours, theirs = paper.model_dump(), released.model_dump()
+    differs = {
+        f"{part}.{field}"
+        for part in ("data", "model", "objective", "optim", "train", "probe")
+        for field in ours[part]
+        if ours[part][field] != theirs[part][field]
+    }
+    expected = {"model.use_gated_mlp", "model.hidden_act", "data.flip_rate"}
+    expected |= {"model.qk_norm_affine", "train.epochs"} if size == "large" else set()
+    assert differs == expected
+    model = released.model.hf_config()
+    assert (model.use_gated_mlp, model.hidden_act, model.qk_norm_affine) == (False, "gelu", affine)
+    assert (released.train.epochs, released.data.flip_rate) == (1600, 0.5)
+
+
+def test_fashion_mnist_takes_a_local_folder_and_keeps_validation_apart() -> None:
+    config = recipes.nepa.fashion_mnist(data="some/folder")
+    assert (config.data.source, config.data.split, config.data.validation, config.data.test) == (
+        "some/folder",
+        "train[:-5000]",
+        "train[-5000:]",
+        "test",
+    )
+
+
+USER_FILE = '''
+import nextembed
+
+def mine():
+    """My recipe."""
+    config = nextembed.recipes.nepa.nepa_demo_tiny()
+    return config.model_copy(update={"name": "mine"})
+
+def with_default(steps=3):
+    return nextembed.RunConfig(name="steps", train=nextembed.TrainConfig(max_steps=steps))
+
+def needs(steps):
+    return None
+
+def wrong():
+    return {"name": "x"}
+
+def mistake():
+    return nextembed.RunConfig(name="x", train=nextembed.TrainConfig(max_stps=3))
+
+CONSTANT = 3
+'''
+
+
+@pytest.fixture
+def user_file(tmp_path: Path) -> Path:
+    file = tmp_path / "own_recipes_of_a_test.py"
+    file.write_text(USER_FILE)
+    return file
+
+
+def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert recipes.load(f"{user_file}:mine").name == "mine"
+    monkeypatch.chdir(user_file.parent)
+    assert recipes.load(f"{user_file.name}:with_default").train.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nepa_dmo", "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, nepa_base"),
+        ("FILE:needs", "needs a default for steps"),
+        ("FILE:wrong", "gave a dict, not a nextembed.RunConfig"),
+        ("FILE:mistake", "field 'max_stps' is not known. Did you mean 'max_steps'?"),
+        ("FILE:CONSTANT", "is not a function"),
+        ("FILE:mein", "'mein' is not known. Did you mean 'mine'?"),
+        ("FILE", "name the function in the file, too: "),
+        ("no_such.py:mine", "no such file: no_such.py"),
+        ("no_such/config.yaml", "no such file: no_such/config.yaml"),
+        ("no_such/run", "no such run or file: no_such/run"),
+        ("FOLDER", "no config.yaml in "),
+    ],
+)
+def test_what_cannot_be_loaded(spec: str, words: str, user_file: Path) -> None:
+    spec = spec.replace("FILE", str(user_file)).replace("FOLDER", str(user_file.parent))
+    with pytest.raises(ConfigError) as err:
+        recipes.load(spec)
+    assert words in str(err.value) and "\n" not in str(err.value)
+
+
+def test_a_saved_config_and_its_folder_load(tmp_path: Path) -> None:
+    config = recipes.load("nepa_demo")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert recipes.load(str(tmp_path / "config.yaml")) == config == recipes.load(str(tmp_path))
+
+
+def test_public_names_are_all_there() -> None:
+    for name in dir(nextembed):
+        assert getattr(nextembed, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nope'"):
+        _ = nextembed.nope
