@@ -30,7 +30,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
     """Trains and probes one variant; its row."""
     folder = args.runs / f"{name.replace(' ', '_').replace('%', 'percent')}-{seed}"
     if not (folder / "probe.json").is_file():
-        command = [sys.executable, "-m", "nextembed.cli", "train", "fashion_mnist", f"data.source={args.data}"]
+        command = [sys.executable, "-m", "nextembed_cli", "train", "fashion_mnist", f"data.source={args.data}"]
         command += [f"name={folder.name}", f"output_dir={args.runs}", f"seed={seed}", f"train.max_steps={args.steps}"]
         command += [*(VARIANTS | BEYOND_THE_PAPER)[name], *args.settings]
         log = folder.with_suffix(".log")

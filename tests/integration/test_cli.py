@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import nextembed.run
-from nextembed.cli import diagnosis, main
+from nextembed.cli import main
+from nextembed.cli.doctor import diagnosis
 from nextembed.training.callbacks import Interrupted
 
 # -- fast and plain

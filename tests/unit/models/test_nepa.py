@@ -385,11 +385,13 @@ def test_stochastic_depth_rises_linearly():
 
 def test_stochastic_depth_drops_a_whole_sample_and_keeps_the_mean():
     layer = build(ViTNepaModel, drop_path_prob=0.5).encoder.layer[-1].train()
-    zero, one = torch.zeros(4000, 1, 1), torch.ones(4000, 3, 2)
-    added = layer.add(zero, one)
+    same = torch.nn.Linear(2, 2, bias=False)
+    torch.nn.init.eye_(same.weight)
+    zero, one, scale = torch.zeros(4000, 1, 1), torch.ones(4000, 3, 2), torch.ones(2)
+    added = layer.add(zero, same, one, scale)
     assert (added == added[:, :1, :1]).all() and set(added.unique().tolist()) == {0.0, 2.0}
     assert added.mean() == pytest.approx(1, abs=0.1)
-    assert torch.equal(layer.eval().add(zero, one), one)
+    assert torch.equal(layer.eval().add(torch.zeros_like(one), same, one, scale), one)
 
 
 def test_positions_are_augmented_in_training_only():

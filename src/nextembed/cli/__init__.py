@@ -1,0 +1,11 @@
+"""The command line: recipe name and settings in; exit code and one clear line out.
+
+Exit codes: 0 fine, 1 failed while running, 2 wrong settings or usage, 130 stopped with Ctrl-C (and saved).
+One module for each group of commands; every command imports what it needs itself, so that --help and usage errors
+answer at once.
+"""
+
+from . import train, evaluate, doctor  # noqa: F401, I001  (commands register themselves; --help lists them in this order)
+from .app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,66 @@
+"""The typer app that commands register with, and `main`, which turns errors into one line and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from ..errors import NextEmbedError
+
+app = typer.Typer(
+    help="Pretrain a transformer to predict the next embedding, see what it learned, use it anywhere.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"max_content_width": 110},
+    pretty_exceptions_enable=False,
+)
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings to change, e.g. train.max_steps=100."),
+]
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs the command line and gives its exit code. args: None takes sys.argv's."""
+    words = sys.argv[1:] if args is None else list(args)
+    debug = "--debug" in words  # wherever it stands
+    try:
+        code = app([w for w in words if w != "--debug"], prog_name="nextembed", standalone_mode=False) or 0
+        return _fail("stopped", 130, debug=False) if code == 130 else code  # typer took the Ctrl-C
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", 130, debug)
+    except NextEmbedError as err:
+        return _fail(str(err), err.exit_code, debug)
+    except Exception as err:
+        if hasattr(err, "format_message"):  # typer's usage errors
+            return _fail(err.format_message(), 2, debug)
+        reason = " ".join(str(err).split()) or "no message"
+        return _fail(f"unexpected {type(err).__name__}: {reason[:300]} (run again with --debug to see where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if code == 1 or os.environ.get("RANK", "0") == "0":  # of several ranks, one says what is wrong for all
+        print(f"nextembed: {message}", file=sys.stderr)
+    return code
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        print(f"nextembed {version('nextembed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options of every command; `main` takes --debug out of the line before it comes here."""

@@ -1,0 +1,86 @@
+"""`probe` and `report`: what a run learned."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigError
+from .app import Settings, app
+
+if TYPE_CHECKING:
+    from ..run import RunConfig
+
+
+@app.command()
+def probe(
+    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    overrides: Settings = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Hub id, folder or file with labels; the run's own if left out."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where probe.json goes; RUN/probe.json if left out.")
+    ] = None,
+) -> None:
+    """Measure what frozen features hold: kNN and linear probes.
+
+    Over layer x pooling (mean, last, first) x attention (causal, full) x weights (raw, EMA, untrained), beside raw
+    pixels. Settings are those of the run: data.label_column=species, probe.layers=[3,6], ...
+    """
+    from rich.console import Console
+
+    from ..core.run_folder import run_folder
+    from ..evaluation.loading import probe_checkpoint
+    from ..evaluation.table import sentence
+
+    config = probe_settings(target, data, overrides or [])
+    table = probe_checkpoint(target, config.data, config.probe)
+    Console().print(table.render())
+    print("\n".join(sentence(table)))
+    run = run_folder(target)
+    file = output or (run / "probe.json" if run and data is None else None)
+    if file:
+        print(f"Saved:  {os.path.relpath(table.save(file))}")
+
+
+def probe_settings(target: str, source: str | None, overrides: list[str]) -> "RunConfig":
+    """The data and probe settings for a run or a lone checkpoint; only the fields `data` and `probe` mean anything.
+
+    source: replaces the run's data, with the splits that the new source has.
+    """
+    from ..core.config import apply_overrides
+    from ..core.run_folder import run_folder
+    from ..data.sources import ImageData
+    from ..run import RunConfig, read_run_config
+    from ..training.trainer import TrainConfig
+
+    run = run_folder(target)
+    if run is None and source is None:
+        raise ConfigError(f"{target} is not in a run folder, so name labelled images: --data SOURCE")
+    config = read_run_config(run) if run else RunConfig(train=TrainConfig(max_steps=1))
+    if source is not None:
+        config = config.model_copy(update={"data": ImageData(source=source)})
+    return apply_overrides(config, overrides)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write RUN/report.html anew.
+
+    One self-contained page: curves, diagnostics, probes, attention and similarity maps.
+    """
+    from ..report import write_report
+
+    page = write_report(run)
+    print(f"Report:  {os.path.relpath(page)}")
+    if open_page:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print("there is no browser here; copy the file to a machine that has one")

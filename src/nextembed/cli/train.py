@@ -1,0 +1,84 @@
+"""`train` and `recipes`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigError
+from .app import Settings, app
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+
+@app.command()
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE | KEY=VALUE",
+            help="A recipe (see `nextembed recipes`), config.yaml or my_file.py:my_recipe; then settings.",
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with a run folder, in place of RECIPE.")
+    ] = None,
+) -> None:
+    """Train by a recipe, probe, and write a report."""
+    recipe, overrides = (words[0], words[1:]) if words and "=" not in words[0] else (None, words or [])
+    if (recipe is None) == (resume is None):
+        raise ConfigError(
+            "give a recipe, a config.yaml or my_file.py:my_recipe; `nextembed recipes` lists the recipes"
+            if resume is None
+            else f"--resume takes its settings from {resume}; beside it only KEY=VALUE"
+        )
+    from .. import recipes
+    from ..core import distributed
+    from ..core.config import apply_overrides
+    from ..run import fit
+
+    config = apply_overrides(recipes.load(recipe or str(resume)), overrides)
+    run = fit(config, resume=str(resume) if resume else None)
+    if distributed.is_main():
+        print(summary(run))
+
+
+def summary(run: "Run") -> str:
+    """What was learned, in plain words, and where to go from here."""
+    from ..core.run_folder import read_lines
+    from ..evaluation.table import ProbeTable, sentence
+    from ..nn.diagnostics import verdict
+
+    lines = [""]
+    probes = run.dir / "probe.json"
+    lines += sentence(ProbeTable.load(probes)) if probes.is_file() else ["No probe was run."]
+    found = verdict(read_lines(run.dir / "metrics.jsonl"))
+    lines += [f"Verdict: {found.word}. {found.sentence}", ""]
+    folder = os.path.relpath(run.dir)
+    if (run.dir / "report.html").is_file():
+        lines.append(f"Report:    {folder}/report.html    (nextembed report {folder} --open)")
+    lines.append(f'Use it:    import nextembed; transformers.AutoModel.from_pretrained("{folder}/model")')
+    length = run.config.train
+    longer = f"max_steps={2 * length.max_steps}" if length.max_steps else f"epochs={2 * (length.epochs or 0):g}"
+    lines.append(f"Longer:    nextembed train --resume {folder} train.{longer}")
+    return "\n".join(lines)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print its settings as YAML.")] = None,
+    overrides: Settings = None,
+) -> None:
+    """List the recipes, or print all settings of one."""
+    from .. import recipes
+    from ..core.config import apply_overrides, to_yaml
+
+    if name:
+        print(to_yaml(apply_overrides(recipes.load(name), overrides or [])), end="")
+        return
+    for recipe, make in recipes.recipes().items():
+        if not recipe.endswith("_tiny"):
+            print(f"{recipe:30} {(make.__doc__ or '').partition(chr(10))[0]}")
+    print("\nEach has a twin NAME_tiny that takes a few steps on any machine. Settings: nextembed recipes NAME")
