@@ -27,7 +27,7 @@ DOORS = {
     "datasets": "data/sources.py",
     "diffusers": "models/emu/visual_decoder.py",
     "peft": "training/adapt.py",
-    "timm": "models/emu/",
+    "timm": ("models/emu/", "data/augment.py"),
     "gradio": "studio/",
 }
 MAX_FILE_LINES = 500

@@ -20,9 +20,12 @@ from .core import distributed
 from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, from_yaml, to_yaml
 from .core.run_folder import read_lines
 from .core.types import IGNORE_LABEL, PretrainingModel
+from .data.labels import classes_to_learn
 from .data.sources import ImageData
 from .data.stream import advance
 from .errors import ConfigError, DataError
+from .evaluation.classify import METRIC
+from .evaluation.finetuned import quick_score, score_checkpoint
 from .evaluation.loading import load_data, probe_checkpoint
 from .evaluation.probes import ProbeConfig, QuickProbe
 from .evaluation.table import ProbeTable
@@ -84,7 +87,8 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
     with gone_after_config_error(run_dir, new=resume is None):
         torch.manual_seed(config.seed)
         data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
-        backbone = model.build()
+        task = task_of(config)
+        backbone = model.build() if task == "pretraining" else model.build(classes_to_learn(data))
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
@@ -114,6 +118,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             image_processor=model.image_processor() if hasattr(model, "image_processor") else None,
             callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
             probe=online_probe(config, backbone, progress.say),
+            best=METRIC if task == "classification" else None,
         )
     write_settings(run_dir, config)
     try:
@@ -123,6 +128,16 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
     trainer.save_folders()
     metrics = finish(run_dir, config, progress.say) if distributed.is_main() else {}
     return Run(run_dir, distributed.broadcast_object(metrics), backbone.eval(), config)
+
+
+def task_of(config: RunConfig) -> str:
+    """What the run's model and objective are for. Raises ConfigError if they differ."""
+    task, own = config.objective.task, config.model.task
+    if task != own:
+        fitting = [kind for kind, part in MODELS.classes.items() if part.task == task]
+        hint = f"; for this objective take model.kind={' or '.join(fitting)}" if fitting else ""
+        raise ConfigError(f"objective {config.objective.kind} is for {task}, model {config.model.kind} for {own}{hint}")
+    return task
 
 
 def read_run_config(run_dir: str | Path | None) -> RunConfig:
@@ -216,9 +231,12 @@ def run_warnings(lines: list[dict[str, Any]]) -> list[str]:
 
 
 def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
-    """The quick probe of `train.probe_steps`; None, said in one line, where the data has no labels to probe on."""
+    """What runs every `train.probe_steps`: the quick probe of pretraining, a classifier's validation accuracy; None,
+    said in one line, where the data has no labels to probe on."""
     if config.train.probe_steps is None or not distributed.is_main():
         return None
+    if config.objective.task == "classification":
+        return quick_score(config.data, config.probe, backbone.config)
     try:
         data = load_data(config.data, config.probe, backbone.config)
         validation: Any = data.validation
@@ -231,22 +249,35 @@ def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
 
 
 def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
-    """Probes and the report, on the main rank. Gives `Run.metrics`: the last logged line, verdict, probe accuracies
-    ("probe/linear", and the same "_untrained" and "_pixels")."""
+    """Probes or scores, and the report, on the main rank. Gives `Run.metrics`: the last logged line, and of pretraining
+    the verdict and probe accuracies ("probe/linear", the same "_untrained" and "_pixels"), of a classifier "top1"."""
     lines = read_lines(run_dir / "metrics.jsonl")
     metrics: dict[str, Any] = dict(lines[-1]) if lines else {}
-    metrics["verdict"] = verdict(lines).word
+    pretraining = config.objective.task == "pretraining"
+    if pretraining:
+        metrics["verdict"] = verdict(lines).word
     if config.probe.enabled:
-        say("probing")
+        say("probing" if pretraining else "scoring")
         try:
-            table = probe_checkpoint(run_dir)
+            metrics |= probe_run(run_dir) if pretraining else score_run(run_dir, config)
         except (ConfigError, DataError) as err:
-            say(f"no probes: {err}")
-        else:
-            table.save(run_dir / "probe.json")
-            metrics |= accuracies(table)
+            say(f"no {'probes' if pretraining else 'scores'}: {err}")
     write_report(run_dir)
     return metrics
+
+
+def probe_run(run_dir: Path) -> dict[str, float]:
+    """Writes probe.json; the best accuracies."""
+    table = probe_checkpoint(run_dir)
+    table.save(run_dir / "probe.json")
+    return accuracies(table)
+
+
+def score_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
+    """Writes scores.json: the best weights on the test split, or on validation where there is none."""
+    scores = score_checkpoint(run_dir, config.data, config.probe)
+    scores.save(run_dir / "scores.json")
+    return {"top1": scores.top1, "top5": scores.top5}
 
 
 def accuracies(table: ProbeTable) -> dict[str, float]:

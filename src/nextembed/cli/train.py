@@ -1,5 +1,6 @@
 """`train` and `recipes`."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,14 +53,23 @@ def summary(run: "Run") -> str:
     from ..nn.diagnostics import verdict
 
     lines = [""]
-    probes = run.dir / "probe.json"
-    lines += sentence(ProbeTable.load(probes)) if probes.is_file() else ["No probe was run."]
-    found = verdict(read_lines(run.dir / "metrics.jsonl"))
-    lines += [f"Verdict: {found.word}. {found.sentence}", ""]
+    scores, probes = run.dir / "scores.json", run.dir / "probe.json"
+    if run.config.objective.task == "pretraining":
+        lines += sentence(ProbeTable.load(probes)) if probes.is_file() else ["No probe was run."]
+        found = verdict(read_lines(run.dir / "metrics.jsonl"))
+        lines += [f"Verdict: {found.word}. {found.sentence}", ""]
+    else:
+        lines += [json.loads(scores.read_text())["sentence"] if scores.is_file() else "Nothing was scored.", ""]
     folder = os.path.relpath(run.dir)
     if (run.dir / "report.html").is_file():
         lines.append(f"Report:    {folder}/report.html    (nextembed report {folder} --open)")
-    lines.append(f'Use it:    import nextembed; transformers.AutoModel.from_pretrained("{folder}/model")')
+    model = "best" if (run.dir / "best").is_dir() else "model"
+    uses = {
+        "pretraining": f'transformers.AutoModel.from_pretrained("{folder}/{model}")',
+        "classification": f'transformers.pipeline("image-classification", model="{folder}/{model}")',
+    }
+    if use := uses.get(run.config.objective.task):
+        lines.append(f"Use it:    import nextembed, transformers; {use}")
     length = run.config.train
     longer = f"max_steps={2 * length.max_steps}" if length.max_steps else f"epochs={2 * (length.epochs or 0):g}"
     lines.append(f"Longer:    nextembed train --resume {folder} train.{longer}")

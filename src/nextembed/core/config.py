@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -54,7 +54,12 @@ class Config(BaseModel):
 
 
 class Part(Config):
-    """Settings of a part that comes in kinds; `kind` is set by the registry, or is `my_file.py:MyPart`."""
+    """Settings of a part that comes in kinds; `kind` is set by the registry, or is `my_file.py:MyPart`.
+
+    task: what models and objectives are for; those of a run have to agree ("pretraining", "classification", ...).
+    """
+
+    task: ClassVar[str] = "pretraining"
 
     kind: str = ""
 

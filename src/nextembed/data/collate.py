@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import Batch, Objective
+from .augment import Augment
 from .transforms import normalize
 
 Draw = Callable[[Batch, torch.Generator], Batch]
@@ -24,16 +25,20 @@ class Collate:
     """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, and whatever `draw` adds.
 
     num_latents: T, begin token counted. draw: `Objective.draw`, called once a sample on a batch of one, with
-    a generator seeded by the sample, so masks depend on neither batch size nor ranks nor workers.
+    a generator seeded by the sample, so masks depend on neither batch size nor ranks nor workers. augment: changes the
+    cropped pixels of one sample, seeded in the same way.
     """
 
     mean: float
     std: float
     num_latents: int
     draw: Draw | None = None
+    augment: Augment | None = None
 
     def __call__(self, pixels: Tensor, labels: Sequence[int], position: Tensor, seeds: Sequence[int]) -> Batch:
         """pixels [B, C, H, W] in 0..255, uint8 or float32. position [B, P], int64. seeds: one a sample."""
+        if self.augment is not None:
+            pixels = torch.stack([self.augment(image, seed) for image, seed in zip(pixels, seeds)])
         batch: Batch = {
             "pixel_values": normalize(pixels, self.mean, self.std),
             "labels": torch.tensor(labels, dtype=torch.int64),

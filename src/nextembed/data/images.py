@@ -12,7 +12,9 @@ from torch.utils.data import Dataset
 from ..core.config import Part
 from ..core.types import Sample
 from ..errors import ConfigError, DataError
+from .augment import Augment
 from .collate import Collate, Draw
+from .labels import FewRows, draw_few, labels_of
 from .stream import (
     MapStream,
     Place,
@@ -48,6 +50,9 @@ class ImagePart(Part):
                 return [{"image": path, "label": 0, "key": path.name} for path in Path(self.folder).glob("*.png")]
 
     crop_scale, crop_ratio: area share and aspect ratio of the random crop. flip_rate: of horizontal flips.
+    rand_augment: [magnitude, its standard deviation] of RandAugment after the crop, e.g. [9, 0.5]; null: none.
+    erase_rate: share of training images of which a random rectangle is erased to mid-grey.
+    labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all.
     mean, std: of the normalisation, for pixels in [0, 1]. background: RGB under transparent pixels.
     max_pixels, max_bytes: an image above is skipped, unread. max_skipped_rate: share of unreadable images above which
     the run stops. num_workers: processes a rank that read and decode; 0 is none but this one.
@@ -57,6 +62,10 @@ class ImagePart(Part):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_rate: float = Field(0.5, ge=0, le=1)
+    rand_augment: tuple[float, float] | None = None
+    erase_rate: float = Field(0.0, ge=0, le=1)
+    labels_per_class: int | None = Field(None, gt=0)
+    labels_seed: int = Field(0, ge=0)
     mean: float = 0.5
     std: float = Field(0.5, gt=0)
     background: tuple[int, int, int] = (255, 255, 255)
@@ -80,6 +89,18 @@ class ImagePart(Part):
         """Names by class id; empty if there are no labels or no names."""
         return []
 
+    def training_rows(self) -> Rows | RowSequence:
+        """The rows of the training split; with `labels_per_class`, so many of each class.
+
+        Raises ConfigError if a class has fewer, or there are no labels, or for a stream.
+        """
+        rows = self.rows("train")
+        if self.labels_per_class is None:
+            return rows
+        if not isinstance(rows, Rows):
+            raise ConfigError("data.labels_per_class needs streaming=false")
+        return FewRows(rows, draw_few(labels_of(rows), self.labels_per_class, self.labels_seed))
+
     def train_loader(
         self,
         *,
@@ -102,10 +123,11 @@ class ImagePart(Part):
         accelerator. Raises ConfigError for a source that cannot work; the loader raises DataError if more
         than `max_skipped_rate` of the images are unreadable.
         """
-        rows = self.rows("train")
+        rows = self.training_rows()
         reader = self.reader(num_channels)
         crop = RandomResizedCrop(image_size, self.crop_scale, self.crop_ratio, self.flip_rate)
-        collate = Collate(self.mean, self.std, num_latents, draw)
+        augment = Augment(image_size, self.rand_augment, self.erase_rate) if self._augments() else None
+        collate = Collate(self.mean, self.std, num_latents, draw, augment)
         place = Place(micro_batch_size, seed, rank, world_size, start)
         if not isinstance(rows, Rows):
             log = SkipLog(skipped_path, self.max_skipped_rate)
@@ -132,7 +154,7 @@ class ImagePart(Part):
         num_samples: a random subset from `seed` (of a stream: so many of its first); None takes all.
         Raises ConfigError if the split does not exist or is empty, or for all of a stream.
         """
-        rows = self.rows(split)
+        rows = self.training_rows() if split == "train" else self.rows(split)
         if not isinstance(rows, Rows):
             if num_samples is None:
                 raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")
@@ -152,6 +174,9 @@ class ImagePart(Part):
         if num_channels not in (1, 3):
             raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), not {num_channels}")
         return ImageReader(num_channels, self.background, self.max_pixels, self.max_bytes)
+
+    def _augments(self) -> bool:
+        return self.rand_augment is not None or self.erase_rate > 0
 
     def _fits(self, rows: Rows, reader: ImageReader) -> bool:
         if self.cache == "auto":

@@ -21,11 +21,12 @@ from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, unknown
 from .collate import sample_seed
 from .images import ImagePart, Role
+from .labels import LABEL_COLUMNS, read_labels
 from .stream import Row, Rows, RowSequence
 
 EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
 
-LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
+FILE_LABEL = "label of label_file"
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
                "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -41,8 +42,9 @@ class ImageData(ImagePart):
     several. split, validation, test: which rows train, choose and measure; as in `load_dataset`:
     "train[:-5000]". where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
     split_column: column that names each row's split, for sources that keep all splits in one file.
-    image_column, label_column: null finds them. Labels may be class ids, integers or text. streaming: reads
-    in sequence, without a local copy; shuffle_buffer: rows to draw from, then.
+    image_column, label_column: null finds them. Labels may be class ids, integers or text. label_file: a CSV file
+    with a column of image files, relative to the source's folder, and one of labels. streaming: reads in sequence,
+    without a local copy; shuffle_buffer: rows to draw from, then.
     """
 
     source: str
@@ -54,6 +56,7 @@ class ImageData(ImagePart):
     split_column: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    label_file: str | None = None
     streaming: bool = False
     shuffle_buffer: int = Field(1000, gt=0)
 
@@ -64,7 +67,7 @@ class ImageData(ImagePart):
         origin = find_origin(self.source)
         expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
         data = self._load(origin, expression)
-        columns = Columns.find(data, self.image_column, self.label_column or self._default_label(), str(self.source))
+        columns = Columns.find(data, self.image_column, self._label(), str(self.source))
         names = self._label_names(data, columns.label)
         keep = [c for c in (columns.image, columns.label, "__key__", "__url__") if c in (data.column_names or [])]
         data = data.select_columns(keep)
@@ -78,8 +81,11 @@ class ImageData(ImagePart):
             self.rows("train")
         return [str(name) for name in self._class_names or []]
 
-    def _default_label(self) -> str | None:
-        return "group" if self.source == "emoji" else None
+    def _label(self) -> str | None:
+        """The label column that is asked for; None: the one that looks like it."""
+        if self.label_file is not None:
+            return FILE_LABEL
+        return self.label_column or ("group" if self.source == "emoji" else None)
 
     def _load(self, origin: "Origin", expression: str) -> Any:
         """The data set of one split expression, filtered, with its columns as they are."""
@@ -87,11 +93,11 @@ class ImageData(ImagePart):
         where = dict(self.where)
         if split_column:
             name, part = _parse_split(expression)
-            data = load(origin, "train", self.subset, self.streaming)
+            data = self._read(origin, "train")
             where = {split_column: name, **where}
         else:
             part = slice(None)
-            data = load(origin, expression, self.subset, self.streaming)
+            data = self._read(origin, expression)
         for column, wanted in where.items():
             data = _filter(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
         if part != slice(None):
@@ -99,6 +105,11 @@ class ImageData(ImagePart):
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
             data = data.select(range(*part.indices(len(data))))
         return data
+
+    def _read(self, origin: "Origin", expression: str) -> Any:
+        """The rows of a split as they are, with the labels of `label_file` where there is one."""
+        data = load(origin, expression, self.subset, self.streaming)
+        return data if self.label_file is None else labelled(data, self.label_file, origin.folder, self.streaming)
 
     def _label_names(self, data: Any, column: str | None) -> list[Any]:
         """What the class ids stand for, empty if the values are ids already.
@@ -114,9 +125,28 @@ class ImageData(ImagePart):
         if self._class_names is None:
             if self.streaming:
                 return []
-            everything = load(find_origin(self.source), _parse_split(self.split)[0], self.subset, False)
+            everything = self._read(find_origin(self.source), _parse_split(self.split)[0])
             self._class_names = sorted({v for v in everything.unique(column) if v is not None})
         return self._class_names
+
+
+def labelled(data: Any, label_file: str, folder: Path | None, streaming: bool) -> Any:
+    """The data with the labels of a CSV file as a column; rows that it does not name are left out.
+
+    Raises ConfigError if the file cannot be read, has no columns of files and labels, or names none of the images.
+    """
+    if streaming or folder is None:
+        raise ConfigError("data.label_file needs local files and streaming=false")
+    labels = read_labels(label_file)
+    column = next((n for n, feature in data.features.items() if isinstance(feature, datasets.Image)), None)
+    if column is None:
+        raise ConfigError("data.label_file needs images with file names")
+    paths = data.data.column(column).combine_chunks().field("path").to_pylist()
+    names = [Path(p).relative_to(folder).as_posix() if p and Path(p).is_relative_to(folder) else p for p in paths]
+    keep = [i for i, name in enumerate(names) if name in labels]
+    if not keep:
+        raise ConfigError(f"data.label_file: {label_file} names none of the images, e.g. '{names[0]}'")
+    return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] for i in keep])
 
 
 class Origin(NamedTuple):
@@ -316,9 +346,12 @@ class ToRow(NamedTuple):
             image = self._file(path)
         row: Row = {"image": image, "key": self._key(record, path, image, index)}
         if self.columns.label is not None:
-            label = record[self.columns.label]
-            row["label"] = self.ids.get(label, IGNORE_LABEL) if self.ids else _class_id(label)
+            row["label"] = self.label(record[self.columns.label])
         return row
+
+    def label(self, value: Any) -> int:
+        """The class id of a label column's value; -100 for none."""
+        return self.ids.get(value, IGNORE_LABEL) if self.ids else _class_id(value)
 
     def _file(self, path: str) -> Any:
         if self.folder is None:  # the hub: a file of its cache, or a URL when streaming
@@ -361,6 +394,13 @@ class IndexedRows:
 
     def __getitem__(self, index: int) -> Row:
         return self.to_row(self.data[index], index)
+
+    def labels(self) -> list[int]:
+        """The label of every row, without reading the images."""
+        name = self.to_row.columns.label
+        if name is None:
+            return [IGNORE_LABEL] * len(self.data)
+        return [self.to_row.label(value) for value in self.data[name]]
 
     def __iter__(self) -> Iterator[Row]:
         index = 0

@@ -96,7 +96,7 @@ def load_data(data: Any, config: ProbeConfig, model_config: Any) -> ProbeData:
         names = both.class_names
         train, validation = _hold_out(both, config.num_validation)
     test = read_if_there("test", config.num_test)
-    return ProbeData(_keep(train), _keep(validation), None if test is None else _keep(test), names)
+    return ProbeData(keep_decoded(train), keep_decoded(validation), None if test is None else keep_decoded(test), names)
 
 
 def _hold_out(samples: Any, num: int) -> tuple[Any, Any]:
@@ -106,7 +106,7 @@ def _hold_out(samples: Any, num: int) -> tuple[Any, Any]:
     return torch.utils.data.Subset(samples, order[num:]), torch.utils.data.Subset(samples, order[:num])
 
 
-def _keep(samples: Any) -> Any:
+def keep_decoded(samples: Any) -> Any:
     """The samples decoded, as a list, if they are small enough together."""
     pixels = samples[0]["pixel_values"]
     if len(samples) * pixels.numel() * pixels.element_size() > CACHE_BYTES:

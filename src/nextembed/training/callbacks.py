@@ -21,6 +21,7 @@ from ..core.run_folder import read_lines
 from ..errors import NextEmbedError
 
 Probe = Callable[[Any], dict[str, float]]
+Keep = Callable[[dict[str, float], int], None]
 Say = Callable[[str], None]
 Warnings = Callable[[list[dict[str, Any]]], list[str]]
 
@@ -173,6 +174,7 @@ def summary(logs: dict[str, float]) -> str:
     """One line of what matters in a logging step."""
     names = {"loss": "loss {:.4f}", "cos_gap": "gap {:+.3f}", "images_per_second": "{:.0f} images/s"}
     names |= {"probe/knn": "kNN {:.1%}", "probe/linear": "linear {:.1%}"}
+    names |= {"eval/accuracy": "accuracy {:.1%}", "eval/ema_accuracy": "EMA {:.1%}", "eval/miou": "mIoU {:.1%}"}
     return "  ".join(form.format(logs[n]) for n, form in names.items() if n in logs)
 
 
@@ -183,22 +185,25 @@ def duration(seconds: float) -> str:
 
 
 class OnlineProbe(TrainerCallback):
-    """Runs an injected probe on the backbone every `steps` steps; its results join the next logged line.
+    """Runs an injected probe on the backbone every `steps` steps and at the last; its results join the logged line.
 
     The probe sees the model in eval mode. Its random draws cannot reach training, which seeds every forward pass.
     probe: None on the other ranks, and where there is nothing to probe on. results: what the trainer takes and logs.
+    keep: called with the results and the step after each probe.
     """
 
-    def __init__(self, probe: Probe | None, steps: int, ema: EmaWeights | None):
-        self.probe, self.steps, self.ema = probe, steps, ema
+    def __init__(self, probe: Probe | None, steps: int, ema: EmaWeights | None, keep: Keep | None = None):
+        self.probe, self.steps, self.ema, self.keep = probe, steps, ema, keep
         self.results: dict[str, float] = {}
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.steps:
+        if state.global_step % self.steps and state.global_step < state.max_steps:
             return
         control.should_log = True
         if self.probe is not None and state.is_world_process_zero:
             self.results = self.measure(self.probe, model.backbone)
+            if self.keep is not None:
+                self.keep(self.results, state.global_step)
 
     def measure(self, probe: Probe, backbone: nn.Module) -> dict[str, float]:
         training = backbone.training
@@ -208,7 +213,7 @@ class OnlineProbe(TrainerCallback):
             if self.ema is not None:
                 with self.ema.applied(backbone):
                     averaged = probe(backbone)
-                results = results | {n.replace("probe/", "probe/ema_"): v for n, v in averaged.items()}
+                results = results | {n.replace("/", "/ema_", 1): v for n, v in averaged.items()}
         finally:
             backbone.train(training)
         return results

@@ -6,6 +6,7 @@ RUN/checkpoints/step-000100/
   objective.safetensors                                       what only the objective owns, if anything
   optimizer.pt, scheduler.pt, trainer_state.json              plain tensors and numbers, no pickled code
   ranks.json                                                  by rank: state of the data, means since the last log
+RUN/best/                                                     a supervised run's best weights so far, and their score
 """
 
 import json
@@ -23,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..core import distributed
+from ..core.quiet import no_progress_bar
 from ..errors import ConfigError, TrainingError
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -101,7 +102,7 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
 def save_backbone(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path, image_processor: Any) -> None:
     """A folder for `from_pretrained`: weights `state` [names of `backbone`], config and image processor."""
-    with _no_progress_bar():
+    with no_progress_bar():
         backbone.save_pretrained(folder, state_dict=state)
     if image_processor is not None:
         image_processor.save_pretrained(folder)
@@ -126,6 +127,38 @@ def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Ten
     torch.save(scheduler, folder / "scheduler.pt")
     (folder / "ranks.json").write_text(json.dumps(ranks))
     trainer_state.save_to_json(str(folder / "trainer_state.json"))
+
+
+class BestWeights:
+    """RUN/best: the weights that scored highest so far, for `from_pretrained`; score.json beside them says when.
+
+    Called with scores and the step on rank 0. metric: a name among the scores, "eval/accuracy"; where there are
+    averaged weights, theirs ("eval/ema_accuracy") are judged and kept. The first of equals stays, so that a resumed run
+    keeps what a run that never stopped would have kept.
+    """
+
+    def __init__(self, run_dir: Path, metric: str, ema: Any, backbone: Any, image_processor: Any):
+        self.folder, self.ema, self.backbone, self.image_processor = run_dir / "best", ema, backbone, image_processor
+        self.metric = metric if ema is None else metric.replace("/", "/ema_", 1)
+
+    def __call__(self, scores: dict[str, float], step: int) -> None:
+        value = scores[self.metric]
+        if value <= self.value():
+            return
+        state = {name: tensor.detach().cpu() for name, tensor in self.backbone.state_dict().items()}
+        state |= self.ema.full() if self.ema is not None else {}
+        try:
+            with atomic_folder(self.folder) as scratch:
+                save_backbone(self.backbone, state, scratch, self.image_processor)
+                score = {"step": step, "metric": self.metric, "value": value, "weights": "ema" if self.ema else "raw"}
+                (scratch / "score.json").write_text(json.dumps(score))
+        except WRITE_ERRORS as err:
+            raise TrainingError(f"saving the best weights failed: {str(err).splitlines()[0]}") from err
+
+    def value(self) -> float:
+        """The score of what is kept; -inf if nothing is."""
+        file = self.folder / "score.json"
+        return json.loads(file.read_text())["value"] if file.is_file() else float("-inf")
 
 
 @contextmanager
@@ -162,7 +195,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
     """Weights of a checkpoint (or of its `ema` folder) by the backbone's own names."""
-    with _no_progress_bar():
+    with no_progress_bar():
         stored = type(backbone).from_pretrained(folder, config=backbone.config, dtype=torch.float32)
     return stored.state_dict()
 
@@ -173,17 +206,6 @@ def check_model(folder: Path, backbone: PreTrainedModel) -> None:
     for name in (n for n in ours if n not in UNIMPORTANT):
         if ours[name] != theirs.get(name):
             raise ConfigError(f"{folder} was trained with {name} {theirs.get(name)}; the config says {ours[name]}")
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def read_ranks(folder: Path) -> list[dict[str, Any]]:

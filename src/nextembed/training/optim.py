@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,6 +23,9 @@ class OptimConfig(Config):
     weight_decay: not on norms, biases and LayerScale (parameters with one axis); the first token decays.
     max_grad_norm: gradients are scaled down to this norm; null clips nothing.
     layer_decay: each layer's learning rate is this times that of the layer above it.
+    layer_decay_end: the layer decay rises (half a cosine) to this at the last step; null stays at layer_decay.
+    layer_warmup: the warm-up of a layer that learns at x times the top's rate takes (1 - x) of the warm-up steps, so
+        lower layers wait longer and the head starts at once (NEPA's released fine-tuning).
     embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
     """
 
@@ -36,6 +40,8 @@ class OptimConfig(Config):
     min_lr_rate: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
     layer_decay: float = Field(1.0, gt=0, le=1)
+    layer_decay_end: float | None = Field(None, gt=0, le=1)
+    layer_warmup: bool = False
     embed_lr_rate: float = Field(1.0, ge=0)
 
     @model_validator(mode="after")
@@ -67,16 +73,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     num_layers = 1 + max((i for n, _ in named if (i := _layer(n)) is not None), default=-1)
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, param in named:
-        rate = learning_rate * config.layer_decay ** (num_layers - _depth(name, num_layers))
+        below_top = num_layers - _depth(name, num_layers)
+        rate = learning_rate * config.layer_decay**below_top
         if _is_embedding(name):
             rate *= config.embed_lr_rate
         decay = config.weight_decay if param.ndim > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(param)
+        groups.setdefault((rate, decay, -below_top), []).append(param)
     return [
-        {"params": params, "lr": rate, "weight_decay": decay}
-        for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        {"params": params, "lr": rate, "weight_decay": decay, "below_top": -above}
+        for (rate, decay, above), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
@@ -103,18 +110,35 @@ def build_optimizer(model: nn.Module, config: OptimConfig, learning_rate: float)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
-def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: int) -> float:
-    """Learning rate of optimizer step `step` (counted from 0), as a share of the peak, in (0, 1]."""
+def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: int, below_top: int = 0) -> float:
+    """Learning rate at optimizer step `step` (counted from 0) as a share of the peak of its parameter group.
+
+    below_top: layers between the group and the top of the model. It counts with `layer_warmup` and `layer_decay_end`;
+    the latter lets the share of lower layers rise above 1. Source: NEPA's released schedules (arXiv 2512.16922).
+    """
+    if config.layer_warmup:
+        num_warmup_steps = round(num_warmup_steps * (1 - config.layer_decay**below_top))
+    rise = 1.0
+    if config.layer_decay_end is not None:
+        done = 0.5 * (1 - math.cos(math.pi * min(1.0, step / max_steps)))
+        decay = config.layer_decay + (config.layer_decay_end - config.layer_decay) * done
+        rise = (decay / config.layer_decay) ** below_top
     if step < num_warmup_steps:
-        return (step + 1) / num_warmup_steps
+        return rise * (step + 1) / num_warmup_steps
     if config.schedule == "constant":
-        return 1.0
+        return rise
     progress = min(1.0, (step - num_warmup_steps) / max(1, max_steps - num_warmup_steps))
-    return config.min_lr_rate + (1 - config.min_lr_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    return rise * (config.min_lr_rate + (1 - config.min_lr_rate) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def build_scheduler(
     optimizer: torch.optim.Optimizer, config: OptimConfig, num_warmup_steps: int, max_steps: int
 ) -> LambdaLR:
-    """`lr_rate` as a scheduler that steps once per optimizer step."""
-    return LambdaLR(optimizer, lambda step: lr_rate(step, config, num_warmup_steps, max_steps))
+    """`lr_rate` of each group as a scheduler that steps once per optimizer step."""
+    return LambdaLR(
+        optimizer,
+        [
+            partial(lr_rate, config=config, num_warmup_steps=num_warmup_steps, max_steps=max_steps, below_top=below)
+            for below in (group.get("below_top", 0) for group in optimizer.param_groups)
+        ],
+    )

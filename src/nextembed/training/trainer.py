@@ -49,6 +49,8 @@ class TrainConfig(Config):
     ema_decay: averages the weights (saved and probed beside the raw ones); null: does not.
     log_steps, save_steps, probe_steps: every so many optimizer steps; probe_steps null: no online probe.
     keep_checkpoints: the newest ones that are kept.
+    freeze: parameters of the backbone that do not train: their names, or the beginning or a dotted part of them, e.g.
+        ["patch_embeddings", "encoder.layer.0"].
     trackers: "tensorboard", "wandb", "trackio"; metrics.jsonl is always written.
     fsdp: shards weights and optimizer over the ranks (FSDP2).
     device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
@@ -66,6 +68,7 @@ class TrainConfig(Config):
     log_steps: int = Field(20, ge=1)
     save_steps: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
+    freeze: list[str] = []
     probe_steps: int | None = Field(None, ge=1)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(["tensorboard"])
     fsdp: bool = False
@@ -179,6 +182,7 @@ class PretrainTrainer(Trainer):
     num_samples: size of the data, for the epoch that is logged; None if unknown.
     image_processor: saved with each checkpoint.
     probe: backbone -> accuracies by name, run every `config.probe_steps`.
+    best: the name among them (its EMA twin, where weights are averaged) whose best weights are kept in RUN/best.
     """
 
     loss_is_scaled_for_ga = True
@@ -200,6 +204,7 @@ class PretrainTrainer(Trainer):
         callbacks: Iterable[TrainerCallback] = (),
         observers: Iterable[Observer] = (),
         probe: Callable[[Any], dict[str, float]] | None = None,
+        best: str | None = None,
     ):
         self.config, self.optim_config, self.run_dir = config, optim, run_dir
         self.loader, self.advance, self.num_samples, self.image_processor = (
@@ -218,10 +223,11 @@ class PretrainTrainer(Trainer):
         self.probe: OnlineProbe | None = None
         own = [StepEnd(self), *([self.ema] if self.ema else [])]
         if config.probe_steps is not None:
-            self.probe = OnlineProbe(probe, config.probe_steps, self.ema)
+            keep = checkpoint.BestWeights(run_dir, best, self.ema, model.backbone, image_processor) if best else None
+            self.probe = OnlineProbe(probe, config.probe_steps, self.ema, keep)
             own.append(self.probe)
         args = training_arguments(config, optim, run_dir, seed, config.num_steps(num_samples))
-        adapt(model, config.attn_implementation, config.gradient_checkpointing)
+        adapt(model, config.attn_implementation, config.gradient_checkpointing, config.freeze)
         shard(args, model)
         super().__init__(model=model, args=args, callbacks=[*own, *callbacks])
         self.remove_callback(PrinterCallback)

@@ -260,6 +260,11 @@ class ViTNepaPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ViTNepaLayerScale) and module.lambda1 is not None and scale is not None:
             init.constant_(module.lambda1, scale)
 
+    def num_latents(self, height: int, width: int) -> int:
+        """Length of the sequence that an image of this size, in pixels, becomes: the begin token and the patches."""
+        patch_height, patch_width = self.config.patch_shape
+        return 1 + (height // patch_height) * (width // patch_width)
+
 
 class ViTNepaTrunk(ViTNepaPreTrainedModel):
     """The transformer that `ViTNepaModel` and `ViTNepaBackbone` share: pixels to latents, latents to hidden states."""
@@ -273,11 +278,6 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.patch_embeddings
-
-    def num_latents(self, height: int, width: int) -> int:
-        """Length of the sequence that an image of this size, in pixels, becomes: the begin token and the patches."""
-        patch_height, patch_width = self.config.patch_shape
-        return 1 + (height // patch_height) * (width // patch_width)
 
     def embed(self, batch: Batch) -> Latents:
         """Latents of `pixel_values` [B, C, height, width], any size that patches divide.
@@ -378,9 +378,6 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
 
     def encode(self, latents: Latents, attention=None, order=None, output_layers=False) -> Hidden:
         return self.vit_nepa.encode(latents, attention, order, output_layers)
-
-    def num_latents(self, height: int, width: int) -> int:
-        return self.vit_nepa.num_latents(height, width)
 
     @can_return_tuple
     def forward(

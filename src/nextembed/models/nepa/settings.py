@@ -1,15 +1,17 @@
 """The model part of a run: sizes of a new NEPA model, or the checkpoint it starts from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from transformers import ViTImageProcessor
 
 from ...core.config import MODELS, Part
+from ...core.types import AttentionMode
 from ...errors import ConfigError
 from .configuration_nepa import ViTNepaConfig
-from .modeling_nepa import ViTNepaForPreTraining
+from .loading import check_classes, read_config, with_pretrained_weights
+from .modeling_nepa import ViTNepaForImageClassification, ViTNepaForPreTraining
 
 
 @MODELS.register("vit_nepa")
@@ -80,7 +82,94 @@ class NepaModel(Part):
 
     def image_processor(self) -> ViTImageProcessor:
         """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""
-        half = [0.5] * self.num_channels
-        return ViTImageProcessor(
-            size={"height": self.image_size, "width": self.image_size}, resample=2, image_mean=half, image_std=half
+        return image_processor(self.image_size, self.num_channels)
+
+
+@MODELS.register("vit_nepa_classifier")
+class NepaClassifier(Part):
+    """A NEPA model with a classification head for the classes of the data, to fine-tune.
+
+    pretrained: HF folder or hub id of a pretrained (or fine-tuned) NEPA model. architecture: in its place, the sizes of
+        a network that is trained from scratch. from_scratch: keeps the sizes of `pretrained`, not its weights.
+    attention: "full" as the released fine-tuned models, or "causal" as pretrained.
+    pooling: "mean" of the patches and a norm, or the "last" patch.
+    num_layers: the first so many layers only (the best features of a short pretraining are in the middle).
+    image_size: pixels a side; null: as pretrained. drop_path_prob: of the last layer, rising linearly from 0.
+    layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
+    new_head: a checkpoint with a head for other classes gets a new one; else that is an error.
+    """
+
+    task: ClassVar[str] = "classification"
+
+    pretrained: str | None = None
+    architecture: NepaModel | None = None
+    from_scratch: bool = False
+    attention: AttentionMode = "full"
+    pooling: Literal["mean", "last"] = "mean"
+    num_layers: int | None = Field(None, gt=0)
+    image_size: int | None = Field(None, gt=0)
+    drop_path_prob: float = Field(0.0, ge=0, lt=1)
+    layerscale_value: float | None = None
+    new_head: bool = False
+
+    def hf_config(self, class_names: list[str]) -> ViTNepaConfig:
+        """The configuration of the classifier. Raises ConfigError for a checkpoint or size that does not fit."""
+        config = base_config(self.pretrained, self.architecture)
+        if self.pretrained is not None and not self.new_head:
+            check_classes(config, class_names, self.pretrained)
+        return adjusted(
+            config,
+            self.num_layers,
+            self.image_size,
+            is_causal=self.attention == "causal",
+            add_pooling_layer=self.pooling == "mean",
+            drop_path_prob=self.drop_path_prob,
+            id2label=dict(enumerate(class_names)),
+            label2id={name: i for i, name in enumerate(class_names)},
+            **({} if self.layerscale_value is None else {"layerscale_value": self.layerscale_value}),
         )
+
+    def build(self, class_names: list[str]) -> ViTNepaForImageClassification:
+        """The classifier; its head, and all of it if from scratch, is drawn from torch's random state."""
+        model = ViTNepaForImageClassification(self.hf_config(class_names))
+        if self.pretrained is None or self.from_scratch:
+            return model
+        return with_pretrained_weights(model, self.pretrained, may_be_new=("fc_norm.", "classifier."))
+
+    def image_processor(self) -> ViTImageProcessor:
+        config = base_config(self.pretrained, self.architecture)
+        return image_processor(self.image_size or config.image_shape[0], config.num_channels)
+
+
+def base_config(pretrained: str | None, architecture: NepaModel | None) -> ViTNepaConfig:
+    """The configuration to start from. Raises ConfigError unless exactly one of the two is given."""
+    if (pretrained is None) == (architecture is None):
+        raise ConfigError(
+            "model.pretrained: name the checkpoint to fine-tune, e.g. model.pretrained=runs/mine/model "
+            "(or give model.architecture to train from scratch; not both)"
+        )
+    return architecture.hf_config() if architecture is not None else read_config(str(pretrained))
+
+
+def adjusted(config: ViTNepaConfig, num_layers: int | None, image_size: int | None, **changes: Any) -> ViTNepaConfig:
+    """A copy of a configuration with fewer layers, another image size and other changes."""
+    if num_layers is not None:
+        if num_layers > config.num_hidden_layers:
+            raise ConfigError(f"model.num_layers {num_layers}: the model has only {config.num_hidden_layers}")
+        changes["num_hidden_layers"] = num_layers
+    if image_size is not None:
+        changes["image_size"] = image_size
+    fields = {**config.to_dict(), **changes}
+    for derived in ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices", "num_labels"):
+        fields.pop(derived, None)
+    config = ViTNepaConfig(**fields)
+    for side, patch in zip(config.image_shape, config.patch_shape, strict=True):
+        if side % patch:
+            raise ConfigError(f"model.image_size {side} is no multiple of the patch size {patch}")
+    return config
+
+
+def image_processor(size: int, num_channels: int) -> ViTImageProcessor:
+    """Resizes to size x size, bilinear, and scales to [-1, 1]."""
+    half = [0.5] * num_channels
+    return ViTImageProcessor(size={"height": size, "width": size}, resample=2, image_mean=half, image_std=half)

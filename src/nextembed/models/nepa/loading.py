@@ -1,0 +1,70 @@
+"""Pretrained weights into a NEPA model with a head, with one clear line for whatever does not fit."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from ...core.quiet import no_progress_bar
+from ...errors import ConfigError
+from .configuration_nepa import ViTNepaConfig
+
+
+def read_config(pretrained: str) -> ViTNepaConfig:
+    """The configuration of an HF folder or hub id. Raises ConfigError if it is none, or of another model type."""
+    path = Path(pretrained).expanduser()
+    if (path / "model" / "config.json").is_file():
+        raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
+    try:
+        config = AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
+    if not isinstance(config, ViTNepaConfig):
+        raise ConfigError(
+            f"model.pretrained: {pretrained} is a model of type '{config.model_type}', not {ViTNepaConfig.model_type}"
+        )
+    return config
+
+
+def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:
+    """Raises ConfigError if a checkpoint's own head was trained for other classes than the data's."""
+    if not any("Pretraining" not in name and "For" in name for name in config.architectures or []):
+        return  # it has no head
+    by_id: Any = config.id2label
+    own = [str(by_id[i]) for i in sorted(by_id)]
+    if own != class_names:
+        raise ConfigError(
+            f"model.pretrained: {pretrained} has a head for {len(own)} classes ({shortened(own)}), the data has "
+            f"{len(class_names)} ({shortened(class_names)}); set model.new_head=true for a new head"
+        )
+
+
+def shortened(names: list[str], num: int = 4) -> str:
+    return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
+
+
+def with_pretrained_weights(model: Any, pretrained: str, may_be_new: tuple[str, ...]) -> Any:
+    """A model of this class and config with the weights of a checkpoint.
+
+    Parameters whose names start with one of `may_be_new` keep the values they have where the checkpoint has none that
+    fit; layers that the model does not have are left out. Raises ConfigError if any other is missing.
+    """
+    fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(may_be_new)}
+    kind: Any = type(model)
+    try:
+        with no_progress_bar():
+            loaded, info = kind.from_pretrained(
+                str(Path(pretrained).expanduser()),
+                config=model.config,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError) as err:
+        raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
+    new = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    wrong = sorted(name for name in new if not name.startswith(may_be_new))
+    if wrong:
+        raise ConfigError(f"model.pretrained: {pretrained} has no weights that fit {wrong[0]} ({len(wrong)} in all)")
+    # Drawn before loading, so that a new head depends on the seed alone.
+    loaded.load_state_dict({name: value for name, value in fresh.items() if name in new}, strict=False)
+    return loaded

@@ -1,0 +1,81 @@
+"""Fine-tuning: objectives that compare a model's answers with labels.
+
+Their backbone is a Hugging Face model with its head on: `backbone(pixel_values).logits`.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+from torchvision.transforms import v2
+
+from ..core.config import OBJECTIVES, Part
+from ..core.types import IGNORE_LABEL, Batch, Objective, ObjectiveOutput
+
+
+@OBJECTIVES.register("classification")
+class ClassificationSettings(Part):
+    """Cross-entropy of image classes.
+
+    label_smoothing: share of the target that is spread over all classes.
+    mixup_alpha, cutmix_alpha: each batch is mixed with itself by one of the two that are above 0, at random; the share
+        is drawn from Beta(alpha, alpha). mix_rate: share of batches that are mixed at all.
+    Source: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
+    """
+
+    task: ClassVar[str] = "classification"
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    mixup_alpha: float = Field(0.0, ge=0)
+    cutmix_alpha: float = Field(0.0, ge=0)
+    mix_rate: float = Field(1.0, ge=0, le=1)
+
+    def build(self, backbone: Any) -> "Classification":
+        return Classification(self, backbone)
+
+
+class Classification(Objective):
+    """The objective of `ClassificationSettings`; samples without a label (-100) count nothing."""
+
+    def __init__(self, settings: ClassificationSettings, backbone: Any):
+        super().__init__()
+        self.settings = settings
+        self.num_classes = int(backbone.config.num_labels)
+        self.mixers: list[v2.Transform] = []
+        if settings.mixup_alpha > 0:
+            self.mixers.append(v2.MixUp(alpha=settings.mixup_alpha, num_classes=self.num_classes))
+        if settings.cutmix_alpha > 0:
+            self.mixers.append(v2.CutMix(alpha=settings.cutmix_alpha, num_classes=self.num_classes))
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        return (batch["labels"] != IGNORE_LABEL).sum()
+
+    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+        pixels, targets = self.mixed(batch["pixel_values"], self.one_hot(batch["labels"]))
+        logits = backbone(pixel_values=pixels).logits.float()
+        mass = targets.sum(-1, keepdim=True)  # 0 without a label
+        smooth = self.settings.label_smoothing
+        smoothed = (1 - smooth) * targets + smooth * mass / self.num_classes
+        metrics = None
+        if self.diagnose:
+            right = (logits.argmax(-1) == targets.argmax(-1)).float() * mass[:, 0]
+            metrics = {"train_accuracy": right.sum().detach() / mass.sum().clamp(min=1)}
+        return ObjectiveOutput(
+            loss_sum=-(smoothed * F.log_softmax(logits, dim=-1)).sum(),
+            num_targets=self.count_targets(batch),
+            metrics=metrics,
+        )
+
+    def one_hot(self, labels: Tensor) -> Tensor:
+        """Targets [B, C], float32; a row of zeros where there is no label. Raises ValueError for a class too many."""
+        targets = F.one_hot(labels.clamp(min=0), self.num_classes).float()
+        return targets * (labels != IGNORE_LABEL)[:, None]
+
+    def mixed(self, pixels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [B, C, H, W] and targets [B, classes], mixed within the batch in training mode."""
+        if not self.mixers or not self.training or torch.rand(()) >= self.settings.mix_rate:
+            return pixels, targets
+        mixer = self.mixers[int(torch.randint(len(self.mixers), ()))]
+        return mixer(pixels, targets)

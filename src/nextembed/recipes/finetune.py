@@ -1,0 +1,178 @@
+"""From a pretrained NEPA to a classifier: for your own images, and as in the paper (arXiv 2512.16922).
+
+The checkpoint is set with `model.pretrained=runs/mine/model` or a hub id.
+"""
+
+from typing import Any
+
+from ..core.config import apply_overrides
+from ..data.sources import ImageData
+from ..evaluation.probes import ProbeConfig
+from ..models.nepa.settings import NepaClassifier
+from ..objectives.supervised import ClassificationSettings
+from ..run import RunConfig
+from ..training.optim import OptimConfig
+from ..training.trainer import TrainConfig
+
+
+def finetune() -> RunConfig:
+    """A classifier from your pretrained model and labelled images (model.pretrained=..., data.source=...)."""
+    return RunConfig(
+        name="finetune",
+        data=ImageData(source="emoji", crop_scale=(0.4, 1.0), flip_rate=0.5),
+        model=NepaClassifier(drop_path_prob=0.1),
+        objective=ClassificationSettings(label_smoothing=0.1),
+        optim=OptimConfig(base_learning_rate=1e-3, layer_decay=0.75, warmup_rate=0.1),
+        train=TrainConfig(batch_size=64, max_steps=1000, ema_decay=0.99, log_steps=10, save_steps=200, probe_steps=100),
+        probe=ProbeConfig(),
+    )
+
+
+def fashion_mnist_finetune(data: str = "zalando-datasets/fashion_mnist") -> RunConfig:
+    """Fashion-MNIST from few labels, on a model pretrained with the recipe fashion_mnist (data.labels_per_class=60).
+
+    data: hub id, or a folder with train.parquet and test.parquet. The last 5,000 training images are kept for
+    validation.
+    """
+    config = finetune()
+    return config.model_copy(
+        update={
+            "name": "fashion_mnist_finetune",
+            "data": ImageData(
+                source=data,
+                split="train[:-5000]",
+                validation="train[-5000:]",
+                test="test",
+                crop_scale=(0.6, 1.0),
+                labels_per_class=60,
+                num_workers=0,  # decoded once, kept in memory
+            ),
+        }
+    )
+
+
+def nepa_base_imagenet_finetune() -> RunConfig:
+    """NEPA-B/14 fine-tuned on ImageNet-1k as in the paper: 100 epochs, layer decay rising from 0.35 (83.8 %)."""
+    return _imagenet(
+        "nepa_base_imagenet_finetune",
+        model=NepaClassifier(pretrained="SixAILab/nepa-base-patch14-224", pooling="last", drop_path_prob=0.1),
+        optim={"base_learning_rate": 1e-3, "layer_decay": 0.35, "layer_decay_end": 1.0, "warmup_epochs": 5},
+        epochs=100,
+    )
+
+
+def nepa_large_imagenet_finetune() -> RunConfig:
+    """NEPA-L/14 fine-tuned on ImageNet-1k as in the paper: 50 epochs, layer decay rising from 0.60 (85.3 %)."""
+    return _imagenet(
+        "nepa_large_imagenet_finetune",
+        model=NepaClassifier(pretrained="SixAILab/nepa-large-patch14-224", pooling="last", drop_path_prob=0.2),
+        optim={"base_learning_rate": 1e-3, "layer_decay": 0.60, "layer_decay_end": 1.0, "warmup_epochs": 5},
+        epochs=50,
+    )
+
+
+def nepa_base_imagenet_finetune_released() -> RunConfig:
+    """NEPA-B/14 as the released code fine-tunes it: mean pooling, layer decay 0.65, long layer-wise warm-up."""
+    return _imagenet(
+        "nepa_base_imagenet_finetune_released",
+        model=NepaClassifier(pretrained="SixAILab/nepa-base-patch14-224", drop_path_prob=0.1),
+        optim={"base_learning_rate": 1.5e-3, "layer_decay": 0.65, "layer_warmup": True, "warmup_rate": 0.2},
+        epochs=100,
+    )
+
+
+def nepa_large_imagenet_finetune_released() -> RunConfig:
+    """NEPA-L/14 as the released code fine-tunes it: mean pooling, layer decay 0.75, long layer-wise warm-up."""
+    return _imagenet(
+        "nepa_large_imagenet_finetune_released",
+        model=NepaClassifier(pretrained="SixAILab/nepa-large-patch14-224", drop_path_prob=0.2),
+        optim={"base_learning_rate": 1e-3, "layer_decay": 0.75, "layer_warmup": True, "warmup_rate": 0.3},
+        epochs=100,
+    )
+
+
+def finetune_tiny() -> RunConfig:
+    """finetune, shrunk."""
+    return _tiny(finetune())
+
+
+def fashion_mnist_finetune_tiny() -> RunConfig:
+    """fashion_mnist_finetune, shrunk, on the bundled images in grey."""
+    return _tiny(fashion_mnist_finetune(), num_channels=1)
+
+
+def nepa_base_imagenet_finetune_tiny() -> RunConfig:
+    """nepa_base_imagenet_finetune, shrunk."""
+    return _tiny(nepa_base_imagenet_finetune())
+
+
+def nepa_large_imagenet_finetune_tiny() -> RunConfig:
+    """nepa_large_imagenet_finetune, shrunk."""
+    return _tiny(nepa_large_imagenet_finetune())
+
+
+def nepa_base_imagenet_finetune_released_tiny() -> RunConfig:
+    """nepa_base_imagenet_finetune_released, shrunk."""
+    return _tiny(nepa_base_imagenet_finetune_released())
+
+
+def nepa_large_imagenet_finetune_released_tiny() -> RunConfig:
+    """nepa_large_imagenet_finetune_released, shrunk."""
+    return _tiny(nepa_large_imagenet_finetune_released())
+
+
+def _imagenet(name: str, model: NepaClassifier, optim: dict[str, Any], epochs: float) -> RunConfig:
+    """What all four have in common. There are no labels for the hub's test split: weights are chosen on the last 10,000
+    training images and measured on the 50,000 validation images."""
+    return RunConfig(
+        name=name,
+        data=ImageData(
+            source="ILSVRC/imagenet-1k",
+            split="train[:-10000]",
+            validation="train[-10000:]",
+            test="validation",
+            flip_rate=0.5,
+            rand_augment=(9, 0.5),
+            num_workers=8,
+        ),
+        model=model,
+        objective=ClassificationSettings(label_smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0),
+        optim=OptimConfig(weight_decay=0.05, betas=(0.9, 0.999), **optim),
+        train=TrainConfig(
+            batch_size=1024,
+            epochs=epochs,
+            ema_decay=0.9999,
+            precision="bf16",
+            freeze=["patch_embeddings"],
+            log_steps=50,
+            save_steps=1250,
+            probe_steps=1250,
+        ),
+        probe=ProbeConfig(num_validation=10_000, num_test=50_000),
+    )
+
+
+def _tiny(config: RunConfig, num_channels: int = 3) -> RunConfig:
+    """The same switches, two narrow layers from scratch, two steps on the bundled images."""
+    return apply_overrides(
+        config,
+        [
+            f"name={config.name}_tiny",
+            "data={kind: images, source: emoji, num_workers: 0, labels_per_class: 4}",
+            f"data.rand_augment={'[9, 0.5]' if getattr(config.data, 'rand_augment', None) else 'null'}",
+            "model.pretrained=null",
+            "model.architecture={image_size: 24, patch_size: 8, hidden_size: 32, num_hidden_layers: 2,"
+            f" num_attention_heads: 2, intermediate_size: 48, num_channels: {num_channels}}}",
+            "optim.warmup_epochs=null",
+            "optim.warmup_rate=null",
+            "optim.warmup_steps=1",
+            "train.batch_size=8",
+            "train.epochs=null",
+            "train.max_steps=2",
+            "train.log_steps=1",
+            "train.save_steps=2",
+            "train.probe_steps=1",
+            "probe.num_validation=32",
+            "probe.num_test=32",
+        ],
+    )
