@@ -28,7 +28,7 @@ def read_config(pretrained: str) -> ViTNepaConfig:
 
 def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:
     """Raises ConfigError if a checkpoint's own head was trained for other classes than the data's."""
-    if not any("Pretraining" not in name and "For" in name for name in config.architectures or []):
+    if not any("For" in name and "PreTraining" not in name for name in config.architectures or []):
         return  # it has no head
     by_id: Any = config.id2label
     own = [str(by_id[i]) for i in sorted(by_id)]
