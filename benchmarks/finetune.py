@@ -1,0 +1,185 @@
+"""What pretraining is worth: fine-tuning from NEPA beside the same network from scratch, with few and with all labels.
+
+    python benchmarks/finetune.py --data SHARED --pretrained runs/fashion_mnist/model --task fashion_mnist
+    python benchmarks/finetune.py --data SHARED --pretrained runs/emoji/model --task emoji
+
+`--data` is a folder with fashion_mnist/, emoji/ and stamps/ (Parquet files by split). For each start ("NEPA", "scratch")
+the same grid of settings is tried once at the task's tuning size, chosen by validation accuracy; the chosen one then
+runs with every size and three seeds (of labels, head and order), and is measured once each on test. Finished runs in
+the output folder are taken as they are, so a stopped benchmark goes on.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+STARTS = {"NEPA": ["model.from_scratch=false"], "scratch": ["model.from_scratch=true"]}
+
+TASKS: dict[str, dict[str, Any]] = {
+    "fashion_mnist": {
+        "recipe": "fashion_mnist_finetune",
+        "settings": ["data.source={data}/fashion_mnist"],
+        "sizes": {"60": 6, "600": 60, "6000": 600},  # labels a class
+        "steps": {"60": 300, "600": 600, "6000": 1500},
+        "tune": "600",
+    },
+    "emoji": {  # trained on one drawing style, tested on the other: the same emoji groups, other emoji
+        "recipe": "finetune",
+        "settings": [
+            "data.source={data}/emoji",
+            "data.label_column=group",
+            "data.where={{vendor: noto}}",
+            "data.num_workers=0",
+        ],
+        "score": ["data.where={{vendor: twemoji}}"],
+        "sizes": {"all": None},
+        "steps": {"all": 600},
+        "tune": "all",
+    },
+    "stamps": {
+        "recipe": "finetune",
+        "settings": [
+            "data.source={data}/stamps",
+            "data.label_column=category",
+            "data.split=train[:-120]",
+            "data.validation=train[-120:]",
+            "data.test=validation",
+            "data.num_workers=0",
+        ],
+        "sizes": {"all": None},
+        "steps": {"all": 600},
+        "tune": "all",
+    },
+}
+
+# The same number of settings for both starts.
+GRID = {
+    "NEPA": [
+        [f"optim.base_learning_rate={rate}", f"optim.layer_decay={decay}", f"model.attention={attention}"]
+        for rate, decay, attention in (
+            (2e-3, 0.75, "full"),
+            (4e-3, 0.75, "full"),
+            (4e-3, 0.75, "causal"),
+            (4e-3, 0.9, "causal"),
+            (8e-3, 0.75, "causal"),
+            (4e-3, 0.6, "causal"),
+        )
+    ],
+    "scratch": [
+        [f"optim.base_learning_rate={rate}", f"optim.layer_decay={decay}", f"model.attention={attention}"]
+        for rate, decay, attention in (
+            (1e-3, 1.0, "full"),
+            (2e-3, 1.0, "full"),
+            (4e-3, 1.0, "full"),
+            (2e-3, 1.0, "causal"),
+            (4e-3, 1.0, "causal"),
+            (4e-3, 0.9, "full"),
+        )
+    ],
+}
+
+
+class Runner:
+    """Runs `nextembed train` with settings, in a folder of its own; a finished one is only read."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.task = args, TASKS[args.task]
+        self.root = args.runs / args.task
+
+    def __call__(self, name: str, start: str, size: str, seed: int, extra: list[str], score: bool) -> Path:
+        folder = self.root / name
+        if (folder / ("scores.json" if score else "report.html")).is_file():
+            return folder
+        per_class = self.task["sizes"][size]
+        steps = int(self.task["steps"][size] * self.args.length)
+        settings = [
+            *(text.format(data=self.args.data) for text in self.task["settings"]),
+            f"model.pretrained={self.args.pretrained}",
+            *STARTS[start],
+            f"data.labels_per_class={'null' if per_class is None else per_class}",
+            f"data.labels_seed={seed}",
+            f"seed={seed}",
+            f"name={name}",
+            f"output_dir={self.root}",
+            f"train.max_steps={steps}",
+            f"train.probe_steps={max(1, steps // 5)}",
+            f"train.save_steps={steps}",
+            "train.trackers=[]",
+            f"probe.enabled={str(score).lower()}",
+            f"probe.num_validation={self.args.num_validation}",
+            *self.args.settings,
+            *extra,
+        ]
+        self.root.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "nextembed_cli", "train", self.task["recipe"], *settings]
+        with (self.root / f"{name}.log").open("w") as out:
+            subprocess.run(command, check=True, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return folder
+
+
+def validation(folder: Path) -> float:
+    """The accuracy that a run's best weights had on validation."""
+    return json.loads((folder / "best" / "score.json").read_text())["value"]
+
+
+def mean_sd(values: list[float]) -> list[float]:
+    return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--pretrained", type=Path, required=True)
+    parser.add_argument("--task", choices=list(TASKS), default="fashion_mnist")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--length", type=float, default=1.0, help="times the default number of steps")
+    parser.add_argument("--num-validation", type=int, default=5000)
+    parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
+    parser.add_argument("--output", type=Path, default=None)
+    parser.add_argument("settings", nargs="*", help="further field=value settings, the same for every run")
+    args = parser.parse_args()
+    run, size = Runner(args), TASKS[args.task]["tune"]
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        trials = [(start, i, extra) for start, grid in GRID.items() for i, extra in enumerate(grid)]
+        folders = list(pool.map(lambda t: run(f"tune-{t[0]}-{t[1]}", t[0], size, 0, t[2], False), trials))
+        tuned = [
+            {"start": start, "settings": extra, "validation": validation(folder)}
+            for (start, _, extra), folder in zip(trials, folders, strict=True)
+        ]
+        chosen = {start: max((t for t in tuned if t["start"] == start), key=lambda t: t["validation"]) for start in GRID}
+        for start, trial in chosen.items():
+            print(f"{start}: {' '.join(trial['settings'])} ({trial['validation']:.1%} on validation)", flush=True)
+        jobs = [(start, n, seed) for n in TASKS[args.task]["sizes"] for seed in args.seeds for start in GRID]
+        folders = list(
+            pool.map(lambda j: run(f"{j[0]}-{j[1]}-{j[2]}", *j, chosen[j[0]]["settings"], True), jobs)
+        )
+    rows = []
+    for (start, n, seed), folder in zip(jobs, folders, strict=True):
+        scores = json.loads((folder / "scores.json").read_text())
+        row = {"start": start, "labels": n, "seed": seed, "top1": scores["top1"], "validation": validation(folder)}
+        rows.append(row | {"num_images": scores["num_images"]})
+    table = [
+        {"labels": n, "start": start}
+        | {"top1": mean_sd([r["top1"] for r in rows if (r["labels"], r["start"]) == (n, start)])}
+        for n in TASKS[args.task]["sizes"]
+        for start in GRID
+    ]
+    for line in table:
+        print(f"{line['labels']:>6} labels  {line['start']:8} {line['top1'][0]:6.1%} ± {line['top1'][1]:.1%}")
+    command = f"python benchmarks/finetune.py --data SHARED --pretrained PRETRAINED --task {args.task} "
+    command += " ".join([f"--length {args.length:g}", "--seeds", *map(str, args.seeds), *args.settings])
+    output = args.output or Path("benchmarks/results") / f"finetune_{args.task}.json"
+    result = {"command": command, "table": table, "tuned": tuned, "rows": rows}
+    output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
