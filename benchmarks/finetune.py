@@ -26,7 +26,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "recipe": "fashion_mnist_finetune",
         "settings": ["data.source={data}/fashion_mnist"],
         "sizes": {"60": 6, "600": 60, "6000": 600},  # labels a class
-        "steps": {"60": 300, "600": 600, "6000": 1500},
+        "steps": {"60": 200, "600": 400, "6000": 800},
         "tune": "600",
     },
     "emoji": {  # trained on one drawing style, tested on the other: the same emoji groups, other emoji
@@ -39,7 +39,7 @@ TASKS: dict[str, dict[str, Any]] = {
         ],
         "score": ["data.where={{vendor: twemoji}}"],
         "sizes": {"all": None},
-        "steps": {"all": 600},
+        "steps": {"all": 400},
         "tune": "all",
     },
     "stamps": {
@@ -53,36 +53,32 @@ TASKS: dict[str, dict[str, Any]] = {
             "data.num_workers=0",
         ],
         "sizes": {"all": None},
-        "steps": {"all": 600},
+        "steps": {"all": 400},
         "tune": "all",
     },
 }
 
-# The same number of settings for both starts.
-GRID = {
-    "NEPA": [
-        [f"optim.base_learning_rate={rate}", f"optim.layer_decay={decay}", f"model.attention={attention}"]
-        for rate, decay, attention in (
-            (2e-3, 0.75, "full"),
-            (4e-3, 0.75, "full"),
-            (4e-3, 0.75, "causal"),
-            (4e-3, 0.9, "causal"),
-            (8e-3, 0.75, "causal"),
-            (4e-3, 0.6, "causal"),
-        )
-    ],
-    "scratch": [
-        [f"optim.base_learning_rate={rate}", f"optim.layer_decay={decay}", f"model.attention={attention}"]
-        for rate, decay, attention in (
-            (1e-3, 1.0, "full"),
-            (2e-3, 1.0, "full"),
-            (4e-3, 1.0, "full"),
-            (2e-3, 1.0, "causal"),
-            (4e-3, 1.0, "causal"),
-            (4e-3, 0.9, "full"),
-        )
-    ],
-}
+# The same number of settings for both starts: learning rates, then depth and attention at the middle one.
+BEST_RATES = {"NEPA": (2e-3, 4e-3, 8e-3), "scratch": (1e-3, 2e-3, 4e-3)}
+DECAY = {"NEPA": 0.75, "scratch": 1.0}
+
+
+def grid(start: str) -> list[list[str]]:
+    rates = BEST_RATES[start]
+    trials = [(rate, "causal", 4) for rate in rates]
+    trials += [(rates[1], "full", 4), (rates[1], "full", 6), (rates[1], "causal", 6)]
+    return [
+        [
+            f"optim.base_learning_rate={rate:g}",
+            f"optim.layer_decay={DECAY[start]:g}",
+            f"model.attention={attention}",
+            f"model.num_layers={layers}",
+        ]
+        for rate, attention, layers in trials
+    ]
+
+
+GRID = {start: grid(start) for start in STARTS}
 
 
 class Runner:
@@ -108,7 +104,7 @@ class Runner:
             f"name={name}",
             f"output_dir={self.root}",
             f"train.max_steps={steps}",
-            f"train.probe_steps={max(1, steps // 5)}",
+            f"train.probe_steps={max(1, steps // 4)}",
             f"train.save_steps={steps}",
             "train.trackers=[]",
             f"probe.enabled={str(score).lower()}",
@@ -140,7 +136,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--length", type=float, default=1.0, help="times the default number of steps")
-    parser.add_argument("--num-validation", type=int, default=5000)
+    parser.add_argument("--num-validation", type=int, default=2000)
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--output", type=Path, default=None)
     parser.add_argument("settings", nargs="*", help="further field=value settings, the same for every run")
@@ -154,13 +150,13 @@ def main() -> None:
             {"start": start, "settings": extra, "validation": validation(folder)}
             for (start, _, extra), folder in zip(trials, folders, strict=True)
         ]
-        chosen = {start: max((t for t in tuned if t["start"] == start), key=lambda t: t["validation"]) for start in GRID}
+        chosen = {
+            start: max((t for t in tuned if t["start"] == start), key=lambda t: t["validation"]) for start in GRID
+        }
         for start, trial in chosen.items():
             print(f"{start}: {' '.join(trial['settings'])} ({trial['validation']:.1%} on validation)", flush=True)
         jobs = [(start, n, seed) for n in TASKS[args.task]["sizes"] for seed in args.seeds for start in GRID]
-        folders = list(
-            pool.map(lambda j: run(f"{j[0]}-{j[1]}-{j[2]}", *j, chosen[j[0]]["settings"], True), jobs)
-        )
+        folders = list(pool.map(lambda j: run(f"{j[0]}-{j[1]}-{j[2]}", *j, chosen[j[0]]["settings"], True), jobs))
     rows = []
     for (start, n, seed), folder in zip(jobs, folders, strict=True):
         scores = json.loads((folder / "scores.json").read_text())
