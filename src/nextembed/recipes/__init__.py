@@ -7,9 +7,9 @@ from pathlib import Path
 from ..core.config import from_yaml, load_from_file
 from ..errors import ConfigError, unknown
 from ..run import RunConfig
-from . import nepa
+from . import decoder, nepa
 
-__all__ = ["load", "nepa", "recipes"]
+__all__ = ["decoder", "load", "nepa", "recipes"]
 
 Recipe = Callable[[], RunConfig]
 
@@ -18,7 +18,7 @@ def recipes() -> dict[str, Recipe]:
     """All recipes by name: the public functions of this package's modules."""
     return {
         name: function
-        for module in (nepa,)
+        for module in (nepa, decoder)
         for name, function in vars(module).items()
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
     }

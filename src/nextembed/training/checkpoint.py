@@ -128,6 +128,12 @@ def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Ten
     trainer_state.save_to_json(str(folder / "trainer_state.json"))
 
 
+def save_part(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """config.json and model.safetensors of what an objective keeps beside the model."""
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors")
+
+
 @contextmanager
 def failure_on_every_rank(what: str) -> Iterator[None]:
     """Turns a write that fails on rank 0 into one TrainingError on every rank, so that none waits for ever."""

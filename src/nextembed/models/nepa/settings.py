@@ -80,7 +80,6 @@ class NepaModel(Part):
 
     def image_processor(self) -> ViTImageProcessor:
         """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""
-        half = [0.5] * self.num_channels
-        return ViTImageProcessor(
-            size={"height": self.image_size, "width": self.image_size}, resample=2, image_mean=half, image_std=half
-        )
+        config = self.hf_config() if self.pretrained is None else ViTNepaConfig.from_pretrained(self.pretrained)
+        half, (height, width) = [0.5] * config.num_channels, config.image_shape
+        return ViTImageProcessor(size={"height": height, "width": width}, resample=2, image_mean=half, image_std=half)
