@@ -68,8 +68,8 @@ class PatchInverse:
 class LatentDecoder(nn.Module):
     """A small transformer from latents to the pixels of their patches, [B, P, D] -> [B, P, C * h * w].
 
-    Only the direction of a latent is read, since that is all a cosine loss fixes of a prediction. A patch is decoded from
-    itself and the patches before it: a later prediction has read this patch, and would give the answer away.
+    Only the direction of a latent is read, since that is all a cosine loss fixes of a prediction. A patch is decoded
+    from itself and the patches before it: a later prediction has read this patch, and would give the answer away.
     width, num_layers, num_heads: of the decoder. hidden_size: D.
     """
 
@@ -92,7 +92,7 @@ class LatentDecoder(nn.Module):
             "num_heads": num_heads,
         }
         num = num_channels * patch_shape[0] * patch_shape[1]
-        self.patch_shape, self.scale = tuple(patch_shape), hidden_size**0.5
+        self.patch_shape, self.scale = (patch_shape[0], patch_shape[1]), hidden_size**0.5
         self.enter = nn.Linear(hidden_size, width)
         self.place = nn.Linear(4 * NUM_FREQUENCIES, width)
         block = nn.TransformerEncoderLayer(

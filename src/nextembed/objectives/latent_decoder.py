@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.config import OBJECTIVES, Part
 from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
 from ..errors import ConfigError
-from ..nn.losses import masked_sum
+from ..nn.losses import l1, masked_sum, mse
 from ..nn.readout import LatentDecoder, to_patches
 
 Source = Literal["latents", "predictions"]
@@ -101,14 +101,14 @@ class LatentDecoding(Objective):
 
     def distance(self, found: Tensor, target: Tensor) -> Tensor:
         """Mean over the pixels of each patch, [B, P, C * h * w] -> [B, P]."""
-        measure = F.mse_loss if self.settings.distance == "mse" else F.l1_loss
-        loss = measure(found, target, reduction="none").mean(-1)
+        measure = mse if self.settings.distance == "mse" else l1
+        loss = measure(found, target)
         if self.settings.edge_weight > 0:
             shape = (self.decoder.shape["num_channels"], *self.decoder.patch_shape)
             for axis in (-1, -2):
-                edges = [x.unflatten(-1, shape).diff(dim=axis).flatten(2) for x in (found, target)]
-                if edges[0].shape[-1]:  # a patch of one pixel has no neighbours inside
-                    loss = loss + self.settings.edge_weight * measure(*edges, reduction="none").mean(-1)
+                edges, wanted = (x.unflatten(-1, shape).diff(dim=axis).flatten(2) for x in (found, target))
+                if edges.shape[-1]:  # a patch of one pixel has no neighbours inside
+                    loss = loss + self.settings.edge_weight * measure(edges, wanted)
         return loss
 
     def folders(self, state: dict[str, Tensor]) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
