@@ -283,7 +283,7 @@ class Drawing:
             axes.hlines(range(1, rows), 0, columns, color=SOFT, lw=0.5, alpha=0.5)
         if panel.veil_from is not None:
             veil = np.full((rows, columns, 4), 232, np.uint8)
-            veil[..., 3] = 250 * (np.arange(rows * columns).reshape(rows, columns) >= panel.veil_from)
+            veil[..., 3] = 255 * (np.arange(rows * columns).reshape(rows, columns) >= panel.veil_from)
             axes.imshow(veil, interpolation="nearest", extent=(0, columns, rows, 0), aspect="auto")
         for colour, patch in panel.marks.items():
             corner, dash = (patch % columns + 0.06, patch // columns + 0.06), (0, (2, 1.2))

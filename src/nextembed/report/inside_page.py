@@ -30,6 +30,7 @@ def _surprise(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
         mean = f"surprise, mean {inside.surprise[i].mean():.2f}"
         maps.append(tiles.tile(number, scaled, dim=True, label=mean))
     columns = [("image", [tiles.tile(number, label="image") for number in numbers]), ("surprise", maps)]
+    when = "before it was read" if inside.mode == "causal" else "of it, which under full attention has seen it"
     names = {0: "PCA, latents", inside.num_layers: "PCA, output"}
     for layer in inside.layers:
         colours = (inside.colours(layer).view(-1, *inside.grid, 3) * 255).round().byte().numpy()
@@ -37,7 +38,7 @@ def _surprise(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
         columns.append((names.get(layer, f"PCA, layer {layer}"), found))
     return (
         "<h2>Where it is surprised, and what it tells apart</h2>"
-        '<p class="soft">Surprise: 1 - cosine of each patch with the prediction made before it was read '
+        f'<p class="soft">Surprise: 1 - cosine of each patch with the prediction made {when} '
         f'(<span class="ramp inferno"></span> 0 to {top:.2f}, the same for all images; the mean is '
         f"{inside.surprise.mean():.3f}, which is 1 + NEPA's loss). PCA: the first three principal components of the "
         "patches' features, over these images together, as red, green and blue: patches of one colour are alike to the "
@@ -56,7 +57,7 @@ def _pixels(inside: Inside, numbers: Sequence[int], tiles: Tiles, notes: str) ->
     lines = []
     for readout in inside.readouts:
         figures = [
-            f"{words} {psnr(inside.images, found).mean():.1f} dB"
+            f"{words} {decibels(psnr(inside.images, found).mean().item())}"
             for words, found in (("latents", readout.true), ("predictions", readout.predicted))
             if found is not None
         ]
@@ -102,6 +103,10 @@ def _cards(columns: Columns, num: int) -> str:
             tiles = "".join(found[row] for row in rows for _, found in columns)
             cards += f'<div class="card scroll"><div class="inside" style="{style}">{head}{tiles}</div></div>'
     return f'<div class="two">{cards}</div>'
+
+
+def decibels(value: float) -> str:
+    return "exact" if value > 99.9 else f"{value:.1f} dB"
 
 
 def pictures(images: Tensor, label: str) -> list[str]:

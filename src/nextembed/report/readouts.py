@@ -89,10 +89,10 @@ def _least_squares(inverse: PatchInverse, read: Sequences, images: Tensor, to_im
         latents = torch.cat((read.z[:, : read.num_known], rolled), dim=1)
         rollout = keep_known(images, to_images(inverse(latents, read.grid, CUTOFF)), read)
     kind = (
-        f"{inverse.width} numbers a patch hold all {inverse.num_pixels} of its pixels"
+        f"{inverse.width} numbers a patch hold all {inverse.num_pixels} values of its pixels"
         if inverse.exact
         else f"a projection: {inverse.width} numbers a patch hold {inverse.rank} directions of its "
-        f"{inverse.num_pixels} pixels"
+        f"{inverse.num_pixels} values"
     )
     matched = "its true latent's length" if length == "true" else "the mean length of the image's latents"
     note = (
@@ -114,7 +114,8 @@ def _decoded(loaded: LoadedDecoder, read: Sequences, images: Tensor, to_images: 
         rollout = keep_known(images, decode(torch.cat((known, read.rolled), dim=1)), read)
     name = f"decoder of {loaded.source}"
     note = (
-        f"{name[0].upper() + name[1:]} ({loaded.name}): a small network trained on the frozen model's {loaded.source}; "
+        f"Decoder {loaded.source[0].upper()} ({loaded.name}): a small network trained on the frozen model's "
+        f"{loaded.source}; "
         "it reads directions only, and of each patch only what came before."
     )
     return Readout(name, note, decode(read.z) if of_latents else None, decode(read.predictions), rollout)

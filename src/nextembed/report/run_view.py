@@ -78,6 +78,8 @@ def read_run(
     try:
         _look(view, num_images, num_inside, decoders)
     except NextEmbedError as err:
+        if decoders:  # they were asked for by name
+            raise
         view.missing.append(f"There are no pictures: {err}.")
     return view
 

@@ -1,8 +1,9 @@
 """`visualize`: one image, one model, one picture of what goes on inside."""
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +108,9 @@ def visualize(
     rows, columns = (pixels.shape[-2 + i] // net.config.patch_shape[i] for i in range(2))
     query = None if patch is None else query_patch(patch, (rows, columns))
     chosen = _heads(heads, num_heads)
-    inside = look_inside(net, pixels, *mean_std, mode, wanted, list(dict.fromkeys(looked)), num_known, loaded, length)
+    looked = list(dict.fromkeys(looked))
+    with eager(net):
+        inside = look_inside(net, pixels, *mean_std, mode, wanted, looked, num_known, loaded, length)
     inside.notes[:0] = objective_notes(values, mode)
     query = default_patch(inside) if query is None else query
     height, width = pixels.shape[-2:]
@@ -133,9 +136,7 @@ def _model(model: Any, weights: str) -> tuple[Any, dict[str, Any], str, tuple[fl
     """The model, its run's settings (empty if it has none), a name for it, mean and std of its pixels."""
     if not isinstance(model, (str, Path)):
         _check_model(model, "the model")
-        if getattr(model.config, "_attn_implementation", None) != "eager":
-            model.set_attn_implementation("eager")  # only it gives the weights
-        return model.eval(), {}, type(model).__name__, (0.5, 0.5)
+        return model, {}, type(model).__name__, (0.5, 0.5)
     path = Path(model).expanduser()
     folders = weights_folders(path)
     if weights not in folders:
@@ -145,6 +146,17 @@ def _model(model: Any, weights: str) -> tuple[Any, dict[str, Any], str, tuple[fl
     run = run_folder(path)
     values = read_config(run) if run else {}
     return net, values, str(values.get("name") or path.resolve().name), normalisation(values, folders[weights])
+
+
+@contextlib.contextmanager
+def eager(net: Any) -> Iterator[None]:
+    """The model in eval mode, with the attention that gives its weights; afterwards as it was."""
+    training, before = net.training, net.config._attn_implementation
+    net.eval().set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        net.train(training).set_attn_implementation(before)
 
 
 def _check_model(net: Any, name: str) -> None:
