@@ -125,10 +125,7 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (
-            "nepa_dmo",
-            "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, latent_decoder, nepa_base",
-        ),
+        ("nepa_dmo", "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, latent_d"),
         ("FILE:needs", "needs a default for steps"),
         ("FILE:wrong", "gave a dict, not a nextembed.RunConfig"),
         ("FILE:mistake", "field 'max_stps' is not known. Did you mean 'max_steps'?"),

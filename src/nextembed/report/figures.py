@@ -116,7 +116,7 @@ def attention_section(inside: Inside, patch: int, heads: list[int]) -> Section:
             name, title = f"attention_layer{layer}_head{head}", f"layer {layer}, head {head}"
             panels.append(Panel(name, title, found, {CURRENT: patch}, corner=f"begin {row[0]:.0%}"))
     layers_per_row = max(1, 9 // len(heads))
-    per_row = len(heads) * layers_per_row if len(heads) <= 8 else -(-len(heads) // 2)
+    per_row = len(heads) * layers_per_row if len(heads) <= 12 else -(-len(heads) // 2)
     rows = [panels[start : start + per_row] for start in range(0, len(panels), per_row)]
     text = (
         f"Weights of the query patch (dashed blue) to all patches, {inside.mode} attention, each map from none to its "
@@ -286,10 +286,11 @@ class Drawing:
             veil[..., 3] = 255 * (np.arange(rows * columns).reshape(rows, columns) >= panel.veil_from)
             axes.imshow(veil, interpolation="nearest", extent=(0, columns, rows, 0), aspect="auto")
         for colour, patch in panel.marks.items():
-            corner, dash = (patch % columns + 0.06, patch // columns + 0.06), (0, (2, 1.2))
-            style = dash if colour == CURRENT else "solid"
-            thick = min(1.8, max(0.8, 5 * box[2] / columns))
-            axes.add_patch(Rectangle(corner, 0.88, 0.88, fill=False, ec=colour, lw=thick, ls=style))
+            inset = 0.06 if max(rows, columns) <= 8 else -0.3  # around a small patch, so that it stays visible
+            corner, side = (patch % columns + inset, patch // columns + inset), 1 - 2 * inset
+            style: Any = (0, (2, 1.2)) if colour == CURRENT else "solid"
+            thick = min(1.8, max(1.1, 5 * box[2] / columns))
+            axes.add_patch(Rectangle(corner, side, side, fill=False, ec=colour, lw=thick, ls=style))
         axes.set_xlim(0, columns)
         axes.set_ylim(rows, 0)
         if panel.corner:
