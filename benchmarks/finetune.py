@@ -3,10 +3,10 @@
     python benchmarks/finetune.py --data SHARED --pretrained runs/fashion_mnist/model --task fashion_mnist
     python benchmarks/finetune.py --data SHARED --pretrained runs/emoji/model --task emoji
 
-`--data` is a folder with fashion_mnist/, emoji/ and stamps/ (Parquet files by split). For each start ("NEPA", "scratch")
-the same grid of settings is tried once at the task's tuning size, chosen by validation accuracy; the chosen one then
-runs with every size and three seeds (of labels, head and order), and is measured once each on test. Finished runs in
-the output folder are taken as they are, so a stopped benchmark goes on.
+`--data` is a folder with fashion_mnist/, emoji/ and stamps/ (Parquet files by split). Both starts, NEPA and scratch,
+get a grid of as many settings, tried once at the task's tuning size and chosen by validation accuracy; the chosen one
+then runs with every size and three seeds (of labels, head and order), and is measured once each on test. Finished runs
+in the output folder are taken as they are, so a stopped benchmark goes on.
 """
 
 import argparse

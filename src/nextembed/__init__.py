@@ -34,8 +34,12 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .models.nepa import ViTNepaForImageClassification as ViTNepaForImageClassification
     from .models.nepa import ViTNepaForPreTraining as ViTNepaForPreTraining
     from .models.nepa import ViTNepaModel as ViTNepaModel
+    from .objectives.latent_decoder import LatentDecoderSettings as LatentDecoderSettings
+    from .objectives.latent_decoder import load_decoder as load_decoder
     from .objectives.next_embedding import NextEmbedding as NextEmbedding
     from .objectives.next_embedding import NextEmbeddingSettings as NextEmbeddingSettings
+    from .report.visualize import Visualization as Visualization
+    from .report.visualize import visualize as visualize
     from .run import Run as Run
     from .run import RunConfig as RunConfig
     from .run import fit as fit
@@ -52,7 +56,9 @@ _PUBLIC = {
     "evaluation.probes": "ProbeConfig",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaModel",
+    "objectives.latent_decoder": "LatentDecoderSettings load_decoder",
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
+    "report.visualize": "Visualization visualize",
     "training.optim": "OptimConfig",
     "training.trainer": "TrainConfig",
 }

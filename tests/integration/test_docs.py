@@ -57,7 +57,19 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
     command, *rest = words
     assert command in {info.name or info.callback.__name__ for info in app.registered_commands}  # type: ignore[union-attr]
     options = [word for word in rest if word.startswith("--")]
-    assert set(options) <= {"--data", "--resume", "--open", "--output", "--debug"}
+    visualize = {
+        "--index",
+        "--patch",
+        "--layer",
+        "--head",
+        "--attention",
+        "--weights",
+        "--decoder",
+        "--size",
+        "--known",
+    }
+    visualize |= {"--length", "--foreground"}
+    assert set(options) <= {"--data", "--resume", "--open", "--output", "--debug"} | visualize
     overrides = [word for word in rest if "=" in word]
     named = [word for word in rest if "=" not in word and not word.startswith("--")]
     if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
@@ -98,6 +110,17 @@ def test_hugging_face_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     texts = [text for page, _, text in blocks("python") if page in ("docs/quickstart.md", "docs/huggingface.md")]
     names = run_python(texts, monkeypatch)
     assert names["features"].shape == (1, 32) and names["latents"].shape == (1, 4, 32)
+
+
+def test_visualize_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, recipe in (("mine", "nepa_demo_tiny"), ("latent_decoder", "latent_decoder_tiny")):
+        config = recipes.load(recipe).model_copy(update={"name": name})
+        config.probe.enabled = False
+        nextembed.fit(config)
+    names = run_python([text for page, _, text in blocks("python") if page == "docs/visualize.md"], monkeypatch)
+    assert names["surprise"].shape == (1, 9) and names["pixels"].shape == (1, 3, 24, 24)
+    assert (tmp_path / "inside.png").is_file()
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

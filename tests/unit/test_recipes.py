@@ -21,6 +21,7 @@ def test_the_recipes_there_are() -> None:
         "nepa_large_imagenet",
         "nepa_base_imagenet_released",
         "nepa_large_imagenet_released",
+        "latent_decoder",
     }
     assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
 
@@ -124,7 +125,7 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("nepa_dmo", "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, nepa_base"),
+        ("nepa_dmo", "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, latent_d"),
         ("FILE:needs", "needs a default for steps"),
         ("FILE:wrong", "gave a dict, not a nextembed.RunConfig"),
         ("FILE:mistake", "field 'max_stps' is not known. Did you mean 'max_steps'?"),

@@ -106,7 +106,9 @@ def test_report_is_whole_and_self_contained(run):
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
     assert "script" not in page.tags
-    for heading in ("What was learned", "Training", "Warnings", "What it predicts", "Where it looks", "Skipped files"):
+    headings = ["What was learned", "Training", "Warnings", "What it predicts", "Where it looks", "Skipped files"]
+    headings += ["Where it is surprised, and what it tells apart", "Latents as pixels", "Rollout"]
+    for heading in headings:
         assert f"<h2>{heading}</h2>" in html
     names = {name for name in re.findall(r'href="#(image\d+)"', html)}
     assert names and all(f'<g id="{name}">' in html for name in names)

@@ -69,15 +69,18 @@ def probe_settings(target: str, source: str | None, overrides: list[str]) -> "Ru
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    decoder: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="A run of the recipe latent_decoder; may be repeated.")
+    ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
 ) -> None:
     """Write RUN/report.html anew.
 
-    One self-contained page: curves, diagnostics, probes, attention and similarity maps.
+    One self-contained page: curves, diagnostics, probes, attention and similarity maps, latents as pixels.
     """
     from ..report import write_report
 
-    page = write_report(run)
+    page = write_report(run, decoders=decoder or ())
     print(f"Report:  {os.path.relpath(page)}")
     if open_page:
         import webbrowser

@@ -136,6 +136,12 @@ class Objective(nn.Module):
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Called after every optimizer step, e.g. to move the EMA teacher."""
 
+    def folders(self, state: dict[str, Tensor]) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
+        """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights.
+
+        state: this objective's parameters and buffers by name, whole and on the CPU."""
+        return {}
+
 
 class PretrainingModel(nn.Module):
     """Backbone and objective as the one module that DDP, FSDP2, compile and checkpoints see."""

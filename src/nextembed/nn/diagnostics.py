@@ -22,7 +22,8 @@ LEARNT_GAP = 0.02  # cos(prediction, next) has to pass cos(prediction, current) 
 
 
 class Verdict(NamedTuple):
-    """word: "learning", "copying", "collapsed" or "undecided"; sentence: why, in plain words with the figures."""
+    """word: "learning", "copying", "collapsed" or "undecided", or "decoder" for a run that trained only one;
+    sentence: why, in plain words with the figures."""
 
     word: str
     sentence: str
@@ -123,6 +124,11 @@ def peaks(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
     """What a run did, from its logged metrics, oldest first (rows without diagnostics are skipped)."""
     rows = [row for row in history if "cos_next" in row]
+    decoded = [row for row in history if "psnr" in row]
+    if decoded and not rows:
+        found, flat = decoded[-1]["psnr"], decoded[-1].get("psnr_flat", math.nan)
+        sentence = f"Pixels are read back from a frozen model with a PSNR of {found:.1f} dB on training images"
+        return Verdict("decoder", f"{sentence}; the mean colour of each patch would reach {flat:.1f} dB.")
     if not rows:
         return Verdict("undecided", "No diagnostics were logged.")
     last = rows[-1]

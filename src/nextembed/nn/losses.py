@@ -54,6 +54,11 @@ def mse(pred: Tensor, target: Tensor) -> Tensor:
     return (pred.float() - target.float()).square().mean(dim=-1)
 
 
+def l1(pred: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute difference over the last axis, [..., D] -> [...]."""
+    return (pred.float() - target.float()).abs().mean(dim=-1)
+
+
 def smooth_l1(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     """Huber-like distance, mean over the last axis, [..., D] -> [...]; squared below `beta`, linear above."""
     return F.smooth_l1_loss(pred.float(), target.float(), reduction="none", beta=beta).mean(dim=-1)

@@ -21,7 +21,7 @@ def write_banner(run_dir: str | Path, path: str | Path, images: list[int] | None
     images: numbers among the validation images drawn for the report; by default four, evenly spread.
     Raises ConfigError if the run has no model or its data cannot be read.
     """
-    view = read_run(run_dir)
+    view = read_run(run_dir, num_inside=0)
     scene = view.scene
     if scene is None:
         raise ConfigError(f"no picture of {run_dir}: {' '.join(view.missing)}")

@@ -35,6 +35,11 @@ class Chart:
 CHARTS = (
     Chart("Loss", {"loss": "loss"}, "What training minimises. A low value alone proves little."),
     Chart(
+        "PSNR of decoded pixels",
+        {"psnr": "decoder", "psnr_flat": "each patch's mean colour"},
+        "How well pixels are read from the frozen latents, in dB; above the flat patches, shapes are read, too.",
+    ),
+    Chart(
         "What the prediction looks like",
         {"cos_next": "next", "cos_current": "current", "cos_neighbours": "copying would score"},
         "Cosine of the prediction with the next and with the current latent. Learning means that next is on top and "

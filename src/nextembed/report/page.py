@@ -7,6 +7,7 @@ from typing import Any
 
 from ..nn.diagnostics import verdict
 from .charts import render_charts
+from .inside_page import inside_sections
 from .pictures import Scene, Tiles, heat, neighbours, ranks, striking
 from .run_view import RunView
 from .style import CSS
@@ -18,6 +19,7 @@ WORDS = {
     "copying": "Copying",
     "collapsed": "Collapsed",
     "undecided": "Not decided yet",
+    "decoder": "A decoder",
 }
 NUM_IMAGES = 4  # shown with similarity maps
 NUM_FOUND = 8  # with nearest patches
@@ -47,6 +49,11 @@ def render(view: RunView) -> str:
     )
 
 
+def is_decoder(view: RunView) -> bool:
+    """Whether the run trained a decoder on a frozen model."""
+    return (view.config.get("objective") or {}).get("kind") == "latent_decoder"
+
+
 def _header(view: RunView) -> str:
     found = verdict(view.history)
     model, last = view.model_config, view.history[-1] if view.history else {}
@@ -70,9 +77,10 @@ def _header(view: RunView) -> str:
     if best := (view.probes or {}).get("best"):
         facts.append((_percent(_value(best)), f"best {PROBES.get(best['probe'], best['probe']).lower()}"))
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
+    task = "Latent decoder" if is_decoder(view) else "Next-embedding pretraining"
     source = str((view.config.get("data") or {}).get("source", "")) or "its data"
     return (
-        f'<p class="kicker">Next-embedding pretraining on {escape(source)}</p><h1>{escape(view.name)}</h1>'
+        f'<p class="kicker">{task} on {escape(source)}</p><h1>{escape(view.name)}</h1>'
         f'<div class="card verdict {escape(found.word)}"><b>{escape(WORDS.get(found.word, found.word))}</b>'
         f"<p>{escape(found.sentence)}</p></div>" + (f'<div class="facts">{cards}</div>' if cards else "")
     )
@@ -209,7 +217,10 @@ def _pictures(view: RunView) -> str:
     if view.scene is None:
         return ""
     tiles = Tiles(view.scene)
-    parts = _similarity(view, tiles) + _retrieval(view, tiles) + _attention(view, tiles)
+    inside = inside_sections(view.inside, view.inside_images, tiles)
+    if is_decoder(view):  # its model is shown in the report of the run that trained it
+        return tiles.definitions() + inside
+    parts = _similarity(view, tiles) + _retrieval(view, tiles) + _attention(view, tiles) + inside
     target = (view.config.get("objective") or {}).get("target", "latents")
     note = (
         ""

@@ -151,10 +151,17 @@ def neighbours(scene: Scene, image: int, patch: int, num: int = 6) -> list[tuple
     return found
 
 
-def heat(values: Tensor, grid: tuple[int, int], low: float | None = None, cmap: str = "viridis") -> np.ndarray:
-    """A map of values [P] as RGBA uint8 [rows, columns, 4]; from `low` (default: the least value) to the greatest."""
+def heat(
+    values: Tensor,
+    grid: tuple[int, int],
+    low: float | None = None,
+    cmap: str = "viridis",
+    high: float | None = None,
+) -> np.ndarray:
+    """A map of values [P] as RGBA uint8 [rows, columns, 4]; from `low` to `high` (default: least, greatest value)."""
     low = values.min().item() if low is None else low
-    scaled = (values - low) / max(values.max().item() - low, 1e-9)
+    high = values.max().item() if high is None else high
+    scaled = (values - low) / max(high - low, 1e-9)
     return (colormaps[cmap](scaled.view(grid).numpy()) * 255).round().astype(np.uint8)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from transformers.utils import logging
 from ..core.config import DATA
 from ..core.run_folder import read_config, read_lines, weights_folders
 from ..errors import ConfigError, NextEmbedError
+from ..objectives.latent_decoder import FOLDER, load_decoder
+from .inside import Inside, look_inside
 from .pictures import Scene, build_scene
 
 NUM_IMAGES = 128  # drawn from validation: the pool in which patches are looked up
+NUM_INSIDE = 4  # of which the inside is shown
 
 
 @dataclass
@@ -30,6 +34,8 @@ class RunView:
     probes: dict[str, Any] | None
     skipped: list[dict[str, Any]]
     scene: Scene | None = None
+    inside: Inside | None = None
+    inside_images: list[int] = field(default_factory=list)
     model_config: Any = None
     weights: Path | None = None
     num_parameters: int = 0
@@ -41,9 +47,15 @@ class RunView:
         return str(self.config.get("name") or self.dir.resolve().name)
 
 
-def read_run(run_dir: str | Path, num_images: int = NUM_IMAGES) -> RunView:
+def read_run(
+    run_dir: str | Path,
+    num_images: int = NUM_IMAGES,
+    num_inside: int = NUM_INSIDE,
+    decoders: Sequence[str | Path] = (),
+) -> RunView:
     """Reads a run folder and, where a model and data are there, looks at real images with it.
 
+    num_inside: images whose inside is shown. decoders: runs of the recipe latent_decoder; its own is taken anyway.
     Raises ConfigError if the folder does not exist or holds no run.
     """
     folder = Path(run_dir)
@@ -61,19 +73,21 @@ def read_run(run_dir: str | Path, num_images: int = NUM_IMAGES) -> RunView:
         raise ConfigError(f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl")
     if not view.history:
         view.missing.append("There are no curves: the run stopped before its first logging step.")
-    if view.probes is None:
+    if view.probes is None and (view.config.get("probe") or {}).get("enabled", True):
         view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
     try:
-        _look(view, num_images)
+        _look(view, num_images, num_inside, decoders)
     except NextEmbedError as err:
+        if decoders:  # they were asked for by name
+            raise
         view.missing.append(f"There are no pictures: {err}.")
     return view
 
 
-def _look(view: RunView, num_images: int) -> None:
+def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[str | Path]) -> None:
     folders = weights_folders(view.dir)
     view.weights = folders.get("raw") or next(iter(folders.values()))
-    model = _load(view.weights)
+    model = load_model(view.weights)
     view.model_config = model.config
     view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if "data" not in view.config:
@@ -85,9 +99,17 @@ def _look(view: RunView, num_images: int) -> None:
     pixels, view.split = _images(data, model.config, num_images)
     causal = (view.config.get("objective") or {}).get("causal", True)
     view.scene = build_scene(model, pixels, data.mean, data.std, causal)
+    if num_inside:
+        view.inside_images = view.scene.spread(num_inside)
+        folders_of_decoders = [*decoders, *([view.dir] if (view.dir / FOLDER).is_dir() else [])]
+        loaded = [load_decoder(folder) for folder in folders_of_decoders]
+        view.inside = look_inside(
+            model, pixels[view.inside_images], data.mean, data.std, "causal" if causal else "full", decoders=loaded
+        )
 
 
-def _load(folder: Path) -> Any:
+def load_model(folder: Path) -> Any:
+    """A saved model in eval mode, with the attention that gives its weights. Raises ConfigError if it cannot be."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

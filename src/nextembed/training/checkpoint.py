@@ -161,6 +161,12 @@ class BestWeights:
         return json.loads(file.read_text())["value"] if file.is_file() else float("-inf")
 
 
+def save_part(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:
+    """config.json and model.safetensors of what an objective keeps beside the model."""
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors")
+
+
 @contextmanager
 def failure_on_every_rank(what: str) -> Iterator[None]:
     """Turns a write that fails on rank 0 into one TrainingError on every rank, so that none waits for ever."""

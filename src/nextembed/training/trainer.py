@@ -416,13 +416,18 @@ class PretrainTrainer(Trainer):
     def save_folders(self) -> None:
         """The final RUN/model and RUN/ema, ready for `from_pretrained`. Every rank must call it."""
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        raw = checkpoint.part(checkpoint.full_state(self.model), "backbone.")
+        whole = checkpoint.full_state(self.model)
+        raw = checkpoint.part(whole, "backbone.")
         weights = {"model": raw} | ({"ema": raw | self.ema.full()} if self.ema else {})
         with checkpoint.failure_on_every_rank("saving the model"):
             for name, state in weights.items():
                 if distributed.is_main():
                     with checkpoint.atomic_folder(self.run_dir / name) as scratch:
                         checkpoint.save_backbone(bare.backbone, state, scratch, self.image_processor)
+            if distributed.is_main():
+                for name, parts in bare.objective.folders(checkpoint.part(whole, "objective.")).items():
+                    with checkpoint.atomic_folder(self.run_dir / name) as scratch:
+                        checkpoint.save_part(scratch, *parts)
 
 
 class StepEnd(TrainerCallback):

@@ -82,7 +82,8 @@ class NepaModel(Part):
 
     def image_processor(self) -> ViTImageProcessor:
         """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""
-        return image_processor(self.image_size, self.num_channels)
+        config = self.hf_config() if self.pretrained is None else read_config(self.pretrained)
+        return image_processor(config.image_shape, config.num_channels)
 
 
 @MODELS.register("vit_nepa_classifier")
@@ -138,7 +139,8 @@ class NepaClassifier(Part):
 
     def image_processor(self) -> ViTImageProcessor:
         config = base_config(self.pretrained, self.architecture)
-        return image_processor(self.image_size or config.image_shape[0], config.num_channels)
+        shape = config.image_shape if self.image_size is None else (self.image_size, self.image_size)
+        return image_processor(shape, config.num_channels)
 
 
 def base_config(pretrained: str | None, architecture: NepaModel | None) -> ViTNepaConfig:
@@ -169,7 +171,7 @@ def adjusted(config: ViTNepaConfig, num_layers: int | None, image_size: int | No
     return config
 
 
-def image_processor(size: int, num_channels: int) -> ViTImageProcessor:
-    """Resizes to size x size, bilinear, and scales to [-1, 1]."""
-    half = [0.5] * num_channels
-    return ViTImageProcessor(size={"height": size, "width": size}, resample=2, image_mean=half, image_std=half)
+def image_processor(shape: tuple[int, int], num_channels: int) -> ViTImageProcessor:
+    """Resizes to (height, width), bilinear, and scales to [-1, 1]."""
+    (height, width), half = shape, [0.5] * num_channels
+    return ViTImageProcessor(size={"height": height, "width": width}, resample=2, image_mean=half, image_std=half)

@@ -1,0 +1,129 @@
+"""Latents and predictions turned back into pixels, by least squares and by trained decoders; and rollouts shown so."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..nn.readout import PatchInverse
+from ..objectives.latent_decoder import LoadedDecoder
+
+Length = Literal["mean", "true"]
+
+CUTOFF = 0.01  # of the singular values that predictions are inverted with; true latents are inverted with all
+
+
+@dataclass
+class Readout:
+    """One way from latents to pixels, and what it gives for N images [N, 3, height, width] in [0, 1].
+
+    true: the images' own latents, None if it reads predictions only. predicted: every patch from its prediction, which
+    was made from the true patches before it. rollout: the known patches as they are, the rest predicted one from the
+    other; None where the model cannot. note: in plain words, what it does to a latent.
+    """
+
+    name: str
+    note: str
+    true: Tensor | None
+    predicted: Tensor
+    rollout: Tensor | None
+
+
+@dataclass
+class Sequences:
+    """What is read out. z [N, P, D]: latents; predictions [N, P, D]: of each patch; rolled [N, P - K, D]: the
+    predictions after K known patches, None if there is no rollout."""
+
+    z: Tensor
+    predictions: Tensor
+    rolled: Tensor | None
+    num_known: int
+    grid: tuple[int, int]
+
+
+def psnr(images: Tensor, others: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of images [N, C, H, W] in [0, 1], dB, [N]; at most 100."""
+    return -10 * torch.log10((images - others).square().mean((1, 2, 3)).clamp(min=1e-10))
+
+
+def roll_out(model: Any, pixels: Tensor, num_known: int, num_patches: int) -> Tensor | None:
+    """Predictions [N, P - K, D] after the first K patches, fed back at the mean length of the known latents."""
+    if not hasattr(model, "rollout") or not num_known < num_patches:
+        return None
+    return model.rollout(pixels, num_known, num_patches - num_known, match_norm=num_known > 0).float().cpu()
+
+
+def read_out(
+    model: Any, read: Sequences, images: Tensor, to_images: Any, decoders: Sequence[LoadedDecoder], length: Length
+) -> tuple[list[Readout], list[str]]:
+    """All readouts that fit the model, and sentences about those that do not.
+
+    to_images: normalised pixels -> images in [0, 1]. length: of a prediction before least squares.
+    Raises ConfigError for a decoder of another shape.
+    """
+    found, notes = [], []
+    try:
+        inverse = PatchInverse(model.get_input_embeddings(), model.config.patch_shape, model.config.num_channels)
+    except (ValueError, AttributeError, NotImplementedError, IndexError, RuntimeError):
+        notes.append("No least-squares readout: the patch embedding of this model is not a linear map of the pixels.")
+    else:
+        found.append(_least_squares(inverse, read, images, to_images, length))
+    for loaded in decoders:
+        if warning := loaded.check(model):
+            notes.append(warning[0].upper() + warning[1:] + ": its pixels are not to be trusted.")
+        found.append(_decoded(loaded, read, images, to_images))
+    return found, notes
+
+
+def _least_squares(inverse: PatchInverse, read: Sequences, images: Tensor, to_images: Any, length: Length) -> Readout:
+    lengths = read.z.norm(dim=-1, keepdim=True)  # [N, P, 1]
+    wanted = lengths if length == "true" else lengths.mean(dim=1, keepdim=True)
+    predicted = inverse(F.normalize(read.predictions, dim=-1) * wanted, read.grid, CUTOFF)
+    rollout = None
+    if read.rolled is not None:
+        known = lengths[:, : read.num_known] if read.num_known else lengths
+        rolled = F.normalize(read.rolled, dim=-1) * known.mean(dim=1, keepdim=True)
+        latents = torch.cat((read.z[:, : read.num_known], rolled), dim=1)
+        rollout = keep_known(images, to_images(inverse(latents, read.grid, CUTOFF)), read)
+    kind = (
+        f"{inverse.width} numbers a patch hold all {inverse.num_pixels} values of its pixels"
+        if inverse.exact
+        else f"a projection: {inverse.width} numbers a patch hold {inverse.rank} directions of its "
+        f"{inverse.num_pixels} values"
+    )
+    matched = "its true latent's length" if length == "true" else "the mean length of the image's latents"
+    note = (
+        f"Least squares: pseudo-inverse of the patch embedding, {kind}. A prediction's length is free (cosine loss): "
+        f"it is set to {matched}; of its singular values those above {CUTOFF:.0%} of the largest are used."
+    )
+    return Readout("least squares", note, to_images(inverse(read.z, read.grid)), to_images(predicted), rollout)
+
+
+@torch.no_grad()
+def _decoded(loaded: LoadedDecoder, read: Sequences, images: Tensor, to_images: Any) -> Readout:
+    def decode(latents: Tensor) -> Tensor:
+        return to_images(loaded.decoder.image(latents, read.grid))
+
+    of_latents = loaded.source == "latents"
+    rollout = None
+    if read.rolled is not None:
+        known = (read.z if of_latents else read.predictions)[:, : read.num_known]
+        rollout = keep_known(images, decode(torch.cat((known, read.rolled), dim=1)), read)
+    name = f"decoder of {loaded.source}"
+    note = (
+        f"Decoder {loaded.source[0].upper()} ({loaded.name}): a small network trained on the frozen model's "
+        f"{loaded.source}; "
+        "it reads directions only, and of each patch only what came before."
+    )
+    return Readout(name, note, decode(read.z) if of_latents else None, decode(read.predictions), rollout)
+
+
+def keep_known(images: Tensor, found: Tensor, read: Sequences) -> Tensor:
+    """`found` with the known patches as they are in the images."""
+    rows, columns = read.grid
+    known = (torch.arange(rows * columns) < read.num_known).view(1, 1, rows, columns).float()
+    mask = F.interpolate(known, size=images.shape[-2:], mode="nearest").bool()
+    return torch.where(mask, images, found)

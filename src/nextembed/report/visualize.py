@@ -1,0 +1,304 @@
+"""`visualize`: one image, one model, one picture of what goes on inside."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.run_folder import read_config, run_folder, weights_folders
+from ..core.types import AttentionMode
+from ..data.sources import ImageData
+from ..data.transforms import ImageReader, Unreadable, normalize, resize
+from ..errors import ConfigError, DataError
+from ..objectives.latent_decoder import FOLDER, LoadedDecoder, load_decoder
+from .figures import Drawing, draw
+from .inside import Inside, check_layers, look_inside
+from .readouts import Length
+from .run_view import load_model
+
+ARCHIVES = (".parquet", ".tar", ".tgz", ".arrow", ".jsonl", ".csv")  # of many images: a data source, not an image
+
+
+@dataclass
+class Visualization:
+    """What `visualize` gives. inside: the tensors; patch: the query patch; figure: matplotlib's; paths: files written.
+
+    A notebook shows the picture.
+    """
+
+    inside: Inside
+    patch: int
+    drawing: Drawing
+    paths: list[Path]
+
+    @property
+    def figure(self) -> Any:
+        return self.drawing.figure
+
+    def save(self, output: str | Path) -> list[Path]:
+        """Writes one PNG, or into a folder `all.png` and every panel; each file appears whole. Gives the paths.
+
+        Raises ConfigError for a path that is neither.
+        """
+        path = check_output(output)
+        files = {path: self.drawing.png()}
+        if path.suffix.lower() != ".png":
+            files = {path / "all.png": self.drawing.png()}
+            files |= {path / f"{name}.png": content for name, content in self.drawing.panels().items()}
+        try:
+            for file, content in files.items():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                scratch = file.with_name(f".tmp-{file.name}")
+                scratch.write_bytes(content)
+                os.replace(scratch, file)
+        except OSError as err:
+            raise ConfigError(f"cannot write {output}: {err.strerror or err}") from None
+        self.paths = list(files)
+        return self.paths
+
+    def _repr_png_(self) -> bytes:
+        return self.drawing.png()
+
+
+def visualize(
+    model: Any,
+    image: Any,
+    output: str | Path | None = None,
+    *,
+    index: int = 0,
+    patch: int | tuple[int, int] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    attention: AttentionMode | None = None,
+    weights: Literal["raw", "ema"] = "raw",
+    decoders: Sequence[str | Path] = (),
+    size: int | tuple[int, int] | None = None,
+    num_known: int | None = None,
+    length: Length = "mean",
+    foreground: bool = False,
+) -> Visualization:
+    """Looks inside a model on one image: attention, prediction, surprise, PCA of features, pixels read back, rollout.
+
+    model: a run, a checkpoint, a saved model's folder, or a model object. image: a file, a PIL image, a uint8 array
+    [H, W] or [H, W, C], or a data source ("emoji", a folder, a hub id) whose validation image `index` is taken.
+    output: a .png file, or a folder for the panels too; None writes nothing.
+    patch: the query patch, its number or (row, column); None takes the one before the patch of most contrast in the
+    middle of the image. layers: of attention and PCA, 0 is the latents, negative ones count from the end. heads from 1.
+    attention: None is as the model was trained. decoders: runs of the recipe `latent_decoder`; a run's own is used
+    anyway. size: pixels, or (height, width), that patches divide; None is the model's. num_known: patches that the
+    rollout starts from (None: the top half). length: given to predictions before least squares, "mean" of the image's
+    latents or the "true" one of each. foreground: PCA of the foreground only.
+    Raises ConfigError or DataError, before anything is written.
+    """
+    if output is not None:
+        check_output(output)
+    net, values, name, mean_std = _model(model, weights)
+    loaded = _decoders(model, decoders)
+    pixels, shown = _pixels(image, index, net, mean_std, _size(size, net))
+    mode: AttentionMode = attention or ("causal" if _causal(values, net) else "full")
+    num_layers, num_heads = net.config.num_hidden_layers, net.config.num_attention_heads
+    wanted = check_layers([0, num_layers // 2, num_layers] if layers is None else layers, num_layers, 0)
+    looked = [1, (num_layers + 1) // 2, num_layers] if layers is None else [layer for layer in wanted if layer > 0]
+    rows, columns = (pixels.shape[-2 + i] // net.config.patch_shape[i] for i in range(2))
+    query = None if patch is None else query_patch(patch, (rows, columns))
+    chosen = _heads(heads, num_heads)
+    looked = list(dict.fromkeys(looked))
+    with eager(net):
+        inside = look_inside(net, pixels, *mean_std, mode, wanted, looked, num_known, loaded, length)
+    inside.notes[:0] = objective_notes(values, mode)
+    query = default_patch(inside) if query is None else query
+    height, width = pixels.shape[-2:]
+    subtitle = f"{name}, {weights} weights: {num_layers} layers x {net.config.hidden_size}, {mode} attention. "
+    subtitle += f"Image: {shown}, at {width} x {height} pixels."
+    found = Visualization(inside, query, draw(inside, query, chosen, f"Inside {name}", subtitle, foreground), [])
+    if output is not None:
+        found.save(output)
+    return found
+
+
+def check_output(output: str | Path) -> Path:
+    """A .png file or a folder. Raises ConfigError for a file of another kind."""
+    path = Path(output).expanduser()
+    if path.suffix and path.suffix.lower() != ".png" and not path.is_dir():
+        raise ConfigError(f"output {path}: pictures are written to a .png file or a folder, not {path.suffix}")
+    if path.is_dir() == (path.suffix.lower() == ".png") and path.exists():
+        raise ConfigError(f"output {path}: there is a {'folder' if path.is_dir() else 'file'} of that name")
+    return path
+
+
+def _model(model: Any, weights: str) -> tuple[Any, dict[str, Any], str, tuple[float, float]]:
+    """The model, its run's settings (empty if it has none), a name for it, mean and std of its pixels."""
+    if not isinstance(model, (str, Path)):
+        _check_model(model, "the model")
+        return model, {}, type(model).__name__, (0.5, 0.5)
+    path = Path(model).expanduser()
+    folders = weights_folders(path)
+    if weights not in folders:
+        raise ConfigError(f"{path} has no {weights} weights, only {', '.join(folders)}")
+    net = load_model(folders[weights])
+    _check_model(net, str(path))
+    run = run_folder(path)
+    values = read_config(run) if run else {}
+    return net, values, str(values.get("name") or path.resolve().name), normalisation(values, folders[weights])
+
+
+@contextlib.contextmanager
+def eager(net: Any) -> Iterator[None]:
+    """The model in eval mode, with the attention that gives its weights; afterwards as it was."""
+    training, before = net.training, net.config._attn_implementation
+    net.eval().set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        net.train(training).set_attn_implementation(before)
+
+
+def _check_model(net: Any, name: str) -> None:
+    if not all(hasattr(net, part) for part in ("embed", "encode")) or not hasattr(net.config, "patch_shape"):
+        raise ConfigError(f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches")
+
+
+def _decoders(model: Any, decoders: Sequence[str | Path]) -> list[LoadedDecoder]:
+    """Those that are named, and the model's own run's."""
+    folders = [Path(path).expanduser() for path in decoders]
+    run = run_folder(model) if isinstance(model, (str, Path)) else None
+    if run and (run / FOLDER).is_dir() and run.resolve() not in [f.resolve() for f in folders]:
+        folders.append(run)
+    return [load_decoder(folder) for folder in folders]
+
+
+def _causal(values: dict[str, Any], net: Any) -> bool:
+    objective = values.get("objective") or {}
+    return bool(objective.get("causal", getattr(net.config, "is_causal", True)))
+
+
+def _size(size: int | tuple[int, int] | None, net: Any) -> tuple[int, int]:
+    """(height, width) in pixels. Raises ConfigError unless patches divide it into at least two."""
+    height, width = (size, size) if isinstance(size, int) else size or net.config.image_shape
+    patch_height, patch_width = net.config.patch_shape
+    if height < 1 or width < 1 or height % patch_height or width % patch_width:
+        raise ConfigError(
+            f"size {height}x{width} is no multiple of the model's patches of {patch_height}x{patch_width} pixels"
+        )
+    if height * width == patch_height * patch_width:
+        raise ConfigError(f"size {height}x{width} is a single patch: there is no next one to predict")
+    return height, width
+
+
+def _pixels(
+    image: Any, index: int, net: Any, mean_std: tuple[float, float], size: tuple[int, int]
+) -> tuple[Tensor, str]:
+    """The image as the model sees it, [1, C, height, width], and what to call it."""
+    name = "your picture"
+    if isinstance(image, (str, Path)):
+        path = Path(image).expanduser()
+        if _is_image_file(path):
+            image, name = path, path.name
+        else:
+            row, name = _row(ImageData(source=str(image)), index)
+            image = row["image"]
+    try:
+        whole = ImageReader(net.config.num_channels).read(image)
+    except Unreadable as err:
+        raise DataError(f"cannot read the image {name}: {err}") from None
+    if size[0] == size[1]:
+        whole = resize(whole, size[0])
+    else:
+        whole = F.interpolate(whole[None], size, mode="bilinear", antialias=True)[0]
+    return normalize(whole, *mean_std)[None], name
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.is_file() and not path.name.lower().endswith(ARCHIVES)
+
+
+def _row(data: ImageData, index: int) -> tuple[dict[str, Any], str]:
+    """Row `index` of a source's validation split, or of its training split where there is no other."""
+    try:
+        rows: Any = data.rows("validation")
+    except ConfigError as err:
+        if "split" not in str(err):
+            raise ConfigError(f"no image file and no data source: {data.source} ({err})") from None
+        rows = data.rows("train")
+    if not 0 <= index < len(rows):
+        raise ConfigError(f"index {index} is not in 0..{len(rows) - 1}, the images of {data.source}")
+    return rows[index], f"{data.source} {index}"
+
+
+def query_patch(patch: int | tuple[int, int], grid: tuple[int, int]) -> int:
+    """The number of a patch given as number or (row, column). Raises ConfigError if the image has none such."""
+    rows, columns = grid
+    if isinstance(patch, int):
+        if not 0 <= patch < rows * columns:
+            raise ConfigError(
+                f"patch {patch} is not in 0..{rows * columns - 1}: the image has {rows} x {columns} patches"
+            )
+        return patch
+    if not (0 <= patch[0] < rows and 0 <= patch[1] < columns):
+        raise ConfigError(
+            f"patch {patch[0]},{patch[1]} is not in rows 0..{rows - 1}, columns 0..{columns - 1} (counted from 0)"
+        )
+    return patch[0] * columns + patch[1]
+
+
+def default_patch(inside: Inside) -> int:
+    """The patch before the one of most contrast in the middle half of the raster."""
+    size = (inside.images.shape[-2] // inside.grid[0], inside.images.shape[-1] // inside.grid[1])
+    contrast = F.unfold(inside.images[:1], size, stride=size).std(dim=1)[0]  # [P]
+    start = max(1, inside.num_patches // 4)
+    stop = max(start + 1, 3 * inside.num_patches // 4)
+    return start + int(contrast[start:stop].argmax()) - 1
+
+
+def _heads(heads: Sequence[int] | None, num_heads: int) -> list[int]:
+    chosen = list(range(1, min(num_heads, 16) + 1)) if heads is None else list(dict.fromkeys(heads))
+    if bad := [head for head in chosen if not 1 <= head <= num_heads]:
+        raise ConfigError(f"head {bad[0]} is not in 1..{num_heads}")
+    if not chosen:
+        raise ConfigError("heads: name at least one, or leave it out for all")
+    return chosen
+
+
+def objective_notes(values: dict[str, Any], mode: AttentionMode) -> list[str]:
+    """What to know of a model that was not trained as NEPA is, or is not used as it was trained."""
+    objective = values.get("objective") or {}
+    kind = str(objective.get("kind") or "next_embedding")
+    notes = []
+    if kind not in ("next_embedding", "latent_decoder"):
+        notes.append(
+            f"Trained with objective {kind}: 'prediction' is the hidden state compared with the next input latent, "
+            "which this model was not trained for."
+        )
+    elif kind == "next_embedding" and objective:
+        differs = [
+            f"{name} {objective[name]}"
+            for name, usual in (("target", "latents"), ("distance", "cosine"), ("shift", True), ("steps_ahead", [1]))
+            if objective.get(name, usual) != usual
+        ]
+        if differs:
+            notes.append(
+                f"Trained with {', '.join(differs)}: shown is all the same the cosine with the next input latent, "
+                "which is not its loss."
+            )
+    if mode == "full":
+        notes.append("Full attention: every hidden state has seen the whole image, so predictions know the answer.")
+    return notes
+
+
+def normalisation(values: dict[str, Any], folder: Path) -> tuple[float, float]:
+    """Mean and std of the pixels: of the run's data, else of the saved image processor, else 0.5 and 0.5."""
+    data = values.get("data") or {}
+    if "mean" in data and "std" in data:
+        return float(data["mean"]), float(data["std"])
+    try:
+        saved = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        mean, std = (sum(saved[name]) / len(saved[name]) for name in ("image_mean", "image_std"))
+        return mean, std
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return 0.5, 0.5
