@@ -58,7 +58,7 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 
-# The same number of settings for both starts: three learning rates for the first four layers under causal attention, then
+# As many settings for both starts: three learning rates for the first four layers under causal attention, then
 # at the middle one full attention, and all six layers.
 BEST_RATES = {"NEPA": (2e-3, 4e-3, 8e-3), "scratch": (1e-3, 2e-3, 4e-3)}
 DECAY = {"NEPA": 0.75, "scratch": 1.0}
