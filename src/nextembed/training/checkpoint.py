@@ -38,7 +38,8 @@ WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save reports a 
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A scratch folder beside `target` that becomes it, synced to disk, when the block ends well; else it is removed.
 
-    What a process killed in the middle leaves (`.tmp-NAME`) is removed by `clean` or by the next attempt.
+    What a process killed in the middle leaves (`.tmp-NAME`) is removed by `clean` or by the next attempt; what was
+    there before stands aside (`.old-NAME`) for the moment between two renames, and `clean` puts it back.
     """
     scratch = target.parent / f".tmp-{target.name}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -47,13 +48,24 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield scratch
         for path in (*scratch.rglob("*"), scratch):
             _sync(path)
+        before = target.parent / f".old-{target.name}"
         if target.exists():
-            shutil.rmtree(target)
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(target, before)
         os.replace(scratch, target)
         _sync(target.parent)
+        shutil.rmtree(before, ignore_errors=True)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        _put_back(target.parent)
         raise
+
+
+def _put_back(parent: Path) -> None:
+    """What a replacement that did not come to its end has moved aside."""
+    for folder in parent.glob(".old-*"):
+        target = parent / folder.name.removeprefix(".old-")
+        shutil.rmtree(folder, ignore_errors=True) if target.exists() else os.replace(folder, target)
 
 
 def _sync(path: Path) -> None:
@@ -65,7 +77,8 @@ def _sync(path: Path) -> None:
 
 
 def clean(run_dir: Path) -> None:
-    """Removes what a killed process left half-written."""
+    """Removes what a killed process left half-written, and puts back what it was about to replace."""
+    _put_back(run_dir)
     for folder in (*run_dir.glob(".tmp-*"), *run_dir.glob("checkpoints/.tmp-*")):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -143,7 +156,7 @@ class BestWeights:
 
     def __call__(self, scores: dict[str, float], step: int) -> None:
         value = scores[self.metric]
-        if value <= self.value():
+        if not value > self.value():  # also where it is not a number
             return
         state = {name: tensor.detach().cpu() for name, tensor in self.backbone.state_dict().items()}
         state |= self.ema.full() if self.ema is not None else {}
