@@ -21,8 +21,8 @@ class ClassificationSettings(Part):
     """Cross-entropy of image classes.
 
     label_smoothing: share of the target that is spread over all classes.
-    mixup_alpha, cutmix_alpha: each (micro) batch is mixed with itself by one of the two that are above 0, at random; the
-        share is drawn from Beta(alpha, alpha). mix_rate: share of batches that are mixed at all.
+    mixup_alpha, cutmix_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the
+        share is drawn from Beta(alpha, alpha). mix_rate: share of micro batches that are mixed at all.
     Source: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
     """
 
