@@ -23,7 +23,8 @@ def classes_to_learn(data: Any) -> list[str]:
     names = data.class_names()
     if not names:
         raise ConfigError(
-            "data: fine-tuning needs labels: a folder for each class, data.label_column, or data.label_file=labels.csv"
+            "data: fine-tuning needs labels: a folder for each of at least two classes, data.label_column, or "
+            "data.label_file=labels.csv"
         )
     if len(names) < 2:
         raise ConfigError(f"data: there is only one class ('{names[0]}'); a classifier needs at least two")
@@ -61,7 +62,7 @@ def read_labels(label_file: str) -> dict[str, str]:
     path = Path(label_file).expanduser()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file) or [[]]
+            header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, ValueError, csv.Error) as err:
         raise ConfigError(f"data.label_file: cannot read {label_file}: {err}") from None
     if len(header) < 2:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification
 
 from ..core.quiet import no_progress_bar
@@ -88,7 +89,7 @@ def load_classifier(folder: Path) -> Any:
     try:
         with no_progress_bar():
             model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()

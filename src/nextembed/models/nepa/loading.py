@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ...core.quiet import no_progress_bar
@@ -62,7 +63,7 @@ def with_pretrained_weights(model: Any, pretrained: str, head: tuple[str, ...], 
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
     new = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     wrong = sorted(name for name in new if not name.startswith(head))
