@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.columns import Columns
+from rich.console import RenderableType
+from rich.table import Table
 from torch import Tensor
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, DataError
 from .features import Precision, batches, evaluating
 
+MAX_ROWS = 30  # classes that the terminal shows
 METRIC = "eval/accuracy"  # what the best weights of a run are chosen by
 
 
@@ -67,6 +71,23 @@ class ClassScores:
         """(class, what it was called, how often): the most frequent mistakes."""
         wrong = [(i, j, n) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j and n]
         return sorted(wrong, key=lambda c: (-c[2], c[0], c[1]))[:num]
+
+    def render(self) -> RenderableType:
+        """For the terminal: accuracy of each class, worst first, beside the most frequent confusions."""
+        classes = Table(title=f"Top-1 {self.top1:.1%}   top-5 {self.top5:.1%}", title_justify="left")
+        for name, side in (("class", "left"), ("images", "right"), ("right", "right")):
+            classes.add_column(name, justify=side)  # type: ignore[arg-type]
+        rows = [(r, i) for i, r in enumerate(self.recalls) if r is not None]
+        for recall, i in sorted(rows)[:MAX_ROWS]:
+            classes.add_row(self.class_names[i], f"{self.counts[i]:,}", f"{100 * recall:.1f} %")
+        if len(rows) > MAX_ROWS:
+            classes.caption = f"the {MAX_ROWS} worst of {len(rows)} classes"
+        mistakes = Table(title="Most frequent confusions", title_justify="left")
+        for name, side in (("class", "left"), ("called", "left"), ("images", "right")):
+            mistakes.add_column(name, justify=side)  # type: ignore[arg-type]
+        for label, answer, count in self.confusions():
+            mistakes.add_row(self.class_names[label], self.class_names[answer], f"{count:,}")
+        return Columns([classes, mistakes])
 
     def sentence(self) -> str:
         """The result in plain words."""

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,30 @@ def score_checkpoint(
     """
     config = config or ProbeConfig()
     folder = finetuned_folder(path)
-    model = load_classifier(folder)
-    samples, split = _first_split(data, splits, model.config, config)
-    found = score_classifier(model, samples, split, config.batch_size, config.precision)
-    for error in found.errors:
-        error["key"] = samples[error["index"]]["key"]
+    if (kind := architecture(folder)) not in SCORERS:
+        raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
+    found = SCORERS[kind](folder, data, config, splits)
     score_file = folder / "score.json"
     score = json.loads(score_file.read_text()) if score_file.is_file() else {}
     found.weights = score.get("weights", "ema" if folder.name == "ema" else "raw")
     found.step = score.get("step")
     return found
+
+
+def score_classes(folder: Path, data: Any, config: ProbeConfig, splits: Sequence[str]) -> ClassScores:
+    """Scores of an image classifier's folder, with the keys of its surest mistakes."""
+    model = load_classifier(folder)
+    samples, split = _first_split(data, splits, model.config, config)
+    found = score_classifier(model, samples, split, config.batch_size, config.precision)
+    for error in found.errors:
+        error["key"] = samples[error["index"]]["key"]
+    return found
+
+
+# What scores a model, by what it is for.
+SCORERS: dict[str, Callable[[Path, Any, ProbeConfig, Sequence[str]], ClassScores]] = {
+    "ForImageClassification": score_classes,
+}
 
 
 def finetuned_folder(path: str | Path) -> Path:
@@ -82,10 +96,8 @@ def architecture(folder: Path) -> str:
 
 
 def load_classifier(folder: Path) -> Any:
-    """A classifier on the accelerator if there is one. Raises ConfigError if the folder holds none."""
+    """A classifier on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    if (kind := architecture(folder)) != "ForImageClassification":
-        raise ConfigError(f"{folder} holds no image classifier (it is a model {kind})")
     try:
         with no_progress_bar():
             model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)

@@ -1,6 +1,5 @@
 """Labels from folders, columns and CSV files; few of each class; held-out validation; one clear line for the rest."""
 
-
 import datasets
 import pytest
 
@@ -86,7 +85,9 @@ def test_one_class(class_folders, tmp_path, make_picture, encode):
     data = ImageData(source=str(class_folders(["only"])))
     assert "a folder for each of at least two classes" in said(lambda: classes_to_learn(data))
     data = write_parquet(tmp_path / "a.parquet", ["x", "x"], "string", make_picture, encode)
-    assert said(lambda: classes_to_learn(data)) == "data: there is only one class ('x'); a classifier needs at least two"
+    assert (
+        said(lambda: classes_to_learn(data)) == "data: there is only one class ('x'); a classifier needs at least two"
+    )
 
 
 def test_one_class_is_left_by_where():

@@ -78,7 +78,7 @@ def test_mixing_moves_target_mass_and_loses_none(settings):
     moved = 0
     for seed in range(8):
         torch.manual_seed(seed)
-        pixels, targets = task.mixed(torch.rand(4, 3, 8, 8), task.one_hot(labels))
+        _, targets = task.mixed(torch.rand(4, 3, 8, 8), task.one_hot(labels))
         assert targets.sum().item() == pytest.approx(3.0, abs=1e-5)  # as many as were counted
         assert (targets >= 0).all() and targets.sum(1).max() <= 1 + 1e-6
         moved += int((targets != task.one_hot(labels)).any())

@@ -111,7 +111,9 @@ def test_adapters_and_head_train_and_the_start_is_the_plain_model(pixels):
     again, other = classifier(LoraSettings(rank=2)), classifier(LoraSettings(rank=2), seed=1)
     at = "vit_nepa.encoder.layer.0.attention.attention.query.lora_A.default.weight"
     first = model.state_dict()[at]
-    assert torch.equal(first, again.backbone.state_dict()[at]) and not torch.equal(first, other.backbone.state_dict()[at])
+    assert torch.equal(first, again.backbone.state_dict()[at]) and not torch.equal(
+        first, other.backbone.state_dict()[at]
+    )
 
 
 @pytest.mark.parametrize("targets", [["query", "value"], ["dense", "up_proj", "gate_proj"], ["attention.query", "key"]])
