@@ -46,7 +46,9 @@ class ClassScores:
     def save(self, path: str | Path) -> Path:
         path = Path(path)
         values = asdict(self) | {"sentence": self.sentence(), "range": self.range}
-        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(values | {"confusion": None}, indent=1, ensure_ascii=False)
+        confusion = json.dumps(self.confusion)  # on one line: of 1,000 classes it has a million numbers
+        path.write_text(text.replace('"confusion": null', f'"confusion": {confusion}', 1) + "\n", encoding="utf-8")
         return path
 
     @property

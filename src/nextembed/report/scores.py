@@ -30,7 +30,7 @@ CSS = """
   opacity: .55; border-radius: 2px; }
 .classes .value { font-variant-numeric: tabular-nums; text-align: right; }
 .classes .value span { color: var(--soft); }
-.matrix { display: block; width: 100%; height: auto; font: 10px var(--font); fill: var(--ink); }
+.matrix { display: block; width: 100%; height: auto; font: 11.5px var(--font); fill: var(--ink); }
 .matrix .cell { stroke: var(--card); stroke-width: 1.5; } .matrix .name { fill: var(--soft); }
 .matrix .right { fill: color-mix(in srgb, var(--c1) var(--v), var(--tint)); }
 .matrix .wrong { fill: color-mix(in srgb, var(--c2) var(--v), var(--tint)); } .matrix .none { fill: var(--tint); }
@@ -142,8 +142,8 @@ def _wilson(share: float, total: int) -> tuple[float, float]:
 
 def _matrix(scores: Mapping[str, Any]) -> str:
     confusion, shown = scores["confusion"], _shown(scores)
-    left, size = 178, 640 / max(8, len(shown))
-    numbers = size >= 26
+    left, size = 160, max(13.0, min(44.0, 400 / len(shown)))
+    numbers = size >= 20
     cells = ""
     for y, i in enumerate(shown):
         total = sum(confusion[i])
@@ -160,7 +160,7 @@ def _matrix(scores: Mapping[str, Any]) -> str:
             cells += f"<title>{escape(tip)}</title></rect>"
             if numbers and count:
                 at = f'x="{left + (x + 0.5) * size:.1f}" y="{left + (y + 0.5) * size + 3.5:.1f}"'
-                cells += f'<text class="{"on" if share > 0.45 else ""}" {at} text-anchor="middle">{count}</text>'
+                cells += f'<text class="{"on" if share > 0.55 else ""}" {at} text-anchor="middle">{count}</text>'
     for x, j in enumerate(shown):
         at = f"translate({left + (x + 0.5) * size + 3.5:.1f} {left - 8}) rotate(-55)"
         cells += f'<text class="name" transform="{at}">{_name(scores, j)}</text>'
@@ -178,8 +178,8 @@ def _matrix(scores: Mapping[str, Any]) -> str:
         "<h2>What is taken for what</h2>"
         '<p class="soft">Rows: what the image is; columns: what it is called. <span class="key right"></span> right, '
         '<span class="key wrong"></span> wrong; the deeper the colour, the greater the share of the row.</p>'
-        f'<div class="two"><div class="card scroll"><svg class="matrix" viewBox="0 0 {side + 70:.0f} {side + 4:.0f}" '
-        f'role="img" aria-label="confusion matrix" style="min-width:{min(900, 260 + 22 * len(shown))}px">{cells}</svg>'
+        f'<div class="two"><div class="card scroll"><svg class="matrix" viewBox="0 0 {side + 60:.0f} {side + 4:.0f}" '
+        f'role="img" aria-label="confusion matrix" style="min-width:{min(side, 480):.0f}px">{cells}</svg>'
         f'</div><div class="card scroll"><h3>Most frequent confusions</h3>{found or "None."}</div></div>'
     )
 
@@ -195,7 +195,8 @@ def _mistakes(view: RunView, scores: Mapping[str, Any]) -> str:
     cards = "".join(
         f'<div class="card"><img alt="{escape(error["key"])}" src="{picture}"><p>'
         f'is <span class="is">{_name(scores, error["label"])}</span><br>'
-        f'called <span class="called">{_name(scores, error["answer"])}</span>, {_percent(error["probability"])}</p></div>'
+        f'called <span class="called">{_name(scores, error["answer"])}</span>, '
+        f"{_percent(error['probability'])}</p></div>"
         for error, picture in zip(errors, pictures)
         if picture
     )
