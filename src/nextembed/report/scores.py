@@ -104,10 +104,12 @@ def _scale(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(scores: Mapping[str, Any]) -> list[int]:
-    """Classes that have images; of too many, those with the most mistakes, by id."""
+def _shown(scores: Mapping[str, Any], answers: bool = False) -> list[int]:
+    """Classes that have images, or with `answers` also those that images were called; of too many, those with the most
+    mistakes; by id."""
     confusion = scores["confusion"]
-    there = [i for i, row in enumerate(confusion) if sum(row)]
+    columns = [sum(column) for column in zip(*confusion)]
+    there = [i for i, row in enumerate(confusion) if sum(row) or (answers and columns[i])]
     worst = sorted(there, key=lambda i: (confusion[i][i] - sum(confusion[i]), i))
     return sorted(worst[:MAX_CLASSES])
 
@@ -141,7 +143,7 @@ def _wilson(share: float, total: int) -> tuple[float, float]:
 
 
 def _matrix(scores: Mapping[str, Any]) -> str:
-    confusion, shown = scores["confusion"], _shown(scores)
+    confusion, shown = scores["confusion"], _shown(scores, answers=True)
     left, size = 160, max(13.0, min(44.0, 400 / len(shown)))
     numbers = size >= 20
     cells = ""
@@ -152,7 +154,7 @@ def _matrix(scores: Mapping[str, Any]) -> str:
             f"{_name(scores, i)}</text>"
         )
         for x, j in enumerate(shown):
-            count, share = confusion[i][j], confusion[i][j] / total
+            count, share = confusion[i][j], confusion[i][j] / max(1, total)
             kind = "none" if not count else "right" if i == j else "wrong"
             box = f'x="{left + x * size:.1f}" y="{left + y * size:.1f}" width="{size:.1f}" height="{size:.1f}"'
             tip = f"{scores['class_names'][i]}, called {scores['class_names'][j]}: {count} of {total}"
