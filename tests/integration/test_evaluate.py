@@ -74,7 +74,7 @@ def test_evaluate_a_folder_with_some_of_the_classes(
         ("evaluate no/such/run --data emoji", "no such run or checkpoint: no/such/run"),
         ("evaluate RUN --split tset", "--split tset: it is one of test, validation, train"),
         ("evaluate RUN data.test=none", "there is no test or validation split"),
-        ("evaluate PRETRAINED --data emoji", "holds no fine-tuned model that can be scored (it is a model ForPreTraining)"),
+        ("evaluate PRETRAINED --data emoji", "holds no fine-tuned model that can be scored (it is a model ForPre"),
         ("evaluate BROKEN --data emoji", "cannot load the model in"),
         ("evaluate MODEL", "so name labelled images: --data SOURCE"),
     ],
@@ -89,12 +89,7 @@ def test_what_cannot_be_scored_is_one_clear_line(
     shutil.copytree(run / "model", tmp_path / "model")
     shutil.copytree(run / "model", tmp_path / "broken")
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"half")
-    places = {
-        "RUN": run,
-        "PRETRAINED": tmp_path / "pretrained",
-        "BROKEN": tmp_path / "broken",
-        "MODEL": tmp_path / "model",
-    }
+    places = {"RUN": run} | {name: tmp_path / name.lower() for name in ("PRETRAINED", "BROKEN", "MODEL")}
     if "data.test" in line:
         line += " data.validation=none"
     capsys.readouterr()

@@ -170,7 +170,7 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     [
         (
             "nepa_dmo",
-            "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, fashion_mnist_finetune, f",
+            "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, fash",
         ),
         ("FILE:needs", "needs a default for steps"),
         ("FILE:wrong", "gave a dict, not a nextembed.RunConfig"),
