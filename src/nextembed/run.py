@@ -33,6 +33,7 @@ from .models.nepa.settings import NepaModel
 from .nn.diagnostics import peaks, verdict, warnings
 from .objectives.next_embedding import NextEmbeddingSettings
 from .report import write_report
+from .training.adapt import trained_parameters
 from .training.callbacks import Probe, ProgressBar, Records, Say
 from .training.checkpoint import check_model, checkpoint_step, clean, last_checkpoint, start_state
 from .training.optim import OptimConfig
@@ -88,7 +89,11 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         torch.manual_seed(config.seed)
         data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
         task = task_of(config)
-        backbone = model.build() if task == "pretraining" else model.build(classes_to_learn(data))
+        classes = [] if task == "pretraining" else [classes_to_learn(data)]
+        builder = resumed(model, checkpoint)
+        backbone = builder.build(*classes)
+        if builder is not model:
+            backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
@@ -115,12 +120,15 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             advance,
             seed=config.seed,
             num_samples=num_samples(loader),
-            image_processor=model.image_processor() if hasattr(model, "image_processor") else None,
+            image_processor=builder.image_processor() if hasattr(model, "image_processor") else None,
             callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
             probe=online_probe(config, backbone, progress.say),
             best=METRIC if task == "classification" else None,
         )
-    write_settings(run_dir, config)
+    trained = trained_parameters(backbone)
+    if trained[0] < trained[1]:
+        progress.say(f"{trained[0]:,} of {trained[1]:,} parameters train ({trained[0] / trained[1]:.2%})")
+    write_settings(run_dir, config, trained)
     try:
         trainer.pretrain(checkpoint)
     finally:
@@ -128,6 +136,14 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
     trainer.save_folders()
     metrics = finish(run_dir, config, progress.say) if distributed.is_main() else {}
     return Run(run_dir, distributed.broadcast_object(metrics), backbone.eval(), config)
+
+
+def resumed(model: Any, checkpoint: Path | None) -> Any:
+    """The model part, but from a checkpoint where there is one: what its `pretrained` names may have moved or changed
+    since the run began. The checkpoint's weights are read in later."""
+    if checkpoint is None or getattr(model, "pretrained", None) is None:
+        return model
+    return model.model_copy(update={"pretrained": str(checkpoint)})
 
 
 def task_of(config: RunConfig) -> str:
@@ -173,13 +189,13 @@ def gone_after_config_error(run_dir: Path, new: bool) -> Iterator[None]:
         raise
 
 
-def write_settings(run_dir: Path, config: RunConfig) -> None:
+def write_settings(run_dir: Path, config: RunConfig, trained: tuple[int, int]) -> None:
     """config.yaml, as it is now; environment.json, as it was at the start of the run."""
     if distributed.is_main():
         (run_dir / "config.yaml").write_text(to_yaml(config))
         environment_file = run_dir / "environment.json"
         if not environment_file.exists():
-            environment_file.write_text(json.dumps(environment(config.seed), indent=1))
+            environment_file.write_text(json.dumps(environment(config.seed, trained), indent=1))
 
 
 def free_folder(config: RunConfig) -> Path:
@@ -192,8 +208,11 @@ def free_folder(config: RunConfig) -> Path:
     return run_dir
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """What this run ran on: versions, machine, git commit of the current folder."""
+def environment(seed: int, trained: tuple[int, int]) -> dict[str, Any]:
+    """What this run ran on: versions, machine, git commit of the current folder; and how much of the backbone trains.
+
+    trained: parameters that do, and all.
+    """
     versions = {}
     for name in ("nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "numpy", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -211,6 +230,7 @@ def environment(seed: int) -> dict[str, Any]:
         "ranks": distributed.world_size(),
         "git_commit": commit,
         "seed": seed,
+        "parameters": {"trained": trained[0], "all": trained[1]},
         "command": sys.argv,
     }
 
