@@ -21,7 +21,7 @@ from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, unknown
 from .collate import sample_seed
 from .images import ImagePart, Role
-from .stream import Row, Rows, RowSequence
+from .stream import FIRST, Row, RowPlace, Rows, RowSequence
 
 EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
 
@@ -317,6 +317,8 @@ class ToRow(NamedTuple):
         row: Row = {"image": image, "key": self._key(record, path, image, index)}
         if self.columns.label is not None:
             label = record[self.columns.label]
+            if isinstance(label, str):
+                row["label_name"] = label
             row["label"] = self.ids.get(label, IGNORE_LABEL) if self.ids else _class_id(label)
         return row
 
@@ -363,10 +365,15 @@ class IndexedRows:
         return self.to_row(self.data[index], index)
 
     def __iter__(self) -> Iterator[Row]:
-        index = 0
-        for records in self.data.iter(batch_size=256):
+        return (row for _, row in self.in_order())
+
+    def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
+        """The rows from a place on, each with the place after it."""
+        index = start.row
+        data = self.data.select(range(index, len(self.data))) if index else self.data
+        for records in data.iter(batch_size=256):
             for values in zip(*records.values()):
-                yield self.to_row(dict(zip(records, values)), index)
+                yield RowPlace(index + 1, 0, index + 1), self.to_row(dict(zip(records, values)), index)
                 index += 1
 
 
@@ -388,6 +395,16 @@ class StreamedRows:
             records = itertools.islice(self._records(order), reader, None, num_readers)
         for record in _mixed(records, self.shuffle_buffer, sample_seed(seed, epoch, f"reader {reader}")):
             yield self.to_row(record, None)
+
+    def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
+        """The rows as they are stored, unshuffled, from a place on, each with the place after it. Only the shard that
+        the place lies in is read anew. Keys hold row numbers, as without streaming."""
+        index = start.row
+        for shard in range(start.shard, self.data.num_shards):
+            passed = start.passed if shard == start.shard else 0
+            for record in itertools.islice(self._records([shard]), passed, None):
+                index, passed = index + 1, passed + 1
+                yield RowPlace(index, shard, passed), self.to_row(record, index - 1)
 
     def _records(self, shards: list[int]) -> Iterator[dict[str, Any]]:
         for shard in shards:
