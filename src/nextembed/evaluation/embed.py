@@ -84,7 +84,7 @@ def embed(
     if isinstance(data, ImageData) or hasattr(data, "mean"):
         preprocessing = encoder.preprocessing
         encoder.preprocessing = preprocessing._replace(mean=data.mean, std=data.std, background=data.background)
-    rows = data.rows("train")
+    rows: Any = data.rows("train")
     total = len(rows) if hasattr(rows, "__len__") else None
     if total == 0:
         raise ConfigError("data: there are no images to embed")

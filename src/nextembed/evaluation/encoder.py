@@ -67,7 +67,8 @@ class Encoder:
         weights: str | None = None,
         precision: Precision = "float32",
     ):
-        path = checkpoint if isinstance(checkpoint, str | os.PathLike) else None
+        path = Path(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
+        path = path if isinstance(path, str | Path) else None
         if path is None:
             self.trunk, config, folders = trunk_of(checkpoint), checkpoint.config, {"given": Path()}
         else:
@@ -165,7 +166,7 @@ def _read(reader: ImageReader, image: Any, size: int, number: int) -> Tensor:
 
 
 def choose(
-    path: str | os.PathLike[str] | None,
+    path: str | Path | None,
     config: Any,
     available: list[str],
     layer: int | None,
@@ -238,11 +239,11 @@ def cut(trunk: Any, layer: int) -> Any:
     short, encoder = copy.copy(trunk), copy.copy(trunk.encoder)
     short._modules, encoder._modules = dict(trunk._modules), dict(trunk.encoder._modules)
     encoder.layer = trunk.encoder.layer[:layer]
-    short.encoder, short.layernorm = encoder, nn.Identity()
+    short._modules |= {"encoder": encoder, "layernorm": nn.Identity()}
     return short
 
 
-def _folders(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _folders(path: str | Path) -> dict[str, Any]:
     """Where the weights lie, by name; a name that is no file here is a hub id."""
     if not Path(path).exists() and HUB_ID.fullmatch(str(path)) and not str(path).startswith("."):
         return {"raw": str(path)}
