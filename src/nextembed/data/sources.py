@@ -81,9 +81,12 @@ class ImageData(ImagePart):
     def _default_label(self) -> str | None:
         return "group" if self.source == "emoji" else None
 
+    def _split_column(self) -> str | None:
+        return self.split_column or ("split" if self.source == "emoji" else None)
+
     def _load(self, origin: "Origin", expression: str) -> Any:
         """The data set of one split expression, filtered, with its columns as they are."""
-        split_column = self.split_column or ("split" if self.source == "emoji" else None)
+        split_column = self._split_column()
         where = dict(self.where)
         if split_column:
             name, part = _parse_split(expression)
@@ -114,7 +117,8 @@ class ImageData(ImagePart):
         if self._class_names is None:
             if self.streaming:
                 return []
-            everything = load(find_origin(self.source), _parse_split(self.split)[0], self.subset, False)
+            name = "train" if self._split_column() else _parse_split(self.split)[0]
+            everything = load(find_origin(self.source), name, self.subset, False)
             self._class_names = sorted({v for v in everything.unique(column) if v is not None})
         return self._class_names
 

@@ -72,7 +72,7 @@ class Encoder:
         if path is None:
             self.trunk, config, folders = trunk_of(checkpoint), checkpoint.config, {"given": Path()}
         else:
-            folders = _folders(path)
+            folders = model_folders(path)
             if weights is not None and weights not in folders:
                 raise ConfigError(unknown(f"{path}: weights", weights, folders))
             config = _load_config(next(iter(folders.values())))
@@ -243,11 +243,11 @@ def cut(trunk: Any, layer: int) -> Any:
     return short
 
 
-def _folders(path: str | Path) -> dict[str, Any]:
+def model_folders(path: str | Path) -> dict[str, Any]:
     """Where the weights lie, by name; a name that is no file here is a hub id."""
     if not Path(path).exists() and HUB_ID.fullmatch(str(path)) and not str(path).startswith("."):
         return {"raw": str(path)}
-    return weights_folders(path)
+    return weightsmodel_folders(path)
 
 
 def _load_config(folder: Path | str) -> Any:

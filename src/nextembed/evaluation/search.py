@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, DataError
-from .encoder import Encoder, encode
+from .encoder import Encoder, encode, model_folders
 from .parts import METADATA
 
 KEYS_COMPARED = 100_000  # for the nearest spelling of a key
@@ -150,9 +150,9 @@ def encoder_of(file: FeatureFile, checkpoint: Any = None) -> Encoder:
     checkpoint = checkpoint or made.get("checkpoint")
     if checkpoint is None:
         raise ConfigError(f"{file.path} does not say which model made it: name it with --checkpoint, or search by key")
-    weights = made.get("weights") if made.get("weights") in ("raw", "ema") else None
     place = {name: made.get(name) for name in ("layer", "pooling", "attention")}
     try:
+        weights = made.get("weights") if made.get("weights") in model_folders(checkpoint) else None
         encoder = Encoder(checkpoint, **place, weights=weights, precision=made.get("precision", "float32"))
     except ConfigError as err:
         raise ConfigError(f"the model of {file.path}: {err} (--checkpoint says where it lies)") from None
@@ -175,8 +175,8 @@ def nearest(file: FeatureFile, vector: Tensor, top: int, leave_out: int | None =
         cosine = bank @ unit  # [n]
         if leave_out is not None and begin <= leave_out < begin + len(bank):
             cosine[leave_out - begin] = -2.0
-        value, place = cosine.topk(min(top, len(cosine)))
-        best_cosine = torch.cat((best_cosine, value))
+        place = cosine.argsort(descending=True, stable=True)[:top]
+        best_cosine = torch.cat((best_cosine, cosine[place]))
         best_row = torch.cat((best_row, place + begin))
         # Sorted by row first, and then stably: equal ones stay in the order of the file.
         by_row = best_row.argsort()
