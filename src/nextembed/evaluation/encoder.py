@@ -247,7 +247,7 @@ def model_folders(path: str | Path) -> dict[str, Any]:
     """Where the weights lie, by name; a name that is no file here is a hub id."""
     if not Path(path).exists() and HUB_ID.fullmatch(str(path)) and not str(path).startswith("."):
         return {"raw": str(path)}
-    return weightsmodel_folders(path)
+    return weights_folders(path)
 
 
 def _load_config(folder: Path | str) -> Any:

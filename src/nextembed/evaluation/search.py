@@ -72,10 +72,10 @@ class FeatureFile:
             yield begin, table
             begin += table.num_rows
 
-    def unit_vectors(self) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first row, float32 [n, D] of length 1) of each row group."""
+    def unit_vectors(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[int, Tensor]]:
+        """(number of the first row, [n, D] of length 1) of each row group."""
         for begin, table in self.groups(["embedding"]):
-            yield begin, F.normalize(_matrix(table), dim=1)
+            yield begin, F.normalize(_matrix(table).to(dtype), dim=1)
 
     def find(self, key: str) -> tuple[int, Tensor]:
         """Number and features [D] of the row with a key. Raises ConfigError, with the nearest spelling, if none has."""
@@ -169,10 +169,11 @@ def encoder_of(file: FeatureFile, checkpoint: Any = None) -> Encoder:
 
 def nearest(file: FeatureFile, vector: Tensor, top: int, leave_out: int | None = None) -> list[Hit]:
     """The `top` rows with the highest cosine to vector [D]."""
-    unit = F.normalize(vector.float(), dim=0)
-    best_cosine, best_row = torch.empty(0), torch.empty(0, dtype=torch.long)
-    for begin, bank in file.unit_vectors():
-        cosine = bank @ unit  # [n]
+    unit = F.normalize(vector.double(), dim=0)
+    best_cosine, best_row = torch.empty(0, dtype=torch.double), torch.empty(0, dtype=torch.long)
+    for begin, bank in file.unit_vectors(torch.double):
+        # A matrix product rounds by a row's place in it: equal rows are to be equally near.
+        cosine = (bank @ unit).round(decimals=12)  # [n]
         if leave_out is not None and begin <= leave_out < begin + len(bank):
             cosine[leave_out - begin] = -2.0
         place = cosine.argsort(descending=True, stable=True)[:top]

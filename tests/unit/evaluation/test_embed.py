@@ -50,7 +50,8 @@ def test_the_file_says_how_it_was_made(saved, tmp_path):
     done = embed(saved / "run", "emoji", tmp_path / "f.parquet", limit=70, dtype="float16", **PLACE)
     found = settings(done.file)
     wanted = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw", "image_size": 16, "width": 16,
-              "source": "emoji", "split": "train", "num_rows": 70, "checkpoint": str(saved / "run"), "limit": 70}  # fmt: skip
+              "source": "emoji", "split": "train", "num_rows": 70, "limit": 70,
+              "checkpoint": str(saved / "run")}  # fmt: skip
     assert {name: found[name] for name in wanted} == wanted
     assert {"nextembed_version", "weights_digest"} <= found.keys()
     kind = pq.read_schema(done.file).field("embedding").type
@@ -171,7 +172,7 @@ def test_what_cannot_work_is_one_clear_line(saved, tmp_path, pictures):
         with pytest.raises(ConfigError, match=words) as err:
             embed(saved / "plain", str(source), output)
         assert "\n" not in str(err.value)
-    with pytest.raises(DataError, match="none of the 3 images is readable: 000.png: not an image"):
+    with pytest.raises(DataError, match=r"none of the 3 images is readable: 000.png: not an image"):
         embed(saved / "plain", str(pictures(tmp_path / "broken", 3, (0, 1, 2))), output)
     with pytest.raises(ConfigError, match="is a folder"):
         embed(saved / "plain", "emoji", tmp_path)

@@ -102,7 +102,7 @@ def test_what_cannot_be_searched_is_one_clear_line(saved, tmp_path, vectors):
         with pytest.raises(ConfigError, match=words) as err:
             search(features, query)
         assert "\n" not in str(err.value)
-    with pytest.raises(ConfigError, match="gives features 16 wide, those of .* are 6"):
+    with pytest.raises(ConfigError, match=r"gives features 16 wide, those of .* are 6"):
         search(file, picture, checkpoint=saved / "plain")
     with pytest.raises(DataError, match="cannot be read"):
         search(write(tmp_path / "g.parquet", torch.zeros(2, 16)), tmp_path / "text.parquet", checkpoint=saved / "plain")
