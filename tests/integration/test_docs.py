@@ -56,8 +56,11 @@ def tiny(config: Any, **parts: Any) -> Any:
 def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None:
     command, *rest = words
     assert command in {info.name or info.callback.__name__ for info in app.registered_commands}  # type: ignore[union-attr]
-    options = [word for word in rest if word.startswith("--")]
-    assert set(options) <= {"--data", "--resume", "--open", "--output", "--debug"}
+    options = [word for word in rest if word.startswith("-")]
+    known = {"--data", "--resume", "--open", "--output", "--debug"}
+    if command in ("embed", "search"):
+        known = {"-o", "--layer", "--pooling", "--attention", "--dtype", "--top", "--score"}
+    assert set(options) <= known
     overrides = [word for word in rest if "=" in word]
     named = [word for word in rest if "=" not in word and not word.startswith("--")]
     if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
@@ -98,6 +101,20 @@ def test_hugging_face_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     texts = [text for page, _, text in blocks("python") if page in ("docs/quickstart.md", "docs/huggingface.md")]
     names = run_python(texts, monkeypatch)
     assert names["features"].shape == (1, 32) and names["latents"].shape == (1, 4, 32)
+
+
+def test_features_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(recipes.nepa.nepa_demo(), name="mine")
+    config.probe.enabled = False
+    nextembed.fit(config)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 20), "blue").save(name)
+    nextembed.embed("runs/mine", ".", "features.parquet")
+    file, *texts = [text for page, _, text in blocks("python") if page == "docs/features.md"]
+    names = run_python([file, *texts], monkeypatch)
+    assert names["feature"].shape == (1, 32) and names["features"].shape == (2, 32)
+    assert names["done"].num_rows > 100 and names["hit"].rank == 3
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:
