@@ -64,8 +64,9 @@ def contact_sheet(
 
     query: the image, or None; name: what is written under it. title: one line at the top.
     """
-    columns = min(max(4, round((len(hits) + 1) ** 0.5 * 1.25)), 7, len(hits) + 1)
-    rows = -(-(len(hits) + 1) // columns)
+    num = len(hits) + 1
+    columns = min(num, min(range(4, 8), key=lambda c: (-num % c, abs(c - 5))))  # few empty places
+    rows = -(-num // columns)
     width = 2 * MARGIN + max(columns, 3) * (TILE + GAP) - GAP
     height = HEADER + rows * (TILE + CAPTION + GAP) - GAP + MARGIN
     sheet = Image.new("RGB", (width * SCALE, height * SCALE), PAGE)
