@@ -27,7 +27,11 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .errors import DataError as DataError
     from .errors import NextEmbedError as NextEmbedError
     from .errors import TrainingError as TrainingError
+    from .evaluation.embed import embed as embed
+    from .evaluation.encoder import Encoder as Encoder
+    from .evaluation.encoder import encode as encode
     from .evaluation.probes import ProbeConfig as ProbeConfig
+    from .evaluation.search import search as search
     from .models.nepa import NepaModel as NepaModel
     from .models.nepa import ViTNepaBackbone as ViTNepaBackbone
     from .models.nepa import ViTNepaConfig as ViTNepaConfig
@@ -53,7 +57,10 @@ _PUBLIC = {
     "data.images": "ImagePart",
     "data.sources": "ImageData",
     "errors": "ConfigError DataError NextEmbedError TrainingError",
+    "evaluation.embed": "embed",
+    "evaluation.encoder": "Encoder encode",
     "evaluation.probes": "ProbeConfig",
+    "evaluation.search": "search",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaModel",
     "objectives.latent_decoder": "LatentDecoderSettings load_decoder",

@@ -133,6 +133,20 @@ def test_finetune_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["model"].peft_config["default"].r == 2
 
 
+def test_features_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(recipes.nepa.nepa_demo(), name="mine")
+    config.probe.enabled = False
+    nextembed.fit(config)
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (30, 20), "blue").save(name)
+    nextembed.embed("runs/mine", ".", "features.parquet")
+    file, *texts = [text for page, _, text in blocks("python") if page == "docs/features.md"]
+    names = run_python([file, *texts], monkeypatch)
+    assert names["feature"].shape == (1, 32) and names["features"].shape == (2, 32)
+    assert names["done"].num_rows > 100 and names["hit"].rank == 3
+
+
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:
     ((_, _, text),) = [block for block in blocks("python") if block[0] == "docs/recipes.md"]
     config = run_python([text], monkeypatch)["config"]

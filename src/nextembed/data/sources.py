@@ -22,7 +22,7 @@ from ..errors import ConfigError, unknown
 from .collate import sample_seed
 from .images import ImagePart, Role
 from .labels import LABEL_COLUMNS, read_labels
-from .stream import Row, Rows, RowSequence
+from .stream import FIRST, Row, RowPlace, Rows, RowSequence
 
 EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
 
@@ -87,9 +87,12 @@ class ImageData(ImagePart):
             return FILE_LABEL
         return self.label_column or ("group" if self.source == "emoji" else None)
 
+    def _split_column(self) -> str | None:
+        return self.split_column or ("split" if self.source == "emoji" else None)
+
     def _load(self, origin: "Origin", expression: str) -> Any:
         """The data set of one split expression, filtered, with its columns as they are."""
-        split_column = self.split_column or ("split" if self.source == "emoji" else None)
+        split_column = self._split_column()
         where = dict(self.where)
         if split_column:
             name, part = _parse_split(expression)
@@ -135,7 +138,8 @@ class ImageData(ImagePart):
         """Classes of the training split: those of its feature, else its values, sorted. None for text in a stream."""
         if own is not None:
             return own
-        everything = self._read(find_origin(self.source), _parse_split(self.split)[0])
+        split = "train" if self._split_column() else _parse_split(self.split)[0]
+        everything = self._read(find_origin(self.source), split)
         own = _names(everything.features[column])
         if own is not None or self.streaming:
             return own
@@ -370,7 +374,10 @@ class ToRow(NamedTuple):
             image = self._file(path)
         row: Row = {"image": image, "key": self._key(record, path, image, index)}
         if self.columns.label is not None:
-            row["label"] = self.label(record[self.columns.label])
+            label = record[self.columns.label]
+            if isinstance(label, str):
+                row["label_name"] = label
+            row["label"] = self.label(label)
         return row
 
     def label(self, value: Any) -> int:
@@ -427,10 +434,15 @@ class IndexedRows:
         return [self.to_row.label(value) for value in self.data[name]]
 
     def __iter__(self) -> Iterator[Row]:
-        index = 0
-        for records in self.data.iter(batch_size=256):
+        return (row for _, row in self.in_order())
+
+    def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
+        """The rows from a place on, each with the place after it."""
+        index = start.row
+        data = self.data.select(range(index, len(self.data))) if index else self.data
+        for records in data.iter(batch_size=256):
             for values in zip(*records.values()):
-                yield self.to_row(dict(zip(records, values)), index)
+                yield RowPlace(index + 1, 0, index + 1), self.to_row(dict(zip(records, values)), index)
                 index += 1
 
 
@@ -452,6 +464,16 @@ class StreamedRows:
             records = itertools.islice(self._records(order), reader, None, num_readers)
         for record in _mixed(records, self.shuffle_buffer, sample_seed(seed, epoch, f"reader {reader}")):
             yield self.to_row(record, None)
+
+    def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
+        """The rows as they are stored, unshuffled, from a place on, each with the place after it. Only the shard that
+        the place lies in is read anew. Keys hold row numbers, as without streaming."""
+        index = start.row
+        for shard in range(start.shard, self.data.num_shards):
+            passed = start.passed if shard == start.shard else 0
+            for record in itertools.islice(self._records([shard]), passed, None):
+                index, passed = index + 1, passed + 1
+                yield RowPlace(index, shard, passed), self.to_row(record, index - 1)
 
     def _records(self, shards: list[int]) -> Iterator[dict[str, Any]]:
         for shard in shards:

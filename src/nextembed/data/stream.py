@@ -26,10 +26,12 @@ MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, o
 
 
 class Row(TypedDict, total=False):
-    """One undecoded sample. image: bytes, path, PIL image or uint8 array. label: class id. key: its name."""
+    """One undecoded sample. image: bytes, path, PIL image or uint8 array. label: class id. key: its name.
+    label_name: where the source has text for labels."""
 
     image: Any
     label: int
+    label_name: str
     key: str
 
 
@@ -47,6 +49,30 @@ class RowSequence(Protocol):
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
         """The part of an epoch that belongs to one of `num_readers` readers; the same arguments give the same order."""
+
+
+class RowPlace(NamedTuple):
+    """How far rows have been read in the order they are stored: row: in all; shard: the one being read; passed: rows
+    of that shard. Rows that can be indexed are one shard."""
+
+    row: int
+    shard: int
+    passed: int
+
+
+FIRST = RowPlace(0, 0, 0)
+
+
+def rows_in_order(rows: Any, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
+    """Rows as they are stored, from a place on, each with the place after it.
+
+    Raises ConfigError for a sequence of the user's own that has no `in_order`.
+    """
+    if hasattr(rows, "in_order"):
+        return rows.in_order(start)
+    if not isinstance(rows, Rows):
+        raise ConfigError(f"data: {type(rows).__name__} cannot give its rows in order (it has no `in_order`)")
+    return ((RowPlace(i + 1, 0, i + 1), rows[i]) for i in range(start.row, len(rows)))
 
 
 class SkipLog:

@@ -3,9 +3,10 @@
 Fitted on training images, chosen on validation images, measured once on test images.
 """
 
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -15,11 +16,13 @@ from torch.utils.data import Dataset, Subset
 from ..core.config import Config
 from ..core.types import IGNORE_LABEL, AttentionMode, Sample
 from ..errors import ConfigError, DataError
+from .attentive import Reader, attentive, grid
 from .classifiers import fit_linear, knn
 from .features import PIXELS, FeatureKey, Features, Pooling, Precision, extract, extract_pixels, feature_keys
 from .table import ProbeName, ProbeTable, Row
 
 PROBES: tuple[ProbeName, ...] = ("linear", "knn")
+SEED_SHARE = 0.8  # of the training images, for each of several seeds
 Predict = Callable[[Tensor], Tensor]  # features [N, D] -> classes [N]
 
 
@@ -29,6 +32,12 @@ class ProbeConfig(Config):
     enabled: probe at the end of a run. layers: "all" or a list; 0 = latents, -1 = output. num_*: at most so
     many images of a split, drawn once with a fixed seed; num_online: for the quick probes while training.
     k: nearest neighbours. penalties: of the linear probe's weights, chosen on validation.
+
+    seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN are
+    fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so many times.
+    attentive: fit one, too, on the best linear row's layer and attention (slow: minutes); its epochs, and the learning
+    rates and weight decays it chooses from on validation. attentive_gigabytes: for its training patches; it takes fewer
+    images if they do not fit, and says so.
     """
 
     enabled: bool = True
@@ -43,6 +52,12 @@ class ProbeConfig(Config):
     penalties: list[float] = Field(default=[1e-3, 1e-2, 1e-1, 1.0], min_length=1)
     batch_size: int = Field(256, gt=0)
     precision: Precision = "float32"
+    seeds: int = Field(1, ge=1)
+    attentive: bool = False
+    attentive_epochs: int = Field(20, gt=0)
+    attentive_learning_rates: list[float] = Field(default=[3e-4, 1e-3, 3e-3], min_length=1)
+    attentive_weight_decays: list[float] = Field(default=[1e-3, 1e-1], min_length=1)
+    attentive_gigabytes: float = Field(2.0, gt=0)
 
 
 class ProbeData(NamedTuple):
@@ -70,7 +85,7 @@ def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig) -> Pr
     test labels.
     Raises DataError if labels are missing or there is only one class.
     """
-    table = ProbeTable(rows=[], class_names=list(data.class_names), k=config.k)
+    table = ProbeTable(rows=[], class_names=list(data.class_names), k=config.k, seeds=config.seeds)
     pixels = partial(extract_pixels, batch_size=config.batch_size)
     train = _labelled(pixels(data.train), "training")
     validation = _labelled(pixels(data.validation), "validation")
@@ -82,12 +97,46 @@ def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig) -> Pr
     table.images = {"train": len(train.labels), "validation": len(validation.labels)}
     if data.test is not None:
         test = _labelled(pixels(data.test), "test")
-        table.pixels = {probe: accuracy(fit, test, PIXELS) for probe, fit in fits.items()}
+        for probe, fit in fits.items():
+            table.pixels[probe], spread = measure(fit, probe, PIXELS, train, validation, test, config)
+            table.pixels_spread |= {} if spread is None else {probe: spread}
         table.images["test"] = len(test.labels)
     for weights, backbone in models.items():
         table.num_layers = backbone.config.num_hidden_layers
         table.rows += _probe_backbone(weights, backbone, data, config)
+    if config.attentive:
+        for best in (table.best("linear"), table.best("linear", "untrained")):
+            if best is not None:
+                table.rows.append(_attentive_row(best, models[best.weights], data, config, table))
     return table
+
+
+def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfig, table: ProbeTable) -> Row:
+    """An attentive probe where the linear one was best."""
+    found = attentive(
+        Reader(backbone, best.layer, cast(AttentionMode, best.attention), config.batch_size, config.precision),
+        *(data.train, data.validation, data.test),
+        grid(config.attentive_learning_rates, config.attentive_weight_decays),
+        config.attentive_epochs,
+        config.seeds,
+        config.attentive_gigabytes * 2**30,
+    )
+    if found.num_train < table.images["train"]:
+        note = f"the attentive probe was fitted on {found.num_train:,} of {table.images['train']:,} training images"
+        note += f", as many as fit into probe.attentive_gigabytes={config.attentive_gigabytes:g}"
+        table.notes += [note] if note not in table.notes else []
+    return Row(
+        probe="attentive",
+        weights=best.weights,
+        layer=best.layer,
+        pooling="attentive",
+        attention=best.attention,
+        validation_accuracy=statistics.mean(found.validation),
+        accuracy=statistics.mean(found.test) if found.test else None,
+        penalty=found.setting.weight_decay,
+        spread=statistics.stdev(found.test) if len(found.test) > 1 else None,
+        learning_rate=found.setting.learning_rate,
+    )
 
 
 def _probe_backbone(weights: str, backbone: Any, data: ProbeData, config: ProbeConfig) -> list[Row]:
@@ -111,7 +160,8 @@ def _probe_backbone(weights: str, backbone: Any, data: ProbeData, config: ProbeC
         final = dict.fromkeys(best + [place for place, row in rows.items() if row.default])
         test = _labelled(read(data.test, list(dict.fromkeys(key for _, key in final))))
         for probe, key in final:
-            rows[probe, key].accuracy = accuracy(fits[key][probe], test, key)
+            row = rows[probe, key]
+            row.accuracy, row.spread = measure(fits[key][probe], probe, key, train, validation, test, config)
     return sorted(rows.values(), key=lambda row: row.probe, reverse=True)
 
 
@@ -128,22 +178,40 @@ def _row(probe: ProbeName, weights: str, key: FeatureKey, fit: Fit, default: boo
     )
 
 
-def fit_probes(train: Features, validation: Features, config: ProbeConfig) -> dict[Any, dict[ProbeName, Fit]]:
-    """Both probes fitted on every feature of `train`, with their accuracy on `validation`."""
+def fit_probes(
+    train: Features, validation: Features, config: ProbeConfig, probes: Sequence[ProbeName] = PROBES
+) -> dict[Any, dict[ProbeName, Fit]]:
+    """Probes fitted on every feature of `train`, with their accuracy on `validation`."""
     num_classes = int(max(train.labels.max(), validation.labels.max())) + 1
     fits: dict[Any, dict[ProbeName, Fit]] = {}
     for key, x in train.values.items():
-        near = partial(knn, x, train.labels, num_classes=num_classes, k=config.k)
-        seen = validation.values[key]
-        linear = [
-            Fit(probe.predict, _share(probe.predict(seen), validation.labels), probe.penalty)
-            for probe in fit_linear(x, train.labels, num_classes, config.penalties)
-        ]
-        fits[key] = {
-            "linear": max(linear, key=lambda fit: fit.accuracy),
-            "knn": Fit(near, _share(near(seen), validation.labels), None),
-        }
+        fits[key], seen = {}, validation.values[key]
+        if "linear" in probes:
+            linear = [
+                Fit(probe.predict, _share(probe.predict(seen), validation.labels), probe.penalty)
+                for probe in fit_linear(x, train.labels, num_classes, config.penalties)
+            ]
+            fits[key]["linear"] = max(linear, key=lambda fit: fit.accuracy)
+        if "knn" in probes:
+            near = partial(knn, x, train.labels, num_classes=num_classes, k=config.k)
+            fits[key]["knn"] = Fit(near, _share(near(seen), validation.labels), None)
     return fits
+
+
+def measure(
+    fit: Fit, probe: ProbeName, key: Any, train: Features, validation: Features, test: Features, config: ProbeConfig
+) -> tuple[float, float | None]:
+    """Test accuracy, and None; with several seeds mean and standard deviation over probes fitted on random parts of the
+    training images, each with the penalty that validation then chooses."""
+    if config.seeds == 1:
+        return accuracy(fit, test, key), None
+    num, found = len(train.labels), []
+    for seed in range(config.seeds):
+        part = torch.randperm(num, generator=torch.Generator().manual_seed(seed))[: max(1, int(SEED_SHARE * num))]
+        some = Features({key: train.values[key][part]}, train.labels[part])
+        seen = Features({key: validation.values[key]}, validation.labels)
+        found.append(accuracy(fit_probes(some, seen, config, [probe])[key][probe], test, key))
+    return statistics.mean(found), statistics.stdev(found)
 
 
 def accuracy(fit: Fit, features: Features, key: Any) -> float:

@@ -8,17 +8,21 @@ from typing import Literal
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-ProbeName = Literal["linear", "knn"]
+ProbeName = Literal["linear", "knn", "attentive"]
 
-TITLES = {"linear": "Linear probe", "knn": "Nearest neighbours"}
+TITLES = {"linear": "Linear probe", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
+SWEPT = ("linear", "knn")  # fitted on every feature; an attentive probe reads one layer
 WEIGHTS = {"raw": "raw weights", "ema": "EMA weights", "untrained": "untrained"}
+SEEDS_MEAN = "linear and kNN see another 80 % of the training images, attentive starts and shuffles anew"
 
 
 @dataclass
 class Row:
     """One probe of one feature. Accuracies are in [0, 1]; `accuracy` is on test images, None if not measured.
 
-    default: the choice made without looking: output layer, mean over patches, the model's own attention.
+    spread: standard deviation of `accuracy`, which is then the mean over `ProbeTable.seeds` seeds. penalty: of the
+    linear probe; weight decay of an attentive one, learning_rate beside it. default: the choice made without looking:
+    output layer, mean over patches, the model's own attention.
     """
 
     probe: ProbeName
@@ -30,13 +34,16 @@ class Row:
     accuracy: float | None = None
     penalty: float | None = None
     default: bool = False
+    spread: float | None = None
+    learning_rate: float | None = None
 
 
 @dataclass
 class ProbeTable:
     """All rows of a sweep, its baselines, and on how many images it was measured.
 
-    pixels, pixels_validation: accuracy of each probe on raw pixels. chance: share of the largest class.
+    pixels, pixels_validation, pixels_spread: accuracy of each probe on raw pixels, and its standard deviation. chance:
+    share of the largest class. seeds: over how many a test accuracy is the mean. notes: what else is to be known.
     """
 
     rows: list[Row]
@@ -47,6 +54,9 @@ class ProbeTable:
     chance: float = 0.0
     num_layers: int = 0
     k: int = 20
+    pixels_spread: dict[str, float] = field(default_factory=dict)
+    seeds: int = 1
+    notes: list[str] = field(default_factory=list)
 
     def best(self, probe: str | None = None, weights: str | None = None) -> Row | None:
         """The row with the highest validation accuracy; of trained weights unless `weights` names others."""
@@ -73,7 +83,7 @@ class ProbeTable:
         parts: list[RenderableType] = []
         for probe, title in TITLES.items():
             best = self.best(probe) or self.best(probe, "untrained")
-            if best:
+            if best and probe in SWEPT:
                 parts.append(self._grid(best, title))
         return Group(*parts, self._summary())
 
@@ -112,10 +122,11 @@ class ProbeTable:
                 for row, note in ((best, "best"), (default, "default")):
                     if row and not (note == "default" and row is best):
                         place = f"{feature_name(row, self.num_layers)} ({note})"
-                        numbers = percent(row.validation_accuracy), percent(row.accuracy)
+                        numbers = percent(row.validation_accuracy), percent(row.accuracy, row.spread)
                         table.add_row(title, WEIGHTS.get(weights, weights), place, *numbers)
             if probe in self.pixels_validation:
-                numbers = percent(self.pixels_validation[probe]), percent(self.pixels.get(probe))
+                spread = self.pixels_spread.get(probe)
+                numbers = percent(self.pixels_validation[probe]), percent(self.pixels.get(probe), spread)
                 table.add_row(title, "-", "raw pixels", *numbers, end_section=True)
         return table
 
@@ -132,7 +143,8 @@ def sentence(table: ProbeTable) -> list[str]:
         if untrained := table.best(probe, "untrained"):
             parts.append(f"the same network untrained {_measured(untrained)}")
         if probe in table.pixels_validation:
-            parts.append(f"raw pixels {percent(table.pixels.get(probe, table.pixels_validation[probe]))}")
+            value = table.pixels.get(probe, table.pixels_validation[probe])
+            parts.append(f"raw pixels {percent(value, table.pixels_spread.get(probe))}")
         lines.append(", ".join(parts) + ".")
     num_test, num_validation = table.images.get("test", 0), table.images.get("validation", 0)
     row = table.best()
@@ -143,12 +155,14 @@ def sentence(table: ProbeTable) -> list[str]:
             f"pooling and attention were chosen on {num_validation:,} others. "
             f"Always guessing the largest class: {percent(table.chance)}."
         )
+        if table.seeds > 1:
+            lines.append(f"± is the standard deviation over {table.seeds} seeds: {SEEDS_MEAN}.")
     elif row:
         lines.append(
             f"Measured on the same {num_validation:,} validation images that chose the row (there is no test "
             f"split), so a little too high. Always guessing the largest class: {percent(table.chance)}."
         )
-    return lines
+    return lines + [f"Note: {note}." for note in table.notes]
 
 
 def feature_name(row: Row, num_layers: int) -> str:
@@ -156,12 +170,14 @@ def feature_name(row: Row, num_layers: int) -> str:
     return f"layer {row.layer} of {num_layers}, {row.pooling}, {row.attention} attention"
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f} %"
+def percent(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f} %" if spread is None else f"{100 * value:.1f} ± {100 * spread:.1f} %"
 
 
 def _measured(row: Row) -> str:
-    return percent(row.accuracy if row.accuracy is not None else row.validation_accuracy)
+    return percent(row.accuracy if row.accuracy is not None else row.validation_accuracy, row.spread)
 
 
 def _cell(row: Row | None, best: bool) -> str:

@@ -14,7 +14,8 @@ from .run_view import RunView
 from .style import CSS
 
 WEIGHTS = {"raw": "raw weights", "ema": "EMA weights", "untrained": "untrained"}
-PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours"}
+PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
+SWEPT = ("linear", "knn")  # measured on every layer; the attentive probe has a bar, but no grid
 WORDS = {
     "learning": "Learning",
     "copying": "Copying",
@@ -119,9 +120,9 @@ def _probes(view: RunView) -> str:
         if "test" in images
         else "There is no test split: the bars show validation accuracy, a little too high for the chosen rows."
     )
-    more = [_grid(view, probe, weights) for probe in PROBES for weights in WEIGHTS]
+    more = [_grid(view, probe, weights) for probe in SWEPT for weights in WEIGHTS]
     best = {probe: _best(view, probe) for probe in PROBES}
-    shown = [_grid(view, probe, row["weights"]) for probe, row in best.items() if row]
+    shown = [_grid(view, probe, row["weights"]) for probe, row in best.items() if row and probe in SWEPT]
     bars = "".join(_bars(view, probe) for probe in PROBES)
     return (
         f'<h2>What was learned</h2><p class="soft">{escape(text)}</p><div class="two">{bars}</div>'
@@ -146,23 +147,23 @@ def _value(row: Mapping[str, Any]) -> float:
 def _bars(view: RunView, probe: str) -> str:
     """The best row of each weights, raw pixels and chance, as bars."""
     table = view.probes or {}
-    bars: list[tuple[str, str, float, str]] = []
+    bars: list[tuple[str, str, float, float | None, str]] = []
     for weights, colour in (("ema", "--c1"), ("raw", "--c1"), ("untrained", "--c2")):
         if row := _best(view, probe, weights):
             where = f"layer {row['layer']}, {row['pooling']}, {row['attention']}"
-            bars.append(
-                (f"trained, {WEIGHTS[weights]}" if weights != "untrained" else weights, where, _value(row), colour)
-            )
+            name = f"trained, {WEIGHTS[weights]}" if weights != "untrained" else weights
+            bars.append((name, where, _value(row), row.get("spread"), colour))
     pixels = table.get("pixels", {}).get(probe, table.get("pixels_validation", {}).get(probe))
     if pixels is not None:
-        bars.append(("raw pixels", "", pixels, "--c3"))
-    bars.append(("largest class", "always guessed", table.get("chance", 0.0), "--soft"))
+        bars.append(("raw pixels", "", pixels, table.get("pixels_spread", {}).get(probe), "--c3"))
+    bars.append(("largest class", "always guessed", table.get("chance", 0.0), None, "--soft"))
     if len(bars) < 2:
         return ""
     rows = "".join(
         f'<span>{escape(name)}<br><span class="soft">{escape(note)}</span></span><div class="value"><div class="bar">'
-        f'<i style="--w:{100 * value:.1f}%;--c:var({colour})"></i></div><b>{_percent(value)}</b></div>'
-        for name, note, value, colour in bars
+        f'<i style="--w:{100 * value:.1f}%;--c:var({colour})"></i></div>'
+        f"<b>{_percent(value, spread)}</b></div>"
+        for name, note, value, spread, colour in bars
     )
     return f'<div class="card"><h3>{PROBES[probe]}</h3><div class="bars">{rows}</div></div>'
 
@@ -381,8 +382,8 @@ def _short(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _percent(value: float, spread: float | None = None) -> str:
+    return f"{100 * value:.1f} %" if spread is None else f"{100 * value:.1f} ± {100 * spread:.1f} %"
 
 
 def _nth(place: int) -> str:

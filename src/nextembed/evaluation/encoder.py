@@ -1,0 +1,310 @@
+"""One feature vector an image: a checkpoint together with the place in it where features are read."""
+
+import copy
+import importlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from transformers.utils import logging
+
+from ..core.run_folder import read_config, run_folder, weights_folders
+from ..core.types import AttentionMode
+from ..data.sources import HUB_ID
+from ..data.transforms import ImageReader, Unreadable, normalize, resize
+from ..errors import ConfigError, DataError, unknown
+from ..models.nepa.modeling_nepa import ViTNepaTrunk
+from .features import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
+from .table import ProbeTable, percent
+
+WEIGHTS = ("raw", "ema")
+
+
+class Preprocessing(NamedTuple):
+    """From an image to what a model sees. size: pixels a side; mean, std: for pixels in [0, 1]; background: RGB."""
+
+    size: int
+    num_channels: int
+    mean: float = 0.5
+    std: float = 0.5
+    background: tuple[int, int, int] = (255, 255, 255)
+
+
+class Place(NamedTuple):
+    """What of a checkpoint is read, and in words why."""
+
+    weights: str
+    key: FeatureKey
+    why: str
+
+
+class Encoder:
+    """A frozen network and the place in it where an image's features are read.
+
+    checkpoint: a run folder, a checkpoint, a saved model (pretraining, classification or plain), a hub id, or such a
+    model itself. layer: 0 is the latents, -1 the output. What is not named is taken from the best row of
+    RUN/probe.json that agrees with what is, else: raw weights, the middle layer, mean over patches, and the attention
+    that the model was trained with. precision: of the forward pass.
+    Raises ConfigError for a path without a NEPA model, weights or a layer that it does not have.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Any,
+        layer: int | None = None,
+        pooling: Pooling | None = None,
+        attention: AttentionMode | None = None,
+        weights: str | None = None,
+        precision: Precision = "float32",
+    ):
+        path = Path(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
+        path = path if isinstance(path, str | Path) else None
+        if path is None:
+            self.trunk, config, folders = trunk_of(checkpoint), checkpoint.config, {"given": Path()}
+        else:
+            folders = model_folders(path)
+            if weights is not None and weights not in folders:
+                raise ConfigError(unknown(f"{path}: weights", weights, folders))
+            config = _load_config(next(iter(folders.values())))
+        self.place = choose(path, config, list(folders), layer, pooling, attention, weights)
+        self.preprocessing = _preprocessing(path, config, folders[self.place.weights])
+        if path is not None:
+            self.trunk = load_trunk(folders[self.place.weights])
+            self.trunk.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).eval()
+        self.checkpoint = None if path is None else str(path)
+        self.precision: Precision = precision
+        self.config = config
+        self._short = cut(self.trunk, self.place.key.layer)
+
+    @property
+    def width(self) -> int:
+        """Length of a feature vector."""
+        return int(self.config.hidden_size)
+
+    def reader(self, max_pixels: int = 64_000_000, max_bytes: int = 100_000_000) -> ImageReader:
+        return ImageReader(self.preprocessing.num_channels, self.preprocessing.background, max_pixels, max_bytes)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Features float32 [B, D], on the CPU, of decoded images uint8 [B, C, size, size]."""
+        device = next(self.trunk.parameters()).device
+        pixel_values = normalize(pixels.to(device), self.preprocessing.mean, self.preprocessing.std)
+        layer, pooling, attention = self.place.key
+        with evaluating(self._short):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                whole = self._short is self.trunk
+                latents = self._short.embed({"pixel_values": pixel_values})
+                hidden = self._short.encode(latents, attention=attention, output_layers=whole)
+            return pool((hidden.layers[layer] if whole else hidden.last).float(), pooling).cpu()
+
+    def digest(self) -> str:
+        """A name for the weights by what they hold."""
+        found = blake2b(digest_size=16)
+        for name, value in sorted(self.trunk.state_dict().items()):
+            found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
+        return found.hexdigest()
+
+
+def encode(
+    model: Any,
+    images: Any,
+    layer: int | None = None,
+    pooling: Pooling | None = None,
+    attention: AttentionMode | None = None,
+    batch_size: int = 64,
+    weights: str | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Features float32 [N, D] of images, in their order.
+
+    model: a run folder, a checkpoint, a saved model, a hub id, a NEPA model, or an `Encoder`. images: a path, a PIL
+    image, a uint8 array [H, W] or [H, W, C], or an iterable of these of any length (a generator is read a batch at a
+    time). The rest as in `Encoder`: `encode("runs/mine", ["a.png", "b.png"])` reads the layer that probed best.
+    Raises ConfigError for a model that cannot be used, DataError for an image that cannot be read.
+    """
+    encoder = model if isinstance(model, Encoder) else Encoder(model, layer, pooling, attention, weights, precision)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size should be at least 1, got {batch_size}")
+    reader, size = encoder.reader(), encoder.preprocessing.size
+    parts = []
+    numbered = enumerate(_each(images))
+    while batch := list(itertools.islice(numbered, batch_size)):
+        parts.append(encoder(torch.stack([_read(reader, image, size, number) for number, image in batch])))
+    return torch.cat(parts) if parts else torch.zeros(0, encoder.width)
+
+
+def _each(images: Any) -> Iterator[Any]:
+    one = isinstance(images, str | bytes | os.PathLike | Image.Image)
+    if one or (isinstance(images, np.ndarray) and images.ndim < 4):
+        return iter([images])
+    if not isinstance(images, Iterable) or isinstance(images, Tensor):
+        raise ConfigError(
+            f"images: a path, a PIL image, a uint8 array or an iterable of these, not {type(images).__name__}"
+        )
+    return iter(images)
+
+
+def _read(reader: ImageReader, image: Any, size: int, number: int) -> Tensor:
+    if isinstance(image, str | os.PathLike) and Path(image).is_dir():
+        raise ConfigError(f"{image} is a folder; `nextembed embed` takes folders, encode takes images")
+    try:
+        return resize(reader.read(image), size)
+    except Unreadable as err:
+        name = str(image) if isinstance(image, str | os.PathLike) else f"number {number}"
+        raise DataError(f"image {name} cannot be read: {err}") from None
+
+
+def choose(
+    path: str | Path | None,
+    config: Any,
+    available: list[str],
+    layer: int | None,
+    pooling: Pooling | None,
+    attention: AttentionMode | None,
+    weights: str | None,
+) -> Place:
+    """Weights, layer, pooling and attention: what is named, the rest from the run's probes or the defaults.
+
+    Raises ConfigError for a layer that the model does not have, or a token that has seen nothing.
+    """
+    num_layers = config.num_hidden_layers
+    if layer is not None:
+        if not -num_layers - 1 <= layer <= num_layers:
+            raise ConfigError(f"layer {layer} is not in 0..{num_layers} (0 = latents, {num_layers} = output)")
+        layer %= num_layers + 1
+    wanted = {"layer": layer, "pooling": pooling, "attention": attention, "weights": weights}
+    best, file = None, None
+    if path is not None and (run := run_folder(path)) and (run / "probe.json").is_file():
+        file = os.path.relpath(run / "probe.json")
+        best = _best_row(run / "probe.json", num_layers, available, wanted)
+    if best is not None and None in wanted.values():
+        measured = f"{best.probe} {percent(best.validation_accuracy)} on validation"
+        place = Place(best.weights, FeatureKey(best.layer, best.pooling, best.attention), f"best of {file}: {measured}")
+    else:
+        own: AttentionMode = "causal" if getattr(config, "is_causal", True) else "full"
+        why = "as asked for" if layer is not None else "the middle layer; a probe would say which is best"
+        default = num_layers // 2 if layer is None else layer
+        place = Place(weights or available[0], FeatureKey(default, pooling or "mean", attention or own), why)
+    if not feature_keys(num_layers, [place.key.layer], [place.key.pooling], [place.key.attention]):
+        raise ConfigError(
+            "pooling 'first' reads the begin token, which has seen no patch at layer 0 or under causal attention; "
+            "choose attention 'full' and a layer above 0, or another pooling"
+        )
+    return place
+
+
+def _best_row(file: Path, num_layers: int, available: list[str], wanted: dict[str, Any]) -> Any:
+    """The best row of probe.json that agrees with what is wanted; None if no row does."""
+    try:
+        table = ProbeTable.load(file)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # written by something else: the defaults do
+    table.rows = [
+        row
+        for row in table.rows
+        if row.probe in ("linear", "knn")
+        and row.weights in available
+        and row.layer <= num_layers
+        and all(value in (None, getattr(row, name)) for name, value in wanted.items())
+    ]
+    return table.best()
+
+
+def trunk_of(model: Any) -> Any:
+    """The part of a model that gives latents and hidden states. Raises ConfigError if it has none."""
+    for found in (model, getattr(model, str(getattr(model, "base_model_prefix", "")) or "-", None)):
+        if isinstance(found, nn.Module) and hasattr(found, "embed") and hasattr(found, "encode"):
+            return found if isinstance(found, ViTNepaTrunk) else getattr(found, "vit_nepa", found)
+    raise ConfigError(f"a {type(model).__name__} has no latents and hidden states to read features from")
+
+
+def cut(trunk: Any, layer: int) -> Any:
+    """The same network, weights shared, without what lies above a layer: its last hidden state is that layer's.
+
+    The trunk itself where nothing is to cut, or where it is not known how.
+    """
+    if not isinstance(trunk, ViTNepaTrunk) or layer >= trunk.config.num_hidden_layers:
+        return trunk
+    short, encoder = copy.copy(trunk), copy.copy(trunk.encoder)
+    short._modules, encoder._modules = dict(trunk._modules), dict(trunk.encoder._modules)
+    encoder.layer = trunk.encoder.layer[:layer]
+    short._modules |= {"encoder": encoder, "layernorm": nn.Identity()}
+    return short
+
+
+def model_folders(path: str | Path) -> dict[str, Any]:
+    """Where the weights lie, by name; a name that is no file here is a hub id."""
+    if not Path(path).exists() and HUB_ID.fullmatch(str(path)) and not str(path).startswith("."):
+        return {"raw": str(path)}
+    return weights_folders(path)
+
+
+def _load_config(folder: Path | str) -> Any:
+    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=isinstance(folder, Path))
+    except (OSError, ValueError, KeyError) as err:
+        raise ConfigError(_cannot_load(folder, err)) from err
+    model_class = MODEL_MAPPING.get(type(config), None)
+    if not (hasattr(model_class, "embed") and hasattr(model_class, "encode")):
+        raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
+    return config
+
+
+def load_trunk(folder: Path | str) -> Any:
+    """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded, or not wholly."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.set_verbosity_error()  # a head that features do not need is reported as unexpected, at length
+    if isinstance(folder, Path):
+        logging.disable_progress_bar()
+    try:
+        trunk, info = AutoModel.from_pretrained(
+            folder, local_files_only=isinstance(folder, Path), dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
+        raise ConfigError(_cannot_load(folder, err)) from err
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
+    return trunk_of(trunk)
+
+
+def _cannot_load(folder: Path | str, err: Exception) -> str:
+    reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+    if isinstance(folder, str):
+        return f"no run or checkpoint {folder} here, and the hub does not give it: {reason}"
+    return f"cannot load the model in {folder}: {reason}"
+
+
+def _preprocessing(path: Any, config: Any, folder: Path | str) -> Preprocessing:
+    """As the run's data were, else as the model's preprocessor_config.json says, else pixels in [-1, 1]."""
+    default = Preprocessing(config.image_shape[0], config.num_channels)
+    data = read_config(run).get("data") if path is not None and (run := run_folder(path)) else None
+    if isinstance(data, dict):
+        found = {name: data[name] for name in ("mean", "std") if isinstance(data.get(name), int | float)}
+        if isinstance(data.get("background"), list):
+            found["background"] = tuple(data["background"])
+        return default._replace(**found)
+    file = Path(folder) / "preprocessor_config.json"
+    if path is not None and file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
+        mean, std = values.get("image_mean"), values.get("image_std")
+        if mean and std:
+            if len(set(mean)) > 1 or len(set(std)) > 1:
+                raise ConfigError(f"{file}: each channel has a mean of its own, which is not supported")
+            return default._replace(mean=mean[0], std=std[0])
+    return default

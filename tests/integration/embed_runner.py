@@ -1,0 +1,48 @@
+"""Embeds a source once as a whole, and once in children that are killed with SIGKILL when so many parts are there.
+
+python embed_runner.py CHECKPOINT SOURCE STREAMING WHOLE.parquet OUTPUT.parquet PARTS PARTS ...
+Forks, because importing everything for each child would take most of the test's time.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from nextembed import ImageData, embed
+
+
+def child(checkpoint: str, source: str, streaming: bool, output: Path, kill_at: int | None) -> int:
+    """Exit code of a process of its own that embeds, a part each batch."""
+    pid = os.fork()
+    if pid == 0:
+        data = ImageData(source=source, streaming=streaming)
+        place = {"layer": 1, "pooling": "mean", "attention": "causal", "weights": "raw"}
+        pause = 0.1 if kill_at else 0  # so that there is a moment to kill it
+        embed(
+            checkpoint, data, output, batch_size=4, part_seconds=0, report=lambda *_: time.sleep(pause),
+            num_workers=1, limit=58, **place,
+        )  # fmt: skip
+        os._exit(0)
+    parts = Path(f"{output}.parts")
+    while kill_at:
+        if len(list(parts.glob("part-*.parquet"))) >= kill_at:
+            os.kill(pid, signal.SIGKILL)
+            break
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the child ended before it was killed"
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main(checkpoint: str, source: str, streaming: str, whole: str, output: str, *kills: str) -> None:
+    settings = checkpoint, source, streaming == "True"
+    assert child(*settings, Path(whole), None) == 0
+    for kill in kills:
+        assert child(*settings, Path(output), int(kill)) == -signal.SIGKILL
+        assert not Path(output).exists()
+    assert child(*settings, Path(output), None) == 0
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
