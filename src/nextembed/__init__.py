@@ -28,6 +28,11 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .errors import NextEmbedError as NextEmbedError
     from .errors import TrainingError as TrainingError
     from .evaluation.probes import ProbeConfig as ProbeConfig
+    from .export.formats import export_onnx as export_onnx
+    from .export.formats import export_program as export_program
+    from .export.hub import push_to_hub as push_to_hub
+    from .export.int8 import quantize_int8 as quantize_int8
+    from .export.layouts import convert as convert
     from .models.nepa import NepaModel as NepaModel
     from .models.nepa import ViTNepaBackbone as ViTNepaBackbone
     from .models.nepa import ViTNepaConfig as ViTNepaConfig
@@ -50,6 +55,10 @@ _PUBLIC = {
     "data.sources": "ImageData",
     "errors": "ConfigError DataError NextEmbedError TrainingError",
     "evaluation.probes": "ProbeConfig",
+    "export.formats": "export_onnx export_program",
+    "export.hub": "push_to_hub",
+    "export.int8": "quantize_int8",
+    "export.layouts": "convert",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaModel",
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
@@ -77,3 +86,4 @@ def __dir__() -> list[str]:
 
 if "nextembed_cli" not in sys.modules:  # the command loads models when it needs them, see nextembed_cli.py
     importlib.import_module(".models.nepa", __name__)
+    importlib.import_module(".models.nepa_spt", __name__)

@@ -5,7 +5,7 @@ One module for each group of commands; every command imports what it needs itsel
 answer at once.
 """
 
-from . import train, evaluate, doctor  # noqa: F401, I001  (commands register themselves; --help lists them in this order)
+from . import train, evaluate, export, share, doctor  # noqa: F401, I001  (commands register themselves; --help lists them in this order)
 from .app import app, main
 
 __all__ = ["app", "main"]

@@ -18,7 +18,9 @@ from ..errors import ConfigError, MissingExtra
 from .graph import TOLERANCE, ExportGraph, GraphSpec, greatest_difference
 from .loading import first_line
 
-LOWEST_OPSET = 18  # measured: below, torch's exporter writes 18 whatever is asked for ("No Adapter To Version 17 for Pad")
+LOWEST_OPSET = (
+    18  # measured: below, torch's exporter writes 18 whatever is asked for ("No Adapter To Version 17 for Pad")
+)
 PROTOBUF_LIMIT = 2**31 - 2**24  # an ONNX file cannot be larger
 
 
@@ -65,6 +67,9 @@ def export_onnx(
         if opset is not None and found != opset:
             raise ConfigError(f"ONNX opset {opset} does not work: the exporter wrote {found}")
         onnx.helper.set_model_props(written, graph.metadata())
+        for axis in (axis for output in written.graph.output for axis in output.type.tensor_type.shape.dim):
+            if axis.dim_param and not axis.dim_param.isidentifier():  # a formula of rows and columns
+                axis.dim_param = "latents"
         onnx.save(written, file)
         del written
         run = onnx_session(file)

@@ -76,6 +76,9 @@ class ExportGraph(nn.Module):
             self.register_buffer("pixel_scale", scale[:, None, None])
             self.register_buffer("pixel_shift", (-torch.tensor(spec.mean) / torch.tensor(spec.std))[:, None, None])
 
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         if self.spec.mean is not None:
             pixels = pixels.permute(0, 3, 1, 2).float() * self.pixel_scale + self.pixel_shift
@@ -187,5 +190,7 @@ def _check_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
 
 
 def _check_pooling(spec: GraphSpec, layer: int, attention: AttentionMode) -> None:
+    if spec.task == "classification" and (spec.layer, spec.pooling) != (-1, "mean"):
+        raise ConfigError("a classifier reads its own layer and pooling; layer and pooling are for task 'features'")
     if spec.task == "features" and spec.pooling == "first" and (layer == 0 or attention == "causal"):
         raise ConfigError("pooling 'first' holds nothing here: the first token sees no patch (causal, or layer 0)")

@@ -48,7 +48,7 @@ TOP = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "la
 def find_layout(names: Any) -> tuple[str, str]:
     """("official" or "stable-pretraining", prefix of its names). Raises ConfigError for the names of another model."""
     for layout, patches in PATCHES.items():
-        found = sorted((n for n in names if n.endswith(patches) and "ema" not in n.lower()), key=len)
+        found = sorted((n for n in names if n.endswith(patches)), key=len)
         if found:
             return layout, found[0].removesuffix(patches)
     raise ConfigError(f"these are no NEPA weights: none is named ...{' or ...'.join(PATCHES.values())}")
@@ -56,11 +56,12 @@ def find_layout(names: Any) -> tuple[str, str]:
 
 def plain_state(state: State) -> tuple[str, State]:
     """The layout, and the weights of the transformer and its classifier by their plain names: prefixes of trainers
-    (`module.`, `model.`, `_orig_mod.`, ...) and what belongs to others (EMA copies, probes, heads) are gone."""
+    (`module.`, `model.`, `_orig_mod.`, ...) and what belongs to others (probes, objectives) are gone."""
     layout, prefix = find_layout(state)
     if layout == "stable-pretraining":
         own = re.compile(r"(patch_embed|blocks|norm|pos_embed)\b")
-        return layout, {n[len(prefix) :]: t for n, t in state.items() if n.startswith(prefix) and own.match(n[len(prefix) :])}
+        names = {n: n[len(prefix) :] for n in state if n.startswith(prefix)}
+        return layout, {short: state[n] for n, short in names.items() if own.match(short)}
     outer = prefix.removesuffix("vit_nepa.")
     found: State = {}
     for name, tensor in state.items():

@@ -17,8 +17,14 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
-from transformers import AutoModelForPreTraining, ViTImageProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    ViTImageProcessor,
+)
 
 from ..core.types import Batch, Latents
 from .nepa.configuration_nepa import ViTNepaConfig
