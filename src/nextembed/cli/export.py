@@ -174,8 +174,8 @@ def cost_lines(cost: "Cost", source: str) -> list[str]:
     what = "logits" if cost.task == "classification" else "embeddings"
     lines = [
         f"Speed:    {cost.speed:.2f} times the float file's (batch {cost.batch}, one thread, onnxruntime, this CPU)",
-        f"Cost:     {what}: cosine {like.mean:.4f} (lowest {like.lowest:.4f}) between float and int8, "
-        f"{like.centred:.4f} without what all images share; {like.images:,} images of {source}",
+        f"Cost:     {what}: cosine {like.mean:.5f} (lowest {like.lowest:.5f}) between float and int8, "
+        f"{like.centred:.5f} without what all images share; {like.images:,} images of {source}",
     ]
     for name, (full, small) in cost.accuracy.items():
         lines.append(

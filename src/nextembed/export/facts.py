@@ -1,5 +1,6 @@
 """What a model card says, gathered from a run folder: nothing is assumed, what is not there stays empty."""
 
+import contextlib
 import importlib
 import json
 import re
@@ -90,30 +91,44 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
         facts.data, facts.dataset = (source, source) if is_hub else (Path(source).name, None)
     elif data:
         facts.data = str(data.get("kind")).split(":")[-1]
-    facts.splits = _splits(data)
+    facts.splits = _splits(data, facts)
 
 
-def _splits(data: dict[str, Any]) -> list[tuple[str, str, int | None]]:
-    """Names of the splits, with their number of images where the data can be opened here."""
-    importlib.import_module("..data.sources", __package__)  # registers its kinds
-    try:
-        part: Any = DATA.parse(data)
-    except NextEmbedError:
-        part = None
+def _splits(data: dict[str, Any], facts: Facts) -> list[tuple[str, str, int | None]]:
+    """Names of the splits, with their number of images: counted where the data is here (nothing is downloaded for it),
+    else as far as the run's files tell."""
     names = {"train": data.get("split")} | {role: data.get(role) for role in ROLES[1:]}
     found: list[tuple[str, str, int | None]] = []
+    here = None if facts.dataset else _count(data)
     for role in ROLES:
-        size: int | None = None
-        try:
-            size = len(part.rows(role))
-        except ConfigError:
-            if part is not None and role != "train":
-                continue  # there is no such split
-        except Exception:  # streamed, or the data is elsewhere now
-            size = None
-        if names[role] or size:
+        size = _recorded(role, facts) if here is None else here.get(role)
+        if size or (here is None and names[role]):
             found.append((role, str(names[role] or role), size))
     return found
+
+
+def _count(data: dict[str, Any]) -> dict[str, int] | None:
+    """Images by role of data on this machine; None if it is not here (any more), or streamed."""
+    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    sizes: dict[str, int] = {}
+    try:
+        part: Any = DATA.parse(data)
+        sizes["train"] = len(part.rows("train"))
+        for role in ROLES[1:]:
+            with contextlib.suppress(ConfigError):  # there is no such split
+                sizes[role] = len(part.rows(role))
+    except (NextEmbedError, OSError, TypeError):
+        return None
+    return sizes
+
+
+def _recorded(role: str, facts: Facts) -> int | None:
+    """Training images from images seen and epochs; the others from the probes, where these took all there were."""
+    if role == "train":
+        seen, epochs = facts.last.get("samples_seen"), facts.last.get("epoch")
+        return round(seen / epochs) if seen and epochs else None
+    size = facts.probes.images.get(role) if facts.probes else None
+    return size if size and size < facts.settings.get(f"probe.num_{role}", 0) else None
 
 
 def count_parameters(folder: Path) -> int:
