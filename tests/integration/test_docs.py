@@ -1,5 +1,6 @@
 """The documentation says what the code does: its Python runs, its commands name real settings, its links lead on."""
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -57,7 +58,13 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
     command, *rest = words
     assert command in {info.name or info.callback.__name__ for info in app.registered_commands}  # type: ignore[union-attr]
     options = [word for word in rest if word.startswith("--")]
-    assert set(options) <= {"--data", "--resume", "--open", "--output", "--debug"}
+    known = {"--data", "--resume", "--open", "--output", "--debug"}
+    if command in ("export", "convert", "push"):
+        of_command = next(info.callback for info in app.registered_commands if info.callback.__name__ == command)
+        known |= {f"--{name.replace('_', '-')}" for name in inspect.signature(of_command).parameters} | {"--full"}
+        assert set(options) <= known
+        return
+    assert set(options) <= known
     overrides = [word for word in rest if "=" in word]
     named = [word for word in rest if "=" not in word and not word.startswith("--")]
     if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
@@ -98,6 +105,17 @@ def test_hugging_face_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     texts = [text for page, _, text in blocks("python") if page in ("docs/quickstart.md", "docs/huggingface.md")]
     names = run_python(texts, monkeypatch)
     assert names["features"].shape == (1, 32) and names["latents"].shape == (1, 4, 32)
+
+
+def test_export_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(recipes.nepa.nepa_demo(), name="mine")
+    config.probe.enabled = False
+    nextembed.fit(config)
+    run_python([text for page, _, text in blocks("python") if page == "docs/export.md"], monkeypatch)
+    assert {"mine.onnx", "mine.pt2", "hub_folder"} <= {path.name for path in tmp_path.iterdir()}
+    about = (tmp_path / "hub_folder" / "README.md").read_text()
+    assert "nothing" in about.lower() and str(tmp_path) not in about
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

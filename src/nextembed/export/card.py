@@ -11,8 +11,8 @@ PAPER = "https://arxiv.org/abs/2512.16922"
 CITATION = """```bibtex
 @article{xu2025nepa,
   title   = {Next-Embedding Prediction Makes Strong Vision Learners},
-  author  = {Xu, Sihan and Ma, Ziqiao and Chai, Wenhao and Chen, Xuweiyi and Jin, Weiyang and Chai, Joyce
-             and Xie, Saining and Yu, Stella X.},
+  author  = {Xu, Sihan and Ma, Ziqiao and Chai, Wenhao and Chen, Xuweiyi
+             and Jin, Weiyang and Chai, Joyce and Xie, Saining and Yu, Stella X.},
   journal = {arXiv preprint arXiv:2512.16922},
   year    = {2025}
 }
