@@ -17,6 +17,7 @@ ROWS = [
     ["models"],
     ["objectives", "data"],
     ["training", "evaluation", "report"],
+    ["export"],
     ["run"],
     ["recipes"],
     ["cli", "studio"],

@@ -32,6 +32,11 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .evaluation.encoder import encode as encode
     from .evaluation.probes import ProbeConfig as ProbeConfig
     from .evaluation.search import search as search
+    from .export.formats import export_onnx as export_onnx
+    from .export.formats import export_program as export_program
+    from .export.hub import push_to_hub as push_to_hub
+    from .export.int8 import quantize_int8 as quantize_int8
+    from .export.layouts import convert as convert
     from .models.nepa import NepaModel as NepaModel
     from .models.nepa import ViTNepaBackbone as ViTNepaBackbone
     from .models.nepa import ViTNepaConfig as ViTNepaConfig
@@ -61,6 +66,10 @@ _PUBLIC = {
     "evaluation.encoder": "Encoder encode",
     "evaluation.probes": "ProbeConfig",
     "evaluation.search": "search",
+    "export.formats": "export_onnx export_program",
+    "export.hub": "push_to_hub",
+    "export.int8": "quantize_int8",
+    "export.layouts": "convert",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaModel",
     "objectives.latent_decoder": "LatentDecoderSettings load_decoder",
@@ -90,3 +99,4 @@ def __dir__() -> list[str]:
 
 if "nextembed_cli" not in sys.modules:  # the command loads models when it needs them, see nextembed_cli.py
     importlib.import_module(".models.nepa", __name__)
+    importlib.import_module(".models.nepa_spt", __name__)

@@ -65,6 +65,8 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
     assert command in {info.name or info.callback.__name__ for info in app.registered_commands}  # type: ignore[union-attr]
     options = [word for word in rest if re.match(r"--?[a-z]", word)]
     assert set(options) <= options_of(command)
+    if command in ("export", "convert", "push"):  # their words are no settings
+        return
     overrides = [word for word in rest if "=" in word]
     named = [word for word in rest if "=" not in word and not word.startswith("-")]
     if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
@@ -131,6 +133,17 @@ def test_finetune_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["answers"][0]["label"] in names["names"].values()
     assert Path("classes.txt").read_text().splitlines()[:2] == ["activities", "animals & nature"]
     assert names["model"].peft_config["default"].r == 2
+
+
+def test_export_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = tiny(recipes.nepa.nepa_demo(), name="mine")
+    config.probe.enabled = False
+    nextembed.fit(config)
+    run_python([text for page, _, text in blocks("python") if page == "docs/export.md"], monkeypatch)
+    assert {"mine.onnx", "mine.pt2", "hub_folder"} <= {path.name for path in tmp_path.iterdir()}
+    about = (tmp_path / "hub_folder" / "README.md").read_text()
+    assert "nothing" in about.lower() and str(tmp_path) not in about
 
 
 def test_features_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

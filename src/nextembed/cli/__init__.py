@@ -5,7 +5,8 @@ One module for each group of commands; every command imports what it needs itsel
 answer at once.
 """
 
-from . import train, evaluate, features, visualize, doctor  # noqa: F401, I001  (they register themselves; --help shows this order)
+# They register themselves; --help lists them in this order.
+from . import train, evaluate, features, visualize, export, share, doctor  # noqa: F401, I001
 from .app import app, main
 
 __all__ = ["app", "main"]

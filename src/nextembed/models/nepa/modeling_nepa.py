@@ -96,7 +96,7 @@ class ViTNepaEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embeddings(pixel_values.to(self.cls_token.dtype))
-        return torch.cat((self.cls_token.expand(len(patches), -1, -1).to(patches.dtype), patches), dim=1)
+        return torch.cat((self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches), dim=1)
 
 
 class ViTNepaSelfAttention(nn.Module):
@@ -314,7 +314,7 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
         cos, sin = rotary_tables(coordinates, head_dim, self.config.rope_theta)
         kwargs.update(
             rotary=(cos[:, None].to(z.dtype), sin[:, None].to(z.dtype)),
-            attention_mask=self._flex_mask(z, is_causal, past_key_values),
+            attention_mask=self._attention_mask(z, is_causal, past_key_values),
             is_causal=is_causal,
             past_key_values=past_key_values,
         )
@@ -329,7 +329,7 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
             layers = [h[:, order.argsort()] for h in layers]
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
 
-    def _flex_mask(self, z: Tensor, is_causal: bool, past_key_values: Cache | None):
+    def _attention_mask(self, z: Tensor, is_causal: bool, past_key_values: Cache | None):
         """Only flex attention needs a mask object; the others take `is_causal`, since nothing is padded."""
         if self.config._attn_implementation != "flex_attention":
             return None

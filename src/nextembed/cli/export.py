@@ -1,0 +1,190 @@
+"""`export`: a checkpoint as ONNX, int8 ONNX or a torch.export program."""
+
+import enum
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .app import app
+
+if TYPE_CHECKING:
+    from ..export.cost import Cost
+    from ..export.formats import Exported
+    from ..export.graph import GraphSpec
+
+
+class Format(enum.StrEnum):
+    onnx = "onnx"
+    torch = "torch"
+
+
+class Task(enum.StrEnum):
+    features = "features"
+    classification = "classification"
+
+
+class Pooling(enum.StrEnum):
+    mean = "mean"
+    last = "last"
+    first = "first"
+
+
+class Attention(enum.StrEnum):
+    causal = "causal"
+    full = "full"
+
+
+class Weights(enum.StrEnum):
+    raw = "raw"
+    ema = "ema"
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a model.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="model.onnx, or model.pt2.")],
+    format: Annotated[Format | None, typer.Option(help="By the file's ending if left out.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What the checkpoint was saved for if left out.")] = None,
+    layer: Annotated[int, typer.Option(help="Where features are read: 0 = latents, -1 = output.")] = -1,
+    pooling: Annotated[Pooling, typer.Option(help="Of the embedding.")] = Pooling.mean,
+    attention: Annotated[Attention | None, typer.Option(help="The model's own if left out.")] = None,
+    weights: Annotated[Weights | None, typer.Option(help="Of a run or checkpoint that has both.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set; at least 18.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="H,W", help="Fix the image size; open if left out.")] = None,
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Take uint8 images [B, H, W, C]; normalise in the graph.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="int8 weights (ONNX), with what they cost.")] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Images for the cost of int8; the run's own if left out.")
+    ] = None,
+) -> None:
+    """Write a model as ONNX or torch.export file, compared with PyTorch.
+
+    Batch and image size stay open. Nothing is written if the outputs differ by more than 1e-4.
+    """
+    kind = file_format(output, format)
+    if int8 and kind is not Format.onnx:
+        raise ConfigError("--int8 needs ONNX: name the output model.onnx")
+    if opset is not None and kind is not Format.onnx:
+        raise ConfigError("--opset is ONNX's; a torch.export program has none")
+    if data is not None and not int8:
+        raise ConfigError("--data measures what --int8 costs; without --int8 it has no use")
+    fixed = image_size(size)
+    from ..export.formats import export_onnx, export_program
+    from ..export.graph import GraphSpec, class_names
+    from ..export.loading import load_model
+
+    loaded = load_model(checkpoint, task.value if task else None, weights.value if weights else None)
+    if with_preprocessing and loaded.mean is None:
+        raise ConfigError(
+            f"--with-preprocessing needs {loaded.folder / 'preprocessor_config.json'}, which is not there"
+        )
+    is_head = hasattr(loaded.model, "classifier")
+    spec = GraphSpec(
+        task="classification" if is_head else "features",
+        layer=layer,
+        pooling=pooling.value,
+        attention=attention.value if attention else None,
+        size=fixed,
+        mean=loaded.mean if with_preprocessing else None,
+        std=loaded.std if with_preprocessing else None,
+        class_names=class_names(loaded.model.config) if is_head else [],
+    )
+    if int8:
+        print(written_int8(loaded.model, output, spec, opset, checkpoint, data))
+    elif kind is Format.onnx:
+        print(written(export_onnx(loaded.model, output, spec, opset=opset), spec))
+    else:
+        print(written(export_program(loaded.model, output, spec), spec))
+
+
+def file_format(output: Path, named: Format | None) -> Format:
+    """By option, else by the file's ending. Raises ConfigError if the ending tells nothing."""
+    if named is not None:
+        return named
+    by_ending = {".onnx": Format.onnx, ".pt2": Format.torch}
+    if output.suffix not in by_ending:
+        raise ConfigError(f"what format is {output.name}? End it in .onnx or .pt2, or say --format onnx | torch")
+    return by_ending[output.suffix]
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """ "224,160" (height, width) or "224". Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) > 2 or not all(part.strip().isdigit() for part in parts):
+        raise ConfigError(f"--size is HEIGHT,WIDTH in pixels, not '{text}'")
+    return int(parts[0]), int(parts[-1])
+
+
+def written(result: "Exported", spec: "GraphSpec") -> str:
+    """What was written and how near it is to PyTorch."""
+    opset = f", opset {result.opset}" if result.opset else ""
+    sizes = " and ".join("x".join(map(str, size)) for size in result.sizes)
+    return "\n".join(
+        [
+            f"Saved:    {os.path.relpath(result.path)} ({megabytes(result.path)}{opset})",
+            f"In, out:  {spec.input_name} -> {', '.join(spec.output_names)}",
+            f"Checked:  greatest difference from PyTorch {result.difference:.1e} (batch x height x width {sizes})",
+        ]
+    )
+
+
+def written_int8(
+    model: Any, output: Path, spec: "GraphSpec", opset: int | None, checkpoint: str, data: str | None
+) -> str:
+    """Writes the int8 file; what it costs, in plain words."""
+    from ..export.cost import measure
+    from ..export.formats import export_onnx, scratch_file
+    from ..export.int8 import quantize_int8
+
+    images, source = cost_data(checkpoint, data, model.config)
+    with tempfile.TemporaryDirectory() as folder:
+        full = export_onnx(model, Path(folder) / "float.onnx", spec, opset=opset)
+        with scratch_file(output) as scratch:
+            quantize_int8(full.path, scratch)
+            cost = measure(full.path, scratch, spec, images, model.config)
+        sizes = f"{megabytes(output)}, float {megabytes(full.path)}"
+        lines = [f"Saved:    {os.path.relpath(output)} (int8: {sizes}, opset {full.opset})"]
+        lines.append(f"Checked:  the float file differs from PyTorch by at most {full.difference:.1e}")
+    return "\n".join(lines + cost_lines(cost, source))
+
+
+def cost_data(checkpoint: str, source: str | None, model_config: Any) -> tuple[Any, str]:
+    """The images on which int8 is compared with float (a data config), and their name: --data, else the run's, else
+    the bundled pictures."""
+    from ..cli.evaluate import probe_settings
+    from ..core.run_folder import run_folder
+    from ..data.sources import ImageData
+
+    if source is None and run_folder(checkpoint) is None:
+        return ImageData(source="emoji"), "the bundled emoji"
+    data: Any = probe_settings(checkpoint, source, []).data
+    return data, source or str(getattr(data, "source", data.kind))
+
+
+def cost_lines(cost: "Cost", source: str) -> list[str]:
+    like = cost.likeness
+    what = "logits" if cost.task == "classification" else "embeddings"
+    lines = [
+        f"Speed:    {cost.speed:.2f} times the float file's (batch {cost.batch}, one thread, onnxruntime, this CPU)",
+        f"Cost:     {what}: cosine {like.mean:.5f} (lowest {like.lowest:.5f}) between float and int8, "
+        f"{like.centred:.5f} without what all images share; {like.images:,} images of {source}",
+    ]
+    for name, (full, small) in cost.accuracy.items():
+        lines.append(
+            f"          {name}: {100 * full:.1f} % -> {100 * small:.1f} % on {cost.num_scored:,} {cost.split} images"
+        )
+    if not cost.accuracy:
+        lines.append(f"          no accuracy: {cost.reason}")
+    return lines
+
+
+def megabytes(path: Path) -> str:
+    return f"{path.stat().st_size / 1e6:.1f} MB"

@@ -1,0 +1,109 @@
+"""`convert` and `push`: a checkpoint in another layout, or on the hub."""
+
+import enum
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .app import app
+from .export import Weights, megabytes
+
+if TYPE_CHECKING:
+    from ..export.facts import Facts
+
+
+class Layout(enum.StrEnum):
+    official = "official"
+    stable_pretraining = "stable-pretraining"
+    nextembed = "nextembed"
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, a folder, or a file of weights.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
+    to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.nextembed,
+    weights: Annotated[Weights | None, typer.Option(help="Where there are both.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads, where bare weights do not tell.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels, where bare weights do not tell.")] = None,
+    qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Of bare weights; norm.")] = None,
+    causal: Annotated[bool | None, typer.Option("--causal/--full", help="Attention, of bare weights.")] = None,
+) -> None:
+    """Write a checkpoint in the official layout, ours, or stable-pretraining's.
+
+    Reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are.
+    """
+    from ..export.layouts import convert as write
+
+    known: dict[str, Any] = {"num_attention_heads": heads, "image_size": image_size, "qk_norm": qk_norm}
+    found = write(source, target, to.value, weights.value if weights else None, is_causal=causal, **known)
+    config = found.model.config
+    print(f"Read:   {source} ({found.layout} layout, {type(found.model).__name__})")
+    print(f"Saved:  {os.path.relpath(target)} ({to.value} layout, {megabytes(target / 'model.safetensors')})")
+    print(
+        f"Model:  width {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
+        f"{config.image_shape[0]} px, {'causal' if config.is_causal else 'full'} attention"
+    )
+    if to is not Layout.stable_pretraining and found.processor is None:
+        print("        It has no image processor: normalise pixels as in its training.")
+
+
+@app.command()
+def push(
+    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you see it.")] = False,
+    weights: Annotated[Weights | None, typer.Option(help="Those of the best probe if left out.")] = None,
+    license: Annotated[str | None, typer.Option(metavar="ID", help="Of the weights, e.g. apache-2.0.")] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write what would be uploaded; upload nothing.")
+    ] = None,
+) -> None:
+    """Upload a model with a card that says data, recipe and scores."""
+    from ..export.facts import gather
+    from ..export.hub import push_to_hub, write_hub_folder
+
+    facts = gather(target, weights.value if weights else None)
+    name_recipe(facts)
+    if dry_run is not None:
+        folder = write_hub_folder(facts, dry_run, repo_id, license)
+        print(f"Saved:  {os.path.relpath(folder)}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+        print(f"Upload: nextembed push {target} {repo_id}")
+    else:
+        print(f"Uploaded: {push_to_hub(facts, repo_id, private=private, license=license)}")
+    if license is None:
+        print("        The card states no licence; --license apache-2.0 would.")
+
+
+def name_recipe(facts: "Facts") -> None:
+    """Adds the recipe that a run was started with, else the one its name or its settings are nearest to, and what
+    differs. Nothing is added outside a run."""
+    import json
+
+    from .. import recipes
+    from ..core.config import to_yaml
+    from ..export.facts import differences, flat
+
+    if facts.run is None or not facts.settings:
+        return
+    known = recipes.recipes()
+    try:
+        command = json.loads((facts.run / "environment.json").read_text(encoding="utf-8")).get("command") or []
+    except (OSError, ValueError):
+        command = []
+    name = next((word for word in [*command, facts.settings.get("name")] if word in known), None)
+
+    def changed(recipe: str) -> list[tuple[str, Any, Any]]:
+        from ..core.config import read_yaml
+
+        try:
+            return differences(flat(read_yaml(to_yaml(recipes.load(recipe)), recipe)), facts.settings)
+        except ConfigError:
+            return [("", None, None)] * 10_000  # a recipe that needs what is not here is near to nothing
+
+    if name is None:
+        name = min(known, key=lambda recipe: len(changed(recipe)))
+    facts.recipe, facts.changes = name, changed(name)

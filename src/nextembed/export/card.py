@@ -1,0 +1,284 @@
+"""The model card: front matter for the hub, and a text in which every figure was measured in the run."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from ..evaluation.table import TITLES, WEIGHTS, Row, feature_name, percent, sentence
+from .facts import Facts
+
+PAPER = "https://arxiv.org/abs/2512.16922"
+CITATION = """```bibtex
+@article{xu2025nepa,
+  title   = {Next-Embedding Prediction Makes Strong Vision Learners},
+  author  = {Xu, Sihan and Ma, Ziqiao and Chai, Wenhao and Chen, Xuweiyi
+             and Jin, Weiyang and Chai, Joyce and Xie, Saining and Yu, Stella X.},
+  journal = {arXiv preprint arXiv:2512.16922},
+  year    = {2025}
+}
+```"""
+MAX_CHANGES, MAX_CLASSES = 25, 40
+
+
+def model_card(facts: Facts, repo_id: str, license: str | None = None) -> str:
+    """README.md of a model. license: its identifier on the hub; None says "unknown"."""
+    name = repo_id.split("/")[-1]
+    parts = [
+        front_matter(facts, name, license),
+        f"# {name}",
+        _what(facts),
+        "## Use",
+        _use(facts, repo_id),
+        "## Data",
+        _data(facts),
+        "## Recipe",
+        _recipe(facts),
+        "## Measured",
+        _measured(facts),
+    ]
+    if facts.verdict is not None:
+        parts += ["## Diagnostics", f"Verdict on the training: **{facts.verdict.word}**. {facts.verdict.sentence}"]
+    parts += ["## Limits", _limits(facts, license), "## Citation", CITATION]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(facts: Facts, name: str, license: str | None) -> str:
+    """YAML that the hub reads, between two lines of dashes."""
+    data = ModelCardData(
+        model_name=name,
+        license=license or "unknown",
+        library_name="nextembed",
+        pipeline_tag="image-classification" if facts.is_classifier else "image-feature-extraction",
+        tags=["nextembed", "nepa", "next-embedding-prediction", "self-supervised", "vision", "safetensors"],
+        datasets=[facts.dataset] if facts.dataset else None,
+        eval_results=_results(facts) or None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _results(facts: Facts) -> list[EvalResult]:
+    """Test scores only: what was chosen on validation images is no result on them."""
+    data = facts.data or "unknown"
+    common: dict[str, Any] = {
+        "task_type": "image-classification",
+        "dataset_type": facts.dataset or data,
+        "dataset_name": data,
+        "metric_type": "accuracy",
+    }
+    found = []
+    if facts.is_classifier:
+        top1 = (facts.scores or {}).get("top1")
+        if isinstance(top1, (int, float)):
+            split = str((facts.scores or {}).get("split", "test"))
+            found.append(EvalResult(**common, metric_name="Top-1", metric_value=_share(top1), dataset_split=split))
+        return found
+    for probe, title in TITLES.items():
+        row = facts.probes.best(probe, facts.weights) if facts.probes else None
+        if row is not None and row.accuracy is not None:
+            name = f"{title}, frozen features"
+            found.append(
+                EvalResult(**common, metric_name=name, metric_value=_share(row.accuracy), dataset_split="test")
+            )
+    return found
+
+
+def _share(value: float) -> float:
+    return round(float(value), 4)
+
+
+def _what(facts: Facts) -> str:
+    config = facts.config
+    attention = "causal" if config.get("is_causal", True) else "full"
+    kind = f"An image classifier ({_num_classes(facts)} classes)" if facts.is_classifier else "A vision transformer"
+    trained = (
+        "fine-tuned from next-embedding prediction" if facts.is_classifier else "pretrained without labels to predict"
+    )
+    what = f"{kind}, {trained}" + ("" if facts.is_classifier else " each next patch embedding from those before it")
+    size, patch = config.get("image_size"), config.get("patch_size")
+    rows = [
+        ("Architecture", f"`{config['model_type']}`, {facts.num_parameters / 1e6:.1f} million parameters"),
+        ("Size", f"width {config.get('hidden_size')}, {config.get('num_hidden_layers')} layers, "
+                 f"{config.get('num_attention_heads')} heads, {_mlp(config)}"),
+        ("Images", f"{_pixels(size)} px, patches of {_pixels(patch)} px, {config.get('num_channels', 3)} channel(s)"),
+        ("Normalisation", "not stored" if facts.mean is None else f"mean {facts.mean}, std {facts.std}"),
+        ("Attention", f"{attention} unless a call says otherwise" + _trained_attention(facts)),
+        ("Weights", WEIGHTS.get(facts.weights, facts.weights)),
+    ]  # fmt: skip
+    if facts.is_classifier:
+        pooling = "mean over patches, normed" if config.get("add_pooling_layer") else "last patch"
+        rows.append(("Pooling", pooling))
+    elif row := _best(facts):
+        rows.append(("Best frozen feature", feature_name(row, facts.probes.num_layers if facts.probes else 0)))
+    return f"{what} (NEPA, [arXiv 2512.16922]({PAPER})).\n\n" + _table(("", ""), rows)
+
+
+def _mlp(config: dict[str, Any]) -> str:
+    kind = "gated " if config.get("use_gated_mlp") else ""
+    return f"MLP {kind}{config.get('hidden_act', 'gelu')} {config.get('intermediate_size')}"
+
+
+def _trained_attention(facts: Facts) -> str:
+    causal = facts.settings.get("objective.causal")
+    return "" if causal is None else f"; {'causal' if causal else 'full'} in pretraining"
+
+
+def _best(facts: Facts) -> Row | None:
+    return facts.probes.best(weights=facts.weights) if facts.probes else None
+
+
+def _use(facts: Facts, repo_id: str) -> str:
+    if facts.is_classifier:
+        code = [
+            "import nextembed  # registers the model",
+            "from transformers import pipeline",
+            "",
+            f'classify = pipeline("image-classification", model="{repo_id}")',
+            'print(classify("picture.jpg"))',
+        ]
+        return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
+    row = _best(facts)
+    layer = row.layer if row else -1
+    causal = "" if row is None else f", is_causal={row.attention == 'causal'}"
+    pooled = {"last": "[:, -1]", "first": "[:, 0]"}.get(row.pooling if row else "mean", "[:, 1:].mean(1)")
+    code = [
+        "import nextembed  # registers the model",
+        "from PIL import Image",
+        "from transformers import AutoImageProcessor, AutoModel",
+        "",
+        f'model = AutoModel.from_pretrained("{repo_id}").eval()',
+        f'processor = AutoImageProcessor.from_pretrained("{repo_id}")',
+        'inputs = processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")',
+        f"output = model(**inputs, output_hidden_states=True{causal})",
+        f"features = output.hidden_states[{layer}]{pooled}  # [1, {facts.config.get('hidden_size')}]",
+    ]
+    if facts.config.get("num_channels") == 1:
+        code = [line.replace('convert("RGB")', 'convert("L")') for line in code]
+    return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
+
+
+def _data(facts: Facts) -> str:
+    if facts.data is None:
+        return "Not known: this model comes without its run folder."
+    link = f"[{facts.data}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else f"`{facts.data}`"
+    rows = [(role, f"`{split}`", f"{num:,}" if num else "not counted") for role, split, num in facts.splits]
+    use = "Fine-tuned on the labelled training split." if facts.is_classifier else "Labels were not used in training."
+    return f"{link}. {use}\n\n" + _table(("role", "split", "images"), rows)
+
+
+def _recipe(facts: Facts) -> str:
+    if facts.run is None:
+        return "Not known: this model comes without its run folder."
+    lines = []
+    steps, seen = facts.last.get("step"), facts.last.get("samples_seen")
+    if steps:
+        rate = f", final training loss {facts.last['loss']:.4f}" if "loss" in facts.last else ""
+        lines.append(f"{steps:,} optimizer steps" + (f", {seen:,} images seen" if seen else "") + rate + ".")
+    if facts.recipe is None:
+        return "\n".join([*lines, "The settings of the run belong to no recipe of nextembed."])
+    if not facts.changes:
+        lines.append(f"Recipe `{facts.recipe}` of nextembed, unchanged.")
+        return "\n".join(lines)
+    shown = [(f"`{name}`", f"`{old}`", f"`{new}`") for name, old, new in facts.changes[:MAX_CHANGES]]
+    lines.append(f"Recipe `{facts.recipe}` of nextembed, with these settings changed:")
+    more = len(facts.changes) - len(shown)
+    text = " ".join(lines) + "\n\n" + _table(("setting", "recipe", "this run"), shown)
+    return text + (f"\n\nand {more} more." if more > 0 else "")
+
+
+def _measured(facts: Facts) -> str:
+    return _classifier_scores(facts) if facts.is_classifier else _probe_scores(facts)
+
+
+def _classifier_scores(facts: Facts) -> str:
+    scores = facts.scores or {}
+    top1, num = scores.get("top1"), scores.get("num_images")
+    if not isinstance(top1, (int, float)):
+        return "Nothing: there are no scores with this model."
+    spread = f" (95 % range about ± {196 * (top1 * (1 - top1) / num) ** 0.5:.1f} points)" if num else ""
+    counted = f"{num:,} " if num else ""
+    text = f"Top-1 accuracy **{percent(top1)}** on {counted}{scores.get('split', 'test')} images{spread}."
+    plain = {k: v for k, v in scores.items() if k not in ("task", "split", "num_images", "top1")}
+    others = [(f"`{name}`", f"{value:.4g}") for name, value in plain.items() if _is_number(value)]
+    return text + ("\n\n" + _table(("also measured", ""), others) if others else "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _probe_scores(facts: Facts) -> str:
+    table = facts.probes
+    if table is None or not table.rows:
+        return "Nothing: there are no probes with this model."
+    rows = []
+    for probe, title in TITLES.items():
+        own, untrained = table.best(probe, facts.weights), table.best(probe, "untrained")
+        for row, name in ((own, "this model"), (untrained, "the same network, untrained")):
+            if row is not None:
+                numbers = percent(row.validation_accuracy), percent(row.accuracy)
+                rows.append((title, name, feature_name(row, table.num_layers), *numbers))
+        if probe in table.pixels_validation:
+            numbers = percent(table.pixels_validation[probe]), percent(table.pixels.get(probe))
+            rows.append((title, "raw pixels", "", *numbers))
+    head = ("probe", "", "feature", "validation", "test")
+    train = f"Frozen features, probes fitted on {table.images.get('train', 0):,} labelled images of `{facts.data}`. "
+    return train + sentence(table)[-1] + "\n\n" + _table(head, rows)
+
+
+def _limits(facts: Facts, license: str | None) -> str:
+    lines = [
+        f"- Trained at {_pixels(facts.config.get('image_size'))} px on `{facts.data or 'unknown data'}`; other kinds "
+        "of images and other sizes were not measured.",
+    ]
+    if facts.is_classifier:
+        lines.append(
+            f"- It knows only its {_num_classes(facts)} classes and gives one of them for any image{_names(facts)}."
+        )
+    else:
+        lines.append("- Features, not decisions: what they hold for your task has to be measured on your data.")
+    if facts.probes is not None and not facts.is_classifier:
+        lines.append("- Probe scores are of one run and one seed; compare with the baselines beside them.")
+        lines += _not_better(facts)
+    if license is None:
+        lines.append("- No licence was stated. Weights may also be bound by the terms of the data.")
+    return "\n".join(lines)
+
+
+def _not_better(facts: Facts) -> list[str]:
+    """Says it where the linear probe does not pass its baselines."""
+    table = facts.probes
+    own = table.best("linear", facts.weights) if table else None
+    if table is None or own is None:
+        return []
+    untrained = table.best("linear", "untrained")
+    on_test = own.accuracy is not None
+    bars = {
+        "the untrained network": None
+        if untrained is None
+        else (untrained.accuracy if on_test else untrained.validation_accuracy),
+        "raw pixels": (table.pixels if on_test else table.pixels_validation).get("linear"),
+    }
+    score = own.accuracy if own.accuracy is not None else own.validation_accuracy
+    over = [name for name, bar in bars.items() if bar is not None and bar >= score]
+    return [f"- Its linear probe does not pass {' or '.join(over)} on this data."] if over else []
+
+
+def _num_classes(facts: Facts) -> int:
+    return len(facts.config.get("id2label") or ()) or int(facts.config.get("num_labels", 2))
+
+
+def _names(facts: Facts) -> str:
+    names = facts.class_names
+    if not names:
+        return ""
+    more = f", and {len(names) - MAX_CLASSES} more" if len(names) > MAX_CLASSES else ""
+    return f": {', '.join(names[:MAX_CLASSES])}{more}"
+
+
+def _pixels(size: Any) -> str:
+    return " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else f"{size}"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,185 @@
+"""What a model card says, gathered from a run folder: nothing is assumed, what is not there stays empty."""
+
+import contextlib
+import importlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.config import DATA
+from ..core.run_folder import read_config, read_lines, run_folder
+from ..errors import ConfigError, NextEmbedError
+from ..evaluation.table import ProbeTable
+from ..nn.diagnostics import Verdict, verdict
+from .graph import class_names
+from .loading import is_classifier, pick_folder, preprocessing, read_model_config
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+ROLES = ("train", "validation", "test")
+
+
+@dataclass
+class Facts:
+    """A model and where it comes from.
+
+    folder: its Hugging Face folder. weights: "raw" or "ema". settings: the run's resolved config, flat, by dotted name.
+    recipe, changes: the recipe's name and (setting, recipe's value, run's value) where the run differs. data: name of
+    the data; dataset: its hub id, if it is one. splits: (role, split, number of images or None). scores: scores.json.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    is_classifier: bool
+    weights: str = "raw"
+    class_names: list[str] = field(default_factory=list)
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    num_parameters: int = 0
+    run: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    recipe: str | None = None
+    changes: list[tuple[str, Any, Any]] = field(default_factory=list)
+    data: str | None = None
+    dataset: str | None = None
+    splits: list[tuple[str, str, int | None]] = field(default_factory=list)
+    probes: ProbeTable | None = None
+    scores: dict[str, Any] | None = None
+    verdict: Verdict | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def gather(path: str | Path, weights: str | None = None) -> Facts:
+    """The facts about a run or a checkpoint. weights: None takes those of the best probe, else raw ones.
+
+    Raises ConfigError if there is no model of ours.
+    """
+    run = run_folder(path)
+    probes = _probes(run) if run else None
+    best = probes.best() if probes else None
+    if weights is None and best is not None and Path(path).resolve() == run:
+        weights = best.weights
+    folder = pick_folder(path, weights)
+    config = read_model_config(folder)
+    facts = Facts(folder, config, is_classifier(folder), "ema" if folder.name == "ema" else "raw")
+    facts.num_parameters = count_parameters(folder)
+    facts.mean, facts.std = preprocessing(folder)
+    if facts.is_classifier:
+        from ..models.nepa import ViTNepaConfig
+
+        facts.class_names = class_names(ViTNepaConfig.from_pretrained(folder))
+    if run is not None:
+        _add_run(facts, run, probes)
+    return facts
+
+
+def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
+    values = read_config(run)
+    facts.run, facts.settings, facts.probes = run, flat(values), probes
+    facts.scores = _read_json(run / "scores.json")
+    history = read_lines(run / "metrics.jsonl")
+    facts.last = history[-1] if history else {}
+    if any("cos_next" in row for row in history):
+        facts.verdict = verdict(history)
+    data = values.get("data") or {}
+    source = data.get("source")
+    if source:
+        source = str(source)
+        is_hub = bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
+        # A path is a matter of one machine, and may tell more than its owner wants: only its name is published.
+        facts.data, facts.dataset = (source, source) if is_hub else (Path(source).name, None)
+    elif data:
+        facts.data = str(data.get("kind")).split(":")[-1]
+    facts.splits = _splits(data, facts)
+
+
+def _splits(data: dict[str, Any], facts: Facts) -> list[tuple[str, str, int | None]]:
+    """Names of the splits, with their number of images: counted where the data is here (nothing is downloaded for it),
+    else as far as the run's files tell."""
+    names = {"train": data.get("split")} | {role: data.get(role) for role in ROLES[1:]}
+    found: list[tuple[str, str, int | None]] = []
+    here = None if facts.dataset else _count(data)
+    for role in ROLES:
+        size = _recorded(role, facts) if here is None else here.get(role)
+        if size or (here is None and names[role]):
+            found.append((role, str(names[role] or role), size))
+    return found
+
+
+def _count(data: dict[str, Any]) -> dict[str, int] | None:
+    """Images by role of data on this machine; None if it is not here (any more), or streamed."""
+    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    sizes: dict[str, int] = {}
+    try:
+        part: Any = DATA.parse(data)
+        sizes["train"] = len(part.rows("train"))
+        for role in ROLES[1:]:
+            with contextlib.suppress(ConfigError):  # there is no such split
+                sizes[role] = len(part.rows(role))
+    except (NextEmbedError, OSError, TypeError):
+        return None
+    return sizes
+
+
+def _recorded(role: str, facts: Facts) -> int | None:
+    """Training images from images seen and epochs; the others from the probes, where these took all there were."""
+    if role == "train":
+        seen, epochs = facts.last.get("samples_seen"), facts.last.get("epoch")
+        return round(seen / epochs) if seen and epochs else None
+    size = facts.probes.images.get(role) if facts.probes else None
+    return size if size and size < facts.settings.get(f"probe.num_{role}", 0) else None
+
+
+def count_parameters(folder: Path) -> int:
+    """Number of weights in a folder's safetensors files, read from their headers."""
+    from safetensors import safe_open
+
+    num = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (not a dict)
+                    size = 1
+                    for side in tensors.get_slice(name).get_shape():
+                        size *= side
+                    num += size
+        except Exception as err:
+            raise ConfigError(f"cannot read {file}: {str(err).splitlines()[0]}") from err
+    return num
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as {"train.max_steps": 600, ...}."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return found
+
+
+def differences(recipe: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(setting, recipe's value, run's value) where two flat configs differ; names and places of files left out."""
+    private = ("name", "output_dir", "data.source", "data.num_workers", "train.device", "train.trackers")
+    return [
+        (name, recipe.get(name), run.get(name))
+        for name in dict.fromkeys([*recipe, *run])
+        if name not in private and _plain(recipe.get(name)) != _plain(run.get(name))
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _probes(run: Path) -> ProbeTable | None:
+    try:
+        return ProbeTable.load(run / "probe.json")
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

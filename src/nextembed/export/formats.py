@@ -1,0 +1,211 @@
+"""Writing a model as ONNX or as a torch.export program, compared with PyTorch before it gets its name."""
+
+import contextlib
+import importlib
+import io
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError, MissingExtra
+from .graph import TOLERANCE, ExportGraph, GraphSpec, greatest_difference
+from .loading import first_line
+
+LOWEST_OPSET = (
+    18  # measured: below, torch's exporter writes 18 whatever is asked for ("No Adapter To Version 17 for Pad")
+)
+PROTOBUF_LIMIT = 2**31 - 2**24  # an ONNX file cannot be larger
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written file. difference: greatest absolute difference from PyTorch, at `sizes` (batch, height, width)."""
+
+    path: Path
+    difference: float
+    sizes: list[tuple[int, int, int]]
+    opset: int | None = None
+
+
+def export_onnx(
+    model: Any,
+    path: str | Path,
+    spec: GraphSpec | None = None,
+    *,
+    opset: int | None = None,
+    tolerance: float = TOLERANCE,
+    **fields: Any,
+) -> Exported:
+    """Writes an ONNX file for any batch and image size and compares it in onnxruntime on the CPU with PyTorch.
+
+    model: a `ViTNepa...` model; it is copied, not changed. spec, or its fields as keywords: see `GraphSpec`.
+    opset: None takes the exporter's default. Nothing is written if the outputs differ by more than `tolerance`.
+    Raises ConfigError for settings the model cannot do or an opset below 18, MissingExtra without onnx.
+    """
+    needs("onnx", "onnxruntime", "onnxscript")
+    import onnx
+
+    highest = onnx.defs.onnx_opset_version()
+    if opset is not None and not LOWEST_OPSET <= opset <= highest:
+        age = "too old: the lowest that works is" if opset < LOWEST_OPSET else "not known here: the highest is"
+        raise ConfigError(f"ONNX opset {opset} is {age} {LOWEST_OPSET if opset < LOWEST_OPSET else highest}")
+    graph = ExportGraph(model, _spec(spec, fields))
+    size = sum(p.numel() * p.element_size() for p in graph.parameters())
+    if size > PROTOBUF_LIMIT:
+        raise ConfigError(f"the weights take {size / 2**30:.1f} GB; one ONNX file holds at most 2 GB")
+    with scratch_file(Path(path)) as file:
+        _write_onnx(graph, file, opset)
+        written = onnx.load(file)
+        found = {item.domain: item.version for item in written.opset_import}[""]
+        if opset is not None and found != opset:
+            raise ConfigError(f"ONNX opset {opset} does not work: the exporter wrote {found}")
+        onnx.helper.set_model_props(written, graph.metadata())
+        for axis in (axis for output in written.graph.output for axis in output.type.tensor_type.shape.dim):
+            if axis.dim_param and not axis.dim_param.isidentifier():  # a formula of rows and columns
+                axis.dim_param = "latents"
+        onnx.save(written, file)
+        del written
+        run = onnx_session(file)
+        difference = _compare(graph, lambda x: run(x), tolerance)
+    return Exported(Path(path), difference, graph.check_sizes(), found)
+
+
+def export_program(
+    model: Any, path: str | Path, spec: GraphSpec | None = None, *, tolerance: float = TOLERANCE, **fields: Any
+) -> Exported:
+    """Writes a torch.export program (.pt2) for any batch and image size from two patches a side; loads it and compares
+    it with the model. `torch.export.load(path).module()` is the function. Arguments and errors as in `export_onnx`."""
+    graph = ExportGraph(model, _spec(spec, fields))
+    with scratch_file(Path(path)) as file:
+        with _silent(), torch.no_grad():
+            program = _exporting(
+                lambda: torch.export.export(graph, (_example(graph),), dynamic_shapes=graph.dynamic_shapes())
+            )
+            torch.export.save(program, file, extra_files={f"{k}.txt": v for k, v in graph.metadata().items()})
+        with _silent():
+            loaded = torch.export.load(file).module()
+        difference = _compare(graph, loaded, tolerance)
+    return Exported(Path(path), difference, graph.check_sizes())
+
+
+def onnx_session(path: str | Path, threads: int | None = None) -> Callable[[Tensor], list[Tensor]]:
+    """An ONNX file as a function of tensors on the CPU. Raises ConfigError if onnxruntime cannot load it."""
+    needs("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as err:  # onnxruntime's errors have no common class
+        raise ConfigError(f"onnxruntime cannot load the file: {first_line(err)}") from err
+    name = session.get_inputs()[0].name
+    return lambda x: [torch.from_numpy(y) for y in session.run(None, {name: x.numpy()})]
+
+
+def needs(*packages: str) -> None:
+    """Raises MissingExtra for the first package that is not installed."""
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise MissingExtra(package, "export") from None
+
+
+@contextlib.contextmanager
+def scratch_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that becomes it when the block ends well; else it is removed.
+
+    Raises ConfigError if the folder cannot be written to.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".tmp-{path.stem}-", suffix=path.suffix, dir=path.parent)
+    except OSError as err:
+        raise ConfigError(f"cannot write {path}: {err.strerror}") from None
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp makes private files
+        os.replace(scratch, path)
+    except OSError as err:
+        raise ConfigError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _spec(spec: GraphSpec | None, fields: dict[str, Any]) -> GraphSpec:
+    if spec is not None and fields:
+        raise ConfigError(f"give a GraphSpec or its fields, not both: {', '.join(fields)}")
+    try:
+        return spec or GraphSpec(**fields)
+    except TypeError as err:
+        raise ConfigError(first_line(err).replace("GraphSpec.__init__() got an ", "")) from None
+
+
+def _write_onnx(graph: ExportGraph, file: Path, opset: int | None) -> None:
+    with _silent(), torch.no_grad():
+        program = _exporting(
+            lambda: torch.onnx.export(
+                graph,
+                (_example(graph),),
+                dynamo=True,
+                opset_version=opset,
+                input_names=[graph.spec.input_name],
+                output_names=graph.spec.output_names,
+                dynamic_shapes=graph.dynamic_shapes(),
+                verbose=False,
+            )
+        )
+        assert program is not None
+        program.save(str(file))
+
+
+def _example(graph: ExportGraph) -> Tensor:
+    """An input whose sizes are no 1, which an exporter would take for a constant."""
+    height, width = graph.spec.size or (3 * graph.config.patch_shape[0], 4 * graph.config.patch_shape[1])
+    return graph.example(2, height, width)
+
+
+def _exporting(export: Callable[[], Any]) -> Any:
+    try:
+        return export()
+    except Exception as err:
+        if type(err).__module__.startswith("torch"):
+            raise ConfigError(f"torch cannot export this model: {first_line(err)}") from err
+        raise
+
+
+@torch.no_grad()
+def _compare(graph: ExportGraph, run: Callable[[Tensor], Any], tolerance: float) -> float:
+    worst = 0.0
+    for size in graph.check_sizes():
+        x = graph.example(*size)
+        for name, expected, found in zip(graph.spec.output_names, graph(x), run(x), strict=True):
+            worst = max(worst, greatest_difference(expected, found, f"{name} at {size}", tolerance))
+    return worst
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """The exporters' progress lines and warnings about their own parts are not for the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,102 @@
+"""A folder for the Hugging Face hub, and its upload."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from ..errors import ConfigError, NextEmbedError
+from ..training.checkpoint import atomic_folder
+from .card import model_card
+from .facts import Facts, gather
+from .loading import first_line
+
+FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
+NOT_THE_MODEL = ("objective.safetensors",)  # a training checkpoint has more in its folder
+
+
+class UploadError(NextEmbedError):
+    """The hub did not take the folder: no token, no permission, or not reachable."""
+
+
+def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: str | None = None) -> Path:
+    """Writes what the hub gets: weights as safetensors, configuration, image processor, README.md. No optimizer state.
+
+    Raises ConfigError if the target holds something already, or the model is not stored as safetensors.
+    """
+    target = Path(target)
+    _check_repo_id(repo_id)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists; name a new folder")
+    files = sorted({file for pattern in FILES for file in facts.folder.glob(pattern)})
+    files = [file for file in files if file.name not in NOT_THE_MODEL]
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise ConfigError(f"{facts.folder} has no safetensors weights; `nextembed convert` writes them")
+    card = model_card(facts, repo_id, license)
+    try:
+        with atomic_folder(target) as folder:
+            for file in files:
+                shutil.copyfile(file, folder / file.name)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+    except OSError as err:
+        raise ConfigError(f"cannot write {target}: {err.strerror or err}") from err
+    return target
+
+
+def push_to_hub(
+    model: str | Path | Facts,
+    repo_id: str,
+    *,
+    private: bool = False,
+    weights: str | None = None,
+    license: str | None = None,
+    api: Any = None,
+) -> str:
+    """Uploads a run's or checkpoint's model with its card and gives its address.
+
+    model: a path, or facts from `facts.gather`. weights: "raw", "ema" or None (the best probe's, else raw).
+    api: a `huggingface_hub.HfApi`; None takes one with the stored token.
+    Raises ConfigError for what cannot be uploaded, UploadError (one line) if the hub does not take it.
+    """
+    _check_repo_id(repo_id)
+    facts = model if isinstance(model, Facts) else gather(model, weights)
+    if api is None and get_token() is None:
+        raise UploadError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN")
+    api = api or HfApi()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_hub_folder(facts, Path(scratch) / "model", repo_id, license)
+        try:
+            api.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
+            message = "Model and card, by nextembed"
+            api.upload_folder(repo_id=repo_id, folder_path=str(folder), repo_type="model", commit_message=message)
+        except Exception as err:
+            raise UploadError(_reason(err, repo_id)) from err
+    return f"https://huggingface.co/{repo_id}"
+
+
+def _check_repo_id(repo_id: str) -> None:
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise ConfigError(f"'{repo_id}' is no repository name; write USER/NAME, e.g. me/nepa-small") from None
+
+
+def _reason(err: Exception, repo_id: str) -> str:
+    """One line that says what to do."""
+    if isinstance(err, LocalTokenNotFoundError):
+        return "no Hugging Face token: run `hf auth login`, or set HF_TOKEN"
+    if isinstance(err, HfHubHTTPError):
+        status = getattr(err.response, "status_code", None)
+        if status == 401:
+            return "the hub does not accept the token: run `hf auth login` again"
+        if status == 403:
+            return f"the token may not write to {repo_id}: it needs the 'write' role, and the name has to be yours"
+        return f"the hub refused {repo_id}: {first_line(err)}"
+    kinds = {kind.__name__ for kind in type(err).__mro__}  # the hub's HTTP library is its own affair
+    if isinstance(err, (OfflineModeIsEnabled, OSError)) or kinds & {"TransportError", "RequestError"}:
+        return f"huggingface.co cannot be reached ({first_line(err)}); --dry-run FOLDER writes what would be uploaded"
+    return f"the upload failed: {type(err).__name__}: {first_line(err)}"

@@ -1,0 +1,188 @@
+"""Checkpoints in other layouts: read any, write the official one, ours, or stable-pretraining's."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoImageProcessor, ViTImageProcessor
+
+from ..errors import ConfigError
+from ..models.conversion import (
+    SPT_CLASS,
+    SPT_VERSION,
+    State,
+    from_stable_pretraining,
+    official_config,
+    plain_state,
+    to_stable_pretraining,
+)
+from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining
+from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
+from ..training.checkpoint import atomic_folder
+from .loading import first_line, is_classifier, pick_folder, quiet, read_model_config
+
+Layout = Literal["official", "nextembed", "stable-pretraining"]
+
+STATE_KEYS = ("state_dict", "model", "module", "model_state_dict")
+EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
+ARGUMENTS = "arguments.json"  # beside stable-pretraining weights that we wrote
+
+
+class Source(NamedTuple):
+    """A checkpoint that was read. layout: what it was in; processor: its image processor, None if it had none."""
+
+    model: Any
+    layout: str
+    processor: Any
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: Layout = "nextembed",
+    weights: str | None = None,
+    **known: Any,
+) -> Source:
+    """Writes a checkpoint in another layout and gives what was read.
+
+    source: a run, a Hugging Face folder, or a file of weights (.safetensors, .bin, .pt, .pth, .ckpt; read without
+    executing code). target: a new folder. weights: "raw" or "ema" where there are both. known: what bare weights
+    do not tell: num_attention_heads, image_size, qk_norm, is_causal.
+    Raises ConfigError for weights of another model, or a model the other layout cannot hold; then nothing is written.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} exists; convert writes a new folder")
+    found = read_any(source, weights, **known)
+    if to == "official" and found.model.config.model_type != ViTNepaConfig.model_type:
+        raise ConfigError(
+            "the official layout cannot hold stable-pretraining's NEPA: it has no begin token in attention, and other "
+            "rotary positions; convert --to nextembed, which computes it exactly"
+        )
+    try:
+        if to == "stable-pretraining":
+            arguments, state = to_stable_pretraining(found.model.config, found.model.state_dict())
+            with atomic_folder(target) as folder:
+                save_file(state, folder / "model.safetensors")
+                about = {"class": SPT_CLASS, "version": SPT_VERSION, "arguments": arguments}
+                (folder / ARGUMENTS).write_text(json.dumps(about, indent=1) + "\n")
+        else:
+            with atomic_folder(target) as folder, quiet():
+                found.model.save_pretrained(folder)
+                if found.processor is not None:
+                    found.processor.save_pretrained(folder)
+    except OSError as err:
+        raise ConfigError(f"cannot write {target}: {err.strerror or err}") from err
+    return found
+
+
+def read_any(source: str | Path, weights: str | None = None, **known: Any) -> Source:
+    """A checkpoint of any layout as a model with all its weights. Arguments and errors as in `convert`."""
+    path = Path(source).expanduser()
+    known = {name: value for name, value in known.items() if value is not None}
+    if path.is_file():
+        return _from_state(read_state(path, weights), path, known)
+    if (path / ARGUMENTS).is_file() and (path / "model.safetensors").is_file():
+        arguments = json.loads((path / ARGUMENTS).read_text())["arguments"]
+        return _from_state(read_state(path / "model.safetensors"), path, {"image_size": arguments["img_size"]} | known)
+    if known:
+        raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
+    folder = pick_folder(path, weights)
+    kind = _class_of(folder)
+    with quiet():
+        try:
+            model, info = kind.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as err:  # whatever a broken file raises
+            raise ConfigError(f"cannot load the model in {folder}: {first_line(err)}") from err
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, info[what])):
+            raise ConfigError(f"{folder} does not fit its config.json: {what.replace('_', ' ')}, e.g. {names[0]}")
+    processor = None
+    if (folder / "preprocessor_config.json").is_file():
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    return Source(model.eval(), "stable-pretraining" if kind is SptNepaForPreTraining else "official", processor)
+
+
+def read_state(file: Path, weights: str | None = None) -> State:
+    """The tensors of a file of weights by name; of a training checkpoint, those of the model or of its average.
+
+    Raises ConfigError for a file that is no weights, holds pickled code, or has no EMA weights if asked for.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            values: Any = load_file(file)
+        else:
+            values = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {file}") from None
+    except Exception as err:  # damaged, no weights, or pickled objects
+        reason = "it holds pickled objects, which could run code" if "weights_only" in str(err) else first_line(err)
+        raise ConfigError(f"cannot read {file} as weights: {reason}") from err
+    if not isinstance(values, dict):
+        raise ConfigError(f"cannot read {file} as weights: it holds a {type(values).__name__}")
+    return _pick(values, weights, file)
+
+
+def _pick(values: dict[str, Any], weights: str | None, file: Path) -> State:
+    wants_ema = weights == "ema"
+    averaged = next((values[key] for key in EMA_KEYS if isinstance(values.get(key), dict)), None)
+    if wants_ema and averaged is not None:
+        return _tensors(_inner(averaged))
+    tensors = _tensors(_inner(values))
+    is_average = {
+        name: any(part.startswith("ema") or part.endswith("_ema") for part in name.split(".")) for name in tensors
+    }
+    picked = {name: t for name, t in tensors.items() if is_average[name] == wants_ema}
+    if wants_ema and not picked:
+        raise ConfigError(f"{file} has no EMA weights")
+    return picked or tensors  # only averages in the file
+
+
+def _inner(values: dict[str, Any]) -> dict[str, Any]:
+    """The state dict inside a training checkpoint, however deep."""
+    while (key := next((k for k in STATE_KEYS if isinstance(values.get(k), dict)), None)) is not None:
+        values = values[key]
+    return values
+
+
+def _tensors(values: dict[str, Any]) -> State:
+    return {name: t for name, t in values.items() if isinstance(t, Tensor)}
+
+
+def _from_state(state: State, path: Path, known: dict[str, Any]) -> Source:
+    try:
+        layout, plain = plain_state(state)
+        if layout == "stable-pretraining":
+            config, plain = from_stable_pretraining(plain, **known)
+            model: Any = SptNepaForPreTraining(config)
+        else:
+            kind = ViTNepaForImageClassification if "classifier.weight" in plain else ViTNepaForPreTraining
+            model = kind(official_config(plain, **known))
+    except KeyError as err:
+        raise ConfigError(f"{path}: a weight is missing: {err.args[0]}") from None
+    except ConfigError as err:
+        raise ConfigError(f"{path}: {err}") from None
+    expected = {name: t.shape for name, t in model.state_dict().items()}
+    wrong = sorted(expected.keys() ^ plain.keys()) or [n for n, t in plain.items() if t.shape != expected[n]]
+    if wrong:
+        raise ConfigError(
+            f"{path}: {wrong[0]} does not fit the model that the other weights tell ({len(wrong)} in all)"
+        )
+    model.load_state_dict(plain)
+    size = dict(zip(("height", "width"), model.config.image_shape, strict=True))
+    half = [0.5] * model.config.num_channels
+    # What stable-pretraining's users normalise with is their own: not known.
+    known_processor = layout == "official"
+    processor = ViTImageProcessor(size=size, resample=2, image_mean=half, image_std=half) if known_processor else None
+    return Source(model.eval(), layout, processor)
+
+
+def _class_of(folder: Path) -> Any:
+    if read_model_config(folder)["model_type"] == SptNepaConfig.model_type:
+        return SptNepaForPreTraining
+    return ViTNepaForImageClassification if is_classifier(folder) else ViTNepaForPreTraining

@@ -1,0 +1,105 @@
+"""From a run folder or a checkpoint to the model that is exported."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.utils import logging
+
+from ..core.run_folder import weights_folders
+from ..errors import ConfigError
+from ..models import nepa, nepa_spt
+
+Task = Literal["features", "classification"]
+
+MODEL_TYPES = (nepa.ViTNepaConfig.model_type, nepa_spt.SptNepaConfig.model_type)
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode on the CPU in float32, its folder, and the mean and std of its preprocessing (for pixels in
+    [0, 1]; None where the folder has no image processor)."""
+
+    model: Any
+    folder: Path
+    mean: list[float] | None
+    std: list[float] | None
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """config.json of one of our models. Raises ConfigError naming the type if it is of another."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"cannot read {folder / 'config.json'}: {str(err).splitlines()[0]}") from None
+    found = config.get("model_type") if isinstance(config, dict) else None
+    if found not in MODEL_TYPES:
+        raise ConfigError(f"{folder} holds a model of type '{found}'; this takes {' or '.join(MODEL_TYPES)}")
+    return config
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the model in a folder was saved with a classifier on top."""
+    names = read_model_config(folder).get("architectures") or []
+    return any(name.endswith("ForImageClassification") for name in names)
+
+
+def pick_folder(path: str | Path, weights: str | None = None) -> Path:
+    """The model folder of a run or a checkpoint. weights: "raw", "ema" or None, which takes raw where there is one.
+
+    Raises ConfigError if there is no model, or none with these weights.
+    """
+    folders = weights_folders(path)
+    name = weights or ("raw" if "raw" in folders else next(iter(folders)))
+    if name not in folders:
+        raise ConfigError(f"{path} has no '{name}' weights, only: {', '.join(folders)}")
+    return folders[name]
+
+
+def load_model(path: str | Path, task: Task | None = None, weights: str | None = None) -> Loaded:
+    """The model to export. task: "features" reads the transformer alone, "classification" needs a classifier in the
+    checkpoint; None takes what the checkpoint was saved as.
+
+    Raises ConfigError for a checkpoint of another model type, without a classifier, or broken.
+    """
+    folder = pick_folder(path, weights)
+    has_head = is_classifier(folder)
+    if task == "classification" and not has_head:
+        raise ConfigError(f"{folder} has no classifier (its config.json says so); fine-tune first, or --task features")
+    kind: Any = AutoModelForImageClassification if has_head and task != "features" else AutoModel
+    with quiet():
+        try:
+            model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        except Exception as err:  # whatever a broken file raises
+            raise ConfigError(f"cannot load the model in {folder}: {first_line(err)}") from err
+    return Loaded(model.eval(), folder, *preprocessing(folder))
+
+
+def preprocessing(folder: Path) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and std of a folder's image processor, one number a channel; None where it has none."""
+    if not (folder / "preprocessor_config.json").is_file():
+        return None, None
+    try:
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        return list(processor.image_mean), list(processor.image_std)
+    except Exception as err:
+        raise ConfigError(f"cannot read {folder / 'preprocessor_config.json'}: {first_line(err)}") from err
+
+
+def first_line(err: BaseException) -> str:
+    """The first line of an error's message, or its type where there is none."""
+    lines = str(err).strip().splitlines()
+    return lines[0][:300] if lines else type(err).__name__
+
+
+class quiet:
+    """No progress bars of transformers inside the block."""
+
+    def __enter__(self) -> None:
+        self.shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error: Any) -> None:
+        if self.shown:
+            logging.enable_progress_bar()
