@@ -53,6 +53,29 @@ def test_evaluate_other_splits_data_and_weights(run: Path, tmp_path: Path, capsy
     assert (run / "scores.json").read_text() == before  # only a run's own data are its scores
 
 
+def test_evaluate_a_checkpoint_and_a_run_that_did_not_finish(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tmp_path / "scores.json"
+    last = run / "checkpoints" / "step-000002"
+    for target, weights in ((last, "raw"), (last / "ema", "ema")):
+        out_of(["evaluate", str(target), "-o", str(file)], capsys)
+        found = json.loads(file.read_text())
+        assert (found["weights"], found["num_images"], found["split"]) == (weights, 32, "test")
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished)
+    for name in ("best", "model", "ema"):
+        shutil.rmtree(unfinished / name)
+    out_of(["evaluate", str(unfinished)], capsys)
+    assert json.loads((unfinished / "scores.json").read_text())["top1"] == found["top1"]
+
+
+def test_probe_reads_the_trunk_of_a_classifier(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    line = ["probe", str(run), "--output", str(tmp_path / "p.json"), "probe.num_train=64", "probe.layers=[-1]"]
+    out = out_of(line, capsys)
+    assert "Linear probe" in out and "UNEXPECTED" not in out
+
+
 def test_evaluate_a_folder_with_some_of_the_classes(
     run: Path, tmp_path: Path, make_images, capsys: pytest.CaptureFixture
 ) -> None:

@@ -112,6 +112,7 @@ def test_the_best_are_the_averaged_weights_of_the_step_that_scored_highest(train
     checkpoint = trained.dir / "checkpoints" / f"step-{score['step']:06d}"
     same_weights(trained.dir / "best", checkpoint / "ema", "model.safetensors")
     raw, averaged = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / "ema" / "model.safetensors")
+    assert raw.keys() == averaged.keys() == {name for name, _ in trained.model.named_parameters()}  # the frozen, too
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
     scores = json.loads((trained.dir / "scores.json").read_text())
     assert (scores["step"], scores["weights"], scores["split"]) == (score["step"], "ema", "test")

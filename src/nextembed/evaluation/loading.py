@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForPreTraining
-from transformers.utils import logging
 
 from ..core.config import DATA, validated
+from ..core.quiet import no_progress_bar
 from ..core.run_folder import read_config, run_folder, weights_folders
 from ..errors import ConfigError
 from .probes import ProbeConfig, ProbeData, sweep
@@ -45,15 +46,13 @@ def load_models(path: str | Path, seed: int = 0) -> dict[str, Any]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     models: dict[str, Any] = {}
     for name, folder in weights_folders(path).items():
-        shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
         try:
-            models[name] = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as err:
+            with (
+                no_progress_bar()
+            ):  # nor a table of the head's weights, which a fine-tuned model has and probes leave out
+                models[name] = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, SafetensorError) as err:
             raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
-        finally:
-            if shown:
-                logging.enable_progress_bar()
         if not (hasattr(models[name], "embed") and hasattr(models[name], "encode")):
             raise ConfigError(f"{folder} holds a {type(models[name]).__name__}, which has no latents to probe")
     first = next(iter(models.values()))

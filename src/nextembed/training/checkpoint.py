@@ -122,7 +122,7 @@ def save_backbone(backbone: PreTrainedModel, state: dict[str, Tensor], folder: P
     LoRA is merged into the weights, and beside them in adapter/ for peft.
     """
     with no_progress_bar():
-        backbone.save_pretrained(folder, state_dict=merged(backbone, state))
+        backbone.save_pretrained(folder, state_dict=dict(merged(backbone, state)))  # it empties what it is given
     if has_lora(backbone):
         write_adapter(backbone, state, folder / "adapter")
     if image_processor is not None:
