@@ -303,7 +303,7 @@ def score_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
 def accuracies(table: ProbeTable) -> dict[str, float]:
     """The best row of each probe, measured on test where there is a test split, beside its baselines."""
     found = {}
-    for probe in ("linear", "knn"):
+    for probe in ("linear", "knn", "attentive"):
         for name, row in (("", table.best(probe)), ("_untrained", table.best(probe, "untrained"))):
             if row is not None:
                 value = row.accuracy if row.accuracy is not None else row.validation_accuracy
