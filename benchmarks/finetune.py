@@ -37,7 +37,7 @@ TASKS: dict[str, dict[str, Any]] = {
             "data.where={{vendor: noto}}",
             "data.num_workers=0",
         ],
-        "score": ["data.where={{vendor: twemoji}}"],
+        "other": ["data.where={{vendor: twemoji}}"],
         "sizes": {"all": None},
         "steps": {"all": 400},
         "tune": "all",
@@ -79,9 +79,6 @@ def grid(start: str) -> list[list[str]]:
     ]
 
 
-GRID = {start: grid(start) for start in STARTS}
-
-
 class Runner:
     """Runs `nextembed train` with settings, in a folder of its own; a finished one is only read."""
 
@@ -115,9 +112,16 @@ class Runner:
         ]
         self.root.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nextembed_cli", "train", self.task["recipe"], *settings]
+        self.call(command, name)
+        if score and "other" in self.task:
+            other = [text.format() for text in self.task["other"]]
+            command = [sys.executable, "-m", "nextembed_cli", "evaluate", str(folder), *other]
+            self.call([*command, "-o", str(folder / "other.json")], f"{name}-other")
+        return folder
+
+    def call(self, command: list[str], name: str) -> None:
         with (self.root / f"{name}.log").open("w") as out:
             subprocess.run(command, check=True, stdout=out, stderr=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        return folder
 
 
 def validation(folder: Path) -> float:
@@ -136,6 +140,7 @@ def main() -> None:
     parser.add_argument("--task", choices=list(TASKS), default="fashion_mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--trials", type=int, default=5, help="so many settings of each grid (default: %(default)s)")
     parser.add_argument("--length", type=float, default=1.0, help="times the default number of steps")
     parser.add_argument("--num-validation", type=int, default=2000)
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
@@ -143,36 +148,43 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="further field=value settings, the same for every run")
     args = parser.parse_args()
     run, size = Runner(args), TASKS[args.task]["tune"]
+    grids = {start: grid(start)[: args.trials] for start in STARTS}
 
     with ThreadPoolExecutor(args.jobs) as pool:
-        trials = [(start, i, extra) for start, grid in GRID.items() for i, extra in enumerate(grid)]
+        trials = [(start, i, extra) for start, settings in grids.items() for i, extra in enumerate(settings)]
         folders = list(pool.map(lambda t: run(f"tune-{t[0]}-{t[1]}", t[0], size, 0, t[2], False), trials))
         tuned = [
             {"start": start, "settings": extra, "validation": validation(folder)}
             for (start, _, extra), folder in zip(trials, folders, strict=True)
         ]
         chosen = {
-            start: max((t for t in tuned if t["start"] == start), key=lambda t: t["validation"]) for start in GRID
+            start: max((t for t in tuned if t["start"] == start), key=lambda t: t["validation"]) for start in STARTS
         }
         for start, trial in chosen.items():
             print(f"{start}: {' '.join(trial['settings'])} ({trial['validation']:.1%} on validation)", flush=True)
-        jobs = [(start, n, seed) for n in TASKS[args.task]["sizes"] for seed in args.seeds for start in GRID]
+        jobs = [(start, n, seed) for n in TASKS[args.task]["sizes"] for seed in args.seeds for start in STARTS]
         folders = list(pool.map(lambda j: run(f"{j[0]}-{j[1]}-{j[2]}", *j, chosen[j[0]]["settings"], True), jobs))
     rows = []
     for (start, n, seed), folder in zip(jobs, folders, strict=True):
         scores = json.loads((folder / "scores.json").read_text())
         row = {"start": start, "labels": n, "seed": seed, "top1": scores["top1"], "validation": validation(folder)}
-        rows.append(row | {"num_images": scores["num_images"]})
-    table = [
-        {"labels": n, "start": start}
-        | {"top1": mean_sd([r["top1"] for r in rows if (r["labels"], r["start"]) == (n, start)])}
-        for n in TASKS[args.task]["sizes"]
-        for start in GRID
-    ]
-    for line in table:
-        print(f"{line['labels']:>6} labels  {line['start']:8} {line['top1'][0]:6.1%} ± {line['top1'][1]:.1%}")
+        row["num_images"] = scores["num_images"]
+        if (folder / "other.json").is_file():
+            row["other"] = json.loads((folder / "other.json").read_text())["top1"]
+        rows.append(row)
+    table = []
+    for n in TASKS[args.task]["sizes"]:
+        for start in STARTS:
+            mine = [row for row in rows if (row["labels"], row["start"]) == (n, start)]
+            line = {"labels": n, "start": start}
+            line |= {name: mean_sd([row[name] for row in mine]) for name in ("top1", "other") if name in mine[0]}
+            table.append(line)
+            texts = [f"{name} {line[name][0]:6.1%} ± {line[name][1]:.1%}" for name in ("top1", "other") if name in line]
+            print(f"{n:>6} labels  {start:8} {'  '.join(texts)}")
     command = f"python benchmarks/finetune.py --data SHARED --pretrained PRETRAINED --task {args.task} "
-    command += " ".join([f"--length {args.length:g}", "--seeds", *map(str, args.seeds), *args.settings])
+    command += " ".join(
+        [f"--trials {args.trials} --length {args.length:g}", "--seeds", *map(str, args.seeds), *args.settings]
+    )
     output = args.output or Path("benchmarks/results") / f"finetune_{args.task}.json"
     result = {"command": command, "table": table, "tuned": tuned, "rows": rows}
     output.write_text(json.dumps(result, indent=1) + "\n")
