@@ -74,7 +74,7 @@ def freeze(backbone: nn.Module, names: Sequence[str]) -> None:
             raise ConfigError(unknown("train.freeze: parameter", name, modules))
         for param in found:
             param.requires_grad_(False)
-    if not any(param.requires_grad for param in params.values()):
+    if names and not any(param.requires_grad for param in params.values()):
         raise ConfigError("train.freeze: nothing is left to train")
 
 
