@@ -5,6 +5,7 @@ import difflib
 import itertools
 import os
 import re
+import tarfile
 from collections.abc import Iterator
 from glob import glob, has_magic
 from hashlib import blake2b
@@ -25,6 +26,7 @@ from .stream import Row, Rows, RowSequence
 
 EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
 
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
                "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
@@ -66,7 +68,8 @@ class ImageData(ImagePart):
         data = self._load(origin, expression)
         columns = Columns.find(data, self.image_column, self.label_column or self._default_label(), str(self.source))
         names = self._label_names(data, columns.label)
-        keep = [c for c in (columns.image, columns.label, "__key__", "__url__") if c in (data.column_names or [])]
+        wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
+        keep = [c for c in wanted if c in (data.column_names or [])]
         data = data.select_columns(keep)
         to_row = ToRow(columns, {name: i for i, name in enumerate(names)}, origin.folder)
         if self.streaming:
@@ -205,12 +208,15 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any
         options["data_files"] = {name: origin.files[name]}
     try:
         with _quiet(origin.files is not None):
+            if origin.builder == "webdataset":
+                options["features"] = _tar_features(options["data_files"])
             return _undecoded(datasets.load_dataset(origin.builder, **options))
     except (
         OSError,
         ValueError,
         datasets.exceptions.DatasetGenerationError,
         datasets.exceptions.DatasetsError,
+        tarfile.TarError,
     ) as err:
         if "corresponds to no data" in str(err):
             raise ConfigError(
@@ -218,7 +224,27 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any
             ) from None
         reason = str(err.__cause__ or err).strip().splitlines() or [type(err).__name__]
         what = "on the hub or as a local path" if origin.files is None else "as " + origin.builder
-        raise ConfigError(f"data.source: cannot read '{origin.folder or origin.builder}' {what}: {reason[0]}") from err
+        files = (origin.files or {}).get(name, [])
+        where = files[0] if len(files) == 1 else origin.folder or origin.builder
+        raise ConfigError(f"data.source: cannot read '{where}' {what}: {reason[0]}") from err
+
+
+def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:
+    """Features of webdataset archives with a column for every kind of image.
+
+    `datasets` takes the columns of the first samples for those of all, and refuses first samples that differ: a PNG
+    among JPEGs would be lost, or stop everything.
+    """
+    try:
+        split = next(iter(data_files))
+        features = datasets.load_dataset("webdataset", data_files=data_files, split=split, streaming=True).features
+        found = dict(features)
+    except ValueError as err:
+        if "the same types" not in str(err):
+            raise
+        text = datasets.Value("string")
+        found = {"__key__": text, "__url__": text, "cls": datasets.Value("int64")}
+    return datasets.Features(found | {name: datasets.Image() for name in TAR_IMAGES if name not in found})
 
 
 def _undecoded(data: Any) -> Any:
@@ -232,12 +258,14 @@ def _undecoded(data: Any) -> Any:
 @contextlib.contextmanager
 def _quiet(local: bool) -> Iterator[None]:
     """No progress bars for local files; a download keeps its own."""
-    shown = datasets.is_progress_bar_enabled()
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     if local:
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong comes as an error, too
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
 
@@ -265,10 +293,12 @@ def _filter(data: Any, column: str, wanted: list[Any], streaming: bool) -> Any:
 
 
 class Columns(NamedTuple):
-    """Names of the image and the label column (None without labels)."""
+    """Names of the image and the label column (None without labels). others: columns that hold the image of a sample
+    which has none in `image`; webdataset archives keep a column for each kind of file."""
 
     image: str
     label: str | None
+    others: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, data: Any, image: str | None, label: str | None, source: str) -> "Columns":
@@ -279,7 +309,10 @@ class Columns(NamedTuple):
         for field, name in (("image_column", image), ("label_column", label)):
             if name is not None and name not in features:
                 raise ConfigError(unknown(f"data.{field}:", name, features))
+        others: tuple[str, ...] = ()
         if image is None:
+            if "__key__" in features:
+                others = tuple(name for name, feature in features.items() if isinstance(feature, datasets.Image))
             image = next((name for name, feature in features.items() if _is_image(feature)), None)
         if image is None:
             raise ConfigError(
@@ -290,7 +323,7 @@ class Columns(NamedTuple):
         if label is None:
             classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
             label = next((name for name in (*LABEL_COLUMNS, *classes) if name in features), None)
-        return cls(image, label)
+        return cls(image, label, others)
 
 
 def _is_image(feature: Any) -> bool:
@@ -311,6 +344,8 @@ class ToRow(NamedTuple):
 
     def __call__(self, record: dict[str, Any], index: int | None) -> Row:
         value = record[self.columns.image]
+        if value is None:
+            value = next((record[name] for name in self.columns.others if record[name] is not None), None)
         image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if image is None and path is not None:
             image = self._file(path)
