@@ -1,12 +1,11 @@
 """Image rows from the hub, folders, Parquet and webdataset archives: the only door to HF `datasets`."""
 
 import contextlib
-import difflib
 import itertools
 import os
 import re
+import tarfile
 from collections.abc import Iterator
-from glob import glob, has_magic
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +21,11 @@ from ..errors import ConfigError, unknown
 from .collate import sample_seed
 from .images import ImagePart, Role
 from .labels import LABEL_COLUMNS, read_labels
+from .origins import Origin, find_origin
 from .stream import FIRST, Row, RowPlace, Rows, RowSequence
 
-EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
-
 FILE_LABEL = "label of label_file"
-SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
-               "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 
 
 @DATA.register("images")
@@ -69,7 +65,8 @@ class ImageData(ImagePart):
         data = self._load(origin, expression)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
         ids = self._label_ids(data, columns.label, split)
-        keep = [c for c in (columns.image, columns.label, "__key__", "__url__") if c in (data.column_names or [])]
+        wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
+        keep = [c for c in wanted if c in (data.column_names or [])]
         data = data.select_columns(keep)
         to_row = ToRow(columns, ids, origin.folder)
         if self.streaming:
@@ -177,78 +174,6 @@ def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> A
     return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] or None for i in keep])
 
 
-class Origin(NamedTuple):
-    """Where rows come from.
-
-    builder: "parquet", "imagefolder", "webdataset", or a hub id. files: by split, for
-    local builders. folder: what file paths are relative to, and may not leave; None for the hub."""
-
-    builder: str
-    files: dict[str, list[str]] | None
-    folder: Path | None
-
-
-def find_origin(source: str) -> Origin:
-    """What kind of source a text names. Raises ConfigError with the nearest spelling if it names none."""
-    path = EMOJI if source == "emoji" else Path(source).expanduser()
-    if has_magic(source) and not path.exists():
-        found = sorted(glob(str(path), recursive=True))
-        if not found:
-            raise ConfigError(f"data.source: no file fits '{source}'")
-        return _from_files([Path(f) for f in found], source)
-    if path.is_file():
-        return _from_files([path], source)
-    if path.is_dir():
-        return _from_folder(path)
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".parquet", ".tar")
-    if looks_local or not HUB_ID.fullmatch(source):
-        raise ConfigError(f"data.source: no such file or folder: {source}{_nearest(path)}")
-    return Origin(source, None, None)
-
-
-def _from_files(files: list[Path], source: str) -> Origin:
-    builder = {".parquet": "parquet", ".tar": "webdataset"}.get(files[0].suffix.lower())
-    if builder is None or any(f.suffix.lower() != files[0].suffix.lower() for f in files):
-        raise ConfigError(f"data.source: '{source}' should name .parquet or .tar files, or a folder of images")
-    return Origin(builder, {"train": [str(f.resolve()) for f in files]}, files[0].resolve().parent)
-
-
-def _from_folder(folder: Path) -> Origin:
-    folder = folder.resolve()
-    for pattern, builder in (("*.parquet", "parquet"), ("*.tar", "webdataset")):
-        files = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
-        if files:
-            return Origin(builder, _by_split(files), folder)
-    parts = {SPLIT_NAMES[d.name.lower()]: d for d in folder.iterdir() if d.is_dir() and d.name.lower() in SPLIT_NAMES}
-    if "train" not in parts:
-        parts = {"train": folder}
-    if not any(f.is_file() for f in folder.rglob("*")):
-        raise ConfigError(f"data.source: the folder {folder} is empty")
-    return Origin("imagefolder", {name: [f"{part}/**"] for name, part in parts.items()}, folder)
-
-
-def _by_split(files: list[Path]) -> dict[str, list[str]]:
-    """Files grouped by the split their names start with; all are "train" unless some say so."""
-    groups: dict[str, list[str]] = {}
-    for file in files:
-        name = re.split(r"[-_.]", file.name.lower())[0]
-        groups.setdefault(SPLIT_NAMES.get(name, name), []).append(str(file))
-    return groups if "train" in groups else {"train": [str(f) for f in files]}
-
-
-def _nearest(path: Path) -> str:
-    """A hint: the entry of the nearest existing parent folder that is spelled most alike."""
-    parent = path.absolute()
-    while not parent.exists():
-        missing, parent = parent.name, parent.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    by_lower = {name.lower(): name for name in names}
-    if missing.lower() in by_lower:
-        return f". Did you mean '{parent / by_lower[missing.lower()]}'?"
-    near = difflib.get_close_matches(missing, names, n=1)
-    return f". Did you mean '{parent / near[0]}'?" if near else f" (there is no '{missing}' in {parent})"
-
-
 def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any:
     """`datasets.load_dataset`, with its many errors as one ConfigError line."""
     name = _parse_split(split)[0]
@@ -263,12 +188,15 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any
         options["data_files"] = {name: origin.files[name]}
     try:
         with _quiet(origin.files is not None):
+            if origin.builder == "webdataset":
+                options["features"] = _tar_features(options["data_files"])
             return _undecoded(datasets.load_dataset(origin.builder, **options))
     except (
         OSError,
         ValueError,
         datasets.exceptions.DatasetGenerationError,
         datasets.exceptions.DatasetsError,
+        tarfile.TarError,
     ) as err:
         if "corresponds to no data" in str(err):
             raise ConfigError(
@@ -276,7 +204,27 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any
             ) from None
         reason = str(err.__cause__ or err).strip().splitlines() or [type(err).__name__]
         what = "on the hub or as a local path" if origin.files is None else "as " + origin.builder
-        raise ConfigError(f"data.source: cannot read '{origin.folder or origin.builder}' {what}: {reason[0]}") from err
+        files = (origin.files or {}).get(name, [])
+        where = files[0] if len(files) == 1 else origin.folder or origin.builder
+        raise ConfigError(f"data.source: cannot read '{where}' {what}: {reason[0]}") from err
+
+
+def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:
+    """Features of webdataset archives with a column for every kind of image.
+
+    `datasets` takes the columns of the first samples for those of all, and refuses first samples that differ: a PNG
+    among JPEGs would be lost, or stop everything.
+    """
+    try:
+        split = next(iter(data_files))
+        features = datasets.load_dataset("webdataset", data_files=data_files, split=split, streaming=True).features
+        found = dict(features)
+    except ValueError as err:
+        if "the same types" not in str(err):
+            raise
+        text = datasets.Value("string")
+        found = {"__key__": text, "__url__": text, "cls": datasets.Value("int64")}
+    return datasets.Features(found | {name: datasets.Image() for name in TAR_IMAGES if name not in found})
 
 
 def _undecoded(data: Any) -> Any:
@@ -290,12 +238,14 @@ def _undecoded(data: Any) -> Any:
 @contextlib.contextmanager
 def _quiet(local: bool) -> Iterator[None]:
     """No progress bars for local files; a download keeps its own."""
-    shown = datasets.is_progress_bar_enabled()
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     if local:
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong comes as an error, too
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()
 
@@ -323,10 +273,12 @@ def _filter(data: Any, column: str, wanted: list[Any], streaming: bool) -> Any:
 
 
 class Columns(NamedTuple):
-    """Names of the image and the label column (None without labels)."""
+    """Names of the image and the label column (None without labels). others: columns that hold the image of a sample
+    which has none in `image`; webdataset archives keep a column for each kind of file."""
 
     image: str
     label: str | None
+    others: tuple[str, ...] = ()
 
     @classmethod
     def find(cls, data: Any, image: str | None, label: str | None, source: str) -> "Columns":
@@ -337,7 +289,10 @@ class Columns(NamedTuple):
         for field, name in (("image_column", image), ("label_column", label)):
             if name is not None and name not in features:
                 raise ConfigError(unknown(f"data.{field}:", name, features))
+        others: tuple[str, ...] = ()
         if image is None:
+            if "__key__" in features:
+                others = tuple(name for name, feature in features.items() if isinstance(feature, datasets.Image))
             image = next((name for name, feature in features.items() if _is_image(feature)), None)
         if image is None:
             raise ConfigError(
@@ -348,7 +303,7 @@ class Columns(NamedTuple):
         if label is None:
             classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
             label = next((name for name in (*LABEL_COLUMNS, *classes) if name in features), None)
-        return cls(image, label)
+        return cls(image, label, others)
 
 
 def _is_image(feature: Any) -> bool:
@@ -369,6 +324,8 @@ class ToRow(NamedTuple):
 
     def __call__(self, record: dict[str, Any], index: int | None) -> Row:
         value = record[self.columns.image]
+        if value is None:
+            value = next((record[name] for name in self.columns.others if record[name] is not None), None)
         image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if image is None and path is not None:
             image = self._file(path)

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..core.run_folder import read_config, run_folder, weights_folders
 from ..core.types import AttentionMode
-from ..data.sources import HUB_ID
+from ..data.origins import HUB_ID
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
 from ..errors import ConfigError, DataError, unknown
 from ..models.nepa.modeling_nepa import ViTNepaTrunk

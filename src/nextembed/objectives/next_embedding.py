@@ -8,6 +8,7 @@ With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
 """
 
 import copy
+import math
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from ..core.config import OBJECTIVES, Part
 from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput
+from ..errors import ConfigError
 from ..nn import losses
 from ..nn.diagnostics import diagnose
 
@@ -69,6 +71,16 @@ class NextEmbeddingSettings(Part):
         return self
 
     def build(self, backbone: Backbone) -> "NextEmbedding":
+        """The objective on a backbone. Raises ConfigError if that has too few layers or latents for these settings."""
+        num_layers, size = backbone.config.num_hidden_layers, backbone.config.image_size
+        if not -num_layers - 1 <= self.target_layer <= num_layers:
+            raise ConfigError(f"objective.target_layer {self.target_layer}: the model has layers 0 to {num_layers}")
+        if self.target == "hidden" and self.target_layer == -num_layers - 1:
+            raise ConfigError("objective.target_layer: layer 0 is the latents: target=latents")
+        num_latents = getattr(backbone, "num_latents", None)  # a user's own backbone may not tell
+        longest, length = max(self.steps_ahead), num_latents(size, size) if num_latents else math.inf
+        if longest >= length:
+            raise ConfigError(f"objective.steps_ahead {longest}: an image has only {length} latents")
         return NextEmbedding(self, backbone)
 
 
@@ -160,14 +172,15 @@ class NextEmbedding(Objective):
     def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Summed distance over positions and steps, []."""
         total = hidden.new_zeros((), dtype=torch.float32)
+        project = self.projector or nn.Identity()
+        target = project(target)
         if self.projector is not None:
-            hidden, target = self.projector(hidden), self.projector(target)
             directions = torch.randn(target.shape[-1], self.settings.sigreg_directions, device=target.device)
             gaussian = losses.sigreg(target, directions)[:, None].expand(target.shape[:2])
             total = self.settings.sigreg_weight * losses.masked_sum(gaussian, mask)[0]
         for k in self.steps:
             head = self.heads[str(k)] if str(k) in self.heads else nn.Identity()
-            pred, shifted = losses.shifted(head(hidden), target, k)
+            pred, shifted = losses.shifted(project(head(hidden)), target, k)
             valid = None if mask is None else mask[:, k:]
             total = total + losses.masked_sum(self.distance(pred, shifted, valid), valid)[0]
         return total

@@ -136,6 +136,33 @@ def test_webdataset(tmp_path, encode, make_picture, streaming):
     assert first(data)["pixel_values"].shape == (4, 3, 16, 16)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kinds", ["jpg jpg jpg jpg jpg png JPG gif", "jpg png webp gif"])
+def test_webdataset_of_several_kinds_of_files(tmp_path, encode, make_picture, streaming, kinds):
+    formats = {"jpg": "JPEG", "JPG": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF"}
+    with tarfile.open(tmp_path / "mixed.tar", "w") as file:
+        for i, kind in enumerate(kinds.split()):
+            image = encode(make_picture(8, 8, seed=i), formats[kind])
+            for name, data in ((kind, image), ("cls", b"%d" % (i % 3)), ("json", b'{"a": 1}')):
+                info = tarfile.TarInfo(f"{i:04d}.{name}")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    data = ImageData(source=str(tmp_path / "mixed.tar"), streaming=streaming)
+    rows = data.rows("train")
+    rows = list(rows.read(0, 0, 0, 1)) if streaming else list(rows)
+    assert sorted(row["label"] for row in rows) == sorted(i % 3 for i in range(len(kinds.split())))
+    assert all(data.reader(3).read(row["image"]).shape == (3, 8, 8) for row in rows)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["junk.tar", "junk.parquet"])
+def test_a_broken_file_is_named_in_one_line(tmp_path, capfd, streaming, name):
+    (tmp_path / name).write_bytes(b"this is neither")
+    text = message(lambda: first(ImageData(source=str(tmp_path / name), streaming=streaming)))
+    assert f"cannot read '{tmp_path / name}'" in text
+    assert not capfd.readouterr().err
+
+
 def test_archive_members_stay_inside(tmp_path, encode, make_picture):
     with tarfile.open(tmp_path / "evil.tar", "w") as file:
         data = encode(make_picture(8, 8))

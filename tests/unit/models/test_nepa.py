@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForPreTraining,
     pipeline,
 )
+from transformers.models.auto import modeling_auto
 
 from nextembed.models.nepa import (
     NepaModel,
@@ -390,7 +391,7 @@ def test_stochastic_depth_drops_a_whole_sample_and_keeps_the_mean():
     zero, one, scale = torch.zeros(4000, 1, 1), torch.ones(4000, 3, 2), torch.ones(2)
     added = layer.add(zero, same, one, scale)
     assert (added == added[:, :1, :1]).all() and set(added.unique().tolist()) == {0.0, 2.0}
-    assert added.mean() == pytest.approx(1, abs=0.1)
+    assert added.mean().item() == pytest.approx(1, abs=0.1)
     assert torch.equal(layer.eval().add(torch.zeros_like(one), same, one, scale), one)
 
 
@@ -419,7 +420,20 @@ def test_intermediate_loss():
     assert out.hidden_states is None
     losses = [next_embedding(h, plain.input_embedding) for h in plain.hidden_states[1:-1]]
     assert out.loss.item() == pytest.approx(plain.loss.item() + sum((s / n).item() for s, n in losses) / 3, abs=1e-5)
+    some = model(x, output_hidden_states=[0, -2]).hidden_states
+    assert [h is not None for h in some] == [True, False, False, True, False]
+    assert all(h is not None for h in model(x, output_hidden_states=True).hidden_states)
     assert build(num_hidden_layers=1, use_intermediate_loss=True)(x).loss.isfinite()
+
+
+def test_hugging_faces_tables_of_names_know_the_models():
+    """Its generic model tests choose labels, and what can be trained, by these."""
+    tables = {"MODEL_MAPPING": ViTNepaModel, "MODEL_FOR_PRETRAINING_MAPPING": ViTNepaForPreTraining}
+    tables |= {"MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": ViTNepaForImageClassification}
+    tables |= {"MODEL_FOR_BACKBONE_MAPPING": ViTNepaBackbone}
+    for name, model in tables.items():
+        assert getattr(modeling_auto, f"{name}_NAMES")["vit_nepa"] == model.__name__
+        assert getattr(modeling_auto, name)[ViTNepaConfig] is model
 
 
 # -- classification and backbone

@@ -26,6 +26,7 @@ SWITCHES = [
     {"distance": "sigreg"},
     {"steps_ahead": 2},
     {"steps_ahead": [1, 3]},
+    {"steps_ahead": [1, 3], "distance": "sigreg", "every_layer": True},
     {"every_layer": True},
 ]
 
@@ -215,6 +216,20 @@ def test_sigreg_has_no_stop_gradient_and_a_projector_of_its_own():
 def test_settings_that_cannot_work_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         validated(NextEmbeddingSettings, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps_ahead": 17}, "steps_ahead 17: an image has only 17 latents"),
+        ({"target": "hidden", "target_layer": 3}, "target_layer 3: the model has layers 0 to 2"),
+        ({"target": "teacher", "target_layer": -4}, "target_layer -4: the model has layers 0 to 2"),
+        ({"target": "hidden", "target_layer": -3}, "layer 0 is the latents"),
+    ],
+)
+def test_settings_that_do_not_fit_the_backbone_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        build(**values)
 
 
 def test_registered_under_its_kind():

@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForPreTraining,
     ViTImageProcessor,
 )
+from transformers.models.auto import modeling_auto
 
 from .configuration_nepa import ViTNepaConfig
 from .modeling_nepa import (
@@ -36,3 +37,12 @@ AutoModelForPreTraining.register(ViTNepaConfig, ViTNepaForPreTraining, exist_ok=
 AutoModelForImageClassification.register(ViTNepaConfig, ViTNepaForImageClassification, exist_ok=True)
 AutoBackbone.register(ViTNepaConfig, ViTNepaBackbone, exist_ok=True)
 AutoImageProcessor.register(ViTNepaConfig, image_processor_classes={"torchvision": ViTImageProcessor}, exist_ok=True)
+
+# Hugging Face's test-suite and some of its tools look class names up in these tables, which `register` leaves alone.
+for _table, _model in (
+    (modeling_auto.MODEL_MAPPING_NAMES, ViTNepaModel),
+    (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, ViTNepaForPreTraining),
+    (modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES, ViTNepaForImageClassification),
+    (modeling_auto.MODEL_FOR_BACKBONE_MAPPING_NAMES, ViTNepaBackbone),
+):
+    _table.setdefault("vit_nepa", _model.__name__)

@@ -137,17 +137,9 @@ class ViTNepaSelfAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        context, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            scaling=self.scaling,
-            is_causal=self.is_causal if is_causal is None else is_causal,
-            **kwargs,
-        )
+        kwargs["dropout"] = self.config.attention_probs_dropout_prob if self.training else 0.0
+        kwargs["is_causal"] = self.is_causal if is_causal is None else is_causal
+        context, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
         return context.reshape(hidden_states.shape), weights
 
 
@@ -333,13 +325,9 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
         """Only flex attention needs a mask object; the others take `is_causal`, since nothing is padded."""
         if self.config._attn_implementation != "flex_attention":
             return None
-        return create_bidirectional_mask(
-            config=self.config,
-            inputs_embeds=z,
-            attention_mask=None,
-            past_key_values=past_key_values,
-            and_mask_function=causal_mask_function if is_causal else None,
-        )
+        causal = causal_mask_function if is_causal else None
+        # The cache by position: transformers 5.24 renamed the argument.
+        return create_bidirectional_mask(self.config, z, None, None, past_key_values, and_mask_function=causal)
 
 
 class ViTNepaModel(ViTNepaTrunk):
@@ -388,6 +376,11 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         wanted = self.config.output_hidden_states if wanted is None else wanted
         every = self.config.use_intermediate_loss
         outputs = self.vit_nepa(pixel_values, is_causal=is_causal, output_hidden_states=every or wanted, **kwargs)
+        selected = [wanted] if type(wanted) is int else wanted if isinstance(wanted, list | tuple) else []  # indices
+        hidden_states = outputs.hidden_states if wanted or selected else None
+        if every and selected:  # the loss read all of them
+            kept = {i % len(outputs.hidden_states) for i in selected}
+            hidden_states = tuple(h if i in kept else None for i, h in enumerate(outputs.hidden_states))
         last, z = outputs.last_hidden_state, outputs.input_embedding
         layers = [last, *outputs.hidden_states[1:-1]] if every else [last]
         sums = [
@@ -400,7 +393,7 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
             loss=loss,
             last_hidden_state=last,
             input_embedding=z,
-            hidden_states=outputs.hidden_states if wanted else None,
+            hidden_states=hidden_states,
             attentions=outputs.attentions,
         )
 

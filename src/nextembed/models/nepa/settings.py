@@ -38,9 +38,9 @@ class NepaModel(Part):
     qk_norm_bias: bool = False
     rope_theta: float = Field(100.0, gt=0)
     drop_path_prob: float = Field(0.0, ge=0, lt=1)
-    pos_embed_shift: float | None = None
-    pos_embed_jitter: float | None = None
-    pos_embed_rescale: float | None = 2.0
+    pos_embed_shift: float | None = Field(None, ge=0)
+    pos_embed_jitter: float | None = Field(None, ge=1)
+    pos_embed_rescale: float | None = Field(2.0, ge=1)
     is_causal: bool = True
     add_pooling_layer: bool = True
 

@@ -1,0 +1,88 @@
+"""What a source names: files of a folder, Parquet, webdataset archives, or a hub id."""
+
+import difflib
+import re
+from glob import glob, has_magic
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import ConfigError
+
+EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
+
+SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
+               "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Origin(NamedTuple):
+    """Where rows come from.
+
+    builder: "parquet", "imagefolder", "webdataset", or a hub id. files: by split, for
+    local builders. folder: what file paths are relative to, and may not leave; None for the hub."""
+
+    builder: str
+    files: dict[str, list[str]] | None
+    folder: Path | None
+
+
+def find_origin(source: str) -> Origin:
+    """What kind of source a text names. Raises ConfigError with the nearest spelling if it names none."""
+    path = EMOJI if source == "emoji" else Path(source).expanduser()
+    if has_magic(source) and not path.exists():
+        found = sorted(glob(str(path), recursive=True))
+        if not found:
+            raise ConfigError(f"data.source: no file fits '{source}'")
+        return _from_files([Path(f) for f in found], source)
+    if path.is_file():
+        return _from_files([path], source)
+    if path.is_dir():
+        return _from_folder(path)
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".parquet", ".tar")
+    if looks_local or not HUB_ID.fullmatch(source):
+        raise ConfigError(f"data.source: no such file or folder: {source}{_nearest(path)}")
+    return Origin(source, None, None)
+
+
+def _from_files(files: list[Path], source: str) -> Origin:
+    builder = {".parquet": "parquet", ".tar": "webdataset"}.get(files[0].suffix.lower())
+    if builder is None or any(f.suffix.lower() != files[0].suffix.lower() for f in files):
+        raise ConfigError(f"data.source: '{source}' should name .parquet or .tar files, or a folder of images")
+    return Origin(builder, {"train": [str(f.resolve()) for f in files]}, files[0].resolve().parent)
+
+
+def _from_folder(folder: Path) -> Origin:
+    folder = folder.resolve()
+    for pattern, builder in (("*.parquet", "parquet"), ("*.tar", "webdataset")):
+        files = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
+        if files:
+            return Origin(builder, _by_split(files), folder)
+    parts = {SPLIT_NAMES[d.name.lower()]: d for d in folder.iterdir() if d.is_dir() and d.name.lower() in SPLIT_NAMES}
+    if "train" not in parts:
+        parts = {"train": folder}
+    if not any(f.is_file() for f in folder.rglob("*")):
+        raise ConfigError(f"data.source: the folder {folder} is empty")
+    return Origin("imagefolder", {name: [f"{part}/**"] for name, part in parts.items()}, folder)
+
+
+def _by_split(files: list[Path]) -> dict[str, list[str]]:
+    """Files grouped by the split their names start with; all are "train" unless some say so."""
+    groups: dict[str, list[str]] = {}
+    for file in files:
+        name = re.split(r"[-_.]", file.name.lower())[0]
+        groups.setdefault(SPLIT_NAMES.get(name, name), []).append(str(file))
+    return groups if "train" in groups else {"train": [str(f) for f in files]}
+
+
+def _nearest(path: Path) -> str:
+    """A hint: the entry of the nearest existing parent folder that is spelled most alike."""
+    parent = path.absolute()
+    while not parent.exists():
+        missing, parent = parent.name, parent.parent
+    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
+    by_lower = {name.lower(): name for name in names}
+    if missing.lower() in by_lower:
+        return f". Did you mean '{parent / by_lower[missing.lower()]}'?"
+    near = difflib.get_close_matches(missing, names, n=1)
+    return f". Did you mean '{parent / near[0]}'?" if near else f" (there is no '{missing}' in {parent})"
