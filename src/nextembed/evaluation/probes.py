@@ -29,6 +29,7 @@ class ProbeConfig(Config):
     enabled: probe at the end of a run. layers: "all" or a list; 0 = latents, -1 = output. num_*: at most so
     many images of a split, drawn once with a fixed seed; num_online: for the quick probes while training.
     k: nearest neighbours. penalties: of the linear probe's weights, chosen on validation.
+    stride: of the sliding window in segmentation, pixels; null: two thirds of the window.
     """
 
     enabled: bool = True
@@ -43,6 +44,7 @@ class ProbeConfig(Config):
     penalties: list[float] = Field(default=[1e-3, 1e-2, 1e-1, 1.0], min_length=1)
     batch_size: int = Field(256, gt=0)
     precision: Precision = "float32"
+    stride: int | None = Field(None, gt=0)
 
 
 class ProbeData(NamedTuple):
