@@ -26,9 +26,10 @@ NUM_TRIES = 10  # of a crop that one class does not fill
 
 
 class MaskRow(Row, total=False):
-    """One undecoded sample. mask: as `image`, or None where there is none."""
+    """One undecoded sample. mask: as `image`, or None where there is none; no_mask: then says what was looked for."""
 
     mask: Any
+    no_mask: str
 
 
 class MaskPart(Part):
@@ -91,7 +92,7 @@ class MaskPart(Part):
         rows = self.rows("train")
         if len(rows) == 0:
             raise ConfigError("data: the train split is empty")
-        crop = JointCrop(
+        crop: Any = JointCrop(
             image_size,
             self.scale_range,
             self.flip_rate,

@@ -33,8 +33,8 @@ class EmojiScenes(MaskPart):
     backgrounds: a folder or Parquet files of pictures; null: plain colours. Splits of both stay apart: no emoji and no
     picture is in two of them. Backgrounds without a test (validation) split share out those of validation (train) by
     their names.
-    scene_size: pixels a side. num_scenes, num_validation, num_test: scenes of each split. max_emoji: on a scene, at most.
-    emoji_scale: their side, as a share of the scene's. max_turn: degrees, to either side.
+    scene_size: pixels a side. num_scenes, num_validation, num_test: scenes of each split. max_emoji: on a scene, at
+    most. emoji_scale: their side, as a share of the scene's. max_turn: degrees, to either side.
     scene_seed: of all scenes; a scene depends on it, its split and its number alone.
     """
 
@@ -106,7 +106,9 @@ class Scenes:
         self.reader = RgbaReader(3, part.background, part.max_pixels, part.max_bytes)
         self.num = {"train": part.num_scenes, "validation": part.num_validation, "test": part.num_test}[split]
         self.kept: OrderedDict[int, MaskRow] = OrderedDict()
-        self.pictures: dict[int, tuple[Image.Image, int]] = {}
+        self.pictures: dict[tuple[str, int], Image.Image] = {}
+        self.groups: dict[int, int] = {}
+        self.bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
         return self.num
@@ -143,16 +145,27 @@ class Scenes:
         return np.asarray(scene.convert("RGB")), mask
 
     def _emoji(self, number: int) -> tuple[Image.Image, int]:
-        """An emoji, premultiplied by its alpha, and its group. Raises ConfigError if it cannot be used."""
-        if number not in self.pictures:
+        """An emoji and its group. Raises ConfigError if it cannot be used."""
+        if number not in self.groups:
             row = self.emoji[number]
-            if row.get("label", -1) < 0:
+            self.groups[number] = row.get("label", -1)
+            if self.groups[number] < 0:
                 raise ConfigError(f"data.emoji: {row_key(row, number)} has no group")
-            try:
-                self.pictures[number] = (self.reader.read_rgba(row["image"]).convert("RGBa"), row["label"])
-            except Unreadable as err:
-                raise ConfigError(f"data.emoji: {row_key(row, number)}: {err}") from None
-        return self.pictures[number]
+        try:
+            return self._picture("emoji", self.emoji, number), self.groups[number]
+        except Unreadable as err:
+            raise ConfigError(f"data.emoji: {row_key(self.emoji[number], number)}: {err}") from None
+
+    def _picture(self, kind: str, rows: Any, number: int) -> Image.Image:
+        """A decoded picture, premultiplied by its alpha; kept while there is room. Raises Unreadable."""
+        if (kind, number) in self.pictures:
+            return self.pictures[kind, number]
+        picture = self.reader.read_rgba(rows[number].get("image")).convert("RGBa")
+        size = 4 * picture.width * picture.height
+        if size <= self.bytes_left:
+            self.bytes_left -= size
+            self.pictures[kind, number] = picture
+        return picture
 
     def _backdrop(self, draw: "Draws") -> Image.Image:
         """A plain colour, and over it a random square of a picture where there are pictures."""
@@ -162,16 +175,14 @@ class Scenes:
             return plain
         first = draw.below(len(self.numbers))
         for step in range(len(self.numbers)):
-            number = self.numbers[(first + step) % len(self.numbers)]
             try:
-                picture = self.reader.read_rgba(self.backdrops[number].get("image"))
+                picture = self._picture("backdrop", self.backdrops, self.numbers[(first + step) % len(self.numbers)])
             except Unreadable:
                 continue  # the next one takes its place, for ever
             side = min(picture.size) * (0.5 + 0.5 * draw.share())
             left, top = (draw.share() * (length - side) for length in picture.size)
-            square = picture.convert("RGBa").resize(
-                (size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side)
-            )
+            box = (left, top, min(left + side, picture.width), min(top + side, picture.height))
+            square = picture.resize((size, size), Image.Resampling.BILINEAR, box=box)
             plain.alpha_composite(square.convert("RGBA"))
             return plain
         raise ConfigError(f"data.backgrounds: none of the pictures of {self.part.backgrounds} can be read")

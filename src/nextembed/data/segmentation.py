@@ -28,8 +28,8 @@ class SegmentationData(MaskPart):
     train, validation, test in or above them, or none; Parquet files or a hub id with an image and a mask column.
     subset: configuration of a hub data set that has several. split, validation, test: which rows train, choose and
     measure, as in `load_dataset`: "train[:-100]". image_column, mask_column: null finds them.
-    classes: names by class id; or class_file: JSON (a list, or {id: name}), CSV or tab-separated with a column of names,
-    or text with a name a line. reduce_labels: id 0 of the files is no label, and id k is class k - 1, as in ADE20K.
+    classes: names by class id; or class_file: JSON (a list, or {id: name}), CSV or tab-separated with a column of
+    names, or text with a name a line. reduce_labels: id 0 of the files is no label, id k is class k - 1, as in ADE20K.
     """
 
     source: str
@@ -67,7 +67,7 @@ class SegmentationData(MaskPart):
         if len(missing) > self.max_skipped_rate * len(rows):
             raise ConfigError(
                 f"data: {len(missing)} of {len(rows)} images of split '{name}' have no mask: {missing[0]['key']} "
-                f"({missing[0]['no_mask']})"  # type: ignore[typeddict-item]
+                f"({missing[0]['no_mask']})"
             )
         return rows
 

@@ -34,7 +34,7 @@ class SegmentationSettings(Part):
         num_classes = int(backbone.config.num_labels)
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(
-                f"objective.class_weights: {len(self.class_weights)} weights for {num_classes} classes; one each is needed"
+                f"objective.class_weights: {len(self.class_weights)} weights for {num_classes} classes; give one each"
             )
         return Segmentation(self)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ..nn.diagnostics import verdict
 from .charts import render_charts
 from .inside_page import inside_sections
+from .overlays import overlay_sections, segment_header
 from .pictures import Scene, Tiles, heat, neighbours, ranks, striking
 from .run_view import RunView
 from .style import CSS
@@ -30,9 +31,10 @@ def render(view: RunView) -> str:
     """The whole page."""
     pictures = _pictures(view)
     sections = [
-        _header(view),
+        _header(view) if view.overlays is None else segment_header(view, view.name),
         _missing(view),
         _probes(view),
+        overlay_sections(view),
         _curves(view),
         _warnings(view),
         pictures,

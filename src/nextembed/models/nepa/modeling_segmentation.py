@@ -19,7 +19,7 @@ class ViTNepaForSemanticSegmentation(ViTNepaPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vit_nepa = ViTNepaModel(config)
-        self.classifier = nn.Conv2d(config.hidden_size * len(config.out_indices), config.num_labels, 1)
+        self.classifier = nn.Conv2d(config.hidden_size * len(config.out_indices), int(config.num_labels or 0), 1)
         self.post_init()
 
     @can_return_tuple
