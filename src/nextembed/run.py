@@ -32,13 +32,13 @@ from .evaluation.finetuned import quick_score, score_checkpoint
 from .evaluation.loading import load_data, probe_checkpoint
 from .evaluation.probes import ProbeConfig, QuickProbe
 from .evaluation.segment import METRIC as SEGMENT_METRIC
-from .evaluation.segmented import quick_segment, score_segmentation
+from .evaluation.segmented import quick_segment
 from .evaluation.table import ProbeTable
 from .models.nepa.settings import NepaModel
 from .nn.diagnostics import peaks, verdict, warnings
 from .objectives.next_embedding import NextEmbeddingSettings
-from .objectives.segmentation import SegmentationSettings as SegmentationSettings  # registers its kind
 from .report import write_report
+from .training.adapt import trained_parameters
 from .training.callbacks import Probe, ProgressBar, Records, Say
 from .training.checkpoint import check_model, checkpoint_step, clean, last_checkpoint, start_state
 from .training.optim import OptimConfig
@@ -99,7 +99,11 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         torch.manual_seed(config.seed)
         data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
         task = task_of(config)
-        backbone = model.build() if task == "pretraining" else model.build(CLASSES[task](data))
+        classes = [] if task == "pretraining" else [CLASSES[task](data)]
+        builder = resumed(model, checkpoint)
+        backbone = builder.build(*classes)
+        if builder is not model:
+            backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
@@ -127,12 +131,15 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             advance,
             seed=config.seed,
             num_samples=num_samples(loader),
-            image_processor=model.image_processor() if hasattr(model, "image_processor") else None,
+            image_processor=builder.image_processor() if hasattr(model, "image_processor") else None,
             callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
             probe=online_probe(config, backbone, progress.say),
             best=BEST.get(task),
         )
-    write_settings(run_dir, config)
+    trained = trained_parameters(backbone)
+    if trained[0] < trained[1]:
+        progress.say(f"{trained[0]:,} of {trained[1]:,} parameters train ({trained[0] / trained[1]:.2%})")
+    write_settings(run_dir, config, trained)
     try:
         trainer.pretrain(checkpoint)
     finally:
@@ -140,6 +147,14 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
     trainer.save_folders()
     metrics = finish(run_dir, config, progress.say) if distributed.is_main() else {}
     return Run(run_dir, distributed.broadcast_object(metrics), backbone.eval(), config)
+
+
+def resumed(model: Any, checkpoint: Path | None) -> Any:
+    """The model part, but from a checkpoint where there is one: what its `pretrained` names may have moved or changed
+    since the run began. The checkpoint's weights are read in later."""
+    if checkpoint is None or getattr(model, "pretrained", None) is None:
+        return model
+    return model.model_copy(update={"pretrained": str(checkpoint)})
 
 
 def task_of(config: RunConfig) -> str:
@@ -185,13 +200,13 @@ def gone_after_config_error(run_dir: Path, new: bool) -> Iterator[None]:
         raise
 
 
-def write_settings(run_dir: Path, config: RunConfig) -> None:
+def write_settings(run_dir: Path, config: RunConfig, trained: tuple[int, int]) -> None:
     """config.yaml, as it is now; environment.json, as it was at the start of the run."""
     if distributed.is_main():
         (run_dir / "config.yaml").write_text(to_yaml(config))
         environment_file = run_dir / "environment.json"
         if not environment_file.exists():
-            environment_file.write_text(json.dumps(environment(config.seed), indent=1))
+            environment_file.write_text(json.dumps(environment(config.seed, trained), indent=1))
 
 
 def free_folder(config: RunConfig) -> Path:
@@ -204,8 +219,11 @@ def free_folder(config: RunConfig) -> Path:
     return run_dir
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """What this run ran on: versions, machine, git commit of the current folder."""
+def environment(seed: int, trained: tuple[int, int]) -> dict[str, Any]:
+    """What this run ran on: versions, machine, git commit of the current folder; and how much of the backbone trains.
+
+    trained: parameters that do, and all.
+    """
     versions = {}
     for name in ("nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "numpy", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -223,6 +241,7 @@ def environment(seed: int) -> dict[str, Any]:
         "ranks": distributed.world_size(),
         "git_commit": commit,
         "seed": seed,
+        "parameters": {"trained": trained[0], "all": trained[1]},
         "command": sys.argv,
     }
 
@@ -290,12 +309,10 @@ def probe_run(run_dir: Path) -> dict[str, float]:
 
 def score_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
     """Writes scores.json: the best weights on the test split, or on validation where there is none."""
-    if config.objective.task == "segmentation":
-        segments = score_segmentation(run_dir, config.data, config.probe)
-        segments.save(run_dir / "scores.json")
-        return segments.metrics()
     scores = score_checkpoint(run_dir, config.data, config.probe)
     scores.save(run_dir / "scores.json")
+    if config.objective.task == "segmentation":
+        return scores.metrics()
     return {"top1": scores.top1, "top5": scores.top5}
 
 

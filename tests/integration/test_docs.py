@@ -69,7 +69,7 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
         "--known",
     }
     visualize |= {"--length", "--foreground"}
-    assert set(options) <= {"--data", "--resume", "--open", "--output", "--debug"} | visualize
+    assert set(options) <= {"--data", "--resume", "--open", "--output", "--debug", "--split"} | visualize
     overrides = [word for word in rest if "=" in word]
     named = [word for word in rest if "=" not in word and not word.startswith("--")]
     if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
@@ -121,6 +121,21 @@ def test_visualize_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     names = run_python([text for page, _, text in blocks("python") if page == "docs/visualize.md"], monkeypatch)
     assert names["surprise"].shape == (1, 9) and names["pixels"].shape == (1, 3, 24, 24)
     assert (tmp_path / "inside.png").is_file()
+
+
+def test_finetune_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tiny(recipes.nepa.nepa_demo(), name="mine")
+    mine.probe.enabled = False
+    nextembed.fit(mine)
+    for name, lora in (("flowers", "null"), ("flowers_lora", "{rank: 2}")):
+        tuned = tiny(recipes.finetune.finetune(), name=name)
+        changes = ["model.architecture=null", "model.pretrained=runs/mine/model", f"train.lora={lora}"]
+        nextembed.fit(apply_overrides(tuned, changes))
+    names = run_python([text for page, _, text in blocks("python") if page == "docs/finetune.md"], monkeypatch)
+    assert names["answers"][0]["label"] in names["names"].values()
+    assert Path("classes.txt").read_text().splitlines()[:2] == ["activities", "animals & nature"]
+    assert names["model"].peft_config["default"].r == 2
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,15 @@ def test_the_recipes_there_are() -> None:
         "nepa_base_imagenet_released",
         "nepa_large_imagenet_released",
         "latent_decoder",
+        "emoji_scenes",
+        "nepa_base_ade20k",
+        "nepa_large_ade20k",
+        "finetune",
+        "fashion_mnist_finetune",
+        "nepa_base_imagenet_finetune",
+        "nepa_large_imagenet_finetune",
+        "nepa_base_imagenet_finetune_released",
+        "nepa_large_imagenet_finetune_released",
     }
     assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
 
@@ -75,6 +84,44 @@ def test_released_recipes_differ_where_the_docs_say(size: str, affine: bool) -> 
     assert (released.train.epochs, released.data.flip_rate) == (1600, 0.5)
 
 
+# Fine-tuning as in the paper, and as in the released code where it differs; the same for all stands in the test.
+FINETUNING = {
+    #                            epochs  rate    decay  end   drop path  warm-up                  by layer  pooling
+    "nepa_base_imagenet_finetune": (100, 1e-3, 0.35, 1.0, 0.1, {"warmup_epochs": 5}, False, "last"),
+    "nepa_large_imagenet_finetune": (50, 1e-3, 0.60, 1.0, 0.2, {"warmup_epochs": 5}, False, "last"),
+    "nepa_base_imagenet_finetune_released": (100, 1.5e-3, 0.65, None, 0.1, {"warmup_rate": 0.2}, True, "mean"),
+    "nepa_large_imagenet_finetune_released": (100, 1e-3, 0.75, None, 0.2, {"warmup_rate": 0.3}, True, "mean"),
+}
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_finetuning_recipes_hold_the_papers_numbers(name: str) -> None:
+    epochs, rate, decay, end, drop_path, warmup, by_layer, pooling = FINETUNING[name]
+    config = recipes.load(name)
+    optim, train, task, data, model = config.optim, config.train, config.objective, config.data, config.model
+    assert (train.batch_size, train.epochs, train.ema_decay) == (1024, epochs, 0.9999)
+    assert (optim.base_learning_rate, optim.layer_decay, optim.layer_decay_end) == (rate, decay, end)
+    assert {n: getattr(optim, n) for n in ("warmup_epochs", "warmup_rate") if getattr(optim, n) is not None} == warmup
+    assert (optim.layer_warmup, optim.schedule, optim.weight_decay, optim.betas) == (
+        by_layer, "cosine", 0.05, (0.9, 0.999)
+    )  # fmt: skip
+    assert (task.label_smoothing, task.mixup_alpha, task.cutmix_alpha, task.mix_rate) == (0.1, 0.8, 1.0, 1.0)
+    assert (data.rand_augment, data.erase_rate, data.source) == (
+        (9, 0.5), 0.25 if name.endswith("released") else 0.0, "ILSVRC/imagenet-1k"
+    )  # fmt: skip
+    assert (model.drop_path_prob, model.attention, model.pooling) == (drop_path, "full", pooling)
+    assert model.pretrained == f"SixAILab/nepa-{'base' if 'base' in name else 'large'}-patch14-224"
+    assert train.freeze == ["patch_embeddings"] and train.lora is None
+    assert train.probe_steps is not None  # the best weights are kept
+
+
+def test_finetune_asks_for_what_it_starts_from() -> None:
+    config = recipes.load("finetune")
+    assert config.model.pretrained is None and config.data.validation_rate == 0.1
+    few = recipes.finetune.fashion_mnist_finetune(data="some/folder")
+    assert (few.data.source, few.data.labels_per_class, few.data.validation) == ("some/folder", 60, "train[-5000:]")
+
+
 def test_fashion_mnist_takes_a_local_folder_and_keeps_validation_apart() -> None:
     config = recipes.nepa.fashion_mnist(data="some/folder")
     assert (config.data.source, config.data.split, config.data.validation, config.data.test) == (
@@ -125,7 +172,10 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("nepa_dmo", "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: fashion_mnist, latent_d"),
+        (
+            "nepa_dmo",
+            "recipe 'nepa_dmo' is not known. Did you mean 'nepa_demo'? Allowed: emoji_scenes, fash",
+        ),
         ("FILE:needs", "needs a default for steps"),
         ("FILE:wrong", "gave a dict, not a nextembed.RunConfig"),
         ("FILE:mistake", "field 'max_stps' is not known. Did you mean 'max_steps'?"),

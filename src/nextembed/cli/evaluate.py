@@ -1,4 +1,4 @@
-"""`probe` and `report`: what a run learned."""
+"""`probe`, `evaluate` and `report`: what a run learned."""
 
 import os
 from pathlib import Path
@@ -64,6 +64,45 @@ def probe_settings(target: str, source: str | None, overrides: list[str]) -> "Ru
     if source is not None:
         config = config.model_copy(update={"data": ImageData(source=source)})
     return apply_overrides(config, overrides)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A fine-tuned run, checkpoint or model.")],
+    overrides: Settings = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="SOURCE", help="Hub id, folder or file with labels; the run's own if left out."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="SPLIT", help="test, validation or train; the first there is if left out.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where the scores go; RUN/scores.json if left out."),
+    ] = None,
+) -> None:
+    """Score a fine-tuned model on labelled images.
+
+    Top-1 and top-5, accuracy of each class, most frequent confusions; a run is scored with its best weights. Settings
+    are those of the run: data.where={vendor: noto}, probe.num_test=50000, ...
+    """
+    from rich.console import Console
+
+    from ..core.run_folder import run_folder
+    from ..evaluation.finetuned import SPLITS, score_checkpoint
+
+    if split not in (None, *SPLITS, "train"):
+        raise ConfigError(f"--split {split}: it is one of test, validation, train")
+    config = probe_settings(target, data, overrides or [])
+    splits = (split,) if split else (*SPLITS, "train") if data is not None else SPLITS
+    scores = score_checkpoint(target, config.data, config.probe, splits)
+    Console().print(scores.render())
+    print(scores.sentence())
+    run = run_folder(target)
+    file = output or (run / "scores.json" if run and data is None and split is None and not overrides else None)
+    if file:
+        print(f"Saved:  {os.path.relpath(scores.save(file))}")
 
 
 @app.command()

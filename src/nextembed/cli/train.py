@@ -89,7 +89,7 @@ def recipes(
     if name:
         print(to_yaml(apply_overrides(recipes.load(name), overrides or [])), end="")
         return
-    for recipe, make in recipes.recipes().items():
-        if not recipe.endswith("_tiny"):
-            print(f"{recipe:30} {(make.__doc__ or '').partition(chr(10))[0]}")
+    listed = {name: make for name, make in recipes.recipes().items() if not name.endswith("_tiny")}
+    for recipe, make in listed.items():
+        print(f"{recipe:{max(map(len, listed))}}  {(make.__doc__ or '').partition(chr(10))[0]}")
     print("\nEach has a twin NAME_tiny that takes a few steps on any machine. Settings: nextembed recipes NAME")

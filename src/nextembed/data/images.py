@@ -14,7 +14,7 @@ from ..core.types import Sample
 from ..errors import ConfigError, DataError
 from .augment import Augment
 from .collate import Collate, Draw
-from .labels import FewRows, draw_few, labels_of
+from .labels import FewRows, draw_few, hold_out, labels_of
 from .stream import (
     MapStream,
     Place,
@@ -53,6 +53,8 @@ class ImagePart(Part):
     rand_augment: [magnitude, its standard deviation] of RandAugment after the crop, e.g. [9, 0.5]; null: none.
     erase_rate: share of training images of which a random rectangle is erased to mid-grey.
     labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all.
+    validation_rate: where there is no validation split, this share of each class of the training images, drawn with
+    labels_seed, is kept apart as one; null: nothing is.
     mean, std: of the normalisation, for pixels in [0, 1]. background: RGB under transparent pixels.
     max_pixels, max_bytes: an image above is skipped, unread. max_skipped_rate: share of unreadable images above which
     the run stops. num_workers: processes a rank that read and decode; 0 is none but this one.
@@ -66,6 +68,7 @@ class ImagePart(Part):
     erase_rate: float = Field(0.0, ge=0, le=1)
     labels_per_class: int | None = Field(None, gt=0)
     labels_seed: int = Field(0, ge=0)
+    validation_rate: float | None = Field(None, gt=0, lt=1)
     mean: float = 0.5
     std: float = Field(0.5, gt=0)
     background: tuple[int, int, int] = (255, 255, 255)
@@ -94,12 +97,30 @@ class ImagePart(Part):
 
         Raises ConfigError if a class has fewer, or there are no labels, or for a stream.
         """
-        rows = self.rows("train")
+        rows = self.split_rows("train")
         if self.labels_per_class is None:
             return rows
         if not isinstance(rows, Rows):
             raise ConfigError("data.labels_per_class needs streaming=false")
-        return FewRows(rows, draw_few(labels_of(rows), self.labels_per_class, self.labels_seed))
+        few = draw_few(labels_of(rows), self.labels_per_class, self.labels_seed, self.class_names())
+        return FewRows(rows, few)
+
+    def split_rows(self, split: Role) -> Rows | RowSequence:
+        """`rows`, or what `validation_rate` makes of the training rows where there is no validation split."""
+        if self.validation_rate is None or split == "test":
+            return self.rows(split)
+        try:
+            validation = self.rows("validation")
+        except ConfigError as err:
+            if "split" not in str(err):
+                raise
+        else:
+            return validation if split == "validation" else self.rows("train")
+        rows = self.rows("train")
+        if not isinstance(rows, Rows):
+            raise ConfigError("data.validation_rate needs streaming=false")
+        stay, apart = hold_out(labels_of(rows), self.validation_rate, self.labels_seed)
+        return FewRows(rows, apart if split == "validation" else stay)
 
     def train_loader(
         self,
@@ -154,7 +175,7 @@ class ImagePart(Part):
         num_samples: a random subset from `seed` (of a stream: so many of its first); None takes all.
         Raises ConfigError if the split does not exist or is empty, or for all of a stream.
         """
-        rows = self.training_rows() if split == "train" else self.rows(split)
+        rows = self.training_rows() if split == "train" else self.split_rows(split)
         if not isinstance(rows, Rows):
             if num_samples is None:
                 raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")

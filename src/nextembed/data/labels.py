@@ -12,6 +12,7 @@ from .stream import Row, Rows, row_key, row_label
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
 def classes_to_learn(data: Any) -> list[str]:
@@ -22,43 +23,68 @@ def classes_to_learn(data: Any) -> list[str]:
     names = data.class_names()
     if not names:
         raise ConfigError(
-            "data: fine-tuning needs labels: a folder for each class, data.label_column, or data.label_file=labels.csv"
+            "data: fine-tuning needs labels: a folder for each of at least two classes, data.label_column, or "
+            "data.label_file=labels.csv"
         )
     if len(names) < 2:
         raise ConfigError(f"data: there is only one class ('{names[0]}'); a classifier needs at least two")
+    if len(set(names)) < len(names):
+        raise ConfigError("data: two classes have the same name")
     rows = data.training_rows()
-    labels = labels_of(rows) if hasattr(rows, "labels") else []
-    wrong = [i for i, label in enumerate(labels) if label != IGNORE_LABEL and not 0 <= label < len(names)]
-    if wrong:
+    if isinstance(rows, Rows):  # labels of a stream are checked as they come, by the objective
+        check_labels(rows, names)
+    return list(names)
+
+
+def check_labels(rows: Rows, names: list[str]) -> None:
+    """Raises ConfigError unless every row has a label, all are class ids, and there are at least two."""
+    labels = labels_of(rows)
+    wrong = next((i for i, label in enumerate(labels) if label != IGNORE_LABEL and not 0 <= label < len(names)), None)
+    if wrong is not None:
         raise ConfigError(
-            f"data: label {labels[wrong[0]]} of row {rows[wrong[0]]['key']} is not one of the {len(names)} classes "
+            f"data: label {labels[wrong]} of {row_key(rows[wrong], wrong)} is not one of the {len(names)} classes "
             f"(0..{len(names) - 1})"
         )
     missing = [i for i, label in enumerate(labels) if label == IGNORE_LABEL]
     if missing:
-        raise ConfigError(
-            f"data: {len(missing)} of {len(labels)} training images have no label (first: {rows[missing[0]]['key']})"
-        )
-    return list(names)
+        first = row_key(rows[missing[0]], missing[0])
+        raise ConfigError(f"data: {len(missing)} of {len(labels)} training images have no label (first: {first})")
+    if len(found := set(labels)) == 1:
+        raise ConfigError(f"data: all training images are of one class ('{names[found.pop()]}')")
 
 
 def read_labels(label_file: str) -> dict[str, str]:
-    """Label by file name, of a CSV file with a header; the columns are found by their names, else the first two."""
+    """Label by file name ("" for none), of a CSV file with a header.
+
+    The columns are found by their names, else they are the first two. Raises ConfigError for a file that cannot be
+    read, has no header or not two columns, or gives one image two labels.
+    """
     path = Path(label_file).expanduser()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file) or [[]]
+            header, *rows = list(csv.reader(file)) or [[]]
     except (OSError, ValueError, csv.Error) as err:
         raise ConfigError(f"data.label_file: cannot read {label_file}: {err}") from None
     if len(header) < 2:
         raise ConfigError(f"data.label_file: {label_file} needs a header and two columns: file,label")
+    if any(Path(name.strip()).suffix.lower() in IMAGE_SUFFIXES for name in header):
+        raise ConfigError(f"data.label_file: {label_file} needs a header, e.g. file,label; its first line is an image")
     lower = [name.strip().lower() for name in header]
-    file_at = next((lower.index(n) for n in FILE_COLUMNS if n in lower), 0)
-    label_at = next((lower.index(n) for n in LABEL_COLUMNS if n in lower), 1 if file_at == 0 else 0)
+    label_at = next((lower.index(n) for n in LABEL_COLUMNS if n in lower), None)
+    file_at = next((lower.index(n) for n in FILE_COLUMNS if n in lower), 1 if label_at == 0 else 0)
+    label_at = (1 if file_at == 0 else 0) if label_at is None else label_at
     short = next((i for i, row in enumerate(rows, 2) if row and len(row) <= max(file_at, label_at)), None)
     if short is not None:
         raise ConfigError(f"data.label_file: line {short} of {label_file} has too few columns")
-    return {row[file_at].strip().removeprefix("./"): row[label_at].strip() for row in rows if row}
+    labels: dict[str, str] = {}
+    for row in rows:
+        if row:
+            name, label = row[file_at].strip().replace("\\", "/").removeprefix("./"), row[label_at].strip()
+            if labels.setdefault(name, label) != label:
+                raise ConfigError(
+                    f"data.label_file: {label_file} says of {name} once '{labels[name]}' and once '{label}'"
+                )
+    return labels
 
 
 class FewRows:
@@ -86,18 +112,36 @@ def labels_of(rows: Rows) -> list[int]:
     return own() if own is not None else [row_label(rows[i]) for i in range(len(rows))]
 
 
-def draw_few(labels: list[int], per_class: int, seed: int) -> list[int]:
-    """Indices, in order, of `per_class` rows of each class. More of a class contain fewer of it with the same seed."""
+def by_class(labels: list[int], seed: int) -> dict[int, list[int]]:
+    """The indices of each label's rows, in an order drawn from the seed."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
-    by_class: dict[int, list[int]] = {}
+    found: dict[int, list[int]] = {}
     for index in order:
-        if labels[index] != IGNORE_LABEL:
-            by_class.setdefault(labels[index], []).append(index)
-    if not by_class:
+        found.setdefault(labels[index], []).append(index)
+    return found
+
+
+def draw_few(labels: list[int], per_class: int, seed: int, names: list[str]) -> list[int]:
+    """Indices, in order, of `per_class` rows of each class. More of a class contain fewer of it with the same seed.
+
+    names: by class id, for the ConfigError that a class with fewer rows raises; empty if they have none.
+    """
+    found = by_class(labels, seed)
+    found.pop(IGNORE_LABEL, None)
+    if not found:
         raise ConfigError("data.labels_per_class: the training images have no labels; set data.label_column")
-    least = min(by_class, key=lambda label: (len(by_class[label]), label))
-    if len(by_class[least]) < per_class:
-        raise ConfigError(
-            f"data.labels_per_class {per_class}: class {least} has only {len(by_class[least])} training images"
-        )
-    return sorted(index for found in by_class.values() for index in found[:per_class])
+    least = min(found, key=lambda label: (len(found[label]), label))
+    if len(found[least]) < per_class:
+        name = f"'{names[least]}'" if 0 <= least < len(names) else least
+        raise ConfigError(f"data.labels_per_class {per_class}: class {name} has only {len(found[least])} images")
+    return sorted(index for indices in found.values() for index in indices[:per_class])
+
+
+def hold_out(labels: list[int], rate: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the rows that stay and of those kept apart: this share of each class, of two rows or more one."""
+    kept = []
+    for indices in by_class(labels, seed).values():
+        if len(indices) > 1:
+            kept += indices[: min(max(1, round(rate * len(indices))), len(indices) - 1)]
+    apart = set(kept)
+    return [i for i in range(len(labels)) if i not in apart], sorted(kept)

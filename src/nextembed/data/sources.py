@@ -68,10 +68,10 @@ class ImageData(ImagePart):
         expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
         data = self._load(origin, expression)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
-        names = self._label_names(data, columns.label)
+        ids = self._label_ids(data, columns.label, split)
         keep = [c for c in (columns.image, columns.label, "__key__", "__url__") if c in (data.column_names or [])]
         data = data.select_columns(keep)
-        to_row = ToRow(columns, {name: i for i, name in enumerate(names)}, origin.folder)
+        to_row = ToRow(columns, ids, origin.folder)
         if self.streaming:
             return StreamedRows(data, to_row, self.shuffle_buffer)
         return IndexedRows(data, to_row)
@@ -109,32 +109,51 @@ class ImageData(ImagePart):
     def _read(self, origin: "Origin", expression: str) -> Any:
         """The rows of a split as they are, with the labels of `label_file` where there is one."""
         data = load(origin, expression, self.subset, self.streaming)
-        return data if self.label_file is None else labelled(data, self.label_file, origin.folder, self.streaming)
+        return data if self.label_file is None else labelled(data, self.label_file, origin, self.streaming)
 
-    def _label_names(self, data: Any, column: str | None) -> list[Any]:
-        """What the class ids stand for, empty if the values are ids already.
+    def _label_ids(self, data: Any, column: str | None, split: Role) -> dict[Any, int]:
+        """The class id of each label value; empty if the values are ids already.
 
-        Other values are sorted over all rows of the training split's file, so that every split agrees.
+        The training split names the classes, for every split: a folder of validation images may lack one of them, and
+        then numbers the others differently. Raises ConfigError for a class that training does not know.
         """
         if column is None:
-            return []
-        feature = data.features[column]
-        if isinstance(feature, datasets.ClassLabel):
-            self._class_names = list(feature.names)
-            return []  # the values are ids already
+            return {}
+        own = _names(data.features[column])
         if self._class_names is None:
-            if self.streaming:
-                return []
-            everything = self._read(find_origin(self.source), _parse_split(self.split)[0])
-            self._class_names = sorted({v for v in everything.unique(column) if v is not None})
-        return self._class_names
+            self._class_names = self._training_names(column, own if split == "train" else None)
+        if own is None:
+            return {name: i for i, name in enumerate(self._class_names or [])}
+        if own == self._class_names:
+            return {}
+        ids = {name: i for i, name in enumerate(self._class_names or [])}
+        if strange := [name for name in own if name not in ids]:
+            raise ConfigError(f"data: the {split} images have a class that training does not know: '{strange[0]}'")
+        return {i: ids[name] for i, name in enumerate(own)}
+
+    def _training_names(self, column: str, own: list[Any] | None) -> list[Any] | None:
+        """Classes of the training split: those of its feature, else its values, sorted. None for text in a stream."""
+        if own is not None:
+            return own
+        everything = self._read(find_origin(self.source), _parse_split(self.split)[0])
+        own = _names(everything.features[column])
+        if own is not None or self.streaming:
+            return own
+        values = {v for v in everything.unique(column) if v is not None and v != ""}
+        return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
 
 
-def labelled(data: Any, label_file: str, folder: Path | None, streaming: bool) -> Any:
+def _names(feature: Any) -> list[Any] | None:
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> Any:
     """The data with the labels of a CSV file as a column; rows that it does not name are left out.
 
-    Raises ConfigError if the file cannot be read, has no columns of files and labels, or names none of the images.
+    Raises ConfigError if the file cannot be read, has no columns of files and labels, or names none of the images, or
+    one that is not there.
     """
+    folder = origin.folder
     if streaming or folder is None:
         raise ConfigError("data.label_file needs local files and streaming=false")
     labels = read_labels(label_file)
@@ -146,7 +165,12 @@ def labelled(data: Any, label_file: str, folder: Path | None, streaming: bool) -
     keep = [i for i, name in enumerate(names) if name in labels]
     if not keep:
         raise ConfigError(f"data.label_file: {label_file} names none of the images, e.g. '{names[0]}'")
-    return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] for i in keep])
+    lost = [name for name in labels if not (folder / name).is_file()] if origin.builder == "imagefolder" else []
+    if lost:
+        raise ConfigError(
+            f"data.label_file: {len(lost)} of the {len(labels)} files in {label_file} are not there, e.g. '{lost[0]}'"
+        )
+    return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] or None for i in keep])
 
 
 class Origin(NamedTuple):

@@ -7,12 +7,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.columns import Columns
+from rich.console import RenderableType
+from rich.table import Table
 from torch import Tensor
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, DataError
 from .features import Precision, batches, evaluating
 
+MAX_ROWS = 30  # classes that the terminal shows
 METRIC = "eval/accuracy"  # what the best weights of a run are chosen by
 
 
@@ -21,8 +25,9 @@ class ClassScores:
     """A classifier's answers to labelled images, counted.
 
     confusion[i][j]: images of class i that were called j. top1, top5 in [0, 1]; loss: mean cross-entropy.
-    weights: "raw" or "ema"; step: of the weights, None if unknown; errors: the surest wrong answers, as
-    {"key", "label", "answer", "probability"}.
+    num_unlabelled: images without a label, left out. weights: "raw" or "ema"; step: of the weights, None if unknown;
+    errors: the surest wrong answers, as {"key", "label", "answer", "probability", "index"}, the last one its place in
+    the split's samples.
     """
 
     split: str
@@ -32,6 +37,7 @@ class ClassScores:
     loss: float
     class_names: list[str]
     confusion: list[list[int]]
+    num_unlabelled: int = 0
     weights: str = "raw"
     step: int | None = None
     errors: list[dict[str, Any]] = field(default_factory=list)
@@ -39,25 +45,68 @@ class ClassScores:
 
     def save(self, path: str | Path) -> Path:
         path = Path(path)
-        values = asdict(self) | {"sentence": self.sentence()}
-        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        values = asdict(self) | {"sentence": self.sentence(), "range": self.range}
+        text = json.dumps(values | {"confusion": None}, indent=1, ensure_ascii=False)
+        confusion = json.dumps(self.confusion)  # on one line: of 1,000 classes it has a million numbers
+        path.write_text(text.replace('"confusion": null', f'"confusion": {confusion}', 1) + "\n", encoding="utf-8")
         return path
 
     @property
-    def margin(self) -> float:
-        """Half the 95 % range of top-1."""
-        return 1.96 * (self.top1 * (1 - self.top1) / max(1, self.num_images)) ** 0.5
+    def range(self) -> tuple[float, float]:
+        """The 95 % range of top-1 (Wilson's score interval, which also holds for few images and near 0 and 1)."""
+        z2, n = 1.96**2, max(1, self.num_images)
+        centre = (self.top1 + z2 / (2 * n)) / (1 + z2 / n)
+        half = (z2 * (self.top1 * (1 - self.top1) / n + z2 / (4 * n * n))) ** 0.5 / (1 + z2 / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    @property
+    def counts(self) -> list[int]:
+        """Images of each class."""
+        return [sum(row) for row in self.confusion]
+
+    @property
+    def recalls(self) -> list[float | None]:
+        """Share of each class that was called by its name; None for a class without images."""
+        return [row[i] / n if n else None for i, (row, n) in enumerate(zip(self.confusion, self.counts))]
+
+    def confusions(self, num: int = 10) -> list[tuple[int, int, int]]:
+        """(class, what it was called, how often): the most frequent mistakes."""
+        wrong = [(i, j, n) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j and n]
+        return sorted(wrong, key=lambda c: (-c[2], c[0], c[1]))[:num]
+
+    def render(self) -> RenderableType:
+        """For the terminal: accuracy of each class, worst first, beside the most frequent confusions."""
+        classes = Table(title=f"Top-1 {self.top1:.1%}   top-5 {self.top5:.1%}", title_justify="left")
+        for name, side in (("class", "left"), ("images", "right"), ("right", "right")):
+            classes.add_column(name, justify=side)  # type: ignore[arg-type]
+        rows = [(r, i) for i, r in enumerate(self.recalls) if r is not None]
+        for recall, i in sorted(rows)[:MAX_ROWS]:
+            classes.add_row(self.class_names[i], f"{self.counts[i]:,}", f"{100 * recall:.1f} %")
+        if len(rows) > MAX_ROWS:
+            classes.caption = f"the {MAX_ROWS} worst of {len(rows)} classes"
+        mistakes = Table(title="Most frequent confusions", title_justify="left")
+        for name, side in (("class", "left"), ("called", "left"), ("images", "right")):
+            mistakes.add_column(name, justify=side)  # type: ignore[arg-type]
+        for label, answer, count in self.confusions():
+            mistakes.add_row(self.class_names[label], self.class_names[answer], f"{count:,}")
+        return Columns([classes, mistakes])
 
     def sentence(self) -> str:
         """The result in plain words."""
-        counts = [sum(row) for row in self.confusion]
-        largest = max(counts, default=0) / max(1, self.num_images)
-        chosen = f"the weights of step {self.step}, the best on validation, " if self.step is not None else ""
-        averaged = "averaged (EMA)" if self.weights == "ema" else "not averaged"
-        return (
-            f"Top-1 {self.top1:.1%} (± {self.margin:.1%}) on {self.num_images:,} {self.split} images, "
-            f"{len(self.class_names)} classes; {chosen}{averaged}. Always guessing the largest class: {largest:.1%}."
+        largest = max(self.counts, default=0) / max(1, self.num_images)
+        low, high = self.range
+        text = (
+            f"Top-1 {100 * self.top1:.1f} % (95 % range {100 * low:.1f} to {100 * high:.1f} %) on {self.num_images:,} "
+            f"{self.split} images of {len(self.class_names)} classes; always guessing the largest class: "
+            f"{100 * largest:.1f} %."
         )
+        if self.step is not None:
+            averaged = ", averaged (EMA)" if self.weights == "ema" else ""
+            text += f" The weights are those of step {self.step:,}{averaged}, the best on validation"
+            text += ", so the figure is a little too high." if self.split == "validation" else "."
+        if self.num_unlabelled:
+            text += f" {self.num_unlabelled:,} images without a known label were left out."
+        return text
 
 
 @torch.no_grad()
@@ -76,23 +125,22 @@ def logits_of(
 
 
 def score_classifier(
-    model: Any,
-    samples: Any,
-    class_names: list[str],
-    split: str,
-    batch_size: int = 256,
-    precision: Precision = "float32",
+    model: Any, samples: Any, split: str, batch_size: int = 256, precision: Precision = "float32"
 ) -> ClassScores:
-    """Scores on all labelled samples. Raises DataError if there are none, or a label is not one of the classes."""
+    """Scores on all labelled samples (`samples.class_names` says what their labels mean).
+
+    Raises ConfigError for classes that the model does not know; DataError if there are no labels, or one is no class.
+    """
+    ids = torch.tensor(ids_by_name(model, samples.class_names))
     logits, labels = logits_of(model, samples, batch_size, precision=precision)
     known = labels != IGNORE_LABEL
     if not known.any():
         raise DataError(f"the {split} images have no labels")
     num_classes = logits.shape[1]
-    if int(labels.max()) >= num_classes:
-        raise DataError(f"label {int(labels.max())} of the {split} images is not one of the {num_classes} classes")
+    if int(labels.max()) >= len(ids):
+        raise DataError(f"label {int(labels.max())} of the {split} images is not one of the {len(ids)} classes")
     places = known.nonzero()[:, 0]
-    logits, labels = logits[known], labels[known]
+    logits, labels = logits[known], ids[labels[known]]
     answers = logits.argmax(1)
     wrong = (answers != labels).nonzero()[:, 0]
     sure = logits.softmax(1).amax(1)
@@ -103,7 +151,8 @@ def score_classifier(
         top1=(answers == labels).double().mean().item(),
         top5=(logits.topk(min(5, num_classes)).indices == labels[:, None]).any(1).double().mean().item(),
         loss=F.cross_entropy(logits, labels).item(),
-        class_names=list(class_names),
+        class_names=[str(model.config.id2label[i]) for i in range(num_classes)],
+        num_unlabelled=int((~known).sum()),
         confusion=(labels * num_classes + answers).bincount(minlength=num_classes**2).view(num_classes, -1).tolist(),
         errors=[
             {
@@ -120,21 +169,28 @@ def score_classifier(
 class QuickScore:
     """Called with a classifier during training: "eval/accuracy" and "eval/loss" on validation images."""
 
-    def __init__(self, samples: Any, batch_size: int = 256):
-        self.samples, self.batch_size = samples, batch_size
+    def __init__(self, samples: Any, batch_size: int = 256, precision: Precision = "float32"):
+        self.samples, self.batch_size, self.precision = samples, batch_size, precision
 
     def __call__(self, model: Any) -> dict[str, float]:
-        logits, labels = logits_of(model, self.samples, self.batch_size)
+        logits, labels = logits_of(model, self.samples, self.batch_size, precision=self.precision)
         right = (logits.argmax(1) == labels)[labels != IGNORE_LABEL]
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL)
         return {METRIC: right.double().mean().item(), "eval/loss": loss.item()}
 
 
-def check_same_classes(model: Any, class_names: list[str]) -> None:
-    """Raises ConfigError unless a classifier's classes are those of the data."""
+def ids_by_name(model: Any, class_names: list[str]) -> list[int]:
+    """The model's class id of each class of the data, by name; a model or data without names goes by number.
+
+    Raises ConfigError for a class of the data that the model does not know.
+    """
     own = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
-    if own != list(class_names):
+    if not class_names or own == [f"LABEL_{i}" for i in range(len(own))]:
+        return list(range(len(own)))
+    strange = [name for name in class_names if name not in own]
+    if strange:
         raise ConfigError(
-            f"the model knows {len(own)} classes ({', '.join(own[:4])}, ...), the data has {len(class_names)} "
-            f"({', '.join(list(class_names)[:4])}, ...): they have to be the same, in the same order"
+            f"the data has {len(strange)} of {len(class_names)} classes that the model does not know "
+            f"({', '.join(strange[:4])}); it knows {len(own)}: {', '.join(own[:4])}{', ...' if len(own) > 4 else ''}"
         )
+    return [own.index(name) for name in class_names]

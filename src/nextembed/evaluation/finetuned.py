@@ -2,15 +2,19 @@
 
 import importlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification
 
 from ..core.quiet import no_progress_bar
+from ..core.run_folder import weights_folders
+from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError
-from .classify import ClassScores, QuickScore, check_same_classes, score_classifier
+from .classify import ClassScores, QuickScore, score_classifier
 from .loading import keep_decoded
 from .probes import ProbeConfig
 
@@ -20,28 +24,37 @@ SPLITS = ("test", "validation")
 def quick_score(data: Any, config: ProbeConfig, model_config: Any) -> QuickScore:
     """What a run calls every `train.probe_steps`, on its validation split.
 
-    Raises ConfigError if there is no validation split to choose weights on.
+    Raises ConfigError if there is no validation split to choose weights on, or it has no labels.
     """
-    samples = read_samples(data, "validation", model_config, config.num_validation)
-    return QuickScore(keep_decoded(samples), config.batch_size)
+    try:
+        samples = read_samples(data, "validation", model_config, config.num_validation)
+    except ConfigError as err:
+        if "split" not in str(err):
+            raise
+        raise ConfigError(
+            f"{err} The best weights are chosen on validation images: name their split (data.validation), or keep some "
+            "of the training images apart with data.validation_rate=0.1; train.probe_steps=null chooses none"
+        ) from None
+    kept = keep_decoded(samples)
+    if all(kept[i]["label"] == IGNORE_LABEL for i in range(len(kept))):
+        raise ConfigError("data: the validation images have no labels; train.probe_steps=null chooses no weights")
+    return QuickScore(kept, config.batch_size, config.precision)
 
 
 def score_checkpoint(
-    path: str | Path, data: Any, config: ProbeConfig | None = None, split: str | None = None
-) -> ClassScores:
-    """Scores of a run folder (its best weights), a checkpoint or a saved classifier on labelled images.
+    path: str | Path, data: Any, config: ProbeConfig | None = None, splits: Sequence[str] = SPLITS
+) -> Any:
+    """Scores of a run folder (its best weights), a checkpoint or a saved model on labelled images: `ClassScores` of a
+    classifier, `SegmentScores` of a segmenter.
 
-    data: a data config. split: "test", else "validation", where None. Raises ConfigError for a path without a
-    classifier, a split that is not there, or data with other classes.
+    data: a data config. splits: the first of these that the data has is taken. Raises ConfigError for a path without
+    such a model, splits that are not there, or data with other classes.
     """
     config = config or ProbeConfig()
     folder = finetuned_folder(path)
-    model = load_classifier(folder)
-    samples, split = _split_of(data, split, model.config, config)
-    check_same_classes(model, samples.class_names)
-    found = score_classifier(model, samples, samples.class_names, split, config.batch_size, config.precision)
-    for error in found.errors:
-        error["key"] = samples[error.pop("index")]["key"]
+    if (kind := architecture(folder)) not in SCORERS:
+        raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
+    found = SCORERS[kind](folder, data, config, splits)
     score_file = folder / "score.json"
     score = json.loads(score_file.read_text()) if score_file.is_file() else {}
     found.weights = score.get("weights", "ema" if folder.name == "ema" else "raw")
@@ -49,26 +62,47 @@ def score_checkpoint(
     return found
 
 
+def score_classes(folder: Path, data: Any, config: ProbeConfig, splits: Sequence[str]) -> ClassScores:
+    """Scores of an image classifier's folder, with the keys of its surest mistakes."""
+    model = load_classifier(folder)
+    samples, split = _first_split(data, splits, model.config, config)
+    found = score_classifier(model, samples, split, config.batch_size, config.precision)
+    for error in found.errors:
+        error["key"] = samples[error["index"]]["key"]
+    return found
+
+
+# What scores a model, by what it is for.
+SCORERS: dict[str, Callable[[Path, Any, ProbeConfig, Sequence[str]], Any]] = {
+    "ForImageClassification": score_classes,
+}
+
+
 def finetuned_folder(path: str | Path) -> Path:
-    """The model folder of a run (best, else averaged, else final weights), or the path itself if it is one."""
+    """The model folder of a run (best, else averaged, else final weights, else those of the newest checkpoint), or the
+    path itself if it is one. Raises ConfigError if there is none."""
     path = Path(path)
-    for folder in (path, path / "best", path / "ema", path / "model"):
+    for folder in (path, path / "best"):
         if (folder / "config.json").is_file():
             return folder
-    raise ConfigError(f"{path} holds no model" if path.exists() else f"no such run or checkpoint: {path}")
+    found = weights_folders(path)
+    return found.get("ema") or found["raw"]
+
+
+def architecture(folder: Path) -> str:
+    """What the model in a folder is for: the last words of its class, e.g. "ForImageClassification"."""
+    values = json.loads((folder / "config.json").read_text())
+    name = next(iter(values.get("architectures") or []), "")
+    return name[name.find("For") :] if "For" in name else name
 
 
 def load_classifier(folder: Path) -> Any:
-    """A classifier on the accelerator if there is one. Raises ConfigError if the folder holds none."""
+    """A classifier on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    values = json.loads((folder / "config.json").read_text())
-    kinds = values.get("architectures") or []
-    if not any("ForImageClassification" in kind for kind in kinds):
-        raise ConfigError(f"{folder} holds a {', '.join(kinds) or 'model'}, which is no image classifier")
     try:
         with no_progress_bar():
             model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()
@@ -80,11 +114,11 @@ def read_samples(data: Any, split: str, model_config: Any, num_samples: int | No
     return data.eval_samples(split, num_samples=num_samples, **sizes)
 
 
-def _split_of(data: Any, split: str | None, model_config: Any, config: ProbeConfig) -> tuple[Any, str]:
-    for name in (split,) if split else SPLITS:
+def _first_split(data: Any, splits: Sequence[str], model_config: Any, config: ProbeConfig) -> tuple[Any, str]:
+    for name in splits:
         try:
             return read_samples(data, name, model_config, config.num_test), name
         except ConfigError as err:
-            if split or "split" not in str(err):
+            if len(splits) == 1 or "split" not in str(err):
                 raise
-    raise ConfigError("data: there is neither a test nor a validation split to score on")
+    raise ConfigError(f"data: there is no {' or '.join(splits)} split to score on")

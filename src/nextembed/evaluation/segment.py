@@ -51,6 +51,18 @@ class SegmentScores:
         """What `Run.metrics` holds."""
         return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
 
+    def render(self) -> Any:
+        """A rich table: IoU of every class, best first, and its share of the truth."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.num_images:,} {self.split} images")
+        for name in ("class", "IoU", "share of the pixels"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for one in sorted(self.per_class, key=lambda one: -1.0 if one["iou"] is None else one["iou"], reverse=True):
+            iou = "never seen" if one["iou"] is None else f"{one['iou']:.1%}"
+            table.add_row(str(one["name"]), iou, f"{one['share']:.1%}")
+        return table
+
     def sentence(self) -> str:
         """The result in plain words."""
         largest = max(self.per_class, key=lambda one: one["share"])

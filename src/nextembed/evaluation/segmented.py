@@ -1,17 +1,17 @@
 """From a segmentation run or checkpoint to its scores."""
 
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForSemanticSegmentation
 
 from ..core.quiet import no_progress_bar
 from ..errors import ConfigError
-from .finetuned import SPLITS, finetuned_folder
+from .finetuned import SCORERS
 from .loading import keep_decoded
 from .probes import ProbeConfig
 from .segment import Counts, QuickSegment, SegmentScores, score_segmenter, window_of
@@ -27,26 +27,16 @@ def quick_segment(data: Any, config: ProbeConfig, model: Any) -> QuickSegment:
     return QuickSegment(keep_decoded(samples), config.stride, config.batch_size)
 
 
-def score_segmentation(
-    path: str | Path, data: Any, config: ProbeConfig | None = None, splits: Sequence[str] = SPLITS
-) -> SegmentScores:
-    """Scores of a run folder (its best weights), a checkpoint or a saved segmenter on images with masks.
-
-    data: a data config. splits: the first of these that the data has is taken. Raises ConfigError for a path without a
-    segmenter, splits that are not there, or data with other classes.
-    """
-    config = config or ProbeConfig()
-    folder = finetuned_folder(path)
-    found = score_segments(folder, data, config, splits)
-    score_file = folder / "score.json"
-    score = json.loads(score_file.read_text()) if score_file.is_file() else {}
-    found.weights = score.get("weights", "ema" if folder.name == "ema" else "raw")
-    found.step = score.get("step")
-    return found
-
-
 def score_segments(folder: Path, data: Any, config: ProbeConfig, splits: Sequence[str]) -> SegmentScores:
-    """Scores of a segmenter's folder."""
+    """Scores of a segmenter's folder on the first split that the data has; see `finetuned.score_checkpoint`.
+
+    Raises ConfigError for data without masks or with other classes, or if it has none of the splits.
+    """
+    if not getattr(data, "has_masks", False):
+        raise ConfigError(
+            f"data of kind '{data.kind}' has no masks; in place of --data name it with data.kind=segmentation "
+            "data.source=... data.classes=[...]"
+        )
     model = load_segmenter(folder)
     check_classes(model, data.class_names())
     for split in splits:
@@ -62,6 +52,9 @@ def score_segments(folder: Path, data: Any, config: ProbeConfig, splits: Sequenc
     raise ConfigError(f"data: there is no {' or '.join(splits)} split to score on")
 
 
+SCORERS["ForSemanticSegmentation"] = score_segments
+
+
 def check_classes(model: Any, class_names: list[str]) -> None:
     """Raises ConfigError unless a segmenter's classes are those of the data, in the same order."""
     own = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
@@ -75,16 +68,12 @@ def check_classes(model: Any, class_names: list[str]) -> None:
 
 
 def load_segmenter(folder: Path) -> Any:
-    """A segmenter on the accelerator if there is one. Raises ConfigError if the folder holds none."""
+    """A segmenter on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    values = json.loads((folder / "config.json").read_text())
-    kinds = values.get("architectures") or []
-    if not any("ForSemanticSegmentation" in kind for kind in kinds):
-        raise ConfigError(f"{folder} holds a {', '.join(kinds) or 'model'}, which is no segmenter")
     try:
         with no_progress_bar():
             model = AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as err:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()

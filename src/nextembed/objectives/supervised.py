@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from ..core.config import OBJECTIVES, Part
 from ..core.types import IGNORE_LABEL, Batch, Objective, ObjectiveOutput
+from ..errors import DataError
 
 
 @OBJECTIVES.register("classification")
@@ -20,8 +21,8 @@ class ClassificationSettings(Part):
     """Cross-entropy of image classes.
 
     label_smoothing: share of the target that is spread over all classes.
-    mixup_alpha, cutmix_alpha: each batch is mixed with itself by one of the two that are above 0, at random; the share
-        is drawn from Beta(alpha, alpha). mix_rate: share of batches that are mixed at all.
+    mixup_alpha, cutmix_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the
+        share is drawn from Beta(alpha, alpha). mix_rate: share of micro batches that are mixed at all.
     Source: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
     """
 
@@ -50,12 +51,17 @@ class Classification(Objective):
             self.mixers.append(v2.CutMix(alpha=settings.cutmix_alpha, num_classes=self.num_classes))
 
     def count_targets(self, batch: Batch) -> Tensor:
-        return (batch["labels"] != IGNORE_LABEL).sum()
+        """Labels in the batch. Raises DataError for one that is no class of the head."""
+        labels = batch["labels"]
+        known = labels != IGNORE_LABEL
+        if bad := labels[known & ((labels < 0) | (labels >= self.num_classes))].tolist():
+            raise DataError(f"label {bad[0]} is not one of the {self.num_classes} classes (0..{self.num_classes - 1})")
+        return known.sum()
 
     def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
         pixels, targets = self.mixed(batch["pixel_values"], self.one_hot(batch["labels"]))
         logits = backbone(pixel_values=pixels).logits.float()
-        mass = targets.sum(-1, keepdim=True)  # 0 without a label
+        mass = targets.sum(-1, keepdim=True)  # 1; 0 without a label; between where one with and one without were mixed
         smooth = self.settings.label_smoothing
         smoothed = (1 - smooth) * targets + smooth * mass / self.num_classes
         metrics = None
@@ -64,12 +70,12 @@ class Classification(Objective):
             metrics = {"train_accuracy": right.sum().detach() / mass.sum().clamp(min=1)}
         return ObjectiveOutput(
             loss_sum=-(smoothed * F.log_softmax(logits, dim=-1)).sum(),
-            num_targets=self.count_targets(batch),
+            num_targets=(batch["labels"] != IGNORE_LABEL).sum(),
             metrics=metrics,
         )
 
     def one_hot(self, labels: Tensor) -> Tensor:
-        """Targets [B, C], float32; a row of zeros where there is no label. Raises ValueError for a class too many."""
+        """Targets [B, C], float32; a row of zeros where there is no label."""
         targets = F.one_hot(labels.clamp(min=0), self.num_classes).float()
         return targets * (labels != IGNORE_LABEL)[:, None]
 

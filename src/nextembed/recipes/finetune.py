@@ -19,7 +19,7 @@ def finetune() -> RunConfig:
     """A classifier from your pretrained model and labelled images (model.pretrained=..., data.source=...)."""
     return RunConfig(
         name="finetune",
-        data=ImageData(source="emoji", crop_scale=(0.4, 1.0), flip_rate=0.5),
+        data=ImageData(source="emoji", crop_scale=(0.4, 1.0), flip_rate=0.5, validation_rate=0.1),
         model=NepaClassifier(drop_path_prob=0.1),
         objective=ClassificationSettings(label_smoothing=0.1),
         optim=OptimConfig(base_learning_rate=1e-3, layer_decay=0.75, warmup_rate=0.1),
@@ -78,6 +78,7 @@ def nepa_base_imagenet_finetune_released() -> RunConfig:
         model=NepaClassifier(pretrained="SixAILab/nepa-base-patch14-224", drop_path_prob=0.1),
         optim={"base_learning_rate": 1.5e-3, "layer_decay": 0.65, "layer_warmup": True, "warmup_rate": 0.2},
         epochs=100,
+        erase_rate=0.25,
     )
 
 
@@ -88,6 +89,7 @@ def nepa_large_imagenet_finetune_released() -> RunConfig:
         model=NepaClassifier(pretrained="SixAILab/nepa-large-patch14-224", drop_path_prob=0.2),
         optim={"base_learning_rate": 1e-3, "layer_decay": 0.75, "layer_warmup": True, "warmup_rate": 0.3},
         epochs=100,
+        erase_rate=0.25,
     )
 
 
@@ -121,7 +123,9 @@ def nepa_large_imagenet_finetune_released_tiny() -> RunConfig:
     return _tiny(nepa_large_imagenet_finetune_released())
 
 
-def _imagenet(name: str, model: NepaClassifier, optim: dict[str, Any], epochs: float) -> RunConfig:
+def _imagenet(
+    name: str, model: NepaClassifier, optim: dict[str, Any], epochs: float, erase_rate: float = 0.0
+) -> RunConfig:
     """What all four have in common. There are no labels for the hub's test split: weights are chosen on the last 10,000
     training images and measured on the 50,000 validation images."""
     return RunConfig(
@@ -133,6 +137,7 @@ def _imagenet(name: str, model: NepaClassifier, optim: dict[str, Any], epochs: f
             test="validation",
             flip_rate=0.5,
             rand_augment=(9, 0.5),
+            erase_rate=erase_rate,
             num_workers=8,
         ),
         model=model,
@@ -154,12 +159,14 @@ def _imagenet(name: str, model: NepaClassifier, optim: dict[str, Any], epochs: f
 
 def _tiny(config: RunConfig, num_channels: int = 3) -> RunConfig:
     """The same switches, two narrow layers from scratch, two steps on the bundled images."""
+    data: Any = config.data
     return apply_overrides(
         config,
         [
             f"name={config.name}_tiny",
             "data={kind: images, source: emoji, num_workers: 0, labels_per_class: 4}",
-            f"data.rand_augment={'[9, 0.5]' if getattr(config.data, 'rand_augment', None) else 'null'}",
+            f"data.rand_augment={'[9, 0.5]' if data.rand_augment else 'null'}",
+            f"data.erase_rate={data.erase_rate}",
             "model.pretrained=null",
             "model.architecture={image_size: 24, patch_size: 8, hidden_size: 32, num_hidden_layers: 2,"
             f" num_attention_heads: 2, intermediate_size: 48, num_channels: {num_channels}}}",

@@ -40,6 +40,17 @@ CHARTS = (
         "How well pixels are read from the frozen latents, in dB; above the flat patches, shapes are read, too.",
     ),
     Chart(
+        "Accuracy",
+        {"eval/accuracy": "validation", "eval/ema_accuracy": "validation, EMA", "train_accuracy": "training"},
+        "Training images are cropped, augmented and mixed, so that curve may well lie below the others.",
+        percent=True,
+    ),
+    Chart(
+        "Validation loss",
+        {"eval/loss": "raw", "eval/ema_loss": "EMA"},
+        "Cross-entropy, not smoothed. If it rises while accuracy stands still, the model is too sure of its mistakes.",
+    ),
+    Chart(
         "What the prediction looks like",
         {"cos_next": "next", "cos_current": "current", "cos_neighbours": "copying would score"},
         "Cosine of the prediction with the next and with the current latent. Learning means that next is on top and "

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from ..nn.diagnostics import verdict
+from . import scores
 from .charts import render_charts
 from .inside_page import inside_sections
 from .overlays import overlay_sections, segment_header
@@ -29,6 +30,15 @@ NUM_SKIPPED = 50
 
 def render(view: RunView) -> str:
     """The whole page."""
+    if view.task != "pretraining":
+        sections = [
+            scores.before_curves(view),
+            _curves(view),
+            scores.what_was_trained(view),
+            _skipped(view),
+            _settings(view),
+        ]
+        return _page(view, sections)
     pictures = _pictures(view)
     sections = [
         _header(view) if view.overlays is None else segment_header(view, view.name),
@@ -38,13 +48,18 @@ def render(view: RunView) -> str:
         _curves(view),
         _warnings(view),
         pictures,
+        scores.what_was_trained(view) if view.overlays else "",
         _skipped(view),
         _settings(view),
     ]
+    return _page(view, sections)
+
+
+def _page(view: RunView, sections: list[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(view.name)} - nextembed</title><style>{CSS}</style></head><body><main>"
+        f"<title>{escape(view.name)} - nextembed</title><style>{CSS}{scores.CSS}</style></head><body><main>"
         + "\n".join(section for section in sections if section)
         + '<footer class="soft">Written by <code>nextembed report</code>; this file needs nothing else.</footer>'
         "</main></body></html>\n"

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForPreTraining
+from transformers import AutoConfig, AutoModelForPreTraining
 from transformers.utils import logging
 
-from ..core.config import DATA
+from ..core.config import DATA, OBJECTIVES
 from ..core.run_folder import read_config, read_lines, weights_folders
 from ..errors import ConfigError, NextEmbedError
 from ..objectives.latent_decoder import FOLDER, load_decoder
@@ -42,6 +42,8 @@ class RunView:
     weights: Path | None = None
     num_parameters: int = 0
     split: str = "validation"
+    task: str = "pretraining"
+    scores: dict[str, Any] | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -76,6 +78,10 @@ def read_run(
     if not view.history:
         view.missing.append("There are no curves: the run stopped before its first logging step.")
     segments = is_segmentation(view.config)
+    if (task := task_of(view.config)) != "pretraining" and not segments:
+        view.task, view.scores = task, _read_json(folder / "scores.json")
+        view.model_config = _model_config(view)
+        return view
     if view.probes is None and not segments and (view.config.get("probe") or {}).get("enabled", True):
         view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
     try:
@@ -85,6 +91,27 @@ def read_run(
             raise
         view.missing.append(f"There are no pictures: {err}.")
     return view
+
+
+def task_of(config: dict[str, Any]) -> str:
+    """What a run's objective is for: "pretraining", "classification", ..."""
+    importlib.import_module("..objectives", __package__)  # registers its kinds
+    try:
+        return OBJECTIVES.find(str((config.get("objective") or {}).get("kind", ""))).task
+    except NextEmbedError:
+        return "pretraining"
+
+
+def _model_config(view: RunView) -> Any:
+    """Of a fine-tuned model, without its weights; None where there is none."""
+    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    try:
+        best = view.dir / "best"
+        folder = best if (best / "config.json").is_file() else next(iter(weights_folders(view.dir).values()))
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (NextEmbedError, OSError, ValueError) as err:
+        view.missing.append(f"There is no model to look at: {str(err).splitlines()[0]}.")
+        return None
 
 
 def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[str | Path]) -> None:

@@ -1,23 +1,54 @@
-"""What is applied to a model from outside: memory savers, compilation, sharding. Models know nothing of it."""
+"""What is applied to a model from outside: LoRA, frozen parameters, memory savers, compilation, sharding. Models know
+nothing of it."""
 
+import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import TrainingArguments
 
+from ..core.config import Config
 from ..core.types import PretrainingModel
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, MissingExtra, unknown
+
+BASE, LORA = ".base_layer.", ".lora_"  # in peft's parameter names: the layer as it was, and its adapter
+
+
+class LoraSettings(Config):
+    """LoRA: linear layers of the trunk keep their weights and learn an update of low rank; the head learns as a whole.
+
+    rank: of the update. alpha: it is scaled by alpha / rank. dropout: of what the update reads. targets: linear layers,
+    by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj.
+    Source: LoRA (arXiv 2106.09685).
+    """
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] = Field(["query", "value"], min_length=1)
 
 
 def adapt(
-    model: PretrainingModel, attn_implementation: str | None, gradient_checkpointing: bool, frozen: Sequence[str] = ()
+    model: PretrainingModel,
+    attn_implementation: str | None,
+    gradient_checkpointing: bool,
+    frozen: Sequence[str] = (),
+    lora: LoraSettings | None = None,
+    seed: int = 0,
 ) -> None:
-    """Sets the backbone's attention implementation and gradient checkpointing and freezes parameters, in place.
+    """Sets the backbone's attention implementation and gradient checkpointing, adds LoRA and freezes parameters, in
+    place. seed: of LoRA's random start.
 
-    Raises ConfigError if the backbone does not have the implementation or the parameters.
+    Raises ConfigError if the backbone does not have the implementation, the layers or the parameters.
     """
     backbone: Any = model.backbone
+    if lora is not None:
+        add_lora(backbone, lora, seed)
     freeze(backbone, frozen)
     if attn_implementation is not None:
         try:
@@ -45,6 +76,92 @@ def freeze(backbone: nn.Module, names: Sequence[str]) -> None:
             param.requires_grad_(False)
     if not any(param.requires_grad for param in params.values()):
         raise ConfigError("train.freeze: nothing is left to train")
+
+
+def trained_parameters(backbone: nn.Module) -> tuple[int, int]:
+    """How many of the backbone's parameters train, and how many there are."""
+    sizes = [(p.numel(), p.requires_grad) for p in backbone.parameters()]
+    return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+
+def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
+    """Puts adapters on the trunk's layers, in place; they and the head train, all else is frozen.
+
+    Raises ConfigError for a layer that is not there, MissingExtra without peft.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise MissingExtra("peft", "finetune") from None
+    if isinstance(getattr(backbone, "backbone", None), nn.Module):
+        raise ConfigError("train.lora: UPerNet's pyramid has to learn as a whole; use model.head=linear, or no LoRA")
+    head = head_modules(backbone)
+    layers = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear) and n.partition(".")[0] not in head]
+    for target in settings.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            raise ConfigError(unknown("train.lora.targets: layer", target, {n.rpartition(".")[2] for n in layers}))
+    targets: Any = settings.targets
+    config = peft.LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number does
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        exclude_modules=head or None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, backbone)
+    for name, param in backbone.named_parameters():
+        param.requires_grad_(LORA in name or name.partition(".")[0] in head)
+
+
+def head_modules(backbone: nn.Module) -> list[str]:
+    """Names of what stands on a Hugging Face model's trunk."""
+    trunk = getattr(backbone, "base_model_prefix", "")
+    children = [name for name, child in backbone.named_children() if any(True for _ in child.parameters())]
+    return [name for name in children if name != trunk] if trunk in children else []
+
+
+def has_lora(backbone: nn.Module) -> bool:
+    return any(LORA in name for name, _ in backbone.named_parameters())
+
+
+def merged(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a backbone with LoRA as those of the plain model: the updates are added. Others come back as is."""
+    if not has_lora(backbone):
+        return state
+    config = backbone.peft_config["default"]
+    plain = {name.replace(BASE, "."): value for name, value in state.items() if LORA not in name}
+    for name, down in state.items():
+        stem, is_down, _ = name.partition(f"{LORA}A.")
+        if is_down:
+            up = state[name.replace(f"{LORA}A.", f"{LORA}B.")]
+            plain[f"{stem}.weight"] = plain[f"{stem}.weight"] + config.lora_alpha / config.r * (up @ down)
+    return plain
+
+
+def unmerged(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `merged` weights lack for training to go on: adapters, and the layers beneath as they were."""
+    return {name: value.contiguous() for name, value in state.items() if BASE in name or LORA in name}
+
+
+def with_unmerged(plain: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`merged` weights with what is `unmerged` back in its place."""
+    changed = {name.replace(BASE, ".") for name in own}
+    return {name: value for name, value in plain.items() if name not in changed} | own
+
+
+def write_adapter(backbone: Any, state: dict[str, Tensor], folder: Path) -> None:
+    """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters and the head."""
+    head = head_modules(backbone)
+    config = copy.copy(backbone.peft_config["default"])
+    config.target_modules = sorted(config.target_modules)
+    config.modules_to_save, config.exclude_modules, config.inference_mode = head or None, None, True
+    config.base_model_name_or_path = getattr(backbone.config, "_name_or_path", None) or None
+    config.save_pretrained(str(folder))
+    own = {n: t for n, t in state.items() if LORA in n or n.partition(".")[0] in head}
+    names = {n: f"base_model.model.{n.replace('.default.', '.') if LORA in n else n}" for n in own}
+    save_file({names[n]: t.contiguous().clone() for n, t in own.items()}, folder / "adapter_model.safetensors")
 
 
 def compile_model(model: PretrainingModel) -> None:

@@ -35,7 +35,7 @@ class Interrupted(NextEmbedError):
 
 
 class EmaWeights(TrainerCallback):
-    """Exponential moving average of the backbone's parameters.
+    """Exponential moving average of the backbone's parameters that train; the others stay as they are.
 
     weights: by name in the backbone; sharded like the parameters under FSDP2.
     After step t (from 1) the decay is min(decay, (1 + t) / (10 + t)), so that a short run does not average its
@@ -48,7 +48,7 @@ class EmaWeights(TrainerCallback):
 
     def start(self, backbone: nn.Module, stored: dict[str, Tensor] | None = None) -> None:
         """Begins at the backbone's weights, or goes on from stored ones (whole tensors by name)."""
-        self.weights = {n: p.detach().clone() for n, p in backbone.named_parameters()}
+        self.weights = {n: p.detach().clone() for n, p in backbone.named_parameters() if p.requires_grad}
         for name, value in (stored or {}).items():
             if name in self.weights:
                 self.weights[name].copy_(_like(value, self.weights[name]))
@@ -67,10 +67,10 @@ class EmaWeights(TrainerCallback):
     @contextmanager
     def applied(self, backbone: nn.Module) -> Iterator[None]:
         """The backbone holds the averaged weights inside the block, and its own again after it."""
-        params = [p.data for p in backbone.parameters()]
-        averaged = [self.weights[n] for n, _ in backbone.named_parameters()]
+        by_name = dict(backbone.named_parameters())
+        params = [by_name[n].data for n in self.weights]
         own = [p.clone() for p in params]
-        torch._foreach_copy_(params, averaged)
+        torch._foreach_copy_(params, list(self.weights.values()))
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 RUN/checkpoints/step-000100/
   config.json, model.safetensors, preprocessor_config.json   the backbone, for `from_pretrained`
   ema/                                                        the same for its averaged weights
+  lora.safetensors                                            of a run with LoRA: what merging has lost, for resuming
   objective.safetensors                                       what only the objective owns, if anything
   optimizer.pt, scheduler.pt, trainer_state.json              plain tensors and numbers, no pickled code
   ranks.json                                                  by rank: state of the data, means since the last log
@@ -28,7 +29,9 @@ from transformers import PreTrainedModel
 from ..core import distributed
 from ..core.quiet import no_progress_bar
 from ..errors import ConfigError, TrainingError
+from .adapt import has_lora, merged, unmerged, with_unmerged, write_adapter
 
+LORA_FILE = "lora.safetensors"
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 UNIMPORTANT = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # may differ in a resumed run
 WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save reports a full disk as RuntimeError
@@ -38,7 +41,8 @@ WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save reports a 
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A scratch folder beside `target` that becomes it, synced to disk, when the block ends well; else it is removed.
 
-    What a process killed in the middle leaves (`.tmp-NAME`) is removed by `clean` or by the next attempt.
+    What a process killed in the middle leaves (`.tmp-NAME`) is removed by `clean` or by the next attempt; what was
+    there before stands aside (`.old-NAME`) for the moment between two renames, and `clean` puts it back.
     """
     scratch = target.parent / f".tmp-{target.name}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -47,13 +51,24 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         yield scratch
         for path in (*scratch.rglob("*"), scratch):
             _sync(path)
+        before = target.parent / f".old-{target.name}"
         if target.exists():
-            shutil.rmtree(target)
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(target, before)
         os.replace(scratch, target)
         _sync(target.parent)
+        shutil.rmtree(before, ignore_errors=True)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        _put_back(target.parent)
         raise
+
+
+def _put_back(parent: Path) -> None:
+    """What a replacement that did not come to its end has moved aside."""
+    for folder in parent.glob(".old-*"):
+        target = parent / folder.name.removeprefix(".old-")
+        shutil.rmtree(folder, ignore_errors=True) if target.exists() else os.replace(folder, target)
 
 
 def _sync(path: Path) -> None:
@@ -65,7 +80,8 @@ def _sync(path: Path) -> None:
 
 
 def clean(run_dir: Path) -> None:
-    """Removes what a killed process left half-written."""
+    """Removes what a killed process left half-written, and puts back what it was about to replace."""
+    _put_back(run_dir)
     for folder in (*run_dir.glob(".tmp-*"), *run_dir.glob("checkpoints/.tmp-*")):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -101,9 +117,14 @@ def full_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_backbone(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path, image_processor: Any) -> None:
-    """A folder for `from_pretrained`: weights `state` [names of `backbone`], config and image processor."""
+    """A folder for `from_pretrained`: weights `state` [names of `backbone`], config and image processor.
+
+    LoRA is merged into the weights, and beside them in adapter/ for peft.
+    """
     with no_progress_bar():
-        backbone.save_pretrained(folder, state_dict=state)
+        backbone.save_pretrained(folder, state_dict=merged(backbone, state))
+    if has_lora(backbone):
+        write_adapter(backbone, state, folder / "adapter")
     if image_processor is not None:
         image_processor.save_pretrained(folder)
 
@@ -120,6 +141,10 @@ def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Ten
     save_backbone(model.backbone, weights, folder, image_processor)
     if ema is not None:
         save_backbone(model.backbone, weights | ema, folder / "ema", image_processor)
+    if has_lora(model.backbone):
+        save_file(unmerged(weights), folder / LORA_FILE)
+        if ema is not None:
+            save_file(unmerged(weights | ema), folder / "ema" / LORA_FILE)
     own = {n: t.contiguous().clone() for n, t in part(state, "objective.").items()}
     if own:
         save_file(own, folder / "objective.safetensors")
@@ -143,7 +168,7 @@ class BestWeights:
 
     def __call__(self, scores: dict[str, float], step: int) -> None:
         value = scores[self.metric]
-        if value <= self.value():
+        if not value > self.value():  # also where it is not a number
             return
         state = {name: tensor.detach().cpu() for name, tensor in self.backbone.state_dict().items()}
         state |= self.ema.full() if self.ema is not None else {}
@@ -187,6 +212,9 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     """
     backbone: Any = model.backbone
     check_model(folder, backbone)
+    with_lora = (folder / LORA_FILE).is_file()
+    if with_lora != has_lora(backbone):
+        raise ConfigError(f"{folder} was trained {'with' if with_lora else 'without'} train.lora, this run is not")
     stored = read_backbone(folder, backbone)
     state: dict[str, Any] = {f"backbone.{n}": t for n, t in stored.items()}
     own = folder / "objective.safetensors"
@@ -203,7 +231,8 @@ def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
     """Weights of a checkpoint (or of its `ema` folder) by the backbone's own names."""
     with no_progress_bar():
         stored = type(backbone).from_pretrained(folder, config=backbone.config, dtype=torch.float32)
-    return stored.state_dict()
+    own = folder / LORA_FILE
+    return with_unmerged(stored.state_dict(), load_file(own)) if own.is_file() else stored.state_dict()
 
 
 def check_model(folder: Path, backbone: PreTrainedModel) -> None:

@@ -71,8 +71,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
 
     model: a PretrainingModel; parameters outside `backbone.` (heads, projectors) are on top of its last layer.
     """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    num_layers = 1 + max((i for n, _ in named if (i := _layer(n)) is not None), default=-1)
+    every = list(model.named_parameters())
+    named = [(n, p) for n, p in every if p.requires_grad]
+    num_layers = 1 + max((i for n, _ in every if (i := _layer(n)) is not None), default=-1)  # frozen layers count
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, param in named:
         below_top = num_layers - _depth(name, num_layers)

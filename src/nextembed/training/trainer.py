@@ -30,7 +30,7 @@ from ..core.config import Config
 from ..core.types import Batch, Observer, PretrainingModel
 from ..errors import ConfigError, DataError, MissingExtra, TrainingError
 from . import checkpoint
-from .adapt import adapt, compile_model, shard
+from .adapt import LoraSettings, adapt, compile_model, shard
 from .callbacks import EmaWeights, Interrupted, OnlineProbe, StopSignals
 from .optim import OptimConfig, build_optimizer, build_scheduler
 
@@ -51,6 +51,7 @@ class TrainConfig(Config):
     keep_checkpoints: the newest ones that are kept.
     freeze: parameters of the backbone that do not train: their names, or the beginning or a dotted part of them, e.g.
         ["patch_embeddings", "encoder.layer.0"].
+    lora: trains adapters of low rank and the head in place of the whole, e.g. {rank: 8}; null: does not.
     trackers: "tensorboard", "wandb", "trackio"; metrics.jsonl is always written.
     fsdp: shards weights and optimizer over the ranks (FSDP2).
     device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
@@ -69,6 +70,7 @@ class TrainConfig(Config):
     save_steps: int = Field(500, ge=1)
     keep_checkpoints: int = Field(2, ge=1)
     freeze: list[str] = []
+    lora: LoraSettings | None = None
     probe_steps: int | None = Field(None, ge=1)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(["tensorboard"])
     fsdp: bool = False
@@ -227,7 +229,7 @@ class PretrainTrainer(Trainer):
             self.probe = OnlineProbe(probe, config.probe_steps, self.ema, keep)
             own.append(self.probe)
         args = training_arguments(config, optim, run_dir, seed, config.num_steps(num_samples))
-        adapt(model, config.attn_implementation, config.gradient_checkpointing, config.freeze)
+        adapt(model, config.attn_implementation, config.gradient_checkpointing, config.freeze, config.lora, seed)
         shard(args, model)
         super().__init__(model=model, args=args, callbacks=[*own, *callbacks])
         self.remove_callback(PrinterCallback)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -74,3 +76,92 @@ def test_another_objective_is_a_config_error(tmp_path):
     checkpoint.save_backbone(first.backbone, first.backbone.state_dict(), tmp_path, None)
     with pytest.raises(ConfigError, match=r"does not fit this config: objective.teacher"):
         checkpoint.load_weights(tmp_path, net(target="teacher"))
+
+
+# -- replacing a folder, and the best weights
+
+
+def write(target, text):
+    with checkpoint.atomic_folder(target) as scratch:
+        (scratch / "file").write_text(text)
+
+
+def test_a_kill_between_the_two_renames_keeps_what_was_there(tmp_path, monkeypatch):
+    write(tmp_path / "best", "old")
+    monkeypatch.setattr(checkpoint, "_put_back", lambda parent: None)  # a killed process tidies nothing
+    real = checkpoint.os.replace
+
+    def killed(source, target):
+        if target == tmp_path / "best":
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "best", "new")
+    monkeypatch.undo()
+    assert not (tmp_path / "best").exists()
+    checkpoint.clean(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "file").read_text() == "old"
+
+
+def test_an_error_while_replacing_puts_back_what_was_there(tmp_path, monkeypatch):
+    write(tmp_path / "best", "old")
+    real = checkpoint.os.replace
+
+    def full(source, target):
+        if source == tmp_path / ".tmp-best":
+            raise OSError(28, "full")
+        real(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", full)
+    with pytest.raises(OSError, match="full"):
+        write(tmp_path / "best", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+    assert (tmp_path / "best" / "file").read_text() == "old"
+
+
+class Averages:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def full(self):
+        return self.weights
+
+
+def test_the_first_of_equal_scores_stays_and_no_number_is_none(tmp_path):
+    backbone = net().backbone
+    best = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, backbone, None)
+    for step, value in ((1, float("nan")), (2, 0.5), (3, 0.5), (4, float("nan")), (5, 0.4)):
+        best({"eval/accuracy": value}, step)
+    score = json.loads((tmp_path / "best" / "score.json").read_text())
+    assert score == {"step": 2, "metric": "eval/accuracy", "value": 0.5, "weights": "raw"}
+    again = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, backbone, None)  # as a resumed run does
+    again({"eval/accuracy": 0.5}, 6)
+    assert json.loads((tmp_path / "best" / "score.json").read_text())["step"] == 2
+    again({"eval/accuracy": 0.6}, 7)
+    assert json.loads((tmp_path / "best" / "score.json").read_text())["step"] == 7
+
+
+def test_averaged_weights_are_judged_and_kept_where_there_are_some(tmp_path):
+    backbone = net().backbone
+    averaged = {name: torch.full_like(param, 0.25) for name, param in backbone.named_parameters()}
+    best = checkpoint.BestWeights(tmp_path, "eval/accuracy", Averages(averaged), backbone, None)
+    best({"eval/accuracy": 0.9, "eval/ema_accuracy": 0.3}, 1)
+    best({"eval/accuracy": 0.1, "eval/ema_accuracy": 0.4}, 2)
+    score = json.loads((tmp_path / "best" / "score.json").read_text())
+    assert (score["step"], score["metric"], score["value"]) == (2, "eval/ema_accuracy", 0.4)
+    stored = checkpoint.load_file(tmp_path / "best" / "model.safetensors")
+    assert all((stored[name] == 0.25).all() for name in averaged)
+
+
+def test_best_weights_that_cannot_be_written_are_a_training_error(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(checkpoint, "save_backbone", full)
+    best = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, net().backbone, None)
+    with pytest.raises(TrainingError, match=r"saving the best weights failed: \[Errno 28\] full"):
+        best({"eval/accuracy": 0.5}, 1)
+    assert list(tmp_path.iterdir()) == []

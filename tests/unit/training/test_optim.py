@@ -120,3 +120,50 @@ def test_length_of_a_run():
     for values in ({}, {"max_steps": 1, "epochs": 1}):
         with pytest.raises(ConfigError, match="one of max_steps and epochs"):
             TrainConfig(**values)
+
+
+# -- fine-tuning
+
+
+def test_groups_know_how_far_below_the_top_they_are(net):
+    groups = parameter_groups(net, OptimConfig(layer_decay=0.5), 1.0)
+    names = {p: n for n, p in net.named_parameters()}
+    below = {names[p]: g["below_top"] for g in groups for p in g["params"]}
+    layers = [below[f"backbone.vit_nepa.encoder.layer.{i}.output.dense.weight"] for i in range(3)]
+    assert layers == [2, 1, 0]  # as the released code counts: the last layer learns at the head's rate
+    assert below["backbone.vit_nepa.embeddings.cls_token"] == 3 and below["backbone.vit_nepa.layernorm.weight"] == 0
+    assert {g["below_top"] for g in parameter_groups(net, OptimConfig(), 1.0)} == {0, 1, 2, 3}
+
+
+def test_layer_decay_rises_by_half_a_cosine():
+    """A layer two below the top: its rate is decay ** 2, with decay going from 0.5 to 1."""
+    config = OptimConfig(layer_decay=0.5, layer_decay_end=1.0, schedule="constant")
+    decay = [0.5, 0.5 + 0.5 * (1 - 0.5**0.5) / 2, 0.75, 1.0]
+    for step, value in zip((0, 2, 4, 8), decay):
+        rate = config.layer_decay**2 * lr_rate(step, config, 0, 8, below_top=2)
+        assert rate == pytest.approx(value**2), step
+        assert lr_rate(step, config, 0, 8, below_top=0) == 1.0
+    assert lr_rate(99, config, 0, 8, below_top=2) == pytest.approx(4.0)
+
+
+def test_lower_layers_warm_up_longer():
+    """A layer at x times the top's rate warms up over (1 - x) of the steps."""
+    config = OptimConfig(layer_decay=0.5, layer_warmup=True, schedule="constant")
+    for below, steps in ((0, 0), (1, 8), (2, 12), (3, 14)):
+        rates = [lr_rate(step, config, 16, 100, below_top=below) for step in range(20)]
+        assert rates == pytest.approx([min(1.0, (step + 1) / steps) if steps else 1.0 for step in range(20)])
+    assert lr_rate(4, OptimConfig(layer_decay=0.5, schedule="constant"), 16, 100, below_top=1) == 5 / 16
+    cosine = OptimConfig(layer_decay=0.5, layer_warmup=True)
+    assert lr_rate(54, cosine, 16, 100, below_top=1) == pytest.approx(0.5)  # half way between 8 and 100
+
+
+def test_the_schedule_reaches_each_group(net):
+    config = OptimConfig(layer_decay=0.5, layer_decay_end=1.0, schedule="constant", base_learning_rate=1.0)
+    optimizer = build_optimizer(net, config, 1.0)
+    scheduler = build_scheduler(optimizer, config, 0, 4)
+    start = {group["below_top"]: group["lr"] for group in optimizer.param_groups}
+    assert start == {0: 1.0, 1: 0.5, 2: 0.25, 3: 0.125}
+    for _ in range(4):
+        optimizer.step()
+        scheduler.step()
+    assert all(group["lr"] == pytest.approx(1.0) for group in optimizer.param_groups)

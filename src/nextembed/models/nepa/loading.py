@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...core.quiet import no_progress_bar
@@ -33,8 +35,8 @@ def read_any_config(pretrained: str) -> PreTrainedConfig:
 
 def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:
     """Raises ConfigError if a checkpoint's own head was trained for other classes than the data's."""
-    if not any("For" in name and "PreTraining" not in name for name in config.architectures or []):
-        return  # it has no head
+    if not any(name.endswith("ForImageClassification") for name in config.architectures or []):
+        return  # it has no head of this kind
     by_id: Any = config.id2label
     own = [str(by_id[i]) for i in sorted(by_id)]
     if own != class_names:
@@ -48,28 +50,30 @@ def shortened(names: list[str], num: int = 4) -> str:
     return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
 
 
-def with_pretrained_weights(model: Any, pretrained: str, may_be_new: tuple[str, ...]) -> Any:
-    """A model of this class and config with the weights of a checkpoint.
+def with_pretrained_weights(model: Any, pretrained: str, head: tuple[str, ...], new_head: bool = False) -> Any:
+    """A model of this class and config with the weights of a checkpoint, in float32.
 
-    Parameters whose names start with one of `may_be_new` keep the values they have where the checkpoint has none that
-    fit; layers that the model does not have are left out. Raises ConfigError if any other is missing.
+    Parameters whose names start with one of `head` keep the values they have where the checkpoint has none that fit,
+    or all of them with `new_head`; layers that the model does not have are left out. Raises ConfigError if any other
+    is missing.
     """
-    fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(may_be_new)}
+    fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(head)}
     kind: Any = type(model)
     try:
         with no_progress_bar():
             loaded, info = kind.from_pretrained(
                 str(Path(pretrained).expanduser()),
                 config=model.config,
+                dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as err:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
     new = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
-    wrong = sorted(name for name in new if not name.startswith(may_be_new))
+    wrong = sorted(name for name in new if not name.startswith(head))
     if wrong:
         raise ConfigError(f"model.pretrained: {pretrained} has no weights that fit {wrong[0]} ({len(wrong)} in all)")
     # Drawn before loading, so that a new head depends on the seed alone.
-    loaded.load_state_dict({name: value for name, value in fresh.items() if name in new}, strict=False)
+    loaded.load_state_dict({name: value for name, value in fresh.items() if new_head or name in new}, strict=False)
     return loaded

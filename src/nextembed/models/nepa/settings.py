@@ -97,7 +97,7 @@ class NepaClassifier(Part):
     num_layers: the first so many layers only (the best features of a short pretraining are in the middle).
     image_size: pixels a side; null: as pretrained. drop_path_prob: of the last layer, rising linearly from 0.
     layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
-    new_head: a checkpoint with a head for other classes gets a new one; else that is an error.
+    new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
     """
 
     task: ClassVar[str] = "classification"
@@ -135,7 +135,7 @@ class NepaClassifier(Part):
         model = ViTNepaForImageClassification(self.hf_config(class_names))
         if self.pretrained is None or self.from_scratch:
             return model
-        return with_pretrained_weights(model, self.pretrained, may_be_new=("fc_norm.", "classifier."))
+        return with_pretrained_weights(model, self.pretrained, head=("fc_norm.", "classifier."), new_head=self.new_head)
 
     def image_processor(self) -> ViTImageProcessor:
         config = base_config(self.pretrained, self.architecture)
@@ -162,8 +162,9 @@ def adjusted(config: ViTNepaConfig, num_layers: int | None, image_size: int | No
     if image_size is not None:
         changes["image_size"] = image_size
     fields = {**config.to_dict(), **changes}
-    for derived in ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices", "num_labels"):
-        fields.pop(derived, None)
+    derived = ("stage_names", "out_features", "out_indices", "_out_features", "_out_indices", "num_labels", "dtype")
+    for name in derived:
+        fields.pop(name, None)
     config = ViTNepaConfig(**fields)
     for side, patch in zip(config.image_shape, config.patch_shape, strict=True):
         if side % patch:

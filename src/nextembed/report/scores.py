@@ -1,0 +1,269 @@
+"""The page of a fine-tuning run: how often the classifier is right, on what, and what was trained."""
+
+import importlib
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from ..core.config import DATA
+from ..errors import ConfigError, NextEmbedError
+from .pictures import data_uri, to_array
+from .run_view import RunView
+
+MAX_CLASSES = 40  # in bars and matrix; of more, those with the most mistakes
+MAX_LABEL = 26  # characters
+
+CSS = """
+.headline { display: grid; grid-template-columns: max-content 1fr; gap: 6px 34px; align-items: center; margin-top: 18px;
+  border-left: 6px solid var(--c1); }
+.headline b { font-size: 3.1rem; line-height: 1; letter-spacing: -.03em; font-variant-numeric: tabular-nums; }
+.headline .soft { display: block; } .headline p { grid-column: 1 / -1; margin: 6px 0 0; max-width: none; }
+@media (max-width: 640px) { .headline { grid-template-columns: 1fr; } }
+.scale { display: block; width: 100%; height: auto; overflow: visible; font: 11px var(--font); fill: var(--soft); }
+.scale .track { fill: var(--tint); } .scale .range { fill: var(--c1); opacity: .35; } .scale .top { fill: var(--c1); }
+.scale .guess { stroke: var(--c2); stroke-width: 2.5; } .scale .guessed { fill: var(--c2); }
+.classes { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 12px; align-items: center;
+  font-size: .875rem; }
+.classes .bar { position: relative; height: 18px; background: var(--tint); border-radius: 5px; }
+.classes .bar i { position: absolute; inset: 0 auto 0 0; width: var(--w); background: var(--c1); border-radius: 5px; }
+.classes .bar u { position: absolute; top: 7.5px; height: 3px; left: var(--l); width: var(--r); background: var(--ink);
+  opacity: .55; border-radius: 2px; }
+.classes .value { font-variant-numeric: tabular-nums; text-align: right; }
+.classes .value span { color: var(--soft); }
+.matrix { display: block; width: 100%; height: auto; font: 11.5px var(--font); fill: var(--ink); }
+.matrix .cell { stroke: var(--card); stroke-width: 1.5; } .matrix .name { fill: var(--soft); }
+.matrix .right { fill: color-mix(in srgb, var(--c1) var(--v), var(--tint)); }
+.matrix .wrong { fill: color-mix(in srgb, var(--c2) var(--v), var(--tint)); } .matrix .none { fill: var(--tint); }
+.matrix .on { fill: #fff; } .key.right { border-color: var(--c1); background: var(--c1); }
+.key.wrong { border-color: var(--c2); background: var(--c2); }
+.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; margin: 12px 0; }
+.mistakes .card { padding: 10px; } .mistakes img { display: block; width: 100%; border-radius: 6px;
+  image-rendering: pixelated; border: 1px solid var(--line); }
+.mistakes p { margin: 8px 0 0; font-size: .8rem; line-height: 1.4; overflow-wrap: anywhere; }
+.mistakes .is { color: var(--good); font-weight: 600; } .mistakes .called { color: var(--c2); font-weight: 600; }
+.trained td:last-child { text-align: left; white-space: normal; }
+"""
+
+
+def before_curves(view: RunView) -> str:
+    """Everything of a fine-tuning run that stands above its curves."""
+    scores = view.scores if view.scores and view.scores.get("task") == "classification" else None
+    head = _header(view, scores)
+    if scores is None:
+        return head + '<p class="note">Nothing was scored: the run did not finish, or its data has no labels.</p>'
+    return head + _classes(scores) + _matrix(scores) + _mistakes(view, scores)
+
+
+def _header(view: RunView, scores: Mapping[str, Any] | None) -> str:
+    source = str((view.config.get("data") or {}).get("source", "")) or "its data"
+    last = view.history[-1] if view.history else {}
+    facts: list[tuple[str, str]] = []
+    if scores:
+        facts.append((_percent(scores["top5"]), f"top-5 of {len(scores['class_names'])} classes"))
+        if scores.get("step") is not None:
+            facts.append(
+                (f"{scores['step']:,}", "step of the best weights" + ", averaged" * (scores["weights"] == "ema"))
+            )
+    if "samples_seen" in last:
+        facts.append((f"{last['samples_seen']:,}", f"images seen in {last['step']:,} steps"))
+    sizes = view.environment.get("parameters") or {}
+    if sizes:
+        share = f"of {sizes['all'] / 1e6:.2f} M parameters trained"
+        facts.append((f"{sizes['trained'] / 1e6:.2f} M" if sizes["trained"] >= 1e5 else f"{sizes['trained']:,}", share))
+    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
+    headline = ""
+    if scores:
+        headline = (
+            f'<div class="card headline"><div><b>{_percent(scores["top1"])}</b><span class="soft">top-1 on '
+            f"{scores['num_images']:,} {escape(scores['split'])} images</span></div>{_scale(scores)}"
+            f"<p>{escape(scores['sentence'])}</p></div>"
+        )
+    return (
+        f'<p class="kicker">Fine-tuning on {escape(source)}</p><h1>{escape(view.name)}</h1>{headline}'
+        + (f'<div class="facts">{cards}</div>' if cards else "")
+        + "".join(f'<p class="note">{escape(text)}</p>' for text in view.missing)
+    )
+
+
+def _scale(scores: Mapping[str, Any]) -> str:
+    """Top-1 and its 95 % range between 0 and 100 %, beside what guessing the largest class would score."""
+    low, high = scores["range"]
+    guess = max(map(sum, scores["confusion"])) / max(1, scores["num_images"])
+    anchor = "start" if guess < 0.5 else "end"
+    return (
+        '<svg class="scale" viewBox="0 -4 600 62" role="img" aria-label="top-1 with its 95 % range">'
+        '<rect class="track" x="0" y="14" width="600" height="14" rx="7"/>'
+        f'<rect class="range" x="{600 * low:.1f}" y="10" width="{600 * (high - low):.1f}" height="22" rx="6"/>'
+        f'<circle class="top" cx="{600 * scores["top1"]:.1f}" cy="21" r="7.5"/>'
+        f'<line class="guess" x1="{600 * guess:.1f}" x2="{600 * guess:.1f}" y1="8" y2="34"/>'
+        f'<text class="guessed" x="{600 * guess:.1f}" y="3" text-anchor="{anchor}">always the largest class: '
+        f"{_percent(guess)}</text>"
+        '<text x="0" y="50">0 %</text><text x="600" y="50" text-anchor="end">100 %</text>'
+        f'<text x="{600 * min(0.85, max(0.15, (low + high) / 2)):.1f}" y="50" text-anchor="middle">95 % range '
+        f"{100 * low:.1f} to {100 * high:.1f} %</text></svg>"
+    )
+
+
+def _shown(scores: Mapping[str, Any], answers: bool = False) -> list[int]:
+    """Classes that have images, or with `answers` also those that images were called; of too many, those with the most
+    mistakes; by id."""
+    confusion = scores["confusion"]
+    columns = [sum(column) for column in zip(*confusion)]
+    there = [i for i, row in enumerate(confusion) if sum(row) or (answers and columns[i])]
+    worst = sorted(there, key=lambda i: (confusion[i][i] - sum(confusion[i]), i))
+    return sorted(worst[:MAX_CLASSES])
+
+
+def _classes(scores: Mapping[str, Any]) -> str:
+    confusion, shown = scores["confusion"], _shown(scores)
+    recall = {i: confusion[i][i] / sum(confusion[i]) for i in shown}
+    rows = ""
+    for i in sorted(shown, key=lambda i: (-recall[i], i)):
+        total = sum(confusion[i])
+        low, high = _wilson(recall[i], total)
+        rows += (
+            f"<span>{_name(scores, i)}</span>"
+            f'<span class="bar" style="--w:{100 * recall[i]:.1f}%;--l:{100 * low:.1f}%;--r:{100 * (high - low):.1f}%">'
+            f'<i></i><u></u></span><span class="value">{_percent(recall[i])} <span>of {total:,}</span></span>'
+        )
+    left_out = sum(1 for row in confusion if sum(row)) - len(shown)
+    more = f" {left_out} classes with fewer mistakes are left out." if left_out else ""
+    return (
+        "<h2>Each class</h2>"
+        '<p class="soft">Share of its images that are called by its name; the line is the 95 % range, which is wide '
+        f'where there are few images.{more}</p><div class="card classes">{rows}</div>'
+    )
+
+
+def _wilson(share: float, total: int) -> tuple[float, float]:
+    z2 = 1.96**2
+    centre, scale = (share + z2 / (2 * total)) / (1 + z2 / total), 1 / (1 + z2 / total)
+    half = scale * (z2 * (share * (1 - share) / total + z2 / (4 * total * total))) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _matrix(scores: Mapping[str, Any]) -> str:
+    confusion, shown = scores["confusion"], _shown(scores, answers=True)
+    left, size = 160, max(13.0, min(44.0, 400 / len(shown)))
+    numbers = size >= 20
+    cells = ""
+    for y, i in enumerate(shown):
+        total = sum(confusion[i])
+        cells += (
+            f'<text class="name" x="{left - 8}" y="{left + (y + 0.5) * size + 3.5:.1f}" text-anchor="end">'
+            f"{_name(scores, i)}</text>"
+        )
+        for x, j in enumerate(shown):
+            count, share = confusion[i][j], confusion[i][j] / max(1, total)
+            kind = "none" if not count else "right" if i == j else "wrong"
+            box = f'x="{left + x * size:.1f}" y="{left + y * size:.1f}" width="{size:.1f}" height="{size:.1f}"'
+            tip = f"{scores['class_names'][i]}, called {scores['class_names'][j]}: {count} of {total}"
+            cells += f'<rect class="cell {kind}" {box} rx="4" style="--v:{15 + 85 * share:.0f}%">'
+            cells += f"<title>{escape(tip)}</title></rect>"
+            if numbers and count:
+                at = f'x="{left + (x + 0.5) * size:.1f}" y="{left + (y + 0.5) * size + 3.5:.1f}"'
+                cells += f'<text class="{"on" if share > 0.55 else ""}" {at} text-anchor="middle">{count}</text>'
+    for x, j in enumerate(shown):
+        at = f"translate({left + (x + 0.5) * size + 3.5:.1f} {left - 8}) rotate(-55)"
+        cells += f'<text class="name" transform="{at}">{_name(scores, j)}</text>'
+    side = left + len(shown) * size
+    rest = [
+        (n, i, j) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n and sum(confusion[i])
+    ]
+    table = "".join(
+        f'<tr><td>{_name(scores, i)}</td><td class="left">{_name(scores, j)}</td>'
+        f"<td>{n:,} of {sum(confusion[i]):,}</td></tr>"
+        for n, i, j in sorted(rest, key=lambda row: (-row[0], row[1:]))[:12]
+    )
+    found = f"<table><tr><th>is</th><th class='left'>called</th><th>images</th></tr>{table}</table>" if table else ""
+    return (
+        "<h2>What is taken for what</h2>"
+        '<p class="soft">Rows: what the image is; columns: what it is called. <span class="key right"></span> right, '
+        '<span class="key wrong"></span> wrong; the deeper the colour, the greater the share of the row.</p>'
+        f'<div class="two"><div class="card scroll"><svg class="matrix" viewBox="0 0 {side + 60:.0f} {side + 4:.0f}" '
+        f'role="img" aria-label="confusion matrix" style="min-width:{min(side, 480):.0f}px">{cells}</svg>'
+        f'</div><div class="card scroll"><h3>Most frequent confusions</h3>{found or "None."}</div></div>'
+    )
+
+
+def _mistakes(view: RunView, scores: Mapping[str, Any]) -> str:
+    errors = [error for error in scores.get("errors", []) if "index" in error]
+    if not errors:
+        return ""
+    try:
+        pictures = _pictures(view, scores, [(error["index"], error["key"]) for error in errors])
+    except NextEmbedError as err:
+        return f'<h2>The surest mistakes</h2><p class="note">There are no pictures: {escape(str(err))}</p>'
+    cards = "".join(
+        f'<div class="card"><img alt="{escape(error["key"])}" src="{picture}"><p>'
+        f'is <span class="is">{_name(scores, error["label"])}</span><br>'
+        f'called <span class="called">{_name(scores, error["answer"])}</span>, '
+        f"{_percent(error['probability'])}</p></div>"
+        for error, picture in zip(errors, pictures)
+        if picture
+    )
+    return (
+        "<h2>The surest mistakes</h2>"
+        '<p class="soft">Wrong answers with the highest probability. Often the label is what is wrong, or the picture '
+        f'shows two things.</p><div class="mistakes">{cards}</div>'
+    )
+
+
+def _pictures(view: RunView, scores: Mapping[str, Any], places: list[tuple[int, str]]) -> list[str | None]:
+    """Images of the scored samples, None where the data is not what it was."""
+    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    data: Any = DATA.parse(view.config["data"])
+    model = view.model_config
+    if model is None:
+        raise ConfigError("there is no model that says how large they are")
+    num = (view.config.get("probe") or {}).get("num_test")
+    sizes = {"image_size": model.image_shape[0], "num_channels": model.num_channels}
+    samples = data.eval_samples(scores["split"], num_samples=num, **sizes)
+    found: list[str | None] = []
+    for index, key in places:
+        sample = samples[index] if index < len(samples) else None
+        if sample is None or sample["key"] != key:
+            found.append(None)
+            continue
+        image = (sample["pixel_values"].float() * data.std + data.mean).clamp(0, 1)
+        found.append(data_uri(to_array(image.expand(3, -1, -1))))
+    return found
+
+
+def what_was_trained(view: RunView) -> str:
+    """Where the run started, what of it moved, and on what."""
+    model, train, data, task, optim = (
+        view.config.get(part) or {} for part in ("model", "train", "data", "objective", "optim")
+    )
+    lora, few = train.get("lora"), data.get("labels_per_class")
+    decay, end = optim.get("layer_decay", 1.0), optim.get("layer_decay_end")
+    mixing = [f"{name} {task[f'{name}_alpha']:g}" for name in ("mixup", "cutmix") if task.get(f"{name}_alpha")]
+    rand, erase = data.get("rand_augment"), data.get("erase_rate")
+    scratch = model.get("from_scratch") or not model.get("pretrained")
+    rows = [
+        ("started from", "random weights" if scratch else model["pretrained"]),
+        ("attention, pooling", f"{model.get('attention', '')}, {model.get('pooling', '')}"),
+        ("layers", f"the first {model['num_layers']}" if model.get("num_layers") else "all"),
+        (
+            "trained",
+            f"LoRA of rank {lora['rank']} (alpha {lora['alpha']:g}) on {', '.join(lora['targets'])}, and the head"
+            if lora
+            else "everything" + " but " * bool(train.get("freeze")) + ", ".join(train.get("freeze") or []),
+        ),
+        ("labels", f"{few} of each class (seed {data.get('labels_seed', 0)})" if few else "all"),
+        ("augmentation", ", ".join([*([f"RandAugment {rand[0]:g}/{rand[1]:g}"] if rand else []), *mixing,
+                                    *([f"erasing {erase:g}"] if erase else [])]) or "crops and flips only"),
+        ("learning rate", f"{optim.get('base_learning_rate', 0):g} x batch / 256, layer decay {decay:g}"
+                          + (f" rising to {end:g}" if end is not None else "")),
+    ]  # fmt: skip
+    body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows)
+    return f'<h2>What was trained</h2><div class="card scroll trained"><table>{body}</table></div>'
+
+
+def _name(scores: Mapping[str, Any], i: int) -> str:
+    name = str(scores["class_names"][i])
+    return escape(name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
