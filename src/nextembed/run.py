@@ -21,6 +21,9 @@ from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, from_yaml, to_y
 from .core.run_folder import read_lines
 from .core.types import IGNORE_LABEL, PretrainingModel
 from .data.labels import classes_to_learn
+from .data.masks import classes_to_segment
+from .data.scenes import EmojiScenes as EmojiScenes  # registers its kind
+from .data.segmentation import SegmentationData as SegmentationData
 from .data.sources import ImageData
 from .data.stream import advance
 from .errors import ConfigError, DataError
@@ -28,6 +31,8 @@ from .evaluation.classify import METRIC
 from .evaluation.finetuned import quick_score, score_checkpoint
 from .evaluation.loading import load_data, probe_checkpoint
 from .evaluation.probes import ProbeConfig, QuickProbe
+from .evaluation.segment import METRIC as SEGMENT_METRIC
+from .evaluation.segmented import quick_segment
 from .evaluation.table import ProbeTable
 from .models.nepa.settings import NepaModel
 from .nn.diagnostics import peaks, verdict, warnings
@@ -42,6 +47,11 @@ from .training.trainer import PretrainTrainer, TrainConfig
 DataPart = Annotated[SerializeAsAny[Part], BeforeValidator(DATA.parse)]
 ModelPart = Annotated[SerializeAsAny[Part], BeforeValidator(MODELS.parse)]
 ObjectivePart = Annotated[SerializeAsAny[Part], BeforeValidator(OBJECTIVES.parse)]
+
+
+# Of the tasks with labels: what gives the class names of checked data, and what the best weights are chosen by.
+CLASSES = {"classification": classes_to_learn, "segmentation": classes_to_segment}
+BEST = {"classification": METRIC, "segmentation": SEGMENT_METRIC}
 
 
 class RunConfig(Config):
@@ -89,7 +99,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         torch.manual_seed(config.seed)
         data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
         task = task_of(config)
-        classes = [] if task == "pretraining" else [classes_to_learn(data)]
+        classes = [] if task == "pretraining" else [CLASSES[task](data)]
         builder = resumed(model, checkpoint)
         backbone = builder.build(*classes)
         if builder is not model:
@@ -97,12 +107,13 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
-        size, channels = backbone.config.image_size, backbone.config.num_channels
+        trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
+        size, channels = trunk.config.image_size, trunk.config.num_channels
         loader = data.train_loader(
             image_size=size,
             num_channels=channels,
             micro_batch_size=micro_batch_size,
-            num_latents=backbone.num_latents(size, size),
+            num_latents=trunk.num_latents(size, size),
             seed=config.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
@@ -123,7 +134,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             image_processor=builder.image_processor() if hasattr(model, "image_processor") else None,
             callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
             probe=online_probe(config, backbone, progress.say),
-            best=METRIC if task == "classification" else None,
+            best=BEST.get(task),
         )
     trained = trained_parameters(backbone)
     if trained[0] < trained[1]:
@@ -257,6 +268,8 @@ def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
         return None
     if config.objective.task == "classification":
         return quick_score(config.data, config.probe, backbone.config)
+    if config.objective.task == "segmentation":
+        return quick_segment(config.data, config.probe, backbone)
     try:
         data = load_data(config.data, config.probe, backbone.config)
         validation: Any = data.validation
@@ -270,7 +283,8 @@ def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
 
 def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
     """Probes or scores, and the report, on the main rank. Gives `Run.metrics`: the last logged line, and of pretraining
-    the verdict and probe accuracies ("probe/linear", the same "_untrained" and "_pixels"), of a classifier "top1"."""
+    the verdict and probe accuracies ("probe/linear", the same "_untrained" and "_pixels"), of a classifier "top1", of a
+    segmenter "miou"."""
     lines = read_lines(run_dir / "metrics.jsonl")
     metrics: dict[str, Any] = dict(lines[-1]) if lines else {}
     pretraining = config.objective.task == "pretraining"
@@ -297,6 +311,8 @@ def score_run(run_dir: Path, config: RunConfig) -> dict[str, float]:
     """Writes scores.json: the best weights on the test split, or on validation where there is none."""
     scores = score_checkpoint(run_dir, config.data, config.probe)
     scores.save(run_dir / "scores.json")
+    if config.objective.task == "segmentation":
+        return scores.metrics()
     return {"top1": scores.top1, "top5": scores.top5}
 
 

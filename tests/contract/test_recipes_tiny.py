@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining, AutoModelForSemanticSegmentation
 
 import nextembed
 from nextembed import recipes
@@ -23,9 +23,14 @@ def test_tiny_twin_takes_a_step(name: str, tmp_path: Path) -> None:
     assert math.isfinite(run.metrics["loss"])
     assert run.metrics["step"] == 1
     pretraining = config.objective.task == "pretraining"
-    auto = AutoModelForPreTraining if pretraining else AutoModelForImageClassification
+    auto = {
+        "pretraining": AutoModelForPreTraining,
+        "classification": AutoModelForImageClassification,
+        "segmentation": AutoModelForSemanticSegmentation,
+    }[config.objective.task]
     model = auto.from_pretrained(run.dir / "model")
-    assert model.config.use_gated_mlp is (config.model if pretraining else config.model.architecture).use_gated_mlp
+    trunk = getattr(model.config, "backbone_config", None) or model.config
+    assert trunk.use_gated_mlp is (config.model if pretraining else config.model.architecture).use_gated_mlp
     assert (run.dir / "best").is_dir() is not pretraining
     changed = [
         name

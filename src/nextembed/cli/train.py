@@ -67,6 +67,7 @@ def summary(run: "Run") -> str:
     uses = {
         "pretraining": f'transformers.AutoModel.from_pretrained("{folder}/{model}")',
         "classification": f'transformers.pipeline("image-classification", model="{folder}/{model}")',
+        "segmentation": f'transformers.pipeline("image-segmentation", model="{folder}/{model}")',
     }
     if use := uses.get(run.config.objective.task):
         lines.append(f"Use it:    import nextembed, transformers; {use}")

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 AttentionMode = Literal["causal", "full"]
 
 IGNORE_LABEL = -100
+IGNORE_PIXEL = 255  # in masks and in labels [B, H, W]
 
 
 class Sample(TypedDict, total=False):
@@ -31,7 +32,7 @@ class Batch(TypedDict, total=False):
     """What the collator gives to the model; every value is a tensor whose first axis is B.
 
     pixel_values [B, C, H, W], float32, normalised to about [-1, 1].
-    labels [B], int64, -100 where there is none.
+    labels [B], int64, -100 where there is none; for segmentation [B, H, W], 255 where a pixel has none.
     latent_mask [B, T], bool: False where a latent is padding. T counts the first (begin) token.
     input_mask [B, T], bool: True where the autoregressor may not see the latent (still a target).
     position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,

@@ -43,11 +43,12 @@ def quick_score(data: Any, config: ProbeConfig, model_config: Any) -> QuickScore
 
 def score_checkpoint(
     path: str | Path, data: Any, config: ProbeConfig | None = None, splits: Sequence[str] = SPLITS
-) -> ClassScores:
-    """Scores of a run folder (its best weights), a checkpoint or a saved classifier on labelled images.
+) -> Any:
+    """Scores of a run folder (its best weights), a checkpoint or a saved model on labelled images: `ClassScores` of a
+    classifier, `SegmentScores` of a segmenter.
 
-    data: a data config. splits: the first of these that the data has is taken. Raises ConfigError for a path without a
-    classifier, splits that are not there, or data with other classes.
+    data: a data config. splits: the first of these that the data has is taken. Raises ConfigError for a path without
+    such a model, splits that are not there, or data with other classes.
     """
     config = config or ProbeConfig()
     folder = finetuned_folder(path)
@@ -72,7 +73,7 @@ def score_classes(folder: Path, data: Any, config: ProbeConfig, splits: Sequence
 
 
 # What scores a model, by what it is for.
-SCORERS: dict[str, Callable[[Path, Any, ProbeConfig, Sequence[str]], ClassScores]] = {
+SCORERS: dict[str, Callable[[Path, Any, ProbeConfig, Sequence[str]], Any]] = {
     "ForImageClassification": score_classes,
 }
 

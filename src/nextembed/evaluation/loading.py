@@ -73,6 +73,8 @@ def load_data(data: Any, config: ProbeConfig, model_config: Any) -> ProbeData:
     Without a validation split, part of the training images is held out to choose on; without a test split,
     nothing is measured on test. Small images are decoded once and kept.
     """
+    if getattr(data, "has_masks", False):
+        raise ConfigError(f"data of kind {data.kind} has masks, and no classes of images to probe on")
     size, channels = model_config.image_shape[0], model_config.num_channels
 
     def read(role: str, num: int) -> Any:

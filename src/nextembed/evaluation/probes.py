@@ -32,6 +32,7 @@ class ProbeConfig(Config):
     enabled: probe at the end of a run. layers: "all" or a list; 0 = latents, -1 = output. num_*: at most so
     many images of a split, drawn once with a fixed seed; num_online: for the quick probes while training.
     k: nearest neighbours. penalties: of the linear probe's weights, chosen on validation.
+    stride: of the sliding window in segmentation, pixels; null: two thirds of the window.
 
     seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN are
     fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so many times.
@@ -58,6 +59,7 @@ class ProbeConfig(Config):
     attentive_learning_rates: list[float] = Field(default=[3e-4, 1e-3, 3e-3], min_length=1)
     attentive_weight_decays: list[float] = Field(default=[1e-3, 1e-1], min_length=1)
     attentive_gigabytes: float = Field(2.0, gt=0)
+    stride: int | None = Field(None, gt=0)
 
 
 class ProbeData(NamedTuple):

@@ -2,6 +2,7 @@
 
 from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
+from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
 
 __all__ = [
@@ -10,5 +11,7 @@ __all__ = [
     "LatentDecoderSettings",
     "NextEmbedding",
     "NextEmbeddingSettings",
+    "Segmentation",
+    "SegmentationSettings",
     "load_decoder",
 ]

@@ -93,6 +93,22 @@ CHARTS = (
         percent=True,
     ),
     Chart(
+        "mIoU on validation",
+        {"eval/miou": "raw weights", "eval/ema_miou": "averaged (EMA)"},
+        "Mean over classes of intersection over union; the weights of its highest point are kept.",
+        percent=True,
+    ),
+    Chart(
+        "Pixels right",
+        {
+            "eval/pixel_accuracy": "validation, raw weights",
+            "eval/ema_pixel_accuracy": "validation, averaged",
+            "train_pixel_accuracy": "training",
+        },
+        "Share of labelled pixels that get their class; large classes count most.",
+        percent=True,
+    ),
+    Chart(
         "Gradient norm",
         {"grad_norm": "before clipping"},
         "Spikes that grow are the first sign of a learning rate that is too high.",

@@ -9,6 +9,7 @@ from ..nn.diagnostics import verdict
 from . import scores
 from .charts import render_charts
 from .inside_page import inside_sections
+from .overlays import overlay_sections, segment_header
 from .pictures import Scene, Tiles, heat, neighbours, ranks, striking
 from .run_view import RunView
 from .style import CSS
@@ -41,12 +42,14 @@ def render(view: RunView) -> str:
         return _page(view, sections)
     pictures = _pictures(view)
     sections = [
-        _header(view),
+        _header(view) if view.overlays is None else segment_header(view, view.name),
         _missing(view),
         _probes(view),
+        overlay_sections(view),
         _curves(view),
         _warnings(view),
         pictures,
+        scores.what_was_trained(view) if view.overlays else "",
         _skipped(view),
         _settings(view),
     ]

@@ -17,6 +17,7 @@ from ..core.run_folder import read_config, read_lines, weights_folders
 from ..errors import ConfigError, NextEmbedError
 from ..objectives.latent_decoder import FOLDER, load_decoder
 from .inside import Inside, look_inside
+from .overlays import Overlays, is_segmentation, look_at_segments
 from .pictures import Scene, build_scene
 
 NUM_IMAGES = 128  # drawn from validation: the pool in which patches are looked up
@@ -36,6 +37,7 @@ class RunView:
     scene: Scene | None = None
     inside: Inside | None = None
     inside_images: list[int] = field(default_factory=list)
+    overlays: Overlays | None = None
     model_config: Any = None
     weights: Path | None = None
     num_parameters: int = 0
@@ -75,14 +77,15 @@ def read_run(
         raise ConfigError(f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl")
     if not view.history:
         view.missing.append("There are no curves: the run stopped before its first logging step.")
-    if (task := task_of(view.config)) != "pretraining":
+    segments = is_segmentation(view.config)
+    if (task := task_of(view.config)) != "pretraining" and not segments:
         view.task, view.scores = task, _read_json(folder / "scores.json")
         view.model_config = _model_config(view)
         return view
-    if view.probes is None and (view.config.get("probe") or {}).get("enabled", True):
+    if view.probes is None and not segments and (view.config.get("probe") or {}).get("enabled", True):
         view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
     try:
-        _look(view, num_images, num_inside, decoders)
+        look_at_segments(view) if segments else _look(view, num_images, num_inside, decoders)
     except NextEmbedError as err:
         if decoders:  # they were asked for by name
             raise

@@ -83,5 +83,13 @@ ul.soft { padding-left: 1.2em; margin: 8px 0 0; max-width: 100ch; }
 .ramp { display: inline-block; width: 74px; height: .75em; border-radius: 3px; vertical-align: -.05em; }
 .viridis { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 .inferno { background: linear-gradient(90deg, #000004, #57106e, #bc3754, #f98e09, #fcffa4); }
+.swatch { display: inline-block; width: .85em; height: .85em; border-radius: 3px; background: var(--c);
+  vertical-align: -.08em; margin-right: 6px; } .chip i.swatch { width: .85em; height: .85em; border: 0; }
+.legend { margin: 4px 0 14px; gap: 4px 16px; }
+.segments { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); }
+.four { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; } .four figure { margin: 0; }
+.four img { display: block; width: 100%; border-radius: 6px; image-rendering: pixelated; }
+.four figcaption { font-size: .75rem; text-align: center; } .four + p { margin: 6px 0 0; font-size: .8rem;
+  color: var(--soft); }
 footer { margin-top: 48px; }
 """

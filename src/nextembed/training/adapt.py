@@ -93,6 +93,8 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
         import peft
     except ImportError:
         raise MissingExtra("peft", "finetune") from None
+    if isinstance(getattr(backbone, "backbone", None), nn.Module):
+        raise ConfigError("train.lora: UPerNet's pyramid has to learn as a whole; use model.head=linear, or no LoRA")
     head = head_modules(backbone)
     layers = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear) and n.partition(".")[0] not in head]
     for target in settings.targets:

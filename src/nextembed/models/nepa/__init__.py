@@ -7,6 +7,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     ViTImageProcessor,
 )
 from transformers.models.auto import modeling_auto
@@ -19,14 +20,18 @@ from .modeling_nepa import (
     ViTNepaModel,
     ViTNepaPreTrainedModel,
 )
+from .modeling_segmentation import ViTNepaForSemanticSegmentation
+from .segmenter import NepaSegmenter
 from .settings import NepaModel
 
 __all__ = [
     "NepaModel",
+    "NepaSegmenter",
     "ViTNepaBackbone",
     "ViTNepaConfig",
     "ViTNepaForImageClassification",
     "ViTNepaForPreTraining",
+    "ViTNepaForSemanticSegmentation",
     "ViTNepaModel",
     "ViTNepaPreTrainedModel",
 ]
@@ -35,6 +40,7 @@ AutoConfig.register("vit_nepa", ViTNepaConfig, exist_ok=True)
 AutoModel.register(ViTNepaConfig, ViTNepaModel, exist_ok=True)
 AutoModelForPreTraining.register(ViTNepaConfig, ViTNepaForPreTraining, exist_ok=True)
 AutoModelForImageClassification.register(ViTNepaConfig, ViTNepaForImageClassification, exist_ok=True)
+AutoModelForSemanticSegmentation.register(ViTNepaConfig, ViTNepaForSemanticSegmentation, exist_ok=True)
 AutoBackbone.register(ViTNepaConfig, ViTNepaBackbone, exist_ok=True)
 AutoImageProcessor.register(ViTNepaConfig, image_processor_classes={"torchvision": ViTImageProcessor}, exist_ok=True)
 

@@ -19,6 +19,9 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
     add_pooling_layer: the classifier pools the mean of the patches and norms it; False reads the last latent.
     drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
     pos_embed_shift, pos_embed_jitter, pos_embed_rescale: augmentation of positions, in training mode only.
+    out_features, out_indices: layers that the backbone and the segmenter read; the last where not given.
+    add_fpn: the backbone gives four maps at four times, twice, once and half the patch grid (needs four out_features).
+    semantic_loss_ignore_index: pixels of this label do not count in the segmenter's loss.
     use_intermediate_loss: `ViTNepaForPreTraining` adds the mean loss of the layers before the last.
     Source: NEPA (arXiv 2512.16922) and its released configuration; defaults are the released ones.
     """
@@ -53,6 +56,8 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
     use_intermediate_loss: bool = False
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
+    add_fpn: bool = False
+    semantic_loss_ignore_index: int = 255
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -61,6 +66,8 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
+        if self.add_fpn and (len(self.out_features) != 4 or not self.reshape_hidden_states):
+            raise ValueError("add_fpn needs four out_features and reshape_hidden_states=True")
         super().__post_init__(**kwargs)
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from ...core.quiet import no_progress_bar
 from ...errors import ConfigError
@@ -14,18 +14,23 @@ from .configuration_nepa import ViTNepaConfig
 
 def read_config(pretrained: str) -> ViTNepaConfig:
     """The configuration of an HF folder or hub id. Raises ConfigError if it is none, or of another model type."""
-    path = Path(pretrained).expanduser()
-    if (path / "model" / "config.json").is_file():
-        raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
-    try:
-        config = AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
+    config = read_any_config(pretrained)
     if not isinstance(config, ViTNepaConfig):
         raise ConfigError(
             f"model.pretrained: {pretrained} is a model of type '{config.model_type}', not {ViTNepaConfig.model_type}"
         )
     return config
+
+
+def read_any_config(pretrained: str) -> PreTrainedConfig:
+    """The configuration of an HF folder or hub id, whatever the model. Raises ConfigError if there is none."""
+    path = Path(pretrained).expanduser()
+    if (path / "model" / "config.json").is_file():
+        raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
+    try:
+        return AutoConfig.from_pretrained(str(path))
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
 
 
 def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:

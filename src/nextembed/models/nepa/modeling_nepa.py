@@ -29,6 +29,7 @@ from ...nn.linear import activated_linear, scaled_linear
 from ...nn.losses import next_embedding
 from ...nn.positions import augment_coordinates, patch_coordinates, rotary_tables
 from .configuration_nepa import ViTNepaConfig
+from .pyramid import ViTNepaPyramid
 
 
 class OutputFlags(TypedDict, total=False):
@@ -465,12 +466,15 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
 class ViTNepaBackbone(BackboneMixin, ViTNepaTrunk):
     """Feature maps of chosen layers (`out_features`: "stem", "stage1", ...), for detection and segmentation heads.
 
-    `apply_layernorm` puts the final norm on every map; `reshape_hidden_states=False` gives [B, patches, D].
+    `apply_layernorm` puts the final norm on every map; `reshape_hidden_states=False` gives [B, patches, D];
+    `add_fpn` makes a pyramid of four.
     """
 
     def __init__(self, config: ViTNepaConfig):
         super().__init__(config)
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.fpn = ViTNepaPyramid(config.hidden_size) if config.add_fpn else None
+        self.post_init()
 
     @capture_outputs
     def forward(
@@ -486,4 +490,4 @@ class ViTNepaBackbone(BackboneMixin, ViTNepaTrunk):
                 normed = layer is hidden.last or not self.config.apply_layernorm
                 patches = (layer if normed else self.layernorm(layer))[:, 1:]  # [B, patches, D]
                 maps.append(patches.mT.unflatten(2, (rows, -1)) if self.config.reshape_hidden_states else patches)
-        return BackboneOutput(feature_maps=tuple(maps))
+        return BackboneOutput(feature_maps=tuple(maps) if self.fpn is None else self.fpn(maps))

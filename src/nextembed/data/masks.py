@@ -1,0 +1,319 @@
+"""Images with a mask of class ids: settings that every such data part shares, reading, joint crops, batches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from ..core.config import Part
+from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Batch, Sample
+from ..errors import ConfigError, DataError
+from .collate import Collate, Draw, sample_seed
+from .images import Role
+from .stream import MapStream, Place, Row, Rows, SkipLog, TrainLoader, row_key
+from .transforms import ImageReader, Unreadable, _to_tensor, _unreadable, normalize, uniform
+
+NUM_CHECKED = 64  # masks that are read before training starts
+NUM_TRIES = 10  # of a crop that one class does not fill
+
+
+class MaskRow(Row, total=False):
+    """One undecoded sample. mask: as `image`, or None where there is none; no_mask: then says what was looked for."""
+
+    mask: Any
+    no_mask: str
+
+
+class MaskPart(Part):
+    """Settings of images with masks, whatever they come from. A subclass says what the rows and the classes are.
+
+    scale_range: the shorter side becomes so many times the crop's side, at random, before the crop; what is missing is
+        filled with mid-grey and ignored. flip_rate: of horizontal flips.
+    max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
+    distort_colours: random brightness, contrast, saturation and hue.
+    mean, std: of the normalisation, for pixels in [0, 1]. background: RGB under transparent pixels.
+    max_pixels, max_bytes: an image above is skipped, unread. max_skipped_rate: share of images or masks that cannot be
+        used above which the run stops. num_workers: processes a rank that read and decode; 0 is none but this one.
+    """
+
+    has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe
+
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip_rate: float = Field(0.5, ge=0, le=1)
+    max_class_rate: float = Field(0.75, gt=0, le=1)
+    distort_colours: bool = True
+    mean: float = 0.5
+    std: float = Field(0.5, gt=0)
+    background: tuple[int, int, int] = (255, 255, 255)
+    max_pixels: int = Field(64_000_000, gt=0)
+    max_bytes: int = Field(100_000_000, gt=0)
+    max_skipped_rate: float = Field(0.01, ge=0, le=1)
+    num_workers: int = Field(2, ge=0)
+
+    def rows(self, split: Role) -> Rows:
+        """Rows (`MaskRow`) of a split. Raises ConfigError for a split that does not exist."""
+        raise NotImplementedError
+
+    def class_names(self) -> list[str]:
+        """Names by class id."""
+        raise NotImplementedError
+
+    def reader(self, num_channels: int) -> "PairReader":
+        """Raises ConfigError unless num_channels is 1 or 3."""
+        if num_channels not in (1, 3):
+            raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), not {num_channels}")
+        limits = (num_channels, self.background, self.max_pixels, self.max_bytes)
+        return PairReader(*limits, len(self.class_names()), getattr(self, "reduce_labels", False))
+
+    def train_loader(
+        self,
+        *,
+        image_size: int,
+        num_channels: int,
+        micro_batch_size: int,
+        num_latents: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        draw: Draw | None = None,
+        skipped_path: Path | None = None,
+        start: dict[str, Any] | None = None,
+        pin_memory: bool | None = None,
+    ) -> TrainLoader:
+        """As `ImagePart.train_loader`; labels are [B, image_size, image_size]. `draw` is not used."""
+        rows = self.rows("train")
+        if len(rows) == 0:
+            raise ConfigError("data: the train split is empty")
+        crop: Any = JointCrop(
+            image_size,
+            self.scale_range,
+            self.flip_rate,
+            self.max_class_rate,
+            self.distort_colours,
+            round(255 * self.mean),
+        )
+        log = SkipLog(skipped_path, self.max_skipped_rate, len(rows))
+        place = Place(micro_batch_size, seed, rank, world_size, start)
+        collate = MaskCollate(self.mean, self.std, num_latents)
+        stream = MaskStream(rows, self.reader(num_channels), crop, collate, log, place)
+        pin = torch.accelerator.is_available() if pin_memory is None else pin_memory
+        return TrainLoader(stream, self.num_workers, seed, pin)
+
+    def eval_samples(
+        self, split: Role, *, image_size: int, num_channels: int, num_samples: int | None = None, seed: int = 0
+    ) -> "MaskSamples":
+        """Whole images whose shorter side is `image_size`, with their masks as they are; no augmentation.
+
+        num_samples: a random subset from `seed`; None takes all. Raises ConfigError if the split does not exist.
+        """
+        rows = self.rows(split)
+        if len(rows) == 0:
+            raise ConfigError(f"data: the {split} split is empty")
+        log = SkipLog(None, self.max_skipped_rate, len(rows))
+        indices = torch.arange(len(rows))
+        if num_samples is not None and num_samples < len(rows):
+            generator = torch.Generator().manual_seed(seed)
+            indices = torch.randperm(len(rows), generator=generator)[:num_samples].sort().values
+        reader = self.reader(num_channels)
+        return MaskSamples(rows, indices, reader, log, image_size, (self.mean, self.std), self.class_names())
+
+
+@dataclass(frozen=True)
+class PairReader(ImageReader):
+    """Reads an image and its mask, or raises `Unreadable`.
+
+    num_classes: ids are below it, or 255 (no label). reduce_labels: id 0 in the file is no label, id k class k - 1.
+    A mask is a grey or palette picture whose pixels are ids: an index of the palette, never its colour.
+    """
+
+    num_classes: int = IGNORE_PIXEL
+    reduce_labels: bool = False
+
+    def read_pair(self, row: Any) -> tuple[Image.Image, np.ndarray]:
+        """The image, upright and opaque, and its class ids, uint8 [H, W], 255 where there is none."""
+        with _unreadable():
+            image = self._convert(self._open(self._load(row.get("image"))))
+        if row.get("mask") is None:
+            raise Unreadable(str(row.get("no_mask", "it has no mask")))
+        try:
+            with _unreadable():
+                ids = self.ids(self._open(self._load(row["mask"])))
+        except Unreadable as err:
+            raise Unreadable(f"mask: {err}") from None
+        if ids.shape != (image.height, image.width):
+            raise Unreadable(
+                f"its mask is {ids.shape[1]}x{ids.shape[0]} pixels, the image {image.width}x{image.height}"
+            )
+        return image, ids
+
+    def ids(self, mask: Image.Image) -> np.ndarray:
+        """Class ids of a mask, uint8. Raises Unreadable for a colour picture or an id out of range."""
+        values = np.asarray(mask)
+        if values.ndim != 2 or values.dtype.kind == "f":
+            raise Unreadable(f"it is a picture of mode {mask.mode}; class ids are grey values or a palette's indices")
+        values = values.astype(np.int64)
+        if self.reduce_labels:
+            values = np.where((values == 0) | (values == IGNORE_PIXEL), IGNORE_PIXEL, values - 1)
+        wrong = (values != IGNORE_PIXEL) & ((values < 0) | (values >= self.num_classes))
+        if wrong.any():
+            found = int(values[wrong][0]) + self.reduce_labels
+            first, last = int(self.reduce_labels), self.num_classes - 1 + self.reduce_labels
+            raise Unreadable(f"class {found} is out of range: {self.num_classes} classes are {first}..{last}")
+        return values.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class JointCrop:
+    """Scale, crop and flip of an image and its mask by the same random numbers; then the colours of the image.
+
+    size: pixels a side. scale_range, flip_rate, max_class_rate, distort_colours: see `MaskPart`. fill: grey value of
+    padding. Colours: torchvision's ColorJitter by an eighth of the brightness, half of contrast and saturation, and
+    18 degrees of hue, about what is usual for ADE20K.
+    """
+
+    size: int
+    scale_range: tuple[float, float] = (0.5, 2.0)
+    flip_rate: float = 0.5
+    max_class_rate: float = 0.75
+    distort_colours: bool = True
+    fill: int = 128
+
+    def __call__(self, image: Image.Image, ids: np.ndarray, seed: int) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 [C, size, size] and labels int64 [size, size]; the same seed gives the same."""
+        mask, size = Image.fromarray(ids), self.size
+        low, high = self.scale_range
+        scale = size / min(image.size) * (low + uniform(seed, 0) * (high - low))
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        crop_w, crop_h = min(size, width), min(size, height)
+        x, y = image.width / width, image.height / height  # source pixels an output pixel
+        for number in range(NUM_TRIES):
+            left = int(uniform(seed, 2 + 2 * number) * (width - crop_w + 1))
+            top = int(uniform(seed, 3 + 2 * number) * (height - crop_h + 1))
+            box = (left * x, top * y, min((left + crop_w) * x, image.width), min((top + crop_h) * y, image.height))
+            labels = np.asarray(mask.resize((crop_w, crop_h), Image.Resampling.NEAREST, box=box))
+            if self.max_class_rate == 1 or not self._filled(labels):
+                break
+        pixels = _to_tensor(image.resize((crop_w, crop_h), Image.Resampling.BILINEAR, box=box))
+        padding = [0, 0, size - crop_w, size - crop_h]
+        pixels = v2.functional.pad(pixels, padding, fill=[float(self.fill)])
+        found = v2.functional.pad(torch.from_numpy(labels.astype(np.int64))[None], padding, fill=[IGNORE_PIXEL])[0]
+        if uniform(seed, 1) < self.flip_rate:
+            pixels, found = pixels.flip(-1), found.flip(-1)
+        return (self._distorted(pixels, seed) if self.distort_colours else pixels), found
+
+    def _filled(self, labels: np.ndarray) -> bool:
+        counts = np.bincount(labels[labels != IGNORE_PIXEL], minlength=1)
+        return counts.max() > self.max_class_rate * max(1, counts.sum())
+
+    def _distorted(self, pixels: Tensor, seed: int) -> Tensor:
+        jitter = v2.ColorJitter(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed % 2**63)
+            return jitter(pixels)
+
+
+class MaskCollate(Collate):
+    """Batches whose labels are masks [B, H, W]."""
+
+    def __call__(self, pixels: Tensor, labels: Sequence[Any], position: Tensor, seeds: Sequence[int]) -> Batch:
+        batch = super().__call__(pixels, [IGNORE_LABEL] * len(pixels), position, seeds)
+        return {**batch, "labels": torch.stack(list(labels))}
+
+
+class MaskStream(MapStream):
+    """`MapStream` of images with masks: the same places, order and resuming."""
+
+    reader: Any
+    crop: Any
+
+    def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, Any, int]:
+        """Pixels uint8 [C, S, S], labels [S, S] and seed of a row, or of the next that can be used."""
+        for step in range(len(self.rows)):
+            at = (index + step) % len(self.rows)
+            row = self.rows[at]
+            key = row_key(row, at)
+            seed = sample_seed(self.place.seed, epoch, key)
+            try:
+                return *self.crop(*self.reader.read_pair(row), seed), seed
+            except Unreadable as err:
+                self.log.add(key, str(err), place + 1)
+        raise DataError(f"none of the {len(self.rows)} images has a mask that can be used")
+
+
+class MaskSamples(Dataset[Sample]):
+    """Whole images with masks, in a fixed order: pixel_values float32 [C, h, w] whose shorter side is `image_size`,
+    label int64 [H, W] as in the file, key.
+
+    What cannot be used is replaced by the next row that can; `log.reasons` names it.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        indices: Tensor,
+        reader: PairReader,
+        log: SkipLog,
+        image_size: int,
+        mean_std: tuple[float, float],
+        class_names: list[str],
+    ):
+        self.rows, self.indices, self.reader, self.log = rows, indices, reader, log
+        self.image_size, self.mean_std, self.class_names = image_size, mean_std, class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        for step in range(len(self.rows)):
+            at = (int(self.indices[index]) + step) % len(self.rows)
+            row = self.rows[at]
+            key = row_key(row, at)
+            try:
+                image, ids = self.reader.read_pair(row)
+            except Unreadable as err:
+                self.log.add(key, str(err), at + 1)
+                continue
+            scale = self.image_size / min(image.size)
+            width, height = (max(self.image_size, round(side * scale)) for side in image.size)
+            pixels = _to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+            label = torch.from_numpy(ids.astype(np.int64))
+            return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": label}
+        raise DataError(f"none of the {len(self.rows)} images has a mask that can be used")
+
+
+def classes_to_segment(data: Any) -> list[str]:
+    """The class names of data with masks, by class id, after a look at some of its masks.
+
+    Raises ConfigError for fewer than two or more than 255 classes, a name that comes twice, or if more of the masks
+    looked at than `max_skipped_rate` (of many: than half) cannot be used.
+    """
+    names = [str(name) for name in data.class_names()]
+    if not 2 <= len(names) <= IGNORE_PIXEL:
+        raise ConfigError(f"data: segmentation needs 2 to {IGNORE_PIXEL} classes, the class list has {len(names)}")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise ConfigError(f"data: the class list has '{twice}' twice")
+    rows, reader = data.rows("train"), data.reader(3)
+    if len(rows) == 0:
+        raise ConfigError("data: the train split is empty")
+    indices = np.unique(np.linspace(0, len(rows) - 1, min(NUM_CHECKED, len(rows))).astype(int)).tolist()
+    reasons = {}
+    for index in indices:
+        row = rows[index]
+        try:
+            reader.read_pair(row)
+        except Unreadable as err:
+            reasons[row_key(row, index)] = str(err)
+    allowed = data.max_skipped_rate * len(rows) if len(indices) == len(rows) else len(indices) / 2
+    if len(reasons) > allowed:
+        first = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:2])
+        raise ConfigError(f"data: {len(reasons)} of {len(indices)} images looked at cannot be used: {first}")
+    return names

@@ -1,0 +1,191 @@
+"""Images with masks from folders, Parquet files and the hub."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from ..core.config import DATA
+from ..errors import ConfigError, unknown
+from .images import Role
+from .masks import MaskPart, MaskRow
+from .sources import SPLIT_NAMES, ToRow, _is_image, _parse_split, find_origin, load
+from .sources import Columns as ImageColumns
+from .stream import Rows
+
+IMAGE_FOLDERS = ("images", "image", "imgs")
+MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentations")
+MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask", "seg_map")
+NAME_COLUMNS = ("name", "class", "class_name", "label")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".jp2"}
+
+
+@DATA.register("segmentation")
+class SegmentationData(MaskPart):
+    """Images with a mask of class ids for each.
+
+    source: a folder with images/ and masks/ (or annotations/, labels/) whose files have the same names, with folders
+    train, validation, test in or above them, or none; Parquet files or a hub id with an image and a mask column.
+    subset: configuration of a hub data set that has several. split, validation, test: which rows train, choose and
+    measure, as in `load_dataset`: "train[:-100]". image_column, mask_column: null finds them.
+    classes: names by class id; or class_file: JSON (a list, or {id: name}), CSV or tab-separated with a column of
+    names, or text with a name a line. reduce_labels: id 0 of the files is no label, id k is class k - 1, as in ADE20K.
+    """
+
+    source: str
+    subset: str | None = None
+    split: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+    image_column: str | None = None
+    mask_column: str | None = None
+    classes: list[str] | None = None
+    class_file: str | None = None
+    reduce_labels: bool = False
+
+    def rows(self, split: Role) -> Rows:
+        """Rows of a split. Raises ConfigError for a source, split, column or folder that does not exist."""
+        expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
+        folders = find_folders(Path(self.source).expanduser())
+        return self._pairs(folders, expression) if folders else self._records(expression)
+
+    def class_names(self) -> list[str]:
+        """Raises ConfigError if there is no class list, or the file holds none."""
+        if (self.classes is None) == (self.class_file is None):
+            raise ConfigError(
+                "data: segmentation needs the names of the classes by id: data.classes=[sky, road, ...] or "
+                "data.class_file=classes.json (one of them)"
+            )
+        return list(self.classes) if self.classes is not None else read_names(str(self.class_file))
+
+    def _pairs(self, folders: dict[str, tuple[Path, Path]], expression: str) -> Rows:
+        name, part = _parse_split(expression)
+        if name not in folders:
+            raise ConfigError(unknown("data: split", name, folders))
+        rows = pairs(*folders[name], Path(self.source).expanduser())[part]
+        missing = [row for row in rows if row["mask"] is None]
+        if len(missing) > self.max_skipped_rate * len(rows):
+            raise ConfigError(
+                f"data: {len(missing)} of {len(rows)} images of split '{name}' have no mask: {missing[0]['key']} "
+                f"({missing[0]['no_mask']})"
+            )
+        return rows
+
+    def _records(self, expression: str) -> Rows:
+        origin = find_origin(self.source)
+        data = load(origin, expression, self.subset, streaming=False)
+        images = [name for name, feature in data.features.items() if _is_image(feature)]
+        for field, column in (("image_column", self.image_column), ("mask_column", self.mask_column)):
+            if column is not None and column not in images:
+                raise ConfigError(unknown(f"data.{field}:", column, images))
+        mask = self.mask_column or next((n for n in MASK_COLUMNS if n in images and n != self.image_column), None)
+        mask = mask or next((n for n in images[1:] if n != self.image_column), None)
+        image = self.image_column or next((n for n in images if n != mask), None)
+        if image is None or mask is None:
+            raise ConfigError(
+                f"data: '{self.source}' needs a column of images and one of masks; its columns are "
+                f"{', '.join(data.features)} (as a folder it needs {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/)"
+            )
+        return Records(data.select_columns([image, mask]), image, mask, origin.folder)
+
+
+class Records:
+    """Rows of a `datasets.Dataset` with an image and a mask column."""
+
+    def __init__(self, data: Any, image: str, mask: str, folder: Path | None):
+        self.data = data
+        self.image, self.mask = (ToRow(ImageColumns(name, None), {}, folder) for name in (image, mask))
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> MaskRow:
+        record = self.data[index]
+        return {**self.image(record, index), "mask": self.mask(record, index)["image"]}
+
+
+def find_folders(source: Path) -> dict[str, tuple[Path, Path]]:
+    """Image and mask folder by split, of images/train + masks/train, train/images + train/masks, or images + masks
+    (all of it "train"). Empty if the source is none of them. Raises ConfigError for images without masks."""
+    if not source.is_dir():
+        return {}
+    whole = _image_and_mask(source)
+    if whole is None:
+        inside = {SPLIT_NAMES.get(d.name.lower(), ""): _image_and_mask(d) for d in source.iterdir() if d.is_dir()}
+        return {split: both for split, both in inside.items() if split and both is not None}
+    images, masks = whole
+    splits = {
+        SPLIT_NAMES[d.name.lower()]: d.name for d in images.iterdir() if d.is_dir() and d.name.lower() in SPLIT_NAMES
+    }
+    if not splits:
+        return {"train": whole}
+    for name in splits.values():
+        if not (masks / name).is_dir():
+            raise ConfigError(f"data.source: {images / name} has no masks: there is no folder {masks / name}")
+    return {split: (images / name, masks / name) for split, name in splits.items()}
+
+
+def _image_and_mask(folder: Path) -> tuple[Path, Path] | None:
+    images, masks = (next((folder / n for n in names if (folder / n).is_dir()), None)
+                     for names in (IMAGE_FOLDERS, MASK_FOLDERS))  # fmt: skip
+    return None if images is None or masks is None else (images, masks)
+
+
+def pairs(images: Path, masks: Path, source: Path) -> list[MaskRow]:
+    """A row for each image, by name; its mask has the same name but for the ending.
+
+    Raises ConfigError if there is no image, or two masks for one.
+    """
+    by_name: dict[str, Path] = {}
+    for path in sorted(masks.rglob("*")):
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+            name = path.relative_to(masks).with_suffix("").as_posix()
+            if name in by_name:
+                raise ConfigError(f"data.source: two masks of one name: {by_name[name]} and {path}")
+            by_name[name] = path
+    rows: list[MaskRow] = []
+    for path in sorted(images.rglob("*")):
+        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+            name = path.relative_to(images).with_suffix("").as_posix()
+            row: MaskRow = {"image": path, "mask": by_name.get(name), "key": path.relative_to(source).as_posix()}
+            if row["mask"] is None:
+                row["no_mask"] = f"there is no {(masks / name).relative_to(source).as_posix()}.png"
+            rows.append(row)
+    if not rows:
+        raise ConfigError(f"data.source: the folder {images} has no images")
+    return rows
+
+
+def read_names(class_file: str) -> list[str]:
+    """Class names, by id, of a JSON, CSV, TSV or text file. Raises ConfigError, one line, for a file without them."""
+    path = Path(class_file).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        names = _from_json(json.loads(text)) if path.suffix.lower() == ".json" else _from_lines(text.splitlines())
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise ConfigError(f"data.class_file: cannot read {class_file}: {str(err).splitlines()[0]}") from None
+    if not all(names) or not names:
+        raise ConfigError(f"data.class_file: {class_file} has a class without a name, or no class at all")
+    return names
+
+
+def _from_json(values: Any) -> list[str]:
+    if isinstance(values, dict):
+        by_id = {int(key): name for key, name in values.items()}
+        if sorted(by_id) != list(range(len(by_id))):
+            raise ValueError(f"its class ids are not 0..{len(by_id) - 1}")
+        values = [by_id[i] for i in range(len(by_id))]
+    if not isinstance(values, list) or not all(isinstance(name, str) for name in values):
+        raise ValueError("it is neither a list of names nor {id: name}")
+    return values
+
+
+def _from_lines(lines: list[str]) -> list[str]:
+    """The column of names where the first line is a header that has one, else every line."""
+    lines = [line for line in lines if line.strip()]
+    for delimiter in ("\t", ",", ";"):
+        header = [name.strip().lower() for name in next(csv.reader(lines[:1], delimiter=delimiter), [])]
+        column = next((header.index(name) for name in NAME_COLUMNS if name in header), None)
+        if column is not None:
+            return [row[column].strip() for row in csv.reader(lines[1:], delimiter=delimiter)]
+    return [line.strip() for line in lines]

@@ -1,0 +1,214 @@
+"""How good a segmenter is: mIoU and what stands behind it, counted over a whole split."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.types import IGNORE_PIXEL
+from ..errors import ConfigError, DataError, MissingExtra
+from ..nn.windows import sliding_logits
+from .features import Precision, evaluating
+
+METRIC = "eval/miou"  # what the best weights of a run are chosen by
+STRIDE_RATE = 2 / 3  # of the window, where no stride is given
+
+
+@dataclass
+class SegmentScores:
+    """A segmenter's answers to images with masks, counted over all pixels of a split together.
+
+    miou: mean over the classes that are in the truth or the answers; pixel_accuracy: share of right pixels; both in
+    [0, 1], of pixels that have a label. per_class: {"name", "iou" (None: the class never occurs), "share" of the
+    truth}. window, stride: pixels a side. weights, step: "raw" or "ema" and the step they are of, if known.
+    """
+
+    split: str
+    num_images: int
+    num_pixels: int
+    miou: float
+    pixel_accuracy: float
+    per_class: list[dict[str, Any]]
+    window: int
+    stride: int
+    weights: str = "raw"
+    step: int | None = None
+    task: str = "segmentation"
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> Path:
+        path = Path(path)
+        values = asdict(self) | {"sentence": self.sentence()}
+        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def metrics(self) -> dict[str, float]:
+        """What `Run.metrics` holds."""
+        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
+
+    def render(self) -> Any:
+        """A rich table: IoU of every class, best first, and its share of the truth."""
+        from rich.table import Table
+
+        table = Table(title=f"{self.num_images:,} {self.split} images")
+        for name in ("class", "IoU", "share of the pixels"):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for one in sorted(self.per_class, key=lambda one: -1.0 if one["iou"] is None else one["iou"], reverse=True):
+            iou = "never seen" if one["iou"] is None else f"{one['iou']:.1%}"
+            table.add_row(str(one["name"]), iou, f"{one['share']:.1%}")
+        return table
+
+    def sentence(self) -> str:
+        """The result in plain words."""
+        largest = max(self.per_class, key=lambda one: one["share"])
+        present = sum(one["share"] > 0 for one in self.per_class)
+        chosen = f"the weights of step {self.step}, the best on validation, " if self.step is not None else ""
+        averaged = "averaged (EMA)" if self.weights == "ema" else "not averaged"
+        left_out = f" {len(self.skipped)} could not be used." if self.skipped else ""
+        return (
+            f"mIoU {self.miou:.1%} over {sum(one['iou'] is not None for one in self.per_class)} classes, "
+            f"{self.pixel_accuracy:.1%} of the pixels right, on {self.num_images:,} {self.split} images; "
+            f"{chosen}{averaged}. Always guessing '{largest['name']}': mIoU {largest['share'] / max(1, present):.1%}, "
+            f"{largest['share']:.1%} of the pixels.{left_out}"
+        )
+
+
+class Counts:
+    """torchmetrics' IoU and pixel accuracy, gathered image by image. Raises MissingExtra without torchmetrics."""
+
+    def __init__(self, num_classes: int):
+        try:
+            from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+        except ImportError:
+            raise MissingExtra("torchmetrics", "segment") from None
+        settings: Any = {"num_classes": num_classes, "ignore_index": IGNORE_PIXEL, "validate_args": False}
+        self.iou = MulticlassJaccardIndex(average="none", zero_division=float("nan"), **settings)
+        self.accuracy = MulticlassAccuracy(average="micro", **settings)
+        self.loss_sum, self.num_pixels, self.num_images = 0.0, 0, 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """logits [B, C, H, W] and labels int64 [B, H, W] of the same size, on the CPU."""
+        answers = logits.argmax(1)
+        self.iou.update(answers, labels)
+        self.accuracy.update(answers, labels)
+        self.loss_sum += F.cross_entropy(logits, labels, ignore_index=IGNORE_PIXEL, reduction="sum").item()
+        self.num_pixels += int((labels != IGNORE_PIXEL).sum())
+        self.num_images += len(labels)
+
+    def per_class(self) -> Tensor:
+        """IoU [C], float64; not a number where a class is neither in the truth nor in the answers."""
+        return self.iou.compute().double()
+
+    def shares(self) -> Tensor:
+        """Share of each class in the truth, [C]."""
+        confusion: Any = self.iou.confmat
+        return confusion.sum(1).double() / max(1, self.num_pixels)
+
+
+@torch.no_grad()
+def count(
+    model: Any,
+    samples: Any,
+    split: str,
+    stride: int | None = None,
+    batch_size: int = 256,
+    precision: Precision = "float32",
+) -> Counts:
+    """Answers to all samples, at the resolution of their masks, by sliding window. The model comes back in its mode.
+
+    stride: pixels; None takes two thirds of the window. batch_size: window-sized images at once.
+    Raises DataError if no pixel has a label or one is not one of the model's classes.
+    """
+    device, num_classes = next(model.parameters()).device, int(model.config.num_labels)
+    window = window_of(model)
+    step = stride or max(1, round(window * STRIDE_RATE))
+    if step > window:
+        raise ConfigError(f"probe.stride {step}: more than the window of {window} pixels, which would leave gaps")
+
+    def predict(pixels: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            return model(pixel_values=pixels.to(device)).logits.float()
+
+    counts = Counts(num_classes)
+    with evaluating(model):
+        for pixels, labels in same_size(samples, batch_size * window**2):
+            known = labels[labels != IGNORE_PIXEL]
+            if len(known) and not 0 <= int(known.min()) <= int(known.max()) < num_classes:
+                raise DataError(f"a {split} mask has class {int(known.max())}, the model knows {num_classes}")
+            logits = sliding_logits(predict, pixels.to(device), (window, window), (step, step))
+            counts.add(F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False).cpu(), labels)
+    if counts.num_pixels == 0:
+        raise DataError(f"no pixel of the {split} images has a label")
+    return counts
+
+
+def same_size(samples: Any, max_pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels [B, C, h, w] and labels [B, H, W] of neighbouring samples of one size, at most so many pixels at once."""
+    pixels: list[Tensor] = []
+    labels: list[Tensor] = []
+    for index in range(len(samples)):
+        sample = samples[index]
+        image, label = sample["pixel_values"], sample["label"]
+        full = (len(pixels) + 1) * image.shape[-2] * image.shape[-1] > max_pixels
+        if pixels and (full or image.shape != pixels[-1].shape or label.shape != labels[-1].shape):
+            yield torch.stack(pixels), torch.stack(labels)
+            pixels, labels = [], []
+        pixels.append(image)
+        labels.append(label)
+    if pixels:
+        yield torch.stack(pixels), torch.stack(labels)
+
+
+def window_of(model: Any) -> int:
+    """Pixels a side of the images a segmenter was trained on."""
+    config = getattr(model.config, "backbone_config", None) or model.config
+    return int(config.image_shape[0])
+
+
+def score_segmenter(
+    model: Any,
+    samples: Any,
+    class_names: list[str],
+    split: str,
+    stride: int | None = None,
+    batch_size: int = 256,
+    precision: Precision = "float32",
+) -> SegmentScores:
+    """Scores on all samples ({"pixel_values" [C, h, w], "label" [H, W]}). Raises DataError without labelled pixels."""
+    counts = count(model, samples, split, stride, batch_size, precision)
+    ious, shares = counts.per_class(), counts.shares()
+    window = window_of(model)
+    return SegmentScores(
+        split=split,
+        num_images=counts.num_images,
+        num_pixels=counts.num_pixels,
+        miou=ious.nanmean().item(),
+        pixel_accuracy=float(counts.accuracy.compute()),
+        per_class=[
+            {"name": name, "iou": None if iou != iou else round(iou, 6), "share": round(share, 6)}
+            for name, iou, share in zip(class_names, ious.tolist(), shares.tolist(), strict=True)
+        ],
+        window=window,
+        stride=stride or max(1, round(window * STRIDE_RATE)),
+        skipped=dict(getattr(getattr(samples, "log", None), "reasons", {})),
+    )
+
+
+class QuickSegment:
+    """Called with a segmenter during training: "eval/miou", "eval/pixel_accuracy" and "eval/loss" on validation."""
+
+    def __init__(self, samples: Any, stride: int | None = None, batch_size: int = 256):
+        self.samples, self.stride, self.batch_size = samples, stride, batch_size
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        counts = count(model, self.samples, "validation", self.stride, self.batch_size)
+        return {
+            METRIC: counts.per_class().nanmean().item(),
+            "eval/pixel_accuracy": float(counts.accuracy.compute()),
+            "eval/loss": counts.loss_sum / counts.num_pixels,
+        }

@@ -1,0 +1,88 @@
+"""Semantic segmentation: cross-entropy of pixels.
+
+The backbone is a Hugging Face segmentation model: `backbone(pixel_values).logits` [B, classes, h, w] of any resolution;
+one with an `auxiliary_head` (transformers' UPerNet) has that trained, too.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ..core.config import OBJECTIVES, Part
+from ..core.types import IGNORE_PIXEL, Batch, Objective, ObjectiveOutput
+from ..errors import ConfigError
+
+
+@OBJECTIVES.register("segmentation")
+class SegmentationSettings(Part):
+    """Cross-entropy of the pixels that have a label, at the labels' resolution.
+
+    class_weights: factor of each class, in order; null: all 1. The mean is over pixels, not over weights.
+    label_smoothing: share of the target that is spread over all classes.
+    """
+
+    task: ClassVar[str] = "segmentation"
+
+    class_weights: list[float] | None = None
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    def build(self, backbone: Any) -> "Segmentation":
+        """Raises ConfigError if there is not one weight a class."""
+        num_classes = int(backbone.config.num_labels)
+        if self.class_weights is not None and len(self.class_weights) != num_classes:
+            raise ConfigError(
+                f"objective.class_weights: {len(self.class_weights)} weights for {num_classes} classes; give one each"
+            )
+        return Segmentation(self)
+
+
+class Segmentation(Objective):
+    """The objective of `SegmentationSettings`; targets are the pixels whose label is not 255."""
+
+    def __init__(self, settings: SegmentationSettings):
+        super().__init__()
+        self.settings = settings
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        return (batch["labels"] != IGNORE_PIXEL).sum()
+
+    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+        labels = batch["labels"]
+        logits, auxiliary = self.logits(backbone, batch["pixel_values"])
+        logits = resized(logits, labels)
+        loss_sum = self.loss_sum(logits, labels)
+        if auxiliary is not None:
+            weight = backbone.config.auxiliary_loss_weight
+            loss_sum = loss_sum + weight * self.loss_sum(resized(auxiliary, labels), labels)
+        num_targets, metrics = self.count_targets(batch), None
+        if self.diagnose:
+            right = (logits.argmax(1) == labels).sum()
+            metrics = {"train_pixel_accuracy": (right / num_targets.clamp(min=1)).detach()}
+        return ObjectiveOutput(loss_sum=loss_sum, num_targets=num_targets, metrics=metrics)
+
+    def logits(self, backbone: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Those of the head, and in training mode those of the auxiliary head where there is one."""
+        if not self.training or getattr(backbone, "auxiliary_head", None) is None:
+            return backbone(pixel_values=pixels).logits, None
+        # transformers gives the second head's logits to nobody, only its loss in a mean.
+        maps = backbone.backbone(pixels).feature_maps
+        return backbone.decode_head(maps), backbone.auxiliary_head(maps)
+
+    def loss_sum(self, logits: Tensor, labels: Tensor) -> Tensor:
+        weights = self.settings.class_weights
+        return F.cross_entropy(
+            logits,
+            labels,
+            weight=None if weights is None else torch.tensor(weights, device=logits.device),
+            ignore_index=IGNORE_PIXEL,
+            reduction="sum",
+            label_smoothing=self.settings.label_smoothing,
+        )
+
+
+def resized(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [B, C, h, w] as float32 at the resolution of labels [B, H, W], bilinear."""
+    return F.interpolate(logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,288 @@
+"""What a segmenter sees: photographs with true and predicted classes in colour, and the score of every class."""
+
+import colorsys
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoModelForSemanticSegmentation
+
+from ..core.config import DATA
+from ..core.quiet import no_progress_bar
+from ..core.run_folder import weights_folders
+from ..core.types import IGNORE_PIXEL
+from ..errors import ConfigError
+from ..nn.windows import sliding_logits
+from .pictures import data_uri
+
+NUM_IMAGES = 8
+MAX_SIDE = 256  # pixels a picture is shown with at most; it is stored in the page
+MAX_BARS = 24  # classes shown at once; of more, the best and the worst
+OPACITY = 0.62
+# Told apart also by colour-blind readers, as far as ten colours can be; more classes get hues in turn.
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#7f3fbf", "#8c6d31", "#e7298a")
+UNLABELLED = (128, 128, 128)
+
+
+@dataclass
+class Shown:
+    """One image. pixels uint8 [H, W, 3]; truth, answer: class ids uint8 [H, W], truth 255 where there is no label."""
+
+    key: str
+    pixels: np.ndarray
+    truth: np.ndarray
+    answer: np.ndarray
+
+    @property
+    def right(self) -> float | None:
+        """Share of the labelled pixels that are right."""
+        known = self.truth != IGNORE_PIXEL
+        return float((self.answer == self.truth)[known].mean()) if known.any() else None
+
+
+@dataclass
+class Overlays:
+    """What the report shows of a segmentation run. scores: scores.json, None if the run was not scored."""
+
+    class_names: list[str] = field(default_factory=list)
+    scores: dict[str, Any] | None = None
+    images: list[Shown] = field(default_factory=list)
+    split: str = "validation"
+    weights: str = ""
+
+
+def is_segmentation(config: Mapping[str, Any]) -> bool:
+    """Whether a run's config is of a segmentation run."""
+    return (config.get("objective") or {}).get("kind") == "segmentation"
+
+
+def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
+    """Fills a `RunView` of a segmentation run: scores, and images with the answers of its best weights.
+
+    Raises ConfigError for a model or data that cannot be read; what was found until then stays.
+    """
+    view.overlays = Overlays(scores=_read_scores(view.dir / "scores.json"))
+    best = view.dir / "best"
+    folders = {"best": best} if (best / "config.json").is_file() else weights_folders(view.dir)
+    view.overlays.weights, view.weights = next(reversed(folders.items()))
+    model = load_segmenter(view.weights)
+    trunk = getattr(model.config, "backbone_config", None) or model.config
+    view.model_config = trunk
+    view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    view.overlays.class_names = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
+    for module in ("segmentation", "scenes"):
+        importlib.import_module(f"..data.{module}", __package__)  # registers its kind
+    data: Any = DATA.parse(view.config.get("data") or {})
+    window = trunk.image_shape[0]
+    samples, view.overlays.split = _samples(data, window, trunk.num_channels, num_images)
+    stride = (view.config.get("probe") or {}).get("stride") or max(1, round(window * 2 / 3))
+    for index in range(len(samples)):
+        view.overlays.images.append(_shown(model, samples[index], window, stride, data.mean, data.std))
+
+
+def load_segmenter(folder: Path) -> Any:
+    """A saved segmenter in eval mode. Raises ConfigError if it cannot be loaded."""
+    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    try:
+        with no_progress_bar():
+            return AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True).eval()
+    except (OSError, ValueError, KeyError) as err:
+        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+
+
+def _samples(data: Any, size: int, num_channels: int, num: int) -> tuple[Any, str]:
+    for split in ("validation", "test", "train"):
+        try:
+            return data.eval_samples(split, image_size=size, num_channels=num_channels, num_samples=num), split
+        except ConfigError as err:
+            if "split" not in str(err):
+                raise
+    raise ConfigError("the data has no split to look at")
+
+
+@torch.no_grad()
+def _shown(model: Any, sample: Mapping[str, Any], window: int, stride: int, mean: float, std: float) -> Shown:
+    pixels, label = sample["pixel_values"][None], sample["label"]
+    logits = sliding_logits(lambda x: model(pixel_values=x).logits, pixels, (window, window), (stride, stride))
+    scale = min(1.0, MAX_SIDE / max(label.shape))
+    size = [max(1, round(side * scale)) for side in label.shape]
+    answer = F.interpolate(logits, size, mode="bilinear", align_corners=False).argmax(1)[0]
+    truth = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0]
+    image = F.interpolate(pixels * std + mean, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+    shown: Tensor = (image.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0)
+    return Shown(str(sample["key"]), shown.numpy(), truth.byte().numpy(), answer.byte().numpy())
+
+
+def _read_scores(file: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+# -- the page
+
+
+def class_colours(names: Sequence[str]) -> list[tuple[int, int, int] | None]:
+    """A colour for each class; None, which is drawn as nothing, for one that is called background."""
+    found: list[tuple[int, int, int] | None] = []
+    number = 0
+    for name in names:
+        if name.lower() == "background":
+            found.append(None)
+            continue
+        if number < len(COLOURS):
+            found.append(_rgb(COLOURS[number]))
+        else:  # the golden angle: neighbours in number are far apart in hue
+            red, green, blue = colorsys.hls_to_rgb(number * 0.381966 % 1, (0.45, 0.6, 0.72)[number % 3], 0.7)
+            found.append((round(255 * red), round(255 * green), round(255 * blue)))
+        number += 1
+    return found
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def painted(pixels: np.ndarray, ids: np.ndarray, colours: Sequence[tuple[int, int, int] | None]) -> np.ndarray:
+    """The image in grey with its classes in colour over it; hatched grey where there is no label. uint8 [H, W, 3]."""
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
+    out = 0.55 * grey
+    for number in np.unique(ids):
+        here = ids == number
+        colour = colours[number] if number < len(colours) else UNLABELLED
+        if colour is not None:
+            out[here] = (1 - OPACITY) * grey[here] + OPACITY * np.asarray(colour, dtype=np.float32)
+    rows, columns = np.indices(ids.shape)
+    out[(ids == IGNORE_PIXEL) & ((rows + columns) // 2 % 2 == 0)] = 40
+    return out.round().clip(0, 255).astype(np.uint8)
+
+
+def mistakes(shown: Shown) -> np.ndarray:
+    """The image in dark grey; wrong pixels in red. uint8 [H, W, 3]."""
+    grey = np.asarray(Image.fromarray(shown.pixels).convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2) * 0.55
+    wrong = (shown.truth != IGNORE_PIXEL) & (shown.truth != shown.answer)
+    grey[wrong] = 0.35 * grey[wrong] + np.asarray((240, 60, 50), dtype=np.float32) * 0.8
+    return grey.round().clip(0, 255).astype(np.uint8)
+
+
+def segment_header(view: Any, name: str) -> str:
+    """The top of the page: what the run reached, in plain words, and its figures."""
+    scores, last = view.overlays.scores, view.history[-1] if view.history else {}
+    facts: list[tuple[str, str]] = []
+    if scores:
+        facts.append((f"{100 * scores['miou']:.1f} %", f"mIoU, {scores['num_images']:,} {scores['split']} images"))
+        facts.append((f"{100 * scores['pixel_accuracy']:.1f} %", "of the pixels right"))
+    if "step" in last:
+        facts.append((f"{last['step']:,}", "optimizer steps"))
+    if "samples_seen" in last:
+        facts.append((f"{last['samples_seen']:,}", "images seen"))
+    if view.model_config is not None:
+        config = view.model_config
+        head = (view.config.get("model") or {}).get("head", "")
+        layers = f"parameters: {config.num_hidden_layers} layers x {config.hidden_size}, {head} head"
+        facts.append((f"{view.num_parameters / 1e6:.2f} M", layers))
+        facts.append((f"{config.image_shape[0]} px / {config.patch_shape[0]} px", "window / patch"))
+    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in facts)
+    data = view.config.get("data") or {}
+    source = str(data.get("source") or data.get("kind") or "its data").replace("_", " ")
+    summary = f'<div class="card verdict"><p>{escape(str(scores["sentence"]))}</p></div>' if scores else ""
+    return (
+        f'<p class="kicker">Segmentation of {escape(source)}</p><h1>{escape(name)}</h1>{summary}'
+        f'<div class="facts">{cards}</div>'
+    )
+
+
+def overlay_sections(view: Any) -> str:
+    """Bars of every class and the pictures; empty for a run of another task."""
+    if view.overlays is None:
+        return ""
+    return _bars(view.overlays) + _images(view.overlays)
+
+
+def _bars(overlays: Overlays) -> str:
+    if not overlays.scores:
+        return ""
+    names = [row["name"] for row in overlays.scores["per_class"]]
+    colours = dict(zip(names, class_colours(names)))
+    rows = sorted(overlays.scores["per_class"], key=lambda row: -1.0 if row["iou"] is None else -row["iou"])
+    known = [row for row in rows if row["iou"] is not None]
+    never = [str(row["name"]) for row in rows if row["iou"] is None]
+    drawn = [_bar(row, colours[row["name"]]) for row in known]
+    if len(drawn) > MAX_BARS:
+        half = MAX_BARS // 2
+        shown = f'<div class="two">{_card("Best classes", drawn[:half])}{_card("Worst classes", drawn[-half:])}</div>'
+        shown += f"<details><summary>All {len(drawn)} classes</summary>{_card('Every class', drawn)}</details>"
+    else:
+        half = -(-len(drawn) // 2)
+        shown = f'<div class="two">{_card("", drawn[:half])}{_card("", drawn[half:])}</div>'
+    left_out = (
+        f"<p class='soft'>Never seen, neither true nor predicted: {escape(', '.join(never))}.</p>" if never else ""
+    )
+    return (
+        '<h2>Every class</h2><p class="soft">Intersection over union: pixels that are of the class and called so, over '
+        "pixels that are either. Counted over the whole split, not image by image. In brackets: the class's share of "
+        f"the true pixels.</p>{shown}{left_out}"
+    )
+
+
+def _bar(row: Mapping[str, Any], colour: tuple[int, int, int] | None) -> str:
+    paint = f"rgb{colour}" if colour else "var(--soft)"
+    return (
+        f'<span><i class="swatch" style="--c:{paint}"></i>{escape(str(row["name"]))} '
+        f'<span class="soft">({100 * row["share"]:.1f} %)</span></span><div class="value"><div class="bar">'
+        f'<i style="--w:{100 * row["iou"]:.1f}%;--c:{paint}"></i></div><b>{100 * row["iou"]:.1f} %</b></div>'
+    )
+
+
+def _card(title: str, bars: Sequence[str]) -> str:
+    if not bars:
+        return ""
+    head = f"<h3>{title}</h3>" if title else ""
+    return f'<div class="card">{head}<div class="bars">{"".join(bars)}</div></div>'
+
+
+def _images(overlays: Overlays) -> str:
+    if not overlays.images:
+        return ""
+    names, colours = overlays.class_names, class_colours(overlays.class_names)
+    present = sorted(
+        {int(i) for shown in overlays.images for ids in (shown.truth, shown.answer) for i in np.unique(ids)}
+    )
+    legend = "".join(
+        f'<span class="chip"><i class="swatch" style="--c:rgb{colours[i]}"></i>{escape(names[i])}</span>'
+        for i in present
+        if i < len(names) and colours[i]
+    )
+    if IGNORE_PIXEL in present:
+        legend += '<span class="chip"><i class="swatch" style="--c:rgb(128,128,128)"></i>no label (hatched)</span>'
+    cards = "".join(_four(shown, colours) for shown in overlays.images)
+    return (
+        f'<h2>What it sees</h2><p class="soft">Images of the {escape(overlays.split)} data, drawn at random: as they '
+        "are, with the true classes, with the classes that the model gives, and in red where the two differ.</p>"
+        f'<div class="chips legend">{legend}</div><div class="segments">{cards}</div>'
+    )
+
+
+def _four(shown: Shown, colours: Sequence[tuple[int, int, int] | None]) -> str:
+    right = "" if shown.right is None else f" {100 * shown.right:.1f} % of the pixels right"
+    tiles = (
+        ("image", shown.pixels),
+        ("truth", painted(shown.pixels, shown.truth, colours)),
+        ("prediction", painted(shown.pixels, shown.answer, colours)),
+        ("mistakes", mistakes(shown)),
+    )
+    pictures = "".join(
+        f'<figure><img alt="{name}" src="{data_uri(pixels)}"><figcaption>{name}</figcaption></figure>'
+        for name, pixels in tiles
+    )
+    return f'<div class="card"><div class="four">{pictures}</div><p>{escape(shown.key)}:{right}</p></div>'
