@@ -9,7 +9,8 @@ from ..core.config import DATA
 from ..errors import ConfigError, unknown
 from .images import Role
 from .masks import MaskPart, MaskRow
-from .sources import SPLIT_NAMES, ToRow, _is_image, _parse_split, find_origin, load
+from .origins import SPLIT_NAMES, find_origin
+from .sources import ToRow, _is_image, _parse_split, load
 from .sources import Columns as ImageColumns
 from .stream import Rows
 
