@@ -10,8 +10,8 @@ from ..errors import ConfigError, unknown
 from .images import Role
 from .masks import MaskPart, MaskRow
 from .origins import SPLIT_NAMES, find_origin
-from .sources import ToRow, _is_image, _parse_split, load
 from .sources import Columns as ImageColumns
+from .sources import ToRow, _is_image, _parse_split, load
 from .stream import Rows
 
 IMAGE_FOLDERS = ("images", "image", "imgs")
