@@ -6,6 +6,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from glob import escape
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,7 +186,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any
     else:
         if name not in origin.files:
             raise ConfigError(unknown("data: split", name, origin.files))
-        options["data_files"] = {name: origin.files[name]}
+        options["data_files"] = {name: list(map(_plain, origin.files[name]))}
     try:
         with _quiet(origin.files is not None):
             if origin.builder == "webdataset":
@@ -225,6 +226,12 @@ def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:
         text = datasets.Value("string")
         found = {"__key__": text, "__url__": text, "cls": datasets.Value("int64")}
     return datasets.Features(found | {name: datasets.Image() for name in TAR_IMAGES if name not in found})
+
+
+def _plain(file: str) -> str:
+    """A path, or FOLDER/**, for `datasets`, which takes brackets and stars in any name for a pattern."""
+    folder, star, _ = file.partition("/**")
+    return escape(folder) + star
 
 
 def _undecoded(data: Any) -> Any:

@@ -163,6 +163,17 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, capfd, streaming, name):
     assert not capfd.readouterr().err
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_may_look_like_patterns(tmp_path, make_images, make_parquet, encode, make_picture, streaming):
+    folder = tmp_path / "photos [2020] ?"
+    make_images(folder / "images", 3)
+    make_parquet(folder / "rows [1].parquet", 3)
+    tar(folder / "rows [1].tar", 3, 0, encode, make_picture)
+    for source in (folder / "images", folder / "rows [1].parquet", folder / "rows [1].tar"):
+        rows = ImageData(source=str(source), streaming=streaming).rows("train")
+        assert len(list(rows.read(0, 0, 0, 1) if streaming else rows)) == 3
+
+
 def test_archive_members_stay_inside(tmp_path, encode, make_picture):
     with tarfile.open(tmp_path / "evil.tar", "w") as file:
         data = encode(make_picture(8, 8))
