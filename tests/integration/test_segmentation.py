@@ -12,9 +12,9 @@ from transformers import BertConfig, pipeline
 
 import nextembed
 from nextembed import recipes
+from nextembed.cli import main
 from nextembed.core.config import apply_overrides
 from nextembed.training.trainer import StepEnd
-from nextembed_cli import main
 
 HEADS = {"linear": "emoji_scenes_tiny", "upernet": "nepa_base_ade20k_tiny"}
 

@@ -79,8 +79,7 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
     view.model_config = trunk
     view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     view.overlays.class_names = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
-    for module in ("segmentation", "scenes"):
-        importlib.import_module(f"..data.{module}", __package__)  # registers its kind
+    importlib.import_module("..data.kinds", __package__)  # registers them
     data: Any = DATA.parse(view.config.get("data") or {})
     window = trunk.image_shape[0]
     samples, view.overlays.split = _samples(data, window, trunk.num_channels, num_images)
