@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .models.nepa import ViTNepaConfig as ViTNepaConfig
     from .models.nepa import ViTNepaForImageClassification as ViTNepaForImageClassification
     from .models.nepa import ViTNepaForPreTraining as ViTNepaForPreTraining
+    from .models.nepa import ViTNepaForSemanticSegmentation as ViTNepaForSemanticSegmentation
     from .models.nepa import ViTNepaModel as ViTNepaModel
     from .objectives.latent_decoder import LatentDecoderSettings as LatentDecoderSettings
     from .objectives.latent_decoder import load_decoder as load_decoder
@@ -71,7 +72,7 @@ _PUBLIC = {
     "export.int8": "quantize_int8",
     "export.layouts": "convert",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
-    " ViTNepaForPreTraining ViTNepaModel",
+    " ViTNepaForPreTraining ViTNepaForSemanticSegmentation ViTNepaModel",
     "objectives.latent_decoder": "LatentDecoderSettings load_decoder",
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
     "report.visualize": "Visualization visualize",

@@ -20,11 +20,9 @@ from .core import distributed
 from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, from_yaml, to_yaml
 from .core.run_folder import read_lines
 from .core.types import IGNORE_LABEL, PretrainingModel
+from .data.kinds import ImageData
 from .data.labels import classes_to_learn
 from .data.masks import classes_to_segment
-from .data.scenes import EmojiScenes as EmojiScenes  # registers its kind
-from .data.segmentation import SegmentationData as SegmentationData
-from .data.sources import ImageData
 from .data.stream import advance
 from .errors import ConfigError, DataError
 from .evaluation.classify import METRIC

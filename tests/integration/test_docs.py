@@ -160,6 +160,14 @@ def test_features_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["done"].num_rows > 100 and names["hit"].rank == 3
 
 
+def test_segmentation_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nextembed.fit(tiny(recipes.segmentation.emoji_scenes(), name="segmenter"))
+    names = run_python([text for page, _, text in blocks("python") if page == "docs/segmentation.md"], monkeypatch)
+    assert names["classes"].shape == (20, 20)
+    assert {answer["label"] for answer in names["answers"]} <= set(names["model"].config.label2id)
+
+
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:
     ((_, _, text),) = [block for block in blocks("python") if block[0] == "docs/recipes.md"]
     config = run_python([text], monkeypatch)["config"]

@@ -52,6 +52,7 @@ def score_checkpoint(
     """
     config = config or ProbeConfig()
     folder = finetuned_folder(path)
+    importlib.import_module(".segmented", __package__)  # registers its scorer
     if (kind := architecture(folder)) not in SCORERS:
         raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
     found = SCORERS[kind](folder, data, config, splits)

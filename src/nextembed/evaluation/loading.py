@@ -29,7 +29,7 @@ def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | N
     if data is None:
         if "data" not in values:
             raise ConfigError(f"{path} is not part of a run, so the data to probe on has to be named: --data")
-        importlib.import_module("..data.sources", __package__)  # registers its kinds
+        importlib.import_module("..data.kinds", __package__)  # registers its kinds
         data = DATA.parse(values["data"])
     if config is None:
         config = validated(ProbeConfig, values.get("probe") or {}, "probe")

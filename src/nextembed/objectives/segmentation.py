@@ -67,6 +67,8 @@ class Segmentation(Objective):
         """Those of the head, and in training mode those of the auxiliary head where there is one."""
         if not self.training or getattr(backbone, "auxiliary_head", None) is None:
             return backbone(pixel_values=pixels).logits, None
+        if len(pixels) == 1:
+            raise ConfigError("UPerNet's batch norms need two images or more at once: raise train.micro_batch_size")
         # transformers gives the second head's logits to nobody, only its loss in a mean.
         maps = backbone.backbone(pixels).feature_maps
         return backbone.decode_head(maps), backbone.auxiliary_head(maps)

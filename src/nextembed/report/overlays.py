@@ -79,8 +79,7 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
     view.model_config = trunk
     view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     view.overlays.class_names = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
-    for module in ("segmentation", "scenes"):
-        importlib.import_module(f"..data.{module}", __package__)  # registers its kind
+    importlib.import_module("..data.kinds", __package__)  # registers them
     data: Any = DATA.parse(view.config.get("data") or {})
     window = trunk.image_shape[0]
     samples, view.overlays.split = _samples(data, window, trunk.num_channels, num_images)
@@ -207,6 +206,30 @@ def overlay_sections(view: Any) -> str:
     if view.overlays is None:
         return ""
     return _bars(view.overlays) + _images(view.overlays)
+
+
+def segment_training(view: Any) -> str:
+    """Where the run started, what of it moved, and on what; empty for a run of another task."""
+    if view.overlays is None:
+        return ""
+    model, train, data, optim = (view.config.get(part) or {} for part in ("model", "train", "data", "optim"))
+    scratch = model.get("from_scratch") or not model.get("pretrained")
+    layers = getattr(view.model_config, "out_indices", None)
+    frozen, lora = train.get("freeze") or [], train.get("lora")
+    low, high = data.get("scale_range", (1, 1))
+    colours = ", colour distortion" if data.get("distort_colours") else ""
+    rows = [
+        ("started from", "random weights" if scratch else model["pretrained"]),
+        ("head", model.get("head", "") + (f", on layer {', '.join(map(str, layers))}" if layers else "")),
+        ("attention", model.get("attention", "")),
+        ("trained", f"LoRA of rank {lora['rank']}, and the head" if lora else "everything" + " but " * bool(frozen)
+                    + ", ".join(frozen)),
+        ("augmentation", f"scales {low:g} to {high:g}, flips {data.get('flip_rate', 0):g}{colours}"),
+        ("learning rate", f"{optim.get('base_learning_rate', 0):g} x batch / 256, batch {train.get('batch_size', '?')}"
+                          f", layer decay {optim.get('layer_decay', 1.0):g}"),
+    ]  # fmt: skip
+    body = "".join(f"<tr><td>{name}</td><td>{escape(str(text))}</td></tr>" for name, text in rows)
+    return f'<h2>What was trained</h2><div class="card scroll"><table class="trained">{body}</table></div>'
 
 
 def _bars(overlays: Overlays) -> str:

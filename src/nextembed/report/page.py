@@ -9,7 +9,7 @@ from ..nn.diagnostics import verdict
 from . import scores
 from .charts import render_charts
 from .inside_page import inside_sections
-from .overlays import overlay_sections, segment_header
+from .overlays import overlay_sections, segment_header, segment_training
 from .pictures import Scene, Tiles, heat, neighbours, ranks, striking
 from .run_view import RunView
 from .style import CSS
@@ -49,7 +49,7 @@ def render(view: RunView) -> str:
         _curves(view),
         _warnings(view),
         pictures,
-        scores.what_was_trained(view) if view.overlays else "",
+        segment_training(view),
         _skipped(view),
         _settings(view),
     ]

@@ -122,7 +122,7 @@ def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[st
     view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if "data" not in view.config:
         raise ConfigError("the run has no config.yaml that names its data")
-    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    importlib.import_module("..data.kinds", __package__)  # registers its kinds
     data: Any = DATA.parse(view.config["data"])
     if not hasattr(data, "eval_samples"):
         raise ConfigError(f"data of kind {data.kind} gives no images to look at")

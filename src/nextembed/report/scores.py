@@ -211,7 +211,7 @@ def _mistakes(view: RunView, scores: Mapping[str, Any]) -> str:
 
 def _pictures(view: RunView, scores: Mapping[str, Any], places: list[tuple[int, str]]) -> list[str | None]:
     """Images of the scored samples, None where the data is not what it was."""
-    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    importlib.import_module("..data.kinds", __package__)  # registers its kinds
     data: Any = DATA.parse(view.config["data"])
     model = view.model_config
     if model is None:
