@@ -85,6 +85,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         torch.manual_seed(config.seed)
         data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
         backbone = model.build()
+        config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
