@@ -102,6 +102,8 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         backbone = builder.build(*classes)
         if builder is not model:
             backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
+        if task == "pretraining":
+            config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)

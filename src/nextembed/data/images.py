@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -77,6 +77,14 @@ class ImagePart(Part):
     max_skipped_rate: float = Field(0.01, ge=0, le=1)
     num_workers: int = Field(2, ge=0)
     cache: Literal["auto", "on", "off"] = "auto"
+
+    @model_validator(mode="after")
+    def _crops_exist(self) -> "ImagePart":
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {list(self.crop_scale)} should be [smallest, largest], in (0, 1]")
+        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)} should be [smallest, largest], above 0")
+        return self
 
     def rows(self, split: Role) -> Rows | RowSequence:
         """The rows of a split: a list, or anything with `__len__` and `__getitem__`, of dicts with

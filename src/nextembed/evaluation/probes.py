@@ -61,6 +61,13 @@ class ProbeConfig(Config):
     attentive_gigabytes: float = Field(2.0, gt=0)
     stride: int | None = Field(None, gt=0)
 
+    def features(self, num_layers: int) -> list[FeatureKey]:
+        """What is probed in a model of so many layers. Raises ConfigError for a layer that it does not have."""
+        try:
+            return feature_keys(num_layers, self.layers, self.poolings, self.attentions)
+        except ValueError as err:
+            raise ConfigError(f"probe.layers: {err}") from None
+
 
 class ProbeData(NamedTuple):
     """Labelled images, without augmentation. test is None where the data has no such split."""
@@ -143,10 +150,7 @@ def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfi
 
 def _probe_backbone(weights: str, backbone: Any, data: ProbeData, config: ProbeConfig) -> list[Row]:
     num_layers = backbone.config.num_hidden_layers
-    try:
-        keys = feature_keys(num_layers, config.layers, config.poolings, config.attentions)
-    except ValueError as err:
-        raise ConfigError(f"probe.layers: {err}") from None
+    keys = config.features(num_layers)
     read = partial(extract, backbone, batch_size=config.batch_size, precision=config.precision)
     train, validation = _labelled(read(data.train, keys)), _labelled(read(data.validation, keys))
     fits = fit_probes(train, validation, config)

@@ -29,7 +29,7 @@ class OptimConfig(Config):
     embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
     """
 
-    base_learning_rate: float = Field(3e-4, gt=0)
+    base_learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.05, ge=0)
