@@ -32,7 +32,7 @@ def train(folder: Path, recipe: str, settings: list[str]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nextembed_cli", "train", recipe, f"name={folder.name}"]
         command += [f"output_dir={folder.parent}", "train.trackers=[]", *settings]
-        with folder.with_suffix(".log").open("w") as log:
+        with (folder.parent / f"{folder.name}.log").open("w") as log:
             subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
     return folder
 

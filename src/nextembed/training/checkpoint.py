@@ -237,10 +237,17 @@ def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
 
 def check_model(folder: Path, backbone: PreTrainedModel) -> None:
     """Raises ConfigError naming the first setting in which a checkpoint's model differs from the backbone."""
-    ours, theirs = backbone.config.to_dict(), type(backbone.config).from_pretrained(folder).to_dict()
-    for name in (n for n in ours if n not in UNIMPORTANT):
+    ours, theirs = settings_of(backbone.config), settings_of(type(backbone.config).from_pretrained(folder))
+    for name in (n for n in ours if n.rpartition(".")[2] not in UNIMPORTANT):
         if ours[name] != theirs.get(name):
             raise ConfigError(f"{folder} was trained with {name} {theirs.get(name)}; the config says {ours[name]}")
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """A model's configuration as plain values; those of a backbone inside it (UPerNet's) with dotted names."""
+    values = config.to_dict()
+    inner = values.pop("backbone_config", None) or {}
+    return values | {f"backbone_config.{name}": value for name, value in inner.items()}
 
 
 def read_ranks(folder: Path) -> list[dict[str, Any]]:
