@@ -16,7 +16,10 @@ PACKAGES = ["nextembed", "torch", "torchvision", "transformers", "accelerate", "
 EXTRAS = {
     "wandb": ("wandb", "live curves on wandb.ai"),
     "trackio": ("trackio", "live curves, local"),
-    "timm": ("bench", "the model beside ours in benchmarks"),
+    "timm": ("finetune", "RandAugment; the model beside ours in benchmarks"),
+    "peft": ("finetune", "LoRA"),
+    "torchmetrics": ("segment", "mIoU"),
+    "onnxruntime": ("export", "ONNX files and int8"),
     "mkdocs-material": ("docs", "building the documentation"),
     "pytest": ("dev", "running the tests"),
 }
