@@ -1,13 +1,16 @@
 """Emu (model_type "emu"), registered with the Auto classes."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining, AutoProcessor
 
 from .configuration_emu import EmuConfig
 from .modeling_emu import EmuForConditionalGeneration, EmuModel, EmuPreTrainedModel
+from .processing_emu import EmuProcessor, add_emu_tokens
 
-__all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuPreTrainedModel"]
+__all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuPreTrainedModel", "EmuProcessor",
+           "add_emu_tokens"]  # fmt: skip
 
 AutoConfig.register("emu", EmuConfig, exist_ok=True)
 AutoModel.register(EmuConfig, EmuModel, exist_ok=True)
 AutoModelForPreTraining.register(EmuConfig, EmuForConditionalGeneration, exist_ok=True)
 AutoModelForImageTextToText.register(EmuConfig, EmuForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(EmuConfig, EmuProcessor, exist_ok=True)

@@ -19,7 +19,7 @@ class EmuConfig(PreTrainedConfig):
         to N = n x n means, Emu2), "identity" (every token, projected).
     causal_former_config: T5Config of the first; `d_model`, `d_kv`, `num_heads`, `d_ff`, `num_layers`, ...
     num_image_latents: N. text_config: of any causal language model; its hidden_size D is the width of the latents.
-    image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: in its vocabulary;
+    image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: its tokens;
         user_token_id, assistant_token_id: of the instructed variant.
     text_weight, regression_weight, regression_distance ("mse" | "cosine" | "smooth_l1"): of the loss that `forward`
         gives with labels. regress_image_end: whether the last latent is to predict the `[/IMG]` embedding.
@@ -81,7 +81,8 @@ class EmuConfig(PreTrainedConfig):
         self.regress_image_end = regress_image_end
         self.initializer_range = initializer_range
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
-        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
+        tokens: Any = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**tokens, **kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's, which caches and generation ask for."""

@@ -78,7 +78,7 @@ class EmuPreTrainedModel(PreTrainedModel):
 class EmuModel(EmuPreTrainedModel):
     """Encoder, connector and language model, without Emu's own heads.
 
-    visual: any vision model; visual_norm: LayerNorm over its tokens; connector: to N latents of width D; language_model:
+    visual: any vision model; visual_norm: LayerNorm over its tokens; connector: to N latents of D; language_model:
     any causal language model with its head.
     """
 
