@@ -5,9 +5,11 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 from .configuration_emu import EmuConfig
 from .modeling_emu import EmuForConditionalGeneration, EmuModel, EmuPreTrainedModel
 from .processing_emu import EmuProcessor, add_emu_tokens
+from .settings import EmuParts
+from .vocabulary import grow_vocabulary
 
-__all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuPreTrainedModel", "EmuProcessor",
-           "add_emu_tokens"]  # fmt: skip
+__all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuParts", "EmuPreTrainedModel", "EmuProcessor",
+           "add_emu_tokens", "grow_vocabulary"]  # fmt: skip
 
 AutoConfig.register("emu", EmuConfig, exist_ok=True)
 AutoModel.register(EmuConfig, EmuModel, exist_ok=True)

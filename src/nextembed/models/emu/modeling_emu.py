@@ -82,14 +82,18 @@ class EmuModel(EmuPreTrainedModel):
     any causal language model with its head.
     """
 
-    def __init__(self, config: EmuConfig):
+    def __init__(
+        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
+    ):
         super().__init__(config)
-        self.visual = build_visual(config)
+        self.visual = build_visual(config.vision_config) if visual is None else without_norm(visual)
         width = config.vision_config.hidden_size
         eps = config.vision_layer_norm_eps
         self.visual_norm = nn.LayerNorm(width, eps=eps) if config.vision_layer_norm else nn.Identity()
         self.connector = build_connector(config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = (
+            AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -184,11 +188,16 @@ class EmuModel(EmuPreTrainedModel):
 
 class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     """Emu with both heads: the language model's own, and `regression_head`, a matrix D x D from the hidden state at
-    `[IMG]` or a latent to the next latent."""
+    `[IMG]` or a latent to the next latent.
 
-    def __init__(self, config: EmuConfig):
+    visual, language_model: parts that exist already; those of the configuration are new.
+    """
+
+    def __init__(
+        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
+    ):
         super().__init__(config)
-        self.model = EmuModel(config)
+        self.model = EmuModel(config, visual, language_model)
         self.regression_head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
@@ -363,14 +372,18 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return torch.cat([embeds, empty]), torch.cat([mask, nothing])
 
 
-def build_visual(config: EmuConfig) -> PreTrainedModel:
-    """The vision model of a configuration. The EVA tower comes without its final norm, which Emu does not use."""
-    vision: Any = config.vision_config
+def build_visual(vision: Any) -> PreTrainedModel:
+    """The vision model of a configuration, with new weights."""
     if vision.model_type == "blip_2_vision_model":
-        model: Any = Blip2VisionModel._from_config(vision)
-        model.post_layernorm = nn.Identity()
-        return model
+        return without_norm(Blip2VisionModel._from_config(vision))
     return AutoModel.from_config(vision)
+
+
+def without_norm(visual: Any) -> PreTrainedModel:
+    """An EVA tower without its final norm, which Emu does not use; others as they are."""
+    if type(visual) is Blip2VisionModel:
+        setattr(visual, "post_layernorm", nn.Identity())  # noqa: B010  (of another type)
+    return visual
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:

@@ -28,9 +28,9 @@ class EmuProcessor(ProcessorMixin):
         processor(["a photo:", image, "It shows"])
         processor([[image, "the same in winter"], ["an apple"]])
 
-    A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or any
-    of these}, {"video": frames} or {"text": ...}. Images become RGB (transparent ones on white), squashed to the size
-    of the encoder; each stands as `[IMG]`, N times `<image>`, `[/IMG]`. White space beside an image is stripped, and a
+    A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or
+    any of these}, {"video": frames} or {"text": ...}. Images become RGB (transparent ones on white), squashed to the
+    encoder's size; each stands as `[IMG]`, N times `<image>`, `[/IMG]`. White space beside an image is stripped, and a
     begin token, where the tokenizer has one, comes first.
     Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
     reading order; no pixel_values where there are no images.
