@@ -6,10 +6,10 @@ from .configuration_emu import EmuConfig
 from .modeling_emu import EmuForConditionalGeneration, EmuModel, EmuPreTrainedModel
 from .processing_emu import EmuProcessor, add_emu_tokens
 from .settings import EmuParts
-from .vocabulary import grow_vocabulary
+from .vocabulary import grow_vocabulary, train_tokenizer
 
 __all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuParts", "EmuPreTrainedModel", "EmuProcessor",
-           "add_emu_tokens", "grow_vocabulary"]  # fmt: skip
+           "add_emu_tokens", "grow_vocabulary", "train_tokenizer"]  # fmt: skip
 
 AutoConfig.register("emu", EmuConfig, exist_ok=True)
 AutoModel.register(EmuConfig, EmuModel, exist_ok=True)

@@ -1,8 +1,13 @@
-"""More tokens for a language model."""
+"""Tokenizers of one's own, and more tokens for a language model."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from .processing_emu import ASSISTANT, END, IMAGE, PAD, START, USER
 
 
 @torch.no_grad()
@@ -18,3 +23,25 @@ def grow_vocabulary(language_model: Any, num_tokens: int) -> None:
     for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
         if layer is not None:
             layer.weight[old:] = layer.weight[:old].float().mean(0).to(layer.weight.dtype)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of one's own, with begin, end, padding and Emu's tokens; `save_pretrained` keeps it.
+
+    vocab_size: with the 256 bytes and all special tokens. A word has the same token at the beginning of a text, after
+    an image and after a space, as in LLaMA's. Raises ValueError for fewer tokens than bytes and specials.
+    """
+    special = ["<unk>", "<s>", "</s>", PAD, START, END, IMAGE, USER, ASSISTANT]
+    if vocab_size < 256 + len(special):
+        raise ValueError(f"vocab_size should be at least {256 + len(special)}, not {vocab_size}")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token=PAD
+    )
