@@ -2,8 +2,8 @@
 
     python benchmarks/make_sample_text.py TEXT_FOLDER
 
-TEXT_FOLDER: train.parquet with a column `text` of lines "lemma: gloss" (WordNet 3.0 nouns). Glosses of everyday words are
-kept: lemma in lower case, at most 100 characters, drawn with a fixed seed. The tokenizer is trained on them and on the
+TEXT_FOLDER: train.parquet with a column `text` of lines "lemma: gloss" (WordNet 3.0 nouns). Glosses of everyday words
+are kept: lower case, at most 100 characters, drawn with a fixed seed. The tokenizer is trained on them and on the
 names and keywords of the bundled emoji.
 """
 

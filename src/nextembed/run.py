@@ -57,6 +57,7 @@ class RunConfig(Config):
 
     name: of the run folder in output_dir. seed: of weights, data order, augmentation and all draws in training.
     data, model, objective: parts, chosen by `kind`, also `my_file.py:MyPart`.
+    after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
     name: str = Field("run", pattern=r"^[\w.-]+$")
@@ -68,6 +69,7 @@ class RunConfig(Config):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    after: list[str] = []
 
 
 @dataclass

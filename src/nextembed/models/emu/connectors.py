@@ -19,7 +19,7 @@ class CausalFormer(nn.Module):
     def __init__(self, config: T5Config, num_latents: int, encoder_width: int, width: int, std: float):
         super().__init__()
         self.causal_tokens = nn.Parameter(torch.empty(1, num_latents, config.d_model).normal_(std=std))
-        stack: Any = T5Stack(config)
+        stack: Any = T5Stack._from_config(config)
         stack.embed_tokens = None
         inner = config.num_heads * config.d_kv
         for block in stack.block:

@@ -169,7 +169,7 @@ class EmuModel(EmuPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        cache = getattr(found, "cache", None) or getattr(found, "past_key_values", None)
+        cache = getattr(found, cache_name(self.language_model), None)
         return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, cache)
 
     def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Tensor | None:
