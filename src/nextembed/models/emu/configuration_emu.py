@@ -80,6 +80,10 @@ class EmuConfig(PreTrainedConfig):
         self.regression_distance = regression_distance
         self.regress_image_end = regress_image_end
         self.initializer_range = initializer_range
+        # The base class gives its own attention to all parts, and has none yet; parts that are models already keep theirs.
+        own = {name: getattr(self, name)._attn_implementation for name in self.sub_configs}
+        if any(own.values()):
+            kwargs.setdefault("attn_implementation", {"": None, **own})
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
         tokens: Any = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
         super().__init__(**tokens, **kwargs)
