@@ -80,7 +80,7 @@ class EmuConfig(PreTrainedConfig):
         self.regression_distance = regression_distance
         self.regress_image_end = regress_image_end
         self.initializer_range = initializer_range
-        # The base class gives its own attention to all parts, and has none yet; parts that are models already keep theirs.
+        # The base class gives all parts its own attention, which it has not got yet; parts of models keep theirs.
         own = {name: getattr(self, name)._attn_implementation for name in self.sub_configs}
         if any(own.values()):
             kwargs.setdefault("attn_implementation", {"": None, **own})
