@@ -4,7 +4,7 @@ from typing import Any
 
 from ..core.config import apply_overrides
 from ..data.emoji_documents import EmojiDocuments
-from ..data.text import TextDocuments
+from ..data.pairs import TextData
 from ..evaluation.probes import ProbeConfig
 from ..models.emu import EmuParts
 from ..objectives.emu import EmuSettings
@@ -20,7 +20,7 @@ def emu_emoji_language() -> RunConfig:
     """A small language model inside an Emu, warmed up on short descriptions; its encoder is runs/nepa_demo/model."""
     return RunConfig(
         name="emu_emoji_language",
-        data=TextDocuments(),
+        data=TextData(source="glosses", num_workers=0),
         model=EmuParts(
             vision=ENCODER,
             vision_config={"is_causal": False},
@@ -34,7 +34,7 @@ def emu_emoji_language() -> RunConfig:
         optim=OptimConfig(base_learning_rate=2.4e-2, betas=(0.9, 0.98), warmup_rate=0.05),
         train=TrainConfig(
             batch_size=16,
-            max_steps=1500,
+            max_steps=800,
             freeze=["visual", "visual_norm", "connector", "regression_head"],
             log_steps=20,
             save_steps=500,
@@ -51,7 +51,7 @@ def emu_emoji() -> RunConfig:
     """
     return RunConfig(
         name="emu_emoji",
-        data=EmojiDocuments(),
+        data=EmojiDocuments(max_shift=0.1, num_workers=0),
         model=EmuParts(pretrained=LANGUAGE, latent_std=0.3, max_length=128),
         objective=EmuSettings(),
         optim=OptimConfig(
@@ -101,7 +101,7 @@ def _tiny(config: RunConfig) -> RunConfig:
         [
             f"name={config.name}_tiny",
             "data.num_workers=0",
-            "data.window=32",
+            "data.pack_window=32",
             "model={kind: emu, vision_config: {model_type: vit_nepa, hidden_size: 32, num_hidden_layers: 2, "
             "num_attention_heads: 2, intermediate_size: 48, image_size: 24, patch_size: 8}, "
             "language_config: {model_type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
