@@ -52,7 +52,7 @@ OUR_BIAS = re.compile(r"^model\.visual\.encoder\.layers\.(\d+)\.self_attn\.qkv\.
 UNREAD = re.compile(r"^visual\.(norm|head)\.|^cformer\.cformer\.embed_tokens\.|\.rotary_emb\.inv_freq$")
 PEFT = "decoder.lm.base_model.model."
 LORA = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>\w+))?\.weight$")
-BASE_VOCABULARY, LORA_ALPHA = 32000, 16  # of LLaMA; of the release
+LORA_ALPHA = 16  # of the release
 
 
 class Part(NamedTuple):
@@ -172,9 +172,7 @@ def map_official(shapes: Mapping[str, tuple[int, ...]], merge: bool = True, alph
     return Mapped(parts, lora, rank)
 
 
-def _check_lora(
-    lora: dict[tuple[str, str], str], parts: dict[str, Part], shapes: Mapping[str, tuple[int, ...]]
-) -> int:
+def _check_lora(lora: dict[tuple[str, str], str], parts: dict[str, Part], shapes: Mapping[str, tuple[int, ...]]) -> int:
     """The rank of all pairs; 0 where there is none. Raises ConfigError for half a pair or one that fits no matrix."""
     ranks = set()
     for layer, side in lora:
@@ -185,7 +183,9 @@ def _check_lora(
             raise ConfigError(f"LoRA changes {layer}, which is missing")
         a, b = (shapes[str(name)] for name in pair)
         if (b[0], a[1]) != parts[layer].shape or a[0] != b[1]:
-            raise ConfigError(f"LoRA of {layer} has shapes {list(b)} x {list(a)}, the matrix {list(parts[layer].shape)}")
+            raise ConfigError(
+                f"LoRA of {layer} has shapes {list(b)} x {list(a)}, the matrix {list(parts[layer].shape)}"
+            )
         ranks.add(a[0])
     if len(ranks) > 1:
         raise ConfigError(f"LoRA has several ranks ({', '.join(map(str, sorted(ranks)))}); one is expected")
