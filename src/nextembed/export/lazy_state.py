@@ -18,7 +18,7 @@ from ..errors import ConfigError
 STATE_KEYS = ("state_dict", "model", "module", "model_state_dict")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-RENEW = 128 * 2**20
+RENEW = 64 * 2**20
 ST_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
             "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
             "BOOL": torch.bool}  # fmt: skip
