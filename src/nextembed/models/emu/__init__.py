@@ -1,0 +1,1 @@
+"""Emu: images, video and text in one sequence."""
