@@ -34,6 +34,16 @@ def diffusion_target(clean: Tensor, noise: Tensor, signal: Tensor, prediction: P
     raise ValueError(f"prediction is epsilon, v_prediction or sample, not {prediction}")
 
 
+def clean_estimate(found: Tensor, noisy: Tensor, signal: Tensor, prediction: Prediction) -> Tensor:
+    """The clean image that a prediction for `noisy` stands for, [B, C, H, W]; for "epsilon" without meaning at signal 0."""
+    if prediction == "sample":
+        return found
+    kept, added = _scales(signal, noisy)
+    if prediction == "epsilon":
+        return (noisy - added * found) / kept.clamp(min=1e-4)
+    return kept * noisy - added * found
+
+
 def min_snr_weight(signal: Tensor, prediction: Prediction, gamma: float) -> Tensor:
     """Weight [B] of a noise level: its error, counted in clean pixels, weighs min(SNR, gamma).
 

@@ -48,6 +48,7 @@ class VisualDecoder(nn.Module):
         super().__init__()
         self.unet, self.vae, self.safety_checker = unet, vae, safety_checker
         self.scheduler, self.feature_extractor = scheduler, feature_extractor
+        self.pretrained: Path | None = None  # the folder that training starts from
         channels = unet.config.in_channels
         self.patch_size = 1 if vae is not None else round((channels / 3) ** 0.5)
         if vae is not None and vae.config.latent_channels != channels:
@@ -171,13 +172,32 @@ class VisualDecoder(nn.Module):
                 out = layer.to_out[0]
                 out.bias -= out.weight @ (layer.to_v.weight @ mean.to(out.weight))
 
+    def save_weights(self, folder: Path, unet: dict[str, Tensor], shift: tuple[Tensor, Tensor] | None = None) -> None:
+        """Writes the decoder with other weights of the UNet (whole, on the CPU) into a folder that exists.
+
+        shift: mean and std [D] for `fold_standardisation`. Checker and extractor of the decoder that this one was
+        trained from come along.
+        """
+        made = type(self.unet).from_config(self.unet.config)
+        made.load_state_dict(unet)
+        changed = VisualDecoder(made, self.scheduler, self.vae)
+        if shift is not None:
+            changed.fold_standardisation(*shift)
+        changed._write(folder)
+        for name in ("feature_extractor", "safety_checker"):
+            if self.pretrained is not None and (self.pretrained / name).is_dir():
+                shutil.copytree(self.pretrained / name, folder / name)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Folders `unet/`, `scheduler/` and those of the other parts there are; safetensors."""
         folder = Path(folder)
         with _new_folder(folder) as scratch:
-            for name in PARTS:
-                if (part := getattr(self, name)) is not None:
-                    part.save_pretrained(str(scratch / name))
+            self._write(scratch)
+
+    def _write(self, folder: Path) -> None:
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.save_pretrained(str(folder / name))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None, dtype: torch.dtype | None = None, **parts: Any) -> Any:
