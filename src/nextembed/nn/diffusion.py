@@ -1,7 +1,7 @@
 """Diffusion as pure functions: what is noisy, what a network predicts of it, and how much each noise level weighs.
 
-Shapes: B images, C channels; `signal` [B] is the share of signal variance left (alpha-bar of DDPM, arXiv 2006.11239), in
-[0, 1]: 1 is the clean image, 0 is noise alone.
+Shapes: B images, C channels; `signal` [B] is the share of signal variance left (alpha-bar of DDPM, arXiv 2006.11239),
+in [0, 1]: 1 is the clean image, 0 is noise alone.
 """
 
 from typing import Literal
@@ -35,7 +35,7 @@ def diffusion_target(clean: Tensor, noise: Tensor, signal: Tensor, prediction: P
 
 
 def clean_estimate(found: Tensor, noisy: Tensor, signal: Tensor, prediction: Prediction) -> Tensor:
-    """The clean image that a prediction for `noisy` stands for, [B, C, H, W]; for "epsilon" without meaning at signal 0."""
+    """The clean image that a prediction for `noisy` stands for, [B, C, H, W]; at signal 0 "epsilon" does not tell."""
     if prediction == "sample":
         return found
     kept, added = _scales(signal, noisy)

@@ -62,6 +62,12 @@ class VisualDecoding(Objective):
     """The objective of `VisualDecoderSettings`. Loss: squared error of what the UNet predicts, a mean over each image;
     an image is one target. Targets are in [-1, 1]."""
 
+    signal: Tensor
+    empty: Tensor
+    center: Tensor
+    spread: Tensor
+    measured: Tensor
+
     def __init__(self, settings: VisualDecoderSettings, backbone: Any):
         super().__init__()
         self.settings = settings

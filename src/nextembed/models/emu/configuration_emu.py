@@ -19,7 +19,7 @@ class EmuConfig(PreTrainedConfig):
         to N = n x n means, Emu2), "identity" (every token, projected).
     causal_former_config: T5Config of the first; `d_model`, `d_kv`, `num_heads`, `d_ff`, `num_layers`, ...
     num_image_latents: N. text_config: of any causal language model; its hidden_size D is the width of the latents.
-    image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: in its vocabulary;
+    image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: its tokens;
         user_token_id, assistant_token_id: of the instructed variant.
     text_weight, regression_weight, regression_distance ("mse" | "cosine" | "smooth_l1"): of the loss that `forward`
         gives with labels. regress_image_end: whether the last latent is to predict the `[/IMG]` embedding.
@@ -80,8 +80,13 @@ class EmuConfig(PreTrainedConfig):
         self.regression_distance = regression_distance
         self.regress_image_end = regress_image_end
         self.initializer_range = initializer_range
+        # The base class gives all parts its own attention, which it has not got yet; parts of models keep theirs.
+        own = {name: getattr(self, name)._attn_implementation for name in self.sub_configs}
+        if any(own.values()):
+            kwargs.setdefault("attn_implementation", {"": None, **own})
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
-        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
+        tokens: Any = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**tokens, **kwargs)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's, which caches and generation ask for."""
@@ -122,7 +127,8 @@ def former_config(values: dict[str, Any] | PreTrainedConfig | None) -> T5Config:
     """T5-base's decoder half, or what `values` changes of it. It has no vocabulary: the queries are learned."""
     given = values.to_dict() if isinstance(values, PreTrainedConfig) else dict(values or {})
     given.pop("model_type", None)
-    fixed = {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False, "vocab_size": 1}
+    fixed: dict[str, Any] = {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False, "vocab_size": 1}
+    fixed |= dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"))
     base = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "dropout_rate": 0.1}
     return T5Config(**{**base, **given, **fixed})
 

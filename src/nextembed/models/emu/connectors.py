@@ -19,15 +19,16 @@ class CausalFormer(nn.Module):
     def __init__(self, config: T5Config, num_latents: int, encoder_width: int, width: int, std: float):
         super().__init__()
         self.causal_tokens = nn.Parameter(torch.empty(1, num_latents, config.d_model).normal_(std=std))
-        self.stack = T5Stack(config)
-        self.stack.embed_tokens = None
+        stack: Any = T5Stack._from_config(config)
+        stack.embed_tokens = None
         inner = config.num_heads * config.d_kv
-        for block in self.stack.block:
-            cross: Any = block.layer[1].EncDecAttention
+        for block in stack.block:
+            cross = block.layer[1].EncDecAttention
             cross.k = nn.Linear(encoder_width, inner, bias=False)
             cross.v = nn.Linear(encoder_width, inner, bias=False)
             for matrix in (cross.k, cross.v):
                 nn.init.normal_(matrix.weight, std=encoder_width**-0.5)
+        self.stack = stack
         self.projection = nn.Linear(config.d_model, width)
 
     def hidden(self, features: Tensor) -> Tensor:

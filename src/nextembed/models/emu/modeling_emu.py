@@ -5,7 +5,6 @@ Shapes: B rows, T positions, I images of all rows in reading order, N latents an
 Source: Emu (arXiv 2307.05222); where the paper is silent, the released inference code.
 """
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +26,12 @@ from .connectors import CausalFormer, build_connector
 @dataclass
 class EmuModelOutput(ModelOutput):
     """last_hidden_state [B, T, D] after the language model's final norm; inputs_embeds [B, T, D]: what it read;
-    image_latents [I, N, D]; past_key_values: the cache."""
+    image_latents [I, N, D]; cache: keys and values."""
 
     last_hidden_state: Tensor | None = None
     inputs_embeds: Tensor | None = None
     image_latents: Tensor | None = None
-    past_key_values: Any = None
+    cache: Any = None
 
 
 @dataclass
@@ -50,7 +49,7 @@ class EmuOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     inputs_embeds: Tensor | None = None
     image_latents: Tensor | None = None
-    past_key_values: Any = None
+    cache: Any = None
 
 
 class EmuPreTrainedModel(PreTrainedModel):
@@ -58,7 +57,7 @@ class EmuPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values", "cache"]
+    _skip_keys_device_placement = ["cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -78,18 +77,22 @@ class EmuPreTrainedModel(PreTrainedModel):
 class EmuModel(EmuPreTrainedModel):
     """Encoder, connector and language model, without Emu's own heads.
 
-    visual: any vision model; visual_norm: LayerNorm over its tokens; connector: to N latents of width D; language_model:
+    visual: any vision model; visual_norm: LayerNorm over its tokens; connector: to N latents of D; language_model:
     any causal language model with its head.
     """
 
-    def __init__(self, config: EmuConfig):
+    def __init__(
+        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
+    ):
         super().__init__(config)
-        self.visual = build_visual(config)
+        self.visual = build_visual(config.vision_config) if visual is None else without_norm(visual)
         width = config.vision_config.hidden_size
         eps = config.vision_layer_norm_eps
         self.visual_norm = nn.LayerNorm(width, eps=eps) if config.vision_layer_norm else nn.Identity()
         self.connector = build_connector(config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = (
+            AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
+        )
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -136,7 +139,7 @@ class EmuModel(EmuPreTrainedModel):
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> EmuModelOutput:
@@ -156,23 +159,21 @@ class EmuModel(EmuPreTrainedModel):
             position_ids = positions_in_documents(document_ids) if position_ids is None else position_ids
             attention_mask = self.document_mask(document_ids, inputs_embeds)
             use_cache = False
-        if past_key_values is not None:
-            kwargs[cache_name(self.language_model)] = past_key_values
         found = self.get_decoder()(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
-        cache = getattr(found, "cache", None) or getattr(found, "past_key_values", None)
-        return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, cache)
+        return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, found.get("cache"))
 
     def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Tensor | None:
         """Mask [B, 1, T, T] that keeps attention causal and inside each document; None where the kernel reads that
         from position ids that start anew (flash, flex)."""
-        kind = self.language_model.config._attn_implementation
-        if kind not in ("sdpa", "eager"):
+        kind = str(self.language_model.config._attn_implementation)
+        if "flash" in kind or "flex" in kind:
             return None
         same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
         causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
@@ -184,11 +185,16 @@ class EmuModel(EmuPreTrainedModel):
 
 class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     """Emu with both heads: the language model's own, and `regression_head`, a matrix D x D from the hidden state at
-    `[IMG]` or a latent to the next latent."""
+    `[IMG]` or a latent to the next latent.
 
-    def __init__(self, config: EmuConfig):
+    visual, language_model: parts that exist already; those of the configuration are new.
+    """
+
+    def __init__(
+        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
+    ):
         super().__init__(config)
-        self.model = EmuModel(config)
+        self.model = EmuModel(config, visual, language_model)
         self.regression_head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
 
@@ -242,7 +248,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         regression_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -253,7 +259,6 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         regression_mask [B, T], bool: where the embedding read is a target of regression; None finds every image.
         logits_to_keep: only the last so many positions get logits; 0 all. The rest as in `EmuModel.forward`.
         """
-        cache = kwargs.pop("cache", None) if past_key_values is None else past_key_values
         kwargs.pop("return_dict", None)
         found = self.model(
             input_ids,
@@ -343,7 +348,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
                 inputs_embeds=embeds,
                 attention_mask=mask[:, :last],
                 position_ids=positions[:, first:last],
-                past_key_values=cache,
+                cache=cache,
                 use_cache=True,
             )
             embeds = self.regression_head(out.last_hidden_state[:, -1:])
@@ -363,14 +368,18 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return torch.cat([embeds, empty]), torch.cat([mask, nothing])
 
 
-def build_visual(config: EmuConfig) -> PreTrainedModel:
-    """The vision model of a configuration. The EVA tower comes without its final norm, which Emu does not use."""
-    vision: Any = config.vision_config
+def build_visual(vision: Any) -> PreTrainedModel:
+    """The vision model of a configuration, with new weights."""
     if vision.model_type == "blip_2_vision_model":
-        model: Any = Blip2VisionModel._from_config(vision)
-        model.post_layernorm = nn.Identity()
-        return model
+        return without_norm(Blip2VisionModel._from_config(vision))
     return AutoModel.from_config(vision)
+
+
+def without_norm(visual: Any) -> PreTrainedModel:
+    """An EVA tower without its final norm, which Emu does not use; others as they are."""
+    if type(visual) is Blip2VisionModel:
+        setattr(visual, "post_layernorm", nn.Identity())  # noqa: B010  (of another type)
+    return visual
 
 
 def positions_in_documents(document_ids: Tensor) -> Tensor:
@@ -387,8 +396,3 @@ def pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return embeds, mask
     order = torch.argsort(mask.bool().long(), dim=1, stable=True)
     return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)
-
-
-def cache_name(language_model: nn.Module) -> str:
-    """What a language model calls its cache: transformers 5.24 renamed `past_key_values`."""
-    return "cache" if "cache" in inspect.signature(language_model.forward).parameters else "past_key_values"

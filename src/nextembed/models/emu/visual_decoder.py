@@ -238,22 +238,24 @@ def _load(name: str, folder: str | Path, dtype: torch.dtype | None = None) -> An
 
             return CLIPImageProcessor.from_pretrained(str(folder))
         if name == "safety_checker":
-            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as Model
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as Checker
+
+            kind: Any = Checker
         else:
-            Model = library.UNet2DConditionModel if name == "unet" else library.AutoencoderKL
+            kind = library.UNet2DConditionModel if name == "unet" else library.AutoencoderKL
         with no_progress_bar():
-            options = {} if dtype is None else {"torch_dtype": dtype}
-            model, info = Model.from_pretrained(str(folder), output_loading_info=True, **options)
+            options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+            model, info = kind.from_pretrained(str(folder), output_loading_info=True, **options)
     except ConfigError:
         raise
     except Exception as err:  # diffusers raises many kinds for damaged files
         reason = " ".join(str(err).split())[:300] or type(err).__name__
         raise ConfigError(f"cannot load {name} from {folder}: {reason}") from None
-    _check_parameters(f"{name} in {folder}", info)
+    check_parameters(f"{name} in {folder}", info)
     return model
 
 
-def _check_parameters(what: str, info: dict[str, Any]) -> None:
+def check_parameters(what: str, info: dict[str, Any]) -> None:
     """Raises ConfigError that names parameters which are missing or too many."""
     surplus = [n for n in info["unexpected_keys"] if not n.endswith("position_ids")]  # a constant that old files store
     for words, names in (("lacks", sorted(info["missing_keys"])), ("has unknown", sorted(surplus))):

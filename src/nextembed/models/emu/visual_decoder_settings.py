@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 
 from ...core.config import DECODERS, Part
 from ...core.quiet import no_progress_bar
-from ...errors import ConfigError
 from ...nn.diffusion import Prediction
-from .visual_decoder import VisualDecoder, _check_parameters, diffusers, scheduler_class
+from .visual_decoder import VisualDecoder, check_parameters, diffusers, scheduler_class
 
 
 @DECODERS.register("pixels")
@@ -107,5 +106,5 @@ def with_latent_width(decoder: VisualDecoder, width: int) -> VisualDecoder:
     kept = {n: t for n, t in decoder.unet.state_dict().items() if ".attn2.to_k." not in n and ".attn2.to_v." not in n}
     info = unet.load_state_dict(kept, strict=False)
     anew = [n for n in info.missing_keys if ".attn2.to_" not in n]
-    _check_parameters("the UNet", {"missing_keys": anew, "unexpected_keys": info.unexpected_keys})
+    check_parameters("the UNet", {"missing_keys": anew, "unexpected_keys": info.unexpected_keys})
     return VisualDecoder(unet.to(decoder.unet.dtype), decoder.scheduler, decoder.vae)
