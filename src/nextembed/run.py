@@ -57,6 +57,7 @@ class RunConfig(Config):
 
     name: of the run folder in output_dir. seed: of weights, data order, augmentation and all draws in training.
     data, model, objective: parts, chosen by `kind`, also `my_file.py:MyPart`.
+    after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
     name: str = Field("run", pattern=r"^[\w.-]+$")
@@ -68,6 +69,7 @@ class RunConfig(Config):
     optim: OptimConfig = Field(default_factory=OptimConfig)
     train: TrainConfig
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    after: list[str] = []
 
 
 @dataclass
@@ -97,7 +99,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         torch.manual_seed(config.seed)
         data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
         task = task_of(config)
-        classes = [] if task == "pretraining" else [CLASSES[task](data)]
+        classes = [CLASSES[task](data)] if task in CLASSES else []
         builder = resumed(model, checkpoint)
         backbone = builder.build(*classes)
         if builder is not model:
@@ -107,17 +109,12 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
-        trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
-        size, channels = trunk.config.image_size, trunk.config.num_channels
         loader = data.train_loader(
-            image_size=size,
-            num_channels=channels,
+            **loader_arguments(builder, backbone, objective),
             micro_batch_size=micro_batch_size,
-            num_latents=trunk.num_latents(size, size),
             seed=config.seed,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
-            draw=objective.draw,
             skipped_path=run_dir / "skipped.jsonl",
             start=start_state(checkpoint),
         )
@@ -131,7 +128,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             advance,
             seed=config.seed,
             num_samples=num_samples(loader),
-            image_processor=builder.image_processor() if hasattr(model, "image_processor") else None,
+            image_processor=processor_of(builder),
             callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
             probe=online_probe(config, backbone, progress.say),
             best=BEST.get(task),
@@ -155,6 +152,26 @@ def resumed(model: Any, checkpoint: Path | None) -> Any:
     if checkpoint is None or getattr(model, "pretrained", None) is None:
         return model
     return model.model_copy(update={"pretrained": str(checkpoint)})
+
+
+def loader_arguments(builder: Any, backbone: Any, objective: Any) -> dict[str, Any]:
+    """What data needs to know of the model: the part's own `loader_arguments`, else sizes of its images."""
+    if hasattr(builder, "loader_arguments"):
+        return builder.loader_arguments(backbone)
+    trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
+    size, channels = trunk.config.image_size, trunk.config.num_channels
+    return {
+        "image_size": size,
+        "num_channels": channels,
+        "num_latents": trunk.num_latents(size, size),
+        "draw": objective.draw,
+    }
+
+
+def processor_of(builder: Any) -> Any:
+    """What is saved beside the weights: a processor, or an image processor, where the model part has one."""
+    make = getattr(builder, "processor", None) or getattr(builder, "image_processor", None)
+    return make() if make is not None else None
 
 
 def task_of(config: RunConfig) -> str:
@@ -264,7 +281,7 @@ def run_warnings(lines: list[dict[str, Any]]) -> list[str]:
 def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
     """What runs every `train.probe_steps`: the quick probe of pretraining, a classifier's validation accuracy; None,
     said in one line, where the data has no labels to probe on."""
-    if config.train.probe_steps is None or not distributed.is_main():
+    if config.train.probe_steps is None or not distributed.is_main() or config.objective.task == "multimodal":
         return None
     if config.objective.task == "classification":
         return quick_score(config.data, config.probe, backbone.config)
@@ -290,7 +307,7 @@ def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
     pretraining = config.objective.task == "pretraining"
     if pretraining:
         metrics["verdict"] = verdict(lines).word
-    if config.probe.enabled:
+    if config.probe.enabled and config.objective.task != "multimodal":
         say("probing" if pretraining else "scoring")
         try:
             metrics |= probe_run(run_dir) if pretraining else score_run(run_dir, config)

@@ -41,6 +41,12 @@ def train(
     from ..run import fit
 
     config = apply_overrides(recipes.load(recipe or str(resume)), overrides)
+    for stage in [] if resume else recipes.missing_stages(config):
+        if distributed.is_main():
+            print(f"{config.name} starts from {stage.name}, which is not there yet: training it first")
+        partial = Path(stage.output_dir) / stage.name
+        begun = (partial / "checkpoints").is_dir()  # a stage that was stopped goes on
+        fit(stage, resume=str(partial) if begun else None)
     run = fit(config, resume=str(resume) if resume else None)
     if distributed.is_main():
         print(summary(run))
@@ -54,9 +60,11 @@ def summary(run: "Run") -> str:
 
     lines = [""]
     scores, probes = run.dir / "scores.json", run.dir / "probe.json"
-    if run.config.objective.task == "pretraining":
+    found = verdict(read_lines(run.dir / "metrics.jsonl"))
+    if run.config.objective.task == "multimodal":
+        lines += [*multimodal_losses(run), f"Verdict: {found.word}. {found.sentence}", ""]
+    elif run.config.objective.task == "pretraining":
         lines += sentence(ProbeTable.load(probes)) if probes.is_file() else ["No probe was run."]
-        found = verdict(read_lines(run.dir / "metrics.jsonl"))
         lines += [f"Verdict: {found.word}. {found.sentence}", ""]
     else:
         lines += [json.loads(scores.read_text())["sentence"] if scores.is_file() else "Nothing was scored.", ""]
@@ -71,10 +79,23 @@ def summary(run: "Run") -> str:
     }
     if use := uses.get(run.config.objective.task):
         lines.append(f"Use it:    import nextembed, transformers; {use}")
+    if run.config.objective.task == "multimodal":
+        lines.append(
+            f"Use it:    nextembed generate {folder}/{model} PICTURE.png    (or nextembed chat {folder}/{model})"
+        )
     length = run.config.train
     longer = f"max_steps={2 * length.max_steps}" if length.max_steps else f"epochs={2 * (length.epochs or 0):g}"
     lines.append(f"Longer:    nextembed train --resume {folder} train.{longer}")
     return "\n".join(lines)
+
+
+def multimodal_losses(run: "Run") -> list[str]:
+    """Both losses at the end, in one line."""
+    last = run.metrics
+    if "text_loss" not in last:
+        return []
+    text = f"Text: {last['text_loss']:.3f} nats a token, {100 * last['text_accuracy']:.1f} % right"
+    return [f"{text}. Latents: {run.config.objective.distance} {last['regression_loss']:.4f}."]  # type: ignore[attr-defined]
 
 
 @app.command()

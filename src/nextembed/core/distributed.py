@@ -4,7 +4,9 @@ Everything here works without a process group too (one rank, world size 1), so n
 over a CPU (gloo) group, so that they never make the accelerator wait.
 """
 
+import atexit
 import functools
+import gc
 import os
 from typing import Any
 
@@ -22,6 +24,16 @@ def start(device: str = "auto") -> None:
 
         cpu = device == "cpu" or not torch.accelerator.is_available()
         PartialState(cpu=cpu, backend="gloo") if cpu else PartialState()
+        atexit.register(stop)
+
+
+def stop() -> None:
+    """Leaves the process group. Its threads would else outlive the interpreter: one rank in twelve then aborted at the
+    very end, with all work done ("terminate called without an active exception")."""
+    if is_distributed():
+        _cpu_group.cache_clear()
+        gc.collect()  # a DDP model that is garbage still holds the group
+        dist.destroy_process_group()
 
 
 def is_distributed() -> bool:

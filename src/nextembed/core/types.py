@@ -3,7 +3,7 @@
 Shapes: B samples, T latents a sample, D latent width, L layers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
@@ -28,13 +28,55 @@ class Sample(TypedDict, total=False):
     label: int
 
 
+SegmentKind = Literal["text", "image", "video"]
+
+
+class Segment(TypedDict, total=False):
+    """One modality's span of a document.
+
+    kind: what it is; value: text, a uint8 image [C, H, W], a uint8 video [F, C, H, W]. loss: whether what it holds is
+    to be predicted (True where it is not said).
+    """
+
+    kind: SegmentKind
+    value: Any
+    loss: bool
+
+
+class Document(TypedDict, total=False):
+    """Segments in reading order. key: names the document for good."""
+
+    key: str
+    segments: list[Segment]
+
+
+class Encoded(NamedTuple):
+    """A document as a model of interleaved text and images reads it.
+
+    input_ids [T], int64. labels [T], int64: the ids that are targets, -100 elsewhere and always at the first.
+    regression_mask [T], bool: where the embedding that is read is a target. pixel_values [I, C, S, S], float32: its
+    images and frames in reading order.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    regression_mask: Tensor
+    pixel_values: Tensor
+
+
+Encode = Callable[[Document], Encoded]
+
+
 class Batch(TypedDict, total=False):
-    """What the collator gives to the model; every value is a tensor whose first axis is B.
+    """What the collator gives to the model; every value is a tensor, mostly with B as its first axis.
 
     pixel_values [B, C, H, W], float32, normalised to about [-1, 1].
     labels [B], int64, -100 where there is none; for segmentation [B, H, W], 255 where a pixel has none.
     latent_mask [B, T], bool: False where a latent is padding. T counts the first (begin) token.
     input_mask [B, T], bool: True where the autoregressor may not see the latent (still a target).
+    input_ids, document_ids, position_ids [B, T], int64, regression_mask [B, T], bool: of packed documents; document_ids
+        count from 1 in each row and are 0 for padding; position_ids count from 0 in each document. Then labels are
+        [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
     position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
         so that a resumed run goes on at the next sample.
     """
@@ -43,6 +85,10 @@ class Batch(TypedDict, total=False):
     labels: Tensor
     latent_mask: Tensor
     input_mask: Tensor
+    input_ids: Tensor
+    document_ids: Tensor
+    position_ids: Tensor
+    regression_mask: Tensor
     position: Tensor
 
 
@@ -95,15 +141,15 @@ class ObjectiveOutput(ModelOutput):
     """What an objective hands to the trainer.
 
     loss_sum []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
-    num_targets []: how many targets the sum has.
+    num_targets []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
     features [B, D]: detached, one vector a sample, for online probes.
-    metrics: detached scalars, means over this batch; None or empty when `diagnose` is off.
+    metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
     """
 
     loss_sum: Tensor | None = None
     num_targets: Tensor | None = None
     features: Tensor | None = None
-    metrics: dict[str, Tensor] | None = None
+    metrics: dict[str, Any] | None = None
 
 
 class Observer(Protocol):
@@ -128,7 +174,7 @@ class Objective(nn.Module):
         return batch
 
     def count_targets(self, batch: Batch) -> Tensor:
-        """Number of targets [], int64: known before the forward pass."""
+        """Number of targets [], or [K] of a loss of K terms, int64: known before the forward pass."""
         raise NotImplementedError
 
     def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:

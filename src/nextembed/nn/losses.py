@@ -64,6 +64,18 @@ def smooth_l1(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
     return F.smooth_l1_loss(pred.float(), target.float(), reduction="none", beta=beta).mean(dim=-1)
 
 
+def regression_distance(pred: Tensor, target: Tensor, distance: str) -> Tensor:
+    """Distance between predicted and true embeddings by name, [..., D] -> [...]: "mse", "cosine" (minus the cosine, as
+    NEPA has it) or "smooth_l1"."""
+    return {"mse": mse, "cosine": negative_cosine, "smooth_l1": smooth_l1}[distance](pred, target)
+
+
+def token_cross_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of the right tokens, and how many there are. logits [N, V], tokens [N] int64."""
+    total = F.cross_entropy(logits.float(), tokens, reduction="sum")
+    return total, torch.tensor(len(tokens), device=tokens.device)
+
+
 def info_nce(pred: Tensor, target: Tensor, mask: Tensor | None = None, temperature: float = 0.1) -> Tensor:
     """Cross-entropy of picking the right target among all targets of the same sample, [B, T, D] -> [B, T].
 

@@ -1,5 +1,6 @@
 """Objectives: everything that can be trained on a backbone."""
 
+from .emu import EmuObjective, EmuSettings
 from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
 from .segmentation import Segmentation, SegmentationSettings
@@ -8,6 +9,8 @@ from .supervised import Classification, ClassificationSettings
 __all__ = [
     "Classification",
     "ClassificationSettings",
+    "EmuObjective",
+    "EmuSettings",
     "LatentDecoderSettings",
     "NextEmbedding",
     "NextEmbeddingSettings",

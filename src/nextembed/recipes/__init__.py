@@ -48,6 +48,20 @@ def load(spec: str) -> RunConfig:
     return recipes()[spec]()
 
 
+def missing_stages(config: RunConfig) -> list[RunConfig]:
+    """Configs of the stages that a run builds on and that have not been trained yet, in the order to train them.
+
+    A stage counts as trained where OUTPUT_DIR/NAME/model is there.
+    """
+    found: list[RunConfig] = []
+    for name in config.after:
+        stage = load(name)
+        if not (Path(stage.output_dir) / stage.name / "model").is_dir():
+            found += [*missing_stages(stage), stage]
+    names = [stage.name for stage in found]
+    return [stage for i, stage in enumerate(found) if stage.name not in names[:i]]
+
+
 def _call(spec: str, recipe: object) -> RunConfig:
     if not callable(recipe):
         raise ConfigError(f"{spec} is not a function")

@@ -82,6 +82,23 @@ CHARTS = (
         (0, 1.02),
     ),
     Chart(
+        "Text loss",
+        {"text_loss": "training", "eval/text_loss": "validation"},
+        "Cross-entropy of the next token, nats; the mean over all text targets.",
+        (0, None),
+    ),
+    Chart(
+        "Tokens right",
+        {"text_accuracy": "training", "eval/text_accuracy": "validation"},
+        "Share of text targets that score highest of all tokens.",
+        percent=True,
+    ),
+    Chart(
+        "Latent regression",
+        {"regression_loss": "training", "eval/regression_loss": "validation"},
+        "Distance between the predicted next visual latent and the true one; the mean over all of them.",
+    ),
+    Chart(
         "Probes while training",
         {
             "probe/linear": "linear, output",

@@ -23,7 +23,8 @@ class LoraSettings(Config):
     """LoRA: linear layers of the trunk keep their weights and learn an update of low rank; the head learns as a whole.
 
     rank: of the update. alpha: it is scaled by alpha / rank. dropout: of what the update reads. targets: linear layers,
-    by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj.
+    by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj. within: only layers of this part
+    of the model, e.g. "language_model".
     Source: LoRA (arXiv 2106.09685).
     """
 
@@ -31,6 +32,7 @@ class LoraSettings(Config):
     alpha: float = Field(16.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] = Field(["query", "value"], min_length=1)
+    within: str | None = None
 
 
 def adapt(
@@ -97,10 +99,16 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
         raise ConfigError("train.lora: UPerNet's pyramid has to learn as a whole; use model.head=linear, or no LoRA")
     head = head_modules(backbone)
     layers = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear) and n.partition(".")[0] not in head]
+    layers = [n for n in layers if settings.within is None or f".{settings.within}." in f".{n}."]
+    if not layers:
+        names = {part for n, _ in backbone.named_modules() for part in n.split(".") if not part.isdigit()}
+        raise ConfigError(unknown("train.lora.within: part", str(settings.within), names))
     for target in settings.targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             raise ConfigError(unknown("train.lora.targets: layer", target, {n.rpartition(".")[2] for n in layers}))
     targets: Any = settings.targets
+    if settings.within is not None:  # whole names: peft itself looks at their ends only
+        targets = [n for n in layers if any(f".{n}".endswith(f".{target}") for target in targets)]
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number does

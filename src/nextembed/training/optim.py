@@ -3,7 +3,7 @@
 import math
 import re
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..core.config import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 
 
 class OptimConfig(Config):
@@ -27,6 +27,8 @@ class OptimConfig(Config):
     layer_warmup: the warm-up of a layer that learns at x times the top's rate takes (1 - x) of the warm-up steps, so
         lower layers wait longer and the head starts at once (NEPA's released fine-tuning).
     embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
+    part_lr_rates: learning rates of parts of the model, relative to the rest, by their names or dotted parts of names:
+        {visual: 0.4, language_model: 0.3}.
     """
 
     base_learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
@@ -43,6 +45,7 @@ class OptimConfig(Config):
     layer_decay_end: float | None = Field(None, gt=0, le=1)
     layer_warmup: bool = False
     embed_lr_rate: float = Field(1.0, ge=0)
+    part_lr_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "OptimConfig":
@@ -73,6 +76,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
     """
     every = list(model.named_parameters())
     named = [(n, p) for n, p in every if p.requires_grad]
+    for part in config.part_lr_rates:
+        if not any(f".{part}." in f".{name}." for name, _ in every):
+            raise ConfigError(unknown("optim.part_lr_rates: part", part, {w for n, _ in every for w in n.split(".")}))
     num_layers = 1 + max((i for n, _ in every if (i := _layer(n)) is not None), default=-1)  # frozen layers count
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, param in named:
@@ -80,6 +86,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
         rate = learning_rate * config.layer_decay**below_top
         if _is_embedding(name):
             rate *= config.embed_lr_rate
+        rate *= math.prod(value for part, value in config.part_lr_rates.items() if f".{part}." in f".{name}.")
         decay = config.weight_decay if param.ndim > 1 else 0.0
         groups.setdefault((rate, decay, -below_top), []).append(param)
     return [

@@ -2,7 +2,8 @@
 
 How it differs from its parent:
 - An objective gives a loss sum and a count. The gradient of a step is d(sum of all losses) / (number of all targets),
-  over the whole accumulation window and all ranks, so batch 16, 4 x 4 and 2 ranks x 8 give the same weights.
+  over the whole accumulation window and all ranks, so batch 16, 4 x 4 and 2 ranks x 8 give the same weights. Each term
+  of a loss of several has its own count.
 - Every forward pass is seeded with (seed, step, micro step, rank): what it draws depends on nothing else.
 - Batches come from an endless loader that can start at a saved position; nothing is replayed on resume.
 - Checkpoints are those of `checkpoint.py`.
@@ -281,11 +282,11 @@ class PretrainTrainer(Trainer):
             self.data_state = self.advance(self.data_state, batch["position"])
         objective = self.accelerator.unwrap_model(self.model, keep_torch_compile=False).objective
         objective.diagnose = self._logs_at(self.state.global_step + 1)
-        counts = torch.stack([objective.count_targets(b).long() for b in batches]).sum()
-        total, signum = distributed.sum_over_ranks(torch.stack([counts.cpu(), torch.tensor(self.signals.received)]))
+        counts = torch.stack([objective.count_targets(b).long().reshape(-1) for b in batches]).sum(0)  # [terms]
+        *totals, signum = distributed.sum_over_ranks(torch.cat([counts.cpu(), torch.tensor([self.signals.received])]))
         if signum:  # every rank sees it at the same step, so that all stop and save together
             self.stop_signal = max(int(s) for s in distributed.gather_objects(self.signals.received))
-        return batches, max(1, int(total))
+        return batches, torch.stack(totals).clamp(min=1).to(device or "cpu")
 
     def _prepare_inputs(self, inputs):
         return {n: t.to(self.args.device, non_blocking=True) for n, t in inputs.items()}
@@ -297,16 +298,18 @@ class PretrainTrainer(Trainer):
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
         self.micro_step += 1
         output = model(inputs)
-        loss = output.loss_sum * (distributed.world_size() / num_items_in_batch)
+        loss = (output.loss_sum * (distributed.world_size() / num_items_in_batch)).sum()
         self._watch(output, inputs)
         return (loss, output) if return_outputs else loss
 
     @torch.no_grad()
     def _watch(self, output: Any, inputs: Batch) -> None:
-        self.step_loss = self.step_loss + output.loss_sum.detach()
-        self.averages.add("loss", output.loss_sum, output.num_targets.detach().cpu())
+        self.step_loss = self.step_loss + output.loss_sum.detach().sum()
+        counts = output.num_targets.detach().cpu().reshape(-1)
+        for term, (value, count) in enumerate(zip(output.loss_sum.reshape(-1), counts)):
+            self.averages.add(f"loss.{term}", value, count)
         for name, value in (output.metrics or {}).items():
-            self.averages.add(name, value)
+            self.averages.add(name, *(value if isinstance(value, tuple) else (value,)))
         for observer in self.observers:
             observer.observe(output, inputs)
 
@@ -364,7 +367,7 @@ class PretrainTrainer(Trainer):
         means = self.averages.drain()
         line = {
             "samples_seen": step * self.config.batch_size,
-            "loss": means.pop("loss"),
+            "loss": sum(means.pop(name) for name in sorted(means) if name.startswith("loss.")),
             "learning_rate": logs["learning_rate"],
             "grad_norm": means.pop("grad_norm"),
             "images_per_second": (step - self.clock_step) * self.config.batch_size / max(1e-9, now - self.clock),

@@ -1,0 +1,152 @@
+"""Configuration of Emu: a visual encoder, a connector to N visual latents, a language model, two heads."""
+
+from typing import Any, Literal
+
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, T5Config
+from transformers.models.blip_2 import Blip2VisionConfig
+
+Connector = Literal["causal_former", "pooled_grid", "identity"]
+CONNECTORS = ("causal_former", "pooled_grid", "identity")
+DISTANCES = ("mse", "cosine", "smooth_l1")
+
+
+class EmuConfig(PreTrainedConfig):
+    """Defaults are the released 14B model's (arXiv 2307.05222); its EVA-CLIP tower has the shape of BLIP-2's.
+
+    vision_config: of any Hugging Face vision model, ours included. vision_layer: which of its hidden states is read;
+        null takes its last hidden state (the EVA tower's without its final norm, as released).
+    connector: "causal_former" (T5-decoder stack over learned queries, Emu), "pooled_grid" (the grid of patches pooled
+        to N = n x n means, Emu2), "identity" (every token, projected).
+    causal_former_config: T5Config of the first; `d_model`, `d_kv`, `num_heads`, `d_ff`, `num_layers`, ...
+    num_image_latents: N. text_config: of any causal language model; its hidden_size D is the width of the latents.
+    image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: its tokens;
+        user_token_id, assistant_token_id: of the instructed variant.
+    text_weight, regression_weight, regression_distance ("mse" | "cosine" | "smooth_l1"): of the loss that `forward`
+        gives with labels. regress_image_end: whether the last latent is to predict the `[/IMG]` embedding.
+    Raises ValueError for a connector, distance or number of latents that cannot be.
+    """
+
+    model_type = "emu"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "causal_former_config": T5Config}
+
+    def __init__(
+        self,
+        vision_config: dict[str, Any] | PreTrainedConfig | None = None,
+        text_config: dict[str, Any] | PreTrainedConfig | None = None,
+        causal_former_config: dict[str, Any] | PreTrainedConfig | None = None,
+        connector: Connector = "causal_former",
+        num_image_latents: int = 32,
+        vision_layer: int | None = None,
+        vision_layer_norm: bool = True,
+        vision_layer_norm_eps: float = 1e-6,
+        image_token_id: int = 32003,
+        image_start_token_id: int = 32001,
+        image_end_token_id: int = 32002,
+        pad_token_id: int | None = 32000,
+        bos_token_id: int | None = 1,
+        eos_token_id: int | None = 2,
+        user_token_id: int | None = None,
+        assistant_token_id: int | None = None,
+        text_weight: float = 1.0,
+        regression_weight: float = 1.0,
+        regression_distance: Literal["mse", "cosine", "smooth_l1"] = "mse",
+        regress_image_end: bool = True,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ):
+        if connector not in CONNECTORS:
+            raise ValueError(f"connector is one of {', '.join(CONNECTORS)}, not '{connector}'")
+        if regression_distance not in DISTANCES:
+            raise ValueError(f"regression_distance is one of {', '.join(DISTANCES)}, not '{regression_distance}'")
+        if num_image_latents < 1:
+            raise ValueError(f"num_image_latents should be at least 1, not {num_image_latents}")
+        if connector == "pooled_grid" and round(num_image_latents**0.5) ** 2 != num_image_latents:
+            raise ValueError(f"connector 'pooled_grid' needs a square number of latents, not {num_image_latents}")
+        self.vision_config = as_config(vision_config, eva_clip_config)
+        self.text_config = as_config(text_config, llama_13b_config)
+        self.causal_former_config = former_config(causal_former_config)
+        self.connector = connector
+        self.num_image_latents = num_image_latents
+        self.vision_layer = vision_layer
+        self.vision_layer_norm = vision_layer_norm
+        self.vision_layer_norm_eps = vision_layer_norm_eps
+        self.image_token_id = image_token_id
+        self.image_start_token_id = image_start_token_id
+        self.image_end_token_id = image_end_token_id
+        self.user_token_id = user_token_id
+        self.assistant_token_id = assistant_token_id
+        self.text_weight = text_weight
+        self.regression_weight = regression_weight
+        self.regression_distance = regression_distance
+        self.regress_image_end = regress_image_end
+        self.initializer_range = initializer_range
+        # The base class gives all parts its own attention, which it has not got yet; parts of models keep theirs.
+        own = {name: getattr(self, name)._attn_implementation for name in self.sub_configs}
+        if any(own.values()):
+            kwargs.setdefault("attn_implementation", {"": None, **own})
+        kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
+        tokens: Any = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
+        super().__init__(**tokens, **kwargs)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """The language model's, which caches and generation ask for."""
+        return self.text_config
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that the encoder takes."""
+        size = self.vision_config.image_size
+        return size if isinstance(size, int) else size[0]
+
+    @property
+    def num_channels(self) -> int:
+        return getattr(self.vision_config, "num_channels", 3)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the latents and of the language model."""
+        return self.text_config.hidden_size
+
+
+def as_config(values: dict[str, Any] | PreTrainedConfig | None, default: Any) -> PreTrainedConfig:
+    """A configuration object from what `config.json` holds for it."""
+    if values is None:
+        return default()
+    if isinstance(values, PreTrainedConfig):
+        return values
+    values = dict(values)
+    kind = values.pop("model_type", None)
+    if kind is None:
+        raise ValueError("a vision_config or text_config needs its model_type")
+    if kind == Blip2VisionConfig.model_type:
+        return Blip2VisionConfig(**values)
+    return AutoConfig.for_model(kind, **values)
+
+
+def former_config(values: dict[str, Any] | PreTrainedConfig | None) -> T5Config:
+    """T5-base's decoder half, or what `values` changes of it. It has no vocabulary: the queries are learned."""
+    given = values.to_dict() if isinstance(values, PreTrainedConfig) else dict(values or {})
+    given.pop("model_type", None)
+    fixed: dict[str, Any] = {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False, "vocab_size": 1}
+    fixed |= dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"))
+    base = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "dropout_rate": 0.1}
+    return T5Config(**{**base, **given, **fixed})
+
+
+def eva_clip_config() -> Blip2VisionConfig:
+    """EVA-CLIP g/14 at 224 px: 40 blocks of width 1408."""
+    return Blip2VisionConfig(num_hidden_layers=40, initializer_range=0.02)
+
+
+def llama_13b_config() -> LlamaConfig:
+    """LLaMA-13B with Emu's four more tokens."""
+    return LlamaConfig(
+        vocab_size=32004,
+        hidden_size=5120,
+        intermediate_size=13824,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-6,
+        pad_token_id=32000,
+    )

@@ -1,0 +1,398 @@
+"""Emu as Hugging Face models: images become latents, one causal language model reads latents and text, two heads
+predict the next of either.
+
+Shapes: B rows, T positions, I images of all rows in reading order, N latents an image, D width of the language model.
+Source: Emu (arXiv 2307.05222); where the paper is silent, the released inference code.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import StaticCache
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+from transformers.models.t5.modeling_t5 import T5Attention
+from transformers.utils import ModelOutput
+
+from ...core.types import IGNORE_LABEL
+from ...nn.losses import regression_distance, token_cross_entropy
+from .configuration_emu import EmuConfig
+from .connectors import CausalFormer, build_connector
+
+
+@dataclass
+class EmuModelOutput(ModelOutput):
+    """last_hidden_state [B, T, D] after the language model's final norm; inputs_embeds [B, T, D]: what it read;
+    image_latents [I, N, D]; cache: keys and values."""
+
+    last_hidden_state: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    image_latents: Tensor | None = None
+    cache: Any = None
+
+
+@dataclass
+class EmuOutput(ModelOutput):
+    """loss []: text_weight x text_loss + regression_weight x regression_loss, each a mean over its own targets;
+    logits [B, T, V]; regression_pred, regression_target [pairs, D], in reading order; the rest as in `EmuModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    text_loss: Tensor | None = None
+    regression_loss: Tensor | None = None
+    logits: Tensor | None = None
+    regression_pred: Tensor | None = None
+    regression_target: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    inputs_embeds: Tensor | None = None
+    image_latents: Tensor | None = None
+    cache: Any = None
+
+
+class EmuPreTrainedModel(PreTrainedModel):
+    config_class = EmuConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["cache"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, CausalFormer):
+            init.normal_(module.causal_tokens, std=self.config.initializer_range)
+        elif isinstance(module, T5Attention):
+            for matrix in (module.k, module.v):  # of cross-attention they are as wide as the encoder
+                init.normal_(matrix.weight, std=matrix.in_features**-0.5)
+        else:
+            super()._init_weights(module)
+
+
+class EmuModel(EmuPreTrainedModel):
+    """Encoder, connector and language model, without Emu's own heads.
+
+    visual: any vision model; visual_norm: LayerNorm over its tokens; connector: to N latents of D; language_model:
+    any causal language model with its head.
+    """
+
+    def __init__(
+        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
+    ):
+        super().__init__(config)
+        self.visual = build_visual(config.vision_config) if visual is None else without_norm(visual)
+        width = config.vision_config.hidden_size
+        eps = config.vision_layer_norm_eps
+        self.visual_norm = nn.LayerNorm(width, eps=eps) if config.vision_layer_norm else nn.Identity()
+        self.connector = build_connector(config)
+        self.language_model = (
+            AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_decoder(self) -> Any:
+        """The language model without its head."""
+        return self.language_model.base_model
+
+    def visual_features(self, pixel_values: Tensor) -> Tensor:
+        """Tokens of the encoder, normalised: pixels [I, C, S, S] to [I, tokens, E]."""
+        layer = self.config.vision_layer
+        found = self.visual(pixel_values.to(self.visual.dtype), output_hidden_states=layer is not None)
+        return self.visual_norm(found.last_hidden_state if layer is None else found.hidden_states[layer])
+
+    def image_latents(self, pixel_values: Tensor) -> Tensor:
+        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]."""
+        return self.connector(self.visual_features(pixel_values))
+
+    def embed(self, input_ids: Tensor, image_latents: Tensor | None = None) -> Tensor:
+        """Token embeddings [B, T, D] with the latents [I, N, D] in the `<image>` positions, in reading order.
+
+        Raises ValueError if their numbers differ.
+        """
+        embeds = self.get_input_embeddings()(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        places = int(is_image.sum())
+        given = 0 if image_latents is None else image_latents.shape[0] * image_latents.shape[1]
+        if places != given:
+            num, size = (0, self.config.num_image_latents) if image_latents is None else image_latents.shape[:2]
+            raise ValueError(f"{num} images give {num * size} latents, but the text has {places} <image> positions")
+        if image_latents is None or given == 0:
+            return embeds
+        return embeds.masked_scatter(is_image[..., None], image_latents.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> EmuModelOutput:
+        """Hidden states of interleaved text and images.
+
+        input_ids [B, T], pixel_values [I, C, S, S], or inputs_embeds [B, T, D]. attention_mask [B, T]: 1 where there
+        is something. document_ids [B, T]: of packed rows, 0 for padding; attention stays inside each document, and
+        position_ids count from 0 in each (made here if not given).
+        """
+        latents = None
+        if inputs_embeds is None:
+            if pixel_values is not None and len(pixel_values):
+                latents = self.image_latents(pixel_values)
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, latents)
+        if document_ids is not None:
+            position_ids = positions_in_documents(document_ids) if position_ids is None else position_ids
+            attention_mask = self.document_mask(document_ids, inputs_embeds)
+            use_cache = False
+        found = self.get_decoder()(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cache=cache,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, found.get("cache"))
+
+    def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Tensor | None:
+        """Mask [B, 1, T, T] that keeps attention causal and inside each document; None where the kernel reads that
+        from position ids that start anew (flash, flex)."""
+        kind = str(self.language_model.config._attn_implementation)
+        if "flash" in kind or "flex" in kind:
+            return None
+        same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+        causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
+        mask = same & causal
+        if kind == "sdpa":
+            return mask
+        return torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+
+
+class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
+    """Emu with both heads: the language model's own, and `regression_head`, a matrix D x D from the hidden state at
+    `[IMG]` or a latent to the next latent.
+
+    visual, language_model: parts that exist already; those of the configuration are new.
+    """
+
+    def __init__(
+        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
+    ):
+        super().__init__(config)
+        self.model = EmuModel(config, visual, language_model)
+        self.regression_head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.model.language_model.set_output_embeddings(value)
+
+    def get_decoder(self) -> Any:
+        return self.model.get_decoder()
+
+    def image_latents(self, pixel_values: Tensor) -> Tensor:
+        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]."""
+        return self.model.image_latents(pixel_values)
+
+    def text_logits(self, hidden: Tensor) -> Tensor:
+        """Scores of all tokens: hidden states [..., D] to [..., V], as the language model computes them."""
+        config = self.config.text_config
+        logits = self.get_output_embeddings()(hidden)
+        if (scale := getattr(config, "logit_scale", None)) is not None:
+            logits = logits * scale
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def regression_mask(self, input_ids: Tensor) -> Tensor:
+        """Where the embedding read [B, T] is a target of regression: latents and `[/IMG]` behind `[IMG]` or latents."""
+        config = self.config
+        is_latent = input_ids == config.image_token_id
+        source = is_latent | (input_ids == config.image_start_token_id)
+        target = is_latent | (input_ids == config.image_end_token_id) if config.regress_image_end else is_latent
+        target = target.clone()
+        target[:, 1:] &= source[:, :-1]
+        target[:, 0] = False
+        return target
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        regression_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache: Any = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> EmuOutput:
+        """Logits, and with labels the loss.
+
+        labels [B, T], not shifted: token ids, -100 where there is no target; the token at t is predicted from t - 1.
+        regression_mask [B, T], bool: where the embedding read is a target of regression; None finds every image.
+        logits_to_keep: only the last so many positions get logits; 0 all. The rest as in `EmuModel.forward`.
+        """
+        kwargs.pop("return_dict", None)
+        found = self.model(
+            input_ids,
+            pixel_values,
+            attention_mask,
+            position_ids,
+            document_ids,
+            inputs_embeds,
+            cache,
+            use_cache,
+            **kwargs,
+        )
+        hidden, embeds = found.last_hidden_state, found.inputs_embeds
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        result = EmuOutput(logits=self.text_logits(hidden[:, keep]), **found)
+        if labels is not None:
+            kept = labels[:, 1:] != IGNORE_LABEL
+            total, count = token_cross_entropy(self.text_logits(hidden[:, :-1][kept]), labels[:, 1:][kept])
+            result.text_loss = total / count.clamp(min=1)
+            result.loss = self.config.text_weight * result.text_loss
+        if input_ids is not None and (labels is not None or regression_mask is not None):
+            mask = self.regression_mask(input_ids) if regression_mask is None else regression_mask
+            result.regression_pred = self.regression_head(hidden[:, :-1][mask[:, 1:]])
+            result.regression_target = embeds[:, 1:][mask[:, 1:]].detach()
+            distances = regression_distance(
+                result.regression_pred, result.regression_target, self.config.regression_distance
+            )
+            result.regression_loss = distances.sum() / max(1, len(distances))
+            weighted = self.config.regression_weight * result.regression_loss
+            result.loss = weighted if result.loss is None else result.loss + weighted
+        return result
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """New token ids only, [B, at most max_new_tokens]: the images are read once, whatever the number of beams.
+
+        Prompts padded on the left; other arguments as in `GenerationMixin.generate`.
+        Raises ValueError for prompts padded on the right.
+        """
+        if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("generate needs input_ids or inputs_embeds")
+            if attention_mask is not None and not bool(attention_mask[:, -1].all()):
+                raise ValueError("generate needs prompts padded on the left (the processor does it)")
+            latents = self.image_latents(pixel_values) if pixel_values is not None and len(pixel_values) else None
+            inputs_embeds = self.model.embed(input_ids, latents)
+        return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+    @torch.no_grad()
+    def generate_image_embeddings(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        guidance: bool = False,
+    ) -> Tensor:
+        """The latents [B, N, D] of the image that would follow each prompt, one after the other, from a cache.
+
+        Each is the regression head's output at the position before, and is read as the next embedding. The prompt is
+        without the `[IMG]` that begins the new image. guidance: gives [2 B, N, D], the second half for empty prompts.
+        Source: Emu (arXiv 2307.05222), section 2.2; the release runs the whole sequence anew for each latent.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        latents = self.image_latents(pixel_values) if pixel_values is not None and len(pixel_values) else None
+        embeds = self.model.embed(input_ids, latents)
+        embeds, mask = pad_left(embeds, attention_mask)
+        if guidance:
+            embeds, mask = self._with_empty_prompts(embeds, mask)
+        start = input_ids.new_full((len(embeds), 1), self.config.image_start_token_id)
+        embeds = torch.cat([embeds, self.get_input_embeddings()(start)], dim=1)
+        num, length = self.config.num_image_latents, embeds.shape[1]
+        mask = torch.cat([mask, mask.new_ones(len(mask), num)], dim=1)  # of the [IMG] and all but the last latent
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        cache = StaticCache(config=self.config.text_config, max_cache_len=length + num - 1)
+        found = []
+        first, last = 0, length
+        for _ in range(num):
+            out = self.model(
+                inputs_embeds=embeds,
+                attention_mask=mask[:, :last],
+                position_ids=positions[:, first:last],
+                cache=cache,
+                use_cache=True,
+            )
+            embeds = self.regression_head(out.last_hidden_state[:, -1:])
+            found.append(embeds)
+            first, last = last, last + 1
+        return torch.cat(found, dim=1)
+
+    def _with_empty_prompts(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """As many rows more, each an empty prompt: the begin token alone, where there is one."""
+        empty, nothing = torch.zeros_like(embeds), torch.zeros_like(mask)
+        bos = self.config.bos_token_id
+        if bos is not None:
+            if embeds.shape[1] == 0:
+                raise ValueError("a prompt without a token needs a tokenizer with a begin token")
+            empty[:, -1] = self.get_input_embeddings()(torch.tensor(bos, device=embeds.device))
+            nothing[:, -1] = 1
+        return torch.cat([embeds, empty]), torch.cat([mask, nothing])
+
+
+def build_visual(vision: Any) -> PreTrainedModel:
+    """The vision model of a configuration, with new weights."""
+    if vision.model_type == "blip_2_vision_model":
+        return without_norm(Blip2VisionModel._from_config(vision))
+    return AutoModel.from_config(vision)
+
+
+def without_norm(visual: Any) -> PreTrainedModel:
+    """An EVA tower without its final norm, which Emu does not use; others as they are."""
+    if type(visual) is Blip2VisionModel:
+        setattr(visual, "post_layernorm", nn.Identity())  # noqa: B010  (of another type)
+    return visual
+
+
+def positions_in_documents(document_ids: Tensor) -> Tensor:
+    """Positions [B, T] that count from 0 in each document of packed rows [B, T]."""
+    steps = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
+    starts = torch.ones_like(document_ids, dtype=torch.bool)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return steps - torch.where(starts, steps, 0).cummax(dim=1).values
+
+
+def pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [B, T, D] with what is masked out moved to the left, in which order they were."""
+    if bool(mask[:, -1:].all()):
+        return embeds, mask
+    order = torch.argsort(mask.bool().long(), dim=1, stable=True)
+    return embeds.gather(1, order[..., None].expand_as(embeds)), mask.gather(1, order)

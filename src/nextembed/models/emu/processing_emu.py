@@ -1,0 +1,222 @@
+"""Interleaved text, images and videos to what Emu reads: ids with N places an image, and normalised pixels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
+
+from ...core.types import IGNORE_LABEL, Document, Encoded, Segment
+from .configuration_emu import EmuConfig
+
+PAD, START, END, IMAGE, USER, ASSISTANT = "[PAD]", "[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]"
+MAX_PIXELS = 64_000_000
+
+Piece = str | Image.Image | np.ndarray | Tensor | dict[str, Any]
+
+
+class EmuProcessor(ProcessorMixin):
+    """Image processor and tokenizer of an Emu model.
+
+    Called with one document, a list of text and images in reading order, or with a list of such lists:
+
+        processor(["a photo:", image, "It shows"])
+        processor([[image, "the same in winter"], ["an apple"]])
+
+    A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or
+    any of these}, {"video": frames} or {"text": ...}. Images become RGB (transparent ones on white), squashed to the
+    encoder's size; each stands as `[IMG]`, N times `<image>`, `[/IMG]`. White space beside an image is stripped, and a
+    begin token, where the tokenizer has one, comes first.
+    Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
+    reading order; no pixel_values where there are no images.
+    num_image_latents: N. image_start_is_target: whether training teaches the text head to begin an image by itself.
+    Raises ValueError for an empty list of documents, what is no image, or a tokenizer without the special tokens.
+    """
+
+    valid_kwargs = ["num_image_latents", "image_start_is_target"]
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        num_image_latents: int = 32,
+        image_start_is_target: bool = False,
+        **kwargs: Any,
+    ):
+        self.num_image_latents = num_image_latents
+        self.image_start_is_target = image_start_is_target
+        super().__init__(image_processor, tokenizer, **kwargs)
+        self.ids = {token: self.token_id(token) for token in (START, END, IMAGE)}
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = PAD
+
+    def token_id(self, token: str) -> int:
+        """Raises ValueError if the tokenizer lacks it."""
+        found = self.tokenizer.get_vocab().get(token)
+        if found is None:
+            raise ValueError(f"the tokenizer has no token '{token}'; add Emu's tokens with add_emu_tokens(tokenizer)")
+        return found
+
+    def check(self, config: EmuConfig) -> None:
+        """Raises ValueError, naming the first, if ids or sizes differ from a model's configuration."""
+        wanted = {
+            START: config.image_start_token_id,
+            END: config.image_end_token_id,
+            IMAGE: config.image_token_id,
+        }
+        for token, number in wanted.items():
+            if self.ids[token] != number:
+                raise ValueError(f"'{token}' is token {self.ids[token]} of the tokenizer, but {number} of the model")
+        if self.num_image_latents != config.num_image_latents:
+            raise ValueError(
+                f"the processor makes {self.num_image_latents} places an image, the model {config.num_image_latents}"
+            )
+
+    def __call__(self, documents: Sequence[Any], padding: bool = True, **kwargs: Any) -> BatchFeature:
+        if isinstance(documents, str | Image.Image):
+            documents = [documents]
+        batch = list(documents) if documents and isinstance(documents[0], list | tuple) else [documents]
+        encoded = [self.encode_document(as_document(pieces), end=False) for pieces in batch]
+        length = max(len(one.input_ids) for one in encoded)
+        if length == 0:
+            raise ValueError("an empty prompt, and the tokenizer has no begin token to stand for it")
+        ids = torch.full((len(encoded), length), self.tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for row, one in enumerate(encoded):
+            ids[row, length - len(one.input_ids) :] = one.input_ids
+            mask[row, length - len(one.input_ids) :] = 1
+        found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        pixels = [one.pixel_values for one in encoded if len(one.pixel_values)]
+        if pixels:
+            found["pixel_values"] = torch.cat(pixels)
+        return BatchFeature(found)
+
+    def encode_document(self, document: Document, end: bool = True) -> Encoded:
+        """A document as a model reads and is trained on it; see `core.types.Encoded`.
+
+        end: whether an end token follows; it is a target where the last segment is.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        targets: list[bool] = []
+        pictures: list[Image.Image] = []
+
+        def put(tokens: Sequence[int], label: bool, target: bool = False) -> None:
+            ids.extend(tokens)
+            labels.extend(tokens if label else [IGNORE_LABEL] * len(tokens))
+            targets.extend([target] * len(tokens))
+
+        if self.tokenizer.bos_token_id is not None:
+            put([self.tokenizer.bos_token_id], False)
+        segments = document["segments"]
+        for number, segment in enumerate(segments):
+            loss = segment.get("loss", True)
+            if segment["kind"] == "text":
+                put(self.tokenize(segment["value"], segments, number), loss)
+                continue
+            for frame in frames_of(segment):
+                pictures.append(to_rgb(frame))
+                put([self.ids[START]], loss and self.image_start_is_target)
+                put([self.ids[IMAGE]] * self.num_image_latents, False, loss)
+                put([self.ids[END]], False, loss)
+        if end and self.tokenizer.eos_token_id is not None:
+            put([self.tokenizer.eos_token_id], bool(segments) and segments[-1].get("loss", True))
+        if labels:
+            labels[0] = IGNORE_LABEL
+        return Encoded(torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64),
+                       torch.tensor(targets, dtype=torch.bool), self.pixels(pictures))  # fmt: skip
+
+    def tokenize(self, text: str, segments: Sequence[Segment], number: int) -> list[int]:
+        """Ids of a text segment; white space beside images is stripped."""
+        if number > 0 and segments[number - 1]["kind"] != "text":
+            text = text.lstrip()
+        if number + 1 < len(segments) and segments[number + 1]["kind"] != "text":
+            text = text.rstrip()
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Normalised pixels [I, C, S, S] of RGB images; [0, 3, S, S] of none."""
+        size = self.image_processor.size
+        height, width = size["height"], size["width"]
+        if not images:
+            return torch.zeros(0, 3, height, width)
+        squashed = [image.resize((width, height), Image.Resampling.BICUBIC) for image in images]
+        return self.image_processor(squashed, do_resize=False, return_tensors="pt")["pixel_values"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Texts of rows of ids; special tokens are left out unless asked for."""
+        kwargs.setdefault("skip_special_tokens", True)
+        return [text.strip() for text in self.tokenizer.batch_decode(*args, **kwargs)]
+
+
+def as_document(pieces: Sequence[Piece]) -> Document:
+    """The pieces of a prompt as a document. Raises ValueError for what is none of them."""
+    return {"key": "", "segments": [as_segment(piece) for piece in pieces]}
+
+
+def as_segment(piece: Piece) -> Segment:
+    if isinstance(piece, str):
+        return {"kind": "text", "value": piece}
+    if isinstance(piece, dict):
+        if "kind" in piece:
+            return piece  # type: ignore[return-value]
+        for kind in ("text", "image", "video"):
+            if kind in piece:
+                return {"kind": kind, "value": piece[kind]}  # type: ignore[typeddict-item]
+        raise ValueError(f"a piece of a document has 'text', 'image' or 'video', not {', '.join(map(str, piece))}")
+    return {"kind": "image", "value": piece}
+
+
+def frames_of(segment: Segment) -> list[Any]:
+    """The image of a segment, or the frames of its video. Raises ValueError for a video without frames."""
+    value: Any = segment["value"]
+    if segment["kind"] == "image":
+        return [value]
+    if segment["kind"] != "video":
+        raise ValueError(f"Emu reads text, images and videos, not '{segment['kind']}'")
+    frames = list(value)
+    if not frames:
+        raise ValueError("a video without frames")
+    return frames
+
+
+def to_rgb(image: Any) -> Image.Image:
+    """Any image as PIL in RGB; transparent pixels on white. Raises ValueError for what is none, or is too large."""
+    if isinstance(image, str | Path):
+        image = load_image(str(image))
+    if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 or image.ndim != 3:
+            raise ValueError(f"an image tensor is uint8 [C, H, W], not {image.dtype} {list(image.shape)}")
+        image = image.permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+            raise ValueError(f"an image array is uint8 [H, W] or [H, W, C], not {image.dtype} {list(image.shape)}")
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"a piece of a document is text or an image, not {type(image).__name__}")
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS:,} are the most")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def add_emu_tokens(tokenizer: Any, instruct: bool = False) -> int:
+    """Adds `[PAD]`, `[IMG]`, `[/IMG]`, `<image>`, and for dialogue `[USER]`, `[ASSISTANT]`, in the released order, to a
+    tokenizer, in place. Gives how many were new. `[PAD]` is added only where there is no padding token."""
+    names = [START, END, IMAGE, *([USER, ASSISTANT] if instruct else [])]
+    added = 0
+    if tokenizer.pad_token is None:
+        added += tokenizer.add_special_tokens({"pad_token": PAD})
+    return added + tokenizer.add_tokens(names, special_tokens=True)

@@ -1,0 +1,215 @@
+"""The model part of an Emu run: parts that exist, put together, or a checkpoint that goes on."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTImageProcessorPil,
+)
+
+from ...core.config import MODELS, Part
+from ...core.quiet import no_progress_bar
+from ...errors import ConfigError, MissingExtra
+from .configuration_emu import Connector, EmuConfig, as_config
+from .modeling_emu import EmuForConditionalGeneration, build_visual
+from .processing_emu import ASSISTANT, END, IMAGE, START, USER, EmuProcessor, add_emu_tokens
+from .vocabulary import grow_vocabulary
+
+BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+@MODELS.register("emu")
+class EmuParts(Part):
+    """An Emu model: a visual encoder, a connector, a language model, two heads.
+
+    pretrained: an Emu folder or hub id to go on from, with its processor; then only `max_length` and
+        `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's weights.
+    vision, language: HF folders or hub ids of a vision model (a NEPA of ours, SigLIP, DINOv3, CLIP, ...) and of a
+        causal language model. vision_config, language_config: in place of either, a new one, {model_type: ..., ...};
+        beside it, changes to its configuration, e.g. vision_config={is_causal: false}.
+    tokenizer: folder or hub id; null: the language model's; "bundled": a small English one that comes with the package.
+        Emu's special tokens are added; new rows of the language model are the mean of its old ones.
+    connector, num_image_latents, causal_former, vision_layer: as in `EmuConfig`; causal_former: changes to T5-base.
+    instruct: adds `[USER]` and `[ASSISTANT]`. image_start_is_target: the text head learns when an image begins.
+    max_length: positions of a packed row. quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs
+        train.lora).
+    """
+
+    task: ClassVar[str] = "multimodal"
+
+    pretrained: str | None = None
+    vision: str | None = None
+    vision_config: dict[str, Any] = Field(default_factory=dict)
+    language: str | None = None
+    language_config: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: str | None = None
+    connector: Connector = "causal_former"
+    num_image_latents: int = Field(32, ge=1)
+    causal_former: dict[str, Any] = Field(default_factory=dict)
+    vision_layer: int | None = None
+    instruct: bool = False
+    image_start_is_target: bool = False
+    max_length: int = Field(2048, ge=8)
+    quantize: Literal["4bit", "8bit"] | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "EmuParts":
+        for part in ("vision", "language"):
+            config = getattr(self, f"{part}_config")
+            if self.pretrained is None and getattr(self, part) is None and "model_type" not in config:
+                raise ValueError(
+                    f"name a {part} model, e.g. {part}=FOLDER, or a new one, {part}_config={{model_type: ..., ...}}"
+                )
+        return self
+
+    def build(self) -> EmuForConditionalGeneration:
+        """The model, in float32. Raises ConfigError, one line, for a part that cannot be loaded or does not fit."""
+        if self.pretrained is not None:
+            model = self._load(EmuForConditionalGeneration, self.pretrained, "pretrained", dtype=torch.float32)
+            for part, name in (("visual", self.vision), ("language_model", self.language)):
+                if name is not None:
+                    replace_part(model.model, part, name)
+            return model
+        tokenizer = self.tokens()
+        visual, language = self._vision(), self._language()
+        grow_vocabulary(language, len(tokenizer))
+        ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (START, END, IMAGE, USER, ASSISTANT)}
+        unknown = tokenizer.unk_token_id
+        language.config.pad_token_id = tokenizer.pad_token_id
+        try:
+            config = EmuConfig(
+                vision_config=visual.config,
+                text_config=language.config,
+                causal_former_config=self.causal_former,
+                connector=self.connector,
+                num_image_latents=self.num_image_latents,
+                vision_layer=self.vision_layer,
+                image_token_id=ids[IMAGE],
+                image_start_token_id=ids[START],
+                image_end_token_id=ids[END],
+                user_token_id=None if ids[USER] == unknown else ids[USER],
+                assistant_token_id=None if ids[ASSISTANT] == unknown else ids[ASSISTANT],
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+            return EmuForConditionalGeneration(config, visual, language)
+        except ValueError as err:
+            raise ConfigError(f"model: {err}") from None
+
+    def processor(self) -> EmuProcessor:
+        """What makes batches for this model; saved with its checkpoints."""
+        if self.pretrained is not None:
+            found = self._load(EmuProcessor, self.pretrained, "pretrained")
+            found.image_start_is_target = self.image_start_is_target
+            return found
+        return EmuProcessor(self.image_processor(), self.tokens(), self.num_image_latents, self.image_start_is_target)
+
+    def tokens(self) -> Any:
+        """The tokenizer, with Emu's tokens. Raises ConfigError where there is none."""
+        name = self.tokenizer or self.language
+        if name is None:
+            raise ConfigError("model.tokenizer: a new language model needs one; 'bundled' is a small English one")
+        path = str(BUNDLED_TOKENIZER) if name == "bundled" else name
+        tokenizer = self._load(AutoTokenizer, path, "tokenizer")
+        add_emu_tokens(tokenizer, self.instruct)
+        return tokenizer
+
+    def image_processor(self) -> Any:
+        """Squashes to the encoder's size; mean and standard deviation are the vision model's, else CLIP's."""
+        config = self._vision_config()
+        size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+        fields: dict[str, Any] = {"size": {"height": size, "width": size}, "resample": 3}
+        if self.vision is not None:
+            try:
+                own = AutoImageProcessor.from_pretrained(str(Path(self.vision).expanduser()))
+                fields |= {"image_mean": own.image_mean, "image_std": own.image_std}
+                return ViTImageProcessorPil(**fields)
+            except LOADING_ERRORS:
+                pass  # a model without one
+        if config.model_type == "vit_nepa":
+            return ViTImageProcessorPil(**fields, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+        return CLIPImageProcessorPil(**fields, do_center_crop=False)
+
+    def loader_arguments(self, backbone: Any) -> dict[str, Any]:
+        """What `train_loader` of document data needs of this model."""
+        processor = self.processor()
+        processor.check(backbone.config)
+        return {"encode": processor.encode_document, "max_length": self.max_length}
+
+    def _vision_config(self) -> PreTrainedConfig:
+        if self.vision is None:
+            try:
+                return as_config(self.vision_config, None)
+            except (ValueError, TypeError) as err:
+                raise ConfigError(f"model.vision_config: {str(err).splitlines()[0]}") from None
+        config = self._load(AutoConfig, self.vision, "vision")
+        config = getattr(config, "vision_config", None) or config  # of a CLIP or SigLIP with text
+        for name, value in self.vision_config.items():
+            if not hasattr(config, name):
+                raise ConfigError(f"model.vision_config: {config.model_type} has no setting '{name}'")
+            setattr(config, name, value)
+        return config
+
+    def _vision(self) -> PreTrainedModel:
+        config = self._vision_config()
+        if self.vision is None:
+            return build_visual(config)
+        return self._load(AutoModel, self.vision, "vision", config=config, dtype=torch.float32)
+
+    def _language(self) -> PreTrainedModel:
+        if self.language is None:
+            try:
+                return AutoModelForCausalLM.from_config(as_config(self.language_config, None))
+            except (ValueError, TypeError) as err:
+                raise ConfigError(f"model.language_config: {str(err).splitlines()[0]}") from None
+        options: dict[str, Any] = {"dtype": torch.float32}
+        if self.quantize is not None:
+            options = {"quantization_config": quantization(self.quantize)}
+        return self._load(AutoModelForCausalLM, self.language, "language", **options)
+
+    def _load(self, kind: Any, name: str, field: str, **options: Any) -> Any:
+        path = Path(name).expanduser()
+        if (path / "model" / "config.json").is_file():
+            raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
+        try:
+            with no_progress_bar():
+                return kind.from_pretrained(str(path), **options)
+        except LOADING_ERRORS as err:
+            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+            raise ConfigError(f"model.{field}: cannot load '{name}': {reason}") from None
+
+
+def quantization(bits: str) -> Any:
+    """Settings of bitsandbytes. Raises MissingExtra where it is not installed."""
+    try:
+        import bitsandbytes  # noqa: F401
+        from transformers import BitsAndBytesConfig
+    except ImportError:
+        raise MissingExtra("bitsandbytes", "quantize") from None
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_quant_type="nf4")
+
+
+def replace_part(model: Any, part: str, name: str) -> None:
+    """Puts the weights of another checkpoint into a part of an EmuModel. Raises ConfigError if they do not fit."""
+    own = getattr(model, part)
+    try:
+        with no_progress_bar():
+            loaded = type(own).from_pretrained(str(Path(name).expanduser()), config=own.config, dtype=torch.float32)
+        own.load_state_dict(loaded.state_dict())
+    except LOADING_ERRORS as err:
+        raise ConfigError(f"model: the weights of '{name}' do not fit the {part}: {str(err).splitlines()[0]}") from None

@@ -1,0 +1,120 @@
+"""Emu's two-headed loss: the next text token by classification, the next visual latent by regression."""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ..core import distributed
+from ..core.config import OBJECTIVES, Part
+from ..core.types import IGNORE_LABEL, Backbone, Batch, Objective, ObjectiveOutput
+from ..errors import ConfigError
+from ..nn.diagnostics import diagnose
+from ..nn.losses import regression_distance, token_cross_entropy
+
+CHUNK = 2048  # positions whose scores over the vocabulary are in memory at a time
+
+
+@OBJECTIVES.register("emu")
+class EmuSettings(Part):
+    """Next token and next latent of interleaved documents.
+
+    text_weight, regression_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
+    distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
+    detach_targets: False lets gradient into the true latents too, which invites collapse; watch latent_std and
+        latent_rank. Source: Emu (arXiv 2307.05222), equation 2; the release can only train text.
+    """
+
+    task: ClassVar[str] = "multimodal"
+
+    text_weight: float = Field(1.0, ge=0)
+    regression_weight: float = Field(1.0, ge=0)
+    distance: Literal["mse", "cosine", "smooth_l1"] = "mse"
+    detach_targets: bool = True
+
+    def build(self, backbone: Backbone) -> "EmuObjective":
+        """Raises ConfigError if both weights are 0, or the model has not both heads."""
+        if self.text_weight == 0 and self.regression_weight == 0:
+            raise ConfigError("objective: text_weight and regression_weight are both 0, so nothing is learned")
+        if not hasattr(backbone, "regression_head") or not hasattr(backbone, "text_logits"):
+            raise ConfigError("objective emu needs a model with a text and a regression head, like model.kind=emu")
+        return EmuObjective(self)
+
+
+class EmuObjective(Objective):
+    """loss_sum and num_targets are [2]: text, regression. metrics: text_loss, text_accuracy, regression_loss, and what
+    `nn.diagnostics.diagnose` says of the latents, the position before the first being `[IMG]`."""
+
+    def __init__(self, settings: EmuSettings):
+        super().__init__()
+        self.settings = settings
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        return torch.stack([(batch["labels"][:, 1:] != IGNORE_LABEL).sum(), batch["regression_mask"][:, 1:].sum()])
+
+    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+        settings = self.settings
+        pixels = batch["pixel_values"]
+        idle = len(pixels) == 0 and self.training and distributed.world_size() > 1
+        if idle:  # every rank has to reach every parameter in every step
+            pixels = pixels.new_zeros(1, *pixels.shape[1:])
+        latents = backbone.image_latents(pixels) if len(pixels) else None
+        embeds = backbone.model.embed(batch["input_ids"], None if idle else latents)
+        hidden = backbone.model(
+            inputs_embeds=embeds, document_ids=batch["document_ids"], position_ids=batch["position_ids"]
+        ).last_hidden_state
+        text = batch["labels"][:, 1:] != IGNORE_LABEL
+        text_sum, text_count, right = self.text_term(backbone, hidden[:, :-1][text], batch["labels"][:, 1:][text])
+        mask = batch["regression_mask"][:, 1:]
+        pred, target = backbone.regression_head(hidden[:, :-1][mask]), embeds[:, 1:][mask]
+        if settings.detach_targets:
+            target = target.detach()
+        regression_sum, regression_count = regression_distance(pred, target, settings.distance).sum(), mask.sum()
+        loss = torch.stack([settings.text_weight * text_sum, settings.regression_weight * regression_sum])
+        if idle:
+            assert latents is not None
+            loss = loss + 0.0 * latents.sum()
+        output = ObjectiveOutput(loss_sum=loss, num_targets=torch.stack([text_count, regression_count]), metrics={})
+        if self.diagnose:
+            output.metrics = {
+                "text_loss": (text_sum.detach(), text_count),
+                "text_accuracy": (right, text_count),
+                "regression_loss": (regression_sum.detach(), regression_count),
+            }
+            output.metrics |= latent_diagnostics(backbone, batch, embeds, hidden)
+        return output
+
+    def text_term(self, backbone: Any, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sum, count and how many tokens scored highest. Scores over the vocabulary are made anew in the backward pass,
+        a chunk at a time: they would else be the largest tensor of all."""
+
+        def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+            logits = backbone.text_logits(part)
+            return token_cross_entropy(logits, wanted)[0], (logits.argmax(-1) == wanted).sum()
+
+        parts = [
+            checkpoint(chunk, a, b, use_reentrant=False) if len(tokens) > CHUNK else chunk(a, b)
+            for a, b in zip(hidden.split(CHUNK), tokens.split(CHUNK))
+        ]
+        total, right = (torch.stack(list(values)).sum() for values in zip(*parts))
+        return total, torch.tensor(len(tokens), device=tokens.device), right.detach()
+
+
+@torch.no_grad()
+def latent_diagnostics(backbone: Any, batch: Batch, embeds: Tensor, hidden: Tensor) -> dict[str, Tensor]:
+    """`diagnose` over the images of a batch: each is `[IMG]` and its N latents."""
+    config = backbone.config
+    num = config.num_image_latents
+    starts = (batch["input_ids"] == config.image_start_token_id).nonzero()
+    starts = starts[starts[:, 1] + num < batch["input_ids"].shape[1]]
+    if num < 2 or len(starts) == 0:
+        return {}
+    rows, columns = starts[:, :1], starts[:, 1:] + torch.arange(num + 1, device=starts.device)
+    whole = (batch["input_ids"][rows, columns[:, 1:]] == config.image_token_id).all(dim=1)  # not a bare [IMG] in text
+    rows, columns = rows[whole], columns[whole]
+    if len(rows) == 0:
+        return {}
+    z, h = embeds[rows, columns], hidden[rows, columns]  # [images, N + 1, D]
+    return diagnose(z, h, backbone.regression_head(h), z)
