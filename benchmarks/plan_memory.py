@@ -3,7 +3,7 @@
     python benchmarks/plan_memory.py                    # all settings
     python benchmarks/plan_memory.py --only nepa_bf16   # one of them
 
-Each setting runs three optimizer steps of the real trainer, on random batches of the planned shape, in processes of
+Each setting runs two optimizer steps of the real trainer, on random batches of the planned shape, in processes of
 their own, with one thread:
 
 - rss: growth of the resident set, from after the imports and a first tiny run (which loads what libraries load late) to
@@ -31,26 +31,37 @@ from typing import Any
 RESULT = Path(__file__).parent / "results" / "plan_memory.json"
 WIDE = "model.hidden_size=384 model.num_attention_heads=6 model.intermediate_size=1024 model.image_size=64"
 LARGE = "{image_size: 64, patch_size: 8, hidden_size: 384, num_hidden_layers: 6, num_attention_heads: 6}"
+EMU = (
+    "nepa_demo data.kind=EMU model.kind=emu objective.kind=emu model.tokenizer=bundled model.num_image_latents=8"
+    " 'model.vision_config={model_type: vit_nepa, image_size: 64, patch_size: 8, hidden_size: 256,"
+    " num_hidden_layers: 6, num_attention_heads: 4, intermediate_size: 1024}'"
+    " 'model.language_config={model_type: llama, vocab_size: 8192, hidden_size: 384, num_hidden_layers: 6,"
+    " num_attention_heads: 6, num_key_value_heads: 6, intermediate_size: 1024}'"
+    " 'model.causal_former={num_layers: 4, num_heads: 4, d_ff: 512, d_model: 256, d_kv: 64}'"
+    " model.max_length=256 train.ema_decay=null"
+).replace("data.kind=EMU ", "")
 SETTINGS = {
-    "nepa": "nepa_demo train.batch_size=256",
-    "nepa_bf16": "nepa_demo train.batch_size=256 train.precision=bf16",
-    "nepa_wide": f"nepa_demo {WIDE} train.batch_size=64",
+    "nepa": "nepa_demo train.batch_size=128",
+    "nepa_bf16": "nepa_demo train.batch_size=128 train.precision=bf16",
+    "nepa_wide": f"nepa_demo {WIDE} train.batch_size=32",
     "nepa_wide_checkpointing": f"nepa_demo {WIDE} train.batch_size=64 train.gradient_checkpointing=true",
-    "nepa_wide_bf16_checkpointing": f"nepa_demo {WIDE} train.batch_size=64 train.gradient_checkpointing=true"
-    " train.precision=bf16",
     "nepa_accumulated": f"nepa_demo {WIDE} train.batch_size=64 train.micro_batch_size=16",
-    "nepa_weights": "nepa_demo model.hidden_size=768 model.num_attention_heads=12 model.num_hidden_layers=12"
+    "nepa_weights": "nepa_demo model.hidden_size=768 model.num_attention_heads=12 model.num_hidden_layers=6"
     " model.intermediate_size=2048 train.batch_size=8",
-    "nepa_teacher_every_layer": "nepa_demo train.batch_size=128 objective.target=teacher objective.target_layer=-1"
+    "nepa_teacher": "nepa_demo train.batch_size=128 objective.target=teacher objective.target_layer=-1"
     " objective.every_layer=true",
-    "finetune": f"finetune 'model.architecture={LARGE}' train.batch_size=48",
-    "finetune_lora": f"finetune 'model.architecture={LARGE}' train.batch_size=48 'train.lora={{rank: 8}}'",
-    "latent_decoder": f"latent_decoder model.pretrained=null {WIDE} train.batch_size=128",
-    "segmentation": "emoji_scenes train.batch_size=64",
+    "finetune": f"finetune 'model.architecture={LARGE}' train.batch_size=24",
+    "finetune_lora": f"finetune 'model.architecture={LARGE}' train.batch_size=24 'train.lora={{rank: 8}}'",
+    "latent_decoder": f"latent_decoder model.pretrained=null {WIDE} train.batch_size=64",
+    "segmentation": "emoji_scenes train.batch_size=32",
     "segmentation_upernet": f"emoji_scenes model.head=upernet model.head_width=128 'model.architecture={LARGE}'"
-    " train.batch_size=16",
-}  # fmt: skip
-ALWAYS = ["train.device=cpu", "train.max_steps=3", "train.log_steps=1", "train.trackers=[]", "train.save_steps=1000",
+    " train.batch_size=12",
+    "emu": f"{EMU} train.batch_size=4",
+    "emu_bf16": f"{EMU} train.batch_size=4 train.precision=bf16",
+    "emu_lora_checkpointing": f"{EMU} train.batch_size=4 train.gradient_checkpointing=true"
+    " 'train.lora={rank: 8, targets: [q_proj, v_proj], within: language_model}'",
+}
+ALWAYS = ["train.device=cpu", "train.max_steps=2", "train.log_steps=1", "train.trackers=[]", "train.save_steps=1000",
           "train.probe_steps=null", "train.epochs=null"]  # fmt: skip
 CLASSES = 10
 ENVIRONMENT = {
@@ -63,6 +74,8 @@ ENVIRONMENT = {
 
 def settings_of(words: str) -> Any:
     """The run config of a recipe's name and settings."""
+    import nextembed.models.emu.settings
+    import nextembed.objectives.emu  # noqa: F401  # both register their kinds
     from nextembed import recipes
     from nextembed.core.config import apply_overrides
 
@@ -71,23 +84,24 @@ def settings_of(words: str) -> Any:
 
 
 def train(config: Any, folder: Path) -> None:
-    """Three steps of the real trainer, on the same random batch over and over."""
+    """Two steps of the real trainer, on the same random batch over and over."""
     import torch
 
     from nextembed.core.types import PretrainingModel
     from nextembed.planning.batches import example_batch
     from nextembed.planning.step import class_names
+    from nextembed.run import CLASSES as CLASSES_FOR
     from nextembed.training.trainer import PretrainTrainer
 
     torch.manual_seed(0)
-    names = [class_names(config, CLASSES)] if config.objective.task in ("classification", "segmentation") else []
+    names = [class_names(config, CLASSES)] if config.objective.task in CLASSES_FOR else []
     backbone = config.model.build(*names)
     objective = config.objective.build(backbone)
     batch: Any = example_batch(config, backbone, objective, config.train.micro_batch(1))
 
     def batches() -> Iterator[Any]:
         while True:
-            yield {n: torch.randn(v.shape) if v.is_floating_point() else v.clone() for n, v in batch.items()}
+            yield {n: torch.randn(v.shape) if v.is_floating_point() else v.contiguous() for n, v in batch.items()}
 
     def advance(state: Any, position: Any) -> dict:
         return {}

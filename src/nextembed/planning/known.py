@@ -34,22 +34,22 @@ class KnownValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        known, given = all(self.value(x) is not None for x in inputs), (func, args, kwargs)
         if func in _BY_MASK:
             args = (args[0], self._numbered(args[1]), *args[2:])
         if func is _ATEN.masked_select.default:
             func, args = _ATEN.index.Tensor, (args[0].expand_as(args[1]), self._numbered([args[1].expand_as(args[0])]))
-        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        known = all(self.value(x) is not None for x in inputs)
         try:
             out = func(*args, **kwargs)
         except _UNKNOWN:
             if not known:
                 raise
-            real = self._compute(func, args, kwargs)
+            real = self._compute(*given)
             return tree_map_only(Tensor, self.fake, real)
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if known and outputs and all(_is_small(x) for x in outputs):
-            reals = [x for x in tree_leaves(self._compute(func, args, kwargs)) if isinstance(x, Tensor)]
+            reals = [x for x in tree_leaves(self._compute(*given)) if isinstance(x, Tensor)]
             for one, real in zip(outputs, reals, strict=True):
                 self._carry(one, real)
         elif func._schema.is_mutable:

@@ -1,6 +1,7 @@
 """One training step of a run, traced: what a device holds at its peak, and what is computed."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -52,7 +53,9 @@ def trace_step(config: RunConfig, devices: int, num_classes: int) -> Step:
     """
     micro = config.train.micro_batch(devices)
     try:
-        return _trace(config, devices, micro, num_classes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fake tensors are told off for what deepcopy asks of them
+            return _trace(config, devices, micro, num_classes)
     except NextEmbedError:
         raise
     except Exception as err:
@@ -68,7 +71,9 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         to_fake(backbone)
         objective = cast(Any, config.objective).build(backbone)
         model = PretrainingModel(backbone, objective).train()
-        adapt(model, train.attn_implementation, train.gradient_checkpointing, train.freeze, train.lora, config.seed)
+        with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
+            adapt(model, train.attn_implementation, train.gradient_checkpointing, train.freeze, train.lora, config.seed)
+        to_fake(model)
         averages = EmaWeights(train.ema_decay) if train.ema_decay is not None else None
         if averages is not None:
             averages.start(backbone)

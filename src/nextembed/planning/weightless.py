@@ -38,7 +38,9 @@ def _architecture(cls: Any, name: str, *args: Any, config: Any = None, **kwargs:
 
 
 def to_fake(module: nn.Module) -> None:
-    """Parameters and buffers as fake tensors, in place; shared ones stay shared. Call it inside a FakeTensorMode."""
+    """Those parameters and buffers that are on the meta device as fake tensors, in place; shared ones stay shared.
+
+    Call it inside a FakeTensorMode."""
     made: dict[int, Any] = {}
 
     def fake(old: Any) -> Any:
@@ -50,5 +52,5 @@ def to_fake(module: nn.Module) -> None:
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, old in tensors.items():
-                if old is not None:
+                if old is not None and old.device.type == "meta":
                     tensors[name] = fake(old)  # type: ignore[assignment]
