@@ -31,7 +31,7 @@ CSS = """
 
 
 def header(view: RunView, words: Mapping[str, str]) -> str:
-    """What was trained, the verdict on its latents, and the figures of the last step. words: verdicts in plain words."""
+    """What was trained, the verdict on its latents, the last step's figures. words: of the verdicts."""
     found = verdict(view.history)
     last = view.history[-1] if view.history else {}
     facts: list[tuple[str, str]] = []
@@ -57,7 +57,7 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
 
 
 def spoken(view: RunView) -> str:
-    """Validation documents up to their first learned text behind an image, what the model says there, and what it is."""
+    """Validation documents up to their first learned text behind an image, what is said there, and what is true."""
     try:
         rows, split = continuations(view)
     except (NextEmbedError, OSError, ValueError) as err:

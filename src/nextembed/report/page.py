@@ -70,7 +70,8 @@ def _page(view: RunView, sections: list[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(view.name)} - nextembed</title><style>{CSS}{scores.CSS}{multimodal.CSS}</style></head><body><main>"
+        f"<title>{escape(view.name)} - nextembed</title>"
+        f"<style>{CSS}{scores.CSS}{multimodal.CSS}</style></head><body><main>"
         + "\n".join(section for section in sections if section)
         + '<footer class="soft">Written by <code>nextembed report</code>; this file needs nothing else.</footer>'
         "</main></body></html>\n"
