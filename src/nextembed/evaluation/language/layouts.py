@@ -32,7 +32,7 @@ def _layout(file: Path, name: str) -> Iterator[None]:
 
 
 def read_coco(file: Path, images: ImageFolder, annotations: Path | None = None) -> list[Example]:
-    """Karpathy's split (`dataset_coco.json`, also of Flickr), its form of one row an image, COCO's `captions_*.json`."""
+    """Karpathy's split (`dataset_coco.json`, also of Flickr), one row an image, or COCO's `captions_*.json`."""
     values = read_json(file)
     found = []
     with _layout(file, "COCO captions"):
