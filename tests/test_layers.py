@@ -19,14 +19,14 @@ ROWS = [
     ["training", "evaluation", "report"],
     ["export"],
     ["run"],
-    ["recipes"],
+    ["recipes", "planning"],
     ["cli", "studio"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 ONLY = {"data": {"core", "errors"}, "objectives": {"core", "errors", "nn", "modalities"}}
 DOORS = {
     "datasets": "data/sources.py",
-    "diffusers": "models/emu/visual_decoder.py",
+    "diffusers": "models/emu/visual_decoder",
     "peft": "training/adapt.py",
     "timm": ("models/emu/", "data/augment.py"),
     "gradio": "studio/",

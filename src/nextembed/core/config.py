@@ -129,6 +129,7 @@ def _own_kind(cls: type[Part]) -> str:
 DATA = Registry("data")
 MODELS = Registry("model")
 OBJECTIVES = Registry("objective")
+DECODERS = Registry("objective.decoder")
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:

@@ -3,8 +3,9 @@
 Shapes: B samples, T latents a sample, D latent width, L layers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import torch
@@ -183,8 +184,11 @@ class Objective(nn.Module):
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Called after every optimizer step, e.g. to move the EMA teacher."""
 
-    def folders(self, state: dict[str, Tensor]) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
-        """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights.
+    def folders(
+        self, state: dict[str, Tensor]
+    ) -> Mapping[str, tuple[dict[str, Any], dict[str, Tensor]] | Callable[[Path], None]]:
+        """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
+        into the new, empty folder.
 
         state: this objective's parameters and buffers by name, whole and on the CPU."""
         return {}

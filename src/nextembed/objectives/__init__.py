@@ -5,6 +5,7 @@ from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
 from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
+from .visual_decoder import VisualDecoderSettings, VisualDecoding
 
 __all__ = [
     "Classification",
@@ -16,5 +17,7 @@ __all__ = [
     "NextEmbeddingSettings",
     "Segmentation",
     "SegmentationSettings",
+    "VisualDecoderSettings",
+    "VisualDecoding",
     "load_decoder",
 ]

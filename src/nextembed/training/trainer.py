@@ -432,7 +432,7 @@ class PretrainTrainer(Trainer):
             if distributed.is_main():
                 for name, parts in bare.objective.folders(checkpoint.part(whole, "objective.")).items():
                     with checkpoint.atomic_folder(self.run_dir / name) as scratch:
-                        checkpoint.save_part(scratch, *parts)
+                        parts(scratch) if callable(parts) else checkpoint.save_part(scratch, *parts)
 
 
 class StepEnd(TrainerCallback):

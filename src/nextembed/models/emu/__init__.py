@@ -4,12 +4,16 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Aut
 
 from .configuration_emu import EmuConfig
 from .modeling_emu import EmuForConditionalGeneration, EmuModel, EmuPreTrainedModel
+from .pipeline_emu import EmuPipeline
 from .processing_emu import EmuProcessor, add_emu_tokens
 from .settings import EmuParts
+from .visual_decoder import VisualDecoder
+from .visual_decoder_settings import PixelDecoder, StableDiffusionDecoder
 from .vocabulary import grow_vocabulary, train_tokenizer
 
-__all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuParts", "EmuPreTrainedModel", "EmuProcessor",
-           "add_emu_tokens", "grow_vocabulary", "train_tokenizer"]  # fmt: skip
+__all__ = ["EmuConfig", "EmuForConditionalGeneration", "EmuModel", "EmuParts", "EmuPipeline", "EmuPreTrainedModel",
+           "EmuProcessor", "PixelDecoder", "StableDiffusionDecoder", "VisualDecoder", "add_emu_tokens",
+           "grow_vocabulary", "train_tokenizer"]  # fmt: skip
 
 AutoConfig.register("emu", EmuConfig, exist_ok=True)
 AutoModel.register(EmuConfig, EmuModel, exist_ok=True)

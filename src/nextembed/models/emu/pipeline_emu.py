@@ -1,0 +1,168 @@
+"""Prompt in, picture out: an Emu model regresses image latents, its visual decoder paints them."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...core.quiet import no_progress_bar
+from ...errors import ConfigError
+from .modeling_emu import EmuForConditionalGeneration
+from .processing_emu import EmuProcessor
+from .visual_decoder import FOLDER, VisualDecoder
+
+Prompt = Any  # text, an image, a list of such, or a list of such lists
+
+
+class EmuPipeline:
+    """Paints what an Emu model expects after a prompt of text and images.
+
+        pipeline = EmuPipeline.from_pretrained("runs/my_emu")
+        pipeline(["a cat with a hat"])               # one prompt, a PIL image
+        pipeline([cat, dog])                         # two images: a blend
+        pipeline([[cat, "in winter"], ["a dog"]])    # a list of prompts, a list of images
+
+    model, processor, decoder: the parts; `scheduler` can be replaced by any other of diffusers.
+    Source: Emu (arXiv 2307.05222), sections 2.3 and 4.
+    """
+
+    def __init__(self, model: EmuForConditionalGeneration, processor: EmuProcessor, decoder: VisualDecoder):
+        """Raises ConfigError if the latents of the model do not fit the decoder."""
+        decoder.check_width(model.config.hidden_size)
+        self.model, self.processor, self.decoder = model.eval(), processor, decoder.eval()
+
+    @property
+    def scheduler(self) -> Any:
+        return self.decoder.scheduler
+
+    @scheduler.setter
+    def scheduler(self, value: Any) -> None:
+        self.decoder.scheduler = value
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        visual_decoder: str | Path | VisualDecoder | None = None,
+        dtype: torch.dtype | None = None,
+        **parts: Any,
+    ) -> "EmuPipeline":
+        """The pipeline of a folder with an Emu model and `visual_decoder/` (or unet/, vae/, ... beside the model), of a
+        run of `visual_decoder`, or of a hub id of such a folder.
+
+        visual_decoder: a decoder, or a folder with unet/, scheduler/ and what else it has. parts: folders (or loaded
+        things) of unet, vae, scheduler, feature_extractor, safety_checker; safety_checker=False leaves it out.
+        Raises ConfigError, one line, for what is missing or does not load.
+        """
+        folder = local_folder(path)
+        model_folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        try:
+            with no_progress_bar():
+                options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+                model = EmuForConditionalGeneration.from_pretrained(str(model_folder), **options)
+                processor = EmuProcessor.from_pretrained(str(model_folder))
+        except (OSError, ValueError, KeyError, RuntimeError) as err:
+            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+            raise ConfigError(f"cannot load an Emu model from {model_folder}: {reason}") from None
+        if isinstance(visual_decoder, VisualDecoder):
+            return cls(model, processor, visual_decoder)
+        if visual_decoder is None:
+            visual_decoder = next((f for f in (folder, model_folder) if (f / FOLDER).is_dir()), None)
+            visual_decoder = model_folder if visual_decoder is None else visual_decoder / FOLDER
+        elif (Path(visual_decoder) / FOLDER).is_dir():  # a run
+            visual_decoder = Path(visual_decoder) / FOLDER
+        return cls(model, processor, VisualDecoder.from_pretrained(visual_decoder, dtype, **parts))
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Model, processor and `visual_decoder/` in one folder."""
+        self.model.save_pretrained(str(path))
+        self.processor.save_pretrained(str(path))
+        self.decoder.save_pretrained(Path(path) / FOLDER)
+
+    def to(self, *args: Any, **kwargs: Any) -> "EmuPipeline":
+        """Moves model and decoder, as `Module.to`."""
+        self.model.to(*args, **kwargs)
+        self.decoder.to(*args, **kwargs)
+        return self
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Prompt,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        seed: int | Sequence[int] | None = 0,
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool = True,
+    ) -> Any:
+        """A PIL image; for a list of prompts (each a list) a list of them, painted in one batch.
+
+        guidance_scale: how far to go from what the empty prompt gives towards the prompt; off at <= 1. seed: of the
+        noise, one for all or one for each prompt; None: random. height, width: pixels; None: as trained.
+        Raises ConfigError for a prompt or size that cannot be.
+        """
+        several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], list | tuple)
+        if isinstance(prompt, list | tuple):
+            lists = [isinstance(p, list | tuple) for p in prompt]
+            if any(lists) and not all(lists):
+                raise ConfigError("a prompt is a list of text and images; several prompts are a list of such lists")
+        guided = guidance_scale > 1
+        try:
+            inputs = self.processor(prompt).to(self.model.device)
+            latents = self.model.generate_image_embeddings(**inputs, guidance=guided)
+        except ValueError as err:
+            raise ConfigError(f"prompt: {err}") from None
+        conditional, empty = latents.chunk(2) if guided else (latents, None)
+        images = self.paint(
+            conditional, empty, num_inference_steps, guidance_scale, seed, height, width, progress=progress
+        )
+        return images if several else images[0]
+
+    def paint(
+        self,
+        latents: Tensor,
+        empty: Tensor | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        seed: int | Sequence[int] | None = 0,
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool = False,
+    ) -> list[Image.Image]:
+        """PIL images from latents [B, N, D], for instance `model.image_latents(pixels)`: to look at what they hold.
+
+        empty [B or 1, N, D]: latents of the empty prompt, for guidance; without it there is none.
+        """
+        device = self.decoder.unet.device
+        moved = None if empty is None else empty.to(device)
+        images = self.decoder.paint(
+            latents.to(device), moved, num_inference_steps, guidance_scale, seed, height, width, progress
+        )
+        flags = self.decoder.flagged(images)
+        if any(flags):
+            numbers = ", ".join(str(i + 1) for i, flag in enumerate(flags) if flag)
+            warnings.warn(f"the safety checker flagged image {numbers} of {len(flags)}: blacked out", stacklevel=2)
+        kept = [image * (not flag) for image, flag in zip(images, flags, strict=True)]
+        return [Image.fromarray(i.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()) for i in kept]
+
+
+def local_folder(path: str | Path) -> Path:
+    """The folder itself, or a hub repository's, downloaded. Raises ConfigError if it is neither."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if str(path).count("/") != 1 or str(path).startswith((".", "~", "/")):
+        raise ConfigError(f"no such folder: {path}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(snapshot_download(str(path), ignore_patterns=["*.bin", "*.pt", "*.ckpt", "*.msgpack"]))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as err:
+        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise ConfigError(f"no such folder, and not found on the hub: {path} ({reason})") from None

@@ -1,0 +1,318 @@
+"""From image latents to pixels by diffusion: a UNet that attends to the latents, with or without a VAE in front.
+
+The one door to diffusers (extra `paint`); it is imported when first used.
+"""
+
+import copy
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...core.quiet import no_progress_bar
+from ...errors import ConfigError, MissingExtra, unknown
+
+FOLDER = "visual_decoder"  # beside the model it belongs to
+PARTS = ("unet", "vae", "scheduler", "feature_extractor", "safety_checker")  # the folders in it, as Stable Diffusion's
+
+
+def diffusers() -> Any:
+    """The library. Raises MissingExtra where it is not installed."""
+    try:
+        import diffusers as library
+    except ImportError:
+        raise MissingExtra("diffusers", "paint") from None
+    return library
+
+
+class VisualDecoder(nn.Module):
+    """Paints images from image latents [B, N, D], which the UNet's cross-attention takes as they are.
+
+    unet: `UNet2DConditionModel` with cross_attention_dim D. scheduler: any of diffusers that has `alphas_cumprod`.
+    vae: `AutoencoderKL`, or None: the UNet then paints pixels, 3 channels or, folded, 3 p^2 (patches of p x p pixels).
+    safety_checker, feature_extractor: both or none.
+    Source: Emu (arXiv 2307.05222), section 2.3; latent diffusion (arXiv 2112.10752).
+    """
+
+    def __init__(
+        self, unet: Any, scheduler: Any, vae: Any = None, feature_extractor: Any = None, safety_checker: Any = None
+    ):
+        super().__init__()
+        self.unet, self.vae, self.safety_checker = unet, vae, safety_checker
+        self.scheduler, self.feature_extractor = scheduler, feature_extractor
+        self.pretrained: Path | None = None  # the folder that training starts from
+        channels = unet.config.in_channels
+        self.patch_size = 1 if vae is not None else round((channels / 3) ** 0.5)
+        if vae is not None and vae.config.latent_channels != channels:
+            raise ConfigError(f"the UNet paints {channels} channels, the VAE has {vae.config.latent_channels}")
+        if vae is None and 3 * self.patch_size**2 != channels:
+            raise ConfigError(f"the UNet paints {channels} channels, which are no pixels: it needs its vae/")
+        if (safety_checker is None) != (feature_extractor is None):
+            raise ConfigError("safety_checker and feature_extractor belong together: give both or none")
+
+    @property
+    def latent_width(self) -> int:
+        """D."""
+        return int(self.unet.config.cross_attention_dim)
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side of one position of the UNet."""
+        return self.patch_size if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that the UNet was made for."""
+        return int(self.unet.config.sample_size) * self.stride
+
+    def check_width(self, width: int) -> None:
+        """Raises ConfigError if latents of this width do not fit."""
+        if width != self.latent_width:
+            raise ConfigError(f"the UNet expects {self.latent_width}-wide latents, the model gives {width}")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> what is diffused [B, C, h, w]; with a VAE, drawn from its distribution."""
+        if self.vae is None:
+            return F.pixel_unshuffle(images, self.patch_size)
+        x = self.vae.encode(images.to(self.vae.dtype)).latent_dist.sample()
+        return ((x - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor).float()
+
+    def decode(self, x: Tensor) -> Tensor:
+        """The way back, to [B, 3, H, W] in [-1, 1]."""
+        if self.vae is None:
+            return F.pixel_shuffle(x, self.patch_size).clamp(-1, 1)
+        x = x / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
+        return self.vae.decode(x.to(self.vae.dtype)).sample.float().clamp(-1, 1)
+
+    def forward(self, x: Tensor, timesteps: Tensor, latents: Tensor) -> Tensor:
+        """What the UNet predicts of noisy x [B, C, h, w] at timesteps [B], from latents [B, N, D]."""
+        dtype = self.unet.dtype
+        return self.unet(x.to(dtype), timesteps, encoder_hidden_states=latents.to(dtype)).sample.float()
+
+    @torch.no_grad()
+    def paint(
+        self,
+        latents: Tensor,
+        empty: Tensor | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        seed: int | Sequence[int] | None = 0,
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1], float32.
+
+        latents [B, N, D]; empty [B, N, D] or [1, N, D]: those of the empty prompt. The noise prediction is
+        empty + guidance_scale (conditional - empty), both in one batch; at guidance_scale <= 1, or without `empty`,
+        the conditional one alone.
+        seed: of the starting noise, the same for every image, so that one does not depend on its neighbours; or one
+            for each image; None: random. height, width: pixels; None: as trained.
+        Raises ConfigError for sizes that do not fit.
+        """
+        rows = len(latents)
+        self.check_width(latents.shape[-1])
+        shape = self._shape(height, width)
+        generators = _generators(seed, rows)
+        x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.unet.device)
+        guided = empty is not None and guidance_scale > 1
+        condition = torch.cat((latents, empty.expand_as(latents))) if guided and empty is not None else latents
+        scheduler = copy.deepcopy(self.scheduler)  # steps leave a state behind
+        scheduler.set_timesteps(num_inference_steps, device=x.device)
+        x = x * scheduler.init_noise_sigma
+        known = inspect.signature(scheduler.step).parameters
+        extra = {"generator": generators} if "generator" in known and None not in generators else {}
+        for t in _watched(scheduler.timesteps, progress):
+            scaled = scheduler.scale_model_input(x, t)
+            pair = torch.cat((scaled, scaled)) if guided else scaled
+            found = self(pair, t.expand(len(pair)), condition)
+            if guided:
+                conditional, unconditional = found.chunk(2)
+                found = unconditional + guidance_scale * (conditional - unconditional)
+            x = scheduler.step(found, t, x, **extra).prev_sample
+        return self.decode(x) / 2 + 0.5
+
+    def _shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        sides = [self.image_size if side is None else side for side in (height, width)]
+        for side in sides:
+            if side < self.stride or side % self.stride:
+                raise ConfigError(f"height and width must be multiples of {self.stride} pixels, got {side}")
+        return self.unet.config.in_channels, sides[0] // self.stride, sides[1] // self.stride
+
+    @torch.no_grad()
+    def flagged(self, images: Tensor) -> list[bool]:
+        """Of images [B, 3, H, W] in [0, 1]: which ones the safety checker does not pass; none where there is none."""
+        if self.safety_checker is None:
+            return [False] * len(images)
+        pictures = [image.mul(255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
+        pixels = self.feature_extractor(pictures, return_tensors="pt").pixel_values
+        device, dtype = self.safety_checker.device, self.safety_checker.dtype
+        copies = [image.clone() for image in images]  # it blackens what it is given
+        return [bool(flag) for flag in self.safety_checker(clip_input=pixels.to(device, dtype), images=copies)[1]]
+
+    @torch.no_grad()
+    def fold_standardisation(self, mean: Tensor, std: Tensor) -> None:
+        """Changes the cross-attention so that it takes latents as they are where it took (latents - mean) / std.
+
+        mean, std [D]. The same function: keys lose a part that is equal for all latents (softmax does not see it),
+        values one that the output's bias takes over.
+        """
+        for name, layer in self.unet.named_modules():
+            if name.endswith(".attn2"):
+                for matrix in (layer.to_k, layer.to_v):
+                    matrix.weight /= std.to(matrix.weight)
+                out = layer.to_out[0]
+                out.bias -= out.weight @ (layer.to_v.weight @ mean.to(out.weight))
+
+    def save_weights(self, folder: Path, unet: dict[str, Tensor], shift: tuple[Tensor, Tensor] | None = None) -> None:
+        """Writes the decoder with other weights of the UNet (whole, on the CPU) into a folder that exists.
+
+        shift: mean and std [D] for `fold_standardisation`. Checker and extractor of the decoder that this one was
+        trained from come along.
+        """
+        made = type(self.unet).from_config(self.unet.config)
+        made.load_state_dict(unet)
+        changed = VisualDecoder(made, self.scheduler, self.vae)
+        if shift is not None:
+            changed.fold_standardisation(*shift)
+        changed._write(folder)
+        for name in ("feature_extractor", "safety_checker"):
+            if self.pretrained is not None and (self.pretrained / name).is_dir():
+                shutil.copytree(self.pretrained / name, folder / name)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Folders `unet/`, `scheduler/` and those of the other parts there are; safetensors."""
+        folder = Path(folder)
+        with _new_folder(folder) as scratch:
+            self._write(scratch)
+
+    def _write(self, folder: Path) -> None:
+        for name in PARTS:
+            if (part := getattr(self, name)) is not None:
+                part.save_pretrained(str(folder / name))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path | None, dtype: torch.dtype | None = None, **parts: Any) -> Any:
+        """A decoder from such folders, in eval mode; also those of a Stable Diffusion or of Emu's own checkpoint.
+
+        parts: unet, vae, scheduler, feature_extractor, safety_checker: a folder of its own, or the loaded thing;
+            safety_checker=False leaves it out.
+        Raises ConfigError for a folder that is missing or does not load, and names missing and surplus parameters.
+        """
+        if extra := set(parts) - set(PARTS):
+            raise ConfigError(unknown("part of a visual decoder", sorted(extra)[0], PARTS))
+        found = {name: parts.get(name) for name in PARTS}
+        if found["safety_checker"] is False:
+            found["feature_extractor"] = False
+        for name in PARTS:
+            if found[name] is None and folder is not None and (Path(folder) / name).is_dir():
+                found[name] = Path(folder) / name
+        missing = [name for name in ("unet", "scheduler") if found[name] is None]
+        if missing:
+            raise ConfigError(
+                f"no visual decoder in {folder}: it has no {' and no '.join(f'{m}/' for m in missing)} "
+                "(it needs unet/, scheduler/ and, unless it paints pixels, vae/)"
+            )
+        loaded = {n: _load(n, p, dtype) if isinstance(p, str | Path) else p or None for n, p in found.items()}
+        return cls(**loaded).eval()
+
+
+def _load(name: str, folder: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """One part from its folder. Raises ConfigError, one line."""
+    library, folder = diffusers(), Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{name}: no such folder: {folder}")
+    try:
+        if name == "scheduler":
+            return _scheduler_class(folder).from_pretrained(str(folder))
+        if name == "feature_extractor":
+            from transformers import CLIPImageProcessor
+
+            return CLIPImageProcessor.from_pretrained(str(folder))
+        if name == "safety_checker":
+            from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as Checker
+
+            kind: Any = Checker
+        else:
+            kind = library.UNet2DConditionModel if name == "unet" else library.AutoencoderKL
+        with no_progress_bar():
+            options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
+            model, info = kind.from_pretrained(str(folder), output_loading_info=True, **options)
+    except ConfigError:
+        raise
+    except Exception as err:  # diffusers raises many kinds for damaged files
+        reason = " ".join(str(err).split())[:300] or type(err).__name__
+        raise ConfigError(f"cannot load {name} from {folder}: {reason}") from None
+    check_parameters(f"{name} in {folder}", info)
+    return model
+
+
+def check_parameters(what: str, info: dict[str, Any]) -> None:
+    """Raises ConfigError that names parameters which are missing or too many."""
+    surplus = [n for n in info["unexpected_keys"] if not n.endswith("position_ids")]  # a constant that old files store
+    for words, names in (("lacks", sorted(info["missing_keys"])), ("has unknown", sorted(surplus))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ConfigError(f"{what} {words} parameters: {', '.join(names[:3])}{more}")
+
+
+def _scheduler_class(folder: Path) -> Any:
+    file = folder / "scheduler_config.json"
+    if not file.is_file():
+        raise ConfigError(f"scheduler: {folder} has no scheduler_config.json")
+    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+    return scheduler_class(name)
+
+
+def scheduler_class(name: str) -> Any:
+    """diffusers' scheduler of that class name. Raises ConfigError with the nearest one."""
+    library = diffusers()
+    known = [n for n in dir(library) if n.endswith("Scheduler") and not n.startswith("Flax")]
+    if name not in known:
+        raise ConfigError(unknown("scheduler", name, known))
+    return getattr(library, name)
+
+
+def _generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator | None]:
+    """One for each image, on the CPU: the same noise on every device."""
+    if seed is None:
+        return [None] * rows
+    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
+    if len(seeds) != rows:
+        raise ConfigError(f"{len(seeds)} seeds for {rows} images: give one seed, or one for each")
+    return [torch.Generator().manual_seed(s) for s in seeds]
+
+
+def _watched(steps: Tensor, progress: bool) -> Iterable[Tensor]:
+    if not progress:
+        return steps
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(steps, "painting", len(steps), console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A scratch folder that becomes `folder`, in place of what was there, once the block ends well."""
+    scratch, before = folder.with_name(f".tmp-{folder.name}"), folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        if folder.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(folder, before)
+        os.replace(scratch, folder)
+        shutil.rmtree(before, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise

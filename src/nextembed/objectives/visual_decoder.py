@@ -1,0 +1,234 @@
+"""Painting from image latents: a diffusion decoder learns what pictures the latents of a frozen model stand for."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor
+
+from ..core import distributed
+from ..core.config import DECODERS, OBJECTIVES, Part
+from ..core.types import Batch, Objective, ObjectiveOutput
+from ..errors import ConfigError
+from ..nn.diffusion import add_noise, clean_estimate, diffusion_target, min_snr_weight
+
+FOLDER = "visual_decoder"  # in the run folder
+DecoderPart = Annotated[SerializeAsAny[Part], BeforeValidator(DECODERS.parse)]
+
+
+@OBJECTIVES.register("visual_decoder")
+class VisualDecoderSettings(Part):
+    """A diffusion decoder from the image latents of a frozen model to pictures.
+
+    decoder: "pixels" (small, new) or "stable_diffusion" (from a folder).
+    drop_rate: so often the latents of the empty prompt stand in for the image's own, for guidance when painting.
+    regressed_rate: so often it paints from latents that the model generates from what stands before the image in its
+        document, as it will have to; only images with something before them. Slower: N passes for each batch.
+    standardise: the UNet reads latents shifted and scaled by their mean and spread, measured on the first batch; this
+        is folded into its weights when they are saved.
+    min_snr_gamma: limits the weight of noise levels (5 in the paper); null: all weigh the same.
+    ema_decay: of averaged UNet weights, which are the ones that are saved; null: does not average.
+    gradient_checkpointing: of the UNet.
+    mean, std: what `pixel_values` were normalised with; they give the targets where the batch has no
+        `target_pixel_values`.
+    Source: Emu (arXiv 2307.05222), section 2.3.
+    """
+
+    task: ClassVar[str] = "multimodal"
+
+    decoder: DecoderPart = Field(default_factory=lambda: DECODERS.parse("pixels"))
+    drop_rate: float = Field(0.1, ge=0, lt=1)
+    regressed_rate: float = Field(0.0, ge=0, le=1)
+    standardise: bool = False
+    min_snr_gamma: float | None = Field(None, gt=0)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    gradient_checkpointing: bool = False
+    mean: list[float] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
+    std: list[float] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
+
+    def build(self, backbone: Any) -> "VisualDecoding":
+        """Freezes the backbone. Raises ConfigError if it has no image latents."""
+        for name in ("image_latents", "generate_image_embeddings"):
+            if not hasattr(backbone, name):
+                raise ConfigError(f"objective visual_decoder needs a model with {name}: take model.kind=emu")
+        return VisualDecoding(self, backbone)
+
+
+class VisualDecoding(Objective):
+    """The objective of `VisualDecoderSettings`. Loss: squared error of what the UNet predicts, a mean over each image;
+    an image is one target. Targets are in [-1, 1]."""
+
+    signal: Tensor
+    empty: Tensor
+    center: Tensor
+    spread: Tensor
+    measured: Tensor
+
+    def __init__(self, settings: VisualDecoderSettings, backbone: Any):
+        super().__init__()
+        self.settings = settings
+        width = backbone.config.get_text_config().hidden_size
+        part: Any = settings.decoder
+        self.decoder: Any = part.build(width)
+        if self.decoder.vae is not None:
+            self.decoder.vae.requires_grad_(False)
+        if settings.gradient_checkpointing:
+            self.decoder.unet.enable_gradient_checkpointing()
+        self.ema: Any = None
+        if settings.ema_decay is not None:
+            self.ema = copy.deepcopy(self.decoder.unet).requires_grad_(False)
+        backbone.requires_grad_(False)
+        self.prediction = self.decoder.scheduler.config.prediction_type
+        self.register_buffer("signal", self.decoder.scheduler.alphas_cumprod.float().clone(), persistent=False)
+        num = backbone.config.num_image_latents
+        self.register_buffer("empty", torch.zeros(num, width))  # latents of the empty prompt
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
+        self.register_buffer("measured", torch.tensor(False))  # whether the three above are known
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        """Number of images."""
+        return torch.tensor(len(batch["pixel_values"]))
+
+    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+        decoder, count = self.decoder, self.count_targets(batch)
+        backbone.eval()  # the trainer sets all to training mode; nothing random may move what is read
+        if int(count) == 0:
+            nothing = torch.stack([p.sum() * 0.0 for p in decoder.unet.parameters()]).sum()
+            return ObjectiveOutput(loss_sum=nothing, num_targets=count)
+        if decoder.vae is not None:
+            decoder.vae.eval()
+        with torch.no_grad():
+            latents = self.latents(backbone, batch)  # [I, N, D]
+            self.measure(backbone, latents)
+            condition = self.standardised(self.with_dropped(latents))
+            clean = decoder.encode(target_images(batch, self.settings, decoder.image_size))  # [I, C, h, w]
+        steps = torch.randint(len(self.signal), (len(clean),), device=clean.device)
+        signal, noise = self.signal[steps], torch.randn_like(clean)
+        noisy = add_noise(clean, noise, signal)
+        found = decoder(noisy, steps, condition)
+        error = (found - diffusion_target(clean, noise, signal, self.prediction)).square().flatten(1).mean(1)
+        if self.settings.min_snr_gamma is not None:
+            error = error * min_snr_weight(signal, self.prediction, self.settings.min_snr_gamma)
+        metrics = None
+        if self.diagnose and decoder.vae is None:
+            estimate = clean_estimate(found.detach(), noisy, signal, self.prediction).clamp(-1, 1)
+            metrics = {"psnr": 10 * torch.log10(4 / (estimate - clean).square().mean().clamp(min=1e-10))}
+        return ObjectiveOutput(
+            loss_sum=error.sum(), num_targets=count, features=latents.float().mean(1), metrics=metrics
+        )
+
+    def latents(self, backbone: Any, batch: Batch) -> Tensor:
+        """What to paint from, [I, N, D]: the images' own latents, some replaced by those the model regresses."""
+        latents = backbone.image_latents(batch["pixel_values"])
+        if self.settings.regressed_rate > 0:
+            drawn = torch.rand(len(latents), device=latents.device) < self.settings.regressed_rate
+            chosen = drawn & has_context(batch, backbone.config)
+            if bool(chosen.any()):
+                prompts = contexts(batch, chosen, backbone.config)
+                latents = latents.clone()
+                latents[chosen] = backbone.generate_image_embeddings(**prompts).to(latents.dtype)
+        return latents
+
+    def with_dropped(self, latents: Tensor) -> Tensor:
+        """Some images' latents replaced by those of the empty prompt."""
+        dropped = torch.rand(len(latents), device=latents.device) < self.settings.drop_rate
+        return torch.where(dropped[:, None, None], self.empty.to(latents.dtype), latents)
+
+    def standardised(self, latents: Tensor) -> Tensor:
+        return (latents - self.center.to(latents)) / self.spread.to(latents) if self.settings.standardise else latents
+
+    def measure(self, backbone: Any, latents: Tensor) -> None:
+        """Once, at the start: the empty prompt's latents, and mean and spread of each channel over all ranks."""
+        if bool(self.measured):
+            return
+        self.empty.copy_(empty_prompt_latents(backbone))
+        flat = latents.double().flatten(0, 1)
+        sums = torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(0), flat.square().sum(0)])
+        number, first, second = distributed.sum_over_ranks(sums.cpu())
+        mean = first / number
+        spread = (second / number - mean.square()).clamp(min=0).sqrt()
+        self.center.copy_(mean)
+        self.spread.copy_(spread.clamp(min=1e-3 * spread.mean() + 1e-8))  # a channel that is always the same stays so
+        self.measured.fill_(True)
+
+    @torch.no_grad()
+    def after_step(self, backbone: Any, step: int, max_steps: int) -> None:
+        """Moves the averaged weights; early in a run they follow closely."""
+        if self.ema is not None and self.settings.ema_decay is not None:
+            decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.decoder.unet.parameters()), 1 - decay)
+
+    def folders(self, state: dict[str, Tensor]) -> dict[str, Callable[[Path], None]]:
+        """RUN/visual_decoder, for `VisualDecoder.from_pretrained`; averaged weights where there are any."""
+        prefix = "decoder.unet." if self.ema is None else "ema."
+        unet = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+        shift = (state["center"], state["spread"]) if self.settings.standardise else None
+        return {FOLDER: lambda folder: self.decoder.save_weights(folder, unet, shift)}
+
+
+def target_images(batch: Any, settings: VisualDecoderSettings, size: int) -> Tensor:
+    """What is to be painted, [I, 3, size, size] in [-1, 1].
+
+    `target_pixel_values` if the batch has them, else `pixel_values` without their normalisation. Larger images are made
+    smaller. Raises ConfigError for smaller ones.
+    """
+    images = batch.get("target_pixel_values")
+    if images is None:
+        pixels = batch["pixel_values"].float()
+        mean, std = (pixels.new_tensor(x).view(-1, 1, 1) for x in (settings.mean, settings.std))
+        images = ((pixels * std + mean) * 2 - 1).clamp(-1, 1)
+    height, width = images.shape[-2:]
+    if min(height, width) < size:
+        raise ConfigError(f"images of {height} x {width} pixels cannot teach to paint {size} x {size}")
+    if (height, width) != (size, size):
+        images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+    return images.float().expand(-1, 3, -1, -1)
+
+
+def empty_prompt_latents(backbone: Any) -> Tensor:
+    """[N, D]: what the model generates after nothing, the other half of guidance."""
+    config, device = backbone.config, next(backbone.parameters()).device
+    any_token = config.image_end_token_id if config.bos_token_id is None else config.bos_token_id
+    ids = torch.tensor([[any_token]], device=device)
+    return backbone.generate_image_embeddings(input_ids=ids, guidance=True)[1]
+
+
+def image_starts(batch: Any, config: Any) -> list[tuple[int, int, int]]:
+    """Of each image, in reading order: its row, where its document begins, and where its `[IMG]` stands."""
+    places = (batch["input_ids"] == config.image_token_id).nonzero()[:: config.num_image_latents].tolist()
+    documents = batch.get("document_ids")
+    if documents is None:
+        documents = torch.ones_like(batch["input_ids"])
+    found = []
+    for row, latent in places:
+        begin = int((documents[row] == documents[row, latent]).long().argmax())
+        found.append((row, begin, latent - 1))
+    return found
+
+
+def has_context(batch: Any, config: Any) -> Tensor:
+    """Which images [I] have more before them in their document than the begin token."""
+    least = 0 if config.bos_token_id is None else 1
+    found = [start - begin > least for _, begin, start in image_starts(batch, config)]
+    return torch.tensor(found, dtype=torch.bool, device=batch["input_ids"].device)
+
+
+def contexts(batch: Any, chosen: Tensor, config: Any) -> dict[str, Tensor]:
+    """What stands before the chosen images [I] in their documents, as prompts padded on the left, with its images."""
+    rows, images = [], []
+    for index, (row, begin, start) in enumerate(image_starts(batch, config)):
+        if bool(chosen[index]):
+            ids = batch["input_ids"][row, begin:start]
+            num = int((ids == config.image_token_id).sum()) // config.num_image_latents
+            rows.append(ids)
+            images += list(range(index - num, index))
+    longest = max(map(len, rows))
+    pad = config.pad_token_id if config.pad_token_id is not None else 0
+    ids = torch.stack([F.pad(r, (longest - len(r), 0), value=pad) for r in rows])
+    mask = torch.stack([F.pad(torch.ones_like(r), (longest - len(r), 0)) for r in rows])
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": batch["pixel_values"][images]}
