@@ -163,8 +163,8 @@ class VisualDecoder(nn.Module):
     def fold_standardisation(self, mean: Tensor, std: Tensor, unet: nn.Module | None = None) -> None:
         """Changes the cross-attention so that it takes latents as they are where it took (latents - mean) / std.
 
-        mean, std [D]; unet: another one of the same kind, e.g. an average. The same function: keys lose a part that is equal for all latents (softmax does not see it),
-        values one that the output's bias takes over.
+        mean, std [D]; unet: another one of the same kind, e.g. an average. The same function: keys lose a part that is
+        equal for all latents (softmax does not see it), values one that the output's bias takes over.
         """
         for name, layer in (unet or self.unet).named_modules():
             if name.endswith(".attn2"):
