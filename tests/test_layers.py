@@ -19,7 +19,7 @@ ROWS = [
     ["training", "evaluation", "report"],
     ["export"],
     ["run"],
-    ["recipes"],
+    ["recipes", "planning"],
     ["cli", "studio"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

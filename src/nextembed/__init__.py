@@ -48,6 +48,8 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .objectives.latent_decoder import load_decoder as load_decoder
     from .objectives.next_embedding import NextEmbedding as NextEmbedding
     from .objectives.next_embedding import NextEmbeddingSettings as NextEmbeddingSettings
+    from .planning.plan import Plan as Plan
+    from .planning.plan import plan as plan
     from .report.visualize import Visualization as Visualization
     from .report.visualize import visualize as visualize
     from .run import Run as Run
@@ -75,6 +77,7 @@ _PUBLIC = {
     " ViTNepaForPreTraining ViTNepaForSemanticSegmentation ViTNepaModel",
     "objectives.latent_decoder": "LatentDecoderSettings load_decoder",
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
+    "planning.plan": "Plan plan",
     "report.visualize": "Visualization visualize",
     "training.optim": "OptimConfig",
     "training.trainer": "TrainConfig",

@@ -109,6 +109,8 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         objective = cast(Any, config.objective).build(backbone)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
+        elif hasattr(builder, "prepare"):
+            builder.prepare(backbone, data)
         loader = data.train_loader(
             **loader_arguments(builder, backbone, objective),
             micro_batch_size=micro_batch_size,

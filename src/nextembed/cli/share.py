@@ -12,6 +12,7 @@ from .app import app
 from .export import Weights, megabytes
 
 if TYPE_CHECKING:
+    from ..export.emu import Converted
     from ..export.facts import Facts
 
 
@@ -19,6 +20,17 @@ class Layout(enum.StrEnum):
     official = "official"
     stable_pretraining = "stable-pretraining"
     nextembed = "nextembed"
+
+
+class Adapter(enum.StrEnum):
+    merge = "merge"
+    keep = "keep"
+
+
+class Dtype(enum.StrEnum):
+    bf16 = "bf16"
+    float16 = "float16"
+    float32 = "float32"
 
 
 @app.command()
@@ -31,11 +43,41 @@ def convert(
     image_size: Annotated[int | None, typer.Option(help="Pixels, where bare weights do not tell.")] = None,
     qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Of bare weights; norm.")] = None,
     causal: Annotated[bool | None, typer.Option("--causal/--full", help="Attention, of bare weights.")] = None,
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Emu: LLaMA's tokenizer.model, or a folder.")
+    ] = None,
+    adapter: Annotated[Adapter, typer.Option(help="Emu: LoRA into the weights, or beside them.")] = Adapter.merge,
+    lora_alpha: Annotated[float | None, typer.Option(help="Emu: of LoRA; 16 if left out.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Emu: of what is written; as it is if left out.")] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Emu: of a file of weights.")] = "5GB",
+    vision_heads: Annotated[int | None, typer.Option(help="Emu: of the tower, where it has not EVA's 88.")] = None,
+    relative_max_distance: Annotated[int | None, typer.Option(help="Emu: of the causal former; 128.")] = None,
 ) -> None:
     """Write a checkpoint in the official layout, ours, or stable-pretraining's.
 
-    Reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are.
+    Reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are; of Emu also
+    the released folders and files.
     """
+    from ..export.emu import convert_emu, is_emu
+
+    emu: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "adapter": None if adapter is Adapter.merge else adapter.value,
+        "lora_alpha": lora_alpha,
+        "dtype": dtype.value if dtype else None,
+        "max_shard_size": None if max_shard_size == "5GB" else max_shard_size,
+        "vision_heads": vision_heads,
+        "relative_max_distance": relative_max_distance,
+    }
+    emu = {name: value for name, value in emu.items() if value is not None}
+    if is_emu(source):
+        if weights is not None or image_size is not None or qk_norm is not None or causal is not None:
+            raise ConfigError("--weights, --image-size, --qk-norm and --causal are not for Emu checkpoints")
+        layout: Any = to.value
+        print(written_emu(source, target, convert_emu(source, target, layout, heads=heads, **emu)))
+        return
+    if emu:
+        raise ConfigError(f"--{next(iter(emu)).replace('_', '-')} is for Emu checkpoints; {source} is none")
     from ..export.layouts import convert as write
 
     known: dict[str, Any] = {"num_attention_heads": heads, "image_size": image_size, "qk_norm": qk_norm}
@@ -49,6 +91,28 @@ def convert(
     )
     if to is not Layout.stable_pretraining and found.processor is None:
         print("        It has no image processor: normalise pixels as in its training.")
+
+
+def written_emu(source: str, target: Path, found: "Converted") -> str:
+    """What was read and written, in plain words."""
+    config = found.config
+    size = sum(file.stat().st_size for file in found.files)
+    vision, text = config.vision_config, config.text_config
+    lines = [
+        f"Read:   {source} (Emu, {found.source})",
+        f"Saved:  {os.path.relpath(target)} ({size / 1e6:,.1f} MB of weights in {len(found.files)} files)",
+        f"Model:  encoder {vision.num_hidden_layers} x {vision.hidden_size}, {config.image_size} px; "
+        f"{config.num_image_latents} latents; language model {text.num_hidden_layers} x {text.hidden_size}, "
+        f"{text.vocab_size:,} tokens",
+    ]
+    if found.lora:
+        where = "in the weights" if found.lora == "merged" else "beside them, in adapter/"
+        lines.append(f"LoRA:   rank {found.rank}, {where}")
+    if found.copied:
+        lines.append(f"Copied: {', '.join(found.copied)}")
+    if found.source != "nextembed" and not found.has_tokenizer:
+        lines.append("        It has no tokenizer: --tokenizer takes LLaMA's, and Emu's tokens are added.")
+    return "\n".join(lines)
 
 
 @app.command()

@@ -1,7 +1,24 @@
 """Importing this registers every kind of data, so that a saved config can be read."""
 
+from .emoji_documents import EmojiDocuments
+from .interleaved import Interleaved
+from .messages import Messages
+from .mixture import Mixture
+from .pairs import PairData, TextData
 from .scenes import EmojiScenes
 from .segmentation import SegmentationData
 from .sources import ImageData
+from .video import VideoText
 
-__all__ = ["EmojiScenes", "ImageData", "SegmentationData"]
+__all__ = [
+    "EmojiDocuments",
+    "EmojiScenes",
+    "ImageData",
+    "Interleaved",
+    "Messages",
+    "Mixture",
+    "PairData",
+    "SegmentationData",
+    "TextData",
+    "VideoText",
+]

@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from ..errors import ConfigError
 
-EMOJI = Path(__file__).parent / "sample" / "emoji32.parquet"
+SAMPLE = Path(__file__).parent / "sample"
+EMOJI = SAMPLE / "emoji32.parquet"
+GLOSSES = SAMPLE / "glosses.parquet"
+LINES = {".jsonl": "text", ".ndjson": "text", ".txt": "text", ".json": "json", ".csv": "csv"}
 
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
                "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
@@ -43,6 +46,27 @@ def find_origin(source: str) -> Origin:
     if looks_local or not HUB_ID.fullmatch(source):
         raise ConfigError(f"data.source: no such file or folder: {source}{_nearest(path)}")
     return Origin(source, None, None)
+
+
+def find_table(source: str) -> Origin:
+    """As `find_origin`, and: JSON-lines or text files (builder "text": one line a row), a JSON list (builder "json"),
+    CSV files, a folder of one of these, or "glosses", the short texts that come with the package."""
+    if source == "glosses":
+        return Origin("parquet", {"train": [str(GLOSSES)]}, GLOSSES.parent)
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in LINES:
+        return Origin(LINES[path.suffix.lower()], {"train": [str(path.resolve())]}, path.resolve().parent)
+    if has_magic(source) and not path.exists():
+        found = [Path(file).resolve() for file in sorted(glob(str(path), recursive=True))]
+        kinds = {LINES.get(file.suffix.lower()) for file in found}
+        if len(kinds) == 1 and None not in kinds:
+            return Origin(str(kinds.pop()), {"train": list(map(str, found))}, found[0].parent)
+    if path.is_dir() and not any(path.glob("*.parquet")):
+        for suffix, builder in LINES.items():
+            files = sorted(f for f in path.resolve().glob(f"*{suffix}") if f.stem != "metadata")
+            if files:
+                return Origin(builder, _by_split(files), path.resolve())
+    return find_origin(source)
 
 
 def _from_files(files: list[Path], source: str) -> Origin:

@@ -175,12 +175,12 @@ def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> A
     return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] or None for i in keep])
 
 
-def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any:
-    """`datasets.load_dataset`, with its many errors as one ConfigError line."""
+def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more: Any) -> Any:
+    """`datasets.load_dataset`, with its many errors as one ConfigError line. more: options of the builder."""
     name = _parse_split(split)[0]
     if streaming and name != split:
         raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
-    options: dict[str, Any] = {"split": split, "streaming": streaming}
+    options: dict[str, Any] = {"split": split, "streaming": streaming, **more}
     if origin.files is None:
         options["name"] = subset
     else:
@@ -201,7 +201,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Any
     ) as err:
         if "corresponds to no data" in str(err):
             raise ConfigError(
-                f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no images"
+                f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no rows"
             ) from None
         reason = str(err.__cause__ or err).strip().splitlines() or [type(err).__name__]
         what = "on the hub or as a local path" if origin.files is None else "as " + origin.builder
@@ -235,11 +235,21 @@ def _plain(file: str) -> str:
 
 
 def _undecoded(data: Any) -> Any:
-    """Images as file bytes or paths: a filter on a stream would else decode them, for good."""
+    """Images, videos and sounds as file bytes or paths: a filter on a stream would else decode them, for good."""
     for name, feature in (data.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            data = data.cast_column(name, datasets.Image(decode=False))
+        if (stored := as_stored(feature)) is not feature:
+            data = data.cast_column(name, stored)
     return data
+
+
+def as_stored(feature: Any) -> Any:
+    """The feature with images, videos and sounds as file bytes or paths, in lists too; itself where it has none."""
+    if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
+        return type(feature)(decode=False)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        inner = as_stored(feature.feature)
+        return feature if inner is feature.feature else type(feature)(inner)
+    return feature
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from ..errors import ConfigError, DataError
 from .collate import Collate, sample_seed
 from .transforms import ImageReader, RandomResizedCrop, Unreadable
 
+DOCUMENT_MARK = -1  # begins the positions of packed documents, which `packing.State` reads
 MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, or over all if there are fewer
 
 
@@ -79,12 +80,12 @@ class SkipLog:
     """Counts unreadable samples, each key once, in a JSON-lines file that all workers and ranks share.
 
     path: `skipped.jsonl`; None counts in this process only. max_rate: share of samples that may be
-    unreadable. length: number of samples if known. Raises DataError from `add` and `check` once the share is
-    too high.
+    unreadable. length: number of samples if known. what: their name in messages. Raises DataError from
+    `add` and `check` once the share is too high.
     """
 
-    def __init__(self, path: Path | None, max_rate: float, length: int | None = None):
-        self.path, self.max_rate, self.length = path, max_rate, length
+    def __init__(self, path: Path | None, max_rate: float, length: int | None = None, what: str = "images"):
+        self.path, self.max_rate, self.length, self.what = path, max_rate, length, what
         self.reasons: dict[str, str] = {}
         self._offset, self._repair = 0, ""
 
@@ -114,14 +115,16 @@ class SkipLog:
             total = min(total, self.length)
         count = len(self.reasons)
         if count > self.max_rate * total:
-            first = "; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3])
-            first = " ".join(first.split())  # one line, whatever the file names hold
             where = f" (all in {self.path})" if self.path is not None else ""
             among = f"{total}" if total in (num_seen, self.length) else f"the first {total}"
             raise DataError(
-                f"{count} of {among} images are unreadable ({count / total:.1%}), more than "
-                f"data.max_skipped_rate={self.max_rate:g}: {first}{where}"
+                f"{count} of {among} {self.what} are unreadable ({count / total:.1%}), more than "
+                f"data.max_skipped_rate={self.max_rate:g}: {self.first()}{where}"
             )
+
+    def first(self) -> str:
+        """The first few with their reasons, in one line whatever the file names hold."""
+        return " ".join("; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3]).split())
 
     def _read_others(self) -> None:
         if self.path is None or not self.path.exists():
@@ -355,6 +358,8 @@ def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
     device.
     """
     last = position[-1].tolist()
+    if last[0] == DOCUMENT_MARK:
+        return {"documents": last}
     if len(last) == 2:
         return {"next": last[1]}
     reader, num_readers, num_workers, epoch, passed = last

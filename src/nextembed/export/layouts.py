@@ -22,11 +22,11 @@ from ..models.conversion import (
 from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
 from ..training.checkpoint import atomic_folder
+from .lazy_state import inner_state, why_unreadable
 from .loading import first_line, is_classifier, pick_folder, quiet, read_model_config
 
 Layout = Literal["official", "nextembed", "stable-pretraining"]
 
-STATE_KEYS = ("state_dict", "model", "module", "model_state_dict")
 EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
 ARGUMENTS = "arguments.json"  # beside stable-pretraining weights that we wrote
 
@@ -121,8 +121,7 @@ def read_state(file: Path, weights: str | None = None) -> State:
     except FileNotFoundError:
         raise ConfigError(f"no such file: {file}") from None
     except Exception as err:  # damaged, no weights, or pickled objects
-        reason = "it holds pickled objects, which could run code" if "weights_only" in str(err) else first_line(err)
-        raise ConfigError(f"cannot read {file} as weights: {reason}") from err
+        raise ConfigError(f"cannot read {file} as weights: {why_unreadable(err)}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"cannot read {file} as weights: it holds a {type(values).__name__}")
     return _pick(values, weights, file)
@@ -132,8 +131,8 @@ def _pick(values: dict[str, Any], weights: str | None, file: Path) -> State:
     wants_ema = weights == "ema"
     averaged = next((values[key] for key in EMA_KEYS if isinstance(values.get(key), dict)), None)
     if wants_ema and averaged is not None:
-        return _tensors(_inner(averaged))
-    tensors = _tensors(_inner(values))
+        return _tensors(inner_state(averaged))
+    tensors = _tensors(inner_state(values))
     is_average = {
         name: any(part.startswith("ema") or part.endswith("_ema") for part in name.split(".")) for name in tensors
     }
@@ -141,13 +140,6 @@ def _pick(values: dict[str, Any], weights: str | None, file: Path) -> State:
     if wants_ema and not picked:
         raise ConfigError(f"{file} has no EMA weights")
     return picked or tensors  # only averages in the file
-
-
-def _inner(values: dict[str, Any]) -> dict[str, Any]:
-    """The state dict inside a training checkpoint, however deep."""
-    while (key := next((k for k in STATE_KEYS if isinstance(values.get(k), dict)), None)) is not None:
-        values = values[key]
-    return values
 
 
 def _tensors(values: dict[str, Any]) -> State:

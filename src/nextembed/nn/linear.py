@@ -4,6 +4,10 @@ On a CPU most of the time outside matrix products is memory traffic. Folding wor
 than activations. `is_plain` says where it may be done: somebody else's change to a layer always has the last word.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,9 +21,22 @@ def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     return type(module) is kind and not hooked
 
 
+_AS_ACCELERATOR = ContextVar("as_accelerator", default=False)
+
+
+@contextmanager
+def as_on_accelerator() -> Iterator[None]:
+    """Inside, tensors on the CPU go the way that they would go elsewhere: for plans of runs on other devices."""
+    token = _AS_ACCELERATOR.set(True)
+    try:
+        yield
+    finally:
+        _AS_ACCELERATOR.reset(token)
+
+
 def is_eager_cpu(x: Tensor) -> bool:
     """Whether x is computed with on a CPU, in float32 or float64, as it stands: no compiler, no autocast."""
-    in_full = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    in_full = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not _AS_ACCELERATOR.get()
     return in_full and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 

@@ -67,13 +67,35 @@ class Identity(nn.Module):
         self.num_latents = num_latents
         self.projection = nn.Identity() if encoder_width == width else nn.Linear(encoder_width, width)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def hidden(self, features: Tensor) -> Tensor:
+        """The features as they are. Raises ValueError if they are not N."""
         if features.shape[1] != self.num_latents:
             raise ValueError(
                 f"connector 'identity': the encoder gives {features.shape[1]} tokens, num_image_latents says "
                 f"{self.num_latents}"
             )
-        return self.projection(features)
+        return features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.projection(self.hidden(features))
+
+
+@torch.no_grad()
+def standardise(connector: Any, features: Tensor, std: float) -> None:
+    """Scales and shifts a connector's projection so that, over the images of `features` [I, T, E], each of the D
+    dimensions of the latents has mean 0 and, at each of the N places, this standard deviation on average.
+
+    A new connector's latents are almost the same for every image; those of a trained one keep what they say.
+    """
+    projection = connector.projection
+    if not isinstance(projection, nn.Linear):
+        return
+    hidden = connector.hidden(features)
+    latents = projection(hidden)  # [I, N, D]
+    spread = (latents - latents.mean(0, keepdim=True)).square().mean((0, 1)).sqrt()
+    scale = std / spread.clamp(min=1e-6)
+    projection.weight.mul_(scale[:, None])
+    projection.bias.copy_(-nn.functional.linear(hidden, projection.weight).mean((0, 1)))
 
 
 def build_connector(config: Any) -> nn.Module:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.cache_utils import StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import ModelOutput
@@ -331,41 +331,80 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         latents = self.image_latents(pixel_values) if pixel_values is not None and len(pixel_values) else None
-        embeds = self.model.embed(input_ids, latents)
-        embeds, mask = pad_left(embeds, attention_mask)
-        if guidance:
-            embeds, mask = self._with_empty_prompts(embeds, mask)
+        embeds, mask = pad_left(self.model.embed(input_ids, latents), attention_mask)
         start = input_ids.new_full((len(embeds), 1), self.config.image_start_token_id)
         embeds = torch.cat([embeds, self.get_input_embeddings()(start)], dim=1)
-        num, length = self.config.num_image_latents, embeds.shape[1]
-        mask = torch.cat([mask, mask.new_ones(len(mask), num)], dim=1)  # of the [IMG] and all but the last latent
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if not guidance:
+            return self.regress_latents([(embeds, mask)])
+        empty = self.empty_prompt(input_ids.device)
+        found = self.regress_latents([(embeds, mask), (empty, mask.new_ones(empty.shape[:2]))])
+        return torch.cat([found[:-1], found[-1:].expand(len(embeds), -1, -1)])  # every empty prompt is the same
+
+    def empty_prompt(self, device: torch.device | None = None) -> Tensor:
+        """Embeddings [1, 1 or 2, D] of a prompt without anything: the begin token, where there is one, and `[IMG]`."""
+        bos = self.config.bos_token_id
+        ids = [self.config.image_start_token_id] if bos is None else [bos, self.config.image_start_token_id]
+        return self.get_input_embeddings()(torch.tensor([ids], device=device))
+
+    def regress_latents(self, prompts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """N latents [rows, N, D] after each row of the prompts, which end with `[IMG]`.
+
+        prompts: (embeddings [B, T, D], mask [B, T], padded left), of any lengths; each is read by itself, so that short
+        ones cost little, and then all go on in one batch with one static cache.
+        """
+        num, length = self.config.num_image_latents, max(embeds.shape[1] for embeds, _ in prompts)
+        mask = torch.cat([nn.functional.pad(mask, (length - mask.shape[1], num - 1)) for _, mask in prompts])
+        mask[:, length:] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        cache = StaticCache(config=self.config.text_config, max_cache_len=length + num - 1)
-        found = []
-        first, last = 0, length
-        for _ in range(num):
+        if len(prompts) > 1 and not keeps_all(self.config.text_config):  # caches that cannot be put together
+            embeds = torch.cat([nn.functional.pad(one, (0, 0, length - one.shape[1], 0)) for one, _ in prompts])
+            prompts = [(embeds, mask[:, :length])]
+        cache, hidden = self.read_prompts(prompts, length + num - 1)
+        found = [self.regression_head(hidden)]
+        for last in range(length + 1, length + num):
             out = self.model(
-                inputs_embeds=embeds,
+                inputs_embeds=found[-1],
                 attention_mask=mask[:, :last],
-                position_ids=positions[:, first:last],
+                position_ids=positions[:, last - 1 : last],
                 cache=cache,
                 use_cache=True,
             )
-            embeds = self.regression_head(out.last_hidden_state[:, -1:])
-            found.append(embeds)
-            first, last = last, last + 1
+            found.append(self.regression_head(out.last_hidden_state))
         return torch.cat(found, dim=1)
 
-    def _with_empty_prompts(self, embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """As many rows more, each an empty prompt: the begin token alone, where there is one."""
-        empty, nothing = torch.zeros_like(embeds), torch.zeros_like(mask)
-        bos = self.config.bos_token_id
-        if bos is not None:
-            if embeds.shape[1] == 0:
-                raise ValueError("a prompt without a token needs a tokenizer with a begin token")
-            empty[:, -1] = self.get_input_embeddings()(torch.tensor(bos, device=embeds.device))
-            nothing[:, -1] = 1
-        return torch.cat([embeds, empty]), torch.cat([mask, nothing])
+    def read_prompts(self, prompts: list[tuple[Tensor, Tensor]], size: int) -> tuple[StaticCache, Tensor]:
+        """A static cache of `size` positions with the prompts of all groups in it, and their last hidden states
+        [rows, 1, D]."""
+        cache = StaticCache(config=self.config.text_config, max_cache_len=size)
+        alone = len(prompts) == 1
+        hidden, parts = [], []
+        for embeds, mask in prompts:
+            part: Any = cache if alone else DynamicCache(config=self.config.text_config)
+            whole = bool(mask.all())  # then nothing has to be masked but the future
+            out = self.model(
+                inputs_embeds=embeds,
+                attention_mask=None if whole and not alone else mask,
+                position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+                cache=part,
+                use_cache=True,
+            )
+            hidden.append(out.last_hidden_state[:, -1:])
+            parts.append(part)
+        if not alone:
+            length = max(embeds.shape[1] for embeds, _ in prompts)
+            for number in range(len(parts[0].layers)):
+                kept: list[Tensor] = []
+                for name in ("keys", "values"):
+                    each = [getattr(part.layers[number], name) for part in parts]  # [B, heads, T, width]
+                    kept.append(torch.cat([nn.functional.pad(x, (0, 0, length - x.shape[-2], 0)) for x in each]))
+                cache.update(kept[0], kept[1], number)
+        return cache, torch.cat(hidden)
+
+
+def keeps_all(text_config: Any) -> bool:
+    """Whether every layer of a language model keeps all keys and values: no windows, no running states."""
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=text_config).layers)
 
 
 def build_visual(vision: Any) -> PreTrainedModel:

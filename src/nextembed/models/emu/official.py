@@ -1,12 +1,21 @@
-"""Names of the released Emu checkpoints, and ours."""
+"""The released Emu checkpoints: their names and ours, and the configuration that their shapes tell.
+
+Released are two layouts: the base model, and the instructed one, whose language side has peft's names, LoRA among them.
+Names may begin with `module.` (a wrapper of their trainer) and `decoder.lm.base_model.model.` (peft); peft since 0.7
+calls an adapted matrix `q_proj.base_layer.weight`, before that `q_proj.weight`. All of these are one name here.
+"""
 
 import re
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
+from transformers.models.blip_2 import Blip2VisionConfig
 
 from ...errors import ConfigError
+from .configuration_emu import EmuConfig
 
 # The released name, beginning at one of these, becomes ours; order matters.
 NAMES = (
@@ -24,13 +33,58 @@ NAMES = (
     (r"^decoder\.lm\.stu_regress_head\.", "regression_head."),
     (r"^decoder\.lm\.", "model.language_model."),
 )
+BACK = (
+    (r"^model\.visual\.embeddings\.class_embedding$", "visual.cls_token"),
+    (r"^model\.visual\.embeddings\.position_embedding$", "visual.pos_embed"),
+    (r"^model\.visual\.embeddings\.patch_embedding\.", "visual.patch_embed.proj."),
+    (r"^model\.visual\.encoder\.layers\.(\d+)\.self_attn\.projection\.", r"visual.blocks.\1.attn.proj."),
+    (r"^model\.visual\.encoder\.layers\.(\d+)\.self_attn\.qkv\.weight$", r"visual.blocks.\1.attn.qkv.weight"),
+    (r"^model\.visual\.encoder\.layers\.(\d+)\.layer_norm([12])\.", r"visual.blocks.\1.norm\2."),
+    (r"^model\.visual\.encoder\.layers\.(\d+)\.mlp\.", r"visual.blocks.\1.mlp."),
+    (r"^model\.visual_norm\.", "ln_visual."),
+    (r"^model\.connector\.(causal_tokens|projection\.)", r"cformer.\1"),
+    (r"^model\.connector\.stack\.", "cformer.cformer."),
+    (r"^regression_head\.", "decoder.lm.stu_regress_head."),
+    (r"^model\.language_model\.", "decoder.lm."),
+)
 BIAS = re.compile(r"^visual\.blocks\.(\d+)\.attn\.([qv])_bias$")
+OUR_BIAS = re.compile(r"^model\.visual\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$")
 UNREAD = re.compile(r"^visual\.(norm|head)\.|^cformer\.cformer\.embed_tokens\.|\.rotary_emb\.inv_freq$")
+PEFT = "decoder.lm.base_model.model."
+LORA = re.compile(r"^(?P<layer>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>\w+))?\.weight$")
+LORA_ALPHA = 16  # of the release
+
+
+class Part(NamedTuple):
+    """One of our parameters: its shape, the released tensors it is made of (by their names in the file), and how."""
+
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    make: Callable[..., Tensor]
+
+
+class Mapped(NamedTuple):
+    """A released checkpoint by our names.
+
+    parts: of the model. lora: A and B, by the name of the matrix they change and "A" | "B"; rank: 0 without LoRA.
+    """
+
+    parts: dict[str, Part]
+    lora: dict[tuple[str, str], str]
+    rank: int
+
+
+def plain_name(name: str) -> str:
+    """A released name without the marks of trainers and of peft."""
+    name = name.removeprefix("module.")
+    if name.startswith(PEFT):
+        name = "decoder.lm." + name.removeprefix(PEFT).replace(".base_layer.", ".")
+    return name
 
 
 def our_name(name: str) -> str | None:
     """Our name of a released parameter; None for what nothing reads (the tower's own norm and head, the embedding
-    table of the causal former, rotary tables) and for the two biases that `our_biases` joins.
+    table of the causal former, rotary tables) and for the two biases that `joined_bias` makes one of.
 
     Raises ConfigError for a name that is none of Emu's.
     """
@@ -43,18 +97,222 @@ def our_name(name: str) -> str | None:
     raise ConfigError(f"'{name}' is no parameter of Emu")
 
 
-def our_biases(block: int, query: Tensor, value: Tensor) -> dict[str, Tensor]:
-    """The joined bias of an EVA block: the release keeps those of queries and values; keys have none."""
-    joined = torch.cat([query, torch.zeros_like(query), value])
-    return {f"model.visual.encoder.layers.{block}.self_attn.qkv.bias": joined}
+def official_name(name: str) -> str:
+    """The released name of one of our parameters, except the joined biases of the tower. Raises ConfigError for what
+    the release does not have."""
+    for pattern, theirs in BACK:
+        renamed, found = re.subn(pattern, theirs, name)
+        if found:
+            return renamed
+    raise ConfigError(f"the released layout has no place for '{name}'")
 
 
-def from_official(state: dict[str, Any]) -> dict[str, Tensor]:
-    """A released state dict (base variant) by our names."""
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if (renamed := our_name(name)) is not None:
-            ours[renamed] = tensor
-        if (match := BIAS.match(name)) and match[2] == "q":
-            ours |= our_biases(int(match[1]), tensor, state[name.replace("q_bias", "v_bias")])
-    return ours
+def joined_bias(query: Tensor, value: Tensor) -> Tensor:
+    """The bias of queries, keys and values of an EVA block: the release keeps the first and the last; keys have none."""
+    return torch.cat([query, torch.zeros_like(query), value])
+
+
+def merged(scale: float) -> Callable[..., Tensor]:
+    """Makes a matrix with its LoRA: W + scale B A, added in float32 and rounded once."""
+
+    def make(matrix: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        return torch.addmm(matrix.float(), b.float(), a.float(), alpha=scale).to(matrix.dtype)
+
+    return make
+
+
+def same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def is_official(names: Iterable[str]) -> bool:
+    """Whether these are names of a released Emu."""
+    return any(plain_name(name).startswith(("cformer.", "decoder.lm.", "ln_visual.")) for name in names)
+
+
+def map_official(shapes: Mapping[str, tuple[int, ...]], merge: bool = True, alpha: float | None = None) -> Mapped:
+    """How each of our parameters is made of the tensors of a released file, given its names and shapes.
+
+    merge: LoRA goes into the matrices, else it is told apart in `Mapped.lora`. alpha: of LoRA; the update is scaled by
+    alpha / rank (None: 16, the release's).
+    Raises ConfigError for a name that is none of Emu's, is there twice, or is half of a pair.
+    """
+    found: dict[str, str] = {}
+    for name in shapes:
+        plain = plain_name(name)
+        if plain in found:
+            raise ConfigError(f"the weights hold {plain} twice: as '{found[plain]}' and as '{name}'")
+        found[plain] = name
+    parts: dict[str, Part] = {}
+    lora: dict[tuple[str, str], str] = {}
+    adapters: set[str] = set()
+    for plain, name in found.items():
+        if match := LORA.match(plain):
+            adapters.add(match["adapter"] or "default")
+            layer = our_name(match["layer"] + ".weight")
+            lora[str(layer), match["side"]] = name
+        elif match := BIAS.match(plain):
+            if match[2] == "q":
+                other = found.get(plain.replace("q_bias", "v_bias"))
+                if other is None:
+                    raise ConfigError(f"a weight is missing: {plain.replace('q_bias', 'v_bias')}")
+                joined = f"model.visual.encoder.layers.{match[1]}.self_attn.qkv.bias"
+                parts[joined] = Part((3 * shapes[name][0],), (name, other), joined_bias)
+        elif (ours := our_name(plain)) is not None:
+            parts[ours] = Part(shapes[name], (name,), same)
+    if len(adapters) > 1:
+        raise ConfigError(f"the weights hold several adapters ({', '.join(sorted(adapters))}); one can be taken")
+    rank = _check_lora(lora, parts, shapes)
+    if merge:
+        scale = (LORA_ALPHA if alpha is None else alpha) / max(1, rank)
+        for layer in {layer for layer, _ in lora}:
+            pair = lora[layer, "A"], lora[layer, "B"]
+            parts[layer] = Part(parts[layer].shape, (*parts[layer].sources, *pair), merged(scale))
+        lora = {}
+    return Mapped(parts, lora, rank)
+
+
+def _check_lora(lora: dict[tuple[str, str], str], parts: dict[str, Part], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The rank of all pairs; 0 where there is none. Raises ConfigError for half a pair or one that fits no matrix."""
+    ranks = set()
+    for layer, side in lora:
+        pair = [lora.get((layer, "A")), lora.get((layer, "B"))]
+        if None in pair:
+            raise ConfigError(f"LoRA of {layer} is half there: '{lora[layer, side]}' has no other half")
+        if layer not in parts:
+            raise ConfigError(f"LoRA changes {layer}, which is missing")
+        a, b = (shapes[str(name)] for name in pair)
+        if (b[0], a[1]) != parts[layer].shape or a[0] != b[1]:
+            raise ConfigError(
+                f"LoRA of {layer} has shapes {list(b)} x {list(a)}, the matrix {list(parts[layer].shape)}"
+            )
+        ranks.add(a[0])
+    if len(ranks) > 1:
+        raise ConfigError(f"LoRA has several ranks ({', '.join(map(str, sorted(ranks)))}); one is expected")
+    return ranks.pop() if ranks else 0
+
+
+def derive_config(
+    parts: Mapping[str, Part],
+    instruct: bool,
+    head_dim: int | None = None,
+    heads: int | None = None,
+    vision_heads: int | None = None,
+    relative_max_distance: int | None = None,
+    rope_theta: float = 10000.0,
+) -> EmuConfig:
+    """The configuration that the shapes of a released checkpoint tell.
+
+    What they do not: heads of the language model (its rotary tables tell `head_dim`; else 128 each, as LLaMA), of the
+    tower (88 each, as EVA-CLIP g), the causal former's greatest relative distance (128, as T5).
+    Raises ConfigError for sizes that do not fit, naming the option that says them, or for a missing parameter.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in parts:
+            raise ConfigError(f"a weight is missing: {name}")
+        return parts[name].shape
+
+    vision, former, text = "model.visual.", "model.connector.", "model.language_model."
+    width, channels, patch, _ = shape(vision + "embeddings.patch_embedding.weight")
+    num_patches = shape(vision + "embeddings.position_embedding")[1] - 1
+    side = round(num_patches**0.5)
+    if channels != 3 or side * side != num_patches:
+        raise ConfigError(f"the tower has {channels} channels and {num_patches} patches: Emu's has 3 and a square")
+    _, num_latents, d_model = shape(former + "causal_tokens")
+    first = former + "stack.block.0."
+    buckets, former_heads = shape(first + "layer.0.SelfAttention.relative_attention_bias.weight")
+    vocabulary, hidden = shape(text + "model.embed_tokens.weight")
+    layer = text + "model.layers.0."
+    inner, key_inner = shape(layer + "self_attn.q_proj.weight")[0], shape(layer + "self_attn.k_proj.weight")[0]
+    size = _head_size(inner, heads, head_dim, 128, "--heads")
+    tokens = token_ids(vocabulary, instruct)
+    return EmuConfig(
+        vision_config=Blip2VisionConfig(
+            image_size=side * patch, patch_size=patch, hidden_size=width,
+            num_hidden_layers=_depth(parts, vision + r"encoder\.layers"),
+            num_attention_heads=width // _head_size(width, vision_heads, None, 88, "--vision-heads"),
+            intermediate_size=shape(vision + "encoder.layers.0.mlp.fc1.weight")[0],
+        ),
+        causal_former_config={
+            "d_model": d_model, "num_heads": former_heads,
+            "d_kv": shape(first + "layer.0.SelfAttention.q.weight")[0] // former_heads,
+            "d_ff": shape(first + "layer.2.DenseReluDense.wi.weight")[0],
+            "num_layers": _depth(parts, former + r"stack\.block"),
+            "relative_attention_num_buckets": buckets,
+            "relative_attention_max_distance": relative_max_distance or 128,
+        },
+        text_config=LlamaConfig(
+            vocab_size=vocabulary, hidden_size=hidden, head_dim=size,
+            intermediate_size=shape(layer + "mlp.gate_proj.weight")[0],
+            num_hidden_layers=_depth(parts, text + r"model\.layers"),
+            num_attention_heads=inner // size, num_key_value_heads=key_inner // size,
+            max_position_embeddings=2048, rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
+            pad_token_id=tokens["pad_token_id"], bos_token_id=1, eos_token_id=2,
+        ),
+        num_image_latents=num_latents,
+        **tokens,
+    )  # fmt: skip
+
+
+def token_ids(vocabulary: int, instruct: bool) -> dict[str, int | None]:
+    """Ids of Emu's tokens in a vocabulary of this size: they are its last four, or six in the instructed variant."""
+    base = vocabulary - (6 if instruct else 4)
+    return {
+        "pad_token_id": base,
+        "image_start_token_id": base + 1,
+        "image_end_token_id": base + 2,
+        "image_token_id": base + 3,
+        "user_token_id": base + 4 if instruct else None,
+        "assistant_token_id": base + 5 if instruct else None,
+    }
+
+
+def _head_size(inner: int, heads: int | None, known: int | None, usual: int, option: str) -> int:
+    """Width of a head. Raises ConfigError naming the option where nothing tells it, or it does not divide."""
+    size = known or (inner // heads if heads else usual)
+    if size < 1 or inner % size or (heads and inner // size != heads):
+        what = f"{heads} heads do not fit" if heads else f"the weights do not tell the number of heads of {usual} in"
+        raise ConfigError(f"{what} the width {inner}: set {option}")
+    return size
+
+
+def _depth(parts: Mapping[str, Part], pattern: str) -> int:
+    found = re.compile(rf"^{pattern}\.(\d+)\.")
+    return 1 + max((int(match[1]) for name in parts if (match := found.match(name))), default=-1)
+
+
+def unread_tensors(config: EmuConfig) -> dict[str, Tensor]:
+    """What a strict load in the released code asks for and nothing reads: norm and head of the tower (at their initial
+    ones and zeros), the causal former's embedding table (zeros), rotary tables."""
+    width, text = config.vision_config.hidden_size, config.text_config
+    size, theta = text.head_dim, text.rope_parameters["rope_theta"]
+    found = {
+        "visual.norm.weight": torch.ones(width),
+        "visual.norm.bias": torch.zeros(width),
+        "visual.head.weight": torch.zeros(1024, width),
+        "visual.head.bias": torch.zeros(1024),
+        "cformer.cformer.embed_tokens.weight": torch.zeros(32128, config.causal_former_config.d_model),
+    }
+    inverse = 1.0 / theta ** (torch.arange(0, size, 2).float() / size)
+    for layer in range(text.num_hidden_layers):
+        found[f"decoder.lm.model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = inverse.clone()
+    return found
+
+
+def to_official(name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """One of our parameters by its released names. Raises ConfigError for what the release does not have."""
+    if match := OUR_BIAS.match(name):
+        query, key, value = tensor.chunk(3)
+        if key.any():
+            raise ConfigError(f"the released tower has no bias of keys, but that of block {match[1]} is not zero")
+        block = f"visual.blocks.{match[1]}.attn."
+        return {block + "q_bias": query.clone(), block + "v_bias": value.clone()}
+    return {official_name(name): tensor}
+
+
+def from_official(state: dict[str, Any], alpha: float | None = None) -> dict[str, Tensor]:
+    """A released state dict by our names, LoRA merged; for one that streams see `map_official`."""
+    mapped = map_official({name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}, alpha=alpha)
+    return {name: part.make(*(state[source] for source in part.sources)) for name, part in mapped.parts.items()}

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AddedToken, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
 from ...core.types import IGNORE_LABEL, Document, Encoded, Segment
@@ -218,5 +218,10 @@ def add_emu_tokens(tokenizer: Any, instruct: bool = False) -> int:
     names = [START, END, IMAGE, *([USER, ASSISTANT] if instruct else [])]
     added = 0
     if tokenizer.pad_token is None:
-        added += tokenizer.add_special_tokens({"pad_token": PAD})
-    return added + tokenizer.add_tokens(names, special_tokens=True)
+        added += tokenizer.add_special_tokens({"pad_token": bare_token(PAD)})
+    return added + tokenizer.add_tokens([bare_token(name) for name in names], special_tokens=True)
+
+
+def bare_token(name: str) -> AddedToken:
+    """A special token beside which white space is dropped, as under the release's tokenizer."""
+    return AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True)

@@ -22,10 +22,12 @@ from ...core.config import MODELS, Part
 from ...core.quiet import no_progress_bar
 from ...errors import ConfigError, MissingExtra
 from .configuration_emu import Connector, EmuConfig, as_config
+from .connectors import standardise
 from .modeling_emu import EmuForConditionalGeneration, build_visual
 from .processing_emu import ASSISTANT, END, IMAGE, START, USER, EmuProcessor, add_emu_tokens
 from .vocabulary import grow_vocabulary
 
+NUM_MEASURED = 256  # images for `latent_std`
 BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -43,6 +45,8 @@ class EmuParts(Part):
         Emu's special tokens are added; new rows of the language model are the mean of its old ones.
     connector, num_image_latents, causal_former, vision_layer: as in `EmuConfig`; causal_former: changes to T5-base.
     instruct: adds `[USER]` and `[ASSISTANT]`. image_start_is_target: the text head learns when an image begins.
+    latent_std: the connector starts with latents of this standard deviation over the first images of the data; null
+        leaves it as it is. Runs of minutes need it: latents that are all alike else stay so.
     max_length: positions of a packed row. quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs
         train.lora).
     """
@@ -61,6 +65,7 @@ class EmuParts(Part):
     vision_layer: int | None = None
     instruct: bool = False
     image_start_is_target: bool = False
+    latent_std: float | None = Field(None, gt=0)
     max_length: int = Field(2048, ge=8)
     quantize: Literal["4bit", "8bit"] | None = None
 
@@ -142,6 +147,24 @@ class EmuParts(Part):
         if config.model_type == "vit_nepa":
             return ViTImageProcessorPil(**fields, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         return CLIPImageProcessorPil(**fields, do_center_crop=False)
+
+    def prepare(self, backbone: EmuForConditionalGeneration, data: Any) -> None:
+        """What a new run does before its first step: `latent_std`."""
+        if self.latent_std is None:
+            return
+        processor, pixels = self.processor(), []
+        for document in data.documents("train"):
+            pixels.append(processor.encode_document(document).pixel_values)
+            if sum(map(len, pixels)) >= NUM_MEASURED:
+                break
+        if not pixels or not len(measured := torch.cat(pixels)):
+            raise ConfigError("model.latent_std: the data has no images to measure")
+        was_training = backbone.training
+        backbone.eval()
+        with torch.no_grad():
+            features = torch.cat([backbone.model.visual_features(part) for part in measured.split(64)])
+        standardise(backbone.model.connector, features, self.latent_std)
+        backbone.train(was_training)
 
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
         """What `train_loader` of document data needs of this model."""

@@ -1,0 +1,186 @@
+"""Documents made of emoji: captions both ways, keywords, questions about the group, two pictures in context."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from ..core.config import DATA, Config
+from ..core.types import Document, Segment
+from ..errors import ConfigError
+from .collate import sample_seed
+from .documents import text
+from .images import Role
+from .scenes import Draws
+from .stream import Rows
+from .tables import TablePart, field, words
+
+# What is asked about the group; the last ones are never trained on, and show whether a model understands the question.
+FORMS: dict[str, tuple[str, ...]] = {
+    "train": (
+        "Question: what kind of thing is this? Answer:",
+        "Question: which group does it belong to? Answer:",
+        "Question: what group is this emoji in? Answer:",
+        "Q: what kind of emoji is this? A:",
+        "What kind of thing is shown? It belongs to",
+        "This is a picture from the group",
+    ),
+    "heldout": (
+        "Question: to which kind does this thing belong? Answer:",
+        "Q: which group is it in? A:",
+        "Tell me the group of this emoji:",
+    ),
+}
+
+
+class KindWeights(Config):
+    """How often each kind of document is made.
+
+    caption: "<image> name."; paint: "name: <image>"; tags: "<image> keywords: a, b."; question: about the group, with
+    loss on the answer alone; context: two captioned images.
+    """
+
+    caption: float = Field(3.0, ge=0)
+    paint: float = Field(3.0, ge=0)
+    tags: float = Field(1.0, ge=0)
+    question: float = Field(2.0, ge=0)
+    context: float = Field(1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> "KindWeights":
+        if not any(self.model_dump().values()):
+            raise ValueError("all weights are 0")
+        return self
+
+
+@DATA.register("emoji_documents")
+class EmojiDocuments(TablePart):
+    """Documents about emoji, drawn anew for each emoji in each epoch.
+
+    source: "emoji", the sample that comes with the package, or a folder like it: Parquet with the columns image, name,
+    tags and group, and perhaps vendor. vendor: keeps the pictures of one, or of some; null: all.
+    kinds: how often each kind of document is made. forms: the questions that are asked, "train" or "heldout".
+    max_shift, max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its
+    white ground; 0 leaves it as it is.
+    """
+
+    source: str = "emoji"
+    vendor: str | list[str] | None = None
+    kinds: KindWeights = Field(default_factory=KindWeights)
+    forms: Literal["train", "heldout"] = "train"
+    max_shift: float = Field(0.0, ge=0, lt=1)
+    max_scale: float = Field(0.0, ge=0, lt=1)
+
+    def rows(self, split: Role) -> Any:
+        if self.streaming:
+            raise ConfigError("data.streaming: documents about emoji are made of tables that can be indexed")
+        return EmojiRows(self._vendored().table(split))
+
+    def table(self, split: Role) -> Rows:
+        return super().rows(split)
+
+    def check(self, columns: list[str]) -> None:
+        super().check(columns)
+        wanted = ["image", "name", "tags", "group", *(["vendor"] if self.vendor is not None else [])]
+        if lacking := [name for name in wanted if name not in columns]:
+            raise ConfigError(f"data.source: {self.source} has no column '{lacking[0]}': {', '.join(columns)}")
+
+    def _vendored(self) -> "EmojiDocuments":
+        if self.vendor is None:
+            return self
+        return self.model_copy(update={"where": {**self.where, "vendor": self.vendor}})
+
+    def document(self, row: Any, seed: int) -> Document:
+        draw = Draws(seed)
+        kinds = list(self.kinds.model_dump().items())
+        at = draw.share() * sum(weight for _, weight in kinds)
+        kind = drawn_kind(kinds, at)
+        make = {"caption": self.caption, "paint": self.paint, "tags": self.keywords}
+        if kind == "question":
+            return self.question(row, seed, draw.below(len(FORMS[self.forms])))
+        if kind == "context":
+            return self.context([row, row["others"].another(row, draw)], seed)
+        return make[kind](row, seed)
+
+    # -- the kinds, also for evaluation: what is asked ends before the first segment with loss, if it has one
+
+    def caption(self, row: Any, seed: int | None = None) -> Document:
+        return self._made(row, [self.picture(row, seed), text(f"{name_of(row)}.")])
+
+    def paint(self, row: Any, seed: int | None = None) -> Document:
+        return self._made(row, [text(f"{name_of(row)}:"), self.picture(row, seed)])
+
+    def keywords(self, row: Any, seed: int | None = None) -> Document:
+        tags = ", ".join(str(tag) for tag in (field(row, "tags") or [])) or name_of(row)
+        return self._made(row, [self.picture(row, seed), text("keywords:", loss=False), text(f" {tags}.")])
+
+    def question(self, row: Any, seed: int | None = None, form: int = 0) -> Document:
+        asked = text(FORMS[self.forms][form], loss=False)
+        answer = text(f" {words(field(row, 'group'), 'group')}.")
+        return self._made(row, [self.picture(row, seed, loss=False), asked, answer])
+
+    def context(self, rows: list[Any], seed: int | None = None) -> Document:
+        """Captions of several emoji, one after the other."""
+        segments: list[Segment] = []
+        for number, row in enumerate(rows):
+            own = None if seed is None else sample_seed(seed, number, "context")
+            segments += [self.picture(row, own), text(f"{name_of(row)}.")]
+        return self._made(rows[0], segments)
+
+    def _made(self, row: Any, segments: list[Segment]) -> Document:
+        return {"key": row["key"], "segments": segments}
+
+    def picture(self, row: Any, seed: int | None, loss: bool = True) -> Segment:
+        """The emoji on its ground, uint8 [3, H, W]; shifted and scaled where there is a seed. Raises Unreadable."""
+        pixels = self.reader().read(row["folder"].read(field(row, "image")))
+        if seed is not None and (self.max_shift or self.max_scale):
+            pixels = moved(pixels, Draws(sample_seed(seed, 0, "move")), self.max_shift, self.max_scale, self.background)
+        return {"kind": "image", "value": pixels, "loss": loss}
+
+
+def drawn_kind(kinds: list[tuple[str, float]], at: float) -> str:
+    """The kind that `at`, in [0, sum of weights), falls on."""
+    possible = [(name, weight) for name, weight in kinds if weight > 0]
+    for name, weight in possible:
+        at -= weight
+        if at < 0:
+            return name
+    return possible[-1][0]  # the last edge, missed by rounding
+
+
+def name_of(row: Any) -> str:
+    return words(field(row, "name"), "name")
+
+
+def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, background: tuple[int, int, int]) -> Tensor:
+    """The picture in another size and place on its ground; what leaves the edge is lost."""
+    _, height, width = pixels.shape
+    scale = 1 + (2 * draw.share() - 1) * max_scale
+    left, top = ((2 * draw.share() - 1) * max_shift * side + (1 - scale) / 2 * side for side in (width, height))
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    ground = Image.new("RGB", (width, height), background)
+    ground.paste(picture.resize(size, Image.Resampling.BILINEAR), (round(left), round(top)))
+    return torch.from_numpy(np.array(ground)).permute(2, 0, 1)
+
+
+class EmojiRows:
+    """Rows that know the other ones, for documents of two."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return {**self.rows[index], "others": self}
+
+    def another(self, row: Any, draw: Draws) -> Any:
+        """Another row; the same one only where there is no other."""
+        index = draw.below(len(self))
+        found: Any = self[index]
+        return self[(index + 1) % len(self)] if found["key"] == row["key"] else found

@@ -1,0 +1,132 @@
+"""Conversations with images as documents; only what the assistant says is learned."""
+
+from typing import Any
+
+from ..core.config import DATA
+from ..core.types import Document, Segment
+from .documents import text
+from .interleaved import as_list
+from .tables import TablePart, field
+from .transforms import Unreadable
+
+PLACE = "<image>"  # where an image of the row stands in a message that is one text
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
+
+
+@DATA.register("messages")
+class Messages(TablePart):
+    """Conversations: `messages`, a list of {"role": system, user or assistant, "content": text or a list of
+    {"type": "text", "text": ...} and {"type": "image"}}, and `images`, which stand in reading order for the images
+    without a path of their own ("image": "a.jpg"); in a text, "<image>" is the place of one. `conversations` with
+    "from" and "value", and a single `image`, are read as well.
+
+    messages_column, images_column: null finds them. images_from: folder of the images that a row names.
+    system: said first where the conversation has no system message. user, assistant: what stands before each side's
+    words. turn_end: what follows an answer that is not the last; after the last one stands the model's own end token.
+    """
+
+    messages_column: str | None = None
+    images_column: str | None = None
+    images_from: str = ""
+    system: str = ""
+    user: str = "[USER]"
+    assistant: str = "[ASSISTANT]"
+    turn_end: str = "</s>"
+
+    def document(self, row: Any, seed: int) -> Document:
+        turns = read_turns(row, self.messages_column, self.images_column)
+        segments = render(turns, self.user, self.assistant, self.system, self.turn_end)
+        for segment in segments:
+            if segment["kind"] == "image":
+                value = segment["value"]
+                if isinstance(value, str) and self.images_from:
+                    value = f"{self.images_from}/{value}"
+                segment["value"] = self.reader().read(row["folder"].read(value))
+        return {"key": row["key"], "segments": segments}
+
+
+Turn = tuple[str, list[Segment]]
+
+
+def read_turns(row: dict[str, Any], messages_column: str | None, images_column: str | None) -> list[Turn]:
+    """(role, text and undecoded images) of each message. Raises Unreadable for what is no conversation."""
+    column = messages_column or ("conversations" if "conversations" in row else "messages")
+    beside = images_column or next((name for name in ("images", "image") if row.get(name) is not None), None)
+    images = field(row, beside) if beside is not None else []
+    waiting = list(images) if isinstance(images, list) else [images]
+    num_images = len(waiting)
+    turns: list[Turn] = []
+    places = 0
+    for message in as_list(field(row, column), column):
+        if not isinstance(message, dict):
+            raise Unreadable("a message is not an object")
+        role = ROLES.get(str(message.get("role", message.get("from"))))
+        if role is None:
+            raise Unreadable(f"a message of the role '{message.get('role', message.get('from'))}'")
+        pieces: list[Segment] = []
+        for kind, value in contents(message.get("content", message.get("value"))):
+            if kind == "image" and value is None:
+                places += 1
+                value = waiting.pop(0) if waiting else None
+            pieces.append({"kind": kind, "value": value})  # type: ignore[typeddict-item]
+        turns.append((role, pieces))
+    if places != num_images:
+        raise Unreadable(f"{places} places for {num_images} images")
+    if not any(role == "assistant" for role, _ in turns):
+        raise Unreadable("a conversation without an answer")
+    return turns
+
+
+def contents(value: Any) -> list[tuple[str, Any]]:
+    """(kind, value) of the pieces of a message; the value of an image is None where the row holds it."""
+    if isinstance(value, str):
+        parts = value.split(PLACE)
+        found: list[tuple[str, Any]] = []
+        for number, part in enumerate(parts):
+            found += [("image", None)] * (number > 0) + [("text", part)] * bool(part.strip())
+        return found
+    if not isinstance(value, list):
+        raise Unreadable("the content of a message is neither text nor a list")
+    found = []
+    for piece in value:
+        kind = piece.get("type") if isinstance(piece, dict) else None
+        if kind == "text" and isinstance(piece.get("text"), str):
+            found.append(("text", piece["text"]))
+        elif kind == "image":
+            found.append(("image", piece.get("image", piece.get("path"))))
+        else:
+            raise Unreadable(f"a piece of a message is text or an image, not {str(piece)[:80]}")
+    return found
+
+
+def render(turns: list[Turn], user: str, assistant: str, system: str = "", turn_end: str = "</s>") -> list[Segment]:
+    """`{system} [USER]: {words and images} [ASSISTANT]: {answer}`, as Emu was instructed. Loss on answers only.
+
+    user, assistant: the two markers. turn_end: after answers that are not the last one.
+    """
+    segments: list[Segment] = []
+
+    def say(words: str, loss: bool = False) -> None:
+        if segments and segments[-1]["kind"] == "text" and not segments[-1]["loss"] and not loss:
+            segments[-1]["value"] += words
+        else:
+            segments.append(text(words, loss))
+
+    if system and not any(role == "system" for role, _ in turns):
+        turns = [("system", [text(system)]), *turns]
+    for number, (role, pieces) in enumerate(turns):
+        answer = role == "assistant"
+        if role != "system":
+            say(f"{' ' * bool(segments)}{assistant if answer else user}:")
+        before = ""
+        for position, piece in enumerate(pieces):
+            if piece["kind"] == "text":
+                gap = " " if role != "system" and position == 0 else before
+                say(gap + piece["value"].strip(), answer)
+                before = " "
+            else:
+                segments.append({"kind": "image", "value": piece["value"], "loss": answer})
+                before = ""
+        if answer and number < len(turns) - 1 and turn_end:
+            say(turn_end, True)
+    return segments

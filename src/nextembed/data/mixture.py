@@ -1,0 +1,49 @@
+"""Several sources of documents, mixed by weight."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+
+from ..core.config import DATA, Part
+from ..errors import ConfigError
+from .documents import DocumentPart, PackingPart, RowSource
+from .images import Role
+
+
+def _document_source(value: Any) -> Part:
+    part = DATA.parse(value)
+    if not isinstance(part, DocumentPart):
+        raise ValueError(f"a mixture is of documents; '{part.kind}' gives none")
+    return part
+
+
+@DATA.register("mixture")
+class Mixture(PackingPart):
+    """Documents drawn from several sources.
+
+    sources: settings of each, with its `kind`. weights: how often a document (not a token) comes from each; null:
+    equally often. Each source goes through its own epochs, so a small one with much weight comes round more often. Which source
+    is next depends on the seed alone. Settings of packing, workers and max_skipped_rate count here, not in `sources`.
+    """
+
+    sources: list[Annotated[SerializeAsAny[Part], BeforeValidator(_document_source)]] = Field(min_length=1)
+    weights: list[Annotated[float, Field(gt=0)]] | None = None
+
+    @model_validator(mode="after")
+    def _as_many_weights(self) -> "Mixture":
+        if self.weights is not None and len(self.weights) != len(self.sources):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.sources)} sources")
+        return self
+
+    def source_weights(self) -> list[float]:
+        return self.weights or [1.0] * len(self.sources)
+
+    def row_sources(self, split: Role) -> list[RowSource]:
+        found: list[RowSource] = []
+        for number, part in enumerate(self.sources):
+            assert isinstance(part, DocumentPart)
+            try:
+                found += part.row_sources(split)
+            except ConfigError as err:
+                raise ConfigError(f"data.sources[{number}]: {err}") from None
+        return found

@@ -1,0 +1,365 @@
+"""Documents packed into rows of one length: what is cut from long ones, what goes together, and how a run resumes.
+
+Readers (ranks x `num_readers`) each own a part of every epoch. A rank takes one stretch of documents from each of its
+readers in turn; workers decode and encode them, each for some of the readers, so neither the documents nor their order
+depend on the number of workers. The main process packs.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded
+from ..errors import ConfigError, DataError
+from .stream import DOCUMENT_MARK, SkipLog, TrainLoader, _worker
+from .transforms import Unreadable
+
+STRETCH = 16  # documents of one reader, one after the other
+OK, UNREADABLE, TRUNCATED, TOO_LONG = range(4)
+OUTCOMES = ("whole", "unreadable", "truncated", "too_long")
+
+
+class DocumentPlace(NamedTuple):
+    """Which document: reader (of all ranks), source, epoch of that source, and the number of its row in it, from 1."""
+
+    reader: int
+    source: int
+    epoch: int
+    row: int
+
+
+class Stretch(NamedTuple):
+    """Encoded documents of one reader, laid end to end so that few tensors cross between processes.
+
+    places [K, 4]; outcomes, lengths, images [K]: index into OUTCOMES, tokens and images of each (0: left out).
+    """
+
+    places: Tensor
+    outcomes: Tensor
+    lengths: Tensor
+    images: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    regression_mask: Tensor
+    pixel_values: Tensor
+
+
+class Source(Protocol):
+    """Rows that become documents."""
+
+    def read(self, seed: int, epoch: int, reader: int, num_readers: int, start: int) -> Iterator[Any]:
+        """One reader's rows of an epoch, without the first `start`."""
+
+    def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
+        """Raises Unreadable."""
+
+
+class State:
+    """Where the readers of one rank stand, as JSON or int64 values.
+
+    turn: the reader (of this rank) whose documents come next, offset: how many of its stretch are taken. drawn: how
+    many documents each reader has read; readers: for each the epoch and the rows passed of each source. pending: documents
+    that were read and not yet packed.
+    """
+
+    def __init__(self, rank: int, world_size: int, num_readers: int, num_sources: int):
+        self.rank, self.sizes = rank, (world_size, num_readers, num_sources)
+        self.turn = self.offset = 0
+        self.drawn = [0] * num_readers
+        self.readers = [[[0, 0] for _ in range(num_sources)] for _ in range(num_readers)]
+        self.pending: list[DocumentPlace] = []
+
+    @classmethod
+    def load(cls, values: list[int], rank: int, world_size: int, num_readers: int, num_sources: int) -> "State":
+        """Raises ConfigError if the stopped run read with other ranks, readers or sources."""
+        state = cls(rank, world_size, num_readers, num_sources)
+        names = ("number of ranks", "data.num_readers", "number of data.sources")
+        for name, now, then in zip(names, state.sizes, values[1:4]):
+            if now != then:
+                raise ConfigError(
+                    f"{name}: a run on packed documents resumes with the same as before, {then}, not {now}"
+                )
+        state.turn, state.offset, num_pending = values[4:7]
+        rest = iter(values[7:])
+        state.drawn = [next(rest) for _ in range(num_readers)]
+        state.readers = [[[next(rest), next(rest)] for _ in range(num_sources)] for _ in range(num_readers)]
+        state.pending = [DocumentPlace(*(next(rest) for _ in range(4))) for _ in range(num_pending)]
+        return state
+
+    def values(self) -> list[int]:
+        flat = [DOCUMENT_MARK, *self.sizes, self.turn, self.offset, len(self.pending), *self.drawn]
+        flat += [number for reader in self.readers for source in reader for number in source]
+        return flat + [number for place in self.pending for number in place]
+
+    def take(self, place: DocumentPlace) -> None:
+        """A document has been read; the next one of its stretch, or the next reader, is up."""
+        num_readers = self.sizes[1]
+        number = place.reader - self.rank * num_readers
+        self.readers[number][place.source] = [place.epoch, place.row]
+        self.drawn[number] += 1
+        self.offset += 1
+        if self.offset == STRETCH:
+            self.turn, self.offset = (self.turn + 1) % num_readers, 0
+
+
+class DocumentStream(IterableDataset[Stretch]):
+    """Endless stretches of encoded documents of one rank, from where `state` says.
+
+    choose: (reader, number of documents drawn before) -> source. num_readers: of this rank.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        choose: Callable[[int, int], int],
+        fit: "Fit",
+        log: SkipLog,
+        seed: int,
+        state: State,
+    ):
+        self.sources, self.choose, self.fit, self.log = sources, choose, fit, log
+        self.seed, self.state = seed, state
+        world_size, self.num_readers, _ = state.sizes
+        self.all_readers = world_size * self.num_readers
+
+    def __iter__(self) -> Iterator[Stretch]:
+        worker, num_workers = _worker()
+        # Torch asks worker 0 first; the readers' turns go on from where the stopped run stood.
+        own = [(self.state.turn + i) % self.num_readers for i in range(worker, self.num_readers, num_workers)]
+        endless = {number: self.documents(number) for number in own}
+        left = STRETCH - self.state.offset
+        while True:
+            for number in own:
+                size = left if number == self.state.turn else STRETCH
+                yield gather([next(endless[number]) for _ in range(size)])
+            left = STRETCH
+
+    def documents(self, number: int) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
+        """All documents of a reader, source by source as `choose` says."""
+        reader = self.state.rank * self.num_readers + number
+        rows = [self.rows(source, reader, *place) for source, place in enumerate(self.state.readers[number])]
+        for drawn in itertools.count(self.state.drawn[number]):
+            yield next(rows[self.choose(reader, drawn)])
+
+    def rows(self, source: int, reader: int, epoch: int, passed: int) -> Iterator[tuple[DocumentPlace, int, Any]]:
+        """The documents of one source in one reader, epoch after epoch."""
+        total = 0
+        while True:
+            count, readable = passed, 0
+            for row in self.sources[source].read(self.seed, epoch, reader, self.all_readers, passed):
+                count, total = count + 1, total + 1
+                place = DocumentPlace(reader, source, epoch, count)
+                outcome, encoded = self.encode(row, place, total)
+                readable += outcome != UNREADABLE
+                yield place, outcome, encoded
+            if count == 0:
+                raise DataError(f"the data has no document for reader {reader} of {self.all_readers}; use fewer")
+            if passed == 0 and readable == 0:
+                raise DataError(f"none of the {count} documents read is readable: {self.log.first()}")
+            if passed == 0 and count - readable > self.log.max_rate * count:
+                self.log.check(count * self.all_readers, at_least=0)  # short data would never reach MIN_SEEN
+            epoch, passed = epoch + 1, 0
+
+    def encode(self, row: Any, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
+        try:
+            document = self.sources[place.source].document(row, self.seed, place.epoch, place.row)
+            return self.fit(document)
+        except Unreadable as err:
+            key = str(row.get("key", place.row))
+            self.log.add(
+                key if len(self.sources) == 1 else f"{place.source}/{key}", str(err), num_seen * self.all_readers
+            )
+            return UNREADABLE, None
+
+    def again(self, places: list[DocumentPlace]) -> list[tuple[DocumentPlace, Encoded]]:
+        """Documents that had been read before a stop and were not packed, in the same order."""
+        found: dict[DocumentPlace, Encoded] = {}
+        for reader, source, epoch in sorted({place[:3] for place in places}):
+            wanted = {place.row for place in places if place[:3] == (reader, source, epoch)}
+            start = min(wanted) - 1
+            rows = self.sources[source].read(self.seed, epoch, reader, self.all_readers, start)
+            for count, row in enumerate(rows, start + 1):
+                place = DocumentPlace(reader, source, epoch, count)
+                if count in wanted:
+                    encoded = self.encode(row, place, 0)[1]
+                    if encoded is None:
+                        raise DataError(f"document {row.get('key', count)} could be read before the stop, not now")
+                    found[place] = encoded
+                if count >= max(wanted):
+                    break
+        if lost := [place for place in places if place not in found]:
+            raise DataError(f"the data has changed since the run stopped: it lacks {len(lost)} of its documents")
+        return [(place, found[place]) for place in places]
+
+
+def gather(documents: list[tuple[DocumentPlace, int, Encoded | None]]) -> Stretch:
+    encoded = [one for _, _, one in documents if one is not None]
+    return Stretch(
+        torch.tensor([list(place) for place, _, _ in documents]),
+        torch.tensor([outcome for _, outcome, _ in documents]),
+        torch.tensor([0 if one is None else len(one.input_ids) for _, _, one in documents]),
+        torch.tensor([0 if one is None else len(one.pixel_values) for _, _, one in documents]),
+        *(torch.cat(parts) for parts in (zip(*encoded) if encoded else [[torch.zeros(0)]] * 4)),
+    )
+
+
+def spread(stretch: Stretch) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
+    """What `gather` was given."""
+    at = image = 0
+    sizes = zip(stretch.places.tolist(), stretch.outcomes.tolist(), stretch.lengths.tolist(), stretch.images.tolist())
+    for place, outcome, length, images in sizes:
+        end, last = at + length, image + images
+        encoded = None
+        if length:
+            parts = (stretch.input_ids, stretch.labels, stretch.regression_mask)
+            ids, labels, mask = (part[at:end] for part in parts)
+            encoded = Encoded(ids, labels, mask, stretch.pixel_values[image:last])
+        yield DocumentPlace(*place), outcome, encoded
+        at, image = end, last
+
+
+class Fit:
+    """Encodes a document within `max_length`; of a longer one the end is cut off, or it is left out.
+
+    A cut never goes through an image or video: text is cut anywhere, and an image that does not fit ends the document
+    before it. What then has no target is left out, too. long: "truncate" or "skip".
+    """
+
+    def __init__(self, encode: Encode, max_length: int, long: str):
+        self.encode, self.max_length, self.long = encode, max_length, long
+
+    def __call__(self, document: Document) -> tuple[int, Encoded | None]:
+        """An index into OUTCOMES, and what is left. Raises Unreadable for a document that cannot be encoded."""
+        encoded = self._encode(document)
+        if len(encoded.input_ids) == 0:
+            raise Unreadable("the document is empty")
+        if len(encoded.input_ids) <= self.max_length:
+            return OK, encoded
+        cut = self._cut(document) if self.long == "truncate" else None
+        return (TOO_LONG, None) if cut is None else (TRUNCATED, cut)
+
+    def _encode(self, document: Document) -> Encoded:
+        try:
+            return self.encode(document)
+        except ValueError as err:
+            raise Unreadable(str(err).splitlines()[0]) from None
+
+    def _cut(self, document: Document) -> Encoded | None:
+        segments = document["segments"]
+        fits, too_long = 0, len(segments)  # how many segments do, and do not; by halves
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            if len(self._encode({**document, "segments": segments[:middle]}).input_ids) <= self.max_length:
+                fits = middle
+            else:
+                too_long = middle
+        more = self._encode({**document, "segments": segments[:too_long]})
+        images = more.pixel_values
+        length = self.max_length
+        if segments[fits]["kind"] != "text":
+            # What both share: all before the image, without an end token.
+            less = self._encode({**document, "segments": segments[:fits]})
+            images = less.pixel_values
+            both = min(len(less.input_ids), length)
+            same = less.input_ids[:both] == more.input_ids[:both]
+            length = both if bool(same.all()) else int(same.int().argmin())
+        cut = Encoded(more.input_ids[:length], more.labels[:length], more.regression_mask[:length], images)
+        has_target = bool((cut.labels != IGNORE_LABEL).any() or cut.regression_mask.any())
+        return cut if has_target else None
+
+
+class DocumentLoader(TrainLoader):
+    """Endless packed batches (`core.types.Batch`) of one rank.
+
+    counts: documents so far by what became of them ("whole", "truncated", "too_long", "unreadable"). fill_rate: share
+    of all positions so far that are no padding.
+    """
+
+    def __init__(
+        self,
+        stream: DocumentStream,
+        micro_batch_size: int,
+        max_length: int,
+        window: int,
+        num_workers: int,
+        seed: int,
+        pin_memory: bool,
+    ):
+        divisors = [n for n in range(1, stream.num_readers + 1) if stream.num_readers % n == 0 and n <= num_workers]
+        super().__init__(cast(Any, stream), max(divisors, default=0), seed, pin_memory)
+        self.stream, self.size, self.length, self.window = stream, micro_batch_size, max_length, window
+        self.pinned = pin_memory
+        self.counts = dict.fromkeys(OUTCOMES, 0)
+        self._filled = self._total = 0
+
+    @property
+    def fill_rate(self) -> float:
+        return self._filled / max(1, self._total)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        first = self.stream.state
+        state = State.load(first.values(), first.rank, *first.sizes)
+        waiting = self.stream.again(state.pending)
+        stretches: Iterator[Any] = super().__iter__()
+        documents = (document for stretch in stretches for document in spread(stretch))
+        while True:
+            rows = []
+            for _ in range(self.size):
+                while len(waiting) < self.window:
+                    place, outcome, encoded = next(documents)
+                    state.take(place)
+                    self.counts[OUTCOMES[outcome]] += 1
+                    if encoded is not None:
+                        waiting.append((place, encoded))
+                rows.append(first_fit(waiting, self.length))
+            state.pending = [place for place, _ in waiting]
+            batch = pack(rows, self.length, state.values())
+            self._filled += int((batch["document_ids"] > 0).sum())
+            self._total += self.size * self.length
+            yield {n: t.pin_memory() for n, t in batch.items()} if self.pinned else batch  # type: ignore[attr-defined,misc]
+
+
+def first_fit(waiting: list[tuple[DocumentPlace, Encoded]], length: int) -> list[Encoded]:
+    """Takes out the oldest document, and each later one that still fits; the oldest never waits for another row."""
+    row: list[Encoded] = []
+    left: list[tuple[DocumentPlace, Encoded]] = []
+    room = length
+    for place, encoded in waiting:
+        if len(encoded.input_ids) <= room:
+            row.append(encoded)
+            room -= len(encoded.input_ids)
+        else:
+            left.append((place, encoded))
+    waiting[:] = left
+    return row
+
+
+def pack(rows: list[list[Encoded]], length: int, position: list[int]) -> Batch:
+    """The batch of rows of documents; padding is id 0, document 0, without targets."""
+    shape = (len(rows), length)
+    batch: Batch = {
+        "input_ids": torch.zeros(shape, dtype=torch.int64),
+        "labels": torch.full(shape, IGNORE_LABEL),
+        "regression_mask": torch.zeros(shape, dtype=torch.bool),
+        "document_ids": torch.zeros(shape, dtype=torch.int64),
+        "position_ids": torch.zeros(shape, dtype=torch.int64),
+        "pixel_values": torch.cat([one.pixel_values for row in rows for one in row]),
+        "position": torch.tensor(position).repeat(len(rows), 1),
+    }
+    for number, row in enumerate(rows):
+        at = 0
+        for document, one in enumerate(row, 1):
+            here = (number, slice(at, at + len(one.input_ids)))
+            batch["input_ids"][here] = one.input_ids
+            batch["labels"][here] = one.labels
+            batch["regression_mask"][here] = one.regression_mask
+            batch["labels"][number, at] = IGNORE_LABEL  # nothing of the document before may predict it
+            batch["regression_mask"][number, at] = False
+            batch["document_ids"][here] = document
+            batch["position_ids"][here] = torch.arange(len(one.input_ids))
+            at += len(one.input_ids)
+    return batch

@@ -1,0 +1,66 @@
+"""Image-text pairs, and plain text, as documents."""
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from ..core.config import DATA
+from ..core.types import Document, Segment
+from .documents import text
+from .tables import TablePart, field, first_of, words
+from .transforms import uniform
+
+IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "file_name", "image_path", "file")
+TEXTS = ("text", "txt", "caption", "json.caption", "json.text", "captions", "title", "name", "TEXT")
+
+
+@DATA.register("pairs")
+class PairData(TablePart):
+    """An image and its text; both are learned from each other.
+
+    image_column, text_column: null finds them; "json.caption" is a field inside a column. A text column may hold a list
+    of captions, of which one is drawn.
+    order: which comes first; "random" draws it for each pair in each epoch, as Emu does.
+    prompts: what is written of a text; one is drawn. "{text}" stands for it.
+    """
+
+    image_column: str | None = None
+    text_column: str | None = None
+    order: Literal["image_first", "text_first", "random"] = "random"
+    prompts: list[str] = Field(default=["{text}"], min_length=1)
+
+    @field_validator("prompts")
+    @classmethod
+    def _have_a_place(cls, prompts: list[str]) -> list[str]:
+        if lacking := [prompt for prompt in prompts if "{text}" not in prompt]:
+            raise ValueError(f"'{lacking[0]}' has no {{text}}")
+        return prompts
+
+    def document(self, row: Any, seed: int) -> Document:
+        image = self.image_column or first_of(row, IMAGES, "an image", "image_column")
+        column = self.text_column or first_of(row, TEXTS, "text", "text_column")
+        value = field(row, column)
+        if isinstance(value, list):
+            value = value[int(uniform(seed, 0) * len(value))] if value else ""
+        prompt = self.prompts[int(uniform(seed, 1) * len(self.prompts))]
+        written = text(prompt.replace("{text}", words(value, column)))
+        shown = self.image(row["folder"].read(field(row, image)))
+        return {"key": row["key"], "segments": ordered(shown, written, self.order, seed)}
+
+
+def ordered(shown: Segment, written: Segment, order: str, seed: int) -> list[Segment]:
+    """Both, in the order asked for or drawn."""
+    first = order == "image_first" or (order == "random" and uniform(seed, 2) < 0.5)
+    return [shown, written] if first else [written, shown]
+
+
+@DATA.register("text")
+class TextData(TablePart):
+    """Plain text; each row is a document. text_column: null finds it. sample_by: what a row of .txt files is."""
+
+    text_column: str | None = None
+    sample_by: Literal["line", "paragraph", "document"] = "line"
+
+    def document(self, row: Any, seed: int) -> Document:
+        column = self.text_column or first_of(row, TEXTS, "text", "text_column")
+        return {"key": row["key"], "segments": [text(words(field(row, column), column))]}

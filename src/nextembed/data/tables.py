@@ -1,0 +1,226 @@
+"""Rows of documents from Parquet, JSON lines, text, CSV, webdataset archives, folders and the hub."""
+
+import json
+import re
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+from pydantic import Field
+
+from ..errors import ConfigError, DataError, unknown
+from .documents import DocumentPart
+from .images import Role
+from .origins import Origin, find_table
+from .sources import IndexedRows, StreamedRows, _absolute, _filter, _parse_split, load
+from .transforms import Unreadable
+
+URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.I)
+
+
+class TablePart(DocumentPart):
+    """Documents of which each is a row of a table that Hugging Face `datasets` can read.
+
+    source: a Parquet, JSON-lines (.jsonl), JSON (.json: a list), CSV or text file; a folder of such files named by
+    split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with metadata.jsonl; a hub id; or
+    "emoji" and "glosses", which come with the package. Files that rows name are relative to the folder, and may not lie
+    outside. subset, split, validation, test, where, split_column, streaming, shuffle_buffer: as of `images`.
+    """
+
+    source: str
+    subset: str | None = None
+    split: str = "train"
+    validation: str = "validation"
+    test: str = "test"
+    where: dict[str, Any] = Field(default_factory=dict)
+    split_column: str | None = None
+    streaming: bool = False
+    shuffle_buffer: int = Field(1000, gt=0)
+
+    def rows(self, split: Role) -> Any:
+        """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
+        origin = find_table(self.source)
+        expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
+        name, part = _parse_split(expression)
+        split_column = self.split_column or ("split" if self.source == "emoji" else None)
+        if origin.builder == "json":
+            records = read_json(origin, name)
+            self.check(self.columns_of(records))
+            return JsonRows(records[part], ToRecord(origin.folder))
+        where = ({split_column: name} if split_column else {}) | self.where
+        data = self._load(origin, "train" if split_column else expression)
+        in_lines = origin.builder == "text" and not self._is_text(origin)
+        if not in_lines:
+            self.check(list(data.column_names or data.features or []))
+        for column, wanted in where.items():
+            if in_lines:
+                raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
+            data = _filter(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
+        if split_column and part != slice(None):
+            if self.streaming:
+                raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
+            data = data.select(range(*part.indices(len(data))))
+        to_record: Any = ToRecord(origin.folder, in_lines)
+        if self.streaming:
+            return StreamedRows(data, to_record, self.shuffle_buffer)
+        return IndexedRows(data, to_record)
+
+    def check(self, columns: list[str]) -> None:
+        """Raises ConfigError if the columns asked for are not there."""
+        for field in type(self).model_fields:
+            name = getattr(self, field)
+            if field.endswith("_column") and field != "split_column" and name and name.split(".")[0] not in columns:
+                raise ConfigError(unknown(f"data.{field}:", name, columns))
+
+    def columns_of(self, records: list[Any]) -> list[str]:
+        return sorted({name for record in records[:100] for name in record})
+
+    def _load(self, origin: Origin, expression: str) -> Any:
+        if origin.builder != "text":
+            return load(origin, expression, self.subset, self.streaming)
+        sample_by = getattr(self, "sample_by", "line") if self._is_text(origin) else "line"
+        data = load(origin, expression, None, self.streaming, sample_by=sample_by)
+        return data.filter(has_text, input_columns=["text"])  # blank lines are no rows
+
+    def _is_text(self, origin: Origin) -> bool:
+        files = [file for found in (origin.files or {}).values() for file in found]
+        return all(file.lower().endswith(".txt") for file in files)
+
+
+def has_text(value: str) -> bool:
+    return bool(value.strip())
+
+
+def read_json(origin: Origin, split: str) -> list[dict[str, Any]]:
+    """The rows of JSON files that each hold a list. Raises ConfigError for a file that does not."""
+    files = origin.files or {}
+    if split not in files:
+        raise ConfigError(unknown("data: split", split, files))
+    found: list[dict[str, Any]] = []
+    for file in files[split]:
+        try:
+            rows = json.loads(Path(file).read_bytes())
+        except ValueError as err:
+            raise ConfigError(f"data.source: {file} is not JSON: {err}") from None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ConfigError(f"data.source: {file} should hold a list of objects, or be JSON lines named .jsonl")
+        found += rows
+    return found
+
+
+class Folder(NamedTuple):
+    """Where files that a row names are. Absolute paths and ways out are no such files."""
+
+    path: Path | None
+
+    def read(self, value: Any) -> Any:
+        """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. Raises Unreadable."""
+        if isinstance(value, dict):
+            if value.get("bytes") is not None:
+                return value["bytes"]
+            value = value.get("path")
+        if value is None:
+            raise Unreadable("no file")
+        if not isinstance(value, str):
+            return value
+        if URL.match(value):
+            if self.path is not None:
+                raise Unreadable(f"'{value[:80]}' is an address; nothing is downloaded")
+            with fsspec.open(value, "rb") as file:  # of a hub data set that is streamed
+                return file.read()
+        if self.path is None:
+            return Path(value)
+        full = Path(self.path / value)
+        if not Path(_absolute(full)).is_relative_to(self.path):
+            raise Unreadable(f"'{value[:80]}' lies outside the data folder")
+        return full
+
+
+class ToRecord(NamedTuple):
+    """Adds "key" and "folder" to a record of `datasets`. json_lines: the record is a line of JSON."""
+
+    folder: Path | None
+    json_lines: bool = False
+
+    def __call__(self, record: dict[str, Any], index: int | None) -> dict[str, Any]:
+        row = self._parse(record["text"]) if self.json_lines else dict(record)
+        return {**row, "key": self.key(record, row, index), "folder": Folder(self.folder)}
+
+    def _parse(self, line: str) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError as err:
+            return {"broken": f"not JSON: {err}"}
+        return row if isinstance(row, dict) else {"broken": "the line is not a JSON object"}
+
+    def key(self, record: dict[str, Any], row: dict[str, Any], index: int | None) -> str:
+        if "__key__" in record:
+            return f"{Path(str(record.get('__url__', ''))).name}/{record['__key__']}"
+        if index is not None:
+            return str(index)
+        # A stream knows no row numbers under shuffling: the content names the row.
+        content = blake2b(digest_size=8)
+        for name, value in sorted(record.items()):
+            content.update(f"{name}:".encode() + (value if isinstance(value, bytes) else repr(value).encode()))
+        return f"row {content.hexdigest()}"
+
+
+class JsonRows:
+    """Rows that are in memory."""
+
+    def __init__(self, records: list[dict[str, Any]], to_record: ToRecord):
+        self.records, self.to_record = records, to_record
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.to_record(self.records[index], index)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+
+def field(row: dict[str, Any], name: str) -> Any:
+    """The value of a column, or of a field inside it: "json.caption". Raises Unreadable where there is none."""
+    if "broken" in row:
+        raise Unreadable(row["broken"])
+    value: Any = row
+    for part in name.split("."):
+        if isinstance(value, bytes | str) and value is not row:
+            try:
+                value = json.loads(value)
+            except ValueError:
+                raise Unreadable(f"'{name}': not JSON") from None
+        if not isinstance(value, dict) or part not in value:
+            raise Unreadable(f"it has no '{name}'")
+        value = value[part]
+    return value
+
+
+def words(value: Any, name: str) -> str:
+    """Text of a column. Raises Unreadable for what is none, or nothing but white space."""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode("utf-8")
+        except UnicodeDecodeError:
+            raise Unreadable(f"'{name}' is not text") from None
+    if not isinstance(value, str):
+        raise Unreadable(f"'{name}' is not text but {type(value).__name__}")
+    if not value.strip():
+        raise Unreadable(f"'{name}' is empty")
+    return value.strip()
+
+
+def first_of(row: dict[str, Any], names: tuple[str, ...], what: str, setting: str) -> str:
+    """The first of some columns that the row has. Raises DataError, naming the setting, if it has none."""
+    if "broken" in row:
+        raise Unreadable(row["broken"])
+    for name in names:
+        top = row.get(name.split(".")[0])
+        if top is not None and ("." not in name or (isinstance(top, dict) and name.split(".")[1] in top)):
+            return name
+    columns = ", ".join(name for name in row if name not in ("folder", "key"))
+    raise DataError(f"data.{setting}: none of the columns looks like {what}: {columns}")

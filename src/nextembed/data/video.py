@@ -1,0 +1,229 @@
+"""Videos: frames chosen as Emu's release chooses them, and video-text documents. The only door to PyAV."""
+
+import io
+import re
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..core.config import DATA
+from ..core.types import Document, Segment
+from ..errors import MissingExtra
+from .documents import text
+from .pairs import TEXTS, ordered
+from .tables import TablePart, field, first_of, words
+from .transforms import ImageReader, Unreadable
+
+VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
+SUBTITLES = ("subtitles", "srt", "vtt", "captions", "asr")
+# Containers that hold what they play: no playlists, which would open other files.
+CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,asf,h264,hevc,m4v,mpegvideo"
+TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d{1,3})")
+
+
+def frame_indices(num_total: int, num_frames: int) -> list[int]:
+    """Which of `num_total` frames are taken: int(s / 2) + round(s i) with s = (num_total - 1) / num_frames.
+
+    Of a video with fewer frames some are taken more than once, as Emu's release does. Rounding is to even, as there.
+    """
+    step = (num_total - 1) / num_frames
+    return [int(step / 2) + round(step * i) for i in range(num_frames)]
+
+
+class Span(NamedTuple):
+    """What is said from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+class VideoReader:
+    """Decodes some frames of a video, or raises `Unreadable`.
+
+    max_bytes: of the file; max_pixels: of one frame; max_seconds: of the whole. Raises MissingExtra without PyAV.
+    """
+
+    def __init__(self, max_bytes: int, max_pixels: int, max_seconds: float):
+        try:
+            import av
+        except ImportError:
+            raise MissingExtra("PyAV", "video") from None
+        self.av, self.max_pixels, self.max_seconds = av, max_pixels, max_seconds
+        self.files = ImageReader(max_bytes=max_bytes)
+
+    def read(self, video: Any, num_frames: int) -> Tensor:
+        """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
+        data = self._load(video)
+        return self._frames(data, lambda times: frame_indices(len(times), num_frames))
+
+    def read_spans(self, video: Any, spans: list[Span], num_frames: int) -> list[Tensor]:
+        """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
+        data = self._load(video)
+        frames = self._frames(data, lambda times: [i for span in spans for i in within(times, span, num_frames)])
+        return list(frames.split(num_frames))
+
+    def _load(self, video: Any) -> bytes:
+        data = self.files._load(video)
+        if not isinstance(data, bytes):
+            raise Unreadable(f"not a video: {type(data).__name__}")
+        return data
+
+    def _frames(self, data: bytes, choose: Any) -> Tensor:
+        times = self._times(data)
+        for _ in range(2):
+            if not times:
+                raise Unreadable("a video without frames")
+            wanted = choose(times)
+            found, num_decoded = self._decode(data, set(wanted))
+            if all(i in found for i in wanted):
+                return torch.from_numpy(np.stack([found[i] for i in wanted])).permute(0, 3, 1, 2).contiguous()
+            times = times[:num_decoded]  # packets that hold no frame: the count was too high
+        raise Unreadable("its frames cannot be counted")
+
+    def _open(self, data: bytes) -> Any:
+        return self.av.open(io.BytesIO(data), options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"})
+
+    def _times(self, data: bytes) -> list[float]:
+        """When each frame is shown, in seconds from the first, without decoding."""
+        try:
+            with self._open(data) as container:
+                stream = self._stream(container)
+                found = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+                base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
+        except (self.av.FFmpegError, ValueError) as err:
+            raise Unreadable(self._reason(err)) from None
+        times = sorted(pts * base for pts in found if pts is not None)
+        if len(times) < len(found):  # raw streams have no times
+            times = [i / (rate or 25.0) for i in range(len(found))]
+        times = [t - times[0] for t in times]
+        if times and times[-1] > self.max_seconds:
+            raise Unreadable(f"{times[-1]:.0f} seconds, more than max_seconds={self.max_seconds:g}")
+        return times
+
+    def _decode(self, data: bytes, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
+        """Frames by number, uint8 [H, W, 3], up to the last one wanted; and how many were decoded."""
+        found: dict[int, np.ndarray] = {}
+        count = 0
+        try:
+            with self._open(data) as container:
+                for frame in container.decode(self._stream(container)):
+                    if frame.width * frame.height > self.max_pixels:
+                        raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
+                    if count in wanted:
+                        found[count] = frame.to_ndarray(format="rgb24")
+                        if found[count].shape != found[min(found)].shape:
+                            raise Unreadable("its frames differ in size")
+                    count += 1
+                    if len(found) == len(wanted):
+                        break
+        except (self.av.FFmpegError, ValueError) as err:
+            raise Unreadable(self._reason(err)) from None
+        return found, count
+
+    def _stream(self, container: Any) -> Any:
+        if not container.streams.video:
+            raise Unreadable("a file without video")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise Unreadable("a video of an unknown codec")
+        context = stream.codec_context
+        if (context.width or 0) * (context.height or 0) > self.max_pixels:
+            raise Unreadable(f"{context.width}x{context.height} pixels, more than max_pixels={self.max_pixels}")
+        return stream
+
+    def _reason(self, err: Exception) -> str:
+        return f"not a video that can be decoded: {str(err).splitlines()[0][:150]}"
+
+
+def within(times: list[float], span: Span, num_frames: int) -> list[int]:
+    """Frames of a span, chosen among those shown in it as `frame_indices` does."""
+    inside = [i for i, t in enumerate(times) if span.start <= t < span.end]
+    if not inside:
+        inside = [min(range(len(times)), key=lambda i: abs(times[i] - span.start))]
+    return [inside[i] for i in frame_indices(len(inside), num_frames)]
+
+
+def parse_subtitles(value: Any) -> list[Span]:
+    """Spans of SRT or WebVTT text, or of a list of {"start", "end", "text"} in seconds. Raises Unreadable."""
+    if isinstance(value, bytes):
+        value = words(value, "subtitles")
+    try:
+        if isinstance(value, str):
+            found = list(_from_text(value))
+        elif isinstance(value, dict):  # a list of objects, as some versions of `datasets` give it
+            found = [Span(*one) for one in zip(value["start"], value["end"], value["text"])]
+        else:
+            found = [Span(float(one["start"]), float(one["end"]), str(one["text"])) for one in value or []]
+    except (KeyError, TypeError, ValueError) as err:
+        raise Unreadable(f"subtitles need start, end and text: {err}") from None
+    found = [span for span in found if span.text.strip()]
+    if not found:
+        raise Unreadable("no subtitles")
+    return sorted(found)
+
+
+def _from_text(value: str) -> Iterator[Span]:
+    for block in re.split(r"\n\s*\n", value.replace("\r\n", "\n")):
+        lines = block.strip().split("\n")
+        timed = next((i for i, line in enumerate(lines) if "-->" in line), None)
+        if timed is None:
+            continue  # a header or a note
+        marks = TIME.findall(lines[timed])
+        if len(marks) < 2:
+            raise ValueError(f"'{lines[timed]}' is no time span")
+        start, end = (int(h or 0) * 3600 + int(m) * 60 + int(s) + float(f"0.{f}") for h, m, s, f in marks[:2])
+        yield Span(start, end, re.sub(r"<[^>]+>", "", " ".join(lines[timed + 1 :])).strip())
+
+
+@DATA.register("video_text")
+class VideoText(TablePart):
+    """A video and its text, or its subtitles between its frames.
+
+    video_column, text_column, subtitles_column: null finds them. Subtitles are a list of {"start", "end", "text"}
+    (seconds), or SRT or WebVTT text. with_subtitles: true gives, for each of them, frames of its time and its text;
+    false a video and one text, of which `order` says which comes first.
+    num_frames: of a video, chosen as Emu's release does; of one with fewer, some come more than once.
+    frames_per_subtitle: of each. max_seconds: a longer video makes its document unreadable; max_pixels is of a frame.
+    """
+
+    default_bytes: ClassVar[int] = 500_000_000
+
+    video_column: str | None = None
+    text_column: str | None = None
+    subtitles_column: str | None = None
+    with_subtitles: bool = False
+    order: Literal["image_first", "text_first", "random"] = "random"
+    num_frames: int = Field(8, gt=0)
+    frames_per_subtitle: int = Field(1, gt=0)
+    max_bytes: int = Field(default_bytes, gt=0)
+    max_seconds: float = Field(600.0, gt=0)
+
+    def rows(self, split: Any) -> Any:
+        self.video_reader()  # a missing extra is said before anything is read
+        return super().rows(split)
+
+    def video_reader(self) -> VideoReader:
+        return VideoReader(self.max_bytes, self.max_pixels, self.max_seconds)
+
+    def document(self, row: Any, seed: int) -> Document:
+        column = self.video_column or first_of(row, VIDEOS, "a video", "video_column")
+        reader = self.video_reader()
+        if self.with_subtitles:
+            name = self.subtitles_column or first_of(row, SUBTITLES, "subtitles", "subtitles_column")
+            spans = parse_subtitles(field(row, name))
+            shown = reader.read_spans(row["folder"].read(field(row, column)), spans, self.frames_per_subtitle)
+            segments = [s for frames, span in zip(shown, spans) for s in (video(frames), text(span.text.strip()))]
+            return {"key": row["key"], "segments": segments}
+        name = self.text_column or first_of(row, TEXTS, "text", "text_column")
+        written = text(words(field(row, name), name))
+        shown_whole = video(reader.read(row["folder"].read(field(row, column)), self.num_frames))
+        return {"key": row["key"], "segments": ordered(shown_whole, written, self.order, seed)}
+
+
+def video(frames: Tensor, loss: bool = True) -> Segment:
+    return {"kind": "video", "value": frames, "loss": loss}

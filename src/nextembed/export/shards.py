@@ -1,0 +1,114 @@
+"""Sharded safetensors, written tensor by tensor.
+
+safetensors' own `save_file` wants all tensors of a file at once and joins them in memory; here one tensor is there at a
+time, so that a shard of any size costs as much as its largest tensor. The format: 8 bytes length of the header (little
+endian), the header (JSON: name to dtype, shape and offsets), the tensors one after the other.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from .lazy_state import ST_TYPES, count
+
+TYPE_NAMES = {dtype: name for name, dtype in ST_TYPES.items()}
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+CHUNK = 16 * 2**20
+
+
+class Planned(NamedTuple):
+    """A tensor that will be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return count(self.shape) * self.dtype.itemsize
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB", "500MB", "2GiB" or a number. Raises ConfigError for anything else, or nothing."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    size = int(float(match[1]) * UNITS[match[2]]) if match and match[2] in UNITS else 0
+    if size < 1:
+        raise ConfigError(f"a size is like 5GB, 500MB or 2GiB, not '{text}'")
+    return size
+
+
+def split(plan: Mapping[str, Planned], max_bytes: int) -> list[list[str]]:
+    """Names, in order, in groups of at most `max_bytes`; a tensor that is larger alone is a group of its own."""
+    groups: list[list[str]] = []
+    size = 0
+    for name, planned in plan.items():
+        if not groups or size + planned.num_bytes > max_bytes:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += planned.num_bytes
+    return groups
+
+
+def write_sharded(
+    folder: Path, plan: Mapping[str, Planned], make: Callable[[str], Tensor], max_bytes: int
+) -> list[Path]:
+    """Writes `model.safetensors`, or `model-00001-of-00003.safetensors`, ... and their index; gives the files.
+
+    make: gives a tensor by name, of the planned shape; it is converted to the planned dtype.
+    Raises ValueError for a tensor of another shape, OSError where it cannot be written.
+    """
+    groups = split(plan, max_bytes)
+    if len(groups) == 1:
+        return [write_file(folder / "model.safetensors", plan, groups[0], make)]
+    files, places = [], {}
+    for number, names in enumerate(groups, 1):
+        file = folder / f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        files.append(write_file(file, plan, names, make))
+        places |= dict.fromkeys(names, file.name)
+    total = sum(planned.num_bytes for planned in plan.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    return files
+
+
+def write_file(file: Path, plan: Mapping[str, Planned], names: Iterable[str], make: Callable[[str], Tensor]) -> Path:
+    """One safetensors file; arguments as in `write_sharded`. Large types come first, so that all are aligned."""
+    names = sorted(names, key=lambda name: -plan[name].dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in names:
+        end = offset + plan[name].num_bytes
+        header[name] = {
+            "dtype": TYPE_NAMES[plan[name].dtype],
+            "shape": list(plan[name].shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = make(name)
+            if tuple(tensor.shape) != plan[name].shape:
+                raise ValueError(f"{name} has shape {list(tensor.shape)}, not {list(plan[name].shape)}")
+            write_numbers(out, tensor, plan[name].dtype)
+            del tensor
+    return file
+
+
+def write_numbers(out: object, tensor: Tensor, dtype: torch.dtype) -> None:
+    """A tensor's bytes in another dtype, a piece at a time: a mapped one is never in memory as a whole."""
+    flat = tensor.detach().contiguous().view(-1)
+    step = max(1, CHUNK // max(flat.element_size(), dtype.itemsize))
+    for start in range(0, len(flat), step):
+        piece = flat[start : start + step].to(dtype)
+        if dtype is torch.float16 and tensor.dtype is not dtype and piece.isinf().any():
+            raise ConfigError("float16 cannot hold all weights (its largest number is 65504); bf16 can")
+        out.write(piece.view(torch.uint8).numpy())  # type: ignore[attr-defined]

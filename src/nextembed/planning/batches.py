@@ -1,0 +1,82 @@
+"""The batch that a run would train on, from its settings alone: right shapes and kinds, no data."""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+
+from ..core.types import IGNORE_LABEL, Batch
+from ..errors import ConfigError
+
+POSITION = 3  # numbers that say where a sample stands in the data
+TEXT = 30  # tokens beside each image, as in a short caption
+
+
+def example_batch(config: Any, backbone: Any, objective: Any, micro_batch_size: int) -> Batch:
+    """One micro batch. A data part of the user's own kind may make it itself:
+
+        def example_batch(self, micro_batch_size: int, backbone) -> Batch
+
+    Raises ConfigError for a task whose batches are not known here.
+    """
+    own = getattr(config.data, "example_batch", None)
+    if own is not None:
+        return own(micro_batch_size, backbone)
+    make = MAKERS.get(config.objective.task)
+    if make is None:
+        raise ConfigError(f"plan: batches of task {config.objective.task} are not known; give the data part a method "
+                          "example_batch(micro_batch_size, backbone)")  # fmt: skip
+    return make(config, backbone, objective, micro_batch_size)
+
+
+def _images(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
+    trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
+    side, channels = trunk.config.image_size, trunk.config.num_channels
+    one: Batch = {
+        "pixel_values": torch.zeros(1, channels, side, side),
+        "labels": torch.zeros((1, side, side) if config.objective.task == "segmentation" else (1,), dtype=torch.int64),
+        "latent_mask": torch.ones(1, trunk.num_latents(side, side), dtype=torch.bool),
+        "position": torch.zeros(1, POSITION, dtype=torch.int64),
+    }
+    one = objective.draw(one, torch.Generator().manual_seed(0))
+    rows = {name: cast(Any, value).expand(size, *cast(Any, value).shape[1:]) for name, value in one.items()}
+    return cast(Batch, rows)  # expanded: as large as one
+
+
+def _documents(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
+    """Full rows of documents, each an image and about TEXT tokens."""
+    numbers, length = backbone.config, config.model.max_length
+    document = numbers.num_image_latents + 2 + TEXT
+    images = max(1, length // document)
+    block = [numbers.image_start_token_id, *[numbers.image_token_id] * numbers.num_image_latents,
+             numbers.image_end_token_id]  # fmt: skip
+    if len(block) > length:
+        raise ConfigError(f"model.max_length {length}: one image takes {len(block)} positions")
+    documents = torch.arange(length).div(document, rounding_mode="floor").clamp(max=images - 1)
+    places = torch.arange(length) - documents * document
+    ids = torch.zeros(length, dtype=torch.int64)
+    for at, token in enumerate(block):
+        ids[places == at] = token
+    ids[places >= len(block)] = next(i for i in range(3, 100) if i not in block)
+    is_text = places >= len(block)
+    row = {
+        "input_ids": ids,
+        "labels": torch.where(is_text, ids, IGNORE_LABEL),
+        "regression_mask": ~is_text & (places > 0),
+        "document_ids": documents + 1,
+        "position_ids": places,
+        "position": torch.zeros(POSITION, dtype=torch.int64),
+    }
+    vision = numbers.vision_config
+    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+    batch: Any = {name: value[None].expand(size, -1) for name, value in row.items()}
+    batch["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), side, side).expand(size * images, -1, -1, -1)
+    return cast(Batch, batch)
+
+
+MAKERS: dict[str, Callable[[Any, Any, Any, int], Batch]] = {
+    "pretraining": _images,
+    "classification": _images,
+    "segmentation": _images,
+    "multimodal": _documents,
+}

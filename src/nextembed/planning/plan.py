@@ -1,0 +1,196 @@
+"""`plan`: whether a run fits, what it computes, how long it takes, and what would make it fit."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.config import apply_overrides
+from ..errors import ConfigError
+from ..run import RunConfig
+from .batches import TEXT
+from .hardware import peak_tflops
+from .step import Step, class_names, trace_step
+
+GIB = 2**30
+RESERVE = 0.2  # of a device's memory: the prediction's error, the driver's own, gaps between blocks
+CLASSES = 1000
+
+Verdict = Literal["fits", "tight", "does not fit"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will need. Bytes are of one device, at the highest moment of a training step.
+
+    memory: by category: weights, gradients, optimizer, averages (EMA), activations, casts (copies of weights in bf16),
+        batch, communication (between devices). kept_for_backward: activations and casts after the forward pass.
+    flops_per_step: of all devices; matrix products, convolutions and attention, forward and backward, what gradient
+        checkpointing computes twice counted twice. steps, hours: None where the length is in epochs and the number of
+        samples is unknown. verdict: "tight" is above 80 % of the memory. advice, assumptions: sentences.
+    """
+
+    name: str
+    devices: int
+    device_memory: int
+    micro_batch_size: int
+    accumulation: int
+    batch_size: int
+    parameters: int
+    trained: int
+    parts: dict[str, int]
+    memory: dict[str, int]
+    peak: int
+    kept_for_backward: int
+    flops_per_step: int
+    steps: int | None
+    peak_tflops: float
+    utilisation: float
+    hours: float | None
+    verdict: Verdict
+    advice: list[str] = field(default_factory=list)
+    assumptions: list[str] = field(default_factory=list)
+
+    def save(self, path: str | Path) -> None:
+        """All of it as JSON. Raises ConfigError if the file cannot be written."""
+        path = Path(path)
+        scratch = path.with_name(f".tmp-{path.name}")
+        try:
+            scratch.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+            os.replace(scratch, path)
+        except OSError as err:
+            raise ConfigError(f"cannot write {path}: {err.strerror}") from None
+
+
+def plan(
+    config: RunConfig,
+    devices: int = 1,
+    memory: float = 80,
+    utilisation: float = 0.4,
+    peak: str | float = "a100",
+    samples: int | None = None,
+    classes: int = CLASSES,
+) -> Plan:
+    """What a run needs on `devices` devices of `memory` GiB each; no data and no weights are read.
+
+    utilisation: share of the devices' peak that training reaches. peak: a preset ("a100", "h100", "4090", ...) or a
+    number of TFLOP/s. samples: size of the training data, for lengths in epochs. classes: of a classifier whose
+    settings do not list them.
+    Raises ConfigError for settings that cannot work, and for a model or objective that cannot be traced.
+    """
+    if devices < 1 or memory <= 0 or not 0 < utilisation <= 1:
+        raise ConfigError("plan needs devices from 1, memory above 0 (GiB) and utilisation in (0, 1]")
+    tflops = peak_tflops(peak, config.train.precision)
+    step = trace_step(config, devices, classes)
+    room = int(memory * GIB)
+    found = judge(step.peak, room)
+    steps = None if config.train.max_steps is None and samples is None else config.train.num_steps(samples)
+    flops = step.flops * step.accumulation * devices
+    return Plan(
+        name=config.name,
+        devices=devices,
+        device_memory=room,
+        micro_batch_size=step.micro_batch_size,
+        accumulation=step.accumulation,
+        batch_size=config.train.batch_size,
+        parameters=step.parameters,
+        trained=step.trained,
+        parts=step.parts,
+        memory=step.memory,
+        peak=step.peak,
+        kept_for_backward=step.kept,
+        flops_per_step=flops,
+        steps=steps,
+        peak_tflops=tflops,
+        utilisation=utilisation,
+        hours=None if steps is None else steps * flops / (devices * tflops * 1e12 * utilisation) / 3600,
+        verdict=found,
+        advice=[] if found == "fits" else list(advise(config, devices, room, classes)),
+        assumptions=list(assumed(config, step, classes)),
+    )
+
+
+def judge(peak: int, room: int) -> Verdict:
+    if peak <= (1 - RESERVE) * room:
+        return "fits"
+    return "tight" if peak <= room else "does not fit"
+
+
+def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
+    """What was not known and taken as given, in sentences."""
+    task = config.objective.task
+    if task in ("classification", "segmentation") and not getattr(config.data, "classes", None):
+        yield f"{len(class_names(config, classes)):,} classes (--classes)"
+    if task == "multimodal" and not hasattr(config.data, "example_batch"):
+        yield f"rows of the full length, an image for every {TEXT} text tokens"
+    if config.train.compile:
+        yield "without torch.compile, which may need less"
+    if step.trained < step.parameters:
+        yield "frozen parameters have neither gradients nor optimizer state"
+
+
+def advise(config: RunConfig, devices: int, room: int, classes: int) -> Iterator[str]:
+    """What would make the run fit, in plain words; each was traced."""
+    share = config.train.batch_size // devices
+
+    def peak(*changes: str) -> int | None:
+        try:
+            return trace_step(apply_overrides(config, changes), devices, classes).peak
+        except ConfigError:  # a change that this model does not take
+            return None
+
+    def said(what: str, change: str, needs: int) -> str:
+        verdict = judge(needs, room)
+        effect = "it fits" if verdict == "fits" else "it just fits" if verdict == "tight" else "still too much"
+        return f"{what} ({change}): {needs / GIB:.1f} GiB, {effect}"
+
+    now = config.train.micro_batch(devices)
+    smaller = [m for m in range(1, now) if share % m == 0]
+    low = peak("train.micro_batch_size=1") if smaller else None
+    if low is None and len(smaller) > 1 and (low := peak(f"train.micro_batch_size={smaller[1]}")) is not None:
+        smaller = smaller[1:]  # batch norms need two
+    if low is not None:
+        best, needs = smaller[0], low
+        if judge(low, room) == "fits":
+            best, needs = _largest(smaller, low, room, lambda m: peak(f"train.micro_batch_size={m}"))
+        yield said("smaller micro batches, the gradient accumulated", f"train.micro_batch_size={best}", needs)
+    tried: list[str] = []
+    changes = [("activations computed again in the backward pass", "train.gradient_checkpointing=true",
+                not config.train.gradient_checkpointing),
+               ("half-precision activations", "train.precision=bf16", config.train.precision != "bf16"),
+               ("weights and optimizer shared out over the devices", "train.fsdp=true",
+                devices > 1 and not config.train.fsdp)]  # fmt: skip
+    for what, change, possible in changes:
+        if possible and (needs_now := peak(change)) is not None:
+            yield said(what, change, needs_now)
+            tried.append(change)
+    together = [*tried, *([f"train.micro_batch_size={smaller[0]}"] if low is not None else [])]
+    if len(together) > 1 and (needs_now := peak(*together)) is not None:
+        yield said("all of it", " ".join(together), needs_now)
+    if config.train.lora is None and _has_lora(config):
+        lora = f"train.lora={{rank: 8, targets: {_has_lora(config)}}}"
+        if (needs_now := peak(lora)) is not None:
+            yield said("adapters of low rank in place of all weights", lora, needs_now)
+
+
+def _largest(sizes: list[int], low: int, room: int, peak: Any) -> tuple[int, int]:
+    """The largest of rising micro batch sizes that fits, by bisection, and its peak; the first one (peak `low`) does."""
+    best, needs = sizes[0], low
+    left, right = 1, len(sizes) - 1
+    while left <= right:
+        middle = (left + right) // 2
+        found = peak(sizes[middle])
+        if found is not None and judge(found, room) == "fits":
+            best, needs, left = sizes[middle], found, middle + 1
+        else:
+            right = middle - 1
+    return best, needs
+
+
+def _has_lora(config: RunConfig) -> str:
+    """Linear layers for LoRA where it makes sense: on a model that starts from weights; empty elsewhere."""
+    if config.objective.task == "pretraining":
+        return ""
+    return "[q_proj, v_proj], within: language_model" if config.objective.task == "multimodal" else "[query, value]"

@@ -1,0 +1,188 @@
+"""One training step of a run, traced: what a device holds at its peak, and what is computed."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from ..core.types import PretrainingModel
+from ..errors import ConfigError, NextEmbedError
+from ..nn.linear import as_on_accelerator
+from ..run import RunConfig, task_of
+from ..training.adapt import adapt
+from ..training.callbacks import EmaWeights
+from ..training.optim import build_optimizer
+from .batches import example_batch
+from .known import KnownValues
+from .trace import ACTIVATIONS, AVERAGES, BATCH, CASTS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace
+from .weightless import to_fake, weightless
+
+FLOAT = 4  # bytes
+
+
+@dataclass(frozen=True)
+class Step:
+    """What tracing a step gives. memory: bytes on one device at its peak, by category; kept: activations (and copies of
+    weights) that the forward pass leaves for the backward pass; flops: of one micro batch; all for one device.
+    parameters, trained: of the whole model; parts: parameters by part of the model."""
+
+    micro_batch_size: int
+    accumulation: int
+    parameters: int
+    trained: int
+    parts: dict[str, int]
+    memory: dict[str, int] = field(default_factory=dict)
+    kept: int = 0
+    flops: int = 0
+
+    @property
+    def peak(self) -> int:
+        return sum(self.memory.values())
+
+
+def trace_step(config: RunConfig, devices: int, num_classes: int) -> Step:
+    """Builds the run's model and objective without weights and traces one micro batch, forward and backward.
+
+    It is a later step: the optimizer has its state; with accumulation, gradients of earlier micro batches are there.
+    Raises ConfigError for settings that a run would refuse, too, and for a model that cannot be traced.
+    """
+    micro = config.train.micro_batch(devices)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # fake tensors are told off for what deepcopy asks of them
+            return _trace(config, devices, micro, num_classes)
+    except NextEmbedError:
+        raise
+    except Exception as err:
+        reason = (" ".join(str(err).split()) or "no message")[:200]
+        raise ConfigError(f"cannot plan {config.name}: {type(err).__name__} while tracing a step: {reason}") from err
+
+
+def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Step:
+    fake, known = FakeTensorMode(allow_non_fake_inputs=True), KnownValues()
+    train, accumulation = config.train, config.train.batch_size // (micro * devices)
+    backbone = build_weightless(config, num_classes)
+    with _modes(fake, known, train.device):
+        to_fake(backbone)
+        objective = cast(Any, config.objective).build(backbone)
+        model = PretrainingModel(backbone, objective).train()
+        with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
+            adapt(model, train.attn_implementation, train.gradient_checkpointing, train.freeze, train.lora, config.seed)
+        to_fake(model)
+        averages = EmaWeights(train.ema_decay) if train.ema_decay is not None else None
+        if averages is not None:
+            averages.start(backbone)
+    batch = example_batch(config, backbone, objective, micro)
+    trace = Trace(shares(train.fsdp, devices))
+    with _modes(fake, known, train.device):
+        optimizer = with_gradients_and_state(model, config)
+        inputs = {name: known.fake(value) for name, value in cast(Any, batch).items()}
+        place(trace, model, optimizer, averages, inputs, accumulation if train.device == "cpu" else 1)
+        if accumulation == 1:
+            optimizer.zero_grad(set_to_none=True)
+        with trace:
+            trace.watch_gradients(model)
+            trace.restart()
+            with torch.autocast("cpu", torch.bfloat16, enabled=train.precision == "bf16"):
+                output = model(cast(Any, inputs))
+            loss = output.loss_sum.sum() * 0.5
+            kept = trace.now[ACTIVATIONS] + trace.now[CASTS]
+            loss.backward()
+    step = Step(micro, accumulation, *counted(model))
+    memory = {name: round(trace.shares.get(name, 1.0) * size) for name, size in trace.peak.items()}
+    memory["communication"] = communication(model, config, devices)
+    return Step(micro, accumulation, *counted(model), memory, kept, trace.flops) if memory else step
+
+
+@contextlib.contextmanager
+def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[None]:
+    """Fake tensors are on the CPU, whose autocast and attention keep what those of a GPU keep. Ways that only a CPU goes
+    are left out unless the run is for one."""
+    with contextlib.nullcontext() if device == "cpu" else as_on_accelerator(), fake, known:
+        yield
+
+
+def build_weightless(config: RunConfig, num_classes: int) -> Any:
+    """The run's backbone on torch's meta device; a classifier gets as many classes as its settings say."""
+    model = cast(Any, config.model)
+    names = [] if task_of(config) not in ("classification", "segmentation") else [class_names(config, num_classes)]
+    with weightless():
+        return model.build(*names)
+
+
+def class_names(config: RunConfig, num_classes: int) -> list[str]:
+    """Those in the settings of the data; else `num_classes` invented ones: the data are not read."""
+    listed = getattr(config.data, "classes", None)
+    return list(listed) if listed else [f"class {i}" for i in range(num_classes)]
+
+
+def with_gradients_and_state(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
+    """The run's optimizer after a step: it has its state, and parameters have gradients."""
+    optimizer = build_optimizer(model, config.optim, config.optim.learning_rate(config.train.batch_size))
+    for param in model.parameters():
+        if param.requires_grad:
+            param.grad = torch.empty_like(param)
+    optimizer.step()
+    return optimizer
+
+
+def place(trace: Trace, model: nn.Module, optimizer: Any, averages: Any, inputs: dict[str, Any], batches: int) -> None:
+    """Puts everything that is there before the forward pass into its category."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        trace.move(tensor, WEIGHTS)
+    for param in model.parameters():
+        if param.grad is not None:
+            trace.move(param.grad, GRADIENTS)
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, torch.Tensor):
+                trace.move(value, OPTIMIZER)
+    for value in averages.weights.values() if averages is not None else ():
+        trace.move(value, AVERAGES)
+    for value in inputs.values():
+        trace.move(value, BATCH, value.untyped_storage().nbytes() * batches)
+
+
+def shares(fsdp: bool, devices: int) -> dict[str, float]:
+    """How much of each category one device holds. With FSDP, autocast's copies of weights are the gathered weights
+    themselves, which `communication` counts."""
+    if not fsdp or devices == 1:
+        return {}
+    return {**dict.fromkeys((WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGES), 1 / devices), CASTS: 0.0}
+
+
+def communication(model: PretrainingModel, config: RunConfig, devices: int) -> int:
+    """Bytes that several devices need for talking to each other.
+
+    Without FSDP: DistributedDataParallel's buckets, a second copy of the gradients. With it: the weights of two blocks
+    (the one at work and the next) and of all that is in no block, gathered, and one block's gradients twice, whole and
+    on their way.
+    """
+    if devices == 1:
+        return 0
+    if not config.train.fsdp:
+        return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    names = set(getattr(model.backbone, "_no_split_modules", None) or [])
+    units = [m for m in model.modules() if type(m).__name__ in names]
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in units]
+    inside = {id(p) for unit in units for p in unit.parameters()}
+    root = sum(p.numel() for p in model.parameters() if id(p) not in inside)
+    width = 2 if config.train.precision == "bf16" else FLOAT
+    return width * (root + 4 * max(sizes, default=0))
+
+
+def counted(model: PretrainingModel) -> tuple[int, int, dict[str, int]]:
+    """Parameters, those that train, and parameters by part."""
+    params = list(model.parameters())
+    part: Any = model.backbone
+    while len(inner := [m for m in part.children() if any(True for _ in m.parameters())]) == 1:
+        part = inner[0]
+    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in part.named_children()}
+    parts["objective"] = sum(p.numel() for p in model.objective.parameters())
+    trained = sum(p.numel() for p in params if p.requires_grad)
+    return sum(p.numel() for p in params), trained, {name: size for name, size in parts.items() if size}
