@@ -172,7 +172,7 @@ def emu_emoji() -> RunConfig:
             # At the full rate the text loss alone makes all latents point one way within 50 steps.
             part_lr_rates={"visual": 0.1, "connector": 0.1},
         ),
-        train=TrainConfig(batch_size=16, max_steps=1600, log_steps=20, save_steps=500),
+        train=TrainConfig(batch_size=16, max_steps=1600, log_steps=20, save_steps=400, probe_steps=200),
         probe=ProbeConfig(enabled=False),
         after=["emu_emoji_language"],
     )
