@@ -10,7 +10,7 @@ their own, with one thread:
 
 - rss: growth of the resident set, from after the imports and a first tiny run (which loads what libraries load late) to
   its highest point (VmHWM, reset through /proc/self/clear_refs; Linux only). glibc keeps freed memory for later, so that
-  its default says little about what was needed: blocks from 64 KiB on are given back at once (MALLOC_MMAP_THRESHOLD_,
+  its default says little about what was needed: blocks from 64 KiB on go back at once (MALLOC_MMAP_THRESHOLD_,
   MALLOC_TRIM_THRESHOLD_), from one arena. This is the figure that predictions are judged by.
 - allocated: the highest sum of what torch's CPU allocator gave out and not yet got back, from the profiler's memory
   events, in a process of its own since a profiler needs memory, too. It leaves out what kernels take for themselves.
@@ -163,7 +163,11 @@ def compare(name: str) -> dict[str, Any]:
     from nextembed.planning.step import trace_step
 
     step = trace_step(settings_of(SETTINGS[name]), 1, CLASSES)
-    row: dict[str, Any] = {"setting": name, "command": f"nextembed plan {SETTINGS[name]}", "parameters": step.parameters}
+    row: dict[str, Any] = {
+        "setting": name,
+        "command": f"nextembed plan {SETTINGS[name]}",
+        "parameters": step.parameters,
+    }
     row |= {"predicted": step.peak, "by_category": step.memory}
     for measure in ("rss", "allocated"):
         row[measure] = measured(measure, SETTINGS[name])
@@ -187,7 +191,6 @@ def main() -> None:
     if args.child:
         child(*args.child)
         return
-    import torch
 
     done = {row["setting"]: row for row in json.loads(args.output.read_text())["rows"]} if args.output.is_file() else {}
     for name in args.only:

@@ -105,7 +105,8 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
 
 @contextlib.contextmanager
 def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[None]:
-    """Fake tensors are on the CPU, whose autocast and attention keep what those of a GPU keep. Ways that only a CPU goes
+    """Fake tensors are on the CPU, whose autocast and attention keep what those of a GPU keep. Ways that
+    only a CPU goes
     are left out unless the run is for one."""
     with contextlib.nullcontext() if device == "cpu" else as_on_accelerator(), fake, known:
         yield
@@ -123,7 +124,8 @@ def build_weightless(config: RunConfig, num_classes: int) -> Any:
 
 def quantized(model: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]:
     """Bytes of the weights that `model.quantize` ("4bit", "8bit") packs: frozen linear layers of the language model but
-    its output. A block of 64 numbers of 4 bits has a float32 scale, a row of 8 bits too. They are computed with in bf16.
+    its output. A block of 64 numbers of 4 bits has a float32 scale, a row of 8 bits too. They are computed
+    with in bf16.
     """
     language: Any = getattr(getattr(getattr(model, "backbone", None), "model", None), "language_model", None)
     if quantize is None or language is None:
@@ -133,7 +135,9 @@ def quantized(model: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]
         if isinstance(layer, nn.Linear) and layer is not head and not layer.weight.requires_grad:
             layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.bfloat16), requires_grad=False)
             rows, numbers = layer.weight.shape[0], layer.weight.numel()
-            packed[layer.weight] = numbers // 2 + numbers // 64 * FLOAT if quantize == "4bit" else numbers + rows * FLOAT
+            packed[layer.weight] = (
+                numbers // 2 + numbers // 64 * FLOAT if quantize == "4bit" else numbers + rows * FLOAT
+            )
     return packed
 
 
