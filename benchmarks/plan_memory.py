@@ -161,7 +161,11 @@ def compare(name: str) -> dict[str, Any]:
     from nextembed.planning.step import trace_step
 
     step = trace_step(settings_of(SETTINGS[name]), 1, CLASSES)
-    row: dict[str, Any] = {"setting": name, "command": f"nextembed plan {SETTINGS[name]}", "parameters": step.parameters}
+    row: dict[str, Any] = {
+        "setting": name,
+        "command": f"nextembed plan {SETTINGS[name]}",
+        "parameters": step.parameters,
+    }
     row |= {"predicted": step.peak, "by_category": step.memory}
     for measure in ("rss", "allocated"):
         row[measure] = measured(measure, SETTINGS[name])
