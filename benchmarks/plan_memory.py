@@ -3,6 +3,8 @@
     python benchmarks/plan_memory.py                    # all settings
     python benchmarks/plan_memory.py --only nepa_bf16   # one of them
 
+The result file is written after each setting; what is in it is not measured again, so a stopped benchmark goes on.
+
 Each setting runs two optimizer steps of the real trainer, on random batches of the planned shape, in processes of
 their own, with one thread:
 
@@ -183,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--anew", action="store_true", help="measure again what the result file has")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -190,17 +193,26 @@ def main() -> None:
         return
     import torch
 
-    rows = [compare(name) for name in args.only]
+    done = {row["setting"]: row for row in json.loads(args.output.read_text())["rows"]} if args.output.is_file() else {}
+    for name in args.only:
+        if name not in done or args.anew:
+            done[name] = compare(name)
+            save(args.output, [done[other] for other in SETTINGS if other in done])
+
+
+def save(file: Path, rows: list[dict[str, Any]]) -> None:
+    import torch
+
     result = {
-        "command": shlex.join(["python", "benchmarks/plan_memory.py", *sys.argv[1:]]),
+        "command": "python benchmarks/plan_memory.py",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "environment": ENVIRONMENT,
         "largest_error": max(abs(row["predicted_over_rss"] - 1) for row in rows),
         "rows": rows,
     }
-    scratch = args.output.with_suffix(".tmp")
+    scratch = file.with_suffix(".tmp")
     scratch.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(scratch, args.output)
+    os.replace(scratch, file)
 
 
 if __name__ == "__main__":

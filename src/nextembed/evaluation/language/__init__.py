@@ -1,0 +1,1 @@
+"""What a model says or paints, measured: captions, answers, rankings, pictures."""
