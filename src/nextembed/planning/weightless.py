@@ -32,9 +32,11 @@ def _architecture(cls: Any, name: str, *args: Any, config: Any = None, **kwargs:
     if quantization is not None:
         model.config.quantization_config = quantization
     model.eval()
-    return (model, {name: type(value)() for name, value in LOADING_INFO.items()}) if kwargs.get(
-        "output_loading_info"
-    ) else model
+    return (
+        (model, {name: type(value)() for name, value in LOADING_INFO.items()})
+        if kwargs.get("output_loading_info")
+        else model
+    )
 
 
 def to_fake(module: nn.Module) -> None:
