@@ -1,6 +1,5 @@
 """Examples of a plain table: Parquet, CSV or JSON lines with columns of images, questions and answers."""
 
-import importlib
 import io
 import json
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ...core.types import Segment
 from ...data.transforms import Unreadable
+from ...data.video import VideoReader, frame_indices
 from ...errors import ConfigError, DataError, unknown
 from .examples import Example, ImageFolder, texts
 
@@ -178,7 +178,7 @@ def read_video(source: bytes | Path, what: str, num_frames: int = 8) -> list[Any
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             found = []
-            for number in frame_numbers(getattr(image, "n_frames", 1), num_frames):
+            for number in frame_indices(getattr(image, "n_frames", 1), num_frames):
                 image.seek(number)
                 found.append(image.convert("RGBA"))
             return found
@@ -186,14 +186,7 @@ def read_video(source: bytes | Path, what: str, num_frames: int = 8) -> list[Any
         pass
     except (OSError, ValueError, Image.DecompressionBombError) as err:
         raise DataError(f"{what}: the video cannot be read: {err}") from None
-    video: Any = importlib.import_module("....data.video", __package__)
     try:
-        return list(video.VideoReader(500_000_000, 64_000_000, 3600.0).read(source, num_frames))
+        return list(VideoReader(500_000_000, 64_000_000, 3600.0).read(source, num_frames))
     except Unreadable as err:
         raise DataError(f"{what}: the video cannot be read: {err}") from None
-
-
-def frame_numbers(total: int, num: int = 8) -> list[int]:
-    """Which frames of a video Emu reads: int(s / 2) + round(s i), s = (total - 1) / num. A short one's come again."""
-    step = (total - 1) / num
-    return [int(step / 2) + round(step * i) for i in range(num)]
