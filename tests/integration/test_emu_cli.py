@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -211,8 +212,8 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     run([*line[:-1], "other.png", "--seed", "1"], capsys)
     blend, again, other = (np.asarray(Image.open(f"{name}.png")) for name in ("blend", "again", "other"))
     assert (blend == again).all() and (blend != other).any()
-    assert "(3 pictures)" in run(["generate", "painter", "--image", "--input", "in.jsonl", "-o", "many", "--steps", "1"],
-                                 capsys)  # fmt: skip
+    many = ["generate", "painter", "--image", "--input", "in.jsonl", "-o", "many", "--steps", "1"]
+    assert "(3 pictures)" in run(many, capsys)
     assert len(list(Path("many").glob("*.png"))) == 3
     out = chat("/image cat.png\n/paint in winter\n", monkeypatch, capsys, "painter", "--steps", "1")
     assert "(painted: painted-01.png)" in out and Path("painted-01.png").is_file()
@@ -282,3 +283,16 @@ def test_a_checkpoint_with_missing_weights_is_named(folder: Path, capsys: pytest
     del state["regression_head.weight"]
     save_file(state, folder / "half" / "model.safetensors", {"format": "pt"})
     assert "has no parameter regression_head.weight" in run(["generate", "half", "a"], capsys, 2)
+
+
+def test_python_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "emu_use.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    save_tiny_emu(Path("runs/emu/model"))
+    for name in ("cat.png", "dog.png"):
+        Image.new("RGB", (9, 9), "red").save(name)
+    names: dict = {}
+    for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(text, "emu_use.md", "exec"), names)
+    assert names["latents"].shape == (4, 4, WIDTH) and len(names["talk"].turns) == 4
+    assert len(Path("talk.jsonl").read_text().splitlines()) == 1
