@@ -288,7 +288,7 @@ def test_a_checkpoint_with_missing_weights_is_named(folder: Path, capsys: pytest
 def test_python_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[2] / "docs" / "emu_use.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    save_tiny_emu(Path("runs/emu/model"))
+    save_tiny_emu(Path("runs/emu/model"), context=1024)
     for name in ("cat.png", "dog.png"):
         Image.new("RGB", (9, 9), "red").save(name)
     names: dict = {}

@@ -65,56 +65,69 @@ def generate_document(
     writer = _Writer(model, model.model.embed(inputs["input_ids"], latents))
     warpers = _warpers(do_sample, temperature, top_k, top_p, repetition_penalty)
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    never = [config.image_token_id, config.image_end_token_id, config.pad_token_id]
+    never = [i for i in (config.image_token_id, config.image_end_token_id, config.pad_token_id) if i is not None]
     ends = {config.eos_token_id, processor.tokenizer.eos_token_id} - {None}
-    made: list[Made] = []
-    said: list[int] = []
-    num_images, num_tokens, num_shown, finished = 0, 0, 0, False
-
-    def show(rest: bool = False) -> None:
-        nonlocal num_shown
-        text = processor.tokenizer.decode(said, skip_special_tokens=True)
-        if on_text is not None and (rest or not text.endswith("\ufffd")):  # else a character of which bytes are missing
-            on_text(text[num_shown:])
-            num_shown = len(text)
-
-    def close_text(complete: bool = True) -> None:
-        nonlocal num_shown
-        if said:
-            show(rest=True)
-            num_shown = 0
-            made.append(Made("text", processor.tokenizer.decode(said, skip_special_tokens=True).strip(), None,
-                             None, complete))  # fmt: skip
-            said.clear()
-
-    token = config.image_start_token_id if begin_image else None
+    spans = _Spans(processor.tokenizer, on_text)
+    begin, size = config.image_start_token_id, config.num_image_latents + 2
+    token = begin if begin_image else None
     while writer.room(1):
         if token is None:
             logits = model.text_logits(writer.hidden[:, 0]).float()
-            logits[:, [i for i in never if i is not None]] = -torch.inf
-            if num_images >= max_images or not writer.room(config.num_image_latents + 2):
-                logits[:, config.image_start_token_id] = -torch.inf
+            logits[:, never] = -torch.inf
+            if spans.num_images >= max_images or not writer.room(size):
+                logits[:, begin] = -torch.inf
             token = _choose(logits, writer.ids, warpers, do_sample, generator)
         if token in ends:
-            finished = True
-            break
-        if token == config.image_start_token_id:
-            if not writer.room(config.num_image_latents + 2):
+            return spans.close(complete=True)
+        if token == begin:
+            if not writer.room(size):
                 break
-            close_text()
             found = writer.image()
-            num_images += 1
-            made.append(Made("image", latents=found, image=None if paint is None else paint(found)))
+            spans.add_image(found, None if paint is None else paint(found))
+        elif spans.num_tokens == max_new_tokens:
+            break
         else:
-            if num_tokens == max_new_tokens:
-                break
-            num_tokens += 1
-            said.append(token)
-            show()
+            spans.add_token(token)
             writer.read_token(token)
         token = None
-    close_text(finished)
-    return made
+    return spans.close(complete=False)
+
+
+class _Spans:
+    """What was written so far. num_images, num_tokens: in all."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None):
+        self.tokenizer, self.on_text = tokenizer, on_text
+        self.made: list[Made] = []
+        self.ids: list[int] = []
+        self.num_shown = self.num_images = self.num_tokens = 0
+
+    def add_token(self, token: int) -> None:
+        self.ids.append(token)
+        self.num_tokens += 1
+        self.show()
+
+    def add_image(self, latents: Tensor, image: Any) -> None:
+        self.close(complete=True)
+        self.num_images += 1
+        self.made.append(Made("image", latents=latents, image=image))
+
+    def show(self, rest: bool = False) -> None:
+        if self.on_text is None:
+            return
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        if rest or not text.endswith("\ufffd"):  # else a character of which bytes are missing
+            self.on_text(text[self.num_shown :])
+            self.num_shown = len(text)
+
+    def close(self, complete: bool) -> list[Made]:
+        """Ends the text that is open; gives all spans."""
+        if self.ids:
+            self.show(rest=True)
+            text = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip()
+            self.made.append(Made("text", text, complete=complete))
+            self.ids, self.num_shown = [], 0
+        return self.made
 
 
 class _Writer:
