@@ -21,7 +21,7 @@ MOST_CANDIDATES = 5000  # of a pool made of all answers
 def read_examples(
     settings: LanguageEval, data: str | None = None, where: dict[str, Any] | None = None
 ) -> list[Example]:
-    """All items of a file, in its layout, or "emoji", the sample of the package; data, where: in place of the settings'.
+    """All items of a file in its layout, or of "emoji", the sample of the package. data, where: not the settings'.
 
     Raises ConfigError for a file, folder or column that is not there, DataError for one that has not the layout, an
     image that is not there or leads out of its folder, or a text with a special token in it.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nextembed.cli import app as cli
+from nextembed.cli import main
 from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.language.examples import Example
 from nextembed.evaluation.language.protocols import LanguageEval, fill, with_shots
@@ -198,7 +198,7 @@ def test_paintings_of_the_right_colour_are_found(folder, speaker, tmp_path):
 def test_command_line(folder, tmp_path, capsys):
     words = ["evaluate", str(folder / "model"), "--task", "vqa", "--data", str(folder / "vqa.jsonl"), "--shots", "1",
              "num_beams=1", "max_new_tokens=3", "draws=20", "-o", str(tmp_path / "scores.json")]  # fmt: skip
-    assert cli.main(words) == 0
+    assert main(words) == 0
     out = capsys.readouterr().out
     assert "exact match" in out and "Note: 1 shots, random" in out and "Saved:" in out
     values = json.loads((tmp_path / "scores.json").read_text())
@@ -221,7 +221,7 @@ def test_command_line(folder, tmp_path, capsys):
 )
 def test_one_clear_line(folder, monkeypatch, capsys, words, line):
     monkeypatch.chdir(folder)
-    assert cli.main(["evaluate", "model", *words]) in (1, 2)
+    assert main(["evaluate", "model", *words]) in (1, 2)
     err = capsys.readouterr().err
     assert line in err and err.count("\n") == 1
 
