@@ -1,6 +1,7 @@
 """A loaded Emu model that answers prompts and ranks candidates, in batches."""
 
 import copy
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +49,7 @@ class Speaker:
         if weights not in folders:
             raise ConfigError(unknown(f"{path}: weights", weights, folders))
         folder = folders[weights]
+        importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
         try:
             with no_progress_bar():
                 found: Any = EmuForConditionalGeneration.from_pretrained(
@@ -57,7 +59,7 @@ class Speaker:
                 processor = EmuProcessor.from_pretrained(str(home), local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
             reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-            raise ConfigError(f"cannot load an Emu model from {folder}: {reason}") from None
+            raise ConfigError(f"cannot load an Emu model from {folder}: {reason[:300]}") from None
         model, info = found
         if missing := sorted(info["missing_keys"]):
             raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
