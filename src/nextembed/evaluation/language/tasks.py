@@ -188,7 +188,7 @@ def paint(
     """Images painted from texts, compared with the real ones in a space of features."""
     pipeline = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
-        emu: Any = importlib.import_module("....models.emu", __package__)
+        emu: Any = importlib.import_module("...models.emu", __package__)
         pipeline = emu.EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
         pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     speaker = Speaker(pipeline.model, pipeline.processor)
