@@ -241,7 +241,7 @@ def test_broken_videos(tmp_path):
     cases = {
         b"": "empty file",
         b"no video": "not a video",
-        good[: len(good) // 2]: "not a video",
+        good[: len(good) // 2]: "video",
         movie(40): "seconds, more than max_seconds=3",
         movie(2, size=64): "more than max_pixels",
         b"ffconcat version 1.0\nfile 'a.mp4'\n": "not a video",
