@@ -1,6 +1,5 @@
 """An Emu model in use: captions, answers, pictures and mixed documents from prompts of text, images and videos."""
 
-import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ from transformers import AutoConfig, TextStreamer
 from ..core.config import Config
 from ..core.quiet import no_progress_bar
 from ..core.run_folder import weights_folders
+from ..data.transforms import Unreadable
+from ..data.video import VideoReader
 from ..errors import ConfigError, DataError
 from ..models.emu import EmuForConditionalGeneration, EmuProcessor
 from ..models.emu.mixed import Made, generate_document
@@ -204,9 +205,10 @@ class Talker:
                     f"{self.path} cannot paint: it has no visual_decoder/ folder (train one: nextembed train "
                     "emu_visual_decoder)"
                 )
-            module = importlib.import_module("..models.emu.pipeline_emu", __package__)
-            decoder = importlib.import_module("..models.emu.visual_decoder", __package__).VisualDecoder
-            self._pipeline = module.EmuPipeline(self.model, self.processor, decoder.from_pretrained(folder))
+            from ..models.emu.pipeline_emu import EmuPipeline  # diffusers is needed by nothing else
+            from ..models.emu.visual_decoder import VisualDecoder
+
+            self._pipeline = EmuPipeline(self.model, self.processor, VisualDecoder.from_pretrained(folder))
             self._pipeline.decoder.to(self.model.device)
         return self._pipeline
 
@@ -340,12 +342,10 @@ def read_image(path: str | Path) -> Image.Image:
 
 def read_video(path: str | Path, num_frames: int = 8) -> dict[str, Any]:
     """{"video": uint8 [F, 3, H, W]}, chosen as Emu's release does. Raises DataError, or MissingExtra without PyAV."""
-    module = importlib.import_module("..data.video", __package__)
-    unreadable = importlib.import_module("..data.transforms", __package__).Unreadable
     try:
-        reader = module.VideoReader(max_bytes=2_000_000_000, max_pixels=64_000_000, max_seconds=86_400.0)
+        reader = VideoReader(max_bytes=2_000_000_000, max_pixels=64_000_000, max_seconds=86_400.0)
         return {"video": reader.read(str(Path(path).expanduser()), num_frames)}
-    except (unreadable, OSError) as err:
+    except (Unreadable, OSError) as err:
         raise DataError(f"cannot read the video {path}: {_line(err)}") from None
 
 

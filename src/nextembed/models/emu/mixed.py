@@ -69,10 +69,20 @@ def generate_document(
     ends = {config.eos_token_id, processor.tokenizer.eos_token_id} - {None}
     made: list[Made] = []
     said: list[int] = []
-    num_images, num_tokens, finished = 0, 0, False
+    num_images, num_tokens, num_shown, finished = 0, 0, 0, False
+
+    def show(rest: bool = False) -> None:
+        nonlocal num_shown
+        text = processor.tokenizer.decode(said, skip_special_tokens=True)
+        if on_text is not None and (rest or not text.endswith("\ufffd")):  # else a character of which bytes are missing
+            on_text(text[num_shown:])
+            num_shown = len(text)
 
     def close_text(complete: bool = True) -> None:
+        nonlocal num_shown
         if said:
+            show(rest=True)
+            num_shown = 0
             made.append(Made("text", processor.tokenizer.decode(said, skip_special_tokens=True).strip(), None,
                              None, complete))  # fmt: skip
             said.clear()
@@ -99,11 +109,8 @@ def generate_document(
             if num_tokens == max_new_tokens:
                 break
             num_tokens += 1
-            before = processor.tokenizer.decode(said, skip_special_tokens=True)
             said.append(token)
-            after = processor.tokenizer.decode(said, skip_special_tokens=True)
-            if on_text is not None and not after.endswith("\ufffd"):
-                on_text(after[len(before.rstrip("\ufffd")) :])
+            show()
             writer.read_token(token)
         token = None
     close_text(finished)
