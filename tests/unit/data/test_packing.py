@@ -215,7 +215,8 @@ def test_cut_documents_keep_whole_images():
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=40))
 def test_first_fit_places_every_document_once(lengths):
     def one(number, length):
-        return Encoded(torch.full((length,), 100 + number), torch.full((length,), 100 + number), torch.ones(length).bool(),
+        ids = torch.full((length,), 100 + number)
+        return Encoded(ids, ids.clone(), torch.ones(length).bool(),
                        torch.zeros(0, 3, 1, 1))  # fmt: skip
 
     waiting = [(DocumentPlace(0, 0, 0, i), one(i, length)) for i, length in enumerate(lengths)]
