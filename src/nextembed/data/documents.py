@@ -1,5 +1,6 @@
 """Documents of text, images and videos as the data of a run: the settings every source shares, and its batches."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +86,12 @@ class PackingPart(Part):
         pin = torch.accelerator.is_available() if pin_memory is None else pin_memory
         return DocumentLoader(stream, micro_batch_size, max_length, self.pack_window, self.num_workers, seed, pin)
 
-    def documents(self, split: Role) -> "Documents":
-        """The documents of a split in their own order, for evaluation, drawn as in epoch 0 of seed 0."""
-        return Documents(self.row_sources(split), self.max_skipped_rate)
+    def documents(self, split: Role, num: int | None = None, seed: int = 0) -> "Documents":
+        """The documents of a split in their own order, for evaluation; what is random in them as in epoch 0 of `seed`.
+
+        num: so many of the first rows; None takes all.
+        """
+        return Documents(self.row_sources(split), self.max_skipped_rate, num, seed)
 
 
 class DocumentPart(PackingPart):
@@ -174,10 +178,11 @@ class Documents:
     unreadable document raises DataError.
     """
 
-    def __init__(self, sources: list[RowSource], max_skipped_rate: float):
-        self.sources = sources
+    def __init__(self, sources: list[RowSource], max_skipped_rate: float, num: int | None = None, seed: int = 0):
+        self.sources, self.num, self.seed = sources, num, seed
         sizes = [source.length for source in sources]
         total = None if None in sizes else sum(size for size in sizes if size is not None)
+        total = num if total is None else min(total, total if num is None else num)
         self.skipped = SkipLog(None, max_skipped_rate, total, "documents")
 
     def __len__(self) -> int:
@@ -198,15 +203,18 @@ class Documents:
 
     def __iter__(self) -> Iterator[Document]:
         seen = 0
+        for source, number, row in itertools.islice(self._rows(), self.num):
+            seen += 1
+            try:
+                yield source.part.document(*self._seeded(row, number))
+            except Unreadable as err:
+                self.skipped.add(row_key(row, number), str(err), seen)
+        self.skipped.check(seen)
+
+    def _rows(self) -> Iterator[tuple[RowSource, int, Any]]:
         for source in self.sources:
             rows = (source.rows[i] for i in range(source.length)) if source.length is not None else self._stream(source)
-            for number, row in enumerate(rows):
-                seen += 1
-                try:
-                    yield source.part.document(*self._seeded(row, number))
-                except Unreadable as err:
-                    self.skipped.add(row_key(row, number), str(err), seen)
-        self.skipped.check(seen)
+            yield from ((source, number, row) for number, row in enumerate(rows))
 
     def _document(self, source: RowSource, row: Any, number: int) -> Document:
         try:
@@ -216,9 +224,9 @@ class Documents:
 
     def _seeded(self, row: Any, number: int) -> tuple[Any, int]:
         row = row if "key" in row else {**row, "key": str(number)}
-        return row, sample_seed(0, 0, row_key(row, number))
+        return row, sample_seed(self.seed, 0, row_key(row, number))
 
     def _stream(self, source: RowSource) -> Iterator[Any]:
         if hasattr(source.rows, "in_order"):
             return (row for _, row in source.rows.in_order())
-        return source.rows.read(0, 0, 0, 1)
+        return source.rows.read(self.seed, 0, 0, 1)

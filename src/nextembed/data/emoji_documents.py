@@ -18,6 +18,8 @@ from .scenes import Draws
 from .stream import Rows
 from .tables import TablePart, field, words
 
+CACHE_BYTES = 256 * 2**20
+
 # What is asked about the group; the last ones are never trained on, and show whether a model understands the question.
 FORMS: dict[str, tuple[str, ...]] = {
     "train": (
@@ -135,7 +137,10 @@ class EmojiDocuments(TablePart):
 
     def picture(self, row: Any, seed: int | None, loss: bool = True) -> Segment:
         """The emoji on its ground, uint8 [3, H, W]; shifted and scaled where there is a seed. Raises Unreadable."""
-        pixels = self.reader().read(row["folder"].read(field(row, "image")))
+        pixels = row.get("pixels")
+        if pixels is None:
+            pixels = self.reader().read(row["folder"].read(field(row, "image")))
+            row["others"].keep(row, pixels)
         if seed is not None and (self.max_shift or self.max_scale):
             pixels = moved(pixels, Draws(sample_seed(seed, 0, "move")), self.max_shift, self.max_scale, self.background)
         return {"kind": "image", "value": pixels, "loss": loss}
@@ -168,16 +173,26 @@ def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, backg
 
 
 class EmojiRows:
-    """Rows that know the other ones, for documents of two."""
+    """Rows that know the other ones, for documents of two. What has been read once stays in memory while there is room,
+    pictures decoded."""
 
     def __init__(self, rows: Rows):
         self.rows = rows
+        self.kept: dict[int, dict[str, Any]] = {}
+        self.bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
-        return {**self.rows[index], "others": self}
+        if index in self.kept:
+            return self.kept[index]
+        return {**self.rows[index], "others": self, "number": index}
+
+    def keep(self, row: dict[str, Any], pixels: Tensor) -> None:
+        if pixels.nbytes <= self.bytes_left and row["number"] not in self.kept:
+            self.bytes_left -= pixels.nbytes
+            self.kept[row["number"]] = {**row, "image": None, "pixels": pixels}
 
     def another(self, row: Any, draw: Draws) -> Any:
         """Another row; the same one only where there is no other."""

@@ -24,8 +24,8 @@ class Interleaved(TablePart):
     layout: "segments", {"segments": [{"text": ...}, {"image": "a.jpg"}, {"video": "b.mp4"}]}, each with an optional
     "loss"; "obelics", lists `images` and `texts` of one length, one of the two null at each place; "mmc4",
     `text_list` and `image_info` with image_name and matched_text_index. "auto" tells by the columns.
-    images_from: folder of the images that a row names, within the source's. place: of an MMC4 image, before or after the
-    text that it is matched with; "random" draws for each image.
+    images_from: folder of the images that a row names, within the source's. place: of an MMC4 image, before or after
+    the text that it is matched with; "random" draws for each image.
     missing_images: of an image that cannot be read, "skip" leaves its document out (and logs it), "drop" the image
     alone.
     max_images: what comes after so many in a document is left out; null: all. num_frames: of a video.

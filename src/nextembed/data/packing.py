@@ -62,8 +62,8 @@ class State:
     """Where the readers of one rank stand, as JSON or int64 values.
 
     turn: the reader (of this rank) whose documents come next, offset: how many of its stretch are taken. drawn: how
-    many documents each reader has read; readers: for each the epoch and the rows passed of each source. pending: documents
-    that were read and not yet packed.
+    many documents each reader has read; readers: for each the epoch and the rows passed of each source. pending:
+    documents that were read and not yet packed.
     """
 
     def __init__(self, rank: int, world_size: int, num_readers: int, num_sources: int):
@@ -320,7 +320,7 @@ class DocumentLoader(TrainLoader):
             batch = pack(rows, self.length, state.values())
             self._filled += int((batch["document_ids"] > 0).sum())
             self._total += self.size * self.length
-            yield {n: t.pin_memory() for n, t in batch.items()} if self.pinned else batch  # type: ignore[attr-defined,misc]
+            yield cast(Batch, {n: cast(Tensor, t).pin_memory() for n, t in batch.items()}) if self.pinned else batch
 
 
 def first_fit(waiting: list[tuple[DocumentPlace, Encoded]], length: int) -> list[Encoded]:

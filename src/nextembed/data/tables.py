@@ -24,9 +24,10 @@ class TablePart(DocumentPart):
     """Documents of which each is a row of a table that Hugging Face `datasets` can read.
 
     source: a Parquet, JSON-lines (.jsonl), JSON (.json: a list), CSV or text file; a folder of such files named by
-    split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with metadata.jsonl; a hub id; or
-    "emoji" and "glosses", which come with the package. Files that rows name are relative to the folder, and may not lie
-    outside. subset, split, validation, test, where, split_column, streaming, shuffle_buffer: as of `images`.
+    split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with metadata.jsonl; a
+    hub id; or "emoji" and "glosses", which come with the package. Files that rows name are relative to the folder,
+    and may not lie outside. subset, split, validation, test, where, split_column, streaming, shuffle_buffer: as of
+    `images`.
     """
 
     source: str
