@@ -68,7 +68,7 @@ def loaded(folder: str) -> tuple[Any, Any]:
 def rows_of(folder: str, vendor: str, split: str) -> list[dict[str, Any]]:
     """name, group and picture, uint8 [32, 32, 3] on white, of each emoji."""
     data = EmojiDocuments(source=folder, vendor=vendor)
-    table = data.table(split)  # type: ignore[arg-type]
+    table = data.rows(split)  # type: ignore[arg-type]
     found = []
     for i in range(len(table)):
         row = table[i]

@@ -9,7 +9,7 @@ Each setting runs two optimizer steps of the real trainer, on random batches of 
 their own, with one thread:
 
 - rss: growth of the resident set, from after the imports and a first tiny run (which loads what libraries load late) to
-  its highest point (VmHWM, reset through /proc/self/clear_refs; Linux only). glibc keeps freed memory for later, so that
+  its highest point (VmHWM, reset by /proc/self/clear_refs; Linux only). glibc keeps freed memory for later, so that
   its default says little about what was needed: blocks from 64 KiB on go back at once (MALLOC_MMAP_THRESHOLD_,
   MALLOC_TRIM_THRESHOLD_), from one arena. This is the figure that predictions are judged by.
 - allocated: the highest sum of what torch's CPU allocator gave out and not yet got back, from the profiler's memory

@@ -137,7 +137,10 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             best=BEST.get(task),
         )
     trained = trained_parameters(backbone)
-    if trained[0] < trained[1]:
+    if trained[0] == 0:
+        own = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+        progress.say(f"the model is frozen; {own:,} parameters of the objective train")
+    elif trained[0] < trained[1]:
         progress.say(f"{trained[0]:,} of {trained[1]:,} parameters train ({trained[0] / trained[1]:.2%})")
     write_settings(run_dir, config, trained)
     try:

@@ -83,9 +83,8 @@ class Talker:
                 config: Any = AutoConfig.from_pretrained(str(folder))
                 if config.model_type != "emu":
                     raise ConfigError(f"{path} holds a model of type '{config.model_type}', which does not talk")
-                model, info = EmuForConditionalGeneration.from_pretrained(
-                    str(folder), config=config, output_loading_info=True
-                )
+                emu: Any = EmuForConditionalGeneration
+                model, info = emu.from_pretrained(str(folder), config=config, output_loading_info=True)
                 processor = _processor(folder)
                 processor.check(model.config)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
@@ -246,8 +245,8 @@ class Talker:
         self.encode([prompt])
         if paint is None:
             paint = self.decoder_folder() is not None
-        painter = (lambda latents: self.pipeline.paint(latents[None], **options_of_paint)[0]) if paint else None
-        options_of_paint = {"num_inference_steps": options.pop("num_inference_steps", 50)}
+        steps = options.pop("num_inference_steps", 50)
+        painter = (lambda latents: self.pipeline.paint(latents[None], num_inference_steps=steps)[0]) if paint else None
         with self._one_line():
             return generate_document(self.model, self.processor, prompt, paint=painter, **options)
 

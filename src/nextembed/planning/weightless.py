@@ -9,7 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-LOADING_INFO = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+LOADING_INFO: dict[str, Any] = {
+    "missing_keys": set(),
+    "unexpected_keys": set(),
+    "mismatched_keys": set(),
+    "error_msgs": [],
+}
 
 
 @contextlib.contextmanager

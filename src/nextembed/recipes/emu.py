@@ -202,11 +202,9 @@ def emu_emoji_decoder() -> RunConfig:
         name="emu_emoji_decoder",
         data=EmojiDocuments(kinds=KindWeights(caption=0, paint=1, tags=0, question=0, context=0), num_workers=0),
         model=EmuParts(pretrained=EMOJI, max_length=128),
-        objective=VisualDecoderSettings(
-            decoder=PixelDecoder(), standardise=True, regressed_rate=0.5, min_snr_gamma=5.0, ema_decay=0.995
-        ),
-        optim=OptimConfig(base_learning_rate=5e-2, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
-        train=TrainConfig(batch_size=4, max_steps=2000, log_steps=20, save_steps=500),
+        objective=VisualDecoderSettings(decoder=PixelDecoder(), regressed_rate=0.5, ema_decay=0.995),
+        optim=OptimConfig(base_learning_rate=6.4e-2, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
+        train=TrainConfig(batch_size=4, max_steps=2500, log_steps=20, save_steps=500),
         probe=ProbeConfig(enabled=False),
         after=["emu_emoji"],
     )

@@ -77,8 +77,8 @@ def cider(answers: Sequence[Words], references: Sequence[Sequence[Words]], sigma
     """
     frequency: Counter[tuple[str, ...]] = Counter()
     counted = [[ngrams(reference) for reference in group] for group in references]
-    for group in counted:
-        frequency.update({gram for counts in group for gram in counts})
+    for known in counted:
+        frequency.update({gram for counts in known for gram in counts})
     total = math.log(max(1, len(answers)))
 
     def weigh(counts: Counter[tuple[str, ...]]) -> list[dict[tuple[str, ...], float]]:

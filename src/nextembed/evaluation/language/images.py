@@ -61,7 +61,7 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
     """
     folder = next(iter(weights_folders(path).values()))
     transformers: Any = importlib.import_module("transformers")
-    importlib.import_module("....models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("...models.nepa", __package__)  # registers the model with the Auto classes
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type.startswith("vit_nepa"):

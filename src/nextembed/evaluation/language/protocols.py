@@ -77,9 +77,11 @@ class LanguageEval(Config):
     shots: examples in front of each item, from `shots_data` (same format; the training split of COCO; else the other
     items of the same file), chosen at "random", anew for each item, or the most "similar" by the model's own image
     features, the most similar last. shot_images=false leaves their images out (the paper's zero-shot way).
+    instructed: asks as the release asks its instruct-tuned model, not as a pretrained one.
     prompt: text with {image}, {question}, {before}, {text} in it. metric: "vqa" (accuracy beside several annotators),
     "exact" (one answer), null: by the number of references. features: of text_to_image, a NEPA run or a folder with any
-    vision model; null takes the model's own encoder; visual_decoder: its folder, where it is not the checkpoint's. draws: of the bootstrap.
+    vision model; null takes the model's own encoder. visual_decoder: its folder, if not the checkpoint's. draws: of
+    the bootstrap.
     """
 
     task: Task
@@ -96,6 +98,7 @@ class LanguageEval(Config):
     shots_data: str | None = None
     shots_where: dict[str, Any] | None = None
     shot_images: bool = True
+    instructed: bool = False
     prompt: str | None = None
     shot_end: str = "\n"
     max_new_tokens: int | None = Field(None, gt=0)
@@ -120,12 +123,12 @@ class LanguageEval(Config):
         given = {name: getattr(self, name) for name in Decoding._fields if getattr(self, name) is not None}
         return own._replace(**given)
 
-    def template(self, instructed: bool, asks: bool = True) -> str:
+    def template(self, asks: bool = True) -> str:
         """The prompt; asks: whether the items have questions."""
         if self.prompt is not None:
             return self.prompt
         task = self.task if asks or self.task == "text_to_image" else "caption"
-        return (INSTRUCTED if instructed else PLAIN)[task]
+        return (INSTRUCTED if self.instructed else PLAIN)[task]
 
 
 def fill(template: str, example: Example, images: bool = True) -> list[Segment]:

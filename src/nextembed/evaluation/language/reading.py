@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ...data.origins import EMOJI
 from ...errors import ConfigError, DataError, unknown
 from .examples import Example, ImageFolder
 from .layouts import READERS
@@ -20,12 +21,13 @@ MOST_CANDIDATES = 5000  # of a pool made of all answers
 def read_examples(
     settings: LanguageEval, data: str | None = None, where: dict[str, Any] | None = None
 ) -> list[Example]:
-    """All items of a file, in its layout; data, where: in place of the settings'.
+    """All items of a file in its layout, or of "emoji", the sample of the package. data, where: not the settings'.
 
     Raises ConfigError for a file, folder or column that is not there, DataError for one that has not the layout, an
     image that is not there or leads out of its folder, or a text with a special token in it.
     """
-    file = Path(data or settings.data).expanduser()
+    source = data or settings.data
+    file = EMOJI if source == "emoji" else Path(source).expanduser()
     folder = None if settings.images is None else ImageFolder(settings.images)
     if settings.format == "table":
         wanted = settings.where if where is None else where

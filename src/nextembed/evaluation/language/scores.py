@@ -1,5 +1,6 @@
 """What a model scored on a task: values with their intervals, answers, a table and a file."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -84,7 +85,8 @@ def write_json(values: Any, path: str | Path) -> Path:
     except OSError as err:
         raise ConfigError(f"cannot write {path}: {err.strerror or err}") from None
     finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink()
     return path
 
 

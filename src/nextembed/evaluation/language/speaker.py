@@ -1,6 +1,7 @@
 """A loaded Emu model that answers prompts and ranks candidates, in batches."""
 
 import copy
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,25 +49,22 @@ class Speaker:
         if weights not in folders:
             raise ConfigError(unknown(f"{path}: weights", weights, folders))
         folder = folders[weights]
+        importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
         try:
             with no_progress_bar():
-                model, info = EmuForConditionalGeneration.from_pretrained(
+                found: Any = EmuForConditionalGeneration.from_pretrained(
                     str(folder), local_files_only=True, output_loading_info=True
                 )
                 home = folder if (folder / "processor_config.json").is_file() else folders.get("raw", folder)
                 processor = EmuProcessor.from_pretrained(str(home), local_files_only=True)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
             reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-            raise ConfigError(f"cannot load an Emu model from {folder}: {reason}") from None
+            raise ConfigError(f"cannot load an Emu model from {folder}: {reason[:300]}") from None
+        model, info = found
         if missing := sorted(info["missing_keys"]):
             raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         return cls(model.to(device), processor)
-
-    @property
-    def instructed(self) -> bool:
-        """Whether the model knows `[USER]` and `[ASSISTANT]` by training, as far as its configuration says."""
-        return self.model.config.user_token_id is not None
 
     def decode(self, segments: Sequence[Segment], key: str) -> list[Segment]:
         """The segments with their pictures decoded to uint8 [C, H, W].
@@ -172,7 +170,7 @@ class Speaker:
         """One vector [N, E] of unit length for the pictures of each item: the mean over the encoder's tokens."""
         found = []
         for segments, key in zip(pictures, keys, strict=True):
-            frames = []
+            frames: list[Any] = []
             for segment in self.decode(segments, key):
                 value: Any = segment["value"]
                 frames += [value] if segment["kind"] == "image" else value

@@ -54,7 +54,7 @@ def score_language(
     shots = Shots(settings, speaker, items, found)
     if shots.note:
         scores.notes.append(shots.note)
-    template = settings.template(speaker.instructed, any(example.question for example in items))
+    template = settings.template(any(example.question for example in items))
     prompts = [
         with_shots(template, example, shots.of(i, example), settings.shot_images, settings.shot_end)
         for i, example in enumerate(items)
@@ -188,7 +188,8 @@ def paint(
     """Images painted from texts, compared with the real ones in a space of features."""
     pipeline = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
-        emu: Any = importlib.import_module("....models.emu", __package__)
+        importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
+        emu: Any = importlib.import_module("...models.emu", __package__)
         pipeline = emu.EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
         pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     speaker = Speaker(pipeline.model, pipeline.processor)
@@ -196,7 +197,7 @@ def paint(
         space = FeatureSpace(speaker.features_of, "the mean token of the model's own visual encoder")
     else:
         space = feature_space(settings.features)
-    template = settings.template(False)
+    template = settings.template()
     painted, real = [], []
     for part in batches(len(items), settings.batch_size, progress):
         prompts = [[segment["value"] for segment in fill(template, example, images=False)] for example in items[part]]

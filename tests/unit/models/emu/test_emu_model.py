@@ -189,6 +189,10 @@ def test_auto_classes(tmp_path):
     assert type(inner) is EmuModel
     for name, value in model.model.state_dict().items():
         assert torch.equal(inner.state_dict()[name], value), name
+    inner.save_pretrained(tmp_path / "inner")
+    again = AutoModel.from_pretrained(tmp_path / "inner")
+    for name, value in model.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
 
 
 def test_configuration_round_trip(tmp_path):
@@ -196,7 +200,9 @@ def test_configuration_round_trip(tmp_path):
         for language in LANGUAGES:
             one = config(vision, language)
             one.save_pretrained(tmp_path)
-            assert AutoConfig.from_pretrained(tmp_path).to_dict() == one.to_dict()
+            again = AutoConfig.from_pretrained(tmp_path).to_dict()
+            differ = {name for name, value in one.to_dict().items() if again.get(name) != value}
+            assert differ <= {"_name_or_path"}
             assert AutoConfig.from_pretrained(tmp_path).tie_word_embeddings == one.text_config.tie_word_embeddings
 
 
@@ -319,6 +325,7 @@ def test_packed_documents_are_as_alone(language, kind):
 
 def gradients(model, inputs):
     model.zero_grad()
+    torch.manual_seed(0)  # of what a part draws in training (drop path, DINOv3's rescaled positions)
     model(**inputs, labels=labels_of(inputs["input_ids"])).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -390,7 +397,7 @@ def test_text_longer_than_the_context(language):
         model(long)
     with pytest.raises(ValueError, match="60 tokens and 10 new ones make 70, but the language model reads 64"):
         model.generate(long[:, :60], max_new_tokens=10)
-    with pytest.raises(ValueError, match="63 tokens and 4 new ones make 67"):
+    with pytest.raises(ValueError, match="63 tokens and 3 new ones make 66"):
         model.generate_image_embeddings(long[:, :63])
     model(long[:, :64])
     model.generate(long[:, :60], max_new_tokens=4)
