@@ -67,7 +67,7 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
     assert command in {info.name or info.callback.__name__ for info in app.registered_commands}  # type: ignore[union-attr]
     options = [word for word in rest if re.match(r"--?[a-z]", word)]
     assert set(options) <= options_of(command)
-    if command in ("export", "convert", "push"):  # their words are no settings
+    if command in ("export", "convert", "push", "generate", "chat"):  # their words are no settings
         return
     overrides = [word for word in rest if "=" in word]
     if "--task" in rest:
@@ -182,6 +182,12 @@ def test_evaluate_language_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     texts = [text for page, _, text in blocks("python") if page == "docs/evaluate_language.md"]
     assert run_python(texts, monkeypatch)["scores"].num_examples == 1
     assert Path("scores.json").is_file()
+
+
+def test_emu_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_python([text for page, _, text in blocks("python") if page == "docs/emu.md"], monkeypatch)
+    assert names["latents"].shape == (1, 4, 64) and names["ids"].shape[0] == 1
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

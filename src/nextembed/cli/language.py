@@ -50,7 +50,11 @@ def language_settings(task: str, data: str | None, given: dict[str, Any], overri
 
     if data is None:
         raise ConfigError(f"--task {task} needs a file of items: --data FILE")
-    return apply_overrides(validated(LanguageEval, {"task": task, "data": data, **given}), overrides)
+    for word in overrides:
+        if word.startswith("prompt="):  # text as it is: {image} would else be YAML
+            given["prompt"] = word.removeprefix("prompt=")
+    rest = [word for word in overrides if not word.startswith("prompt=")]
+    return apply_overrides(validated(LanguageEval, {"task": task, "data": data, **given}), rest)
 
 
 def _nearest(folder: Path) -> Path:
