@@ -198,6 +198,7 @@ def test_other_models_do_not_fit_the_released_layout(tmp_path):
                        "num_attention_heads": 2, "image_size": 28, "intermediate_size": 16},
         text_config=GPT2Config(vocab_size=300, n_embd=16, n_layer=1, n_head=2),
         causal_former_config={"d_model": 8, "d_kv": 4, "num_heads": 2, "num_layers": 1, "d_ff": 8}, num_image_latents=2,
+        image_token_id=299, image_start_token_id=297, image_end_token_id=298,
     )  # fmt: skip
     EmuForConditionalGeneration(config).save_pretrained(tmp_path / "ours")
     with pytest.raises(ConfigError, match="an EVA-CLIP tower and LLaMA, not blip_2_vision_model and gpt2"):
