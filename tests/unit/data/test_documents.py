@@ -83,7 +83,7 @@ def test_pairs_of_a_table(tmp_path, streaming):
     assert 8 < sum(isinstance(one[0], int) for one in mixed) < 32
     with pytest.raises(ConfigError, match=r"data.text_column: 'word' is not known. Did you mean 'words'"):
         documents(**settings | {"text_column": "word"})
-    with pytest.raises(ConfigError, match="has no {text}"):
+    with pytest.raises(ConfigError, match=r"has no {text}"):
         documents(**settings, prompts=["a"])
     part = DATA.parse(settings | {"num_workers": 0})
     options = {"encode": encode_document, "max_length": 64, "micro_batch_size": 2}
@@ -140,7 +140,7 @@ def test_our_interleaved_lines(tmp_path):
     assert reasons[5] == "no such file" and reasons[6].startswith("not JSON")
     with pytest.raises(DataError, match="unreadable"):
         documents(kind="interleaved", source=source)
-    with pytest.raises(DataError, match="document 1 is unreadable: .*outside"):
+    with pytest.raises(DataError, match=r"document 1 is unreadable: .*outside"):
         found[1]
     dropped = documents(kind="interleaved", source=source, missing_images="drop", max_skipped_rate=1.0)
     assert ["left"] in dropped

@@ -173,7 +173,7 @@ def test_unreadable_documents_are_skipped_named_and_counted(tmp_path):
     assert lines == [{"key": "5", "reason": "no image"}]
     with pytest.raises(DataError, match=r"3 of 40 documents are unreadable \(7.5%\).*1: no image"):
         take(loader(Made(num_workers=1, broken=[1, 2, 3], max_skipped_rate=0.05), skipped_path=tmp_path / "b"), 30)
-    with pytest.raises(DataError, match="unreadable|readable"):
+    with pytest.raises(DataError, match=r"unreadable|readable"):
         take(loader(Made(num_workers=0, num=4, broken=[0, 1, 2, 3], max_skipped_rate=1.0)), 3)
 
 
@@ -215,8 +215,8 @@ def test_cut_documents_keep_whole_images():
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=40))
 def test_first_fit_places_every_document_once(lengths):
     def one(number, length):
-        return Encoded(torch.full((length,), 100 + number), torch.full((length,), 100 + number), torch.ones(length).bool(),
-                       torch.zeros(0, 3, 1, 1))  # fmt: skip
+        ids = torch.full((length,), 100 + number)
+        return Encoded(ids, ids, torch.ones(length).bool(), torch.zeros(0, 3, 1, 1))
 
     waiting = [(DocumentPlace(0, 0, 0, i), one(i, length)) for i, length in enumerate(lengths)]
     rows = []
