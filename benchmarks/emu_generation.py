@@ -1,4 +1,4 @@
-"""Seconds to predict the N latents of an image: the cached loop beside one that runs the whole sequence for each latent.
+"""Seconds to predict the N latents of an image: the cached loop beside whole forward passes, one for each latent.
 
     python benchmarks/emu_generation.py
 

@@ -3,12 +3,14 @@
     python benchmarks/plan_memory.py                    # all settings
     python benchmarks/plan_memory.py --only nepa_bf16   # one of them
 
+The result file is written after each setting; what is in it is not measured again, so a stopped benchmark goes on.
+
 Each setting runs two optimizer steps of the real trainer, on random batches of the planned shape, in processes of
 their own, with one thread:
 
 - rss: growth of the resident set, from after the imports and a first tiny run (which loads what libraries load late) to
-  its highest point (VmHWM, reset through /proc/self/clear_refs; Linux only). glibc keeps freed memory for later, so that
-  its default says little about what was needed: blocks from 64 KiB on are given back at once (MALLOC_MMAP_THRESHOLD_,
+  its highest point (VmHWM, reset by /proc/self/clear_refs; Linux only). glibc keeps freed memory for later, so that
+  its default says little about what was needed: blocks from 64 KiB on go back at once (MALLOC_MMAP_THRESHOLD_,
   MALLOC_TRIM_THRESHOLD_), from one arena. This is the figure that predictions are judged by.
 - allocated: the highest sum of what torch's CPU allocator gave out and not yet got back, from the profiler's memory
   events, in a process of its own since a profiler needs memory, too. It leaves out what kernels take for themselves.
@@ -161,7 +163,11 @@ def compare(name: str) -> dict[str, Any]:
     from nextembed.planning.step import trace_step
 
     step = trace_step(settings_of(SETTINGS[name]), 1, CLASSES)
-    row: dict[str, Any] = {"setting": name, "command": f"nextembed plan {SETTINGS[name]}", "parameters": step.parameters}
+    row: dict[str, Any] = {
+        "setting": name,
+        "command": f"nextembed plan {SETTINGS[name]}",
+        "parameters": step.parameters,
+    }
     row |= {"predicted": step.peak, "by_category": step.memory}
     for measure in ("rss", "allocated"):
         row[measure] = measured(measure, SETTINGS[name])
@@ -179,24 +185,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--output", type=Path, default=RESULT)
+    parser.add_argument("--anew", action="store_true", help="measure again what the result file has")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(*args.child)
         return
+
+    done = {row["setting"]: row for row in json.loads(args.output.read_text())["rows"]} if args.output.is_file() else {}
+    for name in args.only:
+        if name not in done or args.anew:
+            done[name] = compare(name)
+            save(args.output, [done[other] for other in SETTINGS if other in done])
+
+
+def save(file: Path, rows: list[dict[str, Any]]) -> None:
     import torch
 
-    rows = [compare(name) for name in args.only]
     result = {
-        "command": shlex.join(["python", "benchmarks/plan_memory.py", *sys.argv[1:]]),
+        "command": "python benchmarks/plan_memory.py",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "environment": ENVIRONMENT,
         "largest_error": max(abs(row["predicted_over_rss"] - 1) for row in rows),
         "rows": rows,
     }
-    scratch = args.output.with_suffix(".tmp")
+    scratch = file.with_suffix(".tmp")
     scratch.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(scratch, args.output)
+    os.replace(scratch, file)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,14 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .core.config import Part as Part
     from .core.types import Backbone as Backbone
     from .core.types import Batch as Batch
+    from .core.types import Document as Document
     from .core.types import Hidden as Hidden
     from .core.types import Latents as Latents
     from .core.types import Objective as Objective
     from .core.types import ObjectiveOutput as ObjectiveOutput
     from .core.types import Sample as Sample
+    from .core.types import Segment as Segment
+    from .data.documents import DocumentPart as DocumentPart
     from .data.images import ImagePart as ImagePart
     from .data.sources import ImageData as ImageData
     from .errors import ConfigError as ConfigError
@@ -37,6 +40,14 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .export.hub import push_to_hub as push_to_hub
     from .export.int8 import quantize_int8 as quantize_int8
     from .export.layouts import convert as convert
+    from .models.emu import EmuConfig as EmuConfig
+    from .models.emu import EmuForConditionalGeneration as EmuForConditionalGeneration
+    from .models.emu import EmuModel as EmuModel
+    from .models.emu import EmuParts as EmuParts
+    from .models.emu import EmuPipeline as EmuPipeline
+    from .models.emu import EmuProcessor as EmuProcessor
+    from .models.emu import VisualDecoder as VisualDecoder
+    from .models.emu import train_tokenizer as train_tokenizer
     from .models.nepa import NepaModel as NepaModel
     from .models.nepa import ViTNepaBackbone as ViTNepaBackbone
     from .models.nepa import ViTNepaConfig as ViTNepaConfig
@@ -44,6 +55,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .models.nepa import ViTNepaForPreTraining as ViTNepaForPreTraining
     from .models.nepa import ViTNepaForSemanticSegmentation as ViTNepaForSemanticSegmentation
     from .models.nepa import ViTNepaModel as ViTNepaModel
+    from .objectives.emu import EmuSettings as EmuSettings
     from .objectives.latent_decoder import LatentDecoderSettings as LatentDecoderSettings
     from .objectives.latent_decoder import load_decoder as load_decoder
     from .objectives.next_embedding import NextEmbedding as NextEmbedding
@@ -61,7 +73,8 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
 _PUBLIC = {
     "run": "Run RunConfig fit",
     "core.config": "DATA MODELS OBJECTIVES Config Part",
-    "core.types": "Backbone Batch Hidden Latents Objective ObjectiveOutput Sample",
+    "core.types": "Backbone Batch Document Hidden Latents Objective ObjectiveOutput Sample Segment",
+    "data.documents": "DocumentPart",
     "data.images": "ImagePart",
     "data.sources": "ImageData",
     "errors": "ConfigError DataError NextEmbedError TrainingError",
@@ -73,8 +86,11 @@ _PUBLIC = {
     "export.hub": "push_to_hub",
     "export.int8": "quantize_int8",
     "export.layouts": "convert",
+    "models.emu": "EmuConfig EmuForConditionalGeneration EmuModel EmuParts EmuPipeline EmuProcessor VisualDecoder"
+    " train_tokenizer",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaForSemanticSegmentation ViTNepaModel",
+    "objectives.emu": "EmuSettings",
     "objectives.latent_decoder": "LatentDecoderSettings load_decoder",
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
     "planning.plan": "Plan plan",
@@ -104,3 +120,4 @@ def __dir__() -> list[str]:
 if "nextembed_cli" not in sys.modules:  # the command loads models when it needs them, see nextembed_cli.py
     importlib.import_module(".models.nepa", __name__)
     importlib.import_module(".models.nepa_spt", __name__)
+    importlib.import_module(".models.emu", __name__)

@@ -27,6 +27,7 @@ from .data.stream import advance
 from .errors import ConfigError, DataError
 from .evaluation.classify import METRIC
 from .evaluation.finetuned import quick_score, score_checkpoint
+from .evaluation.held_out import held_out_loss
 from .evaluation.loading import load_data, probe_checkpoint
 from .evaluation.probes import ProbeConfig, QuickProbe
 from .evaluation.segment import METRIC as SEGMENT_METRIC
@@ -132,11 +133,14 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             num_samples=num_samples(loader),
             image_processor=processor_of(builder),
             callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
-            probe=online_probe(config, backbone, progress.say),
+            probe=online_probe(config, builder, backbone, progress.say),
             best=BEST.get(task),
         )
     trained = trained_parameters(backbone)
-    if trained[0] < trained[1]:
+    if trained[0] == 0:
+        own = sum(p.numel() for p in objective.parameters() if p.requires_grad)
+        progress.say(f"the model is frozen; {own:,} parameters of the objective train")
+    elif trained[0] < trained[1]:
         progress.say(f"{trained[0]:,} of {trained[1]:,} parameters train ({trained[0] / trained[1]:.2%})")
     write_settings(run_dir, config, trained)
     try:
@@ -280,11 +284,22 @@ def run_warnings(lines: list[dict[str, Any]]) -> list[str]:
     return [text for text in found if not (warming_up and text.startswith("copying"))]
 
 
-def online_probe(config: RunConfig, backbone: Any, say: Say) -> Probe | None:
-    """What runs every `train.probe_steps`: the quick probe of pretraining, a classifier's validation accuracy; None,
-    said in one line, where the data has no labels to probe on."""
-    if config.train.probe_steps is None or not distributed.is_main() or config.objective.task == "multimodal":
+def online_probe(config: RunConfig, builder: Any, backbone: Any, say: Say) -> Probe | None:
+    """What runs every `train.probe_steps`: the quick probe of pretraining, a classifier's validation accuracy, Emu's
+    losses on validation documents; None, said in one line, where the data has nothing to probe on."""
+    if config.train.probe_steps is None or not distributed.is_main():
         return None
+    if config.objective.task == "multimodal":
+        if config.objective.kind != "emu":
+            raise ConfigError(f"train.probe_steps: there is nothing to probe while {config.objective.kind} trains")
+        rows = config.train.micro_batch(distributed.world_size())
+        objective: Any = config.objective
+        try:
+            arguments = builder.loader_arguments(backbone)
+            return held_out_loss(config.data, rows=rows, objective=objective.build(backbone), **arguments)
+        except (ConfigError, DataError) as err:
+            say(f"no validation loss during training: {err}")
+            return None
     if config.objective.task == "classification":
         return quick_score(config.data, config.probe, backbone.config)
     if config.objective.task == "segmentation":

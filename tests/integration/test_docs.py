@@ -12,7 +12,9 @@ from PIL import Image
 import nextembed
 from nextembed import recipes
 from nextembed.cli import app
+from nextembed.cli.language import language_settings
 from nextembed.core.config import apply_overrides
+from nextembed.evaluation.language import LanguageEval
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*.md"))]
@@ -68,6 +70,10 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
     if command in ("export", "convert", "push"):  # their words are no settings
         return
     overrides = [word for word in rest if "=" in word]
+    if "--task" in rest:
+        task = rest[rest.index("--task") + 1]
+        assert isinstance(language_settings(task, "items.jsonl", {}, overrides), LanguageEval)
+        return
     named = [word for word in rest if "=" not in word and not word.startswith("-")]
     if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
         config = apply_overrides(recipes.load(named[0]), overrides)
@@ -166,6 +172,16 @@ def test_segmentation_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     names = run_python([text for page, _, text in blocks("python") if page == "docs/segmentation.md"], monkeypatch)
     assert names["classes"].shape == (20, 20)
     assert {answer["label"] for answer in names["answers"]} <= set(names["model"].config.label2id)
+
+
+def test_evaluate_language_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nextembed.fit(tiny(recipes.emu.emu_emoji(), name="emu_emoji"))
+    Image.new("RGB", (20, 20), "red").save("a.png")
+    Path("captions.jsonl").write_text('{"image": "a.png", "captions": ["a red square", "red"]}\n')
+    texts = [text for page, _, text in blocks("python") if page == "docs/evaluate_language.md"]
+    assert run_python(texts, monkeypatch)["scores"].num_examples == 1
+    assert Path("scores.json").is_file()
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The released Emu layouts, converted, against the reference values: base, and instructed with its LoRA merged or kept."""
+"""The released Emu layouts, converted, against the reference values: base; instructed, its LoRA merged or kept."""
 
 import json
 

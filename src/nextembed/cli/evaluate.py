@@ -68,7 +68,7 @@ def probe_settings(target: str, source: str | None, overrides: list[str]) -> "Ru
 
 @app.command()
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A fine-tuned run, checkpoint or model.")],
+    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
     overrides: Settings = None,
     data: Annotated[
         str | None,
@@ -81,20 +81,55 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where the scores go; RUN/scores.json if left out."),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Of an Emu model: caption, vqa, video_qa, retrieval or text_to_image."),
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(metavar="DIR", help="With --task: the folder of images; that of the file if left out.")
+    ] = None,
+    annotations: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --task: answers of VQA, relevance of VisDial.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option("--format", help="With --task: table, coco, vqav2, okvqa, vizwiz, visdial or mmvet.")
+    ] = "table",
+    shots: Annotated[int, typer.Option(metavar="K", help="With --task: solved examples in front of each item.")] = 0,
+    choose: Annotated[str, typer.Option(help="With --task: shots at random, or similar ones.")] = "random",
+    paintings: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --task text_to_image: keeps the painted images.")
+    ] = None,
 ) -> None:
-    """Score a fine-tuned model on labelled images.
+    """Score a fine-tuned model on labelled images, or with --task an Emu model on captions, questions or paintings.
 
-    Top-1 and top-5, accuracy of each class, most frequent confusions; a run is scored with its best weights. Settings
-    are those of the run: data.where={vendor: noto}, probe.num_test=50000, ...
+    Of a classifier: top-1 and top-5, accuracy of each class, most frequent confusions; a run is scored with its best
+    weights. Settings are those of the run: data.where={vendor: noto}, probe.num_test=50000, ...
+    With --task, settings are those of the evaluation: columns.references=name, where.split=test, num_examples=100,
+    prompt="{image} It shows", num_beams=1, ...
     """
+    if split not in (None, "test", "validation", "train") and task is None:
+        raise ConfigError(f"--split {split}: it is one of test, validation, train")
+    given = {"images": images, "annotations": annotations, "split": split, "shots": shots or None}
+    given |= {"choose": None if choose == "random" else choose, "format": None if layout == "table" else layout}
+    if task is not None:
+        from .language import evaluate_language
+
+        evaluate_language(target, task, data, {k: v for k, v in given.items() if v}, overrides or [], output, paintings)
+        return
+    if strange := [name for name, value in given.items() if value is not None and name != "split"]:
+        raise ConfigError(f"--{strange[0]} needs --task")
+    evaluate_classifier(target, overrides or [], data, split, output)
+
+
+def evaluate_classifier(
+    target: str, overrides: list[str], data: str | None, split: str | None, output: Path | None
+) -> None:
     from rich.console import Console
 
     from ..core.run_folder import run_folder
     from ..evaluation.finetuned import SPLITS, score_checkpoint
 
-    if split not in (None, *SPLITS, "train"):
-        raise ConfigError(f"--split {split}: it is one of test, validation, train")
-    config = probe_settings(target, data, overrides or [])
+    config = probe_settings(target, data, overrides)
     splits = (split,) if split else (*SPLITS, "train") if data is not None else SPLITS
     scores = score_checkpoint(target, config.data, config.probe, splits)
     Console().print(scores.render())

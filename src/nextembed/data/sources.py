@@ -200,8 +200,9 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more
         tarfile.TarError,
     ) as err:
         if "corresponds to no data" in str(err):
+            kind = "images" if origin.builder == "imagefolder" else "rows"
             raise ConfigError(
-                f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no rows"
+                f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no {kind}"
             ) from None
         reason = str(err.__cause__ or err).strip().splitlines() or [type(err).__name__]
         what = "on the hub or as a local path" if origin.files is None else "as " + origin.builder

@@ -68,8 +68,8 @@ def convert_emu(
 ) -> Converted:
     """Writes an Emu checkpoint in the other layout; peak memory is that of its largest tensor, whatever its size.
 
-    source: a released folder (`multimodal_encoder/` and its neighbours), a released file, or a folder of ours. target: a
-    new folder. tokenizer: `tokenizer.model`, or a folder of one, of the language model; None takes the one in the
+    source: a released folder (`multimodal_encoder/` and its neighbours), a released file, or a folder of ours. target:
+    a new folder. tokenizer: `tokenizer.model`, or a folder of one, of the language model; None takes the one in the
     source's folder, if any. adapter: LoRA goes into the weights, or beside them as a peft adapter in `adapter/`.
     lora_alpha: None is the release's, 16. dtype: "bf16", "float16", "float32"; None leaves each tensor as it is.
     known: what shapes do not tell: heads, vision_heads, relative_max_distance.
@@ -240,9 +240,9 @@ def _write_adapter(
 ) -> None:
     """LoRA as peft saves it: `PeftModel.from_pretrained(model, folder)` puts it on the model."""
     folder.mkdir()
-    names = {
-        f"base_model.model.{l.removesuffix('.weight')}.lora_{side}.weight": n for (l, side), n in mapped.lora.items()
-    }
+    names = {}
+    for (layer, side), name in mapped.lora.items():
+        names[f"base_model.model.{layer.removesuffix('.weight')}.lora_{side}.weight"] = name
     plan = {ours: Planned(state.infos[n].shape, dtype or state.infos[n].dtype) for ours, n in names.items()}
     write_file(folder / "adapter_model.safetensors", plan, names, lambda ours: state.read(names[ours]))
     layers = sorted({layer.split(".")[-2] for layer, _ in mapped.lora})

@@ -66,7 +66,8 @@ def write_sharded(
     groups = split(plan, max_bytes)
     if len(groups) == 1:
         return [write_file(folder / "model.safetensors", plan, groups[0], make)]
-    files, places = [], {}
+    files: list[Path] = []
+    places: dict[str, str] = {}
     for number, names in enumerate(groups, 1):
         file = folder / f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         files.append(write_file(file, plan, names, make))

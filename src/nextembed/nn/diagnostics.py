@@ -126,7 +126,10 @@ def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
     rows = [row for row in history if "cos_next" in row]
     decoded = [row for row in history if "psnr" in row]
     if decoded and not rows:
-        found, flat = decoded[-1]["psnr"], decoded[-1].get("psnr_flat", math.nan)
+        found, flat = decoded[-1]["psnr"], decoded[-1].get("psnr_flat")
+        if flat is None:
+            sentence = "A noisy training image is cleaned in one step with a PSNR of"
+            return Verdict("decoder", f"{sentence} {found:.1f} dB, over all noise levels; look at what it paints.")
         sentence = f"Pixels are read back from a frozen model with a PSNR of {found:.1f} dB on training images"
         return Verdict("decoder", f"{sentence}; the mean colour of each patch would reach {flat:.1f} dB.")
     if not rows:

@@ -28,8 +28,9 @@ class VisualDecoderSettings(Part):
     drop_rate: so often the latents of the empty prompt stand in for the image's own, for guidance when painting.
     regressed_rate: so often it paints from latents that the model generates from what stands before the image in its
         document, as it will have to; only images with something before them. Slower: N passes for each batch.
-    standardise: the UNet reads latents shifted and scaled by their mean and spread, measured on the first batch; this
-        is folded into its weights when they are saved.
+    standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the first
+        batch, which learns faster; it is folded into the weights when they are saved, so that the decoder takes latents
+        as they are (and a decoder that is trained further begins as the one it was).
     min_snr_gamma: limits the weight of noise levels (5 in the paper); null: all weigh the same.
     ema_decay: of averaged UNet weights, which are the ones that are saved; null: does not average.
     gradient_checkpointing: of the UNet.
@@ -43,7 +44,7 @@ class VisualDecoderSettings(Part):
     decoder: DecoderPart = Field(default_factory=lambda: DECODERS.parse("pixels"))
     drop_rate: float = Field(0.1, ge=0, lt=1)
     regressed_rate: float = Field(0.0, ge=0, le=1)
-    standardise: bool = False
+    standardise: bool = True
     min_snr_gamma: float | None = Field(None, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     gradient_checkpointing: bool = False
@@ -154,6 +155,9 @@ class VisualDecoding(Objective):
         spread = (second / number - mean.square()).clamp(min=0).sqrt()
         self.center.copy_(mean)
         self.spread.copy_(spread.clamp(min=1e-3 * spread.mean() + 1e-8))  # a channel that is always the same stays so
+        if self.settings.standardise and self.decoder.knows_latents:
+            for unet in (self.decoder.unet, *([] if self.ema is None else [self.ema])):
+                self.decoder.fold_standardisation(-self.center / self.spread, 1 / self.spread, unet)
         self.measured.fill_(True)
 
     @torch.no_grad()

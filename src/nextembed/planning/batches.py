@@ -70,7 +70,9 @@ def _documents(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     vision = numbers.vision_config
     side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
     batch: Any = {name: value[None].expand(size, -1) for name, value in row.items()}
-    batch["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), side, side).expand(size * images, -1, -1, -1)
+    batch["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), side, side).expand(
+        size * images, -1, -1, -1
+    )
     return cast(Batch, batch)
 
 

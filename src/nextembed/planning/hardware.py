@@ -26,7 +26,7 @@ PEAKS = {
 
 
 def peak_tflops(device: str | float, precision: str) -> float:
-    """TFLOP/s of a preset's name, or a number as it is. Raises ConfigError for another name, or a number not above 0."""
+    """TFLOP/s of a preset's name, or a number as it is. Raises ConfigError for anything else."""
     if str(device).lower() in PEAKS:  # also 4090
         return getattr(PEAKS[str(device).lower()], precision)
     try:

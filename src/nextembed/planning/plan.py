@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..core.config import apply_overrides
 from ..errors import ConfigError
@@ -107,7 +107,7 @@ def plan(
         utilisation=utilisation,
         hours=None if steps is None else steps * flops / (devices * tflops * 1e12 * utilisation) / 3600,
         verdict=found,
-        advice=[] if found == "fits" else list(advise(config, devices, room, classes)),
+        advice=[] if found == "fits" else list(advise(config, devices, room, classes, step.peak)),
         assumptions=list(assumed(config, step, classes)),
     )
 
@@ -131,8 +131,8 @@ def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
         yield "frozen parameters have neither gradients nor optimizer state"
 
 
-def advise(config: RunConfig, devices: int, room: int, classes: int) -> Iterator[str]:
-    """What would make the run fit, in plain words; each was traced."""
+def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int) -> Iterator[str]:
+    """What would make the run fit, in plain words; each was traced. whole: the peak of the run as it is."""
     share = config.train.batch_size // devices
 
     def peak(*changes: str) -> int | None:
@@ -153,8 +153,13 @@ def advise(config: RunConfig, devices: int, room: int, classes: int) -> Iterator
         smaller = smaller[1:]  # batch norms need two
     if low is not None:
         best, needs = smaller[0], low
-        if judge(low, room) == "fits":
-            best, needs = _largest(smaller, low, room, lambda m: peak(f"train.micro_batch_size={m}"))
+        # The peak grows evenly with the batch: where it would meet the room is traced, and smaller ones if need be.
+        slope = (whole - low) / (now - best)
+        for size in reversed([m for m in smaller if judge(int(low + slope * (m - smaller[0])), room) == "fits"]):
+            found = low if size == smaller[0] else peak(f"train.micro_batch_size={size}")
+            if found is not None and judge(found, room) == "fits":
+                best, needs = size, found
+                break
         yield said("smaller micro batches, the gradient accumulated", f"train.micro_batch_size={best}", needs)
     tried: list[str] = []
     changes = [("activations computed again in the backward pass", "train.gradient_checkpointing=true",
@@ -173,20 +178,6 @@ def advise(config: RunConfig, devices: int, room: int, classes: int) -> Iterator
         lora = f"train.lora={{rank: 8, targets: {_has_lora(config)}}}"
         if (needs_now := peak(lora)) is not None:
             yield said("adapters of low rank in place of all weights", lora, needs_now)
-
-
-def _largest(sizes: list[int], low: int, room: int, peak: Any) -> tuple[int, int]:
-    """The largest of rising micro batch sizes that fits, by bisection, and its peak; the first one (peak `low`) does."""
-    best, needs = sizes[0], low
-    left, right = 1, len(sizes) - 1
-    while left <= right:
-        middle = (left + right) // 2
-        found = peak(sizes[middle])
-        if found is not None and judge(found, room) == "fits":
-            best, needs, left = sizes[middle], found, middle + 1
-        else:
-            right = middle - 1
-    return best, needs
 
 
 def _has_lora(config: RunConfig) -> str:

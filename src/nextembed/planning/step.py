@@ -74,6 +74,7 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
             adapt(model, train.attn_implementation, train.gradient_checkpointing, train.freeze, train.lora, config.seed)
         to_fake(model)
+        sizes = quantized(model, getattr(config.model, "quantize", None))
         averages = EmaWeights(train.ema_decay) if train.ema_decay is not None else None
         if averages is not None:
             averages.start(backbone)
@@ -83,6 +84,8 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         optimizer = with_gradients_and_state(model, config)
         inputs = {name: known.fake(value) for name, value in cast(Any, batch).items()}
         place(trace, model, optimizer, averages, inputs, accumulation if train.device == "cpu" else 1)
+        for param, size in sizes.items():
+            trace.move(param, WEIGHTS, size)
         if accumulation == 1:
             optimizer.zero_grad(set_to_none=True)
         with trace:
@@ -93,15 +96,17 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
             loss = output.loss_sum.sum() * 0.5
             kept = trace.now[ACTIVATIONS] + trace.now[CASTS]
             loss.backward()
-    step = Step(micro, accumulation, *counted(model))
     memory = {name: round(trace.shares.get(name, 1.0) * size) for name, size in trace.peak.items()}
+    if sizes:  # one layer at a time is unpacked
+        memory[CASTS] = memory.get(CASTS, 0) + 2 * max(param.numel() for param in sizes)
     memory["communication"] = communication(model, config, devices)
-    return Step(micro, accumulation, *counted(model), memory, kept, trace.flops) if memory else step
+    return Step(micro, accumulation, *counted(model), memory, kept, trace.flops)
 
 
 @contextlib.contextmanager
 def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[None]:
-    """Fake tensors are on the CPU, whose autocast and attention keep what those of a GPU keep. Ways that only a CPU goes
+    """Fake tensors are on the CPU, whose autocast and attention keep what those of a GPU keep. Ways that
+    only a CPU goes
     are left out unless the run is for one."""
     with contextlib.nullcontext() if device == "cpu" else as_on_accelerator(), fake, known:
         yield
@@ -110,9 +115,30 @@ def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[No
 def build_weightless(config: RunConfig, num_classes: int) -> Any:
     """The run's backbone on torch's meta device; a classifier gets as many classes as its settings say."""
     model = cast(Any, config.model)
+    if getattr(model, "quantize", None) is not None:  # the packing itself is for `quantized`: it needs no bitsandbytes
+        model = model.model_copy(update={"quantize": None})
     names = [] if task_of(config) not in ("classification", "segmentation") else [class_names(config, num_classes)]
     with weightless():
         return model.build(*names)
+
+
+def quantized(model: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]:
+    """Bytes of the weights that `model.quantize` ("4bit", "8bit") packs: frozen linear layers of the language model but
+    its output. A block of 64 numbers of 4 bits has a float32 scale, a row of 8 bits too. They are computed
+    with in bf16.
+    """
+    language: Any = getattr(getattr(getattr(model, "backbone", None), "model", None), "language_model", None)
+    if quantize is None or language is None:
+        return {}
+    head, packed = language.get_output_embeddings(), {}
+    for layer in language.modules():
+        if isinstance(layer, nn.Linear) and layer is not head and not layer.weight.requires_grad:
+            layer.weight = nn.Parameter(torch.empty(layer.weight.shape, dtype=torch.bfloat16), requires_grad=False)
+            rows, numbers = layer.weight.shape[0], layer.weight.numel()
+            packed[layer.weight] = (
+                numbers // 2 + numbers // 64 * FLOAT if quantize == "4bit" else numbers + rows * FLOAT
+            )
+    return packed
 
 
 def class_names(config: RunConfig, num_classes: int) -> list[str]:
@@ -179,10 +205,11 @@ def communication(model: PretrainingModel, config: RunConfig, devices: int) -> i
 def counted(model: PretrainingModel) -> tuple[int, int, dict[str, int]]:
     """Parameters, those that train, and parameters by part."""
     params = list(model.parameters())
-    part: Any = model.backbone
-    while len(inner := [m for m in part.children() if any(True for _ in m.parameters())]) == 1:
-        part = inner[0]
-    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in part.named_children()}
+    backbone: Any = model.backbone
+    children = dict(backbone.named_children())
+    trunk = children.pop(getattr(backbone, "base_model_prefix", ""), None)
+    children |= dict(trunk.named_children()) if trunk is not None else {}
+    parts = {name: sum(p.numel() for p in child.parameters()) for name, child in children.items()}
     parts["objective"] = sum(p.numel() for p in model.objective.parameters())
     trained = sum(p.numel() for p in params if p.requires_grad)
     return sum(p.numel() for p in params), trained, {name: size for name, size in parts.items() if size}

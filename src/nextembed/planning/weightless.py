@@ -1,4 +1,4 @@
-"""Models without weights: built as a run builds them, but nothing is drawn, downloaded or read except configurations."""
+"""Models without weights: built as a run builds them, but nothing is drawn or read but configurations."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,13 +9,18 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-LOADING_INFO = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set(), "error_msgs": []}
+LOADING_INFO: dict[str, Any] = {
+    "missing_keys": set(),
+    "unexpected_keys": set(),
+    "mismatched_keys": set(),
+    "error_msgs": [],
+}
 
 
 @contextlib.contextmanager
 def weightless() -> Iterator[None]:
-    """Inside, new modules have shapes only (torch's meta device), and `from_pretrained` of Hugging Face models gives the
-    architecture of a checkpoint in its dtype: a folder or hub id of which only config.json is read."""
+    """Inside, new modules have shapes only (torch's meta device), and `from_pretrained` of Hugging Face models gives
+    the architecture of a checkpoint in its dtype: a folder or hub id of which only config.json is read."""
     with torch.device("meta"), patch.object(PreTrainedModel, "from_pretrained", classmethod(_architecture)):
         yield
 
@@ -32,9 +37,11 @@ def _architecture(cls: Any, name: str, *args: Any, config: Any = None, **kwargs:
     if quantization is not None:
         model.config.quantization_config = quantization
     model.eval()
-    return (model, {name: type(value)() for name, value in LOADING_INFO.items()}) if kwargs.get(
-        "output_loading_info"
-    ) else model
+    return (
+        (model, {name: type(value)() for name, value in LOADING_INFO.items()})
+        if kwargs.get("output_loading_info")
+        else model
+    )
 
 
 def to_fake(module: nn.Module) -> None:

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from ..nn.diagnostics import verdict
-from . import scores
+from . import multimodal, scores
 from .charts import render_charts
 from .inside_page import inside_sections
 from .overlays import overlay_sections, segment_header, segment_training
@@ -31,6 +31,16 @@ NUM_SKIPPED = 50
 
 def render(view: RunView) -> str:
     """The whole page."""
+    if view.task == "multimodal":
+        sections = [
+            multimodal.header(view, WORDS),
+            multimodal.spoken(view) if (view.config.get("objective") or {}).get("kind") == "emu" else "",
+            _curves(view),
+            _warnings(view),
+            _skipped(view),
+            _settings(view),
+        ]
+        return _page(view, sections)
     if view.task != "pretraining":
         sections = [
             scores.before_curves(view),
@@ -60,7 +70,8 @@ def _page(view: RunView, sections: list[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(view.name)} - nextembed</title><style>{CSS}{scores.CSS}</style></head><body><main>"
+        f"<title>{escape(view.name)} - nextembed</title>"
+        f"<style>{CSS}{scores.CSS}{multimodal.CSS}</style></head><body><main>"
         + "\n".join(section for section in sections if section)
         + '<footer class="soft">Written by <code>nextembed report</code>; this file needs nothing else.</footer>'
         "</main></body></html>\n"

@@ -80,7 +80,7 @@ def read_run(
     segments = is_segmentation(view.config)
     if (task := task_of(view.config)) != "pretraining" and not segments:
         view.task, view.scores = task, _read_json(folder / "scores.json")
-        view.model_config = _model_config(view)
+        view.model_config = _model_config(view) if task != "multimodal" else None
         return view
     if view.probes is None and not segments and (view.config.get("probe") or {}).get("enabled", True):
         view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")

@@ -172,9 +172,12 @@ class ProgressBar(TrainerCallback):
 
 def summary(logs: dict[str, float]) -> str:
     """One line of what matters in a logging step."""
-    names = {"loss": "loss {:.4f}", "cos_gap": "gap {:+.3f}", "images_per_second": "{:.0f} images/s"}
+    what = "rows" if "text_loss" in logs else "images"
+    names = {"loss": "loss {:.4f}", "text_loss": "text {:.3f}", "regression_loss": "latents {:.4f}"}
+    names |= {"cos_gap": "gap {:+.3f}", "images_per_second": f"{{:.0f}} {what}/s"}
     names |= {"probe/knn": "kNN {:.1%}", "probe/linear": "linear {:.1%}"}
     names |= {"eval/accuracy": "accuracy {:.1%}", "eval/ema_accuracy": "EMA {:.1%}", "eval/miou": "mIoU {:.1%}"}
+    names |= {"eval/text_loss": "validation text {:.3f}", "eval/regression_loss": "latents {:.4f}"}
     return "  ".join(form.format(logs[n]) for n, form in names.items() if n in logs)
 
 

@@ -76,9 +76,6 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
     """
     every = list(model.named_parameters())
     named = [(n, p) for n, p in every if p.requires_grad]
-    for part in config.part_lr_rates:
-        if not any(f".{part}." in f".{name}." for name, _ in every):
-            raise ConfigError(unknown("optim.part_lr_rates: part", part, {w for n, _ in every for w in n.split(".")}))
     num_layers = 1 + max((i for n, _ in every if (i := _layer(n)) is not None), default=-1)  # frozen layers count
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, param in named:
@@ -93,6 +90,15 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
         {"params": params, "lr": rate, "weight_decay": decay, "below_top": -above}
         for (rate, decay, above), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
+
+
+def check_parts(model: nn.Module, config: OptimConfig) -> None:
+    """Raises ConfigError if `part_lr_rates` names what the model does not have."""
+    names = [name for name, _ in model.named_parameters()]
+    for part in config.part_lr_rates:
+        if not any(f".{part}." in f".{name}." for name in names):
+            words = {word for name in names for word in name.split(".") if not word.isdigit()}
+            raise ConfigError(unknown("optim.part_lr_rates: part", part, words))
 
 
 def _layer(name: str) -> int | None:

@@ -33,7 +33,7 @@ from ..errors import ConfigError, DataError, MissingExtra, TrainingError
 from . import checkpoint
 from .adapt import LoraSettings, adapt, compile_model, shard
 from .callbacks import EmaWeights, Interrupted, OnlineProbe, StopSignals
-from .optim import OptimConfig, build_optimizer, build_scheduler
+from .optim import OptimConfig, build_optimizer, build_scheduler, check_parts
 
 Advance = Callable[[dict[str, Any] | None, Tensor], dict[str, Any]]
 
@@ -231,6 +231,7 @@ class PretrainTrainer(Trainer):
             own.append(self.probe)
         args = training_arguments(config, optim, run_dir, seed, config.num_steps(num_samples))
         adapt(model, config.attn_implementation, config.gradient_checkpointing, config.freeze, config.lora, seed)
+        check_parts(model, optim)
         shard(args, model)
         super().__init__(model=model, args=args, callbacks=[*own, *callbacks])
         self.remove_callback(PrinterCallback)

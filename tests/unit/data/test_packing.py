@@ -216,7 +216,8 @@ def test_cut_documents_keep_whole_images():
 def test_first_fit_places_every_document_once(lengths):
     def one(number, length):
         ids = torch.full((length,), 100 + number)
-        return Encoded(ids, ids, torch.ones(length).bool(), torch.zeros(0, 3, 1, 1))
+        return Encoded(ids, ids.clone(), torch.ones(length).bool(),
+                       torch.zeros(0, 3, 1, 1))  # fmt: skip
 
     waiting = [(DocumentPlace(0, 0, 0, i), one(i, length)) for i, length in enumerate(lengths)]
     rows = []

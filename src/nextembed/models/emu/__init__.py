@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining, AutoProcessor
 
+from .. import nepa  # noqa: F401  registers what an encoder of ours is
 from .configuration_emu import EmuConfig
 from .modeling_emu import EmuForConditionalGeneration, EmuModel, EmuPreTrainedModel
 from .pipeline_emu import EmuPipeline

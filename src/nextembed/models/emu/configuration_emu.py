@@ -64,6 +64,12 @@ class EmuConfig(PreTrainedConfig):
             raise ValueError(f"connector 'pooled_grid' needs a square number of latents, not {num_image_latents}")
         self.vision_config = as_config(vision_config, eva_clip_config)
         self.text_config = as_config(text_config, llama_13b_config)
+        vocabulary = getattr(self.text_config, "vocab_size", None)
+        named = {"image_token_id": image_token_id, "image_start_token_id": image_start_token_id,
+                 "image_end_token_id": image_end_token_id}  # fmt: skip
+        for name, number in named.items():
+            if vocabulary is not None and not 0 <= number < vocabulary:
+                raise ValueError(f"{name} {number} is not in the vocabulary of {vocabulary}")
         self.causal_former_config = former_config(causal_former_config)
         self.connector = connector
         self.num_image_latents = num_image_latents

@@ -28,6 +28,8 @@ class CausalFormer(nn.Module):
             cross.v = nn.Linear(encoder_width, inner, bias=False)
             for matrix in (cross.k, cross.v):
                 nn.init.normal_(matrix.weight, std=encoder_width**-0.5)
+                if not matrix.weight.is_meta:  # else T5Stack draws them once more, as any matrix of its own: by 1
+                    matrix._is_hf_initialized = True
         self.stack = stack
         self.projection = nn.Linear(config.d_model, width)
 

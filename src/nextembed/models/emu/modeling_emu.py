@@ -14,7 +14,6 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTr
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
-from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.utils import ModelOutput
 
 from ...core.types import IGNORE_LABEL
@@ -67,9 +66,6 @@ class EmuPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, CausalFormer):
             init.normal_(module.causal_tokens, std=self.config.initializer_range)
-        elif isinstance(module, T5Attention):
-            for matrix in (module.k, module.v):  # of cross-attention they are as wide as the encoder
-                init.normal_(matrix.weight, std=matrix.in_features**-0.5)
         else:
             super()._init_weights(module)
 
@@ -95,6 +91,16 @@ class EmuModel(EmuPreTrainedModel):
         )
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As of any model; also from a folder of `EmuForConditionalGeneration`.
+
+        transformers 5.24 takes `model.language_model.model` for an old layout of its own and drops a part of it; the
+        prefix goes before it looks.
+        """
+        kwargs.setdefault("key_mapping", {r"^model\.": ""})
+        return super().from_pretrained(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -112,8 +118,20 @@ class EmuModel(EmuPreTrainedModel):
         return self.visual_norm(found.last_hidden_state if layer is None else found.hidden_states[layer])
 
     def image_latents(self, pixel_values: Tensor) -> Tensor:
-        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]."""
+        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]. Raises ValueError for another shape."""
+        config = self.config
+        wanted = [config.num_channels, config.image_size, config.image_size]
+        if pixel_values.ndim != 4 or list(pixel_values.shape[1:]) != wanted:
+            asked = f"[I, {', '.join(map(str, wanted))}]"
+            raise ValueError(f"images are {asked}, not {list(pixel_values.shape)}")
         return self.connector(self.visual_features(pixel_values))
+
+    def check_length(self, length: int, num_new: int = 0) -> None:
+        """Raises ValueError if a text, with what is to follow it, is longer than the language model reads."""
+        most = getattr(self.config.text_config, "max_position_embeddings", None)
+        if most is not None and length + num_new > most:
+            new = f" and {num_new} new ones make {length + num_new}" if num_new else ""
+            raise ValueError(f"{length} tokens{new}, but the language model reads {most}")
 
     def embed(self, input_ids: Tensor, image_latents: Tensor | None = None) -> Tensor:
         """Token embeddings [B, T, D] with the latents [I, N, D] in the `<image>` positions, in reading order.
@@ -151,10 +169,15 @@ class EmuModel(EmuPreTrainedModel):
         """
         latents = None
         if inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("a model reads input_ids or inputs_embeds")
             if pixel_values is not None and len(pixel_values):
                 latents = self.image_latents(pixel_values)
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, latents)
+            if latents is None and cache is not None and cache.get_seq_length() > 0:
+                inputs_embeds = self.get_input_embeddings()(input_ids)  # generated text, which may say `<image>`
+            else:
+                inputs_embeds = self.embed(input_ids, latents)
+        self.check_length(inputs_embeds.shape[1])
         if document_ids is not None:
             position_ids = positions_in_documents(document_ids) if position_ids is None else position_ids
             attention_mask = self.document_mask(document_ids, inputs_embeds)
@@ -169,18 +192,27 @@ class EmuModel(EmuPreTrainedModel):
         )
         return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, found.get("cache"))
 
-    def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Tensor | None:
+    def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Any:
         """Mask [B, 1, T, T] that keeps attention causal and inside each document; None where the kernel reads that
         from position ids that start anew (flash, flex)."""
-        kind = str(self.language_model.config._attn_implementation)
+        config = self.language_model.config
+        kind = str(config._attn_implementation)
         if "flash" in kind or "flex" in kind:
             return None
         same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
-        causal = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device).tril()
-        mask = same & causal
-        if kind == "sdpa":
-            return mask
-        return torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+        ones = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device)
+        mask = same & ones.tril()
+        window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or []
+        near = mask if window is None else mask & ones.triu(1 - window)
+
+        def shown(mask: Tensor) -> Tensor:
+            if kind == "sdpa":
+                return mask
+            return torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+
+        if "sliding_attention" in layers:  # such models take a mask for each kind of layer
+            return {"full_attention": shown(mask), "sliding_attention": shown(near)}
+        return shown(mask if layers else near)
 
 
 class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
@@ -308,10 +340,14 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("generate needs input_ids or inputs_embeds")
+            if input_ids.shape[1] == 0:
+                raise ValueError("an empty prompt: give at least a begin token")
             if attention_mask is not None and not bool(attention_mask[:, -1].all()):
                 raise ValueError("generate needs prompts padded on the left (the processor does it)")
             latents = self.image_latents(pixel_values) if pixel_values is not None and len(pixel_values) else None
             inputs_embeds = self.model.embed(input_ids, latents)
+        if (num_new := kwargs.get("max_new_tokens")) is not None:
+            self.model.check_length(inputs_embeds.shape[1], num_new)
         return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
@@ -354,6 +390,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         ones cost little, and then all go on in one batch with one static cache.
         """
         num, length = self.config.num_image_latents, max(embeds.shape[1] for embeds, _ in prompts)
+        self.model.check_length(length - 1, num)  # the [IMG], and all latents but the last, are read
         mask = torch.cat([nn.functional.pad(mask, (length - mask.shape[1], num - 1)) for _, mask in prompts])
         mask[:, length:] = 1
         positions = (mask.cumsum(1) - 1).clamp(min=0)

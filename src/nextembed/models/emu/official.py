@@ -108,7 +108,7 @@ def official_name(name: str) -> str:
 
 
 def joined_bias(query: Tensor, value: Tensor) -> Tensor:
-    """The bias of queries, keys and values of an EVA block: the release keeps the first and the last; keys have none."""
+    """The bias of queries, keys and values of an EVA block: the release keeps the outer two; keys have none."""
     return torch.cat([query, torch.zeros_like(query), value])
 
 
@@ -256,7 +256,7 @@ def derive_config(
     )  # fmt: skip
 
 
-def token_ids(vocabulary: int, instruct: bool) -> dict[str, int | None]:
+def token_ids(vocabulary: int, instruct: bool) -> dict[str, Any]:
     """Ids of Emu's tokens in a vocabulary of this size: they are its last four, or six in the instructed variant."""
     base = vocabulary - (6 if instruct else 4)
     return {

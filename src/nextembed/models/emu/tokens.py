@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tokenizers import pre_tokenizers, processors
+from tokenizers import normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 from ...errors import ConfigError, MissingExtra
@@ -47,9 +47,9 @@ def _load(folder: Path) -> Any:
     kind: Any = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else LlamaTokenizer
     found = kind.from_pretrained(str(folder), legacy=True)
     backend = found.backend_tokenizer
-    before = backend.pre_tokenizer
-    if isinstance(before, pre_tokenizers.Metaspace) and before.prepend_scheme == "first":
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=before.split)
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):  # which adds no space to text that begins with one
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = None
     bos, eos = found.bos_token or "<s>", found.eos_token or "</s>"
     number = found.convert_tokens_to_ids(bos)
     backend.post_processor = processors.TemplateProcessing(

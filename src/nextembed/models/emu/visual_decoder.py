@@ -49,6 +49,7 @@ class VisualDecoder(nn.Module):
         self.unet, self.vae, self.safety_checker = unet, vae, safety_checker
         self.scheduler, self.feature_extractor = scheduler, feature_extractor
         self.pretrained: Path | None = None  # the folder that training starts from
+        self.knows_latents = False  # whether its cross-attention has been trained on latents as they are
         channels = unet.config.in_channels
         self.patch_size = 1 if vae is not None else round((channels / 3) ** 0.5)
         if vae is not None and vae.config.latent_channels != channels:
@@ -159,13 +160,13 @@ class VisualDecoder(nn.Module):
         return [bool(flag) for flag in self.safety_checker(clip_input=pixels.to(device, dtype), images=copies)[1]]
 
     @torch.no_grad()
-    def fold_standardisation(self, mean: Tensor, std: Tensor) -> None:
+    def fold_standardisation(self, mean: Tensor, std: Tensor, unet: nn.Module | None = None) -> None:
         """Changes the cross-attention so that it takes latents as they are where it took (latents - mean) / std.
 
-        mean, std [D]. The same function: keys lose a part that is equal for all latents (softmax does not see it),
-        values one that the output's bias takes over.
+        mean, std [D]; unet: another one of the same kind, e.g. an average. The same function: keys lose a part that is
+        equal for all latents (softmax does not see it), values one that the output's bias takes over.
         """
-        for name, layer in self.unet.named_modules():
+        for name, layer in (unet or self.unet).named_modules():
             if name.endswith(".attn2"):
                 for matrix in (layer.to_k, layer.to_v):
                     matrix.weight /= std.to(matrix.weight)

@@ -18,17 +18,18 @@ class PixelDecoder(Part):
     image_size: pixels a side. patch_size: so many pixels a side are folded into channels, exactly; the UNet works at
         image_size / patch_size. channels: at each resolution, each half of the one before. attention: at which of them
         pixels look at the latents. layers_per_block, head_width: of each resolution, and of an attention head.
-    prediction: what the UNet predicts of a noisy image. scheduler: of painting, a class of diffusers;
-        it can be replaced later.
+    prediction: what the UNet predicts of a noisy image. "sample", the clean image, learns fastest by far where patches
+        are folded: noise is as wide as a patch, a narrow UNet cannot pass it on (measured in docs/paint.md; arXiv
+        2511.13720 says why). scheduler: of painting, a class of diffusers; it can be replaced later.
     """
 
     image_size: int = Field(32, gt=0)
-    patch_size: int = Field(2, gt=0)
-    channels: list[int] = Field([96, 192], min_length=1)
+    patch_size: int = Field(4, gt=0)
+    channels: list[int] = Field([64, 128], min_length=1)
     attention: list[bool] | None = Field(None, description="None: everywhere")
     layers_per_block: int = Field(1, ge=1)
     head_width: int = Field(32, gt=0)
-    prediction: Prediction = "v_prediction"
+    prediction: Prediction = "sample"
     scheduler: str = "DDIMScheduler"
     num_train_steps: int = Field(1000, ge=2)
 
@@ -88,13 +89,14 @@ class StableDiffusionDecoder(Part):
         """Raises ConfigError if the folder does not load."""
         folder = Path(self.pretrained).expanduser()
         decoder = VisualDecoder.from_pretrained(folder, safety_checker=False)
-        if decoder.latent_width != latent_width:
+        knows = decoder.latent_width == latent_width
+        if not knows:
             decoder = with_latent_width(decoder, latent_width)
         if self.prediction is not None:
             decoder.scheduler = type(decoder.scheduler).from_config(
                 decoder.scheduler.config, prediction_type=self.prediction
             )
-        decoder.pretrained = folder
+        decoder.pretrained, decoder.knows_latents = folder, knows
         return decoder
 
 

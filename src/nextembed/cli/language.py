@@ -1,0 +1,58 @@
+"""`evaluate --task`: what an Emu model says and paints, scored."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def evaluate_language(
+    target: str,
+    task: str,
+    data: str | None,
+    given: dict[str, Any],
+    overrides: list[str],
+    output: Path | None,
+    paintings: Path | None,
+) -> None:
+    """Scores, prints and saves. given: settings by name; overrides: more of them, as on the command line.
+
+    Raises ConfigError for an output that cannot be written, before anything is scored.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from ..evaluation.language.tasks import score_language
+
+    settings = language_settings(task, data, given, overrides)
+    if paintings is not None and task != "text_to_image":
+        raise ConfigError("--paintings keeps the images of --task text_to_image")
+    if output is not None and (output.is_dir() or not os.access(_nearest(output.absolute().parent), os.W_OK)):
+        raise ConfigError(f"-o {output}: not a file that can be written")
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        line = bar.add_task(task, total=None)
+        scores = score_language(
+            target, settings, lambda done, total: bar.update(line, completed=done, total=total), paintings
+        )
+    if scores.metrics:
+        console.print(scores.render())
+    print("\n".join(scores.sentences()))
+    if output is not None:
+        print(f"Saved:  {os.path.relpath(scores.save(output))}")
+
+
+def language_settings(task: str, data: str | None, given: dict[str, Any], overrides: list[str]) -> Any:
+    """Checked settings of an evaluation. Raises ConfigError for a word that is not known, or without data."""
+    from ..core.config import apply_overrides, validated
+    from ..evaluation.language.protocols import LanguageEval
+
+    if data is None:
+        raise ConfigError(f"--task {task} needs a file of items: --data FILE")
+    return apply_overrides(validated(LanguageEval, {"task": task, "data": data, **given}), overrides)
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the first above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())

@@ -1,0 +1,388 @@
+"""`generate` and `chat`: an Emu model in use."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, NextEmbedError, unknown
+from .app import app
+
+if TYPE_CHECKING:
+    from ..evaluation.talk import Sampling, Talker
+
+TASKS = ("auto", "text", "image", "mixed")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, a saved model or a hub id.")
+]
+Weights = Annotated[str, typer.Option(help="raw or ema.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")]
+Frames = Annotated[int, typer.Option(min=1, help="Of a video.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens; with --temperature, --top-k, --top-p.")]
+Temperature = Annotated[float, typer.Option(help="Above 1 is bolder.")]
+TopK = Annotated[int, typer.Option(help="Draw among so many; 0: all.")]
+TopP = Annotated[float, typer.Option(help="Draw among the likeliest with this share.")]
+Repetition = Annotated[float, typer.Option(help="Above 1 repeats less.")]
+Seed = Annotated[int, typer.Option(help="Of drawn tokens and of painting.")]
+Steps = Annotated[int, typer.Option(min=1, help="Of painting.")]
+Guidance = Annotated[float, typer.Option(help="Of painting: away from the empty prompt; off at 1 or less.")]
+
+
+@app.command()
+def generate(
+    checkpoint: Checkpoint,
+    pieces: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PIECE", help="Text, image files and video files, in reading order."),
+    ] = None,
+    task: Annotated[str, typer.Option(help="auto, text, image or mixed (text and images).")] = "auto",
+    image: Annotated[bool, typer.Option("--image", help="Paint; the same as --task image.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A picture; of --input a .jsonl; of --task mixed a folder."
+        ),
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    beams: Annotated[int | None, typer.Option(help="5; 1 with --sample or --stream.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Of the text.")] = 50,
+    min_new_tokens: Annotated[int, typer.Option(help="Of the text.")] = 0,
+    length_penalty: Annotated[float, typer.Option(help="Of beams; below 0 is shorter.")] = 0.0,
+    repetition_penalty: Repetition = 1.0,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 50,
+    top_p: TopP = 1.0,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False,
+    seed: Seed = 0,
+    steps: Steps = 50,
+    guidance: Guidance = 7.5,
+    frames: Frames = 8,
+    weights: Weights = "raw",
+    device: Device = None,
+) -> None:
+    """Let an Emu model go on after text, images and videos: with text, a picture, or both.
+
+    An image alone is captioned, --question is answered, two images are blended with --image, examples before the
+    last piece are in-context learning.
+    """
+    task = _task(task, image, output, prompts)
+    if beams is None:
+        beams = 1 if sample or stream else 5
+    if (sample or stream) and beams > 1:
+        raise ConfigError(f"--{'sample' if sample else 'stream'} goes with --beams 1")
+    if prompts is not None and (pieces or question or stream or task == "mixed"):
+        raise ConfigError("--input brings its own pieces and questions, without --stream and --task mixed")
+    if prompts is None and not (pieces or question):
+        raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
+    if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
+        raise ConfigError(f"no such run or checkpoint: {checkpoint}")
+    from ..core.config import validated
+    from ..evaluation.talk import Sampling, Talker, read_piece, read_prompts
+
+    values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens,
+              "length_penalty": length_penalty, "repetition_penalty": repetition_penalty, "do_sample": sample,
+              "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}  # fmt: skip
+    sampling = validated(Sampling, values, "generate")
+    rows = read_prompts(prompts, frames) if prompts else [
+        {"pieces": [read_piece(word, frames) for word in pieces or []], "question": question}
+    ]  # fmt: skip
+    talker = Talker.load(checkpoint, weights, device)
+    painting = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
+    if task == "image":
+        _paint(talker, rows, output, painting, many=prompts is not None)
+    elif task == "mixed":
+        _mixed(talker, rows[0], output, sampling, steps)
+    elif prompts is not None:
+        _many(talker, rows, prompts, output, sampling, batch_size)
+    else:
+        _one(talker, rows[0], output, sampling, stream)
+
+
+def _task(task: str, image: bool, output: Path | None, prompts: Path | None) -> str:
+    if task not in TASKS:
+        raise ConfigError(unknown("--task", task, TASKS))
+    if image and task not in ("auto", "image"):
+        raise ConfigError(f"--image and --task {task} contradict each other")
+    picture = output is not None and output.suffix.lower() in PICTURES
+    if image or (task == "auto" and picture):
+        task = "image"
+    if task == "image" and prompts is None and not picture:
+        raise ConfigError(f"a picture needs a file: -o FILE.png{'' if output is None else f', not {output}'}")
+    if task != "image" and picture:
+        raise ConfigError(f"--task {task} writes no picture; {output} would be one")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output: no such folder: {output.parent}")
+    return task
+
+
+def _prompt(talker: "Talker", row: dict[str, Any]) -> list[Any]:
+    """The pieces of a row, in the format that its question or its lone picture needs."""
+    from ..evaluation.conversation import Conversation
+
+    pieces = row["pieces"]
+    if row.get("question"):
+        talk = Conversation()
+        talk.ask(*pieces, row["question"])
+        return list(talk.to_document(talker.style)["segments"])
+    if len(pieces) == 1 and not isinstance(pieces[0], str) and "text" not in _kinds(pieces[0]):
+        return talker.caption_prompt(pieces)
+    return pieces
+
+
+def _kinds(piece: Any) -> tuple[str, ...]:
+    return tuple(piece) if isinstance(piece, dict) else ("image",)
+
+
+def _stop(talker: "Talker", row: dict[str, Any]) -> str | None:
+    return f"\n{talker.style.user}" if row.get("question") and not talker.style.instruct else None
+
+
+def _one(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "Sampling", stream: bool) -> None:
+    prompt, stop = _prompt(talker, row), _stop(talker, row)
+    if stream:
+        (text,) = talker.write([prompt], sampling, on_text=_say, stop=stop)
+        print()
+    else:
+        (text,) = talker.write([prompt], sampling, stop=stop)
+        print(text)
+    if output is not None:
+        _write_text(output, text + "\n")
+
+
+def _many(
+    talker: "Talker", rows: list[dict[str, Any]], source: Path, output: Path | None, sampling: "Sampling", size: int
+) -> None:
+    texts = talker.write([_prompt(talker, row) for row in rows], sampling, batch_size=size)
+    stops = [_stop(talker, row) for row in rows]
+    texts = [text.split(stop)[0].strip() if stop else text for text, stop in zip(texts, stops, strict=True)]
+    lines = []
+    given = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for row, text in zip(given, texts, strict=True):
+        lines.append(json.dumps({**row, "output": text}, ensure_ascii=False) + "\n")
+    if output is None:
+        print("".join(lines), end="")
+    else:
+        _write_text(output, "".join(lines))
+        print(f"Saved:  {output} ({len(lines)} answers)")
+
+
+def _paint(
+    talker: "Talker", rows: list[dict[str, Any]], output: Path | None, painting: dict[str, Any], many: bool
+) -> None:
+    if not many:
+        assert output is not None
+        row = rows[0]
+        words = [*row["pieces"], *([row["question"]] if row.get("question") else [])]
+        _save_picture(talker.paint(words, **painting, progress=sys.stderr.isatty()), output)
+        print(f"Saved:  {output}")
+        return
+    folder = output or Path("painted")
+    talker.pipeline  # noqa: B018  (before a folder is made)
+    folder.mkdir(exist_ok=True)
+    for number, row in enumerate(rows):
+        _save_picture(talker.paint(row["pieces"], **painting), folder / f"{number:04d}.png")
+    print(f"Saved:  {folder} ({len(rows)} pictures)")
+
+
+def _mixed(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "Sampling", steps: int) -> None:
+    """Text to the terminal, pictures and document.json to the folder."""
+    options = sampling.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
+                                           "repetition_penalty", "seed"})  # fmt: skip
+    made = talker.document(_prompt(talker, row), num_inference_steps=steps, **options)
+    lines: list[dict[str, Any]] = []
+    for span in made:
+        if span.kind == "text":
+            print(span.text)
+            lines.append({"type": "text", "text": span.text})
+            continue
+        name = f"{sum(line['type'] == 'image' for line in lines) + 1:02d}.png"
+        there = span.image is not None and output is not None
+        hint = "" if span.image is not None else ": the checkpoint has no visual_decoder/ to paint it"
+        print(f"[image{f': {output}/{name}' if there else hint}]")
+        lines.append({"type": "image", "image": name if there else None})
+        if there:
+            assert output is not None
+            output.mkdir(exist_ok=True)
+            _save_picture(span.image, output / name)
+    if output is not None:
+        output.mkdir(exist_ok=True)
+        _write_text(output / "document.json", json.dumps({"segments": lines}, ensure_ascii=False, indent=1) + "\n")
+
+
+def _say(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _write_text(file: Path, text: str) -> None:
+    scratch = file.with_name(f".{file.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, file)
+
+
+def _save_picture(image: Any, file: Path) -> None:
+    scratch = file.with_name(f".tmp-{file.name}")
+    image.save(scratch)
+    os.replace(scratch, file)
+
+
+HELP = """\
+Write, and press Enter. A line that begins with / does something:
+  /image FILE   show an image; it belongs to what you write next
+  /video FILE   show a video
+  /paint TEXT   paint: after the images that were shown, or from text alone
+  /reset        begin anew
+  /save FILE    add the conversation to a .jsonl file
+  /help         this
+  /quit         end (or Ctrl-D)"""
+
+
+@app.command()
+def chat(
+    checkpoint: Checkpoint,
+    system: Annotated[str | None, typer.Option(help="What is said before all; Emu's own line if left out.")] = None,
+    beams: Annotated[int, typer.Option(min=1, help="1 shows answers while they are written.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(help="Of an answer.")] = 128,
+    repetition_penalty: Repetition = 1.0,
+    sample: Sample = False,
+    temperature: Temperature = 1.0,
+    top_k: TopK = 50,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+    steps: Steps = 50,
+    guidance: Guidance = 7.5,
+    frames: Frames = 8,
+    weights: Weights = "raw",
+    device: Device = None,
+) -> None:
+    """Talk with an Emu model about images and videos, in the terminal or from a pipe.
+
+    /help says what there is.
+    """
+    if sample and beams > 1:
+        raise ConfigError("--sample goes with --beams 1")
+    if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
+        raise ConfigError(f"no such run or checkpoint: {checkpoint}")
+    from ..core.config import validated
+    from ..evaluation.talk import Sampling, Talker
+
+    values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
+    values |= {"do_sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    sampling = validated(Sampling, values, "chat")
+    talker = Talker.load(checkpoint, weights, device)
+    painting = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
+    _Chat(talker, sampling, painting, system, frames).run()
+
+
+class _Chat:
+    """Reads lines, keeps the conversation, prints. From a pipe, the first error ends it; in a terminal it is said."""
+
+    def __init__(
+        self, talker: "Talker", sampling: "Sampling", painting: dict[str, Any], system: str | None, frames: int
+    ):
+        from rich.console import Console
+
+        self.talker, self.sampling, self.painting = talker, sampling, painting
+        self.system, self.frames = system, frames
+        self.console = Console(highlight=False)
+        self.live = sys.stdin.isatty()
+        self.num_painted = 0
+        self.reset()
+
+    def reset(self) -> None:
+        from ..evaluation.conversation import Conversation
+
+        self.talk: Conversation = Conversation(system=self.system)
+        self.shown: list[Any] = []
+        self.files: list[str | None] = []
+
+    def run(self) -> None:
+        if not self.talker.style.instruct:
+            self.note("this model was not made for dialogue ([USER], [ASSISTANT]); it is asked 'Question: ... Answer:'")
+        if self.live:
+            self.note("/help says what there is, Ctrl-D ends")
+        while True:
+            try:
+                line = self.console.input("[bold]you>[/] ") if self.live else next(sys.stdin, None)
+            except EOFError:
+                line = None
+            if line is None or line.strip() in ("/quit", "/exit"):
+                return
+            try:
+                self.take(line.strip())
+            except NextEmbedError as err:
+                if not self.live:
+                    raise
+                self.note(str(err), "red")
+
+    def take(self, line: str) -> None:
+        if not line:
+            return
+        if not line.startswith("/"):
+            return self.answer(line)
+        command, _, rest = line.partition(" ")
+        known = {"/image": self.show, "/video": self.show, "/paint": self.paint, "/save": self.save}
+        if command in known:
+            if not rest.strip() and not (command == "/paint" and self.shown):
+                raise ConfigError(f"{command} what? /help says how")
+            known[command](rest.strip())
+        elif command == "/reset":
+            self.reset()
+            self.note("a new conversation")
+        elif command == "/help":
+            print(HELP)
+        else:
+            raise ConfigError(unknown("command", command, [*known, "/reset", "/help", "/quit"]))
+
+    def show(self, name: str) -> None:
+        from ..evaluation.talk import IMAGES, VIDEOS, read_piece
+
+        if Path(name).suffix.lower() not in (*IMAGES, *VIDEOS):
+            raise ConfigError(f"{name}: not the name of an image or video file")
+        self.shown.append(read_piece(name, self.frames))
+        self.files.append(name)
+        self.note(f"shown: {name}")
+
+    def answer(self, words: str) -> None:
+        self.talk.ask(*self.shown, words, sources=list(self.files))
+        try:
+            if self.live:
+                self.console.print("[bold cyan]model>[/] ", end="")
+            stream = self.sampling.num_beams == 1
+            text, dropped = self.talker.reply(self.talk, self.sampling, on_text=_say if stream else None)
+        except BaseException:
+            self.talk.turns.pop()  # what has no answer was not said
+            raise
+        print("" if stream else text)
+        self.talk.answer(text)
+        self.shown, self.files = [], []
+        if dropped:
+            self.note(f"the context is full: the oldest {dropped} turns were left out")
+
+    def paint(self, words: str) -> None:
+        image = self.talker.paint([*self.shown, *([words] if words else [])], **self.painting)
+        while (file := Path(f"painted-{self.num_painted + 1:02d}.png")).exists():
+            self.num_painted += 1
+        _save_picture(image, file)
+        self.shown, self.files = [], []
+        self.note(f"painted: {file}")
+
+    def save(self, name: str) -> None:
+        if not self.talk.turns:
+            raise ConfigError("there is nothing to save yet")
+        self.note(f"saved: {self.talk.save(name)}")
+
+    def note(self, words: str, style: str = "dim") -> None:
+        if self.live:
+            self.console.print(words, style=style, markup=False)
+        else:
+            print(f"({words})", flush=True)

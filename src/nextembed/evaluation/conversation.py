@@ -1,0 +1,159 @@
+"""A conversation with images, as data: turns, the document that a model reads, and a file."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.types import Document, Segment
+from ..errors import ConfigError
+
+IMAGE_SYSTEM = (
+    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
+    "it to you. Please answer my questions based on the given image."
+)
+VIDEO_SYSTEM = (
+    "You are a helpful assistant and you will be presented with a video consisting of multiple chronological images: "
+    "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
+    "based on the given video."
+)
+
+
+@dataclass
+class Style:
+    """How turns are written. user, assistant: what stands before each side's words; turn_end: after an answer that is
+    not the last."""
+
+    user: str
+    assistant: str
+    turn_end: str
+    instruct: bool
+
+
+def style_of(processor: Any) -> Style:
+    """Emu's instructed format where the tokenizer has `[USER]` and `[ASSISTANT]`, else questions and answers."""
+    tokenizer = processor.tokenizer
+    if {"[USER]", "[ASSISTANT]"} <= set(tokenizer.get_vocab()):
+        return Style("[USER]:", "[ASSISTANT]:", tokenizer.eos_token or "", True)
+    return Style("Question:", "Answer:", "\n", False)
+
+
+@dataclass
+class Turn:
+    """What one side said: segments of text, images and videos. sources: where pictures came from, for the file."""
+
+    role: Literal["user", "assistant"]
+    segments: list[Segment]
+    sources: list[str | None] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return " ".join(s["value"] for s in self.segments if s["kind"] == "text")
+
+
+@dataclass
+class Conversation:
+    """Turns, user and assistant by turns. system: None takes Emu's line for an image or a video, where there is one.
+
+    talk = Conversation()
+    talk.ask(image, "What is this?")
+    talk.answer(talker.reply(talk))
+    """
+
+    turns: list[Turn] = field(default_factory=list)
+    system: str | None = None
+
+    def ask(self, *pieces: Any, sources: list[str | None] | None = None) -> None:
+        """A turn of the user: text, images, {"video": frames}. Raises ConfigError if it is the assistant's."""
+        from ..models.emu.processing_emu import as_segment
+
+        if self.turns and self.turns[-1].role == "user":
+            raise ConfigError("the last question has no answer yet")
+        found = [as_segment(piece) for piece in pieces]
+        if not any(s["kind"] != "text" or s["value"].strip() for s in found):
+            raise ConfigError("an empty question")
+        self.turns.append(Turn("user", found, sources or []))
+
+    def answer(self, text: str) -> None:
+        """The assistant's turn."""
+        if not self.turns or self.turns[-1].role != "user":
+            raise ConfigError("there is no question to answer")
+        self.turns.append(Turn("assistant", [{"kind": "text", "value": text}]))
+
+    def drop_oldest(self) -> bool:
+        """Leaves out the oldest question and its answer; False where only the last question is left."""
+        if len(self.turns) < 3:
+            return False
+        del self.turns[:2]
+        return True
+
+    def system_line(self) -> str:
+        if self.system is not None:
+            return self.system
+        kinds = [s["kind"] for turn in self.turns for s in turn.segments]
+        if "video" in kinds:
+            return VIDEO_SYSTEM
+        return IMAGE_SYSTEM if kinds.count("image") == 1 else ""  # interleaved input has an empty one
+
+    def to_document(self, style: Style) -> Document:
+        """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer.
+
+        Pieces are cut where training cuts them: an answer and what closes it are tokens of their own.
+        """
+        system = self.system_line() if style.instruct or self.system is not None else ""
+        segments: list[Segment] = [{"kind": "text", "value": system}] if system else []
+
+        def say(words: str, new: bool = False) -> None:
+            if segments and segments[-1]["kind"] == "text" and not new:
+                segments[-1]["value"] += words
+            else:
+                segments.append({"kind": "text", "value": words})
+
+        new = False
+        for turn in self.turns:
+            if turn.role == "assistant":
+                say(" " + turn.text.strip(), new=True)
+                if style.turn_end:
+                    say(style.turn_end, new=True)
+                new = True
+                continue
+            say(f"{' ' * bool(segments)}{style.user}", new)
+            new, space = False, " "
+            for segment in turn.segments:
+                if segment["kind"] == "text":
+                    say(space + segment["value"].strip())
+                    space = " "
+                else:
+                    segments.append(Segment(kind=segment["kind"], value=segment["value"]))
+                    space = ""
+            say(f" {style.assistant}")
+        return {"key": "", "segments": segments}
+
+    def to_messages(self) -> dict[str, Any]:
+        """{"messages": [...]}: role and content of each turn; a picture by its file, where it has one."""
+        messages: list[dict[str, Any]] = []
+        if self.system is not None:
+            messages.append({"role": "system", "content": self.system})
+        for turn in self.turns:
+            content: list[dict[str, Any]] = []
+            sources = iter(turn.sources)
+            for segment in turn.segments:
+                kind = segment["kind"]
+                content.append({"type": kind, kind: segment["value"] if kind == "text" else next(sources, None)})
+            messages.append({"role": turn.role, "content": content})
+        return {"messages": messages}
+
+    def save(self, file: str | Path) -> Path:
+        """Adds the conversation to a .jsonl file as one line, in the form that data of kind `messages` reads."""
+        file = Path(file)
+        if file.suffix != ".jsonl":
+            raise ConfigError(f"a conversation is saved to a .jsonl file, not {file}")
+        try:
+            before = file.read_text(encoding="utf-8") if file.exists() else ""
+            scratch = file.with_name(f".{file.name}.tmp")
+            scratch.write_text(before + json.dumps(self.to_messages(), ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(scratch, file)
+        except OSError as err:
+            raise ConfigError(f"cannot write {file}: {err.strerror}") from None
+        return file

@@ -1,0 +1,104 @@
+"""Painted images against real ones, in a space of features: Frechet distance and retrieval."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ...core.quiet import no_progress_bar
+from ...core.run_folder import weights_folders
+from ...errors import ConfigError
+
+
+class FeatureSpace(NamedTuple):
+    """encode: PIL images to features float32 [N, D]. name: which features these are, in words."""
+
+    encode: Callable[[Sequence[Any]], Tensor]
+    name: str
+
+
+def frechet_distance(first: Any, second: Any) -> float:
+    """Squared Frechet distance of two sets of features [N, D] and [M, D], each taken as a normal distribution.
+
+    |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in float64, covariances with N - 1. The trace of the root comes from
+    the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: nothing becomes complex, and sets of fewer images than
+    features (singular covariances) work too; but of few images the value is too high, whatever the features.
+    Raises ValueError for fewer than two rows or different widths.
+    Source: FID (arXiv 1706.08500); published figures use Inception features of 2048 and 30,000 images or more.
+    """
+    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or len(a) < 2 or len(b) < 2:
+        raise ValueError(f"two sets of at least two features of one width, not {list(a.shape)} and {list(b.shape)}")
+    cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    shared = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)).sum()
+    gap = a.mean(0) - b.mean(0)
+    return max(0.0, float(gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * shared))
+
+
+def retrieval_ranks(painted: Tensor, real: Tensor) -> np.ndarray:
+    """Rank [N], from 1, of real image i among all real ones [N, D], by cosine with painted image i [N, D].
+
+    Of equally near ones those before it in the list come first."""
+    painted, real = (torch.nn.functional.normalize(x.double(), dim=1) for x in (painted, real))
+    similarity = painted @ real.T
+    own = similarity.diagonal()[:, None]
+    before = torch.arange(len(real))[None] < torch.arange(len(real))[:, None]
+    return (1 + (similarity > own).sum(1) + ((similarity == own) & before).sum(1)).numpy()
+
+
+def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
+    """Features of a NEPA run or checkpoint (where they probed best), or of a folder with any Hugging Face vision model:
+    the image embedding of CLIP and its like, else the pooled output, else the mean of the last tokens.
+
+    Raises ConfigError if there is no such model.
+    """
+    folder = next(iter(weights_folders(path).values()))
+    transformers: Any = importlib.import_module("transformers")
+    importlib.import_module("...models.nepa", __package__)  # registers the model with the Auto classes
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.model_type.startswith("vit_nepa"):
+            return nepa_space(path, batch_size)
+        with no_progress_bar():
+            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, SafetensorError) as err:
+        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+        raise ConfigError(f"features: cannot load a vision model from {path}: {reason}") from None
+
+    @torch.no_grad()
+    def encode(images: Sequence[Any]) -> Tensor:
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = [image.convert("RGB") for image in images[start : start + batch_size]]
+            pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
+            parts.append(pooled(model, pixels))
+        return torch.cat(parts)
+
+    return FeatureSpace(encode, f"features of {config.model_type} in {path}")
+
+
+def nepa_space(path: str | Path, batch_size: int) -> FeatureSpace:
+    from ..encoder import Encoder, encode
+
+    encoder = Encoder(path)
+    layer, pooling, attention = encoder.place.key
+    name = f"NEPA features of {path} (layer {layer}, {pooling}, {attention} attention; {encoder.place.why})"
+    return FeatureSpace(lambda images: encode(encoder, list(images), batch_size=batch_size), name)
+
+
+def pooled(model: Any, pixels: Tensor) -> Tensor:
+    """One vector an image [B, D], float32, of any vision model."""
+    if hasattr(model, "get_image_features"):
+        found = model.get_image_features(pixel_values=pixels)
+        return (found if isinstance(found, Tensor) else found.pooler_output).float()
+    found = model(pixel_values=pixels)
+    vector = getattr(found, "pooler_output", None)
+    return (found.last_hidden_state.mean(1) if vector is None else vector.flatten(1)).float()

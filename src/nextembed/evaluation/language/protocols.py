@@ -1,0 +1,178 @@
+"""How each benchmark asks and decodes, and the settings of an evaluation."""
+
+import re
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from ...core.config import Config
+from ...core.types import Segment
+from .examples import Example
+
+Task = Literal["caption", "vqa", "video_qa", "retrieval", "text_to_image"]
+Format = Literal["coco", "vqav2", "okvqa", "vizwiz", "visdial", "mmvet", "table"]
+TASKS = ("caption", "vqa", "video_qa", "retrieval", "text_to_image")
+FITS = {"coco": ("caption", "text_to_image", "retrieval"), "vqav2": ("vqa",), "okvqa": ("vqa",), "vizwiz": ("vqa",),
+        "visdial": ("retrieval",), "mmvet": ("vqa",), "table": TASKS}  # fmt: skip
+
+SEEN_IMAGE = (
+    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
+    "it to you. Please answer my questions based on the given image."
+)
+SEEN_VIDEO = (
+    "You are a helpful assistant and you will be presented with a video consisting of multiple chronological images: "
+    "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
+    "based on the given video."
+)
+# What a pretrained model is asked: our wording, the paper gives none for all of these.
+PLAIN = {
+    "caption": "{image}",
+    "vqa": "{image}{before} Question: {question} Answer:",
+    "video_qa": "{image}{before} Question: {question} Answer:",
+    "retrieval": "{image}{before} Question: {question} Answer:",
+    "text_to_image": "{text}",
+}
+# What an instructed one is asked: the release's wording, with what it puts into the assistant's mouth.
+TURN = " [USER]: {image}{before} {question} [ASSISTANT]:"
+INSTRUCTED = {
+    "caption": SEEN_IMAGE + " [USER]: {image} [ASSISTANT]: The image depicts a photo of",
+    "vqa": SEEN_IMAGE + TURN + " the answer is:",
+    "video_qa": SEEN_VIDEO + TURN + " the answer is:",
+    "retrieval": SEEN_IMAGE + TURN,
+    "text_to_image": "{text}",
+}
+
+
+class Decoding(NamedTuple):
+    """Of beam search: most new tokens, fewest before an end, exponent of the length (above 0 favours long answers);
+    short: whether the answer is then cut to its first few words."""
+
+    max_new_tokens: int
+    min_new_tokens: int
+    length_penalty: float
+    short: bool
+
+
+# The release's settings. Its lengths count a begin token that it puts in front, so "min 8" there is 7 here.
+BENCHMARKS = {
+    "coco": Decoding(20, 7, -1.0, False),
+    "vqav2": Decoding(20, 0, -1.0, True),
+    "okvqa": Decoding(20, 0, -1.0, True),
+    "vizwiz": Decoding(20, 0, -1.0, True),
+    "mmvet": Decoding(128, 0, 1.0, False),
+}
+OTHERS = {
+    "caption": Decoding(50, 0, 0.0, False),
+    "vqa": Decoding(20, 0, -1.0, True),
+    "video_qa": Decoding(20, 0, 1.0, True),
+}
+
+
+class LanguageEval(Config):
+    """What a checkpoint is scored on, and how; what is null is the benchmark's own.
+
+    format: layout of `data`; images: folder that image files are relative to; annotations: second file of VQAv2 and
+    OK-VQA, dense relevance of VisDial. columns, where: of a table, see `read_table`. split: keeps the items of one,
+    where a file has several ("test" of COCO if it has it). num_examples: the first so many.
+    shots: examples in front of each item, from `shots_data` (same format; the training split of COCO; else the other
+    items of the same file), chosen at "random", anew for each item, or the most "similar" by the model's own image
+    features, the most similar last. shot_images=false leaves their images out (the paper's zero-shot way).
+    instructed: asks as the release asks its instruct-tuned model, not as a pretrained one.
+    prompt: text with {image}, {question}, {before}, {text} in it. metric: "vqa" (accuracy beside several annotators),
+    "exact" (one answer), null: by the number of references. features: of text_to_image, a NEPA run or a folder with any
+    vision model; null takes the model's own encoder. visual_decoder: its folder, if not the checkpoint's. draws: of
+    the bootstrap.
+    """
+
+    task: Task
+    data: str
+    format: Format = "table"
+    images: str | None = None
+    annotations: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    where: dict[str, Any] = Field(default_factory=dict)
+    split: str | None = None
+    num_examples: int | None = Field(None, gt=0)
+    shots: int = Field(0, ge=0, le=64)
+    choose: Literal["random", "similar"] = "random"
+    shots_data: str | None = None
+    shots_where: dict[str, Any] | None = None
+    shot_images: bool = True
+    instructed: bool = False
+    prompt: str | None = None
+    shot_end: str = "\n"
+    max_new_tokens: int | None = Field(None, gt=0)
+    min_new_tokens: int | None = Field(None, ge=0)
+    length_penalty: float | None = None
+    num_beams: int = Field(5, gt=0)
+    short: bool | None = None
+    metric: Literal["vqa", "exact"] | None = None
+    features: str | None = None
+    visual_decoder: str | None = None
+    num_inference_steps: int = Field(50, gt=0)
+    guidance_scale: float = 7.5
+    batch_size: int = Field(8, gt=0)
+    weights: Literal["raw", "ema"] = "raw"
+    seed: int = 0
+    draws: int = Field(1000, ge=0)
+
+    @property
+    def decoding(self) -> Decoding:
+        """The benchmark's, with what is set here."""
+        own = BENCHMARKS.get(self.format) or OTHERS.get(self.task) or OTHERS["caption"]
+        given = {name: getattr(self, name) for name in Decoding._fields if getattr(self, name) is not None}
+        return own._replace(**given)
+
+    def template(self, asks: bool = True) -> str:
+        """The prompt; asks: whether the items have questions."""
+        if self.prompt is not None:
+            return self.prompt
+        task = self.task if asks or self.task == "text_to_image" else "caption"
+        return (INSTRUCTED if self.instructed else PLAIN)[task]
+
+
+def fill(template: str, example: Example, images: bool = True) -> list[Segment]:
+    """A prompt as segments: the template's text with the example's pictures and texts in their places."""
+    found: list[Segment] = []
+    for piece in re.split(r"(\{image\}|\{question\}|\{before\}|\{text\})", template):
+        if piece == "{image}":
+            found.extend(example.pictures if images else [])
+            continue
+        if piece == "{question}":
+            piece = example.question
+        elif piece == "{before}":
+            piece = example.before
+        elif piece == "{text}":
+            piece = example.question or (example.references[0] if example.references else "")
+        found.append({"kind": "text", "value": piece})
+    return joined(found)
+
+
+def joined(segments: list[Segment]) -> list[Segment]:
+    """Neighbouring texts as one, white space doubled in the process as one space, empty ones left out."""
+    found: list[Segment] = []
+    for segment in segments:
+        if segment["kind"] == "text" and found and found[-1]["kind"] == "text":
+            found[-1] = {"kind": "text", "value": found[-1]["value"] + segment["value"]}  # type: ignore[operator]
+        else:
+            found.append(segment)
+    for segment in found:
+        if segment["kind"] == "text":
+            segment["value"] = re.sub(r" {2,}", " ", segment["value"])  # type: ignore[arg-type]
+    while found and found[0]["kind"] == "text" and not str(found[0]["value"]).strip():
+        found.pop(0)
+    if found and found[0]["kind"] == "text":
+        found[0]["value"] = str(found[0]["value"]).lstrip()
+    return [segment for segment in found if segment["kind"] != "text" or segment["value"]]
+
+
+def with_shots(template: str, example: Example, shots: list[Example], images: bool, end: str) -> list[Segment]:
+    """The prompt of an example with solved ones in front, each followed by `end`."""
+    found: list[Segment] = []
+    for shot in shots:
+        answer = shot.references[shot.target or 0] if shot.target is None and shot.references else ""
+        if shot.target is not None:
+            answer = shot.candidates[shot.target]
+        found.extend(fill(template, shot, images))
+        found.append({"kind": "text", "value": f" {answer}{end}"})
+    return joined(found + fill(template, example))

@@ -1,0 +1,121 @@
+"""What a model scored on a task: values with their intervals, answers, a table and a file."""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
+
+from ...errors import ConfigError
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass
+class Metric:
+    """A value with its 95 % interval (the same items drawn again and again), in `unit`; None where it has none."""
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+
+
+@dataclass
+class LanguageScores:
+    """What a checkpoint scored on a task.
+
+    answers: one object an item: key, prompt, answer, references, and what it scored. notes: what has to be known to
+    read the values. settings: of the evaluation. answers_only: {key: answer} where an external grader makes the score.
+    """
+
+    task: str
+    format: str
+    checkpoint: str
+    data: str
+    num_examples: int
+    metrics: list[Metric]
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    answers_only: bool = False
+
+    def __getitem__(self, name: str) -> float:
+        """The value of a metric. Raises KeyError if there is none of this name."""
+        for metric in self.metrics:
+            if metric.name == name:
+                return metric.value
+        raise KeyError(name)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the scores as JSON; for an external grader only {key: answer}, as it reads them."""
+        values = {a["key"]: a["answer"] for a in self.answers} if self.answers_only else asdict(self)
+        return write_json(values, path)
+
+    def render(self) -> RenderableType:
+        table = Table(title=f"{self.task} of {self.num_examples:,} items", title_justify="left")
+        for name in ("metric", "value", "95 % interval"):
+            table.add_column(name, justify="left" if name == "metric" else "right")
+        for metric in self.metrics:
+            unit = metric.unit and f" {metric.unit}"
+            interval = "" if metric.low is None else f"{metric.low:.2f} to {metric.high:.2f}{unit}"
+            table.add_row(metric.name, f"{metric.value:.2f}{unit}", interval)
+        return table
+
+    def sentences(self) -> list[str]:
+        lines = [] if self.metrics else [f"{self.num_examples:,} answers; their score is made by an external grader."]
+        return lines + [f"Note: {note}." for note in self.notes]
+
+
+def write_json(values: Any, path: str | Path) -> Path:
+    """Under another name first, so that the file is whole or not there. Raises ConfigError where it cannot be."""
+    path = Path(path)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as err:
+        raise ConfigError(f"cannot write {path}: {err.strerror or err}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+    return path
+
+
+def mean_metric(
+    name: str,
+    values: Sequence[float] | np.ndarray,
+    scale: float = 1.0,
+    unit: str = "",
+    draws: int = 1000,
+    seed: int = 0,
+) -> Metric:
+    """The mean of a value an item, times `scale`."""
+    table = np.asarray(values, dtype=np.float64)[:, None] * scale
+    return statistic_metric(name, table, lambda sums: sums[..., 0] / len(table), unit, draws, seed)
+
+
+def statistic_metric(
+    name: str, table: np.ndarray, statistic: Statistic, unit: str = "", draws: int = 1000, seed: int = 0
+) -> Metric:
+    """A metric that is a function of sums over items. table [items, K]; statistic: sums [..., K] to values [...].
+
+    The interval holds the middle 95 % of `draws` values of as many items drawn with replacement (percentile
+    bootstrap); draws=0 leaves it out.
+    """
+    value = float(statistic(table.sum(0)))
+    if draws < 1 or len(table) < 2:
+        return Metric(name, value, unit=unit)
+    generator = np.random.default_rng(seed)
+    uniform = np.full(len(table), 1 / len(table))
+    sums = np.stack([generator.multinomial(len(table), uniform) @ table for _ in range(draws)])
+    low, high = np.quantile(statistic(sums), (0.025, 0.975))
+    return Metric(name, value, float(low), float(high), unit)

@@ -1,0 +1,192 @@
+"""A loaded Emu model that answers prompts and ranks candidates, in batches."""
+
+import copy
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ...core.quiet import no_progress_bar
+from ...core.run_folder import weights_folders
+from ...core.types import Segment
+from ...data.transforms import ImageReader, Unreadable
+from ...errors import ConfigError, DataError, unknown
+from ...models.emu import EmuForConditionalGeneration, EmuProcessor
+from .protocols import Decoding
+
+CHUNK = 64  # candidates that are read at once
+
+
+class Likelihood(NamedTuple):
+    """Of each candidate [C]: mean, per token of it; reference, the sum over its tokens divided by the positions of the
+    whole row, prompt and padding included, as the release ranks Visual Dialog (all candidates of a question padded to
+    one length). Higher is better."""
+
+    mean: np.ndarray
+    reference: np.ndarray
+
+
+class Speaker:
+    """An Emu model and its processor, in eval mode, ready to be asked."""
+
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor = model.eval(), processor
+        try:
+            processor.check(model.config)
+        except ValueError as err:
+            raise ConfigError(str(err)) from None
+        self.reader = ImageReader(num_channels=3)
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str = "raw") -> "Speaker":
+        """From a run, a checkpoint or a saved model. Raises ConfigError, one line, if it is no whole Emu model."""
+        folders = weights_folders(path)
+        if weights not in folders:
+            raise ConfigError(unknown(f"{path}: weights", weights, folders))
+        folder = folders[weights]
+        importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
+        try:
+            with no_progress_bar():
+                found: Any = EmuForConditionalGeneration.from_pretrained(
+                    str(folder), local_files_only=True, output_loading_info=True
+                )
+                home = folder if (folder / "processor_config.json").is_file() else folders.get("raw", folder)
+                processor = EmuProcessor.from_pretrained(str(home), local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
+            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+            raise ConfigError(f"cannot load an Emu model from {folder}: {reason[:300]}") from None
+        model, info = found
+        if missing := sorted(info["missing_keys"]):
+            raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return cls(model.to(device), processor)
+
+    def decode(self, segments: Sequence[Segment], key: str) -> list[Segment]:
+        """The segments with their pictures decoded to uint8 [C, H, W].
+
+        Raises DataError, naming the item, for a picture that cannot be read or a video without frames.
+        """
+        found: list[Segment] = []
+        for segment in segments:
+            if segment["kind"] == "text":
+                found.append(segment)
+                continue
+            values: Any = segment["value"]
+            values = [values] if segment["kind"] == "image" else list(values)
+            if not values:
+                raise DataError(f"{key}: a video without frames")
+            try:
+                read = [v if isinstance(v, Tensor) else self.reader.read(v) for v in values]
+            except Unreadable as err:
+                raise DataError(f"{key}: an image cannot be read: {err}") from None
+            found.append({"kind": segment["kind"], "value": read[0] if segment["kind"] == "image" else read})  # type: ignore[typeddict-item]
+        return found
+
+    def batch(self, prompts: Sequence[Sequence[Segment]], keys: Sequence[str], room: int) -> dict[str, Any]:
+        """Inputs of the model, on its device.
+
+        Raises DataError, naming the item, for a prompt that is empty, or too long with `room` more tokens."""
+        decoded = [self.decode(prompt, key) for prompt, key in zip(prompts, keys, strict=True)]
+        try:
+            inputs = self.processor([list(prompt) for prompt in decoded])
+        except ValueError as err:
+            if len(decoded) > 1:
+                for one, key in zip(decoded, keys, strict=True):  # which of them it is
+                    self.batch([one], [key], room)
+            raise DataError(f"{keys[0]}: {err}") from None
+        most = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        for key, length in zip(keys, lengths, strict=True):
+            if most is not None and length + room > most:
+                raise DataError(f"{key}: a prompt of {length} tokens and {room} more; the model reads {most} at most")
+        return dict(inputs.to(self.model.device))
+
+    @torch.no_grad()
+    def answer(
+        self, prompts: Sequence[Sequence[Segment]], keys: Sequence[str], decoding: Decoding, num_beams: int
+    ) -> list[str]:
+        """What the model says after each prompt, by beam search, up to an end token or where an image would begin."""
+        config = self.model.config
+        ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
+        options: dict[str, Any] = {"min_new_tokens": decoding.min_new_tokens} if decoding.min_new_tokens else {}
+        if num_beams > 1:
+            options["length_penalty"] = decoding.length_penalty
+        ids = self.model.generate(
+            **self.batch(prompts, keys, decoding.max_new_tokens),
+            max_new_tokens=decoding.max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+            eos_token_id=[*ends, config.image_start_token_id],
+            pad_token_id=self.processor.tokenizer.pad_token_id,
+            **options,
+        )
+        return self.processor.batch_decode(ids)
+
+    @torch.no_grad()
+    def likelihood(self, prompt: Sequence[Segment], key: str, candidates: Sequence[str]) -> Likelihood:
+        """How likely each candidate is after the prompt; only its own tokens count. The prompt is read once.
+
+        Raises DataError for a candidate without a token."""
+        last: list[Segment] = [*prompt, {"kind": "text", "value": ""}]
+        ids = [self.processor.tokenize(text, last, len(prompt)) for text in candidates]
+        if empty := [text for text, one in zip(candidates, ids, strict=True) if not one]:
+            raise DataError(f"{key}: the candidate {empty[0]!r} has no token")
+        longest = max(len(one) for one in ids)
+        inputs = self.batch([prompt], [key], longest)
+        context = self.model(**inputs, use_cache=True, logits_to_keep=1)
+        first = context.logits[0, -1].float().log_softmax(-1)
+        sums = []
+        for start in range(0, len(ids), CHUNK):
+            sums.append(self._sums(context.cache, first, ids[start : start + CHUNK], longest))
+        total = torch.cat(sums).double().cpu().numpy()
+        lengths = np.array([len(one) for one in ids])
+        return Likelihood(total / lengths, total / (inputs["input_ids"].shape[1] + longest - 1))
+
+    def _sums(self, cache: Any, first: Tensor, ids: list[list[int]], longest: int) -> Tensor:
+        """Log-likelihood [C], summed over the tokens of each candidate, after what the cache holds."""
+        device = first.device
+        rows = torch.zeros(len(ids), longest, dtype=torch.int64)
+        mask = torch.zeros(len(ids), longest, dtype=torch.bool)
+        for row, one in enumerate(ids):
+            rows[row, : len(one)], mask[row, : len(one)] = torch.tensor(one), True
+        rows, mask = rows.to(device), mask.to(device)
+        found = first[rows[:, 0]]
+        if longest > 1:
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(len(ids))
+            embeds = self.model.get_input_embeddings()(rows[:, :-1])
+            logits = self.model(inputs_embeds=embeds, cache=own, use_cache=True).logits
+            each = logits.float().log_softmax(-1).gather(2, rows[:, 1:, None])[..., 0]
+            found = found + (each * mask[:, 1:]).sum(1)
+        return found
+
+    @torch.no_grad()
+    def picture_features(self, pictures: Sequence[Sequence[Segment]], keys: Sequence[str]) -> Tensor:
+        """One vector [N, E] of unit length for the pictures of each item: the mean over the encoder's tokens."""
+        found = []
+        for segments, key in zip(pictures, keys, strict=True):
+            frames: list[Any] = []
+            for segment in self.decode(segments, key):
+                value: Any = segment["value"]
+                frames += [value] if segment["kind"] == "image" else value
+            if not frames:
+                raise DataError(f"{key}: no image to find similar ones by")
+            found.append(self.features_of(frames).mean(0))
+        return torch.nn.functional.normalize(torch.stack(found), dim=1)
+
+    @torch.no_grad()
+    def features_of(self, images: Sequence[Any], batch_size: int = 32) -> Tensor:
+        """Mean token of the visual encoder [N, E], float32, of images."""
+        parts = []
+        document: Any = [{"kind": "image", "value": image} for image in images]
+        for start in range(0, len(document), batch_size):
+            encoded = self.processor.encode_document({"key": "", "segments": document[start : start + batch_size]})
+            parts.append(
+                self.model.model.visual_features(encoded.pixel_values.to(self.model.device)).mean(1).float().cpu()
+            )
+        return torch.cat(parts)

@@ -1,0 +1,174 @@
+"""Text and images in one output: the model writes on, and where it begins an image, predicts the image's latents."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers.cache_utils import DynamicCache
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from .modeling_emu import EmuForConditionalGeneration
+from .processing_emu import EmuProcessor
+
+Paint = Callable[[Tensor], Any]
+
+
+@dataclass
+class Made:
+    """A span of a model's output. kind "text": `text`; "image": `latents` [N, D], and `image` where something paints.
+
+    complete: False for the last span where the output was cut short.
+    """
+
+    kind: Literal["text", "image"]
+    text: str = ""
+    latents: Tensor | None = None
+    image: Any = None
+    complete: bool = True
+
+
+@torch.no_grad()
+def generate_document(
+    model: EmuForConditionalGeneration,
+    processor: EmuProcessor,
+    pieces: Sequence[Any],
+    *,
+    max_new_tokens: int = 200,
+    max_images: int = 4,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    begin_image: bool = False,
+    paint: Paint | None = None,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Made]:
+    """How a document of text and images goes on, span by span, from one cache.
+
+    Where the text head gives `[IMG]` (models trained with `image_start_is_target` do), N latents are regressed, each
+    read as the next embedding, `[/IMG]` closes the image and text goes on. Ends at the end token, at `max_new_tokens`
+    of text, or where the context is full.
+    max_images: no more images are begun after so many. begin_image: the first thing is an image. paint: latents
+    [N, D] to a picture. on_text: is given text as it comes. The rest as in `GenerationMixin.generate`.
+    Raises ValueError for an empty prompt or one longer than the context.
+    """
+    model.eval()
+    config = model.config
+    inputs = processor([*pieces]).to(model.device)
+    pixels = inputs.get("pixel_values")
+    latents = None if pixels is None else model.image_latents(pixels.to(model.dtype))
+    writer = _Writer(model, model.model.embed(inputs["input_ids"], latents))
+    warpers = _warpers(do_sample, temperature, top_k, top_p, repetition_penalty)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    never = [config.image_token_id, config.image_end_token_id, config.pad_token_id]
+    ends = {config.eos_token_id, processor.tokenizer.eos_token_id} - {None}
+    made: list[Made] = []
+    said: list[int] = []
+    num_images, num_tokens, num_shown, finished = 0, 0, 0, False
+
+    def show(rest: bool = False) -> None:
+        nonlocal num_shown
+        text = processor.tokenizer.decode(said, skip_special_tokens=True)
+        if on_text is not None and (rest or not text.endswith("\ufffd")):  # else a character of which bytes are missing
+            on_text(text[num_shown:])
+            num_shown = len(text)
+
+    def close_text(complete: bool = True) -> None:
+        nonlocal num_shown
+        if said:
+            show(rest=True)
+            num_shown = 0
+            made.append(Made("text", processor.tokenizer.decode(said, skip_special_tokens=True).strip(), None,
+                             None, complete))  # fmt: skip
+            said.clear()
+
+    token = config.image_start_token_id if begin_image else None
+    while writer.room(1):
+        if token is None:
+            logits = model.text_logits(writer.hidden[:, 0]).float()
+            logits[:, [i for i in never if i is not None]] = -torch.inf
+            if num_images >= max_images or not writer.room(config.num_image_latents + 2):
+                logits[:, config.image_start_token_id] = -torch.inf
+            token = _choose(logits, writer.ids, warpers, do_sample, generator)
+        if token in ends:
+            finished = True
+            break
+        if token == config.image_start_token_id:
+            if not writer.room(config.num_image_latents + 2):
+                break
+            close_text()
+            found = writer.image()
+            num_images += 1
+            made.append(Made("image", latents=found, image=None if paint is None else paint(found)))
+        else:
+            if num_tokens == max_new_tokens:
+                break
+            num_tokens += 1
+            said.append(token)
+            show()
+            writer.read_token(token)
+        token = None
+    close_text(finished)
+    return made
+
+
+class _Writer:
+    """A prompt that has been read, and what is written behind it. hidden [1, 1, D]: of the last position."""
+
+    def __init__(self, model: EmuForConditionalGeneration, embeds: Tensor):
+        self.model, self.limit = model, getattr(model.config.text_config, "max_position_embeddings", None)
+        self.length, self.ids = 0, torch.zeros(1, 0, dtype=torch.int64, device=embeds.device)
+        if self.limit is not None and embeds.shape[1] >= self.limit:
+            raise ValueError(f"the prompt takes {embeds.shape[1]} positions; the model has {self.limit}")
+        self.cache = DynamicCache(config=model.config.text_config)
+        self.read(embeds)
+
+    def room(self, num: int) -> bool:
+        return self.limit is None or self.length + num <= self.limit
+
+    def read(self, embeds: Tensor) -> None:
+        positions = torch.arange(self.length, self.length + embeds.shape[1], device=embeds.device)[None]
+        out = self.model.model(inputs_embeds=embeds, position_ids=positions, cache=self.cache, use_cache=True)
+        self.hidden = out.last_hidden_state[:, -1:]
+        self.length += embeds.shape[1]
+
+    def read_token(self, token: int) -> None:
+        ids = torch.tensor([[token]], device=self.ids.device)
+        self.ids = torch.cat([self.ids, ids], dim=1)
+        self.read(self.model.get_input_embeddings()(ids))
+
+    def image(self) -> Tensor:
+        """Latents [N, D]; reads `[IMG]`, each of them, and `[/IMG]`."""
+        config = self.model.config
+        self.read_token(config.image_start_token_id)
+        found = []
+        for _ in range(config.num_image_latents):
+            found.append(self.model.regression_head(self.hidden))
+            self.read(found[-1])
+        self.read_token(config.image_end_token_id)
+        return torch.cat(found, dim=1)[0]
+
+
+def _warpers(sample: bool, temperature: float, top_k: int, top_p: float, penalty: float) -> LogitsProcessorList:
+    found = LogitsProcessorList()
+    if penalty != 1.0:
+        found.append(RepetitionPenaltyLogitsProcessor(penalty))
+    if sample and temperature != 1.0:
+        found.append(TemperatureLogitsWarper(temperature))
+    if sample and top_k > 0:
+        found.append(TopKLogitsWarper(top_k))
+    if sample and top_p < 1.0:
+        found.append(TopPLogitsWarper(top_p))
+    return found
+
+
+def _choose(logits: Tensor, ids: Tensor, warpers: Any, sample: bool, generator: torch.Generator) -> int:
+    scores = warpers(ids, logits)
+    if sample:
+        return int(torch.multinomial(scores.softmax(-1).cpu()[0], 1, generator=generator))
+    return int(scores.argmax())

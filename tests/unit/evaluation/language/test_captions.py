@@ -1,0 +1,100 @@
+"""Caption metrics against values derived by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from nextembed.evaluation.language.captions import bleu, bleu_counts, cider, longest_common, rouge_l, words
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("A man's dog, isn't it?", "a man 's dog is n't it"),
+        ("Two dogs can't play (in the park).", "two dogs ca n't play -lrb- in the park -rrb-"),
+        ("it's 10:30 a.m. in the U.S. today", "it 's 10:30 a.m. in the u.s. today"),
+        ("He cannot go; he's gonna -- stay...", "he can not go he 's gon na stay"),
+        ('A black-and-white cat/dog: "tail"', "a black-and-white cat/dog tail"),
+        ("Mr. Smith and F. Scott, 1,000 people etc.", "mr. smith and f. scott 1,000 people etc."),
+        ("$3.50 & 50%", "$ 3.50 & 50 %"),
+        ("the girls' team", "the girls team"),
+        ("L’été, 猫", "l'été 猫"),
+        ("...", ""),
+    ],
+)
+def test_words(text, wanted):
+    assert " ".join(words(text)) == wanted
+
+
+def split(*texts):
+    return [text.split() for text in texts]
+
+
+def test_cider_of_equal_captions_is_10():
+    """Cosines of 1 for n = 1..4 where every caption has at least four words of its own."""
+    texts = split("a red cat sleeps here", "two old boats at sea", "one green hill far away")
+    assert cider(texts, [[t] for t in texts]) == pytest.approx([10, 10, 10])
+
+
+def test_cider_by_hand():
+    """Two items; idf of what one item has is log 2, so that all weights are equal: only counts matter.
+
+    "red cat" against "red dog": 1-grams share 1 of 2, cosine 1/2; 2-grams share none; longer ones do not exist: 0.
+    Mean over n: (1/2) / 4; times 10: 1.25. A second reference "red cat here" gives 1-grams 2 / sqrt(2 * 3), 2-grams
+    1 / sqrt(1 * 2), times exp(-1 / 72) for a length that differs by one; the item's score is the mean over references.
+    """
+    one = cider(split("red cat", "x y"), [split("red dog"), split("x y")])
+    assert one[0] == pytest.approx(1.25)
+    assert one[1] == pytest.approx(10 * 2 / 4)  # equal, but without 3- and 4-grams
+    two = cider(split("red cat", "x y"), [split("red dog", "red cat here"), split("x y")])
+    second = 10 / 4 * (2 / math.sqrt(6) + 1 / math.sqrt(2)) * math.exp(-1 / 72)
+    assert two[0] == pytest.approx((1.25 + second) / 2)
+
+
+def test_cider_clips_repeated_words():
+    """Weights log 2: "cat cat" is (2), the reference "cat" (1): min(2, 1) * 1 / (2 * 1) = 1/2, times exp(-1/72)."""
+    assert cider(split("cat cat", "x"), [split("cat"), split("x")])[0] == pytest.approx(
+        10 / 4 * 0.5 * math.exp(-1 / 72)
+    )
+
+
+def test_cider_ignores_words_of_every_item_and_empty_answers():
+    assert cider(split("a", "a"), [split("a"), split("a")]) == pytest.approx([0, 0])
+    assert cider(split("a b"), [split("a b")]) == pytest.approx([0])  # one item: log 1 = 0
+    assert cider([[], ["x"]], [split("a b"), split("x")])[0] == 0
+
+
+def test_bleu_by_hand():
+    """the the the the the the the / the cat is on the mat: 2 of 7 words, no 2-gram (Papineni et al.); 7 > 6 words."""
+    found = bleu(split("the the the the the the the"), [split("the cat is on the mat")])
+    assert found[0] == pytest.approx(2 / 7, rel=1e-6)
+    assert found[1] < 1e-6
+    longer = bleu(split("the cat is on"), [split("the cat is on the mat")])
+    assert longer == pytest.approx([math.exp(1 - 6 / 4)] * 4, rel=1e-6)
+
+
+def test_bleu_sums_over_the_set_and_takes_the_closest_length():
+    answers, references = split("a b c d", "x y"), [split("a b c", "a b c d e"), split("x z")]
+    counts = bleu_counts(answers, references)
+    assert counts[0].tolist() == [4, 3, 4, 3, 2, 1, 4, 3, 2, 1]  # 3 and 5 are as close: the shorter
+    assert counts[1].tolist() == [2, 2, 2, 1, 0, 0, 1, 0, 0, 0]
+    assert bleu(answers, references)[:2] == pytest.approx([5 / 6, math.sqrt(5 / 6 * 3 / 4)], rel=1e-6)
+
+
+def test_rouge_by_hand():
+    """police killed the gunman / police kill the gunman: 3 words in order of 4 and 4, F = 3/4 for every beta."""
+    answers = split("police killed the gunman", "a b", "", "q")
+    references = [split("police kill the gunman"), split("a x b y", "z"), split("a"), split("r")]
+    beta2 = 1.44
+    second = (1 + beta2) * 1 * 0.5 / (0.5 + beta2 * 1)
+    assert rouge_l(answers, references) == pytest.approx([0.75, second, 0, 0])
+    assert longest_common("abcbdab", "bdcaba") == 4
+
+
+def test_scores_do_not_depend_on_the_order_of_items():
+    answers = split("a red cat", "two blue boats", "a hill")
+    references = [split("a red cat sleeps"), split("blue boats", "two boats"), split("the green hill")]
+    turned = cider(answers[::-1], references[::-1])[::-1]
+    assert np.allclose(cider(answers, references), turned)
+    assert np.allclose(bleu(answers, references), bleu(answers[::-1], references[::-1]))
