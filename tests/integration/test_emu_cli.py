@@ -15,7 +15,7 @@ from PIL import Image
 from nextembed.cli import main
 from nextembed.errors import ConfigError
 from nextembed.evaluation.conversation import IMAGE_SYSTEM, Conversation, Style
-from nextembed.evaluation.talk import Sampling, Talker
+from nextembed.evaluation.talk import Sampling, Talker, read_piece
 from nextembed.models.emu.mixed import generate_document
 
 
@@ -83,6 +83,10 @@ def test_seeds_decide_what_is_drawn(talker: Talker) -> None:
     state = torch.get_rng_state()
     assert drawn(1) == drawn(1) != drawn(2)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_transparent_pixels_of_a_file_are_white() -> None:
+    assert read_piece("clear.png").getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("name", ["grey.png", "clear.png", "dot.png"])

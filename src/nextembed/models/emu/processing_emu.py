@@ -1,12 +1,13 @@
 """Interleaved text, images and videos to what Emu reads: ids with N places an image, and normalised pixels."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
@@ -192,7 +193,8 @@ def frames_of(segment: Segment) -> list[Any]:
 def to_rgb(image: Any) -> Image.Image:
     """Any image as PIL in RGB; transparent pixels on white. Raises ValueError for what is none, or is too large."""
     if isinstance(image, str | Path):
-        image = load_image(str(image))
+        # transformers' load_image drops transparency, so it only fetches what is no file
+        image = ImageOps.exif_transpose(Image.open(image)) if os.path.isfile(image) else load_image(str(image))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3:
             raise ValueError(f"an image tensor is uint8 [C, H, W], not {image.dtype} {list(image.shape)}")
