@@ -30,11 +30,14 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .errors import DataError as DataError
     from .errors import NextEmbedError as NextEmbedError
     from .errors import TrainingError as TrainingError
+    from .evaluation.conversation import Conversation as Conversation
     from .evaluation.embed import embed as embed
     from .evaluation.encoder import Encoder as Encoder
     from .evaluation.encoder import encode as encode
     from .evaluation.probes import ProbeConfig as ProbeConfig
     from .evaluation.search import search as search
+    from .evaluation.talk import Sampling as Sampling
+    from .evaluation.talk import Talker as Talker
     from .export.formats import export_onnx as export_onnx
     from .export.formats import export_program as export_program
     from .export.hub import push_to_hub as push_to_hub
@@ -81,7 +84,9 @@ _PUBLIC = {
     "evaluation.embed": "embed",
     "evaluation.encoder": "Encoder encode",
     "evaluation.probes": "ProbeConfig",
+    "evaluation.conversation": "Conversation",
     "evaluation.search": "search",
+    "evaluation.talk": "Sampling Talker",
     "export.formats": "export_onnx export_program",
     "export.hub": "push_to_hub",
     "export.int8": "quantize_int8",

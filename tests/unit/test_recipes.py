@@ -31,6 +31,13 @@ def test_the_recipes_there_are() -> None:
         "nepa_large_imagenet_finetune",
         "nepa_base_imagenet_finetune_released",
         "nepa_large_imagenet_finetune_released",
+        "emu_pretrain",
+        "emu_instruct",
+        "emu_visual_decoder",
+        "emu_emoji_language",
+        "emu_emoji",
+        "emu_emoji_instruct",
+        "emu_emoji_decoder",
     }
     assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
 
