@@ -1,7 +1,7 @@
 """Peak memory of `nextembed convert` on an Emu checkpoint of about 1.5 GB and of many shards.
 
     python benchmarks/emu_convert_memory.py -o benchmarks/results/emu_convert_memory.json
-    python benchmarks/emu_convert_memory.py --scale 0.1 --folder /tmp/x
+    python benchmarks/emu_convert_memory.py --scale 0.1 --folder SCRATCH
 
 Writes a released folder with random weights (one `multimodal_encoder/pytorch_model.bin`), converts it in a process of
 its own, and reads that process's memory from /proc every 5 ms:

@@ -45,7 +45,7 @@ class EmuParts(Part):
         Emu's special tokens are added; new rows of the language model are the mean of its old ones.
     connector, num_image_latents, causal_former, vision_layer: as in `EmuConfig`; causal_former: changes to T5-base.
     instruct: adds `[USER]` and `[ASSISTANT]`. image_start_is_target: the text head learns when an image begins.
-    latent_std: the connector starts with latents of this standard deviation over the first images of the data; null
+    latent_std: the connector starts with latents of this standard deviation over some training images; null
         leaves it as it is. Runs of minutes need it: latents that are all alike else stay so.
     max_length: positions of a packed row. quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs
         train.lora).
@@ -152,12 +152,16 @@ class EmuParts(Part):
         """What a new run does before its first step: `latent_std`."""
         if self.latent_std is None:
             return
-        processor, pixels = self.processor(), []
-        for document in data.documents("train"):
-            pixels.append(processor.encode_document(document).pixel_values)
+        # The first of training: rows as they are stored may be all of one kind.
+        loader = data.model_copy(update={"num_workers": 0}).train_loader(
+            **self.loader_arguments(backbone), micro_batch_size=1, pin_memory=False
+        )
+        pixels: list[torch.Tensor] = []
+        for _, batch in zip(range(NUM_MEASURED), loader):
+            pixels.append(batch["pixel_values"])
             if sum(map(len, pixels)) >= NUM_MEASURED:
                 break
-        if not pixels or not len(measured := torch.cat(pixels)):
+        if not len(measured := torch.cat(pixels)):
             raise ConfigError("model.latent_std: the data has no images to measure")
         was_training = backbone.training
         backbone.eval()
