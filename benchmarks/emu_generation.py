@@ -114,6 +114,10 @@ def main() -> None:
                     f"largest difference {row['largest_difference']:.0e}",
                     flush=True,
                 )
+                save(args, rows)  # after each: a run that is stopped keeps what it has
+
+
+def save(args: argparse.Namespace, rows: list[dict]) -> None:
     result = {
         "command": shlex.join(["python", "benchmarks/emu_generation.py", *sys.argv[1:]]),
         "machine": platform.platform(),
