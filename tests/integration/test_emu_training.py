@@ -101,7 +101,7 @@ def test_latents_start_spread_out(tmp_path):
     every = small.data.documents("train")
     documents = [every[i] for i in range(0, len(every), 20)]
     processor = small.model.processor()
-    pixels = torch.cat([processor.encode_document(d).pixel_values for d in documents])
+    pixels = torch.cat([processor.encode_document(d).values["pixel_values"] for d in documents])
     with torch.no_grad():
         latents = run.model.eval().image_latents(pixels)
     spread = (latents - latents.mean(0, keepdim=True)).square().mean((0, 1)).sqrt()

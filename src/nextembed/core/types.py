@@ -29,19 +29,18 @@ class Sample(TypedDict, total=False):
     label: int
 
 
-SegmentKind = Literal["text", "image", "video"]
-
-
 class Segment(TypedDict, total=False):
     """One modality's span of a document.
 
-    kind: what it is; value: text, a uint8 image [C, H, W], a uint8 video [F, C, H, W]. loss: whether what it holds is
-    to be predicted (True where it is not said).
+    kind: the modality: "text" (value: str), "image" (uint8 [C, H, W]), "video" (uint8 [F, C, H, W]), "audio" (float32
+    [N] in [-1, 1], mono, 16 kHz), "series" (float32 [C, T]), or one of the user's own. loss: whether what it holds is
+    to be predicted (True where it is not said). order: in which its latents are read (raster where it is not said).
     """
 
-    kind: SegmentKind
+    kind: str
     value: Any
     loss: bool
+    order: str
 
 
 class Document(TypedDict, total=False):
@@ -52,17 +51,20 @@ class Document(TypedDict, total=False):
 
 
 class Encoded(NamedTuple):
-    """A document as a model of interleaved text and images reads it.
+    """A document as a model reads it, by the keys of `Batch`.
 
-    input_ids [T], int64. labels [T], int64: the ids that are targets, -100 elsewhere and always at the first.
-    regression_mask [T], bool: where the embedding that is read is a target. pixel_values [I, C, S, S], float32: its
-    images and frames in reading order.
+    positions: tensors [T, ...], one row a position; what may be a target is said by `labels`, `regression_mask` or
+    `latent_mask`, never the first. values: tensors [N, ...] of other lengths, in reading order: pixels, patches; every
+    document has the same keys, with N = 0 where it has none.
     """
 
-    input_ids: Tensor
-    labels: Tensor
-    regression_mask: Tensor
-    pixel_values: Tensor
+    positions: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+    @property
+    def length(self) -> int:
+        """Number of positions, T."""
+        return len(next(iter(self.positions.values())))
 
 
 Encode = Callable[[Document], Encoded]

@@ -20,6 +20,7 @@ from .transforms import Unreadable
 
 STRETCH = 16  # documents of one reader, one after the other
 OK, UNREADABLE, TRUNCATED, TOO_LONG = range(4)
+NO_TARGET = {"labels": IGNORE_LABEL, "regression_mask": False, "latent_mask": False}  # what says so, by key
 OUTCOMES = ("whole", "unreadable", "truncated", "too_long")
 
 
@@ -35,17 +36,16 @@ class DocumentPlace(NamedTuple):
 class Stretch(NamedTuple):
     """Encoded documents of one reader, laid end to end so that few tensors cross between processes.
 
-    places [K, 4]; outcomes, lengths, images [K]: index into OUTCOMES, tokens and images of each (0: left out).
+    places [K, 4]; outcomes, lengths [K]: index into OUTCOMES and positions of each (0: left out). positions, values: as
+    of `Encoded`; counts [K] by the names of values: how many of them each document has.
     """
 
     places: Tensor
     outcomes: Tensor
     lengths: Tensor
-    images: Tensor
-    input_ids: Tensor
-    labels: Tensor
-    regression_mask: Tensor
-    pixel_values: Tensor
+    positions: dict[str, Tensor]
+    values: dict[str, Tensor]
+    counts: dict[str, Tensor]
 
 
 class Source(Protocol):
@@ -198,28 +198,28 @@ class DocumentStream(IterableDataset[Stretch]):
 
 def gather(documents: list[tuple[DocumentPlace, int, Encoded | None]]) -> Stretch:
     encoded = [one for _, _, one in documents if one is not None]
+    names = (list(encoded[0].positions), list(encoded[0].values)) if encoded else ([], [])
     return Stretch(
         torch.tensor([list(place) for place, _, _ in documents]),
         torch.tensor([outcome for _, outcome, _ in documents]),
-        torch.tensor([0 if one is None else len(one.input_ids) for _, _, one in documents]),
-        torch.tensor([0 if one is None else len(one.pixel_values) for _, _, one in documents]),
-        *(torch.cat(parts) for parts in (zip(*encoded) if encoded else [[torch.zeros(0)]] * 4)),
-    )
+        torch.tensor([0 if one is None else one.length for _, _, one in documents]),
+        {name: torch.cat([one.positions[name] for one in encoded]) for name in names[0]},
+        {name: torch.cat([one.values[name] for one in encoded]) for name in names[1]},
+        {name: torch.tensor([0 if one is None else len(one.values[name]) for _, _, one in documents])
+         for name in names[1]},
+    )  # fmt: skip
 
 
 def spread(stretch: Stretch) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
     """What `gather` was given."""
-    at = image = 0
-    sizes = zip(stretch.places.tolist(), stretch.outcomes.tolist(), stretch.lengths.tolist(), stretch.images.tolist())
-    for place, outcome, length, images in sizes:
-        end, last = at + length, image + images
+    lengths = stretch.lengths.tolist()
+    positions = {name: rows.split(lengths) for name, rows in stretch.positions.items()}
+    values = {name: rows.split(stretch.counts[name].tolist()) for name, rows in stretch.values.items()}
+    for number, (place, outcome) in enumerate(zip(stretch.places.tolist(), stretch.outcomes.tolist())):
         encoded = None
-        if length:
-            parts = (stretch.input_ids, stretch.labels, stretch.regression_mask)
-            ids, labels, mask = (part[at:end] for part in parts)
-            encoded = Encoded(ids, labels, mask, stretch.pixel_values[image:last])
+        if lengths[number]:
+            encoded = Encoded(*({name: rows[number] for name, rows in parts.items()} for parts in (positions, values)))
         yield DocumentPlace(*place), outcome, encoded
-        at, image = end, last
 
 
 class Fit:
@@ -235,9 +235,9 @@ class Fit:
     def __call__(self, document: Document) -> tuple[int, Encoded | None]:
         """An index into OUTCOMES, and what is left. Raises Unreadable for a document that cannot be encoded."""
         encoded = self._encode(document)
-        if len(encoded.input_ids) == 0:
+        if encoded.length == 0:
             raise Unreadable("the document is empty")
-        if len(encoded.input_ids) <= self.max_length:
+        if encoded.length <= self.max_length:
             return OK, encoded
         cut = self._cut(document) if self.long == "truncate" else None
         return (TOO_LONG, None) if cut is None else (TRUNCATED, cut)
@@ -253,22 +253,22 @@ class Fit:
         fits, too_long = 0, len(segments)  # how many segments do, and do not; by halves
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
-            if len(self._encode({**document, "segments": segments[:middle]}).input_ids) <= self.max_length:
+            if self._encode({**document, "segments": segments[:middle]}).length <= self.max_length:
                 fits = middle
             else:
                 too_long = middle
         more = self._encode({**document, "segments": segments[:too_long]})
-        images = more.pixel_values
-        length = self.max_length
+        values, length = more.values, self.max_length
         if segments[fits]["kind"] != "text":
             # What both share: all before the image, without an end token.
             less = self._encode({**document, "segments": segments[:fits]})
-            images = less.pixel_values
-            both = min(len(less.input_ids), length)
-            same = less.input_ids[:both] == more.input_ids[:both]
+            values = less.values
+            both = min(less.length, length)
+            same = less.positions["input_ids"][:both] == more.positions["input_ids"][:both]
             length = both if bool(same.all()) else int(same.int().argmin())
-        cut = Encoded(more.input_ids[:length], more.labels[:length], more.regression_mask[:length], images)
-        has_target = bool((cut.labels != IGNORE_LABEL).any() or cut.regression_mask.any())
+        cut = Encoded({name: rows[:length] for name, rows in more.positions.items()}, values)
+        has_target = any(bool((cut.positions[name] != none).any()) for name, none in NO_TARGET.items()
+                         if name in cut.positions)  # fmt: skip
         return cut if has_target else None
 
 
@@ -329,9 +329,9 @@ def first_fit(waiting: list[tuple[DocumentPlace, Encoded]], length: int) -> list
     left: list[tuple[DocumentPlace, Encoded]] = []
     room = length
     for place, encoded in waiting:
-        if len(encoded.input_ids) <= room:
+        if encoded.length <= room:
             row.append(encoded)
-            room -= len(encoded.input_ids)
+            room -= encoded.length
         else:
             left.append((place, encoded))
     waiting[:] = left
@@ -339,27 +339,25 @@ def first_fit(waiting: list[tuple[DocumentPlace, Encoded]], length: int) -> list
 
 
 def pack(rows: list[list[Encoded]], length: int, position: list[int]) -> Batch:
-    """The batch of rows of documents; padding is id 0, document 0, without targets."""
-    shape = (len(rows), length)
-    batch: Batch = {
-        "input_ids": torch.zeros(shape, dtype=torch.int64),
-        "labels": torch.full(shape, IGNORE_LABEL),
-        "regression_mask": torch.zeros(shape, dtype=torch.bool),
-        "document_ids": torch.zeros(shape, dtype=torch.int64),
-        "position_ids": torch.zeros(shape, dtype=torch.int64),
-        "pixel_values": torch.cat([one.pixel_values for row in rows for one in row]),
-        "position": torch.tensor(position).repeat(len(rows), 1),
+    """The batch of rows of documents; padding is 0 (id 0, document 0), without targets."""
+    first = rows[0][0]
+    batch: Any = {
+        name: part.new_full((len(rows), length, *part.shape[1:]), NO_TARGET.get(name, 0))
+        for name, part in first.positions.items()
     }
+    batch |= {name: torch.cat([one.values[name] for row in rows for one in row]) for name in first.values}
+    for name in ("document_ids", "position_ids"):
+        batch[name] = torch.zeros(len(rows), length, dtype=torch.int64)
     for number, row in enumerate(rows):
         at = 0
         for document, one in enumerate(row, 1):
-            here = (number, slice(at, at + len(one.input_ids)))
-            batch["input_ids"][here] = one.input_ids
-            batch["labels"][here] = one.labels
-            batch["regression_mask"][here] = one.regression_mask
-            batch["labels"][number, at] = IGNORE_LABEL  # nothing of the document before may predict it
-            batch["regression_mask"][number, at] = False
+            here = (number, slice(at, at + one.length))
+            for name, part in one.positions.items():
+                batch[name][here] = part
+                if name in NO_TARGET:
+                    batch[name][number, at] = NO_TARGET[name]  # nothing of the document before may predict it
             batch["document_ids"][here] = document
-            batch["position_ids"][here] = torch.arange(len(one.input_ids))
-            at += len(one.input_ids)
-    return batch
+            batch["position_ids"][here] = torch.arange(one.length)
+            at += one.length
+    batch["position"] = torch.tensor(position).repeat(len(rows), 1)
+    return cast(Batch, batch)

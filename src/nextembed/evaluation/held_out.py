@@ -41,7 +41,7 @@ def held_out_loss(data: Any, encode: Encode, max_length: int, rows: int, objecti
     waiting = []
     for number, document in enumerate(data.documents("validation")):
         encoded = encode(document)
-        if len(encoded.input_ids) <= max_length:
+        if encoded.length <= max_length:
             waiting.append((DocumentPlace(0, 0, 0, number + 1), encoded))
         if len(waiting) == NUM_DOCUMENTS:
             break

@@ -24,12 +24,20 @@ def encode(document: Document) -> Encoded:
             labels += [-100] * (PLACES + 2)
             mask += [False, *[loss] * (PLACES + 1)]
             pixels.append(frame.float().mean((1, 2)).view(1, 3, 1, 1))
-    return Encoded(
+    return encoded(
         torch.tensor([*ids, STOP]),
         torch.tensor([*labels, STOP]),
         torch.tensor([*mask, False]),
         torch.cat(pixels) if pixels else torch.zeros(0, 3, 1, 1),
     )
+
+
+def encoded(ids, labels, mask, pixels) -> Encoded:
+    return Encoded({"input_ids": ids, "labels": labels, "regression_mask": mask}, {"pixel_values": pixels})
+
+
+def ids_of(one: Encoded) -> torch.Tensor:
+    return one.positions["input_ids"]
 
 
 def written(ids) -> str:
@@ -49,7 +57,7 @@ def unpacked(batch) -> list[Encoded]:
             tokens = batch["input_ids"][row, here]
             images = int((tokens == START).sum())
             pixels = batch["pixel_values"][image : image + images]
-            found.append(Encoded(tokens, batch["labels"][row, here], batch["regression_mask"][row, here], pixels))
+            found.append(encoded(tokens, batch["labels"][row, here], batch["regression_mask"][row, here], pixels))
             image += images
         padding = ids == 0
         assert (batch["labels"][row, padding] == -100).all() and not batch["regression_mask"][row, padding].any()

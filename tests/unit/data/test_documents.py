@@ -89,7 +89,8 @@ def test_pairs_of_a_table(tmp_path, streaming):
     options = {"encode": encode_document, "max_length": 64, "micro_batch_size": 2}
     batch = next(iter(part.train_loader(**options)))
     for one in unpacked(batch):
-        assert f"w{int(one.pixel_values[0, 0])}" in written(one.input_ids)
+        number = int(one.values["pixel_values"][0, 0])
+        assert f"w{number}" in written(one.positions["input_ids"])
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -6,13 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from encoding import END, IMAGE, STOP, encode, unpacked, written
+from encoding import END, IMAGE, STOP, encode, encoded, ids_of, unpacked, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nextembed.data.kinds  # noqa: F401
 from nextembed.core.config import DATA
-from nextembed.core.types import Encoded
 from nextembed.data.documents import Choose, DocumentPart, text
 from nextembed.data.mixture import Mixture
 from nextembed.data.packing import TOO_LONG, TRUNCATED, DocumentPlace, Fit, first_fit, pack
@@ -62,7 +61,7 @@ def same(a, b):
 
 
 def numbers(batches):
-    return [int(written(one.input_ids).split("n")[1].split(".")[0]) for b in batches for one in unpacked(b)]
+    return [int(written(one.positions["input_ids"]).split("n")[1].split(".")[0]) for b in batches for one in unpacked(b)]
 
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
@@ -73,11 +72,11 @@ def test_each_document_comes_once_an_epoch_with_its_own_images(kind, ranks):
     for rank in range(ranks):
         for batch in take(loader(part, rank=rank, world_size=ranks), 30):
             for one in unpacked(batch):
-                number = int(written(one.input_ids).split("n")[1].split(".")[0])
+                number = int(written(one.positions["input_ids"]).split("n")[1].split(".")[0])
                 whole = encode(part.document({"key": "", "number": number}, 0))
-                assert all(torch.equal(a, b) for a, b in zip(one, whole))
+                assert all(torch.equal(a[name], b[name]) for a, b in zip(one, whole) for name in b)
                 if number % 3:
-                    assert one.pixel_values.unique().tolist() == [number]
+                    assert one.values["pixel_values"].unique().tolist() == [number]
                 seen[number, rank] += 1
     assert {number for number, _ in seen} == set(range(40))
     per_document = Counter()
@@ -94,9 +93,9 @@ def test_first_epoch_of_all_ranks_is_every_document_once(kind):
         stream = loader(part, rank=rank, world_size=2).stream
         readers = [stream.documents(number) for number in range(2)]
         for reader in readers:
-            found += [int(next(reader)[2].input_ids.sum()) for _ in range(10)]
+            found += [int(ids_of(next(reader)[2]).sum()) for _ in range(10)]
     assert sorted(found) == sorted(
-        int(encode(part.document({"key": "", "number": i}, 0)).input_ids.sum()) for i in range(40)
+        int(ids_of(encode(part.document({"key": "", "number": i}, 0))).sum()) for i in range(40)
     )
 
 
@@ -128,7 +127,7 @@ def test_a_mixture_is_weighted_reproducible_and_goes_on(tmp_path):
     sources = [{"kind": "text", "source": str(tmp_path / name)} for name in ("a.jsonl", "b.txt")]
     part = DATA.parse({"kind": "mixture", "sources": sources, "weights": [1, 3], "num_workers": 0})
     whole = take(loader(part), 40)
-    found = [written(one.input_ids)[0] for batch in whole for one in unpacked(batch)]
+    found = [written(one.positions["input_ids"])[0] for batch in whole for one in unpacked(batch)]
     assert 0.2 < found.count("a") / len(found) < 0.3
     assert not same(whole, take(loader(part, seed=1), 40))
     state = advance(None, whole[16]["position"])
@@ -192,18 +191,18 @@ def shown(value=7):
 def test_cut_documents_keep_whole_images():
     document = {"key": "", "segments": [text("ab"), shown(1), text("cdef"), shown(2), text("gh")]}
     whole = encode(document)  # begin a b [3 places and 2] c d e f [5] g h stop: 20
-    for length in range(1, len(whole.input_ids) + 1):
+    for length in range(1, len(whole.positions["input_ids"]) + 1):
         outcome, found = Fit(encode, length, "truncate")(document)
         if found is None:
             assert outcome == TOO_LONG
             continue
-        ids = found.input_ids.tolist()
-        assert len(ids) <= length and ids.count(IMAGE) == 3 * len(found.pixel_values) == 3 * ids.count(END)
-        if length < len(whole.input_ids):
+        ids = found.positions["input_ids"].tolist()
+        assert len(ids) <= length and ids.count(IMAGE) == 3 * len(found.values["pixel_values"]) == 3 * ids.count(END)
+        if length < len(whole.positions["input_ids"]):
             assert outcome == TRUNCATED and STOP not in ids
-            assert ids == whole.input_ids[: len(ids)].tolist()
-            assert torch.equal(found.labels, whole.labels[: len(ids)])
-            assert found.pixel_values[:, 0, 0, 0].tolist() == [1.0, 2.0][: len(found.pixel_values)]
+            assert ids == whole.positions["input_ids"][: len(ids)].tolist()
+            assert torch.equal(found.positions["labels"], whole.positions["labels"][: len(ids)])
+            assert found.values["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0][: len(found.values["pixel_values"])]
             unused = length - len(ids)
             assert unused <= 5  # only an image that, with an end token, does not fit is given up
     assert Fit(encode, 8, "skip")(document) == (TOO_LONG, None)
@@ -216,18 +215,17 @@ def test_cut_documents_keep_whole_images():
 def test_first_fit_places_every_document_once(lengths):
     def one(number, length):
         ids = torch.full((length,), 100 + number)
-        return Encoded(ids, ids.clone(), torch.ones(length).bool(),
-                       torch.zeros(0, 3, 1, 1))  # fmt: skip
+        return encoded(ids, ids.clone(), torch.ones(length).bool(), torch.zeros(0, 3, 1, 1))
 
     waiting = [(DocumentPlace(0, 0, 0, i), one(i, length)) for i, length in enumerate(lengths)]
     rows = []
     while waiting:
         oldest = waiting[0][1]
         rows.append(first_fit(waiting, 16))
-        assert rows[-1][0] is oldest and sum(len(d.input_ids) for d in rows[-1]) <= 16
+        assert rows[-1][0] is oldest and sum(len(d.positions["input_ids"]) for d in rows[-1]) <= 16
     batch = pack(rows, 16, [0])
     found = unpacked(batch)
-    assert sorted(int(d.input_ids[0]) for d in found) == [100 + i for i in range(len(lengths))]
+    assert sorted(int(d.positions["input_ids"][0]) for d in found) == [100 + i for i in range(len(lengths))]
     assert all(d.labels[0] == -100 and not d.regression_mask[0] for d in found)
 
 

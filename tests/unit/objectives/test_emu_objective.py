@@ -46,12 +46,12 @@ def batch_of(encoded, length=64):
     rows = {"input_ids": 0, "labels": -100, "regression_mask": False, "document_ids": 0, "position_ids": 0}
     batch = {name: torch.full((len(encoded), length), fill) for name, fill in rows.items()}
     for row, one in enumerate(encoded):
-        num = len(one.input_ids)
+        num = len(one.positions["input_ids"])
         for name in ("input_ids", "labels", "regression_mask"):
-            batch[name][row, :num] = getattr(one, name)
+            batch[name][row, :num] = one.positions[name]
         batch["document_ids"][row, :num] = 1
         batch["position_ids"][row, :num] = torch.arange(num)
-    return batch | {"pixel_values": torch.cat([one.pixel_values for one in encoded])}
+    return batch | {"pixel_values": torch.cat([one.values["pixel_values"] for one in encoded])}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_targets_are_detached_unless_asked(model, processor):
     """The last latent is only ever a target here once text and the last regression pair are left out."""
     encoded = processor.encode_document(document(picture(1)), end=False)
     only_last = torch.zeros_like(encoded.regression_mask)
-    only_last[encoded.input_ids == processor.ids["<image>"]] = True
+    only_last[encoded.positions["input_ids"] == processor.ids["<image>"]] = True
     batch = batch_of([encoded._replace(regression_mask=only_last)], length=8)
     grads = {}
     for detach in (True, False):

@@ -46,11 +46,11 @@ def batch():
     for row, documents in enumerate(rows):
         begin = 0
         for number, one in enumerate(documents, 1):
-            end = begin + len(one.input_ids)
-            made["input_ids"][row, begin:end] = one.input_ids
+            end = begin + len(one.positions["input_ids"])
+            made["input_ids"][row, begin:end] = one.positions["input_ids"]
             made["document_ids"][row, begin:end] = number
             begin = end
-    pixels = torch.cat([one.pixel_values for documents in rows for one in documents])
+    pixels = torch.cat([one.values["pixel_values"] for documents in rows for one in documents])
     return made | {"pixel_values": pixels, "labels": made["input_ids"]}
 
 

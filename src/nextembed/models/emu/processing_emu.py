@@ -83,22 +83,24 @@ class EmuProcessor(ProcessorMixin):
             documents = [documents]
         batch = list(documents) if documents and isinstance(documents[0], list | tuple) else [documents]
         encoded = [self.encode_document(as_document(pieces), end=False) for pieces in batch]
-        length = max(len(one.input_ids) for one in encoded)
+        length = max(one.length for one in encoded)
         if length == 0:
             raise ValueError("an empty prompt, and the tokenizer has no begin token to stand for it")
-        ids = torch.full((len(encoded), length), self.tokenizer.pad_token_id)
+        ids = torch.full((encoded.length, length), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, one in enumerate(encoded):
-            ids[row, length - len(one.input_ids) :] = one.input_ids
-            mask[row, length - len(one.input_ids) :] = 1
+            ids[row, length - one.length :] = one.positions["input_ids"]
+            mask[row, length - one.length :] = 1
         found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-        pixels = [one.pixel_values for one in encoded if len(one.pixel_values)]
-        if pixels:
-            found["pixel_values"] = torch.cat(pixels)
+        pixels = torch.cat([one.values["pixel_values"] for one in encoded])
+        if len(pixels):
+            found["pixel_values"] = pixels
         return BatchFeature(found)
 
     def encode_document(self, document: Document, end: bool = True) -> Encoded:
-        """A document as a model reads and is trained on it; see `core.types.Encoded`.
+        """A document as a model reads and is trained on it: input_ids [T]; labels [T], the ids that are targets, -100
+        elsewhere; regression_mask [T], where the embedding that is read is a target; pixel_values [I, C, S, S] of its
+        images and frames in reading order.
 
         end: whether an end token follows; it is a target where the last segment is.
         """
@@ -129,8 +131,12 @@ class EmuProcessor(ProcessorMixin):
             put([self.tokenizer.eos_token_id], bool(segments) and segments[-1].get("loss", True))
         if labels:
             labels[0] = IGNORE_LABEL
-        return Encoded(torch.tensor(ids, dtype=torch.int64), torch.tensor(labels, dtype=torch.int64),
-                       torch.tensor(targets, dtype=torch.bool), self.pixels(pictures))  # fmt: skip
+        positions = {
+            "input_ids": torch.tensor(ids, dtype=torch.int64),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "regression_mask": torch.tensor(targets, dtype=torch.bool),
+        }
+        return Encoded(positions, {"pixel_values": self.pixels(pictures)})
 
     def tokenize(self, text: str, segments: Sequence[Segment], number: int) -> list[int]:
         """Ids of a text segment; white space beside images is stripped."""

@@ -1,0 +1,147 @@
+"""What stands at the boundary: a modality turns its signal into latents and, where it can, values back into a signal."""
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..core.config import load_from_file
+from ..errors import ConfigError, unknown
+
+
+class Patches(NamedTuple):
+    """A signal as patches, each of which becomes one latent.
+
+    values: [N, P] float32, or [N] int64 of tokens, in natural order (raster, time). coordinates [N, 3], float32: time in
+    steps from 0, height and width in [-1, 1] (0 where there is none). shape: what puts them together again.
+    """
+
+    values: Tensor
+    coordinates: Tensor
+    shape: tuple[int, ...]
+
+
+class Modality(nn.Module):
+    """One kind of signal. D is the width of the model's latents, P the size of a patch.
+
+    Settings are keyword arguments with JSON values; they are kept in the model's configuration. `patches` and `signal`
+    use settings only, no parameters and no buffers: they run where data is read, without the model.
+
+        @MODALITIES.register("touch")
+        class Touch(Modality):
+            def __init__(self, hidden_size, channels=8):
+                super().__init__()
+                self.value_size = channels
+                self.projection = nn.Linear(channels, hidden_size)
+
+            def patches(self, value):          # [channels, T] -> one latent a time step
+                return Patches(value.T, in_time(value.shape[1]), (value.shape[1],))
+
+            def signal(self, values, shape):
+                return values.T
+
+    value_size: P; None for tokens.
+    """
+
+    value_size: int | None = None
+    projection: nn.Linear
+
+    def patches(self, value: Any) -> Patches:
+        """The signal as patches. Raises ValueError, one line, for what is no such signal."""
+        raise NotImplementedError
+
+    def embed(self, values: Tensor) -> Tensor:
+        """Latents [N, D] of values [N, P], before any mixing."""
+        return self.projection(values)
+
+    def signal(self, values: Tensor, shape: tuple[int, ...]) -> Any:
+        """What `patches` was given, as far as its values hold it."""
+        raise NotImplementedError
+
+    def default_shape(self) -> tuple[int, ...] | None:
+        """Shape of a signal that is generated, where all are alike; None: the model says when it ends."""
+        return None
+
+    def places(self, shape: tuple[int, ...]) -> Tensor:
+        """Coordinates [N, 3] of a signal of this shape. Here: one after the other in time."""
+        return in_time(shape[0])
+
+
+def in_time(num: int) -> Tensor:
+    """Coordinates [num, 3] of latents that follow each other in time."""
+    places = torch.zeros(num, 3)
+    places[:, 0] = torch.arange(num)
+    return places
+
+
+class ModalityRegistry:
+    """Modality classes by kind; `my_file.py:MyModality` takes the user's own."""
+
+    slot: ClassVar[str] = "model.modalities"
+
+    def __init__(self) -> None:
+        self.classes: dict[str, type[Modality]] = {}
+
+    def register(self, kind: str) -> Callable[[type[Modality]], type[Modality]]:
+        def add(cls: type[Modality]) -> type[Modality]:
+            self.classes[kind] = cls
+            return cls
+
+        return add
+
+    def find(self, kind: str) -> type[Modality]:
+        """Raises ConfigError, with the nearest spelling, where there is none. Files are only read by `settle`."""
+        if ".py:" in kind:
+            file, _, name = kind.rpartition(":")
+            module = next((m for m in list(sys.modules.values()) if _file_of(m) == Path(file).expanduser().resolve()), None)
+            found = getattr(module, name, None)
+            if found is None:
+                raise ConfigError(
+                    f"{self.slot}: the class of '{kind}' is not loaded, and code that a checkpoint names is not run by "
+                    f"itself: import your file first (on the command line: --code {Path(file).name})"
+                )
+            return found
+        if kind not in self.classes:
+            raise ConfigError(unknown(f"{self.slot}: kind", kind, self.classes))
+        return self.classes[kind]
+
+    def settle(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Settings by name with kinds of the user's own files loaded and registered. For what the user wrote: never
+        for what a checkpoint says. Raises ConfigError."""
+        settled = {}
+        for name, own in settings.items():
+            own = {"kind": own} if isinstance(own, str) else dict(own)
+            kind = own.setdefault("kind", name)
+            if ".py:" in kind:
+                cls = load_from_file(kind)
+                if not (isinstance(cls, type) and issubclass(cls, Modality)):
+                    raise ConfigError(f"{self.slot}.{name}: {kind} is not a nextembed Modality")
+                own["kind"] = next((k for k, known in self.classes.items() if known is cls), cls.__name__.lower())
+                self.classes[own["kind"]] = cls
+            settled[name] = own
+        return settled
+
+    def build(self, name: str, settings: Mapping[str, Any], hidden_size: int) -> Modality:
+        """The modality of these settings. Raises ConfigError, one line, for settings that it does not have."""
+        values = {key: value for key, value in settings.items() if key != "kind"}
+        cls = self.find(settings.get("kind", name))
+        known = [key for key in inspect.signature(cls.__init__).parameters if key not in ("self", "hidden_size")]
+        for key in values:
+            if key not in known:
+                raise ConfigError(unknown(f"{self.slot}.{name}:", key, known))
+        try:
+            return cls(hidden_size, **values)
+        except (TypeError, ValueError) as err:
+            raise ConfigError(f"{self.slot}.{name}: {str(err).splitlines()[0]}") from None
+
+    def without_weights(self, modalities: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality]:
+        """All modalities, to make patches and signals only."""
+        with torch.device("meta"):
+            return {name: self.build(name, settings, 8) for name, settings in modalities.items()}
+
+
+MODALITIES = ModalityRegistry()

@@ -1,0 +1,47 @@
+"""Text: tokens of a byte-level BPE, or bytes; latents are rows of one table, and reading out is the nearest of them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .base import MODALITIES, Modality, Patches, in_time
+
+BUNDLED = Path(__file__).parents[1] / "data" / "sample" / "tokenizer"
+
+
+@MODALITIES.register("text")
+class Text(Modality):
+    """Text as tokens, one latent each.
+
+    vocabulary: "bytes" (256 of them, any text in any script), or how many tokens the tokenizer beside the model has.
+    A latent is read out as the token of the table row with the highest cosine; the table is the input's own (tied).
+    """
+
+    tokenizer: Any = None  # set by the processor: what turns text into ids, where it is not bytes
+
+    def __init__(self, hidden_size: int, vocabulary: str | int = "bytes"):
+        super().__init__()
+        if vocabulary != "bytes" and (not isinstance(vocabulary, int) or vocabulary < 2):
+            raise ValueError(f"vocabulary is 'bytes' or a number of tokens, not {vocabulary!r}")
+        self.vocabulary = vocabulary
+        self.table = nn.Embedding(256 if vocabulary == "bytes" else int(vocabulary), hidden_size)
+
+    def patches(self, value: str) -> Patches:
+        if not isinstance(value, str):
+            raise ValueError(f"text is a str, not {type(value).__name__}")
+        if self.vocabulary == "bytes":
+            ids = list(value.encode())
+        else:
+            ids = self.tokenizer(value, add_special_tokens=False)["input_ids"]
+        return Patches(torch.tensor(ids, dtype=torch.int64), in_time(len(ids)), (len(ids),))
+
+    def embed(self, values: Tensor) -> Tensor:
+        return self.table(values)
+
+    def signal(self, values: Tensor, shape: tuple[int, ...] = ()) -> str:
+        """The text of ids [N]; bytes that are no UTF-8 come out as the replacement character."""
+        if self.vocabulary == "bytes":
+            return bytes(values.tolist()).decode(errors="replace")
+        return self.tokenizer.decode(values.tolist(), skip_special_tokens=True)
