@@ -58,6 +58,15 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .models.nepa import ViTNepaForPreTraining as ViTNepaForPreTraining
     from .models.nepa import ViTNepaForSemanticSegmentation as ViTNepaForSemanticSegmentation
     from .models.nepa import ViTNepaModel as ViTNepaModel
+    from .modalities import MODALITIES as MODALITIES
+    from .modalities import Modality as Modality
+    from .modalities import Patches as Patches
+    from .modalities import in_time as in_time
+    from .models.omni import OmniConfig as OmniConfig
+    from .models.omni import OmniForPreTraining as OmniForPreTraining
+    from .models.omni import OmniModel as OmniModel
+    from .models.omni import OmniParts as OmniParts
+    from .models.omni import OmniProcessor as OmniProcessor
     from .objectives.emu import EmuSettings as EmuSettings
     from .objectives.latent_decoder import LatentDecoderSettings as LatentDecoderSettings
     from .objectives.latent_decoder import load_decoder as load_decoder
@@ -95,6 +104,8 @@ _PUBLIC = {
     " train_tokenizer",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaForSemanticSegmentation ViTNepaModel",
+    "modalities": "MODALITIES Modality Patches in_time",
+    "models.omni": "OmniConfig OmniForPreTraining OmniModel OmniParts OmniProcessor",
     "objectives.emu": "EmuSettings",
     "objectives.latent_decoder": "LatentDecoderSettings load_decoder",
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
@@ -126,3 +137,4 @@ if "nextembed_cli" not in sys.modules:  # the command loads models when it needs
     importlib.import_module(".models.nepa", __name__)
     importlib.import_module(".models.nepa_spt", __name__)
     importlib.import_module(".models.emu", __name__)
+    importlib.import_module(".models.omni", __name__)

@@ -17,7 +17,7 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from .core import distributed
-from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, from_yaml, to_yaml
+from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, common_task, from_yaml, to_yaml
 from .core.run_folder import read_lines
 from .core.types import IGNORE_LABEL, PretrainingModel
 from .data.kinds import ImageData
@@ -182,8 +182,9 @@ def processor_of(builder: Any) -> Any:
 
 def task_of(config: RunConfig) -> str:
     """What the run's model and objective are for. Raises ConfigError if they differ."""
-    task, own = config.objective.task, config.model.task
-    if task != own:
+    own, task = config.model.task, common_task(config.objective, config.model)
+    if task is None:
+        task = config.objective.task
         fitting = [kind for kind, part in MODELS.classes.items() if part.task == task]
         hint = f"; for this objective take model.kind={' or '.join(fitting)}" if fitting else ""
         raise ConfigError(f"objective {config.objective.kind} is for {task}, model {config.model.kind} for {own}{hint}")
@@ -289,8 +290,8 @@ def online_probe(config: RunConfig, builder: Any, backbone: Any, say: Say) -> Pr
     losses on validation documents; None, said in one line, where the data has nothing to probe on."""
     if config.train.probe_steps is None or not distributed.is_main():
         return None
-    if config.objective.task == "multimodal":
-        if config.objective.kind != "emu":
+    if task_of(config) == "multimodal":
+        if config.objective.kind not in ("emu", "next_embedding"):
             raise ConfigError(f"train.probe_steps: there is nothing to probe while {config.objective.kind} trains")
         rows = config.train.micro_batch(distributed.world_size())
         objective: Any = config.objective
@@ -321,10 +322,11 @@ def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
     segmenter "miou"."""
     lines = read_lines(run_dir / "metrics.jsonl")
     metrics: dict[str, Any] = dict(lines[-1]) if lines else {}
-    pretraining = config.objective.task == "pretraining"
-    if pretraining:
+    task = task_of(config)
+    pretraining = task == "pretraining"
+    if pretraining or config.objective.task == "pretraining":
         metrics["verdict"] = verdict(lines).word
-    if config.probe.enabled and config.objective.task != "multimodal":
+    if config.probe.enabled and task != "multimodal":
         say("probing" if pretraining else "scoring")
         try:
             metrics |= probe_run(run_dir) if pretraining else score_run(run_dir, config)

@@ -57,11 +57,18 @@ class Part(Config):
     """Settings of a part that comes in kinds; `kind` is set by the registry, or is `my_file.py:MyPart`.
 
     task: what models and objectives are for; those of a run have to agree ("pretraining", "classification", ...).
+    also_for: tasks of models that an objective takes besides its own.
     """
 
     task: ClassVar[str] = "pretraining"
+    also_for: ClassVar[tuple[str, ...]] = ()
 
     kind: str = ""
+
+
+def common_task(objective: Part | type[Part], model: Part | type[Part]) -> str | None:
+    """What a run of both is for; None if they do not fit."""
+    return model.task if model.task in (objective.task, *objective.also_for) else None
 
 
 P = TypeVar("P", bound=type[Part])

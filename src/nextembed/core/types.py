@@ -44,10 +44,11 @@ class Segment(TypedDict, total=False):
 
 
 class Document(TypedDict, total=False):
-    """Segments in reading order. key: names the document for good."""
+    """Segments in reading order. key: names the document for good. seed: of what is drawn while it is encoded."""
 
     key: str
     segments: list[Segment]
+    seed: int
 
 
 class Encoded(NamedTuple):
@@ -80,6 +81,8 @@ class Batch(TypedDict, total=False):
     input_ids, document_ids, position_ids [B, T], int64, regression_mask [B, T], bool: of packed documents; document_ids
         count from 1 in each row and are 0 for padding; position_ids count from 0 in each document. Then labels are
         [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
+    kinds, input_ids [B, T], int64, coordinates [B, T, 3], next_coordinates [B, T, 3], values.NAME [N, P]: of Omni, see
+        `models.omni.processing_omni`.
     position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
         so that a resumed run goes on at the next sample.
     """
@@ -99,12 +102,22 @@ class Latents(NamedTuple):
     """Latents before mixing, with where they are.
 
     z [B, T, D]: one vector a position.
-    coordinates [T, A], float32: position on each of A axes, patch centres in [-1, 1]; (0, ..., 0) is no rotation
-        at all and belongs to the first (begin) token.
+    coordinates [T, A] or, of packed documents, [B, T, A], float32: position on each of A axes, patch centres in [-1, 1];
+        (0, ..., 0) is no rotation at all and belongs to the first (begin) token.
+    documents [B, T], int64: of packed documents; attention stays inside each. None: every sample is one.
+    following [B, T, A]: coordinates of the latent that comes next, where the model is told; 0 where it is not.
     """
 
     z: Tensor
     coordinates: Tensor
+    documents: Tensor | None = None
+    following: Tensor | None = None
+
+    def until(self, end: int) -> "Latents":
+        """The first `end` positions."""
+        documents = None if self.documents is None else self.documents[:, :end]
+        following = None if self.following is None else self.following[:, :end]
+        return Latents(self.z[:, :end], self.coordinates[..., :end, :], documents, following)
 
 
 class Hidden(NamedTuple):

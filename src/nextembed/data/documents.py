@@ -155,7 +155,8 @@ class RowSource:
             yield row if "key" in row else {**row, "key": row_key(row, index)}
 
     def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
-        return self.part.document(row, sample_seed(seed, epoch, row_key(row, count)))
+        own = sample_seed(seed, epoch, row_key(row, count))
+        return {"seed": own, **self.part.document(row, own)}
 
 
 class Choose:

@@ -46,7 +46,7 @@ def query_key_value(
     """Queries and keys, projected, normed and rotated, and values, projected; each [B, T, H, d].
 
     x [B, T, D]. linears: query, key, value, each D -> H d. norms: of queries and of keys, over d. rotary: cos and sin
-    [T, 1, d] as for `rotate`. fuse: whether the d numbers of queries and keys may come in another order, the same for
+    [T, 1, d] or [B, T, 1, d] as for `rotate`. fuse: whether the d numbers of queries and keys may come in another order, the same for
     both, which attention does not see (a cache does). That and plain layers on a CPU in float32 or float64 allow a
     way with a third of the passes over memory; it has no second derivative. The compiler fuses the plain way itself.
     """
@@ -73,7 +73,7 @@ def _fused_query_key_value(
 ) -> tuple[Tensor, Tensor, Tensor]:
     cos, sin = rotary
     half = cos.shape[-1] // 2
-    turn = torch.complex(cos[..., :half], sin[..., :half])[:, None]  # [T, 1, 1, d / 2]
+    turn = torch.complex(cos[..., :half], sin[..., :half]).unsqueeze(-3)  # [..., T, 1, 1, d / 2]
     params = [linear.weight for linear in linears] + [linear.bias for linear in linears]
     return _FusedQueryKeyValue.apply(x, turn, eps, *params)
 

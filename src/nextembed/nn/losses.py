@@ -76,6 +76,19 @@ def token_cross_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]
     return total, torch.tensor(len(tokens), device=tokens.device)
 
 
+def vocabulary_scores(pred: Tensor, table: Tensor, log_scale: Tensor) -> Tensor:
+    """Scaled cosines of predictions [N, D] with the rows of a table [V, D], [N, V], float32; log_scale []: of the scale.
+
+    A softmax over them is the distribution over tokens that a predicted latent stands for."""
+    cosines = F.normalize(pred.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
+    return cosines * log_scale.float().exp()
+
+
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """-log softmax of the right one, [N, V], [N] -> [N]."""
+    return F.cross_entropy(logits.float(), tokens, reduction="none")
+
+
 def info_nce(pred: Tensor, target: Tensor, mask: Tensor | None = None, temperature: float = 0.1) -> Tensor:
     """Cross-entropy of picking the right target among all targets of the same sample, [B, T, D] -> [B, T].
 

@@ -1,9 +1,12 @@
 """Where latents are, and how attention is told: coordinates and rotary positions on any number of axes."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+TIME_THETA = 10_000.0
 
 
 def patch_coordinates(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -36,23 +39,37 @@ def augment_coordinates(
     return coordinates
 
 
-def rotary_tables(coordinates: Tensor, head_dim: int, theta: float = 100.0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables [T, head_dim], float32, for `rotate`.
+def rotary_tables(
+    coordinates: Tensor, head_dim: int, theta: float = 100.0, split: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables [..., T, head_dim], float32, for `rotate`.
 
-    coordinates [T, A]; each axis gets head_dim / (2 A) frequencies i:
+    coordinates [..., T, A]; each axis gets head_dim / (2 A) frequencies i:
     angle = 2 pi * coordinate * theta^(-2 A i / head_dim).
-    A latent at the origin is not rotated. Raises ValueError if head_dim is not a multiple of 2 A.
-    Source: axial rotary positions as in NEPA (arXiv 2512.16922), y angles then x angles, the whole repeated twice.
+    split: how many frequencies each axis gets instead, which sum to head_dim / 2. Then the first axis is time, counted
+    in steps: angle = coordinate * 10000^(-i / n), as in language models; the others are as above with their own n.
+    A latent at the origin is not rotated. Raises ValueError if the frequencies do not fit head_dim.
+    Source: axial rotary positions as in NEPA (arXiv 2512.16922), y angles then x angles, the whole repeated twice;
+    time as in RoFormer (arXiv 2104.09864).
     """
     axes = coordinates.shape[-1]
-    if head_dim % (2 * axes):
+    if split is None and head_dim % (2 * axes):
         raise ValueError(
             f"head width {head_dim} is not a multiple of {2 * axes}, which {axes}-axis rotary positions need"
         )
+    numbers = [head_dim // (2 * axes)] * axes if split is None else list(split)
+    if len(numbers) != axes or 2 * sum(numbers) != head_dim:
+        raise ValueError(f"head width {head_dim} has {head_dim // 2} frequencies; {numbers} does not share them out")
     with torch.autocast(coordinates.device.type, enabled=False):  # angles lose too much in bfloat16
-        steps = torch.arange(0, 1, 2 * axes / head_dim, device=coordinates.device, dtype=torch.float32)
-        angles = 2 * math.pi * coordinates.float()[:, :, None] * theta**-steps
-        angles = angles.flatten(1).tile(2)
+        places = coordinates.float()
+        parts = []
+        for axis, num in enumerate(numbers):
+            steps = torch.arange(num, device=coordinates.device, dtype=torch.float32) / max(num, 1)
+            in_steps = split is not None and axis == 0
+            turns = TIME_THETA**-steps if in_steps else 2 * math.pi * theta**-steps
+            parts.append(places[..., axis, None] * turns)
+        angles = torch.cat(parts, dim=-1)
+        angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
 

@@ -9,7 +9,8 @@ With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
 
 import copy
 import math
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -17,14 +18,16 @@ from torch import Tensor, nn
 
 from ..core.config import OBJECTIVES, Part
 from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from ..nn import losses
-from ..nn.diagnostics import diagnose
+from ..nn.diagnostics import MAX_ROWS, diagnose, effective_rank, spread
 
 
 @OBJECTIVES.register("next_embedding")
 class NextEmbeddingSettings(Part):
     """Switches of next-embedding prediction; the defaults are the paper's.
+
+    It is for images (NEPA) and for packed documents of any modality (Omni) alike.
 
     shift: predict the next latent; False compares each position with itself (the paper's failing ablation).
     stop_gradient: no gradient into the targets; False collapses.
@@ -34,11 +37,20 @@ class NextEmbeddingSettings(Part):
     target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
     teacher_decay: of the EMA teacher, for each optimizer step.
     distance: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the patches of its image)
-        | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA).
+        | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA)
+        | "vocabulary" (of Omni: where the target is a row of a table, as tokens are, cross-entropy of a softmax over its
+        cosines with all rows, with a learned temperature; cosine elsewhere)
+        | "likelihood" (of Omni with a density: -log of the density relative to the uniform one, divided by the width).
+    stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False trains
+        it as an output, too, as GPT-2 does.
+    weights: of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next; 1 where
+        nothing is said. For balance only.
     temperature: of info_nce. sigreg_weight, sigreg_width, sigreg_directions: of sigreg.
     steps_ahead: k, or several at once; each k beyond the first gets a linear head of its own.
     every_layer: add the mean loss of the layers before the last.
     """
+
+    also_for: ClassVar[tuple[str, ...]] = ("multimodal",)
 
     shift: bool = True
     stop_gradient: bool = True
@@ -47,7 +59,9 @@ class NextEmbeddingSettings(Part):
     target: Literal["latents", "teacher", "hidden"] = "latents"
     target_layer: int = 0
     teacher_decay: float = Field(0.996, ge=0, le=1)
-    distance: Literal["cosine", "mse", "smooth_l1", "info_nce", "sigreg"] = "cosine"
+    distance: Literal["cosine", "mse", "smooth_l1", "info_nce", "sigreg", "vocabulary", "likelihood"] = "cosine"
+    stop_gradient_table: bool = False
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     temperature: float = Field(0.1, gt=0)
     sigreg_weight: float = Field(0.1, ge=0)
     sigreg_width: int = Field(128, gt=0)
@@ -72,16 +86,50 @@ class NextEmbeddingSettings(Part):
 
     def build(self, backbone: Backbone) -> "NextEmbedding":
         """The objective on a backbone. Raises ConfigError if that has too few layers or latents for these settings."""
-        num_layers, size = backbone.config.num_hidden_layers, backbone.config.image_size
+        num_layers, size = backbone.config.num_hidden_layers, getattr(backbone.config, "image_size", None)
         if not -num_layers - 1 <= self.target_layer <= num_layers:
             raise ConfigError(f"objective.target_layer {self.target_layer}: the model has layers 0 to {num_layers}")
         if self.target == "hidden" and self.target_layer == -num_layers - 1:
             raise ConfigError("objective.target_layer: layer 0 is the latents: target=latents")
         num_latents = getattr(backbone, "num_latents", None)  # a user's own backbone may not tell
-        longest, length = max(self.steps_ahead), num_latents(size, size) if num_latents else math.inf
+        longest, length = max(self.steps_ahead), num_latents(size, size) if num_latents and size else math.inf
         if longest >= length:
             raise ConfigError(f"objective.steps_ahead {longest}: an image has only {length} latents")
+        self._check_boundary(backbone)
         return NextEmbedding(self, backbone)
+
+    def _check_boundary(self, backbone: Any) -> None:
+        """What needs to know tables, densities or modalities needs a backbone that has them."""
+        kinds = getattr(backbone, "kind_names", None)
+        if self.distance == "vocabulary" and not hasattr(backbone, "codes"):
+            raise ConfigError("objective.distance=vocabulary needs a model with a table of tokens: model.kind=omni")
+        if self.distance == "likelihood" and getattr(backbone, "density_head", None) is None:
+            raise ConfigError("objective.distance=likelihood needs model.density=von_mises_fisher or mixture")
+        if self.weights and kinds is None:
+            raise ConfigError("objective.weights needs a model of several modalities: model.kind=omni")
+        for name in self.weights:
+            if name not in (kinds or ()):
+                raise ConfigError(unknown("objective.weights:", name, kinds or ()))
+        packed = kinds is not None
+        if packed and (self.steps_ahead != [1] or not self.shift or self.distance in ("info_nce", "sigreg")
+                       or self.target != "latents" or self.input_mask_rate > 0):  # fmt: skip
+            raise ConfigError(
+                "objective: packed documents are trained with steps_ahead=1, shift, target=latents, input_mask_rate=0 and "
+                "a distance other than info_nce and sigreg"
+            )
+
+
+class Boundary(NamedTuple):
+    """What a backbone of packed documents says about them.
+
+    names: of kinds 1, 2, ...: "begin", then the modalities. codes: (table [V, D], rows [B, T], log_scale []), see
+    `models.omni`. density: hidden states to densities. weight [B, T]: of each position's distance.
+    """
+
+    names: Sequence[str]
+    codes: Any
+    density: Any
+    weight: Tensor | None
 
 
 class NextEmbedding(Objective):
@@ -133,13 +181,20 @@ class NextEmbedding(Objective):
         if self.stop_gradient:
             target = target.detach()
         mask = batch.get("latent_mask")
-        loss = self.loss(hidden.last, target, mask)
+        boundary = self.boundary(backbone, batch)
+        loss = self.loss(hidden.last, target, mask, boundary)
         if self.settings.every_layer:
-            before = [self.loss(layer, target, mask) for layer in hidden.layers[1:-1]]
+            before = [self.loss(layer, target, mask, boundary) for layer in hidden.layers[1:-1]]
             loss = loss + torch.stack(before).mean() if before else loss
         metrics = None
         if self.diagnose:
-            metrics = diagnose(latents.z.detach(), hidden.last.detach(), hidden.last.detach(), target.detach())
+            with torch.no_grad():
+                h, z = hidden.last.detach(), latents.z.detach()
+                pred = h if boundary is None or boundary.density is None else boundary.density(h).mean()
+                if boundary is None:
+                    metrics = diagnose(z, h, pred, target.detach())
+                else:
+                    metrics = diagnose_documents(z, h, pred, batch, boundary)
         return ObjectiveOutput(
             loss_sum=loss,
             num_targets=self.count_targets(batch),
@@ -149,12 +204,24 @@ class NextEmbedding(Objective):
 
     def seen(self, latents: Latents, batch: Batch) -> Latents:
         """What the autoregressor sees: hidden patches are zero; without the last latent where it is of no use."""
-        z, coordinates = latents
+        z = latents.z
         mask = batch.get("input_mask")
         if mask is not None:
             z = z.masked_fill(mask[..., None], 0.0)
         end = z.shape[1] - 1 if self.skip_last and z.shape[1] > 2 else z.shape[1]  # one patch at least, for features
-        return Latents(z[:, :end], coordinates[:end])
+        return latents._replace(z=z).until(end)
+
+    def boundary(self, backbone: Any, batch: Batch) -> Boundary | None:
+        """What packed documents say about each position; None for images."""
+        if "kinds" not in batch:
+            return None
+        weight = None
+        if self.settings.weights:
+            own = [1.0, *(self.settings.weights.get(name, 1.0) for name in backbone.kind_names)]  # padding comes first
+            weight = torch.tensor(own, device=batch["kinds"].device)[batch["kinds"]]
+        wants_density = self.settings.distance == "likelihood"
+        return Boundary(backbone.kind_names, backbone.codes(batch), backbone.density_head if wants_density else None,
+                        weight)  # fmt: skip
 
     def target(self, backbone: Backbone, latents: Latents, hidden: Hidden, batch: Batch) -> Tensor:
         """What is predicted, [B, T, D]."""
@@ -169,7 +236,7 @@ class NextEmbedding(Objective):
                 return z.z
             return self.teacher.encode(z, output_layers=True).layers[self.settings.target_layer]
 
-    def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None, boundary: Boundary | None = None) -> Tensor:
         """Summed distance over positions and steps, []."""
         total = hidden.new_zeros((), dtype=torch.float32)
         project = self.projector or nn.Identity()
@@ -182,14 +249,29 @@ class NextEmbedding(Objective):
             head = self.heads[str(k)] if str(k) in self.heads else nn.Identity()
             pred, shifted = losses.shifted(project(head(hidden)), target, k)
             valid = None if mask is None else mask[:, k:]
-            total = total + losses.masked_sum(self.distance(pred, shifted, valid), valid)[0]
+            distance = self.distance(pred, shifted, valid, boundary)
+            if boundary is not None and boundary.weight is not None:
+                distance = distance * boundary.weight[:, k:]
+            total = total + losses.masked_sum(distance, valid)[0]
         return total
 
-    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None, boundary: Boundary | None = None) -> Tensor:
         """Distance at each position, [B, T, D] -> [B, T]."""
         match self.settings.distance:
             case "cosine":
                 return losses.negative_cosine(pred, target)
+            case "vocabulary":
+                assert boundary is not None
+                found = losses.negative_cosine(pred, target)
+                table, codes, log_scale = boundary.codes
+                codes = codes[:, 1:]
+                chosen = (codes >= 0) if mask is None else (codes >= 0) & mask
+                table = table.detach() if self.settings.stop_gradient_table else table
+                scores = losses.vocabulary_scores(pred[chosen], table, log_scale)
+                return found.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
+            case "likelihood":
+                assert boundary is not None and boundary.density is not None
+                return -boundary.density(pred).log_prob(target) / target.shape[-1]
             case "smooth_l1":
                 return losses.smooth_l1(pred, target)
             case "info_nce":
@@ -204,3 +286,35 @@ class NextEmbedding(Objective):
             pairs = zip(self.teacher.parameters(), backbone.parameters(), strict=True)
             mine, theirs = (list(x) for x in zip(*pairs, strict=True))
             torch._foreach_lerp_(mine, theirs, 1 - self.settings.teacher_decay)
+
+
+def diagnose_documents(z: Tensor, h: Tensor, pred: Tensor, batch: Batch, boundary: Boundary) -> dict[str, Any]:
+    """`diagnose` over packed documents: targets whose current latent belongs to the same segment; and by modality how
+    near predictions are, "cos_next/NAME", and how often the nearest row of the table is the right one, "top1/NAME"."""
+    kinds, mask, documents = (batch[name] for name in ("kinds", "latent_mask", "document_ids"))  # type: ignore[literal-required]
+    pred, target = losses.shifted(pred, z)
+    to_next = -losses.negative_cosine(pred, target)
+    to_current = -losses.negative_cosine(pred, z[:, :-1])
+    valid = mask[:, 1:]
+    inside = valid & (kinds[:, 1:] == kinds[:, :-1]) & (documents[:, 1:] == documents[:, :-1])
+    found: dict[str, Any] = {}
+    if bool(inside.any()):
+        between = -losses.negative_cosine(z[:, :-1], target)
+        found = {
+            "cos_next": to_next[inside].mean(),
+            "cos_current": to_current[inside].mean(),
+            "cos_gap": (to_next - to_current)[inside].mean(),
+            "copy_win": (to_current > to_next)[inside].float().mean(),
+            "cos_neighbours": between[inside].mean(),
+        }
+        for name, x in (("latent", z[:, 1:][inside]), ("hidden", h[:, : valid.shape[1]][inside])):
+            rows = x[:: max(1, len(x) // MAX_ROWS)][:MAX_ROWS]
+            found |= {f"{name}_std": spread(rows), f"{name}_rank": effective_rank(rows)}
+    for number, name in enumerate(boundary.names, 1):
+        own = valid & (kinds[:, 1:] == number)
+        found[f"cos_next/{name}"] = (to_next[own].sum(), own.sum())
+        coded = own & (boundary.codes.codes[:, 1:] >= 0)
+        if bool(coded.any()):
+            scores = losses.vocabulary_scores(pred[coded], boundary.codes.table, boundary.codes.log_scale)
+            found[f"top1/{name}"] = ((scores.argmax(-1) == boundary.codes.codes[:, 1:][coded]).sum(), coded.sum())
+    return found

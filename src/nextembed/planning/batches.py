@@ -22,7 +22,7 @@ def example_batch(config: Any, backbone: Any, objective: Any, micro_batch_size: 
     own = getattr(config.data, "example_batch", None)
     if own is not None:
         return own(micro_batch_size, backbone)
-    make = MAKERS.get(config.objective.task)
+    make = MAKERS.get("omni" if config.model.kind == "omni" else config.objective.task)
     if make is None:
         raise ConfigError(f"plan: batches of task {config.objective.task} are not known; give the data part a method "
                           "example_batch(micro_batch_size, backbone)")  # fmt: skip
@@ -76,9 +76,34 @@ def _documents(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     return cast(Batch, batch)
 
 
+def _mixed(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
+    """Full rows of documents of an Omni: every continuous modality in turn, as many latents of each as of text."""
+    length, modalities = config.model.max_length, dict(backbone.model.modalities)
+    names = list(modalities)
+    kinds = 2 + torch.arange(length).remainder(len(names))
+    kinds[0] = 1
+    row = {
+        "kinds": kinds,
+        "input_ids": torch.zeros(length, dtype=torch.int64),
+        "coordinates": torch.zeros(length, 3),
+        "latent_mask": torch.arange(length) > 0,
+        "document_ids": torch.ones(length, dtype=torch.int64),
+        "position_ids": torch.arange(length),
+        "position": torch.zeros(POSITION, dtype=torch.int64),
+    }
+    batch: Any = {name: value[None].expand(size, *value.shape) for name, value in row.items()}
+    for number, (name, modality) in enumerate(modalities.items()):
+        if modality.value_size is not None:
+            batch[f"values.{name}"] = torch.zeros(size * int((kinds == 2 + number).sum()), modality.value_size)
+    if backbone.config.tell_next:
+        batch["next_coordinates"] = torch.zeros(size, length, 3)
+    return cast(Batch, batch)
+
+
 MAKERS: dict[str, Callable[[Any, Any, Any, int], Batch]] = {
     "pretraining": _images,
     "classification": _images,
     "segmentation": _images,
     "multimodal": _documents,
+    "omni": _mixed,
 }

@@ -9,7 +9,7 @@ from typing import Literal
 
 from ..core.config import apply_overrides
 from ..errors import ConfigError
-from ..run import RunConfig
+from ..run import RunConfig, task_of
 from .batches import TEXT
 from .hardware import peak_tflops
 from .step import Step, class_names, trace_step
@@ -120,7 +120,7 @@ def judge(peak: int, room: int) -> Verdict:
 
 def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
     """What was not known and taken as given, in sentences."""
-    task = config.objective.task
+    task = task_of(config)
     if task in ("classification", "segmentation") and not getattr(config.data, "classes", None):
         yield f"{len(class_names(config, classes)):,} classes (--classes)"
     if task == "multimodal" and not hasattr(config.data, "example_batch"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining
 from transformers.utils import logging
 
-from ..core.config import DATA, OBJECTIVES
+from ..core.config import DATA, MODELS, OBJECTIVES, common_task
 from ..core.run_folder import read_config, read_lines, weights_folders
 from ..errors import ConfigError, NextEmbedError
 from ..objectives.latent_decoder import FOLDER, load_decoder
@@ -95,11 +95,17 @@ def read_run(
 
 def task_of(config: dict[str, Any]) -> str:
     """What a run's objective is for: "pretraining", "classification", ..."""
-    importlib.import_module("..objectives", __package__)  # registers its kinds
+    for package in ("objectives", "models.nepa", "models.emu", "models.omni"):  # registers their kinds
+        importlib.import_module(f"..{package}", __package__)
     try:
-        return OBJECTIVES.find(str((config.get("objective") or {}).get("kind", ""))).task
+        objective = OBJECTIVES.find(str((config.get("objective") or {}).get("kind", "")))
     except NextEmbedError:
         return "pretraining"
+    try:
+        model = MODELS.find(str((config.get("model") or {}).get("kind", "")))
+    except NextEmbedError:  # the user's own, from a file
+        return objective.task
+    return common_task(objective, model) or objective.task
 
 
 def _model_config(view: RunView) -> Any:

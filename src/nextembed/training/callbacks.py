@@ -172,11 +172,16 @@ class ProgressBar(TrainerCallback):
 
 def summary(logs: dict[str, float]) -> str:
     """One line of what matters in a logging step."""
-    what = "rows" if "text_loss" in logs else "images"
+    parts = [name for name in logs if name.startswith(("top1/", "cos_next/")) and not name.endswith("/begin")]
+    what = "rows" if "text_loss" in logs or parts else "images"
     names = {"loss": "loss {:.4f}", "text_loss": "text {:.3f}", "regression_loss": "latents {:.4f}"}
     names |= {"cos_gap": "gap {:+.3f}", "images_per_second": f"{{:.0f}} {what}/s"}
     names |= {"probe/knn": "kNN {:.1%}", "probe/linear": "linear {:.1%}"}
     names |= {"eval/accuracy": "accuracy {:.1%}", "eval/ema_accuracy": "EMA {:.1%}", "eval/miou": "mIoU {:.1%}"}
+    for name in parts:  # Omni: tokens read out right, cosines elsewhere
+        own = name.partition("/")[2]
+        if name.startswith("top1/") or f"top1/{own}" not in logs:
+            names[name] = f"{own} {{:.3f}}"
     names |= {"eval/text_loss": "validation text {:.3f}", "eval/regression_loss": "latents {:.4f}"}
     return "  ".join(form.format(logs[n]) for n, form in names.items() if n in logs)
 

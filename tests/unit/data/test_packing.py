@@ -226,7 +226,7 @@ def test_first_fit_places_every_document_once(lengths):
     batch = pack(rows, 16, [0])
     found = unpacked(batch)
     assert sorted(int(d.positions["input_ids"][0]) for d in found) == [100 + i for i in range(len(lengths))]
-    assert all(d.labels[0] == -100 and not d.regression_mask[0] for d in found)
+    assert all(d.positions["labels"][0] == -100 and not d.positions["regression_mask"][0] for d in found)
 
 
 def test_real_text_leaves_little_padding():

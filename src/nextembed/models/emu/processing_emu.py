@@ -86,7 +86,7 @@ class EmuProcessor(ProcessorMixin):
         length = max(one.length for one in encoded)
         if length == 0:
             raise ValueError("an empty prompt, and the tokenizer has no begin token to stand for it")
-        ids = torch.full((encoded.length, length), self.tokenizer.pad_token_id)
+        ids = torch.full((len(encoded), length), self.tokenizer.pad_token_id)
         mask = torch.zeros_like(ids)
         for row, one in enumerate(encoded):
             ids[row, length - one.length :] = one.positions["input_ids"]

@@ -6,7 +6,7 @@ Source: NEPA (arXiv 2512.16922); what the released code fixes beyond the paper i
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -219,9 +219,21 @@ class ViTNepaLayer(GradientCheckpointingLayer):
 
 
 class ViTNepaEncoder(nn.Module):
-    def __init__(self, config: ViTNepaConfig):
+    """The stack of layers, which NEPA and Omni share. config: a ViTNepaConfig, or one with the same fields of a layer."""
+
+    def __init__(self, config: Any):
         super().__init__()
+        self.dropout_prob = config.hidden_dropout_prob
         self.layer = nn.ModuleList([ViTNepaLayer(config, i) for i in range(config.num_hidden_layers)])
+
+    def forward(self, z: Tensor, **kwargs) -> list[Tensor]:
+        """z [B, T, D] and every layer's output. Keyword arguments go to the attention."""
+        layers = [z]
+        hidden = F.dropout(z, self.dropout_prob, self.training)
+        for layer in self.layer:
+            hidden = layer(hidden, **kwargs)
+            layers.append(hidden)
+        return layers
 
 
 class ViTNepaPreTrainedModel(PreTrainedModel):
@@ -299,7 +311,7 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
         **kwargs,
     ) -> Hidden:
         """Hidden states of latents [B, T, D]; see `core.types.Backbone`. Keyword arguments go to the attention."""
-        z, coordinates = latents
+        z, coordinates = latents.z, latents.coordinates
         if order is not None:
             z, coordinates = z[:, order], coordinates[order]
         is_causal = self.config.is_causal if attention is None else attention == "causal"
@@ -311,13 +323,8 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
             is_causal=is_causal,
             past_key_values=past_key_values,
         )
-        layers = [z]
-        hidden = F.dropout(z, self.config.hidden_dropout_prob, self.training)
-        for layer in self.encoder.layer:
-            hidden = layer(hidden, **kwargs)
-            layers.append(hidden)
-        last = self.layernorm(hidden)
-        layers[-1] = last
+        layers = self.encoder(z, **kwargs)
+        layers[-1] = self.layernorm(layers[-1])
         if order is not None:
             layers = [h[:, order.argsort()] for h in layers]
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
@@ -411,7 +418,7 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         a known patch.
         """
         latents = self.embed({"pixel_values": pixel_values})
-        z, coordinates = latents
+        z, coordinates = latents.z, latents.coordinates
         start, stop = 1 + num_known, 1 + num_known + num_new
         if num_known < 0 or num_new < 1 or stop > z.shape[1]:
             raise ValueError(

@@ -1,0 +1,79 @@
+"""Configuration of Omni: the sizes of one transformer, and what stands at its boundary."""
+
+import re
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class OmniConfig(PreTrainedConfig):
+    """Settings of an Omni model (model_type "omni").
+
+    modalities: settings by name, each with its `kind` (else the name is the kind): {"text": {"vocabulary": 4096},
+        "image": {"image_size": 32, "patch_size": 4}, "touch": {"kind": "series", "channels": 1}}.
+    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, use_gated_mlp, hidden_act, qkv_bias, qk_norm,
+        qk_norm_affine, qk_norm_bias, layerscale_value, drop_path_prob, layer_norm_eps, initializer_range, rope_theta:
+        as of `ViTNepaConfig`, whose layers these are.
+    rope_split: rotary frequencies for time, height and width, which sum to half a head's width; None gives a half to time
+        and a quarter to each other. [0, n, n] is NEPA's.
+    tell_next: the model is told where the latent is that it must predict, which orders other than raster and time need.
+    density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
+        them with weights.
+    Source: the essay behind NEPA ("Omnimodality from First Principles"); layers of NEPA (arXiv 2512.16922).
+    """
+
+    model_type = "omni"
+
+    modalities: dict[str, Any] | None = None
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 2048
+    use_gated_mlp: bool = True
+    hidden_act: str = "silu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    rope_theta: float | int = 100.0
+    rope_split: list[int] | None = None
+    qkv_bias: bool = True
+    qk_norm: bool = True
+    qk_norm_bias: bool = False
+    qk_norm_affine: bool = False
+    layerscale_value: float | int | None = 1e-5
+    drop_path_prob: float | int = 0.0
+    is_causal: bool = True
+    tell_next: bool = False
+    density: str = "none"
+    num_components: int = 8
+
+    def __post_init__(self, **kwargs):
+        if self.modalities is None:
+            self.modalities = {"text": {}, "image": {}}
+        for name in self.modalities:
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise ValueError(f"'{name}' is no name for a modality: letters, digits and _")
+        if self.density not in ("none", "von_mises_fisher", "mixture"):
+            raise ValueError(f"density is none, von_mises_fisher or mixture, not '{self.density}'")
+        if self.hidden_size % self.num_attention_heads or self.head_dim % 4:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads is no multiple of 4 a head"
+            )
+        if self.rope_split is None:
+            quarter = self.head_dim // 8
+            self.rope_split = [self.head_dim // 2 - 2 * quarter, quarter, quarter]
+        if len(self.rope_split) != 3 or 2 * sum(self.rope_split) != self.head_dim:
+            raise ValueError(f"rope_split {self.rope_split}: three numbers that sum to {self.head_dim // 2}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def names(self) -> list[str]:
+        """Modalities in the order of their begin latents; the end latent comes after."""
+        return list(self.modalities or {})

@@ -1,0 +1,238 @@
+"""Omni: one causal transformer over latents of any modality.
+
+Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `kinds` say what a position is: 0 padding,
+1 a begin (or end) latent, 2 + i the i-th modality. Position t predicts the latent at t + 1, whatever it is.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ...core.types import AttentionMode, Batch, Hidden, Latents
+from ...modalities import MODALITIES, Modality
+from ...nn.density import DensityHead
+from ...nn.losses import next_embedding
+from ...nn.positions import rotary_tables
+from ..nepa.modeling_nepa import ViTNepaEncoder, ViTNepaLayer, ViTNepaLayerScale, ViTNepaSelfAttention
+from .configuration_omni import OmniConfig
+
+PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
+PLACE_FREQUENCIES = 4
+START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
+
+
+class Codes(NamedTuple):
+    """The latents that are rows of tables: begin latents, the end latent, tokens of text.
+
+    table [M + 1 + V, D]; codes [B, T], int64: the row of each position, -1 where a position is none of them; log_scale
+    []: of cosines, where they are compared by a softmax.
+    """
+
+    table: Tensor
+    codes: Tensor
+    log_scale: Tensor
+
+
+@dataclass
+class OmniOutput(ModelOutput):
+    """loss []: mean negative cosine over targets; last_hidden_state [B, T, D]: position t's is the prediction of latent
+    t + 1; latents [B, T, D]: before mixing."""
+
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    latents: Tensor | None = None
+
+
+class OmniPreTrainedModel(PreTrainedModel):
+    config: OmniConfig
+    config_class = OmniConfig
+    base_model_prefix = "model"
+    main_input_name = "kinds"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTNepaLayer"]
+    _supports_sdpa = True
+    _can_record_outputs = {"hidden_states": ViTNepaLayer, "attentions": ViTNepaSelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal for matrices and tables, zero biases, LayerScale at its start value."""
+        super()._init_weights(module)
+        std, scale = self.config.initializer_range, self.config.layerscale_value
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+            init.trunc_normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, ViTNepaLayerScale) and module.lambda1 is not None and scale is not None:
+            init.constant_(module.lambda1, scale)
+        elif isinstance(module, NextPlace):
+            init.zeros_(module.weight)  # at the start it says nothing
+        elif isinstance(module, OmniForPreTraining):  # called last, and only for what has parameters of its own
+            init.constant_(module.log_scale, START_LOG_SCALE)
+            if module.density_head is not None:
+                module.density_head.reset_parameters()
+
+
+class NextPlace(nn.Module):
+    """What is added to a latent to say where the next one is: [B, T, 3] -> [B, T, D]. (0, 0, 0) says nothing."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, 3 * 2 * PLACE_FREQUENCIES))
+
+    def forward(self, places: Tensor) -> Tensor:
+        steps = torch.pi * 2.0 ** torch.arange(PLACE_FREQUENCIES, device=places.device) / 2
+        angles = (places.float()[..., None] * steps).flatten(-2)
+        features = torch.cat((angles.sin(), angles.cos()), dim=-1)
+        told = (places != 0).any(dim=-1, keepdim=True)
+        return F.linear((features * told).to(self.weight.dtype), self.weight)
+
+
+class OmniModel(OmniPreTrainedModel):
+    """The transformer with its modalities: packed documents in, latents and hidden states out."""
+
+    def __init__(self, config: OmniConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.modalities = nn.ModuleDict(
+            {name: MODALITIES.build(name, settings, width) for name, settings in (config.modalities or {}).items()}
+        )
+        self.begin = nn.Embedding(len(self.modalities) + 1, width)  # the last one ends a document
+        self.next_place = NextPlace(width) if config.tell_next else None
+        self.encoder = ViTNepaEncoder(config)
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.begin
+
+    def modality(self, name: str) -> Modality:
+        return self.modalities[name]  # type: ignore[return-value]
+
+    def embed(self, batch: Batch) -> Latents:
+        """Latents of packed documents: kinds, input_ids [B, T], coordinates [B, T, 3], document_ids [B, T], and
+        `values.NAME` [N, P] of each continuous modality, in reading order."""
+        rows: Any = batch
+        kinds, ids = rows["kinds"], rows["input_ids"]
+        z = torch.zeros(*kinds.shape, self.config.hidden_size, device=kinds.device, dtype=self.begin.weight.dtype)
+        parts = [(BEGIN, self.begin(ids[kinds == BEGIN]))]
+        idle: list[Tensor] = []
+        for number, (name, modality) in enumerate(self.modalities.items()):
+            kind = FIRST + number
+            values = ids[kinds == kind] if modality.value_size is None else rows[f"values.{name}"]
+            if len(values):
+                parts.append((kind, modality.embed(values.to(z.dtype) if values.is_floating_point() else values)))
+            elif self.training:  # every rank has to reach every parameter in every step
+                idle += [p.sum() * 0.0 for p in modality.parameters() if p.requires_grad]
+        for kind, latents in parts:
+            z = z.masked_scatter((kinds == kind)[..., None], latents.to(z.dtype))
+        if idle:
+            z = z + torch.stack(idle).sum().to(z.dtype)
+        return Latents(z, rows["coordinates"], rows.get("document_ids"), rows.get("next_coordinates"))
+
+    def encode(
+        self,
+        latents: Latents,
+        attention: AttentionMode | None = None,
+        order: Tensor | None = None,
+        output_layers: bool = False,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> Hidden:
+        """Hidden states of latents; attention stays inside each document.
+
+        With a cache, latents are the new ones and `documents` [B, past + T] tell of all. Orders are made where documents
+        are encoded, so `order` has to be None. Raises ValueError for one.
+        """
+        if order is not None:
+            raise ValueError("Omni reads latents in the order of their segments; see OmniProcessor")
+        z = latents.z
+        is_causal = self.config.is_causal if attention is None else attention == "causal"
+        if self.next_place is not None and latents.following is not None:
+            z = z + self.next_place(latents.following)
+        cos, sin = rotary_tables(
+            latents.coordinates, self.config.head_dim, self.config.rope_theta, self.config.rope_split
+        )
+        mask = None if latents.documents is None else self._mask(latents.documents, z, is_causal)
+        layers = self.encoder(
+            z,
+            rotary=(cos[..., None, :].to(z.dtype), sin[..., None, :].to(z.dtype)),
+            attention_mask=mask,
+            is_causal=is_causal and mask is None,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        layers[-1] = self.layernorm(layers[-1])
+        return Hidden(layers[-1], tuple(layers) if output_layers else ())
+
+    def _mask(self, documents: Tensor, z: Tensor, is_causal: bool) -> Tensor:
+        """[B, 1, T, S]: which of S positions (the last T of them are z's) each may see."""
+        num = z.shape[1]
+        seen = documents[:, -num:, None] == documents[:, None, :]
+        if is_causal:
+            seen = seen & torch.ones_like(seen[0]).tril(documents.shape[1] - num)
+        if self.config._attn_implementation == "eager":
+            return torch.zeros_like(seen, dtype=z.dtype).masked_fill(~seen, torch.finfo(z.dtype).min)[:, None]
+        return seen[:, None]
+
+    def forward(self, **batch: Any) -> OmniOutput:
+        """batch: as `OmniProcessor` makes it. Gives latents and hidden states."""
+        latents = self.embed(batch)  # type: ignore[arg-type]
+        return OmniOutput(last_hidden_state=self.encode(latents).last, latents=latents.z)
+
+
+class OmniForPreTraining(OmniPreTrainedModel):
+    """Omni as it is trained and used: the transformer, and what reads its predictions.
+
+    It is the backbone that nextembed's trainer takes, with objective `next_embedding`.
+    """
+
+    def __init__(self, config: OmniConfig):
+        super().__init__(config)
+        self.model = OmniModel(config)
+        self.log_scale = nn.Parameter(torch.tensor(START_LOG_SCALE))
+        self.density_head: DensityHead | None = None
+        if config.density != "none":
+            num = config.num_components if config.density == "mixture" else 1
+            self.density_head = DensityHead(config.hidden_size, config.density, num)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.begin
+
+    def embed(self, batch: Batch) -> Latents:
+        return self.model.embed(batch)
+
+    def encode(self, latents: Latents, attention=None, order=None, output_layers=False, **kwargs) -> Hidden:
+        return self.model.encode(latents, attention, order, output_layers, **kwargs)
+
+    @property
+    def kind_names(self) -> list[str]:
+        """Names of the kinds from 1 on."""
+        return ["begin", *self.config.names]
+
+    def codes(self, batch: Batch) -> Codes:
+        """The latents of a batch that are rows of tables."""
+        rows: Any = batch
+        kinds, ids = rows["kinds"], rows["input_ids"]
+        tables, found = [self.model.begin.weight], torch.where(kinds == BEGIN, ids, -1)
+        for number, name in enumerate(self.config.names):
+            modality: Any = self.model.modality(name)
+            if modality.value_size is None:
+                found = torch.where(kinds == FIRST + number, ids + sum(map(len, tables)), found)
+                tables.append(modality.table.weight)
+        return Codes(torch.cat(tables), found, self.log_scale)
+
+    def forward(self, **batch: Any) -> OmniOutput:
+        """batch: as `OmniProcessor` makes it. loss is NEPA's, the mean negative cosine over `latent_mask`."""
+        latents = self.embed(batch)  # type: ignore[arg-type]
+        last = self.encode(latents).last
+        loss = None
+        if "latent_mask" in batch:
+            total, count = next_embedding(last, latents.z, batch["latent_mask"])
+            loss = total / count.clamp(min=1)
+        return OmniOutput(loss=loss, last_hidden_state=last, latents=latents.z)

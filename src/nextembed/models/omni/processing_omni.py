@@ -1,0 +1,227 @@
+"""Documents of any modality to what Omni reads: patches, tokens, places, and what may be a target."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+
+from ...core.types import Document, Encoded, Segment
+from ...errors import ConfigError
+from ...modalities import MODALITIES, Modality
+from ...nn.orders import order_of
+from .modeling_omni import BEGIN, FIRST
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+Piece = str | Image.Image | np.ndarray | Tensor | dict[str, Any]
+
+
+class OmniProcessor(ProcessorMixin):
+    """What stands between raw signals and an Omni model; it needs the model's settings, not its weights.
+
+    Called with one document, a list of pieces in reading order, or with a list of such lists:
+
+        processor(["an apple:", image])
+        processor([{"touch": values}, "it is"])
+
+    A piece is text, an image (PIL, uint8 array [H, W, C], uint8 tensor [C, H, W]), or {NAME: value} of any modality by
+    its name in the model. Each becomes its begin latent and its latents; a document that is trained on ends with the end
+    latent. Gives, padded on the left, kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], latent_mask [B, T]
+    (what may be a target: all but padding and the first), next_coordinates where the model is told them, and
+    `values.NAME` [N, P] of each continuous modality of all documents in reading order.
+    modalities, tell_next: as of `OmniConfig`. orders: by modality, the order of segments that name none, e.g.
+    {"image": "hilbert"}. words: a tokenizer, where text is not bytes. Raises ValueError, one line, for what no modality of the model takes.
+    """
+
+    valid_kwargs = ["modalities", "orders", "tell_next", "words"]
+
+    def __init__(
+        self,
+        modalities: Mapping[str, Any] | None = None,
+        orders: Mapping[str, str] | None = None,
+        tell_next: bool = False,
+        words: Any = None,
+        **kwargs: Any,
+    ):
+        self.modalities = {name: dict(own) for name, own in (modalities or {"text": {}, "image": {}}).items()}
+        self.orders, self.tell_next, self.words = dict(orders or {}), tell_next, words
+        super().__init__(**kwargs)
+        self.readers: dict[str, Modality] = MODALITIES.without_weights(self.modalities)
+        for name in self.spelled:
+            if words is None:
+                raise ValueError(f"modality '{name}' reads tokens; give the processor a tokenizer (words=)")
+            self.readers[name].tokenizer = words
+        for name in self.orders:
+            if name not in self.readers:
+                raise ValueError(f"orders: the model has no modality '{name}', only {', '.join(self.readers)}")
+
+    @property
+    def spelled(self) -> list[str]:
+        """The modalities whose text a tokenizer spells."""
+        return [n for n, r in self.readers.items() if r.value_size is None and getattr(r, "vocabulary", "") != "bytes"]
+
+    def to_dict(self) -> dict[str, Any]:
+        kept = ("modalities", "orders", "tell_next")
+        return {"processor_class": type(self).__name__, **{name: getattr(self, name) for name in kept}}
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+        """processor_config.json, and the tokenizer's files where there is one."""
+        if self.words is not None:
+            self.words.save_pretrained(save_directory)
+        return super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "OmniProcessor":
+        """Raises OSError where there is no processor, ConfigError where it names a modality that is not loaded."""
+        hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
+        found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
+        own = {name: found.get(name) for name in ("modalities", "orders", "tell_next")}
+        if any(part.get("vocabulary", "bytes") != "bytes" for part in (own["modalities"] or {}).values()):
+            own["words"] = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+        return cls(**own)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.readers)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["kinds", "input_ids", "coordinates", "document_ids", "latent_mask"]
+
+    def __call__(self, documents: Sequence[Any], end: bool = False, **kwargs: Any) -> BatchFeature:
+        """end: whether documents end; False leaves them open, to be gone on with."""
+        if isinstance(documents, str | Image.Image | dict):
+            documents = [documents]
+        batch = list(documents) if documents and isinstance(documents[0], list | tuple) else [documents]
+        encoded = [self.encode_document(self.document(pieces), end=end) for pieces in batch]
+        return BatchFeature(pad_left(encoded))
+
+    def document(self, pieces: Sequence[Piece]) -> Document:
+        """Pieces as a document. Raises ValueError for what is none."""
+        return {"key": "", "segments": [self.segment(piece) for piece in pieces]}
+
+    def segment(self, piece: Piece) -> Segment:
+        if isinstance(piece, str):
+            return {"kind": "text", "value": piece}
+        if isinstance(piece, dict):
+            if "kind" in piece:
+                return piece  # type: ignore[return-value]
+            if len(piece) == 1 and next(iter(piece)) in self.readers:
+                name, value = next(iter(piece.items()))
+                return {"kind": name, "value": as_tensor(value) if isinstance(value, Image.Image) else value}
+            raise ValueError(f"a piece of a document is {{modality: value}} with one of {', '.join(self.readers)}")
+        return {"kind": "image", "value": as_tensor(piece)}
+
+    def encode_document(self, document: Document, end: bool = True) -> Encoded:
+        """A document as a model reads it. end: whether the end latent follows; it is a target where the last segment is.
+        Raises ValueError for an empty document, a modality that the model has not, and values that it does not take."""
+        parts: list[dict[str, Tensor]] = []
+        values: dict[str, list[Tensor]] = {n: [] for n, r in self.readers.items() if r.value_size is not None}
+        time, loss = 0, True
+        for number, segment in enumerate(document["segments"]):
+            name, loss = segment["kind"], segment.get("loss", True)
+            if name not in self.readers:
+                raise ValueError(f"a segment of kind '{name}'; the model has {', '.join(self.readers)}")
+            reader = self.readers[name]
+            found = reader.patches(segment["value"])
+            order = self.order(segment, found, document.get("seed", 0) + number)
+            places = found.coordinates
+            duration = int(places[:, 0].max()) + 1 if len(places) else 0
+            rows = found.values if order is None else found.values[order]
+            places = places if order is None else places[order]
+            parts += [begin(self.names.index(name), time, loss), self.latents(name, rows, places, time + 1, loss)]
+            if self.tell_next and order is not None and len(places):
+                parts[-2]["next_coordinates"] = next_places(places[:1], places[:1])
+                parts[-1]["next_coordinates"] = next_places(torch.cat((places[1:], 0 * places[:1])), places)
+                parts[-1]["next_coordinates"][-1] = 0.0
+            if name in values:
+                values[name].append(rows)
+            time += 1 + duration
+        if not parts:
+            raise ValueError("the document is empty")
+        if end:
+            parts.append(begin(len(self.names), time, loss))
+        positions = {key: torch.cat([part[key] for part in parts]) for key in parts[0] if key != "next_coordinates"}
+        positions["latent_mask"][0] = False
+        if self.tell_next:
+            blank = [part.get("next_coordinates", torch.zeros(len(part["kinds"]), 3)) for part in parts]
+            positions["next_coordinates"] = torch.cat(blank)
+        return Encoded(positions, {f"values.{name}": self.joined(name, rows) for name, rows in values.items()})
+
+    def joined(self, name: str, rows: list[Tensor]) -> Tensor:
+        size = self.readers[name].value_size
+        assert size is not None
+        return torch.cat([torch.zeros(0, size), *rows])
+
+    def latents(self, name: str, rows: Tensor, places: Tensor, time: int, loss: bool) -> dict[str, Tensor]:
+        shape = (len(rows),)
+        tokens = self.readers[name].value_size is None
+        return {
+            "kinds": torch.full(shape, FIRST + self.names.index(name)),
+            "input_ids": rows if tokens else torch.zeros(shape, dtype=torch.int64),
+            "coordinates": places + torch.tensor([float(time), 0.0, 0.0]),
+            "latent_mask": torch.full(shape, loss),
+        }
+
+    def order(self, segment: Segment, found: Any, seed: int) -> Tensor | None:
+        """The permutation in which a segment's latents are read; None: as they are."""
+        name = segment.get("order") or self.orders.get(segment["kind"], "raster")
+        if name == "raster" or len(found.values) < 2:
+            return None
+        return order_of(name, found.coordinates, torch.Generator().manual_seed(seed % 2**63))
+
+    def read(self, name: str, values: Tensor, shape: tuple[int, ...]) -> Any:
+        """The signal of values [N, P] (or ids [N]) of a modality, in natural order."""
+        return self.readers[name].signal(values, shape)
+
+    def check(self, config: Any) -> None:
+        """Raises ConfigError if a model's configuration differs from this processor's."""
+        if dict(config.modalities) != self.modalities or config.tell_next != self.tell_next:
+            raise ConfigError("the processor was made for other modalities than the model")
+
+
+def begin(index: int, time: int, loss: bool) -> dict[str, Tensor]:
+    """The position of one begin (or end) latent."""
+    return {
+        "kinds": torch.tensor([BEGIN]),
+        "input_ids": torch.tensor([index]),
+        "coordinates": torch.tensor([[float(time), 0.0, 0.0]]),
+        "latent_mask": torch.tensor([loss]),
+    }
+
+
+def next_places(following: Tensor, current: Tensor) -> Tensor:
+    """What a model is told of the next latent: how many steps ahead in time, and where in height and width."""
+    told = following.clone()
+    told[:, 0] = (following[:, 0] - current[:, 0]) / 16
+    return told
+
+
+def pad_left(encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+    """One row a document, all ending at the last position."""
+    length = max(one.length for one in encoded)
+    found: dict[str, Tensor] = {}
+    for name, part in encoded[0].positions.items():
+        found[name] = part.new_zeros(len(encoded), length, *part.shape[1:])
+        for row, one in enumerate(encoded):
+            found[name][row, length - one.length :] = one.positions[name]
+    found["document_ids"] = (found["kinds"] > 0).long()
+    return found | {name: torch.cat([one.values[name] for one in encoded]) for name in encoded[0].values}
+
+
+def as_tensor(image: Any) -> Tensor:
+    """An image as uint8 [C, H, W]; transparent pixels on white. Raises ValueError for what is none."""
+    if isinstance(image, Image.Image):
+        if "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        return torch.from_numpy(image[None].copy() if image.ndim == 2 else image.transpose(2, 0, 1).copy())
+    if isinstance(image, Tensor):
+        return image
+    raise ValueError(f"a piece of a document is text, an image or {{modality: value}}, not {type(image).__name__}")

@@ -1,0 +1,161 @@
+"""The model part of an Omni run: a new model with its boundary, one that starts from a NEPA, or a checkpoint."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel
+
+from ...core.config import MODELS, Part
+from ...core.quiet import no_progress_bar
+from ...errors import ConfigError
+from ...modalities import MODALITIES
+from ..nepa.loading import read_config
+from ..nepa.modeling_nepa import ViTNepaForPreTraining
+from .configuration_omni import OmniConfig
+from .modeling_omni import OmniForPreTraining
+from .processing_omni import OmniProcessor
+
+BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
+LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+@MODELS.register("omni")
+class OmniParts(Part):
+    """An Omni model: one transformer, and the modalities at its boundary.
+
+    pretrained: an Omni folder or hub id to go on from, with its processor; then only `max_length` and `orders` count.
+    modalities: settings by name; a name that is a kind needs no more than {}. `kind: my_file.py:MyModality` takes your
+        own. Those of the package: text, image, audio, video, series.
+    tokenizer: folder or hub id for text that is no bytes; "bundled": a small English one that comes with the package
+        (its size is then filled in). nepa: a NEPA folder whose transformer, begin latent and patches it starts from; its
+        sizes win over the fields here, and the image modality has to fit it.
+    orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`. tell_next: the model
+        is told where the next latent is; null: where some order is neither raster nor time.
+    max_length: positions of a packed row. The rest is `OmniConfig`'s.
+    """
+
+    task: ClassVar[str] = "multimodal"
+
+    pretrained: str | None = None
+    nepa: str | None = None
+    modalities: dict[str, Any] = Field(default_factory=lambda: {"text": {}, "image": {}})
+    tokenizer: str | None = None
+    orders: dict[str, str] = {}
+    tell_next: bool | None = None
+    max_length: int = Field(512, ge=4)
+    hidden_size: int = Field(768, gt=0)
+    num_hidden_layers: int = Field(12, gt=0)
+    num_attention_heads: int = Field(12, gt=0)
+    intermediate_size: int | None = Field(None, gt=0, description="None: 8/3 * hidden_size, a multiple of 8")
+    layerscale_value: float | None = 1e-5
+    drop_path_prob: float = Field(0.0, ge=0, lt=1)
+    rope_split: list[int] | None = None
+    density: Literal["none", "von_mises_fisher", "mixture"] = "none"
+    num_components: int = Field(8, ge=2)
+
+    @field_validator("modalities", mode="after")
+    @classmethod
+    def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if not given:
+            raise ValueError("a model needs one modality at least")
+        settled = MODALITIES.settle({name: own or {} for name, own in given.items()})
+        for name, own in settled.items():
+            MODALITIES.find(own["kind"])
+        return {name: {**(given[name] or {}), **own} if isinstance(given[name], dict) else own
+                for name, own in settled.items()}  # fmt: skip
+
+    def build(self) -> OmniForPreTraining:
+        """The model, in float32. Raises ConfigError, one line, for what cannot be loaded or does not fit."""
+        if self.pretrained is not None:
+            return self._load(OmniForPreTraining, self.pretrained, "pretrained", dtype=torch.float32)
+        sizes: dict[str, Any] = self.model_dump(include={
+            "hidden_size", "num_hidden_layers", "num_attention_heads", "layerscale_value", "drop_path_prob",
+            "rope_split", "density", "num_components",
+        })  # fmt: skip
+        sizes["intermediate_size"] = self.intermediate_size or self.hidden_size * 8 // 3 // 8 * 8
+        if self.nepa is not None:
+            config = read_config(self.nepa)
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "use_gated_mlp",
+                         "hidden_act", "qkv_bias", "qk_norm", "qk_norm_bias", "qk_norm_affine", "layer_norm_eps",
+                         "rope_theta", "layerscale_value"):  # fmt: skip
+                sizes[name] = getattr(config, name)
+        try:
+            config = OmniConfig(modalities=self.boundary(), tell_next=self.tells(), **sizes)
+        except ValueError as err:
+            raise ConfigError(f"model: {err}") from None
+        model = OmniForPreTraining(config)
+        if self.nepa is not None:
+            start_from_nepa(model, self._load(ViTNepaForPreTraining, self.nepa, "nepa", dtype=torch.float32), self.nepa)
+        return model
+
+    def tells(self) -> bool:
+        if self.tell_next is not None:
+            return self.tell_next
+        return any(order not in ("raster", "time") for order in self.orders.values())
+
+    def boundary(self) -> dict[str, Any]:
+        """Settings of the modalities, with the tokenizer's size where text is not bytes."""
+        found = {name: dict(own) for name, own in self.modalities.items()}
+        for own in found.values():
+            if own["kind"] == "text" and self.tokenizer is not None:
+                own.setdefault("vocabulary", len(self.tokens()))
+        return found
+
+    def tokens(self) -> Any:
+        """The tokenizer; None where text is bytes. Raises ConfigError."""
+        if self.tokenizer is None:
+            return None
+        path = str(BUNDLED_TOKENIZER) if self.tokenizer == "bundled" else self.tokenizer
+        return self._load(AutoTokenizer, path, "tokenizer")
+
+    def processor(self) -> OmniProcessor:
+        """What makes batches for this model; saved with its checkpoints."""
+        if self.pretrained is not None:
+            found = self._load(OmniProcessor, self.pretrained, "pretrained")
+            found.orders |= self.orders
+            return found
+        try:
+            return OmniProcessor(self.boundary(), self.orders, self.tells(), self.tokens())
+        except ValueError as err:
+            raise ConfigError(f"model: {err}") from None
+
+    def loader_arguments(self, backbone: Any) -> dict[str, Any]:
+        """What `train_loader` of document data needs of this model."""
+        processor = self.processor()
+        processor.check(backbone.config)
+        return {"encode": processor.encode_document, "max_length": self.max_length}
+
+    def _load(self, kind: Any, name: str, field: str, **options: Any) -> Any:
+        path = Path(name).expanduser()
+        if (path / "model" / "config.json").is_file():
+            raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
+        try:
+            with no_progress_bar():
+                return kind.from_pretrained(str(path), **options)
+        except LOADING_ERRORS as err:
+            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+            raise ConfigError(f"model.{field}: cannot load '{name}': {reason}") from None
+
+
+@torch.no_grad()
+def start_from_nepa(model: OmniForPreTraining, nepa: PreTrainedModel, name: str) -> None:
+    """Puts a NEPA's weights into an Omni of the same sizes: the layers, the patch embedding of its first image modality,
+    and the begin token as that modality's begin latent. Raises ConfigError if the image modality has other patches."""
+    theirs: Any = nepa.vit_nepa
+    own = model.model
+    own.encoder.load_state_dict(theirs.encoder.state_dict())
+    own.layernorm.load_state_dict(theirs.layernorm.state_dict())
+    images = [n for n, part in own.modalities.items() if (own.config.modalities or {})[n].get("kind", n) == "image"]
+    if not images:
+        raise ConfigError(f"model.nepa: '{name}' reads images, and the model has no image modality")
+    patches: Any = own.modality(images[0]).projection
+    kernel = theirs.embeddings.patch_embeddings.projection.weight.flatten(1)
+    if kernel.shape != patches.weight.shape:
+        raise ConfigError(f"model.nepa: patches of '{name}' have {kernel.shape[1]} values, those of the image modality "
+                          f"{patches.weight.shape[1]}: set its patch_size and num_channels")  # fmt: skip
+    patches.weight.copy_(kernel)
+    patches.bias.copy_(theirs.embeddings.patch_embeddings.projection.bias)
+    own.begin.weight[own.config.names.index(images[0])] = theirs.embeddings.cls_token[0, 0]
