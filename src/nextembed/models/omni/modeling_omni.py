@@ -4,18 +4,21 @@ Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `k
 1 a begin (or end) latent, 2 + i the i-th modality. Position t predicts the latent at t + 1, whatever it is.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AutoProcessor
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ...core.types import AttentionMode, Batch, Hidden, Latents
+from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
 from ...nn.density import DensityHead
 from ...nn.losses import next_embedding
@@ -25,6 +28,7 @@ from .configuration_omni import OmniConfig
 
 PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
 PLACE_FREQUENCIES = 4
+LENGTH_DECAY = 0.98
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
 
 
@@ -103,6 +107,8 @@ class OmniModel(OmniPreTrainedModel):
         )
         self.begin = nn.Embedding(len(self.modalities) + 1, width)  # the last one ends a document
         self.next_place = NextPlace(width) if config.tell_next else None
+        # Mean length of the latents of each kind, over recent training: a predicted direction has none of its own.
+        self.register_buffer("lengths", torch.ones(FIRST + len(self.modalities)))
         self.encoder = ViTNepaEncoder(config)
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.post_init()
@@ -130,9 +136,15 @@ class OmniModel(OmniPreTrainedModel):
                 idle += [p.sum() * 0.0 for p in modality.parameters() if p.requires_grad]
         for kind, latents in parts:
             z = z.masked_scatter((kinds == kind)[..., None], latents.to(z.dtype))
+            if self.training and len(latents):
+                self._measure(kind, latents)
         if idle:
             z = z + torch.stack(idle).sum().to(z.dtype)
         return Latents(z, rows["coordinates"], rows.get("document_ids"), rows.get("next_coordinates"))
+
+    @torch.no_grad()
+    def _measure(self, kind: int, latents: Tensor) -> None:
+        self.lengths[kind].lerp_(latents.detach().float().norm(dim=-1).mean(), 1 - LENGTH_DECAY)
 
     def encode(
         self,
@@ -199,6 +211,8 @@ class OmniForPreTraining(OmniPreTrainedModel):
         if config.density != "none":
             num = config.num_components if config.density == "mixture" else 1
             self.density_head = DensityHead(config.hidden_size, config.density, num)
+        self.readouts: dict[str, nn.Module] = {}  # latents to values, trained apart; not saved with the model
+        self._processor: Any = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -236,3 +250,62 @@ class OmniForPreTraining(OmniPreTrainedModel):
             total, count = next_embedding(last, latents.z, batch["latent_mask"])
             loss = total / count.clamp(min=1)
         return OmniOutput(loss=loss, last_hidden_state=last, latents=latents.z)
+
+    # -- in use; see `generation`
+
+    @property
+    def processor(self) -> Any:
+        """The processor beside the weights, loaded when first needed; may be set. Raises ConfigError without one."""
+        if self._processor is None:
+            try:
+                self._processor = AutoProcessor.from_pretrained(self.config._name_or_path)
+            except (OSError, ValueError):
+                raise ConfigError("the model was not loaded from a folder with a processor: set model.processor") from None
+        return self._processor
+
+    @processor.setter
+    def processor(self, value: Any) -> None:
+        self._processor = value
+
+    def values_of(self, name: str, direction: Tensor) -> Tensor:
+        """Values [N, P] that latents in a direction [N, D] (of any length) stand for: by the readout that was trained
+        for this modality (see `readouts`), else by least squares through its projection, at the mean length of its
+        latents. Raises ConfigError for a modality of tokens."""
+        modality: Any = self.model.modality(name)
+        if modality.value_size is None:
+            raise ConfigError(f"modality '{name}' is read out by its table")
+        unit = F.normalize(direction.float(), dim=-1)
+        if name in self.readouts:
+            return self.readouts[name](unit)
+        length = self.model.lengths[FIRST + self.config.names.index(name)]
+        weight, bias = modality.projection.weight.float(), modality.projection.bias.float()
+        return torch.linalg.lstsq(weight, (unit * length - bias).T, driver="gelsd").solution.T
+
+    def generate(self, segments: Sequence[Any], target: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+        """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
+
+        target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64), of
+        text and signals without a fixed length; shape, of those with one; temperature (0: the likeliest latent; above, it
+        is drawn: tokens from their softmax, others from the density, if the model has one); top_k, of tokens (0: all);
+        seed; on_latent: called with the text so far, or with how many latents there are.
+        Gives a `generation.Made`, or a list of them; None where the model ends the document.
+        Raises ConfigError for a modality that the model has not.
+        """
+        from .generation import generate
+
+        many = len(segments) > 0 and isinstance(segments[0], list | tuple)
+        made = generate(self, self.processor, segments if many else [segments], target, **options)
+        return made if many else (made[0] if made else None)
+
+    def score(self, segments: Sequence[Any], candidates: Sequence[Any], against_nothing: bool = False) -> Tensor:
+        """How well each of C candidates goes on after a document, [C]; higher is better.
+
+        candidates: pieces, or lists of pieces. Log densities relative to the uniform one, summed over the candidate's
+        latents and the end; of a model without density, log-probabilities of tokens and cosines of other latents.
+        against_nothing: takes off what the candidate scores with nothing before it, which stops common candidates from
+        winning everywhere.
+        """
+        from .generation import score
+
+        lists = [list(c) if isinstance(c, list | tuple) else [c] for c in candidates]
+        return score(self, self.processor, segments, lists, against_nothing=against_nothing)

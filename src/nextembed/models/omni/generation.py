@@ -1,0 +1,267 @@
+"""Omni in use: what comes next, latent by latent with a cache, and how likely given continuations are.
+
+Shapes: B documents at once, D latent width, V rows of the table of begin latents and tokens, C candidates.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from ...core.types import Latents, Segment
+from ...errors import ConfigError, unknown
+from ...nn.losses import cross_entropy, negative_cosine
+from ...nn.orders import inverse, order_of
+from .modeling_omni import BEGIN, OmniForPreTraining
+from .processing_omni import OmniProcessor, next_places
+
+STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
+CHUNK = 32  # candidates scored at once
+
+OnLatent = Callable[[Any], None]
+
+
+class Made(NamedTuple):
+    """A signal that was generated. kind: its modality; value: text, picture, ... as `Segment` has it; latents [N, D]: as
+    they were fed back, in natural order; values [N, P] or ids [N]; ended: whether the model ended it by itself."""
+
+    kind: str
+    value: Any
+    latents: Tensor
+    values: Tensor
+    ended: bool
+
+
+class Rollout:
+    """B documents that go on, one latent at a time; nothing is computed twice.
+
+    inputs: of the processor, padded on the left. hidden [B, D]: what the next latent is predicted from.
+    """
+
+    def __init__(self, model: OmniForPreTraining, inputs: Any):
+        self.model, self.cache = model, DynamicCache(config=model.config)
+        self.documents: Tensor = inputs["document_ids"]
+        self.time = inputs["coordinates"][..., 0].amax(1)  # [B]: when the last latent was
+        self.hidden = model.encode(model.embed(inputs), past_key_values=self.cache).last[:, -1]
+
+    def feed(self, z: Tensor, places: Tensor, told: Tensor | None = None) -> None:
+        """z [B, D] at places [B, 3]; told [B, 3]: where the next one is, see `next_places`."""
+        self.documents = F.pad(self.documents, (0, 1), value=1)
+        following = None if told is None else told[:, None]
+        latents = Latents(z[:, None], places[:, None], self.documents, following)
+        self.hidden = self.model.encode(latents, past_key_values=self.cache).last[:, -1]
+        self.time = torch.maximum(self.time, places[:, 0])
+
+    def begin(self, index: int, told: Tensor | None = None) -> None:
+        """The begin latent of a modality, by its number."""
+        z = self.model.model.begin.weight[index].expand(len(self.time), -1)
+        places = F.pad((self.time + 1)[:, None], (0, 2))
+        self.feed(z, places, None if told is None else told.expand(len(z), -1))
+
+
+class Sampler(NamedTuple):
+    """How a latent is chosen from its prediction. temperature: 0 takes the likeliest; top_k: of tokens, 0: all."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    generator: torch.Generator | None = None
+
+    def code(self, scores: Tensor) -> Tensor:
+        """The chosen rows [B] by scores [B, V]."""
+        if self.temperature == 0:
+            return scores.argmax(-1)
+        scores = scores / self.temperature
+        if self.top_k:
+            least = scores.topk(min(self.top_k, scores.shape[-1])).values[..., -1:]
+            scores = scores.masked_fill(scores < least, float("-inf"))
+        return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[..., 0].to(scores.device)
+
+    def direction(self, model: OmniForPreTraining, hidden: Tensor) -> Tensor:
+        """The chosen direction [B, D] after hidden states [B, D]; without a density it is the predicted one."""
+        if model.density_head is None:
+            return F.normalize(hidden, dim=-1)
+        density = model.density_head(hidden)
+        return density.mode() if self.temperature == 0 else density.sample(self.generator, self.temperature)
+
+
+@torch.no_grad()
+def generate(
+    model: OmniForPreTraining,
+    processor: OmniProcessor,
+    documents: Sequence[Sequence[Any]],
+    target: str | None,
+    *,
+    max_latents: int = 64,
+    shape: tuple[int, ...] | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    seed: int = 0,
+    on_latent: OnLatent | None = None,
+) -> list[Made]:
+    """What comes after each document, in one modality. See `OmniForPreTraining.generate`."""
+    generator = torch.Generator().manual_seed(seed)
+    sampler = Sampler(temperature, top_k, generator)
+    inputs = {name: part.to(model.device) for name, part in processor(documents).items()}
+    rollout = Rollout(model, inputs)
+    name = target or chosen_modality(model, rollout, sampler)
+    if name is None:
+        return []
+    if name not in processor.readers:
+        raise ConfigError(unknown("target:", name, processor.names))
+    if processor.readers[name].value_size is None:
+        return write(model, processor, rollout, name, sampler, max_latents, on_latent)
+    return paint(model, processor, rollout, name, sampler, shape, max_latents, on_latent)
+
+
+def chosen_modality(model: OmniForPreTraining, rollout: Rollout, sampler: Sampler) -> str | None:
+    """The modality whose begin latent is predicted; None where the document ends."""
+    if len(rollout.hidden) > 1:
+        raise ConfigError("target: name one; only a single document lets the model choose")
+    table = model.model.begin.weight
+    index = int(sampler.code(code_scores(model, rollout.hidden, table))[0])
+    return None if index == len(table) - 1 else model.config.names[index]
+
+
+def code_scores(model: OmniForPreTraining, hidden: Tensor, table: Tensor) -> Tensor:
+    """Logits [B, V] of the rows of a table [V, D] being the next latent: log densities, or scaled cosines."""
+    if model.density_head is not None:
+        density = model.density_head(hidden)
+        return density.at((slice(None), None)).log_prob(table[None])
+    cosines = F.normalize(hidden.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
+    return cosines * model.log_scale.float().exp()
+
+
+def write(
+    model: OmniForPreTraining,
+    processor: OmniProcessor,
+    rollout: Rollout,
+    name: str,
+    sampler: Sampler,
+    max_latents: int,
+    on_latent: OnLatent | None,
+) -> list[Made]:
+    """Tokens until a begin or end latent is the likeliest."""
+    modality: Any = model.model.modality(name)
+    rollout.begin(processor.names.index(name))
+    first = len(model.model.begin.weight)
+    table = torch.cat((model.model.begin.weight, modality.table.weight))
+    size = len(rollout.hidden)
+    ids: list[list[int]] = [[] for _ in range(size)]
+    done = torch.zeros(size, dtype=torch.bool, device=model.device)
+    for _ in range(max_latents):
+        codes = sampler.code(code_scores(model, rollout.hidden, table))
+        done = done | (codes < first)
+        if bool(done.all()):
+            break
+        for row, (code, over) in enumerate(zip((codes - first).tolist(), done.tolist())):
+            if not over:
+                ids[row].append(code)
+        if on_latent is not None and size == 1:
+            on_latent(processor.read(name, torch.tensor(ids[0]), (len(ids[0]),)))
+        places = F.pad((rollout.time + 1)[:, None], (0, 2))
+        rollout.feed(table[codes], places)
+    made = []
+    for row, over in zip(ids, done.tolist()):
+        tokens = torch.tensor(row, dtype=torch.int64)
+        latents = modality.table.weight[tokens.to(model.device)].cpu()
+        made.append(Made(name, processor.read(name, tokens, (len(row),)), latents, tokens, over))
+    return made
+
+
+def paint(
+    model: OmniForPreTraining,
+    processor: OmniProcessor,
+    rollout: Rollout,
+    name: str,
+    sampler: Sampler,
+    shape: tuple[int, ...] | None,
+    max_latents: int,
+    on_latent: OnLatent | None,
+) -> list[Made]:
+    """Latents of a continuous modality: as many as its shape has, or until a begin or end latent is predicted."""
+    reader, number = processor.readers[name], processor.names.index(name)
+    shape = shape or reader.default_shape()
+    places = reader.places(shape if shape is not None else (max_latents,)).to(model.device)
+    own = processor.orders.get(name, "raster")
+    order = None if own == "raster" or shape is None else order_of(own, places.cpu(), sampler.generator)
+    steps = places if order is None else places[order]
+    tells = processor.tell_next and order is not None
+    rollout.begin(number, next_places(steps[:1], steps[:1]) if tells else None)
+    start = rollout.time + 1  # [B]
+    fed: list[Tensor] = []
+    values: list[Tensor] = []
+    ended = False
+    for step, place in enumerate(steps):
+        direction = sampler.direction(model, rollout.hidden)
+        if shape is None and step > 0 and bool((nearest_begin(model, direction) > STOP_COSINE).all()):
+            ended = True
+            break
+        found = model.values_of(name, direction)
+        z = model.model.modality(name).embed(found)
+        fed.append(z)
+        values.append(found)
+        told = None
+        if tells and step + 1 < len(steps):
+            told = next_places(steps[step + 1 : step + 2], steps[step : step + 1]).expand(len(z), -1)
+        elif tells:
+            told = torch.zeros(len(z), 3, device=z.device)
+        here = place.expand(len(z), -1).clone()
+        here[:, 0] += start
+        rollout.feed(z, here, told)
+        if on_latent is not None:
+            on_latent(step + 1)
+    back = torch.arange(len(fed)) if order is None else inverse(order)
+    latents, found = torch.stack(fed, 1)[:, back].cpu(), torch.stack(values, 1)[:, back].cpu().float()
+    made_shape = shape if shape is not None else (len(fed),)
+    return [Made(name, processor.read(name, v, made_shape), z, v, ended or shape is not None)
+            for z, v in zip(latents, found)]  # fmt: skip
+
+
+def nearest_begin(model: OmniForPreTraining, direction: Tensor) -> Tensor:
+    """Highest cosine with a begin or end latent, [B]."""
+    return (direction @ F.normalize(model.model.begin.weight, dim=-1).T).amax(-1)
+
+
+@torch.no_grad()
+def score(
+    model: OmniForPreTraining,
+    processor: OmniProcessor,
+    context: Sequence[Any],
+    candidates: Sequence[Sequence[Any]],
+    *,
+    against_nothing: bool = False,
+) -> Tensor:
+    """How well each candidate goes on after the context, [C]. See `OmniForPreTraining.score`."""
+    before = processor.encode_document(processor.document(context), end=False).length if len(context) else 0
+    found: list[Tensor] = []
+    for start in range(0, len(candidates), CHUNK):
+        part = [[*context, *candidate] for candidate in candidates[start : start + CHUNK]]
+        inputs = {name: rows.to(model.device) for name, rows in processor(part, end=True).items()}
+        lengths = (inputs["document_ids"] > 0).sum(1)
+        steps = torch.arange(inputs["kinds"].shape[1], device=model.device)
+        own = steps >= (len(steps) - lengths + before + 1)[:, None]  # behind the context and the begin latent
+        found.append((log_likelihoods(model, inputs) * own).sum(1))
+    total = torch.cat(found)
+    if against_nothing:
+        total = total - score(model, processor, [], candidates)
+    return total
+
+
+def log_likelihoods(model: OmniForPreTraining, inputs: Any) -> Tensor:
+    """For each position how likely its latent was after those before it, [B, T], 0 at the first: the log density
+    relative to the uniform one; without a density the log softmax for rows of tables, else the cosine."""
+    latents = model.embed(inputs)
+    hidden = model.encode(latents.until(latents.z.shape[1] - 1)).last
+    target = latents.z[:, 1:]
+    if model.density_head is not None:
+        found = model.density_head(hidden).log_prob(target)
+    else:
+        found = -negative_cosine(hidden, target)
+        table, codes, _ = model.codes(inputs)
+        chosen = codes[:, 1:] >= 0
+        scores = code_scores(model, hidden[chosen], table)
+        found = found.masked_scatter(chosen, -cross_entropy(scores, codes[:, 1:][chosen]))
+    return F.pad(found * (inputs["kinds"][:, 1:] > 0), (1, 0))
