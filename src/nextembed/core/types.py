@@ -29,14 +29,14 @@ class Sample(TypedDict, total=False):
     label: int
 
 
-SegmentKind = Literal["text", "image", "video"]
+SegmentKind = str  # text, image, video, audio, series, or a kind of the user's own
 
 
 class Segment(TypedDict, total=False):
     """One modality's span of a document.
 
-    kind: what it is; value: text, a uint8 image [C, H, W], a uint8 video [F, C, H, W]. loss: whether what it holds is
-    to be predicted (True where it is not said).
+    kind: what it is; value: text, a uint8 image [C, H, W], a uint8 video [F, C, H, W], a float32 sound [N] in [-1, 1] at
+    16 kHz, a float32 series [C, T]. loss: whether what it holds is to be predicted (True where it is not said).
     """
 
     kind: SegmentKind
