@@ -1,7 +1,7 @@
-"""Rows of text and images that alternate, in the shapes of OBELICS and MMC4 and our own JSON lines."""
+"""Rows of segments in any order, in our own JSON lines and in the shapes of OBELICS and MMC4."""
 
 from collections import defaultdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 
@@ -9,68 +9,79 @@ from ..core.config import DATA
 from ..core.types import Document, Segment
 from ..errors import DataError
 from .collate import sample_seed
-from .documents import text
-from .tables import TablePart, field
+from .media import MediaPart
+from .tables import field
 from .transforms import Unreadable, uniform
-from .video import VideoReader, video
 
 Layout = Literal["segments", "obelics", "mmc4"]
+FILES = ("image", "video", "audio")
+
+
+# What a segment says beside its value.
+MARKS = ("type", "value", "loss", "order", "bytes", "path")
 
 
 @DATA.register("interleaved")
-class Interleaved(TablePart):
-    """Documents in which text and images alternate; all of both is learned.
+class Interleaved(MediaPart):
+    """Documents in which text, images and other modalities alternate; all of them are learned.
 
-    layout: "segments", {"segments": [{"text": ...}, {"image": "a.jpg"}, {"video": "b.mp4"}]}, each with an optional
-    "loss"; "obelics", lists `images` and `texts` of one length, one of the two null at each place; "mmc4",
-    `text_list` and `image_info` with image_name and matched_text_index. "auto" tells by the columns.
-    images_from: folder of the images that a row names, within the source's. place: of an MMC4 image, before or after
+    layout: "segments", {"segments": [{"text": ...}, {"image": "a.jpg"}, {"type": "audio", "value": "b.flac"}]}, each
+    with an optional "loss"; "obelics", lists `images` and `texts` of one length, one of the two null at each place;
+    "mmc4", `text_list` and `image_info` with image_name and matched_text_index. "auto" tells by the columns.
+    images_from: folder of the files that a row names, within the source's. place: of an MMC4 image, before or after
     the text that it is matched with; "random" draws for each image.
-    missing_images: of an image that cannot be read, "skip" leaves its document out (and logs it), "drop" the image
-    alone.
-    max_images: what comes after so many in a document is left out; null: all. num_frames: of a video.
-    max_seconds: of a video.
+    missing_images: of an image, video, sound or series that cannot be read, "skip" leaves its document out (and logs
+    it), "drop" the segment alone, "error" stops the run. unknown_kinds: the same of a segment of another kind.
+    max_images: what comes after so many images and videos in a document is left out; null: all.
     """
 
     layout: Literal["auto"] | Layout = "auto"
     images_from: str = ""
     place: Literal["before", "after", "random"] = "random"
-    missing_images: Literal["skip", "drop"] = "skip"
+    missing_images: Literal["skip", "drop", "error"] = "skip"
+    unknown_kinds: Literal["skip", "drop", "error"] = "skip"
     max_images: int | None = Field(None, gt=0)
-    num_frames: int = Field(8, gt=0)
-    max_seconds: float = Field(600.0, gt=0)
 
     def document(self, row: Any, seed: int) -> Document:
         layout = self.layout if self.layout != "auto" else layout_of(row)
-        pieces = {"segments": from_segments, "obelics": from_obelics, "mmc4": from_mmc4}[layout](row, self.place, seed)
         segments: list[Segment] = []
         images = 0
-        for piece in pieces:
-            if piece["kind"] != "text":
+        for piece in self.pieces(layout, row, seed):
+            if self.own_kinds.get(piece["kind"], piece["kind"]) in ("image", "video"):
                 images += 1
                 if self.max_images is not None and images > self.max_images:
                     break
-            try:
-                segments.append(self.decoded(piece, row["folder"]))
-            except Unreadable:
-                if self.missing_images == "skip" or piece["kind"] == "text":
-                    raise
+            segments += self.decoded(piece, row)
         if not segments:
             raise Unreadable("the document is empty")
         return {"key": row["key"], "segments": segments}
 
-    def decoded(self, piece: Segment, folder: Any) -> Segment:
-        """Raises Unreadable."""
-        value, loss = piece["value"], piece.get("loss", True)
-        if piece["kind"] == "text":
-            return text(value, loss)
-        if isinstance(value, str) and self.images_from:
-            value = f"{self.images_from}/{value}"
-        data = folder.read(value)
-        if piece["kind"] == "video":
-            reader = VideoReader(self.max_bytes, self.max_pixels, self.max_seconds)
-            return video(reader.read(data, self.num_frames), loss)
-        return self.image(data, loss)
+    def pieces(self, layout: Layout, row: dict[str, Any], seed: int) -> list[Segment]:
+        """The segments of a row, not decoded yet. Raises Unreadable."""
+        if layout == "obelics":
+            return from_obelics(row)
+        if layout == "mmc4":
+            return from_mmc4(row, self.place, seed)
+        return from_segments(row, self.kinds_known())
+
+    def decoded(self, piece: Segment, row: dict[str, Any]) -> list[Segment]:
+        """The segment, or nothing if it is dropped. Raises Unreadable."""
+        kind, value = piece["kind"], piece["value"]
+        known = kind in self.kinds_known()
+        try:
+            if not known:
+                raise Unreadable(f"a segment has one of {', '.join(self.kinds_known())}, not '{kind}'")
+            if isinstance(value, str) and self.images_from and self.own_kinds.get(kind, kind) in FILES:
+                value = f"{self.images_from}/{value}"
+            read = self.segment(kind, value, row["folder"], piece.get("loss", True))
+        except Unreadable as err:
+            setting = self.missing_images if known else self.unknown_kinds
+            if setting == "error":
+                raise DataError(f"document {row['key']}: {err}") from None
+            if setting == "skip" or kind == "text":
+                raise
+            return []
+        return [cast(Segment, {**piece, **read})]
 
 
 def layout_of(row: dict[str, Any]) -> Layout:
@@ -87,21 +98,30 @@ def layout_of(row: dict[str, Any]) -> Layout:
     raise DataError(f"data.layout: interleaved rows have segments, images and texts, or text_list; not {columns}")
 
 
-def from_segments(row: dict[str, Any], place: str, seed: int) -> list[Segment]:
+def from_segments(row: dict[str, Any], known: list[str]) -> list[Segment]:
     found: list[Segment] = []
     for piece in as_list(field(row, "segments"), "segments"):
         given = {k: v for k, v in piece.items() if v is not None} if isinstance(piece, dict) else {}
-        kinds = [kind for kind in ("text", "image", "video") if kind in given]
-        if len(kinds) != 1 or not isinstance(given.get("loss", True), bool):
-            raise Unreadable(f"a segment has one of text, image and video, not {str(piece)[:80]}")
-        kind: Any = kinds[0]
-        if kind == "text" and not isinstance(given["text"], str):
-            raise Unreadable("the text of a segment is not text")
-        found.append({"kind": kind, "value": given[kind], "loss": given.get("loss", True)})
+        kind = kind_of(given, known)
+        if kind is None or not isinstance(given.get("loss", True), bool):
+            raise Unreadable(f"a segment has one of {', '.join(known)}, not {str(piece)[:80]}")
+        value = given.get(kind, given.get("value"))
+        if value is None and ("bytes" in given or "path" in given):
+            value = {"bytes": given.get("bytes"), "path": given.get("path")}
+        segment = {"kind": kind, "value": value, "loss": given.get("loss", True)}
+        found.append(cast(Segment, segment | ({"order": given["order"]} if "order" in given else {})))
     return found
 
 
-def from_obelics(row: dict[str, Any], place: str, seed: int) -> list[Segment]:
+def kind_of(given: dict[str, Any], known: list[str]) -> str | None:
+    """What a segment is: its "type", or the one name of a kind among its keys; None if that cannot be told."""
+    if "type" in given:
+        return given["type"] if isinstance(given["type"], str) else None
+    names = [name for name in given if name in known] or [name for name in given if name not in MARKS]
+    return names[0] if len(names) == 1 else None
+
+
+def from_obelics(row: dict[str, Any]) -> list[Segment]:
     images, texts = as_list(field(row, "images"), "images"), as_list(field(row, "texts"), "texts")
     if len(images) != len(texts):
         raise Unreadable(f"{len(images)} images beside {len(texts)} texts")

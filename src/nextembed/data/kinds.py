@@ -5,6 +5,7 @@ from .interleaved import Interleaved
 from .messages import Messages
 from .mixture import Mixture
 from .pairs import PairData, TextData
+from .records import Records
 from .scenes import EmojiScenes
 from .segmentation import SegmentationData
 from .sources import ImageData
@@ -18,6 +19,7 @@ __all__ = [
     "Messages",
     "Mixture",
     "PairData",
+    "Records",
     "SegmentationData",
     "TextData",
     "VideoText",

@@ -149,6 +149,26 @@ def _names(feature: Any) -> list[Any] | None:
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
+def class_names(features: Any) -> dict[str, list[str]]:
+    """The names of the classes of each column that holds class ids."""
+    return {column: names for column, feature in (features or {}).items() if (names := _names(feature))}
+
+
+def media_of(feature: Any) -> str | None:
+    """What a column holds: "image", "audio", "video", "label" (a class), "text" or "series"; None: anything else."""
+    if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
+        return type(feature).__name__.lower()
+    if isinstance(feature, datasets.ClassLabel):
+        return "label"
+    depth = 0
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature, depth = feature.feature, depth + 1
+    kind = str(getattr(feature, "dtype", ""))
+    if "string" in kind and depth < 2:
+        return "text"
+    return "series" if depth and kind.startswith(("float", "int", "uint")) else None
+
+
 def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> Any:
     """The data with the labels of a CSV file as a column; rows that it does not name are left out.
 
@@ -244,12 +264,15 @@ def _undecoded(data: Any) -> Any:
 
 
 def as_stored(feature: Any) -> Any:
-    """The feature with images, videos and sounds as file bytes or paths, in lists too; itself where it has none."""
+    """The feature with media as file bytes or paths, in lists and fields too; itself where it has none."""
     if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
         return type(feature)(decode=False)
     if isinstance(feature, datasets.List | datasets.LargeList):
         inner = as_stored(feature.feature)
         return feature if inner is feature.feature else type(feature)(inner)
+    if isinstance(feature, dict):
+        fields = {name: as_stored(one) for name, one in feature.items()}
+        return feature if all(fields[name] is feature[name] for name in fields) else fields
     return feature
 
 

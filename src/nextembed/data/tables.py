@@ -1,5 +1,6 @@
 """Rows of documents from Parquet, JSON lines, text, CSV, webdataset archives, folders and the hub."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from ..errors import ConfigError, DataError, unknown
 from .documents import DocumentPart
 from .images import Role
 from .origins import Origin, find_table
-from .sources import IndexedRows, StreamedRows, _absolute, _filter, _parse_split, load
+from .sources import IndexedRows, StreamedRows, _absolute, _filter, _parse_split, class_names, load
 from .transforms import Unreadable
 
 URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.I)
@@ -63,7 +64,7 @@ class TablePart(DocumentPart):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
             data = data.select(range(*part.indices(len(data))))
-        to_record: Any = ToRecord(origin.folder, in_lines)
+        to_record: Any = ToRecord(origin.folder, in_lines, class_names(data.features))
         if self.streaming:
             return StreamedRows(data, to_record, self.shuffle_buffer)
         return IndexedRows(data, to_record)
@@ -117,8 +118,11 @@ class Folder(NamedTuple):
     path: Path | None
 
     def read(self, value: Any) -> Any:
-        """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. Raises Unreadable."""
+        """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
+        base64. Raises Unreadable."""
         if isinstance(value, dict):
+            if isinstance(value.get("bytes"), str):
+                return from_base64(value["bytes"])
             if value.get("bytes") is not None:
                 return value["bytes"]
             value = value.get("path")
@@ -139,14 +143,26 @@ class Folder(NamedTuple):
         return full
 
 
+def from_base64(value: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        raise Unreadable("its bytes are not base64") from None
+
+
 class ToRecord(NamedTuple):
-    """Adds "key" and "folder" to a record of `datasets`. json_lines: the record is a line of JSON."""
+    """Adds "key" and "folder" to a record of `datasets`. json_lines: the record is a line of JSON. class_names: of
+    columns that hold class ids; the row gets the name."""
 
     folder: Path | None
     json_lines: bool = False
+    class_names: dict[str, list[str]] = {}
 
     def __call__(self, record: dict[str, Any], index: int | None) -> dict[str, Any]:
         row = self._parse(record["text"]) if self.json_lines else dict(record)
+        for column, names in self.class_names.items():
+            label = row.get(column)
+            row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
         return {**row, "key": self.key(record, row, index), "folder": Folder(self.folder)}
 
     def _parse(self, line: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
-"""Videos: frames chosen as Emu's release chooses them, and video-text documents. The only door to PyAV."""
+"""Videos: frames chosen as Emu's release chooses them, and video-text documents."""
 
-import io
 import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -12,16 +11,14 @@ from torch import Tensor
 
 from ..core.config import DATA
 from ..core.types import Document, Segment
-from ..errors import MissingExtra
+from .containers import Containers
 from .documents import text
 from .pairs import TEXTS, ordered
 from .tables import TablePart, field, first_of, words
-from .transforms import ImageReader, Unreadable
+from .transforms import Unreadable
 
 VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
 SUBTITLES = ("subtitles", "srt", "vtt", "captions", "asr")
-# Containers that hold what they play: no playlists, which would open other files.
-CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,asf,h264,hevc,m4v,mpegvideo"
 TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d{1,3})")
 
 
@@ -49,29 +46,19 @@ class VideoReader:
     """
 
     def __init__(self, max_bytes: int, max_pixels: int, max_seconds: float):
-        try:
-            import av
-        except ImportError:
-            raise MissingExtra("PyAV", "video") from None
-        self.av, self.max_pixels, self.max_seconds = av, max_pixels, max_seconds
-        self.files = ImageReader(max_bytes=max_bytes)
+        self.files = Containers("video", max_bytes)
+        self.max_pixels, self.max_seconds = max_pixels, max_seconds
 
     def read(self, video: Any, num_frames: int) -> Tensor:
         """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
-        data = self._load(video)
+        data = self.files.load(video)
         return self._frames(data, lambda times: frame_indices(len(times), num_frames))
 
     def read_spans(self, video: Any, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
-        data = self._load(video)
+        data = self.files.load(video)
         frames = self._frames(data, lambda times: [i for span in spans for i in within(times, span, num_frames)])
         return list(frames.split(num_frames))
-
-    def _load(self, video: Any) -> bytes:
-        data = self.files._load(video)
-        if not isinstance(data, bytes):
-            raise Unreadable(f"not a video: {type(data).__name__}")
-        return data
 
     def _frames(self, data: bytes, choose: Any) -> Tensor:
         times = self._times(data)
@@ -85,18 +72,12 @@ class VideoReader:
             times = times[:num_decoded]  # packets that hold no frame: the count was too high
         raise Unreadable("its frames cannot be counted")
 
-    def _open(self, data: bytes) -> Any:
-        return self.av.open(io.BytesIO(data), options={"format_whitelist": CONTAINERS, "protocol_whitelist": "none"})
-
     def _times(self, data: bytes) -> list[float]:
         """When each frame is shown, in seconds from the first, without decoding."""
-        try:
-            with self._open(data) as container:
-                stream = self._stream(container)
-                found = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
-                base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
-        except (self.av.FFmpegError, ValueError) as err:
-            raise Unreadable(self._reason(err)) from None
+        with self.files.open(data) as container:
+            stream = self._stream(container)
+            found = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+            base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
         times = sorted(pts * base for pts in found if pts is not None)
         if len(times) < len(found):  # raw streams have no times
             times = [i / (rate or 25.0) for i in range(len(found))]
@@ -109,20 +90,17 @@ class VideoReader:
         """Frames by number, uint8 [H, W, 3], up to the last one wanted; and how many were decoded."""
         found: dict[int, np.ndarray] = {}
         count = 0
-        try:
-            with self._open(data) as container:
-                for frame in container.decode(self._stream(container)):
-                    if frame.width * frame.height > self.max_pixels:
-                        raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
-                    if count in wanted:
-                        found[count] = frame.to_ndarray(format="rgb24")
-                        if found[count].shape != found[min(found)].shape:
-                            raise Unreadable("its frames differ in size")
-                    count += 1
-                    if len(found) == len(wanted):
-                        break
-        except (self.av.FFmpegError, ValueError) as err:
-            raise Unreadable(self._reason(err)) from None
+        with self.files.open(data) as container:
+            for frame in container.decode(self._stream(container)):
+                if frame.width * frame.height > self.max_pixels:
+                    raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
+                if count in wanted:
+                    found[count] = frame.to_ndarray(format="rgb24")
+                    if found[count].shape != found[min(found)].shape:
+                        raise Unreadable("its frames differ in size")
+                count += 1
+                if len(found) == len(wanted):
+                    break
         return found, count
 
     def _stream(self, container: Any) -> Any:
@@ -135,9 +113,6 @@ class VideoReader:
         if (context.width or 0) * (context.height or 0) > self.max_pixels:
             raise Unreadable(f"{context.width}x{context.height} pixels, more than max_pixels={self.max_pixels}")
         return stream
-
-    def _reason(self, err: Exception) -> str:
-        return f"not a video that can be decoded: {str(err).splitlines()[0][:150]}"
 
 
 def within(times: list[float], span: Span, num_frames: int) -> list[int]:

@@ -1,0 +1,65 @@
+"""Sound files as one waveform: any format and rate in, mono at 16 kHz out."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.types import Segment
+from .containers import Containers
+from .transforms import Unreadable
+
+SAMPLE_RATE = 16_000  # Hz
+
+
+class AudioReader:
+    """Decodes the sound of a file, or raises `Unreadable`.
+
+    max_bytes: of the file; max_seconds: of the sound. FLAC, OGG, WAV, MP3 and the other formats that PyAV decodes, the
+    sound of videos too. Channels are averaged, other sample rates resampled. Raises MissingExtra without PyAV.
+    """
+
+    def __init__(self, max_bytes: int = 100_000_000, max_seconds: float = 600.0):
+        self.files, self.max_seconds = Containers("sound", max_bytes), max_seconds
+
+    def read(self, sound: Any) -> Tensor:
+        """The waveform at 16 kHz, float32 [N] in [-1, 1]. sound: bytes, a path, or {"bytes", "path"}."""
+        data = self.files.load(sound)
+        with self.files.open(data) as container:
+            parts = self._decode(container)
+        samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        if not len(samples):
+            raise Unreadable("a sound without samples")
+        if not np.isfinite(samples).all():
+            raise Unreadable("a sound with samples that are not finite")
+        return torch.from_numpy(samples.clip(-1, 1))  # a lossy codec may leave the range
+
+    def _decode(self, container: Any) -> list[np.ndarray]:
+        if not container.streams.audio:
+            raise Unreadable("a file without sound")
+        stream = container.streams.audio[0]
+        if stream.codec_context is None:
+            raise Unreadable("a sound of an unknown codec")
+        stream.codec_context.thread_count = 1  # starting threads takes longer than decoding a short sound
+        resampler = self.files.av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
+        parts: list[np.ndarray] = []
+        seconds = 0.0
+        for frame in container.decode(stream):
+            seconds += frame.samples / max(1, frame.sample_rate)
+            if seconds > self.max_seconds:  # before resampling, which a wrong rate could make huge
+                raise Unreadable(f"longer than max_seconds={self.max_seconds:g}")
+            parts += [mixed(part) for part in resampler.resample(frame)]
+        if parts:
+            parts += [mixed(part) for part in resampler.resample(None)]
+        return parts
+
+
+def mixed(frame: Any) -> np.ndarray:
+    """Mean of a frame's channels, float32 [N]."""
+    mean: np.ndarray = frame.to_ndarray().mean(axis=0, dtype=np.float32)
+    return mean
+
+
+def audio(samples: Tensor, loss: bool = True) -> Segment:
+    return {"kind": "audio", "value": samples, "loss": loss}

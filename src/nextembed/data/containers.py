@@ -1,0 +1,52 @@
+"""Files of sound and video, opened from memory within limits. The only door to PyAV."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import MissingExtra
+from .transforms import ImageReader, Unreadable
+
+# Formats that hold what they play: no playlists, which would open other files.
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,asf,h264,hevc,m4v,mpegvideo,"
+    "wav,flac,mp3,aac,aiff,au,caf,w64,amr,wv,ac3"
+)
+
+
+class Containers:
+    """Opens files of sound or video, or raises `Unreadable`.
+
+    what: "video" or "sound", for messages. max_bytes: of the file. Raises MissingExtra without PyAV.
+    """
+
+    def __init__(self, what: str, max_bytes: int):
+        try:
+            import av
+        except ImportError:
+            raise MissingExtra("PyAV", "video") from None
+        self.av, self.what = av, what
+        self.files = ImageReader(max_bytes=max_bytes)
+
+    def load(self, value: Any) -> bytes:
+        """The bytes of a file. value: bytes, a path, or {"bytes", "path"} of which one is there."""
+        if isinstance(value, dict):
+            value = value["bytes"] if value.get("bytes") is not None else value.get("path")
+        if value is None:
+            raise Unreadable(f"no {self.what}")
+        data = self.files._load(value)
+        if not isinstance(data, bytes):
+            raise Unreadable(f"not a {self.what}: {type(value).__name__}")
+        return data
+
+    @contextmanager
+    def open(self, data: bytes) -> Iterator[Any]:
+        """An `av` container; what goes wrong inside becomes Unreadable of one line."""
+        options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
+        try:
+            with self.av.open(io.BytesIO(data), options=options) as container:
+                yield container
+        except (self.av.FFmpegError, ValueError) as err:
+            reason = (str(err).splitlines() or [type(err).__name__])[0][:150]
+            raise Unreadable(f"not a {self.what} that can be decoded: {reason}") from None

@@ -1,0 +1,103 @@
+"""Rows of one table with the rows of others beside them, and which rows have what is asked of them."""
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from ..core.config import Config
+from ..errors import ConfigError, unknown
+from .stream import Rows
+from .tables import field
+from .transforms import Unreadable
+
+
+class Join(Config):
+    """Another table, whose columns are then called NAME.column.
+
+    source: as of the data. on: column that both have; of several rows with one value the first is taken. where: keeps
+    rows of the other table whose column has this value, or one of these.
+    """
+
+    source: str
+    on: str
+    where: dict[str, Any] = Field(default_factory=dict)
+
+
+class JoinedRows:
+    """Rows with what other tables say of them: row[NAME] is a row of the table NAME, or None where none fits.
+
+    others: for each table the column that is the same in both, and its rows.
+    """
+
+    def __init__(self, rows: Rows, others: dict[str, tuple[str, Rows]]):
+        self.rows, self.others = rows, {name: other for name, (_, other) in others.items()}
+        self.found: dict[str, list[int | None]] = {}  # for each row its row in the other table
+        for name, (on, other) in others.items():
+            numbers: dict[Any, int] = {}
+            for number, value in enumerate(values_of(other, on, f"data.joins.{name}.on")):
+                if value is not None:
+                    numbers.setdefault(value, number)
+            self.found[name] = [numbers.get(value) for value in values_of(rows, on, f"data.joins.{name}.on")]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row: Any = {**self.rows[index]}
+        for name, other in self.others.items():
+            number = self.found[name][index]
+            row[name] = None if number is None else other[number]
+        return row
+
+
+def values_of(rows: Rows, column: str, setting: str) -> list[Any]:
+    """A column's value in each row, without reading the others where that is possible."""
+    data = getattr(rows, "data", None)
+    if data is not None and not in_lines(rows):
+        if column not in data.column_names:
+            raise ConfigError(unknown(f"{setting}:", column, data.column_names))
+        return list(data[column])
+    return [rows[i].get(column) for i in range(len(rows))]  # type: ignore[attr-defined]
+
+
+def in_lines(rows: Any) -> bool:
+    """Whether rows of `datasets` are lines of JSON."""
+    return bool(rows.to_row.json_lines)
+
+
+def present(rows: Rows, column: str) -> list[bool]:
+    """Whether each row has a value in a column ("image", "captions.es", "NAME.image"), without decoding media. A line
+    that is not JSON counts as one that has, so that it is met and named as unreadable."""
+    if isinstance(rows, JoinedRows):
+        name, _, inner = column.partition(".")
+        if name not in rows.others:
+            return present(rows.rows, column)
+        has = present(rows.others[name], inner)
+        return [number is not None and has[number] for number in rows.found[name]]
+    data: Any = getattr(rows, "data", None)
+    if data is None or in_lines(rows):
+        found = [rows[i] for i in range(len(rows))]
+        return ["broken" in row or has_value(row, column) for row in found]  # type: ignore[operator]
+    top, *inner_names = column.split(".")
+    valid: list[bool] = []
+    for table in data.select_columns([top]).with_format("arrow").iter(batch_size=256):
+        values = table.column(top)
+        for name in inner_names:
+            if not pa.types.is_struct(values.type) or values.type.get_field_index(name) < 0:
+                break  # inside JSON text, or not there: the row will tell
+            values = pc.struct_field(values, name)
+        valid += pc.is_valid(values).to_pylist()
+    return valid
+
+
+def has_value(row: Any, column: str) -> bool:
+    """Whether a row has something in a column, or in a field inside it."""
+    try:
+        value = field(row, column)
+    except Unreadable:
+        return False
+    if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
+        return any(one is not None for one in value.values())
+    return value is not None and value != "" and value != []

@@ -1,0 +1,89 @@
+"""Rows that hold any modality: how each kind of segment is read."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor
+
+from ..core.types import Segment
+from .audio import AudioReader, audio
+from .documents import text
+from .tables import TablePart
+from .transforms import Unreadable
+from .video import VideoReader, video
+
+Kind = Literal["text", "image", "video", "audio", "series"]
+KINDS: tuple[Kind, ...] = ("text", "image", "video", "audio", "series")
+
+
+def _raw_where_not_said(value: Any) -> Any:
+    return dict.fromkeys(value, "raw") if isinstance(value, list) else value
+
+
+OwnKinds = Annotated[dict[str, Kind | Literal["raw"]], BeforeValidator(_raw_where_not_said)]
+
+
+class MediaPart(TablePart):
+    """Documents of text, images, videos, sounds, series, and modalities of your own.
+
+    num_frames: of a video. max_seconds: of a video or a sound; a longer one cannot be read. own_kinds: kinds of
+    segments beside text, image, video, audio and series, each with what it is read as: {"touch": "series", "points":
+    "raw"}; raw is the value as it stands in the row, and a list of names makes all of them raw.
+    """
+
+    num_frames: int = Field(8, gt=0)
+    max_seconds: float = Field(600.0, gt=0)
+    own_kinds: OwnKinds = Field(default_factory=dict)
+
+    def kinds_known(self) -> list[str]:
+        return [*KINDS, *self.own_kinds]
+
+    def segment(self, kind: str, value: Any, folder: Any, loss: bool = True) -> Segment:
+        """What a row holds of one kind, decoded. folder: where files lie that it names. Raises Unreadable."""
+        read_as = self.own_kinds.get(kind, kind)
+        if value is None:
+            raise Unreadable(f"no {kind}")
+        if read_as == "text":
+            if not isinstance(value, str):
+                raise Unreadable("the text of a segment is not text")
+            found = text(value, loss)
+        elif read_as == "image":
+            found = self.image(folder.read(value), loss)
+        elif read_as == "video":
+            reader = VideoReader(self.max_bytes, self.max_pixels, self.max_seconds)
+            found = video(reader.read(folder.read(value), self.num_frames), loss)
+        elif read_as == "audio":
+            found = audio(AudioReader(self.max_bytes, self.max_seconds).read(folder.read(value)), loss)
+        elif read_as == "series":
+            found = series(parse_series(value, self.max_bytes), loss)
+        else:
+            found = {"kind": kind, "value": value, "loss": loss}
+        found["kind"] = kind
+        return found
+
+
+def parse_series(value: Any, max_bytes: int = 100_000_000) -> Tensor:
+    """A series of any number of channels, float32 [C, T], of a nested list [C][T], one list [T], JSON text of either,
+    or an array. Raises Unreadable for what is none: ragged channels, no samples, values that are missing or not finite.
+    """
+    try:
+        found = np.asarray(json.loads(value) if isinstance(value, str | bytes) else value, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        raise Unreadable("not a series of numbers, with channels of one length") from None
+    found = found[None] if found.ndim == 1 else found
+    if found.ndim != 2:
+        raise Unreadable(f"a series has channels and samples, not {found.ndim} axes")
+    if not found.size:
+        raise Unreadable("a series without samples")
+    if found.nbytes > max_bytes:
+        raise Unreadable(f"{found.nbytes} bytes, more than max_bytes={max_bytes}")
+    if not np.isfinite(found).all():
+        raise Unreadable("a series with values that are missing or not finite")
+    return torch.from_numpy(np.ascontiguousarray(found))
+
+
+def series(values: Tensor, loss: bool = True) -> Segment:
+    return {"kind": "series", "value": values, "loss": loss}

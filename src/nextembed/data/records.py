@@ -1,0 +1,236 @@
+"""Rows with columns of any modality as documents: which columns, in which reading orders, how often."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
+
+from ..core.config import DATA, Config
+from ..core.types import Document, Segment
+from ..errors import ConfigError, unknown
+from .documents import text
+from .images import Role
+from .joined import Join, JoinedRows, has_value, in_lines, present
+from .labels import FewRows
+from .layouts import Layouts, check_layouts, choices, drawn_layout
+from .media import MediaPart
+from .pairs import TEXTS
+from .scenes import Draws
+from .sources import media_of
+from .stream import Rows
+from .tables import TablePart, field, words
+from .transforms import Unreadable
+
+PLACE = re.compile(r"\{([^{}]+)\}")
+
+
+class Piece(Config):
+    """What one segment of a document is.
+
+    kind: text, image, video, audio, series, or one of `own_kinds`. column: where it is in a row, "captions.es" being a
+    field inside a column; null: the column that is called like the piece. A column of texts may hold a list, of which
+    one is drawn.
+    prompts: of text; how it is written, one is drawn. "{text}" stands for the column's text, "{other}" for that of the
+    column `other`. Prompts without {text} need no column: "What is it?". loss: whether it is to be predicted.
+    """
+
+    kind: str
+    column: str | None = None
+    prompts: list[str] = Field(default=["{text}"], min_length=1)
+    loss: bool = True
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is words that no column is needed for."""
+        return self.kind == "text" and self.column is None and not any("{text}" in prompt for prompt in self.prompts)
+
+
+def _kind_alone(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: {"kind": piece} if isinstance(piece, str) else piece for name, piece in value.items()}
+
+
+Pieces = Annotated[dict[str, Piece], BeforeValidator(_kind_alone)]
+
+
+@DATA.register("records")
+class Records(MediaPart):
+    """Documents of the columns of a table: an image and its caption, a sound and what is said, a series and its class.
+
+    pieces: what segments can be made of, by a name of your own: {"caption": "text", "es": {"kind": "text", "column":
+    "captions.es"}}; see `Piece`. null finds them: columns of images, sounds, videos and series, and one of text or of
+    classes.
+    layouts: pieces in reading order, with how often: {"image caption": 2, "caption image": 1, "image caption|es": 1}.
+    Of the names between bars one is drawn. null: every two pieces, in both orders. A row makes those for which it has
+    the values; one that can make none is left out.
+    joins: other tables, by name, whose rows belong to these: {"stamps": {"source": "stamps", "on": "id"}} gives the
+    columns "stamps.image", ...
+    """
+
+    pieces: Pieces | None = None
+    layouts: Layouts | None = None
+    joins: dict[str, Join] = Field(default_factory=dict)
+
+    _found: dict[str, Piece] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "Records":
+        if self.pieces is None:
+            return self
+        if not self.pieces:
+            raise ValueError("pieces: there are none")
+        for name, piece in self.pieces.items():
+            if not name or any(mark in name for mark in " |"):
+                raise ValueError(f"pieces: a name holds no space and no bar, unlike '{name}'")
+            if piece.kind not in self.kinds_known():
+                raise ValueError(unknown(f"pieces.{name}.kind:", piece.kind, self.kinds_known()))
+        if self.layouts is not None:
+            check_layouts(self.layouts, self.pieces)
+        return self
+
+    # -- rows
+
+    def rows(self, split: Role) -> Any:
+        """Rows of a split that can make a document. Raises ConfigError for what does not fit the columns."""
+        rows: Any = super().rows(split)
+        features = getattr(getattr(rows, "data", None), "features", None)
+        if self.pieces is None and not self._found:
+            lines = features is None or in_lines(rows)
+            self._found = {} if lines else pieces_of({name: media_of(one) for name, one in features.items()})
+            if not self._found:
+                raise ConfigError("data.pieces: say what the columns hold, e.g. {image: image, caption: text}")
+            if self.layouts is not None:
+                try:
+                    check_layouts(self.layouts, self._found)
+                except ValueError as err:
+                    raise ConfigError(f"data.layouts: {err}") from None
+        if self.streaming:
+            if self.joins:
+                raise ConfigError("data.joins: tables are joined by their rows; that needs streaming=false")
+            return rows
+        if self.joins:
+            rows = JoinedRows(rows, {name: (join.on, self._other(join, split)) for name, join in self.joins.items()})
+        return self._usable(rows, split)
+
+    def check(self, columns: list[str]) -> None:
+        super().check(columns)
+        for name in self.pieces or {}:
+            column = self._column(name)
+            if column is not None and column.split(".")[0] not in [*columns, *self.joins]:
+                raise ConfigError(unknown(f"data.pieces.{name}.column:", column, [*columns, *self.joins]))
+
+    def _other(self, join: Join, split: Role) -> Rows:
+        settings = {name: getattr(self, name) for name in ("split", "validation", "test")}
+        rows: Rows = TablePart(source=join.source, where=join.where, **settings).rows(split)
+        return rows
+
+    def _usable(self, rows: Rows, split: Role) -> Rows:
+        """The rows of which some layout can be made."""
+        pieces = self.pieces_known()
+        used = {name for layout, weight in self.layouts_known().items() if weight for name in _names(layout)}
+        has = {name: present(rows, column) for name in pieces if name in used and (column := self._column(name))}
+        fits: dict[tuple[bool, ...], bool] = {}  # rows have few patterns of what is there
+        indices = []
+        for index in range(len(rows)):
+            pattern = tuple(column[index] for column in has.values())
+            if pattern not in fits:
+                there = {name for name, one in zip(has, pattern) if one} | {n for n, p in pieces.items() if p.is_fixed}
+                weighed = self.layouts_known().items()
+                fits[pattern] = any(weight and choices(layout, there.__contains__) for layout, weight in weighed)
+            if fits[pattern]:
+                indices.append(index)
+        if not indices and len(rows):
+            raise ConfigError(f"data.layouts: no row of the {split} split has what one of them needs")
+        return rows if len(indices) == len(rows) else FewRows(rows, indices)
+
+    # -- documents
+
+    def pieces_known(self) -> dict[str, Piece]:
+        """The pieces asked for, or those that were found when rows were read."""
+        return self.pieces or self._found
+
+    def layouts_known(self) -> dict[str, float]:
+        return self.layouts or every_two(self.pieces_known())
+
+    def possible(self, row: Any) -> list[str]:
+        """The layouts that a row has everything for; bars are written out: "image caption", "image es"."""
+        found = [names for layout in self.layouts_known() for names in choices(layout, lambda n: self.has(row, n))]
+        return list(dict.fromkeys(" ".join(names) for names in found))
+
+    def document(self, row: Any, seed: int) -> Document:
+        if "broken" in row:
+            raise Unreadable(row["broken"])
+        draw = Draws(seed)
+        names = drawn_layout(self.layouts_known(), lambda name: self.has(row, name), draw)
+        if names is None:
+            raise Unreadable("it has nothing for any of data.layouts")
+        return {"key": row["key"], "segments": [self.read(row, name, draw) for name in names]}
+
+    def make(self, row: Any, layout: str, seed: int = 0) -> Document:
+        """The document of a row in one layout, for evaluation: "image caption". Raises Unreadable without its values.
+
+        seed: for what is drawn among prompts, and texts of a list.
+        """
+        check_layouts({layout: 1.0}, self.pieces_known())
+        draw = Draws(seed)
+        names = drawn_layout({layout: 1.0}, lambda name: self.has(row, name), draw)
+        if names is None:
+            raise Unreadable(f"it has not all of '{layout}'")
+        return {"key": row["key"], "segments": [self.read(row, name, draw) for name in names]}
+
+    def has(self, row: Any, name: str) -> bool:
+        """Whether a row has a value for a piece."""
+        column = self._column(name)
+        return column is None or has_value(row, column)
+
+    def read(self, row: Any, name: str, draw: Draws) -> Segment:
+        """A piece of a row, decoded. Raises Unreadable."""
+        piece, column = self.pieces_known()[name], self._column(name)
+        value = None if column is None else field(row, column)
+        if self.own_kinds.get(piece.kind, piece.kind) == "text":
+            segment = text(self.written(piece, row, column, value, draw), piece.loss)
+            segment["kind"] = piece.kind
+            return segment
+        joined = row.get(str(column).split(".")[0]) if column else None
+        folder = joined["folder"] if isinstance(joined, dict) and "folder" in joined else row["folder"]
+        return self.segment(piece.kind, value, folder, piece.loss)
+
+    def written(self, piece: Piece, row: Any, column: str | None, value: Any, draw: Draws) -> str:
+        """The text of a piece, as one of its prompts writes it."""
+        if isinstance(value, list):
+            value = value[draw.below(len(value))] if value else ""
+        prompt = piece.prompts[draw.below(len(piece.prompts))]
+
+        def filled(match: re.Match[str]) -> str:
+            name = match[1]
+            found = (column, value) if name == "text" and column else (name, field(row, name))
+            return words(_plain(found[1]), str(found[0]))
+
+        return PLACE.sub(filled, prompt)
+
+    def _column(self, name: str) -> str | None:
+        piece = self.pieces_known()[name]
+        return None if piece.is_fixed else piece.column or name
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value
+
+
+def _names(layout: str) -> list[str]:
+    return [name for place in layout.split() for name in place.split("|")]
+
+
+def every_two(pieces: dict[str, Piece]) -> dict[str, float]:
+    """All layouts of two pieces, in both orders; of one piece that is alone, itself."""
+    pairs = [f"{a} {b}" for a in pieces for b in pieces if a != b]
+    return dict.fromkeys(pairs or pieces, 1.0)
+
+
+def pieces_of(media: dict[str, str | None]) -> dict[str, Piece]:
+    """Pieces of columns by what they hold: all media, and one text, or else class, to go with them."""
+    found = {name: Piece(kind=kind) for name, kind in media.items() if kind not in (None, "text", "label")}
+    likely = [name for name in TEXTS if media.get(name) == "text"]
+    likely += [name for name, kind in media.items() if kind == "label"]
+    return found | {name: Piece(kind="text") for name in likely[:1]}
