@@ -144,7 +144,7 @@ def test_a_model_that_gives_the_image_token_makes_an_image(folder: Path, capsys:
     made = own.document(["a cat"], max_new_tokens=3, max_images=1)
     assert made[0].kind == "image" and made[0].latents is not None and made[0].image is None
     assert [span.kind for span in made].count("image") == 1
-    assert run(["generate", "emu", "a cat", "--task", "mixed", "--max-new-tokens", "3", "-o", "doc"], capsys)
+    assert run(["generate", "emu", "a cat", "--target", "mixed", "--max-new-tokens", "3", "-o", "doc"], capsys)
     assert json.loads(Path("doc/document.json").read_text())["segments"]
 
 
@@ -216,7 +216,7 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     run([*line[:-1], "other.png", "--seed", "1"], capsys)
     blend, again, other = (np.asarray(Image.open(f"{name}.png")) for name in ("blend", "again", "other"))
     assert (blend == again).all() and (blend != other).any()
-    many = ["generate", "painter", "--image", "--input", "in.jsonl", "-o", "many", "--steps", "1"]
+    many = ["generate", "painter", "--target", "image", "--input", "in.jsonl", "-o", "many", "--steps", "1"]
     assert "(3 pictures)" in run(many, capsys)
     assert len(list(Path("many").glob("*.png"))) == 3
     out = chat("/image cat.png\n/paint in winter\n", monkeypatch, capsys, "painter", "--steps", "1")
@@ -235,10 +235,10 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ("generate emu broken.png", 1, "cannot read the image broken.png"),
         ("generate emu <image>", 2, "0 images give 0 latents, but the text has 1 <image> positions"),
         ("generate emu cat.png <image>", 2, "1 images give 4 latents, but the text has 5 <image> positions"),
-        ("generate emu cat.png --image", 2, "-o FILE.png"),
+        ("generate emu cat.png --target image", 2, "-o FILE.png"),
         ("generate emu cat.png -o new.png", 2, "has no visual_decoder/ folder"),
         ("generate emu cat.png -o nowhere/new.png", 2, "no such folder: nowhere"),
-        ("generate emu cat.png --task pictur", 2, "'pictur' is not known"),
+        ("generate emu cat.png --target pictur", 2, "'pictur' is not known"),
         ("generate emu cat.png --sample --beams 3", 2, "--sample goes with --beams 1"),
         ("generate emu cat.png --temperature 0", 2, "temperature"),
         ("generate emu --input bad.jsonl -o new.jsonl", 1, "bad.jsonl, line 2: a piece is"),
@@ -259,7 +259,7 @@ def test_what_cannot_work_is_one_line(
 def test_prompts_that_cannot_be(capsys: pytest.CaptureFixture) -> None:
     assert "an empty prompt" in run(["generate", "emu", " "], capsys, 2)
     assert "positions of the model's 256" in run(["generate", "emu", "a cat " * 300], capsys, 2)
-    assert "positions of the model's 256" in run(["generate", "emu", "a cat " * 300, "--task", "mixed"], capsys, 2)
+    assert "positions of the model's 256" in run(["generate", "emu", "a cat " * 300, "--target", "mixed"], capsys, 2)
 
 
 @pytest.mark.parametrize(

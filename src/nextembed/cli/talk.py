@@ -14,7 +14,7 @@ from .app import app
 if TYPE_CHECKING:
     from ..evaluation.talk import Sampling, Talker
 
-TASKS = ("auto", "text", "image", "mixed")
+TARGETS = ("auto", "text", "image", "mixed")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 Checkpoint = Annotated[
@@ -22,6 +22,9 @@ Checkpoint = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="raw or ema.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")]
+Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text.")]
+PieceFiles = Annotated[list[str] | None, typer.Option(metavar="FILE", help="A piece. Pieces without such a name come "
+                                                     "first, in their order; then images, videos, sounds, series, text.")]  # fmt: skip
 Frames = Annotated[int, typer.Option(min=1, help="Of a video.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens; with --temperature, --top-k, --top-p.")]
 Temperature = Annotated[float, typer.Option(help="Above 1 is bolder.")]
@@ -40,12 +43,26 @@ def generate(
         list[str] | None,
         typer.Argument(metavar="PIECE", help="Text, image files and video files, in reading order."),
     ] = None,
-    task: Annotated[str, typer.Option(help="auto, text, image or mixed (text and images).")] = "auto",
-    image: Annotated[bool, typer.Option("--image", help="Paint; the same as --task image.")] = False,
+    target: Annotated[
+        str,
+        typer.Option(help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a "
+                     "picture if -o names one, else text; an Omni chooses."),
+    ] = "auto",
+    text: Pieces = None,
+    image: PieceFiles = None,
+    video: PieceFiles = None,
+    audio: PieceFiles = None,
+    series: PieceFiles = None,
+    piece: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="A piece of a modality of your own, by its name.")
+    ] = None,
+    code: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE.py", help="Your modalities, which the checkpoint needs; is run.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A picture; of --input a .jsonl; of --task mixed a folder."
+            "--output", "-o", metavar="FILE", help="A picture, sound, ...; of --input a .jsonl; of --target mixed a folder."
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
@@ -70,18 +87,33 @@ def generate(
     weights: Weights = "raw",
     device: Device = None,
 ) -> None:
-    """Let an Emu model go on after text, images and videos: with text, a picture, or both.
+    """Let an Emu or Omni model go on after text, images, videos and sounds: with text, a picture, or what it makes.
 
-    An image alone is captioned, --question is answered, two images are blended with --image, examples before the
-    last piece are in-context learning.
+    An image alone is captioned, --question is answered, two images are blended with --target image, examples before
+    the last piece are in-context learning.
     """
-    task = _task(task, image, output, prompts)
+    named = {"image": image, "video": video, "audio": audio, "series": series, "text": text}
+    given = [(kind, value) for kind, values in named.items() for value in values or []]
+    if is_omni(checkpoint):
+        from .omni import go_on
+
+        if prompts or question or beams or stream:
+            raise ConfigError("--input, --question, --beams and --stream are for Emu; an Omni shows text while it is written")
+        drawn = temperature if sample or temperature != 1.0 else 0.0
+        go_on(checkpoint, pieces or [], given, piece or [], None if target == "auto" else target, output,
+              {"max_latents": max_new_tokens, "temperature": drawn, "top_k": top_k if drawn else 0, "seed": seed},
+              weights, device, code or [])  # fmt: skip
+        return
+    if audio or series or piece or code:
+        raise ConfigError("--audio, --series, --piece and --code are for Omni models")
+    pieces = [*(pieces or []), *(value for _, value in given)]
+    task = _task(target, output, prompts)
     if beams is None:
         beams = 1 if sample or stream else 5
     if (sample or stream) and beams > 1:
         raise ConfigError(f"--{'sample' if sample else 'stream'} goes with --beams 1")
     if prompts is not None and (pieces or question or stream or task == "mixed"):
-        raise ConfigError("--input brings its own pieces and questions, without --stream and --task mixed")
+        raise ConfigError("--input brings its own pieces and questions, without --stream and --target mixed")
     if prompts is None and not (pieces or question):
         raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
     if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
@@ -108,18 +140,27 @@ def generate(
         _one(talker, rows[0], output, sampling, stream)
 
 
-def _task(task: str, image: bool, output: Path | None, prompts: Path | None) -> str:
-    if task not in TASKS:
-        raise ConfigError(unknown("--task", task, TASKS))
-    if image and task not in ("auto", "image"):
-        raise ConfigError(f"--image and --task {task} contradict each other")
+def is_omni(checkpoint: str) -> bool:
+    """Whether a local folder holds an Omni model."""
+    from ..core.run_folder import weights_folders
+
+    if not Path(checkpoint).expanduser().exists():
+        return False
+    folder = next(iter(weights_folders(Path(checkpoint).expanduser()).values()))
+    return json.loads((folder / "config.json").read_text()).get("model_type") == "omni"
+
+
+def _task(task: str, output: Path | None, prompts: Path | None) -> str:
+    """What an Emu model is to make."""
+    if task not in TARGETS:
+        raise ConfigError(unknown("--target", task, TARGETS))
     picture = output is not None and output.suffix.lower() in PICTURES
-    if image or (task == "auto" and picture):
+    if task == "auto" and picture:
         task = "image"
     if task == "image" and prompts is None and not picture:
         raise ConfigError(f"a picture needs a file: -o FILE.png{'' if output is None else f', not {output}'}")
     if task != "image" and picture:
-        raise ConfigError(f"--task {task} writes no picture; {output} would be one")
+        raise ConfigError(f"--target {task} writes no picture; {output} would be one")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
     return task

@@ -80,7 +80,7 @@ def summary(run: "Run") -> str:
     if use := uses.get(run.config.objective.task):
         lines.append(f"Use it:    import nextembed, transformers; {use}")
     if (run.dir / "visual_decoder").is_dir():
-        lines.append(f'Use it:    nextembed generate {folder} "red apple:" --image -o apple.png')
+        lines.append(f'Use it:    nextembed generate {folder} "red apple:" --target image -o apple.png')
     elif run.config.objective.task == "multimodal":
         lines.append(
             f"Use it:    nextembed generate {folder}/{model} PICTURE.png    (or nextembed chat {folder}/{model})"

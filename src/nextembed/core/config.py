@@ -313,7 +313,7 @@ def load_from_file(spec: str) -> Any:
     if not file.is_file():
         raise ConfigError(f"no such file: {path}")
     try:
-        module = _load_module(file)
+        module = load_module(file)
     except NextEmbedError:
         raise
     except Exception as err:
@@ -326,8 +326,13 @@ def load_from_file(spec: str) -> Any:
     return getattr(module, name)
 
 
-def _load_module(file: Path) -> types.ModuleType:
-    """Imported under its own name where that is free: data workers that are not forks import it again."""
+def load_module(file: str | Path) -> types.ModuleType:
+    """A user's Python file, run. Raises ConfigError if there is none.
+
+    Imported under its own name where that is free: data workers that are not forks import it again."""
+    file = Path(file).expanduser().resolve()
+    if not file.is_file() or file.suffix != ".py":
+        raise ConfigError(f"no such Python file: {file}")
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     if file.stem.isidentifier():

@@ -1,0 +1,145 @@
+"""An Omni model in use: files of any modality in, files of any modality out."""
+
+import csv
+import json
+import os
+import wave
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from ..core.config import load_module
+from ..core.quiet import no_progress_bar
+from ..core.run_folder import weights_folders
+from ..data.audio import SAMPLE_RATE, AudioReader
+from ..data.transforms import ImageReader, Unreadable
+from ..data.video import VideoReader
+from ..errors import ConfigError, DataError, unknown
+from ..models.omni import OmniForPreTraining, OmniProcessor
+
+SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
+    "video": (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".gif"),
+    "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus"),
+    "series": (".csv", ".npy", ".json"),
+}
+WRITES = {"image": ".png", "video": ".gif", "audio": ".wav", "text": ".txt"}  # others are written as .json or .npy
+NUM_FRAMES = 8
+
+
+def load_omni(
+    path: str | Path, weights: str = "raw", device: str | None = None, code: Sequence[str | Path] = ()
+) -> OmniForPreTraining:
+    """An Omni with its processor (`model.processor`), from a run, a checkpoint, a saved model or a hub id.
+
+    code: Python files with modalities of your own, which are run. Raises ConfigError, one line, for what does not load.
+    """
+    for file in code:
+        load_module(file)
+    folder: Any = path
+    if Path(path).expanduser().exists() or str(path).count("/") != 1:
+        folders = weights_folders(Path(path).expanduser())
+        if weights not in folders:
+            raise ConfigError(f"{path} has no {weights} weights; there is {', '.join(folders)}")
+        folder = folders[weights]
+    try:
+        with no_progress_bar():
+            if (kind := AutoConfig.from_pretrained(str(folder)).model_type) != "omni":
+                raise ConfigError(f"{path} holds a model of type '{kind}', not an Omni")
+            model: Any
+            model, info = OmniForPreTraining.from_pretrained(str(folder), output_loading_info=True)
+            model.processor = OmniProcessor.from_pretrained(str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
+        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from None
+    if names := sorted(info["missing_keys"]):
+        raise ConfigError(f"the model in {folder} lacks parameter {names[0]} ({len(names)} such in all)")
+    model.processor.check(model.config)
+    place = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    return model.to(place).eval()
+
+
+def kind_of(file: str | Path) -> str | None:
+    """The modality that a file's name speaks of; None for none."""
+    suffix = Path(file).suffix.lower()
+    return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+
+
+def read_piece(kind: str, value: str | Path, name: str | None = None) -> dict[str, Any]:
+    """A piece of a document from a file (text: from the words themselves), {NAME: value}. kind: how it is read. name: of
+    the modality in the model, if it is another. Raises DataError for a file that cannot be read."""
+    if kind == "text":
+        return {name or "text": str(value)}
+    file = Path(value).expanduser()
+    if not file.is_file():
+        raise DataError(f"no such file: {value}")
+    try:
+        return {name or kind: READERS.get(kind, read_series)(file)}
+    except (Unreadable, ValueError, OSError) as err:
+        raise DataError(f"{value}: {str(err).splitlines()[0]}") from None
+
+
+def read_series(file: Path) -> Any:
+    """float32 [C, T] of .csv (a column a channel, with or without a header) or .npy; of .json whatever it holds."""
+    if file.suffix.lower() == ".json":
+        return json.loads(file.read_text())
+    if file.suffix.lower() == ".npy":
+        return torch.from_numpy(np.atleast_2d(np.load(file, allow_pickle=False)).astype(np.float32))
+    rows = [row for row in csv.reader(file.read_text().splitlines()) if row]
+    try:
+        values = np.array(rows, dtype=np.float32)
+    except ValueError:
+        values = np.array(rows[1:], dtype=np.float32)  # the first line names the columns
+    return torch.from_numpy(values.T.copy())
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "image": lambda file: ImageReader().read(file),
+    "video": lambda file: VideoReader(100_000_000, 64_000_000, 600.0).read(file, NUM_FRAMES),
+    "audio": lambda file: AudioReader().read(file),
+}
+
+
+def write_signal(kind: str, value: Any, file: Path) -> None:
+    """Writes a generated signal, whole or not at all. Raises ConfigError for a name that does not fit its kind."""
+    wanted = WRITES.get(kind)
+    if wanted is not None and file.suffix.lower() != wanted:
+        raise ConfigError(f"-o {file}: {kind} is written to a file named *{wanted}")
+    if wanted is None and file.suffix.lower() not in (".json", ".npy"):
+        raise ConfigError(f"-o {file}: '{kind}' is written as .json or .npy")
+    scratch = file.with_name(f".tmp-{file.name}")
+    if kind == "text":
+        scratch.write_text(value + "\n", encoding="utf-8")
+    elif kind == "image":
+        picture(value).save(scratch)
+    elif kind == "video":
+        frames = [picture(frame) for frame in value]
+        frames[0].save(scratch, save_all=True, append_images=frames[1:], duration=125, loop=0)
+    elif kind == "audio":
+        with wave.open(str(scratch), "wb") as out:
+            out.setnchannels(1)
+            out.setsampwidth(2)
+            out.setframerate(SAMPLE_RATE)
+            out.writeframes((value.clamp(-1, 1) * 32767).short().numpy().tobytes())
+    elif file.suffix.lower() == ".npy":
+        np.save(scratch, np.asarray(value), allow_pickle=False)
+    else:
+        scratch.write_text(json.dumps(value.tolist() if hasattr(value, "tolist") else value) + "\n")
+    os.replace(scratch, file)
+
+
+def picture(value: Any) -> Image.Image:
+    """uint8 [C, H, W] as a PIL image."""
+    channels = value.permute(1, 2, 0).numpy()
+    return Image.fromarray(channels[..., 0] if channels.shape[2] == 1 else channels)
+
+
+def check_target(model: Any, target: str | None) -> None:
+    """Raises ConfigError for a modality that the model has not."""
+    if target is not None and target not in model.config.names:
+        raise ConfigError(unknown("--target", target, model.config.names))
