@@ -43,6 +43,10 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .export.hub import push_to_hub as push_to_hub
     from .export.int8 import quantize_int8 as quantize_int8
     from .export.layouts import convert as convert
+    from .modalities import MODALITIES as MODALITIES
+    from .modalities import Modality as Modality
+    from .modalities import Patches as Patches
+    from .modalities import in_time as in_time
     from .models.emu import EmuConfig as EmuConfig
     from .models.emu import EmuForConditionalGeneration as EmuForConditionalGeneration
     from .models.emu import EmuModel as EmuModel
@@ -58,10 +62,6 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .models.nepa import ViTNepaForPreTraining as ViTNepaForPreTraining
     from .models.nepa import ViTNepaForSemanticSegmentation as ViTNepaForSemanticSegmentation
     from .models.nepa import ViTNepaModel as ViTNepaModel
-    from .modalities import MODALITIES as MODALITIES
-    from .modalities import Modality as Modality
-    from .modalities import Patches as Patches
-    from .modalities import in_time as in_time
     from .models.omni import OmniConfig as OmniConfig
     from .models.omni import OmniForPreTraining as OmniForPreTraining
     from .models.omni import OmniModel as OmniModel

@@ -72,7 +72,6 @@ def name_of(kind: str, kinds: dict[str, str]) -> str:
     """The modality of the model that reads this kind. Raises ConfigError if there is none, or more than one."""
     fitting = [name for name, own in kinds.items() if own == kind]
     if len(fitting) != 1:
-        has = ", ".join(kinds)
-        what = f"no modality of kind '{kind}'" if not fitting else f"several modalities of kind '{kind}' (use --piece NAME=FILE)"
-        raise ConfigError(f"the model has {what}; it has {has}")
+        what = f"several of kind '{kind}' (use --piece NAME=FILE)" if fitting else f"none of kind '{kind}'"
+        raise ConfigError(f"of the model's modalities ({', '.join(kinds)}) {what}")
     return fitting[0]

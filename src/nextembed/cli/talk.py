@@ -23,8 +23,9 @@ Checkpoint = Annotated[
 Weights = Annotated[str, typer.Option(help="raw or ema.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")]
 Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text.")]
-PieceFiles = Annotated[list[str] | None, typer.Option(metavar="FILE", help="A piece. Pieces without such a name come "
-                                                     "first, in their order; then images, videos, sounds, series, text.")]  # fmt: skip
+PieceFiles = Annotated[
+    list[str] | None, typer.Option(metavar="FILE", help="A piece; after those without a name: images, videos, ...")
+]
 Frames = Annotated[int, typer.Option(min=1, help="Of a video.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens; with --temperature, --top-k, --top-p.")]
 Temperature = Annotated[float, typer.Option(help="Above 1 is bolder.")]
@@ -45,8 +46,10 @@ def generate(
     ] = None,
     target: Annotated[
         str,
-        typer.Option(help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a "
-                     "picture if -o names one, else text; an Omni chooses."),
+        typer.Option(
+            help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a "
+            "picture if -o names one, else text; an Omni chooses."
+        ),
     ] = "auto",
     text: Pieces = None,
     image: PieceFiles = None,
@@ -62,7 +65,10 @@ def generate(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A picture, sound, ...; of --input a .jsonl; of --target mixed a folder."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="A picture, sound, ...; of --input a .jsonl; of --target mixed a folder.",
         ),
     ] = None,
     question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
@@ -98,7 +104,7 @@ def generate(
         from .omni import go_on
 
         if prompts or question or beams or stream:
-            raise ConfigError("--input, --question, --beams and --stream are for Emu; an Omni shows text while it is written")
+            raise ConfigError("--input, --question, --beams and --stream are for Emu models")
         drawn = temperature if sample or temperature != 1.0 else 0.0
         go_on(checkpoint, pieces or [], given, piece or [], None if target == "auto" else target, output,
               {"max_latents": max_new_tokens, "temperature": drawn, "top_k": top_k if drawn else 0, "seed": seed},

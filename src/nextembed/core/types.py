@@ -102,8 +102,8 @@ class Latents(NamedTuple):
     """Latents before mixing, with where they are.
 
     z [B, T, D]: one vector a position.
-    coordinates [T, A] or, of packed documents, [B, T, A], float32: position on each of A axes, patch centres in [-1, 1];
-        (0, ..., 0) is no rotation at all and belongs to the first (begin) token.
+    coordinates [T, A] or, of packed documents, [B, T, A], float32: position on each of A axes, patch centres in [-1,
+        1]; (0, ..., 0) is no rotation at all and belongs to the first (begin) token.
     documents [B, T], int64: of packed documents; attention stays inside each. None: every sample is one.
     following [B, T, A]: coordinates of the latent that comes next, where the model is told; 0 where it is not.
     """

@@ -71,8 +71,8 @@ def kind_of(file: str | Path) -> str | None:
 
 
 def read_piece(kind: str, value: str | Path, name: str | None = None) -> dict[str, Any]:
-    """A piece of a document from a file (text: from the words themselves), {NAME: value}. kind: how it is read. name: of
-    the modality in the model, if it is another. Raises DataError for a file that cannot be read."""
+    """A piece of a document from a file (text: from the words themselves), {NAME: value}. kind: how it is read. name:
+    of the modality in the model, if it is another. Raises DataError for a file that cannot be read."""
     if kind == "text":
         return {name or "text": str(value)}
     file = Path(value).expanduser()

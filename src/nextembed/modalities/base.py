@@ -1,9 +1,7 @@
-"""What stands at the boundary: a modality turns its signal into latents and, where it can, values back into a signal."""
+"""What stands at the boundary: a modality turns its signal into latents, and values back into a signal."""
 
 import inspect
-import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -16,8 +14,8 @@ from ..errors import ConfigError, unknown
 class Patches(NamedTuple):
     """A signal as patches, each of which becomes one latent.
 
-    values: [N, P] float32, or [N] int64 of tokens, in natural order (raster, time). coordinates [N, 3], float32: time in
-    steps from 0, height and width in [-1, 1] (0 where there is none). shape: what puts them together again.
+    values: [N, P] float32, or [N] int64 of tokens, in natural order (raster, time). coordinates [N, 3], float32: time
+    in steps from 0, height and width in [-1, 1] (0 where there is none). shape: what puts them together again.
     """
 
     values: Tensor
@@ -94,36 +92,25 @@ class ModalityRegistry:
         return add
 
     def find(self, kind: str) -> type[Modality]:
-        """Raises ConfigError, with the nearest spelling, where there is none. Files are only read by `settle`."""
-        if ".py:" in kind:
-            file, _, name = kind.rpartition(":")
-            module = next((m for m in list(sys.modules.values()) if _file_of(m) == Path(file).expanduser().resolve()), None)
-            found = getattr(module, name, None)
-            if found is None:
-                raise ConfigError(
-                    f"{self.slot}: the class of '{kind}' is not loaded, and code that a checkpoint names is not run by "
-                    f"itself: import your file first (on the command line: --code {Path(file).name})"
-                )
-            return found
+        """Raises ConfigError, with the nearest spelling, where there is none."""
         if kind not in self.classes:
-            raise ConfigError(unknown(f"{self.slot}: kind", kind, self.classes))
+            hint = " If it is your own, import its file first (on the command line: --code FILE.py)."
+            raise ConfigError(unknown(f"{self.slot}: kind", kind, self.classes) + hint)
         return self.classes[kind]
 
-    def settle(self, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Settings by name with kinds of the user's own files loaded and registered. For what the user wrote: never
-        for what a checkpoint says. Raises ConfigError."""
-        settled = {}
-        for name, own in settings.items():
-            own = {"kind": own} if isinstance(own, str) else dict(own)
-            kind = own.setdefault("kind", name)
-            if ".py:" in kind:
-                cls = load_from_file(kind)
-                if not (isinstance(cls, type) and issubclass(cls, Modality)):
-                    raise ConfigError(f"{self.slot}.{name}: {kind} is not a nextembed Modality")
-                own["kind"] = next((k for k, known in self.classes.items() if known is cls), cls.__name__.lower())
-                self.classes[own["kind"]] = cls
-            settled[name] = own
-        return settled
+    def settle(self, name: str, settings: Mapping[str, Any] | str | None) -> dict[str, Any]:
+        """Settings with a kind that is registered: `my_file.py:MyModality` is run for it. So only for what the user
+        wrote, never for what a checkpoint says. Raises ConfigError."""
+        own = {"kind": settings} if isinstance(settings, str) else dict(settings or {})
+        kind = own.setdefault("kind", name)
+        if ".py:" in kind:
+            cls = load_from_file(kind)
+            if not (isinstance(cls, type) and issubclass(cls, Modality)):
+                raise ConfigError(f"{self.slot}.{name}: {kind} is not a nextembed Modality")
+            own["kind"] = next((k for k, known in self.classes.items() if known is cls), cls.__name__.lower())
+            self.classes.setdefault(own["kind"], cls)
+        self.find(own["kind"])
+        return own
 
     def build(self, name: str, settings: Mapping[str, Any], hidden_size: int) -> Modality:
         """The modality of these settings. Raises ConfigError, one line, for settings that it does not have."""

@@ -4,7 +4,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import MODALITIES, Modality, Patches, in_time

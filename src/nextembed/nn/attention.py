@@ -46,9 +46,10 @@ def query_key_value(
     """Queries and keys, projected, normed and rotated, and values, projected; each [B, T, H, d].
 
     x [B, T, D]. linears: query, key, value, each D -> H d. norms: of queries and of keys, over d. rotary: cos and sin
-    [T, 1, d] or [B, T, 1, d] as for `rotate`. fuse: whether the d numbers of queries and keys may come in another order, the same for
-    both, which attention does not see (a cache does). That and plain layers on a CPU in float32 or float64 allow a
-    way with a third of the passes over memory; it has no second derivative. The compiler fuses the plain way itself.
+    [T, 1, d] or [B, T, 1, d] as for `rotate`. fuse: whether the d numbers of queries and keys may come in another
+    order, the same for both, which attention does not see (a cache does). That and plain layers on a CPU in float32 or
+    float64 allow a way with a third of the passes over memory; it has no second derivative. The compiler fuses the
+    plain way itself.
     """
     if fuse and _can_fuse(x, linears, norms):
         return _fused_query_key_value(x, linears, norms[0].eps, rotary)

@@ -77,7 +77,7 @@ def token_cross_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]
 
 
 def vocabulary_scores(pred: Tensor, table: Tensor, log_scale: Tensor) -> Tensor:
-    """Scaled cosines of predictions [N, D] with the rows of a table [V, D], [N, V], float32; log_scale []: of the scale.
+    """Scaled cosines of predictions [N, D] with the rows of a table [V, D], [N, V], float32. log_scale []: its log.
 
     A softmax over them is the distribution over tokens that a predicted latent stands for."""
     cosines = F.normalize(pred.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T

@@ -38,11 +38,11 @@ class NextEmbeddingSettings(Part):
     teacher_decay: of the EMA teacher, for each optimizer step.
     distance: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the patches of its image)
         | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA)
-        | "vocabulary" (of Omni: where the target is a row of a table, as tokens are, cross-entropy of a softmax over its
+        | "vocabulary" (of Omni: where the target is a row of a table, as tokens are, cross-entropy of a softmax over
         cosines with all rows, with a learned temperature; cosine elsewhere)
         | "likelihood" (of Omni with a density: -log of the density relative to the uniform one, divided by the width).
-    stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False trains
-        it as an output, too, as GPT-2 does.
+    stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False
+        trains it as an output, too, as GPT-2 does.
     weights: of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next; 1 where
         nothing is said. For balance only.
     temperature: of info_nce. sigreg_weight, sigreg_width, sigreg_directions: of sigreg.
@@ -114,8 +114,8 @@ class NextEmbeddingSettings(Part):
         if packed and (self.steps_ahead != [1] or not self.shift or self.distance in ("info_nce", "sigreg")
                        or self.target != "latents" or self.input_mask_rate > 0):  # fmt: skip
             raise ConfigError(
-                "objective: packed documents are trained with steps_ahead=1, shift, target=latents, input_mask_rate=0 and "
-                "a distance other than info_nce and sigreg"
+                "objective: packed documents are trained with steps_ahead=1, shift, target=latents, input_mask_rate=0 "
+                "and a distance other than info_nce and sigreg"
             )
 
 

@@ -187,6 +187,9 @@ class Speaker:
         for start in range(0, len(document), batch_size):
             encoded = self.processor.encode_document({"key": "", "segments": document[start : start + batch_size]})
             parts.append(
-                self.model.model.visual_features(encoded.values["pixel_values"].to(self.model.device)).mean(1).float().cpu()
+                self.model.model.visual_features(encoded.values["pixel_values"].to(self.model.device))
+                .mean(1)
+                .float()
+                .cpu()
             )
         return torch.cat(parts)

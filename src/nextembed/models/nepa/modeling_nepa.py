@@ -219,7 +219,7 @@ class ViTNepaLayer(GradientCheckpointingLayer):
 
 
 class ViTNepaEncoder(nn.Module):
-    """The stack of layers, which NEPA and Omni share. config: a ViTNepaConfig, or one with the same fields of a layer."""
+    """The stack of layers, which NEPA and Omni share. config: a ViTNepaConfig, or one with those fields."""
 
     def __init__(self, config: Any):
         super().__init__()

@@ -13,11 +13,11 @@ class OmniConfig(PreTrainedConfig):
 
     modalities: settings by name, each with its `kind` (else the name is the kind): {"text": {"vocabulary": 4096},
         "image": {"image_size": 32, "patch_size": 4}, "touch": {"kind": "series", "channels": 1}}.
-    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, use_gated_mlp, hidden_act, qkv_bias, qk_norm,
-        qk_norm_affine, qk_norm_bias, layerscale_value, drop_path_prob, layer_norm_eps, initializer_range, rope_theta:
-        as of `ViTNepaConfig`, whose layers these are.
-    rope_split: rotary frequencies for time, height and width, which sum to half a head's width; None gives a half to time
-        and a quarter to each other. [0, n, n] is NEPA's.
+    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, use_gated_mlp, hidden_act, qkv_bias,
+        qk_norm, qk_norm_affine, qk_norm_bias, layerscale_value, drop_path_prob, layer_norm_eps, initializer_range,
+        rope_theta: as of `ViTNepaConfig`, whose layers these are.
+    rope_split: rotary frequencies for time, height and width, which sum to half a head's width; None gives a half to
+        time and a quarter to each other. [0, n, n] is NEPA's.
     tell_next: the model is told where the latent is that it must predict, which orders other than raster and time need.
     density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
         them with weights.

@@ -157,8 +157,8 @@ class OmniModel(OmniPreTrainedModel):
     ) -> Hidden:
         """Hidden states of latents; attention stays inside each document.
 
-        With a cache, latents are the new ones and `documents` [B, past + T] tell of all. Orders are made where documents
-        are encoded, so `order` has to be None. Raises ValueError for one.
+        With a cache, latents are the new ones and `documents` [B, past + T] tell of all. Orders are made where
+        documents are encoded, so `order` has to be None. Raises ValueError for one.
         """
         if order is not None:
             raise ValueError("Omni reads latents in the order of their segments; see OmniProcessor")
@@ -260,7 +260,9 @@ class OmniForPreTraining(OmniPreTrainedModel):
             try:
                 self._processor = AutoProcessor.from_pretrained(self.config._name_or_path)
             except (OSError, ValueError):
-                raise ConfigError("the model was not loaded from a folder with a processor: set model.processor") from None
+                raise ConfigError(
+                    "the model was not loaded from a folder with a processor: set model.processor"
+                ) from None
         return self._processor
 
     @processor.setter
@@ -284,10 +286,10 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def generate(self, segments: Sequence[Any], target: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
 
-        target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64), of
-        text and signals without a fixed length; shape, of those with one; temperature (0: the likeliest latent; above, it
-        is drawn: tokens from their softmax, others from the density, if the model has one); top_k, of tokens (0: all);
-        seed; on_latent: called with the text so far, or with how many latents there are.
+        target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64),
+        of text and signals without a fixed length; shape, of those with one; temperature (0: the likeliest latent;
+        above, it is drawn: tokens from their softmax, others from the density, if the model has one); top_k, of tokens
+        (0: all); seed; on_latent: called with the text so far, or with how many latents there are.
         Gives a `generation.Made`, or a list of them; None where the model ends the document.
         Raises ConfigError for a modality that the model has not.
         """

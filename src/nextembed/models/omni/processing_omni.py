@@ -29,12 +29,13 @@ class OmniProcessor(ProcessorMixin):
         processor([{"touch": values}, "it is"])
 
     A piece is text, an image (PIL, uint8 array [H, W, C], uint8 tensor [C, H, W]), or {NAME: value} of any modality by
-    its name in the model. Each becomes its begin latent and its latents; a document that is trained on ends with the end
-    latent. Gives, padded on the left, kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], latent_mask [B, T]
-    (what may be a target: all but padding and the first), next_coordinates where the model is told them, and
+    its name in the model. Each becomes its begin latent and its latents; a document that is trained on ends with the
+    end latent. Gives, padded on the left, kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], latent_mask
+    [B, T] (what may be a target: all but padding and the first), next_coordinates where the model is told them, and
     `values.NAME` [N, P] of each continuous modality of all documents in reading order.
     modalities, tell_next: as of `OmniConfig`. orders: by modality, the order of segments that name none, e.g.
-    {"image": "hilbert"}. words: a tokenizer, where text is not bytes. Raises ValueError, one line, for what no modality of the model takes.
+    {"image": "hilbert"}. words: a tokenizer, where text is not bytes.
+    Raises ValueError, one line, for what no modality of the model takes.
     """
 
     valid_kwargs = ["modalities", "orders", "tell_next", "words"]
@@ -117,8 +118,8 @@ class OmniProcessor(ProcessorMixin):
         return {"kind": "image", "value": as_tensor(piece)}
 
     def encode_document(self, document: Document, end: bool = True) -> Encoded:
-        """A document as a model reads it. end: whether the end latent follows; it is a target where the last segment is.
-        Raises ValueError for an empty document, a modality that the model has not, and values that it does not take."""
+        """A document as a model reads it. end: whether the end latent follows; it is a target where the last segment
+        is. Raises ValueError for an empty document, an unknown modality, and values that a modality does not take."""
         parts: list[dict[str, Tensor]] = []
         values: dict[str, list[Tensor]] = {n: [] for n, r in self.readers.items() if r.value_size is not None}
         time, loss = 0, True

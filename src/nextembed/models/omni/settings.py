@@ -19,6 +19,10 @@ from .modeling_omni import OmniForPreTraining
 from .processing_omni import OmniProcessor
 
 BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
+NEPA_SIZES = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "use_gated_mlp", "hidden_act",
+    "qkv_bias", "qk_norm", "qk_norm_bias", "qk_norm_affine", "layer_norm_eps", "rope_theta", "layerscale_value",
+)  # fmt: skip
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
@@ -30,10 +34,10 @@ class OmniParts(Part):
     modalities: settings by name; a name that is a kind needs no more than {}. `kind: my_file.py:MyModality` takes your
         own. Those of the package: text, image, audio, video, series.
     tokenizer: folder or hub id for text that is no bytes; "bundled": a small English one that comes with the package
-        (its size is then filled in). nepa: a NEPA folder whose transformer, begin latent and patches it starts from; its
-        sizes win over the fields here, and the image modality has to fit it.
-    orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`. tell_next: the model
-        is told where the next latent is; null: where some order is neither raster nor time.
+        (its size is then filled in). nepa: a NEPA folder whose transformer, begin latent and patches it starts from;
+        its sizes win over the fields here, and the image modality has to fit it.
+    orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`.
+    tell_next: the model is told where the next latent is; null: where some order is neither raster nor time.
     max_length: positions of a packed row. The rest is `OmniConfig`'s.
     """
 
@@ -59,13 +63,17 @@ class OmniParts(Part):
     @field_validator("modalities", mode="after")
     @classmethod
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """With kinds that another folder finds, too."""
         if not given:
             raise ValueError("a model needs one modality at least")
-        settled = MODALITIES.settle({name: own or {} for name, own in given.items()})
-        for name, own in settled.items():
-            MODALITIES.find(own["kind"])
-        return {name: {**(given[name] or {}), **own} if isinstance(given[name], dict) else own
-                for name, own in settled.items()}  # fmt: skip
+        found = {}
+        for name, own in given.items():
+            found[name] = MODALITIES.settle(name, own)
+            kind = own if isinstance(own, str) else (own or {}).get("kind", name)
+            if ".py:" in kind:
+                file, _, cls_name = kind.rpartition(":")
+                found[name]["kind"] = f"{Path(file).expanduser().resolve()}:{cls_name}"
+        return found
 
     def build(self) -> OmniForPreTraining:
         """The model, in float32. Raises ConfigError, one line, for what cannot be loaded or does not fit."""
@@ -78,9 +86,7 @@ class OmniParts(Part):
         sizes["intermediate_size"] = self.intermediate_size or self.hidden_size * 8 // 3 // 8 * 8
         if self.nepa is not None:
             config = read_config(self.nepa)
-            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "use_gated_mlp",
-                         "hidden_act", "qkv_bias", "qk_norm", "qk_norm_bias", "qk_norm_affine", "layer_norm_eps",
-                         "rope_theta", "layerscale_value"):  # fmt: skip
+            for name in NEPA_SIZES:
                 sizes[name] = getattr(config, name)
         try:
             config = OmniConfig(modalities=self.boundary(), tell_next=self.tells(), **sizes)
@@ -98,7 +104,7 @@ class OmniParts(Part):
 
     def boundary(self) -> dict[str, Any]:
         """Settings of the modalities, with the tokenizer's size where text is not bytes."""
-        found = {name: dict(own) for name, own in self.modalities.items()}
+        found = {name: MODALITIES.settle(name, own) for name, own in self.modalities.items()}
         for own in found.values():
             if own["kind"] == "text" and self.tokenizer is not None:
                 own.setdefault("vocabulary", len(self.tokens()))
@@ -142,8 +148,8 @@ class OmniParts(Part):
 
 @torch.no_grad()
 def start_from_nepa(model: OmniForPreTraining, nepa: PreTrainedModel, name: str) -> None:
-    """Puts a NEPA's weights into an Omni of the same sizes: the layers, the patch embedding of its first image modality,
-    and the begin token as that modality's begin latent. Raises ConfigError if the image modality has other patches."""
+    """Puts a NEPA's weights into an Omni of the same sizes: the layers, the patch embedding of its first image
+    modality, and the begin token as that modality's begin latent. Raises ConfigError for other patches."""
     theirs: Any = nepa.vit_nepa
     own = model.model
     own.encoder.load_state_dict(theirs.encoder.state_dict())
