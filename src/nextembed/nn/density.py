@@ -1,0 +1,122 @@
+"""What comes next as a density on the unit sphere: a small network on hidden states, and what it gives."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .directional import at_least_float32, mixture_log_prob, mixture_sample, take, vmf_expected_cosine, vmf_kappa
+
+FIRST_COSINE = 0.3  # the mean cosine that an untrained head expects
+COSINE_RANGE = (0.01, 0.999)  # what min_kappa and max_kappa stand for where they are not given
+SPREAD = 0.5  # how far components start from the hidden state, in lengths of it: an angle of about 27 degrees
+
+
+class Density(NamedTuple):
+    """A mixture of von Mises-Fisher distributions at each position; K = 1 is a single one.
+
+    directions [..., K, D]: of unit length; kappas, log_weights [..., K]: concentrations; weights that sum to 1.
+    """
+
+    directions: Tensor
+    kappas: Tensor
+    log_weights: Tensor
+
+    def at(self, index) -> "Density":
+        """The densities of some positions: `index` as of a tensor [...]."""
+        return Density(*(values[index] for values in self))
+
+    def log_prob(self, x: Tensor, relative: bool = True) -> Tensor:
+        """Log density at the directions of x [..., D], of any length, in nats, [...]; relative to the uniform density
+        unless told otherwise."""
+        return mixture_log_prob(*self, F.normalize(at_least_float32(x), dim=-1), relative)
+
+    def mean_vector(self) -> Tensor:
+        """Mean of the distribution, [..., D]: inside the sphere; its length is the mean cosine with its direction."""
+        lengths = self.log_weights.exp() * vmf_expected_cosine(self.kappas, self.directions.shape[-1]).to(
+            self.log_weights.dtype
+        )
+        return (lengths[..., None] * self.directions).sum(-2)
+
+    def mean(self) -> Tensor:
+        """The direction of the mean, [..., D]: no other has a greater expected cosine with what comes."""
+        return F.normalize(self.mean_vector(), dim=-1)
+
+    def expected_cosine(self) -> Tensor:
+        """Mean cosine of `mean()` with what comes, in [0, 1), [...]."""
+        return torch.linalg.vector_norm(self.mean_vector(), dim=-1)
+
+    def mode(self) -> Tensor:
+        """The component's direction at which the density is highest, [..., D]; it need not be the heaviest one's."""
+        components = (self.directions[..., None, :, :], self.kappas[..., None, :], self.log_weights[..., None, :])
+        highest = mixture_log_prob(*components, self.directions).argmax(-1, keepdim=True)  # [..., 1]
+        return take(self.directions, highest)
+
+    def sample(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """One direction a position, [..., D]. temperature divides kappas and log weights; 0 gives the direction of the
+        heaviest component. Raises ValueError for a temperature below 0 or infinite."""
+        return mixture_sample(*self, generator, temperature)
+
+
+class DensityHead(nn.Module):
+    """Hidden states [..., D] -> `Density` of the next latent's direction.
+
+    kind: "von_mises_fisher" (one component: the direction of the hidden state itself) or "mixture" of num_components,
+    of which the first is the hidden state and the others a linear map away from it. min_kappa, max_kappa: bounds of the
+    concentration, never reached; by default those of a mean cosine of 0.01 and of 0.999 in this width.
+    It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state.
+    Raises ValueError for an unknown kind, too few components, and bounds that leave no room for that start.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        kind: Literal["von_mises_fisher", "mixture"] = "von_mises_fisher",
+        num_components: int = 8,
+        min_kappa: float | None = None,
+        max_kappa: float | None = None,
+    ):
+        super().__init__()
+        if kind not in ("von_mises_fisher", "mixture"):
+            raise ValueError(f"density {kind!r} should be von_mises_fisher or mixture")
+        if kind == "mixture" and num_components < 2:
+            raise ValueError(f"num_components {num_components}: a mixture needs 2 or more")
+        cosines = torch.tensor((COSINE_RANGE[0], FIRST_COSINE, COSINE_RANGE[1]), device="cpu")  # not on "meta"
+        low, start, high = vmf_kappa(cosines, hidden_size).tolist()
+        low, high = low if min_kappa is None else min_kappa, high if max_kappa is None else max_kappa
+        if not 0 < low < start < high:
+            raise ValueError(f"min_kappa {low:.4g} and max_kappa {high:.4g} should lie around {start:.4g}, the start")
+        self.num_components = num_components if kind == "mixture" else 1
+        self.log_range = (math.log(low), math.log(high))
+        self.first_log_kappa = math.log(start)
+        self.concentration = nn.Linear(hidden_size, self.num_components)
+        self.offsets = self.weights = None
+        if self.num_components > 1:
+            self.offsets = nn.Linear(hidden_size, (self.num_components - 1) * hidden_size)
+            self.weights = nn.Linear(hidden_size, self.num_components)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start: also for a model that first sets all of its linear layers alike."""
+        low, high = self.log_range
+        share = (self.first_log_kappa - low) / (high - low)
+        nn.init.zeros_(self.concentration.weight)
+        nn.init.constant_(self.concentration.bias, math.log(share / (1 - share)) * (high - low) / 4)
+        if self.offsets is not None and self.weights is not None:
+            nn.init.normal_(self.offsets.weight, std=SPREAD / math.sqrt(self.offsets.in_features))
+            for values in (self.offsets.bias, self.weights.weight, self.weights.bias):
+                nn.init.zeros_(values)
+
+    def forward(self, hidden: Tensor) -> Density:
+        directions = hidden[..., None, :]  # [..., 1, D]
+        log_weights = at_least_float32(hidden.new_zeros(*hidden.shape[:-1], 1))
+        if self.offsets is not None and self.weights is not None:
+            others = directions + self.offsets(hidden).unflatten(-1, (-1, hidden.shape[-1]))
+            directions = torch.cat((directions, others), dim=-2)
+            log_weights = F.log_softmax(at_least_float32(self.weights(hidden)), dim=-1)
+        low, high = self.log_range
+        # a sigmoid of slope about 1 between the bounds: clamping would leave no gradient to come back with
+        log_kappas = low + (high - low) * torch.sigmoid(4 / (high - low) * at_least_float32(self.concentration(hidden)))
+        return Density(F.normalize(at_least_float32(directions), dim=-1), log_kappas.exp(), log_weights)
