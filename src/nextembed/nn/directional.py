@@ -220,11 +220,11 @@ def _log_and_ratio(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     square = kappa.square()
     radius = torch.hypot(kappa, torch.full_like(kappa, order))
     t = order / radius
-    terms, slope = torch.zeros_like(t), torch.zeros_like(t)
+    terms, slope, at_one = torch.zeros_like(t), torch.zeros_like(t), 0.0  # Horner's scheme
     for n, c in reversed(list(enumerate(_expansion(order)))):
-        terms, slope = terms * t + c, slope * t + n * c
+        terms, slope, at_one = terms * t + c, slope * t + n * c, at_one + c
     excess = square / (order * (order + radius))  # sqrt(1 + (kappa / order)^2) - 1
-    log = order * (excess - torch.log1p(excess / 2)) - torch.log1p(excess) / 2 + (terms - sum(_expansion(order)))
+    log = order * (excess - torch.log1p(excess / 2)) - torch.log1p(excess) / 2 + (terms - at_one)
     ratio = 1 / (order + radius) - (0.5 + slope) / radius.square()
     for i in range(steps):
         now = 2 * (order - i)
