@@ -1,0 +1,9 @@
+"""What every test runs under: the processor is shared out among the workers of pytest-xdist."""
+
+import os
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Read when torch starts, here and in the processes that tests start: workers do not take cores from each other.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, cores // workers)))
