@@ -189,7 +189,7 @@ class Talker:
             if limit is None or length + sampling.max_new_tokens <= limit or not talk.drop_oldest():
                 break
             dropped += 2
-        stop = None if self.style.instruct else f"\n{self.style.user}"
+        stop = None if self.style.instruct else f"\n{self.style.user}:"
         return self.write([prompt], sampling, on_text=on_text, stop=stop)[0], dropped
 
     # images
