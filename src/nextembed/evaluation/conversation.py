@@ -88,7 +88,7 @@ class Conversation:
         return IMAGE_SYSTEM if kinds.count("image") == 1 else ""  # interleaved input has an empty one
 
     def to_document(self, style: Style) -> Document:
-        """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer, as training has it.
+        """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer, as in training.
 
         Raises ConfigError if there is no question.
         """

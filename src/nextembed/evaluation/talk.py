@@ -125,7 +125,7 @@ class Talker:
             for name in ("temperature", "top_k", "top_p"):
                 chosen.pop(name)
         if sampling.num_beams == 1:
-            chosen.pop("length_penalty")
+            chosen["length_penalty"] = 1.0  # it has no use, and a checkpoint's own would be warned of
         if stop:
             chosen |= {"stop_strings": [stop], "tokenizer": self.processor.tokenizer}
         unspoken = [config.image_token_id, config.image_start_token_id, config.image_end_token_id, config.pad_token_id]
