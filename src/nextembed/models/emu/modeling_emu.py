@@ -25,12 +25,14 @@ from .connectors import CausalFormer, build_connector
 @dataclass
 class EmuModelOutput(ModelOutput):
     """last_hidden_state [B, T, D] after the language model's final norm; inputs_embeds [B, T, D]: what it read;
-    image_latents [I, N, D]; cache: keys and values."""
+    image_latents [I, N, D]; cache: keys and values; hidden_states, attentions: of the language model, if asked for."""
 
     last_hidden_state: Tensor | None = None
     inputs_embeds: Tensor | None = None
     image_latents: Tensor | None = None
     cache: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -49,6 +51,8 @@ class EmuOutput(ModelOutput):
     inputs_embeds: Tensor | None = None
     image_latents: Tensor | None = None
     cache: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class EmuPreTrainedModel(PreTrainedModel):
@@ -190,7 +194,9 @@ class EmuModel(EmuPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, found.get("cache"))
+        return EmuModelOutput(
+            found.last_hidden_state, inputs_embeds, latents, *map(found.get, ("cache", "hidden_states", "attentions"))
+        )
 
     def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Any:
         """Mask [B, 1, T, T] that keeps attention causal and inside each document; None where the kernel reads that
