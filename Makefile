@@ -16,8 +16,9 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/nextembed train nepa_demo
 
+# As many workers as there are cores, eight at most: each holds a torch of its own.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

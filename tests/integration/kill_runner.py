@@ -1,7 +1,7 @@
 """Runs `fit` in forked children, killed with SIGKILL at given steps and resumed, until the run is through.
 
-python kill_runner.py OUTPUT_DIR CONFIG.yaml step:event step:event ...
-Forks, because importing everything for each child would take most of the test's time.
+python kill_runner.py OUTPUT_DIR step:event step:event ... -- OUTPUT_DIR step:event ...
+Each folder holds its config.yaml. Forks, because importing everything for each child would take most of the time.
 """
 
 import os
@@ -47,8 +47,8 @@ def child(config: run.RunConfig, resume: Path | None, kill: str | None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def main(output_dir: str, config_file: str, *kills: str) -> None:
-    config = run.from_yaml(run.RunConfig, Path(config_file).read_text())
+def main(output_dir: str, *kills: str) -> None:
+    config = run.from_yaml(run.RunConfig, (Path(output_dir) / "config.yaml").read_text())
     config = config.model_copy(update={"output_dir": output_dir})
     resume = None
     for kill in (*kills, None):
@@ -58,4 +58,9 @@ def main(output_dir: str, config_file: str, *kills: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    words = sys.argv[1:]
+    while "--" in words:
+        end = words.index("--")
+        main(*words[:end])
+        words = words[end + 1 :]
+    main(*words)

@@ -1,15 +1,55 @@
-"""What each rank of a torchrun test does: python rank_runner.py CONFIG.yaml [RUN_TO_RESUME]."""
+"""What each rank of a test does:
 
+torchrun --nproc-per-node=2 rank_runner.py CONFIG.yaml [RUN_TO_RESUME]
+python rank_runner.py --ranks 2 CONFIG.yaml [RUN_TO_RESUME]
+
+The second forks the ranks, with what torchrun puts into the environment, because importing everything for each would
+take most of the test's time.
+"""
+
+import os
+import signal
+import socket
 import sys
 from pathlib import Path
 
 from nextembed import run
 from nextembed.errors import NextEmbedError
 
+
+def fork_ranks(num: int) -> None:
+    """Comes back as each of the ranks; the parent waits for them, ends the rest when one fails, and leaves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": num, "LOCAL_WORLD_SIZE": num}
+    children = []
+    for rank in range(num):
+        pid = os.fork()
+        if pid == 0:
+            values = place | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1}
+            os.environ.update({name: str(value) for name, value in values.items()})
+            return
+        children.append(pid)
+    failed = 0
+    while children:
+        pid, status = os.wait()
+        children.remove(pid)
+        if code := os.waitstatus_to_exitcode(status):
+            failed = failed or code
+            for other in children:
+                os.kill(other, signal.SIGTERM)
+    sys.exit(failed)
+
+
 if __name__ == "__main__":
-    config = run.from_yaml(run.RunConfig, Path(sys.argv[1]).read_text())
+    words = sys.argv[1:]
+    if words[0] == "--ranks":
+        fork_ranks(int(words[1]))
+        words = words[2:]
+    config = run.from_yaml(run.RunConfig, Path(words[0]).read_text())
     try:
-        run.fit(config, sys.argv[2] if len(sys.argv) > 2 else None)
+        run.fit(config, words[1] if len(words) > 1 else None)
     except NextEmbedError as err:
         print(f"{type(err).__name__}: {err}", file=sys.stderr)
         sys.exit(err.exit_code)

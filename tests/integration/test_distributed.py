@@ -30,15 +30,19 @@ def config(output_dir: Path, **train) -> RunConfig:
     )  # fmt: skip
 
 
-def launch(settings: RunConfig, folder: Path, *args: str) -> subprocess.CompletedProcess:
-    file = folder / "given.yaml"
-    file.write_text(to_yaml(settings))
-    return torchrun(RUNNER, file, *args)
+def python(*words: object) -> subprocess.CompletedProcess:
+    command = [str(word) for word in (sys.executable, *words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def torchrun(script: Path, *args: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", script, *args]
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, check=False)
+    return python("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", script, *args)
+
+
+def given(settings: RunConfig, folder: Path) -> Path:
+    file = folder / "given.yaml"
+    file.write_text(to_yaml(settings))
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,7 @@ def close(run_dir: Path, expected: Path, name: str) -> None:
 
 
 def test_two_ranks_train_the_weights_of_one(tmp_path, one_rank):
-    done = launch(config(tmp_path, micro_batch_size=4), tmp_path)
+    done = torchrun(RUNNER, given(config(tmp_path, micro_batch_size=4), tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     run_dir = tmp_path / "run"
     for name in ("model", "ema"):
@@ -75,7 +79,7 @@ def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
     whole.optim.schedule = "constant"
     expected = fit(whole)
     whole.train.micro_batch_size = 4
-    done = launch(whole, tmp_path, str(first.dir))
+    done = python(RUNNER, "--ranks", 2, given(whole, tmp_path), first.dir)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("model", "ema"):
         close(first.dir, expected.dir, name)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,22 @@ def tiny(config: Any, **parts: Any) -> Any:
     return small.model_copy(update={"output_dir": "runs", **parts})
 
 
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pretrained run."""
+    config = tiny(recipes.nepa.nepa_demo(), name="mine", output_dir=str(tmp_path_factory.mktemp("runs")))
+    config.probe.enabled = False
+    return nextembed.fit(config).dir
+
+
+@pytest.fixture
+def runs(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`runs/` of the current folder, with the run `mine` in it."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(mine, tmp_path / "runs" / "mine")
+    return tmp_path / "runs"
+
+
 def options_of(command: str) -> set[str]:
     """What may stand behind a command, --debug included."""
     group: Any = typer.main.get_command(app)
@@ -105,32 +122,22 @@ def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert features.shape == (1, 32)
 
 
-def test_hugging_face_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = tiny(recipes.nepa.nepa_demo(), name="mine")
-    config.probe.enabled = False
-    nextembed.fit(config)
+def test_hugging_face_python(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text for page, _, text in blocks("python") if page in ("docs/quickstart.md", "docs/huggingface.md")]
     names = run_python(texts, monkeypatch)
     assert names["features"].shape == (1, 32) and names["latents"].shape == (1, 4, 32)
 
 
-def test_visualize_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name, recipe in (("mine", "nepa_demo_tiny"), ("latent_decoder", "latent_decoder_tiny")):
-        config = recipes.load(recipe).model_copy(update={"name": name})
-        config.probe.enabled = False
-        nextembed.fit(config)
+def test_visualize_python(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipes.load("latent_decoder_tiny").model_copy(update={"name": "latent_decoder"})
+    config.probe.enabled = False
+    nextembed.fit(config)
     names = run_python([text for page, _, text in blocks("python") if page == "docs/visualize.md"], monkeypatch)
     assert names["surprise"].shape == (1, 9) and names["pixels"].shape == (1, 3, 24, 24)
-    assert (tmp_path / "inside.png").is_file()
+    assert Path("inside.png").is_file()
 
 
-def test_finetune_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    mine = tiny(recipes.nepa.nepa_demo(), name="mine")
-    mine.probe.enabled = False
-    nextembed.fit(mine)
+def test_finetune_python(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, lora in (("flowers", "null"), ("flowers_lora", "{rank: 2}")):
         tuned = tiny(recipes.finetune.finetune(), name=name)
         changes = ["model.architecture=null", "model.pretrained=runs/mine/model", f"train.lora={lora}"]
@@ -141,22 +148,14 @@ def test_finetune_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert names["model"].peft_config["default"].r == 2
 
 
-def test_export_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = tiny(recipes.nepa.nepa_demo(), name="mine")
-    config.probe.enabled = False
-    nextembed.fit(config)
+def test_export_python(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_python([text for page, _, text in blocks("python") if page == "docs/export.md"], monkeypatch)
     assert {"mine.onnx", "mine.pt2", "hub_folder"} <= {path.name for path in tmp_path.iterdir()}
     about = (tmp_path / "hub_folder" / "README.md").read_text()
     assert "nothing" in about.lower() and str(tmp_path) not in about
 
 
-def test_features_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = tiny(recipes.nepa.nepa_demo(), name="mine")
-    config.probe.enabled = False
-    nextembed.fit(config)
+def test_features_python(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "b.png"):
         Image.new("RGB", (30, 20), "blue").save(name)
     nextembed.embed("runs/mine", ".", "features.parquet")
@@ -188,6 +187,22 @@ def test_emu_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = run_python([text for page, _, text in blocks("python") if page == "docs/emu.md"], monkeypatch)
     assert names["latents"].shape == (1, 4, 64) and names["ids"].shape[0] == 1
+
+
+def test_plan_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """At full size: a plan trains nothing."""
+    ((_, _, text),) = [block for block in blocks("python") if block[0] == "docs/plan.md"]
+    made = run_python([text], monkeypatch)["made"]
+    assert made.devices == 2 and made.batch_size == recipes.nepa.nepa_demo().train.batch_size
+    assert 0 < made.memory["optimizer"] < made.peak < 8 * 2**30 and made.hours > 0
+    assert capsys.readouterr().out.startswith(f"{made.verdict} {made.peak / 2**30}")
+
+
+def test_all_python_of_the_docs_is_run_somewhere() -> None:
+    """Each page with Python is one of those that a test here, or of `generate` and `chat`, runs."""
+    tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
+    for page, title, _ in blocks("python"):
+        assert title or re.search(rf'"{re.escape(Path(page).name)}"|{re.escape(page)}"', tests), page
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

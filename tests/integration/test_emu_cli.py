@@ -13,8 +13,7 @@ from emu_tiny import WIDTH, save_tiny_emu
 from PIL import Image
 
 from nextembed.cli import main
-from nextembed.errors import ConfigError
-from nextembed.evaluation.conversation import IMAGE_SYSTEM, Conversation, Style
+from nextembed.evaluation.conversation import Conversation
 from nextembed.evaluation.talk import Sampling, Talker, read_piece
 from nextembed.models.emu.mixed import generate_document
 
@@ -146,19 +145,6 @@ def test_a_model_that_gives_the_image_token_makes_an_image(folder: Path, capsys:
     assert [span.kind for span in made].count("image") == 1
     assert run(["generate", "emu", "a cat", "--target", "mixed", "--max-new-tokens", "3", "-o", "doc"], capsys)
     assert json.loads(Path("doc/document.json").read_text())["segments"]
-
-
-def test_a_conversation_is_written_as_emu_was_instructed() -> None:
-    talk = Conversation()
-    talk.ask(Image.open("cat.png"), "what is it?")
-    talk.answer("a cat")
-    talk.ask("sure?")
-    segments = talk.to_document(Style("[USER]:", "[ASSISTANT]:", "</s>", True))["segments"]
-    words = [s["value"] if s["kind"] == "text" else "IMAGE" for s in segments]
-    assert words == [f"{IMAGE_SYSTEM} [USER]:", "IMAGE", "what is it? [ASSISTANT]:", " a cat", "</s>",
-                     " [USER]: sure? [ASSISTANT]:"]  # fmt: skip
-    with pytest.raises(ConfigError, match="no answer yet"):
-        talk.ask("again")
 
 
 def test_chat_from_a_pipe(talker: Talker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -64,7 +64,7 @@ def test_two_ranks_learn_together(tmp_path):
              "train.batch_size=2", "train.micro_batch_size=1", "model.max_length=24", "train.max_steps=6"]  # fmt: skip
     file = tmp_path / "given.yaml"
     file.write_text(to_yaml(config(tmp_path / "two", *mixed)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", RUNNER, file]
+    command = [sys.executable, RUNNER, "--ranks", 2, file]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = lines(tmp_path / "two" / "run")

@@ -61,13 +61,18 @@ def config(output_dir: Path, pretrained: Path, *overrides: str) -> RunConfig:
     return apply_overrides(made, overrides)
 
 
-def killed_and_resumed(output_dir: Path, settings: RunConfig, *kills: str) -> Path:
-    output_dir.mkdir()
-    (output_dir / "config.yaml").write_text(to_yaml(settings))
-    command = [sys.executable, str(RUNNER), str(output_dir), str(output_dir / "config.yaml"), *kills]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+def killed_and_resumed(**runs: tuple[RunConfig, list[str]]) -> list[Path]:
+    """The folders of runs, each with its settings and the moments that it is killed at; one process starts them all."""
+    words: list[str] = []
+    for folder, (settings, kills) in runs.items():
+        Path(folder).mkdir()
+        (Path(folder) / "config.yaml").write_text(to_yaml(settings))
+        words += [*(["--"] if words else []), folder, *kills]
+    done = subprocess.run(
+        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=340, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    return output_dir / "run"
+    return [Path(folder) / "run" for folder in runs]
 
 
 def metrics(run: Path) -> list[dict]:
@@ -132,15 +137,15 @@ def test_a_pipeline_answers_with_the_names_of_the_classes(trained):
 
 
 @pytest.mark.parametrize("lora", ["null", "{rank: 2, dropout: 0.1}"], ids=["whole", "lora"])
-def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora):
+def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeypatch):
     """Killed in the middle of a step, right after the best weights were kept, and while saving; in the end the
     pretrained folder is not there any more."""
-    settings = config(tmp_path, pretrained, f"train.lora={lora}", "data.num_workers=1")
-    whole = killed_and_resumed(tmp_path / "whole", settings)
+    monkeypatch.chdir(tmp_path)
     gone = tmp_path / "gone"
     gone.symlink_to(pretrained)
-    settings = config(tmp_path, gone, f"train.lora={lora}", "data.num_workers=1")
-    parts = killed_and_resumed(tmp_path / "parts", settings, "3:on_step_begin", "10:on_log", "12:write")
+    once, more = (config(tmp_path, start, f"train.lora={lora}", "data.num_workers=1") for start in (pretrained, gone))
+    kills = ["3:on_step_begin", "10:on_log", "12:write"]
+    whole, parts = killed_and_resumed(whole=(once, []), parts=(more, kills))
     gone.unlink()
     # 13 to 24 again, without the folder
     for name in ("step-000018", "step-000024"):
@@ -305,7 +310,7 @@ def test_two_ranks_score_on_one_and_train_the_weights_of_one(tmp_path, still):
     file = tmp_path / "given.yaml"
     file.write_text(to_yaml(config(tmp_path / "two", still, *exact)))
     runner = RUNNER.with_name("rank_runner.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", runner, file]
+    command = [sys.executable, runner, "--ranks", 2, file]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     two = tmp_path / "two" / "run"

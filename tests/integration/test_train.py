@@ -30,7 +30,7 @@ def config(output_dir, **parts) -> RunConfig:
     values = {
         "name": "run",
         "output_dir": str(output_dir),
-        "data": {"kind": "images", "source": "emoji", "num_workers": 0},
+        "data": {"kind": "images", "source": "emoji", "num_workers": 0, "cache": "off"},
         "model": MODEL,
         "train": TRAIN,
         "probe": {"enabled": False},
@@ -250,7 +250,7 @@ def test_bf16_trains_float32_weights(tmp_path):
 
 
 def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
-    """In a process of its own: the file is found again from config.yaml, from another folder."""
+    """In processes of their own: the file is found again from config.yaml, from another folder."""
     (tmp_path / "mine.py").write_text(
         textwrap.dedent("""
         import torch
@@ -287,24 +287,29 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
         textwrap.dedent(f"""
         import os, sys
         from nextembed import RunConfig, fit
-        if sys.argv[1:]:
-            fit(resume=sys.argv[1])
-        else:
-            run = fit(RunConfig(name="own", data={{"kind": "mine.py:Squares", "num_workers": 1}},
-                                model={MODEL!r}, objective={{"kind": "mine.py:MeanSettings"}},
-                                train={TRAIN!r}, probe={{"enabled": False}}))
-            print(run.metrics["loss"], run.metrics["verdict"])
+
+        def child(folder, resume):
+            pid = os.fork()
+            if pid == 0:
+                os.chdir(folder)
+                config = RunConfig(name="own", data={{"kind": "mine.py:Squares", "num_workers": 1}},
+                                   model={MODEL!r}, objective={{"kind": "mine.py:MeanSettings"}},
+                                   train={TRAIN!r}, probe={{"enabled": False}}) if resume is None else None
+                run = fit(config, resume)
+                print(run.metrics["loss"], run.metrics["verdict"], flush=True)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+
+        child({str(tmp_path)!r}, None)
+        child("/", {str(tmp_path / "runs/own")!r})
         """)
     )
     done = subprocess.run([sys.executable, "go.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    loss, verdict = done.stdout.split()
+    (loss, verdict), again = (line.split() for line in done.stdout.splitlines())
     assert 0 < float(loss) < 10
     assert verdict == "undecided"  # this objective has no diagnostics
-    run = tmp_path / "runs/own"
-    resumed = subprocess.run([sys.executable, str(tmp_path / "go.py"), str(run)], cwd="/", capture_output=True,
-                             text=True, check=False)  # fmt: skip
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
+    assert again == [loss, verdict]
 
 
 def test_a_warm_up_in_epochs_needs_a_known_size(tmp_path):

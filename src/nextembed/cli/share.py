@@ -46,10 +46,12 @@ def convert(
     tokenizer: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Emu: LLaMA's tokenizer.model, or a folder.")
     ] = None,
-    adapter: Annotated[Adapter, typer.Option(help="Emu: LoRA into the weights, or beside them.")] = Adapter.merge,
+    adapter: Annotated[Adapter | None, typer.Option(help="Emu: LoRA into the weights, if left out.")] = None,
     lora_alpha: Annotated[float | None, typer.Option(help="Emu: of LoRA; 16 if left out.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Emu: of what is written; as it is if left out.")] = None,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Emu: of a file of weights.")] = "5GB",
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Emu: of a file of weights; 5GB if left out.")
+    ] = None,
     vision_heads: Annotated[int | None, typer.Option(help="Emu: of the tower, where it has not EVA's 88.")] = None,
     relative_max_distance: Annotated[int | None, typer.Option(help="Emu: of the causal former; 128.")] = None,
 ) -> None:
@@ -58,30 +60,27 @@ def convert(
     Reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are; of Emu also
     the released folders and files.
     """
-    from ..export.emu import convert_emu, is_emu
+    from ..export.emu import Converted
+    from ..export.layouts import convert as write
 
-    emu: dict[str, Any] = {
+    options: dict[str, Any] = {
+        "weights": weights.value if weights else None,
+        "num_attention_heads": heads,
+        "image_size": image_size,
+        "qk_norm": qk_norm,
+        "is_causal": causal,
         "tokenizer": tokenizer,
-        "adapter": None if adapter is Adapter.merge else adapter.value,
+        "adapter": adapter.value if adapter else None,
         "lora_alpha": lora_alpha,
         "dtype": dtype.value if dtype else None,
-        "max_shard_size": None if max_shard_size == "5GB" else max_shard_size,
+        "max_shard_size": max_shard_size,
         "vision_heads": vision_heads,
         "relative_max_distance": relative_max_distance,
     }
-    emu = {name: value for name, value in emu.items() if value is not None}
-    if is_emu(source):
-        if weights is not None or image_size is not None or qk_norm is not None or causal is not None:
-            raise ConfigError("--weights, --image-size, --qk-norm and --causal are not for Emu checkpoints")
-        layout: Any = to.value
-        print(written_emu(source, target, convert_emu(source, target, layout, heads=heads, **emu)))
+    found = write(source, target, to.value, **options)
+    if isinstance(found, Converted):
+        print(written_emu(source, target, found))
         return
-    if emu:
-        raise ConfigError(f"--{next(iter(emu)).replace('_', '-')} is for Emu checkpoints; {source} is none")
-    from ..export.layouts import convert as write
-
-    known: dict[str, Any] = {"num_attention_heads": heads, "image_size": image_size, "qk_norm": qk_norm}
-    found = write(source, target, to.value, weights.value if weights else None, is_causal=causal, **known)
     config = found.model.config
     print(f"Read:   {source} ({found.layout} layout, {type(found.model).__name__})")
     print(f"Saved:  {os.path.relpath(target)} ({to.value} layout, {megabytes(target / 'model.safetensors')})")

@@ -191,7 +191,7 @@ def _kinds(piece: Any) -> tuple[str, ...]:
 
 
 def _stop(talker: "Talker", row: dict[str, Any]) -> str | None:
-    return f"\n{talker.style.user}" if row.get("question") and not talker.style.instruct else None
+    return f"\n{talker.style.user}:" if row.get("question") and not talker.style.instruct else None
 
 
 def _one(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "Sampling", stream: bool) -> None:

@@ -9,6 +9,16 @@ from .interleaved import as_list
 from .tables import TablePart, field
 from .transforms import Unreadable
 
+# What the release says before the question about one image, and about a video.
+IMAGE_SYSTEM = (
+    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
+    "it to you. Please answer my questions based on the given image."
+)
+VIDEO_SYSTEM = (
+    "You are a helpful assistant and you will be presented with a video consisting of multiple chronological images: "
+    "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
+    "based on the given video."
+)
 PLACE = "<image>"  # where an image of the row stands in a message that is one text
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
@@ -99,10 +109,18 @@ def contents(value: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def render(turns: list[Turn], user: str, assistant: str, system: str = "", turn_end: str = "</s>") -> list[Segment]:
+def render(
+    turns: list[Turn],
+    user: str,
+    assistant: str,
+    system: str = "",
+    turn_end: str = "</s>",
+    reply: bool = False,
+) -> list[Segment]:
     """`{system} [USER]: {words and images} [ASSISTANT]: {answer}`, as Emu was instructed. Loss on answers only.
 
-    user, assistant: the two markers. turn_end: after answers that are not the last one.
+    user, assistant: the two markers. turn_end: after answers that are not the last one. reply: the assistant's marker
+    stands at the end, for a model to go on. Answers and what closes them are segments, so tokens, of their own.
     """
     segments: list[Segment] = []
 
@@ -114,6 +132,8 @@ def render(turns: list[Turn], user: str, assistant: str, system: str = "", turn_
 
     if system and not any(role == "system" for role, _ in turns):
         turns = [("system", [text(system)]), *turns]
+    if reply:
+        turns = [*turns, ("assistant", [])]
     for number, (role, pieces) in enumerate(turns):
         answer = role == "assistant"
         if role != "system":
@@ -125,7 +145,7 @@ def render(turns: list[Turn], user: str, assistant: str, system: str = "", turn_
                 say(gap + piece["value"].strip(), answer)
                 before = " "
             else:
-                segments.append({"kind": "image", "value": piece["value"], "loss": answer})
+                segments.append({"kind": piece["kind"], "value": piece["value"], "loss": answer})
                 before = ""
         if answer and number < len(turns) - 1 and turn_end:
             say(turn_end, True)

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
+
+from ..core.pictures import orientation, plain_picture
 
 try:  # torchvision has announced that its decoders will move out; Pillow then does their work, more slowly
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -146,20 +148,8 @@ class ImageReader:
 
     def _convert(self, img: Image.Image) -> Image.Image:
         """Decoded, upright, opaque, in `mode`."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # e.g. "palette images with transparency": handled below
-            img.load()
-            if _orientation(img) != 1:
-                img = ImageOps.exif_transpose(img)
-            if img.mode.startswith(("I", "F")):
-                img = _to_8_bit(img)
-            if img.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in img.info:
-                rgba = img.convert("RGBA")
-                img = Image.new("RGBA", rgba.size, (*self.background, 255))
-                img.alpha_composite(rgba)
-            if img.mode not in ("RGB", "L"):
-                img = img.convert("RGB")
-            return img if img.mode == self.mode else img.convert(self.mode)
+        img = plain_picture(img, self.background)
+        return img if img.mode == self.mode else img.convert(self.mode)
 
 
 class _unreadable:
@@ -194,22 +184,9 @@ def _plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _orientation(img: Image.Image) -> int:
-    # Pillow turns TIFF by itself. Others without the tag in the header are not asked: that would decode them.
-    return img.getexif().get(0x0112, 1) if "exif" in img.info and img.format != "TIFF" else 1
-
-
 def _upright_size(img: Image.Image) -> tuple[int, int]:
-    turned = _orientation(img) in (5, 6, 7, 8)
+    turned = orientation(img) in (5, 6, 7, 8)
     return (img.width, img.height) if turned else (img.height, img.width)
-
-
-def _to_8_bit(img: Image.Image) -> Image.Image:
-    """16-bit grey (modes I;16 and I) scaled, not clipped: 65535 becomes 255."""
-    values = np.asarray(img)
-    if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise Unreadable(f"pixels of mode {img.mode} have no known range")
-    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _to_tensor(img: Image.Image) -> Tensor:

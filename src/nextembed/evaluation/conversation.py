@@ -7,23 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.types import Document, Segment
+from ..data.messages import IMAGE_SYSTEM, VIDEO_SYSTEM, render
 from ..errors import ConfigError
-
-IMAGE_SYSTEM = (
-    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
-    "it to you. Please answer my questions based on the given image."
-)
-VIDEO_SYSTEM = (
-    "You are a helpful assistant and you will be presented with a video consisting of multiple chronological images: "
-    "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
-    "based on the given video."
-)
 
 
 @dataclass
 class Style:
-    """How turns are written. user, assistant: what stands before each side's words; turn_end: after an answer that is
-    not the last."""
+    """How turns are written. user, assistant: what stands, with a colon, before each side's words; turn_end: after an
+    answer that is not the last."""
 
     user: str
     assistant: str
@@ -35,8 +26,8 @@ def style_of(processor: Any) -> Style:
     """Emu's instructed format where the tokenizer has `[USER]` and `[ASSISTANT]`, else questions and answers."""
     tokenizer = processor.tokenizer
     if {"[USER]", "[ASSISTANT]"} <= set(tokenizer.get_vocab()):
-        return Style("[USER]:", "[ASSISTANT]:", tokenizer.eos_token or "", True)
-    return Style("Question:", "Answer:", "\n", False)
+        return Style("[USER]", "[ASSISTANT]", tokenizer.eos_token or "", True)
+    return Style("Question", "Answer", "\n", False)
 
 
 @dataclass
@@ -97,38 +88,15 @@ class Conversation:
         return IMAGE_SYSTEM if kinds.count("image") == 1 else ""  # interleaved input has an empty one
 
     def to_document(self, style: Style) -> Document:
-        """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer.
+        """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer, as in training.
 
-        Pieces are cut where training cuts them: an answer and what closes it are tokens of their own.
+        Raises ConfigError if there is no question.
         """
+        if not self.turns or self.turns[-1].role != "user":
+            raise ConfigError("there is no question to answer")
         system = self.system_line() if style.instruct or self.system is not None else ""
-        segments: list[Segment] = [{"kind": "text", "value": system}] if system else []
-
-        def say(words: str, new: bool = False) -> None:
-            if segments and segments[-1]["kind"] == "text" and not new:
-                segments[-1]["value"] += words
-            else:
-                segments.append({"kind": "text", "value": words})
-
-        new = False
-        for turn in self.turns:
-            if turn.role == "assistant":
-                say(" " + turn.text.strip(), new=True)
-                if style.turn_end:
-                    say(style.turn_end, new=True)
-                new = True
-                continue
-            say(f"{' ' * bool(segments)}{style.user}", new)
-            new, space = False, " "
-            for segment in turn.segments:
-                if segment["kind"] == "text":
-                    say(space + segment["value"].strip())
-                    space = " "
-                else:
-                    segments.append(Segment(kind=segment["kind"], value=segment["value"]))
-                    space = ""
-            say(f" {style.assistant}")
-        return {"key": "", "segments": segments}
+        turns = [(turn.role, turn.segments) for turn in self.turns]
+        return {"key": "", "segments": render(turns, style.user, style.assistant, system, style.turn_end, reply=True)}
 
     def to_messages(self) -> dict[str, Any]:
         """{"messages": [...]}: role and content of each turn; a picture by its file, where it has one."""

@@ -125,7 +125,7 @@ class Talker:
             for name in ("temperature", "top_k", "top_p"):
                 chosen.pop(name)
         if sampling.num_beams == 1:
-            chosen.pop("length_penalty")
+            chosen["length_penalty"] = 1.0  # it has no use, and a checkpoint's own would be warned of
         if stop:
             chosen |= {"stop_strings": [stop], "tokenizer": self.processor.tokenizer}
         unspoken = [config.image_token_id, config.image_start_token_id, config.image_end_token_id, config.pad_token_id]
@@ -189,7 +189,7 @@ class Talker:
             if limit is None or length + sampling.max_new_tokens <= limit or not talk.drop_oldest():
                 break
             dropped += 2
-        stop = None if self.style.instruct else f"\n{self.style.user}"
+        stop = None if self.style.instruct else f"\n{self.style.user}:"
         return self.write([prompt], sampling, on_text=on_text, stop=stop)[0], dropped
 
     # images

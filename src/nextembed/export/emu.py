@@ -137,8 +137,7 @@ def _to_ours(
 
     with atomic_folder(target) as scratch:
         config.save_pretrained(scratch)
-        ids = {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
-        GenerationConfig(**ids, pad_token_id=config.pad_token_id).save_pretrained(scratch)
+        generation_defaults(config).save_pretrained(scratch)
         image_processor = CLIPImageProcessorPil(
             size={"height": config.image_size, "width": config.image_size}, resample=3, do_center_crop=False
         )
@@ -156,6 +155,23 @@ def _to_ours(
     lora = ("kept" if mapped.lora else "merged") if mapped.rank else ""
     places = [target / file.name for file in written]
     return Converted(config, kind, places, mapped.rank, lora, painter, tokens is not None)
+
+
+def generation_defaults(config: EmuConfig) -> GenerationConfig:
+    """How the release writes text where nothing else is asked for: 5 beams, at most 50 new tokens, lengths not weighed.
+
+    Its least length of 1 is met by a begin token that it puts in front, so it is none here.
+    """
+    return GenerationConfig(
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        num_beams=5,
+        max_new_tokens=50,
+        length_penalty=0.0,
+        repetition_penalty=1.0,
+        do_sample=False,
+    )
 
 
 def check_parameters(config: EmuConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:

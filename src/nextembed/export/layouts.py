@@ -1,4 +1,4 @@
-"""Checkpoints in other layouts: read any, write the official one, ours, or stable-pretraining's."""
+"""Checkpoints in other layouts: read any of NEPA, write the official one, ours, or stable-pretraining's; Emu's too."""
 
 import json
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..models.conversion import (
 from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
 from ..training.checkpoint import atomic_folder
+from .emu import Converted, convert_emu, is_emu
 from .lazy_state import inner_state, why_unreadable
 from .loading import first_line, is_classifier, pick_folder, quiet, read_model_config
 
@@ -29,6 +30,8 @@ Layout = Literal["official", "nextembed", "stable-pretraining"]
 
 EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
 ARGUMENTS = "arguments.json"  # beside stable-pretraining weights that we wrote
+NEPA_ONLY = ("weights", "image_size", "qk_norm", "is_causal")
+EMU_ONLY = ("tokenizer", "adapter", "lora_alpha", "dtype", "max_shard_size", "vision_heads", "relative_max_distance")
 
 
 class Source(NamedTuple):
@@ -39,20 +42,39 @@ class Source(NamedTuple):
     processor: Any
 
 
-def convert(
+def convert(source: str | Path, target: str | Path, to: Layout = "nextembed", **options: Any) -> Source | Converted:
+    """Writes a checkpoint of NEPA or Emu in another layout and says what was read: `Source` of NEPA, with the model
+    itself, `Converted` of Emu, which is never in memory as a whole.
+
+    source: a run, a Hugging Face folder, or a file of weights (.safetensors, .bin, .pt, .pth, .ckpt; read without
+    executing code); of Emu also a released folder. target: a new folder.
+    options: num_attention_heads, where weights do not tell it (of Emu: of the language model). Of NEPA: weights, "raw"
+    or "ema" where there are both; image_size, qk_norm, is_causal of bare weights. Of Emu: tokenizer, adapter,
+    lora_alpha, dtype, max_shard_size, vision_heads, relative_max_distance, see `export.emu.convert_emu`.
+    Raises ConfigError for weights of another model, a model the other layout cannot hold, or an option of the other
+    model; then nothing is written.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if unknown := sorted(options.keys() - {"num_attention_heads", *NEPA_ONLY, *EMU_ONLY}):
+        raise TypeError(f"convert() got an unexpected keyword argument '{unknown[0]}'")
+    emu = is_emu(source)
+    if wrong := [name for name in (NEPA_ONLY if emu else EMU_ONLY) if name in options]:
+        kind, other = ("NEPA", "Emu") if emu else ("Emu", "NEPA")
+        raise ConfigError(f"{wrong[0]} is an option for {kind} checkpoints; {source} is taken for one of {other}")
+    if emu:
+        heads = options.pop("num_attention_heads", None)
+        return convert_emu(source, target, to, heads=heads, **options)  # type: ignore[arg-type]
+    return convert_nepa(source, target, to, **options)
+
+
+def convert_nepa(
     source: str | Path,
     target: str | Path,
     to: Layout = "nextembed",
     weights: str | None = None,
     **known: Any,
 ) -> Source:
-    """Writes a checkpoint in another layout and gives what was read.
-
-    source: a run, a Hugging Face folder, or a file of weights (.safetensors, .bin, .pt, .pth, .ckpt; read without
-    executing code). target: a new folder. weights: "raw" or "ema" where there are both. known: what bare weights
-    do not tell: num_attention_heads, image_size, qk_norm, is_causal.
-    Raises ConfigError for weights of another model, or a model the other layout cannot hold; then nothing is written.
-    """
+    """Writes a checkpoint of NEPA in another layout. Arguments and errors as in `convert`."""
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"{target} exists; convert writes a new folder")

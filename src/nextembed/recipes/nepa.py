@@ -163,7 +163,7 @@ def _tiny(config: RunConfig, image_size: int) -> RunConfig:
         config,
         [
             f"name={config.name}_tiny",
-            "data={kind: images, source: emoji, num_workers: 0}",
+            "data={kind: images, source: emoji, num_workers: 0, cache: 'off'}",  # it would decode all of them
             f"model.image_size={image_size}",
             "model.hidden_size=32",
             "model.num_hidden_layers=2",

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load_file
 from test_shards import tiny_llama_tokenizer
 
+import nextembed
 from nextembed.cli import main
 from nextembed.errors import ConfigError
-from nextembed.export.emu import convert_emu, is_emu
+from nextembed.export.emu import Converted, convert_emu, is_emu
 from nextembed.models.emu import EmuForConditionalGeneration, EmuProcessor
 
 ROOT = Path(__file__).parents[3]
 REFERENCE = ROOT / "tests" / "parity" / "reference" / "emu"
+NEPA = ROOT / "tests" / "parity" / "reference" / "nepa" / "swiglu"
 HINTS = {"vision_heads": 3, "relative_max_distance": 16}
 
 
@@ -73,12 +75,42 @@ def test_a_released_folder(released, tmp_path, capsys):
     assert (tmp_path / "back" / "unet" / "config.json").is_file()
 
 
+def test_python_takes_both_models(released, tmp_path):
+    """`nextembed.convert` tells Emu from NEPA, refuses the other's options, and gives what it says."""
+    found = nextembed.convert(released, tmp_path / "emu", num_attention_heads=4, max_shard_size="300KB", **HINTS)
+    assert isinstance(found, Converted) and len(found.files) > 1 and all(file.is_file() for file in found.files)
+    assert nextembed.EmuConfig.from_pretrained(tmp_path / "emu").text_config.num_attention_heads == 4
+    nepa = nextembed.convert(NEPA, tmp_path / "nepa", "official")
+    assert nepa.model.config.model_type == "vit_nepa" and nepa.layout == "official"
+    with pytest.raises(ConfigError, match="dtype is an option for Emu checkpoints"):
+        nextembed.convert(NEPA, tmp_path / "no", dtype="bf16")
+    for name, value in {"weights": "ema", "qk_norm": False, "is_causal": True}.items():
+        with pytest.raises(ConfigError, match=f"{name} is an option for NEPA checkpoints"):
+            nextembed.convert(released, tmp_path / "no", **{name: value})
+    with pytest.raises(TypeError, match="'heads'"):
+        nextembed.convert(NEPA, tmp_path / "no", heads=4)
+    assert not (tmp_path / "no").exists()
+
+
+def test_text_is_written_as_the_release_does_by_default(released, tmp_path):
+    """5 beams, 50 new tokens, no weight on lengths: what generates without a word is what these settings give."""
+    convert_emu(released, tmp_path / "out", **HINTS)
+    model = EmuForConditionalGeneration.from_pretrained(tmp_path / "out")
+    own = model.generation_config
+    assert (own.num_beams, own.max_new_tokens, own.length_penalty) == (5, 50, 0.0)
+    assert (own.eos_token_id, own.pad_token_id, own.do_sample) == (2, 512, False)
+    ids = torch.tensor([[1, 5, 9, 30]])
+    given = model.generate(ids, num_beams=5, max_new_tokens=50, length_penalty=0.0, do_sample=False)
+    assert given.shape[1] <= 50 and torch.equal(model.generate(ids), given)
+    assert model.generate(ids, num_beams=1, length_penalty=1.0, max_new_tokens=3).shape[1] <= 3
+
+
 def test_what_is_an_emu(released, tmp_path):
     assert is_emu(released) and is_emu(released / "multimodal_encoder" / "pytorch_model.bin")
     assert is_emu(released / "multimodal_encoder")
     os.renames(released, tmp_path / "clone" / "pretrain")
     assert is_emu(tmp_path / "clone")
-    assert not is_emu(ROOT / "tests" / "parity" / "reference" / "nepa" / "swiglu")
+    assert not is_emu(NEPA)
     assert not is_emu(tmp_path / "nowhere") and not is_emu(ROOT / "README.md")
 
 
@@ -152,10 +184,9 @@ def test_options_that_cannot_work(released, tmp_path, capsys):
     leaves_nothing(tmp_path, "there is no tokenizer.model", released, tmp_path / "out", tokenizer=tmp_path)
     tokens = tiny_llama_tokenizer(tmp_path / "llama", 300)
     leaves_nothing(tmp_path, "has 304 tokens with Emu's, the weights 516", released, tmp_path / "out", tokenizer=tokens)
-    nepa = ROOT / "tests" / "parity" / "reference" / "nepa" / "swiglu"
     for words, line in (
-        ("--dtype is for Emu checkpoints", ["convert", nepa, tmp_path / "out", "--dtype", "bf16"]),
-        ("are not for Emu", ["convert", released, tmp_path / "out", "--image-size", "8"]),
+        ("dtype is an option for Emu checkpoints", ["convert", NEPA, tmp_path / "out", "--dtype", "bf16"]),
+        ("image_size is an option for NEPA checkpoints", ["convert", released, tmp_path / "out", "--image-size", "8"]),
     ):
         assert main([str(w) for w in line]) == 2 and words in capsys.readouterr().err
 

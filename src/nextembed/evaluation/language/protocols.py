@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ...core.config import Config
 from ...core.types import Segment
+from ...data.messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from .examples import Example
 
 Task = Literal["caption", "vqa", "video_qa", "retrieval", "text_to_image"]
@@ -15,15 +16,6 @@ TASKS = ("caption", "vqa", "video_qa", "retrieval", "text_to_image")
 FITS = {"coco": ("caption", "text_to_image", "retrieval"), "vqav2": ("vqa",), "okvqa": ("vqa",), "vizwiz": ("vqa",),
         "visdial": ("retrieval",), "mmvet": ("vqa",), "table": TASKS}  # fmt: skip
 
-SEEN_IMAGE = (
-    "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
-    "it to you. Please answer my questions based on the given image."
-)
-SEEN_VIDEO = (
-    "You are a helpful assistant and you will be presented with a video consisting of multiple chronological images: "
-    "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
-    "based on the given video."
-)
 # What a pretrained model is asked: our wording, the paper gives none for all of these.
 PLAIN = {
     "caption": "{image}",
@@ -35,10 +27,10 @@ PLAIN = {
 # What an instructed one is asked: the release's wording, with what it puts into the assistant's mouth.
 TURN = " [USER]: {image}{before} {question} [ASSISTANT]:"
 INSTRUCTED = {
-    "caption": SEEN_IMAGE + " [USER]: {image} [ASSISTANT]: The image depicts a photo of",
-    "vqa": SEEN_IMAGE + TURN + " the answer is:",
-    "video_qa": SEEN_VIDEO + TURN + " the answer is:",
-    "retrieval": SEEN_IMAGE + TURN,
+    "caption": IMAGE_SYSTEM + " [USER]: {image} [ASSISTANT]: The image depicts a photo of",
+    "vqa": IMAGE_SYSTEM + TURN + " the answer is:",
+    "video_qa": VIDEO_SYSTEM + TURN + " the answer is:",
+    "retrieval": IMAGE_SYSTEM + TURN,
     "text_to_image": "{text}",
 }
 

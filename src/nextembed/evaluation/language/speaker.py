@@ -114,8 +114,8 @@ class Speaker:
         config = self.model.config
         ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
         options: dict[str, Any] = {"min_new_tokens": decoding.min_new_tokens} if decoding.min_new_tokens else {}
-        if num_beams > 1:
-            options["length_penalty"] = decoding.length_penalty
+        # With one beam it has no use, and a checkpoint's own would be warned of.
+        options["length_penalty"] = decoding.length_penalty if num_beams > 1 else 1.0
         ids = self.model.generate(
             **self.batch(prompts, keys, decoding.max_new_tokens),
             max_new_tokens=decoding.max_new_tokens,

@@ -11,7 +11,7 @@ import torch
 
 from ...core.types import Segment
 from ...data.transforms import Unreadable
-from ...errors import DataError
+from ...errors import ConfigError, DataError
 from . import captions
 from .answers import exact_match, normalize_answer, short_answer, vqa_accuracy
 from .examples import Example
@@ -186,12 +186,19 @@ def paint(
     folder: str | Path | None,
 ) -> LanguageScores:
     """Images painted from texts, compared with the real ones in a space of features."""
+    if settings.weights == "ema":
+        raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
     pipeline = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
         importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
         emu: Any = importlib.import_module("...models.emu", __package__)
         pipeline = emu.EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
         pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    if folder is not None:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise ConfigError(f"--paintings {folder}: {err.strerror}") from None
     speaker = Speaker(pipeline.model, pipeline.processor)
     if settings.features is None:
         space = FeatureSpace(speaker.features_of, "the mean token of the model's own visual encoder")
@@ -211,7 +218,6 @@ def paint(
         for example in items[part]:
             real.append(reference_image(speaker, example))
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(painted):
             image.save(Path(folder) / f"{i:04d}.png")
     made, there = space.encode(painted), space.encode(real)

@@ -15,6 +15,8 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
 from transformers.utils import ModelOutput
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple
 
 from ...core.types import IGNORE_LABEL
 from ...nn.losses import regression_distance, token_cross_entropy
@@ -25,12 +27,14 @@ from .connectors import CausalFormer, build_connector
 @dataclass
 class EmuModelOutput(ModelOutput):
     """last_hidden_state [B, T, D] after the language model's final norm; inputs_embeds [B, T, D]: what it read;
-    image_latents [I, N, D]; cache: keys and values."""
+    image_latents [I, N, D]; cache: keys and values; hidden_states, attentions: of the language model, if asked for."""
 
     last_hidden_state: Tensor | None = None
     inputs_embeds: Tensor | None = None
     image_latents: Tensor | None = None
     cache: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -49,6 +53,8 @@ class EmuOutput(ModelOutput):
     inputs_embeds: Tensor | None = None
     image_latents: Tensor | None = None
     cache: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class EmuPreTrainedModel(PreTrainedModel):
@@ -149,6 +155,8 @@ class EmuModel(EmuPreTrainedModel):
             return embeds
         return embeds.masked_scatter(is_image[..., None], image_latents.to(embeds.dtype))
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -188,9 +196,12 @@ class EmuModel(EmuPreTrainedModel):
             position_ids=position_ids,
             cache=cache,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
-        return EmuModelOutput(found.last_hidden_state, inputs_embeds, latents, found.get("cache"))
+        return EmuModelOutput(
+            found.last_hidden_state, inputs_embeds, latents, *map(found.get, ("cache", "hidden_states", "attentions"))
+        )
 
     def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Any:
         """Mask [B, 1, T, T] that keeps attention causal and inside each document; None where the kernel reads that
@@ -270,6 +281,8 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         target[:, 0] = False
         return target
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -291,7 +304,6 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         regression_mask [B, T], bool: where the embedding read is a target of regression; None finds every image.
         logits_to_keep: only the last so many positions get logits; 0 all. The rest as in `EmuModel.forward`.
         """
-        kwargs.pop("return_dict", None)
         found = self.model(
             input_ids,
             pixel_values,
@@ -301,6 +313,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             inputs_embeds,
             cache,
             use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden, embeds = found.last_hidden_state, found.inputs_embeds

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.quiet import no_progress_bar
@@ -63,15 +64,21 @@ class EmuPipeline:
         try:
             with no_progress_bar():
                 options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-                model = EmuForConditionalGeneration.from_pretrained(str(model_folder), **options)
+                kind: Any = EmuForConditionalGeneration
+                model, info = kind.from_pretrained(str(model_folder), output_loading_info=True, **options)
                 processor = EmuProcessor.from_pretrained(str(model_folder))
-        except (OSError, ValueError, KeyError, RuntimeError) as err:
+                processor.check(model.config)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
             reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
             raise ConfigError(f"cannot load an Emu model from {model_folder}: {reason}") from None
+        for words, found in (("has no", "missing_keys"), ("has unknown", "unexpected_keys")):
+            if names := sorted(info[found]):
+                raise ConfigError(f"the model in {model_folder} {words} parameter {names[0]} ({len(names)} in all)")
         if isinstance(visual_decoder, VisualDecoder):
             return cls(model, processor, visual_decoder)
         if visual_decoder is None:
-            visual_decoder = next((f for f in (folder, model_folder) if (f / FOLDER).is_dir()), None)
+            places = (folder, model_folder, *([folder.parent] if folder.name == "model" else []))  # a run's own model
+            visual_decoder = next((place for place in places if (place / FOLDER).is_dir()), None)
             visual_decoder = model_folder if visual_decoder is None else visual_decoder / FOLDER
         elif (Path(visual_decoder) / FOLDER).is_dir():  # a run
             visual_decoder = Path(visual_decoder) / FOLDER

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import AddedToken, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
+from ...core.pictures import plain_picture
 from ...core.types import IGNORE_LABEL, Document, Encoded, Segment
 from .configuration_emu import EmuConfig
 
@@ -30,9 +31,9 @@ class EmuProcessor(ProcessorMixin):
         processor([[image, "the same in winter"], ["an apple"]])
 
     A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or
-    any of these}, {"video": frames} or {"text": ...}. Images become RGB (transparent ones on white), squashed to the
-    encoder's size; each stands as `[IMG]`, N times `<image>`, `[/IMG]`. White space beside an image is stripped, and a
-    begin token, where the tokenizer has one, comes first.
+    any of these}, {"video": frames} or {"text": ...}. Images become upright RGB (transparent ones on white, 16-bit grey
+    scaled to 8 bit), squashed to the encoder's size; each stands as `[IMG]`, N times `<image>`, `[/IMG]`. White space
+    beside an image is stripped, and a begin token, where the tokenizer has one, comes first.
     Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
     reading order; no pixel_values where there are no images.
     num_image_latents: N. image_start_is_target: whether training teaches the text head to begin an image by itself.
@@ -197,27 +198,24 @@ def frames_of(segment: Segment) -> list[Any]:
 
 
 def to_rgb(image: Any) -> Image.Image:
-    """Any image as PIL in RGB; transparent pixels on white. Raises ValueError for what is none, or is too large."""
+    """Any image as PIL in RGB, see `plain_picture`. Raises ValueError for what is none, or is too large."""
     if isinstance(image, str | Path):
         # transformers' load_image drops transparency, so it only fetches what is no file
-        image = ImageOps.exif_transpose(Image.open(image)) if os.path.isfile(image) else load_image(str(image))
+        image = Image.open(image) if os.path.isfile(image) else load_image(str(image))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3:
             raise ValueError(f"an image tensor is uint8 [C, H, W], not {image.dtype} {list(image.shape)}")
         image = image.permute(1, 2, 0).numpy()
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape or channels > 4:
             raise ValueError(f"an image array is uint8 [H, W] or [H, W, C], not {image.dtype} {list(image.shape)}")
-        image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+        image = Image.fromarray(image[..., 0] if image.ndim == 3 and channels == 1 else image)
     if not isinstance(image, Image.Image):
         raise ValueError(f"a piece of a document is text or an image, not {type(image).__name__}")
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS:,} are the most")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return plain_picture(image).convert("RGB")
 
 
 def add_emu_tokens(tokenizer: Any, instruct: bool = False) -> int:

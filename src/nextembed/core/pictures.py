@@ -1,0 +1,40 @@
+"""Pillow's many kinds of pictures as the two that models see, the same in training and in use."""
+
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def plain_picture(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """The picture decoded, upright, opaque, in mode "RGB" or, where it is grey, "L".
+
+    EXIF rotation is applied, palettes and CMYK become RGB, 16-bit grey is scaled to 8 bit, transparent pixels lie on
+    `background`. Raises ValueError for pixels whose range nothing tells (mode F, or I beyond 16 bits).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # e.g. "palette images with transparency": handled below
+        image.load()
+        if orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            image = eight_bit(image)
+        if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            image = Image.new("RGBA", rgba.size, (*background, 255))
+            image.alpha_composite(rgba)
+        return image if image.mode in ("RGB", "L") else image.convert("RGB")
+
+
+def orientation(image: Image.Image) -> int:
+    """How a picture lies, 1 (upright) to 8, by its EXIF tag."""
+    # Pillow turns TIFF by itself. Others without the tag in the header are not asked: that would decode them.
+    return image.getexif().get(0x0112, 1) if "exif" in image.info and image.format != "TIFF" else 1
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey (modes I;16 and I) scaled, not clipped as by Pillow: 65535 becomes 255."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+        raise ValueError(f"pixels of mode {image.mode} have no known range")
+    return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
