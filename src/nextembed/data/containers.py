@@ -1,9 +1,10 @@
 """Files of sound and video, opened from memory within limits. The only door to PyAV."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from ..errors import MissingExtra
 from .transforms import ImageReader, Unreadable
@@ -35,10 +36,9 @@ class Containers:
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if value is None:
             raise Unreadable(f"no {self.what}")
-        data = self.files._load(value)
-        if not isinstance(data, bytes):
+        if not isinstance(value, bytes | str | os.PathLike):
             raise Unreadable(f"not a {self.what}: {type(value).__name__}")
-        return data
+        return cast(bytes, self.files._load(value))
 
     @contextmanager
     def open(self, data: bytes) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """Importing this registers every kind of data, so that a saved config can be read."""
 
+from .candle import Candle
 from .emoji_documents import EmojiDocuments
 from .interleaved import Interleaved
 from .messages import Messages
@@ -12,6 +13,7 @@ from .sources import ImageData
 from .video import VideoText
 
 __all__ = [
+    "Candle",
     "EmojiDocuments",
     "EmojiScenes",
     "ImageData",

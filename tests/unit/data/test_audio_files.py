@@ -1,0 +1,124 @@
+"""Sound files: every format, rate and number of channels becomes one waveform, or a clear reason."""
+
+import builtins
+
+import numpy as np
+import pytest
+import torch
+from sounds import film, packed, tone, wav
+
+from nextembed.data.audio import AudioReader
+from nextembed.data.transforms import Unreadable
+from nextembed.errors import MissingExtra
+
+
+def read(value, **limits):
+    return AudioReader(**limits).read(value)
+
+
+def pitch(samples, rate=16_000):
+    """The strongest frequency, Hz."""
+    return float(np.abs(np.fft.rfft(samples.numpy())).argmax()) * rate / len(samples)
+
+
+def test_wav_as_it_was_written(tmp_path):
+    wanted = tone(0.25)
+    found = read(wav(wanted))
+    assert found.dtype == torch.float32 and found.shape == (4000,)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4)
+    file = tmp_path / "a.wav"
+    file.write_bytes(wav(wanted))
+    for same in (file, str(file), {"bytes": None, "path": str(file)}, {"bytes": wav(wanted), "path": "other.wav"}):
+        assert torch.equal(read(same), found)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_other_rates_are_resampled(rate):
+    found = read(wav(tone(0.5, rate), rate=rate))
+    assert abs(len(found) - 8000) <= 1
+    assert abs(pitch(found) - 440) < 4
+    assert abs(found[1000:7000].abs().max() - 0.5) < 0.02
+
+
+def test_channels_are_averaged():
+    left, right = tone(0.1), tone(0.1, hertz=1000, level=0.25)
+    np.testing.assert_allclose(read(wav(left, right)).numpy(), (left + right) / 2, atol=1e-4)
+    assert read(wav(left, -left)).abs().max() < 1e-4
+    found = read(wav(*([tone(0.1, 48_000)] * 6), rate=48_000))
+    assert abs(found[200:1400].abs().max() - 0.5) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("codec", "container", "sample_format", "exact"),
+    [("flac", "flac", "s16", True), ("libvorbis", "ogg", "fltp", False), ("libmp3lame", "mp3", "s16p", False)],
+)
+def test_formats(codec, container, sample_format, exact):
+    wanted = tone(0.5)
+    found = read(packed(wanted, codec, container, sample_format))
+    assert found.abs().max() <= 1 and abs(pitch(found) - 440) < 6
+    if exact:
+        np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4)
+    else:
+        assert 7900 <= len(found) <= 10_000
+
+
+def test_what_leaves_the_range_is_clipped():
+    loud = np.sign(tone(0.3, hertz=200))  # a lossy codec overshoots at each edge
+    found = read(packed(loud, "libvorbis", "ogg", "fltp"))
+    assert found.abs().max() == 1
+
+
+def test_a_video_without_sound():
+    with pytest.raises(Unreadable, match="without sound"):
+        read(film(4))
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"no sound at all", "not a sound that can be decoded"),
+        (b"", "empty file"),
+        (None, "no sound"),
+        ({"bytes": None, "path": None}, "no sound"),
+        (3, "not a sound: int"),
+        ("/nowhere/a.wav", "no such file"),
+        (wav(np.zeros(0)), "without samples"),
+        (b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "not a sound"),
+    ],
+)
+def test_broken_sounds_are_named(value, reason):
+    with pytest.raises(Unreadable, match=reason) as error:
+        read(value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_cut_file_gives_what_it_holds_or_a_reason():
+    data = wav(tone(1.0))
+    assert 0 < len(read(data[: len(data) // 2])) < 16_000
+    with pytest.raises(Unreadable):
+        read(data[:20])
+
+
+def test_limits():
+    data = wav(tone(2.0))
+    assert len(read(data, max_seconds=2.0)) == 32_000
+    with pytest.raises(Unreadable, match="longer than max_seconds=1.5"):
+        read(data, max_seconds=1.5)
+    with pytest.raises(Unreadable, match="more than max_bytes=1000"):
+        read(data, max_bytes=1000)
+    # A rate that says that few samples last for hours is refused before it becomes gigabytes.
+    with pytest.raises(Unreadable, match="max_seconds"):
+        read(wav(tone(2.0), rate=1), max_seconds=600)
+
+
+def test_without_pyav(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name == "av":
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingExtra, match=r"pip install 'nextembed\[video\]'"):
+        AudioReader()
