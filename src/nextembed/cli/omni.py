@@ -12,14 +12,12 @@ def go_on(
     words: list[str],
     given: list[tuple[str, str]],
     own: list[str],
-    target: str | None,
+    target: str,
     output: Path | None,
     options: dict[str, Any],
-    weights: str,
-    device: str | None,
-    code: list[Path],
+    loading: tuple[str, str | None, list[Path]],
 ) -> None:
-    """words: pieces in order, names of files read by their suffix, else text. given: (kind, file or text). own:
+    """loading: weights, device and code, as of `load_omni`. words: pieces in order, names of files read by their suffix, else text. given: (kind, file or text). own:
     "NAME=FILE" of the user's modalities."""
     if not (words or given or own):
         raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
@@ -27,8 +25,9 @@ def go_on(
         raise ConfigError(f"--output: no such folder: {output.parent}")
     from ..evaluation.omni import check_target, kind_of, load_omni, read_piece, write_signal
 
-    model = load_omni(checkpoint, weights, device, code)
-    check_target(model, target)
+    model = load_omni(checkpoint, *loading)
+    wanted = None if target == "auto" else target
+    check_target(model, wanted)
     kinds = {name: settings.get("kind", name) for name, settings in model.config.modalities.items()}
     pieces = []
     for word in words:
@@ -50,7 +49,7 @@ def go_on(
             shown = so_far
 
     try:
-        made = model.generate(pieces, target, on_latent=show, **options)
+        made = model.generate(pieces, wanted, on_latent=show, **options)
     except ValueError as err:
         raise ConfigError(str(err)) from None
     if made is None:

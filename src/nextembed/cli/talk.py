@@ -26,6 +26,25 @@ Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece
 PieceFiles = Annotated[
     list[str] | None, typer.Option(metavar="FILE", help="A piece; after those without a name: images, videos, ...")
 ]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a picture if -o "
+        "names one, else text; an Omni chooses."
+    ),
+]
+OwnPieces = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=FILE", help="A piece of a modality of your own, by its name.")
+]
+Code = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE.py", help="Your modalities, which the checkpoint needs; is run.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="A picture, sound; of --input a .jsonl; of --target mixed a folder."
+    ),
+]
 Frames = Annotated[int, typer.Option(min=1, help="Of a video.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens; with --temperature, --top-k, --top-p.")]
 Temperature = Annotated[float, typer.Option(help="Above 1 is bolder.")]
@@ -44,33 +63,15 @@ def generate(
         list[str] | None,
         typer.Argument(metavar="PIECE", help="Text, image files and video files, in reading order."),
     ] = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a "
-            "picture if -o names one, else text; an Omni chooses."
-        ),
-    ] = "auto",
+    target: Target = "auto",
     text: Pieces = None,
     image: PieceFiles = None,
     video: PieceFiles = None,
     audio: PieceFiles = None,
     series: PieceFiles = None,
-    piece: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=FILE", help="A piece of a modality of your own, by its name.")
-    ] = None,
-    code: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE.py", help="Your modalities, which the checkpoint needs; is run.")
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="A picture, sound, ...; of --input a .jsonl; of --target mixed a folder.",
-        ),
-    ] = None,
+    piece: OwnPieces = None,
+    code: Code = None,
+    output: Output = None,
     question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
     prompts: Annotated[
         Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
@@ -106,9 +107,8 @@ def generate(
         if prompts or question or beams or stream:
             raise ConfigError("--input, --question, --beams and --stream are for Emu models")
         drawn = temperature if sample or temperature != 1.0 else 0.0
-        go_on(checkpoint, pieces or [], given, piece or [], None if target == "auto" else target, output,
-              {"max_latents": max_new_tokens, "temperature": drawn, "top_k": top_k if drawn else 0, "seed": seed},
-              weights, device, code or [])  # fmt: skip
+        options = {"max_latents": max_new_tokens, "temperature": drawn, "top_k": top_k if drawn else 0, "seed": seed}
+        go_on(checkpoint, pieces or [], given, piece or [], target, output, options, (weights, device, code or []))
         return
     if audio or series or piece or code:
         raise ConfigError("--audio, --series, --piece and --code are for Omni models")

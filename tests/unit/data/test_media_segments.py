@@ -112,10 +112,10 @@ def test_broken_media_by_setting(folder):
     documents = DATA.parse(settings).documents("train")
     assert list(documents) == []
     reasons = list(documents.skipped.reasons.values())
-    assert ["no such file", "outside the data folder", "not a sound", "nothing is downloaded", "empty"] == [
+    assert [
         word for word, reason in zip(["no such file", "outside the data folder", "not a sound",
                                       "nothing is downloaded", "empty"], reasons) if word in reason
-    ]  # fmt: skip
+    ] == ["no such file", "outside the data folder", "not a sound", "nothing is downloaded", "empty"]  # fmt: skip
     dropped = list(DATA.parse(settings | {"missing_images": "drop"}).documents("train"))
     assert [kinds(document) for document in dropped] == [["text"]] * 4  # the empty one is still none
     with pytest.raises(DataError, match="document 0: no such file"):

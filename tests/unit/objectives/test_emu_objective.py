@@ -99,9 +99,9 @@ def test_a_term_of_weight_zero_teaches_its_head_nothing(model, batch, weights):
 def test_targets_are_detached_unless_asked(model, processor):
     """The last latent is only ever a target here once text and the last regression pair are left out."""
     encoded = processor.encode_document(document(picture(1)), end=False)
-    only_last = torch.zeros_like(encoded.regression_mask)
+    only_last = torch.zeros_like(encoded.positions["regression_mask"])
     only_last[encoded.positions["input_ids"] == processor.ids["<image>"]] = True
-    batch = batch_of([encoded._replace(regression_mask=only_last)], length=8)
+    batch = batch_of([encoded._replace(positions=encoded.positions | {"regression_mask": only_last})], length=8)
     grads = {}
     for detach in (True, False):
         latents = model.image_latents(batch["pixel_values"]).detach().requires_grad_()

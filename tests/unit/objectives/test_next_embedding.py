@@ -99,9 +99,9 @@ def test_stop_gradient_switch():
         seen = []
         real = model.objective.loss
 
-        def spy(hidden, target, mask):
+        def spy(hidden, target, *rest):
             seen.append(target.requires_grad)
-            return real(hidden, target, mask)
+            return real(hidden, target, *rest)
 
         model.objective.loss = spy
         model(batch())
@@ -119,7 +119,7 @@ def test_causal_switch_changes_what_a_position_sees():
         changed["pixel_values"][:, :, -4:, -4:] += 1.0  # the last patch
         seen = []
         real = model.objective.loss
-        model.objective.loss = lambda h, t, m, real=real, seen=seen: seen.append(h[:, :16]) or real(h, t, m)
+        model.objective.loss = lambda h, *rest, real=real, seen=seen: seen.append(h[:, :16]) or real(h, *rest)
         model(made), model(changed)
         assert torch.allclose(*seen, atol=1e-6) is causal
 
