@@ -17,8 +17,8 @@ def go_on(
     options: dict[str, Any],
     loading: tuple[str, str | None, list[Path]],
 ) -> None:
-    """loading: weights, device and code, as of `load_omni`. words: pieces in order, names of files read by their suffix, else text. given: (kind, file or text). own:
-    "NAME=FILE" of the user's modalities."""
+    """words: pieces in order, names of files read by their suffix, else text. given: (kind, file or text). own:
+    "NAME=FILE" of the user's modalities. loading: weights, device and code, as of `load_omni`."""
     if not (words or given or own):
         raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
     if output is not None and not output.absolute().parent.is_dir():

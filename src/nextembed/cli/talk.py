@@ -29,8 +29,8 @@ PieceFiles = Annotated[
 Target = Annotated[
     str,
     typer.Option(
-        help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a picture if -o "
-        "names one, else text; an Omni chooses."
+        help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a picture if "
+        "-o names one, else text; an Omni chooses."
     ),
 ]
 OwnPieces = Annotated[
