@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--model", default="runs/omni_emoji", help="a run, or a model folder in it")
     parser.add_argument("--items", type=int, default=150, help="emoji of each set, at most (default: %(default)s)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--sheets", help="folder for omni_captions.png and omni_paintings.png")
+    parser.add_argument("--sheets", help="folder for omni_SET.png: pictures and captions that the model makes")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     started = time.monotonic()

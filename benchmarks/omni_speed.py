@@ -2,8 +2,8 @@
 
     python benchmarks/omni_speed.py DATA_FOLDER
 
-DATA_FOLDER: with speech/ (audio, text) and series/BasicMotions/ (series, label); emoji come with the package. All models
-have the transformer of the recipe `omni_emoji` with new weights. Measured:
+DATA_FOLDER: with speech/ (audio, text) and series/BasicMotions/ (series, label); emoji come with the package. All
+models have the transformer of the recipe `omni_emoji` with new weights. Measured:
   packing      share of positions that are padding, over documents of images, text, sound and series mixed
   position     one more latent behind 1,000 against behind 50
   cache        512 latents, one after the other, against whole forward passes for each: grown from nothing, and for one

@@ -3,7 +3,7 @@
 Shapes: B documents at once, D latent width, V rows of the table of begin latents and tokens, C candidates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from ...core.types import Latents, Segment
+from ...core.types import Latents
 from ...errors import ConfigError, unknown
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
-from .modeling_omni import BEGIN, OmniForPreTraining
+from .modeling_omni import OmniForPreTraining
 from .processing_omni import OmniProcessor, next_places, pad_left
 
 STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
@@ -25,8 +25,8 @@ OnLatent = Callable[[Any], None]
 
 
 class Made(NamedTuple):
-    """A signal that was generated. kind: its modality; value: text, picture, ... as `Segment` has it; latents [N, D]: as
-    they were fed back, in natural order; values [N, P] or ids [N]; ended: whether the model ended it by itself."""
+    """A signal that was generated. kind: its modality; value: text, picture, ... as `Segment` has it; latents [N, D]:
+    as they were fed back, in natural order; values [N, P] or ids [N]; ended: whether the model ended it by itself."""
 
     kind: str
     value: Any
