@@ -24,18 +24,27 @@ def probe(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where probe.json goes; RUN/probe.json if left out.")
     ] = None,
+    code: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Of an Omni: a Python file with a modality of your own, which is run."),
+    ] = None,
 ) -> None:
     """Measure what frozen features hold: kNN and linear probes.
 
     Over layer x pooling (mean, last, first) x attention (causal, full) x weights (raw, EMA, untrained), beside raw
     pixels. Settings are those of the run: data.label_column=species, probe.layers=[3,6], ...
+    Of an Omni any modality: --data speech probe.modality=audio probe.column=audio probe.label_column=category; without
+    probe.modality, images.
     """
     from rich.console import Console
 
+    from ..core.config import load_module
     from ..core.run_folder import run_folder
     from ..evaluation.loading import probe_checkpoint
     from ..evaluation.table import sentence
 
+    for file in code or []:
+        load_module(file)
     config = probe_settings(target, data, overrides or [])
     table = probe_checkpoint(target, config.data, config.probe)
     Console().print(table.render())
@@ -49,20 +58,23 @@ def probe(
 def probe_settings(target: str, source: str | None, overrides: list[str]) -> "RunConfig":
     """The data and probe settings for a run or a lone checkpoint; only the fields `data` and `probe` mean anything.
 
-    source: replaces the run's data, with the splits that the new source has.
+    source: replaces the run's data, with the splits that the new source has: images, or, where the settings name a
+    modality, rows of a table.
     """
     from ..core.config import apply_overrides
     from ..core.run_folder import run_folder
+    from ..data.records import Records
     from ..data.sources import ImageData
     from ..run import RunConfig, read_run_config
     from ..training.trainer import TrainConfig
 
     run = run_folder(target)
     if run is None and source is None:
-        raise ConfigError(f"{target} is not in a run folder, so name labelled images: --data SOURCE")
+        raise ConfigError(f"{target} is not in a run folder, so name labelled images or rows: --data SOURCE")
     config = read_run_config(run) if run else RunConfig(train=TrainConfig(max_steps=1))
     if source is not None:
-        config = config.model_copy(update={"data": ImageData(source=source)})
+        rows = any(text.startswith("probe.modality=") for text in overrides) or config.probe.modality is not None
+        config = config.model_copy(update={"data": Records(source=source) if rows else ImageData(source=source)})
     return apply_overrides(config, overrides)
 
 

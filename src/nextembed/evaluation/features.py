@@ -1,4 +1,4 @@
-"""Images in, frozen features out: every layer, pooling and attention mode from one forward pass a mode."""
+"""Images or documents in, frozen features out: every layer, pooling and attention mode from one forward pass a mode."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.types import IGNORE_LABEL, AttentionMode, Batch, Sample
+from ..models.omni.modeling_omni import FIRST, PADDING
+from ..models.omni.processing_omni import pad_left
 
 Pooling = Literal["mean", "last", "first"]
 Precision = Literal["float32", "bfloat16"]
 
+BESIDE = ("labels", "raw")  # of a batch, what no model reads
 PIXEL_SIZE = 32  # raw pixels are shrunk to this side, so that a probe on them stays possible
 
 
@@ -61,11 +64,19 @@ def feature_keys(
     return keys
 
 
-def pool(hidden: Tensor, pooling: Pooling) -> Tensor:
-    """[B, T, D] -> [B, D]. "mean" is over patches only; "first" is the begin token, "last" the last patch."""
-    if pooling == "mean":
-        return hidden[:, 1:].mean(1)
-    return hidden[:, -1] if pooling == "last" else hidden[:, 0]
+def pool(hidden: Tensor, pooling: Pooling, kinds: Tensor | None = None) -> Tensor:
+    """[B, T, D] -> [B, D]. "mean" is over patches only; "first" is the begin token, "last" the last patch.
+
+    kinds [B, T]: of documents that are padded on the left and have no end; the mean is over all but begin latents.
+    """
+    if pooling == "last":
+        return hidden[:, -1]
+    if kinds is None:
+        return hidden[:, 1:].mean(1) if pooling == "mean" else hidden[:, 0]
+    if pooling == "first":
+        return hidden[torch.arange(len(hidden)), (kinds == PADDING).sum(1)]
+    own = (kinds >= FIRST)[..., None]
+    return (hidden * own).sum(1) / own.sum(1).clamp(min=1)
 
 
 @torch.no_grad()
@@ -79,6 +90,8 @@ def extract(
 ) -> Features:
     """Features of a map-style dataset of samples, in its order.
 
+    They hold "pixel_values", or "encoded" (`core.types.Encoded`) for a model of packed documents.
+
     One embedding a batch and one pass per attention mode give all keys. The backbone (`core.types.Backbone`)
     works in eval mode where it stands and comes back as it was; no random number is drawn from the global
     generators. precision: of the forward pass; the features are float32 either way.
@@ -91,25 +104,31 @@ def extract(
     with evaluating(backbone):
         for batch in batches(dataset, batch_size, num_workers):
             labels.append(batch["labels"])
+            inputs: Any = {name: x.to(device) for name, x in batch.items() if name not in BESIDE}  # type: ignore[attr-defined]
+            kinds = inputs.get("kinds")
             half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
             with half:
-                latents = backbone.embed({"pixel_values": batch["pixel_values"].to(device)})
+                latents = backbone.embed(inputs)
             for attention in attentions:
                 with half:
                     states = backbone.encode(latents, attention=attention, output_layers=True).layers
                 for key in keys:
                     if key.attention == attention:
-                        parts[key].append(pool(states[key.layer].float(), key.pooling).cpu())
+                        parts[key].append(pool(states[key.layer].float(), key.pooling, kinds).cpu())
     return Features({key: torch.cat(values) for key, values in parts.items()}, torch.cat(labels))
 
 
 def extract_pixels(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 0) -> Features:
     """Raw pixels [N, C * H * W] under the key "pixels": the bar a useful feature has to pass.
 
-    Images larger than 32 pixels a side are averaged down to 32 first.
+    Images larger than 32 pixels a side are averaged down to 32 first. Of samples with "encoded" it is their "raw".
     """
     values, labels = [], []
     for batch in batches(dataset, batch_size, num_workers):
+        if "raw" in batch:
+            values.append(batch["raw"])
+            labels.append(batch["labels"])
+            continue
         images = batch["pixel_values"].float()
         height, width = images.shape[-2:]
         images = F.adaptive_avg_pool2d(images, (min(height, PIXEL_SIZE), min(width, PIXEL_SIZE)))
@@ -119,7 +138,7 @@ def extract_pixels(dataset: Dataset[Sample], batch_size: int = 256, num_workers:
 
 
 def batches(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 0) -> Iterator[Batch]:
-    """A map-style dataset as batches of `pixel_values` and `labels`, in order."""
+    """A map-style dataset as batches of `pixel_values` (or documents, and their `raw`) and `labels`, in order."""
     # A generator of its own: a DataLoader draws a seed, from the global one it would change later training.
     loader = DataLoader(
         dataset,
@@ -132,9 +151,12 @@ def batches(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    pixels = torch.stack([sample["pixel_values"] for sample in samples])
+    rows: list[Any] = list(samples)
     labels = torch.tensor([int(sample.get("label", IGNORE_LABEL)) for sample in samples])
-    return {"pixel_values": pixels, "labels": labels}
+    if "encoded" not in rows[0]:
+        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
+    batch: Any = {**pad_left([row["encoded"] for row in rows]), "labels": labels}
+    return batch | ({"raw": torch.stack([row["raw"] for row in rows])} if "raw" in rows[0] else {})
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from ..core.quiet import no_progress_bar
 from ..core.run_folder import read_config, run_folder, weights_folders
 from ..errors import ConfigError
 from .probes import ProbeConfig, ProbeData, sweep
+from .segments import segment_data
 from .table import ProbeTable
 
 CACHE_BYTES = 2**30  # decoded probe images are kept up to this size: every model reads them again
@@ -22,7 +23,8 @@ def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | N
     """Probes of a run folder, a checkpoint or any saved model: its weights, its EMA weights where there are
     some, and the same network untrained (initialised with the run's seed).
 
-    data: a data config; None takes the run's own, as does config. Written nowhere: see `ProbeTable.save`.
+    data: a data config; None takes the run's own, as does config. Written nowhere: see `ProbeTable.save`. Of an Omni
+    `probe.modality` says what is probed; images are taken where it is not said and the data are images.
     Raises ConfigError for a path without a model or a source that cannot be read, DataError without labels.
     """
     values = read_config(run) if (run := run_folder(path)) else {}
@@ -34,6 +36,8 @@ def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | N
     if config is None:
         config = validated(ProbeConfig, values.get("probe") or {}, "probe")
     models = load_models(path, seed=values.get("seed", 0))
+    if hasattr(models["untrained"].config, "modalities"):
+        return sweep(models, segment_data(data, config, next(iter(models.values())).processor), config)
     return sweep(models, load_data(data, config, models["untrained"].config), config)
 
 
@@ -42,7 +46,8 @@ def load_models(path: str | Path, seed: int = 0) -> dict[str, Any]:
 
     Raises ConfigError if the path holds no model, or not one of ours.
     """
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    for package in ("models.nepa", "models.omni"):  # registers the models with the Auto classes
+        importlib.import_module(f"..{package}", __package__)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     models: dict[str, Any] = {}
     for name, folder in weights_folders(path).items():

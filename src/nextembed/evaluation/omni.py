@@ -12,16 +12,19 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig
 
 from ..core.config import load_module
 from ..core.quiet import no_progress_bar
 from ..core.run_folder import weights_folders
+from ..core.types import AttentionMode
 from ..data.audio import SAMPLE_RATE, AudioReader
 from ..data.transforms import ImageReader, Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError, unknown
 from ..models.omni import OmniForPreTraining, OmniProcessor
+from .features import Pooling, extract, feature_keys
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
@@ -62,6 +65,41 @@ def load_omni(
     model.processor.check(model.config)
     place = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return model.to(place).eval()
+
+
+def features(
+    model: OmniForPreTraining,
+    documents: Sequence[Any],
+    layer: int | None = None,
+    pooling: Pooling = "mean",
+    attention: AttentionMode = "causal",
+    batch_size: int = 64,
+) -> Tensor:
+    """Features float32 [N, D] of documents, each a list of pieces as `OmniProcessor` takes them, or one piece.
+
+    layer: 0 is the latents, -1 the output; None takes the middle one. pooling: "mean" is over all latents but begin
+    latents, "last" is the last one, "first" the first begin latent, which sees the rest only under full attention.
+    Raises ConfigError for a layer that the model has not, and for pieces that it cannot read.
+    """
+    num_layers = model.config.num_hidden_layers
+    layer = num_layers // 2 if layer is None else layer
+    try:
+        keys = feature_keys(num_layers, [layer], [pooling], [attention])
+        encoded = [
+            model.processor.encode_document(model.processor.document(one if isinstance(one, list | tuple) else [one]),
+                                            end=False)
+            for one in documents
+        ]  # fmt: skip
+    except ValueError as err:
+        raise ConfigError(str(err).splitlines()[0]) from None
+    if not keys:
+        raise ConfigError(
+            "pooling 'first' reads a begin latent, which has seen nothing: take attention='full', layer > 0"
+        )
+    if not encoded:
+        return torch.zeros(0, model.config.hidden_size)
+    samples: Any = [{"encoded": one} for one in encoded]
+    return extract(model, samples, keys, batch_size).values[keys[0]]
 
 
 def kind_of(file: str | Path) -> str | None:

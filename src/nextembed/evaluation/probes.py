@@ -1,6 +1,7 @@
 """What frozen features hold: kNN and linear probes over layer, pooling, attention mode and weights.
 
-Fitted on training images, chosen on validation images, measured once on test images.
+Fitted on training images, chosen on validation images (or by cross-validation, where the data has none), measured once
+on test images. Rows of any other modality are probed alike, see `segments`.
 """
 
 import statistics
@@ -33,6 +34,9 @@ class ProbeConfig(Config):
     many images of a split, drawn once with a fixed seed; num_online: for the quick probes while training.
     k: nearest neighbours. penalties: of the linear probe's weights, chosen on validation.
     stride: of the sliding window in segmentation, pixels; null: two thirds of the window.
+    modality, column, label_column: of an Omni, which of its modalities is probed, and the columns of its values and of
+    what is to be told from them; null finds them by their names. folds: of cross-validation, which chooses where such
+    rows have no validation split.
 
     seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN are
     fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so many times.
@@ -60,6 +64,10 @@ class ProbeConfig(Config):
     attentive_weight_decays: list[float] = Field(default=[1e-3, 1e-1], min_length=1)
     attentive_gigabytes: float = Field(2.0, gt=0)
     stride: int | None = Field(None, gt=0)
+    modality: str | None = None
+    column: str | None = None
+    label_column: str | None = None
+    folds: int = Field(5, ge=2)
 
     def features(self, num_layers: int) -> list[FeatureKey]:
         """What is probed in a model of so many layers. Raises ConfigError for a layer that it does not have."""
@@ -70,16 +78,24 @@ class ProbeConfig(Config):
 
 
 class ProbeData(NamedTuple):
-    """Labelled images, without augmentation. test is None where the data has no such split."""
+    """Labelled images, without augmentation, or rows of another modality (`segments`).
+
+    validation is None where choices are made by cross-validation, test where the data has no such split. raw, things:
+    what the baseline reads, and what rows are, in words. notes: what else is to be known.
+    """
 
     train: Dataset[Sample]
-    validation: Dataset[Sample]
+    validation: Dataset[Sample] | None
     test: Dataset[Sample] | None
     class_names: list[str]
+    raw: str = "raw pixels"
+    things: str = "images"
+    notes: tuple[str, ...] = ()
 
 
 class Fit(NamedTuple):
-    """A fitted probe: its prediction, its validation accuracy, the penalty that was chosen (linear only)."""
+    """A fitted probe: its prediction, its accuracy on validation (or in cross-validation), the penalty that was chosen
+    (linear only)."""
 
     predict: Predict
     accuracy: float
@@ -95,15 +111,20 @@ def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig) -> Pr
     Raises DataError if labels are missing or there is only one class.
     """
     table = ProbeTable(rows=[], class_names=list(data.class_names), k=config.k, seeds=config.seeds)
+    table.raw, table.things, table.notes = data.raw, data.things, list(data.notes)
     pixels = partial(extract_pixels, batch_size=config.batch_size)
     train = _labelled(pixels(data.train), "training")
-    validation = _labelled(pixels(data.validation), "validation")
+    validation = None if data.validation is None else _labelled(pixels(data.validation), "validation")
     if train.labels.unique().numel() < 2:
-        raise DataError("probes need at least two classes, but all training images have the same label")
+        raise DataError(f"probes need at least two classes, but all training {data.things} have the same label")
     fits = fit_probes(train, validation, config)[PIXELS]
     table.pixels_validation = {probe: fit.accuracy for probe, fit in fits.items()}
     table.chance = train.labels.bincount().max().item() / len(train.labels)
-    table.images = {"train": len(train.labels), "validation": len(validation.labels)}
+    table.images = {"train": len(train.labels)}
+    if validation is None:
+        table.folds = config.folds
+    else:
+        table.images["validation"] = len(validation.labels)
     if data.test is not None:
         test = _labelled(pixels(data.test), "test")
         for probe, fit in fits.items():
@@ -124,7 +145,7 @@ def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfi
     """An attentive probe where the linear one was best."""
     found = attentive(
         Reader(backbone, best.layer, cast(AttentionMode, best.attention), config.batch_size, config.precision),
-        *(data.train, data.validation, data.test),
+        *(data.train, cast(Any, data.validation), data.test),
         grid(config.attentive_learning_rates, config.attentive_weight_decays),
         config.attentive_epochs,
         config.seeds,
@@ -152,7 +173,8 @@ def _probe_backbone(weights: str, backbone: Any, data: ProbeData, config: ProbeC
     num_layers = backbone.config.num_hidden_layers
     keys = config.features(num_layers)
     read = partial(extract, backbone, batch_size=config.batch_size, precision=config.precision)
-    train, validation = _labelled(read(data.train, keys)), _labelled(read(data.validation, keys))
+    train = _labelled(read(data.train, keys))
+    validation = None if data.validation is None else _labelled(read(data.validation, keys))
     fits = fit_probes(train, validation, config)
     own = FeatureKey(num_layers, "mean", "causal" if getattr(backbone.config, "is_causal", True) else "full")
     rows = {
@@ -185,27 +207,62 @@ def _row(probe: ProbeName, weights: str, key: FeatureKey, fit: Fit, default: boo
 
 
 def fit_probes(
-    train: Features, validation: Features, config: ProbeConfig, probes: Sequence[ProbeName] = PROBES
+    train: Features, validation: Features | None, config: ProbeConfig, probes: Sequence[ProbeName] = PROBES
 ) -> dict[Any, dict[ProbeName, Fit]]:
-    """Probes fitted on every feature of `train`, with their accuracy on `validation`."""
-    num_classes = int(max(train.labels.max(), validation.labels.max())) + 1
+    """Probes fitted on every feature of `train`, with their accuracy on `validation`, or in cross-validation."""
+    num_classes = int(max(part.labels.max() for part in (train, validation) if part is not None)) + 1
     fits: dict[Any, dict[ProbeName, Fit]] = {}
     for key, x in train.values.items():
-        fits[key], seen = {}, validation.values[key]
-        if "linear" in probes:
-            linear = [
-                Fit(probe.predict, _share(probe.predict(seen), validation.labels), probe.penalty)
-                for probe in fit_linear(x, train.labels, num_classes, config.penalties)
-            ]
-            fits[key]["linear"] = max(linear, key=lambda fit: fit.accuracy)
-        if "knn" in probes:
-            near = partial(knn, x, train.labels, num_classes=num_classes, k=config.k)
-            fits[key]["knn"] = Fit(near, _share(near(seen), validation.labels), None)
+        fits[key] = {}
+        for probe in probes:
+            found = _candidates(probe, x, train.labels, num_classes, config)
+            if validation is None:
+                shares = _cross_validated(probe, x, train.labels, num_classes, config)
+            else:
+                shares = [_share(predict(validation.values[key]), validation.labels) for predict, _ in found]
+            best = max(range(len(found)), key=shares.__getitem__)
+            fits[key][probe] = Fit(found[best][0], shares[best], found[best][1])
     return fits
 
 
+def _candidates(
+    probe: ProbeName, x: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig
+) -> list[tuple[Predict, float | None]]:
+    """What of a probe is to be chosen from, with its penalty."""
+    if probe == "knn":
+        return [(partial(knn, x, labels, num_classes=num_classes, k=config.k), None)]
+    return [(linear.predict, linear.penalty) for linear in fit_linear(x, labels, num_classes, config.penalties)]
+
+
+def _cross_validated(probe: ProbeName, x: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig) -> list[float]:
+    """Share of right answers of each candidate, each row answered by probes that have not seen it."""
+    right: list[float] = []
+    for fold in range(config.folds):
+        out = folds_of(labels, config.folds) == fold
+        if out.any() and not out.all():
+            fitted = _candidates(probe, x[~out], labels[~out], num_classes, config)
+            now = [(predict(x[out]) == labels[out]).sum().item() for predict, _ in fitted]
+            right = [a + b for a, b in zip(right, now)] if right else now
+    return [count / len(labels) for count in right]
+
+
+def folds_of(labels: Tensor, num: int) -> Tensor:
+    """The fold of each row [N]: every class is dealt out evenly, drawn with a fixed seed."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(2))
+    order = order[labels[order].argsort(stable=True)]
+    folds = torch.empty_like(labels)
+    folds[order] = torch.arange(len(labels)) % num
+    return folds
+
+
 def measure(
-    fit: Fit, probe: ProbeName, key: Any, train: Features, validation: Features, test: Features, config: ProbeConfig
+    fit: Fit,
+    probe: ProbeName,
+    key: Any,
+    train: Features,
+    validation: Features | None,
+    test: Features,
+    config: ProbeConfig,
 ) -> tuple[float, float | None]:
     """Test accuracy, and None; with several seeds mean and standard deviation over probes fitted on random parts of the
     training images, each with the penalty that validation then chooses."""
@@ -215,7 +272,7 @@ def measure(
     for seed in range(config.seeds):
         part = torch.randperm(num, generator=torch.Generator().manual_seed(seed))[: max(1, int(SEED_SHARE * num))]
         some = Features({key: train.values[key][part]}, train.labels[part])
-        seen = Features({key: validation.values[key]}, validation.labels)
+        seen = None if validation is None else Features({key: validation.values[key]}, validation.labels)
         found.append(accuracy(fit_probes(some, seen, config, [probe])[key][probe], test, key))
     return statistics.mean(found), statistics.stdev(found)
 
@@ -247,6 +304,7 @@ class QuickProbe:
 
     def __init__(self, data: ProbeData, config: ProbeConfig):
         self.train = draw(data.train, config.num_online)
+        assert data.validation is not None  # images have one always, held out if need be
         self.validation = draw(data.validation, config.num_online)
         self.config = config.model_copy(update={"penalties": [0.01]})
 

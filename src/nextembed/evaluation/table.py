@@ -44,6 +44,8 @@ class ProbeTable:
 
     pixels, pixels_validation, pixels_spread: accuracy of each probe on raw pixels, and its standard deviation. chance:
     share of the largest class. seeds: over how many a test accuracy is the mean. notes: what else is to be known.
+    raw, things: what stands in place of raw pixels and of images, where another modality was probed. folds: of the
+    cross-validation that chose, 0 where validation rows did; "validation" is then its accuracy.
     """
 
     rows: list[Row]
@@ -57,6 +59,13 @@ class ProbeTable:
     pixels_spread: dict[str, float] = field(default_factory=dict)
     seeds: int = 1
     notes: list[str] = field(default_factory=list)
+    raw: str = "raw pixels"
+    things: str = "images"
+    folds: int = 0
+
+    @property
+    def chosen_on(self) -> str:
+        return f"{self.folds}-fold cross-validation" if self.folds else "validation"
 
     def best(self, probe: str | None = None, weights: str | None = None) -> Row | None:
         """The row with the highest validation accuracy; of trained weights unless `weights` names others."""
@@ -67,7 +76,7 @@ class ProbeTable:
     def save(self, path: str | Path) -> Path:
         """Writes probe.json."""
         best = self.best()
-        values = asdict(self) | {"best": asdict(best) if best else None, "chosen_on": "validation"}
+        values = asdict(self) | {"best": asdict(best) if best else None, "chosen_on": self.chosen_on}
         path = Path(path)
         path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
@@ -98,7 +107,7 @@ class ProbeTable:
         columns = list(dict.fromkeys((row.pooling, row.attention) for row in rows if row.layer))
         cells = {(row.layer, row.pooling, row.attention): row for row in rows}
         name = WEIGHTS.get(best.weights, best.weights)
-        table = Table(title=f"{title}: validation accuracy in %, {name}", title_justify="left")
+        table = Table(title=f"{title}: {self.chosen_on} accuracy in %, {name}", title_justify="left")
         table.add_column("layer", justify="right")
         for pooling, attention in columns:
             table.add_column(f"{pooling}\n{attention}", justify="right")
@@ -109,10 +118,11 @@ class ProbeTable:
         return table
 
     def _summary(self) -> Table:
-        table = Table(title="Rows chosen on validation, then measured once on test", title_justify="left")
+        table = Table(title=f"Rows chosen by {self.chosen_on}, then measured once on test" if self.folds else
+                      "Rows chosen on validation, then measured once on test", title_justify="left")  # fmt: skip
         for name in ("probe", "weights", "feature"):
             table.add_column(name)
-        for name in ("validation", "test"):
+        for name in ("cross-validation" if self.folds else "validation", "test"):
             table.add_column(name, justify="right")
         for probe, title in TITLES.items():
             for weights in dict.fromkeys(row.weights for row in self.rows):
@@ -127,7 +137,7 @@ class ProbeTable:
             if probe in self.pixels_validation:
                 spread = self.pixels_spread.get(probe)
                 numbers = percent(self.pixels_validation[probe]), percent(self.pixels.get(probe), spread)
-                table.add_row(title, "-", "raw pixels", *numbers, end_section=True)
+                table.add_row(title, "-", self.raw, *numbers, end_section=True)
         return table
 
 
@@ -144,22 +154,25 @@ def sentence(table: ProbeTable) -> list[str]:
             parts.append(f"the same network untrained {_measured(untrained)}")
         if probe in table.pixels_validation:
             value = table.pixels.get(probe, table.pixels_validation[probe])
-            parts.append(f"raw pixels {percent(value, table.pixels_spread.get(probe))}")
+            parts.append(f"{table.raw} {percent(value, table.pixels_spread.get(probe))}")
         lines.append(", ".join(parts) + ".")
     num_test, num_validation = table.images.get("test", 0), table.images.get("validation", 0)
     row = table.best()
+    how = f"by {table.chosen_on} on the training {table.things}" if table.folds else f"on {num_validation:,} others"
     if row and num_test and row.accuracy is not None:
         spread = 1.96 * (row.accuracy * (1 - row.accuracy) / num_test) ** 0.5
         lines.append(
-            f"Measured on {num_test:,} test images (95 % range about ±{100 * spread:.1f} points); layer, "
-            f"pooling and attention were chosen on {num_validation:,} others. "
+            f"Measured on {num_test:,} test {table.things} (95 % range about ±{100 * spread:.1f} points); layer, "
+            f"pooling and attention were chosen {how}. "
             f"Always guessing the largest class: {percent(table.chance)}."
         )
         if table.seeds > 1:
-            lines.append(f"± is the standard deviation over {table.seeds} seeds: {SEEDS_MEAN}.")
+            means = SEEDS_MEAN.replace("images", table.things)
+            lines.append(f"± is the standard deviation over {table.seeds} seeds: {means}.")
     elif row:
+        same = f"by {table.chosen_on}" if table.folds else f"on the same {num_validation:,} validation {table.things}"
         lines.append(
-            f"Measured on the same {num_validation:,} validation images that chose the row (there is no test "
+            f"Measured {same} that chose the row (there is no test "
             f"split), so a little too high. Always guessing the largest class: {percent(table.chance)}."
         )
     return lines + [f"Note: {note}." for note in table.notes]

@@ -105,6 +105,8 @@ class NextEmbeddingSettings(Part):
             raise ConfigError("objective.distance=vocabulary needs a model with a table of tokens: model.kind=omni")
         if self.distance == "likelihood" and getattr(backbone, "density_head", None) is None:
             raise ConfigError("objective.distance=likelihood needs model.density=von_mises_fisher or mixture")
+        if self.distance != "likelihood" and getattr(backbone, "density_head", None) is not None:
+            raise ConfigError("model.density is trained by objective.distance=likelihood")
         if self.weights and kinds is None:
             raise ConfigError("objective.weights needs a model of several modalities: model.kind=omni")
         for name in self.weights:
@@ -239,6 +241,8 @@ class NextEmbedding(Objective):
     def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None, boundary: Boundary | None = None) -> Tensor:
         """Summed distance over positions and steps, []."""
         total = hidden.new_zeros((), dtype=torch.float32)
+        if boundary is not None:
+            total = total + 0.0 * boundary.codes.log_scale  # ranks have to reach every parameter in every step
         project = self.projector or nn.Identity()
         target = project(target)
         if self.projector is not None:

@@ -16,7 +16,11 @@ from ...errors import ConfigError, unknown
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
 from .modeling_omni import OmniForPreTraining
+<<<<<<< HEAD
 from .processing_omni import OmniProcessor, next_places
+=======
+from .processing_omni import OmniProcessor, next_places, pad_left
+>>>>>>> omni-eval
 
 STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
 CHUNK = 32  # candidates scored at once
@@ -225,6 +229,32 @@ def nearest_begin(model: OmniForPreTraining, direction: Tensor) -> Tensor:
     return (direction @ F.normalize(model.model.begin.weight, dim=-1).T).amax(-1)
 
 
+class Context(NamedTuple):
+    """What candidates go on after, read once: its keys and values, its number of latents, and when the next one is."""
+
+    cache: DynamicCache
+    length: int
+    time: int
+
+    def copies(self, num: int) -> DynamicCache:
+        """The cache of `num` documents that all began like this."""
+        found = DynamicCache()
+        for number, layer in enumerate(self.cache.layers):
+            assert layer.keys is not None and layer.values is not None
+            found.update(layer.keys.expand(num, -1, -1, -1), layer.values.expand(num, -1, -1, -1), number)
+        return found
+
+
+def read_context(model: OmniForPreTraining, processor: OmniProcessor, pieces: Sequence[Any]) -> Context | None:
+    """None where there is nothing."""
+    if not len(pieces):
+        return None
+    inputs = {name: part.to(model.device) for name, part in processor([list(pieces)]).items()}
+    cache = DynamicCache(config=model.config)
+    model.encode(model.embed(inputs), past_key_values=cache)
+    return Context(cache, inputs["kinds"].shape[1], int(inputs["coordinates"][..., 0].max()) + 1)
+
+
 @torch.no_grad()
 def score(
     model: OmniForPreTraining,
@@ -234,27 +264,44 @@ def score(
     *,
     against_nothing: bool = False,
 ) -> Tensor:
-    """How well each candidate goes on after the context, [C]. See `OmniForPreTraining.score`."""
-    before = processor.encode_document(processor.document(context), end=False).length if len(context) else 0
-    found: list[Tensor] = []
-    for start in range(0, len(candidates), CHUNK):
-        part = [[*context, *candidate] for candidate in candidates[start : start + CHUNK]]
-        inputs = {name: rows.to(model.device) for name, rows in processor(part, end=True).items()}
-        lengths = (inputs["document_ids"] > 0).sum(1)
-        steps = torch.arange(inputs["kinds"].shape[1], device=model.device)
-        own = steps >= (len(steps) - lengths + before + 1)[:, None]  # behind the context and the begin latent
-        found.append((log_likelihoods(model, inputs) * own).sum(1))
-    total = torch.cat(found)
+    """How well each candidate goes on after the context, [C]. See `OmniForPreTraining.score`.
+
+    The context is read once; candidates of like length are read together.
+    """
+    if not len(candidates):
+        raise ConfigError("candidates: there are none")
+    before = read_context(model, processor, context)
+    # The seed is what their segments would have as part of the whole document, of which random orders are drawn.
+    encoded = [processor.encode_document({**processor.document(c), "seed": len(context)}) for c in candidates]
+    by_length = sorted(range(len(encoded)), key=lambda number: encoded[number].length)
+    total = torch.zeros(len(encoded), device=model.device)
+    for start in range(0, len(encoded), CHUNK):
+        rows = by_length[start : start + CHUNK]
+        inputs = {name: part.to(model.device) for name, part in pad_left([encoded[row] for row in rows]).items()}
+        total[rows] = log_likelihoods(model, inputs, before).sum(1)
     if against_nothing:
         total = total - score(model, processor, [], candidates)
     return total
 
 
-def log_likelihoods(model: OmniForPreTraining, inputs: Any) -> Tensor:
-    """For each position how likely its latent was after those before it, [B, T], 0 at the first: the log density
-    relative to the uniform one; without a density the log softmax for rows of tables, else the cosine."""
+def log_likelihoods(model: OmniForPreTraining, inputs: Any, before: Context | None = None) -> Tensor:
+    """For each position how likely its latent was after those before it, [B, T], 0 at the first of each document and
+    where there is none: the log density relative to the uniform one; without a density the log softmax for rows of
+    tables, else the cosine. before: what all documents go on after."""
+    present = inputs["document_ids"] > 0
+    cache = None
+    if before is not None:
+        shift = torch.tensor([float(before.time), 0.0, 0.0], device=present.device)
+        inputs = {
+            **inputs,
+            "coordinates": inputs["coordinates"] + shift,
+            "document_ids": F.pad(inputs["document_ids"], (before.length, 0), value=1),
+        }
+        cache = before.copies(len(present))
     latents = model.embed(inputs)
-    hidden = model.encode(latents.until(latents.z.shape[1] - 1)).last
+    last = latents.z.shape[1] - 1
+    seen = latents.until(last)._replace(documents=inputs["document_ids"][:, :-1])
+    hidden = model.encode(seen, past_key_values=cache).last
     target = latents.z[:, 1:]
     if model.density_head is not None:
         found = model.density_head(hidden).log_prob(target)
@@ -264,4 +311,4 @@ def log_likelihoods(model: OmniForPreTraining, inputs: Any) -> Tensor:
         chosen = codes[:, 1:] >= 0
         scores = code_scores(model, hidden[chosen], table)
         found = found.masked_scatter(chosen, -cross_entropy(scores, codes[:, 1:][chosen]))
-    return F.pad(found * (inputs["kinds"][:, 1:] > 0), (1, 0))
+    return F.pad(found * (present[:, 1:] & present[:, :-1]), (1, 0))

@@ -1,0 +1,199 @@
+"""Labelled rows of any modality of an Omni as samples, so that probes take them as they take images."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.types import IGNORE_LABEL
+from ..data.images import Role
+from ..data.labels import LABEL_COLUMNS
+from ..data.media import KINDS, MediaPart
+from ..data.tables import TablePart, field
+from ..data.transforms import Unreadable
+from ..errors import ConfigError, DataError, unknown
+from ..modalities import Image, Modality, Video
+from ..modalities.vision import as_pixels
+from .features import PIXEL_SIZE
+from .probes import ProbeConfig, ProbeData, draw
+
+RAW_STEPS = 16  # stretches of time that a raw signal is averaged over, so that all have one length
+RAW_FRAMES, RAW_SIDE = 4, 16  # of a raw video
+# What of a table says which rows there are, and how they are decoded.
+FIELDS = ("source", "subset", "split", "validation", "test", "where", "split_column", "background", "max_pixels",
+          "max_bytes", "max_skipped_rate", "num_frames", "max_seconds")  # fmt: skip
+
+
+def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
+    """The splits of labelled rows, each row one segment of `config.modality`, as an Omni reads them.
+
+    data: a table of rows (`TablePart`), or images (`ImagePart`). processor: of the model. Raises ConfigError for
+    modalities and columns that do not exist, DataError where nothing can be read.
+    """
+    if config.attentive:
+        raise ConfigError("probe.attentive: an attentive probe reads images of a NEPA model; leave it out for an Omni")
+    name = chosen_modality(data, config, processor)
+    if hasattr(data, "eval_samples"):
+        return image_data(data, config, processor, name)
+    if not isinstance(data, TablePart):
+        raise ConfigError(f"data of kind {data.kind} is no table of labelled rows: name one, --data SOURCE")
+    if data.streaming:
+        raise ConfigError("data.streaming: probes draw rows; that needs streaming=false")
+    kind = processor.modalities[name].get("kind", name)
+    own = {} if kind in KINDS else {name: "raw"}
+    given = {key: getattr(data, key) for key in FIELDS if key in type(data).model_fields}
+    table = MediaPart(**given, own_kinds=own | getattr(data, "own_kinds", {}))
+    splits = {}
+    for role, num in (("train", config.num_train), ("validation", config.num_validation), ("test", config.num_test)):
+        if (rows := rows_if_there(table, role)) is not None:  # type: ignore[arg-type]
+            splits[role] = draw(rows, num)
+    first = splits["train"][0]
+    column = chosen_column(first, config.column, [name, kind], "column")
+    label = chosen_column(first, config.label_column, list(LABEL_COLUMNS), "label_column")
+    values = {role: [label_of(rows[i], label) for i in range(len(rows))] for role, rows in splits.items()}
+    classes = sorted({one for found in values.values() for one in found if one is not None})
+    read = Reader(table, processor, name, name if name in table.own_kinds else kind, column)
+    found = {
+        role: read(rows, [IGNORE_LABEL if one is None else classes.index(one) for one in values[role]], role)
+        for role, rows in splits.items()
+    }
+    return ProbeData(found["train"], found.get("validation"), found.get("test"), classes,
+                     raw_name(processor.readers[name]), "rows", tuple(read.notes))  # fmt: skip
+
+
+def image_data(data: Any, config: ProbeConfig, processor: Any, name: str) -> ProbeData:
+    """Labelled images for an Omni, as `ImageData` reads them."""
+    from .loading import load_data
+
+    reader = processor.readers[name]
+    if not isinstance(reader, Image):
+        raise ConfigError(f"probe.modality={name}: the data are images; name a table of rows, --data SOURCE")
+
+    sizes = SimpleNamespace(image_shape=(reader.image_size, reader.image_size), num_channels=reader.num_channels)
+    found = load_data(data, config, sizes)
+
+    def encoded(samples: Any) -> Any:
+        if samples is None:
+            return None
+        rows = []
+        for i in range(len(samples)):
+            sample = samples[i]
+            pixels = sample["pixel_values"]
+            raw = raw_values(reader, pixels, None)
+            rows.append({"encoded": encode(processor, name, pixels), "raw": raw, "label": sample["label"]})
+        return rows
+
+    return found._replace(train=encoded(found.train), validation=encoded(found.validation), test=encoded(found.test))
+
+
+def chosen_modality(data: Any, config: ProbeConfig, processor: Any) -> str:
+    """`config.modality`, or the only one that can be meant."""
+    if config.modality is not None:
+        if config.modality not in processor.readers:
+            raise ConfigError(unknown("probe.modality:", config.modality, processor.names))
+        return config.modality
+    images = [name for name, reader in processor.readers.items() if isinstance(reader, Image)]
+    likely = images if hasattr(data, "eval_samples") else processor.names
+    if len(likely) != 1:
+        raise ConfigError(f"probe.modality: say which is probed, one of {', '.join(processor.names)}")
+    return likely[0]
+
+
+def rows_if_there(table: MediaPart, role: Role) -> Any:
+    """Rows of a split; None where there is no such split, and it is not the training split."""
+    try:
+        rows = table.rows(role)
+    except ConfigError as err:
+        if role == "train" or "split" not in str(err):
+            raise
+        return None
+    if len(rows):
+        return rows
+    if role == "train":
+        raise DataError("the train split has no rows")
+    return None
+
+
+def chosen_column(row: dict[str, Any], given: str | None, likely: list[str], setting: str) -> str:
+    """The column asked for, or the first likely one that a row has. Raises ConfigError where there is none."""
+    columns = [name for name in row if name not in ("key", "folder")]
+    if given is not None:
+        if given.split(".")[0] not in columns:
+            raise ConfigError(unknown(f"probe.{setting}:", given, columns))
+        return given
+    found = next((name for name in likely if name in columns), None)
+    if found is None:
+        raise ConfigError(f"probe.{setting}: name one of the columns {', '.join(columns)}")
+    return found
+
+
+def label_of(row: dict[str, Any], column: str) -> str | None:
+    try:
+        value = field(row, column)
+    except Unreadable:
+        return None
+    if isinstance(value, bool | int | str):
+        return str(value)
+    if value is None:
+        return None
+    raise ConfigError(f"probe.label_column: '{column}' holds {type(value).__name__}, no classes")
+
+
+class Reader:
+    """Rows to samples: "encoded", "raw", "label". What cannot be read is left out; notes: how much, and why."""
+
+    def __init__(self, table: MediaPart, processor: Any, name: str, kind: str, column: str):
+        self.table, self.processor, self.name, self.kind, self.column = table, processor, name, kind, column
+        self.notes: list[str] = []
+
+    def __call__(self, rows: Any, labels: list[int], role: str) -> list[dict[str, Any]]:
+        """Raises DataError if more than `max_skipped_rate` of the rows (and more than one) cannot be read."""
+        samples, skipped = [], []
+        for i, label in enumerate(labels):
+            row = rows[i]
+            try:
+                value = self.table.segment(self.kind, field(row, self.column), row["folder"])["value"]
+                encoded = encode(self.processor, self.name, value)
+            except (Unreadable, ValueError) as err:
+                skipped.append(f"{row['key']}: {str(err).splitlines()[0]}")
+                continue
+            raw = raw_values(self.processor.readers[self.name], value, encoded)
+            samples.append({"encoded": encoded, "raw": raw, "label": label, "key": row["key"]})
+        if skipped:
+            said = (
+                f"{len(skipped)} of {len(labels)} {role} rows cannot be read as {self.name}; the first is {skipped[0]}"
+            )
+            if len(skipped) > max(self.table.max_skipped_rate * len(labels), 1) or not samples:
+                raise DataError(said)
+            self.notes.append(said)
+        return samples
+
+
+def encode(processor: Any, name: str, value: Any) -> Any:
+    """One segment as a document that goes on. Raises ValueError for what is none, or has no latents."""
+    encoded = processor.encode_document({"key": "", "segments": [{"kind": name, "value": value}]}, end=False)
+    if encoded.length < 2:
+        raise ValueError("it is empty")
+    return encoded
+
+
+def raw_name(reader: Modality) -> str:
+    if reader.value_size is None:
+        return "bag of tokens"
+    return "raw pixels" if isinstance(reader, Image | Video) else "raw signal"
+
+
+def raw_values(reader: Any, value: Any, encoded: Any) -> Tensor:
+    """What a probe without a model reads, [R]: shares of tokens; pixels of an image, at most 32 a side, or of a video,
+    averaged to 4 frames of 16 a side; of any other signal its patches, averaged over 16 stretches."""
+    if reader.value_size is None:
+        ids = encoded.positions["input_ids"][1:]
+        return ids.bincount(minlength=reader.table.num_embeddings).float() / len(ids)
+    if isinstance(reader, Image):
+        return as_pixels(value, reader.num_channels, min(reader.image_size, PIXEL_SIZE)).flatten()
+    if isinstance(reader, Video):
+        frames = as_pixels(value, reader.num_channels, RAW_SIDE).transpose(0, 1)  # [C, F, H, W]
+        return F.adaptive_avg_pool3d(frames[None], (RAW_FRAMES, RAW_SIDE, RAW_SIDE)).flatten()
+    patches = next(rows for rows in encoded.values.values() if len(rows))  # [N, P]
+    return F.adaptive_avg_pool1d(patches.T[None], RAW_STEPS).flatten()
