@@ -16,11 +16,7 @@ from ...errors import ConfigError, unknown
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
 from .modeling_omni import OmniForPreTraining
-<<<<<<< HEAD
-from .processing_omni import OmniProcessor, next_places
-=======
 from .processing_omni import OmniProcessor, next_places, pad_left
->>>>>>> omni-eval
 
 STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
 CHUNK = 32  # candidates scored at once
