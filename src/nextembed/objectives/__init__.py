@@ -3,6 +3,7 @@
 from .emu import EmuObjective, EmuSettings
 from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
+from .readout import ReadoutSettings, load_readouts
 from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
 from .visual_decoder import VisualDecoderSettings, VisualDecoding
@@ -15,9 +16,11 @@ __all__ = [
     "LatentDecoderSettings",
     "NextEmbedding",
     "NextEmbeddingSettings",
+    "ReadoutSettings",
     "Segmentation",
     "SegmentationSettings",
     "VisualDecoderSettings",
     "VisualDecoding",
     "load_decoder",
+    "load_readouts",
 ]
