@@ -7,9 +7,9 @@ from pathlib import Path
 from ..core.config import from_yaml, load_from_file
 from ..errors import ConfigError, unknown
 from ..run import RunConfig
-from . import decoder, emu, finetune, nepa, omni, segmentation
+from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, segmentation
 
-__all__ = ["decoder", "emu", "finetune", "load", "nepa", "omni", "recipes", "segmentation"]
+__all__ = ["decoder", "emu", "finetune", "load", "nepa", "omni", "omni_candle", "omni_series", "recipes", "segmentation"]
 
 Recipe = Callable[[], RunConfig]
 
@@ -18,7 +18,7 @@ def recipes() -> dict[str, Recipe]:
     """All recipes by name: the public functions of this package's modules."""
     return {
         name: function
-        for module in (nepa, finetune, segmentation, decoder, emu, omni)
+        for module in (nepa, finetune, segmentation, decoder, emu, omni, omni_candle, omni_series)
         for name, function in vars(module).items()
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
     }

@@ -1,0 +1,84 @@
+"""The candle test: is a model as sure of what it has not touched as the evidence allows?"""
+
+from typing import Any
+
+from ..core.config import apply_overrides
+from ..data.candle import THINGS, Candle
+from ..evaluation.probes import ProbeConfig
+from ..models.omni import OmniParts
+from ..objectives.next_embedding import NextEmbeddingSettings
+from ..run import RunConfig
+from ..training.optim import OptimConfig
+from ..training.trainer import TrainConfig
+from .omni import _tiny
+
+RATES = (0.2, 0.5, 0.8)  # how often a thing is real; which of the three depends on the thing
+
+
+def _rates() -> dict[str, float]:
+    """Rates of the things that are hot or cold, each of the three equally often among both."""
+    found: dict[str, float] = {}
+    for warmth in ("hot", "cold"):
+        names = [name for name, own in THINGS.items() if own == warmth]
+        found |= {name: RATES[number % len(RATES)] for number, name in enumerate(names)}
+    return found
+
+
+def omni_candle() -> RunConfig:
+    """Pictures, touch and questions in one latent space, next latents as mixtures; minutes on one core.
+
+    Pictures of hot, cold and other things (32 px, 16 patches), temperatures on touching them (8 latents of 4 samples) and
+    text as bytes. A hot or cold thing is real at a rate of its own, 20, 50 or 80 %; else it is a picture of one, which
+    feels like the room.
+    """
+    return RunConfig(
+        name="omni_candle",
+        data=Candle(touch_kind="touch", real_rates=_rates(), num_workers=0),
+        model=OmniParts(
+            modalities={
+                "text": {},
+                "image": {"image_size": 32, "patch_size": 8},
+                "touch": {"kind": "series", "channels": 1, "patch_size": 4, "length": 32},
+            },
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            layerscale_value=0.1,
+            max_length=128,
+            density="mixture",
+            num_components=8,
+        ),
+        objective=NextEmbeddingSettings(distance="likelihood"),
+        optim=OptimConfig(base_learning_rate=3.2e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        train=TrainConfig(batch_size=16, max_steps=500, log_steps=25, save_steps=500),
+        probe=ProbeConfig(enabled=False),
+    )
+
+
+def omni_candle_tiny() -> RunConfig:
+    """omni_candle, shrunk, two steps."""
+    return _tiny(omni_candle())
+
+
+def omni_candle_point() -> RunConfig:
+    """omni_candle whose next latents are points: cosines, and for text the softmax over the table of bytes."""
+    return _variant("point", "model.density=none", "objective.distance=vocabulary")
+
+
+def omni_candle_point_tiny() -> RunConfig:
+    """omni_candle_point, shrunk, two steps."""
+    return _tiny(omni_candle_point())
+
+
+def omni_candle_single() -> RunConfig:
+    """omni_candle whose next latents are single von Mises-Fisher densities: one direction and how sure it is."""
+    return _variant("single", "model.density=von_mises_fisher")
+
+
+def omni_candle_single_tiny() -> RunConfig:
+    """omni_candle_single, shrunk, two steps."""
+    return _tiny(omni_candle_single())
+
+
+def _variant(name: str, *changes: Any) -> RunConfig:
+    return apply_overrides(omni_candle(), [f"name=omni_candle_{name}", *changes])
