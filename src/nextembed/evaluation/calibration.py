@@ -54,7 +54,8 @@ class Bin:
 @dataclass
 class Coverage:
     """share: of true latents that are nearest to one of the k heaviest components, and its 95 % interval; weight: the
-    mean sum of those components' weights, which is what the share should be."""
+    mean sum of those components' weights, which is what the share should be where components do not overlap (wide ones
+    take from each other, so that the heaviest may get less)."""
 
     k: int
     share: float
