@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.density import Density
+from ..nn.directional import cosines
 from .language.scores import Metric, write_json
 
 NUM_DRAWS = 19  # samples a position: the truth then has one of 20 places, so that 50 and 90 % regions are exact
@@ -53,7 +54,8 @@ class Bin:
 @dataclass
 class Coverage:
     """share: of true latents that are nearest to one of the k heaviest components, and its 95 % interval; weight: the
-    mean sum of those components' weights, which is what the share should be."""
+    mean sum of those components' weights, which is what the share should be where components do not overlap (wide ones
+    take from each other, so that the heaviest may get less)."""
 
     k: int
     share: float
@@ -103,7 +105,7 @@ def score_positions(density: Density, latents: Tensor, generator: torch.Generato
     truth, predicted = F.normalize(latents.float().reshape(-1, dim), dim=-1), density.mean()
     log_prob = density.log_prob(truth)
     order = density.log_weights.argsort(dim=-1, descending=True, stable=True)
-    nearest = (density.directions * truth[:, None]).sum(-1).argmax(-1, keepdim=True)
+    nearest = cosines(density.directions, truth[:, None]).argmax(-1, keepdim=True)
     drawn, above = [], torch.zeros_like(log_prob, dtype=torch.long)
     for _ in range(NUM_DRAWS):
         sample = density.sample(generator)

@@ -65,7 +65,7 @@ class DensityHead(nn.Module):
 
     kind: "von_mises_fisher" (one component: the direction of the hidden state itself) or "mixture" of num_components,
     of which the first is the hidden state and the others a linear map away from it. min_kappa, max_kappa: bounds of the
-    concentration, never reached; by default those of a mean cosine of 0.01 and of 0.999 in this width.
+    concentration; by default those of a mean cosine of 0.01 and of 0.999 in this width.
     It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state.
     Raises ValueError for an unknown kind, too few components, and bounds that leave no room for that start.
     """

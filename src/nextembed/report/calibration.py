@@ -56,7 +56,8 @@ def _coverage(axes: Any, coverage: list[Mapping[str, Any]]) -> None:
     axes.plot(places, weights, "D", color=EXPECTED, markersize=6, markeredgecolor="white", label="their weight")
     axes.set_xticks(places, [str(c["k"]) for c in coverage])
     axes.set_xlim(-0.6, len(coverage) - 0.4)
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.3)  # room for the legend
+    axes.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     _dress(axes, "Coverage of the heaviest components")
     axes.set_xlabel("components")
     axes.set_ylabel("share of true latents")

@@ -87,7 +87,7 @@ def test_coverage_is_the_share_of_the_heaviest_components(documents):
 def test_places_and_regions_of_single_positions():
     axes = torch.eye(4)[:3].expand(3, 3, 4)
     density = Density(axes, torch.full((3, 3), 1e3), torch.tensor([0.1, 0.6, 0.3]).log().expand(3, 3))
-    latents = torch.stack((torch.eye(4)[1], torch.eye(4)[0], -torch.eye(4)[2] + 0.1 * torch.eye(4)[2 - 2]))
+    latents = torch.stack((torch.eye(4)[1], torch.eye(4)[0], -torch.eye(4)[2] + 0.1 * torch.eye(4)[0]))
     scores = score_positions(density, latents, generator())
     assert scores.place.tolist() == [0, 2, 2]
     assert scores.above[0] == 0  # the peak of the heaviest component
@@ -130,7 +130,7 @@ def test_intervals_are_over_documents_not_positions():
 
 def test_equal_values_share_a_bin():
     assert bin_numbers(np.full(7, 0.3), 10).tolist() == [0] * 7
-    assert bin_numbers(np.array([0.1, 0.1, 0.1, 0.5, 0.9]), 4).tolist() == [0, 0, 0, 1, 2]
+    assert bin_numbers(np.array([0.1, 0.1, 0.1, 0.5, 0.9]), 4).tolist() == [0, 0, 0, 1, 1]
     assert np.bincount(bin_numbers(np.arange(100.0), 10)).tolist() == [10] * 10
 
 
