@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -138,10 +138,40 @@ CHARTS = (
 )
 
 
+BY_MODALITY = {
+    "cos_next": Chart(
+        "Next latent, by modality",
+        {},
+        "Cosine of the prediction with the latent that comes next, by what that is; begin: the latents that say which "
+        "modality comes. Compare each with itself over time: modalities differ in how much can be known.",
+    ),
+    "top1": Chart(
+        "Right at first, by modality",
+        {},
+        "How often the nearest row of the table, of tokens and begin latents, is the right one.",
+        percent=True,
+    ),
+}
+
+
 def render_charts(history: Sequence[Mapping[str, Any]]) -> str:
     """Cards for every chart that has data; history: lines of metrics.jsonl, oldest first."""
-    cards = [_card(chart, number, history) for number, chart in enumerate(CHARTS)]
+    charts = [*CHARTS[:1], *modality_charts(history), *CHARTS[1:]]
+    cards = [_card(chart, number, history) for number, chart in enumerate(charts)]
     return "".join(card for card in cards if card)
+
+
+def modality_charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Charts of the metrics that are there for each modality of a model; at most as many curves in one as colours."""
+    found = []
+    for prefix, split in (("", ""), ("eval/", " (validation)")):
+        for metric, chart in BY_MODALITY.items():
+            start = f"{prefix}{metric}/"
+            names = list(dict.fromkeys(key for row in history for key in row if key.startswith(start)))
+            for first in range(0, len(names), len(SERIES)):
+                series = {name: name.removeprefix(start) for name in names[first : first + len(SERIES)]}
+                found.append(replace(chart, title=chart.title + split, series=series))
+    return found
 
 
 def points(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:

@@ -1,8 +1,9 @@
 """The page of a run on interleaved text and images: both losses, whether the latents live, and what the model says."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -40,6 +41,11 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
     if "text_loss" in last:
         facts.append((f"{last['text_loss']:.3f}", "text loss, nats a token"))
         facts.append((f"{100 * last['text_accuracy']:.1f} %", "of tokens right"))
+    for name in names_of(view):
+        if f"top1/{name}" in last:
+            facts.append((f"{100 * last[f'top1/{name}']:.1f} %", f"of {name} right at first"))
+        elif f"cos_next/{name}" in last:
+            facts.append((f"{last[f'cos_next/{name}']:.3f}", f"cosine with the next latent, {name}"))
     if last.get("regression_loss"):
         facts.append((f"{last['regression_loss']:.4g}", "distance to the next latent"))
     if "psnr" in last:
@@ -49,11 +55,22 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
         facts.append((f"{sizes['trained'] / 1e6:.2f} M", f"of {sizes['all'] / 1e6:.2f} M parameters trained"))
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
     source = str((view.config.get("data") or {}).get("source", "")) or "its documents"
+    what = _listed(names_of(view)) or "Text and images"
     return (
-        f'<p class="kicker">Text and images on {escape(source)}</p><h1>{escape(view.name)}</h1>'
+        f'<p class="kicker">{escape(what)} on {escape(source)}</p><h1>{escape(view.name)}</h1>'
         f'<div class="card verdict {escape(found.word)}"><b>{escape(words.get(found.word, found.word))}</b>'
         f'<p>{escape(found.sentence)}</p></div><div class="facts">{cards}</div>'
     )
+
+
+def names_of(view: RunView) -> list[str]:
+    """The modalities of an Omni run; none of another one."""
+    return list((view.config.get("model") or {}).get("modalities") or {})
+
+
+def _listed(names: list[str]) -> str:
+    *others, last = names or [""]
+    return (f"{', '.join(others)} and {last}" if others else last).capitalize()
 
 
 def spoken(view: RunView) -> str:
@@ -79,30 +96,42 @@ def spoken(view: RunView) -> str:
 
 def continuations(view: RunView) -> tuple[list[dict[str, Any]], str]:
     """Images, text before, what is said and what is true of some documents; and their split."""
-    importlib.import_module("..models.emu", __package__)
-    importlib.import_module("..data.kinds", __package__)
+    model, processor = load(view)
+    documents, split = documents_of(view)
+    rows: list[dict[str, Any]] = []
+    for document in documents:
+        place = place_of_answer(document)
+        if place is not None:
+            rows.append(continued(model, processor, document, place))
+        if len(rows) == NUM_DOCUMENTS:
+            break
+    return rows, split
+
+
+def load(view: RunView) -> tuple[Any, Any]:
+    """The run's model and its processor."""
+    for package in ("models.emu", "models.omni"):  # registers them with the Auto classes
+        importlib.import_module(f"..{package}", __package__)
     folder = weights_folders(view.dir)["raw"]
     with no_progress_bar():
         model = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True).eval()
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        return model, AutoProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def documents_of(view: RunView) -> tuple[Iterator[Document], str]:
+    """The first documents of the validation split, or of the training split where there is no other; and the split."""
+    importlib.import_module("..data.kinds", __package__)  # registers its kinds
     data: Any = DATA.parse(view.config["data"])
-    split = "validation"
-    try:
-        found = iter(data.documents(split))
-        first = next(found, None)
-    except ConfigError:
-        split = "train"
-        found = iter(data.documents(split))
-        first = next(found, None)
-    rows: list[dict[str, Any]] = []
-    tried = 0
-    while first is not None and len(rows) < NUM_DOCUMENTS and tried < MAX_TRIED:
-        tried += 1
-        place = place_of_answer(first)
-        if place is not None:
-            rows.append(continued(model, processor, first, place))
-        first = next(found, None)
-    return rows, split
+    for split in ("validation", "train"):
+        try:
+            found = iter(data.documents(split))
+            first = next(found, None)
+        except ConfigError:
+            if split == "train":
+                raise
+            continue
+        return islice(chain([] if first is None else [first], found), MAX_TRIED), split
+    raise AssertionError
 
 
 def place_of_answer(document: Document) -> int | None:

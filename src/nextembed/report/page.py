@@ -7,6 +7,7 @@ from typing import Any
 
 from ..nn.diagnostics import verdict
 from . import multimodal, scores
+from .answers import answered
 from .charts import render_charts
 from .inside_page import inside_sections
 from .overlays import overlay_sections, segment_header, segment_training
@@ -32,9 +33,12 @@ NUM_SKIPPED = 50
 def render(view: RunView) -> str:
     """The whole page."""
     if view.task == "multimodal":
+        kind = (view.config.get("objective") or {}).get("kind")
         sections = [
             multimodal.header(view, WORDS),
-            multimodal.spoken(view) if (view.config.get("objective") or {}).get("kind") == "emu" else "",
+            multimodal.spoken(view) if kind == "emu" else "",
+            answered(view) if kind == "next_embedding" else "",
+            _probes(view),
             _curves(view),
             _warnings(view),
             _skipped(view),
@@ -122,17 +126,19 @@ def _missing(view: RunView) -> str:
 def _probes(view: RunView) -> str:
     if not view.probes:
         return ""
-    images = view.probes.get("images", {})
+    images, things = view.probes.get("images", {}), view.probes.get("things", "images")
+    others = f"on {images.get('validation', 0):,} others"
+    if folds := view.probes.get("folds"):
+        others = f"by {folds}-fold cross-validation on these"
     text = (
         "How well simple classifiers read the classes from frozen features. "
-        f"Fitted on {images.get('train', 0):,} images; layer, pooling and attention chosen on "
-        f"{images.get('validation', 0):,} others. "
+        f"Fitted on {images.get('train', 0):,} {things}; layer, pooling and attention chosen {others}. "
     )
     text += (
-        f"The bars are measured on {images['test']:,} test images that no choice has seen (95 % range at most "
+        f"The bars are measured on {images['test']:,} test {things} that no choice has seen (95 % range at most "
         f"±{100 * 0.98 / images['test'] ** 0.5:.1f} points)."
         if "test" in images
-        else "There is no test split: the bars show validation accuracy, a little too high for the chosen rows."
+        else "There is no test split: the bars show the accuracy that chose, a little too high for the chosen rows."
     )
     more = [_grid(view, probe, weights) for probe in SWEPT for weights in WEIGHTS]
     best = {probe: _best(view, probe) for probe in PROBES}
@@ -169,7 +175,7 @@ def _bars(view: RunView, probe: str) -> str:
             bars.append((name, where, _value(row), row.get("spread"), colour))
     pixels = table.get("pixels", {}).get(probe, table.get("pixels_validation", {}).get(probe))
     if pixels is not None:
-        bars.append(("raw pixels", "", pixels, table.get("pixels_spread", {}).get(probe), "--c3"))
+        bars.append((table.get("raw", "raw pixels"), "", pixels, table.get("pixels_spread", {}).get(probe), "--c3"))
     bars.append(("largest class", "always guessed", table.get("chance", 0.0), None, "--soft"))
     if len(bars) < 2:
         return ""
