@@ -257,6 +257,8 @@ class Fit:
                 fits = middle
             else:
                 too_long = middle
+        if fits == 0 and segments[0]["kind"] != "text":
+            return None
         more = self._encode({**document, "segments": segments[:too_long]})
         values, length = more.values, self.max_length
         if segments[fits]["kind"] != "text":

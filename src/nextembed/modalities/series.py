@@ -35,14 +35,23 @@ class Series(Modality):
             raise ValueError(f"channels {channels} and patch_size {patch_size} are whole numbers from 1")
         if normalise not in ("none", "sample"):
             raise ValueError(f"normalise is 'none' or 'sample', not '{normalise}'")
+        for what, numbers in (("offset", offset), ("scale", scale)):
+            if isinstance(numbers, list) and len(numbers) != channels:
+                raise ValueError(f"{what} has {len(numbers)} numbers, for {channels} channels")
+        if 0 in (scale if isinstance(scale, list) else [scale]):
+            raise ValueError("scale: nothing can be divided by 0")
         self.channels, self.patch_size, self.normalise = channels, patch_size, normalise
         self.offset, self.scale, self.max_length, self.length = offset, scale, max_length, length
         self.value_size = channels * patch_size
         self.projection = nn.Linear(self.value_size, hidden_size)
 
     def patches(self, value: Tensor) -> Patches:
-        """value: [C, T], float."""
-        series = torch.as_tensor(np.asarray(value, dtype=np.float32), device="cpu")
+        """value: [C, T], float; [T] of a single channel."""
+        try:
+            value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            series = torch.from_numpy(np.array(value, dtype=np.float32))
+        except (TypeError, ValueError):
+            raise ValueError(f"a series is numbers [{self.channels}, T], not {type(value).__name__}") from None
         if series.ndim == 1:
             series = series[None]
         if series.ndim != 2 or series.shape[0] != self.channels or series.shape[1] == 0:

@@ -19,6 +19,8 @@ class Image(Modality):
 
     def __init__(self, hidden_size: int, image_size: int = 32, patch_size: int = 4, num_channels: int = 3):
         super().__init__()
+        if min(image_size, patch_size, num_channels) < 1:
+            raise ValueError("the sizes of an image are whole numbers from 1")
         if image_size % patch_size:
             raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
         self.image_size, self.patch_size, self.num_channels = image_size, patch_size, num_channels

@@ -1,6 +1,7 @@
 """Configuration of Omni: the sizes of one transformer, and what stands at its boundary."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,7 @@ class OmniConfig(PreTrainedConfig):
 
     modalities: settings by name, each with its `kind` (else the name is the kind): {"text": {"vocabulary": 4096},
         "image": {"image_size": 32, "patch_size": 4}, "touch": {"kind": "series", "channels": 1}}.
+    modality_names: their order, which numbers begin latents and kinds; filled in. JSON files do not keep that of a dict.
     hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, use_gated_mlp, hidden_act, qkv_bias,
         qk_norm, qk_norm_affine, qk_norm_bias, layerscale_value, drop_path_prob, layer_norm_eps, initializer_range,
         rope_theta: as of `ViTNepaConfig`, whose layers these are.
@@ -27,6 +29,7 @@ class OmniConfig(PreTrainedConfig):
     model_type = "omni"
 
     modalities: dict[str, Any] | None = None
+    modality_names: list[str] | None = None
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
@@ -53,6 +56,8 @@ class OmniConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.modalities is None:
             self.modalities = {"text": {}, "image": {}}
+        self.modalities = in_order(self.modalities, self.modality_names)
+        self.modality_names = list(self.modalities)
         for name in self.modalities:
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise ValueError(f"'{name}' is no name for a modality: letters, digits and _")
@@ -77,3 +82,11 @@ class OmniConfig(PreTrainedConfig):
     def names(self) -> list[str]:
         """Modalities in the order of their begin latents; the end latent comes after."""
         return list(self.modalities or {})
+
+
+def in_order(modalities: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
+    """Settings of modalities in the order of `names`. Raises ValueError if these are other ones."""
+    names = list(modalities if names is None else names)
+    if sorted(names) != sorted(modalities):
+        raise ValueError(f"modality_names {', '.join(names)} are not those of modalities: {', '.join(modalities)}")
+    return {name: modalities[name] for name in names}

@@ -16,7 +16,7 @@ from ...errors import ConfigError, unknown
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
 from .modeling_omni import OmniForPreTraining
-from .processing_omni import OmniProcessor, next_places, pad_left
+from .processing_omni import BEGIN_PLACE, OmniProcessor, next_places, pad_left
 
 STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
 CHUNK = 32  # candidates scored at once
@@ -184,12 +184,16 @@ def paint(
     """Latents of a continuous modality: as many as its shape has, or until a begin or end latent is predicted."""
     reader, number = processor.readers[name], processor.names.index(name)
     shape = shape or reader.default_shape()
-    places = reader.places(shape if shape is not None else (max_latents,)).to(model.device)
+    try:
+        places = reader.places(shape if shape is not None else (max_latents,)).to(model.device)
+    except IndexError:  # more than time
+        size = f"shape {tuple(shape)} does not fit" if shape is not None else "how large it is has to be said"
+        raise ConfigError(f"target '{name}': {size}; see `default_shape` of {type(reader).__name__}") from None
     own = processor.orders.get(name, "raster")
     order = None if own == "raster" or shape is None else order_of(own, places.cpu(), sampler.generator)
     steps = places if order is None else places[order]
     tells = processor.tell_next and order is not None
-    rollout.begin(number, next_places(steps[:1], steps[:1]) if tells else None)
+    rollout.begin(number, next_places(steps[:1], BEGIN_PLACE.to(steps.device)) if tells else None)
     start = rollout.time + 1  # [B]
     fed: list[Tensor] = []
     values: list[Tensor] = []

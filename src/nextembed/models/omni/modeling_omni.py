@@ -272,13 +272,15 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def values_of(self, name: str, direction: Tensor) -> Tensor:
         """Values [N, P] that latents in a direction [N, D] (of any length) stand for: by the readout that was trained
         for this modality (see `readouts`), else by least squares through its projection, at the mean length of its
-        latents. Raises ConfigError for a modality of tokens."""
+        latents. Raises ConfigError for a modality of tokens, and for one with neither."""
         modality: Any = self.model.modality(name)
         if modality.value_size is None:
             raise ConfigError(f"modality '{name}' is read out by its table")
         unit = F.normalize(direction.float(), dim=-1)
         if name in self.readouts:
             return self.readouts[name](unit)
+        if not isinstance(getattr(modality, "projection", None), nn.Linear):
+            raise ConfigError(f"modality '{name}' has no linear projection to go back through: train a readout for it")
         length = self.model.lengths[FIRST + self.config.names.index(name)]
         weight, bias = modality.projection.weight.float(), modality.projection.bias.float()
         return torch.linalg.lstsq(weight, (unit * length - bias).T, driver="gelsd").solution.T

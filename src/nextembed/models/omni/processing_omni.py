@@ -10,12 +10,15 @@ from torch import Tensor
 from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 
 from ...core.types import Document, Encoded, Segment
-from ...errors import ConfigError
+from ...errors import ConfigError, unknown
 from ...modalities import MODALITIES, Modality
-from ...nn.orders import order_of
+from ...nn.orders import ORDERS, order_of
+from .configuration_omni import in_order
 from .modeling_omni import BEGIN, FIRST
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+BEGIN_PLACE = torch.tensor([[-1.0, 0.0, 0.0]])  # of a begin latent, in the coordinates of the segment that it begins
 
 Piece = str | Image.Image | np.ndarray | Tensor | dict[str, Any]
 
@@ -33,12 +36,12 @@ class OmniProcessor(ProcessorMixin):
     end latent. Gives, padded on the left, kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], latent_mask
     [B, T] (what may be a target: all but padding and the first), next_coordinates where the model is told them, and
     `values.NAME` [N, P] of each continuous modality of all documents in reading order.
-    modalities, tell_next: as of `OmniConfig`. orders: by modality, the order of segments that name none, e.g.
-    {"image": "hilbert"}. words: a tokenizer, where text is not bytes.
+    modalities, modality_names, tell_next: as of `OmniConfig`. orders: by modality, the order of segments that name
+    none, e.g. {"image": "hilbert"}. words: a tokenizer, where text is not bytes.
     Raises ValueError, one line, for what no modality of the model takes.
     """
 
-    valid_kwargs = ["modalities", "orders", "tell_next", "words"]
+    valid_kwargs = ["modalities", "orders", "tell_next", "words", "modality_names"]
 
     def __init__(
         self,
@@ -46,9 +49,11 @@ class OmniProcessor(ProcessorMixin):
         orders: Mapping[str, str] | None = None,
         tell_next: bool = False,
         words: Any = None,
+        modality_names: Sequence[str] | None = None,
         **kwargs: Any,
     ):
-        self.modalities = {name: dict(own) for name, own in (modalities or {"text": {}, "image": {}}).items()}
+        own = in_order(modalities or {"text": {}, "image": {}}, modality_names)
+        self.modalities = {name: dict(settings) for name, settings in own.items()}
         self.orders, self.tell_next, self.words = dict(orders or {}), tell_next, words
         super().__init__(**kwargs)
         self.readers: dict[str, Modality] = MODALITIES.without_weights(self.modalities)
@@ -59,6 +64,8 @@ class OmniProcessor(ProcessorMixin):
         for name in self.orders:
             if name not in self.readers:
                 raise ValueError(f"orders: the model has no modality '{name}', only {', '.join(self.readers)}")
+            if self.orders[name] not in ORDERS:
+                raise ValueError(f"orders.{name}: " + unknown("order", self.orders[name], ORDERS))
 
     @property
     def spelled(self) -> list[str]:
@@ -66,8 +73,8 @@ class OmniProcessor(ProcessorMixin):
         return [n for n, r in self.readers.items() if r.value_size is None and getattr(r, "vocabulary", "") != "bytes"]
 
     def to_dict(self) -> dict[str, Any]:
-        kept = ("modalities", "orders", "tell_next")
-        return {"processor_class": type(self).__name__, **{name: getattr(self, name) for name in kept}}
+        found = {name: getattr(self, name) for name in ("modalities", "orders", "tell_next")}
+        return {"processor_class": type(self).__name__, "modality_names": self.names, **found}
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
         """processor_config.json, and the tokenizer's files where there is one."""
@@ -80,7 +87,7 @@ class OmniProcessor(ProcessorMixin):
         """Raises OSError where there is no processor, ConfigError where it names a modality that is not loaded."""
         hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
-        own = {name: found.get(name) for name in ("modalities", "orders", "tell_next")}
+        own = {name: found.get(name) for name in ("modalities", "modality_names", "orders", "tell_next")}
         if any(part.get("vocabulary", "bytes") != "bytes" for part in (own["modalities"] or {}).values()):
             own["words"] = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         return cls(**own)
@@ -95,9 +102,9 @@ class OmniProcessor(ProcessorMixin):
 
     def __call__(self, documents: Sequence[Any], end: bool = False, **kwargs: Any) -> BatchFeature:
         """end: whether documents end; False leaves them open, to be gone on with."""
-        if isinstance(documents, str | Image.Image | dict):
+        if isinstance(documents, str | Image.Image | np.ndarray | Tensor | dict):
             documents = [documents]
-        batch = list(documents) if documents and isinstance(documents[0], list | tuple) else [documents]
+        batch = list(documents) if len(documents) and isinstance(documents[0], list | tuple) else [documents]
         encoded = [self.encode_document(self.document(pieces), end=end) for pieces in batch]
         return BatchFeature(pad_left(encoded))
 
@@ -109,7 +116,7 @@ class OmniProcessor(ProcessorMixin):
         if isinstance(piece, str):
             return {"kind": "text", "value": piece}
         if isinstance(piece, dict):
-            if "kind" in piece:
+            if {"kind", "value"} <= piece.keys():
                 return piece  # type: ignore[return-value]
             if len(piece) == 1 and next(iter(piece)) in self.readers:
                 name, value = next(iter(piece.items()))
@@ -129,6 +136,8 @@ class OmniProcessor(ProcessorMixin):
                 raise ValueError(f"a segment of kind '{name}'; the model has {', '.join(self.readers)}")
             reader = self.readers[name]
             found = reader.patches(segment["value"])
+            if found.values.shape[1:] != (() if reader.value_size is None else (reader.value_size,)):
+                raise ValueError(f"patches of '{name}' are {list(found.values.shape)}, its value_size {reader.value_size}")
             order = self.order(segment, found, document.get("seed", 0) + number)
             places = found.coordinates
             duration = int(places[:, 0].max()) + 1 if len(places) else 0
@@ -136,7 +145,7 @@ class OmniProcessor(ProcessorMixin):
             places = places if order is None else places[order]
             parts += [begin(self.names.index(name), time, loss), self.latents(name, rows, places, time + 1, loss)]
             if self.tell_next and order is not None and len(places):
-                parts[-2]["next_coordinates"] = next_places(places[:1], places[:1])
+                parts[-2]["next_coordinates"] = next_places(places[:1], BEGIN_PLACE)
                 parts[-1]["next_coordinates"] = next_places(torch.cat((places[1:], 0 * places[:1])), places)
                 parts[-1]["next_coordinates"][-1] = 0.0
             if name in values:
@@ -181,7 +190,8 @@ class OmniProcessor(ProcessorMixin):
 
     def check(self, config: Any) -> None:
         """Raises ConfigError if a model's configuration differs from this processor's."""
-        if dict(config.modalities) != self.modalities or config.tell_next != self.tell_next:
+        same = dict(config.modalities) == self.modalities and config.names == self.names
+        if not same or config.tell_next != self.tell_next:
             raise ConfigError("the processor was made for other modalities than the model")
 
 
@@ -196,9 +206,11 @@ def begin(index: int, time: int, loss: bool) -> dict[str, Tensor]:
 
 
 def next_places(following: Tensor, current: Tensor) -> Tensor:
-    """What a model is told of the next latent: how many steps ahead in time, and where in height and width."""
+    """What a model is told of the next latent: how many steps ahead in time, and where in height and width.
+
+    Half a step is added, so that no place is (0, 0, 0), which says nothing."""
     told = following.clone()
-    told[:, 0] = (following[:, 0] - current[:, 0]) / 16
+    told[:, 0] = (following[:, 0] - current[:, 0] + 0.5) / 16
     return told
 
 
