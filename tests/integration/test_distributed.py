@@ -32,7 +32,7 @@ def config(output_dir: Path, **train) -> RunConfig:
 
 def python(*words: object) -> subprocess.CompletedProcess:
     command = [str(word) for word in (sys.executable, *words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
 
 
 def torchrun(script: Path, *args: object) -> subprocess.CompletedProcess:

@@ -69,7 +69,7 @@ def killed_and_resumed(**runs: tuple[RunConfig, list[str]]) -> list[Path]:
         (Path(folder) / "config.yaml").write_text(to_yaml(settings))
         words += [*(["--"] if words else []), folder, *kills]
     done = subprocess.run(
-        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=340, check=False
+        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=550, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [Path(folder) / "run" for folder in runs]
@@ -311,7 +311,7 @@ def test_two_ranks_score_on_one_and_train_the_weights_of_one(tmp_path, still):
     file.write_text(to_yaml(config(tmp_path / "two", still, *exact)))
     runner = RUNNER.with_name("rank_runner.py")
     command = [sys.executable, runner, "--ranks", 2, file]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     two = tmp_path / "two" / "run"
     for name in ("model", "ema"):

@@ -41,7 +41,7 @@ def run(settings: RunConfig, **kills: list[str]) -> list[Path]:
         (Path(folder) / "config.yaml").write_text(to_yaml(settings))
         words += [*(["--"] if words else []), folder, *moments]
     done = subprocess.run(
-        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=340, check=False
+        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=550, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return [Path(folder) / "run" for folder in kills]
