@@ -2,6 +2,7 @@
 
 from ..core.config import apply_overrides
 from ..data.emoji_documents import EmojiDocuments, KindWeights
+from ..data.pairs import TextData
 from ..evaluation.probes import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
@@ -33,6 +34,34 @@ def omni_emoji() -> RunConfig:
         train=TrainConfig(batch_size=16, max_steps=1000, log_steps=20, save_steps=250, probe_steps=200),
         probe=ProbeConfig(enabled=False),
     )
+
+
+def omni_text() -> RunConfig:
+    """Next latents of bytes, on short descriptions; three minutes on one core.
+
+    For benchmarks/omni_ablations.py, which compares distances. The last 2,000 of the bundled texts are for validation.
+    """
+    return RunConfig(
+        name="omni_text",
+        data=TextData(source="glosses", split="train[:38000]", validation="train[38000:]", num_workers=0),
+        model=OmniParts(
+            modalities={"text": {}},
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            layerscale_value=0.1,
+            max_length=256,
+        ),
+        objective=NextEmbeddingSettings(distance="vocabulary"),
+        optim=OptimConfig(base_learning_rate=3.2e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        train=TrainConfig(batch_size=16, max_steps=300, log_steps=20, save_steps=300),
+        probe=ProbeConfig(enabled=False),
+    )
+
+
+def omni_text_tiny() -> RunConfig:
+    """omni_text, shrunk, two steps."""
+    return _tiny(omni_text())
 
 
 def omni_emoji_tiny() -> RunConfig:
