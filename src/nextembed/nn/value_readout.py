@@ -19,9 +19,9 @@ OFFSETS = [(0, *step) for step in itertools.product((-1, 0, 1), repeat=2)] + [(-
 class ValueReadout(nn.Module):
     """Latents [N, D] to values [N, P].
 
-    Only the direction of a latent is read, since that is all a cosine loss fixes. decoder: "linear" is one matrix; "mlp"
-    adds `num_layers` residual layers of `width` to it; "conv" the same layers over a latent and its neighbours on the
-    grid of its segment: 3 x 3 in height and width, and one step of time to each side.
+    Only the direction of a latent is read, since that is all a cosine loss fixes. decoder: "linear" is one matrix;
+    "mlp" adds `num_layers` residual layers of `width` to it; "conv" the same layers over a latent and its neighbours
+    on the grid of its segment: 3 x 3 in height and width, and one step of time to each side.
     causal: neighbours are those that were read before. Of predictions it has to be so: a later one has read this patch,
         and would give the answer away.
     """

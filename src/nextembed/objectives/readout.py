@@ -74,8 +74,8 @@ class Rows(NamedTuple):
 class Readout(Objective):
     """The objective of `ReadoutSettings`: one term a modality, each a mean over its own latents.
 
-    metrics, by modality: mse/NAME; mse_mean/NAME, that of always saying the mean patch of the batch; psnr/NAME in dB, for
-    values in [-1, 1].
+    metrics, by modality: mse/NAME; mse_mean/NAME, that of always saying the mean patch of the batch; psnr/NAME in dB,
+    for values in [-1, 1].
     """
 
     def __init__(self, settings: ReadoutSettings, backbone: Any, sizes: dict[str, int]):
@@ -180,8 +180,8 @@ def readout_metrics(name: str, found: Tensor, target: Tensor) -> dict[str, Any]:
 
 
 def model_mark(backbone: Any, source: Source) -> Tensor:
-    """A few numbers that tell models apart, of root mean square near 1: parts of what a document with a fixed pattern in
-    each continuous modality becomes."""
+    """A few numbers that tell models apart, of root mean square near 1: parts of what a document with a fixed pattern
+    in each continuous modality becomes."""
     training, sizes = backbone.training, value_sizes(backbone)
     weight = next(iter(backbone.parameters()))
     kinds: list[int] = []
@@ -204,7 +204,7 @@ def model_mark(backbone: Any, source: Source) -> Tensor:
 
 
 class LoadedReadouts:
-    """Finished readouts. readouts: `ValueReadout` by modality, eval mode; source: what they decode; name: of the run."""
+    """Finished readouts. readouts: `ValueReadout` by modality, eval mode; source: what they decode; name: the run's."""
 
     def __init__(self, readouts: dict[str, ValueReadout], source: Source, mark: Tensor, name: str):
         self.readouts, self.source, self.mark, self.name = readouts, source, mark, name
