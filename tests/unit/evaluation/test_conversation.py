@@ -58,11 +58,11 @@ def test_a_prompt_is_what_training_shows_before_the_answer(style: Style, process
     row = talk.to_messages() | {"images": [IMAGE]}
     segments = render(read_turns(row, None, None), style.user, style.assistant, system, style.turn_end)
     trained = processor.encode_document({"key": "", "segments": segments})
-    length = len(asked.input_ids)
-    assert torch.equal(trained.input_ids[:length], asked.input_ids)
+    ids, labels, length = trained.positions["input_ids"], trained.positions["labels"], asked.length
+    assert torch.equal(ids[:length], asked.positions["input_ids"])
     answer = processor.tokenizer(" yes, a cat", add_special_tokens=False)["input_ids"]
-    assert trained.input_ids[length:].tolist() == trained.labels[length:].tolist() == [*answer, 2]
-    assert torch.equal(trained.pixel_values, asked.pixel_values)
+    assert ids[length:].tolist() == labels[length:].tolist() == [*answer, 2]
+    assert torch.equal(trained.values["pixel_values"], asked.values["pixel_values"])
 
 
 def test_system_lines() -> None:

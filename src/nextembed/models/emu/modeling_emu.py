@@ -318,23 +318,23 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         )
         hidden, embeds = found.last_hidden_state, found.inputs_embeds
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        result = EmuOutput(logits=self.text_logits(hidden[:, keep]), **found)
+        terms: dict[str, Tensor] = {}
         if labels is not None:
             kept = labels[:, 1:] != IGNORE_LABEL
             total, count = token_cross_entropy(self.text_logits(hidden[:, :-1][kept]), labels[:, 1:][kept])
-            result.text_loss = total / count.clamp(min=1)
-            result.loss = self.config.text_weight * result.text_loss
+            terms["text_loss"] = total / count.clamp(min=1)
+            terms["loss"] = self.config.text_weight * terms["text_loss"]
         if input_ids is not None and (labels is not None or regression_mask is not None):
             mask = self.regression_mask(input_ids) if regression_mask is None else regression_mask
-            result.regression_pred = self.regression_head(hidden[:, :-1][mask[:, 1:]])
-            result.regression_target = embeds[:, 1:][mask[:, 1:]].detach()
-            distances = regression_distance(
-                result.regression_pred, result.regression_target, self.config.regression_distance
-            )
-            result.regression_loss = distances.sum() / max(1, len(distances))
-            weighted = self.config.regression_weight * result.regression_loss
-            result.loss = weighted if result.loss is None else result.loss + weighted
-        return result
+            pred = self.regression_head(hidden[:, :-1][mask[:, 1:]])
+            target = embeds[:, 1:][mask[:, 1:]].detach()
+            distances = regression_distance(pred, target, self.config.regression_distance)
+            terms |= {"regression_pred": pred, "regression_target": target}
+            terms["regression_loss"] = distances.sum() / max(1, len(distances))
+            weighted = self.config.regression_weight * terms["regression_loss"]
+            terms["loss"] = terms["loss"] + weighted if "loss" in terms else weighted
+        # All at once: fields that are set later would stand behind the others in the tuple, the loss not first.
+        return EmuOutput(logits=self.text_logits(hidden[:, keep]), **terms, **found)
 
     @torch.no_grad()
     def generate(

@@ -1,4 +1,4 @@
-"""What Hugging Face's own tools ask of a model: tuples, old names, hidden states, another vocabulary, given embeddings."""
+"""What Hugging Face's own tools ask of a model: tuples, old names, hidden states, another vocabulary, embeddings."""
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ def test_tuples_hold_the_same():
         assert isinstance(found, tuple)
         for one, other in zip(whole.to_tuple(), found, strict=True):
             assert torch.equal(one, other)
+    assert torch.equal(model(**inputs)[0], model(**inputs).loss)  # where Hugging Face's tools look for it
     model.config.return_dict = False
     assert torch.equal(model(**inputs, use_cache=False)[0], model(**inputs, use_cache=False, return_dict=True).loss)
 
