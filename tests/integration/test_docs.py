@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
 
@@ -203,6 +204,21 @@ def test_all_python_of_the_docs_is_run_somewhere() -> None:
     tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("test_*.py"))
     for page, title, _ in blocks("python"):
         assert title or re.search(rf'"{re.escape(Path(page).name)}"|{re.escape(page)}"', tests), page
+
+
+def test_omni_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    *texts, readouts = [text for page, _, text in blocks("python") if page == "docs/omni.md"]
+    names = run_python(texts, monkeypatch)
+    assert names["caption"].kind == "text" and names["apple"].value.shape == (3, 32, 32)
+    assert names["scores"].shape == names["fair"].shape == (3,) and not torch.equal(names["scores"], names["fair"])
+    assert len(names["several"]) == 2 and names["out"].latents.shape[0] == 2 and names["out"].loss.isfinite()
+    small = tiny(recipes.omni.omni_emoji(), name="pixels")
+    trained = [f"model.pretrained={names['run'].dir}/model", "objective={kind: readout, source: predictions}"]
+    nextembed.run.fit(apply_overrides(small, trained))
+    before = names["apple"].values
+    exec(compile(readouts, "docs", "exec"), names)
+    assert not torch.equal(names["apple"].values, before)
 
 
 def test_recipes_python(monkeypatch: pytest.MonkeyPatch) -> None:

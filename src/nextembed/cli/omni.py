@@ -17,22 +17,25 @@ def go_on(
     options: dict[str, Any],
     loading: tuple[str, str | None, list[Path]],
 ) -> None:
-    """words: pieces in order, names of files read by their suffix, else text. given: (kind, file or text). own:
-    "NAME=FILE" of the user's modalities. loading: weights, device and code, as of `load_omni`."""
+    """words: pieces in order; what ends like a file of some modality is one, else it is text. given: (kind, file or
+    text). own: "NAME=FILE" of the user's modalities. target: "auto" is what `output` is named like, else what the model
+    chooses. loading: weights, device and code, as of `load_omni`."""
     if not (words or given or own):
         raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
-    from ..evaluation.omni import check_target, kind_of, load_omni, read_piece, write_signal
+    from ..evaluation.omni import check_file, check_target, kind_of, load_omni, read_piece, write_signal
 
     model = load_omni(checkpoint, *loading)
-    wanted = None if target == "auto" else target
-    check_target(model, wanted)
     kinds = {name: settings.get("kind", name) for name, settings in model.config.modalities.items()}
+    wanted = target if target != "auto" else named_by(output, kinds)
+    check_target(model, wanted)
+    if wanted is not None:
+        check_file(kinds[wanted], output)
     pieces = []
     for word in words:
-        kind = kind_of(word) if Path(word).suffix and Path(word).exists() else "text"
-        pieces.append(read_piece(kind or "text", word, name_of(kind or "text", kinds)))
+        kind = kind_of(word) or "text"
+        pieces.append(read_piece(kind, word, name_of(kind, kinds)))
     for kind, value in given:
         pieces.append(read_piece(kind, value, name_of(kind, kinds)))
     for pair in own:
@@ -65,6 +68,14 @@ def go_on(
             raise ConfigError(f"{made.kind} came; name a file for it: -o FILE")
         value = made.value.tolist() if hasattr(made.value, "tolist") else made.value
         print(json.dumps(value))
+
+
+def named_by(output: Path | None, kinds: dict[str, str]) -> str | None:
+    """The only modality that is written to a file of this name; None if there is none."""
+    from ..evaluation.omni import WRITES
+
+    fitting = [name for name, own in kinds.items() if output is not None and WRITES.get(own) == output.suffix.lower()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def name_of(kind: str, kinds: dict[str, str]) -> str:

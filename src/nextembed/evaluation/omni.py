@@ -23,6 +23,7 @@ from ..data.audio import SAMPLE_RATE, AudioReader
 from ..data.transforms import ImageReader, Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError, unknown
+from ..modalities import MODALITIES, Modality
 from ..models.omni import OmniForPreTraining, OmniProcessor
 from .features import Pooling, extract, feature_keys
 
@@ -44,7 +45,7 @@ def load_omni(
     code: Python files with modalities of your own, which are run. Raises ConfigError, one line, for what does not load.
     """
     for file in code:
-        load_module(file)
+        register_all(load_module(file))
     folder: Any = path
     if Path(path).expanduser().exists() or str(path).count("/") != 1:
         folders = weights_folders(Path(path).expanduser())
@@ -65,6 +66,14 @@ def load_omni(
     model.processor.check(model.config)
     place = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     return model.to(place).eval()
+
+
+def register_all(module: Any) -> None:
+    """Registers what a file of the user's defines as `kind: my_file.py:MyModality` does: by its kind, else its name."""
+    for cls in vars(module).values():
+        own = isinstance(cls, type) and issubclass(cls, Modality) and cls.__module__ == module.__name__
+        if own and cls not in MODALITIES.classes.values():
+            MODALITIES.classes.setdefault(cls.__name__.lower(), cls)
 
 
 def features(
@@ -115,11 +124,12 @@ def read_piece(kind: str, value: str | Path, name: str | None = None) -> dict[st
         return {name or "text": str(value)}
     file = Path(value).expanduser()
     if not file.is_file():
-        raise DataError(f"no such file: {value}")
+        raise DataError(f"no such file: {value} (text does not end in {file.suffix})" if kind_of(file) else
+                        f"no such file: {value}")  # fmt: skip
     try:
         return {name or kind: READERS.get(kind, read_series)(file)}
-    except (Unreadable, ValueError, OSError) as err:
-        raise DataError(f"{value}: {str(err).splitlines()[0]}") from None
+    except (Unreadable, ValueError, OSError, EOFError) as err:
+        raise DataError(f"{value}: {(str(err).splitlines() or [type(err).__name__])[0]}") from None
 
 
 def read_series(file: Path) -> Any:
@@ -145,11 +155,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 def write_signal(kind: str, value: Any, file: Path) -> None:
     """Writes a generated signal, whole or not at all. Raises ConfigError for a name that does not fit its kind."""
-    wanted = WRITES.get(kind)
-    if wanted is not None and file.suffix.lower() != wanted:
-        raise ConfigError(f"-o {file}: {kind} is written to a file named *{wanted}")
-    if wanted is None and file.suffix.lower() not in (".json", ".npy"):
-        raise ConfigError(f"-o {file}: '{kind}' is written as .json or .npy")
+    check_file(kind, file)
     scratch = file.with_name(f".tmp-{file.name}")
     if kind == "text":
         scratch.write_text(value + "\n", encoding="utf-8")
@@ -169,6 +175,18 @@ def write_signal(kind: str, value: Any, file: Path) -> None:
     else:
         scratch.write_text(json.dumps(value.tolist() if hasattr(value, "tolist") else value) + "\n")
     os.replace(scratch, file)
+
+
+def check_file(kind: str, file: Path | None) -> None:
+    """Raises ConfigError for a file that signals of a kind are not written to; for pictures and sounds None is none."""
+    wanted = WRITES.get(kind)
+    if file is None:
+        if wanted is not None and kind != "text":
+            raise ConfigError(f"{kind} is to come; name a file for it: -o FILE{wanted}")
+    elif wanted is not None and file.suffix.lower() != wanted:
+        raise ConfigError(f"-o {file}: {kind} is written to a file named *{wanted}")
+    elif wanted is None and file.suffix.lower() not in (".json", ".npy"):
+        raise ConfigError(f"-o {file}: '{kind}' is written as .json or .npy")
 
 
 def picture(value: Any) -> Image.Image:

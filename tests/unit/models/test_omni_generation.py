@@ -288,7 +288,9 @@ def test_a_score_does_not_depend_on_the_other_candidates():
     ],
 )
 def test_what_cannot_be_generated_is_one_line(documents, target, options, message):
-    boundary = BOUNDARY if target != "clip" else {"text": {}, "clip": {"kind": "video", "image_size": 8, "patch_size": 4}}
+    boundary = (
+        BOUNDARY if target != "clip" else {"text": {}, "clip": {"kind": "video", "image_size": 8, "patch_size": 4}}
+    )
     with pytest.raises((ConfigError, ValueError), match=message) as caught:
         omni(boundary).generate(documents, target, **options)
     assert "\n" not in str(caught.value)

@@ -121,7 +121,7 @@ def test_what_comes_after_an_image_does_not_change_it(nepa):
     ours, processor = parts.build().eval(), parts.processor()
     picture = random_picture(5, 12)
     whole = ours(**processor([picture, "and words"], end=True)).last_hidden_state[:, :10]
-    assert torch.allclose(theirs((picture[None].float() / 127.5 - 1)).last_hidden_state, whole, atol=1e-5)
+    assert torch.allclose(theirs(picture[None].float() / 127.5 - 1).last_hidden_state, whole, atol=1e-5)
 
 
 def test_patches_of_another_size_do_not_fit_a_nepa(nepa):

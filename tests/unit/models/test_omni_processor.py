@@ -28,7 +28,9 @@ def document(*segments):
 
 
 def test_positions_of_a_document(processor):
-    encoded = processor.encode_document(document(("text", "hi"), ("touch", series(steps=5)), ("image", random_picture())))
+    encoded = processor.encode_document(
+        document(("text", "hi"), ("touch", series(steps=5)), ("image", random_picture()))
+    )
     found = {name: part.tolist() for name, part in encoded.positions.items()}
     assert found["kinds"] == [BEGIN, TEXT, TEXT, BEGIN, TOUCH, TOUCH, TOUCH, BEGIN, *[IMAGE] * 4, BEGIN]
     assert found["input_ids"] == [0, ord("h"), ord("i"), 2, 0, 0, 0, 1, 0, 0, 0, 0, END]
@@ -94,7 +96,9 @@ def test_orders_are_permutations_of_the_same_latents(order, kind):
         processor.encode_document({"segments": [{"kind": kind, "value": value, "order": name}], "seed": 5})
         for name in ("raster", order)
     )
-    rows = [torch.cat((one.positions["coordinates"][1:-1], one.values[f"values.{kind}"]), 1) for one in (plain, ordered)]
+    rows = [
+        torch.cat((one.positions["coordinates"][1:-1], one.values[f"values.{kind}"]), 1) for one in (plain, ordered)
+    ]
     assert sorted(rows[0].tolist()) == sorted(rows[1].tolist())  # each latent with its place
     for name in ("kinds", "input_ids", "latent_mask"):
         assert torch.equal(plain.positions[name], ordered.positions[name])
@@ -233,7 +237,10 @@ def test_long_documents_are_cut_between_latents_that_belong_together(processor):
     assert outcome == TRUNCATED and cut.positions["kinds"].tolist() == [BEGIN, *[IMAGE] * 4, BEGIN, *[TEXT] * 4]
     assert cut.values["values.image"].shape == (4, 48)
     assert fit(document(("text", "abc"), ("text", "def")))[0] == OK
-    assert Fit(processor.encode_document, 4, "truncate")(document(("image", random_picture()), words)) == (TOO_LONG, None)
+    assert Fit(processor.encode_document, 4, "truncate")(document(("image", random_picture()), words)) == (
+        TOO_LONG,
+        None,
+    )
     with pytest.raises(Unreadable, match="an image of 5 channels"):
         fit(document(("image", torch.zeros(5, 8, 8, dtype=torch.uint8))))
 

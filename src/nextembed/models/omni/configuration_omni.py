@@ -14,7 +14,7 @@ class OmniConfig(PreTrainedConfig):
 
     modalities: settings by name, each with its `kind` (else the name is the kind): {"text": {"vocabulary": 4096},
         "image": {"image_size": 32, "patch_size": 4}, "touch": {"kind": "series", "channels": 1}}.
-    modality_names: their order, which numbers begin latents and kinds; filled in. JSON files do not keep that of a dict.
+    modality_names: their order, which numbers begin latents and kinds; filled in, since JSON does not keep a dict's.
     hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, use_gated_mlp, hidden_act, qkv_bias,
         qk_norm, qk_norm_affine, qk_norm_bias, layerscale_value, drop_path_prob, layer_norm_eps, initializer_range,
         rope_theta: as of `ViTNepaConfig`, whose layers these are.

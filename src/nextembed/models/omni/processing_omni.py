@@ -137,7 +137,9 @@ class OmniProcessor(ProcessorMixin):
             reader = self.readers[name]
             found = reader.patches(segment["value"])
             if found.values.shape[1:] != (() if reader.value_size is None else (reader.value_size,)):
-                raise ValueError(f"patches of '{name}' are {list(found.values.shape)}, its value_size {reader.value_size}")
+                raise ValueError(
+                    f"patches of '{name}' are {list(found.values.shape)}, its value_size {reader.value_size}"
+                )
             order = self.order(segment, found, document.get("seed", 0) + number)
             places = found.coordinates
             duration = int(places[:, 0].max()) + 1 if len(places) else 0
