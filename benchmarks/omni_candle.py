@@ -31,7 +31,7 @@ from nextembed.core.config import apply_overrides
 from nextembed.data.candle import END, QUESTIONS, Candle, temperatures
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.evaluation.omni import load_omni
-from nextembed.models.omni.generation import Rollout
+from nextembed.models.omni.generation import Rollout, code_scores
 from nextembed.run import fit
 
 VARIANTS = {"mixture": "omni_candle", "single": "omni_candle_single", "point": "omni_candle_point"}
@@ -190,15 +190,14 @@ def curves(model: Any, shown: list[View], num: int, seed: int) -> dict[str, Any]
 
 @torch.no_grad()
 def yes(model: Any, shown: list[View], num: int, real: bool, question: str = "hot") -> list[float]:
-    """Probability of "yes" among yes and no."""
-    found = []
-    for view in shown:
-        context: list[Any] = [view.picture]
-        if num:
-            context.append({"touch": view.touches[real][:, : num * PATCH]})
-        scores = model.score([*context, QUESTIONS[question]], [" yes.", " no."])
-        found.append(float(scores.softmax(0)[0]))
-    return found
+    """Probability of "yes" among yes and no: of its first letter, among the first letters of the two."""
+    documents: list[list[Any]] = [[v.picture] for v in shown]
+    for document, view in zip(documents, shown):
+        document += [{"touch": view.touches[real][:, : num * PATCH]}] if num else []
+        document += [QUESTIONS[question], " "]
+    letters = model.model.modality("text").table.weight[[ord("y"), ord("n")]]
+    scores = code_scores(model, Rollout(model, model.processor(documents)).hidden, letters)
+    return scores.softmax(-1)[:, 0].tolist()
 
 
 def named(model: Any, shown: list[View], num: int) -> list[bool]:

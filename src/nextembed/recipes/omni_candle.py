@@ -49,8 +49,8 @@ def omni_candle() -> RunConfig:
             num_components=8,
         ),
         objective=NextEmbeddingSettings(distance="likelihood"),
-        optim=OptimConfig(base_learning_rate=3.2e-2, betas=(0.9, 0.98), warmup_rate=0.05),
-        train=TrainConfig(batch_size=16, max_steps=500, log_steps=25, save_steps=500),
+        optim=OptimConfig(base_learning_rate=4.8e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        train=TrainConfig(batch_size=8, max_steps=500, log_steps=25, save_steps=500),
         probe=ProbeConfig(enabled=False),
     )
 
