@@ -3,13 +3,14 @@
     python benchmarks/omni_candle.py --emoji EMOJI_FOLDER --out benchmarks/results/omni_candle.json \
         --figure docs/assets/omni_candle.png --calibration docs/assets/omni_candle_calibration.png
 
-Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density) and `omni_candle_point` (a point) with
-`--seeds` seeds each, where RUNS/NAME_SEED is not there yet, and measures on pictures as they were never seen:
+Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density) and `omni_candle_point` (a point)
+with `--seeds` seeds each, where RUNS/NAME_SEED is not there yet, and measures on pictures as they were never seen:
   known      the things trained on, in the same drawings, shifted and scaled anew
   style      the same things as drawn by others (twemoji; EMOJI_FOLDER: Parquet with image, vendor, name)
   unknown    things of the validation and test splits, never trained on: what can be known of them is their kind
-(a) touch    from the picture alone: weight and samples of the first touch latent on the side of the real thing, beside the
-             rate at which it is real; where the mean prediction lies between the two; curves that are generated
+(a) touch    from the picture alone: weight and samples of the first touch latent on the side of the real thing,
+             beside the rate at which it is real; where the mean prediction lies between the two;
+             curves that are generated
 (b) settling the same, and "is it hot?", after 1, 2, 4 and 8 touch latents of the real thing and of a picture of it
 (c) text     "what is it?" and "is it hot?" before and after touch: exact names, probability of yes against the rate
 Intervals: the middle 95 % of 1,000 bootstrap draws over pictures, of means over seeds; sd: over seeds.
@@ -342,7 +343,10 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
     sheet = Figure(figsize=(9.6, 5.6), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(sheet)
     axes = sheet.subplots(2, 3)
-    hot = [next(v for v in shown if v.warmth == "hot" and v.rate == rate) for rate in sorted({v.rate for v in shown} - {0.0})]
+    hot = [
+        next(v for v in shown if v.warmth == "hot" and v.rate == rate)
+        for rate in sorted({v.rate for v in shown} - {0.0})
+    ]
     for place, view in zip(axes[0], hot):
         drawn = curves(models["mixture"], [view], 20, 1)["curves"][0]
         for curve in drawn:
@@ -374,7 +378,7 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
         for key, style in (("yes_real", "-"), ("yes_picture", "--")):
             last.plot([int(n) for n in own], [one[key]["mean"] for one in own.values()], style, marker="o",
                       markersize=3, color=colour, label=f"{variant}, {key[4:]}")  # fmt: skip
-    dress(last, "\"Is it hot?\" of hot things, after touch", "touch latents (4 samples each)", "probability of yes")
+    dress(last, '"Is it hot?" of hot things, after touch', "touch latents (4 samples each)", "probability of yes")
     last.legend(fontsize=6.5, frameon=False)
     sheet.savefig(path, format="png", metadata={"Software": None})
 
@@ -389,7 +393,9 @@ def calibration(model: Any, data: Candle, num: int) -> tuple[Any, dict[str, Any]
     generator = torch.Generator().manual_seed(0)
     rows = data.model_copy(update={"repeats": 1}).rows("train")
     for seed in range(num):
-        documents = [data.make(rows[i], "picture touch", 5000 + seed, None, data.num_samples)[0] for i in range(len(rows))]
+        documents = [
+            data.make(rows[i], "picture touch", 5000 + seed, None, data.num_samples)[0] for i in range(len(rows))
+        ]
         inputs = model.processor([d["segments"] for d in documents])
         with torch.no_grad():
             latents = model.embed(inputs)

@@ -1,17 +1,17 @@
-"""Sensor series: what next-latent pretraining gives a frozen probe, and a model that writes the class; beside raw series.
+"""Sensor series: what next-latent pretraining gives a frozen probe, and a model that writes classes; beside raw series.
 
     python benchmarks/omni_series.py SERIES_FOLDER --out benchmarks/results/omni_series.json
 
-SERIES_FOLDER: folders BasicMotions and JapaneseVowels of train.parquet and test.parquet (columns series, label), as in the
-UEA archive. For each seed and data set `omni_series` is trained on the train split without labels, then
+SERIES_FOLDER: folders BasicMotions and JapaneseVowels of train.parquet and test.parquet (columns series, label), as in
+the UEA archive. For each seed and data set `omni_series` is trained on the train split without labels, then
 `omni_series_classes` from it and from nothing. Test accuracy of
   probe      logistic regression on frozen features; layer, pooling and strength are chosen by cross-validation on train
   untrained  the same on the network as it is drawn
   written    the class with the best score() behind the series: pretrained first, and from scratch at the same steps
   raw        logistic regression on resampled values (strength by cross-validation); nearest neighbour by Euclidean
              distance of resampled values, and by dynamic time warping
-Channels are scaled by the train split's deviation everywhere. Intervals: the middle 95 % of 1,000 bootstrap draws over test
-items, of means over seeds; sd: over seeds.
+Channels are scaled by the train split's deviation everywhere. Intervals: the middle 95 % of 1,000 bootstrap draws over
+test items, of means over seeds; sd: over seeds.
 """
 
 import argparse
@@ -137,7 +137,7 @@ def probe(model: Any, x: dict[str, list[np.ndarray]], y: dict[str, np.ndarray]) 
     tried = {
         (key, c): cross_validated(own["train"][key], y["train"], c) for key in own["train"] for c in STRENGTHS[1:3]
     }
-    (key, c) = max(tried, key=lambda k: tried[k])
+    key, _ = max(tried, key=lambda k: tried[k])
     found = logistic({split: own[split][key] for split in x}, y)
     return {**found, "layer": key[0], "pooling": key[1]}
 
@@ -173,7 +173,11 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
     boundary = {
         "text": {},
-        "series": {"channels": len(scale), "patch_size": SETS[name]["patch_size"], "scale": scale[:, 0].round(4).tolist()},
+        "series": {
+            "channels": len(scale),
+            "patch_size": SETS[name]["patch_size"],
+            "scale": scale[:, 0].round(4).tolist(),
+        },
     }
     where = [f"data.source={Path(args.series) / name}", *args.set]
     sizes = [f"model.modalities={json.dumps(boundary)}"]
