@@ -3,13 +3,14 @@
     python benchmarks/omni_candle.py --emoji EMOJI_FOLDER --out benchmarks/results/omni_candle.json \
         --figure docs/assets/omni_candle.png --calibration docs/assets/omni_candle_calibration.png
 
-Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density) and `omni_candle_point` (a point) with
-`--seeds` seeds each, where RUNS/NAME_SEED is not there yet, and measures on pictures as they were never seen:
+Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density) and `omni_candle_point` (a point)
+with `--seeds` seeds each, where RUNS/NAME_SEED is not there yet, and measures on pictures as they were never seen:
   known      the things trained on, in the same drawings, shifted and scaled anew
   style      the same things as drawn by others (twemoji; EMOJI_FOLDER: Parquet with image, vendor, name)
   unknown    things of the validation and test splits, never trained on: what can be known of them is their kind
-(a) touch    from the picture alone: weight and samples of the first touch latent on the side of the real thing, beside the
-             rate at which it is real; where the mean prediction lies between the two; curves that are generated
+(a) touch    from the picture alone: weight and samples of the first touch latent on the side of the real thing,
+             beside the rate at which it is real; where the mean prediction lies between the two;
+             curves that are generated
 (b) settling the same, and "is it hot?", after 1, 2, 4 and 8 touch latents of the real thing and of a picture of it
 (c) text     "what is it?" and "is it hot?" before and after touch: exact names, probability of yes against the rate
 Intervals: the middle 95 % of 1,000 bootstrap draws over pictures, of means over seeds; sd: over seeds.
@@ -31,7 +32,7 @@ from nextembed.core.config import apply_overrides
 from nextembed.data.candle import END, QUESTIONS, Candle, temperatures
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.evaluation.omni import load_omni
-from nextembed.models.omni.generation import Rollout
+from nextembed.models.omni.generation import Rollout, code_scores
 from nextembed.run import fit
 
 VARIANTS = {"mixture": "omni_candle", "single": "omni_candle_single", "point": "omni_candle_point"}
@@ -190,15 +191,14 @@ def curves(model: Any, shown: list[View], num: int, seed: int) -> dict[str, Any]
 
 @torch.no_grad()
 def yes(model: Any, shown: list[View], num: int, real: bool, question: str = "hot") -> list[float]:
-    """Probability of "yes" among yes and no."""
-    found = []
-    for view in shown:
-        context: list[Any] = [view.picture]
-        if num:
-            context.append({"touch": view.touches[real][:, : num * PATCH]})
-        scores = model.score([*context, QUESTIONS[question]], [" yes.", " no."])
-        found.append(float(scores.softmax(0)[0]))
-    return found
+    """Probability of "yes" among yes and no: of its first letter, among the first letters of the two."""
+    documents: list[list[Any]] = [[v.picture] for v in shown]
+    for document, view in zip(documents, shown):
+        document += [{"touch": view.touches[real][:, : num * PATCH]}] if num else []
+        document += [QUESTIONS[question], " "]
+    letters = model.model.modality("text").table.weight[[ord("y"), ord("n")]]
+    scores = code_scores(model, Rollout(model, model.processor(documents)).hidden, letters)
+    return scores.softmax(-1)[:, 0].tolist()
 
 
 def named(model: Any, shown: list[View], num: int) -> list[bool]:
@@ -343,7 +343,10 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
     sheet = Figure(figsize=(9.6, 5.6), dpi=110, facecolor="white", layout="constrained")
     FigureCanvasAgg(sheet)
     axes = sheet.subplots(2, 3)
-    hot = [next(v for v in shown if v.warmth == "hot" and v.rate == rate) for rate in sorted({v.rate for v in shown} - {0.0})]
+    hot = [
+        next(v for v in shown if v.warmth == "hot" and v.rate == rate)
+        for rate in sorted({v.rate for v in shown} - {0.0})
+    ]
     for place, view in zip(axes[0], hot):
         drawn = curves(models["mixture"], [view], 20, 1)["curves"][0]
         for curve in drawn:
@@ -375,7 +378,7 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
         for key, style in (("yes_real", "-"), ("yes_picture", "--")):
             last.plot([int(n) for n in own], [one[key]["mean"] for one in own.values()], style, marker="o",
                       markersize=3, color=colour, label=f"{variant}, {key[4:]}")  # fmt: skip
-    dress(last, "\"Is it hot?\" of hot things, after touch", "touch latents (4 samples each)", "probability of yes")
+    dress(last, '"Is it hot?" of hot things, after touch', "touch latents (4 samples each)", "probability of yes")
     last.legend(fontsize=6.5, frameon=False)
     sheet.savefig(path, format="png", metadata={"Software": None})
 
@@ -390,7 +393,9 @@ def calibration(model: Any, data: Candle, num: int) -> tuple[Any, dict[str, Any]
     generator = torch.Generator().manual_seed(0)
     rows = data.model_copy(update={"repeats": 1}).rows("train")
     for seed in range(num):
-        documents = [data.make(rows[i], "picture touch", 5000 + seed, None, data.num_samples)[0] for i in range(len(rows))]
+        documents = [
+            data.make(rows[i], "picture touch", 5000 + seed, None, data.num_samples)[0] for i in range(len(rows))
+        ]
         inputs = model.processor([d["segments"] for d in documents])
         with torch.no_grad():
             latents = model.embed(inputs)

@@ -9,7 +9,18 @@ from ..errors import ConfigError, unknown
 from ..run import RunConfig
 from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, segmentation
 
-__all__ = ["decoder", "emu", "finetune", "load", "nepa", "omni", "omni_candle", "omni_series", "recipes", "segmentation"]
+__all__ = [
+    "decoder",
+    "emu",
+    "finetune",
+    "load",
+    "nepa",
+    "omni",
+    "omni_candle",
+    "omni_series",
+    "recipes",
+    "segmentation",
+]
 
 Recipe = Callable[[], RunConfig]
 

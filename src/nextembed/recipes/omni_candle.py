@@ -27,9 +27,9 @@ def _rates() -> dict[str, float]:
 def omni_candle() -> RunConfig:
     """Pictures, touch and questions in one latent space, next latents as mixtures; minutes on one core.
 
-    Pictures of hot, cold and other things (32 px, 16 patches), temperatures on touching them (8 latents of 4 samples) and
-    text as bytes. A hot or cold thing is real at a rate of its own, 20, 50 or 80 %; else it is a picture of one, which
-    feels like the room.
+    Pictures of hot, cold and other things (32 px, 16 patches), temperatures on touching them (8 latents of 4 samples)
+    and text as bytes. A hot or cold thing is real at a rate of its own, 20, 50 or 80 %; else it is a picture
+    of one, which feels like the room.
     """
     return RunConfig(
         name="omni_candle",
@@ -49,8 +49,8 @@ def omni_candle() -> RunConfig:
             num_components=8,
         ),
         objective=NextEmbeddingSettings(distance="likelihood"),
-        optim=OptimConfig(base_learning_rate=3.2e-2, betas=(0.9, 0.98), warmup_rate=0.05),
-        train=TrainConfig(batch_size=16, max_steps=500, log_steps=25, save_steps=500),
+        optim=OptimConfig(base_learning_rate=4.8e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        train=TrainConfig(batch_size=8, max_steps=300, log_steps=25, save_steps=300),
         probe=ProbeConfig(enabled=False),
     )
 
