@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ...core.types import Latents
 from ...errors import ConfigError, unknown
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
+from .cache import growing_cache
 from .modeling_omni import OmniForPreTraining
 from .processing_omni import BEGIN_PLACE, OmniProcessor, next_places, pad_left
 
@@ -42,7 +43,7 @@ class Rollout:
     """
 
     def __init__(self, model: OmniForPreTraining, inputs: Any):
-        self.model, self.cache = model, DynamicCache(config=model.config)
+        self.model, self.cache = model, growing_cache()
         self.documents: Tensor = inputs["document_ids"]
         self.time = inputs["coordinates"][..., 0].amax(1)  # [B]: when the last latent was
         self.hidden = model.encode(model.embed(inputs), past_key_values=self.cache).last[:, -1]
@@ -232,17 +233,20 @@ def nearest_begin(model: OmniForPreTraining, direction: Tensor) -> Tensor:
 class Context(NamedTuple):
     """What candidates go on after, read once: its keys and values, its number of latents, and when the next one is."""
 
-    cache: DynamicCache
+    cache: Cache
     length: int
     time: int
 
-    def copies(self, num: int) -> DynamicCache:
-        """The cache of `num` documents that all began like this."""
-        found = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
+    def copies(self, num: int) -> Cache:
+        """The cache of `num` documents that all began like this: views, copied when they are gone on with."""
+        found = []
+        for layer in self.cache.layers:
             assert layer.keys is not None and layer.values is not None
-            found.update(layer.keys.expand(num, -1, -1, -1), layer.values.expand(num, -1, -1, -1), number)
-        return found
+            own = DynamicLayer()
+            own.lazy_initialization(layer.keys, layer.values)
+            own.keys, own.values = (x.expand(num, -1, -1, -1) for x in (layer.keys, layer.values))
+            found.append(own)
+        return Cache(layers=found)
 
 
 def read_context(model: OmniForPreTraining, processor: OmniProcessor, pieces: Sequence[Any]) -> Context | None:
@@ -250,7 +254,7 @@ def read_context(model: OmniForPreTraining, processor: OmniProcessor, pieces: Se
     if not len(pieces):
         return None
     inputs = {name: part.to(model.device) for name, part in processor([list(pieces)]).items()}
-    cache = DynamicCache(config=model.config)
+    cache = DynamicCache()
     model.encode(model.embed(inputs), past_key_values=cache)
     return Context(cache, inputs["kinds"].shape[1], int(inputs["coordinates"][..., 0].max()) + 1)
 

@@ -1,0 +1,73 @@
+"""The page of an Omni run: curves by modality, and what it makes of documents beside what is true."""
+
+import json
+
+import pytest
+import yaml
+
+from nextembed.report import write_report
+from nextembed.report.answers import choose
+from nextembed.report.charts import modality_charts
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder as training leaves it, of a model that was not trained."""
+    import torch
+
+    from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
+
+    folder = tmp_path_factory.mktemp("runs") / "omni"
+    modalities = {"text": {"kind": "text"}, "image": {"kind": "image", "image_size": 16, "patch_size": 8}}
+    torch.manual_seed(0)
+    config = OmniConfig(modalities=modalities, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=32)  # fmt: skip
+    OmniForPreTraining(config).save_pretrained(folder / "model")
+    OmniProcessor(modalities).save_pretrained(folder / "model")
+    values = {
+        "name": "omni", "data": {"kind": "emoji_documents"}, "model": {"kind": "omni", "modalities": modalities},
+        "objective": {"kind": "next_embedding"},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    lines = [{"step": step, "loss": 1.0, "cos_next": 0.5, "cos_current": 0.4, "cos_gap": 0.1, "copy_win": 0.2,
+              "cos_neighbours": 0.4, "cos_next/begin": 0.9, "cos_next/text": 0.2, "cos_next/image": 0.7,
+              "top1/text": 0.31, "eval/top1/text": 0.25} for step in (1, 2)]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_the_page_shows_curves_texts_and_pictures(run):
+    page = write_report(run).read_text()
+    assert "Text and image on" in page and "31.0 %" in page and "of text right at first" in page
+    for title in (
+        "What it writes",
+        "What it paints",
+        "Next latent, by modality",
+        "Right at first, by modality (validation)",
+    ):
+        assert title in page
+    assert "Documents of the validation split" in page
+    assert page.count("data:image/png") >= 24  # 12 pictures painted, beside the true ones
+    assert "There is nothing made" not in page and "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_run_without_its_model_says_so(run, tmp_path):
+    for name in ("config.yaml", "metrics.jsonl"):
+        (tmp_path / name).write_text((run / name).read_text())
+    page = write_report(tmp_path).read_text()
+    assert "There is nothing made" in page and "Next latent, by modality" in page
+
+
+def test_no_more_curves_in_a_chart_than_colours():
+    names = [f"cos_next/m{i}" for i in range(6)]
+    charts = modality_charts([dict.fromkeys(names, 0.5)])
+    assert [len(chart.series) for chart in charts] == [4, 2]
+    assert [name for chart in charts for name in chart.series] == names
+    assert modality_charts([{"loss": 1.0}]) == []
+
+
+def test_documents_are_chosen_by_what_they_end_with():
+    text, image = {"kind": "caption", "value": "a"}, {"kind": "image", "value": None}
+    documents = [{"segments": segments} for segments in ([image, text], [text], [text, image], [image, {"kind": "x"}])]
+    texts, images = choose(documents, {"caption": "text", "image": "image", "x": "series"})
+    assert (texts, images) == ([documents[0]], [documents[2]])
