@@ -61,7 +61,9 @@ def same(a, b):
 
 
 def numbers(batches):
-    return [int(written(one.positions["input_ids"]).split("n")[1].split(".")[0]) for b in batches for one in unpacked(b)]
+    return [
+        int(written(one.positions["input_ids"]).split("n")[1].split(".")[0]) for b in batches for one in unpacked(b)
+    ]
 
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
