@@ -44,10 +44,11 @@ class AudioReader:
         stream.codec_context.thread_count = 1  # starting threads takes longer than decoding a short sound
         resampler = self.files.av.AudioResampler(format="fltp", rate=SAMPLE_RATE)
         parts: list[np.ndarray] = []
-        seconds = 0.0
+        num_samples = 0
         for frame in container.decode(stream):
-            seconds += frame.samples / max(1, frame.sample_rate)
-            if seconds > self.max_seconds:  # before resampling, which a wrong rate could make huge
+            num_samples += frame.samples
+            # Before resampling, which a wrong rate could make huge.
+            if num_samples > self.max_seconds * frame.sample_rate:
                 raise Unreadable(f"longer than max_seconds={self.max_seconds:g}")
             parts += [mixed(part) for part in resampler.resample(frame)]
         if parts:

@@ -27,19 +27,21 @@ from .tables import TablePart, field, words
 
 Warmth = Literal["hot", "cold", "room"]
 
-# Names of emoji (Unicode CLDR). Every split of the sample that comes with the package has some of each.
+# Names of emoji (Unicode CLDR). Of the sample that comes with the package, training and test have some of each, and
+# validation has no cold ones.
 HOT = (
     "fire, candle, diya lamp, sun, sun with face, hot beverage, hot springs, steaming bowl, pot of food, cooking, "
     "roasted sweet potato, light bulb, cigarette, teapot, firecracker, volcano, shallow pan of food, pancakes, sake, "
-    "heart on fire, curry rice, cooked rice"
+    "heart on fire, curry rice, cooked rice, mate"
 )
 COLD = (
     "ice, snowflake, snowman, snowman without snow, ice cream, soft ice cream, shaved ice, snow-capped mountain, "
-    "cloud with snow, cup with straw, ice skate, sled, skis, tropical drink, bubble tea"
+    "cloud with snow, cup with straw, ice skate, sled, skis, tropical drink, bubble tea, mount fuji"
 )
 ROOM = (
     "books, soccer ball, key, teddy bear, guitar, pencil, scissors, chair, door, hammer, umbrella, violin, gem stone, "
-    "basket, bell, running shoe, backpack, wrench, trophy, envelope, magnet, drum, crayon, ring"
+    "basket, bell, running shoe, backpack, wrench, trophy, envelope, magnet, drum, crayon, ring, puzzle piece, "
+    "screwdriver, baseball, mirror"
 )
 THINGS: dict[str, Warmth] = {
     name: warmth  # type: ignore[misc]
@@ -108,8 +110,8 @@ class Candle(TablePart):
     real_rate: how often a hot or cold thing is real; else it is a picture or film of one, which feels like the room.
     real_rates: of some things by name, instead.
     layouts: what documents hold, with how often, in words: picture; touch, the first so many temperatures, drawn from
-    `touch_samples`; what, hot, cold, questions with their answers (what is it? is it hot? is it cold?), with loss on the
-    answer alone; name, the thing's name. {"picture touch hot": 2, "picture what touch": 1}.
+    `touch_samples`; what, hot, cold, questions with their answers (what is it? is it hot? is it cold?), with loss on
+    the answer alone; name, the thing's name. {"picture touch hot": 2, "picture what touch": 1}.
     num_samples: temperatures of a whole touch. noise: standard deviation of their noise. Values are (degrees Celsius -
     20) / 20: a hot thing rises to about 2, a cold one falls to about -1; both come near that within 15 to 30 samples.
     touch_kind: the kind of the segment of temperatures.

@@ -49,14 +49,14 @@ def test_channels_are_averaged():
 
 
 @pytest.mark.parametrize(
-    ("codec", "container", "sample_format", "exact"),
-    [("flac", "flac", "s16", True), ("libvorbis", "ogg", "fltp", False), ("libmp3lame", "mp3", "s16p", False)],
+    ("codec", "container", "sample_format", "rate"),
+    [("flac", "flac", "s16", 16_000), ("libopus", "ogg", "flt", 48_000), ("libmp3lame", "mp3", "s16p", 16_000)],
 )
-def test_formats(codec, container, sample_format, exact):
-    wanted = tone(0.5)
-    found = read(packed(wanted, codec, container, sample_format))
+def test_formats(codec, container, sample_format, rate):
+    wanted = tone(0.5, rate)
+    found = read(packed(wanted, codec, container, sample_format, rate))
     assert found.abs().max() <= 1 and abs(pitch(found) - 440) < 6
-    if exact:
+    if codec == "flac":
         np.testing.assert_allclose(found.numpy(), wanted, atol=1e-4)
     else:
         assert 7900 <= len(found) <= 10_000
@@ -64,7 +64,7 @@ def test_formats(codec, container, sample_format, exact):
 
 def test_what_leaves_the_range_is_clipped():
     loud = np.sign(tone(0.3, hertz=200))  # a lossy codec overshoots at each edge
-    found = read(packed(loud, "libvorbis", "ogg", "fltp"))
+    found = read(packed(loud, "libmp3lame", "mp3", "s16p"))
     assert found.abs().max() == 1
 
 
@@ -102,7 +102,7 @@ def test_a_cut_file_gives_what_it_holds_or_a_reason():
 def test_limits():
     data = wav(tone(2.0))
     assert len(read(data, max_seconds=2.0)) == 32_000
-    with pytest.raises(Unreadable, match="longer than max_seconds=1.5"):
+    with pytest.raises(Unreadable, match=r"longer than max_seconds=1\.5"):
         read(data, max_seconds=1.5)
     with pytest.raises(Unreadable, match="more than max_bytes=1000"):
         read(data, max_bytes=1000)

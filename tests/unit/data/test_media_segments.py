@@ -112,10 +112,8 @@ def test_broken_media_by_setting(folder):
     documents = DATA.parse(settings).documents("train")
     assert list(documents) == []
     reasons = list(documents.skipped.reasons.values())
-    assert [
-        word for word, reason in zip(["no such file", "outside the data folder", "not a sound",
-                                      "nothing is downloaded", "empty"], reasons) if word in reason
-    ] == ["no such file", "outside the data folder", "not a sound", "nothing is downloaded", "empty"]  # fmt: skip
+    told = ["no such file", "outside the data folder", "not a sound", "nothing is downloaded", "empty"]
+    assert len(reasons) == 5 and all(word in reason for word, reason in zip(told, reasons))
     dropped = list(DATA.parse(settings | {"missing_images": "drop"}).documents("train"))
     assert [kinds(document) for document in dropped] == [["text"]] * 4  # the empty one is still none
     with pytest.raises(DataError, match="document 0: no such file"):
@@ -132,7 +130,7 @@ def test_unknown_kinds_by_setting(folder):
     assert list(documents.skipped.reasons.values()) == [reason] * 2
     dropped = DATA.parse(settings | {"unknown_kinds": "drop"}).documents("train")
     assert [document["segments"][0]["value"] for document in dropped] == ["a", "b"]
-    with pytest.raises(DataError, match="document 0: a segment has one of .* not 'smell'"):
+    with pytest.raises(DataError, match=r"document 0: a segment has one of .* not 'smell'"):
         list(DATA.parse(settings | {"unknown_kinds": "error"}).documents("train"))
     malformed = lines(folder, [{"type": 3, "value": 1}], [{"loss": True}], ["text"], [{"text": "a", "image": "a.png"}])
     documents = DATA.parse(malformed | {"unknown_kinds": "drop"}).documents("train")
