@@ -14,14 +14,14 @@ from ..training.trainer import TrainConfig
 def omni_emoji() -> RunConfig:
     """Images and text in one latent space, on the bundled emoji; 20 minutes on two cores.
 
-    Captions, names to be painted, keywords and questions about the group; 64 patches a picture, tokens of the bundled
+    Captions, names to be painted, keywords and questions about the group; 16 patches a picture, tokens of the bundled
     tokenizer.
     """
     return RunConfig(
         name="omni_emoji",
         data=EmojiDocuments(kinds=KindWeights(tags=1, question=1, context=0), max_shift=0.1, num_workers=0),
         model=OmniParts(
-            modalities={"text": {}, "image": {"image_size": 32, "patch_size": 4}},
+            modalities={"text": {}, "image": {"image_size": 32, "patch_size": 8}},
             tokenizer="bundled",
             hidden_size=192,
             num_hidden_layers=6,
