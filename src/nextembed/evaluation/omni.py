@@ -25,6 +25,7 @@ from ..data.video import VideoReader
 from ..errors import ConfigError, DataError, unknown
 from ..modalities import MODALITIES, Modality
 from ..models.omni import OmniForPreTraining, OmniProcessor
+from ..objectives.readout import load_readouts
 from .features import Pooling, extract, feature_keys
 
 SUFFIXES = {
@@ -40,7 +41,8 @@ NUM_FRAMES = 8
 def load_omni(
     path: str | Path, weights: str = "raw", device: str | None = None, code: Sequence[str | Path] = ()
 ) -> OmniForPreTraining:
-    """An Omni with its processor (`model.processor`), from a run, a checkpoint, a saved model or a hub id.
+    """An Omni with its processor (`model.processor`), from a run, a checkpoint, a saved model or a hub id; of a run
+    that trained readouts, with these (`model.readouts`).
 
     code: Python files with modalities of your own, which are run. Raises ConfigError, one line, for what does not load.
     """
@@ -65,6 +67,12 @@ def load_omni(
         raise ConfigError(f"the model in {folder} lacks parameter {names[0]} ({len(names)} such in all)")
     model.processor.check(model.config)
     place = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    if (Path(path).expanduser() / "readout" / "config.json").is_file():
+        trained = load_readouts(Path(path).expanduser())
+        trained.check(model)
+        model.readouts |= {
+            name: readout.to(place) for name, readout in trained.readouts.items() if readout.decoder != "conv"
+        }
     return model.to(place).eval()
 
 

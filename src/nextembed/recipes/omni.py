@@ -6,6 +6,7 @@ from ..data.pairs import TextData
 from ..evaluation.probes import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
+from ..objectives.readout import ReadoutSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
 from ..training.trainer import TrainConfig
@@ -34,6 +35,28 @@ def omni_emoji() -> RunConfig:
         train=TrainConfig(batch_size=16, max_steps=1000, log_steps=20, save_steps=250, probe_steps=200),
         probe=ProbeConfig(enabled=False),
     )
+
+
+def omni_emoji_readout() -> RunConfig:
+    """A small network from the predictions of runs/omni_emoji to pixels, for sharper paintings; two minutes."""
+    config = omni_emoji()
+    return config.model_copy(
+        update={
+            "name": "omni_emoji_readout",
+            "data": EmojiDocuments(kinds=KindWeights(caption=0, tags=0, question=0, context=0), num_workers=0),
+            "model": OmniParts(pretrained="runs/omni_emoji/model", max_length=256),
+            "objective": ReadoutSettings(source="predictions", decoder="mlp"),
+            "optim": OptimConfig(base_learning_rate=3.2e-2, warmup_rate=0.05),
+            "train": TrainConfig(batch_size=16, max_steps=200, log_steps=20, save_steps=200),
+            "after": ["omni_emoji"],
+        }
+    )
+
+
+def omni_emoji_readout_tiny() -> RunConfig:
+    """omni_emoji_readout, shrunk, two steps, of an untrained model."""
+    config = omni_emoji_readout()
+    return _tiny(config.model_copy(update={"model": omni_emoji().model, "after": []}))
 
 
 def omni_text() -> RunConfig:
