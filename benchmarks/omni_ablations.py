@@ -9,8 +9,8 @@ whose temperature is the learned one, or the best on training texts where it was
 spread says whether it collapsed.
 orders: images of emoji alone, in 8 px patches of 32 px, read in raster, Hilbert, random and coarse-to-fine order, the
 model told where the next patch is wherever the order is not raster; frozen mean-pooled latents, a linear probe of the
-group (regularisation by cross-validation on train), on held-out emoji. Rows are saved after each run; a run that is there
-is not run again.
+group (regularisation by cross-validation on train), on held-out emoji. Rows are saved after each run; a run that is
+there is not run again.
 """
 
 import argparse

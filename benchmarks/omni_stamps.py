@@ -34,9 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--splits", nargs="+", default=["validation"], help="train, validation, test")
-    parser.add_argument(
-        "--items", type=int, default=CANDIDATES, help="rows of each pair (default: %(default)s)"
-    )
+    parser.add_argument("--items", type=int, default=CANDIDATES, help="rows of each pair (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     started = time.monotonic()

@@ -39,6 +39,9 @@ OwnPieces = Annotated[
 Code = Annotated[
     list[Path] | None, typer.Option(metavar="FILE.py", help="Your modalities, which the checkpoint needs; is run.")
 ]
+Prompts = Annotated[
+    Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -73,9 +76,7 @@ def generate(
     code: Code = None,
     output: Output = None,
     question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
-    ] = None,
+    prompts: Prompts = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
     beams: Annotated[int | None, typer.Option(help="5; 1 with --sample or --stream.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Of the text.")] = 50,
@@ -118,12 +119,7 @@ def generate(
         beams = 1 if sample or stream else 5
     if (sample or stream) and beams > 1:
         raise ConfigError(f"--{'sample' if sample else 'stream'} goes with --beams 1")
-    if prompts is not None and (pieces or question or stream or task == "mixed"):
-        raise ConfigError("--input brings its own pieces and questions, without --stream and --target mixed")
-    if prompts is None and not (pieces or question):
-        raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
-    if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
-        raise ConfigError(f"no such run or checkpoint: {checkpoint}")
+    _check_prompts(checkpoint, bool(pieces or question), prompts is not None, stream or task == "mixed")
     from ..core.config import validated
     from ..evaluation.talk import Sampling, Talker, read_piece, read_prompts
 
@@ -144,6 +140,15 @@ def generate(
         _many(talker, rows, prompts, output, sampling, batch_size)
     else:
         _one(talker, rows[0], output, sampling, stream)
+
+
+def _check_prompts(checkpoint: str, given: bool, from_file: bool, one_by_one: bool) -> None:
+    if from_file and (given or one_by_one):
+        raise ConfigError("--input brings its own pieces and questions, without --stream and --target mixed")
+    if not (from_file or given):
+        raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
+    if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
+        raise ConfigError(f"no such run or checkpoint: {checkpoint}")
 
 
 def is_omni(checkpoint: str) -> bool:

@@ -102,9 +102,7 @@ class ModalityRegistry:
         """Settings with a kind that is registered: `my_file.py:MyModality` is run for it. So only for what the user
         wrote, never for what a checkpoint says. Raises ConfigError."""
         if not isinstance(settings, Mapping | str | None):
-            raise ConfigError(
-                f"{self.slot}.{name}: should be a group of settings, not {settings!r}"
-            )
+            raise ConfigError(f"{self.slot}.{name}: should be a group of settings, not {settings!r}")
         own = {"kind": settings} if isinstance(settings, str) else dict(settings or {})
         kind = own.setdefault("kind", name)
         if ".py:" in kind:
