@@ -120,13 +120,14 @@ def score_positions(density: Density, latents: Tensor, generator: torch.Generato
         torch.stack(drawn, dim=-1),
         above,
     )
-    return PositionScores(*(v.cpu().double().numpy() if v.is_floating_point() else v.cpu().numpy() for v in found), dim)
+    columns: list[Any] = [v.cpu().double().numpy() if v.is_floating_point() else v.cpu().numpy() for v in found]
+    return PositionScores(*columns, dim)
 
 
 def join(scores: Sequence[PositionScores]) -> PositionScores:
     """Scores of several batches as those of one."""
-    columns = list(zip(*(batch[:-1] for batch in scores), strict=True))
-    return PositionScores(*(np.concatenate(column) for column in columns), scores[0].dim)
+    columns: list[Any] = [np.concatenate(column) for column in zip(*(batch[:-1] for batch in scores), strict=True)]
+    return PositionScores(*columns, scores[0].dim)
 
 
 def calibrate(

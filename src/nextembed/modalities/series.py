@@ -48,8 +48,8 @@ class Series(Modality):
     def patches(self, value: Tensor) -> Patches:
         """value: [C, T], float; [T] of a single channel."""
         try:
-            value = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
-            series = torch.from_numpy(np.array(value, dtype=np.float32))
+            numbers = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+            series = torch.from_numpy(np.array(numbers, dtype=np.float32))
         except (TypeError, ValueError):
             raise ValueError(f"a series is numbers [{self.channels}, T], not {type(value).__name__}") from None
         if series.ndim == 1:

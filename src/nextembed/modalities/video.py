@@ -47,8 +47,8 @@ class Video(Modality):
     def patches(self, value: Any) -> Patches:
         """value: uint8 [F, C, H, W]. shape: (tubelets in time, rows, columns, frames)."""
         if getattr(value, "ndim", 0) != 4:
-            found = list(value.shape) if hasattr(value, "shape") else type(value).__name__
-            raise ValueError(f"a video is a tensor [F, C, H, W]; this is {found}")
+            given = list(value.shape) if hasattr(value, "shape") else type(value).__name__
+            raise ValueError(f"a video is a tensor [F, C, H, W]; this is {given}")
         if len(value) > self.max_frames:
             raise ValueError(f"a video of {len(value)} frames; max_frames is {self.max_frames}")
         pixels = as_pixels(value, self.num_channels, self.image_size)
@@ -56,9 +56,7 @@ class Video(Modality):
         short = shape[0] * self.tube_size - len(pixels)
         pixels = torch.cat((pixels, pixels[-1:].expand(short, -1, -1, -1)))
         found = to_patches(pixels, (self.patch_size, self.patch_size))  # [F, rows * columns, C * h * w]
-        found = found.unflatten(0, (-1, self.tube_size)).transpose(
-            1, 2
-        )  # [tubelets, rows * columns, frames, C * h * w]
+        found = found.unflatten(0, (-1, self.tube_size)).transpose(1, 2)  # [tubelets, cells, frames, C * h * w]
         return Patches(found.reshape(-1, self.value_size), self.places(shape), shape)
 
     def signal(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
