@@ -12,8 +12,12 @@ from nextembed.modalities.series import Series
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    channels=st.integers(1, 4), patch=st.integers(1, 5), steps=st.integers(1, 17), scale=st.floats(0.1, 9), seed=st.integers(0, 99)
-)  # fmt: skip
+    channels=st.integers(1, 4),
+    patch=st.integers(1, 5),
+    steps=st.integers(1, 17),
+    scale=st.floats(0.1, 9),
+    seed=st.integers(0, 99),
+)
 def test_series_come_back(channels, patch, steps, scale, seed):
     value = torch.randn(channels, steps, generator=torch.Generator().manual_seed(seed)) * scale + 3
     series = Series(16, channels, patch, offset=3.0, scale=scale)

@@ -89,7 +89,7 @@ def test_what_is_no_image_is_named(value, message):
 
 @pytest.mark.parametrize("settings", [{"patch_size": 5}, {"patch_size": 0}, {"image_size": 0}, {"num_channels": 0}])
 def test_sizes_that_cannot_be(settings):
-    with pytest.raises(ValueError, match="patch_size 5 does not divide|whole numbers from 1"):
+    with pytest.raises(ValueError, match=r"patch_size 5 does not divide|whole numbers from 1"):
         Image(16, **settings)
 
 

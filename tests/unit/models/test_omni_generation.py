@@ -37,8 +37,7 @@ class Recomputed:
 
     def scores(self, hidden, table):
         if self.model.density_head is not None:
-            density = self.model.density_head(hidden)
-            return torch.stack([density.log_prob(row) for row in table])
+            return self.model.density_head(hidden.expand(len(table), -1)).log_prob(table)
         return F.cosine_similarity(hidden[None], table, dim=-1) * self.model.log_scale.exp()
 
 
@@ -65,10 +64,10 @@ def written(model, pieces, num, temperature=0.0, seed=0):
 def test_text_is_what_recomputation_says(density):
     model = omni(density=density, num_components=3)
     for temperature, seed in ((0.0, 0), (1.0, 3)):
-        options = {"max_latents": 12, "temperature": temperature, "seed": seed}
-        for pieces in CONTEXTS:
+        options = {"max_latents": 7, "temperature": temperature, "seed": seed}
+        for pieces in CONTEXTS[:2]:
             made = model.generate(pieces, "text", **options)
-            ids, ended = written(model, pieces, 12, temperature, seed)
+            ids, ended = written(model, pieces, 7, temperature, seed)
             assert (made.values.tolist(), made.ended) == (ids, ended)
             assert made.kind == "text" and made.value == bytes(ids).decode(errors="replace")
             assert torch.equal(made.latents, model.model.modality("text").table.weight[made.values])
@@ -89,12 +88,9 @@ def test_a_batch_is_each_document_alone():
 
 def read_again(model, pieces, made, order, seed):
     """What each latent of `made` is predicted to be where the whole document is read at once, in natural order."""
-    if made.kind == "image":
-        value = to_image(made.values[None], (2, 2), (4, 4))[0]
-    else:
-        value = made.value
+    value = to_image(made.values[None], (2, 2), (4, 4))[0] if made.kind == "image" else made.value
     segments = model.processor.document(pieces)["segments"] + [{"kind": made.kind, "value": value, "order": order}]
-    # The generator of generation is seeded with `seed`, that of the last segment with its number more than the document.
+    # A segment's generator is seeded with the document's seed and its number, that of `generate` with `seed`.
     encoded = model.processor.encode_document({"segments": segments, "seed": seed - len(pieces)}, end=False)
     batch = pad_left([encoded])
     latents = model.embed(batch)
@@ -112,7 +108,8 @@ def read_again(model, pieces, made, order, seed):
 @torch.no_grad()
 def test_an_image_is_what_reading_the_whole_says(order, tell_next):
     model = omni(orders={"image": order}, tell_next=tell_next)
-    for pieces, seed in ((["ab"], 7), (["ab", random_picture()], 8)):
+    seen = {"kind": "image", "value": random_picture(), "order": "raster"}
+    for pieces, seed in ((["ab"], 7), (["ab", seen], 8)):
         made = model.generate(pieces, "image", seed=seed)
         assert made.value.shape == (3, 8, 8) and made.value.dtype == torch.uint8 and made.ended
         assert torch.allclose(read_again(model, pieces, made, order, seed), made.values, atol=2e-3)
@@ -147,19 +144,19 @@ def test_a_series_is_what_recomputation_says(density):
 
 @torch.no_grad()
 def test_the_model_ends_what_it_makes():
-    model = omni()
-    for target, add in (("text", 0), ("touch", 2)):
+    """The end latent is never an input of what is made, so it can be put where a prediction points."""
+    for target, number, fewest in (("text", 0, 0), ("touch", 2, 1)):
         model = omni()
         whole = model.generate(["ab"], target, max_latents=5)
         assert not whole.ended and len(whole.values) == 5
         own = Recomputed(model, ["ab"])
-        own.add(model.model.begin.weight[add])
-        for z in whole.latents[:3]:
+        own.add(model.model.begin.weight[number])
+        for z in whole.latents[:fewest]:  # a series is one latent at least
             own.add(z)
-        model.model.begin.weight[-1] = own.hidden()  # the end is what comes fourth; no input is changed by it
+        model.model.begin.weight[-1] = own.hidden()
         made = model.generate(["ab"], target, max_latents=5)
-        assert made.ended and len(made.values) == 3
-        assert torch.allclose(made.values.float(), whole.values[:3].float(), atol=1e-5)
+        assert made.ended and len(made.values) == fewest
+        assert torch.allclose(made.values.float(), whole.values[:fewest].float(), atol=1e-5)
 
 
 @torch.no_grad()
@@ -184,7 +181,7 @@ def test_seeds_decide_what_is_drawn(target, density):
     model = omni(density=density, num_components=3)
 
     def drawn(seed, temperature=1.0, **options):
-        return model.generate(["ab"], target, max_latents=16, temperature=temperature, seed=seed, **options).values
+        return model.generate(["ab"], target, max_latents=8, temperature=temperature, seed=seed, **options).values
 
     state = torch.get_rng_state()
     assert torch.equal(drawn(1), drawn(1))

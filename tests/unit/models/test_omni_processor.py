@@ -111,7 +111,7 @@ def test_orders_are_permutations_of_the_same_latents(order, kind):
 @pytest.mark.parametrize("order", [*ORDERED, "time"])
 @pytest.mark.parametrize(("kind", "size"), [("image", 8), ("image", 12), ("touch", 14)])  # 12: a patch at (0, 0)
 def test_each_latent_is_told_where_the_next_one_is(order, kind, size):
-    image = {"image_size": size, "patch_size": 4}
+    image = {"image_size": size if kind == "image" else 8, "patch_size": 4}
     processor = OmniProcessor(BOUNDARY | {"image": image}, {kind: order}, tell_next=True)
     value = random_picture(0, size) if kind == "image" else series(0, size)
     found = processor.encode_document(document(("text", "abc"), (kind, value), ("text", "d"))).positions
@@ -237,10 +237,8 @@ def test_long_documents_are_cut_between_latents_that_belong_together(processor):
     assert outcome == TRUNCATED and cut.positions["kinds"].tolist() == [BEGIN, *[IMAGE] * 4, BEGIN, *[TEXT] * 4]
     assert cut.values["values.image"].shape == (4, 48)
     assert fit(document(("text", "abc"), ("text", "def")))[0] == OK
-    assert Fit(processor.encode_document, 4, "truncate")(document(("image", random_picture()), words)) == (
-        TOO_LONG,
-        None,
-    )
+    short = Fit(processor.encode_document, 4, "truncate")
+    assert short(document(("image", random_picture()), words)) == (TOO_LONG, None)
     with pytest.raises(Unreadable, match="an image of 5 channels"):
         fit(document(("image", torch.zeros(5, 8, 8, dtype=torch.uint8))))
 
@@ -271,7 +269,7 @@ def test_round_trip_of_a_tokenizer(tmp_path):
     sentence = "a red apple, and 2 pears"
     ids = again([[sentence]])["input_ids"]
     assert torch.equal(ids, processor([[sentence]])["input_ids"]) and 5 < ids.shape[1] < len(sentence)
-    assert again.read("text", ids[0, 1:], ()) == sentence
+    assert again.read("text", ids[0, 1:], ()).strip() == sentence
     note = again([[{"note": "héé"}]])["input_ids"][0, 1:]
     assert note.tolist() == list("héé".encode()) and again.read("note", note, ()) == "héé"
     again.check(model.config)
