@@ -59,7 +59,8 @@ def values_of(rows: Rows, column: str, setting: str) -> list[Any]:
         if column not in data.column_names:
             raise ConfigError(unknown(f"{setting}:", column, data.column_names))
         return list(data[column])
-    return [rows[i].get(column) for i in range(len(rows))]  # type: ignore[attr-defined]
+    records: list[Any] = [rows[i] for i in range(len(rows))]
+    return [record.get(column) for record in records]
 
 
 def in_lines(rows: Any) -> bool:
@@ -78,8 +79,8 @@ def present(rows: Rows, column: str) -> list[bool]:
         return [number is not None and has[number] for number in rows.found[name]]
     data: Any = getattr(rows, "data", None)
     if data is None or in_lines(rows):
-        found = [rows[i] for i in range(len(rows))]
-        return ["broken" in row or has_value(row, column) for row in found]  # type: ignore[operator]
+        records: list[Any] = [rows[i] for i in range(len(rows))]
+        return ["broken" in row or has_value(row, column) for row in records]
     top, *inner_names = column.split(".")
     valid: list[bool] = []
     for table in data.select_columns([top]).with_format("arrow").iter(batch_size=256):
