@@ -6,7 +6,7 @@ them apart. So what comes after the picture has two answers, with known rates, a
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -44,7 +44,7 @@ ROOM = (
     "screwdriver, baseball, mirror"
 )
 THINGS: dict[str, Warmth] = {
-    name: warmth  # type: ignore[misc]
+    name: cast(Warmth, warmth)
     for warmth, names in (("hot", HOT), ("cold", COLD), ("room", ROOM))
     for name in names.split(", ")
 }

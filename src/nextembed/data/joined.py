@@ -16,12 +16,12 @@ from .transforms import Unreadable
 class Join(Config):
     """Another table, whose columns are then called NAME.column.
 
-    source: as of the data. on: column that both have; of several rows with one value the first is taken. where: keeps
+    source: as of the data. by: column that both have; of several rows with one value the first is taken. where: keeps
     rows of the other table whose column has this value, or one of these.
     """
 
     source: str
-    on: str
+    by: str
     where: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -34,12 +34,12 @@ class JoinedRows:
     def __init__(self, rows: Rows, others: dict[str, tuple[str, Rows]]):
         self.rows, self.others = rows, {name: other for name, (_, other) in others.items()}
         self.found: dict[str, list[int | None]] = {}  # for each row its row in the other table
-        for name, (on, other) in others.items():
+        for name, (by, other) in others.items():
             numbers: dict[Any, int] = {}
-            for number, value in enumerate(values_of(other, on, f"data.joins.{name}.on")):
+            for number, value in enumerate(values_of(other, by, f"data.joins.{name}.by")):
                 if value is not None:
                     numbers.setdefault(value, number)
-            self.found[name] = [numbers.get(value) for value in values_of(rows, on, f"data.joins.{name}.on")]
+            self.found[name] = [numbers.get(value) for value in values_of(rows, by, f"data.joins.{name}.by")]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -59,7 +59,8 @@ def values_of(rows: Rows, column: str, setting: str) -> list[Any]:
         if column not in data.column_names:
             raise ConfigError(unknown(f"{setting}:", column, data.column_names))
         return list(data[column])
-    return [rows[i].get(column) for i in range(len(rows))]  # type: ignore[attr-defined]
+    records: list[Any] = [rows[i] for i in range(len(rows))]
+    return [record.get(column) for record in records]
 
 
 def in_lines(rows: Any) -> bool:
@@ -78,8 +79,8 @@ def present(rows: Rows, column: str) -> list[bool]:
         return [number is not None and has[number] for number in rows.found[name]]
     data: Any = getattr(rows, "data", None)
     if data is None or in_lines(rows):
-        found = [rows[i] for i in range(len(rows))]
-        return ["broken" in row or has_value(row, column) for row in found]  # type: ignore[operator]
+        records: list[Any] = [rows[i] for i in range(len(rows))]
+        return ["broken" in row or has_value(row, column) for row in records]
     top, *inner_names = column.split(".")
     valid: list[bool] = []
     for table in data.select_columns([top]).with_format("arrow").iter(batch_size=256):

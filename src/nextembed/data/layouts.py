@@ -1,7 +1,7 @@
 """What documents of a row hold, in reading order, written as words: "image caption", "image en|fr"."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ def _equally_often(value: Any) -> Any:
 Layouts = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_equally_often)]
 
 
-def check_layouts(layouts: dict[str, float], names: Iterable[str]) -> None:
+def check_layouts(layouts: dict[str, float], names: Collection[str]) -> None:
     """Raises ValueError for a layout without words or with a word that is no name, and if none is ever drawn."""
     for layout in layouts:
         if not layout.split():

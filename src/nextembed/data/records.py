@@ -64,7 +64,7 @@ class Records(MediaPart):
     layouts: pieces in reading order, with how often: {"image caption": 2, "caption image": 1, "image caption|es": 1}.
     Of the names between bars one is drawn. null: every two pieces, in both orders. A row makes those for which it has
     the values; one that can make none is left out.
-    joins: other tables, by name, whose rows belong to these: {"stamps": {"source": "stamps", "on": "id"}} gives the
+    joins: other tables, by name, whose rows belong to these: {"stamps": {"source": "stamps", "by": "id"}} gives the
     columns "stamps.image", ...
     """
 
@@ -110,7 +110,7 @@ class Records(MediaPart):
                 raise ConfigError("data.joins: tables are joined by their rows; that needs streaming=false")
             return rows
         if self.joins:
-            rows = JoinedRows(rows, {name: (join.on, self._other(join, split)) for name, join in self.joins.items()})
+            rows = JoinedRows(rows, {name: (join.by, self._other(join, split)) for name, join in self.joins.items()})
         return self._usable(rows, split)
 
     def check(self, columns: list[str]) -> None:

@@ -201,7 +201,7 @@ def test_tables_are_joined(tmp_path):
     settings = {
         "kind": "records",
         "source": str(spoken),
-        "joins": {"stamps": {"source": str(tmp_path / "train.parquet"), "on": "id"}},
+        "joins": {"stamps": {"source": str(tmp_path / "train.parquet"), "by": "id"}},
         "pieces": {"image": {"kind": "image", "column": "stamps.image"}, "speech": "audio", "words": "text"},
         "layouts": ["image speech words"],
     }
@@ -212,13 +212,13 @@ def test_tables_are_joined(tmp_path):
     # Both ways round: the files that a joined row names lie in its own folder.
     turned = settings | {
         "source": str(tmp_path / "train.parquet"),
-        "joins": {"said": {"source": str(spoken), "on": "id"}},
+        "joins": {"said": {"source": str(spoken), "by": "id"}},
         "pieces": {"image": "image", "speech": {"kind": "audio", "column": "said.speech"}},
         "layouts": ["image speech"],
     }
     assert made(**turned) == [[3, "audio"], [4, "audio"]]
-    with pytest.raises(ConfigError, match=r"data.joins.said.on: 'ids' is not known"):
-        made(**turned | {"joins": {"said": {"source": str(spoken), "on": "ids"}}})
+    with pytest.raises(ConfigError, match=r"data.joins.said.by: 'ids' is not known"):
+        made(**turned | {"joins": {"said": {"source": str(spoken), "by": "ids"}}})
     with pytest.raises(ConfigError, match="streaming=false"):
         made(**turned, streaming=True)
 
