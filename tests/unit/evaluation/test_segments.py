@@ -145,3 +145,13 @@ def test_a_table_of_probes_keeps_what_was_probed(saved: Path, table: Path, tmp_p
     assert (again.raw, again.things, again.folds) == ("raw signal", "rows", 4)
     best = found.best("linear")
     assert best is not None and best.spread is not None
+
+
+def test_settings_that_name_a_modality_make_rows_of_a_source(saved: Path) -> None:
+    from nextembed.cli.evaluate import probe_settings
+
+    found = probe_settings(str(saved), "rows", ["probe.modality=touch", "data.where={kind: a}"])
+    assert isinstance(found.data, Records) and found.data.where == {"kind": "a"} and found.probe.modality == "touch"
+    assert isinstance(probe_settings(str(saved), "pictures", []).data, ImageData)
+    with pytest.raises(ConfigError, match="labelled images or rows"):
+        probe_settings(str(saved), None, [])
