@@ -43,8 +43,8 @@ def probe(
     from ..evaluation.loading import probe_checkpoint
     from ..evaluation.table import sentence
 
-    for file in code or []:
-        load_module(file)
+    for module in code or []:
+        load_module(module)
     config = probe_settings(target, data, overrides or [])
     table = probe_checkpoint(target, config.data, config.probe)
     Console().print(table.render())

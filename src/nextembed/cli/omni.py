@@ -27,7 +27,7 @@ def go_on(
     from ..evaluation.omni import check_file, check_target, kind_of, load_omni, read_piece, write_signal
 
     model = load_omni(checkpoint, *loading)
-    kinds = {name: settings.get("kind", name) for name, settings in model.config.modalities.items()}
+    kinds = {name: settings.get("kind", name) for name, settings in (model.config.modalities or {}).items()}
     wanted = target if target != "auto" else named_by(output, kinds)
     check_target(model, wanted)
     if wanted is not None:

@@ -1,5 +1,6 @@
 """Conversations with images as documents; only what the assistant says is learned."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..core.config import DATA
@@ -110,7 +111,7 @@ def contents(value: Any) -> list[tuple[str, Any]]:
 
 
 def render(
-    turns: list[Turn],
+    turns: Sequence[Turn],
     user: str,
     assistant: str,
     system: str = "",

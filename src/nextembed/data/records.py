@@ -94,7 +94,7 @@ class Records(MediaPart):
     def rows(self, split: Role) -> Any:
         """Rows of a split that can make a document. Raises ConfigError for what does not fit the columns."""
         rows: Any = super().rows(split)
-        features = getattr(getattr(rows, "data", None), "features", None)
+        features: Any = getattr(getattr(rows, "data", None), "features", None)
         if self.pieces is None and not self._found:
             lines = features is None or in_lines(rows)
             self._found = {} if lines else pieces_of({name: media_of(one) for name, one in features.items()})

@@ -124,6 +124,7 @@ def extract_pixels(dataset: Dataset[Sample], batch_size: int = 256, num_workers:
     Images larger than 32 pixels a side are averaged down to 32 first. Of samples with "encoded" it is their "raw".
     """
     values, labels = [], []
+    batch: Any
     for batch in batches(dataset, batch_size, num_workers):
         if "raw" in batch:
             values.append(batch["raw"])

@@ -58,8 +58,8 @@ def load_omni(
         with no_progress_bar():
             if (kind := AutoConfig.from_pretrained(str(folder)).model_type) != "omni":
                 raise ConfigError(f"{path} holds a model of type '{kind}', not an Omni")
-            model: Any
-            model, info = OmniForPreTraining.from_pretrained(str(folder), output_loading_info=True)
+            omni: Any = OmniForPreTraining
+            model, info = omni.from_pretrained(str(folder), output_loading_info=True)
             model.processor = OmniProcessor.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from None

@@ -44,7 +44,7 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
     own = {} if kind in KINDS else {name: "raw"}
     given = {key: getattr(data, key) for key in FIELDS if key in type(data).model_fields}
     table = MediaPart(**given, own_kinds=own | getattr(data, "own_kinds", {}))
-    splits = {}
+    splits: dict[str, Any] = {}
     for role, num in (("train", config.num_train), ("validation", config.num_validation), ("test", config.num_test)):
         if (rows := rows_if_there(table, role)) is not None:  # type: ignore[arg-type]
             splits[role] = draw(rows, num)
@@ -54,7 +54,7 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
     values = {role: [label_of(rows[i], label) for i in range(len(rows))] for role, rows in splits.items()}
     classes = sorted({one for found in values.values() for one in found if one is not None})
     read = Reader(table, processor, name, name if name in table.own_kinds else kind, column)
-    found = {
+    found: dict[str, Any] = {
         role: read(rows, [IGNORE_LABEL if one is None else classes.index(one) for one in values[role]], role)
         for role, rows in splits.items()
     }

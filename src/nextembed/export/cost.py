@@ -48,6 +48,7 @@ def measure(
     runs = [onnx_session(file, threads=1) for file in (full, small)]
     config = config or ProbeConfig(num_train=2_000, num_validation=1_000, num_test=1_000)
     parts = load_data(data, config, model_config)
+    assert parts.validation is not None  # of images there always is one
     seen = [_input(batch["pixel_values"], spec, data) for batch in batches(parts.validation, BATCH)]
     speed = speed_ratio(runs[0], runs[1], seen[0])[1]
     cost = Cost(spec.task, likeness(runs[0], runs[1], seen), speed, len(seen[0]))

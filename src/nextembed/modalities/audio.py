@@ -73,7 +73,7 @@ class Audio(Modality):
         waveform = torch.nn.functional.pad(waveform, (0, whole * HOP - len(value)))
         power = stft(waveform, _window(), HOP, FFT_SIZE)[:, :whole].abs().square()
         level = 10 * (_filters(self.num_mels).mT @ power).clamp(min=10 ** (FLOOR / 10)).log10()  # [M, T]
-        values = ((level - MEAN) / DEVIATION).mT.reshape(-1, self.value_size)
+        values = ((level - MEAN) / DEVIATION).mT.reshape(whole // self.num_frames, -1)
         return Patches(values, in_time(len(values)), (len(values), num))
 
     def mel_picture(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
 import copy
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -220,7 +220,8 @@ class NextEmbedding(Objective):
         weight = None
         if self.settings.weights:
             own = [1.0, *(self.settings.weights.get(name, 1.0) for name in backbone.kind_names)]  # padding comes first
-            weight = torch.tensor(own, device=batch["kinds"].device)[batch["kinds"]]
+            kinds: Tensor = cast(Any, batch)["kinds"]
+            weight = torch.tensor(own, device=kinds.device)[kinds]
         wants_density = self.settings.distance == "likelihood"
         return Boundary(backbone.kind_names, backbone.codes(batch), backbone.density_head if wants_density else None,
                         weight)  # fmt: skip
@@ -295,7 +296,7 @@ class NextEmbedding(Objective):
 def diagnose_documents(z: Tensor, h: Tensor, pred: Tensor, batch: Batch, boundary: Boundary) -> dict[str, Any]:
     """`diagnose` over packed documents: targets whose current latent belongs to the same segment; and by modality how
     near predictions are, "cos_next/NAME", and how often the nearest row of the table is the right one, "top1/NAME"."""
-    kinds, mask, documents = (batch[name] for name in ("kinds", "latent_mask", "document_ids"))  # type: ignore[literal-required]
+    kinds, mask, documents = (cast(Any, batch)[name] for name in ("kinds", "latent_mask", "document_ids"))
     pred, target = losses.shifted(pred, z)
     to_next = -losses.negative_cosine(pred, target)
     to_current = -losses.negative_cosine(pred, z[:, :-1])

@@ -103,7 +103,8 @@ class Readout(Objective):
     def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
         x = read_source(backbone, batch, self.settings.source)  # [B, T, D]
         segments = segment_numbers(batch)
-        sums, metrics = [], {}
+        sums: list[Tensor] = []
+        metrics: dict[str, Any] = {}
         for name, kind in self.kinds.items():
             readout = self.readouts[name]
             rows = self.rows(name, kind, x, segments, batch)

@@ -28,7 +28,7 @@ def answered(view: RunView) -> str:
         f'<p class="soft">Documents of the {escape(split)} split, up to their last segment; the likeliest latent each '
         "time.</p>"
     )
-    sections = (
+    sections: Any = (
         ("What it writes", text + '<p class="soft">Green: word for word what stands there.</p>', written_card),
         ("What it paints", text + '<p class="soft">Left: what it paints; right: the true one.</p>', painted_card),
     )

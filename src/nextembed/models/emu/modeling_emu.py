@@ -333,8 +333,9 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             terms["regression_loss"] = distances.sum() / max(1, len(distances))
             weighted = self.config.regression_weight * terms["regression_loss"]
             terms["loss"] = terms["loss"] + weighted if "loss" in terms else weighted
+        every: dict[str, Any] = {**terms, **found}
         # All at once: fields that are set later would stand behind the others in the tuple, the loss not first.
-        return EmuOutput(logits=self.text_logits(hidden[:, keep]), **terms, **found)
+        return EmuOutput(logits=self.text_logits(hidden[:, keep]), **every)
 
     @torch.no_grad()
     def generate(

@@ -167,10 +167,10 @@ def write(
         places = F.pad((rollout.time + 1)[:, None], (0, 2))
         rollout.feed(table[codes], places)
     made = []
-    for row, over in zip(ids, done.tolist()):
-        tokens = torch.tensor(row, dtype=torch.int64)
+    for written, over in zip(ids, done.tolist()):
+        tokens = torch.tensor(written, dtype=torch.int64)
         latents = modality.table.weight[tokens.to(model.device)].cpu()
-        made.append(Made(name, processor.read(name, tokens, (len(row),)), latents, tokens, over))
+        made.append(Made(name, processor.read(name, tokens, (len(written),)), latents, tokens, over))
     return made
 
 
@@ -241,9 +241,9 @@ class Context(NamedTuple):
 
     def copies(self, num: int) -> Cache:
         """The cache of `num` documents that all began like this: views, copied when they are gone on with."""
-        found = []
+        found: list[Any] = []
+        layer: Any
         for layer in self.cache.layers:
-            assert layer.keys is not None and layer.values is not None
             own = DynamicLayer()
             own.lazy_initialization(layer.keys, layer.values)
             own.keys, own.values = (x.expand(num, -1, -1, -1) for x in (layer.keys, layer.values))
@@ -255,7 +255,7 @@ def read_context(model: OmniForPreTraining, processor: OmniProcessor, pieces: Se
     """None where there is nothing."""
     if not len(pieces):
         return None
-    inputs = {name: part.to(model.device) for name, part in processor([list(pieces)]).items()}
+    inputs: Any = {name: part.to(model.device) for name, part in processor([list(pieces)]).items()}
     cache = DynamicCache()
     model.encode(model.embed(inputs), past_key_values=cache)
     return Context(cache, inputs["kinds"].shape[1], int(inputs["coordinates"][..., 0].max()) + 1)

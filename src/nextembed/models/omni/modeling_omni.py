@@ -6,7 +6,7 @@ Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `k
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +127,8 @@ class OmniModel(OmniPreTrainedModel):
         z = torch.zeros(*kinds.shape, self.config.hidden_size, device=kinds.device, dtype=self.begin.weight.dtype)
         parts = [(BEGIN, self.begin(ids[kinds == BEGIN]))]
         idle: list[Tensor] = []
-        for number, (name, modality) in enumerate(self.modalities.items()):
-            kind = FIRST + number
+        for number, name in enumerate(self.modalities):
+            modality, kind = self.modality(name), FIRST + number
             values = ids[kinds == kind] if modality.value_size is None else rows[f"values.{name}"]
             if len(values):
                 parts.append((kind, modality.embed(values.to(z.dtype) if values.is_floating_point() else values)))
@@ -144,7 +144,8 @@ class OmniModel(OmniPreTrainedModel):
 
     @torch.no_grad()
     def _measure(self, kind: int, latents: Tensor) -> None:
-        self.lengths[kind].lerp_(latents.detach().float().norm(dim=-1).mean(), 1 - LENGTH_DECAY)
+        lengths: Tensor = self.lengths  # type: ignore[assignment]
+        lengths[kind].lerp_(latents.detach().float().norm(dim=-1).mean(), 1 - LENGTH_DECAY)
 
     def encode(
         self,
@@ -210,7 +211,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self.density_head: DensityHead | None = None
         if config.density != "none":
             num = config.num_components if config.density == "mixture" else 1
-            self.density_head = DensityHead(config.hidden_size, config.density, num)
+            self.density_head = DensityHead(config.hidden_size, cast(Any, config.density), num)
         self.readouts: dict[str, nn.Module] = {}  # latents to values, trained apart; not saved with the model
         self._processor: Any = None
         self.post_init()

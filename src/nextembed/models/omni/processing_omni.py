@@ -83,11 +83,13 @@ class OmniProcessor(ProcessorMixin):
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "OmniProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "OmniProcessor":  # type: ignore[override]
         """Raises OSError where there is no processor, ConfigError where it names a modality that is not loaded."""
         hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
-        own = {name: found.get(name) for name in ("modalities", "modality_names", "orders", "tell_next")}
+        own: dict[str, Any] = {
+            name: found.get(name) for name in ("modalities", "modality_names", "orders", "tell_next")
+        }
         if any(part.get("vocabulary", "bytes") != "bytes" for part in (own["modalities"] or {}).values()):
             own["words"] = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         return cls(**own)

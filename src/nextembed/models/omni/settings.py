@@ -85,9 +85,8 @@ class OmniParts(Part):
         })  # fmt: skip
         sizes["intermediate_size"] = self.intermediate_size or self.hidden_size * 8 // 3 // 8 * 8
         if self.nepa is not None:
-            config = read_config(self.nepa)
-            for name in NEPA_SIZES:
-                sizes[name] = getattr(config, name)
+            theirs = read_config(self.nepa)
+            sizes |= {name: getattr(theirs, name) for name in NEPA_SIZES}
         try:
             config = OmniConfig(modalities=self.boundary(), tell_next=self.tells(), **sizes)
         except ValueError as err:
