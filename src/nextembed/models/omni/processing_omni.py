@@ -16,6 +16,7 @@ from ...nn.orders import ORDERS, order_of
 from .configuration_omni import in_order
 from .modeling_omni import BEGIN, FIRST
 
+KEPT = ("modalities", "modality_names", "orders", "tell_next")  # in processor_config.json
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 BEGIN_PLACE = torch.tensor([[-1.0, 0.0, 0.0]])  # of a begin latent, in the coordinates of the segment that it begins
@@ -87,9 +88,7 @@ class OmniProcessor(ProcessorMixin):
         """Raises OSError where there is no processor, ConfigError where it names a modality that is not loaded."""
         hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
-        own: dict[str, Any] = {
-            name: found.get(name) for name in ("modalities", "modality_names", "orders", "tell_next")
-        }
+        own: dict[str, Any] = {name: found.get(name) for name in KEPT}
         if any(part.get("vocabulary", "bytes") != "bytes" for part in (own["modalities"] or {}).values()):
             own["words"] = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
         return cls(**own)
