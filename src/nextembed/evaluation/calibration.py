@@ -121,13 +121,13 @@ def score_positions(density: Density, latents: Tensor, generator: torch.Generato
         above,
     )
     columns: list[Any] = [v.cpu().double().numpy() if v.is_floating_point() else v.cpu().numpy() for v in found]
-    return PositionScores(*columns, dim)
+    return PositionScores._make([*columns, dim])
 
 
 def join(scores: Sequence[PositionScores]) -> PositionScores:
     """Scores of several batches as those of one."""
     columns: list[Any] = [np.concatenate(column) for column in zip(*(batch[:-1] for batch in scores), strict=True)]
-    return PositionScores(*columns, scores[0].dim)
+    return PositionScores._make([*columns, scores[0].dim])
 
 
 def calibrate(
