@@ -38,6 +38,14 @@ def test_the_recipes_there_are() -> None:
         "emu_emoji",
         "emu_emoji_instruct",
         "emu_emoji_decoder",
+        "omni_emoji",
+        "omni_emoji_readout",
+        "omni_text",
+        "omni_candle",
+        "omni_candle_point",
+        "omni_candle_single",
+        "omni_series",
+        "omni_series_classes",
     }
     assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
 
