@@ -213,9 +213,8 @@ def test_omni_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["caption"].kind == "text" and names["apple"].value.shape == (3, 32, 32)
     assert names["scores"].shape == names["fair"].shape == (3,) and not torch.equal(names["scores"], names["fair"])
     assert len(names["several"]) == 2 and names["out"].latents.shape[0] == 2 and names["out"].loss.isfinite()
-    small = tiny(recipes.omni.omni_emoji(), name="pixels")
-    trained = [f"model.pretrained={names['run'].dir}/model", "objective={kind: readout, source: predictions}"]
-    nextembed.run.fit(apply_overrides(small, trained))
+    small = tiny(recipes.omni.omni_emoji_readout(), name="omni_emoji_readout")
+    nextembed.run.fit(apply_overrides(small, [f"model.pretrained={names['run'].dir}/model"]))
     before = names["apple"].values
     exec(compile(readouts, "docs", "exec"), names)
     assert not torch.equal(names["apple"].values, before)

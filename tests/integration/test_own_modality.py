@@ -22,7 +22,9 @@ FILE, TRAIN, ASK = re.findall(r"^```python[^\n]*\n(.*?)^```", PAGE, re.MULTILINE
 
 def forget() -> None:
     """As in a process that has not seen the file."""
-    sys.modules.pop("point_cloud", None)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).endswith("_cloud.py"):
+            del sys.modules[name]
     for kind in ("point_cloud", "pointcloud"):
         MODALITIES.classes.pop(kind, None)
 
@@ -30,6 +32,7 @@ def forget() -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("own")
+    forget()
     (path / "point_cloud.py").write_text(FILE)
     yield path
     forget()
