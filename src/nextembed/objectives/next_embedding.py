@@ -39,7 +39,7 @@ class NextEmbeddingSettings(Part):
     distance: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the patches of its image)
         | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA)
         | "vocabulary" (of Omni: where the target is a row of a table, as tokens are, cross-entropy of a softmax over
-        cosines with all rows, with a learned temperature; cosine elsewhere)
+        cosines with all rows, with a learned temperature; elsewhere cosine, or the likelihood where there is a density)
         | "likelihood" (of Omni with a density: -log of the density relative to the uniform one, divided by the width).
     stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False
         trains it as an output, too, as GPT-2 does.
@@ -105,8 +105,10 @@ class NextEmbeddingSettings(Part):
             raise ConfigError("objective.distance=vocabulary needs a model with a table of tokens: model.kind=omni")
         if self.distance == "likelihood" and getattr(backbone, "density_head", None) is None:
             raise ConfigError("objective.distance=likelihood needs model.density=von_mises_fisher or mixture")
-        if self.distance != "likelihood" and getattr(backbone, "density_head", None) is not None:
-            raise ConfigError("model.density is trained by objective.distance=likelihood")
+        if getattr(backbone, "density_head", None) is not None:
+            if self.distance not in ("likelihood", "vocabulary"):
+                raise ConfigError("model.density is trained by objective.distance=likelihood or vocabulary")
+            backbone.config.token_softmax = self.distance == "vocabulary"
         if self.weights and kinds is None:
             raise ConfigError("objective.weights needs a model of several modalities: model.kind=omni")
         for name in self.weights:
@@ -222,9 +224,10 @@ class NextEmbedding(Objective):
             own = [1.0, *(self.settings.weights.get(name, 1.0) for name in backbone.kind_names)]  # padding comes first
             kinds: Tensor = cast(Any, batch)["kinds"]
             weight = torch.tensor(own, device=kinds.device)[kinds]
-        wants_density = self.settings.distance == "likelihood"
-        return Boundary(backbone.kind_names, backbone.codes(batch), backbone.density_head if wants_density else None,
-                        weight)  # fmt: skip
+        density = (
+            getattr(backbone, "density_head", None) if self.settings.distance in ("likelihood", "vocabulary") else None
+        )
+        return Boundary(backbone.kind_names, backbone.codes(batch), density, weight)
 
     def target(self, backbone: Backbone, latents: Latents, hidden: Hidden, batch: Batch) -> Tensor:
         """What is predicted, [B, T, D]."""
@@ -267,7 +270,10 @@ class NextEmbedding(Objective):
                 return losses.negative_cosine(pred, target)
             case "vocabulary":
                 assert boundary is not None
-                found = losses.negative_cosine(pred, target)
+                if boundary.density is None:
+                    found = losses.negative_cosine(pred, target)
+                else:
+                    found = -boundary.density(pred).log_prob(target) / target.shape[-1]
                 table, codes, log_scale = boundary.codes
                 codes = codes[:, 1:]
                 chosen = (codes >= 0) if mask is None else (codes >= 0) & mask

@@ -22,7 +22,8 @@ class OmniConfig(PreTrainedConfig):
         time and a quarter to each other. [0, n, n] is NEPA's.
     tell_next: the model is told where the latent is that it must predict, which orders other than raster and time need.
     density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
-        them with weights.
+        them with weights. token_softmax: whether latents that are rows of tables (tokens, begin latents) are read by a
+        softmax over cosines all the same; objective `vocabulary` sets it.
     Source: the essay behind NEPA ("Omnimodality from First Principles"); layers of NEPA (arXiv 2512.16922).
     """
 
@@ -52,6 +53,7 @@ class OmniConfig(PreTrainedConfig):
     tell_next: bool = False
     density: str = "none"
     num_components: int = 8
+    token_softmax: bool = False
 
     def __post_init__(self, **kwargs):
         if self.modalities is None:

@@ -130,7 +130,7 @@ def chosen_modality(model: OmniForPreTraining, rollout: Rollout, sampler: Sample
 
 def code_scores(model: OmniForPreTraining, hidden: Tensor, table: Tensor) -> Tensor:
     """Logits [B, V] of the rows of a table [V, D] being the next latent: log densities, or scaled cosines."""
-    if model.density_head is not None:
+    if model.density_head is not None and not model.config.token_softmax:
         density = model.density_head(hidden)
         return density.at((slice(None), None)).log_prob(table[None])
     cosines = F.normalize(hidden.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
@@ -313,6 +313,7 @@ def log_likelihoods(model: OmniForPreTraining, inputs: Any, before: Context | No
         found = model.density_head(hidden).log_prob(target)
     else:
         found = -negative_cosine(hidden, target)
+    if model.density_head is None or model.config.token_softmax:
         table, codes, _ = model.codes(inputs)
         chosen = codes[:, 1:] >= 0
         scores = code_scores(model, hidden[chosen], table)
