@@ -51,10 +51,12 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="times each is run (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=100, help="packed, to count padding (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", help="measure only these anew: packing, generation, ...; others are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "omni_speed.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {
+    result: dict[str, Any] = json.loads(args.out.read_text()) if args.parts and args.out.is_file() else {}
+    result |= {
         "command": shlex.join(["python", "benchmarks/omni_speed.py", *sys.argv[1:]]),
         "machine": platform.platform(),
         "load_average": os.getloadavg()[0],
@@ -68,6 +70,8 @@ def main() -> None:
         "training": lambda: training(args.data, args.rounds),
     }
     for name, measure in parts.items():
+        if args.parts and name not in args.parts:
+            continue
         result[name] = measure()
         print(name, json.dumps(result[name], indent=1), flush=True)
         args.out.write_text(json.dumps(result, indent=1) + "\n")
