@@ -170,7 +170,7 @@ class LinearReadout(torch.nn.Module):
         gram = x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64)
         self.weight = torch.linalg.solve(gram, x.T @ y.double()).float()  # [D + 1, P]
         residual = (x.float() @ self.weight - y).square().mean() / (y - y.mean(0)).square().mean()
-        self.explained = float(1 - residual)
+        self.explained = float((1 - residual).detach())
 
     def forward(self, unit: Tensor) -> Tensor:
         return F.pad(unit, (0, 1), value=1.0) @ self.weight
@@ -351,8 +351,9 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
         drawn = curves(models["mixture"], [view], 20, 1)["curves"][0]
         for curve in drawn:
             place.plot(20 + 20 * curve.numpy(), color=BLUE, linewidth=0.8, alpha=0.6)
-        point = curves(models["point"], [view], 1, 0)["curves"][0, 0]
-        place.plot(20 + 20 * point.numpy(), color=ORANGE, linewidth=2, linestyle="--")
+        if "point" in models:
+            point = curves(models["point"], [view], 1, 0)["curves"][0, 0]
+            place.plot(20 + 20 * point.numpy(), color=ORANGE, linewidth=2, linestyle="--")
         for real in (True, False):
             place.plot(20 + 20 * view.touches[real][0].numpy(), color=INK, linewidth=1, linestyle=":")
         dress(place, f"{view.name}: real {100 * view.rate:.0f} % of the time", "sample", "°C")
@@ -363,7 +364,7 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
              ("yes", "\"Is it hot?\", from the picture alone", "probability of yes"))  # fmt: skip
     for place, (measure_name, title, label) in zip(axes[1], pairs):
         place.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=(0, (3, 2)))
-        for variant, colour in COLOURS.items():
+        for variant, colour in [(v, COLOURS[v]) for v in models]:
             own = summary[variant]["known"][measure_name]
             x = np.array([float(rate) for rate in own])
             y = np.array([one["mean"] for one in own.values()])
@@ -373,7 +374,7 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
         dress(place, title, "rate at which it is real", label)
         place.legend(fontsize=7.5, frameon=False)
     last = axes[1][2]
-    for variant, colour in COLOURS.items():
+    for variant, colour in [(v, COLOURS[v]) for v in models]:
         own = summary[variant]["known"]["touched"]
         for key, style in (("yes_real", "-"), ("yes_picture", "--")):
             last.plot([int(n) for n in own], [one[key]["mean"] for one in own.values()], style, marker="o",
@@ -423,6 +424,7 @@ def main() -> None:
     parser.add_argument("--emoji", help="Parquet with the other drawing style")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--views", type=int, default=2, help="of each picture")
     parser.add_argument("--figure", help="PNG")
     parser.add_argument("--calibration", help="PNG")
@@ -437,7 +439,7 @@ def main() -> None:
         other = data.model_copy(update={"source": args.emoji, "where": {"vendor": "twemoji"}})
         sets["style"] = views(other, ["train"], args.views, 10**5)
     sets["unknown"] = views(data, ["validation", "test"], args.views, 10**5)
-    models = {v: [trained(v, seed, args.runs, args.set) for seed in range(args.seeds)] for v in VARIANTS}
+    models = {v: [trained(v, seed, args.runs, args.set) for seed in range(args.seeds)] for v in args.variants}
     runs = {v: [measure(model, sets, data.noise, n) for n, model in enumerate(own)] for v, own in models.items()}
     summary = {v: {name: summarise(own, name, shown) for name, shown in sets.items()} for v, own in runs.items()}
     result: dict[str, Any] = {
@@ -456,7 +458,7 @@ def main() -> None:
         from nextembed.report.calibration import write_calibration
 
         result["calibration"] = {}
-        for variant in ("mixture", "single"):
+        for variant in [v for v in ("mixture", "single") if v in models]:
             found, result["calibration"][variant] = calibration(models[variant][0], data, 8)
             if variant == "mixture":
                 file = found["all"].save(Path(args.out).with_suffix(".calibration.json"))

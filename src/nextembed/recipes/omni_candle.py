@@ -49,7 +49,7 @@ def omni_candle() -> RunConfig:
             num_components=8,
         ),
         objective=NextEmbeddingSettings(distance="vocabulary"),
-        # White patches push all weights of the image projection one way: at the full rate pictures become one direction.
+        # White patches push all weights of the image projection one way: at its full rate pictures all become alike.
         optim=OptimConfig(
             base_learning_rate=4.8e-2,
             betas=(0.9, 0.98),
