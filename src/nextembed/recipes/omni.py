@@ -31,7 +31,13 @@ def omni_emoji() -> RunConfig:
             max_length=256,
         ),
         objective=NextEmbeddingSettings(distance="vocabulary"),
-        optim=OptimConfig(base_learning_rate=1.6e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        optim=OptimConfig(
+            base_learning_rate=1.6e-2,
+            betas=(0.9, 0.98),
+            warmup_rate=0.05,
+            # At the full rate latents of white patches grow to thirty times the length of tokens (docs/LOG.md).
+            part_lr_rates={"modalities.image": 0.1},
+        ),
         train=TrainConfig(batch_size=16, max_steps=1000, log_steps=20, save_steps=250, probe_steps=200),
         probe=ProbeConfig(enabled=False),
     )
