@@ -213,6 +213,9 @@ def test_omni_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["caption"].kind == "text" and names["apple"].value.shape == (3, 32, 32)
     assert names["scores"].shape == names["fair"].shape == (3,) and not torch.equal(names["scores"], names["fair"])
     assert len(names["several"]) == 2 and names["out"].latents.shape[0] == 2 and names["out"].loss.isfinite()
+    (probing,) = [text for page, _, text in blocks("python") if page == "docs/probing.md"]
+    exec(compile(probing.replace("runs/omni_emoji", str(names["run"].dir)), "docs", "exec"), names)
+    assert names["vectors"].shape == (2, names["model"].config.hidden_size)
     small = tiny(recipes.omni.omni_emoji_readout(), name="omni_emoji_readout")
     nextembed.run.fit(apply_overrides(small, [f"model.pretrained={names['run'].dir}/model"]))
     before = names["apple"].values

@@ -174,7 +174,11 @@ def test_pieces_keep_their_order(capsys: pytest.CaptureFixture) -> None:
         ("generate senses touch.npy --target touch -o a.png", 2, "'series' is written as .json or .npy"),
         ("train omni_emoji_tiny model.modalities={smell:{}} name=bad", 2, "kind 'smell' is not known"),
         ("train omni_emoji_tiny model.orders.image=spiral name=bad", 2, "order 'spiral' is not known"),
-        ("train omni_emoji_tiny model.density=mixture name=bad", 2, "objective.distance=likelihood"),
+        (
+            "train omni_emoji_tiny model.density=mixture objective.distance=cosine name=bad",
+            2,
+            "likelihood or vocabulary",
+        ),
         ("train omni_emoji_tiny model.tokenizer=no/such/one name=bad", 2, "model.tokenizer: cannot load 'no/such/one'"),
         ("train omni_emoji_tiny objective.weights.txt=2 name=bad", 2, "Did you mean 'text'"),
         (
