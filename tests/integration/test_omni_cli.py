@@ -174,7 +174,7 @@ def test_pieces_keep_their_order(capsys: pytest.CaptureFixture) -> None:
         ("generate senses touch.npy --target touch -o a.png", 2, "'series' is written as .json or .npy"),
         ("train omni_emoji_tiny model.modalities={smell:{}} name=bad", 2, "kind 'smell' is not known"),
         ("train omni_emoji_tiny model.orders.image=spiral name=bad", 2, "order 'spiral' is not known"),
-        ("train omni_emoji_tiny model.density=mixture objective.distance=cosine name=b", 2, "or vocabulary"),
+        (
             "train omni_emoji_tiny model.density=mixture objective.distance=cosine name=bad",
             2,
             "likelihood or vocabulary",
