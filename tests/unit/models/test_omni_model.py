@@ -313,8 +313,9 @@ def test_lengths_are_measured_while_training_only():
     assert model.model.lengths[0] == before[0]  # padding is measured by nobody
 
 
-def test_values_come_back_from_directions():
-    """Fewer values than the latent is wide, all of the mean length: the least squares are exact."""
+def test_values_come_back_from_directions(monkeypatch):
+    """Fewer values than the latent is wide, all of the mean length: without error to be expected the way is exact."""
+    monkeypatch.setattr("nextembed.models.omni.modeling_omni.READOUT_NOISE", 0.0)
     model = omni()
     values = torch.randn(5, 4)
     z = model.model.modality("touch").embed(values)
@@ -322,6 +323,20 @@ def test_values_come_back_from_directions():
         model.model.lengths[FIRST + 2] = latent.detach().norm()
         found = model.values_of("touch", 7.0 * latent[None])  # of any length
         assert torch.allclose(found[0], row, atol=1e-4)
+
+
+def test_expected_error_keeps_values_small():
+    """Along a direction that the projection hardly sees, noise in a latent is no reason for large values."""
+    model = omni()
+    touch = model.model.modality("touch").projection
+    with torch.no_grad():
+        touch.weight.zero_()
+        touch.weight[0, 0], touch.weight[1, 1] = 1.0, 1e-3
+        touch.bias.zero_()
+    model.model.lengths[FIRST + 2] = 1.0
+    direction = F.normalize(torch.tensor([[1.0, 0.1] + [0.0] * (WIDTH - 2)]), dim=-1)
+    found = model.values_of("touch", direction)[0]
+    assert 0.9 < found[0] < 1.0 and found[1].abs() < 0.1  # plain least squares would say 100
 
 
 def test_a_readout_is_taken_where_there_is_one():

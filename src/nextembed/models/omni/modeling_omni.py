@@ -29,6 +29,7 @@ from .configuration_omni import OmniConfig
 PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
 PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
+READOUT_NOISE = 0.1
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
 
 
@@ -272,8 +273,11 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
     def values_of(self, name: str, direction: Tensor) -> Tensor:
         """Values [N, P] that latents in a direction [N, D] (of any length) stand for: by the readout that was trained
-        for this modality (see `readouts`), else by least squares through its projection, at the mean length of its
-        latents. Raises ConfigError for a modality of tokens, and for one with neither."""
+        for this modality (see `readouts`), else back through its projection, at the mean length of its latents.
+
+        That way back is ridge regression: values of unit variance are expected, and READOUT_NOISE of a latent's squared
+        length to be error. Plain least squares would divide that error by the weakest directions of the projection.
+        Raises ConfigError for a modality of tokens, and for one with neither."""
         modality: Any = self.model.modality(name)
         if modality.value_size is None:
             raise ConfigError(f"modality '{name}' is read out by its table")
@@ -284,7 +288,9 @@ class OmniForPreTraining(OmniPreTrainedModel):
             raise ConfigError(f"modality '{name}' has no linear projection to go back through: train a readout for it")
         length = self.model.lengths[FIRST + self.config.names.index(name)]
         weight, bias = modality.projection.weight.float(), modality.projection.bias.float()
-        return torch.linalg.lstsq(weight, (unit * length - bias).T, driver="gelsd").solution.T
+        error = READOUT_NOISE * length.square() / len(weight)
+        gram = weight.T @ weight + error * torch.eye(weight.shape[1], device=weight.device)
+        return torch.linalg.solve(gram, weight.T @ (unit * length - bias).T).T
 
     def generate(self, segments: Sequence[Any], target: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
