@@ -209,7 +209,7 @@ def test_probe_without_data_needs_a_run(
     for file in (run / "model").iterdir():
         (alone / file.name).write_bytes(file.read_bytes())
     assert main(["probe", str(alone)]) == 2
-    assert "name labelled images: --data SOURCE" in capsys.readouterr().err
+    assert "name labelled images or rows: --data SOURCE" in capsys.readouterr().err
 
 
 def test_report_is_written_anew(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:

@@ -99,7 +99,7 @@ def test_evaluate_a_folder_with_some_of_the_classes(
         ("evaluate RUN data.test=none", "there is no test or validation split"),
         ("evaluate PRETRAINED --data emoji", "holds no fine-tuned model that can be scored (it is a model ForPre"),
         ("evaluate BROKEN --data emoji", "cannot load the model in"),
-        ("evaluate MODEL", "so name labelled images: --data SOURCE"),
+        ("evaluate MODEL", "so name labelled images or rows: --data SOURCE"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_one_clear_line(
