@@ -54,10 +54,11 @@ SETTINGS = {
     " objective.every_layer=true",
     "finetune": f"finetune 'model.architecture={LARGE}' train.batch_size=24",
     "finetune_lora": f"finetune 'model.architecture={LARGE}' train.batch_size=24 'train.lora={{rank: 8}}'",
-    "latent_decoder": f"latent_decoder model.pretrained=null {WIDE} train.batch_size=64",
+    "latent_decoder": f"latent_decoder model.pretrained=null model.patch_size=8 {WIDE} train.batch_size=64",
     "segmentation": "emoji_scenes train.batch_size=32",
     "segmentation_upernet": f"emoji_scenes model.head=upernet model.head_width=128 'model.architecture={LARGE}'"
     " train.batch_size=12",
+    "omni": "omni_emoji train.batch_size=16",
     "emu": f"{EMU} train.batch_size=4",
     "emu_bf16": f"{EMU} train.batch_size=4 train.precision=bf16",
     "emu_lora_checkpointing": f"{EMU} train.batch_size=4 train.gradient_checkpointing=true"
