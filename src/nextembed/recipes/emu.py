@@ -156,7 +156,7 @@ def emu_emoji_language() -> RunConfig:
 
 
 def emu_emoji() -> RunConfig:
-    """Emu on the bundled emoji: encoder, causal transformer, language model and both heads, 25 minutes on two cores.
+    """Emu on the bundled emoji: encoder, causal transformer, language model and both heads, 56 minutes on one core.
 
     It starts from runs/emu_emoji_language (and that from runs/nepa_demo), trained first if they are not there.
     """

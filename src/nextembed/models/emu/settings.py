@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -21,6 +20,7 @@ from transformers import (
 from ...core.config import MODELS, Part
 from ...core.quiet import no_progress_bar
 from ...errors import ConfigError, MissingExtra
+from ..parts import LOADING_ERRORS, load_part
 from .configuration_emu import Connector, EmuConfig, as_config
 from .connectors import standardise
 from .modeling_emu import EmuForConditionalGeneration, build_visual
@@ -29,7 +29,6 @@ from .vocabulary import grow_vocabulary
 
 NUM_MEASURED = 256  # images for `latent_std`
 BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 @MODELS.register("emu")
@@ -82,7 +81,7 @@ class EmuParts(Part):
     def build(self) -> EmuForConditionalGeneration:
         """The model, in float32. Raises ConfigError, one line, for a part that cannot be loaded or does not fit."""
         if self.pretrained is not None:
-            model = self._load(EmuForConditionalGeneration, self.pretrained, "pretrained", dtype=torch.float32)
+            model = load_part(EmuForConditionalGeneration, self.pretrained, "pretrained", dtype=torch.float32)
             for part, name in (("visual", self.vision), ("language_model", self.language)):
                 if name is not None:
                     replace_part(model.model, part, name)
@@ -117,7 +116,7 @@ class EmuParts(Part):
     def processor(self) -> EmuProcessor:
         """What makes batches for this model; saved with its checkpoints."""
         if self.pretrained is not None:
-            found = self._load(EmuProcessor, self.pretrained, "pretrained")
+            found = load_part(EmuProcessor, self.pretrained, "pretrained")
             found.image_start_is_target = self.image_start_is_target
             return found
         return EmuProcessor(self.image_processor(), self.tokens(), self.num_image_latents, self.image_start_is_target)
@@ -128,7 +127,7 @@ class EmuParts(Part):
         if name is None:
             raise ConfigError("model.tokenizer: a new language model needs one; 'bundled' is a small English one")
         path = str(BUNDLED_TOKENIZER) if name == "bundled" else name
-        tokenizer = self._load(AutoTokenizer, path, "tokenizer")
+        tokenizer = load_part(AutoTokenizer, path, "tokenizer")
         add_emu_tokens(tokenizer, self.instruct)
         return tokenizer
 
@@ -182,7 +181,7 @@ class EmuParts(Part):
                 return as_config(self.vision_config, None)
             except (ValueError, TypeError) as err:
                 raise ConfigError(f"model.vision_config: {str(err).splitlines()[0]}") from None
-        config = self._load(AutoConfig, self.vision, "vision")
+        config = load_part(AutoConfig, self.vision, "vision")
         config = getattr(config, "vision_config", None) or config  # of a CLIP or SigLIP with text
         for name, value in self.vision_config.items():
             if not hasattr(config, name):
@@ -194,7 +193,7 @@ class EmuParts(Part):
         config = self._vision_config()
         if self.vision is None:
             return build_visual(config)
-        return self._load(AutoModel, self.vision, "vision", config=config, dtype=torch.float32)
+        return load_part(AutoModel, self.vision, "vision", config=config, dtype=torch.float32)
 
     def _language(self) -> PreTrainedModel:
         if self.language is None:
@@ -205,18 +204,7 @@ class EmuParts(Part):
         options: dict[str, Any] = {"dtype": torch.float32}
         if self.quantize is not None:
             options = {"quantization_config": quantization(self.quantize)}
-        return self._load(AutoModelForCausalLM, self.language, "language", **options)
-
-    def _load(self, kind: Any, name: str, field: str, **options: Any) -> Any:
-        path = Path(name).expanduser()
-        if (path / "model" / "config.json").is_file():
-            raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
-        try:
-            with no_progress_bar():
-                return kind.from_pretrained(str(path), **options)
-        except LOADING_ERRORS as err:
-            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-            raise ConfigError(f"model.{field}: cannot load '{name}': {reason}") from None
+        return load_part(AutoModelForCausalLM, self.language, "language", **options)
 
 
 def quantization(bits: str) -> Any:

@@ -5,15 +5,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
-from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ...core.config import MODELS, Part
-from ...core.quiet import no_progress_bar
 from ...errors import ConfigError
 from ...modalities import MODALITIES
 from ..nepa.loading import read_config
 from ..nepa.modeling_nepa import ViTNepaForPreTraining
+from ..parts import load_part
 from .configuration_omni import OmniConfig
 from .modeling_omni import OmniForPreTraining
 from .processing_omni import OmniProcessor
@@ -23,7 +22,6 @@ NEPA_SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "use_gated_mlp", "hidden_act",
     "qkv_bias", "qk_norm", "qk_norm_bias", "qk_norm_affine", "layer_norm_eps", "rope_theta", "layerscale_value",
 )  # fmt: skip
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 @MODELS.register("omni")
@@ -78,7 +76,7 @@ class OmniParts(Part):
     def build(self) -> OmniForPreTraining:
         """The model, in float32. Raises ConfigError, one line, for what cannot be loaded or does not fit."""
         if self.pretrained is not None:
-            return self._load(OmniForPreTraining, self.pretrained, "pretrained", dtype=torch.float32)
+            return load_part(OmniForPreTraining, self.pretrained, "pretrained", dtype=torch.float32)
         sizes: dict[str, Any] = self.model_dump(include={
             "hidden_size", "num_hidden_layers", "num_attention_heads", "layerscale_value", "drop_path_prob",
             "rope_split", "density", "num_components",
@@ -93,7 +91,7 @@ class OmniParts(Part):
             raise ConfigError(f"model: {err}") from None
         model = OmniForPreTraining(config)
         if self.nepa is not None:
-            start_from_nepa(model, self._load(ViTNepaForPreTraining, self.nepa, "nepa", dtype=torch.float32), self.nepa)
+            start_from_nepa(model, load_part(ViTNepaForPreTraining, self.nepa, "nepa", dtype=torch.float32), self.nepa)
         return model
 
     def tells(self) -> bool:
@@ -114,12 +112,12 @@ class OmniParts(Part):
         if self.tokenizer is None:
             return None
         path = str(BUNDLED_TOKENIZER) if self.tokenizer == "bundled" else self.tokenizer
-        return self._load(AutoTokenizer, path, "tokenizer")
+        return load_part(AutoTokenizer, path, "tokenizer")
 
     def processor(self) -> OmniProcessor:
         """What makes batches for this model; saved with its checkpoints."""
         if self.pretrained is not None:
-            found = self._load(OmniProcessor, self.pretrained, "pretrained")
+            found = load_part(OmniProcessor, self.pretrained, "pretrained")
             found.orders |= self.orders
             return found
         try:
@@ -132,17 +130,6 @@ class OmniParts(Part):
         processor = self.processor()
         processor.check(backbone.config)
         return {"encode": processor.encode_document, "max_length": self.max_length}
-
-    def _load(self, kind: Any, name: str, field: str, **options: Any) -> Any:
-        path = Path(name).expanduser()
-        if (path / "model" / "config.json").is_file():
-            raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
-        try:
-            with no_progress_bar():
-                return kind.from_pretrained(str(path), **options)
-        except LOADING_ERRORS as err:
-            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-            raise ConfigError(f"model.{field}: cannot load '{name}': {reason}") from None
 
 
 @torch.no_grad()
