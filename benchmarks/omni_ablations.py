@@ -15,6 +15,7 @@ there is not run again.
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def main() -> None:
             if any(row["variant"] == name and row["seed"] == seed for row in rows):
                 continue
             config = text_run(changes) if args.what == "text" else order_run(name)
-            more = [f"seed={seed}", f"output_dir={args.runs}", f"name=omni_{args.what}_{name.split()[0]}_{seed}"]
+            slug = re.sub(r"\W+", "_", name)
+            more = [f"seed={seed}", f"output_dir={args.runs}", f"name=omni_{args.what}_{slug}_{seed}"]
             more += [f"train.max_steps={args.steps}", f"train.save_steps={args.steps}"] if args.steps else []
             run = nextembed.fit(apply_overrides(config, more))
             measured = read_text(run) if args.what == "text" else probe_groups(run)

@@ -10,8 +10,8 @@ the UEA archive. For each seed and data set `omni_series` is trained on the trai
   written    the class with the best score() behind the series: pretrained first, and from scratch at the same steps
   raw        logistic regression on resampled values, and on mean and deviation of each channel (strength by
              cross-validation); nearest neighbour by Euclidean distance of resampled values, and by dynamic time warping
-Channels are scaled by the train split's deviation everywhere. Intervals: the middle 95 % of 1,000 bootstrap draws over
-test items, of means over seeds; sd: over seeds.
+Channels are scaled by the train split's deviation everywhere, and for Omni centred. Intervals: the middle 95 % of 1,000
+bootstrap draws over test items, of means over seeds; sd: over seeds.
 """
 
 import argparse
@@ -182,6 +182,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         "series": {
             "channels": len(scale),
             "patch_size": SETS[name]["patch_size"],
+            "offset": np.concatenate(x["train"], 1).mean(1).round(4).tolist(),
             "scale": scale[:, 0].round(4).tolist(),
         },
     }

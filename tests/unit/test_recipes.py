@@ -46,6 +46,7 @@ def test_the_recipes_there_are() -> None:
         "omni_candle_single",
         "omni_series",
         "omni_series_classes",
+        "omni_stamps",
     }
     assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..core.config import from_yaml, load_from_file
 from ..errors import ConfigError, unknown
 from ..run import RunConfig
-from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, segmentation
+from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, omni_stamps, segmentation
 
 __all__ = [
     "decoder",
@@ -18,6 +18,7 @@ __all__ = [
     "omni",
     "omni_candle",
     "omni_series",
+    "omni_stamps",
     "recipes",
     "segmentation",
 ]
@@ -29,7 +30,7 @@ def recipes() -> dict[str, Recipe]:
     """All recipes by name: the public functions of this package's modules."""
     return {
         name: function
-        for module in (nepa, finetune, segmentation, decoder, emu, omni, omni_candle, omni_series)
+        for module in (nepa, finetune, segmentation, decoder, emu, omni, omni_candle, omni_series, omni_stamps)
         for name, function in vars(module).items()
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
     }

@@ -1,0 +1,85 @@
+"""Pictures, captions in three languages, sounds and speech in one latent space."""
+
+from ..core.config import apply_overrides
+from ..data.emoji_documents import EmojiDocuments
+from ..data.joined import Join
+from ..data.mixture import Mixture
+from ..data.records import Piece, Records
+from ..evaluation.probes import ProbeConfig
+from ..models.omni import OmniParts
+from ..objectives.next_embedding import NextEmbeddingSettings
+from ..run import RunConfig
+from ..training.optim import OptimConfig
+from ..training.trainer import TrainConfig
+from .omni import _tiny
+
+LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "captions_other.es"),
+             "fr": ("Français : {text}", "captions_other.fr")}  # fmt: skip
+
+
+def omni_stamps() -> RunConfig:
+    """Image, text, sound and speech, every one from every other; not timed yet.
+
+    For stamps of Tux Paint (GPL, not part of this package; benchmarks/make_stamps.py makes the tables from Debian's
+    tuxpaint-stamps-default): the folder `stamps` with image, caption, captions_other, sound and speech, of which most
+    rows have only the first three, and `stamps_speech` with spoken captions in Spanish and French, whose `id` is that
+    of a stamp. Text is bytes. A latent is 8 x 8 pixels of 32 x 32 or 80 ms of sound. What is spoken says its language
+    before it, so that it can be asked for.
+    """
+    captions = {name: Piece(kind="text", column=column, prompts=[prompt]) for name, (prompt, column) in LANGUAGES.items()}
+    stamps = Records(
+        source="stamps",
+        pieces={"image": Piece(kind="image"), "sound": Piece(kind="audio"), "speech": Piece(kind="audio"), **captions},
+        layouts={
+            "image en|es|fr": 2,
+            "en|es|fr image": 2,
+            "en|es|fr en|es|fr": 0.5,
+            "image sound|speech": 2,
+            "sound|speech image": 2,
+            "sound|speech en": 2,
+            "en sound|speech": 2,
+        },
+    )
+    spoken = Records(
+        source="stamps_speech",
+        joins={"stamps": Join(source="stamps", by="id")},
+        pieces={
+            "image": Piece(kind="image", column="stamps.image"),
+            "speech": Piece(kind="audio"),
+            "words": Piece(kind="text", column="text", prompts=["{language}: {text}"]),
+        },
+        layouts=["image speech", "speech image", "speech words", "words speech"],
+    )
+    return RunConfig(
+        name="omni_stamps",
+        data=Mixture(sources=[stamps, spoken], weights=[1.0, 1.0], num_workers=0),
+        model=OmniParts(
+            modalities={
+                "text": {},
+                "image": {"image_size": 32, "patch_size": 8},
+                "audio": {"num_frames": 8, "max_seconds": 8},
+            },
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            layerscale_value=0.1,
+            drop_path_prob=0.1,
+            max_length=256,
+        ),
+        objective=NextEmbeddingSettings(distance="vocabulary"),
+        optim=OptimConfig(
+            base_learning_rate=2.4e-2,
+            betas=(0.9, 0.98),
+            warmup_rate=0.05,
+            part_lr_rates={"modalities.image": 0.1, "modalities.audio": 0.1},
+        ),
+        train=TrainConfig(batch_size=16, max_steps=600, log_steps=20, save_steps=300),
+        probe=ProbeConfig(enabled=False),
+    )
+
+
+def omni_stamps_tiny() -> RunConfig:
+    """omni_stamps, shrunk, two steps, on the bundled emoji, which have no sound."""
+    config = omni_stamps()
+    config.data = EmojiDocuments(num_workers=0)
+    return apply_overrides(_tiny(config), ["model.drop_path_prob=0"])
