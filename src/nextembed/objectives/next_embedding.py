@@ -270,16 +270,19 @@ class NextEmbedding(Objective):
                 return losses.negative_cosine(pred, target)
             case "vocabulary":
                 assert boundary is not None
-                if boundary.density is None:
-                    found = losses.negative_cosine(pred, target)
-                else:
-                    found = -boundary.density(pred).log_prob(target) / target.shape[-1]
                 table, codes, log_scale = boundary.codes
                 codes = codes[:, 1:]
-                chosen = (codes >= 0) if mask is None else (codes >= 0) & mask
+                wanted = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
+                chosen = wanted & (codes >= 0)
+                others = wanted & ~chosen  # a density of many directions is not worth having where it is not asked for
+                if boundary.density is None:
+                    found = losses.negative_cosine(pred[others], target[others])
+                else:
+                    found = -boundary.density(pred[others]).log_prob(target[others]) / target.shape[-1]
                 table = table.detach() if self.settings.stop_gradient_table else table
                 scores = losses.vocabulary_scores(pred[chosen], table, log_scale)
-                return found.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
+                distances = found.new_zeros(codes.shape).masked_scatter(others, found)
+                return distances.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
             case "likelihood":
                 assert boundary is not None and boundary.density is not None
                 return -boundary.density(pred).log_prob(target) / target.shape[-1]

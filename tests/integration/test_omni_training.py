@@ -1,0 +1,54 @@
+"""Omni runs: rows divided among micro batches train what they train together; ranks without a modality go on."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import nextembed
+from nextembed import recipes
+from nextembed.core.config import apply_overrides, to_yaml
+
+RUNNER = Path(__file__).with_name("rank_runner.py")
+# Rows of text alone come up, so in some steps a rank has no picture: neither a patch to embed nor a density to compare.
+MIXED = [
+    "data={kind: mixture, sources: [{kind: emoji_documents}, {kind: text, source: glosses}], num_workers: 0}",
+    "data.pack_window=4", "model.max_length=40", "train.batch_size=4", "train.max_steps=6", "train.save_steps=6",
+    "optim.eps=1e-3", "name=run", "train.device=cpu",
+]  # fmt: skip
+
+
+def config(folder, *overrides):
+    return apply_overrides(recipes.load("omni_emoji_tiny"), [*MIXED, f"output_dir={folder}", *overrides])
+
+
+def same(a, b, tolerance=1e-5):
+    a, b = (load_file(run / "model" / "model.safetensors") for run in (a, b))
+    assert a.keys() == b.keys()
+    for name in a:
+        if not name.endswith("lengths"):  # a running mean, over more batches
+            assert (a[name] - b[name]).abs().max() <= tolerance * a[name].abs().max() + tolerance, name
+
+
+@pytest.mark.parametrize("density", ["none", "mixture"])
+def test_accumulation_gives_the_same_weights(tmp_path, density):
+    whole = nextembed.fit(config(tmp_path / "a", f"model.density={density}"))
+    parts = nextembed.fit(config(tmp_path / "b", f"model.density={density}", "train.micro_batch_size=1"))
+    same(whole.dir, parts.dir)
+
+
+@pytest.mark.parametrize("density", ["none", "mixture"])
+def test_two_ranks_learn_together(tmp_path, density):
+    """No rank waits for ever for one that has no picture; each packs its own documents, so the rows are not one's."""
+    two = config(tmp_path, f"model.density={density}", "train.micro_batch_size=1", "train.batch_size=2")
+    file = tmp_path / "given.yaml"
+    file.write_text(to_yaml(two))
+    command = [sys.executable, RUNNER, "--ranks", 2, file]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=550, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6 and lines[-1]["loss"] < lines[0]["loss"]
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"] == 2
