@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .directional import at_least_float32, mixture_log_prob, mixture_sample, take, vmf_expected_cosine, vmf_kappa
 
 FIRST_COSINE = 0.3  # the mean cosine that an untrained head expects
-COSINE_RANGE = (0.01, 0.999)  # what min_kappa and max_kappa stand for where they are not given
+MIN_COSINE = 0.01  # the least
 SPREAD = 0.5  # how far components start from the hidden state, in lengths of it: an angle of about 27 degrees
 
 
@@ -64,10 +64,13 @@ class DensityHead(nn.Module):
     """Hidden states [..., D] -> `Density` of the next latent's direction.
 
     kind: "von_mises_fisher" (one component: the direction of the hidden state itself) or "mixture" of num_components,
-    of which the first is the hidden state and the others a linear map away from it. min_kappa, max_kappa: bounds of the
-    concentration; by default those of a mean cosine of 0.01 and of 0.999 in this width.
+    each a linear map away from it; the first starts as the hidden state. So what tells the weights apart may be in the
+    hidden state without turning the directions.
+    max_cosine: how sure a component may be: the mean cosine that it expects at most. Patches of few values fill few of
+    D dimensions, where a likelihood without a ceiling grows for ever: concentrations of tens of thousands, for which
+    any change of the hidden state is too dear (docs/LOG.md).
     It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state.
-    Raises ValueError for an unknown kind, too few components, and bounds that leave no room for that start.
+    Raises ValueError for an unknown kind, too few components, and a max_cosine that leaves no room for that start.
     """
 
     def __init__(
@@ -75,26 +78,24 @@ class DensityHead(nn.Module):
         hidden_size: int,
         kind: Literal["von_mises_fisher", "mixture"] = "von_mises_fisher",
         num_components: int = 8,
-        min_kappa: float | None = None,
-        max_kappa: float | None = None,
+        max_cosine: float = 0.95,
     ):
         super().__init__()
         if kind not in ("von_mises_fisher", "mixture"):
             raise ValueError(f"density {kind!r} should be von_mises_fisher or mixture")
         if kind == "mixture" and num_components < 2:
             raise ValueError(f"num_components {num_components}: a mixture needs 2 or more")
-        cosines = torch.tensor((COSINE_RANGE[0], FIRST_COSINE, COSINE_RANGE[1]), device="cpu")  # not on "meta"
+        if not FIRST_COSINE < max_cosine < 1:
+            raise ValueError(f"max_cosine {max_cosine:g} should be between {FIRST_COSINE}, the start, and 1")
+        cosines = torch.tensor((MIN_COSINE, FIRST_COSINE, max_cosine), device="cpu")  # not on "meta"
         low, start, high = vmf_kappa(cosines, hidden_size).tolist()
-        low, high = low if min_kappa is None else min_kappa, high if max_kappa is None else max_kappa
-        if not 0 < low < start < high:
-            raise ValueError(f"min_kappa {low:.4g} and max_kappa {high:.4g} should lie around {start:.4g}, the start")
         self.num_components = num_components if kind == "mixture" else 1
         self.log_range = (math.log(low), math.log(high))
         self.first_log_kappa = math.log(start)
         self.concentration = nn.Linear(hidden_size, self.num_components)
         self.offsets = self.weights = None
         if self.num_components > 1:
-            self.offsets = nn.Linear(hidden_size, (self.num_components - 1) * hidden_size)
+            self.offsets = nn.Linear(hidden_size, self.num_components * hidden_size)
             self.weights = nn.Linear(hidden_size, self.num_components)
         self.reset_parameters()
 
@@ -106,6 +107,7 @@ class DensityHead(nn.Module):
         nn.init.constant_(self.concentration.bias, math.log(share / (1 - share)) * (high - low) / 4)
         if self.offsets is not None and self.weights is not None:
             nn.init.normal_(self.offsets.weight, std=SPREAD / math.sqrt(self.offsets.in_features))
+            nn.init.zeros_(self.offsets.weight[: self.offsets.in_features])
             for values in (self.offsets.bias, self.weights.weight, self.weights.bias):
                 nn.init.zeros_(values)
 
@@ -113,8 +115,7 @@ class DensityHead(nn.Module):
         directions = hidden[..., None, :]  # [..., 1, D]
         log_weights = at_least_float32(hidden.new_zeros(*hidden.shape[:-1], 1))
         if self.offsets is not None and self.weights is not None:
-            others = directions + self.offsets(hidden).unflatten(-1, (-1, hidden.shape[-1]))
-            directions = torch.cat((directions, others), dim=-2)
+            directions = directions + self.offsets(hidden).unflatten(-1, (-1, hidden.shape[-1]))
             log_weights = F.log_softmax(at_least_float32(self.weights(hidden)), dim=-1)
         low, high = self.log_range
         # a sigmoid of slope about 1 between the bounds: clamping would leave no gradient to come back with

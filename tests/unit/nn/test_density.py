@@ -68,10 +68,11 @@ def test_every_parameter_and_the_hidden_state_get_a_gradient(kind):
 
 @pytest.mark.parametrize("scale", [1e3, -1e3])
 def test_the_concentration_stays_within_its_bounds_and_finite(scale):
-    model = head("von_mises_fisher", min_kappa=1.0, max_kappa=1e4)
+    model = head("von_mises_fisher", max_cosine=0.9)
     torch.nn.init.constant_(model.concentration.bias, scale)
     density = model(rand(3, WIDTH))
-    assert torch.allclose(density.kappas, torch.tensor(1e4 if scale > 0 else 1.0), rtol=1e-4)
+    expected = torch.tensor(0.9 if scale > 0 else 0.01).double()
+    assert torch.allclose(vmf_expected_cosine(density.kappas, WIDTH), expected, rtol=1e-3)
     assert density.log_prob(rand(3, WIDTH, seed=1)).isfinite().all()
 
 
@@ -100,9 +101,8 @@ def test_it_can_be_built_without_memory():
     [
         ({"kind": "gaussian"}, "von_mises_fisher or mixture"),
         ({"num_components": 1}, "2 or more"),
-        ({"min_kappa": 0.0}, "min_kappa 0 "),
-        ({"max_kappa": 2.0}, "max_kappa 2 "),
-        ({"min_kappa": 100.0}, "min_kappa 100 "),
+        ({"max_cosine": 0.2}, "max_cosine 0.2 "),
+        ({"max_cosine": 1.0}, "max_cosine 1 "),
     ],
 )
 def test_wrong_settings_are_named(settings, words):

@@ -22,8 +22,9 @@ class OmniConfig(PreTrainedConfig):
         time and a quarter to each other. [0, n, n] is NEPA's.
     tell_next: the model is told where the latent is that it must predict, which orders other than raster and time need.
     density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
-        them with weights. token_softmax: whether latents that are rows of tables (tokens, begin latents) are read by a
-        softmax over cosines all the same; objective `vocabulary` sets it.
+        them with weights. max_cosine: the mean cosine that a component expects at most.
+    token_softmax: whether latents that are rows of tables (tokens, begin latents) are read by a softmax over cosines
+        even where there is a density; objective `vocabulary` sets it.
     Source: the essay behind NEPA ("Omnimodality from First Principles"); layers of NEPA (arXiv 2512.16922).
     """
 
@@ -53,6 +54,7 @@ class OmniConfig(PreTrainedConfig):
     tell_next: bool = False
     density: str = "none"
     num_components: int = 8
+    max_cosine: float = 0.95
     token_softmax: bool = False
 
     def __post_init__(self, **kwargs):

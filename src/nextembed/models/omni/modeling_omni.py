@@ -212,7 +212,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self.density_head: DensityHead | None = None
         if config.density != "none":
             num = config.num_components if config.density == "mixture" else 1
-            self.density_head = DensityHead(config.hidden_size, cast(Any, config.density), num)
+            self.density_head = DensityHead(config.hidden_size, cast(Any, config.density), num, config.max_cosine)
         self.readouts: dict[str, nn.Module] = {}  # latents to values, trained apart; not saved with the model
         self._processor: Any = None
         self.post_init()

@@ -57,6 +57,7 @@ class OmniParts(Part):
     rope_split: list[int] | None = None
     density: Literal["none", "von_mises_fisher", "mixture"] = "none"
     num_components: int = Field(8, ge=2)
+    max_cosine: float = Field(0.95, gt=0, lt=1)
 
     @field_validator("modalities", mode="after")
     @classmethod
@@ -79,7 +80,7 @@ class OmniParts(Part):
             return load_part(OmniForPreTraining, self.pretrained, "pretrained", dtype=torch.float32)
         sizes: dict[str, Any] = self.model_dump(include={
             "hidden_size", "num_hidden_layers", "num_attention_heads", "layerscale_value", "drop_path_prob",
-            "rope_split", "density", "num_components",
+            "rope_split", "density", "num_components", "max_cosine",
         })  # fmt: skip
         sizes["intermediate_size"] = self.intermediate_size or self.hidden_size * 8 // 3 // 8 * 8
         if self.nepa is not None:
