@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .directional import at_least_float32, mixture_log_prob, mixture_sample, take, vmf_expected_cosine, vmf_kappa
+from .directional import (
+    at_least_float32,
+    mixture_choice,
+    mixture_log_prob,
+    mixture_sample,
+    take,
+    vmf_expected_cosine,
+    vmf_kappa,
+)
 
 FIRST_COSINE = 0.3  # the mean cosine that an untrained head expects
 MIN_COSINE = 0.01  # the least
@@ -58,6 +66,11 @@ class Density(NamedTuple):
         """One direction a position, [..., D]. temperature divides kappas and log weights; 0 gives the direction of the
         heaviest component. Raises ValueError for a temperature below 0 or infinite."""
         return mixture_sample(*self, generator, temperature)
+
+    def component(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+        """The direction of one component a position, drawn by weight, [..., D]: one of the answers, without the noise
+        about it. In D dimensions nearly all of that noise is outside of what a patch of few values can be."""
+        return take(self.directions, mixture_choice(self.log_weights, generator, temperature))
 
 
 class DensityHead(nn.Module):

@@ -105,13 +105,18 @@ def mixture_sample(
     temperature divides kappas and log weights; at 0 the sample is the direction of the heaviest component.
     Raises ValueError for a temperature below 0 or infinite.
     """
+    index = mixture_choice(log_weights, generator, temperature)
+    return vmf_sample(take(directions, index), kappas.gather(-1, index)[..., 0], generator, temperature)
+
+
+def mixture_choice(log_weights: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
+    """A component of each mixture [..., K], drawn by weight: its number [..., 1]. temperature: see `mixture_sample`."""
     _check_temperature(temperature)
     chosen = log_weights.double()
     if temperature > 0:  # Gumbel's trick: the greatest is drawn with its weight
         uniform = _random(torch.rand, chosen.shape, chosen, generator).clamp(min=1e-300)
         chosen = chosen / temperature - torch.log(-torch.log(uniform))
-    index = chosen.argmax(-1, keepdim=True)  # [..., 1]
-    return vmf_sample(take(directions, index), kappas.gather(-1, index)[..., 0], generator, temperature)
+    return chosen.argmax(-1, keepdim=True)
 
 
 def take(directions: Tensor, index: Tensor) -> Tensor:

@@ -26,7 +26,9 @@ def omni_stamps() -> RunConfig:
     of a stamp. Text is bytes. A latent is 8 x 8 pixels of 32 x 32 or 80 ms of sound. What is spoken says its language
     before it, so that it can be asked for.
     """
-    captions = {name: Piece(kind="text", column=column, prompts=[prompt]) for name, (prompt, column) in LANGUAGES.items()}
+    captions = {
+        name: Piece(kind="text", column=column, prompts=[prompt]) for name, (prompt, column) in LANGUAGES.items()
+    }
     stamps = Records(
         source="stamps",
         pieces={"image": Piece(kind="image"), "sound": Piece(kind="audio"), "speech": Piece(kind="audio"), **captions},

@@ -313,16 +313,31 @@ def test_lengths_are_measured_while_training_only():
     assert model.model.lengths[0] == before[0]  # padding is measured by nobody
 
 
-def test_values_come_back_from_directions(monkeypatch):
-    """Fewer values than the latent is wide, all of the mean length: without error to be expected the way is exact."""
-    monkeypatch.setattr("nextembed.models.omni.modeling_omni.READOUT_NOISE", 0.0)
+@pytest.mark.parametrize("bias", [0.0, 0.1])
+def test_values_come_back_from_directions(monkeypatch, bias):
+    """Fewer values than the latent is wide, all of the mean length: with little error to be expected the way is exact."""
+    monkeypatch.setattr("nextembed.models.omni.modeling_omni.READOUT_NOISE", 1e-3)
     model = omni()
+    touch = model.model.modality("touch")
+    nn.init.normal_(touch.projection.bias, std=bias)
     values = torch.randn(5, 4)
-    z = model.model.modality("touch").embed(values)
-    for row, latent in zip(values, z, strict=True):
+    for row, latent in zip(values, touch.embed(values), strict=True):
         model.model.lengths[FIRST + 2] = latent.detach().norm()
         found = model.values_of("touch", 7.0 * latent[None])  # of any length
-        assert torch.allclose(found[0], row, atol=1e-4)
+        assert torch.allclose(found[0], row, rtol=1e-2, atol=1e-2)
+
+
+def test_the_bias_tells_how_long_a_latent_was():
+    """Signals about zero: their latents lie near the bias, those of strong ones are many times as long."""
+    model = omni()
+    touch = model.model.modality("touch")
+    nn.init.normal_(touch.projection.weight)
+    nn.init.normal_(touch.projection.bias)
+    values = torch.randn(6, 4) * torch.tensor([0.0, 0.01, 0.1, 0.5, 1.0, 2.0])[:, None]
+    z = touch.embed(values)
+    model.model.lengths[FIRST + 2] = z.detach().norm(dim=-1).mean()
+    found = model.values_of("touch", F.normalize(z, dim=-1))
+    assert torch.allclose(found, values, rtol=0.1, atol=0.05)
 
 
 def test_expected_error_keeps_values_small():

@@ -83,11 +83,15 @@ class Sampler(NamedTuple):
         return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[..., 0].to(scores.device)
 
     def direction(self, model: OmniForPreTraining, hidden: Tensor) -> Tensor:
-        """The chosen direction [B, D] after hidden states [B, D]; without a density it is the predicted one."""
+        """The chosen direction [B, D] after hidden states [B, D]: a component of a mixture, a sample of a single
+        density; without a density the predicted one."""
         if model.density_head is None:
             return F.normalize(hidden, dim=-1)
         density = model.density_head(hidden)
-        return density.mode() if self.temperature == 0 else density.sample(self.generator, self.temperature)
+        if self.temperature == 0:
+            return density.mode()
+        draw = density.component if model.density_head.num_components > 1 else density.sample
+        return draw(self.generator, self.temperature)
 
 
 @torch.no_grad()

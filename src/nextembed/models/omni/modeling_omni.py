@@ -29,6 +29,7 @@ from .configuration_omni import OmniConfig
 PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
 PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
+LENGTH_SPREAD = 1.0  # of latents of one modality, beside their mean length
 READOUT_NOISE = 0.1
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
 
@@ -273,10 +274,11 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
     def values_of(self, name: str, direction: Tensor) -> Tensor:
         """Values [N, P] that latents in a direction [N, D] (of any length) stand for: by the readout that was trained
-        for this modality (see `readouts`), else back through its projection, at the mean length of its latents.
+        for this modality (see `readouts`), else back through its projection.
 
         That way back is ridge regression: values of unit variance are expected, and READOUT_NOISE of a latent's squared
         length to be error. Plain least squares would divide that error by the weakest directions of the projection.
+        How long the latent was is found along with the values: where patches do not fill the space, the bias tells it.
         Raises ConfigError for a modality of tokens, and for one with neither."""
         modality: Any = self.model.modality(name)
         if modality.value_size is None:
@@ -286,18 +288,24 @@ class OmniForPreTraining(OmniPreTrainedModel):
             return self.readouts[name](unit)
         if not isinstance(getattr(modality, "projection", None), nn.Linear):
             raise ConfigError(f"modality '{name}' has no linear projection to go back through: train a readout for it")
-        length = self.model.lengths[FIRST + self.config.names.index(name)]
+        usual = self.model.lengths[FIRST + self.config.names.index(name)]
         weight, bias = modality.projection.weight.float(), modality.projection.bias.float()
-        error = READOUT_NOISE * length.square() / len(weight)
+        error = READOUT_NOISE * usual.square() / len(weight)
         gram = weight.T @ weight + error * torch.eye(weight.shape[1], device=weight.device)
-        return torch.linalg.solve(gram, weight.T @ (unit * length - bias).T).T
+        back = torch.linalg.solve(gram, weight.T)  # [P, D]
+        # length * unit = weight @ values + bias + error; `left` is the part of unit that no values could account for
+        basis = torch.linalg.qr(weight).Q
+        left = unit - unit @ basis @ basis.T
+        doubt = error / (LENGTH_SPREAD * usual).square()
+        length = (left @ bias + doubt * usual) / ((left * unit).sum(-1) + doubt)
+        return (length.clamp(min=0)[:, None] * unit - bias) @ back.T
 
     def generate(self, segments: Sequence[Any], target: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
 
         target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64),
         of text and signals without a fixed length; shape, of those with one; temperature (0: the likeliest latent;
-        above, it is drawn: tokens from their softmax, others from the density, if the model has one); top_k, of tokens
+        above, it is drawn: tokens from their softmax, others from the components of a mixture); top_k, of tokens
         (0: all); seed; on_latent: called with the text so far, or with how many latents there are.
         Gives a `generation.Made`, or a list of them; None where the model ends the document.
         Raises ConfigError for a modality that the model has not.
