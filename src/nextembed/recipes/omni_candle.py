@@ -47,8 +47,11 @@ def omni_candle() -> RunConfig:
             max_length=128,
             density="mixture",
             num_components=8,
+            max_cosine=0.9,  # surer components would not let a picture turn their weights (docs/LOG.md)
         ),
-        objective=NextEmbeddingSettings(distance="vocabulary"),
+        # A likelihood is divided by the width, so that without a weight the nats of touch would count 1 / 128 of those of
+        # text; there are few of them, too.
+        objective=NextEmbeddingSettings(distance="vocabulary", weights={"touch": 32}),
         # White patches push all weights of the image projection one way: at its full rate pictures all become alike.
         optim=OptimConfig(
             base_learning_rate=4.8e-2,
@@ -56,7 +59,7 @@ def omni_candle() -> RunConfig:
             warmup_rate=0.05,
             part_lr_rates={"modalities.image": 0.1},
         ),
-        train=TrainConfig(batch_size=8, max_steps=1000, log_steps=50, save_steps=1000),
+        train=TrainConfig(batch_size=8, max_steps=1500, log_steps=50, save_steps=1500),
         probe=ProbeConfig(enabled=False),
     )
 
@@ -67,8 +70,8 @@ def omni_candle_tiny() -> RunConfig:
 
 
 def omni_candle_point() -> RunConfig:
-    """omni_candle whose next latents are points: cosines, and for text the softmax over the table of bytes."""
-    return _variant("point", "model.density=none")
+    """omni_candle whose next latents are points: cosines, none weighed, and for text the softmax over the table of bytes."""
+    return _variant("point", "model.density=none", "objective.weights={}")
 
 
 def omni_candle_point_tiny() -> RunConfig:

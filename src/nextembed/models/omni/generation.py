@@ -202,6 +202,7 @@ def paint(
     tells = processor.tell_next and order is not None
     rollout.begin(number, next_places(steps[:1], BEGIN_PLACE.to(steps.device)) if tells else None)
     start = rollout.time + 1  # [B]
+    back = model.way_back(name)
     fed: list[Tensor] = []
     values: list[Tensor] = []
     ended = False
@@ -210,7 +211,7 @@ def paint(
         if shape is None and step > 0 and bool((nearest_begin(model, direction) > STOP_COSINE).all()):
             ended = True
             break
-        found = model.values_of(name, direction)
+        found = back(direction)
         z = model.model.modality(name).embed(found)
         fed.append(z)
         values.append(found)
@@ -224,8 +225,8 @@ def paint(
         rollout.feed(z, here, told)
         if on_latent is not None:
             on_latent(step + 1)
-    back = torch.arange(len(fed)) if order is None else inverse(order)
-    latents, found = torch.stack(fed, 1)[:, back].cpu(), torch.stack(values, 1)[:, back].cpu().float()
+    natural = torch.arange(len(fed)) if order is None else inverse(order)
+    latents, found = torch.stack(fed, 1)[:, natural].cpu(), torch.stack(values, 1)[:, natural].cpu().float()
     made_shape = shape if shape is not None else (len(fed),)
     return [Made(name, processor.read(name, v, made_shape), z, v, ended or shape is not None)
             for z, v in zip(latents, found)]  # fmt: skip

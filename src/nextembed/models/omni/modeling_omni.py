@@ -4,7 +4,7 @@ Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `k
 1 a begin (or end) latent, 2 + i the i-th modality. Position t predicts the latent at t + 1, whatever it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +21,7 @@ from ...core.types import AttentionMode, Batch, Hidden, Latents
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
 from ...nn.density import DensityHead
+from ...nn.linear_inverse import LinearInverse, ValueStatistics
 from ...nn.losses import next_embedding
 from ...nn.positions import rotary_tables
 from ..nepa.modeling_nepa import ViTNepaEncoder, ViTNepaLayer, ViTNepaLayerScale, ViTNepaSelfAttention
@@ -29,8 +30,7 @@ from .configuration_omni import OmniConfig
 PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
 PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
-LENGTH_SPREAD = 1.0  # of latents of one modality, beside their mean length
-READOUT_NOISE = 0.1
+READOUT_NOISE = 0.1  # of the squared length of a latent: what its prediction may be off by
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
 
 
@@ -111,6 +111,8 @@ class OmniModel(OmniPreTrainedModel):
         self.next_place = NextPlace(width) if config.tell_next else None
         # Mean length of the latents of each kind, over recent training: a predicted direction has none of its own.
         self.register_buffer("lengths", torch.ones(FIRST + len(self.modalities)))
+        sizes = {name: self.modality(name).value_size for name in self.modalities}
+        self.values = nn.ModuleDict({name: ValueStatistics(size) for name, size in sizes.items() if size is not None})
         self.encoder = ViTNepaEncoder(config)
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.post_init()
@@ -273,32 +275,24 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self._processor = value
 
     def values_of(self, name: str, direction: Tensor) -> Tensor:
-        """Values [N, P] that latents in a direction [N, D] (of any length) stand for: by the readout that was trained
-        for this modality (see `readouts`), else back through its projection.
+        """Values [N, P] that latents in a direction [N, D] (of any length) stand for; see `way_back`."""
+        return self.way_back(name)(direction)
 
-        That way back is ridge regression: values of unit variance are expected, and READOUT_NOISE of a latent's squared
-        length to be error. Plain least squares would divide that error by the weakest directions of the projection.
-        How long the latent was is found along with the values: where patches do not fill the space, the bias tells it.
+    def way_back(self, name: str) -> Callable[[Tensor], Tensor]:
+        """From directions of latents [N, D] to values [N, P]: the readout that was trained for this modality (see
+        `readouts`), else back through its projection; see `nn.linear_inverse`.
         Raises ConfigError for a modality of tokens, and for one with neither."""
         modality: Any = self.model.modality(name)
         if modality.value_size is None:
             raise ConfigError(f"modality '{name}' is read out by its table")
-        unit = F.normalize(direction.float(), dim=-1)
         if name in self.readouts:
-            return self.readouts[name](unit)
-        if not isinstance(getattr(modality, "projection", None), nn.Linear):
+            return lambda direction: self.readouts[name](F.normalize(direction.float(), dim=-1))
+        projection = getattr(modality, "projection", None)
+        if not isinstance(projection, nn.Linear):
             raise ConfigError(f"modality '{name}' has no linear projection to go back through: train a readout for it")
-        usual = self.model.lengths[FIRST + self.config.names.index(name)]
-        weight, bias = modality.projection.weight.float(), modality.projection.bias.float()
-        error = READOUT_NOISE * usual.square() / len(weight)
-        gram = weight.T @ weight + error * torch.eye(weight.shape[1], device=weight.device)
-        back = torch.linalg.solve(gram, weight.T)  # [P, D]
-        # length * unit = weight @ values + bias + error; `left` is the part of unit that no values could account for
-        basis = torch.linalg.qr(weight).Q
-        left = unit - unit @ basis @ basis.T
-        doubt = error / (LENGTH_SPREAD * usual).square()
-        length = (left @ bias + doubt * usual) / ((left * unit).sum(-1) + doubt)
-        return (length.clamp(min=0)[:, None] * unit - bias) @ back.T
+        length = self.model.lengths[FIRST + self.config.names.index(name)]
+        statistics: Any = self.model.values[name]
+        return LinearInverse(projection.weight.float(), projection.bias.float(), statistics, length, READOUT_NOISE)
 
     def generate(self, segments: Sequence[Any], target: str | None = None, **options: Any) -> Any:  # type: ignore[override]
         """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.

@@ -17,6 +17,7 @@ from .configuration_omni import OmniConfig
 from .modeling_omni import OmniForPreTraining
 from .processing_omni import OmniProcessor
 
+NUM_MEASURED = 64  # packed rows
 BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
 NEPA_SIZES = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "use_gated_mlp", "hidden_act",
@@ -125,6 +126,19 @@ class OmniParts(Part):
             return OmniProcessor(self.boundary(), self.orders, self.tells(), self.tokens())
         except ValueError as err:
             raise ConfigError(f"model: {err}") from None
+
+    def prepare(self, backbone: OmniForPreTraining, data: Any) -> None:
+        """What a new run does before its first step: it looks at what values of its modalities are like, for the way back
+        from latents (`nn.linear_inverse`)."""
+        statistics = backbone.model.values
+        if not len(statistics) or self.pretrained is not None:
+            return
+        loader = data.model_copy(update={"num_workers": 0}).train_loader(
+            **self.loader_arguments(backbone), micro_batch_size=1, pin_memory=False
+        )
+        rows = [batch for _, batch in zip(range(NUM_MEASURED), loader)]
+        for name, own in statistics.items():
+            own.measure(torch.cat([row[f"values.{name}"] for row in rows]))
 
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
         """What `train_loader` of document data needs of this model."""

@@ -1,0 +1,71 @@
+"""From directions of latents back to the values that a linear map made them of.
+
+Shapes: N latents, D latent width, P values a patch.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LENGTH_SPREAD = 1.0  # of latents of one modality, beside their mean length
+
+
+class ValueStatistics(nn.Module):
+    """What the values of a modality are like: mean [P] and covariance [P, P], or variances [P] of more than
+    `most` values a patch. At first mean 0 and variance 1, uncorrelated."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    def __init__(self, size: int, most: int = 1024):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("covariance", torch.eye(size) if size <= most else torch.ones(size))
+
+    @torch.no_grad()
+    def measure(self, values: Tensor) -> None:
+        """From values [N, P] of training; a tenth of the variance goes to none in particular, as if unseen."""
+        if len(values) < 2:
+            return
+        values = values.detach().float()
+        own = values.var(0)
+        self.mean.copy_(values.mean(0))
+        if self.covariance.ndim == 1:
+            self.covariance.copy_(own.clamp(min=0.1 * own.mean()))
+        else:
+            self.covariance.copy_(0.9 * values.T.cov() + 0.1 * own.mean() * torch.eye(len(own), device=values.device))
+
+
+class LinearInverse:
+    """The likeliest values of patches [N, P], given the directions of their latents weight @ values + bias.
+
+    A Gaussian with the statistics of the values is what is known before, and an error of `noise` of a latent's mean
+    squared length, alike in all directions, what a prediction may be off by: a ridge regression. Plain least squares
+    would divide that error by the weakest directions of the weight.
+    A direction has no length. Where patches do not fill the space (P < D), the bias tells it: of the part of
+    length * direction that no values could account for, all is bias. Else it is `length`, the mean.
+
+    weight [D, P], bias [D].
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, statistics: ValueStatistics, length: Tensor, noise: float):
+        self.bias, self.length = bias, length
+        self.mean, covariance = statistics.mean, statistics.covariance
+        spread = weight @ covariance if covariance.ndim == 2 else weight * covariance  # [D, P]
+        error = noise * length.square() / len(weight)
+        seen = spread @ weight.T + error * torch.eye(len(weight), device=weight.device)
+        self.back = torch.linalg.solve(seen, spread)  # [D, P]
+        self.start = bias + weight @ self.mean
+        # [D, P]: all that values can reach; None: that is the whole space
+        self.basis = torch.linalg.qr(weight).Q if weight.shape[1] < len(weight) else None
+        self.doubt = error / (LENGTH_SPREAD * length).square()
+
+    def __call__(self, direction: Tensor) -> Tensor:
+        """direction [N, D], of any length -> values [N, P]."""
+        unit = F.normalize(direction.float(), dim=-1)
+        length = self.length
+        if self.basis is not None:
+            left = unit - unit @ self.basis @ self.basis.T
+            length = (left @ self.bias + self.doubt * length) / ((left * unit).sum(-1) + self.doubt)
+            length = length.clamp(min=0)[:, None]
+        return self.mean + (length * unit - self.start) @ self.back
