@@ -49,8 +49,7 @@ def omni_candle() -> RunConfig:
             num_components=8,
             max_cosine=0.9,  # surer components would not let a picture turn their weights (docs/LOG.md)
         ),
-        # A likelihood is divided by the width, so that without a weight the nats of touch would count 1 / 128 of those of
-        # text; there are few of them, too.
+        # A likelihood is divided by the width: without a weight the nats of touch would count 1 / 128 of those of text.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"touch": 32}),
         # White patches push all weights of the image projection one way: at its full rate pictures all become alike.
         optim=OptimConfig(
@@ -70,7 +69,7 @@ def omni_candle_tiny() -> RunConfig:
 
 
 def omni_candle_point() -> RunConfig:
-    """omni_candle whose next latents are points: cosines, none weighed, and for text the softmax over the table of bytes."""
+    """omni_candle whose next latents are points: cosines, not weighed, and for text the softmax over bytes."""
     return _variant("point", "model.density=none", "objective.weights={}")
 
 

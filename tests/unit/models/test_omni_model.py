@@ -315,7 +315,7 @@ def test_lengths_are_measured_while_training_only():
 
 @pytest.mark.parametrize("bias", [0.0, 0.1])
 def test_values_come_back_from_directions(monkeypatch, bias):
-    """Fewer values than the latent is wide, all of the mean length: with little error to be expected the way is exact."""
+    """Fewer values than the latent is wide, all of the mean length: with hardly any error expected it is exact."""
     monkeypatch.setattr("nextembed.models.omni.modeling_omni.READOUT_NOISE", 1e-3)
     model = omni()
     touch = model.model.modality("touch")

@@ -128,8 +128,8 @@ class OmniParts(Part):
             raise ConfigError(f"model: {err}") from None
 
     def prepare(self, backbone: OmniForPreTraining, data: Any) -> None:
-        """What a new run does before its first step: it looks at what values of its modalities are like, for the way back
-        from latents (`nn.linear_inverse`)."""
+        """What a new run does before its first step: it looks at what values of its modalities are like, for the way
+        back from latents (`nn.linear_inverse`)."""
         statistics = backbone.model.values
         if not len(statistics) or self.pretrained is not None:
             return
