@@ -1,23 +1,27 @@
 """Omni as users run it: train, go on from any modality with any other, stop and resume, bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 import wave
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
+import nextembed
 from nextembed import recipes
 from nextembed.cli import main
 from nextembed.core.config import apply_overrides, to_yaml
 from nextembed.data.audio import SAMPLE_RATE
-from nextembed.evaluation.omni import load_omni, read_piece
+from nextembed.errors import ConfigError
+from nextembed.evaluation.omni import features, load_omni, read_piece
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 
 RUNNER = Path(__file__).with_name("kill_runner.py")
@@ -195,6 +199,29 @@ def test_what_cannot_work_is_one_line(
     err = run(line, capsys, code)
     assert words in err and err.count("\n") == 1, err
     assert sorted(folder.rglob("*")) == before
+
+
+def test_images_have_features_as_of_a_nepa(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Of a model that reads them; what is asked of the attention of a NEPA is said not to be there."""
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(pictures / f"{number}.png")
+    run(f"embed {RUN} pictures -o pictures.parquet --layer 1", capsys)
+    table = pq.read_table("pictures.parquet")
+    files = [pictures / Path(path).name for path in table["path"].to_pylist()]
+    found = torch.tensor(table["embedding"].to_pylist())
+    assert torch.allclose(found, nextembed.encode(RUN, files, layer=1), atol=1e-5)
+    model = load_omni(RUN, device="cpu")
+    assert torch.allclose(found, nextembed.encode(model, files, layer=1), atol=1e-5)
+    assert torch.allclose(found, features(model, [[Image.open(file)] for file in files], layer=1), atol=1e-4)
+    blind = OmniForPreTraining(OmniConfig(modalities={"text": {}}, hidden_size=32, num_attention_heads=2))
+    blind.processor = OmniProcessor({"text": {}})
+    with pytest.raises(ConfigError, match="reads text, and no images"):
+        nextembed.encode(blind, files)
+    assert "shows runs of every kind" in run(f"visualize {RUN} pictures/0.png", capsys, 2)
+    shutil.rmtree(pictures)
 
 
 def test_an_omni_goes_on_from_another(folder: Path, capsys: pytest.CaptureFixture) -> None:

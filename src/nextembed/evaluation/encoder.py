@@ -24,6 +24,8 @@ from ..data.origins import HUB_ID
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
 from ..errors import ConfigError, DataError, unknown
 from ..models.nepa.modeling_nepa import ViTNepaTrunk
+from ..models.omni import OmniConfig, OmniModel, OmniProcessor
+from ..models.omni.images import OmniImages, image_config
 from .features import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
 from .table import ProbeTable, percent
 
@@ -51,10 +53,10 @@ class Place(NamedTuple):
 class Encoder:
     """A frozen network and the place in it where an image's features are read.
 
-    checkpoint: a run folder, a checkpoint, a saved model (pretraining, classification or plain), a hub id, or such a
-    model itself. layer: 0 is the latents, -1 the output. What is not named is taken from the best row of
-    RUN/probe.json that agrees with what is, else: raw weights, the middle layer, mean over patches, and the attention
-    that the model was trained with. precision: of the forward pass.
+    checkpoint: a run folder, a checkpoint, a saved model (pretraining, classification or plain; an Omni that reads
+    images), a hub id, or such a model itself. layer: 0 is the latents, -1 the output. What is not named is taken from
+    the best row of RUN/probe.json that agrees with what is, else: raw weights, the middle layer, mean over patches, and
+    the attention that the model was trained with. precision: of the forward pass.
     Raises ConfigError for a path without a NEPA model, weights or a layer that it does not have.
     """
 
@@ -71,6 +73,7 @@ class Encoder:
         path = path if isinstance(path, str | Path) else None
         if path is None:
             self.trunk, config, folders = trunk_of(checkpoint), checkpoint.config, {"given": Path()}
+            config = self.trunk.config if isinstance(self.trunk, OmniImages) else config
         else:
             folders = model_folders(path)
             if weights is not None and weights not in folders:
@@ -223,6 +226,9 @@ def _best_row(file: Path, num_layers: int, available: list[str], wanted: dict[st
 
 def trunk_of(model: Any) -> Any:
     """The part of a model that gives latents and hidden states. Raises ConfigError if it has none."""
+    inner = getattr(model, "model", model)
+    if isinstance(inner, OmniModel):
+        return OmniImages(inner, model.processor)
     for found in (model, getattr(model, str(getattr(model, "base_model_prefix", "")) or "-", None)):
         if isinstance(found, nn.Module) and hasattr(found, "embed") and hasattr(found, "encode"):
             return found if isinstance(found, ViTNepaTrunk) else getattr(found, "vit_nepa", found)
@@ -259,7 +265,7 @@ def _load_config(folder: Path | str) -> Any:
     model_class = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(model_class, "embed") and hasattr(model_class, "encode")):
         raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
-    return config
+    return image_config(config) if isinstance(config, OmniConfig) else config
 
 
 def load_trunk(folder: Path | str) -> Any:
@@ -280,6 +286,8 @@ def load_trunk(folder: Path | str) -> Any:
             logging.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
+    if isinstance(trunk, OmniModel):
+        return OmniImages(trunk, OmniProcessor.from_pretrained(str(folder)))
     return trunk_of(trunk)
 
 

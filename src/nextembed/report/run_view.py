@@ -146,7 +146,8 @@ def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[st
 
 def load_model(folder: Path) -> Any:
     """A saved model in eval mode, with the attention that gives its weights. Raises ConfigError if it cannot be."""
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    for name in ("nepa", "emu", "omni"):  # registers the models with the Auto classes
+        importlib.import_module(f"..models.{name}", __package__)
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
