@@ -18,6 +18,7 @@ COLLAPSED_STD = 0.3  # any two latents then have a cosine of 0.91 or more; healt
 COLLAPSED_RANK = 2.0
 RANK_LOSS = 0.6  # share of the highest rank seen so far below which a loss of rank is reported
 COPY_WIN = 0.5
+OUTGROWN = 15  # times as long as begin latents
 LEARNT_GAP = 0.02  # cos(prediction, next) has to pass cos(prediction, current) by this to call it learning
 
 
@@ -110,6 +111,14 @@ def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = No
                 "collapse that the loss does not show. Lower the learning rate (optim.base_learning_rate, "
                 "optim.embed_lr_rate), or try distance=info_nce."
             )
+    usual = metrics.get("length/begin", math.inf)
+    for name in (key.partition("/")[2] for key in metrics if key.startswith("length/")):
+        if metrics[f"length/{name}"] > OUTGROWN * usual:
+            found.append(
+                f"outgrown: latents of {name} are {metrics[f'length/{name}'] / usual:.0f} times as long as begin "
+                "latents. Layers hardly change them, and they become all alike. Let their projection learn slower: "
+                f"optim.part_lr_rates={{modalities.{name}: 0.1}}."
+            )
     return found
 
 
@@ -152,4 +161,5 @@ def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
         else ""
     )
     losing = next((" But it is " + text for text in warned if text.startswith("losing rank")), "")
+    losing += "".join(f" But {text.partition(': ')[2]}" for text in warned if text.startswith("outgrown"))
     return Verdict("learning", figures[0].upper() + figures[1:] + "." + ranks + losing)

@@ -303,8 +303,9 @@ class NextEmbedding(Objective):
 
 
 def diagnose_documents(z: Tensor, h: Tensor, pred: Tensor, batch: Batch, boundary: Boundary) -> dict[str, Any]:
-    """`diagnose` over packed documents: targets whose current latent belongs to the same segment; and by modality how
-    near predictions are, "cos_next/NAME", and how often the nearest row of the table is the right one, "top1/NAME"."""
+    """`diagnose` over packed documents: targets whose current latent belongs to the same segment. By modality, too: how
+    near predictions are, "cos_next/NAME"; how long latents are, "length/NAME"; how often the nearest row of the table
+    is the right one, "top1/NAME"."""
     kinds, mask, documents = (cast(Any, batch)[name] for name in ("kinds", "latent_mask", "document_ids"))
     pred, target = losses.shifted(pred, z)
     to_next = -losses.negative_cosine(pred, target)
@@ -327,6 +328,7 @@ def diagnose_documents(z: Tensor, h: Tensor, pred: Tensor, batch: Batch, boundar
     for number, name in enumerate(boundary.names, 1):
         own = valid & (kinds[:, 1:] == number)
         found[f"cos_next/{name}"] = (to_next[own].sum(), own.sum())
+        found[f"length/{name}"] = (torch.linalg.vector_norm(target[own].float(), dim=-1).sum(), own.sum())
         coded = own & (boundary.codes.codes[:, 1:] >= 0)
         if bool(coded.any()):
             scores = losses.vocabulary_scores(pred[coded], boundary.codes.table, boundary.codes.log_scale)

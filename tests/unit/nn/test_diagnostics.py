@@ -106,6 +106,22 @@ def test_loss_of_rank_is_reported_against_the_peak():
     assert word == "learning" and "losing rank" in sentence
 
 
+def test_latents_that_outgrow_the_others_are_named():
+    row = {
+        "cos_next": 0.8,
+        "cos_current": 0.5,
+        "cos_gap": 0.3,
+        "length/begin": 0.3,
+        "length/text": 0.4,
+        "length/image": 9.0,
+    }
+    (found,) = warnings(row)
+    assert found.startswith("outgrown: latents of image are 30 times as long") and "{modalities.image: 0.1}" in found
+    word, sentence = verdict([row])
+    assert word == "learning" and "latents of image are 30 times" in sentence
+    assert not warnings(row | {"length/image": 3.0})
+
+
 def test_ranks_of_a_network_that_still_copies_are_no_peak():
     early = {"cos_gap": -0.4, "latent_rank": 60.0, "hidden_rank": 100.0}
     later = {"cos_gap": 0.3, "latent_rank": 20.0, "hidden_rank": 30.0}
