@@ -1,7 +1,8 @@
 """Retrieval in all directions between what a run's rows hold: image, text, sound, speech.
 
     nextembed train omni_stamps
-    python benchmarks/omni_stamps.py runs/omni_stamps --out benchmarks/results/omni_stamps.json
+    python benchmarks/omni_stamps.py runs/omni_stamps --splits validation train \
+        --out benchmarks/results/omni_stamps.json
 
 For any run of an Omni on data of kind `records` (or a mixture of them): for every two pieces of its rows the right one
 of at most 100 given the other, by the three ways of benchmarks/omni_emoji.py, on rows of the split that have both.
