@@ -43,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["text", "orders"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", help="some of them (default: all)")
     parser.add_argument("--steps", type=int, help="of training (default: the recipe's)")
     parser.add_argument("--runs", default="runs", help="where runs are kept (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
@@ -51,6 +52,8 @@ def main() -> None:
     variants = DISTANCES if args.what == "text" else {name: [] for name in ORDERS}
     for seed in range(args.seeds):
         for name, changes in variants.items():
+            if args.variants and name not in args.variants:
+                continue
             if any(row["variant"] == name and row["seed"] == seed for row in rows):
                 continue
             config = text_run(changes) if args.what == "text" else order_run(name)
