@@ -13,7 +13,7 @@ from ..training.trainer import TrainConfig
 
 
 def omni_emoji() -> RunConfig:
-    """Images and text in one latent space, on the bundled emoji; an estimated 40 minutes on one core.
+    """Images and text in one latent space, on the bundled emoji; 41 minutes on one core of a busy machine.
 
     Captions, names to be painted, keywords and questions about the group; 16 patches a picture, tokens of the bundled
     tokenizer.
@@ -44,7 +44,7 @@ def omni_emoji() -> RunConfig:
 
 
 def omni_emoji_readout() -> RunConfig:
-    """A small network from the predictions of runs/omni_emoji to pixels, for sharper paintings; not timed yet."""
+    """A small network from the predictions of runs/omni_emoji to pixels, for sharper paintings; 4 minutes on one core."""
     config = omni_emoji()
     return config.model_copy(
         update={
@@ -66,7 +66,7 @@ def omni_emoji_readout_tiny() -> RunConfig:
 
 
 def omni_text() -> RunConfig:
-    """Next latents of bytes, on short descriptions; some minutes on one core, not timed yet.
+    """Next latents of bytes, on short descriptions; 4 minutes on one core.
 
     For benchmarks/omni_ablations.py, which compares distances. The last 2,000 of the bundled texts are for validation.
     """
