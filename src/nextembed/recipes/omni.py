@@ -44,7 +44,7 @@ def omni_emoji() -> RunConfig:
 
 
 def omni_emoji_readout() -> RunConfig:
-    """A small network from the predictions of runs/omni_emoji to pixels, sharper than without; 4 minutes on one core."""
+    """A small network from predictions of runs/omni_emoji to pixels, sharper than without; 4 minutes on one core."""
     config = omni_emoji()
     return config.model_copy(
         update={
