@@ -162,7 +162,8 @@ def eager(net: Any) -> Iterator[None]:
 def _check_model(net: Any, name: str) -> None:
     if not all(hasattr(net, part) for part in ("embed", "encode")) or not hasattr(net.config, "patch_shape"):
         raise ConfigError(
-            f"{name} holds a {type(net).__name__}, no NEPA on patches; `nextembed report` shows runs of every kind"
+            f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches as NEPA is; "
+            "`nextembed report` shows runs of every kind"
         )
 
 
