@@ -48,4 +48,5 @@ class OmniImages(nn.Module):
         return self.omni.embed({key: value.to(pixels.device) for key, value in inputs.items()})
 
     def encode(self, latents: Latents, **options: Any) -> Hidden:
+        """As `OmniModel.encode`: hidden states [B, 1 + N, D]."""
         return self.omni.encode(latents, **options)
