@@ -130,8 +130,7 @@ def test_a_series_is_what_recomputation_says(density):
             direction = F.normalize(own.hidden(), dim=0)
             if density != "none":
                 predicted = model.density_head(own.hidden()[None])
-                draw = predicted.component if density == "mixture" else predicted.sample
-                drawn = draw(generator, temperature) if temperature else predicted.mode()
+                drawn = predicted.component(generator, temperature) if temperature else predicted.mode()
                 direction = drawn[0]
             if values and (begin @ direction).max() > STOP_COSINE:
                 break

@@ -83,15 +83,12 @@ class Sampler(NamedTuple):
         return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[..., 0].to(scores.device)
 
     def direction(self, model: OmniForPreTraining, hidden: Tensor) -> Tensor:
-        """The chosen direction [B, D] after hidden states [B, D]: a component of a mixture, a sample of a single
-        density; without a density the predicted one."""
+        """The chosen direction [B, D] after hidden states [B, D]: of a component of the density; without a density the
+        predicted one."""
         if model.density_head is None:
             return F.normalize(hidden, dim=-1)
         density = model.density_head(hidden)
-        if self.temperature == 0:
-            return density.mode()
-        draw = density.component if model.density_head.num_components > 1 else density.sample
-        return draw(self.generator, self.temperature)
+        return density.mode() if self.temperature == 0 else density.component(self.generator, self.temperature)
 
 
 @torch.no_grad()

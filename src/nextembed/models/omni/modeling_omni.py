@@ -299,8 +299,9 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
         target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64),
         of text and signals without a fixed length; shape, of those with one; temperature (0: the likeliest latent;
-        above, it is drawn: tokens from their softmax, others from the components of a mixture); top_k, of tokens
-        (0: all); seed; on_latent: called with the text so far, or with how many latents there are.
+        above, it is drawn: tokens from their softmax, others from the components of a density, of which only a mixture
+        has several); top_k, of tokens (0: all); seed; on_latent: called with the text so far, or with how many latents
+        there are.
         Gives a `generation.Made`, or a list of them; None where the model ends the document.
         Raises ConfigError for a modality that the model has not.
         """
