@@ -11,6 +11,7 @@ model is trained on the bundled Noto drawings of the train split. Sets of emoji:
 On each: the right caption of 100 for an image and the right image of 100 for a caption (chance 1 %), by
   likelihood          `model.score(context, candidates)`
   against_nothing     the same, less what each candidate scores with nothing before it
+  against_others      the same, less what each candidate scores in the mean after the other queries
   the_other_way       how well the context goes on after each candidate: Bayes' rule with all candidates alike
 Each query meets every choice of 99 other emoji of its set, so its figure is a share. Then captions that the model
 writes (exact name, CIDEr) and pictures that it paints: is the nearest of 100 pictures the one asked for?
@@ -103,6 +104,9 @@ def matrix(model: Any, contexts: list[list[Any]], candidates: list[Any]) -> Tens
 def ways(scores: Tensor | None, nothing: Tensor, other: Tensor | None) -> dict[str, Any]:
     """Figures by what the choice is made from; scores, other [N, N]: query by candidate; nothing [N]."""
     found = {} if scores is None else {"likelihood": scores, "against_nothing": scores - nothing.cpu()}
+    if scores is not None and len(scores) > 1:
+        others = (scores.sum(0) - scores) / (len(scores) - 1)
+        found["against_others"] = scores - others
     found |= {} if other is None else {"the_other_way": other}
     return {name: chosen(one) for name, one in found.items()}
 

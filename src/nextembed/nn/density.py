@@ -19,6 +19,7 @@ from .directional import (
 
 FIRST_COSINE = 0.3  # the mean cosine that an untrained head expects
 MIN_COSINE = 0.01  # the least
+MOST_PULL = 20.0  # what the gradient of a direction is bounded to: e^3, at which softmaxes over cosines start
 SPREAD = 0.5  # how far components start from the hidden state, in lengths of it: an angle of about 27 degrees
 
 
@@ -80,8 +81,11 @@ class DensityHead(nn.Module):
     each a linear map away from it; the first starts as the hidden state. So what tells the weights apart may be in the
     hidden state without turning the directions.
     max_cosine: how sure a component may be: the mean cosine that it expects at most. Patches of few values fill few of
-    D dimensions, where a likelihood without a ceiling grows for ever: concentrations of tens of thousands, for which
-    any change of the hidden state is too dear (docs/LOG.md).
+    D dimensions, where a likelihood without a ceiling grows for ever.
+    The gradient is not quite the likelihood's. That of a direction grows with its concentration, here to some hundreds,
+    and drowns that of the weights, which is at most 1: what the context says about which of several things comes was
+    not learned (docs/LOG.md). So a direction pulls with a concentration of 20 at most, and concentrations are read from
+    the hidden state without training it. (Seitzer et al., arXiv 2203.09168, weigh Gaussian likelihoods for a like reason.)
     It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state.
     Raises ValueError for an unknown kind, too few components, and a max_cosine that leaves no room for that start.
     """
@@ -132,5 +136,8 @@ class DensityHead(nn.Module):
             log_weights = F.log_softmax(at_least_float32(self.weights(hidden)), dim=-1)
         low, high = self.log_range
         # a sigmoid of slope about 1 between the bounds: clamping would leave no gradient to come back with
-        log_kappas = low + (high - low) * torch.sigmoid(4 / (high - low) * at_least_float32(self.concentration(hidden)))
-        return Density(F.normalize(at_least_float32(directions), dim=-1), log_kappas.exp(), log_weights)
+        sureness = at_least_float32(self.concentration(hidden.detach()))
+        kappas = (low + (high - low) * torch.sigmoid(4 / (high - low) * sureness)).exp()
+        directions = F.normalize(at_least_float32(directions), dim=-1)
+        pull = (MOST_PULL / kappas.detach()).clamp(max=1)[..., None]
+        return Density(directions.detach() + pull * (directions - directions.detach()), kappas, log_weights)

@@ -40,7 +40,7 @@ class NextEmbeddingSettings(Part):
         | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA)
         | "vocabulary" (of Omni: where the target is a row of a table, as tokens are, cross-entropy of a softmax over
         cosines with all rows, with a learned temperature; elsewhere cosine, or the likelihood where there is a density)
-        | "likelihood" (of Omni with a density: -log of the density relative to the uniform one, divided by the width).
+        | "likelihood" (of Omni with a density: -log of the density relative to the uniform one, in nats).
     stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False
         trains it as an output, too, as GPT-2 does.
     weights: of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next; 1 where
@@ -278,14 +278,14 @@ class NextEmbedding(Objective):
                 if boundary.density is None:
                     found = losses.negative_cosine(pred[others], target[others])
                 else:
-                    found = -boundary.density(pred[others]).log_prob(target[others]) / target.shape[-1]
+                    found = -boundary.density(pred[others]).log_prob(target[others])
                 table = table.detach() if self.settings.stop_gradient_table else table
                 scores = losses.vocabulary_scores(pred[chosen], table, log_scale)
                 distances = found.new_zeros(codes.shape).masked_scatter(others, found)
                 return distances.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
             case "likelihood":
                 assert boundary is not None and boundary.density is not None
-                return -boundary.density(pred).log_prob(target) / target.shape[-1]
+                return -boundary.density(pred).log_prob(target)
             case "smooth_l1":
                 return losses.smooth_l1(pred, target)
             case "info_nce":

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextembed.nn.density import Density, DensityHead
+from nextembed.nn.density import MOST_PULL, Density, DensityHead
 from nextembed.nn.directional import vmf_expected_cosine, vmf_kappa
 
 WIDTH = 16
@@ -64,6 +64,22 @@ def test_every_parameter_and_the_hidden_state_get_a_gradient(kind):
     for name, p in model.named_parameters():
         assert p.grad.isfinite().all() and p.grad.abs().sum() > 0, name
     assert hidden.grad.abs().sum() > 0
+
+
+def test_a_sure_direction_pulls_the_hidden_state_no_more_than_a_softmax_would():
+    model, x = head("von_mises_fisher", max_cosine=0.99), F.normalize(rand(3, WIDTH, seed=1), dim=-1)
+    for bias, pull in ((1e3, MOST_PULL), (-1e3, None)):
+        torch.nn.init.constant_(model.concentration.bias, bias)
+        hidden = rand(3, WIDTH).requires_grad_()
+        density = model(hidden)
+        direction, length = F.normalize(hidden, dim=-1).detach(), hidden.detach().norm(dim=-1, keepdim=True)
+        assert torch.equal(density.directions[:, 0], direction)
+        density.log_prob(x).sum().backward()
+        across = x - (x * direction).sum(-1, keepdim=True) * direction
+        own = density.kappas.detach() if pull is None else torch.tensor(pull)
+        assert torch.allclose(hidden.grad, own * across / length, rtol=1e-3, atol=1e-5)
+    hidden = rand(3, WIDTH).requires_grad_()
+    assert torch.autograd.grad(model(hidden).kappas.sum(), hidden, allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("scale", [1e3, -1e3])

@@ -30,7 +30,7 @@ def test_the_loss_is_cross_entropy_of_tokens_and_likelihood_of_signals() -> None
         loss = objective(model, inputs).loss_sum
         z = model.embed(inputs).z
         hidden = model.encode(model.embed(inputs)).last[:, :-1]
-        signal = -model.density_head(hidden).log_prob(z[:, 1:]) / 32
+        signal = -model.density_head(hidden).log_prob(z[:, 1:])
         table = torch.cat((model.model.begin.weight, model.model.modality("text").table.weight))
         cosines = F.normalize(hidden, dim=-1) @ F.normalize(table, dim=-1).T
         codes = torch.where(inputs["kinds"] == 1, inputs["input_ids"], inputs["input_ids"] + 3)[:, 1:]
