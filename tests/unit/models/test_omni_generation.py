@@ -254,7 +254,7 @@ def test_scores_are_sums_of_likelihoods(density):
         assert scores.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-2)
         nothing = [by_hand(model, [], one) for one in lists]
         assert model.score([], CANDIDATES).tolist() == pytest.approx(nothing, rel=1e-3, abs=1e-2)
-        gained = model.score(pieces, CANDIDATES, against_nothing=True)
+        gained = model.score(pieces, CANDIDATES, against=[[]])
         assert gained.tolist() == pytest.approx([a - b for a, b in zip(expected, nothing)], rel=1e-3, abs=2e-2)
 
 

@@ -270,7 +270,7 @@ def score(
     context: Sequence[Any],
     candidates: Sequence[Sequence[Any]],
     *,
-    against_nothing: bool = False,
+    against: Sequence[Sequence[Any]] = (),
 ) -> Tensor:
     """How well each candidate goes on after the context, [C]. See `OmniForPreTraining.score`.
 
@@ -287,8 +287,8 @@ def score(
         rows = by_length[start : start + CHUNK]
         inputs = {name: part.to(model.device) for name, part in pad_left([encoded[row] for row in rows]).items()}
         total[rows] = log_likelihoods(model, inputs, before).sum(1)
-    if against_nothing:
-        total = total - score(model, processor, [], candidates)
+    for other in against:
+        total = total - score(model, processor, other, candidates) / len(against)
     return total
 
 

@@ -311,15 +311,18 @@ class OmniForPreTraining(OmniPreTrainedModel):
         made = generate(self, self.processor, segments if many else [segments], target, **options)
         return made if many else (made[0] if made else None)
 
-    def score(self, segments: Sequence[Any], candidates: Sequence[Any], against_nothing: bool = False) -> Tensor:
+    def score(
+        self, segments: Sequence[Any], candidates: Sequence[Any], against: Sequence[Sequence[Any]] = ()
+    ) -> Tensor:
         """How well each of C candidates goes on after a document, [C]; higher is better.
 
         candidates: pieces, or lists of pieces. Log densities relative to the uniform one, summed over the candidate's
         latents and the end; of a model without density, log-probabilities of tokens and cosines of other latents.
-        against_nothing: takes off what the candidate scores with nothing before it, which stops common candidates from
-        winning everywhere.
+        against: other documents; a candidate's mean score after them is taken off, which stops common candidates from
+        winning everywhere. [[]] is nothing at all; for images other captions are better, since what an image scores
+        by itself differs far more between images than a caption changes it.
         """
         from .generation import score
 
         lists = [list(c) if isinstance(c, list | tuple) else [c] for c in candidates]
-        return score(self, self.processor, segments, lists, against_nothing=against_nothing)
+        return score(self, self.processor, segments, lists, against=against)

@@ -70,7 +70,16 @@ def test_against_nothing_takes_off_what_is_said_anyway() -> None:
     model.processor = processor
     image = pictures(1)[0]
     apart = model.score([image], WORDS) - model.score([], WORDS)
-    assert torch.allclose(model.score([image], WORDS, against_nothing=True), apart, atol=1e-5)
+    assert torch.allclose(model.score([image], WORDS, against=[[]]), apart, atol=1e-5)
+
+
+def test_against_others_takes_off_their_mean() -> None:
+    model, processor = small()
+    model.processor = processor
+    image, *others = pictures(3)
+    mean = torch.stack([model.score([other], WORDS) for other in others]).mean(0)
+    found = model.score([image], WORDS, against=[[other] for other in others])
+    assert torch.allclose(found, model.score([image], WORDS) - mean, atol=1e-5)
 
 
 def test_no_candidates() -> None:
