@@ -151,7 +151,11 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:
         path, eq, raw = text.partition("=")
         if not eq or not path:
             raise ConfigError(f"'{text}' is not an override; write field.name=value")
-        _put(values, path.strip(), read_yaml(raw, f"value of {path}") if raw else "")
+        value = read_yaml(raw, f"value of {path}") if raw else ""
+        for key in value if isinstance(value, dict) else ():
+            if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
+                raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")
+        _put(values, path.strip(), value)
     return validated(type(config), values)
 
 

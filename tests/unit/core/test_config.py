@@ -186,6 +186,7 @@ def test_derived_values_follow_an_override() -> None:
         ("name.x=3", "name.x: 'name' is a single value, not a group of settings"),
         ("train", "'train' is not an override; write field.name=value"),
         ("=3", "'=3' is not an override; write field.name=value"),
+        ("objective={kind:next}", "objective: write a space after the colon: {kind: next}"),
         ("name=[1", "value of name is not YAML: expected"),
         ("objective={kind: no_such_file.py:Mine}", "no such file: no_such_file.py"),
     ],
