@@ -13,7 +13,7 @@ from ..training.trainer import TrainConfig
 
 
 def omni_emoji() -> RunConfig:
-    """Images and text in one latent space, on the bundled emoji; 41 minutes on one core of a busy machine.
+    """Images and text in one latent space, on the bundled emoji; 30 minutes on one core beside other work.
 
     Captions, names to be painted, keywords and questions about the group; 16 patches a picture, tokens of the bundled
     tokenizer.
