@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=480, help="of each modality (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=120, help="of each modality (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -127,13 +127,12 @@ def run_of(args: argparse.Namespace, boundary: dict[str, Any], names: list[str],
             modalities={name: boundary[name] for name in names}, hidden_size=128, num_hidden_layers=4,
             num_attention_heads=4, layerscale_value=0.1, max_length=256,
         ),
-        # The softmax of text pulls about twenty times as hard as a cosine.
-        objective=NextEmbeddingSettings(distance="vocabulary", weights={n: 16 for n in names if n != "text"}),
+        objective=NextEmbeddingSettings(distance="vocabulary"),
         optim=OptimConfig(
-            base_learning_rate=0.128, betas=(0.9, 0.98), warmup_rate=0.05,
+            base_learning_rate=2.4e-2, betas=(0.9, 0.98), warmup_rate=0.05,
             part_lr_rates={f"modalities.{name}": 0.1 for name in names if name not in ("text", "series")},
         ),
-        train=TrainConfig(batch_size=2, max_steps=steps, log_steps=100, save_steps=steps),
+        train=TrainConfig(batch_size=16, max_steps=steps, log_steps=20, save_steps=steps),
         probe=ProbeConfig(enabled=False),
     )  # fmt: skip
 
