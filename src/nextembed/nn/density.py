@@ -85,7 +85,8 @@ class DensityHead(nn.Module):
     The gradient is not quite the likelihood's. That of a direction grows with its concentration, here to some hundreds,
     and drowns that of the weights, which is at most 1: what the context says about which of several things comes was
     not learned (docs/LOG.md). So a direction pulls with a concentration of 20 at most, and concentrations are read from
-    the hidden state without training it. (Seitzer et al., arXiv 2203.09168, weigh Gaussian likelihoods for a like reason.)
+    the hidden state without training it. (For a like reason Seitzer et al., arXiv 2203.09168, weigh Gaussian
+    likelihoods.)
     It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state.
     Raises ValueError for an unknown kind, too few components, and a max_cosine that leaves no room for that start.
     """

@@ -30,7 +30,7 @@ def omni_emoji() -> RunConfig:
             layerscale_value=0.1,
             max_length=256,
         ),
-        # A softmax over cosines pulls twenty times as hard as a cosine: without a weight pictures take nothing from names.
+        # A softmax over cosines pulls twenty times as hard as a cosine: else pictures take nothing from names.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 16}),
         optim=OptimConfig(
             base_learning_rate=0.128,
