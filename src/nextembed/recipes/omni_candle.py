@@ -25,7 +25,7 @@ def _rates() -> dict[str, float]:
 
 
 def omni_candle() -> RunConfig:
-    """Pictures, touch and questions in one latent space, next latents as mixtures; 6 minutes on one core.
+    """Pictures, touch and questions in one latent space, next latents as mixtures; 8 minutes on one core.
 
     Pictures of hot, cold and other things (32 px, 16 patches), temperatures on touching them (8 latents of 4 samples)
     and text as bytes. A hot or cold thing is real at a rate of its own, 20, 50 or 80 %; else it is a picture
