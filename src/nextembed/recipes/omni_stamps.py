@@ -18,13 +18,14 @@ LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "c
 
 
 def omni_stamps() -> RunConfig:
-    """Image, text, sound and speech, every one from every other; 17 minutes on one core of a busy machine.
+    """Image, text, sound and speech, every one from every other; 19 minutes on one core beside other work.
 
     For stamps of Tux Paint (GPL, not part of this package; benchmarks/make_stamps.py makes the tables from Debian's
     tuxpaint-stamps-default): the folder `stamps` with image, caption, captions_other, sound and speech, of which most
     rows have only the first three, and `stamps_speech` with spoken captions in Spanish and French, whose `id` is that
     of a stamp. Text is bytes. A latent is 8 x 8 pixels of 32 x 32 or 80 ms of sound. What is spoken says its language
-    before it, so that it can be asked for. Retrieval is hardly above chance after these steps: train longer for more.
+    before it, so that it can be asked for. After these steps speech and its words find each other, and the rest is
+    hardly above chance: train longer for more.
     """
     captions = {
         name: Piece(kind="text", column=column, prompts=[prompt]) for name, (prompt, column) in LANGUAGES.items()
