@@ -13,7 +13,7 @@ from ..training.trainer import TrainConfig
 
 
 def omni_emoji() -> RunConfig:
-    """Images and text in one latent space, on the bundled emoji; 30 minutes on one core beside other work.
+    """Images and text in one latent space, on the bundled emoji; 20 minutes on two cores, 30 on a busy one.
 
     Captions, names to be painted, keywords and questions about the group; 16 patches a picture, tokens of the bundled
     tokenizer.

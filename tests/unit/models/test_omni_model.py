@@ -222,7 +222,7 @@ def test_likelihood_is_the_heads_density(density):
     predicted = model.density_head(model.encode(latents).last[:, :-1])
     assert predicted.kappas.shape[-1] == (3 if density == "mixture" else 1)
     log_prob = predicted.log_prob(latents.z[:, 1:])
-    expected = -(log_prob * batch["latent_mask"][:, 1:]).sum() / WIDTH
+    expected = -(log_prob * batch["latent_mask"][:, 1:]).sum()
     assert out.loss_sum.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
