@@ -1,0 +1,263 @@
+"""Files and folders that appear whole or not at all, names that stay inside their folder, and locks.
+
+Nothing here removes what this process did not make. Every output of the library is written through this module.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ..errors import ConfigError, TrainingError
+
+SCRATCH, ASIDE = ".tmp-", ".old-"  # names in a run folder that `clean` knows
+
+
+# -- files
+
+
+@contextlib.contextmanager
+def replacing(file: str | Path) -> Iterator[Path]:
+    """A path beside `file`, with its suffix, for a new file that takes its place, synced to disk, when the block ends
+    well; else the new one is removed and `file` is as it was.
+
+    A symlink is followed: the file that it names is replaced. The folder is made where it is missing.
+    Raises ConfigError, before the block, for a folder of that name or one that cannot be written to.
+    """
+    file = output_file(file)
+    scratch = file.with_name(f"{SCRATCH}{file.stem}-{secrets.token_hex(4)}{file.suffix}")
+    try:
+        os.close(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    except OSError as err:
+        raise ConfigError(f"cannot write {file}: {err.strerror}") from None
+    try:
+        yield scratch
+        _sync(scratch)
+        os.replace(scratch, file)
+        _sync(file.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
+def output_file(file: str | Path) -> Path:
+    """Where a file that the user named is to be written: behind symlinks, its folder made.
+
+    Raises ConfigError for a name that is a folder or something else that is no file (`.`, `..`, a device), and where
+    nothing can be written.
+    """
+    named = Path(file).expanduser()
+    try:
+        found = Path(os.path.realpath(named))
+        if found.is_dir() or named.name in ("", "..") or str(file).endswith(("/", os.sep)):
+            raise ConfigError(f"{file} is a folder; name a file")
+        if found.exists() and not found.is_file():
+            raise ConfigError(f"{file} is not a file")
+        found.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"cannot write {file}: {getattr(err, 'strerror', None) or err}") from None
+    if not os.access(found.parent, os.W_OK):
+        raise ConfigError(f"cannot write {file}: {found.parent} is read-only")
+    return found
+
+
+def write_text(file: str | Path, text: str) -> None:
+    """A UTF-8 text file, whole or not at all. Half a surrogate pair, which UTF-8 does not have, is written as "?"."""
+    with replacing(file) as scratch:
+        scratch.write_bytes(text.encode("utf-8", errors="replace"))
+
+
+def write_json(file: str | Path, value: Any, indent: int | None = 1) -> None:
+    """A JSON file, whole or not at all; see `to_json`."""
+    write_text(file, to_json(value, indent) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """JSON text that every reader takes: a number that is not finite, which JSON does not have, becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
+# -- folders
+
+
+@contextlib.contextmanager
+def new_folder(target: str | Path, replace: bool = False) -> Iterator[Path]:
+    """A scratch folder beside `target` that becomes it, synced to disk, when the block ends well; else it is removed.
+
+    replace: what is there already gives way. Only for folders that are the library's own; else one that is not empty
+    is an error. What it replaces stands aside (`.old-NAME-...`) for the moment between two renames, where `clean` finds
+    it again. Raises ConfigError, before the block, for a target that is taken or cannot be written.
+    """
+    target = Path(target)
+    _check_target(target, replace)
+    scratch = _made_beside(target, SCRATCH)
+    try:
+        yield scratch
+        for path in (*scratch.rglob("*"), scratch):
+            _sync(path)
+        _check_target(target, replace)  # once more: somebody else may have been faster
+        aside = None
+        if replace and target.is_dir() and any(target.iterdir()):
+            aside = _made_beside(target, ASIDE)
+            os.replace(target, aside)  # an empty folder may be replaced by a rename
+        try:
+            os.replace(scratch, target)
+        except OSError:
+            if aside is not None:
+                os.replace(aside, target)
+            raise
+        _sync(target.parent)
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # this process made it, a few lines above
+
+
+def _check_target(target: Path, replace: bool) -> None:
+    if target.name in ("", "..") or str(target) == ".":
+        raise ConfigError(f"{target}: name a new folder")
+    if target.is_symlink():
+        raise ConfigError(f"{target} is a symbolic link; name a new folder")
+    if target.exists():
+        if not target.is_dir():
+            raise ConfigError(f"{target} is a file; name a new folder")
+        if not replace and any(target.iterdir()):
+            raise ConfigError(f"{target} exists; name a new folder")
+
+
+def _made_beside(target: Path, prefix: str) -> Path:
+    folder = target.with_name(f"{prefix}{target.name}-{secrets.token_hex(4)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+    except OSError as err:
+        raise ConfigError(f"cannot write {target}: {err.strerror}") from None
+    return folder
+
+
+def clean(folder: Path) -> None:
+    """Removes what a killed process left half-written in a folder of ours, and puts back what it was about to replace.
+
+    Only for folders that nobody but this process writes to now (see `locked`)."""
+    for aside in folder.glob(f"{ASIDE}*-*"):
+        target = folder / aside.name.removeprefix(ASIDE).rpartition("-")[0]
+        if not aside.is_symlink() and aside.is_dir():
+            if target.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                os.replace(aside, target)
+    for scratch in folder.glob(f"{SCRATCH}*"):
+        if scratch.is_dir() and not scratch.is_symlink():
+            shutil.rmtree(scratch, ignore_errors=True)
+        else:
+            scratch.unlink(missing_ok=True)
+
+
+def free_folder(base: Path, name: str) -> Path:
+    """A new, empty folder: base/name, or name-2, name-3, ... if that is taken by anything at all. No other process can
+    have been given the same one.
+
+    Raises ConfigError for a name that is not one part of a path, and where no folder can be made.
+    """
+    check_name(name)
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for number in range(1, 100_000):
+            folder = base / (name if number == 1 else f"{name}-{number}")
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                continue
+            return folder
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"cannot make a folder in {base}: {getattr(err, 'strerror', None) or err}") from None
+    raise ConfigError(f"{base} has no free name for {name}")
+
+
+def check_name(name: str) -> str:
+    """The name, if it is one part of a path that stays where it is put. Raises ConfigError."""
+    if not name or name in (".", "..") or any(mark in name for mark in "/\\\0") or len(name.encode()) > 200:
+        raise ConfigError(f"'{name}' is not a name: one part of a path is, without / and not . or ..")
+    return name
+
+
+# -- locks
+
+
+@contextlib.contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """One process at a time; a killed one holds nothing. busy: what the ConfigError says if another is at work."""
+    handle = acquire(file, busy)
+    try:
+        yield
+    finally:
+        handle.close()
+
+
+def acquire(file: Path, busy: str) -> IO[bytes]:
+    """The lock of `locked`, held until the handle is closed."""
+    try:
+        handle = file.open("ab")
+    except OSError as err:
+        raise ConfigError(f"cannot write {file.parent}: {err.strerror}") from None
+    with contextlib.suppress(ImportError):  # Windows has no such lock
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise ConfigError(busy) from None
+    return handle
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as err:
+        if err.errno != 22:  # EINVAL: this kind of file system syncs no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def first_line(err: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+
+
+@contextlib.contextmanager
+def full_disk(what: str) -> Iterator[None]:
+    """What goes wrong while a file is written as a TrainingError of one line, in plain words: torch's and safetensors'
+    writers report a full disk as errors of their own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as err:
+        raise TrainingError(f"{what} failed: {write_error(err)}") from err
+
+
+def write_error(err: BaseException) -> str:
+    """The reason why a file could not be written, in plain words."""
+    text = first_line(err)
+    marks = ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter", "Disk quota")
+    if getattr(err, "errno", None) in (28, 122) or any(mark in text for mark in marks):
+        return "the disk is full (no space left on device)"
+    return getattr(err, "strerror", None) or text
