@@ -127,12 +127,12 @@ class Candle(TablePart):
     real_rates: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     layouts: Layouts = Field(default_factory=lambda: dict(DEFAULT_LAYOUTS))
     touch_samples: list[Annotated[int, Field(gt=0)]] = Field(default=[4, 8, 16, 32], min_length=1)
-    num_samples: int = Field(32, gt=0)
-    noise: float = Field(0.05, ge=0)
+    num_samples: int = Field(32, gt=0, le=100_000)
+    noise: float = Field(0.05, ge=0, le=1000)
     touch_kind: str = "series"
     max_shift: float = Field(0.1, ge=0, lt=1)
     max_scale: float = Field(0.1, ge=0, lt=1)
-    repeats: int = Field(16, gt=0)
+    repeats: int = Field(16, gt=0, le=1_000_000)
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Candle":

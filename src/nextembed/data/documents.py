@@ -16,7 +16,7 @@ from .collate import sample_seed
 from .images import Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
 from .stream import Rows, SkipLog, row_key
-from .transforms import ImageReader, Unreadable, uniform
+from .transforms import Colour, ImageReader, Unreadable, uniform
 
 
 class PackingPart(Part):
@@ -31,10 +31,10 @@ class PackingPart(Part):
     """
 
     long: Literal["truncate", "skip"] = "truncate"
-    pack_window: int = Field(64, gt=0)
-    num_readers: int = Field(2, gt=0)
-    num_workers: int = Field(2, ge=0)
-    background: tuple[int, int, int] = (255, 255, 255)
+    pack_window: int = Field(64, gt=0, le=65_536)
+    num_readers: int = Field(2, gt=0, le=1024)
+    num_workers: int = Field(2, ge=0, le=256)
+    background: Colour = (255, 255, 255)
     max_pixels: int = Field(64_000_000, gt=0)
     max_bytes: int = Field(100_000_000, gt=0)
     max_skipped_rate: float = Field(0.01, ge=0, le=1)

@@ -45,11 +45,11 @@ class KindWeights(Config):
     loss on the answer alone; context: two captioned images.
     """
 
-    caption: float = Field(3.0, ge=0)
-    paint: float = Field(3.0, ge=0)
-    tags: float = Field(1.0, ge=0)
-    question: float = Field(2.0, ge=0)
-    context: float = Field(1.0, ge=0)
+    caption: float = Field(3.0, ge=0, le=1e9)
+    paint: float = Field(3.0, ge=0, le=1e9)
+    tags: float = Field(1.0, ge=0, le=1e9)
+    question: float = Field(2.0, ge=0, le=1e9)
+    context: float = Field(1.0, ge=0, le=1e9)
 
     @model_validator(mode="after")
     def _some(self) -> "KindWeights":

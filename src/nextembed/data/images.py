@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,7 +28,7 @@ from .stream import (
     row_key,
     row_label,
 )
-from .transforms import ImageReader, RandomResizedCrop, Unreadable, normalize, resize
+from .transforms import Colour, ImageReader, RandomResizedCrop, Unreadable, normalize, resize
 
 Role = Literal["train", "validation", "test"]
 
@@ -64,26 +64,26 @@ class ImagePart(Part):
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_rate: float = Field(0.5, ge=0, le=1)
-    rand_augment: tuple[float, float] | None = None
+    rand_augment: tuple[Annotated[float, Field(ge=0, le=10)], Annotated[float, Field(ge=0, le=10)]] | None = None
     erase_rate: float = Field(0.0, ge=0, le=1)
     labels_per_class: int | None = Field(None, gt=0)
-    labels_seed: int = Field(0, ge=0)
+    labels_seed: int = Field(0, ge=0, lt=2**63)
     validation_rate: float | None = Field(None, gt=0, lt=1)
-    mean: float = 0.5
-    std: float = Field(0.5, gt=0)
-    background: tuple[int, int, int] = (255, 255, 255)
+    mean: float = Field(0.5, ge=0, le=1)
+    std: float = Field(0.5, ge=0.001, le=1000)
+    background: Colour = (255, 255, 255)
     max_pixels: int = Field(64_000_000, gt=0)
     max_bytes: int = Field(100_000_000, gt=0)
     max_skipped_rate: float = Field(0.01, ge=0, le=1)
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, le=256)
     cache: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
     def _crops_exist(self) -> "ImagePart":
         if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
             raise ValueError(f"crop_scale {list(self.crop_scale)} should be [smallest, largest], in (0, 1]")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError(f"crop_ratio {list(self.crop_ratio)} should be [smallest, largest], above 0")
+        if not 0.001 <= self.crop_ratio[0] <= self.crop_ratio[1] <= 1000:
+            raise ValueError(f"crop_ratio {list(self.crop_ratio)} should be [smallest, largest], in [0.001, 1000]")
         return self
 
     def rows(self, split: Role) -> Rows | RowSequence:

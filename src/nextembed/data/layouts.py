@@ -16,7 +16,7 @@ def _equally_often(value: Any) -> Any:
 
 
 # How often each layout is drawn. A list draws all equally often.
-Layouts = Annotated[dict[str, Annotated[float, Field(ge=0)]], BeforeValidator(_equally_often)]
+Layouts = Annotated[dict[str, Annotated[float, Field(ge=0, le=1e9)]], BeforeValidator(_equally_often)]
 
 
 def check_layouts(layouts: dict[str, float], names: Collection[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -19,7 +19,7 @@ from ..errors import ConfigError, DataError
 from .collate import Collate, Draw, sample_seed
 from .images import Role
 from .stream import MapStream, Place, Row, Rows, SkipLog, TrainLoader, row_key
-from .transforms import ImageReader, Unreadable, _to_tensor, _unreadable, normalize, uniform
+from .transforms import Colour, ImageReader, Unreadable, _to_tensor, _unreadable, normalize, uniform
 
 NUM_CHECKED = 64  # masks that are read before training starts
 NUM_TRIES = 10  # of a crop that one class does not fill
@@ -50,13 +50,19 @@ class MaskPart(Part):
     flip_rate: float = Field(0.5, ge=0, le=1)
     max_class_rate: float = Field(0.75, gt=0, le=1)
     distort_colours: bool = True
-    mean: float = 0.5
-    std: float = Field(0.5, gt=0)
-    background: tuple[int, int, int] = (255, 255, 255)
+    mean: float = Field(0.5, ge=0, le=1)
+    std: float = Field(0.5, ge=0.001, le=1000)
+    background: Colour = (255, 255, 255)
     max_pixels: int = Field(64_000_000, gt=0)
     max_bytes: int = Field(100_000_000, gt=0)
     max_skipped_rate: float = Field(0.01, ge=0, le=1)
-    num_workers: int = Field(2, ge=0)
+    num_workers: int = Field(2, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _scales_exist(self) -> "MaskPart":
+        if not 0 < self.scale_range[0] <= self.scale_range[1] <= 100:
+            raise ValueError(f"scale_range {list(self.scale_range)} should be [smallest, largest], in (0, 100]")
+        return self
 
     def rows(self, split: Role) -> Rows:
         """Rows (`MaskRow`) of a split. Raises ConfigError for a split that does not exist."""

@@ -34,8 +34,8 @@ class MediaPart(TablePart):
     "raw"}; raw is the value as it stands in the row, and a list of names makes all of them raw.
     """
 
-    num_frames: int = Field(8, gt=0)
-    max_seconds: float = Field(600.0, gt=0)
+    num_frames: int = Field(8, gt=0, le=10_000)
+    max_seconds: float = Field(600.0, gt=0, le=1e7)
     own_kinds: OwnKinds = Field(default_factory=dict)
 
     def kinds_known(self) -> list[str]:

@@ -28,7 +28,7 @@ class Mixture(PackingPart):
     """
 
     sources: list[Annotated[SerializeAsAny[Part], BeforeValidator(_document_source)]] = Field(min_length=1)
-    weights: list[Annotated[float, Field(gt=0)]] | None = None
+    weights: list[Annotated[float, Field(gt=0, le=1e9)]] | None = None
 
     @model_validator(mode="after")
     def _as_many_weights(self) -> "Mixture":

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..core.config import DATA
 from ..errors import ConfigError
@@ -40,18 +40,24 @@ class EmojiScenes(MaskPart):
 
     emoji: str = "emoji"
     backgrounds: str | None = None
-    scene_size: int = Field(64, gt=0)
-    num_scenes: int = Field(4000, gt=0)
-    num_validation: int = Field(400, gt=0)
-    num_test: int = Field(800, gt=0)
-    max_emoji: int = Field(5, gt=0)
+    scene_size: int = Field(64, gt=0, le=8192)
+    num_scenes: int = Field(4000, gt=0, le=1_000_000_000)
+    num_validation: int = Field(400, gt=0, le=1_000_000_000)
+    num_test: int = Field(800, gt=0, le=1_000_000_000)
+    max_emoji: int = Field(5, gt=0, le=10_000)
     emoji_scale: tuple[float, float] = (0.25, 0.65)
     max_turn: float = Field(40.0, ge=0, le=180)
     scene_seed: int = Field(0, ge=0)
     scale_range: tuple[float, float] = (1.0, 1.0)
     max_class_rate: float = Field(1.0, gt=0, le=1)
     distort_colours: bool = False
-    num_workers: int = Field(0, ge=0)
+    num_workers: int = Field(0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _emoji_have_a_size(self) -> "EmojiScenes":
+        if not 0 < self.emoji_scale[0] <= self.emoji_scale[1] <= 4:
+            raise ValueError(f"emoji_scale {list(self.emoji_scale)} should be [smallest, largest], in (0, 4]")
+        return self
 
     def rows(self, split: Role) -> Rows:
         """The scenes of a split. Raises ConfigError if the emoji or backgrounds cannot be read."""

@@ -55,7 +55,7 @@ class ImageData(ImagePart):
     label_column: str | None = None
     label_file: str | None = None
     streaming: bool = False
-    shuffle_buffer: int = Field(1000, gt=0)
+    shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
 
     _class_names: list[str] | None = PrivateAttr(None)
 

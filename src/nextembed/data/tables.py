@@ -39,7 +39,7 @@ class TablePart(DocumentPart):
     where: dict[str, Any] = Field(default_factory=dict)
     split_column: str | None = None
     streaming: bool = False
-    shuffle_buffer: int = Field(1000, gt=0)
+    shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
 
     def rows(self, split: Role) -> Any:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""

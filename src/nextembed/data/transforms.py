@@ -11,11 +11,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 
 from ..core.pictures import orientation, plain_picture
@@ -35,6 +36,9 @@ SMALL = 64  # pixels a side up to which a whole batch is cropped at once
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
 MASK = 2**64 - 1
 GAP = 2.0  # a reduced scale keeps this many times the pixels wanted, as Pillow's own thumbnails do
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Byte, Byte, Byte]  # RGB
 
 
 class Box(NamedTuple):

@@ -173,10 +173,10 @@ class VideoText(TablePart):
     subtitles_column: str | None = None
     with_subtitles: bool = False
     order: Literal["image_first", "text_first", "random"] = "random"
-    num_frames: int = Field(8, gt=0)
-    frames_per_subtitle: int = Field(1, gt=0)
+    num_frames: int = Field(8, gt=0, le=10_000)
+    frames_per_subtitle: int = Field(1, gt=0, le=10_000)
     max_bytes: int = Field(default_bytes, gt=0)
-    max_seconds: float = Field(600.0, gt=0)
+    max_seconds: float = Field(600.0, gt=0, le=1e7)
 
     def rows(self, split: Any) -> Any:
         self.video_reader()  # a missing extra is said before anything is read
