@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from .core import distributed
 from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, common_task, from_yaml, to_yaml
+from .core.files import read_text
 from .core.run_folder import read_lines
 from .core.types import IGNORE_LABEL, PretrainingModel
 from .data.kinds import ImageData
@@ -198,7 +199,7 @@ def read_run_config(run_dir: str | Path | None) -> RunConfig:
     file = Path(run_dir) / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"no run to resume in {run_dir}: it has no config.yaml")
-    return from_yaml(RunConfig, file.read_text(), str(file))
+    return from_yaml(RunConfig, read_text(file), str(file))
 
 
 def open_run(config: RunConfig, resume: str | Path | None) -> tuple[Path, Path | None]:

@@ -258,6 +258,9 @@ def _say(problems: list[Any]) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML with 1.2 scalars: `3e-4` is a number, and `no`, `1:30`, `2024-01-01` are text, as one expects."""
 
+    def flatten_mapping(self, node: Any) -> None:
+        """Merge keys, which YAML 1.2 does not have, are not followed: a few lines of them grow without bound."""
+
 
 class _Dumper(yaml.SafeDumper):
     """Quotes text that reads as something else under YAML 1.1 or under `_Loader`; lists on one line."""
@@ -281,13 +284,34 @@ for _tag, (_pattern, _first) in _SCALARS.items():
         _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
 
 
+MAX_VALUES = 1_000_000  # of one YAML text, each alias counted as what it stands for
+
+
 def read_yaml(text: str, what: str) -> Any:
     """The value of YAML text. Raises ConfigError, one line that names `what` was read."""
     try:
-        return yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader)
+        if _size(value, {}) > MAX_VALUES:
+            raise ConfigError(f"{what} has aliases that stand for more than {MAX_VALUES:,} values")
+        return value
+    except RecursionError:
+        raise ConfigError(f"{what} is nested too deeply") from None
     except yaml.YAMLError as err:
         problem = getattr(err, "problem", None) or str(err).splitlines()[0]
         raise ConfigError(f"{what} is not YAML: {problem}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as err:  # "!!int x", "!!timestamp x"
+        raise ConfigError(f"{what} is not YAML: {(str(err).splitlines() or [type(err).__name__])[0]}") from None
+
+
+def _size(value: Any, known: dict[int, float]) -> float:
+    """How many values there are, those of an alias at each place where it stands; without end in a circle."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = float("inf")  # until it has been counted
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(value)]
 
 
 def to_yaml(config: Config) -> str:

@@ -82,6 +82,22 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
+def read_text(file: str | Path) -> str:
+    """The text of a UTF-8 file. Raises ConfigError, one line, for one that cannot be read or is no such text."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as err:
+        raise ConfigError(f"cannot read {file}: {getattr(err, 'strerror', None) or first_line(err)}") from None
+
+
+def from_json(text: str | bytes) -> Any:
+    """The value of JSON text that may be anybody's. Raises ValueError for what is none or is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

@@ -1,11 +1,11 @@
 """Where things lie in a run folder, and how to read them: for probes and the report."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .config import read_yaml
+from .files import from_json, read_text
 
 
 def weights_folders(path: str | Path) -> dict[str, Path]:
@@ -47,7 +47,7 @@ def read_config(run: Path) -> dict[str, Any]:
     file = run / "config.yaml"
     if not file.is_file():
         return {}
-    values = read_yaml(file.read_text(encoding="utf-8"), str(file))
+    values = read_yaml(read_text(file), str(file))
     return values if isinstance(values, dict) else {}
 
 
@@ -57,8 +57,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
+                row = from_json(line)
+            except ValueError:
                 continue
             if isinstance(row, dict):
                 rows.append(row)

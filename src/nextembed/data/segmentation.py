@@ -1,11 +1,11 @@
 """Images with masks from folders, Parquet files and the hub."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from ..core.config import DATA
+from ..core.files import from_json
 from ..errors import ConfigError, unknown
 from .images import Role
 from .masks import MaskPart, MaskRow
@@ -162,7 +162,7 @@ def read_names(class_file: str) -> list[str]:
     path = Path(class_file).expanduser()
     try:
         text = path.read_text(encoding="utf-8-sig")
-        names = _from_json(json.loads(text)) if path.suffix.lower() == ".json" else _from_lines(text.splitlines())
+        names = _from_json(from_json(text)) if path.suffix.lower() == ".json" else _from_lines(text.splitlines())
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ConfigError(f"data.class_file: cannot read {class_file}: {str(err).splitlines()[0]}") from None
     if not all(names) or not names:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..core.config import from_yaml, load_from_file
+from ..core.files import read_text
 from ..errors import ConfigError, unknown
 from ..run import RunConfig
 from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, omni_stamps, segmentation
@@ -50,7 +51,7 @@ def load(spec: str) -> RunConfig:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"no such file: {spec}")
-        return from_yaml(RunConfig, path.read_text(encoding="utf-8"), str(path))
+        return from_yaml(RunConfig, read_text(path), str(path))
     if path.suffix == ".py":
         raise ConfigError(f"name the function in the file, too: {spec}:my_recipe")
     if path.is_dir() or len(path.parts) > 1:
