@@ -20,6 +20,7 @@ KEY_BOMB = "a0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(9)) + "}\n" + "".jo
 )  # fmt: skip
 BAD_YAML = {
     "deep": DEEP,
+    "deeper than can be written": "[" * 150 + "]" * 150,
     "deep mappings": "{a: " * 100_000,
     "aliases": BOMB,
     "merge keys": KEY_BOMB,

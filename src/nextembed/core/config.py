@@ -285,13 +285,14 @@ for _tag, (_pattern, _first) in _SCALARS.items():
 
 
 MAX_VALUES = 1_000_000  # of one YAML text, each alias counted as what it stands for
+MAX_DEPTH = 100  # of lists and mappings in each other
 
 
 def read_yaml(text: str, what: str) -> Any:
     """The value of YAML text. Raises ConfigError, one line that names `what` was read."""
     try:
         value = yaml.load(text, _Loader)
-        if _size(value, {}) > MAX_VALUES:
+        if _size(value, {}, MAX_DEPTH) > MAX_VALUES:
             raise ConfigError(f"{what} has aliases that stand for more than {MAX_VALUES:,} values")
         return value
     except RecursionError:
@@ -303,14 +304,16 @@ def read_yaml(text: str, what: str) -> Any:
         raise ConfigError(f"{what} is not YAML: {(str(err).splitlines() or [type(err).__name__])[0]}") from None
 
 
-def _size(value: Any, known: dict[int, float]) -> float:
+def _size(value: Any, known: dict[int, float], depth: int) -> float:
     """How many values there are, those of an alias at each place where it stands; without end in a circle."""
     if not isinstance(value, dict | list):
         return 1
+    if depth == 0:
+        raise RecursionError
     if id(value) not in known:
         known[id(value)] = float("inf")  # until it has been counted
         parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(part, known) for part in parts)
+        known[id(value)] = 1 + sum(_size(part, known, depth - 1) for part in parts)
     return known[id(value)]
 
 
