@@ -14,7 +14,7 @@ OPTIM = OptimConfig(base_learning_rate=1e-1, warmup_steps=2, eps=1e-3)
 
 
 def train(run_dir, micro_batch_size, objective=None, masked=False):
-    net = model(pos_embed_rescale=None, objective=objective)
+    net = model(drop_path_prob=0.2, objective=objective)  # and positions are augmented, as by default
     run = trainer(run_dir, net, OPTIM, micro_batch_size=micro_batch_size, max_steps=4)
     if masked:
         run.loader = (drop_latents(batch) for batch in run.loader)
@@ -31,7 +31,7 @@ def drop_latents(batch):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("micro", [4, 1])
 def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path, micro, masked):
-    start = dict(model(pos_embed_rescale=None).named_parameters())
+    start = dict(model().named_parameters())
     whole, _ = train(tmp_path / "whole", None, masked=masked)
     parts, run = train(tmp_path / "parts", micro, masked=masked)
     assert run.args.gradient_accumulation_steps == 16 // micro
@@ -46,7 +46,7 @@ def test_gradient_of_accumulation_equals_that_of_the_whole_batch(tmp_path):
     """To float precision, before Adam makes small differences larger."""
     gradients = []
     for micro in (16, 4):
-        run = trainer(tmp_path / str(micro), model(pos_embed_rescale=None), micro_batch_size=micro, max_steps=1)
+        run = trainer(tmp_path / str(micro), model(), micro_batch_size=micro, max_steps=1)
         seen = {}
         run.optimizer = run.create_optimizer()
         run.optimizer.register_step_pre_hook(
@@ -66,7 +66,7 @@ def test_logged_loss_is_the_mean_over_all_targets(tmp_path):
             lines.append(logs)
 
     for micro in (16, 2):
-        net = model(pos_embed_rescale=None)
+        net = model()
         run = trainer(tmp_path / str(micro), net, micro_batch_size=micro, max_steps=2, callbacks=[Keep()])
         run.loader = (drop_latents(batch) for batch in run.loader)
         run.pretrain()

@@ -22,7 +22,7 @@ def config(output_dir: Path, **train) -> RunConfig:
         output_dir=str(output_dir),
         data={"kind": "images", "source": "emoji", "num_workers": 1},
         model={"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-               "image_size": 16, "patch_size": 4, "layerscale_value": 1.0, "pos_embed_rescale": None},
+               "image_size": 16, "patch_size": 4, "layerscale_value": 1.0, "drop_path_prob": 0.2},
         objective={"kind": "next_embedding", "target": "teacher", "input_mask_rate": 0.3},
         optim={"base_learning_rate": 1e-1, "warmup_steps": 2, "eps": 1e-3},
         train=values | train,

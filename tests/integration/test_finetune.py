@@ -166,7 +166,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeyp
 
 
 def test_division_into_micro_batches_changes_nothing_without_mixing(tmp_path, still):
-    exact = ["objective={kind: classification, label_smoothing: 0.1}", "model.drop_path_prob=0", "train.max_steps=4",
+    exact = ["objective={kind: classification, label_smoothing: 0.1}", "train.max_steps=4",
              "optim.eps=1e-3", "train.batch_size=8", "probe.enabled=false", "train.probe_steps=null"]  # fmt: skip
     runs = [fit(config(tmp_path / str(micro), still, *exact, f"train.micro_batch_size={micro}")) for micro in (8, 2)]
     a, b = (load_file(run.dir / "model" / "model.safetensors") for run in runs)
@@ -304,7 +304,7 @@ def test_a_run_folder_is_no_model_but_says_which_is(trained):
 
 
 def test_two_ranks_score_on_one_and_train_the_weights_of_one(tmp_path, still):
-    exact = ["objective={kind: classification, label_smoothing: 0.1}", "model.drop_path_prob=0", "train.max_steps=6",
+    exact = ["objective={kind: classification, label_smoothing: 0.1}", "train.max_steps=6",
              "optim.eps=1e-3", "train.probe_steps=2", "train.save_steps=3", "train.micro_batch_size=4"]  # fmt: skip
     one = fit(config(tmp_path / "one", still, *exact))
     file = tmp_path / "given.yaml"

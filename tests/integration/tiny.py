@@ -37,6 +37,7 @@ def loader(batch_size: int, micro: int, start=None):
         yield {
             "pixel_values": pixels,
             "latent_mask": torch.ones(micro, 5, dtype=torch.bool),
+            "seeds": step * batch_size + part + rank * micro + torch.arange(micro),
             "position": torch.full((micro, 1), number),
         }
 

@@ -12,7 +12,24 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from .randomness import drawn_by
+
 AttentionMode = Literal["causal", "full"]
+
+
+class Prefix(NamedTuple):
+    """The first `lengths` [B] latents see each other, the others all that comes before (AIM, arXiv 2401.08541)."""
+
+    lengths: Tensor
+
+
+class Blocks(NamedTuple):
+    """Latent i sees j where ids[j] <= ids[i]; ids [B, T], int64: groups that are read at once, one after the other."""
+
+    ids: Tensor
+
+
+Attention = AttentionMode | Prefix | Blocks  # who sees whom; `nn.masks` makes masks of it
 
 IGNORE_LABEL = -100
 IGNORE_PIXEL = 255  # in masks and in labels [B, H, W]
@@ -83,6 +100,7 @@ class Batch(TypedDict, total=False):
         [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
     kinds, input_ids [B, T], int64, coordinates [B, T, 3], next_coordinates [B, T, 3], values.NAME [N, P]: of Omni, see
         `models.omni.processing_omni`.
+    seeds [B], int64: of what a network draws for each sample in training (`core.randomness`).
     position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
         so that a resumed run goes on at the next sample.
     """
@@ -95,6 +113,7 @@ class Batch(TypedDict, total=False):
     document_ids: Tensor
     position_ids: Tensor
     regression_mask: Tensor
+    seeds: Tensor
     position: Tensor
 
 
@@ -102,8 +121,8 @@ class Latents(NamedTuple):
     """Latents before mixing, with where they are.
 
     z [B, T, D]: one vector a position.
-    coordinates [T, A] or, of packed documents, [B, T, A], float32: position on each of A axes, patch centres in [-1,
-        1]; (0, ..., 0) is no rotation at all and belongs to the first (begin) token.
+    coordinates [B, T, A], float32: position on each of A axes, patch centres in [-1, 1]; (0, ..., 0) is no rotation at
+        all and belongs to the first (begin) token.
     documents [B, T], int64: of packed documents; attention stays inside each. None: every sample is one.
     following [B, T, A]: coordinates of the latent that comes next, where the model is told; 0 where it is not.
     """
@@ -115,9 +134,16 @@ class Latents(NamedTuple):
 
     def until(self, end: int) -> "Latents":
         """The first `end` positions."""
-        documents = None if self.documents is None else self.documents[:, :end]
-        following = None if self.following is None else self.following[:, :end]
-        return Latents(self.z[:, :end], self.coordinates[..., :end, :], documents, following)
+        return Latents(*(None if part is None else part[:, :end] for part in self))
+
+    def take(self, index: Tensor) -> "Latents":
+        """The positions `index` [B, K], int64, in that order, of each sample: what a mask keeps, an order permutes."""
+
+        def taken(part: Tensor) -> Tensor:
+            places = index if part.ndim == 2 else index[..., None].expand(-1, -1, part.shape[-1])
+            return part.gather(1, places)
+
+        return Latents(*(None if part is None else taken(part) for part in self))
 
 
 class Hidden(NamedTuple):
@@ -144,12 +170,11 @@ class Backbone(Protocol):
     def encode(
         self,
         latents: Latents,
-        attention: AttentionMode | None = None,
-        order: Tensor | None = None,
+        attention: Attention | None = None,
         output_layers: bool = False,
     ) -> Hidden:
-        """Hidden states. attention: None takes the config's. order [T]: the permutation in which latents are
-        read (`order[i]` is the position read at step i); hidden states come back at their own positions."""
+        """Hidden states. attention: who sees whom (`nn.masks`); None takes the config's. Latents are read as they
+        stand; see `Latents.take` for other orders and for fewer of them."""
 
 
 @dataclass
@@ -218,4 +243,5 @@ class PretrainingModel(nn.Module):
         self.objective = objective
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
-        return self.objective(self.backbone, batch)
+        with drawn_by(batch.get("seeds")):
+            return self.objective(self.backbone, batch)

@@ -22,7 +22,7 @@ def sample_seed(seed: int, epoch: int, key: str) -> int:
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, and whatever `draw` adds.
+    """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, seeds, and whatever `draw` adds.
 
     num_latents: T, begin token counted. draw: `Objective.draw`, called once a sample on a batch of one, with
     a generator seeded by the sample, so masks depend on neither batch size nor ranks nor workers. augment: changes the
@@ -44,6 +44,7 @@ class Collate:
             "labels": torch.tensor(labels, dtype=torch.int64),
             "latent_mask": torch.ones(len(pixels), self.num_latents, dtype=torch.bool),
             "position": position,
+            "seeds": torch.tensor([seed - 2**63 for seed in seeds], dtype=torch.int64),
         }
         # The base class draws nothing; a call a sample would only cost time.
         if self.draw is None or getattr(self.draw, "__func__", None) is Objective.draw:

@@ -152,9 +152,9 @@ def fold_layer_scale(model: nn.Module) -> None:
 
 
 def _scaled(layer: nn.Module) -> list[tuple[Any, Any]]:
-    from ..models.nepa.modeling_nepa import ViTNepaLayer
+    from ..nn.transformer import TransformerLayer
 
-    if not isinstance(layer, ViTNepaLayer):
+    if not isinstance(layer, TransformerLayer):
         return []
     pairs = [(layer.layer_scale, layer.attention.output.dense), (layer.output.layer_scale, layer.output.dense)]
     return [(scale, linear) for scale, linear in pairs if scale.lambda1 is not None]

@@ -61,8 +61,8 @@ class SptNepaModel(ViTNepaModel):
     _supports_flex_attn = False
 
     def embed(self, batch: Batch) -> Latents:
-        """Latents of `pixel_values` [B, C, height, width]; coordinates [T, d / 2]: one axis for each rotary pair, whose
-        angle is 2 pi times the coordinate."""
+        """Latents of `pixel_values` [B, C, height, width]; coordinates [B, T, d / 2]: one axis for each rotary pair,
+        whose angle is 2 pi times the coordinate."""
         pixel_values = batch["pixel_values"]
         z = self.embeddings(pixel_values)
         patch_height, patch_width = self.config.patch_shape
@@ -80,16 +80,10 @@ class SptNepaModel(ViTNepaModel):
         steps = torch.arange(num, device=z.device, dtype=torch.float32) / num
         speed = (self.config.rope_theta**-steps).repeat(2)[::2]
         angles = (place[:, :, None] * speed).flatten(1)  # [patches, d / 2]
-        return Latents(z, F.pad(angles / (2 * math.pi), (0, 0, 1, 0)))
-
-    def _attention_mask(self, z: Tensor, is_causal: bool, past_key_values: Any) -> Tensor:
-        """What attention adds to its scores [1, 1, T, T]: the begin token sees itself only, and no patch sees it."""
-        num = z.shape[1]
-        seen = torch.ones(num, num, dtype=torch.bool, device=z.device)
-        seen = seen.tril() if is_causal else seen
-        step = torch.arange(num, device=z.device)
-        seen = seen & ((step[:, None] > 0) == (step[None, :] > 0))
-        return torch.zeros(num, num, dtype=z.dtype, device=z.device).masked_fill(~seen, float("-inf"))[None, None]
+        coordinates = F.pad(angles / (2 * math.pi), (0, 0, 1, 0)).expand(z.shape[0], -1, -1)
+        # The begin token is a document of its own: it sees itself only, and no patch sees it.
+        alone = (torch.arange(z.shape[1], device=z.device) > 0).long().expand(z.shape[0], -1)
+        return Latents(z, coordinates, alone)
 
 
 class SptNepaForPreTraining(ViTNepaForPreTraining):

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..core.randomness import uniform
+
 TIME_THETA = 10_000.0
+POSITIONS = 2  # the stream of augmented coordinates
 
 
 def patch_coordinates(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -19,24 +22,27 @@ def patch_coordinates(height: int, width: int, device: torch.device | str | None
 def augment_coordinates(
     coordinates: Tensor, shift: float | None = None, jitter: float | None = None, rescale: float | None = None
 ) -> Tensor:
-    """Coordinates [T, A] moved, stretched along each axis, and scaled at random; one draw for the whole batch.
+    """Coordinates [B, T, A] moved, stretched along each axis, and scaled at random; one draw for each sample.
 
     shift: uniform in [-shift, shift], for each axis. jitter: log-uniform factor in [1/jitter, jitter], for each axis.
     rescale: log-uniform factor in [1/rescale, rescale], the same for all axes. None switches a step off.
-    Source: NEPA's released configuration (arXiv 2512.16922), which follows DINOv3.
+    Source: NEPA's released configuration (arXiv 2512.16922), which follows DINOv3. The release draws once for a batch;
+    ours for each sample, by its own seed, so that the weights do not depend on how a batch is divided.
     """
-    axes = coordinates.shape[-1]
-
-    def uniform(size: int, bound: float) -> Tensor:
-        return torch.empty(size, device=coordinates.device, dtype=coordinates.dtype).uniform_(-bound, bound)
-
+    num, axes = coordinates.shape[0], coordinates.shape[-1]
+    drawn = (2 * uniform(num, 2 * axes + 1, POSITIONS, coordinates.device) - 1)[:, None]  # [B, 1, 2 A + 1]
     if shift is not None:
-        coordinates = coordinates + uniform(axes, shift)
+        coordinates = coordinates + shift * drawn[..., :axes]
     if jitter is not None:
-        coordinates = coordinates * uniform(axes, math.log(jitter)).exp()
+        coordinates = coordinates * (math.log(jitter) * drawn[..., axes:-1]).exp()
     if rescale is not None:
-        coordinates = coordinates * uniform(1, math.log(rescale)).exp()
+        coordinates = coordinates * (math.log(rescale) * drawn[..., -1:]).exp()
     return coordinates
+
+
+def once(coordinates: Tensor) -> Tensor:
+    """Coordinates [B, T, A] as [1, T, A] where one tensor stands for all samples: tables need them once."""
+    return coordinates[:1] if coordinates.stride(0) == 0 else coordinates
 
 
 def rotary_tables(

@@ -149,9 +149,9 @@ class Plain(nn.Module):
 
     def embed(self, batch):
         z = F.pad(batch["pixel_values"].flatten(2).mT.repeat(1, 1, 4), (0, 0, 1, 0)) * self.weight
-        return Latents(z, torch.zeros(z.shape[1], 2))
+        return Latents(z, torch.zeros(*z.shape[:2], 2))
 
-    def encode(self, latents, attention=None, order=None, output_layers=False):
+    def encode(self, latents, attention=None, output_layers=False):
         return Hidden(latents.z, (latents.z, latents.z) if output_layers else ())
 
 

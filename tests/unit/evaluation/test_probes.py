@@ -147,9 +147,9 @@ class Shouting(nn.Module):
     def embed(self, batch):
         z = batch["pixel_values"].flatten(2).transpose(1, 2)
         z = z.transpose(1, 2).expand(-1, 3, -1) * self.weight
-        return Latents(torch.randn_like(z) if self.training else z, torch.zeros(3, 2))
+        return Latents(torch.randn_like(z) if self.training else z, torch.zeros(len(z), 3, 2))
 
-    def encode(self, latents, attention=None, order=None, output_layers=False):
+    def encode(self, latents, attention=None, output_layers=False):
         return Hidden(latents.z, (latents.z,) * 3)
 
 

@@ -283,7 +283,7 @@ def test_rollout_equals_full_recomputation(attention, match_norm):
     z = latents.z[:, :5]
     length = z[:, 1:].norm(dim=-1).mean(1)[:, None, None]
     for step in range(7):  # written out: predict, append, again
-        where = latents.coordinates[: z.shape[1]]
+        where = latents.coordinates[:, : z.shape[1]]
         predicted = model.encode(latents._replace(z=z, coordinates=where), "causal").last[:, -1:]
         assert (cached[:, step : step + 1] - predicted).abs().max() <= 1e-5
         step_in = predicted / predicted.norm(dim=-1, keepdim=True) * length if match_norm else predicted
@@ -379,20 +379,24 @@ def test_traces_in_one_graph_in_training(kind):
 
 
 def test_stochastic_depth_rises_linearly():
-    layers = ViTNepaModel(config(num_hidden_layers=5, drop_path_prob=0.2)).encoder.layer
-    assert [layer.drop_path_prob for layer in layers] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-    assert ViTNepaModel(config(num_hidden_layers=1, drop_path_prob=0.2)).encoder.layer[0].drop_path_prob == 0
+    stack = ViTNepaModel(config(num_hidden_layers=5, drop_path_prob=0.2)).encoder
+    assert stack.drop_path_probs == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    dropped = [(path == 0).float().mean().item() for path in stack.train().paths(torch.zeros(20_000, 1, 1))[1:]]
+    assert dropped == pytest.approx([0.05, 0.1, 0.15, 0.2], abs=0.01)
+    assert stack.eval().paths(torch.zeros(2, 1, 1)) == [None] * 5
+    assert ViTNepaModel(config(num_hidden_layers=1, drop_path_prob=0.2)).encoder.drop_path_probs == [0]
 
 
 def test_stochastic_depth_drops_a_whole_sample_and_keeps_the_mean():
-    layer = build(ViTNepaModel, drop_path_prob=0.5).encoder.layer[-1].train()
+    stack = build(ViTNepaModel, drop_path_prob=0.5).encoder.train()
+    layer, path = stack.layer[-1], stack.paths(torch.zeros(4000, 1, 1))[-1][0]
     same = torch.nn.Linear(2, 2, bias=False)
     torch.nn.init.eye_(same.weight)
     zero, one, scale = torch.zeros(4000, 1, 1), torch.ones(4000, 3, 2), torch.ones(2)
-    added = layer.add(zero, same, one, scale)
+    added = layer.add(zero, same, one, scale, path)
     assert (added == added[:, :1, :1]).all() and set(added.unique().tolist()) == {0.0, 2.0}
     assert added.mean().item() == pytest.approx(1, abs=0.1)
-    assert torch.equal(layer.eval().add(torch.zeros_like(one), same, one, scale), one)
+    assert torch.equal(layer.eval().add(torch.zeros_like(one), same, one, scale, None), one)
 
 
 def test_positions_are_augmented_in_training_only():
@@ -403,10 +407,11 @@ def test_positions_are_augmented_in_training_only():
     factors = []
     for _ in range(20):
         moved = model.embed(batch).coordinates
-        assert torch.equal(moved[0], torch.zeros(2))  # the begin token stays at the origin
-        factor = (moved / still)[still != 0]
-        assert torch.allclose(factor, factor[0].expand_as(factor), atol=1e-5)  # one factor for all
-        factors.append(factor[0].item())
+        assert torch.equal(moved[:, 0], torch.zeros(2, 2))  # the begin token stays at the origin
+        for sample, plain in zip(moved, still):
+            factor = (sample / plain)[plain != 0]
+            assert torch.allclose(factor, factor[0].expand_as(factor), atol=1e-5)  # one factor for all patches
+            factors.append(factor[0].item())
     assert min(factors) >= 0.5 and max(factors) <= 2 and max(factors) / min(factors) > 1.2
     model.config.pos_embed_rescale = None
     assert torch.equal(model.embed(batch).coordinates, still)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining
 
 from nextembed.core.config import validated
-from nextembed.core.types import Latents, PretrainingModel
+from nextembed.core.types import PretrainingModel
 from nextembed.errors import ConfigError
 from nextembed.modalities import MODALITIES, Modality
 from nextembed.models.nepa import NepaModel
@@ -461,11 +461,3 @@ def test_a_modality_that_is_not_loaded_is_named(tmp_path):
     del MODALITIES.classes["foreign"]
     with pytest.raises(ConfigError, match=r"'foreign' is not known.*import its file first"):
         AutoModelForPreTraining.from_pretrained(tmp_path)
-
-
-def test_orders_are_made_where_documents_are():
-    model = omni()
-    latents = model.embed(rows(model))
-    with pytest.raises(ValueError, match="in the order of their segments"):
-        model.encode(latents, order=torch.arange(15))
-    assert isinstance(latents, Latents) and latents.documents is not None

@@ -15,21 +15,19 @@ def test_patch_centres_in_raster_order():
 
 
 def test_augmentation_is_off_by_default():
-    coordinates = patch_coordinates(3, 4)
+    coordinates = patch_coordinates(3, 4)[None]
     assert torch.equal(augment_coordinates(coordinates), coordinates)
 
 
 @pytest.mark.parametrize(("name", "bound"), [("shift", 0.3), ("jitter", 1.5), ("rescale", 2.0)])
 def test_augmentation_moves_all_patches_alike_and_within_its_bounds(name, bound):
     torch.manual_seed(0)
-    coordinates = patch_coordinates(4, 4) + 2  # away from zero, so that factors can be read
-    drawn = []
-    for _ in range(200):
-        moved = augment_coordinates(coordinates, **{name: bound})
-        change = moved - coordinates if name == "shift" else moved / coordinates
-        assert torch.allclose(change, change[:1].expand_as(change), atol=1e-5)
-        drawn.append(change[0])
-    drawn = torch.stack(drawn)
+    # away from zero, so that factors can be read; 200 samples, each with a draw of its own
+    coordinates = (patch_coordinates(4, 4) + 2).expand(200, -1, -1)
+    moved = augment_coordinates(coordinates, **{name: bound})
+    change = moved - coordinates if name == "shift" else moved / coordinates
+    assert torch.allclose(change, change[:, :1].expand_as(change), atol=1e-5)
+    drawn = change[:, 0]
     low, high = (-bound, bound) if name == "shift" else (1 / bound, bound)
     assert drawn.min() >= low - 1e-5 and drawn.max() <= high + 1e-5
     assert drawn.min() < low + 0.1 * (high - low) and drawn.max() > high - 0.1 * (high - low)

@@ -139,7 +139,7 @@ def test_leaving_the_last_latent_out_changes_nothing(switches):
         results.append([out.loss_sum, out.num_targets, *(out.metrics[name] for name in names)])
         results[-1] += [p.grad for p in model.parameters() if p.grad is not None]
     for one, two in zip(*results, strict=True):
-        assert torch.allclose(one, two, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * max(10.0, float(two.abs().max())))
 
 
 def test_one_patch_has_features():

@@ -4,30 +4,25 @@ Shapes: B images, T = 1 + patches (a learned begin token comes first), D hidden_
 Source: NEPA (arXiv 2512.16922); what the released code fixes beyond the paper is followed too.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import causal_mask_function, create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from ...core.types import AttentionMode, Batch, Hidden, Latents
-from ...nn.attention import eager_attention, query_key_value
-from ...nn.linear import activated_linear, scaled_linear
+from ...core.types import Attention, Batch, Hidden, Latents
 from ...nn.losses import next_embedding
-from ...nn.positions import augment_coordinates, patch_coordinates, rotary_tables
+from ...nn.masks import attention_arguments
+from ...nn.positions import augment_coordinates, once, patch_coordinates, rotary_tables
+from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
 from .configuration_nepa import ViTNepaConfig
 from .pyramid import ViTNepaPyramid
 
@@ -62,7 +57,7 @@ class ViTNepaForPreTrainingOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-def attention_mode(is_causal: bool | None) -> AttentionMode | None:
+def attention_mode(is_causal: bool | None) -> Attention | None:
     """Hugging Face's flag as the name that `Backbone.encode` takes."""
     return None if is_causal is None else ("causal" if is_causal else "full")
 
@@ -100,170 +95,30 @@ class ViTNepaEmbeddings(nn.Module):
         return torch.cat((self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches), dim=1)
 
 
-class ViTNepaSelfAttention(nn.Module):
-    def __init__(self, config: ViTNepaConfig, layer_idx: int):
-        super().__init__()
-        if config.hidden_size % config.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads {config.num_attention_heads} does not divide hidden_size {config.hidden_size}"
-            )
-        self.config = config
-        self.layer_idx = layer_idx
-        self.is_causal = config.is_causal
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.q_norm, self.k_norm = self.head_norm(config), self.head_norm(config)
-
-    def head_norm(self, config: ViTNepaConfig) -> nn.Module:
-        """The norm of queries or keys, over a head's width."""
-        if not config.qk_norm:
-            return nn.Identity()
-        return nn.LayerNorm(self.head_dim, config.layer_norm_eps, config.qk_norm_affine, config.qk_norm_bias)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        is_causal: bool | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor | None]:
-        linears, norms = (self.query, self.key, self.value), (self.q_norm, self.k_norm)
-        heads = query_key_value(hidden_states, linears, norms, rotary, fuse=past_key_values is None)
-        query, key, value = (x.transpose(1, 2) for x in heads)  # [B, H, T, d]
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        kwargs["dropout"] = self.config.attention_probs_dropout_prob if self.training else 0.0
-        kwargs["is_causal"] = self.is_causal if is_causal is None else is_causal
-        context, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)
-        return context.reshape(hidden_states.shape), weights
-
-
-class ViTNepaSelfOutput(nn.Module):
-    def __init__(self, config: ViTNepaConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-
-class ViTNepaAttention(nn.Module):
-    def __init__(self, config: ViTNepaConfig, layer_idx: int):
-        super().__init__()
-        self.attention = ViTNepaSelfAttention(config, layer_idx)
-        self.output = ViTNepaSelfOutput(config)
-
-
-class ViTNepaLayerScale(nn.Module):
-    """Gives LayerScale's factors `lambda1` [D], or None. A call, not an attribute: offloaded weights come by calls."""
-
-    def __init__(self, config: ViTNepaConfig):
-        super().__init__()
-        value = config.layerscale_value
-        self.lambda1 = None if value is None else nn.Parameter(torch.full((config.hidden_size,), float(value)))
-
-    def forward(self) -> Tensor | None:
-        return self.lambda1
-
-
-class ViTNepaIntermediate(nn.Module):
-    def __init__(self, config: ViTNepaConfig):
-        super().__init__()
-        if config.use_gated_mlp:
-            self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.act_fn = {"gelu": nn.GELU(), "silu": nn.SiLU()}.get(config.hidden_act) or ACT2FN[config.hidden_act]
-        self.use_gated_mlp = config.use_gated_mlp
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        if self.use_gated_mlp:
-            return activated_linear(self.gate_proj, self.act_fn, hidden_states) * self.up_proj(hidden_states)
-        return activated_linear(self.up_proj, self.act_fn, hidden_states)
-
-
-class ViTNepaOutput(nn.Module):
-    def __init__(self, config: ViTNepaConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
-        self.layer_scale = ViTNepaLayerScale(config)
-
-
-class ViTNepaLayer(GradientCheckpointingLayer):
-    """Pre-norm block: x + scale * attention(norm(x)), then x + scale * mlp(norm(x))."""
-
-    def __init__(self, config: ViTNepaConfig, layer_idx: int = 0):
-        super().__init__()
-        self.attention = ViTNepaAttention(config, layer_idx)
-        self.layer_scale = ViTNepaLayerScale(config)
-        self.intermediate = ViTNepaIntermediate(config)
-        self.output = ViTNepaOutput(config)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout_prob = config.hidden_dropout_prob
-        self.drop_path_prob = config.drop_path_prob * layer_idx / max(config.num_hidden_layers - 1, 1)
-
-    def forward(self, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], **kwargs) -> Tensor:
-        context, _ = self.attention.attention(self.layernorm_before(hidden_states), rotary, **kwargs)
-        hidden_states = self.add(hidden_states, self.attention.output.dense, context, self.layer_scale())
-        expanded = self.intermediate(self.layernorm_after(hidden_states))
-        return self.add(hidden_states, self.output.dense, expanded, self.output.layer_scale())
-
-    def add(self, residual: Tensor, linear: nn.Linear, x: Tensor, scale: Tensor | None) -> Tensor:
-        if not self.training or self.dropout_prob == self.drop_path_prob == 0:
-            return scaled_linear(linear, x, scale, residual)
-        update = F.dropout(scaled_linear(linear, x, scale), self.dropout_prob)
-        return residual + stochastic_depth(update, self.drop_path_prob, "row")
-
-
-class ViTNepaEncoder(nn.Module):
-    """The stack of layers, which NEPA and Omni share. config: a ViTNepaConfig, or one with those fields."""
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.dropout_prob = config.hidden_dropout_prob
-        self.layer = nn.ModuleList([ViTNepaLayer(config, i) for i in range(config.num_hidden_layers)])
-
-    def forward(self, z: Tensor, **kwargs) -> list[Tensor]:
-        """z [B, T, D] and every layer's output. Keyword arguments go to the attention."""
-        layers = [z]
-        hidden = F.dropout(z, self.dropout_prob, self.training)
-        for layer in self.layer:
-            hidden = layer(hidden, **kwargs)
-            layers.append(hidden)
-        return layers
-
-
 class ViTNepaPreTrainedModel(PreTrainedModel):
     config: ViTNepaConfig
     base_model_prefix = "vit_nepa"
     main_input_name = "pixel_values"
     input_modalities = "image"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ViTNepaEmbeddings", "ViTNepaLayer"]
+    _no_split_modules = ["ViTNepaEmbeddings", "TransformerLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": ViTNepaLayer, "attentions": ViTNepaSelfAttention}
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
     _input_embed_layer = "patch_embeddings"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Truncated normal for linear, convolution and begin token, zero biases, LayerScale at its start value."""
         super()._init_weights(module)
-        scale = self.config.layerscale_value
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            init.trunc_normal_(module.weight, mean=0.0, std=self.config.initializer_range)
-        elif isinstance(module, ViTNepaEmbeddings):
+        init_transformer(module, self.config)
+        if isinstance(module, ViTNepaEmbeddings):
             init.trunc_normal_(module.cls_token, mean=0.0, std=self.config.initializer_range)
             if module.mask_token is not None:
                 init.zeros_(module.mask_token)
-        elif isinstance(module, ViTNepaLayerScale) and module.lambda1 is not None and scale is not None:
-            init.constant_(module.lambda1, scale)
 
     def num_latents(self, height: int, width: int) -> int:
         """Length of the sequence that an image of this size, in pixels, becomes: the begin token and the patches."""
@@ -277,7 +132,7 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
     def __init__(self, config: ViTNepaConfig, use_mask_token: bool = False):
         super().__init__(config)
         self.embeddings = ViTNepaEmbeddings(config, use_mask_token)
-        self.encoder = ViTNepaEncoder(config)
+        self.encoder = Transformer(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -294,48 +149,33 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
         z = self.embeddings(pixel_values)
         patch_height, patch_width = self.config.patch_shape
         height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
-        coordinates = patch_coordinates(height, width, device=z.device)
-        if self.training:
-            coordinates = augment_coordinates(
-                coordinates, self.config.pos_embed_shift, self.config.pos_embed_jitter, self.config.pos_embed_rescale
-            )
-        return Latents(z, F.pad(coordinates, (0, 0, 1, 0)))  # the begin token is at the origin: it is not rotated
+        coordinates = patch_coordinates(height, width, device=z.device)[None]  # [1, patches, 2]
+        moves = (self.config.pos_embed_shift, self.config.pos_embed_jitter, self.config.pos_embed_rescale)
+        if self.training and any(move is not None for move in moves):
+            coordinates = augment_coordinates(coordinates.expand(z.shape[0], -1, -1), *moves)
+        coordinates = F.pad(coordinates, (0, 0, 1, 0))  # the begin token is at the origin: it is not rotated
+        return Latents(z, coordinates.expand(z.shape[0], -1, -1))
 
     def encode(
         self,
         latents: Latents,
-        attention: AttentionMode | None = None,
-        order: Tensor | None = None,
+        attention: Attention | None = None,
         output_layers: bool = False,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Hidden:
         """Hidden states of latents [B, T, D]; see `core.types.Backbone`. Keyword arguments go to the attention."""
-        z, coordinates = latents.z, latents.coordinates
-        if order is not None:
-            z, coordinates = z[:, order], coordinates[order]
-        is_causal = self.config.is_causal if attention is None else attention == "causal"
+        z = latents.z
+        if attention is None:
+            attention = "causal" if self.config.is_causal else "full"
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        cos, sin = rotary_tables(coordinates, head_dim, self.config.rope_theta)
-        kwargs.update(
-            rotary=(cos[:, None].to(z.dtype), sin[:, None].to(z.dtype)),
-            attention_mask=self._attention_mask(z, is_causal, past_key_values),
-            is_causal=is_causal,
-            past_key_values=past_key_values,
-        )
-        layers = self.encoder(z, **kwargs)
+        cos, sin = rotary_tables(once(latents.coordinates), head_dim, self.config.rope_theta)
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        kwargs.update(attention_arguments(attention, z, self.config, latents.documents, past))
+        kwargs["rotary"] = (cos[..., None, :].to(z.dtype), sin[..., None, :].to(z.dtype))
+        layers = self.encoder(z, past_key_values=past_key_values, **kwargs)
         layers[-1] = self.layernorm(layers[-1])
-        if order is not None:
-            layers = [h[:, order.argsort()] for h in layers]
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
-
-    def _attention_mask(self, z: Tensor, is_causal: bool, past_key_values: Cache | None):
-        """Only flex attention needs a mask object; the others take `is_causal`, since nothing is padded."""
-        if self.config._attn_implementation != "flex_attention":
-            return None
-        causal = causal_mask_function if is_causal else None
-        # The cache by position: transformers 5.24 renamed the argument.
-        return create_bidirectional_mask(self.config, z, None, None, past_key_values, and_mask_function=causal)
 
 
 class ViTNepaModel(ViTNepaTrunk):
@@ -372,8 +212,8 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
     def embed(self, batch: Batch) -> Latents:
         return self.vit_nepa.embed(batch)
 
-    def encode(self, latents: Latents, attention=None, order=None, output_layers=False) -> Hidden:
-        return self.vit_nepa.encode(latents, attention, order, output_layers)
+    def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        return self.vit_nepa.encode(latents, attention, output_layers)
 
     @can_return_tuple
     def forward(
@@ -432,7 +272,7 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         predictions: list[Tensor] = []
         for end in range(start, stop):
             begin = cache.get_seq_length() if cache is not None else 0
-            window = Latents(z[:, begin:], coordinates[begin:end])
+            window = Latents(z[:, begin:], coordinates[:, begin:end])
             predicted = self.vit_nepa.encode(window, "causal", past_key_values=cache).last[:, -1:]
             predictions.append(predicted)
             step = predicted if length is None else F.normalize(predicted, dim=-1) * length

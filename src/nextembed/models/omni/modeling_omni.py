@@ -17,14 +17,15 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ...core.types import AttentionMode, Batch, Hidden, Latents
+from ...core.types import Attention, Batch, Hidden, Latents
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
 from ...nn.density import DensityHead
 from ...nn.linear_inverse import LinearInverse, ValueStatistics
 from ...nn.losses import next_embedding
+from ...nn.masks import attention_arguments
 from ...nn.positions import rotary_tables
-from ..nepa.modeling_nepa import ViTNepaEncoder, ViTNepaLayer, ViTNepaLayerScale, ViTNepaSelfAttention
+from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
 from .configuration_omni import OmniConfig
 
 PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
@@ -62,20 +63,16 @@ class OmniPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "kinds"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["ViTNepaLayer"]
+    _no_split_modules = ["TransformerLayer"]
     _supports_sdpa = True
-    _can_record_outputs = {"hidden_states": ViTNepaLayer, "attentions": ViTNepaSelfAttention}
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Truncated normal for matrices and tables, zero biases, LayerScale at its start value."""
         super()._init_weights(module)
-        std, scale = self.config.initializer_range, self.config.layerscale_value
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-            init.trunc_normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, ViTNepaLayerScale) and module.lambda1 is not None and scale is not None:
-            init.constant_(module.lambda1, scale)
-        elif isinstance(module, NextPlace):
+        init_transformer(module, self.config)
+        if isinstance(module, NextPlace):
             init.zeros_(module.weight)  # at the start it says nothing
         elif isinstance(module, OmniForPreTraining):  # called last, and only for what has parameters of its own
             init.constant_(module.log_scale, START_LOG_SCALE)
@@ -113,7 +110,7 @@ class OmniModel(OmniPreTrainedModel):
         self.register_buffer("lengths", torch.ones(FIRST + len(self.modalities)))
         sizes = {name: self.modality(name).value_size for name in self.modalities}
         self.values = nn.ModuleDict({name: ValueStatistics(size) for name, size in sizes.items() if size is not None})
-        self.encoder = ViTNepaEncoder(config)
+        self.encoder = Transformer(config)
         self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.post_init()
 
@@ -154,47 +151,29 @@ class OmniModel(OmniPreTrainedModel):
     def encode(
         self,
         latents: Latents,
-        attention: AttentionMode | None = None,
-        order: Tensor | None = None,
+        attention: Attention | None = None,
         output_layers: bool = False,
         past_key_values: Cache | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> Hidden:
-        """Hidden states of latents; attention stays inside each document.
+        """Hidden states of latents, in the order of their segments; attention stays inside each document.
 
-        With a cache, latents are the new ones and `documents` [B, past + T] tell of all. Orders are made where
-        documents are encoded, so `order` has to be None. Raises ValueError for one.
+        With a cache, latents are the new ones and `documents` [B, past + T] tell of all.
         """
-        if order is not None:
-            raise ValueError("Omni reads latents in the order of their segments; see OmniProcessor")
         z = latents.z
-        is_causal = self.config.is_causal if attention is None else attention == "causal"
+        if attention is None:
+            attention = "causal" if self.config.is_causal else "full"
         if self.next_place is not None and latents.following is not None:
             z = z + self.next_place(latents.following)
         cos, sin = rotary_tables(
             latents.coordinates, self.config.head_dim, self.config.rope_theta, self.config.rope_split
         )
-        mask = None if latents.documents is None else self._mask(latents.documents, z, is_causal)
-        layers = self.encoder(
-            z,
-            rotary=(cos[..., None, :].to(z.dtype), sin[..., None, :].to(z.dtype)),
-            attention_mask=mask,
-            is_causal=is_causal and mask is None,
-            past_key_values=past_key_values,
-            **kwargs,
-        )
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        kwargs.update(attention_arguments(attention, z, self.config, latents.documents, past))
+        kwargs["rotary"] = (cos[..., None, :].to(z.dtype), sin[..., None, :].to(z.dtype))
+        layers = self.encoder(z, past_key_values=past_key_values, **kwargs)
         layers[-1] = self.layernorm(layers[-1])
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
-
-    def _mask(self, documents: Tensor, z: Tensor, is_causal: bool) -> Tensor:
-        """[B, 1, T, S]: which of S positions (the last T of them are z's) each may see."""
-        num = z.shape[1]
-        seen = documents[:, -num:, None] == documents[:, None, :]
-        if is_causal:
-            seen = seen & torch.ones_like(seen[0]).tril(documents.shape[1] - num)
-        if self.config._attn_implementation == "eager":
-            return torch.zeros_like(seen, dtype=z.dtype).masked_fill(~seen, torch.finfo(z.dtype).min)[:, None]
-        return seen[:, None]
 
     def forward(self, **batch: Any) -> OmniOutput:
         """batch: as `OmniProcessor` makes it. Gives latents and hidden states."""
@@ -226,8 +205,10 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def embed(self, batch: Batch) -> Latents:
         return self.model.embed(batch)
 
-    def encode(self, latents: Latents, attention=None, order=None, output_layers=False, **kwargs) -> Hidden:
-        return self.model.encode(latents, attention, order, output_layers, **kwargs)
+    def encode(
+        self, latents: Latents, attention: Attention | None = None, output_layers: bool = False, **kwargs: Any
+    ) -> Hidden:
+        return self.model.encode(latents, attention, output_layers, **kwargs)
 
     @property
     def kind_names(self) -> list[str]:

@@ -1,0 +1,52 @@
+"""Random numbers of a sample that depend on nothing but the sample: not on its batch, rank or worker.
+
+What a network draws in training (stochastic depth, augmented positions) is then the same however a batch is divided.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+_SEEDS: ContextVar[Tensor | None] = ContextVar("seeds_of_samples", default=None)
+
+GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's constants as int64
+FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
+
+
+@contextmanager
+def drawn_by(seeds: Tensor | None) -> Iterator[None]:
+    """Inside, `uniform` draws from these seeds [B], int64, one a sample. None: from torch's own generator."""
+    token = _SEEDS.set(seeds)
+    try:
+        yield
+    finally:
+        _SEEDS.reset(token)
+
+
+def uniform(num_samples: int, num: int, stream: int, device: torch.device) -> Tensor:
+    """Numbers in [0, 1), float32 [B, num], of each sample.
+
+    Args:
+        num_samples: B.
+        num: how many numbers a sample needs.
+        stream: which of a sample's sequences; each use has a number of its own.
+        device: of the result. The numbers are the same on every device.
+
+    Source: SplitMix64 (Steele, Lea and Flood 2014) of (seed, stream, place). Ours takes the upper 24 bits.
+    """
+    seeds = _SEEDS.get()
+    if seeds is None or len(seeds) != num_samples:  # e.g. a model in training mode that somebody else calls
+        return torch.rand(num_samples, num, device=device)
+    places = torch.arange(1, num + 1, device=device) + (stream << 20)
+    bits = _mixed(_mixed(seeds.to(device)[:, None]) + places * GOLDEN)
+    return (bits >> 40 & (1 << 24) - 1).float() * 2.0**-24
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """Int64 arithmetic wraps around; shifts fill with zeros."""
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * FIRST
+    x = (x ^ (x >> 27 & (1 << 37) - 1)) * SECOND
+    return x ^ (x >> 31 & (1 << 33) - 1)
