@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..core.signals import TidyStop
 from ..errors import NextEmbedError
 
 app = typer.Typer(
@@ -28,14 +29,20 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line and gives its exit code. args: None takes sys.argv's."""
     words = sys.argv[1:] if args is None else list(args)
     debug = "--debug" in words  # wherever it stands
+    stop = TidyStop()
     try:
-        code = app([w for w in words if w != "--debug"], prog_name="nextembed", standalone_mode=False) or 0
-        return _fail("stopped", 130, debug=False) if code == 130 else code  # typer took the Ctrl-C
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped", 130, debug)
+        with stop:
+            code = app([w for w in words if w != "--debug"], prog_name="nextembed", standalone_mode=False) or 0
+        return _fail("stopped", stop.exit_code, debug=False) if code == 130 else code  # typer took the KeyboardInterrupt
+    except KeyboardInterrupt:
+        return _fail("stopped", stop.exit_code, debug)
     except NextEmbedError as err:
         return _fail(str(err), err.exit_code, debug)
     except Exception as err:
+        if isinstance(err, typer.Abort):
+            if not isinstance(err.__cause__, EOFError):
+                return _fail("stopped", 130, debug)
+            err = err.__cause__  # of a file that ended too early; typer takes it for Ctrl-D
         if hasattr(err, "format_message"):  # typer's usage errors
             return _fail(err.format_message(), 2, debug)
         reason = " ".join(str(err).split()) or "no message"

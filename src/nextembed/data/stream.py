@@ -5,10 +5,14 @@ What a batch holds is a function of the seed and of its place in the stream. For
 sequence (`SequentialStream`) on the number of readers (ranks x workers) as well.
 """
 
+import atexit
+import contextlib
 import json
+import multiprocessing
 import os
-import signal
 from collections.abc import Iterator
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
 
@@ -17,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from ..core.signals import held_back, kill_workers, left_to_parent
 from ..core.types import IGNORE_LABEL, Batch
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, NextEmbedError
 from .collate import Collate, sample_seed
 from .transforms import ImageReader, RandomResizedCrop, Unreadable
 
@@ -372,6 +377,7 @@ class TrainLoader(DataLoader[Batch]):
     """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line."""
 
     def __init__(self, stream: IterableDataset[Batch], num_workers: int, seed: int, pin_memory: bool):
+        self.workers: list[BaseProcess] = []
         super().__init__(
             stream,
             batch_size=None,
@@ -384,12 +390,43 @@ class TrainLoader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        before = multiprocessing.active_children()
+        with held_back():
+            batches = super().__iter__()
+        atexit.register(kill_workers)
+        self.workers = [child for child in multiprocessing.active_children() if child not in before] or self.workers
         try:
-            yield from super().__iter__()
+            yield from batches
         except (DataError, ConfigError) as err:
             # A worker's error arrives with the worker's traceback as its text; its last line is the message.
             kind = type(err).__name__
             raise type(err)(str(err).rstrip().rpartition(f"{kind}: ")[2]) from None
+
+@contextlib.contextmanager
+def checked_workers(loader: Any) -> Iterator[None]:
+    """An error in the block is a DataError of one line if it comes of the death of one of the loader's workers: torch
+    raises wherever the main process is at that moment, by a signal."""
+    try:
+        yield
+    except NextEmbedError:
+        raise
+    except Exception:
+        workers = getattr(loader, "workers", [])
+        wait([worker.sentinel for worker in workers], timeout=1)  # its connections end a moment before it does
+        for worker in workers:
+            if worker.exitcode:
+                raise DataError(_death(worker.exitcode)) from None
+        raise
+
+
+def _death(exit_code: int) -> str:
+    signum = -exit_code
+    if signum == 9:
+        return "a data worker was killed (signal 9), most often for want of memory: lower data.num_workers"
+    if signum == 7:
+        return "a data worker died (signal 7), most often for want of shared memory: enlarge /dev/shm"
+    how = f"signal {signum}" if signum > 0 else f"exit code {exit_code}"
+    return f"a data worker died ({how}); data.num_workers=0 reads in the main process and shows where"
 
 
 def _worker() -> tuple[int, int]:
@@ -398,6 +435,5 @@ def _worker() -> tuple[int, int]:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C is for the main process, which saves and then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    left_to_parent()
     torch.set_num_threads(1)

@@ -1,8 +1,7 @@
-"""What happens beside the training step: averaged weights, records, progress, online probe, stop signals."""
+"""What happens beside the training step: averaged weights, records, progress, online probe."""
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -225,33 +224,3 @@ class OnlineProbe(TrainerCallback):
         finally:
             backbone.train(training)
         return results
-
-
-class StopSignals:
-    """Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once.
-
-    Use as a context around training. Data workers forked inside it ignore the first signal too, so that a Ctrl-C,
-    which a terminal sends to all processes, does not take the batches of the running step away.
-    """
-
-    def __init__(self) -> None:
-        self.received = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._before[signum] = signal.signal(signum, self._handle)
-            except ValueError:  # not the main thread: the program that called us handles its signals itself
-                break
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum: int, frame: Any) -> None:
-        if self.received:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
-        self.received = signum

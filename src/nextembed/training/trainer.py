@@ -28,11 +28,13 @@ from transformers.integrations import TensorBoardCallback
 
 from ..core import distributed
 from ..core.config import Config
+from ..core.signals import StopSignals
 from ..core.types import Batch, Observer, PretrainingModel
+from ..data.stream import checked_workers
 from ..errors import ConfigError, DataError, MissingExtra, TrainingError
 from . import checkpoint
 from .adapt import LoraSettings, adapt, compile_model, shard
-from .callbacks import EmaWeights, Interrupted, OnlineProbe, StopSignals
+from .callbacks import EmaWeights, Interrupted, OnlineProbe
 from .optim import OptimConfig, build_optimizer, build_scheduler, check_parts
 
 Advance = Callable[[dict[str, Any] | None, Tensor], dict[str, Any]]
@@ -261,7 +263,7 @@ class PretrainTrainer(Trainer):
             checkpoint.load_weights(resume, self.model)
             self._start_ema(resume)
             return
-        with self.signals:
+        with self.signals, checked_workers(self.loader):
             self.train(resume_from_checkpoint=str(resume) if resume else None)
         if self.stop_signal:
             raise Interrupted(

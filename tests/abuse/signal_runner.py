@@ -1,0 +1,108 @@
+"""Runs `nextembed train` in forked children, each in a process group of its own, while something goes wrong in it.
+
+python signal_runner.py FOLDER SCENARIO ...   prints {scenario: [exit code, last line, processes left after a while]}
+Forks, because importing everything for each child would take most of the time.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from nextembed import run
+from nextembed.cli import main
+from nextembed.data.stream import MapStream
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks
+WORDS = ["nepa_demo_tiny", "data.num_workers=2", "data.cache=off", "train.device=cpu", "train.trackers=[]",
+         "probe.enabled=false", "train.log_steps=10", "train.max_steps=30", "train.save_steps=1000"]  # fmt: skip
+
+
+def in_batch(number, action):
+    """The worker that reads batch `number` does something first."""
+    read = MapStream.batch
+
+    def batch(self, begin, following):
+        if begin == number * self.place.micro_batch_size:
+            action()
+        return read(self, begin, following)
+
+    MapStream.batch = batch
+
+
+def to_group(signum):
+    return lambda: os.killpg(0, signum)
+
+
+def hang():
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(1.3)
+    os.killpg(0, signal.SIGTERM)
+    time.sleep(1000)
+
+
+def probing(*waits):
+    """The group gets SIGTERM while the main process probes, once after each of the waits."""
+
+    def probe(backbone):
+        for wait in waits:
+            time.sleep(wait)
+            os.killpg(0, signal.SIGTERM)
+        return {"probe/knn": 0.5}
+
+    run.online_probe = lambda *args: probe
+
+
+SCENARIOS = {
+    "term": lambda: in_batch(20, to_group(signal.SIGTERM)),
+    "ctrl_c": lambda: in_batch(20, to_group(signal.SIGINT)),
+    "term_two_at_once": lambda: in_batch(20, lambda: (to_group(signal.SIGTERM)(), to_group(signal.SIGTERM)())),
+    "term_while_probing": lambda: probing(0),
+    "term_twice_while_probing": lambda: probing(0, 1.3),
+    "term_twice_while_a_worker_hangs": lambda: in_batch(20, hang),
+    "worker_killed": lambda: in_batch(20, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+    "worker_crashed": lambda: in_batch(20, lambda: os.kill(os.getpid(), signal.SIGSEGV)),
+    "main_killed": lambda: in_batch(20, lambda: os.kill(os.getppid(), signal.SIGKILL)),
+    "whole": lambda: None,
+}
+
+
+def started(folder: Path, scenario: str) -> int:
+    """The process, and group, of a run."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    with (folder / f"{scenario}.txt").open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    name, _, resume = scenario.partition("+")
+    if resume:
+        sys.exit(main(["train", "--resume", str(folder / name)]))
+    SCENARIOS[name]()
+    probes = ["train.probe_steps=20"] if "probing" in name else ["train.probe_steps=null"]
+    sys.exit(main(["train", *WORDS, *probes, f"output_dir={folder}", f"name={name}"]))
+
+
+def left(group: int) -> int:
+    """Processes of the group that live."""
+    listed = subprocess.check_output(["ps", "-eo", "pgid,stat"], text=True).splitlines()[1:]
+    return sum(int(line.split()[0]) == group and line.split()[1][0] != "Z" for line in listed)
+
+
+def result(folder: Path, scenario: str, pid: int) -> list:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    end = time.monotonic() + 8  # a worker looks every five seconds whether its parent lives
+    while left(pid) and time.monotonic() < end:
+        time.sleep(0.1)
+    said = (folder / f"{scenario}.txt").read_text().strip().splitlines() or [""]
+    return [code, next((line for line in said if line.startswith("nextembed:")), said[-1]), left(pid)]
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    print(json.dumps({name: result(where, name, started(where, name)) for name in sys.argv[2:]}))
