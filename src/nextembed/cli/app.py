@@ -33,7 +33,9 @@ def main(args: list[str] | None = None) -> int:
     try:
         with stop:
             code = app([w for w in words if w != "--debug"], prog_name="nextembed", standalone_mode=False) or 0
-        return _fail("stopped", stop.exit_code, debug=False) if code == 130 else code  # typer took the KeyboardInterrupt
+        return (
+            _fail("stopped", stop.exit_code, debug=False) if code == 130 else code
+        )  # typer took the KeyboardInterrupt
     except KeyboardInterrupt:
         return _fail("stopped", stop.exit_code, debug)
     except NextEmbedError as err:

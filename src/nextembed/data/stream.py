@@ -402,6 +402,7 @@ class TrainLoader(DataLoader[Batch]):
             kind = type(err).__name__
             raise type(err)(str(err).rstrip().rpartition(f"{kind}: ")[2]) from None
 
+
 @contextlib.contextmanager
 def checked_workers(loader: Any) -> Iterator[None]:
     """An error in the block is a DataError of one line if it comes of the death of one of the loader's workers: torch
