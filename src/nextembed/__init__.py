@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .data.documents import DocumentPart as DocumentPart
     from .data.images import ImagePart as ImagePart
     from .data.sources import ImageData as ImageData
+    from .data.transforms import Unreadable as Unreadable
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
     from .errors import NextEmbedError as NextEmbedError
@@ -89,6 +90,7 @@ _PUBLIC = {
     "data.documents": "DocumentPart",
     "data.images": "ImagePart",
     "data.sources": "ImageData",
+    "data.transforms": "Unreadable",
     "errors": "ConfigError DataError NextEmbedError TrainingError",
     "evaluation.embed": "embed",
     "evaluation.encoder": "Encoder encode",

@@ -21,8 +21,8 @@ from .emoji_documents import moved
 from .images import Role
 from .layouts import Layouts, check_layouts, drawn_layout
 from .media import series
+from .record import key_of
 from .scenes import Draws
-from .stream import row_key
 from .tables import TablePart, field, words
 
 Warmth = Literal["hot", "cold", "room"]
@@ -188,14 +188,14 @@ class Candle(TablePart):
                 segments.append(text(f"{truth.name}."))
             else:
                 segments += [text(QUESTIONS[word], loss=False), text(f" {truth.answer(word)}.")]
-        return {"key": row["key"], "segments": segments}, truth
+        return {"key": row.key, "segments": segments}, truth
 
     def truths(self, split: Role, num: int | None = None, seed: int = 0) -> Iterator[tuple[Document, Truth]]:
         """The documents of `documents(split, num, seed)`, each with what is true of it. Raises Unreadable."""
         rows = self.rows(split)
         for number in range(len(rows) if num is None else min(num, len(rows))):
             row = rows[number]
-            yield self.drawn(row, sample_seed(seed, 0, row_key(row, number)))
+            yield self.drawn(row, sample_seed(seed, 0, key_of(row, number)))
 
     def truth(
         self, row: Any, layout: str, seed: int, is_real: bool | None = None, num_touched: int | None = None
@@ -215,7 +215,7 @@ class Candle(TablePart):
 
     def picture(self, row: Any, seed: int | None) -> Segment:
         """The thing on its ground, shifted and scaled where there is a seed. Raises Unreadable."""
-        pixels = self.reader().read(row["folder"].read(field(row, self.image_column)))
+        pixels = self.reader().read(row.folder.read(field(row, self.image_column)))
         if seed is not None and (self.max_shift or self.max_scale):
             draw = Draws(sample_seed(seed, 0, "move"))
             pixels = moved(pixels, draw, self.max_shift, self.max_scale, self.background)
@@ -248,4 +248,4 @@ class RepeatedRows:
     def __getitem__(self, index: int) -> Any:
         number, repeat = divmod(index, self.repeats)
         row = self.rows[number]
-        return {**row, "key": f"{row['key']}/{repeat}"}
+        return row.but(key=f"{row.key}/{repeat}")

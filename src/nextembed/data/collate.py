@@ -17,7 +17,8 @@ Draw = Callable[[Batch, torch.Generator], Batch]
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:
     """A 64-bit seed that only depends on (seed, epoch, key)."""
-    return int.from_bytes(blake2b(f"{seed}/{epoch}/{key}".encode(), digest_size=8).digest(), "little")
+    text = f"{seed}/{epoch}/{key}".encode(errors="surrogatepass")  # of a file name that is not UTF-8
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ import torch
 from pydantic import Field
 
 from ..core.config import Part
+from ..core.text import check_text
 from ..core.types import Document, Encode, Segment
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, NextEmbedError
 from .collate import sample_seed
 from .images import Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
-from .stream import Rows, SkipLog, row_key
+from .record import check_readable, key_of, keyed, own_line, reading, reason_of, row_at
+from .stream import Rows, SkipLog
 from .transforms import Colour, ImageReader, Unreadable, uniform
 
 
@@ -144,19 +146,42 @@ class RowSource:
     def read(self, seed: int, epoch: int, reader: int, num_readers: int, start: int) -> Iterator[Any]:
         """One reader's rows of an epoch, in the order that (seed, epoch) draws, without the first `start`."""
         if self.length is None:
-            rows = self.rows.read(seed, epoch, reader, num_readers)
-            for count, row in enumerate(rows, 1):
-                if count > start:  # raw rows are cheap to pass, they are not decoded
-                    yield row
+            rows = in_sequence(self.rows.read(seed, epoch, reader, num_readers))
+            yield from itertools.islice(rows, start, None)  # raw rows are cheap to pass, they are not decoded
             return
         order = np.random.default_rng(sample_seed(seed, epoch, "order")).permutation(self.length)
         for index in order[reader::num_readers][start:].tolist():
-            row = self.rows[index]
-            yield row if "key" in row else {**row, "key": row_key(row, index)}
+            yield row_at(self.rows, index)
 
     def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
-        own = sample_seed(seed, epoch, row_key(row, count))
-        return {"seed": own, **self.part.document(row, own)}
+        own = sample_seed(seed, epoch, key_of(row, count))
+        return {"seed": own, **decoded(self.part, row, own)}
+
+
+def decoded(part: DocumentPart, row: Any, seed: int) -> Document:
+    """The document of a row. Raises Unreadable for whatever is wrong with the row; DataError for a mistake in the
+    user's own code."""
+    check_readable(row)
+    with reading(key_of(row, 0)):
+        document: Any = part.document(row, seed)
+        if not isinstance(document, dict) or not isinstance(document.get("segments"), list):
+            raise DataError(f"data: document() of {type(part).__name__} gives no {{'key': ..., 'segments': [...]}}")
+        if not document["segments"]:
+            raise Unreadable("the document is empty")
+        for segment in document["segments"]:
+            if isinstance(segment["value"], str):
+                check_text(segment["value"])
+    return document
+
+
+def in_sequence(rows: Iterator[Any]) -> Iterator[Any]:
+    """The rows of a reader. Raises DataError if it fails: there is no next row, then."""
+    try:
+        yield from rows
+    except NextEmbedError:
+        raise
+    except Exception as err:
+        raise DataError(f"data: the rows cannot be read any further: {reason_of(err)} ({own_line(err)})") from err
 
 
 class Choose:
@@ -198,7 +223,7 @@ class Documents:
         for source in self.sources:
             assert source.length is not None
             if at < source.length:
-                return self._document(source, source.rows[at], at)
+                return self._document(source, row_at(source.rows, at), at)
             at -= source.length
         raise IndexError(index)
 
@@ -207,27 +232,28 @@ class Documents:
         for source, number, row in itertools.islice(self._rows(), self.num):
             seen += 1
             try:
-                yield source.part.document(*self._seeded(row, number))
+                yield decoded(source.part, *self._seeded(row, number))
             except Unreadable as err:
-                self.skipped.add(row_key(row, number), str(err), seen)
+                self.skipped.add(key_of(row, number), str(err), seen)
         self.skipped.check(seen)
 
     def _rows(self) -> Iterator[tuple[RowSource, int, Any]]:
         for source in self.sources:
-            rows = (source.rows[i] for i in range(source.length)) if source.length is not None else self._stream(source)
+            known = source.length is not None
+            rows = (row_at(source.rows, i) for i in range(source.length or 0)) if known else self._stream(source)
             yield from ((source, number, row) for number, row in enumerate(rows))
 
     def _document(self, source: RowSource, row: Any, number: int) -> Document:
         try:
-            return source.part.document(*self._seeded(row, number))
+            return decoded(source.part, *self._seeded(row, number))
         except Unreadable as err:
-            raise DataError(f"document {row_key(row, number)} is unreadable: {err}") from None
+            raise DataError(f"document {key_of(row, number)} is unreadable: {err}") from None
 
     def _seeded(self, row: Any, number: int) -> tuple[Any, int]:
-        row = row if "key" in row else {**row, "key": str(number)}
-        return row, sample_seed(self.seed, 0, row_key(row, number))
+        row = keyed(row, number)
+        return row, sample_seed(self.seed, 0, key_of(row, number))
 
     def _stream(self, source: RowSource) -> Iterator[Any]:
         if hasattr(source.rows, "in_order"):
-            return (row for _, row in source.rows.in_order())
-        return source.rows.read(self.seed, 0, 0, 1)
+            return in_sequence(row for _, row in source.rows.in_order())
+        return in_sequence(source.rows.read(self.seed, 0, 0, 1))

@@ -14,9 +14,11 @@ from ..errors import ConfigError
 from .collate import sample_seed
 from .documents import text
 from .images import Role
+from .record import Record
 from .scenes import Draws
 from .stream import Rows
 from .tables import TablePart, field, words
+from .transforms import Unreadable
 
 CACHE_BYTES = 256 * 2**20
 
@@ -104,7 +106,7 @@ class EmojiDocuments(TablePart):
         if kind == "question":
             return self.question(row, seed, draw.below(len(FORMS[self.forms])))
         if kind == "context":
-            return self.context([row, row["others"].another(row, draw)], seed)
+            return self.context([row, row.others.another(row, draw)], seed)
         return make[kind](row, seed)
 
     # -- the kinds, also for evaluation: what is asked ends before the first segment with loss, if it has one
@@ -116,7 +118,10 @@ class EmojiDocuments(TablePart):
         return self._made(row, [text(f"{name_of(row)}:"), self.picture(row, seed)])
 
     def keywords(self, row: Any, seed: int | None = None) -> Document:
-        tags = ", ".join(str(tag) for tag in (field(row, "tags") or [])) or name_of(row)
+        found = field(row, "tags") or []
+        if not isinstance(found, list) or not all(isinstance(tag, str) for tag in found):
+            raise Unreadable("'tags' is not a list of texts")
+        tags = ", ".join(found) or name_of(row)
         return self._made(row, [self.picture(row, seed), text("keywords:", loss=False), text(f" {tags}.")])
 
     def question(self, row: Any, seed: int | None = None, form: int = 0) -> Document:
@@ -133,14 +138,14 @@ class EmojiDocuments(TablePart):
         return self._made(rows[0], segments)
 
     def _made(self, row: Any, segments: list[Segment]) -> Document:
-        return {"key": row["key"], "segments": segments}
+        return {"key": row.key, "segments": segments}
 
     def picture(self, row: Any, seed: int | None, loss: bool = True) -> Segment:
         """The emoji on its ground, uint8 [3, H, W]; shifted and scaled where there is a seed. Raises Unreadable."""
-        pixels = row.get("pixels")
+        pixels = row.pixels
         if pixels is None:
-            pixels = self.reader().read(row["folder"].read(field(row, "image")))
-            row["others"].keep(row, pixels)
+            pixels = self.reader().read(row.folder.read(field(row, "image")))
+            row.others.keep(row, pixels)
         if seed is not None and (self.max_shift or self.max_scale):
             pixels = moved(pixels, Draws(sample_seed(seed, 0, "move")), self.max_shift, self.max_scale, self.background)
         return {"kind": "image", "value": pixels, "loss": loss}
@@ -172,13 +177,21 @@ def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, backg
     return torch.from_numpy(np.array(ground)).permute(2, 0, 1)
 
 
+class EmojiRow(Record):
+    """A row that knows the others, its number among them, and its picture once that has been decoded."""
+
+    def __init__(self, row: Any, others: "EmojiRows", number: int, pixels: Tensor | None = None):
+        super().__init__(row, row.key, row.folder, row.error)
+        self.others, self.number, self.pixels = others, number, pixels
+
+
 class EmojiRows:
     """Rows that know the other ones, for documents of two. What has been read once stays in memory while there is room,
     pictures decoded."""
 
     def __init__(self, rows: Rows):
         self.rows = rows
-        self.kept: dict[int, dict[str, Any]] = {}
+        self.kept: dict[int, EmojiRow] = {}
         self.bytes_left = CACHE_BYTES
 
     def __len__(self) -> int:
@@ -187,15 +200,16 @@ class EmojiRows:
     def __getitem__(self, index: int) -> Any:
         if index in self.kept:
             return self.kept[index]
-        return {**self.rows[index], "others": self, "number": index}
+        return EmojiRow(self.rows[index], self, index)
 
-    def keep(self, row: dict[str, Any], pixels: Tensor) -> None:
-        if pixels.nbytes <= self.bytes_left and row["number"] not in self.kept:
+    def keep(self, row: "EmojiRow", pixels: Tensor) -> None:
+        if pixels.nbytes <= self.bytes_left and row.number not in self.kept:
             self.bytes_left -= pixels.nbytes
-            self.kept[row["number"]] = {**row, "image": None, "pixels": pixels}
+            row["image"] = None
+            self.kept[row.number] = EmojiRow(row, self, row.number, pixels)
 
     def another(self, row: Any, draw: Draws) -> Any:
         """Another row; the same one only where there is no other."""
         index = draw.below(len(self))
         found: Any = self[index]
-        return self[(index + 1) % len(self)] if found["key"] == row["key"] else found
+        return self[(index + 1) % len(self)] if found.key == row.key else found

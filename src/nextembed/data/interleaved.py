@@ -10,6 +10,7 @@ from ..core.types import Document, Segment
 from ..errors import DataError
 from .collate import sample_seed
 from .media import MediaPart
+from .record import check_readable
 from .tables import field
 from .transforms import Unreadable, uniform
 
@@ -54,7 +55,7 @@ class Interleaved(MediaPart):
             segments += self.decoded(piece, row)
         if not segments:
             raise Unreadable("the document is empty")
-        return {"key": row["key"], "segments": segments}
+        return {"key": row.key, "segments": segments}
 
     def pieces(self, layout: Layout, row: dict[str, Any], seed: int) -> list[Segment]:
         """The segments of a row, not decoded yet. Raises Unreadable."""
@@ -73,11 +74,11 @@ class Interleaved(MediaPart):
                 raise Unreadable(f"a segment has one of {', '.join(self.kinds_known())}, not '{kind}'")
             if isinstance(value, str) and self.images_from and self.own_kinds.get(kind, kind) in FILES:
                 value = f"{self.images_from}/{value}"
-            read = self.segment(kind, value, row["folder"], piece.get("loss", True))
+            read = self.segment(kind, value, row.folder, piece.get("loss", True))
         except Unreadable as err:
             setting = self.missing_images if known else self.unknown_kinds
             if setting == "error":
-                raise DataError(f"document {row['key']}: {err}") from None
+                raise DataError(f"document {row.key}: {err}") from None
             if setting == "skip" or kind == "text":
                 raise
             return []
@@ -85,17 +86,16 @@ class Interleaved(MediaPart):
 
 
 def layout_of(row: dict[str, Any]) -> Layout:
-    """Raises DataError for columns of no known layout."""
-    if "broken" in row:
-        raise Unreadable(row["broken"])
+    """Raises Unreadable for columns of no known layout."""
+    check_readable(row)
     if "segments" in row:
         return "segments"
     if "text_list" in row and "image_info" in row:
         return "mmc4"
     if "images" in row and "texts" in row:
         return "obelics"
-    columns = ", ".join(name for name in row if name not in ("folder", "key"))
-    raise DataError(f"data.layout: interleaved rows have segments, images and texts, or text_list; not {columns}")
+    columns = ", ".join(map(str, row))[:200]
+    raise Unreadable(f"interleaved rows have segments, images and texts, or text_list (data.layout); not {columns}")
 
 
 def from_segments(row: dict[str, Any], known: list[str]) -> list[Segment]:
@@ -138,12 +138,14 @@ def from_obelics(row: dict[str, Any]) -> list[Segment]:
 
 def from_mmc4(row: dict[str, Any], place: str, seed: int) -> list[Segment]:
     texts = as_list(field(row, "text_list"), "text_list")
+    if not all(isinstance(written, str) for written in texts):
+        raise Unreadable("'text_list' holds what is not text")
     matched: dict[int, list[str]] = defaultdict(list)
     for info in as_list(field(row, "image_info"), "image_info"):
         if not isinstance(info, dict) or "image_name" not in info or "matched_text_index" not in info:
             raise Unreadable("image_info needs image_name and matched_text_index")
         index = info["matched_text_index"]
-        if not isinstance(index, int) or not 0 <= index < len(texts):
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(texts):
             raise Unreadable(f"matched_text_index {index} of {len(texts)} texts")
         matched[index].append(info["image_name"])
     found: list[Segment] = []

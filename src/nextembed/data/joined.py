@@ -1,6 +1,6 @@
 """Rows of one table with the rows of others beside them, and which rows have what is asked of them."""
 
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,7 +45,7 @@ class JoinedRows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Any:
-        row: Any = {**self.rows[index]}
+        row: Any = cast(Any, self.rows[index]).but()
         for name, other in self.others.items():
             number = self.found[name][index]
             row[name] = None if number is None else other[number]
@@ -58,9 +58,14 @@ def values_of(rows: Rows, column: str, setting: str) -> list[Any]:
     if data is not None and not in_lines(rows):
         if column not in data.column_names:
             raise ConfigError(unknown(f"{setting}:", column, data.column_names))
-        return list(data[column])
+        return [hashable(value) for value in data[column]]
     records: list[Any] = [rows[i] for i in range(len(rows))]
-    return [record.get(column) for record in records]
+    return [hashable(record.get(column)) for record in records]
+
+
+def hashable(value: Any) -> Any:
+    """None for a list or an object, which no row is found by."""
+    return None if isinstance(value, list | dict) else value
 
 
 def in_lines(rows: Any) -> bool:
@@ -80,8 +85,8 @@ def present(rows: Rows, column: str) -> list[bool]:
     data: Any = getattr(rows, "data", None)
     if data is None or in_lines(rows):
         records: list[Any] = [rows[i] for i in range(len(rows))]
-        return ["broken" in row or has_value(row, column) for row in records]
-    top, *inner_names = column.split(".")
+        return [row.error is not None or has_value(row, column) for row in records]
+    top, *inner_names = [column] if column in data.column_names else column.split(".")
     valid: list[bool] = []
     for table in data.select_columns([top]).with_format("arrow").iter(batch_size=256):
         values = table.column(top)
@@ -101,4 +106,5 @@ def has_value(row: Any, column: str) -> bool:
         return False
     if isinstance(value, dict) and set(value) <= {"bytes", "path"}:
         return any(one is not None for one in value.values())
-    return value is not None and value != "" and value != []
+    missing = value is None or value == "" or value == [] or value != value  # NaN
+    return not missing

@@ -8,7 +8,8 @@ import torch
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError
-from .stream import Row, Rows, row_key, row_label
+from .record import keyed
+from .stream import Rows, row_key, row_label
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
@@ -100,10 +101,9 @@ class FewRows:
         every = labels_of(self.rows)
         return [every[i] for i in self.indices]
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Any:
         at = self.indices[index]
-        row = self.rows[at]
-        return {**row, "key": row_key(row, at)}  # the key of a row stays, wherever it stands
+        return keyed(self.rows[at], at)  # the key of a row stays, wherever it stands
 
 
 def labels_of(rows: Rows) -> list[int]:

@@ -1,6 +1,5 @@
 """Rows that hold any modality: how each kind of segment is read."""
 
-import json
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from ..core.files import from_json
 from ..core.types import Segment
 from .audio import AudioReader, audio
 from .documents import text
@@ -70,7 +70,12 @@ def parse_series(value: Any, max_bytes: int = 100_000_000) -> Tensor:
     or an array. Raises Unreadable for what is none: ragged channels, no samples, values that are missing or not finite.
     """
     try:
-        found = np.asarray(json.loads(value) if isinstance(value, str | bytes) else value, dtype=np.float32)
+        given = from_json(value) if isinstance(value, str | bytes) else value
+        array = np.asarray(given)
+        if array.dtype.kind not in "biufO" or any(isinstance(one, str) for one in array.flat if array.dtype == object):
+            raise ValueError("text and dates are no numbers")
+        with np.errstate(over="ignore"):
+            found = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
         raise Unreadable("not a series of numbers, with channels of one length") from None
     found = found[None] if found.ndim == 1 else found

@@ -52,8 +52,8 @@ class Messages(TablePart):
                 value = segment["value"]
                 if isinstance(value, str) and self.images_from:
                     value = f"{self.images_from}/{value}"
-                segment["value"] = self.reader().read(row["folder"].read(value))
-        return {"key": row["key"], "segments": segments}
+                segment["value"] = self.reader().read(row.folder.read(value))
+        return {"key": row.key, "segments": segments}
 
 
 Turn = tuple[str, list[Segment]]

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded
+from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
 from ..errors import ConfigError, DataError
+from .record import key_of, reading
 from .stream import DOCUMENT_MARK, SkipLog, TrainLoader, _worker
 from .transforms import Unreadable
 
@@ -169,7 +170,7 @@ class DocumentStream(IterableDataset[Stretch]):
             document = self.sources[place.source].document(row, self.seed, place.epoch, place.row)
             return self.fit(document)
         except Unreadable as err:
-            key = str(row.get("key", place.row))
+            key = key_of(row, place.row)
             self.log.add(
                 key if len(self.sources) == 1 else f"{place.source}/{key}", str(err), num_seen * self.all_readers
             )
@@ -187,7 +188,7 @@ class DocumentStream(IterableDataset[Stretch]):
                 if count in wanted:
                     encoded = self.encode(row, place, 0)[1]
                     if encoded is None:
-                        raise DataError(f"document {row.get('key', count)} could be read before the stop, not now")
+                        raise DataError(f"document {key_of(row, count)} could be read before the stop, not now")
                     found[place] = encoded
                 if count >= max(wanted):
                     break
@@ -227,6 +228,7 @@ class Fit:
 
     A cut never goes through an image or video: text is cut anywhere, and an image that does not fit ends the document
     before it. What then has no target is left out, too. long: "truncate" or "skip".
+    The work is that of `max_length` positions, however many segments a document has.
     """
 
     def __init__(self, encode: Encode, max_length: int, long: str):
@@ -234,7 +236,13 @@ class Fit:
 
     def __call__(self, document: Document) -> tuple[int, Encoded | None]:
         """An index into OUTCOMES, and what is left. Raises Unreadable for a document that cannot be encoded."""
-        encoded = self._encode(document)
+        segments, end = document["segments"], 0
+        while True:  # mostly once: hardly ever has a segment no position, so no more of them can fit
+            end = self._end(segments, max(self.max_length + 1, 2 * end))
+            document = {**document, "segments": segments[:end]}
+            encoded = self._encode(document)
+            if encoded.length > self.max_length or end == len(segments):
+                break
         if encoded.length == 0:
             raise Unreadable("the document is empty")
         if encoded.length <= self.max_length:
@@ -242,11 +250,14 @@ class Fit:
         cut = self._cut(document) if self.long == "truncate" else None
         return (TOO_LONG, None) if cut is None else (TRUNCATED, cut)
 
+    def _end(self, segments: list[Segment], end: int) -> int:
+        """`end`, or one more where that lies between text and an image, which text is encoded differently before."""
+        between = 0 < end < len(segments) and segments[end - 1]["kind"] == "text" != segments[end]["kind"]
+        return min(end + between, len(segments))
+
     def _encode(self, document: Document) -> Encoded:
-        try:
+        with reading(document.get("key", "")):
             return self.encode(document)
-        except ValueError as err:
-            raise Unreadable(str(err).splitlines()[0]) from None
 
     def _cut(self, document: Document) -> Encoded | None:
         segments = document["segments"]

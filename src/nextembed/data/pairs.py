@@ -44,8 +44,8 @@ class PairData(TablePart):
             value = value[int(uniform(seed, 0) * len(value))] if value else ""
         prompt = self.prompts[int(uniform(seed, 1) * len(self.prompts))]
         written = text(prompt.replace("{text}", words(value, column)))
-        shown = self.image(row["folder"].read(field(row, image)))
-        return {"key": row["key"], "segments": ordered(shown, written, self.order, seed)}
+        shown = self.image(row.folder.read(field(row, image)))
+        return {"key": row.key, "segments": ordered(shown, written, self.order, seed)}
 
 
 def ordered(shown: Segment, written: Segment, order: str, seed: int) -> list[Segment]:
@@ -63,4 +63,4 @@ class TextData(TablePart):
 
     def document(self, row: Any, seed: int) -> Document:
         column = self.text_column or first_of(row, TEXTS, "text", "text_column")
-        return {"key": row["key"], "segments": [text(words(field(row, column), column))]}
+        return {"key": row.key, "segments": [text(words(field(row, column), column))]}

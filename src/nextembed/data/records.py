@@ -1,5 +1,6 @@
 """Rows with columns of any modality as documents: which columns, in which reading orders, how often."""
 
+import math
 import re
 from typing import Annotated, Any
 
@@ -15,10 +16,11 @@ from .labels import FewRows
 from .layouts import Layouts, check_layouts, choices, drawn_layout
 from .media import MediaPart
 from .pairs import TEXTS
+from .record import Record
 from .scenes import Draws
 from .sources import media_of
 from .stream import Rows
-from .tables import TablePart, field, words
+from .tables import TablePart, field, is_there, words
 from .transforms import Unreadable
 
 PLACE = re.compile(r"\{([^{}]+)\}")
@@ -115,9 +117,11 @@ class Records(MediaPart):
 
     def check(self, columns: list[str]) -> None:
         super().check(columns)
+        if twice := [name for name in self.joins if name in columns]:
+            raise ConfigError(f"data.joins: '{twice[0]}' is a column of the table itself; take another name")
         for name in self.pieces or {}:
             column = self._column(name)
-            if column is not None and column.split(".")[0] not in [*columns, *self.joins]:
+            if column is not None and not is_there(column, [*columns, *self.joins]):
                 raise ConfigError(unknown(f"data.pieces.{name}.column:", column, [*columns, *self.joins]))
 
     def _other(self, join: Join, split: Role) -> Rows:
@@ -159,13 +163,11 @@ class Records(MediaPart):
         return list(dict.fromkeys(" ".join(names) for names in found))
 
     def document(self, row: Any, seed: int) -> Document:
-        if "broken" in row:
-            raise Unreadable(row["broken"])
         draw = Draws(seed)
         names = drawn_layout(self.layouts_known(), lambda name: self.has(row, name), draw)
         if names is None:
             raise Unreadable("it has nothing for any of data.layouts")
-        return {"key": row["key"], "segments": [self.read(row, name, draw) for name in names]}
+        return {"key": row.key, "segments": [self.read(row, name, draw) for name in names]}
 
     def make(self, row: Any, layout: str, seed: int = 0) -> Document:
         """The document of a row in one layout, for evaluation: "image caption". Raises Unreadable without its values.
@@ -177,7 +179,7 @@ class Records(MediaPart):
         names = drawn_layout({layout: 1.0}, lambda name: self.has(row, name), draw)
         if names is None:
             raise Unreadable(f"it has not all of '{layout}'")
-        return {"key": row["key"], "segments": [self.read(row, name, draw) for name in names]}
+        return {"key": row.key, "segments": [self.read(row, name, draw) for name in names]}
 
     def has(self, row: Any, name: str) -> bool:
         """Whether a row has a value for a piece."""
@@ -192,9 +194,9 @@ class Records(MediaPart):
             segment = text(self.written(piece, row, column, value, draw), piece.loss)
             segment["kind"] = piece.kind
             return segment
-        joined = row.get(str(column).split(".")[0]) if column else None
-        folder = joined["folder"] if isinstance(joined, dict) and "folder" in joined else row["folder"]
-        return self.segment(piece.kind, value, folder, piece.loss)
+        joined = row.get(str(column).split(".")[0])
+        home = joined if isinstance(joined, Record) else row
+        return self.segment(piece.kind, value, home.folder, piece.loss)
 
     def written(self, piece: Piece, row: Any, column: str | None, value: Any, draw: Draws) -> str:
         """The text of a piece, as one of its prompts writes it."""
@@ -215,6 +217,9 @@ class Records(MediaPart):
 
 
 def _plain(value: Any) -> Any:
+    """A number as text; one that is not finite stands for none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, int | float) else value
 
 

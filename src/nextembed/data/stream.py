@@ -104,7 +104,7 @@ class SkipLog:
                 # One write to a file opened for appending: lines of several processes do not mix.
                 file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                 try:
-                    os.write(file, line.encode())
+                    os.write(file, line.encode(errors="backslashreplace"))  # half a surrogate pair
                 finally:
                     os.close(file)
         self.check(num_seen)

@@ -1,24 +1,20 @@
 """Rows of documents from Parquet, JSON lines, text, CSV, webdataset archives, folders and the hub."""
 
-import base64
-import json
-import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 from pydantic import Field
 
-from ..errors import ConfigError, DataError, unknown
+from ..core.files import first_line, from_json
+from ..errors import ConfigError, unknown
 from .documents import DocumentPart
 from .images import Role
 from .origins import Origin, find_table
-from .sources import IndexedRows, StreamedRows, _absolute, _filter, _parse_split, class_names, load
+from .record import Folder, Record, check_readable
+from .sources import IndexedRows, StreamedRows, _filter, _parse_split, class_names, load
 from .transforms import Unreadable
-
-URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.I)
 
 
 class TablePart(DocumentPart):
@@ -48,6 +44,8 @@ class TablePart(DocumentPart):
         name, part = _parse_split(expression)
         split_column = self.split_column or ("split" if self.source == "emoji" else None)
         if origin.builder == "json":
+            if self.where or split_column:
+                raise ConfigError("data.where: a list in JSON has no columns to choose rows by; use Parquet")
             records = read_json(origin, name)
             self.check(self.columns_of(records))
             return JsonRows(records[part], ToRecord(origin.folder))
@@ -73,11 +71,11 @@ class TablePart(DocumentPart):
         """Raises ConfigError if the columns asked for are not there."""
         for field in type(self).model_fields:
             name = getattr(self, field)
-            if field.endswith("_column") and field != "split_column" and name and name.split(".")[0] not in columns:
+            if field.endswith("_column") and field != "split_column" and name and not is_there(name, columns):
                 raise ConfigError(unknown(f"data.{field}:", name, columns))
 
     def columns_of(self, records: list[Any]) -> list[str]:
-        return sorted({name for record in records[:100] for name in record})
+        return sorted({name for record in records[:100] if isinstance(record, dict) for name in record})
 
     def _load(self, origin: Origin, expression: str) -> Any:
         if origin.builder != "text":
@@ -91,90 +89,50 @@ class TablePart(DocumentPart):
         return all(file.lower().endswith(".txt") for file in files)
 
 
+def is_there(column: str, columns: list[str]) -> bool:
+    """Whether columns have this one, or the one that it is a field of."""
+    return column in columns or column.split(".")[0] in columns
+
+
 def has_text(value: str) -> bool:
     return bool(value.strip())
 
 
-def read_json(origin: Origin, split: str) -> list[dict[str, Any]]:
-    """The rows of JSON files that each hold a list. Raises ConfigError for a file that does not."""
+def read_json(origin: Origin, split: str) -> list[Any]:
+    """The rows of JSON files that each hold a list of objects. Raises ConfigError for a file that does not."""
     files = origin.files or {}
     if split not in files:
         raise ConfigError(unknown("data: split", split, files))
-    found: list[dict[str, Any]] = []
+    found: list[Any] = []
     for file in files[split]:
         try:
-            rows = json.loads(Path(file).read_bytes())
+            rows = from_json(Path(file).read_bytes())
         except ValueError as err:
             raise ConfigError(f"data.source: {file} is not JSON: {err}") from None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
             raise ConfigError(f"data.source: {file} should hold a list of objects, or be JSON lines named .jsonl")
         found += rows
     return found
 
 
-class Folder(NamedTuple):
-    """Where files that a row names are. Absolute paths and ways out are no such files."""
-
-    path: Path | None
-
-    def read(self, value: Any) -> Any:
-        """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
-        base64. Raises Unreadable."""
-        if isinstance(value, dict):
-            if isinstance(value.get("bytes"), str):
-                return from_base64(value["bytes"])
-            if value.get("bytes") is not None:
-                return value["bytes"]
-            value = value.get("path")
-        if value is None:
-            raise Unreadable("no file")
-        if not isinstance(value, str):
-            return value
-        if URL.match(value):
-            if self.path is not None:
-                raise Unreadable(f"'{value[:80]}' is an address; nothing is downloaded")
-            with fsspec.open(value, "rb") as file:  # of a hub data set that is streamed
-                return file.read()
-        if self.path is None:
-            return Path(value)
-        full = Path(self.path / value)
-        if not Path(_absolute(full)).is_relative_to(self.path):
-            raise Unreadable(f"'{value[:80]}' lies outside the data folder")
-        return full
-
-
-def from_base64(value: str) -> bytes:
-    try:
-        return base64.b64decode(value, validate=True)
-    except ValueError:
-        raise Unreadable("its bytes are not base64") from None
-
-
 class ToRecord(NamedTuple):
-    """Adds "key" and "folder" to a record of `datasets`. json_lines: the record is a line of JSON. class_names: of
-    columns that hold class ids; the row gets the name."""
+    """Makes a Record of what `datasets` gives. json_lines: that is a line of JSON. class_names: of columns that hold
+    class ids; the row gets the name."""
 
     folder: Path | None
     json_lines: bool = False
     class_names: dict[str, list[str]] = {}
 
-    def __call__(self, record: dict[str, Any], index: int | None) -> dict[str, Any]:
-        row = self._parse(record["text"]) if self.json_lines else dict(record)
+    def __call__(self, record: Any, index: int | None) -> Record:
+        row, error = parsed(record["text"]) if self.json_lines else as_row(record)
         for column, names in self.class_names.items():
             label = row.get(column)
             row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
-        return {**row, "key": self.key(record, row, index), "folder": Folder(self.folder)}
+        return Record(row, self.key(record, index), Folder(self.folder), error)
 
-    def _parse(self, line: str) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError as err:
-            return {"broken": f"not JSON: {err}"}
-        return row if isinstance(row, dict) else {"broken": "the line is not a JSON object"}
-
-    def key(self, record: dict[str, Any], row: dict[str, Any], index: int | None) -> str:
-        if "__key__" in record:
-            return f"{Path(str(record.get('__url__', ''))).name}/{record['__key__']}"
+    def key(self, record: Any, index: int | None) -> str:
+        if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # of a webdataset archive
+            return f"{Path(str(record['__url__'])).name}/{record['__key__']}"
         if index is not None:
             return str(index)
         # A stream knows no row numbers under shuffling: the content names the row.
@@ -184,31 +142,44 @@ class ToRecord(NamedTuple):
         return f"row {content.hexdigest()}"
 
 
+def parsed(line: str) -> tuple[dict[str, Any], str | None]:
+    """The row of a line of JSON, and what is wrong with it."""
+    try:
+        return as_row(from_json(line))
+    except ValueError as err:
+        return {}, f"not JSON: {first_line(err)}"
+
+
+def as_row(value: Any) -> tuple[dict[str, Any], str | None]:
+    return (dict(value), None) if isinstance(value, dict) else ({}, "the row is not a JSON object")
+
+
 class JsonRows:
     """Rows that are in memory."""
 
-    def __init__(self, records: list[dict[str, Any]], to_record: ToRecord):
+    def __init__(self, records: list[Any], to_record: ToRecord):
         self.records, self.to_record = records, to_record
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> Record:
         return self.to_record(self.records[index], index)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Record]:
         return (self[i] for i in range(len(self)))
 
 
 def field(row: dict[str, Any], name: str) -> Any:
     """The value of a column, or of a field inside it: "json.caption". Raises Unreadable where there is none."""
-    if "broken" in row:
-        raise Unreadable(row["broken"])
+    check_readable(row)
+    if name in row:  # dots may be part of a column's own name
+        return row[name]
     value: Any = row
     for part in name.split("."):
-        if isinstance(value, bytes | str) and value is not row:
+        if isinstance(value, bytes | str):
             try:
-                value = json.loads(value)
+                value = from_json(value)
             except ValueError:
                 raise Unreadable(f"'{name}': not JSON") from None
         if not isinstance(value, dict) or part not in value:
@@ -232,12 +203,10 @@ def words(value: Any, name: str) -> str:
 
 
 def first_of(row: dict[str, Any], names: tuple[str, ...], what: str, setting: str) -> str:
-    """The first of some columns that the row has. Raises DataError, naming the setting, if it has none."""
-    if "broken" in row:
-        raise Unreadable(row["broken"])
+    """The first of some columns that the row has. Raises Unreadable, naming the setting, if it has none."""
+    check_readable(row)
     for name in names:
         top = row.get(name.split(".")[0])
         if top is not None and ("." not in name or (isinstance(top, dict) and name.split(".")[1] in top)):
             return name
-    columns = ", ".join(name for name in row if name not in ("folder", "key"))
-    raise DataError(f"data.{setting}: none of the columns looks like {what}: {columns}")
+    raise Unreadable(f"none of its columns looks like {what} (data.{setting}): {', '.join(map(str, row))[:200]}")

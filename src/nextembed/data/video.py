@@ -1,5 +1,6 @@
 """Videos: frames chosen as Emu's release chooses them, and video-text documents."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -131,15 +132,22 @@ def parse_subtitles(value: Any) -> list[Span]:
         if isinstance(value, str):
             found = list(_from_text(value))
         elif isinstance(value, dict):  # a list of objects, as some versions of `datasets` give it
-            found = [Span(*one) for one in zip(value["start"], value["end"], value["text"])]
+            found = [_span(*one) for one in zip(value["start"], value["end"], value["text"])]
         else:
-            found = [Span(float(one["start"]), float(one["end"]), str(one["text"])) for one in value or []]
+            found = [_span(one["start"], one["end"], one["text"]) for one in value or []]
     except (KeyError, TypeError, ValueError) as err:
         raise Unreadable(f"subtitles need start, end and text: {err}") from None
     found = [span for span in found if span.text.strip()]
     if not found:
         raise Unreadable("no subtitles")
     return sorted(found)
+
+
+def _span(start: Any, end: Any, said: Any) -> Span:
+    span = Span(float(start), float(end), said)
+    if not isinstance(said, str) or not math.isfinite(span.start + span.end):
+        raise ValueError(f"not {str(span[:3])[:80]}")
+    return span
 
 
 def _from_text(value: str) -> Iterator[Span]:
@@ -191,13 +199,13 @@ class VideoText(TablePart):
         if self.with_subtitles:
             name = self.subtitles_column or first_of(row, SUBTITLES, "subtitles", "subtitles_column")
             spans = parse_subtitles(field(row, name))
-            shown = reader.read_spans(row["folder"].read(field(row, column)), spans, self.frames_per_subtitle)
+            shown = reader.read_spans(row.folder.read(field(row, column)), spans, self.frames_per_subtitle)
             segments = [s for frames, span in zip(shown, spans) for s in (video(frames), text(span.text.strip()))]
-            return {"key": row["key"], "segments": segments}
+            return {"key": row.key, "segments": segments}
         name = self.text_column or first_of(row, TEXTS, "text", "text_column")
         written = text(words(field(row, name), name))
-        shown_whole = video(reader.read(row["folder"].read(field(row, column)), self.num_frames))
-        return {"key": row["key"], "segments": ordered(shown_whole, written, self.order, seed)}
+        shown_whole = video(reader.read(row.folder.read(field(row, column)), self.num_frames))
+        return {"key": row.key, "segments": ordered(shown_whole, written, self.order, seed)}
 
 
 def video(frames: Tensor, loss: bool = True) -> Segment:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from ..core.types import Batch, Encode, Objective
-from ..data.packing import DocumentPlace, first_fit, pack
+from ..data.packing import DocumentPlace, Fit, first_fit, pack
+from ..data.transforms import Unreadable
 from ..errors import DataError
 
 NUM_DOCUMENTS = 512
@@ -39,9 +40,15 @@ def held_out_loss(data: Any, encode: Encode, max_length: int, rows: int, objecti
     Raises ConfigError where there is no such split, DataError if nothing of it fits.
     """
     waiting = []
-    for number, document in enumerate(data.documents("validation")):
-        encoded = encode(document)
-        if encoded.length <= max_length:
+    fit = Fit(encode, max_length, "skip")
+    documents = data.documents("validation")
+    for number, document in enumerate(documents):
+        try:
+            encoded = fit(document)[1]
+        except Unreadable as err:
+            documents.skipped.add(str(document["key"]), str(err), number + 1)
+            continue
+        if encoded is not None:
             waiting.append((DocumentPlace(0, 0, 0, number + 1), encoded))
         if len(waiting) == NUM_DOCUMENTS:
             break

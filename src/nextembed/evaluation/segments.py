@@ -10,6 +10,7 @@ from ..core.types import IGNORE_LABEL
 from ..data.images import Role
 from ..data.labels import LABEL_COLUMNS
 from ..data.media import KINDS, MediaPart
+from ..data.record import Record, reading, row_at
 from ..data.tables import TablePart, field
 from ..data.transforms import Unreadable
 from ..errors import ConfigError, DataError, unknown
@@ -48,10 +49,11 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
     for role, num in (("train", config.num_train), ("validation", config.num_validation), ("test", config.num_test)):
         if (rows := rows_if_there(table, role)) is not None:  # type: ignore[arg-type]
             splits[role] = draw(rows, num)
-    first = splits["train"][0]
+    rows = splits["train"]
+    first = next((row for i in range(len(rows)) if (row := row_at(rows, i)).error is None), Record({}, ""))
     column = chosen_column(first, config.column, [name, kind], "column")
     label = chosen_column(first, config.label_column, list(LABEL_COLUMNS), "label_column")
-    values = {role: [label_of(rows[i], label) for i in range(len(rows))] for role, rows in splits.items()}
+    values = {role: [label_of(row_at(rows, i), label) for i in range(len(rows))] for role, rows in splits.items()}
     classes = sorted({one for found in values.values() for one in found if one is not None})
     read = Reader(table, processor, name, name if name in table.own_kinds else kind, column)
     found: dict[str, Any] = {
@@ -117,7 +119,7 @@ def rows_if_there(table: MediaPart, role: Role) -> Any:
 
 def chosen_column(row: dict[str, Any], given: str | None, likely: list[str], setting: str) -> str:
     """The column asked for, or the first likely one that a row has. Raises ConfigError where there is none."""
-    columns = [name for name in row if name not in ("key", "folder")]
+    columns = list(row)
     if given is not None:
         if given.split(".")[0] not in columns:
             raise ConfigError(unknown(f"probe.{setting}:", given, columns))
@@ -151,15 +153,16 @@ class Reader:
         """Raises DataError if more than `max_skipped_rate` of the rows (and more than one) cannot be read."""
         samples, skipped = [], []
         for i, label in enumerate(labels):
-            row = rows[i]
+            row = row_at(rows, i)
             try:
-                value = self.table.segment(self.kind, field(row, self.column), row["folder"])["value"]
-                encoded = encode(self.processor, self.name, value)
-            except (Unreadable, ValueError) as err:
-                skipped.append(f"{row['key']}: {str(err).splitlines()[0]}")
+                with reading(row.key):
+                    value = self.table.segment(self.kind, field(row, self.column), row.folder)["value"]
+                    encoded = encode(self.processor, self.name, value)
+            except Unreadable as err:
+                skipped.append(f"{row.key}: {err}")
                 continue
             raw = raw_values(self.processor.readers[self.name], value, encoded)
-            samples.append({"encoded": encoded, "raw": raw, "label": label, "key": row["key"]})
+            samples.append({"encoded": encoded, "raw": raw, "label": label, "key": row.key})
         if skipped:
             said = (
                 f"{len(skipped)} of {len(labels)} {role} rows cannot be read as {self.name}; the first is {skipped[0]}"

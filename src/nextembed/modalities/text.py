@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.text import check_text
 from .base import MODALITIES, Modality, Patches, in_time
 
 BUNDLED = Path(__file__).parents[1] / "data" / "sample" / "tokenizer"
@@ -31,6 +32,7 @@ class Text(Modality):
     def patches(self, value: str) -> Patches:
         if not isinstance(value, str):
             raise ValueError(f"text is a str, not {type(value).__name__}")
+        check_text(value)
         if self.vocabulary == "bytes":
             ids = list(value.encode())
         else:

@@ -13,6 +13,7 @@ from transformers import AddedToken, BatchFeature, ProcessorMixin
 from transformers.image_utils import load_image
 
 from ...core.pictures import plain_picture
+from ...core.text import check_text
 from ...core.types import IGNORE_LABEL, Document, Encoded, Segment
 from .configuration_emu import EmuConfig
 
@@ -145,7 +146,7 @@ class EmuProcessor(ProcessorMixin):
             text = text.lstrip()
         if number + 1 < len(segments) and segments[number + 1]["kind"] != "text":
             text = text.rstrip()
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+        return self.tokenizer(check_text(text), add_special_tokens=False)["input_ids"] if text else []
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Normalised pixels [I, C, S, S] of RGB images; [0, 3, S, S] of none."""

@@ -1,0 +1,138 @@
+"""Rows as they come from a source: a user's columns, what the library knows beside them, and what may go wrong."""
+
+import base64
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+
+from ..errors import DataError, NextEmbedError
+from .transforms import Unreadable
+
+URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.I)
+PACKAGE = str(Path(__file__).parents[1])
+LIBRARIES = (sysconfig.get_path("stdlib"), "<frozen ")
+MISTAKES = (AttributeError, NameError, TypeError, ImportError, AssertionError, NotImplementedError)
+
+
+class Folder(NamedTuple):
+    """Where files that a row names are. Absolute paths and ways out are no such files."""
+
+    path: Path | None
+
+    def read(self, value: Any) -> Any:
+        """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
+        base64. Raises Unreadable."""
+        if isinstance(value, dict):
+            if isinstance(value.get("bytes"), str):
+                return from_base64(value["bytes"])
+            if value.get("bytes") is not None:
+                return value["bytes"]
+            value = value.get("path")
+        if value is None:
+            raise Unreadable("no file")
+        if not isinstance(value, str):
+            return value
+        if URL.match(value):
+            if self.path is not None:
+                raise Unreadable(f"'{value[:80]}' is an address; nothing is downloaded")
+            with fsspec.open(value, "rb") as file:  # of a hub data set that is streamed
+                return file.read()
+        if self.path is None:
+            return Path(value)
+        full = self.path / value
+        if not Path(os.path.normpath(full.absolute())).is_relative_to(self.path):
+            raise Unreadable(f"'{value[:80]}' lies outside the data folder")
+        return full
+
+
+def from_base64(value: str) -> bytes:
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        raise Unreadable("its bytes are not base64") from None
+
+
+class Record(dict[str, Any]):
+    """The columns of a row, under whatever names they have.
+
+    key: names the row for good. folder: where the files are that it names. error: why it cannot be read, if it cannot;
+    it then has no columns.
+    """
+
+    def __init__(
+        self, columns: dict[str, Any], key: str, folder: Folder | None = None, error: str | None = None
+    ) -> None:
+        super().__init__(columns)
+        self.key, self.folder, self.error = key, folder or Folder(None), error
+
+    def but(self, **facts: Any) -> "Record":
+        """The same columns, with other facts."""
+        return type(self)(self, **{"key": self.key, "folder": self.folder, "error": self.error, **facts})
+
+
+def key_of(row: Any, index: int) -> str:
+    """What names a row: of a user's own row "key", if it has one, else the number of the row."""
+    return row.key if isinstance(row, Record) else str(row.get("key", index))
+
+
+def keyed(row: Any, index: int) -> Any:
+    """The row with a key of its own."""
+    return row if isinstance(row, Record) or "key" in row else {**row, "key": str(index)}
+
+
+def check_readable(row: Any) -> None:
+    """Raises Unreadable for a row that could not be read."""
+    if isinstance(row, Record) and row.error is not None:
+        raise Unreadable(row.error)
+
+
+def row_at(rows: Any, index: int) -> Any:
+    """A row with its key; if reading it fails, one that says why."""
+    try:
+        with reading(str(index)):
+            return keyed(rows[index], index)
+    except Unreadable as err:
+        return Record({}, str(index), error=str(err))
+
+
+@contextmanager
+def reading(key: str) -> Iterator[None]:
+    """What the content of a row causes while it is read, decoded or encoded becomes Unreadable, with the reason.
+
+    A mistake in a user's own code is no property of a row: DataError, which names the file and the line.
+    """
+    try:
+        yield
+    except (Unreadable, NextEmbedError):
+        raise
+    except Exception as err:
+        at = own_line(err)
+        if at and isinstance(err, MISTAKES):
+            hint = "raise nextembed.Unreadable for a row that cannot be read"
+            raise DataError(f"{at}: {reason_of(err)} (in row {key}; {hint})") from err
+        raise Unreadable(reason_of(err) + (f" ({at})" if at else "")) from err
+
+
+def own_line(err: BaseException) -> str | None:
+    """ "FILE, line N" where an error comes from a user's own code, perhaps through a library that this called; None
+    where it comes from nextembed, perhaps by what a row holds."""
+    for frame, line in reversed(list(traceback.walk_tb(err.__traceback__))):
+        file = frame.f_code.co_filename
+        if file.startswith(PACKAGE):
+            return None
+        if not file.startswith(LIBRARIES) and not {"site-packages", "dist-packages"} & set(Path(file).parts):
+            return f"{file}, line {line}"
+    return None
+
+
+def reason_of(err: BaseException) -> str:
+    """One line of at most 200 characters."""
+    text = (str(err).strip().splitlines() or [""])[0][:200]
+    return text if text and isinstance(err, ValueError | OSError) else f"{type(err).__name__}: {text}".rstrip(": ")
