@@ -234,7 +234,7 @@ class Documents:
             try:
                 yield decoded(source.part, *self._seeded(row, number))
             except Unreadable as err:
-                self.skipped.add(key_of(row, number), str(err), seen)
+                self.skipped.add(key_of(row, number), reason_of(err), seen)
         self.skipped.check(seen)
 
     def _rows(self) -> Iterator[tuple[RowSource, int, Any]]:

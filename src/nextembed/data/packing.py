@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 
 from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
 from ..errors import ConfigError, DataError
-from .record import key_of, reading
+from .record import key_of, reading, reason_of
 from .stream import DOCUMENT_MARK, SkipLog, TrainLoader, _worker
 from .transforms import Unreadable
 
@@ -171,9 +171,8 @@ class DocumentStream(IterableDataset[Stretch]):
             return self.fit(document)
         except Unreadable as err:
             key = key_of(row, place.row)
-            self.log.add(
-                key if len(self.sources) == 1 else f"{place.source}/{key}", str(err), num_seen * self.all_readers
-            )
+            named = key if len(self.sources) == 1 else f"{place.source}/{key}"
+            self.log.add(named, reason_of(err), num_seen * self.all_readers)
             return UNREADABLE, None
 
     def again(self, places: list[DocumentPlace]) -> list[tuple[DocumentPlace, Encoded]]:

@@ -135,4 +135,8 @@ def own_line(err: BaseException) -> str | None:
 def reason_of(err: BaseException) -> str:
     """One line of at most 200 characters."""
     text = (str(err).strip().splitlines() or [""])[0][:200]
-    return text if text and isinstance(err, ValueError | OSError) else f"{type(err).__name__}: {text}".rstrip(": ")
+    return (
+        text
+        if text and isinstance(err, Unreadable | ValueError | OSError)
+        else f"{type(err).__name__}: {text}".rstrip(": ")
+    )

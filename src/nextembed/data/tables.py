@@ -13,7 +13,7 @@ from .documents import DocumentPart
 from .images import Role
 from .origins import Origin, find_table
 from .record import Folder, Record, check_readable
-from .sources import IndexedRows, StreamedRows, _filter, _parse_split, class_names, load
+from .sources import IndexedRows, StreamedRows, _filter, _parse_split, _quiet, class_names, load
 from .transforms import Unreadable
 
 
@@ -82,7 +82,8 @@ class TablePart(DocumentPart):
             return load(origin, expression, self.subset, self.streaming)
         sample_by = getattr(self, "sample_by", "line") if self._is_text(origin) else "line"
         data = load(origin, expression, None, self.streaming, sample_by=sample_by)
-        return data.filter(has_text, input_columns=["text"])  # blank lines are no rows
+        with _quiet(True):
+            return data.filter(has_text, input_columns=["text"])  # blank lines are no rows
 
     def _is_text(self, origin: Origin) -> bool:
         files = [file for found in (origin.files or {}).values() for file in found]
@@ -195,6 +196,8 @@ def words(value: Any, name: str) -> str:
             value = value.decode("utf-8")
         except UnicodeDecodeError:
             raise Unreadable(f"'{name}' is not text") from None
+    if value is None:
+        raise Unreadable(f"it has no '{name}'")
     if not isinstance(value, str):
         raise Unreadable(f"'{name}' is not text but {type(value).__name__}")
     if not value.strip():
