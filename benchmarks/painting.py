@@ -129,7 +129,7 @@ def main() -> None:
         settings = apply_overrides(base, changes.split(",") if changes else [])
         objective, steps = train(settings, Cached(model, latents), images, args)
         decoder = copy.copy(objective.decoder)
-        decoder.unet = objective.ema or objective.decoder.unet
+        decoder.unet = objective.decoder.unet if objective.ema is None else objective.ema.network
         condition, empty = objective.standardised(unseen[: args.num_painted]), objective.standardised(objective.empty)
         line = {"changes": changes, "steps": steps, "train_images": len(images), "test_images": len(held_out)}
         sheet = [truth[:24]]

@@ -5,6 +5,7 @@ import torch
 from tiny import model, trainer
 from transformers import TrainerCallback
 
+from nextembed.objectives.latent_decoder import LatentDecoderSettings
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training.optim import OptimConfig
 
@@ -79,3 +80,13 @@ def test_info_nce_too(tmp_path):
     parts, _ = train(tmp_path / "parts", 4, NextEmbeddingSettings(distance="info_nce"))
     for name, weight in whole.items():
         assert (parts[name] - weight).abs().max() <= 5e-6 * weight.abs().max(), name
+
+
+def test_averaged_weights_of_a_frozen_backbone_are_its_own(tmp_path):
+    net = model(objective=LatentDecoderSettings(width=8, num_layers=1, num_heads=2))
+    before = {n: p.clone() for n, p in net.backbone.named_parameters()}
+    run = trainer(tmp_path, net, ema_decay=0.9, max_steps=2)
+    run.pretrain()
+    run.save_folders()
+    for n, p in net.backbone.named_parameters():
+        assert torch.equal(p, before[n])

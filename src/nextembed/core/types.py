@@ -6,7 +6,7 @@ Shapes: B samples, T latents a sample, D latent width, L layers.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +157,44 @@ class Hidden(NamedTuple):
     layers: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How an objective wants predictions compared with what comes next. distance: its name; weights: factors by
+    modality; stop_gradient_table: a softmax does not train the table that it compares with."""
+
+    distance: str
+    weights: Mapping[str, float]
+    stop_gradient_table: bool = False
+
+
+class Scorer(Protocol):
+    """Compares predictions of one batch; made by a backbone that knows more of its latents than vectors."""
+
+    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Of shifted predictions and targets [B, T - k, D], at each position, [B, T - k]."""
+
+    def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        """Diagnostics as of `nn.diagnostics.diagnose`, and what only this boundary can tell."""
+
+
+@runtime_checkable
+class ScoringBackbone(Protocol):
+    """A backbone whose boundary says how a target is scored: tokens by a softmax, directions by a density."""
+
+    def accept(self, scoring: Scoring) -> None:
+        """Called once, before training. Raises ConfigError for what this backbone cannot score by."""
+
+    def scorer(self, batch: Batch, scoring: Scoring) -> Scorer: ...
+
+
+@runtime_checkable
+class SteppedBackbone(Protocol):
+    """A backbone that keeps statistics of what it sees in training."""
+
+    def after_step(self) -> None:
+        """Called after every optimizer step, on every rank."""
+
+
 class Backbone(Protocol):
     """A network that the trainer, every objective and every probe can use."""
 
@@ -183,22 +221,12 @@ class ObjectiveOutput(ModelOutput):
 
     loss_sum []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
     num_targets []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
-    features [B, D]: detached, one vector a sample, for online probes.
     metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
     """
 
     loss_sum: Tensor | None = None
     num_targets: Tensor | None = None
-    features: Tensor | None = None
     metrics: dict[str, Any] | None = None
-
-
-class Observer(Protocol):
-    """Watches training without touching it: probes, diagnostics."""
-
-    def observe(self, output: ObjectiveOutput, batch: Batch) -> None: ...
-
-    def metrics(self) -> dict[str, float]: ...
 
 
 class Objective(nn.Module):
@@ -245,3 +273,9 @@ class PretrainingModel(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         with drawn_by(batch.get("seeds")):
             return self.objective(self.backbone, batch)
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """Called after every optimizer step, on every rank."""
+        self.objective.after_step(self.backbone, step, max_steps)
+        if isinstance(self.backbone, SteppedBackbone):
+            self.backbone.after_step()

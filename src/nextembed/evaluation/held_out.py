@@ -15,10 +15,10 @@ NUM_DOCUMENTS = 512
 
 class HeldOutLoss:
     """Called with a model in eval mode: means over all targets of fixed validation batches, "eval/text_loss",
-    "eval/text_accuracy", "eval/regression_loss"."""
+    "eval/text_accuracy", "eval/regression_loss". skipped: the reason by document that could not be read."""
 
-    def __init__(self, batches: Sequence[Batch], objective: Objective):
-        self.batches, self.objective = batches, objective
+    def __init__(self, batches: Sequence[Batch], objective: Objective, skipped: dict[str, str] | None = None):
+        self.batches, self.objective, self.skipped = batches, objective, skipped or {}
 
     @torch.no_grad()
     def __call__(self, backbone: Any) -> dict[str, float]:
@@ -37,19 +37,18 @@ class HeldOutLoss:
 def held_out_loss(data: Any, encode: Encode, max_length: int, rows: int, objective: Objective) -> HeldOutLoss:
     """On the first NUM_DOCUMENTS documents of the validation split, `rows` packed rows a batch.
 
-    Raises ConfigError where there is no such split, DataError if nothing of it fits.
+    Raises ConfigError where there is no such split, DataError if nothing of it fits or too many cannot be read.
     """
     waiting = []
-    fit = Fit(encode, max_length, "skip")
-    documents = data.documents("validation")
-    for number, document in enumerate(documents):
+    documents, fit = data.documents("validation"), Fit(encode, max_length, "skip")
+    for number, document in enumerate(documents, 1):
         try:
-            encoded = fit(document)[1]
-        except Unreadable as err:
-            documents.skipped.add(str(document["key"]), str(err), number + 1)
+            _, encoded = fit(document)
+        except Unreadable as err:  # as in training: left out, counted and named
+            documents.skipped.add(str(document.get("key", number)), str(err), number)
             continue
         if encoded is not None:
-            waiting.append((DocumentPlace(0, 0, 0, number + 1), encoded))
+            waiting.append((DocumentPlace(0, 0, 0, number), encoded))
         if len(waiting) == NUM_DOCUMENTS:
             break
     packed = []
@@ -58,4 +57,4 @@ def held_out_loss(data: Any, encode: Encode, max_length: int, rows: int, objecti
     if not packed:
         raise DataError(f"no validation document fits {max_length} positions")
     batches = [pack(packed[i : i + rows], max_length, [0]) for i in range(0, len(packed), rows)]
-    return HeldOutLoss(batches, objective)
+    return HeldOutLoss(batches, objective, dict(documents.skipped.reasons))

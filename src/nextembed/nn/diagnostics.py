@@ -60,9 +60,16 @@ def diagnose(z: Tensor, h: Tensor, pred: Tensor, target: Tensor) -> dict[str, Te
     latent_std, hidden_std: `spread`; latent_rank, hidden_rank: `effective_rank`.
     The begin token (position 0) is left out: it is no current latent to copy.
     """
-    target = F.normalize(target[:, 1:].float(), dim=-1)
-    current, following = target[:, :-1], target[:, 1:]
-    pred = F.normalize(pred[:, 1 : target.shape[1]].float(), dim=-1)
+    last = target.shape[1] - 1
+    states = (x[:, 1:].flatten(0, 1) for x in (z, h))
+    return diagnose_pairs(pred[:, 1:last], target[:, 1:last], target[:, 2:], *states)
+
+
+@torch.no_grad()
+def diagnose_pairs(pred: Tensor, current: Tensor, following: Tensor, z: Tensor, h: Tensor) -> dict[str, Tensor]:
+    """What `diagnose` gives, of predictions [..., D], the latents they were made at and those they are of, and of rows
+    of latents and hidden states, [N, D] each."""
+    pred, current, following = (F.normalize(x.float(), dim=-1) for x in (pred, current, following))
     to_next, to_current = (pred * following).sum(-1), (pred * current).sum(-1)
     result = {
         "cos_next": to_next.mean(),
@@ -72,8 +79,7 @@ def diagnose(z: Tensor, h: Tensor, pred: Tensor, target: Tensor) -> dict[str, Te
         "cos_neighbours": (current * following).sum(-1).mean(),
     }
     for name, x in (("latent", z), ("hidden", h)):
-        rows = x[:, 1:].flatten(0, 1)
-        rows = rows[:: max(1, len(rows) // MAX_ROWS)][:MAX_ROWS]
+        rows = x[:: max(1, len(x) // MAX_ROWS)][:MAX_ROWS]
         result |= {f"{name}_std": spread(rows), f"{name}_rank": effective_rank(rows)}
     return result
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 LARGE_ORDER = 24  # Bessel functions are expanded at this order or above, and stepped down from there
+NO_FLOAT64 = {"mps"}  # devices
 NUM_TERMS = 10  # of the expansion: at order 24 the first that is left out is below 3e-15
 
 
@@ -27,7 +28,7 @@ def vmf_log_normalizer(kappa: Tensor, dim: int, relative: bool = True) -> Tensor
     is `vmf_expected_cosine`. Source: log of 0F1(dim / 2; kappa^2 / 4), by the uniform expansion of Bessel functions
     (Abramowitz and Stegun 9.7.7), of which ours takes the logarithm term by term.
     """
-    value: Tensor = _LogNormalizer.apply(kappa.double(), dim)
+    value: Tensor = _LogNormalizer.apply(wide(kappa), dim)
     return value if relative else value + log_sphere_area(dim)
 
 
@@ -38,7 +39,7 @@ def log_sphere_area(dim: int) -> float:
 
 def vmf_expected_cosine(kappa: Tensor, dim: int) -> Tensor:
     """Mean cosine between a sample and its direction, A(kappa) in [0, 1), float64: I_{dim/2} / I_{dim/2-1}."""
-    return _ExpectedCosine.apply(kappa.double(), dim)
+    return _ExpectedCosine.apply(wide(kappa), dim)
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def vmf_kappa(cosine: Tensor, dim: int) -> Tensor:
 
     Raises ValueError outside [0, 1). Source: Banerjee et al. 2005 (JMLR 6), equation 4.4, then Newton steps.
     """
-    cosine = cosine.double()
+    cosine = wide(cosine)
     if not ((cosine >= 0) & (cosine < 1)).all():
         raise ValueError("an expected cosine is at least 0 and below 1")
     kappa = cosine * (dim - cosine.square()) / (1 - cosine.square())
@@ -67,7 +68,7 @@ def mixture_log_prob(
 ) -> Tensor:
     """Log density at x [..., D] of components [..., K, D] with kappas and log weights [..., K], in nats, [...]."""
     components = _component_log_prob(directions, kappas, x[..., None, :], relative)
-    return torch.logsumexp(components + log_weights.double(), dim=-1).to(at_least_float32(x).dtype)
+    return torch.logsumexp(components + wide(log_weights), dim=-1).to(at_least_float32(x).dtype)
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def vmf_sample(
     direction = at_least_float32(direction)
     if temperature == 0:
         return direction.clone()
-    kappa = (kappa.double().expand(direction.shape[:-1]) / temperature).clamp(max=1e15)  # so that b stays above 0
+    kappa = (wide(kappa).expand(direction.shape[:-1]) / temperature).clamp(max=1e15)  # so that b stays above 0
     short = _one_minus_cosine(kappa, direction.shape[-1], generator).to(direction.dtype)[..., None]
     noise = _random(torch.randn, direction.shape, direction, generator)
     for _ in range(2):  # twice: what is left along the direction after rounding shows where the noise is parallel to it
@@ -112,7 +113,7 @@ def mixture_sample(
 def mixture_choice(log_weights: Tensor, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
     """A component of each mixture [..., K], drawn by weight: its number [..., 1]. temperature: see `mixture_sample`."""
     _check_temperature(temperature)
-    chosen = log_weights.double()
+    chosen = wide(log_weights)
     if temperature > 0:  # Gumbel's trick: the greatest is drawn with its weight
         uniform = _random(torch.rand, chosen.shape, chosen, generator).clamp(min=1e-300)
         chosen = chosen / temperature - torch.log(-torch.log(uniform))
@@ -131,8 +132,14 @@ def cosines(directions: Tensor, x: Tensor) -> Tensor:
 
 
 def _component_log_prob(direction: Tensor, kappa: Tensor, x: Tensor, relative: bool) -> Tensor:
-    kappa = kappa.double()
-    return kappa * cosines(direction, x).double() - vmf_log_normalizer(kappa, x.shape[-1], relative)
+    kappa = wide(kappa)
+    return kappa * wide(cosines(direction, x)) - vmf_log_normalizer(kappa, x.shape[-1], relative)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float64; in float32 on a device that has no float64 (mps), where log densities are right to about kappa x
+    1e-7."""
+    return x.to(torch.float32 if x.device.type in NO_FLOAT64 else torch.float64)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -93,7 +93,6 @@ class LatentDecoding(Objective):
         return ObjectiveOutput(
             loss_sum=loss,
             num_targets=self.count_targets(batch),
-            features=x.float().mean(1),
             metrics=decoding_metrics(found.detach(), target, mask, backbone.config.num_channels)
             if self.diagnose
             else None,

@@ -7,20 +7,19 @@ With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
     loss = -cosine(h[:, :-1], stop_gradient(z[:, 1:]))
 """
 
-import copy
 import math
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ..core.config import OBJECTIVES, Part
-from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput
-from ..errors import ConfigError, unknown
+from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput, Scorer, Scoring, ScoringBackbone
+from ..errors import ConfigError
 from ..nn import losses
-from ..nn.diagnostics import MAX_ROWS, diagnose, effective_rank, spread
+from ..nn.diagnostics import diagnose
+from ..nn.ema import Teacher
 
 
 @OBJECTIVES.register("next_embedding")
@@ -95,45 +94,48 @@ class NextEmbeddingSettings(Part):
         longest, length = max(self.steps_ahead), num_latents(size, size) if num_latents and size else math.inf
         if longest >= length:
             raise ConfigError(f"objective.steps_ahead {longest}: an image has only {length} latents")
-        self._check_boundary(backbone)
+        self._check_scoring(backbone)
         return NextEmbedding(self, backbone)
 
-    def _check_boundary(self, backbone: Any) -> None:
-        """What needs to know tables, densities or modalities needs a backbone that has them."""
-        kinds = getattr(backbone, "kind_names", None)
-        if self.distance == "vocabulary" and not hasattr(backbone, "codes"):
+    def scoring(self) -> Scoring:
+        """What a backbone needs to know of how targets are compared."""
+        return Scoring(self.distance, self.weights, self.stop_gradient_table)
+
+    def _check_scoring(self, backbone: Any) -> None:
+        """Some distances need a backbone that scores targets itself, and that takes one step at a time."""
+        if isinstance(backbone, ScoringBackbone):
+            backbone.accept(self.scoring())
+            if self.steps_ahead != [1] or not self.shift or self.target != "latents" or self.input_mask_rate > 0:
+                raise ConfigError(
+                    "objective: packed documents are trained with steps_ahead=1, shift, target=latents and "
+                    "input_mask_rate=0"
+                )
+            return
+        if self.distance == "vocabulary":
             raise ConfigError("objective.distance=vocabulary needs a model with a table of tokens: model.kind=omni")
-        if self.distance == "likelihood" and getattr(backbone, "density_head", None) is None:
+        if self.distance == "likelihood":
             raise ConfigError("objective.distance=likelihood needs model.density=von_mises_fisher or mixture")
-        if getattr(backbone, "density_head", None) is not None:
-            if self.distance not in ("likelihood", "vocabulary"):
-                raise ConfigError("model.density is trained by objective.distance=likelihood or vocabulary")
-            backbone.config.token_softmax = self.distance == "vocabulary"
-        if self.weights and kinds is None:
+        if self.weights:
             raise ConfigError("objective.weights needs a model of several modalities: model.kind=omni")
-        for name in self.weights:
-            if name not in (kinds or ()):
-                raise ConfigError(unknown("objective.weights:", name, kinds or ()))
-        packed = kinds is not None
-        if packed and (self.steps_ahead != [1] or not self.shift or self.distance in ("info_nce", "sigreg")
-                       or self.target != "latents" or self.input_mask_rate > 0):  # fmt: skip
-            raise ConfigError(
-                "objective: packed documents are trained with steps_ahead=1, shift, target=latents, input_mask_rate=0 "
-                "and a distance other than info_nce and sigreg"
-            )
 
 
-class Boundary(NamedTuple):
-    """What a backbone of packed documents says about them.
+class PlainScorer:
+    """Compares vectors and nothing else: what NEPA needs; see `core.types.Scorer`."""
 
-    names: of kinds 1, 2, ...: "begin", then the modalities. codes: (table [V, D], rows [B, T], log_scale []), see
-    `models.omni`. density: hidden states to densities. weight [B, T]: of each position's distance.
-    """
+    def __init__(self, settings: NextEmbeddingSettings):
+        self.settings = settings
 
-    names: Sequence[str]
-    codes: Any
-    density: Any
-    weight: Tensor | None
+    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        match self.settings.distance:
+            case "info_nce":
+                return losses.info_nce(pred, target, mask, self.settings.temperature)
+            case "sigreg":
+                return losses.mse(pred, target)
+            case name:
+                return losses.regression_distance(pred, target, name)
+
+    def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        return diagnose(z, h, h, target)
 
 
 class NextEmbedding(Objective):
@@ -154,11 +156,7 @@ class NextEmbedding(Objective):
             self.projector = nn.Sequential(
                 nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, settings.sigreg_width)
             )
-        self.teacher: Any = None
-        if settings.target == "teacher":
-            self.teacher = copy.deepcopy(backbone)
-            for p in self.teacher.parameters():
-                p.requires_grad_(False)
+        self.teacher = Teacher(cast(nn.Module, backbone)) if settings.target == "teacher" else None
 
     def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Adds input_mask [B, T]: each patch hidden with probability `input_mask_rate`; the begin token never."""
@@ -185,26 +183,19 @@ class NextEmbedding(Objective):
         if self.stop_gradient:
             target = target.detach()
         mask = batch.get("latent_mask")
-        boundary = self.boundary(backbone, batch)
-        loss = self.loss(hidden.last, target, mask, boundary)
+        scorer = self.scorer(backbone, batch)
+        count = self.count_targets(batch)
+        loss = self.loss(hidden.last, target, mask, scorer)
         if self.settings.every_layer:
-            before = [self.loss(layer, target, mask, boundary) for layer in hidden.layers[1:-1]]
+            before = [self.loss(layer, target, mask, scorer) for layer in hidden.layers[1:-1]]
             loss = loss + torch.stack(before).mean() if before else loss
+        if self.projector is not None:
+            loss = loss + self.settings.sigreg_weight * self.gaussianity(target, mask) * count
         metrics = None
         if self.diagnose:
             with torch.no_grad():
-                h, z = hidden.last.detach(), latents.z.detach()
-                pred = h if boundary is None or boundary.density is None else boundary.density(h).mean()
-                if boundary is None:
-                    metrics = diagnose(z, h, pred, target.detach())
-                else:
-                    metrics = diagnose_documents(z, h, pred, batch, boundary)
-        return ObjectiveOutput(
-            loss_sum=loss,
-            num_targets=self.count_targets(batch),
-            features=hidden.last[:, 1:].detach().mean(dim=1),
-            metrics=metrics,
-        )
+                metrics = scorer.diagnose(latents.z.detach(), hidden.last.detach(), target.detach(), mask)
+        return ObjectiveOutput(loss_sum=loss, num_targets=count, metrics=metrics)
 
     def seen(self, latents: Latents, batch: Batch) -> Latents:
         """What the autoregressor sees: hidden patches are zero; without the last latent where it is of no use."""
@@ -212,22 +203,13 @@ class NextEmbedding(Objective):
         mask = batch.get("input_mask")
         if mask is not None:
             z = z.masked_fill(mask[..., None], 0.0)
-        end = z.shape[1] - 1 if self.skip_last and z.shape[1] > 2 else z.shape[1]  # one patch at least, for features
-        return latents._replace(z=z).until(end)
+        return latents._replace(z=z).until(z.shape[1] - 1 if self.skip_last else z.shape[1])
 
-    def boundary(self, backbone: Any, batch: Batch) -> Boundary | None:
-        """What packed documents say about each position; None for images."""
-        if "kinds" not in batch:
-            return None
-        weight = None
-        if self.settings.weights:
-            own = [1.0, *(self.settings.weights.get(name, 1.0) for name in backbone.kind_names)]  # padding comes first
-            kinds: Tensor = cast(Any, batch)["kinds"]
-            weight = torch.tensor(own, device=kinds.device)[kinds]
-        density = (
-            getattr(backbone, "density_head", None) if self.settings.distance in ("likelihood", "vocabulary") else None
-        )
-        return Boundary(backbone.kind_names, backbone.codes(batch), density, weight)
+    def scorer(self, backbone: Backbone, batch: Batch) -> Scorer:
+        """The backbone's own, where its boundary knows how targets are scored."""
+        if isinstance(backbone, ScoringBackbone):
+            return backbone.scorer(batch, self.settings.scoring())
+        return PlainScorer(self.settings)
 
     def target(self, backbone: Backbone, latents: Latents, hidden: Hidden, batch: Batch) -> Tensor:
         """What is predicted, [B, T, D]."""
@@ -235,102 +217,37 @@ class NextEmbedding(Objective):
             return latents.z
         if self.settings.target == "hidden":
             return hidden.layers[self.settings.target_layer]
+        assert self.teacher is not None
+        teacher: Any = self.teacher.network
         with torch.no_grad():
-            self.teacher.eval()  # the trainer sets the whole objective to training mode
-            z = self.teacher.embed(batch)
+            z = teacher.embed(batch)
             if self.settings.target_layer == 0:
                 return z.z
-            return self.teacher.encode(z, output_layers=True).layers[self.settings.target_layer]
+            return teacher.encode(z, output_layers=True).layers[self.settings.target_layer]
 
-    def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None, boundary: Boundary | None = None) -> Tensor:
+    def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None, scorer: Scorer) -> Tensor:
         """Summed distance over positions and steps, []."""
         total = hidden.new_zeros((), dtype=torch.float32)
-        if boundary is not None:
-            total = total + 0.0 * boundary.codes.log_scale  # ranks have to reach every parameter in every step
         project = self.projector or nn.Identity()
         target = project(target)
-        if self.projector is not None:
-            directions = torch.randn(target.shape[-1], self.settings.sigreg_directions, device=target.device)
-            gaussian = losses.sigreg(target, directions)[:, None].expand(target.shape[:2])
-            total = self.settings.sigreg_weight * losses.masked_sum(gaussian, mask)[0]
         for k in self.steps:
             head = self.heads[str(k)] if str(k) in self.heads else nn.Identity()
             pred, shifted = losses.shifted(project(head(hidden)), target, k)
             valid = None if mask is None else mask[:, k:]
-            distance = self.distance(pred, shifted, valid, boundary)
-            if boundary is not None and boundary.weight is not None:
-                distance = distance * boundary.weight[:, k:]
-            total = total + losses.masked_sum(distance, valid)[0]
+            total = total + losses.masked_sum(scorer.distance(pred, shifted, valid), valid)[0]
         return total
 
-    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None, boundary: Boundary | None = None) -> Tensor:
-        """Distance at each position, [B, T, D] -> [B, T]."""
-        match self.settings.distance:
-            case "cosine":
-                return losses.negative_cosine(pred, target)
-            case "vocabulary":
-                assert boundary is not None
-                table, codes, log_scale = boundary.codes
-                codes = codes[:, 1:]
-                wanted = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
-                chosen = wanted & (codes >= 0)
-                others = wanted & ~chosen  # a density of many directions is not worth having where it is not asked for
-                if boundary.density is None:
-                    found = losses.negative_cosine(pred[others], target[others])
-                else:
-                    found = -boundary.density(pred[others]).log_prob(target[others])
-                table = table.detach() if self.settings.stop_gradient_table else table
-                scores = losses.vocabulary_scores(pred[chosen], table, log_scale)
-                distances = found.new_zeros(codes.shape).masked_scatter(others, found)
-                return distances.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
-            case "likelihood":
-                assert boundary is not None and boundary.density is not None
-                return -boundary.density(pred).log_prob(target)
-            case "smooth_l1":
-                return losses.smooth_l1(pred, target)
-            case "info_nce":
-                return losses.info_nce(pred, target, mask, self.settings.temperature)
-            case _:
-                return losses.mse(pred, target)
+    def gaussianity(self, target: Tensor, mask: Tensor | None) -> Tensor:
+        """SIGReg of the projected latents of each image, a mean over images weighed by their latents, [].
 
-    @torch.no_grad()
+        It is a term of its own, added once: neither layers nor steps ahead change its weight."""
+        assert self.projector is not None
+        z = self.projector(target)
+        directions = torch.randn(z.shape[-1], self.settings.sigreg_directions, device=z.device)
+        total, count = losses.masked_sum(losses.sigreg(z, directions)[:, None].expand(z.shape[:2]), mask)
+        return total / count.clamp(min=1)
+
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Moves the teacher towards the backbone."""
         if self.teacher is not None:
-            pairs = zip(self.teacher.parameters(), backbone.parameters(), strict=True)
-            mine, theirs = (list(x) for x in zip(*pairs, strict=True))
-            torch._foreach_lerp_(mine, theirs, 1 - self.settings.teacher_decay)
-
-
-def diagnose_documents(z: Tensor, h: Tensor, pred: Tensor, batch: Batch, boundary: Boundary) -> dict[str, Any]:
-    """`diagnose` over packed documents: targets whose current latent belongs to the same segment. By modality, too: how
-    near predictions are, "cos_next/NAME"; how long latents are, "length/NAME"; how often the nearest row of the table
-    is the right one, "top1/NAME"."""
-    kinds, mask, documents = (cast(Any, batch)[name] for name in ("kinds", "latent_mask", "document_ids"))
-    pred, target = losses.shifted(pred, z)
-    to_next = -losses.negative_cosine(pred, target)
-    to_current = -losses.negative_cosine(pred, z[:, :-1])
-    valid = mask[:, 1:]
-    inside = valid & (kinds[:, 1:] == kinds[:, :-1]) & (documents[:, 1:] == documents[:, :-1])
-    found: dict[str, Any] = {}
-    if bool(inside.any()):
-        between = -losses.negative_cosine(z[:, :-1], target)
-        found = {
-            "cos_next": to_next[inside].mean(),
-            "cos_current": to_current[inside].mean(),
-            "cos_gap": (to_next - to_current)[inside].mean(),
-            "copy_win": (to_current > to_next)[inside].float().mean(),
-            "cos_neighbours": between[inside].mean(),
-        }
-        for name, x in (("latent", z[:, 1:][inside]), ("hidden", h[:, : valid.shape[1]][inside])):
-            rows = x[:: max(1, len(x) // MAX_ROWS)][:MAX_ROWS]
-            found |= {f"{name}_std": spread(rows), f"{name}_rank": effective_rank(rows)}
-    for number, name in enumerate(boundary.names, 1):
-        own = valid & (kinds[:, 1:] == number)
-        found[f"cos_next/{name}"] = (to_next[own].sum(), own.sum())
-        found[f"length/{name}"] = (torch.linalg.vector_norm(target[own].float(), dim=-1).sum(), own.sum())
-        coded = own & (boundary.codes.codes[:, 1:] >= 0)
-        if bool(coded.any()):
-            scores = losses.vocabulary_scores(pred[coded], boundary.codes.table, boundary.codes.log_scale)
-            found[f"top1/{name}"] = ((scores.argmax(-1) == boundary.codes.codes[:, 1:][coded]).sum(), coded.sum())
-    return found
+            self.teacher.follow(cast(nn.Module, backbone), self.settings.teacher_decay)

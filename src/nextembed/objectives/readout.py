@@ -119,7 +119,6 @@ class Readout(Objective):
         return ObjectiveOutput(
             loss_sum=torch.stack(sums),
             num_targets=self.count_targets(batch),
-            features=x.float().mean(1),
             metrics=metrics if self.diagnose else None,
         )
 

@@ -1,6 +1,5 @@
 """Painting from image latents: a diffusion decoder learns what pictures the latents of a frozen model stand for."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -15,6 +14,7 @@ from ..core.config import DECODERS, OBJECTIVES, Part
 from ..core.types import Batch, Objective, ObjectiveOutput
 from ..errors import ConfigError
 from ..nn.diffusion import add_noise, clean_estimate, diffusion_target, min_snr_weight
+from ..nn.ema import Teacher, decay_at
 
 FOLDER = "visual_decoder"  # in the run folder
 DecoderPart = Annotated[SerializeAsAny[Part], BeforeValidator(DECODERS.parse)]
@@ -79,9 +79,7 @@ class VisualDecoding(Objective):
             self.decoder.vae.requires_grad_(False)
         if settings.gradient_checkpointing:
             self.decoder.unet.enable_gradient_checkpointing()
-        self.ema: Any = None
-        if settings.ema_decay is not None:
-            self.ema = copy.deepcopy(self.decoder.unet).requires_grad_(False)
+        self.ema = None if settings.ema_decay is None else Teacher(self.decoder.unet)
         backbone.requires_grad_(False)
         self.prediction = self.decoder.scheduler.config.prediction_type
         self.register_buffer("signal", self.decoder.scheduler.alphas_cumprod.float().clone(), persistent=False)
@@ -99,6 +97,7 @@ class VisualDecoding(Objective):
         decoder, count = self.decoder, self.count_targets(batch)
         backbone.eval()  # the trainer sets all to training mode; nothing random may move what is read
         if int(count) == 0:
+            self.measure(backbone, self.empty[None, :0].expand(0, -1, -1))  # the other ranks wait for this one's share
             nothing = torch.stack([p.sum() * 0.0 for p in decoder.unet.parameters()]).sum()
             return ObjectiveOutput(loss_sum=nothing, num_targets=count)
         if decoder.vae is not None:
@@ -119,9 +118,7 @@ class VisualDecoding(Objective):
         if self.diagnose and decoder.vae is None:
             estimate = clean_estimate(found.detach(), noisy, signal, self.prediction).clamp(-1, 1)
             metrics = {"psnr": 10 * torch.log10(4 / (estimate - clean).square().mean().clamp(min=1e-10))}
-        return ObjectiveOutput(
-            loss_sum=error.sum(), num_targets=count, features=latents.float().mean(1), metrics=metrics
-        )
+        return ObjectiveOutput(loss_sum=error.sum(), num_targets=count, metrics=metrics)
 
     def latents(self, backbone: Any, batch: Batch) -> Tensor:
         """What to paint from, [I, N, D]: the images' own latents, some replaced by those the model regresses."""
@@ -144,32 +141,33 @@ class VisualDecoding(Objective):
         return (latents - self.center.to(latents)) / self.spread.to(latents) if self.settings.standardise else latents
 
     def measure(self, backbone: Any, latents: Tensor) -> None:
-        """Once, at the start: the empty prompt's latents, and mean and spread of each channel over all ranks."""
+        """Once, at the first step with images: the empty prompt's latents, and mean and spread of each channel over all
+        ranks. Every rank has to call it, also without images."""
         if bool(self.measured):
             return
+        flat = latents.cpu().double().flatten(0, 1)  # not every accelerator has float64
+        number = torch.full((flat.shape[1],), float(len(flat)), dtype=flat.dtype)
+        number, first, second = distributed.sum_over_ranks(torch.stack([number, flat.sum(0), flat.square().sum(0)]))
+        if number[0] == 0:
+            return
         self.empty.copy_(empty_prompt_latents(backbone))
-        flat = latents.double().flatten(0, 1)
-        sums = torch.stack([torch.full_like(flat[0], len(flat)), flat.sum(0), flat.square().sum(0)])
-        number, first, second = distributed.sum_over_ranks(sums.cpu())
         mean = first / number
         spread = (second / number - mean.square()).clamp(min=0).sqrt()
         self.center.copy_(mean)
         self.spread.copy_(spread.clamp(min=1e-3 * spread.mean() + 1e-8))  # a channel that is always the same stays so
         if self.settings.standardise and self.decoder.knows_latents:
-            for unet in (self.decoder.unet, *([] if self.ema is None else [self.ema])):
+            for unet in (self.decoder.unet, *([] if self.ema is None else [self.ema.network])):
                 self.decoder.fold_standardisation(-self.center / self.spread, 1 / self.spread, unet)
         self.measured.fill_(True)
 
-    @torch.no_grad()
     def after_step(self, backbone: Any, step: int, max_steps: int) -> None:
         """Moves the averaged weights; early in a run they follow closely."""
         if self.ema is not None and self.settings.ema_decay is not None:
-            decay = min(self.settings.ema_decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.decoder.unet.parameters()), 1 - decay)
+            self.ema.follow(self.decoder.unet, decay_at(self.settings.ema_decay, step))
 
     def folders(self, state: dict[str, Tensor]) -> dict[str, Callable[[Path], None]]:
         """RUN/visual_decoder, for `VisualDecoder.from_pretrained`; averaged weights where there are any."""
-        prefix = "decoder.unet." if self.ema is None else "ema."
+        prefix = "decoder.unet." if self.ema is None else "ema.network."
         unet = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         shift = (state["center"], state["spread"]) if self.settings.standardise else None
         return {FOLDER: lambda folder: self.decoder.save_weights(folder, unet, shift)}

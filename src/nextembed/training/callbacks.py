@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from ..core import distributed
 from ..core.run_folder import read_lines
 from ..errors import NextEmbedError
+from ..nn.ema import decay_at, follow
 
 Probe = Callable[[Any], dict[str, float]]
 Keep = Callable[[dict[str, float], int], None]
@@ -37,8 +38,7 @@ class EmaWeights(TrainerCallback):
     """Exponential moving average of the backbone's parameters that train; the others stay as they are.
 
     weights: by name in the backbone; sharded like the parameters under FSDP2.
-    After step t (from 1) the decay is min(decay, (1 + t) / (10 + t)), so that a short run does not average its
-    random start: it is 0.9 after 81 steps, 0.99 after 890 and 0.999 after 8,990.
+    The decay after step t is `nn.ema.decay_at`. Of a frozen backbone there is nothing to average.
     """
 
     def __init__(self, decay: float):
@@ -54,10 +54,9 @@ class EmaWeights(TrainerCallback):
 
     @torch.no_grad()
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        step = state.global_step + 1
-        decay = min(self.decay, (1 + step) / (10 + step))
         params = dict(model.backbone.named_parameters())
-        torch._foreach_lerp_(list(self.weights.values()), [params[n] for n in self.weights], 1 - decay)
+        decay = decay_at(self.decay, state.global_step + 1)
+        follow(list(self.weights.values()), [params[n] for n in self.weights], decay)
 
     def full(self) -> dict[str, Tensor]:
         """Whole tensors on the CPU. Under FSDP2 every rank must call it."""
@@ -69,11 +68,16 @@ class EmaWeights(TrainerCallback):
         by_name = dict(backbone.named_parameters())
         params = [by_name[n].data for n in self.weights]
         own = [p.clone() for p in params]
-        torch._foreach_copy_(params, list(self.weights.values()))
+        copy_into(params, list(self.weights.values()))
         try:
             yield
         finally:
-            torch._foreach_copy_(params, own)
+            copy_into(params, own)
+
+
+def copy_into(params: list[Tensor], values: list[Tensor]) -> None:
+    if params:
+        torch._foreach_copy_(params, values)
 
 
 def _whole(value: Tensor) -> Tensor:

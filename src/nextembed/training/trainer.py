@@ -29,7 +29,7 @@ from transformers.integrations import TensorBoardCallback
 from ..core import distributed
 from ..core.config import Config
 from ..core.signals import StopSignals
-from ..core.types import Batch, Observer, PretrainingModel
+from ..core.types import Batch, PretrainingModel
 from ..data.stream import checked_workers
 from ..errors import ConfigError, DataError, MissingExtra, TrainingError
 from . import checkpoint
@@ -207,7 +207,6 @@ class PretrainTrainer(Trainer):
         num_samples: int | None = None,
         image_processor: Any = None,
         callbacks: Iterable[TrainerCallback] = (),
-        observers: Iterable[Observer] = (),
         probe: Callable[[Any], dict[str, float]] | None = None,
         best: str | None = None,
     ):
@@ -218,7 +217,6 @@ class PretrainTrainer(Trainer):
             num_samples,
             image_processor,
         )
-        self.observers = list(observers)
         self.averages = Averages()
         self.signals = StopSignals()
         self.stop_signal = 0
@@ -302,19 +300,17 @@ class PretrainTrainer(Trainer):
         self.micro_step += 1
         output = model(inputs)
         loss = (output.loss_sum * (distributed.world_size() / num_items_in_batch)).sum()
-        self._watch(output, inputs)
+        self._watch(output)
         return (loss, output) if return_outputs else loss
 
     @torch.no_grad()
-    def _watch(self, output: Any, inputs: Batch) -> None:
+    def _watch(self, output: Any) -> None:
         self.step_loss = self.step_loss + output.loss_sum.detach().sum()
         counts = output.num_targets.detach().cpu().reshape(-1)
         for term, (value, count) in enumerate(zip(output.loss_sum.reshape(-1), counts)):
             self.averages.add(f"loss.{term}", value, count)
         for name, value in (output.metrics or {}).items():
             self.averages.add(name, *(value if isinstance(value, tuple) else (value,)))
-        for observer in self.observers:
-            observer.observe(output, inputs)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The parent calls this once between backward and optimizer step; a bad step is noted here."""
@@ -376,8 +372,6 @@ class PretrainTrainer(Trainer):
             "images_per_second": (step - self.clock_step) * self.config.batch_size / max(1e-9, now - self.clock),
             **means,
         }
-        for observer in self.observers:
-            line |= observer.metrics()
         if self.probe is not None:
             line |= self.probe.results
             self.probe.results = {}
@@ -451,7 +445,7 @@ class StepEnd(TrainerCallback):
         self.trainer.clock, self.trainer.clock_step = time.monotonic(), state.global_step
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        model.objective.after_step(model.backbone, state.global_step + 1, state.max_steps)
+        model.after_step(state.global_step + 1, state.max_steps)
 
     def on_step_end(self, args, state, control, **kwargs):
         seen, size = state.global_step * self.trainer.config.batch_size, self.trainer.num_samples

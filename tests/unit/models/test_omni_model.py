@@ -305,7 +305,9 @@ def test_lengths_are_measured_while_training_only():
     assert torch.equal(model.model.lengths, before)
     model.train()
     for _ in range(3):
-        latents = model.embed(batch)
+        for _ in range(2):  # micro batches: the lengths move once a step
+            latents = model.embed(batch)
+        model.after_step()
     for kind in (BEGIN, FIRST, FIRST + 1, FIRST + 2):
         mean = latents.z[batch["kinds"] == kind].norm(dim=-1).mean().item()
         expected = mean + (before[kind].item() - mean) * LENGTH_DECAY**3

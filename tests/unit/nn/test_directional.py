@@ -233,3 +233,21 @@ def test_the_same_generator_gives_the_same_sample():
     ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_a_device_without_float64_computes_in_float32(monkeypatch):
+    """mps has none: log densities are then right to about kappa x 1e-7."""
+    from nextembed.nn import directional
+    from nextembed.nn.density import DensityHead
+
+    torch.manual_seed(0)
+    head, hidden, x = DensityHead(16, "mixture", 3), torch.randn(5, 16), torch.randn(5, 16)
+    exact = head(hidden).log_prob(x)
+    monkeypatch.setattr(directional, "NO_FLOAT64", {"cpu"})
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "double", lambda self: seen.append(self) or self)
+    density = head(hidden)
+    torch.testing.assert_close(density.log_prob(x), exact, rtol=1e-4, atol=1e-4)
+    for found in (density.mean(), density.mode(), density.sample(), density.component(), density.expected_cosine()):
+        assert found.dtype == torch.float32 and found.isfinite().all()
+    assert not seen

@@ -61,7 +61,6 @@ def test_every_switch_trains_what_it_should(switches):
     out = model(made)
     assert out.loss_sum.isfinite() and out.loss_sum.dtype == torch.float32
     assert out.num_targets == model.objective.count_targets(made)  # known before the forward
-    assert out.features.shape == (3, 32) and not out.features.requires_grad
     assert all(value.isfinite() for value in out.metrics.values())
     (out.loss_sum / out.num_targets).backward()
     for name, p in model.named_parameters():
@@ -142,12 +141,6 @@ def test_leaving_the_last_latent_out_changes_nothing(switches):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-6 * max(10.0, float(two.abs().max())))
 
 
-def test_one_patch_has_features():
-    model = build()
-    made = {"pixel_values": torch.randn(2, 3, 4, 4), "latent_mask": torch.ones(2, 2, dtype=torch.bool)}
-    assert model(made).features.isfinite().all()
-
-
 def test_input_mask_hides_patches_but_keeps_them_as_targets():
     model = build(input_mask_rate=0.5).eval()
     made = batch(model.objective)
@@ -181,7 +174,7 @@ def test_several_steps_ahead_have_heads_of_their_own():
 
 def test_teacher_moves_towards_the_backbone():
     model = build(target="teacher", teacher_decay=0.75)
-    teacher, mine = model.objective.teacher, model.backbone
+    teacher, mine = model.objective.teacher.network, model.backbone
     before = [p.clone() for p in teacher.parameters()]
     with torch.no_grad():
         for p in mine.parameters():
@@ -200,6 +193,21 @@ def test_sigreg_has_no_stop_gradient_and_a_projector_of_its_own():
     expected = F.mse_loss(projector(hidden[:, :-1]), projector(z[:, 1:])) * 48
     assert model.eval()(batch()).loss_sum.item() == pytest.approx(expected.item(), rel=1e-4)
     assert model.backbone.vit_nepa.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("switches", [{}, {"every_layer": True}, {"steps_ahead": [1, 3]}], ids=str)
+def test_sigreg_is_added_once_with_its_weight(switches):
+    """Whatever layers and steps ahead the squared error is a mean over."""
+    parts = []
+    for weight in (0.0, 1.0):
+        model = build(distance="sigreg", sigreg_weight=weight, **switches).eval()
+        torch.manual_seed(3)
+        out = model(batch())
+        parts.append(out.loss_sum / out.num_targets)
+    torch.manual_seed(3)
+    z = model.objective.projector(model.backbone.embed(batch()).z)
+    expected = losses.sigreg(z, torch.randn(z.shape[-1], model.objective.settings.sigreg_directions)).mean()
+    assert (parts[1] - parts[0]).item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,6 @@ def test_readouts_learn_and_backbone_stays(source, decoder):
         model.train()  # as the trainer does: the objective must not read a model in training mode
         out = model(batch())
         assert out.num_targets.tolist() == [32, 4] and out.loss_sum.isfinite().all()
-        assert not out.features.requires_grad and out.features.shape == (3, 32)
         losses.append((out.loss_sum / out.num_targets).tolist())
         optimizer.zero_grad()
         (out.loss_sum / out.num_targets).sum().backward()

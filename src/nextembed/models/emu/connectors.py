@@ -55,10 +55,13 @@ class PooledGrid(nn.Module):
             raise ValueError(f"connector 'pooled_grid' cannot make {num_latents} latents of {num_patches} patches")
         self.projection = nn.Linear(encoder_width, width)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def hidden(self, features: Tensor) -> Tensor:
+        """[I, n n, E]: before the projection."""
         patches = features[:, -(self.grid**2) :].mT.unflatten(-1, (self.grid, self.grid))  # [I, E, grid, grid]
-        pooled = nn.functional.adaptive_avg_pool2d(patches, self.side)
-        return self.projection(pooled.flatten(2).mT)
+        return nn.functional.adaptive_avg_pool2d(patches, self.side).flatten(2).mT
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.projection(self.hidden(features))
 
 
 class Identity(nn.Module):

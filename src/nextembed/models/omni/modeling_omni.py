@@ -6,7 +6,7 @@ Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `k
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +17,18 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ...core.types import Attention, Batch, Hidden, Latents
+from ...core import distributed
+from ...core.types import Attention, Batch, Hidden, Latents, Scoring
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
 from ...nn.density import DensityHead
 from ...nn.linear_inverse import LinearInverse, ValueStatistics
 from ...nn.losses import next_embedding
 from ...nn.masks import attention_arguments
+from ...nn.modes import evaluating
 from ...nn.positions import rotary_tables
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
+from . import scoring as scorers
 from .configuration_omni import OmniConfig
 
 PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
@@ -33,18 +36,6 @@ PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
 READOUT_NOISE = 0.1  # of the squared length of a latent: what its prediction may be off by
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
-
-
-class Codes(NamedTuple):
-    """The latents that are rows of tables: begin latents, the end latent, tokens of text.
-
-    table [M + 1 + V, D]; codes [B, T], int64: the row of each position, -1 where a position is none of them; log_scale
-    []: of cosines, where they are compared by a softmax.
-    """
-
-    table: Tensor
-    codes: Tensor
-    log_scale: Tensor
 
 
 @dataclass
@@ -98,6 +89,8 @@ class NextPlace(nn.Module):
 class OmniModel(OmniPreTrainedModel):
     """The transformer with its modalities: packed documents in, latents and hidden states out."""
 
+    lengths: Tensor
+
     def __init__(self, config: OmniConfig):
         super().__init__(config)
         width = config.hidden_size
@@ -108,6 +101,7 @@ class OmniModel(OmniPreTrainedModel):
         self.next_place = NextPlace(width) if config.tell_next else None
         # Mean length of the latents of each kind, over recent training: a predicted direction has none of its own.
         self.register_buffer("lengths", torch.ones(FIRST + len(self.modalities)))
+        self._seen: Tensor | None = None  # since the last step: [kinds, 2], summed lengths and how many
         sizes = {name: self.modality(name).value_size for name in self.modalities}
         self.values = nn.ModuleDict({name: ValueStatistics(size) for name, size in sizes.items() if size is not None})
         self.encoder = Transformer(config)
@@ -145,8 +139,19 @@ class OmniModel(OmniPreTrainedModel):
 
     @torch.no_grad()
     def _measure(self, kind: int, latents: Tensor) -> None:
-        lengths: Tensor = self.lengths  # type: ignore[assignment]
-        lengths[kind].lerp_(latents.detach().float().norm(dim=-1).mean(), 1 - LENGTH_DECAY)
+        seen = torch.zeros(len(self.lengths), 2, device=latents.device) if self._seen is None else self._seen.clone()
+        seen[kind, 0] += latents.detach().float().norm(dim=-1).sum()
+        seen[kind, 1] += len(latents)
+        self._seen = seen
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Moves the running lengths by what all ranks saw in this step, however it was divided."""
+        seen = torch.zeros(len(self.lengths), 2) if self._seen is None else self._seen.cpu()
+        self._seen = None
+        total, count = distributed.sum_over_ranks(seen).to(self.lengths.device).unbind(1)
+        mean = torch.where(count > 0, total / count.clamp(min=1), self.lengths)
+        self.lengths.lerp_(mean, 1 - LENGTH_DECAY)
 
     def encode(
         self,
@@ -215,7 +220,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         """Names of the kinds from 1 on."""
         return ["begin", *self.config.names]
 
-    def codes(self, batch: Batch) -> Codes:
+    def codes(self, batch: Batch) -> scorers.Codes:
         """The latents of a batch that are rows of tables."""
         rows: Any = batch
         kinds, ids = rows["kinds"], rows["input_ids"]
@@ -225,7 +230,22 @@ class OmniForPreTraining(OmniPreTrainedModel):
             if modality.value_size is None:
                 found = torch.where(kinds == FIRST + number, ids + sum(map(len, tables)), found)
                 tables.append(modality.table.weight)
-        return Codes(torch.cat(tables), found, self.log_scale)
+        return scorers.Codes(torch.cat(tables), found, self.log_scale)
+
+    # -- in training
+
+    def accept(self, scoring: Scoring) -> None:
+        """Takes note of how it is trained: where there is a density, tokens may still be read by a softmax. Raises
+        ConfigError for what it cannot be scored by."""
+        scorers.check(self, scoring)
+        if self.density_head is not None:
+            self.config.token_softmax = scoring.distance == "vocabulary"
+
+    def scorer(self, batch: Batch, scoring: Scoring) -> scorers.OmniScorer:
+        return scorers.OmniScorer(self, batch, scoring)
+
+    def after_step(self) -> None:
+        self.model.after_step()
 
     def forward(self, **batch: Any) -> OmniOutput:
         """batch: as `OmniProcessor` makes it. loss is NEPA's, the mean negative cosine over `latent_mask`."""
@@ -289,7 +309,8 @@ class OmniForPreTraining(OmniPreTrainedModel):
         from .generation import generate
 
         many = len(segments) > 0 and isinstance(segments[0], list | tuple)
-        made = generate(self, self.processor, segments if many else [segments], target, **options)
+        with evaluating(self):
+            made = generate(self, self.processor, segments if many else [segments], target, **options)
         return made if many else (made[0] if made else None)
 
     def score(
@@ -306,4 +327,5 @@ class OmniForPreTraining(OmniPreTrainedModel):
         from .generation import score
 
         lists = [list(c) if isinstance(c, list | tuple) else [c] for c in candidates]
-        return score(self, self.processor, segments, lists, against=against)
+        with evaluating(self):
+            return score(self, self.processor, segments, lists, against=against)

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.models.blip_2 import Blip2VisionConfig
 
 from nextembed.models.emu import EmuConfig, EmuForConditionalGeneration, EmuModel, grow_vocabulary
+from nextembed.models.emu.connectors import standardise
 from nextembed.models.nepa import ViTNepaConfig
 
 VOCABULARY, START, END, IMAGE, PAD = 60, 51, 52, 53, 50
@@ -433,3 +434,17 @@ def test_prompts_that_cannot_be():
 def test_configurations_that_cannot_be(settings, words):
     with pytest.raises(ValueError, match=words):
         build(**settings)
+
+
+@pytest.mark.parametrize("connector", ["causal_former", "pooled_grid", "identity"])
+def test_every_connector_can_start_with_latents_spread_out(connector):
+    """Each says what stands before its projection."""
+    model = build("siglip", connector=connector, num_image_latents=4).eval()
+    images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = model.model.visual_features(images)
+        standardise(model.model.connector, features, 0.5)
+        latents = model.image_latents(images)
+    spread = (latents - latents.mean(0, keepdim=True)).square().mean((0, 1)).sqrt()
+    torch.testing.assert_close(spread, torch.full_like(spread, 0.5), rtol=1e-3, atol=1e-3)
+    assert latents.mean((0, 1)).abs().max() < 1e-4
