@@ -8,10 +8,15 @@ import atexit
 import functools
 import gc
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from ..errors import ConfigError, DataError, NextEmbedError, TrainingError
+
+T = TypeVar("T")
 
 
 def start(device: str = "auto") -> None:
@@ -77,6 +82,31 @@ def broadcast_object(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=_cpu_group())
     return box[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What `function` gives on rank 0, on every rank; and what it raises is raised on every rank, so that none waits
+    for ever for one that has ended."""
+    value, error = None, None
+    if is_main():
+        try:
+            value = function()
+        except Exception as err:
+            error = err
+    own, value, said = error, *broadcast_object((value, _portable(error)))
+    if said is not None:
+        raise own or said
+    return cast(T, value)
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An error as one of the few kinds that come whole through pickle."""
+    if error is None:
+        return None
+    for kind in (ConfigError, DataError, TrainingError, NextEmbedError):
+        if isinstance(error, kind):
+            return kind(str(error))
+    return TrainingError(f"rank 0 failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
 
 
 @functools.cache

@@ -7,15 +7,17 @@ import contextlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, NextEmbedError
 
 SCRATCH, ASIDE = ".tmp-", ".old-"  # names in a run folder that `clean` knows
+OURS = re.compile(r"\.(tmp|old)-.+-[0-9a-f]{8}(\.[^.]*)?")
 
 
 # -- files
@@ -27,7 +29,8 @@ def replacing(file: str | Path) -> Iterator[Path]:
     well; else the new one is removed and `file` is as it was.
 
     A symlink is followed: the file that it names is replaced. The folder is made where it is missing.
-    Raises ConfigError, before the block, for a folder of that name or one that cannot be written to.
+    Raises ConfigError, before the block, for a folder of that name or one that cannot be written to; and for what the
+    block meets while it writes, such as a full disk.
     """
     file = output_file(file)
     scratch = file.with_name(f"{SCRATCH}{file.stem}-{secrets.token_hex(4)}{file.suffix}")
@@ -36,10 +39,11 @@ def replacing(file: str | Path) -> Iterator[Path]:
     except OSError as err:
         raise ConfigError(f"cannot write {file}: {err.strerror}") from None
     try:
-        yield scratch
-        _sync(scratch)
-        os.replace(scratch, file)
-        _sync(file.parent)
+        with _writing(file):
+            yield scratch
+            _sync(scratch)
+            os.replace(scratch, file)
+            _sync(file.parent)
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
@@ -117,34 +121,42 @@ def new_folder(target: str | Path, replace: bool = False) -> Iterator[Path]:
 
     replace: what is there already gives way. Only for folders that are the library's own; else one that is not empty
     is an error. What it replaces stands aside (`.old-NAME-...`) for the moment between two renames, where `clean` finds
-    it again. Raises ConfigError, before the block, for a target that is taken or cannot be written.
+    it again. Raises ConfigError, before the block, for a target that is taken or cannot be written; and for what the
+    block meets while it writes, such as a full disk.
     """
     target = Path(target)
-    _check_target(target, replace)
+    check_target(target, replace)
     scratch = _made_beside(target, SCRATCH)
     try:
-        yield scratch
-        for path in (*scratch.rglob("*"), scratch):
-            _sync(path)
-        _check_target(target, replace)  # once more: somebody else may have been faster
-        aside = None
-        if replace and target.is_dir() and any(target.iterdir()):
-            aside = _made_beside(target, ASIDE)
-            os.replace(target, aside)  # an empty folder may be replaced by a rename
-        try:
-            os.replace(scratch, target)
-        except OSError:
-            if aside is not None:
-                os.replace(aside, target)
-            raise
-        _sync(target.parent)
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        with _writing(target):
+            yield scratch
+            for path in (*scratch.rglob("*"), scratch):
+                _sync(path)
+            check_target(target, replace)  # once more: somebody else may have been faster
+            _put(scratch, target, replace)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # this process made it, a few lines above
 
 
-def _check_target(target: Path, replace: bool) -> None:
+def _put(scratch: Path, target: Path, replace: bool) -> None:
+    """Renames a folder to `target`; what is there and may be replaced stands aside until that is done."""
+    aside = None
+    if replace and target.is_dir() and any(target.iterdir()):  # an empty folder may be replaced by a rename
+        aside = _made_beside(target, ASIDE)
+        os.replace(target, aside)
+    try:
+        os.replace(scratch, target)
+    except OSError:
+        if aside is not None:
+            os.replace(aside, target)
+        raise
+    _sync(target.parent)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_target(target: Path, replace: bool = False) -> None:
+    """Raises ConfigError for a path that `new_folder` does not write to. For before something long is computed."""
     if target.name in ("", "..") or str(target) == ".":
         raise ConfigError(f"{target}: name a new folder")
     if target.is_symlink():
@@ -170,14 +182,14 @@ def clean(folder: Path) -> None:
     """Removes what a killed process left half-written in a folder of ours, and puts back what it was about to replace.
 
     Only for folders that nobody but this process writes to now (see `locked`)."""
-    for aside in folder.glob(f"{ASIDE}*-*"):
+    for aside in (path for path in folder.glob(f"{ASIDE}*") if OURS.fullmatch(path.name)):
         target = folder / aside.name.removeprefix(ASIDE).rpartition("-")[0]
         if not aside.is_symlink() and aside.is_dir():
             if target.exists():
                 shutil.rmtree(aside, ignore_errors=True)
             else:
                 os.replace(aside, target)
-    for scratch in folder.glob(f"{SCRATCH}*"):
+    for scratch in (path for path in folder.glob(f"{SCRATCH}*") if OURS.fullmatch(path.name)):
         if scratch.is_dir() and not scratch.is_symlink():
             shutil.rmtree(scratch, ignore_errors=True)
         else:
@@ -259,21 +271,26 @@ def first_line(err: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def full_disk(what: str) -> Iterator[None]:
-    """What goes wrong while a file is written as a TrainingError of one line, in plain words: torch's and safetensors'
-    writers report a full disk as errors of their own."""
-    from safetensors import SafetensorError
-
+def _writing(target: Path) -> Iterator[None]:
+    """What goes wrong while a file or folder is written as one line. torch's and safetensors' writers report a full
+    disk as errors of their own."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as err:
-        raise TrainingError(f"{what} failed: {write_error(err)}") from err
+    except Exception as err:
+        if isinstance(err, OSError) or _disk_is_full(err):
+            raise ConfigError(f"cannot write {target}: {write_error(err)}") from err
+        raise
 
 
 def write_error(err: BaseException) -> str:
     """The reason why a file could not be written, in plain words."""
-    text = first_line(err)
-    marks = ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter", "Disk quota")
-    if getattr(err, "errno", None) in (28, 122) or any(mark in text for mark in marks):
+    if _disk_is_full(err):
         return "the disk is full (no space left on device)"
-    return getattr(err, "strerror", None) or text
+    return getattr(err, "strerror", None) or first_line(err)
+
+
+def _disk_is_full(err: BaseException) -> bool:
+    if isinstance(err, NextEmbedError):
+        return False  # it says so already
+    marks = ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter", "Disk quota")
+    return getattr(err, "errno", None) in (28, 122) or any(mark in first_line(err) for mark in marks)

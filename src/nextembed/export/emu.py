@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
+from ..core.files import check_target, new_folder, write_json
 from ..core.run_folder import weights_folders
 from ..errors import ConfigError
 from ..models.emu import EmuConfig, EmuForConditionalGeneration, EmuProcessor
 from ..models.emu.official import LORA_ALPHA, Mapped, derive_config, is_official, map_official, plain_name, to_official
 from ..models.emu.official import unread_tensors as released_unread
 from ..models.emu.tokens import llama_tokenizer
-from ..training.checkpoint import WRITE_ERRORS, atomic_folder
 from .lazy_state import LazyState, weight_files
 from .shards import Planned, parse_size, write_file, write_sharded
 
@@ -77,22 +77,17 @@ def convert_emu(
     is written.
     """
     target, path = Path(target), Path(source).expanduser()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists; convert writes a new folder")
+    check_target(target)
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"a dtype is one of {', '.join(DTYPES)}, not '{dtype}'")
     max_bytes = parse_size(max_shard_size)
-    try:
-        if to == "official":
-            if dtype or tokenizer or lora_alpha or adapter == "keep" or any(v is not None for v in known.values()):
-                raise ConfigError("--to official writes the weights as they are; options of reading do not apply")
-            return _to_official(path, target)
-        if to != "nextembed":
-            raise ConfigError(f"the {to} layout cannot hold Emu; convert --to nextembed or official")
-        return _to_ours(path, target, tokenizer, adapter, lora_alpha, DTYPES.get(dtype or ""), max_bytes, known)
-    except WRITE_ERRORS as err:
-        reason = getattr(err, "strerror", None) or str(err).strip().splitlines()[0]
-        raise ConfigError(f"cannot write {target}: {reason}") from err
+    if to == "official":
+        if dtype or tokenizer or lora_alpha or adapter == "keep" or any(v is not None for v in known.values()):
+            raise ConfigError("--to official writes the weights as they are; options of reading do not apply")
+        return _to_official(path, target)
+    if to != "nextembed":
+        raise ConfigError(f"the {to} layout cannot hold Emu; convert --to nextembed or official")
+    return _to_ours(path, target, tokenizer, adapter, lora_alpha, DTYPES.get(dtype or ""), max_bytes, known)
 
 
 # -- the released layouts to ours
@@ -135,7 +130,7 @@ def _to_ours(
         part = mapped.parts[name]
         return part.make(*(state.read(source) for source in part.sources))
 
-    with atomic_folder(target) as scratch:
+    with new_folder(target) as scratch:
         config.save_pretrained(scratch)
         generation_defaults(config).save_pretrained(scratch)
         image_processor = CLIPImageProcessorPil(
@@ -273,7 +268,7 @@ def _write_adapter(
         "task_type": None,
         "base_model_name_or_path": None,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    write_json(folder / "adapter_config.json", settings)
 
 
 # -- ours to the released layout
@@ -321,7 +316,7 @@ def _to_official(path: Path, target: Path) -> Converted:
         theirs |= to_official(name, tensor)
     theirs.setdefault("decoder.lm.lm_head.weight", theirs["decoder.lm.model.embed_tokens.weight"])  # tied here
     state.close()
-    with atomic_folder(target) as scratch:
+    with new_folder(target) as scratch:
         (scratch / ENCODER).mkdir()
         torch.save(theirs, scratch / ENCODER / "pytorch_model.bin")
         for name in painter:

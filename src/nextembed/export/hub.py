@@ -9,8 +9,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
+from ..core.files import check_target, new_folder
 from ..errors import ConfigError, NextEmbedError
-from ..training.checkpoint import atomic_folder
 from .card import model_card
 from .facts import Facts, gather
 from .loading import first_line
@@ -30,20 +30,16 @@ def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: st
     """
     target = Path(target)
     _check_repo_id(repo_id)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists; name a new folder")
+    check_target(target)
     files = sorted({file for pattern in FILES for file in facts.folder.glob(pattern)})
     files = [file for file in files if file.name not in NOT_THE_MODEL]
     if not any(file.suffix == ".safetensors" for file in files):
         raise ConfigError(f"{facts.folder} has no safetensors weights; `nextembed convert` writes them")
     card = model_card(facts, repo_id, license)
-    try:
-        with atomic_folder(target) as folder:
-            for file in files:
-                shutil.copyfile(file, folder / file.name)
-            (folder / "README.md").write_text(card, encoding="utf-8")
-    except OSError as err:
-        raise ConfigError(f"cannot write {target}: {err.strerror or err}") from err
+    with new_folder(target) as folder:
+        for file in files:
+            shutil.copyfile(file, folder / file.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return target
 
 

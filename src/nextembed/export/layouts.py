@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessor
 
+from ..core.files import check_target, new_folder, write_json
 from ..errors import ConfigError
 from ..models.conversion import (
     SPT_CLASS,
@@ -21,7 +22,6 @@ from ..models.conversion import (
 )
 from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
-from ..training.checkpoint import atomic_folder
 from .emu import Converted, convert_emu, is_emu
 from .lazy_state import inner_state, why_unreadable
 from .loading import first_line, is_classifier, pick_folder, quiet, read_model_config
@@ -76,28 +76,22 @@ def convert_nepa(
 ) -> Source:
     """Writes a checkpoint of NEPA in another layout. Arguments and errors as in `convert`."""
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"{target} exists; convert writes a new folder")
+    check_target(target)
     found = read_any(source, weights, **known)
     if to == "official" and found.model.config.model_type != ViTNepaConfig.model_type:
         raise ConfigError(
             "the official layout cannot hold stable-pretraining's NEPA: it has no begin token in attention, and other "
             "rotary positions; convert --to nextembed, which computes it exactly"
         )
-    try:
+    with new_folder(target) as folder, quiet():
         if to == "stable-pretraining":
             arguments, state = to_stable_pretraining(found.model.config, found.model.state_dict())
-            with atomic_folder(target) as folder:
-                save_file(state, folder / "model.safetensors")
-                about = {"class": SPT_CLASS, "version": SPT_VERSION, "arguments": arguments}
-                (folder / ARGUMENTS).write_text(json.dumps(about, indent=1) + "\n")
+            save_file(state, folder / "model.safetensors")
+            write_json(folder / ARGUMENTS, {"class": SPT_CLASS, "version": SPT_VERSION, "arguments": arguments})
         else:
-            with atomic_folder(target) as folder, quiet():
-                found.model.save_pretrained(folder)
-                if found.processor is not None:
-                    found.processor.save_pretrained(folder)
-    except OSError as err:
-        raise ConfigError(f"cannot write {target}: {err.strerror or err}") from err
+            found.model.save_pretrained(folder)
+            if found.processor is not None:
+                found.processor.save_pretrained(folder)
     return found
 
 

@@ -11,7 +11,6 @@ RUN/best/                                                     a supervised run's
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -26,7 +25,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from transformers import PreTrainedModel
 
-from ..core import distributed
+from ..core import distributed, files
+from ..core.files import new_folder, write_error, write_json
 from ..core.quiet import no_progress_bar
 from ..errors import ConfigError, TrainingError
 from .adapt import has_lora, merged, unmerged, with_unmerged, write_adapter
@@ -34,56 +34,26 @@ from .adapt import has_lora, merged, unmerged, with_unmerged, write_adapter
 LORA_FILE = "lora.safetensors"
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 UNIMPORTANT = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # may differ in a resumed run
-WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch.save reports a full disk as RuntimeError
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes it, synced to disk, when the block ends well; else it is removed.
-
-    What a process killed in the middle leaves (`.tmp-NAME`) is removed by `clean` or by the next attempt; what was
-    there before stands aside (`.old-NAME`) for the moment between two renames, and `clean` puts it back.
-    """
-    scratch = target.parent / f".tmp-{target.name}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+def saving(run_dir: Path, what: str) -> Iterator[None]:
+    """What goes wrong while something is written to a run folder as a TrainingError of one line. A run folder that was
+    deleted meanwhile is not made anew: it would hold half a run."""
     try:
-        yield scratch
-        for path in (*scratch.rglob("*"), scratch):
-            _sync(path)
-        before = target.parent / f".old-{target.name}"
-        if target.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            os.replace(target, before)
-        os.replace(scratch, target)
-        _sync(target.parent)
-        shutil.rmtree(before, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        _put_back(target.parent)
-        raise
-
-
-def _put_back(parent: Path) -> None:
-    """What a replacement that did not come to its end has moved aside."""
-    for folder in parent.glob(".old-*"):
-        target = parent / folder.name.removeprefix(".old-")
-        shutil.rmtree(folder, ignore_errors=True) if target.exists() else os.replace(folder, target)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        run_dir.stat()
+        yield
+    except (OSError, RuntimeError, SafetensorError, ConfigError) as err:
+        reason = write_error(err) if run_dir.is_dir() else f"the run folder {run_dir} is gone"
+        raise TrainingError(f"{what} failed: {reason}") from err
 
 
 def clean(run_dir: Path) -> None:
-    """Removes what a killed process left half-written, and puts back what it was about to replace."""
-    _put_back(run_dir)
-    for folder in (*run_dir.glob(".tmp-*"), *run_dir.glob("checkpoints/.tmp-*")):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Removes what a killed process left half-written, and puts back what it was about to replace.
+
+    Only for the process that holds the run's lock."""
+    files.clean(run_dir)
+    files.clean(run_dir / "checkpoints")
 
 
 def step_dir(run_dir: Path, step: int) -> Path:
@@ -91,8 +61,9 @@ def step_dir(run_dir: Path, step: int) -> Path:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first."""
+    """All checkpoints of a run, oldest first: folders, no links to somewhere else."""
     found = [p for p in (run_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
+    found = [p for p in found if p.is_dir() and not p.is_symlink()]
     return sorted(found, key=checkpoint_step)
 
 
@@ -150,7 +121,7 @@ def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Ten
         save_file(own, folder / "objective.safetensors")
     torch.save(optimizer, folder / "optimizer.pt")
     torch.save(scheduler, folder / "scheduler.pt")
-    (folder / "ranks.json").write_text(json.dumps(ranks))
+    write_json(folder / "ranks.json", ranks, indent=None)
     trainer_state.save_to_json(str(folder / "trainer_state.json"))
 
 
@@ -172,13 +143,10 @@ class BestWeights:
             return
         state = {name: tensor.detach().cpu() for name, tensor in self.backbone.state_dict().items()}
         state |= self.ema.full() if self.ema is not None else {}
-        try:
-            with atomic_folder(self.folder) as scratch:
-                save_backbone(self.backbone, state, scratch, self.image_processor)
-                score = {"step": step, "metric": self.metric, "value": value, "weights": "ema" if self.ema else "raw"}
-                (scratch / "score.json").write_text(json.dumps(score))
-        except WRITE_ERRORS as err:
-            raise TrainingError(f"saving the best weights failed: {str(err).splitlines()[0]}") from err
+        with saving(self.folder.parent, "saving the best weights"), new_folder(self.folder, replace=True) as scratch:
+            save_backbone(self.backbone, state, scratch, self.image_processor)
+            score = {"step": step, "metric": self.metric, "value": value, "weights": "ema" if self.ema else "raw"}
+            write_json(scratch / "score.json", score)
 
     def value(self) -> float:
         """The score of what is kept; -inf if nothing is."""
@@ -188,21 +156,8 @@ class BestWeights:
 
 def save_part(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:
     """config.json and model.safetensors of what an objective keeps beside the model."""
-    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    write_json(folder / "config.json", values)
     save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors")
-
-
-@contextmanager
-def failure_on_every_rank(what: str) -> Iterator[None]:
-    """Turns a write that fails on rank 0 into one TrainingError on every rank, so that none waits for ever."""
-    error = ""
-    try:
-        yield
-    except WRITE_ERRORS as err:
-        error = f"{what} failed: {str(err).splitlines()[0]}"
-    error = distributed.broadcast_object(error)
-    if error:
-        raise TrainingError(error)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:

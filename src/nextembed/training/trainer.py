@@ -28,6 +28,7 @@ from transformers.integrations import TensorBoardCallback
 
 from ..core import distributed
 from ..core.config import Config
+from ..core.files import new_folder
 from ..core.signals import StopSignals
 from ..core.types import Batch, PretrainingModel
 from ..data.stream import checked_workers
@@ -389,13 +390,16 @@ class PretrainTrainer(Trainer):
         optimizer = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
         state, ema = checkpoint.full_state(self.model), self.ema.full() if self.ema else None
         ranks = distributed.gather_objects({"data": self.data_state, "averages": self.averages.state()})
-        with checkpoint.failure_on_every_rank(f"saving step {self.state.global_step}"):
-            if distributed.is_main():
-                with checkpoint.atomic_folder(folder) as scratch:
+
+        def write() -> None:
+            with checkpoint.saving(self.run_dir, f"saving step {self.state.global_step}"):
+                with new_folder(folder, replace=True) as scratch:
                     scheduler = self.lr_scheduler.state_dict()
                     checkpoint.write(scratch, bare, state, ema, self.image_processor, optimizer, scheduler, ranks,
                                      self.state)  # fmt: skip
                 checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
+
+        distributed.on_main(write)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         checkpoint.load_weights(Path(resume_from_checkpoint), model or self.model)
@@ -421,15 +425,17 @@ class PretrainTrainer(Trainer):
         whole = checkpoint.full_state(self.model)
         raw = checkpoint.part(whole, "backbone.")
         weights = {"model": raw} | ({"ema": raw | self.ema.full()} if self.ema else {})
-        with checkpoint.failure_on_every_rank("saving the model"):
-            for name, state in weights.items():
-                if distributed.is_main():
-                    with checkpoint.atomic_folder(self.run_dir / name) as scratch:
+
+        def write() -> None:
+            with checkpoint.saving(self.run_dir, "saving the model"):
+                for name, state in weights.items():
+                    with new_folder(self.run_dir / name, replace=True) as scratch:
                         checkpoint.save_backbone(bare.backbone, state, scratch, self.image_processor)
-            if distributed.is_main():
                 for name, parts in bare.objective.folders(checkpoint.part(whole, "objective.")).items():
-                    with checkpoint.atomic_folder(self.run_dir / name) as scratch:
+                    with new_folder(self.run_dir / name, replace=True) as scratch:
                         parts(scratch) if callable(parts) else checkpoint.save_part(scratch, *parts)
+
+        distributed.on_main(write)
 
 
 class StepEnd(TrainerCallback):

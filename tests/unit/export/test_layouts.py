@@ -147,5 +147,5 @@ def test_files_that_are_no_weights(checkpoint, tmp_path):
     for name, words in (("x.bin", "cannot read"), ("code.pt", "pickled objects"), ("list.pt", "holds a list")):
         with pytest.raises(ConfigError, match=words):
             read_state(tmp_path / name)
-    leaves_nothing(tmp_path, "exists; convert writes a new folder", checkpoint, checkpoint)
+    leaves_nothing(tmp_path, "exists; name a new folder", checkpoint, checkpoint)
     leaves_nothing(tmp_path, "are for bare weights", checkpoint, tmp_path / "out", image_size=8)

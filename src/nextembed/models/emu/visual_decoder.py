@@ -6,10 +6,8 @@ The one door to diffusers (extra `paint`); it is imported when first used.
 import copy
 import inspect
 import json
-import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.files import new_folder
 from ...core.quiet import no_progress_bar
 from ...errors import ConfigError, MissingExtra, unknown
 
@@ -190,9 +189,11 @@ class VisualDecoder(nn.Module):
                 shutil.copytree(self.pretrained / name, folder / name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Folders `unet/`, `scheduler/` and those of the other parts there are; safetensors."""
+        """Folders `unet/`, `scheduler/` and those of the other parts there are; safetensors. A decoder that is there is
+        replaced. Raises ConfigError for a folder that holds something else, which stays as it is."""
         folder = Path(folder)
-        with _new_folder(folder) as scratch:
+        own = folder.is_dir() and all(path.name in PARTS for path in folder.iterdir())
+        with new_folder(folder, replace=own) as scratch:
             self._write(scratch)
 
     def _write(self, folder: Path) -> None:
@@ -299,21 +300,3 @@ def _watched(steps: Tensor, progress: bool) -> Iterable[Tensor]:
     from rich.progress import track
 
     return track(steps, "painting", len(steps), console=Console(stderr=True), transient=True)
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A scratch folder that becomes `folder`, in place of what was there, once the block ends well."""
-    scratch, before = folder.with_name(f".tmp-{folder.name}"), folder.with_name(f".old-{folder.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        if folder.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            os.replace(folder, before)
-        os.replace(scratch, folder)
-        shutil.rmtree(before, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
