@@ -29,6 +29,7 @@ BAD_YAML = {
     "no number": "!!int x",
     "no date": "!!timestamp x",
     "no truth": "!!bool perhaps",
+    "a name twice": "{a: 1, b: 2, a: 3}",
     "a huge number": "9" * 10_000,
     "a list as a key": "{[1]: 2}",
     "a control character": "a: \x00",

@@ -1,5 +1,6 @@
 """The typer app that commands register with, and `main`, which turns errors into one line and an exit code."""
 
+import io
 import os
 import sys
 import traceback
@@ -29,6 +30,8 @@ def main(args: list[str] | None = None) -> int:
     """Runs the command line and gives its exit code. args: None takes sys.argv's."""
     words = sys.argv[1:] if args is None else list(args)
     debug = "--debug" in words  # wherever it stands
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may be no UTF-8
     stop = TidyStop()
     try:
         with stop:

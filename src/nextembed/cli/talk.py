@@ -218,7 +218,8 @@ def _many(
     stops = [_stop(talker, row) for row in rows]
     texts = [text.split(stop)[0].strip() if stop else text for text, stop in zip(texts, stops, strict=True)]
     lines = []
-    given = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines_read = source.read_text(encoding="utf-8", errors="replace").splitlines()
+    given = [json.loads(line) for line in lines_read if line.strip()]
     for row, text in zip(given, texts, strict=True):
         lines.append(json.dumps({**row, "output": text}, ensure_ascii=False) + "\n")
     if output is None:

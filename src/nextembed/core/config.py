@@ -259,7 +259,14 @@ class _Loader(yaml.SafeLoader):
     """YAML with 1.2 scalars: `3e-4` is a number, and `no`, `1:30`, `2024-01-01` are text, as one expects."""
 
     def flatten_mapping(self, node: Any) -> None:
-        """Merge keys, which YAML 1.2 does not have, are not followed: a few lines of them grow without bound."""
+        """Names may not come twice. Merge keys, which YAML 1.2 does not have, are not followed: a few of them may grow
+        without bound."""
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(problem=f"'{key.value}' is there twice")
+                seen.add((key.tag, key.value))
 
 
 class _Dumper(yaml.SafeDumper):

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ..core.config import load_module
+from ..core.files import from_json
 from ..core.quiet import no_progress_bar
 from ..core.run_folder import weights_folders
 from ..core.types import AttentionMode
@@ -143,7 +144,7 @@ def read_piece(kind: str, value: str | Path, name: str | None = None) -> dict[st
 def read_series(file: Path) -> Any:
     """float32 [C, T] of .csv (a column a channel, with or without a header) or .npy; of .json whatever it holds."""
     if file.suffix.lower() == ".json":
-        return json.loads(file.read_text())
+        return from_json(file.read_bytes())
     if file.suffix.lower() == ".npy":
         return torch.from_numpy(np.atleast_2d(np.load(file, allow_pickle=False)).astype(np.float32))
     rows = [row for row in csv.reader(file.read_text().splitlines()) if row]

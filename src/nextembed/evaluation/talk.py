@@ -1,6 +1,5 @@
 """An Emu model in use: captions, answers, pictures and mixed documents from prompts of text, images and videos."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, TextStreamer
 
 from ..core.config import Config
+from ..core.files import from_json
 from ..core.quiet import no_progress_bar
 from ..core.run_folder import weights_folders
+from ..core.text import check_text
 from ..data.transforms import Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError
@@ -361,9 +362,9 @@ def read_prompts(file: str | Path, num_frames: int = 8) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as err:
-            raise DataError(f"{file}, line {number}: not JSON: {err.msg}") from None
+            row = from_json(line)
+        except ValueError as err:
+            raise DataError(f"{file}, line {number}: not JSON: {err}") from None
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: should be an object with pieces, text, image or video")
         pieces = row.get("pieces", [{k: row[k]} for k in ("image", "video", "text") if row.get(k) is not None])
@@ -396,7 +397,10 @@ def _from_row(piece: Any, folder: Path, num_frames: int) -> Any:
 
 def _segment(piece: Any) -> Any:
     try:
-        return as_segment(piece)
+        segment = as_segment(piece)
+        if segment["kind"] == "text":
+            check_text(segment["value"])
+        return segment
     except ValueError as err:
         raise ConfigError(f"the prompt: {err}") from None
 

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from html import escape
 from itertools import chain, islice
 from typing import Any
@@ -102,7 +103,8 @@ def continuations(view: RunView) -> tuple[list[dict[str, Any]], str]:
     for document in documents:
         place = place_of_answer(document)
         if place is not None:
-            rows.append(continued(model, processor, document, place))
+            with suppress(ValueError):  # one that the model cannot read
+                rows.append(continued(model, processor, document, place))
         if len(rows) == NUM_DOCUMENTS:
             break
     return rows, split

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...core.text import check_text
 from ...core.types import Segment
 from ...errors import ConfigError, DataError
 
@@ -32,6 +33,13 @@ class Example:
     relevance: list[float] | None = None
     kind: str = ""
     split: str = ""
+
+    def __post_init__(self) -> None:
+        for text in (self.question, self.before, *self.references, *self.candidates, self.kind):
+            try:
+                check_text(text)
+            except ValueError as err:
+                raise DataError(f"item {self.key}: {err}") from None
 
 
 class ImageFolder:

@@ -1,11 +1,11 @@
 """The official layouts of COCO captions, VQAv2, OK-VQA, VizWiz, Visual Dialog and MM-Vet, as they are downloaded."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...core.files import from_json
 from ...errors import ConfigError, DataError
 from .examples import Example, ImageFolder, texts
 
@@ -15,7 +15,7 @@ def read_json(file: Path) -> Any:
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return from_json(file.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as err:
         raise DataError(f"{file} is not JSON: {str(err).splitlines()[0]}") from None
 
@@ -27,7 +27,7 @@ def _layout(file: Path, name: str) -> Iterator[None]:
         yield
     except KeyError as err:
         raise DataError(f"{file} has not the layout of {name}: field {err} is missing") from None
-    except (TypeError, AttributeError, IndexError) as err:
+    except (TypeError, AttributeError, IndexError, ValueError, OverflowError) as err:
         raise DataError(f"{file} has not the layout of {name}: {err}") from None
 
 

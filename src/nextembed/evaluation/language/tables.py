@@ -1,7 +1,6 @@
 """Examples of a plain table: Parquet, CSV or JSON lines with columns of images, questions and answers."""
 
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pyarrow.csv
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
+from ...core.files import from_json
 from ...core.types import Segment
 from ...data.transforms import Unreadable
 from ...data.video import VideoReader, frame_indices
@@ -56,11 +56,14 @@ def read_table(
             raise ConfigError(f"{file}: " + unknown("column", name, there))
     wanted = {name: value if isinstance(value, list) else [value] for name, value in (where or {}).items()}
     images = images or ImageFolder(file.parent)
-    return [
-        _example(row, number, means, images, file)
-        for number, row in enumerate(table)
-        if all(row[name] in values for name, values in wanted.items())
-    ]
+    found = []
+    for number, row in enumerate(table):
+        if all(row.get(name) in values for name, values in wanted.items()):
+            try:
+                found.append(_example(row, number, means, images, file))
+            except (ValueError, TypeError, AttributeError, OverflowError) as err:
+                raise DataError(f"{file}: row {number}: {str(err).splitlines()[0]}") from None
+    return found
 
 
 def find_columns(there: list[str], given: Mapping[str, str], file: Path) -> dict[str, str]:
@@ -97,8 +100,8 @@ def _rows(file: Path) -> list[dict[str, Any]]:
 def _json_rows(text: str, file: Path) -> Iterator[dict[str, Any]]:
     """Lines of objects, or one list of them."""
     try:
-        values = json.loads(text) if text.lstrip().startswith("[") else None
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()] if values is None else values
+        values = from_json(text) if text.lstrip().startswith("[") else None
+        lines = [from_json(line) for line in text.splitlines() if line.strip()] if values is None else values
     except ValueError as err:
         raise DataError(f"{file} is not JSON lines: {err}") from None
     for number, row in enumerate(lines):
