@@ -64,7 +64,8 @@ def test_the_emu_processor_and_what_an_emu_is_told(tmp_path):
     ],
 )
 def test_tables_and_annotations_of_an_evaluation(row, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"question": "who?", "answer": "a", "candidates": ["a"], "target": 0}\n' + row + "\n")
+    good = '{"question": "who?", "answer": "a", "candidates": ["a"], "target": 0}'
+    (tmp_path / "rows.jsonl").write_text(f"{good}\n{row}\n")
     with pytest.raises(DataError) as caught:
         read_table(tmp_path / "rows.jsonl")
     assert "\n" not in str(caught.value)

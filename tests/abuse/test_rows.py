@@ -266,6 +266,36 @@ class Own(DocumentPart):
 """
 
 
+FAILING = """
+from nextembed import DocumentPart
+
+class Rows:
+    def read(self, seed, epoch, reader, num_readers):
+        yield {"name": "a"}
+        raise OSError("the line is dead")
+
+class Own(DocumentPart):
+    def rows(self, split):
+        return Rows()
+
+    def document(self, row, seed):
+        return {"key": "a", "segments": [{"kind": "text", "value": "a"}]}
+"""
+
+
+def test_a_sequence_that_fails_says_where(tmp_path, encoders, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "failing_rows.py").write_text(FAILING)
+    part = DATA.parse({"kind": f"{tmp_path / 'failing_rows.py'}:Own", "num_workers": 0})
+    with pytest.raises(DataError, match=r"cannot be read any further: the line is dead \(.*rows\.py, line 7\)"):
+        list(part.train_loader(encode=encoders["bytes"], max_length=64, micro_batch_size=1))
+
+
+def test_a_kind_of_ones_own_is_no_mark_of_a_segment():
+    with pytest.raises(ConfigError, match="own_kinds: 'loss' says something else"):
+        DATA.parse({"kind": "interleaved", "source": "x", "own_kinds": ["loss"]})
+
+
 @pytest.fixture
 def own_file(tmp_path):
     file = tmp_path / "own_rows.py"

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -171,7 +171,7 @@ def decoded(part: DocumentPart, row: Any, seed: int) -> Document:
         for segment in document["segments"]:
             if isinstance(segment["value"], str):
                 check_text(segment["value"])
-    return document
+    return cast(Document, document)
 
 
 def in_sequence(rows: Iterator[Any]) -> Iterator[Any]:

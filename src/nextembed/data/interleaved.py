@@ -3,14 +3,14 @@
 from collections import defaultdict
 from typing import Any, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..core.config import DATA
 from ..core.types import Document, Segment
 from ..errors import DataError
 from .collate import sample_seed
 from .media import MediaPart
-from .record import check_readable
+from .record import Record, check_readable
 from .tables import field
 from .transforms import Unreadable, uniform
 
@@ -43,6 +43,13 @@ class Interleaved(MediaPart):
     unknown_kinds: Literal["skip", "drop", "error"] = "skip"
     max_images: int | None = Field(None, gt=0)
 
+    @field_validator("own_kinds")
+    @classmethod
+    def _are_no_marks(cls, kinds: dict[str, Any]) -> dict[str, Any]:
+        if taken := [name for name in kinds if name in MARKS]:
+            raise ValueError(f"'{taken[0]}' says something else of a segment; take another name")
+        return kinds
+
     def document(self, row: Any, seed: int) -> Document:
         layout = self.layout if self.layout != "auto" else layout_of(row)
         segments: list[Segment] = []
@@ -65,7 +72,7 @@ class Interleaved(MediaPart):
             return from_mmc4(row, self.place, seed)
         return from_segments(row, self.kinds_known())
 
-    def decoded(self, piece: Segment, row: dict[str, Any]) -> list[Segment]:
+    def decoded(self, piece: Segment, row: Record) -> list[Segment]:
         """The segment, or nothing if it is dropped. Raises Unreadable."""
         kind, value = piece["kind"], piece["value"]
         known = kind in self.kinds_known()
