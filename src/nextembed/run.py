@@ -40,7 +40,7 @@ from .objectives.next_embedding import NextEmbeddingSettings
 from .report import write_report
 from .training.adapt import trained_parameters
 from .training.callbacks import Probe, ProgressBar, Records, Say
-from .training.checkpoint import check_model, checkpoint_step, clean, last_checkpoint, start_state
+from .training.checkpoint import check_model, checkpoint_step, clean, resume_place, start_state, whole_checkpoint
 from .training.optim import OptimConfig
 from .training.trainer import PretrainTrainer, TrainConfig
 
@@ -87,8 +87,9 @@ class Run:
 def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Run:
     """Trains, probes and reports. Everything it writes is in the run folder.
 
-    resume: a run folder; training goes on from its last checkpoint, bit for bit as if it had never stopped. config
-    may then be None (RUN/config.yaml is taken) or a changed one that fits the same model.
+    resume: a run folder; training goes on from its last checkpoint, bit for bit as if it had never stopped. Or one of
+    its checkpoints, RUN/checkpoints/step-000080; later ones are renamed to unused-step-... config may then be None
+    (RUN/config.yaml is taken) or a changed one that fits the same model.
     A new run never touches a folder that exists: with `runs/demo` taken it goes to `runs/demo-2`.
     Raises ConfigError before anything is trained; TrainingError, DataError or Interrupted (after saving) later.
     """
@@ -196,22 +197,32 @@ def read_run_config(run_dir: str | Path | None) -> RunConfig:
     """RUN/config.yaml. Raises ConfigError if there is none."""
     if run_dir is None:
         raise ConfigError("fit needs a config, or a run folder to resume")
-    file = Path(run_dir) / "config.yaml"
+    file = resume_place(run_dir)[0] / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"no run to resume in {run_dir}: it has no config.yaml")
+        raise ConfigError(f"no run to resume in {file.parent}: it has no config.yaml")
     return from_yaml(RunConfig, read_text(file), str(file))
 
 
 def open_run(config: RunConfig, resume: str | Path | None) -> tuple[Path, Path | None]:
     """The run folder, made if new, and the checkpoint to start from."""
-    if resume is not None and not (Path(resume) / "config.yaml").is_file():
-        raise ConfigError(f"no run to resume in {resume}: it has no config.yaml")
-    run_dir = distributed.broadcast_object(Path(resume) if resume else free_folder(config))
+    place, named = resume_place(resume) if resume is not None else (None, None)
+    if place is not None and not (place / "config.yaml").is_file():
+        raise ConfigError(f"no run to resume in {place}: it has no config.yaml")
+    run_dir = distributed.broadcast_object(place or free_folder(config))
     if distributed.is_main():
         run_dir.mkdir(parents=True, exist_ok=True)
         clean(run_dir)
     distributed.gather_objects(None)  # the others wait until the folder is there
-    return run_dir, last_checkpoint(run_dir)
+    found, fault = None, ""
+    if place is not None and distributed.is_main():
+        try:
+            found = whole_checkpoint(run_dir, named)
+        except ConfigError as err:
+            fault = str(err)
+    found, fault = distributed.broadcast_object((found, fault))
+    if fault:
+        raise ConfigError(fault)
+    return run_dir, found
 
 
 @contextlib.contextmanager

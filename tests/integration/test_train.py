@@ -59,7 +59,14 @@ def files(folder) -> set[str]:
 
 def test_a_run_writes_exactly_these_files(finished):
     model = {"config.json", "model.safetensors", "preprocessor_config.json"}
-    state = {"objective.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "ranks.json"}
+    state = {
+        "objective.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "trainer_state.json",
+        "ranks.json",
+        "checksums.json",
+    }
     step = model | {f"ema/{name}" for name in model} | state
     assert files(finished.dir) == (
         {"config.yaml", "environment.json", "metrics.jsonl", "probe.json", "report.html"}

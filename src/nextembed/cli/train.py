@@ -24,7 +24,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Go on with a run folder, in place of RECIPE.")
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE."
+        ),
     ] = None,
 ) -> None:
     """Train by a recipe, probe, and write a report."""
@@ -39,8 +42,9 @@ def train(
     from ..core import distributed
     from ..core.config import apply_overrides
     from ..run import fit
+    from ..training.checkpoint import resume_place
 
-    config = apply_overrides(recipes.load(recipe or str(resume)), overrides)
+    config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0])), overrides)
     for stage in [] if resume else recipes.missing_stages(config):
         if distributed.is_main():
             print(f"{config.name} starts from {stage.name}, which is not there yet: training it first")

@@ -373,6 +373,22 @@ def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
     return {"readers": readers, "worker": worker, "num_workers": num_workers, "num_readers": num_readers}
 
 
+def valid_state(state: Any) -> bool:
+    """Whether a state that was read from a file is one that `advance` gives, or None."""
+    match state:
+        case None:
+            return True
+        case {"next": int(place)}:
+            return place >= 0
+        case {"documents": [int(), int(ranks), int(readers), int(sources), int(), int(), int(waiting), *rest]}:
+            whole = len(rest) == readers + 2 * readers * sources + 4 * waiting and all(type(n) is int for n in rest)
+            return whole and min(ranks, readers, sources, waiting + 1, *rest) >= 0
+        case {"readers": dict(readers), "worker": int(), "num_workers": int(workers), "num_readers": int(count)}:
+            places = [place for reader in readers.values() for place in reader]
+            return workers > 0 and count > 0 and all(type(n) is int and n >= 0 for n in places)
+    return False
+
+
 class TrainLoader(DataLoader[Batch]):
     """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line."""
 

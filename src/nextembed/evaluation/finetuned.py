@@ -57,7 +57,7 @@ def score_checkpoint(
         raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
     found = SCORERS[kind](folder, data, config, splits)
     score_file = folder / "score.json"
-    score = json.loads(score_file.read_text()) if score_file.is_file() else {}
+    score = _read_json(score_file) if score_file.is_file() else {}
     found.weights = score.get("weights", "ema" if folder.name == "ema" else "raw")
     found.step = score.get("step")
     return found
@@ -92,9 +92,19 @@ def finetuned_folder(path: str | Path) -> Path:
 
 def architecture(folder: Path) -> str:
     """What the model in a folder is for: the last words of its class, e.g. "ForImageClassification"."""
-    values = json.loads((folder / "config.json").read_text())
+    values = _read_json(folder / "config.json")
     name = next(iter(values.get("architectures") or []), "")
     return name[name.find("For") :] if "For" in name else name
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as err:
+        raise ConfigError(f"{file} cannot be read: {err}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} cannot be read: it is no JSON object")
+    return values
 
 
 def load_classifier(folder: Path) -> Any:

@@ -7,10 +7,14 @@ RUN/checkpoints/step-000100/
   objective.safetensors                                       what only the objective owns, if anything
   optimizer.pt, scheduler.pt, trainer_state.json              plain tensors and numbers, no pickled code
   ranks.json                                                  by rank: state of the data, means since the last log
+  checksums.json                                              of all of these, written last, compared before resuming
 RUN/best/                                                     a supervised run's best weights so far, and their score
 """
 
+import itertools
 import json
+import math
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,13 +27,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerControl, TrainerState
 
 from ..core import distributed, files
 from ..core.files import new_folder, write_error, write_json
 from ..core.quiet import no_progress_bar
+from ..data.stream import valid_state
 from ..errors import ConfigError, TrainingError
 from .adapt import has_lora, merged, unmerged, with_unmerged, write_adapter
+from .checksums import damage, difference, reading, write_checksums
 
 LORA_FILE = "lora.safetensors"
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -74,6 +80,41 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
 def checkpoint_step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
+
+
+def resume_place(path: str | Path) -> tuple[Path, Path | None]:
+    """What `--resume` names: a run folder, and of RUN/checkpoints/step-000080 that checkpoint."""
+    path = Path(path).expanduser()
+    if re.fullmatch(r"step-\d+", path.name) and path.parent.name == "checkpoints":
+        return path.parent.parent, path
+    return path, None
+
+
+def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
+    """The checkpoint to go on from: the named one, else the newest; None where there is none.
+
+    Raises ConfigError if it is not there or damaged, with the command that goes on from the one before it.
+    """
+    folder = named or last_checkpoint(run_dir)
+    if folder is None:
+        return None
+    if not folder.is_dir():
+        there = ", ".join(path.name for path in checkpoints(run_dir)) or "none"
+        raise ConfigError(f"no such checkpoint: {folder}; there are: {there}")
+    if not (reason := damage(folder)):
+        return folder
+    before = [path for path in checkpoints(run_dir) if checkpoint_step(path) < checkpoint_step(folder)]
+    good = next((path for path in reversed(before) if not damage(path)), None)
+    then = f"go on from the one before: nextembed train --resume {good}" if good else "none before it is whole"
+    raise ConfigError(f"{reason}; {then}")
+
+
+def set_aside(run_dir: Path, after: int) -> None:
+    """Renames the checkpoints of later steps to unused-step-...: a run that goes on from step `after` saves its own."""
+    for folder in checkpoints(run_dir):
+        if checkpoint_step(folder) > after:
+            names = (f"unused-{folder.name}" + (f"-{n}" if n > 1 else "") for n in itertools.count(1))
+            os.rename(folder, next(path for name in names if not (path := folder.with_name(name)).exists()))
 
 
 def prune(run_dir: Path, keep: int) -> None:
@@ -123,6 +164,7 @@ def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Ten
     torch.save(scheduler, folder / "scheduler.pt")
     write_json(folder / "ranks.json", ranks, indent=None)
     trainer_state.save_to_json(str(folder / "trainer_state.json"))
+    write_checksums(folder)
 
 
 class BestWeights:
@@ -136,6 +178,7 @@ class BestWeights:
     def __init__(self, run_dir: Path, metric: str, ema: Any, backbone: Any, image_processor: Any):
         self.folder, self.ema, self.backbone, self.image_processor = run_dir / "best", ema, backbone, image_processor
         self.metric = metric if ema is None else metric.replace("/", "/ema_", 1)
+        self.value()  # of a resumed run: a file that cannot be read is found now, not at the first probe
 
     def __call__(self, scores: dict[str, float], step: int) -> None:
         value = scores[self.metric]
@@ -151,7 +194,13 @@ class BestWeights:
     def value(self) -> float:
         """The score of what is kept; -inf if nothing is."""
         file = self.folder / "score.json"
-        return json.loads(file.read_text())["value"] if file.is_file() else float("-inf")
+        if not file.is_file():
+            return float("-inf")
+        with reading(file):
+            value = json.loads(file.read_bytes())["value"]
+            if not math.isfinite(value):
+                raise ValueError(f"its value is {value}")
+            return value
 
 
 def save_part(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:
@@ -174,7 +223,7 @@ def load_weights(folder: Path, model: nn.Module) -> None:
     state: dict[str, Any] = {f"backbone.{n}": t for n, t in stored.items()}
     own = folder / "objective.safetensors"
     if own.is_file():
-        state |= {f"objective.{n}": t for n, t in load_file(own).items()}
+        state |= {f"objective.{n}": t for n, t in read_tensors(own).items()}
     expected = {n: t.shape for n, t in model.state_dict().items()}
     wrong = sorted(expected.keys() ^ state.keys()) or [n for n, t in state.items() if t.shape != expected[n]]
     if wrong:
@@ -184,15 +233,30 @@ def load_weights(folder: Path, model: nn.Module) -> None:
 
 def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
     """Weights of a checkpoint (or of its `ema` folder) by the backbone's own names."""
-    with no_progress_bar():
-        stored = type(backbone).from_pretrained(folder, config=backbone.config, dtype=torch.float32)
+    file = folder / "model.safetensors"
+    with no_progress_bar(), reading(file):
+        stored, found = type(backbone).from_pretrained(
+            folder, config=backbone.config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+        misshaped = [name for name, *_ in found["mismatched_keys"]]
+        for names, what in ((found["missing_keys"], "no"), (found["unexpected_keys"], "a"), (misshaped, "another")):
+            if names:
+                raise ValueError(f"it is of another model, with {what} {min(names)}")
     own = folder / LORA_FILE
-    return with_unmerged(stored.state_dict(), load_file(own)) if own.is_file() else stored.state_dict()
+    return with_unmerged(stored.state_dict(), read_tensors(own)) if own.is_file() else stored.state_dict()
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    with reading(file):
+        return load_file(file)
 
 
 def check_model(folder: Path, backbone: PreTrainedModel) -> None:
     """Raises ConfigError naming the first setting in which a checkpoint's model differs from the backbone."""
-    ours, theirs = settings_of(backbone.config), settings_of(type(backbone.config).from_pretrained(folder))
+    with reading(folder / "config.json"):
+        ours, theirs = settings_of(backbone.config), settings_of(type(backbone.config).from_pretrained(folder))
     for name in (n for n in ours if n.rpartition(".")[2] not in UNIMPORTANT):
         if ours[name] != theirs.get(name):
             raise ConfigError(f"{folder} was trained with {name} {theirs.get(name)}; the config says {ours[name]}")
@@ -207,7 +271,43 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 def read_ranks(folder: Path) -> list[dict[str, Any]]:
     """What each rank had: {"data": state of its data, "averages": {name: [sum, count]}}."""
-    return json.loads((folder / "ranks.json").read_text())
+    file = folder / "ranks.json"
+    with reading(file):
+        ranks = json.loads(file.read_bytes())
+        if not ranks:
+            raise ValueError("it names no rank")
+        for rank in ranks:
+            if not valid_state(rank["data"]):
+                raise ValueError("it holds no place in the data")
+            means = rank["averages"]  # JSON has null for what is not finite
+            rank["averages"] = {n: [math.nan if v is None else v + 0.0 for v in pair] for n, pair in means.items()}
+            if any(len(pair) != 2 for pair in means.values()):
+                raise ValueError("it holds means that are no pairs")
+    return ranks
+
+
+def read_state(file: Path, own: Any) -> Any:
+    """What torch has saved, built like `own`, which rank 0 has whole. Every rank must call it."""
+    with reading(file):
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    reason = distributed.broadcast_object(difference(stored, own) if distributed.is_main() else "")
+    if reason:
+        raise TrainingError(f"{file} does not fit this run: {reason}")
+    return stored
+
+
+def check_trainer_state(folder: Path) -> None:
+    """Raises TrainingError if trainer_state.json is not what the trainer saved at this step."""
+    file = folder / "trainer_state.json"
+    with reading(file):
+        stored = json.loads(file.read_bytes())
+        own = vars(TrainerState(stateful_callbacks={"TrainerControl": TrainerControl().state()}))
+        either = ("epoch", "train_batch_size")  # a number, or None
+        own |= {name: stored[name] for name in either if type(stored[name]) in (int, float, type(None))}
+        if reason := difference(stored, own):
+            raise ValueError(reason)
+        if stored["global_step"] != checkpoint_step(folder):
+            raise ValueError(f"it is of step {stored['global_step']}")
 
 
 def start_state(folder: Path | None) -> dict[str, Any] | None:

@@ -249,6 +249,7 @@ class PretrainTrainer(Trainer):
         """
         step = checkpoint.checkpoint_step(resume) if resume else 0
         if resume is not None:
+            checkpoint.check_trainer_state(resume)
             self.data_state = checkpoint.start_state(resume)
             ranks = checkpoint.read_ranks(resume)
             if len(ranks) == distributed.world_size():  # else the means since the last log start anew
@@ -261,6 +262,7 @@ class PretrainTrainer(Trainer):
         if resume is not None and step >= self.args.max_steps:
             checkpoint.load_weights(resume, self.model)
             self._start_ema(resume)
+            self._set_aside(step)
             return
         with self.signals, checked_workers(self.loader):
             self.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -386,8 +388,7 @@ class PretrainTrainer(Trainer):
         self.check_finite()
         folder = checkpoint.step_dir(self.run_dir, self.state.global_step)
         bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        optimizer = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=options)
+        optimizer = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=checkpoint.FULL)
         state, ema = checkpoint.full_state(self.model), self.ema.full() if self.ema else None
         ranks = distributed.gather_objects({"data": self.data_state, "averages": self.averages.state()})
 
@@ -407,10 +408,12 @@ class PretrainTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, folder):
         if folder is None:
             return
-        stored = torch.load(Path(folder) / "optimizer.pt", map_location="cpu", weights_only=True)
+        own = get_optimizer_state_dict(self.model, self.optimizer.optimizer, options=checkpoint.FULL)
+        stored = checkpoint.read_state(Path(folder) / "optimizer.pt", own)
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimizer.optimizer, stored, options=options)
-        self.lr_scheduler.load_state_dict(torch.load(Path(folder) / "scheduler.pt", weights_only=True))
+        schedule = checkpoint.read_state(Path(folder) / "scheduler.pt", self.lr_scheduler.state_dict())
+        self.lr_scheduler.load_state_dict(schedule)
 
     def _start_ema(self, resume: Path | None) -> None:
         if self.ema is not None:
@@ -418,6 +421,11 @@ class PretrainTrainer(Trainer):
             folder = None if resume is None else resume / "ema"
             stored = checkpoint.read_backbone(folder, backbone) if folder and folder.is_dir() else None
             self.ema.start(backbone, stored)
+
+    def _set_aside(self, step: int) -> None:
+        """Once all of a checkpoint could be read: later ones are not of this run any more."""
+        if distributed.is_main():
+            checkpoint.set_aside(self.run_dir, step)
 
     def save_folders(self) -> None:
         """The final RUN/model and RUN/ema, ready for `from_pretrained`. Every rank must call it."""
@@ -448,6 +456,7 @@ class StepEnd(TrainerCallback):
         state.compute_steps(args, state.max_steps)  # a resumed run follows its config, not the stored state
         resume = checkpoint.step_dir(self.trainer.run_dir, state.global_step) if state.global_step else None
         self.trainer._start_ema(resume)
+        self.trainer._set_aside(state.global_step)
         self.trainer.clock, self.trainer.clock_step = time.monotonic(), state.global_step
 
     def on_optimizer_step(self, args, state, control, model=None, **kwargs):

@@ -8,6 +8,7 @@ from nextembed.errors import ConfigError, TrainingError
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training import checkpoint
+from nextembed.training.checksums import difference
 
 
 def net(**objective):
@@ -139,3 +140,26 @@ def test_best_weights_that_cannot_be_written_are_a_training_error(tmp_path, monk
     with pytest.raises(TrainingError, match=r"saving the best weights failed: .*the disk is full"):
         best({"eval/accuracy": 0.5}, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"value": "high"}', '{"value": NaN}', "[" * 100_000])
+def test_a_best_score_that_cannot_be_read_is_found_when_the_run_goes_on(tmp_path, text):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "score.json").write_text(text)
+    with pytest.raises(TrainingError, match=r"best/score.json cannot be read: "):
+        checkpoint.BestWeights(tmp_path, "eval/accuracy", None, net().backbone, None)
+
+
+def test_a_state_is_built_like_the_runs_own():
+    own = {
+        "state": {"w": {"step": torch.tensor(1.0), "sum": torch.zeros(2, 3)}},
+        "groups": [{"lr": 0.1, "fused": None}],
+    }
+    fits = {"state": {"w": {"step": torch.tensor(7.0), "sum": torch.ones(2, 3)}}, "groups": [{"lr": 1, "fused": True}]}
+    assert difference(fits, own) == ""
+    assert difference(fits | {"more": 1}, own) == "it has a more"
+    assert difference(fits | {"groups": []}, own) == "groups is no list of 1"
+    assert difference(fits | {"groups": [{"lr": "a", "fused": None}]}, own) == "groups.0.lr is 'a'"
+    assert difference({"state": {"w": {"step": 1, "sum": 2}}, "groups": []}, own).startswith(
+        "state.w.step is no tensor"
+    )

@@ -1,0 +1,214 @@
+"""A damaged checkpoint is one line that names the file and the checkpoint before it; nothing is loaded or changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nextembed.cli import main
+from nextembed.training.checksums import write_checksums
+
+NEWEST, BEFORE = "checkpoints/step-000004", "checkpoints/step-000002"
+WORDS = ["nepa_demo_tiny", "train.max_steps=6", "train.save_steps=2", "train.keep_checkpoints=3", "train.ema_decay=0.9",
+         "train.trackers=[]", "train.probe_steps=null", "train.device=cpu", "probe.enabled=false", "data.num_workers=0",
+         "objective.target=teacher", "train.log_steps=1"]  # fmt: skip
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "objective.safetensors", "optimizer.pt",
+         "scheduler.pt", "trainer_state.json", "ranks.json", "ema/model.safetensors", "checksums.json"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(["train", *WORDS, f"output_dir={folder}", "name=run"]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """The run as if it had been stopped after step 4."""
+    copy = tmp_path / "run"
+    shutil.copytree(whole, copy)
+    for name in ("checkpoints/step-000006", "model", "ema"):
+        shutil.rmtree(copy / name)
+    return copy
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """All that is in a folder, but for locks."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def refused(run: Path, capsys, resume: Path | None = None) -> str:
+    """The one line of a resume that fails."""
+    capsys.readouterr()
+    code = main(["train", "--resume", str(resume or run)])
+    said = capsys.readouterr().err.strip()
+    assert code in (1, 2) and said.count("\n") == 0 and said.startswith("nextembed: "), said
+    assert "unexpected" not in said
+    return said
+
+
+def same_end(run: Path, whole: Path) -> None:
+    for name in ("model/model.safetensors", "ema/model.safetensors", "checkpoints/step-000006/objective.safetensors"):
+        found, expected = load_file(run / name), load_file(whole / name)
+        assert found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items()), name
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def truncated(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flipped(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def missing(file):
+    file.unlink()
+
+
+def a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [empty, truncated, flipped, missing, a_folder], ids=lambda way: way.__name__)
+def test_damage_is_named_with_the_checkpoint_before(run, capsys, name, damage):
+    damage(run / NEWEST / name)
+    before = everything(run)
+    said = refused(run, capsys)
+    assert f"{run / NEWEST}/" in said and (name in said or name == "checksums.json")
+    assert f"go on from the one before: nextembed train --resume {run / BEFORE}" in said
+    assert everything(run) == before
+
+
+def test_what_is_offered_ends_as_if_nothing_had_happened(run, whole, capsys):
+    flipped(run / NEWEST / "optimizer.pt")
+    said = refused(run, capsys)
+    assert main(["train", "--resume", said.rpartition(" ")[2]]) == 0
+    same_end(run, whole)
+    names = {path.name for path in (run / "checkpoints").iterdir()}
+    assert names == {"step-000002", "step-000004", "step-000006", "unused-step-000004"}
+    lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_whole_checkpoint_that_is_passed_over_is_kept_beside(run, whole):
+    kept = everything(run / NEWEST)
+    for _ in range(2):
+        assert main(["train", "--resume", str(run / BEFORE)]) == 0
+    same_end(run, whole)
+    assert everything(run / "checkpoints/unused-step-000004") == kept
+    assert (run / "checkpoints/unused-step-000004-2").is_dir()
+
+
+def test_all_damaged_and_none_of_that_name(run, capsys):
+    for name in (NEWEST, BEFORE):
+        empty(run / name / "ranks.json")
+    assert refused(run, capsys).endswith("none before it is whole")
+    said = refused(run, capsys, run / "checkpoints/step-000003")
+    assert "no such checkpoint" in said and "step-000002, step-000004" in said
+
+
+def rewritten(change):
+    def write(file):
+        value = json.loads(file.read_text())
+        file.write_text(json.dumps(change(value)))
+
+    return write
+
+
+def stored(change):
+    def write(file):
+        value = torch.load(file, weights_only=True)
+        change(value)
+        torch.save(value, file)
+
+    return write
+
+
+def tensors(change):
+    def write(file):
+        value = load_file(file)
+        change(value)
+        save_file(value, file, metadata={"format": "pt"})
+
+    return write
+
+
+def drop_one(values):
+    del values[sorted(values)[0]]
+
+
+def grow_one(values):
+    name = sorted(values)[0]
+    values[name] = torch.zeros(3, *values[name].shape)
+
+
+def first_state(values):
+    return next(iter(values["state"].values()))
+
+
+FOREIGN = {  # files with right checksums and other content
+    **{f"{name} empty": (name, empty) for name in FILES[:-1] if name != "preprocessor_config.json"},
+    **{f"{name} half": (name, truncated) for name in FILES[:-1] if name != "preprocessor_config.json"},
+    "weights lack one": ("model.safetensors", tensors(drop_one)),
+    "weights of another shape": ("model.safetensors", tensors(grow_one)),
+    "weights have one more": ("model.safetensors", tensors(lambda v: v.update(more=torch.zeros(1)))),
+    "no weights": ("model.safetensors", missing),
+    "average lacks one": ("ema/model.safetensors", tensors(drop_one)),
+    "average of another shape": ("ema/model.safetensors", tensors(grow_one)),
+    "no optimizer": ("optimizer.pt", missing),
+    "optimizer is a list": ("optimizer.pt", lambda file: torch.save([1], file)),
+    "optimizer lacks its groups": ("optimizer.pt", stored(lambda v: v.pop("param_groups"))),
+    "optimizer lacks a parameter": ("optimizer.pt", stored(lambda v: drop_one(v["state"]))),
+    "optimizer of another shape": ("optimizer.pt", stored(lambda v: first_state(v).update(exp_avg=torch.zeros(3, 5)))),
+    "optimizer with a word": ("optimizer.pt", stored(lambda v: v["param_groups"][0].update(lr="fast"))),
+    "optimizer with code": ("optimizer.pt", lambda file: torch.save(Path("x"), file)),
+    "no schedule": ("scheduler.pt", missing),
+    "schedule is a number": ("scheduler.pt", lambda file: torch.save(3, file)),
+    "schedule lacks its step": ("scheduler.pt", stored(lambda v: v.pop("last_epoch"))),
+    "schedule with a word": ("scheduler.pt", stored(lambda v: v.update(last_epoch="four"))),
+    "no ranks": ("ranks.json", rewritten(lambda v: [])),
+    "ranks are words": ("ranks.json", rewritten(lambda v: ["a"])),
+    "a place that is a word": ("ranks.json", rewritten(lambda v: [v[0] | {"data": {"next": "a"}}])),
+    "a place before the first": ("ranks.json", rewritten(lambda v: [v[0] | {"data": {"next": -1}}])),
+    "no place": ("ranks.json", rewritten(lambda v: [{"averages": {}}])),
+    "means that are words": ("ranks.json", rewritten(lambda v: [v[0] | {"averages": {"loss.0": ["a", 1]}}])),
+    "nested": ("ranks.json", lambda file: file.write_text("[" * 100_000)),
+    "no trainer state": ("trainer_state.json", missing),
+    "another step": ("trainer_state.json", rewritten(lambda v: v | {"global_step": 3})),
+    "a step that is a word": ("trainer_state.json", rewritten(lambda v: v | {"global_step": "four"})),
+    "callbacks that are a list": ("trainer_state.json", rewritten(lambda v: v | {"stateful_callbacks": [1]})),
+    "trainer state is a list": ("trainer_state.json", rewritten(lambda v: [v])),
+    "config is a list": ("config.json", rewritten(lambda v: [v])),
+    "config of other types": ("config.json", rewritten(lambda v: v | {"hidden_size": "wide"})),
+    "config of another model": ("config.json", rewritten(lambda v: v | {"hidden_size": 2 * v["hidden_size"]})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_other_content_with_right_checksums_is_one_line_that_names_the_file(run, capsys, case):
+    name, change = FOREIGN[case]
+    change(run / NEWEST / name)
+    write_checksums(run / NEWEST)
+    before = everything(run / "checkpoints")
+    said = refused(run, capsys)
+    assert str(run / NEWEST) in said and (name.partition("/")[0] in said or name == "config.json")
+    assert everything(run / "checkpoints") == before
+
+
+def test_checksums_without_files_are_no_checksums(run, capsys):
+    for text in ("{}", "[]", "3", '{"config.json": 1}', "[" * 100_000):
+        (run / NEWEST / "checksums.json").write_text(text)
+        assert str(run / NEWEST) in refused(run, capsys)
