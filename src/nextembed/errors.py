@@ -31,9 +31,15 @@ class MissingExtra(ConfigError):
         super().__init__(f"this needs {package}: pip install 'nextembed[{extra}]'")
 
 
+def shortened(text: str, length: int = 200) -> str:
+    """Text for a message: its beginning, where it is long."""
+    return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
+
+
 def unknown(what: str, name: object, allowed: Iterable[object]) -> str:
     """One line that names the wrong word, its nearest spelling and what is allowed."""
     names = sorted(str(a) for a in allowed)
-    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    name = shortened(str(name))
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"{what} '{name}' is not known.{hint} Allowed: {', '.join(names)}."

@@ -63,7 +63,7 @@ class RunConfig(Config):
     """
 
     name: str = Field("run", pattern=r"^[\w.-]+$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     output_dir: str = "runs"
     data: DataPart = Field(default_factory=lambda: ImageData(source="emoji"))
     model: ModelPart = Field(default_factory=NepaModel)

@@ -8,6 +8,7 @@ user's own.
 import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import traceback
@@ -18,9 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from ..errors import ConfigError, NextEmbedError, unknown
+from ..errors import ConfigError, NextEmbedError, shortened, unknown
 
 
 class Config(BaseModel):
@@ -35,7 +36,14 @@ class Config(BaseModel):
         validate_default=True,
         coerce_numbers_to_str=True,
         ser_json_inf_nan="constants",
+        allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        check_plain(value)
+        return value
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -51,6 +59,29 @@ class Config(BaseModel):
             super().__setattr__(name, value)
         except ValidationError as err:
             raise ConfigError(explain(err, type(self))) from None
+
+
+def check_plain(value: Any) -> None:
+    """Raises ValueError for what no setting can be, at any depth: numbers that are not finite or take more than
+    64 bits, text that UTF-8 or names of files do not have."""
+    if isinstance(value, dict):
+        for key, own in value.items():
+            check_plain(key)
+            check_plain(own)
+    elif isinstance(value, list | tuple):
+        for own in value:
+            check_plain(own)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"should be a finite number, got {value}")
+    elif isinstance(value, int) and value.bit_length() > 63:
+        raise ValueError(f"should be a number of at most 63 bits, got one of {value.bit_length()}")
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError("text should be valid UTF-8") from None
+        if "\0" in value:
+            raise ValueError("text should have no NUL bytes")
 
 
 class Part(Config):
@@ -252,7 +283,7 @@ def _say(problems: list[Any]) -> str:
     value = problems[0]["input"]
     if all(p["type"] == "literal_error" for p in problems) and isinstance(value, str):
         return unknown("value", value, wanted)
-    return f"should be {' or '.join(wanted)}, got {value!r}"
+    return f"should be {' or '.join(wanted)}, got {shortened(repr(value))}"
 
 
 class _Loader(yaml.SafeLoader):

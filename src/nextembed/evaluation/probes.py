@@ -7,7 +7,7 @@ on test images. Rows of any other modality are probed alike, see `segments`.
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..core.config import Config
+from ..core.sizes import MAX_NUMBER
 from ..core.types import IGNORE_LABEL, AttentionMode, Sample
 from ..errors import ConfigError, DataError
 from .attentive import Reader, attentive, grid
@@ -25,6 +26,11 @@ from .table import ProbeName, ProbeTable, Row
 PROBES: tuple[ProbeName, ...] = ("linear", "knn")
 SEED_SHARE = 0.8  # of the training images, for each of several seeds
 Predict = Callable[[Tensor], Tensor]  # features [N, D] -> classes [N]
+
+
+Rate = Annotated[float, Field(gt=0, le=100)]
+Decay = Annotated[float, Field(ge=0, le=100)]
+Penalty = Annotated[float, Field(ge=1e-12, le=1e6)]
 
 
 class ProbeConfig(Config):
@@ -49,25 +55,25 @@ class ProbeConfig(Config):
     layers: Literal["all"] | list[int] = "all"
     poolings: list[Pooling] = Field(default=["mean", "last", "first"], min_length=1)
     attentions: list[AttentionMode] = Field(default=["causal", "full"], min_length=1)
-    num_train: int = Field(10_000, gt=0)
-    num_validation: int = Field(5_000, gt=0)
-    num_test: int = Field(10_000, gt=0)
-    num_online: int = Field(2_000, gt=0)
-    k: int = Field(20, gt=0)
-    penalties: list[float] = Field(default=[1e-3, 1e-2, 1e-1, 1.0], min_length=1)
-    batch_size: int = Field(256, gt=0)
+    num_train: int = Field(10_000, gt=0, le=MAX_NUMBER)
+    num_validation: int = Field(5_000, gt=0, le=MAX_NUMBER)
+    num_test: int = Field(10_000, gt=0, le=MAX_NUMBER)
+    num_online: int = Field(2_000, gt=0, le=MAX_NUMBER)
+    k: int = Field(20, gt=0, le=MAX_NUMBER)
+    penalties: list[Penalty] = Field(default=[1e-3, 1e-2, 1e-1, 1.0], min_length=1)
+    batch_size: int = Field(256, gt=0, le=MAX_NUMBER)
     precision: Precision = "float32"
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=1000)
     attentive: bool = False
-    attentive_epochs: int = Field(20, gt=0)
-    attentive_learning_rates: list[float] = Field(default=[3e-4, 1e-3, 3e-3], min_length=1)
-    attentive_weight_decays: list[float] = Field(default=[1e-3, 1e-1], min_length=1)
-    attentive_gigabytes: float = Field(2.0, gt=0)
-    stride: int | None = Field(None, gt=0)
+    attentive_epochs: int = Field(20, gt=0, le=10**6)
+    attentive_learning_rates: list[Rate] = Field(default=[3e-4, 1e-3, 3e-3], min_length=1)
+    attentive_weight_decays: list[Decay] = Field(default=[1e-3, 1e-1], min_length=1)
+    attentive_gigabytes: float = Field(2.0, gt=0, le=1e6)
+    stride: int | None = Field(None, gt=0, le=MAX_NUMBER)
     modality: str | None = None
     column: str | None = None
     label_column: str | None = None
-    folds: int = Field(5, ge=2)
+    folds: int = Field(5, ge=2, le=1000)
 
     def features(self, num_layers: int) -> list[FeatureKey]:
         """What is probed in a model of so many layers. Raises ConfigError for a layer that it does not have."""

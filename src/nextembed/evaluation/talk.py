@@ -36,16 +36,16 @@ class Sampling(Config):
     beams, 0 for none. do_sample: draws tokens, with temperature, top_k (0: all) and top_p; needs num_beams 1.
     """
 
-    num_beams: int = Field(5, ge=1)
-    max_new_tokens: int = Field(50, ge=1)
-    min_new_tokens: int = Field(0, ge=0)
-    length_penalty: float = 0.0
-    repetition_penalty: float = Field(1.0, gt=0)
+    num_beams: int = Field(5, ge=1, le=1000)
+    max_new_tokens: int = Field(50, ge=1, le=10**6)
+    min_new_tokens: int = Field(0, ge=0, le=10**6)
+    length_penalty: float = Field(0.0, ge=-100, le=100)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     do_sample: bool = False
-    temperature: float = Field(1.0, gt=0)
-    top_k: int = Field(50, ge=0)
+    temperature: float = Field(1.0, ge=1e-4, le=1e4)
+    top_k: int = Field(50, ge=0, le=10**9)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class Talker:

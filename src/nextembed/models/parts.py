@@ -4,11 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
-from ..core.quiet import no_progress_bar
+from ..core.sizes import loading
 from ..errors import ConfigError
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+
+
+class CheckedModel(PreTrainedModel):
+    """Base of our models: `from_pretrained` refuses, with a ConfigError, a config.json whose sizes no memory has."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        with loading(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:
@@ -18,7 +28,7 @@ def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:
     if (path / "model" / "config.json").is_file():
         raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
     try:
-        with no_progress_bar():
+        with loading(path):
             return kind.from_pretrained(str(path), **options)
     except LOADING_ERRORS as err:
         reason = (str(err).strip().splitlines() or [type(err).__name__])[0]

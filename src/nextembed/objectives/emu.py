@@ -29,8 +29,8 @@ class EmuSettings(Part):
 
     task: ClassVar[str] = "multimodal"
 
-    text_weight: float = Field(1.0, ge=0)
-    regression_weight: float = Field(1.0, ge=0)
+    text_weight: float = Field(1.0, ge=0, le=1e6)
+    regression_weight: float = Field(1.0, ge=0, le=1e6)
     distance: Literal["mse", "cosine", "smooth_l1"] = "mse"
     detach_targets: bool = True
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.config import OBJECTIVES, Part
+from ..core.sizes import MAX_LAYERS, MAX_WIDTH
 from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
 from ..errors import ConfigError
 from ..nn.losses import l1, masked_sum, mse
@@ -40,10 +41,10 @@ class LatentDecoderSettings(Part):
 
     source: Source = "latents"
     distance: Literal["mse", "l1"] = "mse"
-    edge_weight: float = Field(0.0, ge=0)
-    width: int = Field(192, gt=0)
-    num_layers: int = Field(2, ge=1)
-    num_heads: int = Field(4, gt=0)
+    edge_weight: float = Field(0.0, ge=0, le=1e6)
+    width: int = Field(192, gt=0, le=MAX_WIDTH)
+    num_layers: int = Field(2, ge=1, le=MAX_LAYERS)
+    num_heads: int = Field(4, gt=0, le=MAX_WIDTH)
 
     @model_validator(mode="after")
     def _fits(self) -> "LatentDecoderSettings":

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ..core.config import OBJECTIVES, Part
+from ..core.sizes import MAX_WIDTH
 from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput, Scorer, Scoring, ScoringBackbone
 from ..errors import ConfigError
 from ..nn import losses
@@ -60,11 +61,11 @@ class NextEmbeddingSettings(Part):
     teacher_decay: float = Field(0.996, ge=0, le=1)
     distance: Literal["cosine", "mse", "smooth_l1", "info_nce", "sigreg", "vocabulary", "likelihood"] = "cosine"
     stop_gradient_table: bool = False
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    temperature: float = Field(0.1, gt=0)
-    sigreg_weight: float = Field(0.1, ge=0)
-    sigreg_width: int = Field(128, gt=0)
-    sigreg_directions: int = Field(64, gt=0)
+    weights: dict[str, Annotated[float, Field(ge=0, le=1e6)]] = {}
+    temperature: float = Field(0.1, ge=1e-4, le=1e4)
+    sigreg_weight: float = Field(0.1, ge=0, le=1e6)
+    sigreg_width: int = Field(128, gt=0, le=MAX_WIDTH)
+    sigreg_directions: int = Field(64, gt=0, le=MAX_WIDTH)
     steps_ahead: list[int] = [1]
     every_layer: bool = False
 

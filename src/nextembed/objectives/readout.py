@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.config import OBJECTIVES, Part
+from ..core.sizes import MAX_LAYERS, MAX_WIDTH
 from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
 from ..errors import ConfigError, unknown
 from ..modalities import MODALITIES
@@ -44,8 +45,8 @@ class ReadoutSettings(Part):
 
     source: Source = "latents"
     decoder: Decoder = "linear"
-    width: int = Field(256, gt=0)
-    num_layers: int = Field(2, ge=1)
+    width: int = Field(256, gt=0, le=MAX_WIDTH)
+    num_layers: int = Field(2, ge=1, le=MAX_LAYERS)
     modalities: list[str] | None = None
 
     def build(self, backbone: Backbone) -> "Readout":

@@ -4,7 +4,7 @@ The backbone is a Hugging Face segmentation model: `backbone(pixel_values).logit
 one with an `auxiliary_head` (transformers' UPerNet) has that trained, too.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ class SegmentationSettings(Part):
 
     task: ClassVar[str] = "segmentation"
 
-    class_weights: list[float] | None = None
+    class_weights: list[Annotated[float, Field(ge=0, le=1e6)]] | None = None
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def build(self, backbone: Any) -> "Segmentation":

@@ -29,8 +29,8 @@ class ClassificationSettings(Part):
     task: ClassVar[str] = "classification"
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup_alpha: float = Field(0.0, ge=0)
-    cutmix_alpha: float = Field(0.0, ge=0)
+    mixup_alpha: float = Field(0.0, ge=0, le=1e4)
+    cutmix_alpha: float = Field(0.0, ge=0, le=1e4)
     mix_rate: float = Field(1.0, ge=0, le=1)
 
     def build(self, backbone: Any) -> "Classification":

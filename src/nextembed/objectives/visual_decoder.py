@@ -45,11 +45,11 @@ class VisualDecoderSettings(Part):
     drop_rate: float = Field(0.1, ge=0, lt=1)
     regressed_rate: float = Field(0.0, ge=0, le=1)
     standardise: bool = True
-    min_snr_gamma: float | None = Field(None, gt=0)
+    min_snr_gamma: float | None = Field(None, gt=0, le=1e6)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     gradient_checkpointing: bool = False
-    mean: list[float] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
-    std: list[float] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
+    mean: list[Annotated[float, Field(ge=-1e3, le=1e3)]] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
+    std: list[Annotated[float, Field(ge=1e-3, le=1e3)]] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
 
     def build(self, backbone: Any) -> "VisualDecoding":
         """Freezes the backbone. Raises ConfigError if it has no image latents."""

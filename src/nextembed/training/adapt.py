@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from ..core.config import Config
+from ..core.sizes import MAX_WIDTH
 from ..core.types import PretrainingModel
 from ..errors import ConfigError, MissingExtra, unknown
 
@@ -28,8 +29,8 @@ class LoraSettings(Config):
     Source: LoRA (arXiv 2106.09685).
     """
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0)
+    rank: int = Field(8, ge=1, le=MAX_WIDTH)
+    alpha: float = Field(16.0, gt=0, le=1e6)
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] = Field(["query", "value"], min_length=1)
     within: str | None = None
@@ -106,9 +107,13 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
     for target in settings.targets:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             raise ConfigError(unknown("train.lora.targets: layer", target, {n.rpartition(".")[2] for n in layers}))
+    reached = [n for n in layers if any(f".{n}".endswith(f".{target}") for target in settings.targets)]
+    smallest = min(min(backbone.get_submodule(n).weight.shape) for n in reached)
+    if settings.rank > smallest:
+        raise ConfigError(f"train.lora.rank {settings.rank}: the smallest of the layers is {smallest} wide")
     targets: Any = settings.targets
     if settings.within is not None:  # whole names: peft itself looks at their ends only
-        targets = [n for n in layers if any(f".{n}".endswith(f".{target}") for target in targets)]
+        targets = reached
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number does

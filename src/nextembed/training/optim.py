@@ -13,6 +13,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..core.config import Config
 from ..errors import ConfigError, unknown
 
+Beta = Annotated[float, Field(ge=0, le=1 - 1e-9)]  # 1 would divide by 0
+
 
 class OptimConfig(Config):
     """AdamW and its schedule.
@@ -31,21 +33,21 @@ class OptimConfig(Config):
         {visual: 0.4, language_model: 0.3}.
     """
 
-    base_learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
+    base_learning_rate: float = Field(3e-4, gt=0, le=100)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: float = Field(1e-8, ge=1e-30, le=1)  # smaller is 0 in float32
+    weight_decay: float = Field(0.05, ge=0, le=100)
     warmup_steps: int | None = Field(None, ge=0)
-    warmup_epochs: float | None = Field(None, ge=0)
+    warmup_epochs: float | None = Field(None, ge=0, le=1e9)
     warmup_rate: float | None = Field(None, ge=0, le=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr_rate: float = Field(0.0, ge=0, le=1)
     max_grad_norm: float | None = Field(1.0, gt=0)
-    layer_decay: float = Field(1.0, gt=0, le=1)
-    layer_decay_end: float | None = Field(None, gt=0, le=1)
+    layer_decay: float = Field(1.0, ge=0.01, le=1)
+    layer_decay_end: float | None = Field(None, ge=0.01, le=1)
     layer_warmup: bool = False
-    embed_lr_rate: float = Field(1.0, ge=0)
-    part_lr_rates: dict[str, Annotated[float, Field(ge=0)]] = {}
+    embed_lr_rate: float = Field(1.0, ge=0, le=1000)
+    part_lr_rates: dict[str, Annotated[float, Field(ge=0, le=1000)]] = {}
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "OptimConfig":
@@ -136,7 +138,9 @@ def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: in
     if config.layer_decay_end is not None:
         done = 0.5 * (1 - math.cos(math.pi * min(1.0, step / max_steps)))
         decay = config.layer_decay + (config.layer_decay_end - config.layer_decay) * done
-        rise = (decay / config.layer_decay) ** below_top
+        rise = math.exp(
+            min(700.0, below_top * math.log(decay / config.layer_decay))
+        )  # of hundreds of layers: no overflow
     if step < num_warmup_steps:
         return rise * (step + 1) / num_warmup_steps
     if config.schedule == "constant":

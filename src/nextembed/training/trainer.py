@@ -29,6 +29,7 @@ from transformers.integrations import TensorBoardCallback
 from ..core import distributed
 from ..core.config import Config
 from ..core.files import new_folder
+from ..core.sizes import MAX_NUMBER
 from ..core.signals import StopSignals
 from ..core.types import Batch, PretrainingModel
 from ..data.stream import checked_workers
@@ -61,21 +62,21 @@ class TrainConfig(Config):
     device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
     """
 
-    batch_size: int = Field(256, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(256, ge=1, le=MAX_NUMBER)
+    micro_batch_size: int | None = Field(None, ge=1, le=MAX_NUMBER)
+    max_steps: int | None = Field(None, ge=1, le=10**15)
+    epochs: float | None = Field(None, gt=0, le=1e9)
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
     gradient_checkpointing: bool = False
     attn_implementation: str | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    log_steps: int = Field(20, ge=1)
-    save_steps: int = Field(500, ge=1)
-    keep_checkpoints: int = Field(2, ge=1)
+    log_steps: int = Field(20, ge=1, le=10**15)
+    save_steps: int = Field(500, ge=1, le=10**15)
+    keep_checkpoints: int = Field(2, ge=1, le=10**15)
     freeze: list[str] = []
     lora: LoraSettings | None = None
-    probe_steps: int | None = Field(None, ge=1)
+    probe_steps: int | None = Field(None, ge=1, le=10**15)
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(["tensorboard"])
     fsdp: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -93,20 +93,20 @@ class LanguageEval(Config):
     instructed: bool = False
     prompt: str | None = None
     shot_end: str = "\n"
-    max_new_tokens: int | None = Field(None, gt=0)
-    min_new_tokens: int | None = Field(None, ge=0)
-    length_penalty: float | None = None
-    num_beams: int = Field(5, gt=0)
+    max_new_tokens: int | None = Field(None, gt=0, le=10**6)
+    min_new_tokens: int | None = Field(None, ge=0, le=10**6)
+    length_penalty: float | None = Field(None, ge=-100, le=100)
+    num_beams: int = Field(5, gt=0, le=1000)
     short: bool | None = None
     metric: Literal["vqa", "exact"] | None = None
     features: str | None = None
     visual_decoder: str | None = None
-    num_inference_steps: int = Field(50, gt=0)
-    guidance_scale: float = 7.5
-    batch_size: int = Field(8, gt=0)
+    num_inference_steps: int = Field(50, gt=0, le=10**6)
+    guidance_scale: float = Field(7.5, ge=-1000, le=1000)
+    batch_size: int = Field(8, gt=0, le=10**6)
     weights: Literal["raw", "ema"] = "raw"
-    seed: int = 0
-    draws: int = Field(1000, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    draws: int = Field(1000, ge=0, le=10**6)
 
     @property
     def decoding(self) -> Decoding:

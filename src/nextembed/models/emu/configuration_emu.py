@@ -5,6 +5,8 @@ from typing import Any, Literal
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, T5Config
 from transformers.models.blip_2 import Blip2VisionConfig
 
+from ...core.sizes import check_sizes
+
 Connector = Literal["causal_former", "pooled_grid", "identity"]
 CONNECTORS = ("causal_former", "pooled_grid", "identity")
 DISTANCES = ("mse", "cosine", "smooth_l1")
@@ -121,6 +123,7 @@ def as_config(values: dict[str, Any] | PreTrainedConfig | None, default: Any) ->
     if isinstance(values, PreTrainedConfig):
         return values
     values = dict(values)
+    check_sizes(values, "its configuration")
     kind = values.pop("model_type", None)
     if kind is None:
         raise ValueError("a vision_config or text_config needs its model_type")
@@ -133,6 +136,7 @@ def former_config(values: dict[str, Any] | PreTrainedConfig | None) -> T5Config:
     """T5-base's decoder half, or what `values` changes of it. It has no vocabulary: the queries are learned."""
     given = values.to_dict() if isinstance(values, PreTrainedConfig) else dict(values or {})
     given.pop("model_type", None)
+    check_sizes(given, "causal_former")
     fixed: dict[str, Any] = {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False, "vocab_size": 1}
     fixed |= dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"))
     base = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "dropout_rate": 0.1}

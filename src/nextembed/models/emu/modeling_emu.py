@@ -20,6 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from ...core.types import IGNORE_LABEL
 from ...nn.losses import regression_distance, token_cross_entropy
+from ..parts import CheckedModel
 from .configuration_emu import EmuConfig
 from .connectors import CausalFormer, build_connector
 
@@ -57,7 +58,7 @@ class EmuOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class EmuPreTrainedModel(PreTrainedModel):
+class EmuPreTrainedModel(CheckedModel):
     config_class = EmuConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"

@@ -19,6 +19,7 @@ from transformers import (
 
 from ...core.config import MODELS, Part
 from ...core.quiet import no_progress_bar
+from ...core.sizes import MAX_LENGTH
 from ...errors import ConfigError, MissingExtra
 from ..parts import LOADING_ERRORS, load_part
 from .configuration_emu import Connector, EmuConfig, as_config
@@ -59,13 +60,13 @@ class EmuParts(Part):
     language_config: dict[str, Any] = Field(default_factory=dict)
     tokenizer: str | None = None
     connector: Connector = "causal_former"
-    num_image_latents: int = Field(32, ge=1)
+    num_image_latents: int = Field(32, ge=1, le=MAX_LENGTH)
     causal_former: dict[str, Any] = Field(default_factory=dict)
     vision_layer: int | None = None
     instruct: bool = False
     image_start_is_target: bool = False
-    latent_std: float | None = Field(None, gt=0)
-    max_length: int = Field(2048, ge=8)
+    latent_std: float | None = Field(None, ge=1e-6, le=1e6)
+    max_length: int = Field(2048, ge=8, le=MAX_LENGTH)
     quantize: Literal["4bit", "8bit"] | None = None
 
     @model_validator(mode="after")

@@ -1,12 +1,13 @@
 """The `decoder` slot of the objective `visual_decoder`: sizes of a new pixel decoder, or the one to start from."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ...core.config import DECODERS, Part
 from ...core.quiet import no_progress_bar
+from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...nn.diffusion import Prediction
 from .visual_decoder import VisualDecoder, check_parameters, diffusers, scheduler_class
 
@@ -23,15 +24,15 @@ class PixelDecoder(Part):
         2511.13720 says why). scheduler: of painting, a class of diffusers; it can be replaced later.
     """
 
-    image_size: int = Field(32, gt=0)
-    patch_size: int = Field(4, gt=0)
-    channels: list[int] = Field([64, 128], min_length=1)
+    image_size: int = Field(32, gt=0, le=MAX_SIDE)
+    patch_size: int = Field(4, gt=0, le=MAX_SIDE)
+    channels: list[Annotated[int, Field(gt=0, le=MAX_WIDTH)]] = Field([64, 128], min_length=1, max_length=10)
     attention: list[bool] | None = Field(None, description="None: everywhere")
-    layers_per_block: int = Field(1, ge=1)
-    head_width: int = Field(32, gt=0)
+    layers_per_block: int = Field(1, ge=1, le=MAX_LAYERS)
+    head_width: int = Field(32, gt=0, le=MAX_WIDTH)
     prediction: Prediction = "sample"
     scheduler: str = "DDIMScheduler"
-    num_train_steps: int = Field(1000, ge=2)
+    num_train_steps: int = Field(1000, ge=2, le=10**6)
 
     @model_validator(mode="after")
     def _fits(self) -> "PixelDecoder":

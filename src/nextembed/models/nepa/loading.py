@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...core.quiet import no_progress_bar
+from ...core.sizes import check_folder, loading
 from ...errors import ConfigError
 from .configuration_nepa import ViTNepaConfig
 
@@ -27,6 +27,7 @@ def read_any_config(pretrained: str) -> PreTrainedConfig:
     path = Path(pretrained).expanduser()
     if (path / "model" / "config.json").is_file():
         raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
+    check_folder(path)
     try:
         return AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError) as err:
@@ -60,7 +61,7 @@ def with_pretrained_weights(model: Any, pretrained: str, head: tuple[str, ...], 
     fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(head)}
     kind: Any = type(model)
     try:
-        with no_progress_bar():
+        with loading(pretrained):
             loaded, info = kind.from_pretrained(
                 str(Path(pretrained).expanduser()),
                 config=model.config,

@@ -14,7 +14,6 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -23,6 +22,7 @@ from ...nn.losses import next_embedding
 from ...nn.masks import attention_arguments
 from ...nn.positions import augment_coordinates, once, patch_coordinates, rotary_tables
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
+from ..parts import CheckedModel
 from .configuration_nepa import ViTNepaConfig
 from .pyramid import ViTNepaPyramid
 
@@ -95,7 +95,7 @@ class ViTNepaEmbeddings(nn.Module):
         return torch.cat((self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches), dim=1)
 
 
-class ViTNepaPreTrainedModel(PreTrainedModel):
+class ViTNepaPreTrainedModel(CheckedModel):
     config: ViTNepaConfig
     base_model_prefix = "vit_nepa"
     main_input_name = "pixel_values"

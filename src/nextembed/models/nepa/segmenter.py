@@ -6,6 +6,7 @@ from pydantic import Field
 from transformers import BeitImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
 from ...core.config import MODELS, Part
+from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import IGNORE_PIXEL, AttentionMode
 from ...errors import ConfigError
 from .configuration_nepa import ViTNepaConfig
@@ -42,13 +43,13 @@ class NepaSegmenter(Part):
     architecture: NepaModel | None = None
     from_scratch: bool = False
     attention: AttentionMode = "full"
-    num_layers: int | None = Field(None, gt=0)
+    num_layers: int | None = Field(None, gt=0, le=MAX_LAYERS)
     layers: list[int] | None = None
-    image_size: int | None = Field(None, gt=0)
-    drop_path_prob: float = Field(0.0, ge=0, lt=1)
-    layerscale_value: float | None = None
-    head_width: int = Field(512, gt=0)
-    auxiliary_loss_weight: float = Field(0.4, ge=0)
+    image_size: int | None = Field(None, gt=0, le=MAX_SIDE)
+    drop_path_prob: float = Field(0.0, ge=0, le=0.99)
+    layerscale_value: float | None = Field(None, ge=0, le=100)
+    head_width: int = Field(512, gt=0, le=MAX_WIDTH)
+    auxiliary_loss_weight: float = Field(0.4, ge=0, le=1e6)
     new_head: bool = False
 
     def trunk_config(self, class_names: list[str]) -> ViTNepaConfig:

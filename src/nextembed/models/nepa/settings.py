@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from transformers import ViTImageProcessor
 
 from ...core.config import MODELS, Part
+from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import AttentionMode
 from ...errors import ConfigError
 from .configuration_nepa import ViTNepaConfig
@@ -23,24 +24,24 @@ class NepaModel(Part):
     """
 
     pretrained: str | None = None
-    hidden_size: int = Field(768, gt=0)
-    num_hidden_layers: int = Field(12, gt=0)
-    num_attention_heads: int = Field(12, gt=0)
-    intermediate_size: int | None = Field(None, gt=0, description="None: 4 * hidden_size")
+    hidden_size: int = Field(768, gt=0, le=MAX_WIDTH)
+    num_hidden_layers: int = Field(12, gt=0, le=MAX_LAYERS)
+    num_attention_heads: int = Field(12, gt=0, le=MAX_WIDTH)
+    intermediate_size: int | None = Field(None, gt=0, le=4 * MAX_WIDTH, description="None: 4 * hidden_size")
     use_gated_mlp: bool = True
     hidden_act: Literal["gelu", "silu", "relu", "gelu_pytorch_tanh"] = "silu"
-    image_size: int = Field(224, gt=0)
-    patch_size: int = Field(14, gt=0)
+    image_size: int = Field(224, gt=0, le=MAX_SIDE)
+    patch_size: int = Field(14, gt=0, le=MAX_SIDE)
     num_channels: Literal[1, 3] = 3
-    layerscale_value: float | None = 1e-5
+    layerscale_value: float | None = Field(1e-5, ge=0, le=100)
     qk_norm: bool = True
     qk_norm_affine: bool = False
     qk_norm_bias: bool = False
-    rope_theta: float = Field(100.0, gt=0)
-    drop_path_prob: float = Field(0.0, ge=0, lt=1)
-    pos_embed_shift: float | None = Field(None, ge=0)
-    pos_embed_jitter: float | None = Field(None, ge=1)
-    pos_embed_rescale: float | None = Field(2.0, ge=1)
+    rope_theta: float = Field(100.0, ge=1, le=1e12)
+    drop_path_prob: float = Field(0.0, ge=0, le=0.99)
+    pos_embed_shift: float | None = Field(None, ge=0, le=100)
+    pos_embed_jitter: float | None = Field(None, ge=1, le=100)
+    pos_embed_rescale: float | None = Field(2.0, ge=1, le=100)
     is_causal: bool = True
     add_pooling_layer: bool = True
 
@@ -107,10 +108,10 @@ class NepaClassifier(Part):
     from_scratch: bool = False
     attention: AttentionMode = "full"
     pooling: Literal["mean", "last"] = "mean"
-    num_layers: int | None = Field(None, gt=0)
-    image_size: int | None = Field(None, gt=0)
-    drop_path_prob: float = Field(0.0, ge=0, lt=1)
-    layerscale_value: float | None = None
+    num_layers: int | None = Field(None, gt=0, le=MAX_LAYERS)
+    image_size: int | None = Field(None, gt=0, le=MAX_SIDE)
+    drop_path_prob: float = Field(0.0, ge=0, le=0.99)
+    layerscale_value: float | None = Field(None, ge=0, le=100)
     new_head: bool = False
 
     def hf_config(self, class_names: list[str]) -> ViTNepaConfig:

@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from ...core.sizes import check_sizes
+
 
 @strict
 class OmniConfig(PreTrainedConfig):
@@ -58,6 +60,7 @@ class OmniConfig(PreTrainedConfig):
     token_softmax: bool = False
 
     def __post_init__(self, **kwargs):
+        check_sizes(vars(self), self.model_type)
         if self.modalities is None:
             self.modalities = {"text": {}, "image": {}}
         self.modalities = in_order(self.modalities, self.modality_names)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import AutoProcessor
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ...core import distributed
@@ -28,6 +27,7 @@ from ...nn.masks import attention_arguments
 from ...nn.modes import evaluating
 from ...nn.positions import rotary_tables
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
+from ..parts import CheckedModel
 from . import scoring as scorers
 from .configuration_omni import OmniConfig
 
@@ -48,7 +48,7 @@ class OmniOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class OmniPreTrainedModel(PreTrainedModel):
+class OmniPreTrainedModel(CheckedModel):
     config: OmniConfig
     config_class = OmniConfig
     base_model_prefix = "model"

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 from transformers import AutoTokenizer, PreTrainedModel
 
 from ...core.config import MODELS, Part
+from ...core.sizes import MAX_LAYERS, MAX_LENGTH, MAX_WIDTH
 from ...errors import ConfigError
 from ...modalities import MODALITIES
 from ..nepa.loading import read_config
@@ -48,16 +49,18 @@ class OmniParts(Part):
     tokenizer: str | None = None
     orders: dict[str, str] = {}
     tell_next: bool | None = None
-    max_length: int = Field(512, ge=4)
-    hidden_size: int = Field(768, gt=0)
-    num_hidden_layers: int = Field(12, gt=0)
-    num_attention_heads: int = Field(12, gt=0)
-    intermediate_size: int | None = Field(None, gt=0, description="None: 8/3 * hidden_size, a multiple of 8")
-    layerscale_value: float | None = 1e-5
-    drop_path_prob: float = Field(0.0, ge=0, lt=1)
+    max_length: int = Field(512, ge=4, le=MAX_LENGTH)
+    hidden_size: int = Field(768, gt=0, le=MAX_WIDTH)
+    num_hidden_layers: int = Field(12, gt=0, le=MAX_LAYERS)
+    num_attention_heads: int = Field(12, gt=0, le=MAX_WIDTH)
+    intermediate_size: int | None = Field(
+        None, gt=0, le=4 * MAX_WIDTH, description="None: 8/3 * hidden_size, a multiple of 8"
+    )
+    layerscale_value: float | None = Field(1e-5, ge=0, le=100)
+    drop_path_prob: float = Field(0.0, ge=0, le=0.99)
     rope_split: list[int] | None = None
     density: Literal["none", "von_mises_fisher", "mixture"] = "none"
-    num_components: int = Field(8, ge=2)
+    num_components: int = Field(8, ge=2, le=4096)
     max_cosine: float = Field(0.95, gt=0, lt=1)
 
     @field_validator("modalities", mode="after")

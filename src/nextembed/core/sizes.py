@@ -1,0 +1,149 @@
+"""How large things may be, and whether they fit into memory: asked before anything is allocated."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from ..errors import ConfigError, NextEmbedError
+from .quiet import no_progress_bar
+
+MAX_LAYERS = 1000
+MAX_WIDTH = 2**17  # of latents
+MAX_SIDE = 2**14  # of an image, pixels
+MAX_LENGTH = 2**20  # positions of a row
+MAX_NUMBER = 2**31 - 1  # of samples, or what is not limited in another way
+MAX_TENSORS = 100_000  # of a model
+
+LIMITS = (  # of what config.json says, by the names that Hugging Face's models use; the first that fits counts
+    (r"(num_|n_)?(\w+_)?(layers?|blocks|depths?)", MAX_LAYERS),
+    (r"(\w+_)?(image|patch)_size", MAX_SIDE),
+    (r"(hidden|embed\w*|model)_(size|dim)|[dn]_(model|embd?|kv|ff)|num_\w*heads|n_head|num_components", 4 * MAX_WIDTH),
+    (r"(intermediate|head)_(size|dim)", 16 * MAX_WIDTH),
+    (r"vocab(_size|ulary)|num_(labels|channels|image_latents)|channels", MAX_NUMBER),
+)
+
+
+def check_sizes(values: Mapping[str, Any], where: str) -> None:
+    """Raises ConfigError for sizes of a model's configuration that no model has. where: what says so."""
+    for name, value in values.items():
+        limit = next((most for pattern, most in LIMITS if re.fullmatch(pattern, str(name))), None)
+        for own in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(own, Mapping):
+                check_sizes(own, where)
+            elif isinstance(own, float) and not math.isfinite(own) and limit is not None:
+                raise ConfigError(f"{where}: {name} is {own}")
+            elif limit is not None and isinstance(own, int) and own > limit:
+                raise ConfigError(f"{where}: {name} {shown(own)} is larger than {limit:,}, the largest that is taken")
+
+
+def check_folder(folder: str | Path) -> None:
+    """`check_sizes` of a model folder's config.json, and of the parts' that it names; a hub id passes."""
+    file = Path(folder).expanduser() / "config.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return  # who loads it says what is wrong
+    if isinstance(values, dict):
+        check_sizes(values, str(file))
+
+
+def memory(device: str | torch.device = "cpu") -> int:
+    """Bytes of a device's memory; of the CPU, what this process may use (in a container, its limit)."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 2**63
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            found = min(found, int(Path(file).read_text()))
+    return found
+
+
+def check_fits(what: str, needed: int, device: str | torch.device = "cpu") -> None:
+    """Raises ConfigError if a device's memory has not so many bytes. what: takes them, with its verb."""
+    if needed > (there := memory(device)):
+        owner = "this machine" if torch.device(device).type == "cpu" else f"the {torch.device(device).type} device"
+        raise ConfigError(f"{what} {in_bytes(needed)}; {owner} has {in_bytes(there)}")
+
+
+@contextmanager
+def building(what: str, most: int | None = None) -> Iterator[None]:
+    """Around the making of a model: it is stopped by a ConfigError at the parameter that no memory is left for, before
+    that is filled. On torch's meta device, which takes none, only the number of tensors counts.
+
+    most: parameters that it may have, where that is known from elsewhere.
+    """
+    room = memory() if torch.get_default_device().type != "meta" else math.inf
+    total = {"numbers": 0, "bytes": 0, "tensors": 0}
+
+    def count(module: nn.Module, name: str, param: Any) -> None:
+        if param is None or module._parameters.get(name) is not None:  # in the place of one that is counted
+            return
+        total["numbers"] += param.numel()
+        total["bytes"] += param.numel() * param.element_size()
+        total["tensors"] += 1
+        if total["tensors"] > MAX_TENSORS:
+            raise ConfigError(f"{what} has more than {MAX_TENSORS:,} parameter tensors: too many layers")
+        if most is not None and total["numbers"] > most:
+            raise ConfigError(f"{what}: config.json describes more parameters than its weights hold")
+        if total["bytes"] > room:
+            raise ConfigError(f"{what} needs {in_bytes(total['bytes'])} or more; this machine has {in_bytes(room)}")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    except NextEmbedError:
+        raise
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as err:
+        if not too_large(err):
+            raise
+        raise ConfigError(f"{what} is too large for this machine's {in_bytes(memory())}: {first_line(err)}") from None
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def loading(folder: str | Path) -> Iterator[None]:
+    """Around `from_pretrained` of a model folder or hub id: its config.json is checked first, and the model may not be
+    much larger than its weights (which take 4 bits a number or more; heads may be new)."""
+    check_folder(folder)
+    path = Path(folder).expanduser()
+    files = [file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind)] if path.is_dir() else []
+    most = 4 * sum(file.stat().st_size for file in files) + 2**26 if files else None
+    with no_progress_bar(), building(f"the model in {folder}", most):
+        yield
+
+
+def too_large(err: BaseException) -> bool:
+    """Whether an error of torch says that memory or a number of 64 bits was not enough. It has no class for that."""
+    words = ("DefaultCPUAllocator", "Storage size calculation overflowed", "Overflow when unpacking", "out of memory",
+             "numel: integer multiplication overflow", "too large to convert")  # fmt: skip
+    return isinstance(err, MemoryError | OverflowError) or any(word in str(err) for word in words)
+
+
+def first_line(err: BaseException) -> str:
+    return (str(err).strip().splitlines() or [type(err).__name__])[0]
+
+
+def in_bytes(number: float) -> str:
+    """Bytes for people: 3.2 GiB."""
+    for unit, name in ((2**60, "EiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= unit:
+            return f"{number / unit:,.1f} {name}" if number < 1e6 * unit else f"more than 10^6 {name}"
+    return f"{number:.0f} B"
+
+
+def shown(number: int) -> str:
+    """A whole number for a message."""
+    return f"{number:,}" if abs(number) < 10**15 else f"of {number.bit_length()} bits"
