@@ -279,7 +279,7 @@ def _say(problems: list[Any]) -> str:
         elif message.startswith("Input should be "):
             wanted.append(message.removeprefix("Input should be ").partition(",")[0])
         else:
-            return " ".join(message.split())
+            return shortened(" ".join(message.split()), 500)
     value = problems[0]["input"]
     if all(p["type"] == "literal_error" for p in problems) and isinstance(value, str):
         return unknown("value", value, wanted)
