@@ -20,6 +20,7 @@ from .core import distributed
 from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, common_task, from_yaml, to_yaml
 from .core.files import read_text
 from .core.run_folder import read_lines
+from .core.sizes import building
 from .core.types import IGNORE_LABEL, PretrainingModel
 from .data.kinds import ImageData
 from .data.labels import classes_to_learn
@@ -41,6 +42,7 @@ from .report import write_report
 from .training.adapt import trained_parameters
 from .training.callbacks import Probe, ProgressBar, Records, Say
 from .training.checkpoint import check_model, checkpoint_step, clean, resume_place, start_state, whole_checkpoint
+from .training.memory import check_memory
 from .training.optim import OptimConfig
 from .training.trainer import PretrainTrainer, TrainConfig
 
@@ -104,18 +106,22 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         task = task_of(config)
         classes = [CLASSES[task](data)] if task in CLASSES else []
         builder = resumed(model, checkpoint)
-        backbone = builder.build(*classes)
+        with building("the model"):
+            backbone = builder.build(*classes)
         if builder is not model:
             backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
         if task == "pretraining":
             config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
-        objective = cast(Any, config.objective).build(backbone)
+        with building("the objective"):
+            objective = cast(Any, config.objective).build(backbone)
+        net, arguments = PretrainingModel(backbone, objective), loader_arguments(builder, backbone, objective)
+        check_memory(config.train, net, arguments)
         if checkpoint is not None:
             check_model(checkpoint, backbone)
         elif hasattr(builder, "prepare"):
             builder.prepare(backbone, data)
         loader = data.train_loader(
-            **loader_arguments(builder, backbone, objective),
+            **arguments,
             micro_batch_size=micro_batch_size,
             seed=config.seed,
             rank=distributed.rank(),
@@ -125,7 +131,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         )
         step = checkpoint_step(checkpoint) if checkpoint else 0
         trainer = PretrainTrainer(
-            PretrainingModel(backbone, objective),
+            net,
             config.train,
             config.optim,
             run_dir,

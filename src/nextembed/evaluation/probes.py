@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..core.config import Config
-from ..core.sizes import MAX_NUMBER
+from ..core.sizes import MAX_LAYERS, MAX_NUMBER
 from ..core.types import IGNORE_LABEL, AttentionMode, Sample
 from ..errors import ConfigError, DataError
 from .attentive import Reader, attentive, grid
@@ -52,7 +52,7 @@ class ProbeConfig(Config):
     """
 
     enabled: bool = True
-    layers: Literal["all"] | list[int] = "all"
+    layers: Literal["all"] | Annotated[list[int], Field(min_length=1, max_length=MAX_LAYERS)] = "all"
     poolings: list[Pooling] = Field(default=["mean", "last", "first"], min_length=1)
     attentions: list[AttentionMode] = Field(default=["causal", "full"], min_length=1)
     num_train: int = Field(10_000, gt=0, le=MAX_NUMBER)

@@ -6,8 +6,8 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from ..core.sizes import loading
-from ..errors import ConfigError
+from ..core.sizes import first_line, loading
+from ..errors import ConfigError, shortened
 
 LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
@@ -24,12 +24,11 @@ class CheckedModel(PreTrainedModel):
 def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:
     """`kind.from_pretrained` of an HF folder or hub id. field: of the settings, for messages; options are passed
     on. Raises ConfigError for a run folder, and for what does not load."""
-    path = Path(name).expanduser()
-    if (path / "model" / "config.json").is_file():
-        raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
     try:
+        path = Path(name).expanduser()
+        if (path / "model" / "config.json").is_file():
+            raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
         with loading(path):
             return kind.from_pretrained(str(path), **options)
     except LOADING_ERRORS as err:
-        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise ConfigError(f"model.{field}: cannot load '{name}': {reason}") from None
+        raise ConfigError(f"model.{field}: cannot load '{shortened(name)}': {shortened(first_line(err))}") from None

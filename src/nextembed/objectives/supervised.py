@@ -3,17 +3,26 @@
 Their backbone is a Hugging Face model with its head on: `backbone(pixel_values).logits`.
 """
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms import v2
 
 from ..core.config import OBJECTIVES, Part
 from ..core.types import IGNORE_LABEL, Batch, Objective, ObjectiveOutput
 from ..errors import DataError
+
+
+def _drawable(alpha: float) -> float:
+    if 0 < alpha < 1e-3:  # Beta's draws are no numbers any more
+        raise ValueError(f"should be 0, which switches it off, or from 0.001, got {alpha:g}")
+    return alpha
+
+
+Alpha = Annotated[float, Field(ge=0, le=1e4), AfterValidator(_drawable)]
 
 
 @OBJECTIVES.register("classification")
@@ -29,8 +38,8 @@ class ClassificationSettings(Part):
     task: ClassVar[str] = "classification"
 
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixup_alpha: float = Field(0.0, ge=0, le=1e4)
-    cutmix_alpha: float = Field(0.0, ge=0, le=1e4)
+    mixup_alpha: Alpha = 0.0
+    cutmix_alpha: Alpha = 0.0
     mix_rate: float = Field(1.0, ge=0, le=1)
 
     def build(self, backbone: Any) -> "Classification":

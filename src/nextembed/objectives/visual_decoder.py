@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from ..core import distributed
@@ -50,6 +50,13 @@ class VisualDecoderSettings(Part):
     gradient_checkpointing: bool = False
     mean: list[Annotated[float, Field(ge=-1e3, le=1e3)]] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
     std: list[Annotated[float, Field(ge=1e-3, le=1e3)]] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _channels(cls, value: list[float]) -> list[float]:
+        if len(value) == 2:
+            raise ValueError("should be one number, or three for red, green and blue")
+        return value
 
     def build(self, backbone: Any) -> "VisualDecoding":
         """Freezes the backbone. Raises ConfigError if it has no image latents."""

@@ -66,6 +66,9 @@ class EmuConfig(PreTrainedConfig):
             raise ValueError(f"connector 'pooled_grid' needs a square number of latents, not {num_image_latents}")
         self.vision_config = as_config(vision_config, eva_clip_config)
         self.text_config = as_config(text_config, llama_13b_config)
+        depth = getattr(self.vision_config, "num_hidden_layers", None)
+        if vision_layer is not None and depth is not None and not -depth - 1 <= vision_layer <= depth:
+            raise ValueError(f"vision_layer {vision_layer}: the vision model has layers 0 to {depth}")
         vocabulary = getattr(self.text_config, "vocab_size", None)
         named = {"image_token_id": image_token_id, "image_start_token_id": image_start_token_id,
                  "image_end_token_id": image_end_token_id}  # fmt: skip

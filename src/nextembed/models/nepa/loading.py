@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...core.sizes import check_folder, loading
-from ...errors import ConfigError
+from ...core.sizes import check_folder, first_line, loading
+from ...errors import ConfigError, shortened
+from ..parts import LOADING_ERRORS
 from .configuration_nepa import ViTNepaConfig
 
 
@@ -24,14 +24,16 @@ def read_config(pretrained: str) -> ViTNepaConfig:
 
 def read_any_config(pretrained: str) -> PreTrainedConfig:
     """The configuration of an HF folder or hub id, whatever the model. Raises ConfigError if there is none."""
-    path = Path(pretrained).expanduser()
-    if (path / "model" / "config.json").is_file():
-        raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
-    check_folder(path)
     try:
+        path = Path(pretrained).expanduser()
+        if (path / "model" / "config.json").is_file():
+            raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
+        check_folder(path)
         return AutoConfig.from_pretrained(str(path))
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
+    except LOADING_ERRORS as err:
+        raise ConfigError(
+            f"model.pretrained: cannot load '{shortened(pretrained)}': {shortened(first_line(err))}"
+        ) from None
 
 
 def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:
@@ -42,12 +44,16 @@ def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str
     own = [str(by_id[i]) for i in sorted(by_id)]
     if own != class_names:
         raise ConfigError(
-            f"model.pretrained: {pretrained} has a head for {len(own)} classes ({shortened(own)}), the data has "
-            f"{len(class_names)} ({shortened(class_names)}); set model.new_head=true for a new head"
+            f"model.pretrained: {pretrained} has a head for {len(own)} classes ({few(own)}), the data has "
+            f"{len(class_names)} ({few(class_names)}); set model.new_head=true for a new head"
         )
 
 
-def shortened(names: list[str], num: int = 4) -> str:
+def cannot_load(pretrained: str, err: Exception) -> ConfigError:
+    return ConfigError(f"model.pretrained: cannot load '{shortened(pretrained)}': {shortened(first_line(err))}")
+
+
+def few(names: list[str], num: int = 4) -> str:
     return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
 
 
@@ -69,8 +75,10 @@ def with_pretrained_weights(model: Any, pretrained: str, head: tuple[str, ...], 
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(f"model.pretrained: cannot load '{pretrained}': {str(err).splitlines()[0]}") from None
+    except LOADING_ERRORS as err:
+        raise ConfigError(
+            f"model.pretrained: cannot load '{shortened(pretrained)}': {shortened(first_line(err))}"
+        ) from None
     new = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     wrong = sorted(name for name in new if not name.startswith(head))
     if wrong:

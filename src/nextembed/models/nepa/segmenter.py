@@ -1,6 +1,6 @@
 """The model part of a segmentation run: a NEPA model with a linear head, or UPerNet over its layers."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from transformers import BeitImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
@@ -10,7 +10,7 @@ from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import IGNORE_PIXEL, AttentionMode
 from ...errors import ConfigError
 from .configuration_nepa import ViTNepaConfig
-from .loading import read_any_config, shortened, with_pretrained_weights
+from .loading import few, read_any_config, with_pretrained_weights
 from .modeling_segmentation import ViTNepaForSemanticSegmentation
 from .settings import NepaModel, adjusted, base_config
 
@@ -44,7 +44,7 @@ class NepaSegmenter(Part):
     from_scratch: bool = False
     attention: AttentionMode = "full"
     num_layers: int | None = Field(None, gt=0, le=MAX_LAYERS)
-    layers: list[int] | None = None
+    layers: Annotated[list[int], Field(min_length=1, max_length=100)] | None = None
     image_size: int | None = Field(None, gt=0, le=MAX_SIDE)
     drop_path_prob: float = Field(0.0, ge=0, le=0.99)
     layerscale_value: float | None = Field(None, ge=0, le=100)
@@ -146,8 +146,8 @@ class NepaSegmenter(Part):
         own = [str(config.id2label[i]) for i in sorted(config.id2label)]
         if own != class_names and not self.new_head:
             raise ConfigError(
-                f"model.pretrained: {pretrained} has a head for {len(own)} classes ({shortened(own)}), the data has "
-                f"{len(class_names)} ({shortened(class_names)}); set model.new_head=true for a new head"
+                f"model.pretrained: {pretrained} has a head for {len(own)} classes ({few(own)}), the data has "
+                f"{len(class_names)} ({few(class_names)}); set model.new_head=true for a new head"
             )
         return True
 

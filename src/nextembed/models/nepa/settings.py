@@ -10,8 +10,9 @@ from ...core.config import MODELS, Part
 from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import AttentionMode
 from ...errors import ConfigError
+from ..parts import LOADING_ERRORS
 from .configuration_nepa import ViTNepaConfig
-from .loading import check_classes, read_config, with_pretrained_weights
+from .loading import cannot_load, check_classes, read_config, with_pretrained_weights
 from .modeling_nepa import ViTNepaForImageClassification, ViTNepaForPreTraining
 
 
@@ -77,9 +78,8 @@ class NepaModel(Part):
             return ViTNepaForPreTraining(self.hf_config())
         try:
             return ViTNepaForPreTraining.from_pretrained(str(Path(self.pretrained).expanduser()))
-        except (OSError, ValueError) as err:
-            reason = str(err).splitlines()[0]
-            raise ConfigError(f"model.pretrained: cannot load '{self.pretrained}': {reason}") from None
+        except LOADING_ERRORS as err:
+            raise cannot_load(self.pretrained, err) from None
 
     def image_processor(self) -> ViTImageProcessor:
         """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""

@@ -1,7 +1,7 @@
 """The model part of an Omni run: a new model with its boundary, one that starts from a NEPA, or a checkpoint."""
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, field_validator
@@ -58,7 +58,7 @@ class OmniParts(Part):
     )
     layerscale_value: float | None = Field(1e-5, ge=0, le=100)
     drop_path_prob: float = Field(0.0, ge=0, le=0.99)
-    rope_split: list[int] | None = None
+    rope_split: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
     density: Literal["none", "von_mises_fisher", "mixture"] = "none"
     num_components: int = Field(8, ge=2, le=4096)
     max_cosine: float = Field(0.95, gt=0, lt=1)

@@ -1,0 +1,40 @@
+"""Whether a run's sizes fit into memory, from below: what surely does not is refused before anything is allocated."""
+
+from typing import Any
+
+import torch
+
+from ..core import distributed
+from ..core.sizes import check_fits
+from ..core.types import PretrainingModel
+from .trainer import TrainConfig
+
+FLOAT, INTEGER = 4, 8  # bytes
+
+
+def check_memory(config: TrainConfig, model: PretrainingModel, data: dict[str, Any]) -> None:
+    """Raises ConfigError if weights with gradients and AdamW's state, the batches of a step, or the latents and masks
+    of one micro batch alone are larger than the memory that is to hold them.
+
+    data: what `train_loader` is told of the model: image_size, num_channels and num_latents, or max_length.
+    """
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    device, ranks = "cpu" if cpu else "cuda", distributed.world_size()
+    copies = 4 if config.lora is None and not config.freeze else 1
+    weights = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in model.parameters())
+    check_fits("the model, its gradients and AdamW's state need", weights // (ranks if config.fsdp else 1), device)
+    length, packed = data.get("max_length") or data.get("num_latents"), "max_length" in data
+    if length is None:  # a user's own model
+        return
+    sample = INTEGER * length if packed else FLOAT * data["num_channels"] * data["image_size"] ** 2
+    batch, micro = config.batch_size // ranks, config.micro_batch(ranks)
+    check_fits(f"train.batch_size {config.batch_size:,}: what a step reads needs", batch * sample)
+    check_fits(
+        f"{micro:,} samples of {length:,} latents at once (train.micro_batch_size) need",
+        micro * length * int(getattr(model.backbone.config, "hidden_size", 1)) * FLOAT,
+        device,
+    )
+    dense = config.attn_implementation in (None, "sdpa", "eager")
+    if packed and dense:
+        mask = micro * length**2 * (1 + FLOAT)
+        check_fits(f"{micro:,} rows of model.max_length {length:,}: their attention masks need", mask, device)
