@@ -64,7 +64,7 @@ class RunConfig(Config):
     after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
-    name: str = Field("run", pattern=r"^[\w.-]+$")
+    name: str = Field("run", pattern=r"^[\w.-]+$", max_length=200)
     seed: int = Field(0, ge=0, lt=2**32)
     output_dir: str = "runs"
     data: DataPart = Field(default_factory=lambda: ImageData(source="emoji"))

@@ -6,13 +6,14 @@ from typing import Any
 from ..errors import ConfigError
 from .config import read_yaml
 from .files import from_json, read_text
+from .sizes import check_folder
 
 
 def weights_folders(path: str | Path) -> dict[str, Path]:
     """Model folders by the name of their weights ("raw", "ema").
 
     path: a run folder (its finished model, else its newest checkpoint), a checkpoint, or any saved model.
-    Raises ConfigError if there is no model in it.
+    Raises ConfigError if there is no model in it, or one whose config.json names sizes that cannot be.
     """
     path = Path(path)
     if not path.exists():
@@ -26,7 +27,10 @@ def weights_folders(path: str | Path) -> dict[str, Path]:
         found = {"raw": checkpoints[-1].parent, "ema": checkpoints[-1].parent / "ema"}
     else:
         raise ConfigError(f"{path} holds no model: neither config.json nor model/ nor a finished checkpoint")
-    return {name: folder for name, folder in found.items() if (folder / "config.json").is_file()}
+    folders = {name: folder for name, folder in found.items() if (folder / "config.json").is_file()}
+    for folder in folders.values():
+        check_folder(folder)
+    return folders
 
 
 def run_folder(path: str | Path) -> Path | None:

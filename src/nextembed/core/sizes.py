@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from ..errors import ConfigError, NextEmbedError
+from ..errors import ConfigError, NextEmbedError, shortened
 from .quiet import no_progress_bar
 
 MAX_LAYERS = 1000
@@ -27,9 +27,12 @@ LIMITS = (  # of what config.json says, by the names that Hugging Face's models 
     (r"(num_|n_)?(\w+_)?(layers?|blocks|depths?)", MAX_LAYERS),
     (r"(\w+_)?(image|patch)_size", MAX_SIDE),
     (r"(hidden|embed\w*|model)_(size|dim)|[dn]_(model|embd?|kv|ff)|num_\w*heads|n_head|num_components", 4 * MAX_WIDTH),
-    (r"(intermediate|head)_(size|dim)", 16 * MAX_WIDTH),
+    (r"(intermediate|head)_(size|dim)|\w+_num_buckets", 16 * MAX_WIDTH),
     (r"vocab(_size|ulary)|num_(labels|channels|image_latents)|channels", MAX_NUMBER),
 )
+POSITIVE = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "image_size", "patch_size",
+            "num_channels", "vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_image_latents",
+            "relative_attention_num_buckets"}  # fmt: skip
 
 
 def check_sizes(values: Mapping[str, Any], where: str) -> None:
@@ -39,8 +42,8 @@ def check_sizes(values: Mapping[str, Any], where: str) -> None:
         for own in value if isinstance(value, list | tuple) else [value]:
             if isinstance(own, Mapping):
                 check_sizes(own, where)
-            elif isinstance(own, float) and not math.isfinite(own) and limit is not None:
-                raise ConfigError(f"{where}: {name} is {own}")
+            elif name in POSITIVE and own is not None and not (isinstance(own, int) and own > 0):
+                raise ConfigError(f"{where}: {name} should be a whole number above 0, got {shortened(repr(own))}")
             elif limit is not None and isinstance(own, int) and own > limit:
                 raise ConfigError(f"{where}: {name} {shown(own)} is larger than {limit:,}, the largest that is taken")
 
@@ -78,12 +81,23 @@ def check_fits(what: str, needed: int, device: str | torch.device = "cpu") -> No
 
 
 @contextmanager
-def building(what: str, most: int | None = None) -> Iterator[None]:
-    """Around the making of a model: it is stopped by a ConfigError at the parameter that no memory is left for, before
-    that is filled. On torch's meta device, which takes none, only the number of tensors counts.
+def building(what: str) -> Iterator[None]:
+    """Around the making of a model from settings: a ConfigError stops it at the parameter that no memory is left for,
+    before that is filled; and whatever a library raises over settings that cannot be is one, too."""
+    try:
+        with _within_memory(what):
+            yield
+    except NextEmbedError:
+        raise
+    except Exception as err:
+        reason = shortened(" ".join(str(err).split()))
+        raise ConfigError(f"{what} cannot be built: {type(err).__name__}: {reason}") from err
 
-    most: parameters that it may have, where that is known from elsewhere.
-    """
+
+@contextmanager
+def _within_memory(what: str, most: int | None = None) -> Iterator[None]:
+    """most: parameters that a model may have, where that is known from elsewhere. On torch's meta device, which takes
+    no memory, only the number of tensors counts."""
     room = memory() if torch.get_default_device().type != "meta" else math.inf
     total = {"numbers": 0, "bytes": 0, "tensors": 0}
 
@@ -121,7 +135,7 @@ def loading(folder: str | Path) -> Iterator[None]:
     path = Path(folder).expanduser()
     files = [file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind)] if path.is_dir() else []
     most = 4 * sum(file.stat().st_size for file in files) + 2**26 if files else None
-    with no_progress_bar(), building(f"the model in {folder}", most):
+    with no_progress_bar(), _within_memory(f"the model in {folder}", most):
         yield
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSemanticSegmentation
 
-from ..core.quiet import no_progress_bar
+from ..core.sizes import loading
 from ..errors import ConfigError
 from .finetuned import SCORERS
 from .loading import keep_decoded
@@ -71,7 +71,7 @@ def load_segmenter(folder: Path) -> Any:
     """A segmenter on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
     try:
-        with no_progress_bar():
+        with loading(folder):
             model = AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
         raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err

@@ -105,6 +105,8 @@ class ModalityRegistry:
             raise ConfigError(f"{self.slot}.{name}: should be a group of settings, not {settings!r}")
         own = {"kind": settings} if isinstance(settings, str) else dict(settings or {})
         kind = own.setdefault("kind", name)
+        if not isinstance(kind, str):
+            raise ConfigError(f"{self.slot}.{name}.kind: should be a name, not {kind!r}")
         if ".py:" in kind:
             cls = load_from_file(kind)
             if not (isinstance(cls, type) and issubclass(cls, Modality)):

@@ -94,9 +94,10 @@ def _mixed(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     batch: Any = {name: value[None].expand(size, *value.shape) for name, value in row.items()}
     for number, (name, modality) in enumerate(modalities.items()):
         if modality.value_size is not None:
-            batch[f"values.{name}"] = torch.zeros(size * int((kinds == 2 + number).sum()), modality.value_size)
+            count = size * int((kinds == 2 + number).sum())
+            batch[f"values.{name}"] = torch.zeros(1, modality.value_size).expand(count, -1)
     if backbone.config.tell_next:
-        batch["next_coordinates"] = torch.zeros(size, length, 3)
+        batch["next_coordinates"] = torch.zeros(1, 1, 3).expand(size, length, 3)
     return cast(Batch, batch)
 
 

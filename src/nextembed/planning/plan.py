@@ -1,6 +1,7 @@
 """`plan`: whether a run fits, what it computes, how long it takes, and what would make it fit."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -147,7 +148,8 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
         return f"{what} ({change}): {needs / GIB:.1f} GiB, {effect}"
 
     now = config.train.micro_batch(devices)
-    smaller = [m for m in range(1, now) if share % m == 0]
+    low_divisors = [m for m in range(1, math.isqrt(share) + 1) if share % m == 0]
+    smaller = sorted(m for m in {*low_divisors, *(share // m for m in low_divisors)} if m < now)
     low = peak("train.micro_batch_size=1") if smaller else None
     if low is None and len(smaller) > 1 and (low := peak(f"train.micro_batch_size={smaller[1]}")) is not None:
         smaller = smaller[1:]  # batch norms need two

@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from ..core.types import PretrainingModel
 from ..errors import ConfigError, NextEmbedError
@@ -23,6 +24,7 @@ from .trace import ACTIVATIONS, AVERAGES, BATCH, CASTS, GRADIENTS, OPTIMIZER, WE
 from .weightless import to_fake, weightless
 
 FLOAT = 4  # bytes
+MAX_TRACED = 1024  # samples: masks of more may be too large to look at
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ def trace_step(config: RunConfig, devices: int, num_classes: int) -> Step:
     except NextEmbedError:
         raise
     except Exception as err:
+        if micro > MAX_TRACED and isinstance(err, DynamicOutputShapeException | DataDependentOutputException):
+            raise ConfigError(f"cannot plan {micro:,} samples at once; set train.micro_batch_size") from err
         reason = (" ".join(str(err).split()) or "no message")[:200]
         raise ConfigError(f"cannot plan {config.name}: {type(err).__name__} while tracing a step: {reason}") from err
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 
 from ..core.config import DATA
-from ..core.quiet import no_progress_bar
 from ..core.run_folder import weights_folders
+from ..core.sizes import loading
 from ..core.types import IGNORE_PIXEL
 from ..errors import ConfigError
 from ..nn.windows import sliding_logits
@@ -92,7 +92,7 @@ def load_segmenter(folder: Path) -> Any:
     """A saved segmenter in eval mode. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
     try:
-        with no_progress_bar():
+        with loading(folder):
             return AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError, KeyError) as err:
         raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err

@@ -42,7 +42,7 @@ class OptimConfig(Config):
     warmup_rate: float | None = Field(None, ge=0, le=1)
     schedule: Literal["cosine", "constant"] = "cosine"
     min_lr_rate: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float | None = Field(1.0, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, le=1e9)
     layer_decay: float = Field(1.0, ge=0.01, le=1)
     layer_decay_end: float | None = Field(None, ge=0.01, le=1)
     layer_warmup: bool = False

@@ -29,8 +29,8 @@ from transformers.integrations import TensorBoardCallback
 from ..core import distributed
 from ..core.config import Config
 from ..core.files import new_folder
-from ..core.sizes import MAX_NUMBER
 from ..core.signals import StopSignals
+from ..core.sizes import MAX_NUMBER
 from ..core.types import Batch, PretrainingModel
 from ..data.stream import checked_workers
 from ..errors import ConfigError, DataError, MissingExtra, TrainingError

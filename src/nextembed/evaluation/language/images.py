@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...core.quiet import no_progress_bar
 from ...core.run_folder import weights_folders
+from ...core.sizes import loading
 from ...errors import ConfigError
 
 
@@ -66,7 +66,7 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if config.model_type.startswith("vit_nepa"):
             return nepa_space(path, batch_size)
-        with no_progress_bar():
+        with loading(folder):
             model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, SafetensorError) as err:
