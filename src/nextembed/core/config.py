@@ -35,7 +35,6 @@ class Config(BaseModel):
         validate_assignment=True,
         validate_default=True,
         coerce_numbers_to_str=True,
-        ser_json_inf_nan="constants",
         allow_inf_nan=False,
     )
 

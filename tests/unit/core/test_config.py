@@ -242,7 +242,7 @@ def test_text_like_scalars_survive_yaml_for_us_and_for_other_readers(text: str) 
     assert yaml.safe_load(to_yaml(config))["name"] == text
 
 
-@given(st.floats(min_value=1e-300, allow_nan=False))
+@given(st.floats(min_value=1e-300, allow_nan=False, allow_infinity=False))
 def test_any_number_survives_yaml(rate: float) -> None:
     config = Run(name="x", train=Train(optim=Optim(learning_rate=rate)))
     assert from_yaml(Run, to_yaml(config)) == config
