@@ -1,7 +1,6 @@
 """Nearest images in a file of features: exact, a row group at a time, so that the file need not fit in memory."""
 
 import difflib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.files import from_json
 from ..errors import ConfigError, DataError
 from .encoder import Encoder, encode, model_folders
 from .parts import METADATA
@@ -60,7 +60,7 @@ class FeatureFile:
         self.columns = [name for name in names if name != "embedding"]
         self.num_rows: int = self.file.metadata.num_rows
         try:
-            self.settings: dict[str, Any] = json.loads((self.file.schema_arrow.metadata or {})[METADATA])
+            self.settings: dict[str, Any] = from_json((self.file.schema_arrow.metadata or {})[METADATA])
         except (KeyError, ValueError):
             self.settings = {}
 

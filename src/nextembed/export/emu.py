@@ -4,7 +4,6 @@ What is written is checked against the model's own parameters before the first b
 another shape is named.
 """
 
-import json
 import mmap
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
-from ..core.files import check_target, new_folder, write_json
+from ..core.files import check_target, from_json, new_folder, write_json
 from ..core.run_folder import weights_folders
 from ..errors import ConfigError
 from ..models.emu import EmuConfig, EmuForConditionalGeneration, EmuProcessor
@@ -282,7 +281,7 @@ def _our_folder(path: Path) -> Path | None:
         return None
     folder = folders.get("raw") or next(iter(folders.values()))
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return folder if isinstance(config, dict) and config.get("model_type") == EmuConfig.model_type else None
@@ -331,7 +330,7 @@ def mapped_tensors(state: LazyState) -> dict[str, Tensor]:
         with file.open("rb") as handle:
             bytes_of_file = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
         start = 8 + int.from_bytes(bytes_of_file[:8], "little")
-        header = json.loads(bytes_of_file[8:start])
+        header = from_json(bytes_of_file[8:start])
         for name, about in header.items():
             if name != "__metadata__":
                 info, begin = state.infos[name], about["data_offsets"][0]

@@ -4,7 +4,6 @@ A file is mapped into memory, so what is read costs pages that the system can ta
 the mapping is renewed after every `RENEW` bytes, so that even these pages stay few.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ..core.files import from_json
 from ..errors import ConfigError
 
 STATE_KEYS = ("state_dict", "model", "module", "model_state_dict")
@@ -122,7 +122,7 @@ def weight_files(folder: Path) -> list[Path]:
     for index in INDEXES:
         if (folder / index).is_file():
             try:
-                names = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+                names = sorted(set(from_json((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
             except (OSError, ValueError, KeyError, AttributeError, TypeError) as err:
                 raise ConfigError(f"cannot read {folder / index}: {type(err).__name__}") from None
             if missing := [name for name in names if not (folder / name).is_file()]:

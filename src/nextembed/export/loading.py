@@ -1,6 +1,5 @@
 """From a run folder or a checkpoint to the model that is exported."""
 
-import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -8,6 +7,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.utils import logging
 
+from ..core.files import from_json
 from ..core.run_folder import weights_folders
 from ..errors import ConfigError
 from ..models import nepa, nepa_spt
@@ -30,7 +30,7 @@ class Loaded(NamedTuple):
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of one of our models. Raises ConfigError naming the type if it is of another."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ConfigError(f"cannot read {folder / 'config.json'}: {str(err).splitlines()[0]}") from None
     found = config.get("model_type") if isinstance(config, dict) else None
