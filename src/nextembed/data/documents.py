@@ -17,7 +17,8 @@ from .collate import sample_seed
 from .images import Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
 from .record import check_readable, key_of, keyed, own_line, reading, reason_of, row_at
-from .stream import Rows, SkipLog
+from .skipped import SkipLog
+from .stream import Rows
 from .transforms import Colour, ImageReader, Unreadable, uniform
 
 

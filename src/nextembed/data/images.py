@@ -10,23 +10,24 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core.config import Part
-from ..core.types import Sample
+from ..core.types import IGNORE_LABEL, Sample
 from ..errors import ConfigError, DataError
 from .augment import Augment
-from .collate import Collate, Draw
+from .collate import Collate, Draw, sample_seed
 from .labels import FewRows, draw_few, hold_out, labels_of
+from .skipped import SkipLog
 from .stream import (
     MapStream,
     Place,
     Rows,
     RowSequence,
     SequentialStream,
-    SkipLog,
     TrainLoader,
     build_cache,
     decoded_bytes,
     row_key,
     row_label,
+    tries,
 )
 from .transforms import Colour, ImageReader, RandomResizedCrop, Unreadable, normalize, resize
 
@@ -216,8 +217,8 @@ class ImagePart(Part):
 class EvalSamples(Dataset[Sample]):
     """Samples for probes, in a fixed order: pixel_values float32 [C, S, S], label (-100: there is none), key.
 
-    An unreadable image is replaced by the next readable one of the data, with that one's label; `log.reasons`
-    names it. class_names: by class id, empty if unknown.
+    An unreadable image is not scored: another one stands in its place, without a label. `log.reasons` names it.
+    class_names: by class id, empty if unknown.
     """
 
     def __init__(
@@ -237,16 +238,17 @@ class EvalSamples(Dataset[Sample]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Sample:
-        for step in range(len(self.rows)):
-            at = (int(self.indices[index]) + step) % len(self.rows)
+        own = int(self.indices[index])
+        for at in tries(own, len(self.rows), sample_seed(0, own, "replacement")):
             row = self.rows[at]
             key = row_key(row, at)
             try:
                 pixels = resize(self.reader.read(row.get("image")), self.image_size)
             except Unreadable as err:
-                self.log.add(key, str(err), at + 1)
+                self.log.add(key, str(err), len(self), str(at))
                 continue
-            return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": row_label(row)}
+            label = row_label(row) if at == own else IGNORE_LABEL
+            return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": label}
         raise DataError(f"none of the {len(self.rows)} images is readable")
 
 

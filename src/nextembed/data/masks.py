@@ -18,7 +18,8 @@ from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Batch, Sample
 from ..errors import ConfigError, DataError
 from .collate import Collate, Draw, sample_seed
 from .images import Role
-from .stream import MapStream, Place, Row, Rows, SkipLog, TrainLoader, row_key
+from .skipped import SkipLog
+from .stream import MapStream, Place, Row, Rows, TrainLoader, row_key, tries
 from .transforms import Colour, ImageReader, Unreadable, _to_tensor, _unreadable, normalize, uniform
 
 NUM_CHECKED = 64  # masks that are read before training starts
@@ -241,16 +242,15 @@ class MaskStream(MapStream):
     crop: Any
 
     def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, Any, int]:
-        """Pixels uint8 [C, S, S], labels [S, S] and seed of a row, or of the next that can be used."""
-        for step in range(len(self.rows)):
-            at = (index + step) % len(self.rows)
+        """Pixels uint8 [C, S, S], labels [S, S] and seed of a row, or of the one that replaces it."""
+        for at in self._tries(index, place):
             row = self.rows[at]
             key = row_key(row, at)
             seed = sample_seed(self.place.seed, epoch, key)
             try:
                 return *self.crop(*self.reader.read_pair(row), seed), seed
             except Unreadable as err:
-                self.log.add(key, str(err), place + 1)
+                self.log.add(key, str(err), place + 1, str(at))
         raise DataError(f"none of the {len(self.rows)} images has a mask that can be used")
 
 
@@ -258,7 +258,7 @@ class MaskSamples(Dataset[Sample]):
     """Whole images with masks, in a fixed order: pixel_values float32 [C, h, w] whose shorter side is `image_size`,
     label int64 [H, W] as in the file, key.
 
-    What cannot be used is replaced by the next row that can; `log.reasons` names it.
+    What cannot be used is not scored: another image stands in its place, without labels (255). `log.reasons` names it.
     """
 
     def __init__(
@@ -278,19 +278,20 @@ class MaskSamples(Dataset[Sample]):
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Any:
-        for step in range(len(self.rows)):
-            at = (int(self.indices[index]) + step) % len(self.rows)
+        own = int(self.indices[index])
+        for at in tries(own, len(self.rows), sample_seed(0, own, "replacement")):
             row = self.rows[at]
             key = row_key(row, at)
             try:
                 image, ids = self.reader.read_pair(row)
             except Unreadable as err:
-                self.log.add(key, str(err), at + 1)
+                self.log.add(key, str(err), len(self), str(at))
                 continue
             scale = self.image_size / min(image.size)
             width, height = (max(self.image_size, round(side * scale)) for side in image.size)
             pixels = _to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
             label = torch.from_numpy(ids.astype(np.int64))
+            label = label if at == own else torch.full_like(label, IGNORE_PIXEL)
             return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": label}
         raise DataError(f"none of the {len(self.rows)} images has a mask that can be used")
 

@@ -16,7 +16,8 @@ from torch.utils.data import IterableDataset
 from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
 from ..errors import ConfigError, DataError
 from .record import key_of, reading, reason_of
-from .stream import DOCUMENT_MARK, SkipLog, TrainLoader, _worker
+from .skipped import SkipLog
+from .stream import DOCUMENT_MARK, TrainLoader, _worker
 from .transforms import Unreadable
 
 STRETCH = 16  # documents of one reader, one after the other
@@ -148,13 +149,13 @@ class DocumentStream(IterableDataset[Stretch]):
 
     def rows(self, source: int, reader: int, epoch: int, passed: int) -> Iterator[tuple[DocumentPlace, int, Any]]:
         """The documents of one source in one reader, epoch after epoch."""
-        total = 0
+        longest = 0  # documents of this reader that are known to exist
         while True:
             count, readable = passed, 0
             for row in self.sources[source].read(self.seed, epoch, reader, self.all_readers, passed):
-                count, total = count + 1, total + 1
+                count += 1
                 place = DocumentPlace(reader, source, epoch, count)
-                outcome, encoded = self.encode(row, place, total)
+                outcome, encoded = self.encode(row, place, max(count, longest))
                 readable += outcome != UNREADABLE
                 yield place, outcome, encoded
             if count == 0:
@@ -163,7 +164,7 @@ class DocumentStream(IterableDataset[Stretch]):
                 raise DataError(f"none of the {count} documents read is readable: {self.log.first()}")
             if passed == 0 and count - readable > self.log.max_rate * count:
                 self.log.check(count * self.all_readers, at_least=0)  # short data would never reach MIN_SEEN
-            epoch, passed = epoch + 1, 0
+            epoch, passed, longest = epoch + 1, 0, max(count, longest)
 
     def encode(self, row: Any, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
         try:

@@ -7,13 +7,11 @@ sequence (`SequentialStream`) on the number of readers (ranks x workers) as well
 
 import atexit
 import contextlib
-import json
+import math
 import multiprocessing
-import os
 from collections.abc import Iterator
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
 
 import numpy as np
@@ -25,20 +23,22 @@ from ..core.signals import held_back, kill_workers, left_to_parent
 from ..core.types import IGNORE_LABEL, Batch
 from ..errors import ConfigError, DataError, NextEmbedError
 from .collate import Collate, sample_seed
+from .skipped import SkipLog
 from .transforms import ImageReader, RandomResizedCrop, Unreadable
 
 DOCUMENT_MARK = -1  # begins the positions of packed documents, which `packing.State` reads
-MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, or over all if there are fewer
 
 
 class Row(TypedDict, total=False):
-    """One undecoded sample. image: bytes, path, PIL image or uint8 array. label: class id. key: its name.
-    label_name: where the source has text for labels."""
+    """One undecoded sample. image: bytes, path, PIL image or uint8 array; an Unreadable if the row could not be read.
+    label: class id. label_name: where the source has text for labels. key: its name. place: where a stream has it, the
+    same in every epoch and for every reader; else the key tells rows apart."""
 
     image: Any
     label: int
     label_name: str
     key: str
+    place: str
 
 
 @runtime_checkable
@@ -81,73 +81,6 @@ def rows_in_order(rows: Any, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace
     return ((RowPlace(i + 1, 0, i + 1), rows[i]) for i in range(start.row, len(rows)))
 
 
-class SkipLog:
-    """Counts unreadable samples, each key once, in a JSON-lines file that all workers and ranks share.
-
-    path: `skipped.jsonl`; None counts in this process only. max_rate: share of samples that may be
-    unreadable. length: number of samples if known. what: their name in messages. Raises DataError from
-    `add` and `check` once the share is too high.
-    """
-
-    def __init__(self, path: Path | None, max_rate: float, length: int | None = None, what: str = "images"):
-        self.path, self.max_rate, self.length, self.what = path, max_rate, length, what
-        self.reasons: dict[str, str] = {}
-        self._offset, self._repair = 0, ""
-
-    def add(self, key: str, reason: str, num_seen: int) -> None:
-        """Names one unreadable sample. num_seen: samples that all workers and ranks have passed, about."""
-        self._read_others()
-        if key not in self.reasons:
-            self.reasons[key] = reason
-            if self.path is not None:
-                line = self._repair + json.dumps({"key": key, "reason": reason}, ensure_ascii=False) + "\n"
-                # One write to a file opened for appending: lines of several processes do not mix.
-                file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                try:
-                    os.write(file, line.encode(errors="backslashreplace"))  # half a surrogate pair
-                finally:
-                    os.close(file)
-        self.check(num_seen)
-
-    def check(self, num_seen: int, at_least: int = MIN_SEEN) -> None:
-        """Raises DataError if more than `max_rate` of the samples seen are unreadable.
-
-        Samples seen count as `at_least` so many, lest one of the first few stops a run; but never as more than exist.
-        """
-        self._read_others()
-        total = max(num_seen, at_least)
-        if self.length is not None:
-            total = min(total, self.length)
-        count = len(self.reasons)
-        if count > self.max_rate * total:
-            where = f" (all in {self.path})" if self.path is not None else ""
-            among = f"{total}" if total in (num_seen, self.length) else f"the first {total}"
-            raise DataError(
-                f"{count} of {among} {self.what} are unreadable ({count / total:.1%}), more than "
-                f"data.max_skipped_rate={self.max_rate:g}: {self.first()}{where}"
-            )
-
-    def first(self) -> str:
-        """The first few with their reasons, in one line whatever the file names hold."""
-        return " ".join("; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3]).split())
-
-    def _read_others(self) -> None:
-        if self.path is None or not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                self._repair = "" if line.endswith(b"\n") else "\n"
-                if self._repair:
-                    break  # half a line, e.g. of a full disk: the next one starts afresh
-                self._offset += len(line)
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue
-                self.reasons.setdefault(entry["key"], entry["reason"])
-
-
 class Cache(NamedTuple):
     """A small data set, decoded once, by row. images: uint8 [C, H, W], None where unreadable."""
 
@@ -167,7 +100,7 @@ def build_cache(rows: Rows, reader: ImageReader, log: SkipLog) -> Cache:
             images.append(reader.read(row.get("image")))
         except Unreadable as err:
             images.append(None)
-            log.add(keys[-1], str(err), index + 1)
+            log.add(keys[-1], str(err), len(rows), str(index))  # all are going to be looked at
     log.check(len(images))
     if all(image is None for image in images):
         raise DataError(f"none of the {len(images)} images is readable")
@@ -200,6 +133,19 @@ def _in_order(rows: Rows) -> Iterator[Row]:
     return iter(cast(Any, rows)) if hasattr(rows, "__iter__") else (rows[i] for i in range(len(rows)))
 
 
+def tries(index: int, total: int, seed: int) -> Iterator[int]:
+    """A row, and then, for when it cannot be read, all others in an order that the seed draws.
+
+    The order is a walk by a fixed stride, so it costs nothing to draw, and what replaces rows that lie side by side
+    lies anywhere.
+    """
+    yield index
+    start, stride = seed % total, seed // total % total or 1
+    while math.gcd(stride, total) > 1:
+        stride += 1
+    yield from (at for at in ((start + step * stride) % total for step in range(total)) if at != index)
+
+
 class Place(NamedTuple):
     """How one rank takes part. start: the state of a stopped run, or None."""
 
@@ -213,8 +159,8 @@ class Place(NamedTuple):
 class MapStream(IterableDataset[Batch]):
     """Endless batches of rows that can be indexed: epoch after epoch, each a permutation from (seed, epoch).
 
-    Place p of the stream is row perm[p % N] of epoch p // N; an unreadable row is replaced by the next
-    readable one of the data set. Micro-batch m of rank r of R covers the places (m R + r) b ... + b, so
+    Place p of the stream is row perm[p % N] of epoch p // N; an unreadable row is replaced by one that place p draws
+    from all rows (`tries`). Micro-batch m of rank r of R covers the places (m R + r) b ... + b, so
     accumulation and ranks divide the same samples among them. position [B, 2]: the place, and the first place
     after this micro-batch of all ranks.
     """
@@ -254,27 +200,27 @@ class MapStream(IterableDataset[Batch]):
             samples = [self._read(i, e, p) for i, e, p in zip(indices, epochs, places)]
             pixels, labels, seeds = zip(*samples)
             return self.collate(torch.stack(pixels), labels, position, seeds)
-        return self._cached(self.cache, indices, epochs, position)
+        return self._cached(self.cache, indices, epochs, places, position)
 
     def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, int, int]:
-        """Pixels uint8 [C, S, S], label and seed of a row, or of the next readable one."""
-        for step in range(len(self.rows)):
-            at = (index + step) % len(self.rows)
+        """Pixels uint8 [C, S, S], label and seed of a row, or of the one that replaces it."""
+        for at in self._tries(index, place):
             row = self.rows[at]
             key = row_key(row, at)
             seed = sample_seed(self.place.seed, epoch, key)
             try:
                 return self.reader.read_crop(row.get("image"), self.crop, seed), row_label(row), seed
             except Unreadable as err:
-                self.log.add(key, str(err), place + 1)
+                self.log.add(key, str(err), place + 1, str(at))
         raise DataError(f"none of the {len(self.rows)} images is readable")
 
-    def _cached(self, cache: Cache, indices: list[int], epochs: list[int], position: Tensor) -> Batch:
-        total = len(cache.images)
-        for i, index in enumerate(indices):
-            while cache.images[index] is None:
-                index = (index + 1) % total
-            indices[i] = index
+    def _tries(self, index: int, place: int) -> Iterator[int]:
+        return tries(index, len(self.rows), sample_seed(self.place.seed, place, "replacement"))
+
+    def _cached(self, cache: Cache, indices: list[int], epochs: list[int], places: range, position: Tensor) -> Batch:
+        indices = [
+            next(at for at in self._tries(i, p) if cache.images[at] is not None) for i, p in zip(indices, places)
+        ]
         seeds = [sample_seed(self.place.seed, e, cache.keys[i]) for e, i in zip(epochs, indices)]
         images = [cast(Tensor, cache.images[i]) for i in indices]
         boxes, flips = self.crop.draw([image.shape[1:] for image in images], seeds)
@@ -329,20 +275,20 @@ class SequentialStream(IterableDataset[Batch]):
             yield self.collate(torch.stack(pixels), labels, torch.tensor(position), seeds)
 
     def _samples(self, reader: int, epoch: int, passed: int) -> Iterator[tuple[Tensor, int, list[int], int]]:
-        total = 0
+        longest = 0  # rows of this reader that are known to exist
         while True:
             count = num_readable = 0
             for row in self.rows.read(self.place.seed, epoch, reader, self.num_readers):
                 count += 1
                 if count <= passed:
                     continue  # consumed before the stop; raw rows are cheap to pass, they are not decoded
-                total += 1
                 key = row_key(row, count)
                 seed = sample_seed(self.place.seed, epoch, key)
                 try:
                     pixels = self.reader.read_crop(row.get("image"), self.crop, seed)
                 except Unreadable as err:
-                    self.log.add(key, str(err), total * self.num_readers)
+                    own = row.get("place") or row.get("key") or f"{reader}/{count}"
+                    self.log.add(key, str(err), max(count, longest) * self.num_readers, str(own))
                     continue
                 num_readable += 1
                 where = [reader, self.num_readers, self.num_workers, epoch, count]
@@ -353,7 +299,7 @@ class SequentialStream(IterableDataset[Batch]):
                 raise DataError(f"none of the {count} images read is readable")
             if passed == 0 and count - num_readable > self.log.max_rate * count:
                 self.log.check(count * self.num_readers, at_least=0)  # short data would never reach MIN_SEEN
-            epoch, passed = epoch + 1, 0
+            epoch, passed, longest = epoch + 1, 0, max(count, longest)
 
 
 def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:

@@ -311,10 +311,10 @@ def test_probe_samples_of_a_stream(tmp_path, make_parquet):
     assert len(set(labels)) == 4 and samples[0]["pixel_values"].shape == (3, 16, 16)
 
 
-def test_probe_samples_replace_the_unreadable(tmp_path, make_images):
+def test_probe_samples_leave_out_the_unreadable(tmp_path, make_images):
     folder = make_images(tmp_path / "a", 4, bad=(1,))
     samples = ImageData(source=str(folder), max_skipped_rate=0.5).eval_samples("train", **SIZES)
-    assert samples[1]["key"] == "002.png" and list(samples.log.reasons) == ["001.png"]
+    assert samples[1]["key"] != "001.png" and samples[1]["label"] == -100 and list(samples.log.reasons) == ["001.png"]
     with pytest.raises(DataError, match="1 of 4"):
         ImageData(source=str(folder)).eval_samples("train", **SIZES)[1]
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextembed.data.collate import Collate
+from nextembed.data.skipped import SkipLog
 from nextembed.data.stream import (
     MapStream,
     Place,
     SequentialStream,
-    SkipLog,
     advance,
     build_cache,
     decoded_bytes,
@@ -81,11 +81,11 @@ def test_cache_changes_nothing_but_rounding():
         assert (a["pixel_values"] - b["pixel_values"]).abs().max() <= 2 / 255 + 1e-6
 
 
-def test_unreadable_rows_are_replaced_by_the_next(tmp_path):
+def test_unreadable_rows_are_replaced(tmp_path):
     path = tmp_path / "skipped.jsonl"
     seen = labels(take(map_stream(make_rows(6, bad=(2, 3, 5)), Place(6), path=path), 4))
     assert set(seen) == {0, 1, 4} and len(seen) == 24
-    assert sorted(seen[:6]) == [0, 0, 1, 4, 4, 4]  # 5 -> 0; 2 and 3 -> 4
+    assert all({0, 1, 4} <= set(seen[at : at + 6]) for at in range(0, 24, 6))  # every readable row in every epoch
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted(line["key"] for line in lines) == ["row2", "row3", "row5"]
     assert all("known format" in line["reason"] for line in lines)

@@ -1,0 +1,89 @@
+"""Which samples could not be read, and when they are too many."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from ..errors import DataError
+
+MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, or over all if there are fewer
+
+
+class SkipLog:
+    """Counts unreadable samples, each place once, in a JSON-lines file that all workers, ranks and resumed runs share.
+
+    path: `skipped.jsonl`; None counts in this process only. max_rate: share of samples that may be
+    unreadable. length: number of samples if known. what: their name in messages. Raises DataError from
+    `add` and `check` once the share is too high.
+    """
+
+    def __init__(self, path: Path | None, max_rate: float, length: int | None = None, what: str = "images"):
+        self.path, self.max_rate, self.length, self.what = path, max_rate, length, what
+        self.reasons: dict[str, str] = {}
+        self._places: set[str] = set()
+        self._seen = 0
+        self._offset, self._repair = 0, ""
+
+    def add(self, key: str, reason: str, num_seen: int, place: str | None = None) -> None:
+        """Names one unreadable sample.
+
+        num_seen: samples that all workers and ranks have looked at, about, none of them twice. place: what tells the
+        sample from all others, the same in every epoch and for every worker; None: the key does.
+        """
+        self._read_others()
+        place = key if place is None else place
+        if place not in self._places:
+            self._note(key, reason, num_seen, place)
+            if self.path is not None:
+                entry = {"key": key, "reason": reason, "place": place, "seen": num_seen}
+                line = self._repair + json.dumps(entry, ensure_ascii=False) + "\n"
+                # One write to a file opened for appending: lines of several processes do not mix.
+                file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+                try:
+                    os.write(file, line.encode(errors="backslashreplace"))  # half a surrogate pair
+                finally:
+                    os.close(file)
+        self.check(num_seen)
+
+    def check(self, num_seen: int, at_least: int = MIN_SEEN) -> None:
+        """Raises DataError if more than `max_rate` of the samples seen are unreadable.
+
+        Samples seen count as `at_least` so many, lest one of the first few stops a run; but never as more than exist.
+        """
+        self._read_others()
+        total = max(num_seen, self._seen, at_least)
+        if self.length is not None:
+            total = min(total, self.length)
+        count = len(self._places)
+        if count > self.max_rate * total:
+            where = f" (all in {self.path})" if self.path is not None else ""
+            among = f"{total}" if total in (num_seen, self._seen, self.length) else f"the first {total}"
+            raise DataError(
+                f"{count} of {among} {self.what} are unreadable ({count / total:.1%}), more than "
+                f"data.max_skipped_rate={self.max_rate:g}: {self.first()}{where}"
+            )
+
+    def first(self) -> str:
+        """The first few with their reasons, in one line whatever the file names hold."""
+        return " ".join("; ".join(f"{key}: {reason}" for key, reason in list(self.reasons.items())[:3]).split())
+
+    def _read_others(self) -> None:
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                self._repair = "" if line.endswith(b"\n") else "\n"
+                if self._repair:
+                    break  # half a line, e.g. of a full disk: the next one starts afresh
+                self._offset += len(line)
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    place = entry.get("place", entry["key"])
+                    self._note(entry["key"], entry["reason"], int(entry.get("seen", 0)), place)
+
+    def _note(self, key: str, reason: str, num_seen: int, place: str) -> None:
+        self.reasons.setdefault(key, reason)
+        self._places.add(place)
+        self._seen = max(self._seen, num_seen)  # a resumed run has looked at what it had before the stop
