@@ -1,24 +1,22 @@
 """One run: the only place where data, model, objective, trainer, probes and report meet."""
 
 import contextlib
-import json
 import os
 import platform
-import shutil
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 
 from .core import distributed
 from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, common_task, from_yaml, to_yaml
-from .core.files import read_text
+from .core.files import read_text, write_json, write_text
 from .core.run_folder import read_lines
 from .core.sizes import building
 from .core.types import IGNORE_LABEL, PretrainingModel
@@ -41,7 +39,8 @@ from .objectives.next_embedding import NextEmbeddingSettings
 from .report import write_report
 from .training.adapt import trained_parameters
 from .training.callbacks import Probe, ProgressBar, Records, Say
-from .training.checkpoint import check_model, checkpoint_step, clean, resume_place, start_state, whole_checkpoint
+from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
+from .training.folder import opened
 from .training.memory import check_memory
 from .training.optim import OptimConfig
 from .training.trainer import PretrainTrainer, TrainConfig
@@ -64,7 +63,7 @@ class RunConfig(Config):
     after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
-    name: str = Field("run", pattern=r"^[\w.-]+$", max_length=200)
+    name: str = "run"
     seed: int = Field(0, ge=0, lt=2**32)
     output_dir: str = "runs"
     data: DataPart = Field(default_factory=lambda: ImageData(source="emoji"))
@@ -74,6 +73,13 @@ class RunConfig(Config):
     train: TrainConfig
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
     after: list[str] = []
+
+    @field_validator("name")
+    @classmethod
+    def _one_part_of_a_path(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.-]{1,100}", name) or name in (".", ".."):
+            raise ValueError(f"'{name}' is no name of a folder: letters, digits, _, - and . are, and not . or .. alone")
+        return name
 
 
 @dataclass
@@ -96,54 +102,77 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
     Raises ConfigError before anything is trained; TrainingError, DataError or Interrupted (after saving) later.
     """
     config = config or read_run_config(resume)
+    place, named = resume_place(resume) if resume is not None else (None, None)
+    if place is not None and not (place / "config.yaml").is_file():
+        raise ConfigError(f"no run to resume in {place}: it has no config.yaml")
     distributed.start(config.train.device)
+    with opened(place or folder_of(config), resume=place is not None) as run_dir:
+        return train_in(run_dir, config, named)
+
+
+def fit_stage(config: RunConfig) -> None:
+    """Trains what another run starts from, in OUTPUT_DIR/NAME and nowhere else; one that was stopped goes on there.
+
+    Arguments and errors as of `fit`; also raises ConfigError while another process trains the same stage.
+    """
+    distributed.start(config.train.device)
+    folder = folder_of(config)
+    begun = distributed.on_main(folder.exists)
+    if begun and not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} holds no run yet: wait for who is starting it; if nobody is, remove it")
+    with opened(folder, resume=begun, exact=True) as run_dir:
+        if not distributed.on_main((run_dir / "model").is_dir):  # else somebody else was faster
+            train_in(run_dir, config)
+
+
+def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run:
+    """A run in its folder, from the named checkpoint, or its last one, or the start."""
+    checkpoint = distributed.on_main(lambda: whole_checkpoint(run_dir, named))
     micro_batch_size = config.train.micro_batch(distributed.world_size())
-    run_dir, checkpoint = open_run(config, resume)
     progress = ProgressBar()
-    with gone_after_config_error(run_dir, new=resume is None):
-        torch.manual_seed(config.seed)
-        data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
-        task = task_of(config)
-        classes = [CLASSES[task](data)] if task in CLASSES else []
-        builder = resumed(model, checkpoint)
-        with building("the model"):
-            backbone = builder.build(*classes)
-        if builder is not model:
-            backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
-        if task == "pretraining":
-            config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
-        with building("the objective"):
-            objective = cast(Any, config.objective).build(backbone)
-        net, arguments = PretrainingModel(backbone, objective), loader_arguments(builder, backbone, objective)
-        check_memory(config.train, net, arguments)
-        if checkpoint is not None:
-            check_model(checkpoint, backbone)
-        elif hasattr(builder, "prepare"):
-            builder.prepare(backbone, data)
-        loader = data.train_loader(
-            **arguments,
-            micro_batch_size=micro_batch_size,
-            seed=config.seed,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            skipped_path=run_dir / "skipped.jsonl",
-            start=start_state(checkpoint),
-        )
-        step = checkpoint_step(checkpoint) if checkpoint else 0
-        trainer = PretrainTrainer(
-            net,
-            config.train,
-            config.optim,
-            run_dir,
-            loader,
-            advance,
-            seed=config.seed,
-            num_samples=num_samples(loader),
-            image_processor=processor_of(builder),
-            callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
-            probe=online_probe(config, builder, backbone, progress.say),
-            best=BEST.get(task),
-        )
+    torch.manual_seed(config.seed)
+    data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
+    task = task_of(config)
+    classes = [CLASSES[task](data)] if task in CLASSES else []
+    builder = resumed(model, checkpoint)
+    with building("the model"):
+        backbone = builder.build(*classes)
+    if builder is not model:
+        backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
+    if task == "pretraining":
+        config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
+    with building("the objective"):
+        objective = cast(Any, config.objective).build(backbone)
+    net, arguments = PretrainingModel(backbone, objective), loader_arguments(builder, backbone, objective)
+    check_memory(config.train, net, arguments)
+    if checkpoint is not None:
+        check_model(checkpoint, backbone)
+    elif hasattr(builder, "prepare"):
+        builder.prepare(backbone, data)
+    loader = data.train_loader(
+        **arguments,
+        micro_batch_size=micro_batch_size,
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        skipped_path=run_dir / "skipped.jsonl",
+        start=start_state(checkpoint),
+    )
+    step = checkpoint_step(checkpoint) if checkpoint else 0
+    trainer = PretrainTrainer(
+        net,
+        config.train,
+        config.optim,
+        run_dir,
+        loader,
+        advance,
+        seed=config.seed,
+        num_samples=num_samples(loader),
+        image_processor=processor_of(builder),
+        callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
+        probe=online_probe(config, builder, backbone, progress.say),
+        best=BEST.get(task),
+    )
     trained = trained_parameters(backbone)
     if trained[0] == 0:
         own = sum(p.numel() for p in objective.parameters() if p.requires_grad)
@@ -156,8 +185,8 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
     finally:
         progress.close()
     trainer.save_folders()
-    metrics = finish(run_dir, config, progress.say) if distributed.is_main() else {}
-    return Run(run_dir, distributed.broadcast_object(metrics), backbone.eval(), config)
+    metrics = distributed.on_main(lambda: finish(run_dir, config, progress.say))
+    return Run(run_dir, metrics, backbone.eval(), config)
 
 
 def resumed(model: Any, checkpoint: Path | None) -> Any:
@@ -209,56 +238,20 @@ def read_run_config(run_dir: str | Path | None) -> RunConfig:
     return from_yaml(RunConfig, read_text(file), str(file))
 
 
-def open_run(config: RunConfig, resume: str | Path | None) -> tuple[Path, Path | None]:
-    """The run folder, made if new, and the checkpoint to start from."""
-    place, named = resume_place(resume) if resume is not None else (None, None)
-    if place is not None and not (place / "config.yaml").is_file():
-        raise ConfigError(f"no run to resume in {place}: it has no config.yaml")
-    run_dir = distributed.broadcast_object(place or free_folder(config))
-    if distributed.is_main():
-        run_dir.mkdir(parents=True, exist_ok=True)
-        clean(run_dir)
-    distributed.gather_objects(None)  # the others wait until the folder is there
-    found, fault = None, ""
-    if place is not None and distributed.is_main():
-        try:
-            found = whole_checkpoint(run_dir, named)
-        except ConfigError as err:
-            fault = str(err)
-    found, fault = distributed.broadcast_object((found, fault))
-    if fault:
-        raise ConfigError(fault)
-    return run_dir, found
-
-
-@contextlib.contextmanager
-def gone_after_config_error(run_dir: Path, new: bool) -> Iterator[None]:
-    """A new run whose settings turn out wrong leaves no folder, so that the next try gets its name."""
-    try:
-        yield
-    except ConfigError:
-        if new and distributed.is_main():
-            shutil.rmtree(run_dir, ignore_errors=True)
-        raise
+def folder_of(config: RunConfig) -> Path:
+    """OUTPUT_DIR/NAME; a new run gets another folder where that is taken."""
+    return Path(config.output_dir).expanduser() / config.name
 
 
 def write_settings(run_dir: Path, config: RunConfig, trained: tuple[int, int]) -> None:
     """config.yaml, as it is now; environment.json, as it was at the start of the run."""
-    if distributed.is_main():
-        (run_dir / "config.yaml").write_text(to_yaml(config))
-        environment_file = run_dir / "environment.json"
-        if not environment_file.exists():
-            environment_file.write_text(json.dumps(environment(config.seed, trained), indent=1))
 
+    def write() -> None:
+        write_text(run_dir / "config.yaml", to_yaml(config))
+        if not (run_dir / "environment.json").exists():
+            write_json(run_dir / "environment.json", environment(config.seed, trained))
 
-def free_folder(config: RunConfig) -> Path:
-    """output_dir/name, or name-2, name-3, ... if that is taken."""
-    base = Path(config.output_dir).expanduser()
-    number, run_dir = 1, base / config.name
-    while run_dir.exists() and any(run_dir.iterdir()):
-        number += 1
-        run_dir = base / f"{config.name}-{number}"
-    return run_dir
+    distributed.on_main(write)
 
 
 def environment(seed: int, trained: tuple[int, int]) -> dict[str, Any]:

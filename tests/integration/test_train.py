@@ -69,7 +69,7 @@ def test_a_run_writes_exactly_these_files(finished):
     }
     step = model | {f"ema/{name}" for name in model} | state
     assert files(finished.dir) == (
-        {"config.yaml", "environment.json", "metrics.jsonl", "probe.json", "report.html"}
+        {".lock", "config.yaml", "environment.json", "metrics.jsonl", "probe.json", "report.html"}
         | {f"{folder}/{name}" for folder in ("model", "ema") for name in model}
         | {f"checkpoints/step-{n:06d}/{name}" for n in (4, 6) for name in step}
     )

@@ -41,16 +41,14 @@ def train(
     from .. import recipes
     from ..core import distributed
     from ..core.config import apply_overrides
-    from ..run import fit
+    from ..run import fit, fit_stage
     from ..training.checkpoint import resume_place
 
     config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0])), overrides)
     for stage in [] if resume else recipes.missing_stages(config):
         if distributed.is_main():
             print(f"{config.name} starts from {stage.name}, which is not there yet: training it first")
-        partial = Path(stage.output_dir) / stage.name
-        begun = (partial / "checkpoints").is_dir()  # a stage that was stopped goes on
-        fit(stage, resume=str(partial) if begun else None)
+        fit_stage(stage)
     run = fit(config, resume=str(resume) if resume else None)
     if distributed.is_main():
         print(summary(run))

@@ -363,6 +363,8 @@ def to_yaml(config: Config) -> str:
 def from_yaml(cls: type[Any], text: str, where: str = "config") -> Any:
     """A config from YAML text. Raises ConfigError, after `where`, for text that does not fit."""
     values = read_yaml(text, where)
+    if values is None:
+        raise ConfigError(f"{where} is empty: put the settings back, e.g. those of `nextembed recipes RECIPE`")
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a mapping of settings")
     try:

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -196,16 +197,17 @@ def clean(folder: Path) -> None:
             scratch.unlink(missing_ok=True)
 
 
-def free_folder(base: Path, name: str) -> Path:
+def free_folder(base: Path, name: str, exact: bool = False) -> Path:
     """A new, empty folder: base/name, or name-2, name-3, ... if that is taken by anything at all. No other process can
     have been given the same one.
 
-    Raises ConfigError for a name that is not one part of a path, and where no folder can be made.
+    exact: only base/name will do. Raises ConfigError for a name that is not one part of a path, and where no folder can
+    be made.
     """
     check_name(name)
     try:
         base.mkdir(parents=True, exist_ok=True)
-        for number in range(1, 100_000):
+        for number in range(1, 2 if exact else 100_000):
             folder = base / (name if number == 1 else f"{name}-{number}")
             try:
                 folder.mkdir()
@@ -214,7 +216,7 @@ def free_folder(base: Path, name: str) -> Path:
             return folder
     except (OSError, ValueError) as err:
         raise ConfigError(f"cannot make a folder in {base}: {getattr(err, 'strerror', None) or err}") from None
-    raise ConfigError(f"{base} has no free name for {name}")
+    raise ConfigError(f"{base / name} is taken")
 
 
 def check_name(name: str) -> str:
@@ -243,15 +245,30 @@ def acquire(file: Path, busy: str) -> IO[bytes]:
         handle = file.open("ab")
     except OSError as err:
         raise ConfigError(f"cannot write {file.parent}: {err.strerror}") from None
-    with contextlib.suppress(ImportError):  # Windows has no such lock
+    try:
         import fcntl
 
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise ConfigError(busy) from None
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise ConfigError(busy) from None
+    except (ImportError, OSError):  # Windows, and some network file systems, have no such lock
+        return handle
+    _held.add(handle)
     return handle
+
+
+_held: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
+
+
+def _release_in_child() -> None:
+    """A forked data worker shares its parent's locks, and would hold them for a while after the parent was killed."""
+    for handle in list(_held):
+        handle.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def _sync(path: Path) -> None:

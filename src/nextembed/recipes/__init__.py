@@ -7,7 +7,7 @@ from pathlib import Path
 from ..core.config import from_yaml, load_from_file
 from ..core.files import read_text
 from ..errors import ConfigError, unknown
-from ..run import RunConfig
+from ..run import RunConfig, folder_of
 from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, omni_stamps, segmentation
 
 __all__ = [
@@ -69,7 +69,7 @@ def missing_stages(config: RunConfig) -> list[RunConfig]:
     found: list[RunConfig] = []
     for name in config.after:
         stage = load(name)
-        if not (Path(stage.output_dir) / stage.name / "model").is_dir():
+        if not (folder_of(stage) / "model").is_dir():
             found += [*missing_stages(stage), stage]
     names = [stage.name for stage in found]
     return [stage for i, stage in enumerate(found) if stage.name not in names[:i]]

@@ -1,11 +1,10 @@
 """What happens beside the training step: averaged weights, records, progress, online probe."""
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..core import distributed
+from ..core.files import to_json, write_text
 from ..core.run_folder import read_lines
 from ..errors import NextEmbedError
 from ..nn.ema import decay_at, follow
+from .checkpoint import saving
 
 Probe = Callable[[Any], dict[str, float]]
 Keep = Callable[[dict[str, float], int], None]
@@ -101,27 +102,31 @@ class Records(TrainerCallback):
 
     def __init__(self, path: Path, warnings: Warnings, say: Say, resume_step: int = 0):
         self.path, self.warnings, self.say = path, warnings, say
-        self.lines = [line for line in read_lines(path) if line["step"] <= resume_step]
+        found = (line for line in read_lines(path) if isinstance(line.get("step"), int))
+        self.lines = [line for line in found if line["step"] <= resume_step]
         self.said: set[str] = set()
-        if distributed.is_main() and path.exists():
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-            os.replace(scratch, path)
+        distributed.on_main(self._rewrite)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        line = {"step": state.global_step, **logs}
+        # JSON has no NaN: what is not a number now is left out, as what is not measured now
+        line = {"step": state.global_step} | {n: v for n, v in logs.items() if not isinstance(v, float) or isfinite(v)}
         self.lines.append(line)
         if found := self.warnings(self.lines):
             line["warnings"] = found
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        distributed.on_main(lambda: self._append(line))
         before = self.lines[-2].get("warnings", []) if len(self.lines) > 1 else []
         for text in found:  # said at the second line in a row: the first steps of any run look like copying
             if kind(text) not in self.said and kind(text) in map(kind, before):
                 self.say(f"[yellow]warning[/] step {state.global_step}: {text}")
                 self.said.add(kind(text))
+
+    def _rewrite(self) -> None:
+        if self.path.exists():
+            write_text(self.path, "".join(to_json(line) + "\n" for line in self.lines))
+
+    def _append(self, line: dict[str, Any]) -> None:
+        with saving(self.path.parent, f"writing {self.path.name}"), self.path.open("a", encoding="utf-8") as file:
+            file.write(to_json(line) + "\n")
 
 
 def kind(warning: str) -> str:

@@ -9,6 +9,7 @@ How it differs from its parent:
 - Checkpoints are those of `checkpoint.py`.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -165,11 +166,11 @@ class Averages:
         self.counts[name] = self.counts.get(name, 0.0) + torch.as_tensor(count, dtype=torch.float32)
 
     def state(self) -> dict[str, list[float]]:
-        """{name: [sum, count]}: exact in JSON."""
+        """{name: [sum, count]}: exact in JSON, where null is what was not a number."""
         return {n: [float(s), float(self.counts[n])] for n, s in self.sums.items()}
 
     def load(self, state: dict[str, list[float]], device: torch.device) -> None:
-        self.sums = {n: torch.tensor(s, device=device) for n, (s, _) in state.items()}
+        self.sums = {n: torch.tensor(math.nan if s is None else s, device=device) for n, (s, _) in state.items()}
         self.counts = {n: torch.tensor(c) for n, (_, c) in state.items()}
 
     def drain(self) -> dict[str, float]:

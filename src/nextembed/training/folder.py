@@ -1,0 +1,51 @@
+"""The folder of a run: made for it alone, held by one process at a time, and gone again where nothing came of it."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from ..core import distributed
+from ..core.files import acquire, free_folder
+from ..errors import ConfigError
+from .checkpoint import clean
+
+LOCK = ".lock"
+BEFORE_TRAINING = (LOCK, "skipped.jsonl")  # the only files that a run writes before its config.yaml
+
+
+@contextlib.contextmanager
+def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
+    """The run's folder while the block runs, on every rank; no other process can train there.
+
+    folder: of a run to resume, or of a new one, which gets NAME-2, ... if that is taken; exact: or none at all.
+    A ConfigError or Ctrl-C before config.yaml is there leaves no new folder, so that the next try gets its name.
+    Raises ConfigError, on every rank, where no folder can be made or another process is at work.
+    """
+    held: list[IO[bytes]] = []
+
+    def take() -> Path:
+        run_dir = folder if resume else free_folder(folder.parent, folder.name, exact)
+        held.append(acquire(run_dir / LOCK, f"another process is training in {run_dir}: wait for it, or stop it"))
+        if resume:
+            clean(run_dir)
+        return run_dir
+
+    run_dir = distributed.on_main(take)
+    try:
+        yield run_dir
+    except (ConfigError, KeyboardInterrupt):
+        if held and not resume and not (run_dir / "config.yaml").exists():
+            _undo(run_dir)
+        raise
+    finally:
+        for lock in held:
+            lock.close()
+
+
+def _undo(run_dir: Path) -> None:
+    """Removes what this process made, file by file; with anything else in it, the folder stays."""
+    for name in BEFORE_TRAINING:
+        (run_dir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()
