@@ -235,7 +235,7 @@ def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
     """Weights of a checkpoint (or of its `ema` folder) by the backbone's own names."""
     file = folder / "model.safetensors"
     with no_progress_bar(), reading(file):
-        stored, found = type(backbone).from_pretrained(
+        stored, found = cast(Any, type(backbone)).from_pretrained(
             folder, config=backbone.config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )  # fmt: skip
@@ -301,7 +301,7 @@ def check_trainer_state(folder: Path) -> None:
     file = folder / "trainer_state.json"
     with reading(file):
         stored = json.loads(file.read_bytes())
-        own = vars(TrainerState(stateful_callbacks={"TrainerControl": TrainerControl().state()}))
+        own = vars(TrainerState(stateful_callbacks=cast(Any, {"TrainerControl": TrainerControl().state()})))
         either = ("epoch", "train_batch_size")  # a number, or None
         own |= {name: stored[name] for name in either if type(stored[name]) in (int, float, type(None))}
         if reason := difference(stored, own):
