@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _PUBLIC says the same at run time
     from . import recipes as recipes
+    from .core.code import allow_code as allow_code
     from .core.config import DATA as DATA
     from .core.config import MODELS as MODELS
     from .core.config import OBJECTIVES as OBJECTIVES
@@ -85,6 +86,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
 
 _PUBLIC = {
     "run": "Run RunConfig fit",
+    "core.code": "allow_code",
     "core.config": "DATA MODELS OBJECTIVES Config Part",
     "core.types": "Backbone Batch Document Hidden Latents Objective ObjectiveOutput Sample Segment",
     "data.documents": "DocumentPart",

@@ -16,6 +16,10 @@ class ConfigError(NextEmbedError):
     exit_code = 2
 
 
+class CodeRefused(ConfigError):
+    """Code that a file names, and not the user, would have to be run."""
+
+
 class DataError(NextEmbedError):
     """The data ran out of what training needs: too many unreadable samples, or none at all."""
 

@@ -171,7 +171,7 @@ def test_pieces_keep_their_order(capsys: pytest.CaptureFixture) -> None:
         (f"generate {RUN} --piece smell=a.json", 2, "NAME=FILE with one of text, image"),
         (f"generate {RUN} hello --question why?", 2, "are for Emu models"),
         (f"generate {RUN} hello --weights ema", 2, "has no ema weights; there is raw"),
-        (f"generate {RUN} hello --code nowhere.py", 2, "no such Python file"),
+        (f"generate {RUN} hello --code nowhere.py", 2, "no such file: nowhere.py"),
         ("generate senses --image fire.png --target text", 2, "several of kind 'image' (use --piece NAME=FILE)"),
         ("generate senses broken.csv --target text", 1, "broken.csv: "),
         ("generate senses empty.npy --target text", 1, "empty.npy: "),

@@ -13,7 +13,8 @@ from transformers import AutoModelForPreTraining
 
 import nextembed
 from nextembed.cli import main
-from nextembed.errors import ConfigError
+from nextembed.core.code import one_command
+from nextembed.errors import CodeRefused, ConfigError
 from nextembed.modalities import MODALITIES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "own_modality.md").read_text(encoding="utf-8")
@@ -54,8 +55,10 @@ def names(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(autouse=True)
-def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(folder)
+    with one_command():
+        yield
 
 
 def test_the_file_is_short() -> None:
@@ -124,6 +127,9 @@ def test_a_file_without_the_decorator_does_as_well(names: dict[str, Any], folder
 
 def test_a_run_resumes_in_a_new_process(names: dict[str, Any]) -> None:
     forget()
+    with pytest.raises(CodeRefused, match=r"point_cloud\.py"):
+        nextembed.run.read_run_config(names["run"].dir)
+    nextembed.allow_code("point_cloud.py")
     config = nextembed.run.read_run_config(names["run"].dir)
     config.train.max_steps = 5
     again = nextembed.fit(config, resume=names["run"].dir)

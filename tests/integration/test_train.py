@@ -294,7 +294,7 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
     (tmp_path / "go.py").write_text(
         textwrap.dedent(f"""
         import os, sys
-        from nextembed import RunConfig, fit
+        from nextembed import RunConfig, allow_code, fit
 
         def child(folder, resume):
             pid = os.fork()
@@ -303,6 +303,8 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
                 config = RunConfig(name="own", data={{"kind": "mine.py:Squares", "num_workers": 1}},
                                    model={MODEL!r}, objective={{"kind": "mine.py:MeanSettings"}},
                                    train={TRAIN!r}, probe={{"enabled": False}}) if resume is None else None
+                if resume:
+                    allow_code({str(tmp_path / "mine.py")!r})
                 run = fit(config, resume)
                 print(run.metrics["loss"], run.metrics["verdict"], flush=True)
                 os._exit(0)

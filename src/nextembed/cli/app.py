@@ -4,12 +4,14 @@ import io
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..core.code import allow_code, one_command
 from ..core.signals import TidyStop
-from ..errors import NextEmbedError
+from ..errors import ConfigError, NextEmbedError
 
 app = typer.Typer(
     help="Pretrain a transformer to predict the next embedding, see what it learned, use it anywhere.",
@@ -34,8 +36,9 @@ def main(args: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may be no UTF-8
     stop = TidyStop()
     try:
-        with stop:
-            code = app([w for w in words if w != "--debug"], prog_name="nextembed", standalone_mode=False) or 0
+        with stop, one_command():
+            words = allowing([w for w in words if w != "--debug"])
+            code = app(words, prog_name="nextembed", standalone_mode=False) or 0
         return (
             _fail("stopped", stop.exit_code, debug=False) if code == 130 else code
         )  # typer took the KeyboardInterrupt
@@ -52,6 +55,25 @@ def main(args: list[str] | None = None) -> int:
             return _fail(err.format_message(), 2, debug)
         reason = " ".join(str(err).split()) or "no message"
         return _fail(f"unexpected {type(err).__name__}: {reason[:300]} (run again with --debug to see where)", 1, debug)
+
+
+def allowing(words: list[str]) -> list[str]:
+    """The line without `--code FILE`, wherever it stands. Allows these files, and those of `my_file.py:MyPart`."""
+    kept: list[str] = []
+    left = iter(words)
+    for word in left:
+        name, equals, file = word.partition("=")
+        if name == "--code":
+            if not (file := file if equals else next(left, "")):
+                raise ConfigError("--code needs a FILE")
+            allow_code(file)
+            continue
+        if ".py:" in word:
+            from ..core.config import allow_typed
+
+            allow_typed(word)
+        kept.append(word)
+    return kept
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -74,5 +96,11 @@ def _version(value: bool) -> None:
 def options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    code: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--code", metavar="FILE", help="Run this Python file where a run or model names it; may be repeated."
+        ),
+    ] = None,
 ) -> None:
-    """Options of every command; `main` takes --debug out of the line before it comes here."""
+    """Options of every command; `main` takes --debug and --code out of the line before it comes here."""

@@ -24,10 +24,6 @@ def probe(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where probe.json goes; RUN/probe.json if left out.")
     ] = None,
-    code: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="Of an Omni: a Python file with a modality of your own, which is run."),
-    ] = None,
 ) -> None:
     """Measure what frozen features hold: kNN and linear probes.
 
@@ -38,13 +34,10 @@ def probe(
     """
     from rich.console import Console
 
-    from ..core.config import load_module
     from ..core.run_folder import run_folder
     from ..evaluation.loading import probe_checkpoint
     from ..evaluation.table import sentence
 
-    for module in code or []:
-        load_module(module)
     config = probe_settings(target, data, overrides or [])
     table = probe_checkpoint(target, config.data, config.probe)
     Console().print(table.render())

@@ -15,11 +15,11 @@ def go_on(
     target: str,
     output: Path | None,
     options: dict[str, Any],
-    loading: tuple[str, str | None, list[Path]],
+    loading: tuple[str, str | None],
 ) -> None:
     """words: pieces in order; what ends like a file of some modality is one, else it is text. given: (kind, file or
     text). own: "NAME=FILE" of the user's modalities. target: "auto" is what `output` is named like, else what the model
-    chooses. loading: weights, device and code, as of `load_omni`."""
+    chooses. loading: weights and device, as of `load_omni`."""
     if not (words or given or own):
         raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
     if output is not None and not output.absolute().parent.is_dir():

@@ -36,9 +36,6 @@ Target = Annotated[
 OwnPieces = Annotated[
     list[str] | None, typer.Option(metavar="NAME=FILE", help="A piece of a modality of your own, by its name.")
 ]
-Code = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE.py", help="Your modalities, which the checkpoint needs; is run.")
-]
 Prompts = Annotated[
     Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
 ]
@@ -73,7 +70,6 @@ def generate(
     audio: PieceFiles = None,
     series: PieceFiles = None,
     piece: OwnPieces = None,
-    code: Code = None,
     output: Output = None,
     question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
     prompts: Prompts = None,
@@ -109,10 +105,10 @@ def generate(
             raise ConfigError("--input, --question, --beams and --stream are for Emu models")
         drawn = temperature if sample or temperature != 1.0 else 0.0
         options = {"max_latents": max_new_tokens, "temperature": drawn, "top_k": top_k if drawn else 0, "seed": seed}
-        go_on(checkpoint, pieces or [], given, piece or [], target, output, options, (weights, device, code or []))
+        go_on(checkpoint, pieces or [], given, piece or [], target, output, options, (weights, device))
         return
-    if audio or series or piece or code:
-        raise ConfigError("--audio, --series, --piece and --code are for Omni models")
+    if audio or series or piece:
+        raise ConfigError("--audio, --series and --piece are for Omni models")
     pieces = [*(pieces or []), *(value for _, value in given)]
     task = _task(target, output, prompts)
     if beams is None:

@@ -5,13 +5,10 @@ A `Config` holds the settings of something; a `Part` is one of several kinds tha
 user's own.
 """
 
-import hashlib
-import importlib.util
+import contextlib
 import inspect
 import math
 import re
-import sys
-import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -21,13 +18,15 @@ from typing import Any, ClassVar, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from ..errors import ConfigError, NextEmbedError, shortened, unknown
+from ..errors import ConfigError, shortened, unknown
+from .code import allow_code, load_class, named_code, trusting
 
 
 class Config(BaseModel):
     """Base of all settings: unknown fields are errors, and an assigned value is checked like a given one.
 
-    Raises ConfigError, one line for the first wrong field, in place of pydantic's ValidationError.
+    Values given in Python are the program's own: a `my_file.py:MyPart` among them is run. Raises ConfigError, one line
+    for the first wrong field, in place of pydantic's ValidationError.
     """
 
     model_config = ConfigDict(
@@ -46,7 +45,8 @@ class Config(BaseModel):
 
     def __init__(self, /, **values: Any) -> None:
         try:
-            super().__init__(**values)
+            with trusting(True):
+                super().__init__(**values)
         except ValidationError as err:
             raise ConfigError(explain(err, type(self))) from None
 
@@ -55,7 +55,8 @@ class Config(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         try:
-            super().__setattr__(name, value)
+            with trusting(True):
+                super().__setattr__(name, value)
         except ValidationError as err:
             raise ConfigError(explain(err, type(self))) from None
 
@@ -127,7 +128,8 @@ class Registry:
         """The typed Part of a dict with `kind`, or of a kind alone; a Part comes back as it is.
 
         A part from the user's own file gets the file's absolute path in `kind`, so that a saved config
-        finds it from any folder. Raises ConfigError for an unknown kind or field.
+        finds it from any folder. Raises ConfigError for an unknown kind or field, CodeRefused for a file that is not
+        allowed.
         """
         if isinstance(value, Part):
             if not value.kind:
@@ -146,10 +148,7 @@ class Registry:
     def find(self, kind: str) -> type[Part]:
         """The Part class of a kind. Raises ConfigError with the nearest spelling if there is none."""
         if ".py:" in kind:
-            cls = load_from_file(kind)
-            if not (isinstance(cls, type) and issubclass(cls, Part)):
-                raise ConfigError(f"{self.slot}.kind: {kind} is not a nextembed Part class")
-            return cls
+            return load_class(kind, Part, f"{self.slot}.kind")
         if kind not in self.classes:
             raise ConfigError(unknown(f"{self.slot}.kind", kind, self.classes))
         return self.classes[kind]
@@ -173,8 +172,8 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:
     """A new config with `a.b.c=value` settings applied, checked once all are in.
 
     Values are read as YAML: `null`, `true`, `[1, 2]`, `3e-4`, `{kind: x, field: 1}`, text. `objective.kind=x`
-    switches to another kind with its default settings. Raises ConfigError naming the field, the nearest
-    spelling and the allowed fields.
+    switches to another kind with its default settings; `data.kind=my_file.py:MyData` runs the caller's own file. Raises
+    ConfigError naming the field, the nearest spelling and the allowed fields.
     """
     values: dict[str, Any] = _shallow(config)
     for text in overrides:
@@ -186,7 +185,16 @@ def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:
             if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
                 raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")
         _put(values, path.strip(), value)
-    return validated(type(config), values)
+    with trusting(True):
+        return validated(type(config), values)
+
+
+def allow_typed(word: str) -> None:
+    """Allows the files in a word that the user typed: `my_file.py:my_recipe`, `data={kind: my_file.py:MyData}`."""
+    _, equals, value = word.partition("=")
+    with contextlib.suppress(ConfigError):  # the command says what is wrong with the word
+        for _, spec in named_code({"": read_yaml(value, word) if equals else word}):
+            allow_code(spec.rpartition(":")[0])
 
 
 def _shallow(config: Config) -> dict[str, Any]:
@@ -361,63 +369,18 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(cls: type[Any], text: str, where: str = "config") -> Any:
-    """A config from YAML text. Raises ConfigError, after `where`, for text that does not fit."""
+    """A config from YAML text, which may be somebody else's: code that it names is run only if it was allowed.
+
+    Raises ConfigError, after `where`, for text that does not fit.
+    """
     values = read_yaml(text, where)
     if values is None:
         raise ConfigError(f"{where} is empty: put the settings back, e.g. those of `nextembed recipes RECIPE`")
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a mapping of settings")
     try:
-        return validated(cls, values)
+        with trusting(False):
+            return validated(cls, values)
     except ConfigError as err:
-        raise ConfigError(f"{where}: {err}") from None
-
-
-def load_from_file(spec: str) -> Any:
-    """The object `name` from `path/to/file.py:name`. Runs the file; modules beside it can be imported, too.
-
-    Raises ConfigError if the file or the name does not exist, or if the file itself fails.
-    """
-    path, _, name = spec.rpartition(":")
-    file = Path(path).expanduser().resolve()
-    if not file.is_file():
-        raise ConfigError(f"no such file: {path}")
-    try:
-        module = load_module(file)
-    except NextEmbedError:
+        err.args = (f"{where}: {err}",)
         raise
-    except Exception as err:
-        frames = traceback.extract_tb(err.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-        at = f", line {lines[-1]}" if lines else ""
-        raise ConfigError(f"{path}{at}: {type(err).__name__}: {err}") from err
-    if not hasattr(module, name):
-        raise ConfigError(unknown(f"{path}:", name, (n for n in vars(module) if not n.startswith("_"))))
-    return getattr(module, name)
-
-
-def load_module(file: str | Path) -> types.ModuleType:
-    """A user's Python file, run. Raises ConfigError if there is none.
-
-    Imported under its own name where that is free: data workers that are not forks import it again."""
-    file = Path(file).expanduser().resolve()
-    if not file.is_file() or file.suffix != ".py":
-        raise ConfigError(f"no such Python file: {file}")
-    if str(file.parent) not in sys.path:
-        sys.path.append(str(file.parent))
-    if file.stem.isidentifier():
-        found = importlib.util.find_spec(file.stem)
-        if found is not None and found.origin == str(file):
-            return importlib.import_module(file.stem)
-    name = f"nextembed_user_{hashlib.sha1(str(file).encode()).hexdigest()[:12]}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None  # the name ends in .py
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module  # before it runs, so that dataclasses find it
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]

@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
-from transformers.utils import logging
 
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import read_config, run_folder, weights_folders
 from ..core.types import AttentionMode
 from ..data.origins import HUB_ID
@@ -258,10 +257,7 @@ def model_folders(path: str | Path) -> dict[str, Any]:
 
 def _load_config(folder: Path | str) -> Any:
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=isinstance(folder, Path))
-    except (OSError, ValueError, KeyError) as err:
-        raise ConfigError(_cannot_load(folder, err)) from err
+    config = load_pretrained(AutoConfig, folder, _cannot_load(folder))
     model_class = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(model_class, "embed") and hasattr(model_class, "encode")):
         raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
@@ -270,32 +266,20 @@ def _load_config(folder: Path | str) -> Any:
 
 def load_trunk(folder: Path | str) -> Any:
     """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded, or not wholly."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.set_verbosity_error()  # a head that features do not need is reported as unexpected, at length
-    if isinstance(folder, Path):
-        logging.disable_progress_bar()
-    try:
-        trunk, info = AutoModel.from_pretrained(
-            folder, local_files_only=isinstance(folder, Path), dtype=torch.float32, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(_cannot_load(folder, err)) from err
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()
+    trunk, info = load_pretrained(
+        AutoModel, folder, _cannot_load(folder), dtype=torch.float32, output_loading_info=True
+    )
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
     if isinstance(trunk, OmniModel):
-        return OmniImages(trunk, OmniProcessor.from_pretrained(str(folder)))
+        return OmniImages(trunk, load_pretrained(OmniProcessor, folder))
     return trunk_of(trunk)
 
 
-def _cannot_load(folder: Path | str, err: Exception) -> str:
-    reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
+def _cannot_load(folder: Path | str) -> str:
     if isinstance(folder, str):
-        return f"no run or checkpoint {folder} here, and the hub does not give it: {reason}"
-    return f"cannot load the model in {folder}: {reason}"
+        return f"no run or checkpoint {folder} here, and the hub does not give it"
+    return f"cannot load the model in {folder}"
 
 
 def _preprocessing(path: Any, config: Any, folder: Path | str) -> Preprocessing:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForImageClassification
 
-from ..core.quiet import no_progress_bar
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError
@@ -110,11 +109,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def load_classifier(folder: Path) -> Any:
     """A classifier on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    try:
-        with no_progress_bar():
-            model = AutoModelForImageClassification.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+    model = load_pretrained(AutoModelForImageClassification, folder)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()
 

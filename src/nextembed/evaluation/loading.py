@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForPreTraining
 
+from ..core.code import check_code
 from ..core.config import DATA, validated
-from ..core.quiet import no_progress_bar
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import read_config, run_folder, weights_folders
 from ..errors import ConfigError
 from .probes import ProbeConfig, ProbeData, sweep
@@ -32,6 +32,7 @@ def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | N
         if "data" not in values:
             raise ConfigError(f"{path} is not part of a run, so the data to probe on has to be named: --data")
         importlib.import_module("..data.kinds", __package__)  # registers its kinds
+        check_code({"data": values["data"]}, f"{run}/config.yaml")
         data = DATA.parse(values["data"])
     if config is None:
         config = validated(ProbeConfig, values.get("probe") or {}, "probe")
@@ -51,13 +52,7 @@ def load_models(path: str | Path, seed: int = 0) -> dict[str, Any]:
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     models: dict[str, Any] = {}
     for name, folder in weights_folders(path).items():
-        try:
-            with (
-                no_progress_bar()
-            ):  # nor a table of the head's weights, which a fine-tuned model has and probes leave out
-                models[name] = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, SafetensorError) as err:
-            raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+        models[name] = load_pretrained(AutoModelForPreTraining, folder)
         if not (hasattr(models[name], "embed") and hasattr(models[name], "encode")):
             raise ConfigError(f"{folder} holds a {type(models[name]).__name__}, which has no latents to probe")
     first = next(iter(models.values()))

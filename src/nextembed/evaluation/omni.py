@@ -11,20 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
 
-from ..core.config import load_module
 from ..core.files import from_json
-from ..core.quiet import no_progress_bar
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.types import AttentionMode
 from ..data.audio import SAMPLE_RATE, AudioReader
 from ..data.transforms import ImageReader, Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError, unknown
-from ..modalities import MODALITIES, Modality
 from ..models.omni import OmniForPreTraining, OmniProcessor
 from ..objectives.readout import load_readouts
 from .features import Pooling, extract, feature_keys
@@ -39,31 +36,20 @@ WRITES = {"image": ".png", "video": ".gif", "audio": ".wav", "text": ".txt"}  # 
 NUM_FRAMES = 8
 
 
-def load_omni(
-    path: str | Path, weights: str = "raw", device: str | None = None, code: Sequence[str | Path] = ()
-) -> OmniForPreTraining:
+def load_omni(path: str | Path, weights: str = "raw", device: str | None = None) -> OmniForPreTraining:
     """An Omni with its processor (`model.processor`), from a run, a checkpoint, a saved model or a hub id; of a run
-    that trained readouts, with these (`model.readouts`).
-
-    code: Python files with modalities of your own, which are run. Raises ConfigError, one line, for what does not load.
+    that trained readouts, with these (`model.readouts`). Raises ConfigError, one line, for what does not load.
     """
-    for file in code:
-        register_all(load_module(file))
     folder: Any = path
     if Path(path).expanduser().exists() or str(path).count("/") != 1:
         folders = weights_folders(Path(path).expanduser())
         if weights not in folders:
             raise ConfigError(f"{path} has no {weights} weights; there is {', '.join(folders)}")
         folder = folders[weights]
-    try:
-        with no_progress_bar():
-            if (kind := AutoConfig.from_pretrained(str(folder)).model_type) != "omni":
-                raise ConfigError(f"{path} holds a model of type '{kind}', not an Omni")
-            omni: Any = OmniForPreTraining
-            model, info = omni.from_pretrained(str(folder), output_loading_info=True)
-            model.processor = OmniProcessor.from_pretrained(str(folder))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from None
+    if (kind := load_pretrained(AutoConfig, folder).model_type) != "omni":
+        raise ConfigError(f"{path} holds a model of type '{kind}', not an Omni")
+    model, info = load_pretrained(OmniForPreTraining, folder, output_loading_info=True)
+    model.processor = load_pretrained(OmniProcessor, folder)
     if names := sorted(info["missing_keys"]):
         raise ConfigError(f"the model in {folder} lacks parameter {names[0]} ({len(names)} such in all)")
     model.processor.check(model.config)
@@ -75,14 +61,6 @@ def load_omni(
             name: readout.to(place) for name, readout in trained.readouts.items() if readout.decoder != "conv"
         }
     return model.to(place).eval()
-
-
-def register_all(module: Any) -> None:
-    """Registers what a file of the user's defines as `kind: my_file.py:MyModality` does: by its kind, else its name."""
-    for cls in vars(module).values():
-        own = isinstance(cls, type) and issubclass(cls, Modality) and cls.__module__ == module.__name__
-        if own and cls not in MODALITIES.classes.values():
-            MODALITIES.classes.setdefault(cls.__name__.lower(), cls)
 
 
 def features(

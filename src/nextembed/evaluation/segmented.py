@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForSemanticSegmentation
 
-from ..core.sizes import loading
+from ..core.pretrained import load_pretrained
 from ..errors import ConfigError
 from .finetuned import SCORERS
 from .loading import keep_decoded
@@ -70,11 +69,7 @@ def check_classes(model: Any, class_names: list[str]) -> None:
 def load_segmenter(folder: Path) -> Any:
     """A segmenter on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    try:
-        with loading(folder):
-            model = AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+    model = load_pretrained(AutoModelForSemanticSegmentation, folder)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
+from ..core.code import check_code
 from ..core.config import DATA
 from ..core.types import IGNORE_LABEL
 from ..data.stream import rows_in_order
@@ -34,6 +35,7 @@ def _from_source(file: FeatureFile, wanted: dict[int, str]) -> dict[int, Any]:
     values = file.settings.get("data")
     if not isinstance(values, dict):
         return {}
+    check_code({"data": values}, file.path)
     try:
         data: Any = DATA.parse(values)
         local = data.kind != "images" or data.source == "emoji" or Path(data.source).expanduser().exists()

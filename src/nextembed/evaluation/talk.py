@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 from pydantic import Field
-from safetensors import SafetensorError
 from transformers import AutoConfig, TextStreamer
 
 from ..core.config import Config
 from ..core.files import from_json
-from ..core.quiet import no_progress_bar
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.text import check_text
 from ..data.transforms import Unreadable
@@ -79,16 +78,14 @@ class Talker:
             if weights not in folders:
                 raise ConfigError(f"{path} has no {weights} weights; there is {', '.join(folders)}")
             folder = folders[weights]
+        config = load_pretrained(AutoConfig, folder)
+        if config.model_type != "emu":
+            raise ConfigError(f"{path} holds a model of type '{config.model_type}', which does not talk")
+        model, info = load_pretrained(EmuForConditionalGeneration, folder, config=config, output_loading_info=True)
+        processor = load_pretrained(EmuProcessor, folder)
         try:
-            with no_progress_bar():
-                config: Any = AutoConfig.from_pretrained(str(folder))
-                if config.model_type != "emu":
-                    raise ConfigError(f"{path} holds a model of type '{config.model_type}', which does not talk")
-                emu: Any = EmuForConditionalGeneration
-                model, info = emu.from_pretrained(str(folder), config=config, output_loading_info=True)
-                processor = _processor(folder)
-                processor.check(model.config)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
+            processor.check(model.config)
+        except ValueError as err:
             raise ConfigError(f"cannot load the model in {folder}: {_line(err)}") from None
         for words, kind in (("has no", "missing_keys"), ("has unknown", "unexpected_keys")):
             if names := sorted(info[kind]):
@@ -403,10 +400,6 @@ def _segment(piece: Any) -> Any:
         return segment
     except ValueError as err:
         raise ConfigError(f"the prompt: {err}") from None
-
-
-def _processor(folder: Any) -> Any:
-    return EmuProcessor.from_pretrained(str(folder))
 
 
 def _line(err: Exception) -> str:

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessor
 
 from ..core.files import check_target, new_folder, write_json
+from ..core.pretrained import load_pretrained
+from ..core.quiet import no_progress_bar
 from ..errors import ConfigError
 from ..models.conversion import (
     SPT_CLASS,
@@ -24,7 +26,7 @@ from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaF
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
 from .emu import Converted, convert_emu, is_emu
 from .lazy_state import inner_state, why_unreadable
-from .loading import first_line, is_classifier, pick_folder, quiet, read_model_config
+from .loading import is_classifier, pick_folder, read_model_config
 
 Layout = Literal["official", "nextembed", "stable-pretraining"]
 
@@ -83,7 +85,7 @@ def convert_nepa(
             "the official layout cannot hold stable-pretraining's NEPA: it has no begin token in attention, and other "
             "rotary positions; convert --to nextembed, which computes it exactly"
         )
-    with new_folder(target) as folder, quiet():
+    with new_folder(target) as folder, no_progress_bar():
         if to == "stable-pretraining":
             arguments, state = to_stable_pretraining(found.model.config, found.model.state_dict())
             save_file(state, folder / "model.safetensors")
@@ -108,19 +110,13 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
         raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
     folder = pick_folder(path, weights)
     kind = _class_of(folder)
-    with quiet():
-        try:
-            model, info = kind.from_pretrained(
-                folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as err:  # whatever a broken file raises
-            raise ConfigError(f"cannot load the model in {folder}: {first_line(err)}") from err
+    model, info = load_pretrained(kind, folder, dtype=torch.float32, output_loading_info=True)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(map(str, info[what])):
             raise ConfigError(f"{folder} does not fit its config.json: {what.replace('_', ' ')}, e.g. {names[0]}")
     processor = None
     if (folder / "preprocessor_config.json").is_file():
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        processor = load_pretrained(AutoImageProcessor, folder, f"cannot read {folder / 'preprocessor_config.json'}")
     return Source(model.eval(), "stable-pretraining" if kind is SptNepaForPreTraining else "official", processor)
 
 

@@ -109,7 +109,7 @@ def inner_state(values: dict[str, Any]) -> dict[str, Any]:
 def why_unreadable(err: Exception) -> str:
     """Why torch or safetensors could not read a file, in one line."""
     if "weights_only" in str(err):
-        return "it holds pickled objects, which could run code"
+        return "it is a pickle of code or objects, not weights, and is not run"
     lines = str(err).strip().splitlines()
     return lines[0][:300] if lines else type(err).__name__
 

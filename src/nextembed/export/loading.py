@@ -5,9 +5,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
-from transformers.utils import logging
 
 from ..core.files import from_json
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..errors import ConfigError
 from ..models import nepa, nepa_spt
@@ -68,11 +68,7 @@ def load_model(path: str | Path, task: Task | None = None, weights: str | None =
     if task == "classification" and not has_head:
         raise ConfigError(f"{folder} has no classifier (its config.json says so); fine-tune first, or --task features")
     kind: Any = AutoModelForImageClassification if has_head and task != "features" else AutoModel
-    with quiet():
-        try:
-            model = kind.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-        except Exception as err:  # whatever a broken file raises
-            raise ConfigError(f"cannot load the model in {folder}: {first_line(err)}") from err
+    model = load_pretrained(kind, folder, dtype=torch.float32)
     return Loaded(model.eval(), folder, *preprocessing(folder))
 
 
@@ -80,26 +76,15 @@ def preprocessing(folder: Path) -> tuple[list[float] | None, list[float] | None]
     """Mean and std of a folder's image processor, one number a channel; None where it has none."""
     if not (folder / "preprocessor_config.json").is_file():
         return None, None
+    what = f"cannot read {folder / 'preprocessor_config.json'}"
+    processor = load_pretrained(AutoImageProcessor, folder, what)
     try:
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
         return list(processor.image_mean), list(processor.image_std)
-    except Exception as err:
-        raise ConfigError(f"cannot read {folder / 'preprocessor_config.json'}: {first_line(err)}") from err
+    except (AttributeError, TypeError):
+        raise ConfigError(f"{what}: it has no image_mean and image_std") from None
 
 
 def first_line(err: BaseException) -> str:
     """The first line of an error's message, or its type where there is none."""
     lines = str(err).strip().splitlines()
     return lines[0][:300] if lines else type(err).__name__
-
-
-class quiet:
-    """No progress bars of transformers inside the block."""
-
-    def __enter__(self) -> None:
-        self.shown = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *error: Any) -> None:
-        if self.shown:
-            logging.enable_progress_bar()

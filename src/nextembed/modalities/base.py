@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core.config import load_from_file
+from ..core.code import allowed_files, load_class, load_module
 from ..errors import ConfigError, unknown
 
 
@@ -92,15 +92,18 @@ class ModalityRegistry:
         return add
 
     def find(self, kind: str) -> type[Modality]:
-        """Raises ConfigError, with the nearest spelling, where there is none."""
+        """The class of a kind; what is not known yet is looked for in the files that the user allowed, which are run.
+
+        Raises ConfigError, with the nearest spelling, where there is none."""
+        for file in allowed_files() if kind not in self.classes else ():
+            self._register_all(load_module(file))
         if kind not in self.classes:
             hint = " If it is your own, import its file first (on the command line: --code FILE.py)."
             raise ConfigError(unknown(f"{self.slot}: kind", kind, self.classes) + hint)
         return self.classes[kind]
 
     def settle(self, name: str, settings: Mapping[str, Any] | str | None) -> dict[str, Any]:
-        """Settings with a kind that is registered: `my_file.py:MyModality` is run for it. So only for what the user
-        wrote, never for what a checkpoint says. Raises ConfigError."""
+        """Settings with a kind that is registered; `my_file.py:MyModality` becomes one. Raises ConfigError."""
         if not isinstance(settings, Mapping | str | None):
             raise ConfigError(f"{self.slot}.{name}: should be a group of settings, not {settings!r}")
         own = {"kind": settings} if isinstance(settings, str) else dict(settings or {})
@@ -108,13 +111,20 @@ class ModalityRegistry:
         if not isinstance(kind, str):
             raise ConfigError(f"{self.slot}.{name}.kind: should be a name, not {kind!r}")
         if ".py:" in kind:
-            cls = load_from_file(kind)
-            if not (isinstance(cls, type) and issubclass(cls, Modality)):
-                raise ConfigError(f"{self.slot}.{name}: {kind} is not a nextembed Modality")
-            own["kind"] = next((k for k, known in self.classes.items() if known is cls), cls.__name__.lower())
-            self.classes.setdefault(own["kind"], cls)
+            own["kind"] = self._register(load_class(kind, Modality, f"{self.slot}.{name}"))
         self.find(own["kind"])
         return own
+
+    def _register(self, cls: type[Modality]) -> str:
+        """The kind of a user's own class: the one that it registered itself under, else its name."""
+        kind = next((k for k, known in self.classes.items() if known is cls), cls.__name__.lower())
+        self.classes.setdefault(kind, cls)
+        return kind
+
+    def _register_all(self, module: Any) -> None:
+        for cls in list(vars(module).values()):
+            if isinstance(cls, type) and issubclass(cls, Modality) and cls.__module__ == module.__name__:
+                self._register(cls)
 
     def build(self, name: str, settings: Mapping[str, Any], hidden_size: int) -> Modality:
         """The modality of these settings. Raises ConfigError, one line, for settings that it does not have."""

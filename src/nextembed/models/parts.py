@@ -3,13 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from ..core.pretrained import load_pretrained
 from ..core.sizes import first_line, loading
 from ..errors import ConfigError, shortened
-
-LOADING_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 
 
 class CheckedModel(PreTrainedModel):
@@ -24,11 +22,12 @@ class CheckedModel(PreTrainedModel):
 def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:
     """`kind.from_pretrained` of an HF folder or hub id. field: of the settings, for messages; options are passed
     on. Raises ConfigError for a run folder, and for what does not load."""
+    what = f"model.{field}: cannot load '{shortened(name)}'"
     try:
         path = Path(name).expanduser()
-        if (path / "model" / "config.json").is_file():
-            raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
-        with loading(path):
-            return kind.from_pretrained(str(path), **options)
-    except LOADING_ERRORS as err:
-        raise ConfigError(f"model.{field}: cannot load '{shortened(name)}': {shortened(first_line(err))}") from None
+        is_run = (path / "model" / "config.json").is_file()
+    except (OSError, ValueError, RuntimeError) as err:  # a name that no folder can have
+        raise ConfigError(f"{what}: {shortened(first_line(err))}") from None
+    if is_run:
+        raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
+    return load_pretrained(kind, path, what, **options)

@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from ..core.config import from_yaml, load_from_file
+from ..core.code import load_from_file, trusting
+from ..core.config import from_yaml
 from ..core.files import read_text
 from ..errors import ConfigError, unknown
 from ..run import RunConfig, folder_of
@@ -38,14 +39,19 @@ def recipes() -> dict[str, Recipe]:
 
 
 def load(spec: str) -> RunConfig:
-    """The config of a recipe's name, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`.
+    """The config of a recipe's name, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`, which is run.
 
     Raises ConfigError for a name or path that is not there, with the nearest spelling, and for one that does
     not give a RunConfig.
     """
+    with trusting(True):
+        return _load(spec)
+
+
+def _load(spec: str) -> RunConfig:
     path = Path(spec).expanduser()
     if ".py:" in spec:
-        return _call(spec, load_from_file(spec))
+        return _call(spec, load_from_file(spec, "the setting after"))
     if (path / "config.yaml").is_file():
         path = path / "config.yaml"
     if path.suffix in (".yaml", ".yml"):
@@ -68,7 +74,7 @@ def missing_stages(config: RunConfig) -> list[RunConfig]:
     """
     found: list[RunConfig] = []
     for name in config.after:
-        stage = load(name)
+        stage = _load(name)  # what a file says comes first is run only if the user named it, too
         if not (folder_of(stage) / "model").is_dir():
             found += [*missing_stages(stage), stage]
     names = [stage.name for stage in found]

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForPreTraining, AutoProcessor
 
 from ..core.config import DATA
-from ..core.quiet import no_progress_bar
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.types import Document
 from ..errors import ConfigError, NextEmbedError
@@ -115,9 +115,7 @@ def load(view: RunView) -> tuple[Any, Any]:
     for package in ("models.emu", "models.omni"):  # registers them with the Auto classes
         importlib.import_module(f"..{package}", __package__)
     folder = weights_folders(view.dir)["raw"]
-    with no_progress_bar():
-        model = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True).eval()
-        return model, AutoProcessor.from_pretrained(folder, local_files_only=True)
+    return load_pretrained(AutoModelForPreTraining, folder).eval(), load_pretrained(AutoProcessor, folder)
 
 
 def documents_of(view: RunView) -> tuple[Iterator[Document], str]:

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForSemanticSegmentation
 
 from ..core.config import DATA
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
-from ..core.sizes import loading
 from ..core.types import IGNORE_PIXEL
 from ..errors import ConfigError
 from ..nn.windows import sliding_logits
@@ -91,11 +91,7 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
 def load_segmenter(folder: Path) -> Any:
     """A saved segmenter in eval mode. Raises ConfigError if it cannot be loaded."""
     importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
-    try:
-        with loading(folder):
-            return AutoModelForSemanticSegmentation.from_pretrained(folder, local_files_only=True).eval()
-    except (OSError, ValueError, KeyError) as err:
-        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
+    return load_pretrained(AutoModelForSemanticSegmentation, folder).eval()
 
 
 def _samples(data: Any, size: int, num_channels: int, num: int) -> tuple[Any, str]:

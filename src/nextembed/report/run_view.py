@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining
-from transformers.utils import logging
 
+from ..core.code import check_code
 from ..core.config import DATA, MODELS, OBJECTIVES, common_task
+from ..core.pretrained import load_pretrained
 from ..core.run_folder import read_config, read_lines, weights_folders
 from ..errors import ConfigError, NextEmbedError
 from ..objectives.latent_decoder import FOLDER, load_decoder
@@ -73,6 +74,7 @@ def read_run(
         probes=_read_json(folder / "probe.json"),
         skipped=read_lines(folder / "skipped.jsonl"),
     )
+    check_code({slot: view.config.get(slot) for slot in ("data", "model", "objective")}, folder / "config.yaml")
     if not view.config and not view.history:
         raise ConfigError(f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl")
     if not view.history:
@@ -114,9 +116,9 @@ def _model_config(view: RunView) -> Any:
     try:
         best = view.dir / "best"
         folder = best if (best / "config.json").is_file() else next(iter(weights_folders(view.dir).values()))
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (NextEmbedError, OSError, ValueError) as err:
-        view.missing.append(f"There is no model to look at: {str(err).splitlines()[0]}.")
+        return load_pretrained(AutoConfig, folder)
+    except NextEmbedError as err:
+        view.missing.append(f"There is no model to look at: {err}.")
         return None
 
 
@@ -148,17 +150,8 @@ def load_model(folder: Path) -> Any:
     """A saved model in eval mode, with the attention that gives its weights. Raises ConfigError if it cannot be."""
     for name in ("nepa", "emu", "omni"):  # registers the models with the Auto classes
         importlib.import_module(f"..models.{name}", __package__)
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        # Only eager attention gives the attention weights.
-        model = AutoModelForPreTraining.from_pretrained(folder, local_files_only=True, attn_implementation="eager")
-    except (OSError, ValueError, KeyError) as err:
-        raise ConfigError(f"cannot load the model in {folder}: {str(err).strip().splitlines()[0]}") from err
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    return model.eval()
+    # Only eager attention gives the attention weights.
+    return load_pretrained(AutoModelForPreTraining, folder, attn_implementation="eager").eval()
 
 
 def _images(data: Any, model_config: Any, num: int) -> tuple[Tensor, str]:

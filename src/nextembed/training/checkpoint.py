@@ -237,7 +237,7 @@ def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
     with no_progress_bar(), reading(file):
         stored, found = cast(Any, type(backbone)).from_pretrained(
             folder, config=backbone.config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True, trust_remote_code=False,
         )  # fmt: skip
         misshaped = [name for name, *_ in found["mismatched_keys"]]
         for names, what in ((found["missing_keys"], "no"), (found["unexpected_keys"], "a"), (misshaped, "another")):

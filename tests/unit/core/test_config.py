@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BeforeValidator, Field, model_validator
 
+from nextembed.core.code import load_from_file, one_command, trusting
 from nextembed.core.config import (
     Config,
     Part,
     Registry,
     apply_overrides,
     from_yaml,
-    load_from_file,
     to_yaml,
 )
 from nextembed.errors import ConfigError
@@ -267,6 +268,13 @@ def user_file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     file = tmp_path / f"own_{request.node.name}.py"
     file.write_text(USER_FILE)
     return file
+
+
+@pytest.fixture(autouse=True)
+def own_words() -> Iterator[None]:
+    """What these tests load they name themselves; see tests/abuse/test_trust.py for what others name."""
+    with one_command(), trusting(True):
+        yield
 
 
 def test_own_part_is_found_again_from_another_folder(

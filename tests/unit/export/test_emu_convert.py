@@ -165,7 +165,7 @@ def test_lora_that_does_not_fit(instruct, tmp_path):
 def test_files_that_are_no_weights(released, tmp_path):
     file = released / "multimodal_encoder" / "pytorch_model.bin"
     torch.save({"cformer.x": Path("/")}, file)
-    leaves_nothing(tmp_path, "pickled objects, which could run code", released, tmp_path / "out")
+    leaves_nothing(tmp_path, "a pickle of code or objects, not weights", released, tmp_path / "out")
     file.write_bytes(b"nothing")
     leaves_nothing(tmp_path, "cannot read", released, tmp_path / "out")
     torch.save([1], file)

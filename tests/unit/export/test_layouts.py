@@ -144,7 +144,7 @@ def test_files_that_are_no_weights(checkpoint, tmp_path):
     (tmp_path / "x.bin").write_bytes(b"nothing")
     torch.save({"model": Path("/")}, tmp_path / "code.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, words in (("x.bin", "cannot read"), ("code.pt", "pickled objects"), ("list.pt", "holds a list")):
+    for name, words in (("x.bin", "cannot read"), ("code.pt", "not weights"), ("list.pt", "holds a list")):
         with pytest.raises(ConfigError, match=words):
             read_state(tmp_path / name)
     leaves_nothing(tmp_path, "exists; name a new folder", checkpoint, checkpoint)

@@ -7,12 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ...core.pretrained import load_pretrained
 from ...core.run_folder import weights_folders
-from ...core.sizes import loading
-from ...errors import ConfigError
 
 
 class FeatureSpace(NamedTuple):
@@ -62,16 +60,12 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
     folder = next(iter(weights_folders(path).values()))
     transformers: Any = importlib.import_module("transformers")
     importlib.import_module("...models.nepa", __package__)  # registers the model with the Auto classes
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        if config.model_type.startswith("vit_nepa"):
-            return nepa_space(path, batch_size)
-        with loading(folder):
-            model = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as err:
-        reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-        raise ConfigError(f"features: cannot load a vision model from {path}: {reason}") from None
+    what = f"features: cannot load a vision model from {path}"
+    config = load_pretrained(transformers.AutoConfig, folder, what)
+    if config.model_type.startswith("vit_nepa"):
+        return nepa_space(path, batch_size)
+    model = load_pretrained(transformers.AutoModel, folder, what, dtype=torch.float32).eval()
+    processor = load_pretrained(transformers.AutoImageProcessor, folder, what)
 
     @torch.no_grad()
     def encode(images: Sequence[Any]) -> Tensor:

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ...core.quiet import no_progress_bar
+from ...core.pretrained import load_pretrained
 from ...core.run_folder import weights_folders
 from ...core.types import Segment
 from ...data.transforms import ImageReader, Unreadable
@@ -50,17 +49,10 @@ class Speaker:
             raise ConfigError(unknown(f"{path}: weights", weights, folders))
         folder = folders[weights]
         importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
-        try:
-            with no_progress_bar():
-                found: Any = EmuForConditionalGeneration.from_pretrained(
-                    str(folder), local_files_only=True, output_loading_info=True
-                )
-                home = folder if (folder / "processor_config.json").is_file() else folders.get("raw", folder)
-                processor = EmuProcessor.from_pretrained(str(home), local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
-            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-            raise ConfigError(f"cannot load an Emu model from {folder}: {reason[:300]}") from None
-        model, info = found
+        what = f"cannot load an Emu model from {folder}"
+        model, info = load_pretrained(EmuForConditionalGeneration, folder, what, output_loading_info=True)
+        home = folder if (folder / "processor_config.json").is_file() else folders.get("raw", folder)
+        processor = load_pretrained(EmuProcessor, home, what)
         if missing := sorted(info["missing_keys"]):
             raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

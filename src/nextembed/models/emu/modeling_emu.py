@@ -94,7 +94,9 @@ class EmuModel(EmuPreTrainedModel):
         self.visual_norm = nn.LayerNorm(width, eps=eps) if config.vision_layer_norm else nn.Identity()
         self.connector = build_connector(config)
         self.language_model = (
-            AutoModelForCausalLM.from_config(config.text_config) if language_model is None else language_model
+            AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+            if language_model is None
+            else language_model
         )
         self.post_init()
 
@@ -463,7 +465,7 @@ def build_visual(vision: Any) -> PreTrainedModel:
     """The vision model of a configuration, with new weights."""
     if vision.model_type == "blip_2_vision_model":
         return without_norm(Blip2VisionModel._from_config(vision))
-    return AutoModel.from_config(vision)
+    return AutoModel.from_config(vision, trust_remote_code=False)
 
 
 def without_norm(visual: Any) -> PreTrainedModel:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ...core.quiet import no_progress_bar
+from ...core.pretrained import load_pretrained
 from ...errors import ConfigError
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
@@ -61,16 +60,15 @@ class EmuPipeline:
         """
         folder = local_folder(path)
         model_folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+        what = f"cannot load an Emu model from {model_folder}"
+        options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+        kind = EmuForConditionalGeneration
+        model, info = load_pretrained(kind, model_folder, what, output_loading_info=True, **options)
+        processor = load_pretrained(EmuProcessor, model_folder, what)
         try:
-            with no_progress_bar():
-                options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-                kind: Any = EmuForConditionalGeneration
-                model, info = kind.from_pretrained(str(model_folder), output_loading_info=True, **options)
-                processor = EmuProcessor.from_pretrained(str(model_folder))
-                processor.check(model.config)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as err:
-            reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
-            raise ConfigError(f"cannot load an Emu model from {model_folder}: {reason}") from None
+            processor.check(model.config)
+        except ValueError as err:
+            raise ConfigError(f"{what}: {err}") from None
         for words, found in (("has no", "missing_keys"), ("has unknown", "unexpected_keys")):
             if names := sorted(info[found]):
                 raise ConfigError(f"the model in {model_folder} {words} parameter {names[0]} ({len(names)} in all)")

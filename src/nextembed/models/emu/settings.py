@@ -1,5 +1,6 @@
 """The model part of an Emu run: parts that exist, put together, or a checkpoint that goes on."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +19,11 @@ from transformers import (
 )
 
 from ...core.config import MODELS, Part
-from ...core.quiet import no_progress_bar
+from ...core.files import first_line
+from ...core.pretrained import load_pretrained
 from ...core.sizes import MAX_LENGTH
 from ...errors import ConfigError, MissingExtra
-from ..parts import LOADING_ERRORS, load_part
+from ..parts import load_part
 from .configuration_emu import Connector, EmuConfig, as_config
 from .connectors import standardise
 from .modeling_emu import EmuForConditionalGeneration, build_visual
@@ -138,12 +140,10 @@ class EmuParts(Part):
         size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
         fields: dict[str, Any] = {"size": {"height": size, "width": size}, "resample": 3}
         if self.vision is not None:
-            try:
-                own = AutoImageProcessor.from_pretrained(str(Path(self.vision).expanduser()))
+            with contextlib.suppress(ConfigError):  # a model without one
+                own = load_part(AutoImageProcessor, self.vision, "vision")
                 fields |= {"image_mean": own.image_mean, "image_std": own.image_std}
                 return ViTImageProcessorPil(**fields)
-            except LOADING_ERRORS:
-                pass  # a model without one
         if config.model_type == "vit_nepa":
             return ViTImageProcessorPil(**fields, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         return CLIPImageProcessorPil(**fields, do_center_crop=False)
@@ -199,7 +199,7 @@ class EmuParts(Part):
     def _language(self) -> PreTrainedModel:
         if self.language is None:
             try:
-                return AutoModelForCausalLM.from_config(as_config(self.language_config, None))
+                return AutoModelForCausalLM.from_config(as_config(self.language_config, None), trust_remote_code=False)
             except (ValueError, TypeError) as err:
                 raise ConfigError(f"model.language_config: {str(err).splitlines()[0]}") from None
         options: dict[str, Any] = {"dtype": torch.float32}
@@ -223,9 +223,9 @@ def quantization(bits: str) -> Any:
 def replace_part(model: Any, part: str, name: str) -> None:
     """Puts the weights of another checkpoint into a part of an EmuModel. Raises ConfigError if they do not fit."""
     own = getattr(model, part)
+    what = f"model: the weights of '{name}' do not fit the {part}"
+    loaded = load_pretrained(type(own), Path(name).expanduser(), what, config=own.config, dtype=torch.float32)
     try:
-        with no_progress_bar():
-            loaded = type(own).from_pretrained(str(Path(name).expanduser()), config=own.config, dtype=torch.float32)
         own.load_state_dict(loaded.state_dict())
-    except LOADING_ERRORS as err:
-        raise ConfigError(f"model: the weights of '{name}' do not fit the {part}: {str(err).splitlines()[0]}") from None
+    except RuntimeError as err:
+        raise ConfigError(f"{what}: {first_line(err)}") from None

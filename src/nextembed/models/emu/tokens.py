@@ -45,7 +45,7 @@ def _load(folder: Path) -> Any:
     legacy: each piece of text, not only the first, gets the leading space, as under the release's transformers.
     """
     kind: Any = AutoTokenizer if (folder / "tokenizer_config.json").is_file() else LlamaTokenizer
-    found = kind.from_pretrained(str(folder), legacy=True)
+    found = kind.from_pretrained(str(folder), legacy=True, trust_remote_code=False)
     backend = found.backend_tokenizer
     if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):  # which adds no space to text that begins with one
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

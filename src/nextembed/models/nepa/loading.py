@@ -1,14 +1,12 @@
 """Pretrained weights into a NEPA model with a head, with one clear line for whatever does not fit."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...core.sizes import check_folder, first_line, loading
-from ...errors import ConfigError, shortened
-from ..parts import LOADING_ERRORS
+from ...errors import ConfigError
+from ..parts import load_part
 from .configuration_nepa import ViTNepaConfig
 
 
@@ -24,16 +22,7 @@ def read_config(pretrained: str) -> ViTNepaConfig:
 
 def read_any_config(pretrained: str) -> PreTrainedConfig:
     """The configuration of an HF folder or hub id, whatever the model. Raises ConfigError if there is none."""
-    try:
-        path = Path(pretrained).expanduser()
-        if (path / "model" / "config.json").is_file():
-            raise ConfigError(f"model.pretrained: {pretrained} is a run folder; name a model in it: {path / 'model'}")
-        check_folder(path)
-        return AutoConfig.from_pretrained(str(path))
-    except LOADING_ERRORS as err:
-        raise ConfigError(
-            f"model.pretrained: cannot load '{shortened(pretrained)}': {shortened(first_line(err))}"
-        ) from None
+    return load_part(AutoConfig, pretrained, "pretrained")
 
 
 def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:
@@ -49,10 +38,6 @@ def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str
         )
 
 
-def cannot_load(pretrained: str, err: Exception) -> ConfigError:
-    return ConfigError(f"model.pretrained: cannot load '{shortened(pretrained)}': {shortened(first_line(err))}")
-
-
 def few(names: list[str], num: int = 4) -> str:
     return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
 
@@ -65,20 +50,15 @@ def with_pretrained_weights(model: Any, pretrained: str, head: tuple[str, ...], 
     is missing.
     """
     fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(head)}
-    kind: Any = type(model)
-    try:
-        with loading(pretrained):
-            loaded, info = kind.from_pretrained(
-                str(Path(pretrained).expanduser()),
-                config=model.config,
-                dtype=torch.float32,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except LOADING_ERRORS as err:
-        raise ConfigError(
-            f"model.pretrained: cannot load '{shortened(pretrained)}': {shortened(first_line(err))}"
-        ) from None
+    loaded, info = load_part(
+        type(model),
+        pretrained,
+        "pretrained",
+        config=model.config,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     new = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     wrong = sorted(name for name in new if not name.startswith(head))
     if wrong:

@@ -1,6 +1,5 @@
 """The model part of a run: sizes of a new NEPA model, or the checkpoint it starts from."""
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -10,9 +9,9 @@ from ...core.config import MODELS, Part
 from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import AttentionMode
 from ...errors import ConfigError
-from ..parts import LOADING_ERRORS
+from ..parts import load_part
 from .configuration_nepa import ViTNepaConfig
-from .loading import cannot_load, check_classes, read_config, with_pretrained_weights
+from .loading import check_classes, read_config, with_pretrained_weights
 from .modeling_nepa import ViTNepaForImageClassification, ViTNepaForPreTraining
 
 
@@ -76,10 +75,7 @@ class NepaModel(Part):
         """A new model, or the pretrained one. Raises ConfigError if `pretrained` is no NEPA checkpoint."""
         if self.pretrained is None:
             return ViTNepaForPreTraining(self.hf_config())
-        try:
-            return ViTNepaForPreTraining.from_pretrained(str(Path(self.pretrained).expanduser()))
-        except LOADING_ERRORS as err:
-            raise cannot_load(self.pretrained, err) from None
+        return load_part(ViTNepaForPreTraining, self.pretrained, "pretrained")
 
     def image_processor(self) -> ViTImageProcessor:
         """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from ...core import distributed
+from ...core.pretrained import load_pretrained
 from ...core.types import Attention, Batch, Hidden, Latents, Scoring
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
@@ -263,12 +264,8 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def processor(self) -> Any:
         """The processor beside the weights, loaded when first needed; may be set. Raises ConfigError without one."""
         if self._processor is None:
-            try:
-                self._processor = AutoProcessor.from_pretrained(self.config._name_or_path)
-            except (OSError, ValueError):
-                raise ConfigError(
-                    "the model was not loaded from a folder with a processor: set model.processor"
-                ) from None
+            what = "the model was not loaded from a folder with a processor: set model.processor"
+            self._processor = load_pretrained(AutoProcessor, self.config._name_or_path, what)
         return self._processor
 
     @processor.setter

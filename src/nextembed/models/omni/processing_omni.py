@@ -90,7 +90,7 @@ class OmniProcessor(ProcessorMixin):
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         own: dict[str, Any] = {name: found.get(name) for name in KEPT}
         if any(part.get("vocabulary", "bytes") != "bytes" for part in (own["modalities"] or {}).values()):
-            own["words"] = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **hub)
+            own["words"] = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **hub)
         return cls(**own)
 
     @property

@@ -1,0 +1,186 @@
+"""A user's own Python files, and which of them may be run: those that the user named in this command or program.
+
+What only a file names (a config.yaml, the metadata of features, a model's config.json) may come from somebody else, so
+it is never run for that reason alone.
+"""
+
+import hashlib
+import importlib.util
+import os
+import sys
+import traceback
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from ..errors import CodeRefused, ConfigError, NextEmbedError, unknown
+
+_allowed: set[Path] = set()
+_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+def allow_code(file: str | Path) -> None:
+    """Lets this process run a Python file that a config.yaml, a features file or a model may name: you trust it.
+
+    Args:
+        file: your own file, or one that you have read. It may import what lies beside it.
+
+    Raises:
+        ConfigError: There is no such Python file.
+    """
+    _allowed.add(python_file(file))
+
+
+def allowed_files() -> list[Path]:
+    return sorted(_allowed)
+
+
+@contextmanager
+def one_command() -> Iterator[None]:
+    """What is allowed inside is not allowed any more afterwards."""
+    before = set(_allowed)
+    try:
+        yield
+    finally:
+        _allowed.clear()
+        _allowed.update(before)
+
+
+@contextmanager
+def trusting(yes: bool) -> Iterator[None]:
+    """Whether values that are read inside are the user's own words (any file that they name is run), or a file's."""
+    token = _trusted.set(yes)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def named_code(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(dotted name, `file.py:name`) of all in nested settings that names a Python file which is there."""
+    left: list[tuple[str, Any]] = list(values.items())
+    for where, value in left:
+        if isinstance(value, Mapping):
+            left += [(f"{where}.{name}", one) for name, one in value.items()]
+        elif isinstance(value, list):
+            left += [(where, one) for one in value]
+        elif isinstance(value, str) and ".py:" in value:
+            with suppress(ConfigError):
+                python_file(value.rpartition(":")[0])
+                yield where, value
+
+
+def check_code(values: Mapping[str, Any], source: str | Path) -> None:
+    """Raises CodeRefused if settings that were read from the file `source` name code that was not allowed."""
+    for where, spec in named_code(values):
+        if imported(file := python_file(spec.rpartition(":")[0])) is None:
+            _check(file, f"{source}: {where}", spec)
+
+
+def load_from_file(spec: str, what: str = "a file") -> Any:
+    """The object `name` from `path/to/file.py:name`. Runs the file; modules beside it can be imported, too.
+
+    what: the setting that names it, for messages. Raises CodeRefused unless the file is allowed, ConfigError if the
+    file or the name does not exist, or if the file itself fails.
+    """
+    file, name = _split(spec)
+    _check(file, what, spec)
+    return _named(load_module(file), name, spec)
+
+
+def load_class(kind: str, base: type, what: str) -> Any:
+    """The class `name`, a subclass of `base`, from `path/to/file.py:name`; errors as of `load_from_file`.
+
+    A file that this process has imported needs no permission: nothing is run, as a class is only looked up.
+    """
+    file, name = _split(kind)
+    module = imported(file)
+    if module is None:
+        _check(file, what, kind)
+        module = load_module(file)
+    cls = _named(module, name, kind)
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise ConfigError(f"{what}: {kind} is not a nextembed {base.__name__} class")
+    return cls
+
+
+def python_file(file: str | Path) -> Path:
+    """Where a Python file really lies. Raises ConfigError if there is none."""
+    try:
+        found = Path(file).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        raise ConfigError(f"no such file: {file}") from None
+    if not os.path.isfile(found):
+        raise ConfigError(f"no such file: {file}")
+    if found.suffix != ".py":
+        raise ConfigError(f"{file} is no Python file")
+    return found
+
+
+def imported(file: Path) -> types.ModuleType | None:
+    """The module of this process that a file became, also as its main program; None if it was not imported."""
+    for module in list(sys.modules.values()):
+        own = getattr(module, "__dict__", {}).get("__file__")
+        if isinstance(own, str) and Path(own).name == file.name and Path(own).resolve() == file:
+            return module
+    return None
+
+
+def load_module(file: Path) -> types.ModuleType:
+    """An allowed file as a module; it is run unless it was already. Raises ConfigError if it fails."""
+    if (module := imported(file)) is not None:
+        return module
+    try:
+        return _import(file)
+    except NextEmbedError:
+        raise
+    except Exception as err:
+        frames = traceback.extract_tb(err.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+        at = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"{file}{at}: {type(err).__name__}: {err}") from err
+
+
+def _split(spec: str) -> tuple[Path, str]:
+    path, _, name = spec.rpartition(":")
+    return python_file(path), name
+
+
+def _check(file: Path, what: str, spec: str) -> None:
+    """Raises CodeRefused for a file that only another file names."""
+    if not (_trusted.get() or file in _allowed):
+        raise CodeRefused(
+            f"{what} names code of its own, {spec}, which is not run unless you name it, too: --code {file}, "
+            "if you trust it (in Python: nextembed.allow_code)"
+        )
+
+
+def _import(file: Path) -> types.ModuleType:
+    """Under the file's own name where that is free: data workers that are not forks import it again."""
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    if file.stem.isidentifier():
+        found = importlib.util.find_spec(file.stem)
+        if found is not None and found.origin == str(file):
+            return importlib.import_module(file.stem)
+    name = f"nextembed_user_{hashlib.sha1(str(file).encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # the name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs, so that dataclasses find it
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _named(module: types.ModuleType, name: str, spec: str) -> Any:
+    if not hasattr(module, name):
+        path = spec.rpartition(":")[0]
+        raise ConfigError(unknown(f"{path}:", name, (n for n in vars(module) if not n.startswith("_"))))
+    return getattr(module, name)

@@ -1,0 +1,55 @@
+"""Hugging Face folders and hub ids, loaded without running a line of code that lies in them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from transformers import dynamic_module_utils
+
+from ..errors import ConfigError, NextEmbedError, shortened
+from .files import first_line
+from .sizes import loading
+
+SETTINGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+
+def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: Any) -> Any:
+    """`kind.from_pretrained(name, **options)`, silent. Of a folder that is here nothing is downloaded.
+
+    what: how the message begins. Raises ConfigError, one line, for whatever does not load, for sizes that no memory
+    has, and for what needs code of its own: transformers would ask on the terminal whether to run it.
+    """
+    name = str(name)
+    what = what or f"cannot load the model in {name}"
+    options = {"local_files_only": os.path.isdir(name), "trust_remote_code": False} | options
+    try:
+        if kernel := next((k for k in _said(name, "attn_implementation") if "/" in str(k)), None):
+            raise ConfigError(f"{what}: config.json asks for the kernel {kernel} from the hub, which is not run")
+        # Of models inside models transformers takes no argument: with no time to answer it does not ask.
+        with loading(name), patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
+            return kind.from_pretrained(name, **options)
+    except NextEmbedError:
+        raise
+    except Exception as err:  # whatever a broken file raises
+        own = _said(name, "auto_map")
+        reason = "it needs code of its own (auto_map), which is not run" if own else shortened(first_line(err))
+        raise ConfigError(f"{what}: {reason}") from err
+
+
+def _said(folder: str, key: str) -> list[Any]:
+    """All values of a name in the settings of a local folder."""
+    found: list[Any] = []
+    for file in SETTINGS:
+        try:
+            left = [json.loads((Path(folder) / file).read_text(encoding="utf-8"))]
+        except (OSError, ValueError, RecursionError):
+            continue
+        for values in left:
+            if isinstance(values, dict):
+                found += [values[key]] if key in values else []
+                left += values.values()
+            elif isinstance(values, list):
+                left += [one for one in values if isinstance(one, dict)]
+    return found
