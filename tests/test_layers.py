@@ -25,7 +25,7 @@ ROWS = [
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 ONLY = {"data": {"core", "errors"}, "objectives": {"core", "errors", "nn", "modalities"}}
 DOORS = {
-    "datasets": "data/sources.py",
+    "datasets": "data/loading.py",
     "diffusers": "models/emu/visual_decoder",
     "peft": "training/adapt.py",
     "timm": ("models/emu/", "data/augment.py"),
@@ -92,7 +92,7 @@ def test_rules_hold(file: Path) -> None:
         ("training/x.py", "from .. import evaluation", "training may not import evaluation"),
         ("objectives/x.py", "from ..models.nepa import ViTNepaModel", "objectives imports only core"),
         ("data/x.py", "from ..nn.losses import mse", "data imports only core, errors"),
-        ("data/collate.py", "import datasets", "datasets comes in only through data/sources.py"),
+        ("data/collate.py", "import datasets", "datasets comes in only through data/loading.py"),
         ("report.py", "from .run import fit", "report may not import run"),
         ("helpers.py", "", "'helpers' has no place"),
         ("nn/x.py", "x = 1\n" * 501, "longer than 500 lines"),
@@ -110,7 +110,7 @@ def test_each_breach_is_seen(name: str, text: str, words: str) -> None:
         ("core/x.py", "from ..errors import ConfigError"),
         ("models/nepa/x.py", "from ...nn.attention import Attention\nfrom .settings import NepaModel"),
         ("run.py", "from .training.trainer import Trainer\nimport torch"),
-        ("data/sources.py", "import datasets"),
+        ("data/loading.py", "import datasets"),
         ("__init__.py", "from .run import fit"),
     ],
 )

@@ -8,6 +8,7 @@ import torch
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError
+from .origins import check_file
 from .record import keyed
 from .stream import Rows, row_key, row_label
 
@@ -60,7 +61,7 @@ def read_labels(label_file: str) -> dict[str, str]:
     The columns are found by their names, else they are the first two. Raises ConfigError for a file that cannot be
     read, has no header or not two columns, or gives one image two labels.
     """
-    path = Path(label_file).expanduser()
+    path = check_file("data.label_file", label_file)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = list(csv.reader(file)) or [[]]

@@ -34,14 +34,16 @@ def find_origin(source: str) -> Origin:
     """What kind of source a text names. Raises ConfigError with the nearest spelling if it names none."""
     path = EMOJI if source == "emoji" else Path(source).expanduser()
     if has_magic(source) and not path.exists():
-        found = sorted(glob(str(path), recursive=True))
+        found = [Path(file) for file in sorted(glob(str(path), recursive=True)) if Path(file).is_file()]
         if not found:
             raise ConfigError(f"data.source: no file fits '{source}'")
-        return _from_files([Path(f) for f in found], source)
+        return _from_files(found, source)
     if path.is_file():
         return _from_files([path], source)
     if path.is_dir():
         return _from_folder(path)
+    if path.exists():
+        raise ConfigError(f"data.source: {source} is no file or folder")
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".parquet", ".tar")
     if looks_local or not HUB_ID.fullmatch(source):
         raise ConfigError(f"data.source: no such file or folder: {source}{_nearest(path)}")
@@ -57,16 +59,24 @@ def find_table(source: str) -> Origin:
     if path.is_file() and path.suffix.lower() in LINES:
         return Origin(LINES[path.suffix.lower()], {"train": [str(path.resolve())]}, path.resolve().parent)
     if has_magic(source) and not path.exists():
-        found = [Path(file).resolve() for file in sorted(glob(str(path), recursive=True))]
+        found = [Path(file).resolve() for file in sorted(glob(str(path), recursive=True)) if Path(file).is_file()]
         kinds = {LINES.get(file.suffix.lower()) for file in found}
         if len(kinds) == 1 and None not in kinds:
             return Origin(str(kinds.pop()), {"train": list(map(str, found))}, found[0].parent)
     if path.is_dir() and not any(path.glob("*.parquet")):
         for suffix, builder in LINES.items():
-            files = sorted(f for f in path.resolve().glob(f"*{suffix}") if f.stem != "metadata")
+            files = sorted(f for f in path.resolve().glob(f"*{suffix}") if f.is_file() and f.stem != "metadata")
             if files:
                 return Origin(builder, _by_split(files), path.resolve())
     return find_origin(source)
+
+
+def check_file(setting: str, name: str) -> Path:
+    """The path of a file. Raises ConfigError for what is there and is none: a device or a pipe may never end."""
+    path = Path(name).expanduser()
+    if path.exists() and not path.is_file():
+        raise ConfigError(f"{setting}: {name} is no file")
+    return path
 
 
 def _from_files(files: list[Path], source: str) -> Origin:
@@ -79,8 +89,8 @@ def _from_files(files: list[Path], source: str) -> Origin:
 def _from_folder(folder: Path) -> Origin:
     folder = folder.resolve()
     for pattern, builder in (("*.parquet", "parquet"), ("*.tar", "webdataset")):
-        files = sorted(folder.glob(pattern)) or sorted(folder.glob(f"data/{pattern}"))
-        if files:
+        found = (sorted(filter(Path.is_file, folder.glob(place))) for place in (pattern, f"data/{pattern}"))
+        if files := next(filter(None, found), None):
             return Origin(builder, _by_split(files), folder)
     parts = {SPLIT_NAMES[d.name.lower()]: d for d in folder.iterdir() if d.is_dir() and d.name.lower() in SPLIT_NAMES}
     if "train" not in parts:

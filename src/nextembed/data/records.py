@@ -14,11 +14,11 @@ from .images import Role
 from .joined import Join, JoinedRows, has_value, in_lines, present
 from .labels import FewRows
 from .layouts import Layouts, check_layouts, choices, drawn_layout
+from .loading import media_of
 from .media import MediaPart
 from .pairs import TEXTS
 from .record import Record
 from .scenes import Draws
-from .sources import media_of
 from .stream import Rows
 from .tables import TablePart, field, is_there, words
 from .transforms import Unreadable

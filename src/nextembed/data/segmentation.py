@@ -8,10 +8,11 @@ from ..core.config import DATA
 from ..core.files import from_json
 from ..errors import ConfigError, unknown
 from .images import Role
+from .loading import is_image, load, parse_split
 from .masks import MaskPart, MaskRow
-from .origins import SPLIT_NAMES, find_origin
+from .origins import SPLIT_NAMES, check_file, find_origin
 from .sources import Columns as ImageColumns
-from .sources import ToRow, _is_image, _parse_split, load
+from .sources import ToRow, record_at
 from .stream import Rows
 
 IMAGE_FOLDERS = ("images", "image", "imgs")
@@ -60,7 +61,7 @@ class SegmentationData(MaskPart):
         return list(self.classes) if self.classes is not None else read_names(str(self.class_file))
 
     def _pairs(self, folders: dict[str, tuple[Path, Path]], expression: str) -> Rows:
-        name, part = _parse_split(expression)
+        name, part = parse_split(expression)
         if name not in folders:
             raise ConfigError(unknown("data: split", name, folders))
         rows = pairs(*folders[name], Path(self.source).expanduser())[part]
@@ -75,7 +76,7 @@ class SegmentationData(MaskPart):
     def _records(self, expression: str) -> Rows:
         origin = find_origin(self.source)
         data = load(origin, expression, self.subset, streaming=False)
-        images = [name for name, feature in data.features.items() if _is_image(feature)]
+        images = [name for name, feature in data.features.items() if is_image(feature)]
         for field, column in (("image_column", self.image_column), ("mask_column", self.mask_column)):
             if column is not None and column not in images:
                 raise ConfigError(unknown(f"data.{field}:", column, images))
@@ -101,7 +102,7 @@ class Records:
         return len(self.data)
 
     def __getitem__(self, index: int) -> MaskRow:
-        record = self.data[index]
+        record = record_at(self.data, index)
         return {**self.image(record, index), "mask": self.mask(record, index)["image"]}
 
 
@@ -159,7 +160,7 @@ def pairs(images: Path, masks: Path, source: Path) -> list[MaskRow]:
 
 def read_names(class_file: str) -> list[str]:
     """Class names, by id, of a JSON, CSV, TSV or text file. Raises ConfigError, one line, for a file without them."""
-    path = Path(class_file).expanduser()
+    path = check_file("data.class_file", class_file)
     try:
         text = path.read_text(encoding="utf-8-sig")
         names = _from_json(from_json(text)) if path.suffix.lower() == ".json" else _from_lines(text.splitlines())

@@ -1,17 +1,11 @@
-"""Image rows from the hub, folders, Parquet and webdataset archives: the only door to HF `datasets`."""
+"""Image rows from the hub, folders, Parquet and webdataset archives: as rows."""
 
-import contextlib
 import itertools
 import os
-import re
-import tarfile
 from collections.abc import Iterator
-from glob import escape
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import fsspec
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -22,11 +16,24 @@ from ..errors import ConfigError, unknown
 from .collate import sample_seed
 from .images import ImagePart, Role
 from .labels import LABEL_COLUMNS, read_labels
+from .loading import (
+    cannot_read,
+    check_tar,
+    choose,
+    class_names_of,
+    is_image,
+    load,
+    media_of,
+    metadata_fault,
+    parse_split,
+    values_of,
+)
 from .origins import Origin, find_origin
+from .record import reason_of
 from .stream import FIRST, Row, RowPlace, Rows, RowSequence
+from .transforms import Unreadable
 
 FILE_LABEL = "label of label_file"
-TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 
 
 @DATA.register("images")
@@ -71,7 +78,8 @@ class ImageData(ImagePart):
         data = data.select_columns(keep)
         to_row = ToRow(columns, ids, origin.folder)
         if self.streaming:
-            return StreamedRows(data, to_row, self.shuffle_buffer)
+            read = parse_split("train" if self._split_column() else expression)[0]
+            return StreamedRows(data, to_row, self.shuffle_buffer, origin, read)
         return IndexedRows(data, to_row)
 
     def class_names(self) -> list[str]:
@@ -93,14 +101,14 @@ class ImageData(ImagePart):
         split_column = self._split_column()
         where = dict(self.where)
         if split_column:
-            name, part = _parse_split(expression)
+            name, part = parse_split(expression)
             data = self._read(origin, "train")
             where = {split_column: name, **where}
         else:
             part = slice(None)
             data = self._read(origin, expression)
         for column, wanted in where.items():
-            data = _filter(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
+            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
         if part != slice(None):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
@@ -120,7 +128,7 @@ class ImageData(ImagePart):
         """
         if column is None:
             return {}
-        own = _names(data.features[column])
+        own = class_names_of(data.features[column])
         if self._class_names is None:
             self._class_names = self._training_names(column, own if split == "train" else None)
         if own is None:
@@ -136,37 +144,13 @@ class ImageData(ImagePart):
         """Classes of the training split: those of its feature, else its values, sorted. None for text in a stream."""
         if own is not None:
             return own
-        split = "train" if self._split_column() else _parse_split(self.split)[0]
+        split = "train" if self._split_column() else parse_split(self.split)[0]
         everything = self._read(find_origin(self.source), split)
-        own = _names(everything.features[column])
+        own = class_names_of(everything.features[column])
         if own is not None or self.streaming:
             return own
-        values = {v for v in everything.unique(column) if v is not None and v != ""}
+        values = {v for v in set(values_of(everything, column)) if v is not None and v != ""}
         return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
-
-
-def _names(feature: Any) -> list[Any] | None:
-    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-
-
-def class_names(features: Any) -> dict[str, list[str]]:
-    """The names of the classes of each column that holds class ids."""
-    return {column: names for column, feature in (features or {}).items() if (names := _names(feature))}
-
-
-def media_of(feature: Any) -> str | None:
-    """What a column holds: "image", "audio", "video", "label" (a class), "text" or "series"; None: anything else."""
-    if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
-        return type(feature).__name__.lower()
-    if isinstance(feature, datasets.ClassLabel):
-        return "label"
-    depth = 0
-    while isinstance(feature, datasets.List | datasets.LargeList):
-        feature, depth = feature.feature, depth + 1
-    kind = str(getattr(feature, "dtype", ""))
-    if "string" in kind and depth < 2:
-        return "text"
-    return "series" if depth and kind.startswith(("float", "int", "uint")) else None
 
 
 def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> Any:
@@ -179,7 +163,7 @@ def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> A
     if streaming or folder is None:
         raise ConfigError("data.label_file needs local files and streaming=false")
     labels = read_labels(label_file)
-    column = next((n for n, feature in data.features.items() if isinstance(feature, datasets.Image)), None)
+    column = next((n for n, feature in data.features.items() if media_of(feature) == "image"), None)
     if column is None:
         raise ConfigError("data.label_file needs images with file names")
     paths = data.data.column(column).combine_chunks().field("path").to_pylist()
@@ -193,124 +177,6 @@ def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> A
             f"data.label_file: {len(lost)} of the {len(labels)} files in {label_file} are not there, e.g. '{lost[0]}'"
         )
     return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] or None for i in keep])
-
-
-def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more: Any) -> Any:
-    """`datasets.load_dataset`, with its many errors as one ConfigError line. more: options of the builder."""
-    name = _parse_split(split)[0]
-    if streaming and name != split:
-        raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
-    options: dict[str, Any] = {"split": split, "streaming": streaming, **more}
-    if origin.files is None:
-        options["name"] = subset
-    else:
-        if name not in origin.files:
-            raise ConfigError(unknown("data: split", name, origin.files))
-        options["data_files"] = {name: list(map(_plain, origin.files[name]))}
-    try:
-        with _quiet(origin.files is not None):
-            if origin.builder == "webdataset":
-                options["features"] = _tar_features(options["data_files"])
-            return _undecoded(datasets.load_dataset(origin.builder, **options))
-    except (
-        OSError,
-        ValueError,
-        datasets.exceptions.DatasetGenerationError,
-        datasets.exceptions.DatasetsError,
-        tarfile.TarError,
-    ) as err:
-        if "corresponds to no data" in str(err):
-            kind = "images" if origin.builder == "imagefolder" else "rows"
-            raise ConfigError(
-                f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no {kind}"
-            ) from None
-        reason = str(err.__cause__ or err).strip().splitlines() or [type(err).__name__]
-        what = "on the hub or as a local path" if origin.files is None else "as " + origin.builder
-        files = (origin.files or {}).get(name, [])
-        where = files[0] if len(files) == 1 else origin.folder or origin.builder
-        raise ConfigError(f"data.source: cannot read '{where}' {what}: {reason[0]}") from err
-
-
-def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:
-    """Features of webdataset archives with a column for every kind of image.
-
-    `datasets` takes the columns of the first samples for those of all, and refuses first samples that differ: a PNG
-    among JPEGs would be lost, or stop everything.
-    """
-    try:
-        split = next(iter(data_files))
-        features = datasets.load_dataset("webdataset", data_files=data_files, split=split, streaming=True).features
-        found = dict(features)
-    except ValueError as err:
-        if "the same types" not in str(err):
-            raise
-        text = datasets.Value("string")
-        found = {"__key__": text, "__url__": text, "cls": datasets.Value("int64")}
-    return datasets.Features(found | {name: datasets.Image() for name in TAR_IMAGES if name not in found})
-
-
-def _plain(file: str) -> str:
-    """A path, or FOLDER/**, for `datasets`, which takes brackets and stars in any name for a pattern."""
-    folder, star, _ = file.partition("/**")
-    return escape(folder) + star
-
-
-def _undecoded(data: Any) -> Any:
-    """Images, videos and sounds as file bytes or paths: a filter on a stream would else decode them, for good."""
-    for name, feature in (data.features or {}).items():
-        if (stored := as_stored(feature)) is not feature:
-            data = data.cast_column(name, stored)
-    return data
-
-
-def as_stored(feature: Any) -> Any:
-    """The feature with media as file bytes or paths, in lists and fields too; itself where it has none."""
-    if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
-        return type(feature)(decode=False)
-    if isinstance(feature, datasets.List | datasets.LargeList):
-        inner = as_stored(feature.feature)
-        return feature if inner is feature.feature else type(feature)(inner)
-    if isinstance(feature, dict):
-        fields = {name: as_stored(one) for name, one in feature.items()}
-        return feature if all(fields[name] is feature[name] for name in fields) else fields
-    return feature
-
-
-@contextlib.contextmanager
-def _quiet(local: bool) -> Iterator[None]:
-    """No progress bars for local files; a download keeps its own."""
-    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
-    if local:
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong comes as an error, too
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(level)
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def _parse_split(expression: str) -> tuple[str, slice]:
-    """ "train[:-50]" -> ("train", slice(None, -50)). Parts in percent are left to `datasets`."""
-    match = re.fullmatch(r"(\w+)(?:\[(-?\d*%?):(-?\d*%?)\])?", expression)
-    if not match:
-        raise ConfigError(f"data: split '{expression}' is not understood; write e.g. train, train[:-5000], train[90%:]")
-    ends = [None if not end or "%" in end else int(end) for end in match.groups()[1:]]
-    return match[1], slice(*ends)
-
-
-def _filter(data: Any, column: str, wanted: list[Any], streaming: bool) -> Any:
-    if column not in data.column_names:
-        raise ConfigError(unknown("data.where: column", column, data.column_names))
-    if streaming:
-        return data.filter(lambda value: value in wanted, input_columns=[column])
-    kept = [i for i, value in enumerate(data[column]) if value in wanted]
-    if not kept:
-        values = sorted({str(v) for v in data.unique(column)})
-        some = ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
-        raise ConfigError(f"data: no row has {column} = {', '.join(map(str, wanted))}; it is one of: {some}")
-    return data.select(kept)
 
 
 class Columns(NamedTuple):
@@ -333,27 +199,18 @@ class Columns(NamedTuple):
         others: tuple[str, ...] = ()
         if image is None:
             if "__key__" in features:
-                others = tuple(name for name, feature in features.items() if isinstance(feature, datasets.Image))
-            image = next((name for name, feature in features.items() if _is_image(feature)), None)
+                others = tuple(name for name, feature in features.items() if media_of(feature) == "image")
+            image = next((name for name, feature in features.items() if is_image(feature)), None)
         if image is None:
             raise ConfigError(
                 f"data.image_column: none of the columns of '{source}' holds images: {', '.join(features)}"
             )
-        if not _is_image(features[image]):
+        if not is_image(features[image]):
             raise ConfigError(f"data.image_column: '{image}' holds no images but {features[image]}")
         if label is None:
-            classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+            classes = [name for name, feature in features.items() if media_of(feature) == "label"]
             label = next((name for name in (*LABEL_COLUMNS, *classes) if name in features), None)
         return cls(image, label, others)
-
-
-def _is_image(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (
-        "binary",
-        "large_binary",
-    )
 
 
 class ToRow(NamedTuple):
@@ -363,14 +220,16 @@ class ToRow(NamedTuple):
     ids: dict[Any, int]
     folder: Path | None
 
-    def __call__(self, record: dict[str, Any], index: int | None) -> Row:
+    def __call__(self, record: Any, index: int | str) -> Row:
+        if isinstance(record, Unreadable):
+            return {"image": record, "key": str(index), "place": str(index)}
         value = record[self.columns.image]
         if value is None:
             value = next((record[name] for name in self.columns.others if record[name] is not None), None)
         image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if image is None and path is not None:
             image = self._file(path)
-        row: Row = {"image": image, "key": self._key(record, path, image, index)}
+        row: Row = {"image": image, "key": self._key(record, path, index), "place": str(index)}
         if self.columns.label is not None:
             label = record[self.columns.label]
             if isinstance(label, str):
@@ -392,16 +251,12 @@ class ToRow(NamedTuple):
         inside = Path(_absolute(full)).is_relative_to(self.folder)
         return full if inside else None  # a row cannot name files outside the data folder
 
-    def _key(self, record: dict[str, Any], path: str | None, image: Any, index: int | None) -> str:
+    def _key(self, record: dict[str, Any], path: str | None, index: int | str) -> str:
         if "__key__" in record:
             return f"{Path(str(record.get('__url__', ''))).name}/{record['__key__']}"
         if path and self.folder is not None and Path(path).is_absolute() and Path(path).is_relative_to(self.folder):
             return Path(path).relative_to(self.folder).as_posix()
-        if index is not None:
-            return f"{index}" + (f" {path}" if path else "")
-        # A stream knows no row numbers under shuffling: the content names the row.
-        content = blake2b(image, digest_size=8).hexdigest() if isinstance(image, bytes) else str(image)
-        return f"{path or 'row'} {content}"
+        return f"{index}" + (f" {path}" if path else "")
 
 
 def _absolute(path: Path) -> str:
@@ -422,37 +277,54 @@ class IndexedRows:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Row:
-        return self.to_row(self.data[index], index)
+        return self.to_row(record_at(self.data, index), index)
 
     def labels(self) -> list[int]:
         """The label of every row, without reading the images."""
         name = self.to_row.columns.label
         if name is None:
             return [IGNORE_LABEL] * len(self.data)
-        return [self.to_row.label(value) for value in self.data[name]]
+        return [self.to_row.label(value) for value in values_of(self.data, name)]
 
     def __iter__(self) -> Iterator[Row]:
         return (row for _, row in self.in_order())
 
     def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
         """The rows from a place on, each with the place after it."""
-        index = start.row
-        data = self.data.select(range(index, len(self.data))) if index else self.data
-        for records in data.iter(batch_size=256):
-            for values in zip(*records.values()):
-                yield RowPlace(index + 1, 0, index + 1), self.to_row(dict(zip(records, values)), index)
-                index += 1
+        for begin in range(start.row, len(self.data), 256):
+            for index, record in enumerate(records_from(self.data, begin, begin + 256), begin):
+                yield RowPlace(index + 1, 0, index + 1), self.to_row(record, index)
+
+
+def record_at(data: Any, index: int) -> Any:
+    """A row; an Unreadable for one whose values cannot be decoded, such as text that is not UTF-8."""
+    try:
+        return data[index]
+    except ValueError as err:
+        return Unreadable(reason_of(err))
+
+
+def records_from(data: Any, begin: int, end: int) -> list[Any]:
+    """The rows of a stretch, each as of `record_at`."""
+    try:
+        records = data[begin:end]
+        return [dict(zip(records, values)) for values in zip(*records.values())]
+    except ValueError:  # one of them
+        return [record_at(data, index) for index in range(begin, min(end, len(data)))]
 
 
 class StreamedRows:
     """Rows of a `datasets.IterableDataset`, in an order that (seed, epoch) draws: shards (files) are dealt out anew,
     then rows are mixed within a buffer.
 
-    Each reader owns shards if there are enough for all; else each takes every n-th row.
+    Each reader owns shards if there are enough for all; else each takes every n-th row. A row is named by its shard and
+    its number there, which stay the same. Raises DataError, with the name of the file, for a shard that cannot be read
+    to its end.
     """
 
-    def __init__(self, data: Any, to_row: ToRow, shuffle_buffer: int):
+    def __init__(self, data: Any, to_row: Any, shuffle_buffer: int, origin: Origin, split: str):
         self.data, self.to_row, self.shuffle_buffer = data, to_row, shuffle_buffer
+        self.origin, self.files = origin, (origin.files or {}).get(split, [])
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
         order = np.random.default_rng(sample_seed(seed, epoch, "shards")).permutation(self.data.num_shards).tolist()
@@ -460,8 +332,8 @@ class StreamedRows:
             records = self._records(order[reader::num_readers])
         else:
             records = itertools.islice(self._records(order), reader, None, num_readers)
-        for record in _mixed(records, self.shuffle_buffer, sample_seed(seed, epoch, f"reader {reader}")):
-            yield self.to_row(record, None)
+        for shard, number, record in _mixed(records, self.shuffle_buffer, sample_seed(seed, epoch, f"reader {reader}")):
+            yield self.to_row(record, f"{self._name(shard)}:{number}")
 
     def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
         """The rows as they are stored, unshuffled, from a place on, each with the place after it. Only the shard that
@@ -469,21 +341,50 @@ class StreamedRows:
         index = start.row
         for shard in range(start.shard, self.data.num_shards):
             passed = start.passed if shard == start.shard else 0
-            for record in itertools.islice(self._records([shard]), passed, None):
+            for _, _, record in itertools.islice(self._records([shard]), passed, None):
                 index, passed = index + 1, passed + 1
                 yield RowPlace(index, shard, passed), self.to_row(record, index - 1)
 
-    def _records(self, shards: list[int]) -> Iterator[dict[str, Any]]:
+    def _records(self, shards: list[int]) -> Iterator[tuple[int, int, Any]]:
+        """Shard, number and what is stored there, for each row; an Unreadable for values that cannot be decoded."""
+        decode = getattr(self.data.features, "decode_example", dict)
         for shard in shards:
-            # `iter` and not `__iter__`, which would divide the rows among torch's workers a second time.
-            for batch in self.data.shard(self.data.num_shards, shard).iter(batch_size=1):
-                yield {name: values[0] for name, values in batch.items()}
+            try:
+                if self.origin.builder == "webdataset" and self._is_file(shard):
+                    check_tar(self.files[shard])
+                # Tables, for a value that cannot be decoded ends any other reader; and `iter`, not `__iter__`, which
+                # would divide the rows among torch's workers a second time.
+                tables = self.data.with_format("arrow").shard(self.data.num_shards, shard).iter(batch_size=1)
+                for number, table in enumerate(tables):
+                    try:
+                        record: Any = decode(table.to_pylist()[0])
+                    except ValueError as err:
+                        record = Unreadable(reason_of(err))
+                    yield shard, number, record
+            except Exception as err:  # whatever the bytes of a file lead to
+                raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
+
+    def _is_file(self, shard: int) -> bool:
+        return len(self.files) == self.data.num_shards and "/**" not in self.files[shard]
+
+    def _fault(self, shard: int, err: Exception) -> tuple[Any, Exception]:
+        if self._is_file(shard):
+            return self.files[shard], err
+        if self.origin.builder == "imagefolder":
+            return metadata_fault(self.origin.folder, err)
+        return self._name(shard), err
+
+    def _name(self, shard: int) -> str:
+        if not self._is_file(shard):
+            return f"shard {shard}"
+        file, folder = Path(self.files[shard]), self.origin.folder
+        return file.relative_to(folder).as_posix() if folder and file.is_relative_to(folder) else str(file)
 
 
-def _mixed(records: Iterator[dict[str, Any]], buffer_size: int, seed: int) -> Iterator[dict[str, Any]]:
+def _mixed(records: Iterator[Any], buffer_size: int, seed: int) -> Iterator[Any]:
     """All records, each drawn from a buffer that the next one refills. Unlike the shuffle of `datasets`, it reads in
     one thread and is the same in all its versions, so that a resumed run meets the same order."""
-    rng, buffer = np.random.default_rng(seed), list[dict[str, Any]]()
+    rng, buffer = np.random.default_rng(seed), list[Any]()
     for record in records:
         if len(buffer) < buffer_size:
             buffer.append(record)

@@ -1,7 +1,6 @@
 """Rows of documents from Parquet, JSON lines, text, CSV, webdataset archives, folders and the hub."""
 
 from collections.abc import Iterator
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,10 @@ from ..core.files import first_line, from_json
 from ..errors import ConfigError, unknown
 from .documents import DocumentPart
 from .images import Role
+from .loading import choose, class_names, load, parse_split, quiet
 from .origins import Origin, find_table
 from .record import Folder, Record, check_readable
-from .sources import IndexedRows, StreamedRows, _filter, _parse_split, _quiet, class_names, load
+from .sources import IndexedRows, StreamedRows
 from .transforms import Unreadable
 
 
@@ -41,7 +41,7 @@ class TablePart(DocumentPart):
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
         origin = find_table(self.source)
         expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
-        name, part = _parse_split(expression)
+        name, part = parse_split(expression)
         split_column = self.split_column or ("split" if self.source == "emoji" else None)
         if origin.builder == "json":
             if self.where or split_column:
@@ -57,14 +57,14 @@ class TablePart(DocumentPart):
         for column, wanted in where.items():
             if in_lines:
                 raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
-            data = _filter(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
+            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
         if split_column and part != slice(None):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
             data = data.select(range(*part.indices(len(data))))
         to_record: Any = ToRecord(origin.folder, in_lines, class_names(data.features))
         if self.streaming:
-            return StreamedRows(data, to_record, self.shuffle_buffer)
+            return StreamedRows(data, to_record, self.shuffle_buffer, origin, "train" if split_column else name)
         return IndexedRows(data, to_record)
 
     def check(self, columns: list[str]) -> None:
@@ -82,7 +82,7 @@ class TablePart(DocumentPart):
             return load(origin, expression, self.subset, self.streaming)
         sample_by = getattr(self, "sample_by", "line") if self._is_text(origin) else "line"
         data = load(origin, expression, None, self.streaming, sample_by=sample_by)
-        with _quiet(True):
+        with quiet(True):
             return data.filter(has_text, input_columns=["text"])  # blank lines are no rows
 
     def _is_text(self, origin: Origin) -> bool:
@@ -124,23 +124,19 @@ class ToRecord(NamedTuple):
     json_lines: bool = False
     class_names: dict[str, list[str]] = {}
 
-    def __call__(self, record: Any, index: int | None) -> Record:
+    def __call__(self, record: Any, index: int | str) -> Record:
+        if isinstance(record, Unreadable):
+            return Record({}, str(index), Folder(self.folder), str(record))
         row, error = parsed(record["text"]) if self.json_lines else as_row(record)
         for column, names in self.class_names.items():
             label = row.get(column)
             row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
         return Record(row, self.key(record, index), Folder(self.folder), error)
 
-    def key(self, record: Any, index: int | None) -> str:
+    def key(self, record: Any, index: int | str) -> str:
         if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # of a webdataset archive
             return f"{Path(str(record['__url__'])).name}/{record['__key__']}"
-        if index is not None:
-            return str(index)
-        # A stream knows no row numbers under shuffling: the content names the row.
-        content = blake2b(digest_size=8)
-        for name, value in sorted(record.items()):
-            content.update(f"{name}:".encode() + (value if isinstance(value, bytes) else repr(value).encode()))
-        return f"row {content.hexdigest()}"
+        return str(index)
 
 
 def parsed(line: str) -> tuple[dict[str, Any], str | None]:

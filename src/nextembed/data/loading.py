@@ -1,0 +1,276 @@
+"""Data sets that Hugging Face `datasets` reads, with its many errors as one line each: the only door to it."""
+
+import contextlib
+import itertools
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from glob import escape, glob
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from ..core.files import first_line, from_json
+from ..core.text import MARK_BYTES
+from ..errors import ConfigError, DataError, unknown
+from .origins import Origin
+
+TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
+EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+
+# Readers log what is wrong with a file before they raise it; the error is told in one line.
+logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
+
+
+def class_names_of(feature: Any) -> list[Any] | None:
+    return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+
+def class_names(features: Any) -> dict[str, list[str]]:
+    """The names of the classes of each column that holds class ids."""
+    return {column: names for column, feature in (features or {}).items() if (names := class_names_of(feature))}
+
+
+def media_of(feature: Any) -> str | None:
+    """What a column holds: "image", "audio", "video", "label" (a class), "text" or "series"; None: anything else."""
+    if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
+        return type(feature).__name__.lower()
+    if isinstance(feature, datasets.ClassLabel):
+        return "label"
+    depth = 0
+    while isinstance(feature, datasets.List | datasets.LargeList):
+        feature, depth = feature.feature, depth + 1
+    kind = str(getattr(feature, "dtype", ""))
+    if "string" in kind and depth < 2:
+        return "text"
+    return "series" if depth and kind.startswith(("float", "int", "uint")) else None
+
+
+def is_image(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (
+        "binary",
+        "large_binary",
+    )
+
+
+def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more: Any) -> Any:
+    """`datasets.load_dataset`. more: options of the builder.
+
+    Raises ConfigError for what does not exist or is empty, DataError for a file that is damaged, which it names.
+    """
+    name = parse_split(split)[0]
+    if streaming and name != split:
+        raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
+    options: dict[str, Any] = {"split": split, "streaming": streaming, **more}
+    if origin.files is None:
+        options["name"] = subset
+    else:
+        if name not in origin.files:
+            raise ConfigError(unknown("data: split", name, origin.files))
+        if origin.builder in ("text", "csv"):
+            options["encoding_errors"] = MARK_BYTES
+        options["data_files"] = {name: list(map(_plain, origin.files[name]))}
+    try:
+        with quiet(origin.files is not None):
+            return _opened(origin.builder, options)
+    except Exception as err:  # whatever the bytes of a file lead to
+        if "corresponds to no data" in str(err):
+            kind = "images" if origin.builder == "imagefolder" else "rows"
+            raise ConfigError(
+                f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no {kind}"
+            ) from None
+        if origin.files is None:
+            raise ConfigError(
+                f"data.source: cannot read '{origin.builder}' on the hub or as a local path: {_reason(err)}"
+            ) from err
+        with quiet(True):
+            raise cannot_read(*_culprit(origin, name, options, err), origin.builder) from err
+
+
+def cannot_read(file: object, err: Exception, builder: str) -> DataError:
+    """What is wrong with a file that cannot be read, or not to its end."""
+    return DataError(f"data.source: cannot read '{file}' as {builder}: {_reason(err)} (mend it or leave it out)")
+
+
+def _reason(err: Exception) -> str:
+    return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]
+
+
+def _opened(builder: str, options: dict[str, Any]) -> Any:
+    if builder == "webdataset":
+        options = {**options, "features": _tar_features(options["data_files"])}
+    if builder == "webdataset" and not options["streaming"]:
+        made = {name: options[name] for name in ("features", "data_files")}
+        if not Path(datasets.load_dataset_builder(builder, **made).cache_dir).exists():  # else that has been done
+            for pattern in itertools.chain(*options["data_files"].values()):
+                check_tar(glob(pattern)[0])
+    data = datasets.load_dataset(builder, **options)
+    if data.features is None and "data_files" in options:  # CSV, streamed: the columns are those of the first rows
+        for table in data.with_format("arrow").iter(batch_size=1000):
+            data = data.cast(datasets.Features.from_arrow_schema(table.schema))
+            break
+    return _undecoded(data)
+
+
+def check_tar(file: str | Path) -> None:
+    """Raises ValueError for an archive that is cut off or broken in the middle, which `tarfile` takes for its end."""
+    size, at, num = os.path.getsize(file), 0, 0
+    with open(file, "rb") as archive:
+        while at < size:
+            archive.seek(at)
+            block = archive.read(tarfile.BLOCKSIZE)
+            if not any(block):
+                return
+            try:
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.TarError as err:
+                if num == 0:
+                    return  # it is compressed, or no archive at all: its reader tells
+                raise ValueError(f"{err} after {num} members") from None
+            blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() or member.type in EXTRA else 0
+            at, num = at + (1 + blocks) * tarfile.BLOCKSIZE, num + 1
+    if at > size:
+        raise ValueError(f"the file ends within its member number {num}")
+
+
+def _culprit(origin: Origin, name: str, options: dict[str, Any], err: Exception) -> tuple[object, Exception]:
+    """The file that cannot be read, and why; the folder if each can, but not all together."""
+    files = (origin.files or {})[name]
+    if origin.builder == "imagefolder":
+        return metadata_fault(origin.folder, err)
+    if len(files) == 1:
+        return files[0], err
+    for file in files:
+        try:
+            if origin.builder == "webdataset":
+                check_tar(file)
+            one = {**options, "split": name, "streaming": True, "data_files": {name: [_plain(file)]}}
+            for _ in _opened(origin.builder, one).iter(batch_size=100):
+                pass
+        except Exception as own:
+            return file, own
+    return origin.folder, err
+
+
+def metadata_fault(folder: Any, err: Exception) -> tuple[Path, Exception]:
+    """Which metadata file of an image folder is broken, and where."""
+    files = sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA)
+    for file in files:
+        lines = file.read_bytes().splitlines() if file.suffix == ".jsonl" else []
+        for number, line in enumerate(lines, 1):
+            try:
+                if line.strip() and not isinstance(from_json(line), dict):
+                    raise ValueError("it is not an object")
+            except ValueError as own:
+                return file, ValueError(f"line {number} is not JSON: {first_line(own)}")
+    return (files[0] if len(files) == 1 else folder), err
+
+
+def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:
+    """Features of webdataset archives with a column for every kind of image.
+
+    `datasets` takes the columns of the first samples for those of all, and refuses first samples that differ: a PNG
+    among JPEGs would be lost, or stop everything.
+    """
+    try:
+        split = next(iter(data_files))
+        features = datasets.load_dataset("webdataset", data_files=data_files, split=split, streaming=True).features
+        found = dict(features)
+    except ValueError as err:
+        if "the same types" not in str(err):
+            raise
+        text = datasets.Value("string")
+        found = {"__key__": text, "__url__": text, "cls": datasets.Value("int64")}
+    return datasets.Features(found | {name: datasets.Image() for name in TAR_IMAGES if name not in found})
+
+
+def _plain(file: str) -> str:
+    """A path, or FOLDER/**, for `datasets`, which takes brackets and stars in any name for a pattern."""
+    folder, star, _ = file.partition("/**")
+    return escape(folder) + star
+
+
+def _undecoded(data: Any) -> Any:
+    """Images, videos and sounds as file bytes or paths: a filter on a stream would else decode them, for good."""
+    for name, feature in (data.features or {}).items():
+        if (stored := as_stored(feature)) is not feature:
+            data = data.cast_column(name, stored)
+    return data
+
+
+def as_stored(feature: Any) -> Any:
+    """The feature with media as file bytes or paths, in lists and fields too; itself where it has none."""
+    if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
+        return type(feature)(decode=False)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        inner = as_stored(feature.feature)
+        return feature if inner is feature.feature else type(feature)(inner)
+    if isinstance(feature, dict):
+        fields = {name: as_stored(one) for name, one in feature.items()}
+        return feature if all(fields[name] is feature[name] for name in fields) else fields
+    return feature
+
+
+@contextlib.contextmanager
+def quiet(local: bool) -> Iterator[None]:
+    """No progress bars for local files; a download keeps its own."""
+    shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    if local:
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong comes as an error, too
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def parse_split(expression: str) -> tuple[str, slice]:
+    """ "train[:-50]" -> ("train", slice(None, -50)). Parts in percent are left to `datasets`."""
+    match = re.fullmatch(r"(\w+)(?:\[(-?\d*%?):(-?\d*%?)\])?", expression)
+    if not match:
+        raise ConfigError(f"data: split '{expression}' is not understood; write e.g. train, train[:-5000], train[90%:]")
+    ends = [None if not end or "%" in end else int(end) for end in match.groups()[1:]]
+    return match[1], slice(*ends)
+
+
+def choose(data: Any, column: str, wanted: list[Any], streaming: bool) -> Any:
+    if column not in data.column_names:
+        raise ConfigError(unknown("data.where: column", column, data.column_names))
+    feature = (data.features or {}).get(column)
+    if feature is not None and not _is_plain(feature):
+        raise ConfigError(f"data.where: column '{column}' holds {_what(feature)}; rows are chosen by numbers or text")
+    if streaming:
+        return data.filter(lambda value: value in wanted, input_columns=[column])
+    kept = [i for i, value in enumerate(values_of(data, column)) if value in wanted]
+    if not kept:
+        values = sorted({str(v) for v in data.unique(column)})
+        some = ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
+        raise ConfigError(f"data: no row has {column} = {', '.join(map(str, wanted))}; it is one of: {some}")
+    return data.select(kept)
+
+
+def values_of(data: Any, column: str) -> list[Any]:
+    """All values of a column. Raises DataError if one cannot be decoded."""
+    try:
+        return list(data[column])
+    except ValueError as err:  # text that is not UTF-8
+        raise DataError(f"data: column '{column}' cannot be read: {first_line(err)}") from err
+
+
+def _is_plain(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value | datasets.ClassLabel) and "binary" not in str(feature.dtype)
+
+
+def _what(feature: Any) -> str:
+    found = media_of(feature)
+    if found in ("image", "audio", "video"):
+        return {"image": "images", "audio": "sounds", "video": "videos"}[found]
+    return "bytes" if "binary" in str(getattr(feature, "dtype", "")) else "lists or fields"
