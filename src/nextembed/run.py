@@ -17,7 +17,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from .core import distributed
 from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, common_task, from_yaml, to_yaml
 from .core.files import read_text, write_json, write_text
-from .core.run_folder import read_lines
+from .core.probe_table import ProbeTable
+from .core.run_folder import read_history
 from .core.sizes import building
 from .core.types import IGNORE_LABEL, PretrainingModel
 from .data.kinds import ImageData
@@ -32,7 +33,6 @@ from .evaluation.loading import load_data, probe_checkpoint
 from .evaluation.probes import ProbeConfig, QuickProbe
 from .evaluation.segment import METRIC as SEGMENT_METRIC
 from .evaluation.segmented import quick_segment
-from .evaluation.table import ProbeTable
 from .models.nepa.settings import NepaModel
 from .nn.diagnostics import peaks, verdict, warnings
 from .objectives.next_embedding import NextEmbeddingSettings
@@ -331,7 +331,7 @@ def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
     """Probes or scores, and the report, on the main rank. Gives `Run.metrics`: the last logged line, and of pretraining
     the verdict and probe accuracies ("probe/linear", the same "_untrained" and "_pixels"), of a classifier "top1", of a
     segmenter "miou"."""
-    lines = read_lines(run_dir / "metrics.jsonl")
+    lines = read_history(run_dir)
     metrics: dict[str, Any] = dict(lines[-1]) if lines else {}
     task = task_of(config)
     pretraining = task == "pretraining"

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from nextembed.core.scores import ClassArea, SegmentScores
 from nextembed.report import write_report
 from nextembed.report.overlays import COLOURS, Overlays, Shown, class_colours, mistakes, overlay_sections, painted
 
@@ -47,10 +48,8 @@ def test_mistakes_are_red_where_labelled_pixels_differ():
 
 
 def scores(num):
-    return {
-        "per_class": [{"name": f"<c{i}>", "iou": None if i == 1 else i / num, "share": 1 / num} for i in range(num)],
-        "miou": 0.5, "pixel_accuracy": 0.7, "num_images": 3, "split": "test", "sentence": "A <sentence>.",
-    }  # fmt: skip
+    classes = [ClassArea(f"<c{i}>", None if i == 1 else i / num, 1 / num) for i in range(num)]
+    return SegmentScores("test", 3, 24, 0.5, 0.7, classes, 8, 4)
 
 
 @pytest.mark.parametrize("num", [3, 60])

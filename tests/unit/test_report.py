@@ -144,7 +144,8 @@ def test_run_that_logged_nothing(run):
     (run / "metrics.jsonl").unlink()
     (run / "probe.json").write_text("{cut")
     text = Page(write_report(run).read_text(encoding="utf-8")).text
-    assert "There are no curves" in text and "There is no probe table" in text and "What it predicts" in text
+    assert "There are no curves" in text and "What it predicts" in text
+    assert f"The probes are left out: {run / 'probe.json'} is not JSON" in text
 
 
 def test_data_that_is_gone(run):

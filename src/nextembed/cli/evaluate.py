@@ -34,9 +34,9 @@ def probe(
     """
     from rich.console import Console
 
+    from ..core.probe_table import sentence
     from ..core.run_folder import run_folder
     from ..evaluation.loading import probe_checkpoint
-    from ..evaluation.table import sentence
 
     config = probe_settings(target, data, overrides or [])
     table = probe_checkpoint(target, config.data, config.probe)

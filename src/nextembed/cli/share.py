@@ -144,20 +144,17 @@ def push(
 def name_recipe(facts: "Facts") -> None:
     """Adds the recipe that a run was started with, else the one its name or its settings are nearest to, and what
     differs. Nothing is added outside a run."""
-    import json
-
     from .. import recipes
     from ..core.config import to_yaml
+    from ..core.run_folder import read_environment
     from ..export.facts import differences, flat
 
     if facts.run is None or not facts.settings:
         return
     known = recipes.recipes()
-    try:
-        command = json.loads((facts.run / "environment.json").read_text(encoding="utf-8")).get("command") or []
-    except (OSError, ValueError):
-        command = []
-    name = next((word for word in [*command, facts.settings.get("name")] if word in known), None)
+    command = read_environment(facts.run).command
+    asked = facts.settings.get("name")
+    name = next((word for word in [*command, asked] if isinstance(word, str) and word in known), None)
 
     def changed(recipe: str) -> list[tuple[str, Any, Any]]:
         from ..core.config import read_yaml

@@ -1,6 +1,5 @@
 """`train` and `recipes`."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,14 +55,15 @@ def train(
 
 def summary(run: "Run") -> str:
     """What was learned, in plain words, and where to go from here."""
-    from ..core.run_folder import read_lines
-    from ..evaluation.table import ProbeTable, sentence
+    from ..core.probe_table import ProbeTable, sentence
+    from ..core.run_folder import read_history
+    from ..core.scores import ClassScores, SegmentScores
     from ..nn.diagnostics import verdict
     from ..run import task_of
 
     lines = [""]
     scores, probes = run.dir / "scores.json", run.dir / "probe.json"
-    found = verdict(read_lines(run.dir / "metrics.jsonl"))
+    found = verdict(read_history(run.dir))
     task = task_of(run.config)
     if task == "multimodal":
         lines += [*multimodal_losses(run), f"Verdict: {found.word}. {found.sentence}", ""]
@@ -71,7 +71,8 @@ def summary(run: "Run") -> str:
         lines += sentence(ProbeTable.load(probes)) if probes.is_file() else ["No probe was run."]
         lines += [f"Verdict: {found.word}. {found.sentence}", ""]
     else:
-        lines += [json.loads(scores.read_text())["sentence"] if scores.is_file() else "Nothing was scored.", ""]
+        kind = SegmentScores if task == "segmentation" else ClassScores
+        lines += [kind.load(scores).sentence() if scores.is_file() else "Nothing was scored.", ""]
     folder = os.path.relpath(run.dir)
     if (run.dir / "report.html").is_file():
         lines.append(f"Report:    {folder}/report.html    (nextembed report {folder} --open)")

@@ -1,11 +1,13 @@
 """Where things lie in a run folder, and how to read them: for probes and the report."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
 from .config import read_yaml
-from .files import from_json, read_text
+from .files import finite, from_json, read_text
+from .saved import Count, Number, checked, load
 from .sizes import check_folder
 
 
@@ -46,13 +48,13 @@ def run_folder(path: str | Path) -> Path | None:
 def read_config(run: Path) -> dict[str, Any]:
     """The resolved config of a run as plain values; empty where there is none.
 
-    Raises ConfigError if it is not YAML.
+    Raises ConfigError if it is not YAML, or holds no settings.
     """
     file = run / "config.yaml"
     if not file.is_file():
         return {}
     values = read_yaml(read_text(file), str(file))
-    return values if isinstance(values, dict) else {}
+    return checked(dict[str, Any], values or {}, file)
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
@@ -67,3 +69,74 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             if isinstance(row, dict):
                 rows.append(row)
     return rows
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Lines of RUN/metrics.jsonl, oldest first: finite numbers by name, and "warnings", a list of sentences. What was
+    not a number is left out of its line.
+
+    Raises ConfigError that names line and metric where something else stands there.
+    """
+    file = run / "metrics.jsonl"
+    rows = []
+    for number, row in enumerate(read_lines(file), 1):
+        given = {name: value for name, value in finite(row).items() if value is not None}
+        where = f"{file}, line {number}"
+        warned = checked(_Warned, given, where).warnings
+        rows.append(checked(dict[str, Number], {k: v for k, v in given.items() if k != "warnings"}, where))
+        rows[-1] |= {"warnings": warned} if warned else {}
+    return rows
+
+
+@dataclass
+class _Warned:
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Parameters:
+    """How much of a backbone was trained."""
+
+    trained: Count
+    all: Count
+
+
+@dataclass
+class Environment:
+    """What of environment.json is more than shown."""
+
+    parameters: Parameters | None = None
+    command: list[str] = field(default_factory=list)
+
+
+def read_environment(run: Path) -> Environment:
+    """RUN/environment.json; empty where there is none. Raises ConfigError that names the value that is wrong."""
+    file = run / "environment.json"
+    return load(Environment, file) if file.is_file() else Environment()
+
+
+@dataclass
+class ModelFile:
+    """What of a model's config.json says what it is."""
+
+    model_type: str = ""
+    architectures: list[str] | None = None
+
+
+def read_model_file(folder: Path) -> ModelFile:
+    """FOLDER/config.json. Raises ConfigError, one line, if it is not there or says something else."""
+    return load(ModelFile, folder / "config.json")
+
+
+@dataclass
+class Processor:
+    """What of a preprocessor_config.json says how pixels are normalised, by channel."""
+
+    image_mean: list[Number] | None = None
+    image_std: list[Number] | None = None
+
+
+def read_processor(folder: Path) -> Processor:
+    """FOLDER/preprocessor_config.json; empty where there is none. Raises ConfigError that names the wrong value."""
+    file = folder / "preprocessor_config.json"
+    return load(Processor, file) if file.is_file() else Processor()

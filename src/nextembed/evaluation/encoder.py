@@ -3,7 +3,6 @@
 import copy
 import importlib
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
 from ..core.pretrained import load_pretrained
-from ..core.run_folder import read_config, run_folder, weights_folders
+from ..core.probe_table import ProbeTable, percent
+from ..core.run_folder import Processor, read_config, read_processor, run_folder, weights_folders
 from ..core.types import AttentionMode
 from ..data.origins import HUB_ID
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
@@ -26,7 +26,6 @@ from ..models.nepa.modeling_nepa import ViTNepaTrunk
 from ..models.omni import OmniConfig, OmniModel, OmniProcessor
 from ..models.omni.images import OmniImages, image_config
 from .features import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
-from .table import ProbeTable, percent
 
 WEIGHTS = ("raw", "ema")
 
@@ -187,10 +186,10 @@ def choose(
         layer %= num_layers + 1
     wanted = {"layer": layer, "pooling": pooling, "attention": attention, "weights": weights}
     best, file = None, None
-    if path is not None and (run := run_folder(path)) and (run / "probe.json").is_file():
+    if path is not None and None in wanted.values() and (run := run_folder(path)) and (run / "probe.json").is_file():
         file = os.path.relpath(run / "probe.json")
         best = _best_row(run / "probe.json", num_layers, available, wanted)
-    if best is not None and None in wanted.values():
+    if best is not None:
         measured = f"{best.probe} {percent(best.validation_accuracy)} on validation"
         place = Place(best.weights, FeatureKey(best.layer, best.pooling, best.attention), f"best of {file}: {measured}")
     else:
@@ -208,10 +207,7 @@ def choose(
 
 def _best_row(file: Path, num_layers: int, available: list[str], wanted: dict[str, Any]) -> Any:
     """The best row of probe.json that agrees with what is wanted; None if no row does."""
-    try:
-        table = ProbeTable.load(file)
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # written by something else: the defaults do
+    table = ProbeTable.load(file)
     table.rows = [
         row
         for row in table.rows
@@ -291,12 +287,9 @@ def _preprocessing(path: Any, config: Any, folder: Path | str) -> Preprocessing:
         if isinstance(data.get("background"), list):
             found["background"] = tuple(data["background"])
         return default._replace(**found)
-    file = Path(folder) / "preprocessor_config.json"
-    if path is not None and file.is_file():
-        values = json.loads(file.read_text(encoding="utf-8"))
-        mean, std = values.get("image_mean"), values.get("image_std")
-        if mean and std:
-            if len(set(mean)) > 1 or len(set(std)) > 1:
-                raise ConfigError(f"{file}: each channel has a mean of its own, which is not supported")
-            return default._replace(mean=mean[0], std=std[0])
+    saved = read_processor(Path(folder)) if path is not None else Processor()
+    if saved.image_mean and saved.image_std:
+        if len(set(saved.image_mean)) > 1 or len(set(saved.image_std)) > 1:
+            raise ConfigError(f"{folder}: each channel has a mean of its own, which is not supported")
+        return default._replace(mean=saved.image_mean[0], std=saved.image_std[0])
     return default

@@ -1,7 +1,6 @@
 """From a fine-tuned run or checkpoint to its scores."""
 
 import importlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,12 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
+from ..core.run_folder import read_model_file, weights_folders
+from ..core.saved import load
+from ..core.scores import BestScore, ClassScores
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError
-from .classify import ClassScores, QuickScore, score_classifier
+from .classify import QuickScore, score_classifier
 from .loading import keep_decoded
 from .probes import ProbeConfig
 
@@ -55,10 +56,9 @@ def score_checkpoint(
     if (kind := architecture(folder)) not in SCORERS:
         raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
     found = SCORERS[kind](folder, data, config, splits)
-    score_file = folder / "score.json"
-    score = _read_json(score_file) if score_file.is_file() else {}
-    found.weights = score.get("weights", "ema" if folder.name == "ema" else "raw")
-    found.step = score.get("step")
+    best = load(BestScore, file) if (file := folder / "score.json").is_file() else BestScore()
+    found.weights = best.weights or ("ema" if folder.name == "ema" else "raw")
+    found.step = best.step
     return found
 
 
@@ -68,7 +68,8 @@ def score_classes(folder: Path, data: Any, config: ProbeConfig, splits: Sequence
     samples, split = _first_split(data, splits, model.config, config)
     found = score_classifier(model, samples, split, config.batch_size, config.precision)
     for error in found.errors:
-        error["key"] = samples[error["index"]]["key"]
+        if error.index is not None:
+            error.key = str(samples[error.index]["key"])
     return found
 
 
@@ -91,19 +92,8 @@ def finetuned_folder(path: str | Path) -> Path:
 
 def architecture(folder: Path) -> str:
     """What the model in a folder is for: the last words of its class, e.g. "ForImageClassification"."""
-    values = _read_json(folder / "config.json")
-    name = next(iter(values.get("architectures") or []), "")
+    name = next(iter(read_model_file(folder).architectures or []), "")
     return name[name.find("For") :] if "For" in name else name
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as err:
-        raise ConfigError(f"{file} cannot be read: {err}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} cannot be read: it is no JSON object")
-    return values
 
 
 def load_classifier(folder: Path) -> Any:

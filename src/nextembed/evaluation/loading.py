@@ -10,11 +10,11 @@ from transformers import AutoModelForPreTraining
 from ..core.code import check_code
 from ..core.config import DATA, validated
 from ..core.pretrained import load_pretrained
+from ..core.probe_table import ProbeTable
 from ..core.run_folder import read_config, run_folder, weights_folders
 from ..errors import ConfigError
 from .probes import ProbeConfig, ProbeData, sweep
 from .segments import segment_data
-from .table import ProbeTable
 
 CACHE_BYTES = 2**30  # decoded probe images are kept up to this size: every model reads them again
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from ..core.config import Config
+from ..core.probe_table import ProbeName, ProbeTable, Row
 from ..core.sizes import MAX_LAYERS, MAX_NUMBER
 from ..core.types import IGNORE_LABEL, AttentionMode, Sample
 from ..errors import ConfigError, DataError
 from .attentive import Reader, attentive, grid
 from .classifiers import fit_linear, knn
 from .features import PIXELS, FeatureKey, Features, Pooling, Precision, extract, extract_pixels, feature_keys
-from .table import ProbeName, ProbeTable, Row
 
 PROBES: tuple[ProbeName, ...] = ("linear", "knn")
 SEED_SHARE = 0.8  # of the training images, for each of several seeds

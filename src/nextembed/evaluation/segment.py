@@ -1,15 +1,13 @@
 """How good a segmenter is: mIoU and what stands behind it, counted over a whole split."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.scores import ClassArea, SegmentScores
 from ..core.types import IGNORE_PIXEL
 from ..errors import ConfigError, DataError, MissingExtra
 from ..nn.windows import sliding_logits
@@ -17,65 +15,6 @@ from .features import Precision, evaluating
 
 METRIC = "eval/miou"  # what the best weights of a run are chosen by
 STRIDE_RATE = 2 / 3  # of the window, where no stride is given
-
-
-@dataclass
-class SegmentScores:
-    """A segmenter's answers to images with masks, counted over all pixels of a split together.
-
-    miou: mean over the classes that are in the truth or the answers; pixel_accuracy: share of right pixels; both in
-    [0, 1], of pixels that have a label. per_class: {"name", "iou" (None: the class never occurs), "share" of the
-    truth}. window, stride: pixels a side. weights, step: "raw" or "ema" and the step they are of, if known.
-    """
-
-    split: str
-    num_images: int
-    num_pixels: int
-    miou: float
-    pixel_accuracy: float
-    per_class: list[dict[str, Any]]
-    window: int
-    stride: int
-    weights: str = "raw"
-    step: int | None = None
-    task: str = "segmentation"
-    skipped: dict[str, str] = field(default_factory=dict)
-
-    def save(self, path: str | Path) -> Path:
-        path = Path(path)
-        values = asdict(self) | {"sentence": self.sentence()}
-        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
-
-    def metrics(self) -> dict[str, float]:
-        """What `Run.metrics` holds."""
-        return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
-
-    def render(self) -> Any:
-        """A rich table: IoU of every class, best first, and its share of the truth."""
-        from rich.table import Table
-
-        table = Table(title=f"{self.num_images:,} {self.split} images")
-        for name in ("class", "IoU", "share of the pixels"):
-            table.add_column(name, justify="left" if name == "class" else "right")
-        for one in sorted(self.per_class, key=lambda one: -1.0 if one["iou"] is None else one["iou"], reverse=True):
-            iou = "never seen" if one["iou"] is None else f"{one['iou']:.1%}"
-            table.add_row(str(one["name"]), iou, f"{one['share']:.1%}")
-        return table
-
-    def sentence(self) -> str:
-        """The result in plain words."""
-        largest = max(self.per_class, key=lambda one: one["share"])
-        present = sum(one["share"] > 0 for one in self.per_class)
-        chosen = f"the weights of step {self.step}, the best on validation, " if self.step is not None else ""
-        averaged = "averaged (EMA)" if self.weights == "ema" else "not averaged"
-        left_out = f" {len(self.skipped)} could not be used." if self.skipped else ""
-        return (
-            f"mIoU {self.miou:.1%} over {sum(one['iou'] is not None for one in self.per_class)} classes, "
-            f"{self.pixel_accuracy:.1%} of the pixels right, on {self.num_images:,} {self.split} images; "
-            f"{chosen}{averaged}. Always guessing '{largest['name']}': mIoU {largest['share'] / max(1, present):.1%}, "
-            f"{largest['share']:.1%} of the pixels.{left_out}"
-        )
 
 
 class Counts:
@@ -190,7 +129,7 @@ def score_segmenter(
         miou=ious.nanmean().item(),
         pixel_accuracy=float(counts.accuracy.compute()),
         per_class=[
-            {"name": name, "iou": None if iou != iou else round(iou, 6), "share": round(share, 6)}
+            ClassArea(name, None if iou != iou else round(iou, 6), round(share, 6))
             for name, iou, share in zip(class_names, ious.tolist(), shares.tolist(), strict=True)
         ],
         window=window,

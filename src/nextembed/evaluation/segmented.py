@@ -9,11 +9,12 @@ import torch
 from transformers import AutoModelForSemanticSegmentation
 
 from ..core.pretrained import load_pretrained
+from ..core.scores import SegmentScores
 from ..errors import ConfigError
 from .finetuned import SCORERS
 from .loading import keep_decoded
 from .probes import ProbeConfig
-from .segment import Counts, QuickSegment, SegmentScores, score_segmenter, window_of
+from .segment import Counts, QuickSegment, score_segmenter, window_of
 
 
 def quick_segment(data: Any, config: ProbeConfig, model: Any) -> QuickSegment:

@@ -1,10 +1,13 @@
 """The model card: front matter for the hub, and a text in which every figure was measured in the run."""
 
+import re
+from html import escape
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from ..evaluation.table import TITLES, WEIGHTS, Row, feature_name, percent, sentence
+from ..core.probe_table import TITLES, WEIGHTS, Row, feature_name, percent, sentence
+from ..core.terminal import one_line
 from .facts import Facts
 
 PAPER = "https://arxiv.org/abs/2512.16922"
@@ -37,16 +40,34 @@ def model_card(facts: Facts, repo_id: str, license: str | None = None) -> str:
         _measured(facts),
     ]
     if facts.verdict is not None:
-        parts += ["## Diagnostics", f"Verdict on the training: **{facts.verdict.word}**. {facts.verdict.sentence}"]
+        found = text(facts.verdict.sentence)
+        parts += ["## Diagnostics", f"Verdict on the training: **{facts.verdict.word}**. {found}"]
     parts += ["## Limits", _limits(facts, license), "## Citation", CITATION]
     return "\n\n".join(parts) + "\n"
+
+
+class Markdown(str):
+    """Text that is Markdown already."""
+
+
+def text(value: object) -> Markdown:
+    """A value as Markdown, on one line, that says just what it is: no markup, no HTML, no link, no end of a cell."""
+    marked = re.sub(r"([\\`*\[\]~$])|(?<!\w)(_)|(_)(?!\w)", lambda found: f"\\{found[0]}", one_line(value))
+    marked = escape(marked, quote=False).replace("|", "&#124;")
+    return Markdown(marked.replace("://", "&#58;//").replace("www.", "www&#46;"))
+
+
+def code(value: object) -> Markdown:
+    """A value as Markdown in the letters of code."""
+    shown = one_line(value)
+    return Markdown(f"<code>{text(shown)}</code>" if set(shown) & set("`|\\") or not shown else f"`{shown}`")
 
 
 def front_matter(facts: Facts, name: str, license: str | None) -> str:
     """YAML that the hub reads, between two lines of dashes."""
     data = ModelCardData(
         model_name=name,
-        license=license or "unknown",
+        license=one_line(license or "unknown"),
         library_name="nextembed",
         pipeline_tag="image-classification" if facts.is_classifier else "image-feature-extraction",
         tags=["nextembed", "nepa", "next-embedding-prediction", "self-supervised", "vision", "safetensors"],
@@ -58,7 +79,7 @@ def front_matter(facts: Facts, name: str, license: str | None) -> str:
 
 def _results(facts: Facts) -> list[EvalResult]:
     """Test scores only: what was chosen on validation images is no result on them."""
-    data = facts.data or "unknown"
+    data = one_line(facts.data or "unknown")
     common: dict[str, Any] = {
         "task_type": "image-classification",
         "dataset_type": facts.dataset or data,
@@ -67,10 +88,9 @@ def _results(facts: Facts) -> list[EvalResult]:
     }
     found = []
     if facts.is_classifier:
-        top1 = (facts.scores or {}).get("top1")
-        if isinstance(top1, (int, float)):
-            split = str((facts.scores or {}).get("split", "test"))
-            found.append(EvalResult(**common, metric_name="Top-1", metric_value=_share(top1), dataset_split=split))
+        if scores := facts.scores:
+            own = {"metric_value": _share(scores.top1), "dataset_split": one_line(scores.split)}
+            found.append(EvalResult(**common, metric_name="Top-1", **own))
         return found
     for probe, title in TITLES.items():
         row = facts.probes.best(probe, facts.weights) if facts.probes else None
@@ -89,14 +109,15 @@ def _share(value: float) -> float:
 def _what(facts: Facts) -> str:
     config = facts.config
     attention = "causal" if config.get("is_causal", True) else "full"
-    kind = f"An image classifier ({_num_classes(facts)} classes)" if facts.is_classifier else "A vision transformer"
+    kind = f"An image classifier ({facts.num_classes} classes)" if facts.is_classifier else "A vision transformer"
     trained = (
         "fine-tuned from next-embedding prediction" if facts.is_classifier else "pretrained without labels to predict"
     )
     what = f"{kind}, {trained}" + ("" if facts.is_classifier else " each next patch embedding from those before it")
     size, patch = config.get("image_size"), config.get("patch_size")
+    parameters = f"{facts.num_parameters / 1e6:.1f} million parameters"
     rows = [
-        ("Architecture", f"`{config['model_type']}`, {facts.num_parameters / 1e6:.1f} million parameters"),
+        ("Architecture", Markdown(f"{code(config['model_type'])}, {parameters}")),
         ("Size", f"width {config.get('hidden_size')}, {config.get('num_hidden_layers')} layers, "
                  f"{config.get('num_attention_heads')} heads, {_mlp(config)}"),
         ("Images", f"{_pixels(size)} px, patches of {_pixels(patch)} px, {config.get('num_channels', 3)} channel(s)"),
@@ -149,7 +170,7 @@ def _use(facts: Facts, repo_id: str) -> str:
         f'processor = AutoImageProcessor.from_pretrained("{repo_id}")',
         'inputs = processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")',
         f"output = model(**inputs, output_hidden_states=True{causal})",
-        f"features = output.hidden_states[{layer}]{pooled}  # [1, {facts.config.get('hidden_size')}]",
+        f"features = output.hidden_states[{layer}]{pooled}  # [1, {one_line(facts.config.get('hidden_size'))}]",
     ]
     if facts.config.get("num_channels") == 1:
         code = [line.replace('convert("RGB")', 'convert("L")') for line in code]
@@ -159,8 +180,8 @@ def _use(facts: Facts, repo_id: str) -> str:
 def _data(facts: Facts) -> str:
     if facts.data is None:
         return "Not known: this model comes without its run folder."
-    link = f"[{facts.data}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else f"`{facts.data}`"
-    rows = [(role, f"`{split}`", f"{num:,}" if num else "not counted") for role, split, num in facts.splits]
+    link = f"[{facts.data}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else code(facts.data)
+    rows = [(role, code(split), f"{num:,}" if num else "not counted") for role, split, num in facts.splits]
     use = "Fine-tuned on the labelled training split." if facts.is_classifier else "Labels were not used in training."
     return f"{link}. {use}\n\n" + _table(("role", "split", "images"), rows)
 
@@ -176,13 +197,13 @@ def _recipe(facts: Facts) -> str:
     if facts.recipe is None:
         return "\n".join([*lines, "The settings of the run belong to no recipe of nextembed."])
     if not facts.changes:
-        lines.append(f"Recipe `{facts.recipe}` of nextembed, unchanged.")
+        lines.append(f"Recipe {code(facts.recipe)} of nextembed, unchanged.")
         return "\n".join(lines)
-    shown = [(f"`{name}`", f"`{old}`", f"`{new}`") for name, old, new in facts.changes[:MAX_CHANGES]]
-    lines.append(f"Recipe `{facts.recipe}` of nextembed, with these settings changed:")
+    shown = [(code(name), code(old), code(new)) for name, old, new in facts.changes[:MAX_CHANGES]]
+    lines.append(f"Recipe {code(facts.recipe)} of nextembed, with these settings changed:")
     more = len(facts.changes) - len(shown)
-    text = " ".join(lines) + "\n\n" + _table(("setting", "recipe", "this run"), shown)
-    return text + (f"\n\nand {more} more." if more > 0 else "")
+    found = " ".join(lines) + "\n\n" + _table(("setting", "recipe", "this run"), shown)
+    return found + (f"\n\nand {more} more." if more > 0 else "")
 
 
 def _measured(facts: Facts) -> str:
@@ -190,20 +211,16 @@ def _measured(facts: Facts) -> str:
 
 
 def _classifier_scores(facts: Facts) -> str:
-    scores = facts.scores or {}
-    top1, num = scores.get("top1"), scores.get("num_images")
-    if not isinstance(top1, (int, float)):
+    scores = facts.scores
+    if scores is None:
         return "Nothing: there are no scores with this model."
+    top1, num = scores.top1, scores.num_images
     spread = f" (95 % range about ± {196 * (top1 * (1 - top1) / num) ** 0.5:.1f} points)" if num else ""
     counted = f"{num:,} " if num else ""
-    text = f"Top-1 accuracy **{percent(top1)}** on {counted}{scores.get('split', 'test')} images{spread}."
-    plain = {k: v for k, v in scores.items() if k not in ("task", "split", "num_images", "top1")}
-    others = [(f"`{name}`", f"{value:.4g}") for name, value in plain.items() if _is_number(value)]
-    return text + ("\n\n" + _table(("also measured", ""), others) if others else "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    found = f"Top-1 accuracy **{percent(top1)}** on {counted}{text(scores.split)} images{spread}."
+    others = {"top5": scores.top5, "loss": scores.loss, "num_unlabelled": scores.num_unlabelled, "step": scores.step}
+    rows = [(code(name), f"{value:.4g}") for name, value in others.items() if value is not None]
+    return found + "\n\n" + _table(("also measured", ""), rows)
 
 
 def _probe_scores(facts: Facts) -> str:
@@ -221,18 +238,20 @@ def _probe_scores(facts: Facts) -> str:
             numbers = percent(table.pixels_validation[probe]), percent(table.pixels.get(probe))
             rows.append((title, "raw pixels", "", *numbers))
     head = ("probe", "", "feature", "validation", "test")
-    train = f"Frozen features, probes fitted on {table.images.get('train', 0):,} labelled images of `{facts.data}`. "
-    return train + sentence(table)[-1] + "\n\n" + _table(head, rows)
+    train = (
+        f"Frozen features, probes fitted on {table.images.get('train', 0):,} labelled images of {code(facts.data)}. "
+    )
+    return train + text(sentence(table)[-1]) + "\n\n" + _table(head, rows)
 
 
 def _limits(facts: Facts, license: str | None) -> str:
+    size, data = text(_pixels(facts.config.get("image_size"))), code(facts.data or "unknown data")
     lines = [
-        f"- Trained at {_pixels(facts.config.get('image_size'))} px on `{facts.data or 'unknown data'}`; other kinds "
-        "of images and other sizes were not measured.",
+        f"- Trained at {size} px on {data}; other kinds of images and other sizes were not measured.",
     ]
     if facts.is_classifier:
         lines.append(
-            f"- It knows only its {_num_classes(facts)} classes and gives one of them for any image{_names(facts)}."
+            f"- It knows only its {facts.num_classes} classes and gives one of them for any image{_names(facts)}."
         )
     else:
         lines.append("- Features, not decisions: what they hold for your task has to be measured on your data.")
@@ -263,16 +282,12 @@ def _not_better(facts: Facts) -> list[str]:
     return [f"- Its linear probe does not pass {' or '.join(over)} on this data."] if over else []
 
 
-def _num_classes(facts: Facts) -> int:
-    return len(facts.config.get("id2label") or ()) or int(facts.config.get("num_labels", 2))
-
-
 def _names(facts: Facts) -> str:
     names = facts.class_names
     if not names:
         return ""
     more = f", and {len(names) - MAX_CLASSES} more" if len(names) > MAX_CLASSES else ""
-    return f": {', '.join(names[:MAX_CLASSES])}{more}"
+    return f": {', '.join(map(text, names[:MAX_CLASSES]))}{more}"
 
 
 def _pixels(size: Any) -> str:
@@ -281,4 +296,5 @@ def _pixels(size: Any) -> str:
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    cells = [[cell if isinstance(cell, Markdown) else text(cell) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)

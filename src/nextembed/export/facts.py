@@ -2,17 +2,19 @@
 
 import contextlib
 import importlib
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.config import DATA
-from ..core.run_folder import read_config, read_lines, run_folder
+from ..core.pretrained import load_pretrained
+from ..core.probe_table import ProbeTable
+from ..core.run_folder import read_config, read_history, run_folder
+from ..core.scores import ClassScores
 from ..errors import ConfigError, NextEmbedError
-from ..evaluation.table import ProbeTable
 from ..nn.diagnostics import Verdict, verdict
+from ..report.settings import Settings, settings_of
 from .graph import class_names
 from .loading import is_classifier, pick_folder, preprocessing, read_model_config
 
@@ -34,6 +36,7 @@ class Facts:
     is_classifier: bool
     weights: str = "raw"
     class_names: list[str] = field(default_factory=list)
+    num_classes: int = 0
     mean: list[float] | None = None
     std: list[float] | None = None
     num_parameters: int = 0
@@ -45,7 +48,7 @@ class Facts:
     dataset: str | None = None
     splits: list[tuple[str, str, int | None]] = field(default_factory=list)
     probes: ProbeTable | None = None
-    scores: dict[str, Any] | None = None
+    scores: ClassScores | None = None
     verdict: Verdict | None = None
     last: dict[str, Any] = field(default_factory=dict)
 
@@ -56,7 +59,7 @@ def gather(path: str | Path, weights: str | None = None) -> Facts:
     Raises ConfigError if there is no model of ours.
     """
     run = run_folder(path)
-    probes = _probes(run) if run else None
+    probes = ProbeTable.load(file) if run and (file := run / "probe.json").is_file() else None
     best = probes.best() if probes else None
     if weights is None and best is not None and Path(path).resolve() == run:
         weights = best.weights
@@ -68,7 +71,8 @@ def gather(path: str | Path, weights: str | None = None) -> Facts:
     if facts.is_classifier:
         from ..models.nepa import ViTNepaConfig
 
-        facts.class_names = class_names(ViTNepaConfig.from_pretrained(folder))
+        known = load_pretrained(ViTNepaConfig, folder)
+        facts.class_names, facts.num_classes = class_names(known), len(known.id2label)
     if run is not None:
         _add_run(facts, run, probes)
     return facts
@@ -76,34 +80,36 @@ def gather(path: str | Path, weights: str | None = None) -> Facts:
 
 def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
     values = read_config(run)
+    settings = settings_of(values, run)
     facts.run, facts.settings, facts.probes = run, flat(values), probes
-    facts.scores = _read_json(run / "scores.json")
-    history = read_lines(run / "metrics.jsonl")
+    if facts.is_classifier and (file := run / "scores.json").is_file():
+        facts.scores = ClassScores.load(file)
+    history = read_history(run)
     facts.last = history[-1] if history else {}
     if any("cos_next" in row for row in history):
         facts.verdict = verdict(history)
-    data = values.get("data") or {}
-    source = data.get("source")
-    if source:
-        source = str(source)
+    if settings.data.source:
+        source = str(settings.data.source)
         is_hub = bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
         # A path is a matter of one machine, and may tell more than its owner wants: only its name is published.
         facts.data, facts.dataset = (source, source) if is_hub else (Path(source).name, None)
-    elif data:
-        facts.data = str(data.get("kind")).split(":")[-1]
-    facts.splits = _splits(data, facts)
+    elif settings.data.kind:
+        facts.data = settings.data.kind.split(":")[-1]
+    facts.splits = _splits(values.get("data") or {}, settings, facts)
 
 
-def _splits(data: dict[str, Any], facts: Facts) -> list[tuple[str, str, int | None]]:
+def _splits(data: dict[str, Any], settings: Settings, facts: Facts) -> list[tuple[str, str, int | None]]:
     """Names of the splits, with their number of images: counted where the data is here (nothing is downloaded for it),
     else as far as the run's files tell."""
-    names = {"train": data.get("split")} | {role: data.get(role) for role in ROLES[1:]}
+    own, probe = settings.data, settings.probe
+    names = dict(zip(ROLES, (own.split, own.validation, own.test)))
+    wanted = dict(zip(ROLES, (0, probe.num_validation or 0, probe.num_test or 0)))
     found: list[tuple[str, str, int | None]] = []
     here = None if facts.dataset else _count(data)
     for role in ROLES:
-        size = _recorded(role, facts) if here is None else here.get(role)
+        size = _recorded(role, wanted[role], facts) if here is None else here.get(role)
         if size or (here is None and names[role]):
-            found.append((role, str(names[role] or role), size))
+            found.append((role, names[role] or role, size))
     return found
 
 
@@ -122,13 +128,14 @@ def _count(data: dict[str, Any]) -> dict[str, int] | None:
     return sizes
 
 
-def _recorded(role: str, facts: Facts) -> int | None:
-    """Training images from images seen and epochs; the others from the probes, where these took all there were."""
+def _recorded(role: str, wanted: int, facts: Facts) -> int | None:
+    """Training images from images seen and epochs; the others from the probes, where these took all there were, fewer
+    than wanted."""
     if role == "train":
         seen, epochs = facts.last.get("samples_seen"), facts.last.get("epoch")
         return round(seen / epochs) if seen and epochs else None
     size = facts.probes.images.get(role) if facts.probes else None
-    return size if size and size < facts.settings.get(f"probe.num_{role}", 0) else None
+    return size if size and size < wanted else None
 
 
 def count_parameters(folder: Path) -> int:
@@ -169,17 +176,3 @@ def differences(recipe: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _probes(run: Path) -> ProbeTable | None:
-    try:
-        return ProbeTable.load(run / "probe.json")
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

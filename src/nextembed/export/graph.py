@@ -162,7 +162,7 @@ def _scaled(layer: nn.Module) -> list[tuple[Any, Any]]:
 
 def class_names(config: Any) -> list[str]:
     """Names by class id from a model's config; empty where they are only numbers."""
-    names = [str(config.id2label[i]) for i in range(len(config.id2label))]
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
     return [] if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from ..core.files import from_json
 from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
+from ..core.run_folder import read_model_file, weights_folders
+from ..core.saved import checked, read_json
 from ..errors import ConfigError
 from ..models import nepa, nepa_spt
 
@@ -29,19 +29,16 @@ class Loaded(NamedTuple):
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of one of our models. Raises ConfigError naming the type if it is of another."""
-    try:
-        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"cannot read {folder / 'config.json'}: {str(err).splitlines()[0]}") from None
-    found = config.get("model_type") if isinstance(config, dict) else None
-    if found not in MODEL_TYPES:
+    file = folder / "config.json"
+    config: dict[str, Any] = checked(dict[str, Any], read_json(file), file)
+    if (found := read_model_file(folder).model_type) not in MODEL_TYPES:
         raise ConfigError(f"{folder} holds a model of type '{found}'; this takes {' or '.join(MODEL_TYPES)}")
     return config
 
 
 def is_classifier(folder: Path) -> bool:
     """Whether the model in a folder was saved with a classifier on top."""
-    names = read_model_config(folder).get("architectures") or []
+    names = read_model_file(folder).architectures or []
     return any(name.endswith("ForImageClassification") for name in names)
 
 

@@ -117,7 +117,7 @@ def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = No
                 "collapse that the loss does not show. Lower the learning rate (optim.base_learning_rate, "
                 "optim.embed_lr_rate), or try distance=info_nce."
             )
-    usual = metrics.get("length/begin", math.inf)
+    usual = metrics.get("length/begin") or math.inf
     for name in (key.partition("/")[2] for key in metrics if key.startswith("length/")):
         if metrics[f"length/{name}"] > OUTGROWN * usual:
             found.append(
@@ -138,7 +138,8 @@ def peaks(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
     """What a run did, from its logged metrics, oldest first (rows without diagnostics are skipped)."""
-    rows = [row for row in history if "cos_next" in row]
+    needed = ("cos_next", "cos_current", "cos_gap")
+    rows = [row for row in history if all(name in row for name in needed)]
     decoded = [row for row in history if "psnr" in row]
     if decoded and not rows:
         found, flat = decoded[-1]["psnr"], decoded[-1].get("psnr_flat")
@@ -157,13 +158,15 @@ def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
                 return Verdict(word, text.partition(": ")[2])
     figures = (
         f"predictions are nearer to the next latent (cosine {last['cos_next']:.2f}) than to the current one "
-        f"({last['cos_current']:.2f}); copying would score {last.get('cos_neighbours', math.nan):.2f}"
+        f"({last['cos_current']:.2f})"
     )
+    if "cos_neighbours" in last:
+        figures += f"; copying would score {last['cos_neighbours']:.2f}"
     if last["cos_gap"] < LEARNT_GAP:
         return Verdict("undecided", f"The gap is still small: {figures}. Train longer.")
     ranks = (
         f" The latents use {last['latent_rank']:.0f} directions, the hidden states {last['hidden_rank']:.0f}."
-        if "latent_rank" in last
+        if "latent_rank" in last and "hidden_rank" in last
         else ""
     )
     losing = next((" But it is " + text for text in warned if text.startswith("losing rank")), "")

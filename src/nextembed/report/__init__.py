@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.files import write_text
 from ..objectives.latent_decoder import load_decoder
 from .banner import write_banner
 from .page import render
@@ -22,5 +23,5 @@ def write_report(run_dir: str | Path, path: str | Path | None = None, decoders: 
         load_decoder(decoder)  # a wrong name is an error, not a remark on the page
     view = read_run(run_dir, decoders=decoders)
     path = Path(path) if path is not None else view.dir / "report.html"
-    path.write_text(render(view), encoding="utf-8")
+    write_text(path, render(view))
     return path

@@ -11,7 +11,7 @@ from ..core.types import Document, Segment
 from ..errors import NextEmbedError
 from .multimodal import documents_of, load
 from .pictures import data_uri
-from .run_view import RunView
+from .run_view import RunView, looking
 
 NUM_EACH = 12
 MAX_LATENTS = 32  # of text
@@ -21,9 +21,10 @@ NUM_FRAMES = 4  # shown of a video
 def answered(view: RunView) -> str:
     """Texts and pictures that the model makes, beside the true ones; empty where its modalities are others."""
     try:
-        found, split = answers(view)
-    except (NextEmbedError, OSError, ValueError) as err:
-        return f'<p class="note">There is nothing made: {escape(str(err).splitlines()[0])}.</p>'
+        with looking(view):
+            found, split = answers(view)
+    except NextEmbedError as err:
+        return f'<p class="note">There is nothing made: {escape(str(err))}.</p>'
     text = (
         f'<p class="soft">Documents of the {escape(split)} split, up to their last segment; the likeliest latent each '
         "time.</p>"

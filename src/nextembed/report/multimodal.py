@@ -17,7 +17,7 @@ from ..core.types import Document
 from ..errors import ConfigError, NextEmbedError
 from ..nn.diagnostics import verdict
 from .pictures import data_uri
-from .run_view import RunView
+from .run_view import RunView, looking
 
 NUM_DOCUMENTS = 12
 MAX_TRIED = 200
@@ -41,6 +41,7 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
         facts.append((f"{last['step']:,}", "optimizer steps"))
     if "text_loss" in last:
         facts.append((f"{last['text_loss']:.3f}", "text loss, nats a token"))
+    if "text_accuracy" in last:
         facts.append((f"{100 * last['text_accuracy']:.1f} %", "of tokens right"))
     for name in names_of(view):
         if f"top1/{name}" in last:
@@ -51,11 +52,10 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
         facts.append((f"{last['regression_loss']:.4g}", "distance to the next latent"))
     if "psnr" in last:
         facts.append((f"{last['psnr']:.1f} dB", "PSNR of images cleaned in one step"))
-    sizes = view.environment.get("parameters") or {}
-    if sizes:
-        facts.append((f"{sizes['trained'] / 1e6:.2f} M", f"of {sizes['all'] / 1e6:.2f} M parameters trained"))
+    if sizes := view.environment.parameters:
+        facts.append((f"{sizes.trained / 1e6:.2f} M", f"of {sizes.all / 1e6:.2f} M parameters trained"))
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
-    source = str((view.config.get("data") or {}).get("source", "")) or "its documents"
+    source = str(view.settings.data.source or "its documents")
     what = _listed(names_of(view)) or "Text and images"
     return (
         f'<p class="kicker">{escape(what)} on {escape(source)}</p><h1>{escape(view.name)}</h1>'
@@ -66,7 +66,7 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
 
 def names_of(view: RunView) -> list[str]:
     """The modalities of an Omni run; none of another one."""
-    return list((view.config.get("model") or {}).get("modalities") or {})
+    return list(view.settings.model.modalities or {})
 
 
 def _listed(names: list[str]) -> str:
@@ -77,9 +77,10 @@ def _listed(names: list[str]) -> str:
 def spoken(view: RunView) -> str:
     """Validation documents up to their first learned text behind an image, what is said there, and what is true."""
     try:
-        rows, split = continuations(view)
-    except (NextEmbedError, OSError, ValueError) as err:
-        return f'<p class="note">There is nothing said: {escape(str(err).splitlines()[0])}.</p>'
+        with looking(view):
+            rows, split = continuations(view)
+    except NextEmbedError as err:
+        return f'<p class="note">There is nothing said: {escape(str(err))}.</p>'
     if not rows:
         return ""
     cards = "".join(
@@ -115,13 +116,14 @@ def load(view: RunView) -> tuple[Any, Any]:
     for package in ("models.emu", "models.omni"):  # registers them with the Auto classes
         importlib.import_module(f"..{package}", __package__)
     folder = weights_folders(view.dir)["raw"]
+    view.weights = folder
     return load_pretrained(AutoModelForPreTraining, folder).eval(), load_pretrained(AutoProcessor, folder)
 
 
 def documents_of(view: RunView) -> tuple[Iterator[Document], str]:
     """The first documents of the validation split, or of the training split where there is no other; and the split."""
     importlib.import_module("..data.kinds", __package__)  # registers its kinds
-    data: Any = DATA.parse(view.config["data"])
+    data: Any = DATA.parse(view.config.get("data"))
     for split in ("validation", "train"):
         try:
             found = iter(data.documents(split))

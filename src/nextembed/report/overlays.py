@@ -2,7 +2,6 @@
 
 import colorsys
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -19,6 +18,7 @@ from transformers import AutoModelForSemanticSegmentation
 from ..core.config import DATA
 from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
+from ..core.scores import SegmentScores
 from ..core.types import IGNORE_PIXEL
 from ..errors import ConfigError
 from ..nn.windows import sliding_logits
@@ -54,15 +54,10 @@ class Overlays:
     """What the report shows of a segmentation run. scores: scores.json, None if the run was not scored."""
 
     class_names: list[str] = field(default_factory=list)
-    scores: dict[str, Any] | None = None
+    scores: SegmentScores | None = None
     images: list[Shown] = field(default_factory=list)
     split: str = "validation"
     weights: str = ""
-
-
-def is_segmentation(config: Mapping[str, Any]) -> bool:
-    """Whether a run's config is of a segmentation run."""
-    return (config.get("objective") or {}).get("kind") == "segmentation"
 
 
 def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
@@ -70,7 +65,9 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
 
     Raises ConfigError for a model or data that cannot be read; what was found until then stays.
     """
-    view.overlays = Overlays(scores=_read_scores(view.dir / "scores.json"))
+    view.overlays = Overlays()
+    if (file := view.dir / "scores.json").is_file():
+        view.overlays.scores = view.read("The scores are", lambda: SegmentScores.load(file), None)
     best = view.dir / "best"
     folders = {"best": best} if (best / "config.json").is_file() else weights_folders(view.dir)
     view.overlays.weights, view.weights = next(reversed(folders.items()))
@@ -83,7 +80,7 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
     data: Any = DATA.parse(view.config.get("data") or {})
     window = trunk.image_shape[0]
     samples, view.overlays.split = _samples(data, window, trunk.num_channels, num_images)
-    stride = (view.config.get("probe") or {}).get("stride") or max(1, round(window * 2 / 3))
+    stride = view.settings.probe.stride or max(1, round(window * 2 / 3))
     for index in range(len(samples)):
         view.overlays.images.append(_shown(model, samples[index], window, stride, data.mean, data.std))
 
@@ -115,13 +112,6 @@ def _shown(model: Any, sample: Mapping[str, Any], window: int, stride: int, mean
     image = F.interpolate(pixels * std + mean, size, mode="bilinear", antialias=True)[0].clamp(0, 1)
     shown: Tensor = (image.expand(3, -1, -1) * 255).round().byte().permute(1, 2, 0)
     return Shown(str(sample["key"]), shown.numpy(), truth.byte().numpy(), answer.byte().numpy())
-
-
-def _read_scores(file: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None
 
 
 # -- the page
@@ -175,22 +165,22 @@ def segment_header(view: Any, name: str) -> str:
     scores, last = view.overlays.scores, view.history[-1] if view.history else {}
     facts: list[tuple[str, str]] = []
     if scores:
-        facts.append((f"{100 * scores['miou']:.1f} %", f"mIoU, {scores['num_images']:,} {scores['split']} images"))
-        facts.append((f"{100 * scores['pixel_accuracy']:.1f} %", "of the pixels right"))
+        facts.append((f"{100 * scores.miou:.1f} %", f"mIoU, {scores.num_images:,} {scores.split} images"))
+        facts.append((f"{100 * scores.pixel_accuracy:.1f} %", "of the pixels right"))
     if "step" in last:
         facts.append((f"{last['step']:,}", "optimizer steps"))
     if "samples_seen" in last:
         facts.append((f"{last['samples_seen']:,}", "images seen"))
     if view.model_config is not None:
         config = view.model_config
-        head = (view.config.get("model") or {}).get("head", "")
+        head = view.settings.model.head
         layers = f"parameters: {config.num_hidden_layers} layers x {config.hidden_size}, {head} head"
         facts.append((f"{view.num_parameters / 1e6:.2f} M", layers))
         facts.append((f"{config.image_shape[0]} px / {config.patch_shape[0]} px", "window / patch"))
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in facts)
-    data = view.config.get("data") or {}
-    source = str(data.get("source") or data.get("kind") or "its data").replace("_", " ")
-    summary = f'<div class="card verdict"><p>{escape(str(scores["sentence"]))}</p></div>' if scores else ""
+    data = view.settings.data
+    source = str(data.source or data.kind or "its data").replace("_", " ")
+    summary = f'<div class="card verdict"><p>{escape(scores.sentence())}</p></div>' if scores else ""
     return (
         f'<p class="kicker">Segmentation of {escape(source)}</p><h1>{escape(name)}</h1>{summary}'
         f'<div class="facts">{cards}</div>'
@@ -208,21 +198,20 @@ def segment_training(view: Any) -> str:
     """Where the run started, what of it moved, and on what; empty for a run of another task."""
     if view.overlays is None:
         return ""
-    model, train, data, optim = (view.config.get(part) or {} for part in ("model", "train", "data", "optim"))
-    scratch = model.get("from_scratch") or not model.get("pretrained")
+    run = view.settings
+    model, train, data, optim = run.model, run.train, run.data, run.optim
     layers = getattr(view.model_config, "out_indices", None)
-    frozen, lora = train.get("freeze") or [], train.get("lora")
-    low, high = data.get("scale_range", (1, 1))
-    colours = ", colour distortion" if data.get("distort_colours") else ""
+    low, high = data.scale_range
+    colours = ", colour distortion" if data.distort_colours else ""
+    changed = f"LoRA of rank {train.lora.rank}, and the head" if train.lora else train.what
     rows = [
-        ("started from", "random weights" if scratch else model["pretrained"]),
-        ("head", model.get("head", "") + (f", on layer {', '.join(map(str, layers))}" if layers else "")),
-        ("attention", model.get("attention", "")),
-        ("trained", f"LoRA of rank {lora['rank']}, and the head" if lora else "everything" + " but " * bool(frozen)
-                    + ", ".join(frozen)),
-        ("augmentation", f"scales {low:g} to {high:g}, flips {data.get('flip_rate', 0):g}{colours}"),
-        ("learning rate", f"{optim.get('base_learning_rate', 0):g} x batch / 256, batch {train.get('batch_size', '?')}"
-                          f", layer decay {optim.get('layer_decay', 1.0):g}"),
+        ("started from", model.start),
+        ("head", model.head + (f", on layer {', '.join(map(str, layers))}" if layers else "")),
+        ("attention", model.attention),
+        ("trained", changed),
+        ("augmentation", f"scales {low:g} to {high:g}, flips {data.flip_rate:g}{colours}"),
+        ("learning rate", f"{optim.base_learning_rate:g} x batch / 256, batch {train.batch_size or '?'}"
+                          f", layer decay {optim.layer_decay:g}"),
     ]  # fmt: skip
     body = "".join(f"<tr><td>{name}</td><td>{escape(str(text))}</td></tr>" for name, text in rows)
     return f'<h2>What was trained</h2><div class="card scroll"><table class="trained">{body}</table></div>'
@@ -231,12 +220,11 @@ def segment_training(view: Any) -> str:
 def _bars(overlays: Overlays) -> str:
     if not overlays.scores:
         return ""
-    names = [row["name"] for row in overlays.scores["per_class"]]
+    names = [row.name for row in overlays.scores.per_class]
     colours = dict(zip(names, class_colours(names)))
-    rows = sorted(overlays.scores["per_class"], key=lambda row: -1.0 if row["iou"] is None else -row["iou"])
-    known = [row for row in rows if row["iou"] is not None]
-    never = [str(row["name"]) for row in rows if row["iou"] is None]
-    drawn = [_bar(row, colours[row["name"]]) for row in known]
+    rows = sorted(overlays.scores.per_class, key=lambda row: -1.0 if row.iou is None else -row.iou)
+    never = [row.name for row in rows if row.iou is None]
+    drawn = [_bar(row.name, row.iou, row.share, colours[row.name]) for row in rows if row.iou is not None]
     if len(drawn) > MAX_BARS:
         half = MAX_BARS // 2
         shown = f'<div class="two">{_card("Best classes", drawn[:half])}{_card("Worst classes", drawn[-half:])}</div>'
@@ -254,12 +242,12 @@ def _bars(overlays: Overlays) -> str:
     )
 
 
-def _bar(row: Mapping[str, Any], colour: tuple[int, int, int] | None) -> str:
+def _bar(name: str, iou: float, share: float, colour: tuple[int, int, int] | None) -> str:
     paint = f"rgb{colour}" if colour else "var(--soft)"
     return (
-        f'<span><i class="swatch" style="--c:{paint}"></i>{escape(str(row["name"]))} '
-        f'<span class="soft">({100 * row["share"]:.1f} %)</span></span><div class="value"><div class="bar">'
-        f'<i style="--w:{100 * row["iou"]:.1f}%;--c:{paint}"></i></div><b>{100 * row["iou"]:.1f} %</b></div>'
+        f'<span><i class="swatch" style="--c:{paint}"></i>{escape(name)} '
+        f'<span class="soft">({100 * share:.1f} %)</span></span><div class="value"><div class="bar">'
+        f'<i style="--w:{100 * iou:.1f}%;--c:{paint}"></i></div><b>{100 * iou:.1f} %</b></div>'
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from ..core.probe_table import SWEPT, TITLES, WEIGHTS, ProbeTable, Row
 from ..nn.diagnostics import verdict
 from . import multimodal, scores
 from .answers import answered
@@ -15,9 +16,6 @@ from .pictures import Scene, Tiles, heat, neighbours, ranks, striking
 from .run_view import RunView
 from .style import CSS
 
-WEIGHTS = {"raw": "raw weights", "ema": "EMA weights", "untrained": "untrained"}
-PROBES = {"linear": "Linear probe", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
-SWEPT = ("linear", "knn")  # measured on every layer; the attentive probe has a bar, but no grid
 WORDS = {
     "learning": "Learning",
     "copying": "Copying",
@@ -33,9 +31,10 @@ NUM_SKIPPED = 50
 def render(view: RunView) -> str:
     """The whole page."""
     if view.task == "multimodal":
-        kind = (view.config.get("objective") or {}).get("kind")
+        kind = view.settings.objective.kind
         sections = [
             multimodal.header(view, WORDS),
+            _missing(view),
             multimodal.spoken(view) if kind == "emu" else "",
             answered(view) if kind == "next_embedding" else "",
             _probes(view),
@@ -84,7 +83,7 @@ def _page(view: RunView, sections: list[str]) -> str:
 
 def is_decoder(view: RunView) -> bool:
     """Whether the run trained a decoder on a frozen model."""
-    return (view.config.get("objective") or {}).get("kind") == "latent_decoder"
+    return view.settings.objective.kind == "latent_decoder"
 
 
 def _header(view: RunView) -> str:
@@ -92,7 +91,7 @@ def _header(view: RunView) -> str:
     model, last = view.model_config, view.history[-1] if view.history else {}
     facts: list[tuple[str, str]] = []
     if "step" in last:
-        total = (view.config.get("train") or {}).get("max_steps")
+        total = view.settings.train.max_steps
         facts.append((f"{last['step']:,}" + (f" of {total:,}" if total else ""), "optimizer steps"))
     if "samples_seen" in last:
         facts.append((f"{last['samples_seen']:,}", "images seen"))
@@ -107,11 +106,11 @@ def _header(view: RunView) -> str:
         )
         size, patch = model.image_shape[0], model.patch_shape[0]
         facts.append((f"{size} px / {patch} px", f"image / patch: {(size // patch) ** 2} patches"))
-    if best := (view.probes or {}).get("best"):
-        facts.append((_percent(_value(best)), f"best {PROBES.get(best['probe'], best['probe']).lower()}"))
+    if view.probes and (best := view.probes.best()):
+        facts.append((_percent(_value(best)), f"best {TITLES[best.probe].lower()}"))
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
     task = "Latent decoder" if is_decoder(view) else "Next-embedding pretraining"
-    source = str((view.config.get("data") or {}).get("source", "")) or "its data"
+    source = str(view.settings.data.source or "its data")
     return (
         f'<p class="kicker">{task} on {escape(source)}</p><h1>{escape(view.name)}</h1>'
         f'<div class="card verdict {escape(found.word)}"><b>{escape(WORDS.get(found.word, found.word))}</b>'
@@ -124,26 +123,26 @@ def _missing(view: RunView) -> str:
 
 
 def _probes(view: RunView) -> str:
-    if not view.probes:
+    table = view.probes
+    if table is None:
         return ""
-    images, things = view.probes.get("images", {}), view.probes.get("things", "images")
-    others = f"on {images.get('validation', 0):,} others"
-    if folds := view.probes.get("folds"):
-        others = f"by {folds}-fold cross-validation on these"
+    num_test = table.images.get("test", 0)
+    others = f"on {table.images.get('validation', 0):,} others"
+    if table.folds:
+        others = f"by {table.folds}-fold cross-validation on these"
     text = (
         "How well simple classifiers read the classes from frozen features. "
-        f"Fitted on {images.get('train', 0):,} {things}; layer, pooling and attention chosen {others}. "
+        f"Fitted on {table.images.get('train', 0):,} {table.things}; layer, pooling and attention chosen {others}. "
     )
     text += (
-        f"The bars are measured on {images['test']:,} test {things} that no choice has seen (95 % range at most "
-        f"±{100 * 0.98 / images['test'] ** 0.5:.1f} points)."
-        if "test" in images
+        f"The bars are measured on {num_test:,} test {table.things} that no choice has seen (95 % range at most "
+        f"±{100 * 0.98 / num_test**0.5:.1f} points)."
+        if num_test
         else "There is no test split: the bars show the accuracy that chose, a little too high for the chosen rows."
     )
-    more = [_grid(view, probe, weights) for probe in SWEPT for weights in WEIGHTS]
-    best = {probe: _best(view, probe) for probe in PROBES}
-    shown = [_grid(view, probe, row["weights"]) for probe, row in best.items() if row and probe in SWEPT]
-    bars = "".join(_bars(view, probe) for probe in PROBES)
+    more = [_grid(table, probe, weights) for probe in SWEPT for weights in WEIGHTS]
+    shown = [_grid(table, probe, row.weights) for probe in SWEPT if (row := table.best(probe))]
+    bars = "".join(_bars(table, probe) for probe in TITLES)
     return (
         f'<h2>What was learned</h2><p class="soft">{escape(text)}</p><div class="two">{bars}</div>'
         f'<div class="two">{"".join(shown)}</div>'
@@ -151,32 +150,22 @@ def _probes(view: RunView) -> str:
     )
 
 
-def _best(view: RunView, probe: str, weights: str | None = None) -> dict[str, Any] | None:
-    rows = [
-        row
-        for row in (view.probes or {})["rows"]
-        if row["probe"] == probe and (row["weights"] == weights if weights else row["weights"] != "untrained")
-    ]
-    return max(rows, key=lambda row: row["validation_accuracy"], default=None)
+def _value(row: Row) -> float:
+    return row.accuracy if row.accuracy is not None else row.validation_accuracy
 
 
-def _value(row: Mapping[str, Any]) -> float:
-    return row["accuracy"] if row.get("accuracy") is not None else row["validation_accuracy"]
-
-
-def _bars(view: RunView, probe: str) -> str:
+def _bars(table: ProbeTable, probe: str) -> str:
     """The best row of each weights, raw pixels and chance, as bars."""
-    table = view.probes or {}
     bars: list[tuple[str, str, float, float | None, str]] = []
     for weights, colour in (("ema", "--c1"), ("raw", "--c1"), ("untrained", "--c2")):
-        if row := _best(view, probe, weights):
-            where = f"layer {row['layer']}, {row['pooling']}, {row['attention']}"
+        if row := table.best(probe, weights):
+            where = f"layer {row.layer}, {row.pooling}, {row.attention}"
             name = f"trained, {WEIGHTS[weights]}" if weights != "untrained" else weights
-            bars.append((name, where, _value(row), row.get("spread"), colour))
-    pixels = table.get("pixels", {}).get(probe, table.get("pixels_validation", {}).get(probe))
+            bars.append((name, where, _value(row), row.spread, colour))
+    pixels = table.pixels.get(probe, table.pixels_validation.get(probe))
     if pixels is not None:
-        bars.append((table.get("raw", "raw pixels"), "", pixels, table.get("pixels_spread", {}).get(probe), "--c3"))
-    bars.append(("largest class", "always guessed", table.get("chance", 0.0), None, "--soft"))
+        bars.append((table.raw, "", pixels, table.pixels_spread.get(probe), "--c3"))
+    bars.append(("largest class", "always guessed", table.chance, None, "--soft"))
     if len(bars) < 2:
         return ""
     rows = "".join(
@@ -185,38 +174,36 @@ def _bars(view: RunView, probe: str) -> str:
         f"<b>{_percent(value, spread)}</b></div>"
         for name, note, value, spread, colour in bars
     )
-    return f'<div class="card"><h3>{PROBES[probe]}</h3><div class="bars">{rows}</div></div>'
+    return f'<div class="card"><h3>{TITLES[probe]}</h3><div class="bars">{rows}</div></div>'
 
 
-def _grid(view: RunView, probe: str, weights: str) -> str:
+def _grid(table: ProbeTable, probe: str, weights: str) -> str:
     """Validation accuracy by layer and feature, the best cell outlined."""
-    table = view.probes or {}
-    rows = [row for row in table["rows"] if row["probe"] == probe and row["weights"] == weights]
+    rows = [row for row in table.rows if row.probe == probe and row.weights == weights]
     if not rows:
         return ""
-    best, values = _best(view, probe, weights), [row["validation_accuracy"] for row in rows]
+    best, values = table.best(probe, weights), [row.validation_accuracy for row in rows]
     low, high = min(values), max(values)
-    columns = list(dict.fromkeys((row["pooling"], row["attention"]) for row in rows if row["layer"])) or [
-        (row["pooling"], row["attention"]) for row in rows
+    columns = list(dict.fromkeys((row.pooling, row.attention) for row in rows if row.layer)) or [
+        (row.pooling, row.attention) for row in rows
     ]
-    cells = {(row["layer"], row["pooling"], row["attention"]): row for row in rows}
-    last = table.get("num_layers")
+    cells = {(row.layer, row.pooling, row.attention): row for row in rows}
     head = "".join(f"<th>{escape(pooling)}<br>{escape(attention)}</th>" for pooling, attention in columns)
     body = ""
-    for layer in sorted({row["layer"] for row in rows}):
-        name = {0: "0 latents", last: f"{layer} output"}.get(layer, str(layer))
-        body += f"<tr><td>{name}</td>"
+    for layer in sorted({row.layer for row in rows}):
+        name = {0: "0 latents", table.num_layers: f"{layer} output"}.get(layer, str(layer))
+        body += f"<tr><td>{escape(name)}</td>"
         for column in columns:
             row = cells.get((layer, *column))
             if row is None:
                 body += "<td></td>"
                 continue
-            depth = (row["validation_accuracy"] - low) / max(high - low, 1e-9)
+            depth = (row.validation_accuracy - low) / max(high - low, 1e-9)
             mark = "cell best" if row is best else "cell"
-            body += f'<td class="{mark}" style="--v:{depth:.2f}">{100 * row["validation_accuracy"]:.1f}</td>'
+            body += f'<td class="{mark}" style="--v:{depth:.2f}">{100 * row.validation_accuracy:.1f}</td>'
         body += "</tr>"
     return (
-        f'<div class="card"><h3>{PROBES[probe]}, {escape(WEIGHTS.get(weights, weights))}</h3>'
+        f'<div class="card"><h3>{TITLES[probe]}, {escape(WEIGHTS.get(weights, weights))}</h3>'
         '<p class="soft">Validation accuracy in %. Rows: layer. Columns: pooling and attention.</p>'
         f'<div class="scroll"><table><tr><th>layer</th>{head}</tr>{body}</table></div></div>'
     )
@@ -232,14 +219,15 @@ def _warnings(view: RunView) -> str:
         return ""
     spans: dict[str, list[Any]] = {}
     for line in view.history:
+        step = line.get("step", 0)
         for text in line.get("warnings", []):
-            span = spans.setdefault(str(text).partition(":")[0], [line["step"], line["step"], 0, text])
-            span[1:] = [line["step"], span[2] + 1, text]
+            span = spans.setdefault(text.partition(":")[0], [step, step, 0, text])
+            span[1:] = [step, span[2] + 1, text]
     if not spans:
         return "<h2>Warnings</h2><p>None fired.</p>"
     rows = "".join(
         f"<tr><td>{escape(kind)}</td><td>{first:,}</td><td>{last:,}</td><td>{count} of {len(view.history)}</td>"
-        f'<td class="wrap">{escape(str(text).partition(": ")[2])}</td></tr>'
+        f'<td class="wrap">{escape(text.partition(": ")[2])}</td></tr>'
         for kind, (first, last, count, text) in spans.items()
     )
     return (
@@ -256,11 +244,11 @@ def _pictures(view: RunView) -> str:
     if is_decoder(view):  # its model is shown in the report of the run that trained it
         return tiles.definitions() + inside
     parts = _similarity(view, tiles) + _retrieval(view, tiles) + _attention(view, tiles) + inside
-    target = (view.config.get("objective") or {}).get("target", "latents")
+    target = view.settings.objective.target
     note = (
         ""
         if target == "latents"
-        else f'<p class="note">This run predicts {escape(str(target))}, not the input latents; the pictures '
+        else f'<p class="note">This run predicts {escape(target)}, not the input latents; the pictures '
         "compare its predictions with the input latents all the same.</p>"
     )
     return tiles.definitions() + note + parts
@@ -287,8 +275,8 @@ def _similarity(view: RunView, tiles: Tiles) -> str:
         '<p class="soft">Left: what the model has read; the rest is veiled. Right: cosine of its prediction with the '
         'latent of every patch of the image, also those it has not read (<span class="ramp viridis"></span> low to '
         'high, each map on its own scale). <span class="key next"></span> the true next patch, '
-        f'<span class="key current"></span> the current one. Images are from the {view.split} data; in each third of '
-        "an image, the patch with the most contrast is shown.</p>"
+        f'<span class="key current"></span> the current one. Images are from the {escape(view.split)} data; in each '
+        "third of an image, the patch with the most contrast is shown.</p>"
         f"<p>Over {found.num_predictions:,} predictions in {len(scene.images)} images (flat patches left out), the "
         f"nearest patch of the image is the true next one in <b>{_percent(found.hit)}</b> (guessing: "
         f"{_percent(found.chance)}) and the current one in <b>{_percent(found.copy)}</b>; the true one is "
@@ -379,7 +367,7 @@ def _skipped(view: RunView) -> str:
 
 
 def _settings(view: RunView) -> str:
-    blocks = [("All settings", _plain(view.config)), ("Environment", _plain(view.environment))]
+    blocks = [("All settings", _plain(view.config)), ("Environment", _plain(view.listed))]
     shown = "".join(
         f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>" for name, text in blocks if text
     )

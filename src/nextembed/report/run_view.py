@@ -1,11 +1,11 @@
 """Everything a report shows, read from a run folder."""
 
+import contextlib
 import importlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,13 +13,20 @@ from transformers import AutoConfig, AutoModelForPreTraining
 
 from ..core.code import check_code
 from ..core.config import DATA, MODELS, OBJECTIVES, common_task
+from ..core.files import first_line
 from ..core.pretrained import load_pretrained
-from ..core.run_folder import read_config, read_lines, weights_folders
+from ..core.probe_table import ProbeTable
+from ..core.run_folder import Environment, read_config, read_environment, read_history, read_lines, weights_folders
+from ..core.saved import checked, read_json
+from ..core.scores import ClassScores
 from ..errors import ConfigError, NextEmbedError
 from ..objectives.latent_decoder import FOLDER, load_decoder
 from .inside import Inside, look_inside
-from .overlays import Overlays, is_segmentation, look_at_segments
+from .overlays import Overlays, look_at_segments
 from .pictures import Scene, build_scene
+from .settings import Settings, settings_of
+
+T = TypeVar("T")
 
 NUM_IMAGES = 128  # drawn from validation: the pool in which patches are looked up
 NUM_INSIDE = 4  # of which the inside is shown
@@ -27,14 +34,20 @@ NUM_INSIDE = 4  # of which the inside is shown
 
 @dataclass
 class RunView:
-    """A run as the report sees it. What is not there is empty; `missing` says in plain words what and why."""
+    """A run as the report sees it. What is not there is empty; `missing` says in plain words what and why.
+
+    config, listed: config.yaml and environment.json as they are, to be listed; settings, environment: what of them is
+    read. history: see `read_history`.
+    """
 
     dir: Path
     config: dict[str, Any]
-    history: list[dict[str, Any]]
-    environment: dict[str, Any]
-    probes: dict[str, Any] | None
-    skipped: list[dict[str, Any]]
+    settings: Settings
+    history: list[dict[str, Any]] = field(default_factory=list)
+    listed: dict[str, Any] = field(default_factory=dict)
+    environment: Environment = field(default_factory=Environment)
+    probes: ProbeTable | None = None
+    skipped: list[dict[str, Any]] = field(default_factory=list)
     scene: Scene | None = None
     inside: Inside | None = None
     inside_images: list[int] = field(default_factory=list)
@@ -44,12 +57,20 @@ class RunView:
     num_parameters: int = 0
     split: str = "validation"
     task: str = "pretraining"
-    scores: dict[str, Any] | None = None
+    scores: ClassScores | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        return str(self.config.get("name") or self.dir.resolve().name)
+        return self.settings.name or self.dir.resolve().name
+
+    def read(self, what: str, reader: Callable[[], T], otherwise: T) -> T:
+        """What `reader` gives; where a file holds something else, `otherwise`, and `missing` says why."""
+        try:
+            return reader()
+        except NextEmbedError as err:
+            self.missing.append(f"{what} left out: {err}.")
+            return otherwise
 
 
 def read_run(
@@ -66,28 +87,33 @@ def read_run(
     folder = Path(run_dir)
     if not folder.is_dir():
         raise ConfigError(f"no such run folder: {folder}")
-    view = RunView(
-        dir=folder,
-        config=read_config(folder),
-        history=read_lines(folder / "metrics.jsonl"),
-        environment=_read_json(folder / "environment.json") or {},
-        probes=_read_json(folder / "probe.json"),
-        skipped=read_lines(folder / "skipped.jsonl"),
-    )
-    check_code({slot: view.config.get(slot) for slot in ("data", "model", "objective")}, folder / "config.yaml")
-    if not view.config and not view.history:
-        raise ConfigError(f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl")
-    if not view.history:
+    config = read_config(folder)
+    check_code({slot: config.get(slot) for slot in ("data", "model", "objective")}, folder / "config.yaml")
+    view = RunView(folder, config, settings_of(config, folder))
+    view.history = view.read("The curves are", lambda: read_history(folder), [])
+    if not view.history and not view.missing:
         view.missing.append("There are no curves: the run stopped before its first logging step.")
-    segments = is_segmentation(view.config)
-    if (task := task_of(view.config)) != "pretraining" and not segments:
-        view.task, view.scores = task, _read_json(folder / "scores.json")
-        view.model_config = _model_config(view) if task != "multimodal" else None
+    if (file := folder / "environment.json").is_file():
+        view.listed = view.read("The environment is", lambda: checked(dict[str, Any], read_json(file), file), {})
+        view.environment = view.read("The parameters are", lambda: read_environment(folder), Environment())
+    if (table := folder / "probe.json").is_file():
+        view.probes = view.read("The probes are", lambda: ProbeTable.load(table), None)
+    view.skipped = read_lines(folder / "skipped.jsonl")
+    if not view.config and not (folder / "metrics.jsonl").is_file():
+        raise ConfigError(f"{folder} is no run folder: it has neither config.yaml nor metrics.jsonl")
+    segments = view.settings.objective.kind == "segmentation"
+    if (task := task_of(view.settings)) != "pretraining" and not segments:
+        view.task = task
+        if task != "multimodal":
+            view.model_config = _model_config(view)
+            if (file := folder / "scores.json").is_file():
+                view.scores = view.read("The scores are", lambda: ClassScores.load(file), None)
         return view
-    if view.probes is None and not segments and (view.config.get("probe") or {}).get("enabled", True):
+    if not table.is_file() and not segments and view.settings.probe.enabled:
         view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
     try:
-        look_at_segments(view) if segments else _look(view, num_images, num_inside, decoders)
+        with looking(view):
+            look_at_segments(view) if segments else _look(view, num_images, num_inside, decoders)
     except NextEmbedError as err:
         if decoders:  # they were asked for by name
             raise
@@ -95,16 +121,29 @@ def read_run(
     return view
 
 
-def task_of(config: dict[str, Any]) -> str:
+@contextlib.contextmanager
+def looking(view: RunView) -> Iterator[None]:
+    """Whatever goes wrong while a model runs on data as a ConfigError: of a model or settings that somebody changed,
+    torch says so in errors of every kind."""
+    try:
+        yield
+    except (NextEmbedError, MemoryError):
+        raise
+    except Exception as err:
+        where = view.weights or view.dir
+        raise ConfigError(f"{where} does not run on its data: {type(err).__name__}: {first_line(err)}") from err
+
+
+def task_of(settings: Settings) -> str:
     """What a run's objective is for: "pretraining", "classification", ..."""
     for package in ("objectives", "models.nepa", "models.emu", "models.omni"):  # registers their kinds
         importlib.import_module(f"..{package}", __package__)
     try:
-        objective = OBJECTIVES.find(str((config.get("objective") or {}).get("kind", "")))
+        objective = OBJECTIVES.find(settings.objective.kind)
     except NextEmbedError:
         return "pretraining"
     try:
-        model = MODELS.find(str((config.get("model") or {}).get("kind", "")))
+        model = MODELS.find(settings.model.kind)
     except NextEmbedError:  # the user's own, from a file
         return objective.task
     return common_task(objective, model) or objective.task
@@ -135,7 +174,7 @@ def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[st
     if not hasattr(data, "eval_samples"):
         raise ConfigError(f"data of kind {data.kind} gives no images to look at")
     pixels, view.split = _images(data, model.config, num_images)
-    causal = (view.config.get("objective") or {}).get("causal", True)
+    causal = view.settings.objective.causal
     view.scene = build_scene(model, pixels, data.mean, data.std, causal)
     if num_inside:
         view.inside_images = view.scene.spread(num_inside)
@@ -166,10 +205,3 @@ def _images(data: Any, model_config: Any, num: int) -> tuple[Tensor, str]:
         split = "train"
         samples = data.eval_samples(split, num_samples=num, **sizes)
     return torch.stack([samples[i]["pixel_values"] for i in range(len(samples))]), split
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return None

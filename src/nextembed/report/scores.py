@@ -1,14 +1,14 @@
 """The page of a fine-tuning run: how often the classifier is right, on what, and what was trained."""
 
 import importlib
-from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from ..core.config import DATA
+from ..core.scores import ClassScores, Mistake
 from ..errors import ConfigError, NextEmbedError
 from .pictures import data_uri, to_array
-from .run_view import RunView
+from .run_view import RunView, looking
 
 MAX_CLASSES = 40  # in bars and matrix; of more, those with the most mistakes
 MAX_LABEL = 26  # characters
@@ -47,36 +47,33 @@ CSS = """
 
 def before_curves(view: RunView) -> str:
     """Everything of a fine-tuning run that stands above its curves."""
-    scores = view.scores if view.scores and view.scores.get("task") == "classification" else None
+    scores = view.scores
     head = _header(view, scores)
     if scores is None:
         return head + '<p class="note">Nothing was scored: the run did not finish, or its data has no labels.</p>'
     return head + _classes(scores) + _matrix(scores) + _mistakes(view, scores)
 
 
-def _header(view: RunView, scores: Mapping[str, Any] | None) -> str:
-    source = str((view.config.get("data") or {}).get("source", "")) or "its data"
+def _header(view: RunView, scores: ClassScores | None) -> str:
+    source = str(view.settings.data.source or "its data")
     last = view.history[-1] if view.history else {}
     facts: list[tuple[str, str]] = []
     if scores:
-        facts.append((_percent(scores["top5"]), f"top-5 of {len(scores['class_names'])} classes"))
-        if scores.get("step") is not None:
-            facts.append(
-                (f"{scores['step']:,}", "step of the best weights" + ", averaged" * (scores["weights"] == "ema"))
-            )
+        facts.append((_percent(scores.top5), f"top-5 of {len(scores.class_names)} classes"))
+        if scores.step is not None:
+            facts.append((f"{scores.step:,}", "step of the best weights" + ", averaged" * (scores.weights == "ema")))
     if "samples_seen" in last:
-        facts.append((f"{last['samples_seen']:,}", f"images seen in {last['step']:,} steps"))
-    sizes = view.environment.get("parameters") or {}
-    if sizes:
-        share = f"of {sizes['all'] / 1e6:.2f} M parameters trained"
-        facts.append((f"{sizes['trained'] / 1e6:.2f} M" if sizes["trained"] >= 1e5 else f"{sizes['trained']:,}", share))
+        facts.append((f"{last['samples_seen']:,}", f"images seen in {last.get('step', 0):,} steps"))
+    if sizes := view.environment.parameters:
+        share = f"of {sizes.all / 1e6:.2f} M parameters trained"
+        facts.append((f"{sizes.trained / 1e6:.2f} M" if sizes.trained >= 1e5 else f"{sizes.trained:,}", share))
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
     headline = ""
     if scores:
         headline = (
-            f'<div class="card headline"><div><b>{_percent(scores["top1"])}</b><span class="soft">top-1 on '
-            f"{scores['num_images']:,} {escape(scores['split'])} images</span></div>{_scale(scores)}"
-            f"<p>{escape(scores['sentence'])}</p></div>"
+            f'<div class="card headline"><div><b>{_percent(scores.top1)}</b><span class="soft">top-1 on '
+            f"{scores.num_images:,} {escape(scores.split)} images</span></div>{_scale(scores)}"
+            f"<p>{escape(scores.sentence())}</p></div>"
         )
     return (
         f'<p class="kicker">Fine-tuning on {escape(source)}</p><h1>{escape(view.name)}</h1>{headline}'
@@ -85,16 +82,16 @@ def _header(view: RunView, scores: Mapping[str, Any] | None) -> str:
     )
 
 
-def _scale(scores: Mapping[str, Any]) -> str:
+def _scale(scores: ClassScores) -> str:
     """Top-1 and its 95 % range between 0 and 100 %, beside what guessing the largest class would score."""
-    low, high = scores["range"]
-    guess = max(map(sum, scores["confusion"])) / max(1, scores["num_images"])
+    low, high = scores.range
+    guess = min(1.0, max(scores.counts, default=0) / max(1, scores.num_images))
     anchor = "start" if guess < 0.5 else "end"
     return (
         '<svg class="scale" viewBox="0 -4 600 62" role="img" aria-label="top-1 with its 95 % range">'
         '<rect class="track" x="0" y="14" width="600" height="14" rx="7"/>'
         f'<rect class="range" x="{600 * low:.1f}" y="10" width="{600 * (high - low):.1f}" height="22" rx="6"/>'
-        f'<circle class="top" cx="{600 * scores["top1"]:.1f}" cy="21" r="7.5"/>'
+        f'<circle class="top" cx="{600 * scores.top1:.1f}" cy="21" r="7.5"/>'
         f'<line class="guess" x1="{600 * guess:.1f}" x2="{600 * guess:.1f}" y1="8" y2="34"/>'
         f'<text class="guessed" x="{600 * guess:.1f}" y="3" text-anchor="{anchor}">always the largest class: '
         f"{_percent(guess)}</text>"
@@ -104,18 +101,20 @@ def _scale(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _shown(scores: Mapping[str, Any], answers: bool = False) -> list[int]:
+def _shown(scores: ClassScores, answers: bool = False) -> list[int]:
     """Classes that have images, or with `answers` also those that images were called; of too many, those with the most
     mistakes; by id."""
-    confusion = scores["confusion"]
+    confusion = scores.confusion
     columns = [sum(column) for column in zip(*confusion)]
     there = [i for i, row in enumerate(confusion) if sum(row) or (answers and columns[i])]
     worst = sorted(there, key=lambda i: (confusion[i][i] - sum(confusion[i]), i))
     return sorted(worst[:MAX_CLASSES])
 
 
-def _classes(scores: Mapping[str, Any]) -> str:
-    confusion, shown = scores["confusion"], _shown(scores)
+def _classes(scores: ClassScores) -> str:
+    confusion, shown = scores.confusion, _shown(scores)
+    if not shown:
+        return ""
     recall = {i: confusion[i][i] / sum(confusion[i]) for i in shown}
     rows = ""
     for i in sorted(shown, key=lambda i: (-recall[i], i)):
@@ -142,8 +141,10 @@ def _wilson(share: float, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _matrix(scores: Mapping[str, Any]) -> str:
-    confusion, shown = scores["confusion"], _shown(scores, answers=True)
+def _matrix(scores: ClassScores) -> str:
+    confusion, shown = scores.confusion, _shown(scores, answers=True)
+    if not shown:
+        return ""
     left, size = 160, max(13.0, min(44.0, 400 / len(shown)))
     numbers = size >= 20
     cells = ""
@@ -157,7 +158,7 @@ def _matrix(scores: Mapping[str, Any]) -> str:
             count, share = confusion[i][j], confusion[i][j] / max(1, total)
             kind = "none" if not count else "right" if i == j else "wrong"
             box = f'x="{left + x * size:.1f}" y="{left + y * size:.1f}" width="{size:.1f}" height="{size:.1f}"'
-            tip = f"{scores['class_names'][i]}, called {scores['class_names'][j]}: {count} of {total}"
+            tip = f"{scores.class_names[i]}, called {scores.class_names[j]}: {count} of {total}"
             cells += f'<rect class="cell {kind}" {box} rx="4" style="--v:{15 + 85 * share:.0f}%">'
             cells += f"<title>{escape(tip)}</title></rect>"
             if numbers and count:
@@ -186,21 +187,20 @@ def _matrix(scores: Mapping[str, Any]) -> str:
     )
 
 
-def _mistakes(view: RunView, scores: Mapping[str, Any]) -> str:
-    errors = [error for error in scores.get("errors", []) if "index" in error]
-    if not errors:
+def _mistakes(view: RunView, scores: ClassScores) -> str:
+    if not any(error.index is not None for error in scores.errors):
         return ""
     try:
-        pictures = _pictures(view, scores, [(error["index"], error["key"]) for error in errors])
+        with looking(view):
+            pictures = _pictures(view, scores)
     except NextEmbedError as err:
         return f'<h2>The surest mistakes</h2><p class="note">There are no pictures: {escape(str(err))}</p>'
     cards = "".join(
-        f'<div class="card"><img alt="{escape(error["key"])}" src="{picture}"><p>'
-        f'is <span class="is">{_name(scores, error["label"])}</span><br>'
-        f'called <span class="called">{_name(scores, error["answer"])}</span>, '
-        f"{_percent(error['probability'])}</p></div>"
-        for error, picture in zip(errors, pictures)
-        if picture
+        f'<div class="card"><img alt="{escape(error.key)}" src="{picture}"><p>'
+        f'is <span class="is">{_name(scores, error.label)}</span><br>'
+        f'called <span class="called">{_name(scores, error.answer)}</span>, '
+        f"{_percent(error.probability)}</p></div>"
+        for error, picture in pictures
     )
     return (
         "<h2>The surest mistakes</h2>"
@@ -209,59 +209,49 @@ def _mistakes(view: RunView, scores: Mapping[str, Any]) -> str:
     )
 
 
-def _pictures(view: RunView, scores: Mapping[str, Any], places: list[tuple[int, str]]) -> list[str | None]:
-    """Images of the scored samples, None where the data is not what it was."""
+def _pictures(view: RunView, scores: ClassScores) -> list[tuple[Mistake, str]]:
+    """Wrong answers with the images of the scored samples; without those where the data is not what it was."""
     importlib.import_module("..data.kinds", __package__)  # registers its kinds
-    data: Any = DATA.parse(view.config["data"])
+    data: Any = DATA.parse(view.config.get("data"))
     model = view.model_config
     if model is None:
         raise ConfigError("there is no model that says how large they are")
-    num = (view.config.get("probe") or {}).get("num_test")
     sizes = {"image_size": model.image_shape[0], "num_channels": model.num_channels}
-    samples = data.eval_samples(scores["split"], num_samples=num, **sizes)
-    found: list[str | None] = []
-    for index, key in places:
-        sample = samples[index] if index < len(samples) else None
-        if sample is None or sample["key"] != key:
-            found.append(None)
-            continue
-        image = (sample["pixel_values"].float() * data.std + data.mean).clamp(0, 1)
-        found.append(data_uri(to_array(image.expand(3, -1, -1))))
+    samples = data.eval_samples(scores.split, num_samples=view.settings.probe.num_test, **sizes)
+    found = []
+    for error in scores.errors:
+        sample = samples[error.index] if error.index is not None and error.index < len(samples) else None
+        if sample is not None and sample["key"] == error.key:
+            image = (sample["pixel_values"].float() * data.std + data.mean).clamp(0, 1)
+            found.append((error, data_uri(to_array(image.expand(3, -1, -1)))))
     return found
 
 
 def what_was_trained(view: RunView) -> str:
     """Where the run started, what of it moved, and on what."""
-    model, train, data, task, optim = (
-        view.config.get(part) or {} for part in ("model", "train", "data", "objective", "optim")
-    )
-    lora, few = train.get("lora"), data.get("labels_per_class")
-    decay, end = optim.get("layer_decay", 1.0), optim.get("layer_decay_end")
-    mixing = [f"{name} {task[f'{name}_alpha']:g}" for name in ("mixup", "cutmix") if task.get(f"{name}_alpha")]
-    rand, erase = data.get("rand_augment"), data.get("erase_rate")
-    scratch = model.get("from_scratch") or not model.get("pretrained")
+    run = view.settings
+    model, train, data, task, optim = run.model, run.train, run.data, run.objective, run.optim
+    alphas = {"mixup": task.mixup_alpha, "cutmix": task.cutmix_alpha}
+    augmented = [f"RandAugment {data.rand_augment[0]:g}/{data.rand_augment[1]:g}"] if data.rand_augment else []
+    augmented += [f"{name} {alpha:g}" for name, alpha in alphas.items() if alpha]
+    augmented += [f"erasing {data.erase_rate:g}"] if data.erase_rate else []
+    few, end = data.labels_per_class, optim.layer_decay_end
     rows = [
-        ("started from", "random weights" if scratch else model["pretrained"]),
-        ("attention, pooling", f"{model.get('attention', '')}, {model.get('pooling', '')}"),
-        ("layers", f"the first {model['num_layers']}" if model.get("num_layers") else "all"),
-        (
-            "trained",
-            f"LoRA of rank {lora['rank']} (alpha {lora['alpha']:g}) on {', '.join(lora['targets'])}, and the head"
-            if lora
-            else "everything" + " but " * bool(train.get("freeze")) + ", ".join(train.get("freeze") or []),
-        ),
-        ("labels", f"{few} of each class (seed {data.get('labels_seed', 0)})" if few else "all"),
-        ("augmentation", ", ".join([*([f"RandAugment {rand[0]:g}/{rand[1]:g}"] if rand else []), *mixing,
-                                    *([f"erasing {erase:g}"] if erase else [])]) or "crops and flips only"),
-        ("learning rate", f"{optim.get('base_learning_rate', 0):g} x batch / 256, layer decay {decay:g}"
+        ("started from", model.start),
+        ("attention, pooling", f"{model.attention}, {model.pooling}"),
+        ("layers", f"the first {model.num_layers}" if model.num_layers else "all"),
+        ("trained", train.what),
+        ("labels", f"{few} of each class (seed {data.labels_seed})" if few else "all"),
+        ("augmentation", ", ".join(augmented) or "crops and flips only"),
+        ("learning rate", f"{optim.base_learning_rate:g} x batch / 256, layer decay {optim.layer_decay:g}"
                           + (f" rising to {end:g}" if end is not None else "")),
     ]  # fmt: skip
-    body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>" for name, value in rows)
+    body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
     return f'<h2>What was trained</h2><div class="card scroll trained"><table>{body}</table></div>'
 
 
-def _name(scores: Mapping[str, Any], i: int) -> str:
-    name = str(scores["class_names"][i])
+def _name(scores: ClassScores, i: int) -> str:
+    name = scores.class_names[i]
     return escape(name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…")
 
 

@@ -1,17 +1,17 @@
 """`visualize`: one image, one model, one picture of what goes on inside."""
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.run_folder import read_config, run_folder, weights_folders
+from ..core.run_folder import read_config, read_processor, run_folder, weights_folders
 from ..core.types import AttentionMode
 from ..data.sources import ImageData
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
@@ -21,6 +21,7 @@ from .figures import Drawing, draw
 from .inside import Inside, check_layers, look_inside
 from .readouts import Length
 from .run_view import load_model
+from .settings import Data, settings_of
 
 ARCHIVES = (".parquet", ".tar", ".tgz", ".arrow", ".jsonl", ".csv")  # of many images: a data source, not an image
 
@@ -145,7 +146,8 @@ def _model(model: Any, weights: str) -> tuple[Any, dict[str, Any], str, tuple[fl
     _check_model(net, str(path))
     run = run_folder(path)
     values = read_config(run) if run else {}
-    return net, values, str(values.get("name") or path.resolve().name), normalisation(values, folders[weights])
+    settings = settings_of(values, run or path)
+    return net, values, settings.name or path.resolve().name, normalisation(settings.data, folders[weights])
 
 
 @contextlib.contextmanager
@@ -294,14 +296,11 @@ def objective_notes(values: dict[str, Any], mode: AttentionMode) -> list[str]:
     return notes
 
 
-def normalisation(values: dict[str, Any], folder: Path) -> tuple[float, float]:
+def normalisation(data: Data, folder: Path) -> tuple[float, float]:
     """Mean and std of the pixels: of the run's data, else of the saved image processor, else 0.5 and 0.5."""
-    data = values.get("data") or {}
-    if "mean" in data and "std" in data:
-        return float(data["mean"]), float(data["std"])
-    try:
-        saved = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        mean, std = (sum(saved[name]) / len(saved[name]) for name in ("image_mean", "image_std"))
-        return mean, std
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+    if data.mean is not None and data.std is not None:
+        return float(data.mean), float(data.std)
+    saved = read_processor(folder)
+    if not saved.image_mean or not saved.image_std:
         return 0.5, 0.5
+    return fmean(saved.image_mean), fmean(saved.image_std)

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nextembed.core.probe_table import ProbeTable, sentence
 from nextembed.core.types import Hidden, Latents
 from nextembed.errors import ConfigError
 from nextembed.evaluation.attentive import (
@@ -17,7 +18,6 @@ from nextembed.evaluation.attentive import (
     moments,
 )
 from nextembed.evaluation.probes import ProbeConfig, ProbeData, sweep
-from nextembed.evaluation.table import ProbeTable, sentence
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from nextembed.core.scores import ClassScores
 from nextembed.core.types import IGNORE_LABEL
 from nextembed.errors import ConfigError, DataError
-from nextembed.evaluation.classify import ClassScores, QuickScore, ids_by_name, score_classifier
+from nextembed.evaluation.classify import QuickScore, ids_by_name, score_classifier
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
@@ -53,7 +54,7 @@ def test_counts_by_hand():
     assert found.confusion[5] == [0, 0, 1, 0, 0, 1] and sum(map(sum, found.confusion)) == 5
     assert found.recalls == [1.0, 0.5, None, None, None, 0.5]
     assert found.confusions() == [(1, 0, 1), (5, 2, 1)]
-    assert [(e["index"], e["label"], e["answer"]) for e in found.errors] == [(3, 5, 2), (1, 1, 0)]  # the surest first
+    assert [(e.index, e.label, e.answer) for e in found.errors] == [(3, 5, 2), (1, 1, 0)]  # the surest first
     logits = torch.stack([row["pixel_values"][0, 0, :6] for row in data[:5]])
     loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 5, 5]))
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)

@@ -7,11 +7,11 @@ from PIL import Image
 from transformers import AutoModelForPreTraining, ViTConfig, ViTModel
 
 import nextembed
+from nextembed.core.probe_table import ProbeTable, Row
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.encoder import Encoder, encode
 from nextembed.evaluation.features import FeatureKey, extract
-from nextembed.evaluation.table import ProbeTable, Row
 
 
 @pytest.fixture
@@ -79,7 +79,9 @@ def test_weights_and_layer_come_from_the_probes(saved, tmp_path):
     assert Encoder(run, layer=-2).place[:2] == ("raw", FeatureKey(2, "last", "full"))
     assert Encoder(run, layer=1).place[:2] == ("raw", FeatureKey(1, "mean", "causal"))  # no such row
     (run / "probe.json").write_text("{}")
-    assert "middle layer" in Encoder(run).place.why
+    with pytest.raises(ConfigError, match=r"probe\.json: rows is missing"):
+        Encoder(run)
+    assert Encoder(run, 2, "mean", "full", "raw").place.why == "as asked for"
 
 
 def test_pixels_are_normalised_as_in_the_run(saved, tmp_path):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from nextembed.core.probe_table import ProbeTable, sentence
 from nextembed.core.types import Hidden, Latents
 from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.probes import ProbeConfig, ProbeData, QuickProbe, draw, sweep
-from nextembed.evaluation.table import ProbeTable, sentence
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 

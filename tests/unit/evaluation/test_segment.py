@@ -52,14 +52,14 @@ def hand_made():
 
 def test_scores_are_counted_over_the_whole_split():
     scores = score_segmenter(Reader(), hand_made(), NAMES, "test")
-    ious = {row["name"]: row["iou"] for row in scores.per_class}
+    ious = {row.name: row.iou for row in scores.per_class}
     # a: 32 right of 64; b: 48 right of 48 true and 40 more called so; c: none of 8; never: in neither
     assert ious["a"] == pytest.approx(32 / 64, abs=1e-6) and ious["b"] == pytest.approx(48 / 88, abs=1e-6)
     assert ious["c"] == 0 and ious["never"] is None
     assert scores.miou == pytest.approx((32 / 64 + 48 / 88 + 0) / 3)
     assert scores.pixel_accuracy == pytest.approx(80 / 120)
     assert (scores.num_images, scores.num_pixels) == (2, 120)
-    assert [row["share"] for row in scores.per_class] == pytest.approx([64 / 120, 48 / 120, 8 / 120, 0], abs=1e-6)
+    assert [row.share for row in scores.per_class] == pytest.approx([64 / 120, 48 / 120, 8 / 120, 0], abs=1e-6)
 
 
 def test_batching_and_windows_do_not_change_the_scores():

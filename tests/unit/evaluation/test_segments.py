@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from nextembed.core.probe_table import ProbeTable, sentence
 from nextembed.data.records import Records
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
@@ -16,7 +17,6 @@ from nextembed.evaluation.loading import probe_checkpoint
 from nextembed.evaluation.omni import features
 from nextembed.evaluation.probes import ProbeConfig, fit_probes, folds_of
 from nextembed.evaluation.segments import segment_data
-from nextembed.evaluation.table import ProbeTable, sentence
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 
 MODALITIES = {"text": {}, "image": {"image_size": 8, "patch_size": 4},

@@ -9,8 +9,8 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, pipeline
 
+from nextembed.core.probe_table import ProbeTable, Row
 from nextembed.errors import ConfigError
-from nextembed.evaluation.table import ProbeTable, Row
 from nextembed.export import hub
 from nextembed.export.facts import differences, flat, gather
 from nextembed.export.hub import UploadError, push_to_hub, write_hub_folder
@@ -80,7 +80,8 @@ def run(checkpoint, tmp_path):
 
 @pytest.fixture
 def classifier_run(classifier_checkpoint, tmp_path):
-    scores = {"task": "classification", "split": "test", "num_images": 400, "top1": 0.9, "top5": 0.99}
+    scores = {"task": "classification", "split": "test", "num_images": 400, "top1": 0.9, "top5": 0.99, "loss": 0.3,
+              "class_names": ["cat", "dog"], "confusion": [[180, 20], [20, 180]]}  # fmt: skip
     return make_run(tmp_path / "tuned", classifier_checkpoint, scores=scores)
 
 

@@ -1,12 +1,15 @@
 """The result of a probe sweep: rows, JSON, a terminal table and plain sentences."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
+
+from .files import write_json
+from .saved import Count, Number, Share, load
 
 ProbeName = Literal["linear", "knn", "attentive"]
 
@@ -27,15 +30,15 @@ class Row:
 
     probe: ProbeName
     weights: str
-    layer: int
+    layer: Count
     pooling: str
     attention: str
-    validation_accuracy: float
-    accuracy: float | None = None
-    penalty: float | None = None
+    validation_accuracy: Share
+    accuracy: Share | None = None
+    penalty: Number | None = None
     default: bool = False
-    spread: float | None = None
-    learning_rate: float | None = None
+    spread: Share | None = None
+    learning_rate: Number | None = None
 
 
 @dataclass
@@ -49,19 +52,19 @@ class ProbeTable:
     """
 
     rows: list[Row]
-    pixels: dict[str, float] = field(default_factory=dict)
-    pixels_validation: dict[str, float] = field(default_factory=dict)
-    images: dict[str, int] = field(default_factory=dict)
+    pixels: dict[str, Share] = field(default_factory=dict)
+    pixels_validation: dict[str, Share] = field(default_factory=dict)
+    images: dict[str, Count] = field(default_factory=dict)
     class_names: list[str] = field(default_factory=list)
-    chance: float = 0.0
-    num_layers: int = 0
-    k: int = 20
-    pixels_spread: dict[str, float] = field(default_factory=dict)
-    seeds: int = 1
+    chance: Share = 0.0
+    num_layers: Count = 0
+    k: Count = 20
+    pixels_spread: dict[str, Share] = field(default_factory=dict)
+    seeds: Count = 1
     notes: list[str] = field(default_factory=list)
     raw: str = "raw pixels"
     things: str = "images"
-    folds: int = 0
+    folds: Count = 0
 
     @property
     def chosen_on(self) -> str:
@@ -77,15 +80,13 @@ class ProbeTable:
         """Writes probe.json."""
         best = self.best()
         values = asdict(self) | {"best": asdict(best) if best else None, "chosen_on": self.chosen_on}
-        path = Path(path)
-        path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        return path
+        write_json(path, values)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "ProbeTable":
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-        rows = [Row(**row) for row in values.pop("rows")]
-        return cls(rows=rows, **{k: v for k, v in values.items() if k in cls.__dataclass_fields__})
+        """Reads probe.json. Raises ConfigError, one line that names the file and the value that is wrong."""
+        return load(cls, path)
 
     def render(self) -> RenderableType:
         """For the terminal: a grid for each probe (validation, the weights that won), then who beats whom."""
@@ -193,6 +194,6 @@ def _measured(row: Row) -> str:
     return percent(row.accuracy if row.accuracy is not None else row.validation_accuracy, row.spread)
 
 
-def _cell(row: Row | None, best: bool) -> str:
+def _cell(row: Row | None, best: bool) -> Text:
     text = "" if row is None else f"{100 * row.validation_accuracy:.1f}"
-    return f"[bold green]{text}[/]" if best else text
+    return Text(text, style="bold green" if best else "")
