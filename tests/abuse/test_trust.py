@@ -20,9 +20,10 @@ import nextembed
 from nextembed.cli import main
 from nextembed.core.code import one_command, trusting
 from nextembed.core.config import DATA, apply_overrides, from_yaml, to_yaml
-from nextembed.errors import CodeRefused, ConfigError
+from nextembed.errors import CodeRefused, ConfigError, DataError
 from nextembed.evaluation.language.images import feature_space
 from nextembed.evaluation.parts import METADATA
+from nextembed.evaluation.talk import read_prompts
 from nextembed.export.layouts import read_state
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.parts import load_part
@@ -363,6 +364,13 @@ def test_a_data_folder_with_a_script(tmp_path: Path) -> None:
         (folder / name).write_text("from pathlib import Path\nPath('RAN').touch()\n")
     assert main(["train", "nepa_demo_tiny", "data.source=pictures"]) == 2
     assert not Path("RAN").exists()
+
+
+@pytest.mark.parametrize("piece", ["http://127.0.0.1:9/a.png", {"image": "http://127.0.0.1:9/a.png"}])
+def test_prompts_download_nothing(piece: Any) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"pieces": [piece]}))
+    with pytest.raises(DataError, match=r"line 1: .* nothing is downloaded"):
+        read_prompts("rows.jsonl")
 
 
 class Runs:

@@ -74,9 +74,9 @@ def runs(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options_of(command: str) -> set[str]:
-    """What may stand behind a command, --debug included."""
+    """What may stand behind a command, --debug and --code included."""
     group: Any = typer.main.get_command(app)
-    return {"--debug"}.union(*(parameter.opts for parameter in group.commands[command].params))
+    return {"--debug", "--code"}.union(*(parameter.opts for parameter in group.commands[command].params))
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words))

@@ -379,7 +379,7 @@ def read_prompts(file: str | Path, num_frames: int = 8) -> list[dict[str, Any]]:
 
 def _from_row(piece: Any, folder: Path, num_frames: int) -> Any:
     if isinstance(piece, str) and Path(piece).suffix.lower() in (*IMAGES, *VIDEOS):
-        return read_piece(str(folder / piece) if "://" not in piece else piece, num_frames)
+        return read_piece(_named(piece, folder), num_frames)
     if isinstance(piece, str):
         return piece
     if isinstance(piece, dict) and len(piece) == 1:
@@ -387,9 +387,16 @@ def _from_row(piece: Any, folder: Path, num_frames: int) -> Any:
         if kind == "text" and isinstance(value, str):
             return {"text": value}
         if kind in ("image", "video") and isinstance(value, str):
-            name = value if "://" in value else str(folder / value)
+            name = _named(value, folder)
             return read_image(name) if kind == "image" else read_video(name, num_frames)
     raise DataError("a piece is text, a file, or {'text': ...}, {'image': FILE}, {'video': FILE}")
+
+
+def _named(file: str, folder: Path) -> str:
+    """Where a file lies that a row names. Raises DataError for an address."""
+    if "://" in file:
+        raise DataError(f"'{file[:80]}' is an address; nothing is downloaded for a row")
+    return str(folder / file)
 
 
 def _segment(piece: Any) -> Any:
