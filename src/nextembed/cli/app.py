@@ -11,7 +11,7 @@ import typer
 
 from ..core.code import allow_code, one_command
 from ..core.signals import TidyStop
-from ..errors import ConfigError, NextEmbedError
+from ..errors import ConfigError, NextEmbedError, shortened
 
 app = typer.Typer(
     help="Pretrain a transformer to predict the next embedding, see what it learned, use it anywhere.",
@@ -53,6 +53,8 @@ def main(args: list[str] | None = None) -> int:
             err = err.__cause__  # of a file that ended too early; typer takes it for Ctrl-D
         if hasattr(err, "format_message"):  # typer's usage errors
             return _fail(err.format_message(), 2, debug)
+        if known := _of_the_machine(err):
+            return _fail(known, 1, debug)
         reason = " ".join(str(err).split()) or "no message"
         return _fail(f"unexpected {type(err).__name__}: {reason[:300]} (run again with --debug to see where)", 1, debug)
 
@@ -76,7 +78,22 @@ def allowing(words: list[str]) -> list[str]:
     return kept
 
 
+def _of_the_machine(err: Exception) -> str | None:
+    """What is wrong with a file, a name or the memory, where an error says so; None of all others."""
+    from ..core.sizes import too_large
+
+    if isinstance(err, OSError) and err.filename is not None:
+        return f"{shortened(str(err.filename))}: {err.strerror}"
+    if isinstance(err, UnicodeEncodeError):
+        return f"{shortened(err.object)!a} is not valid UTF-8"
+    if too_large(err) or type(err).__name__ == "OutOfMemoryError":
+        reason = shortened(" ".join(str(err).split())) or "no memory is left"
+        return f"too large for this machine's memory: {reason}"
+    return None
+
+
 def _fail(message: str, code: int, debug: bool) -> int:
+    message = shortened(" ".join(message.splitlines()), 2000)
     if debug:
         traceback.print_exc()
     if code == 1 or os.environ.get("RANK", "0") == "0":  # of several ranks, one says what is wrong for all

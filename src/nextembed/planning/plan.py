@@ -1,14 +1,13 @@
 """`plan`: whether a run fits, what it computes, how long it takes, and what would make it fit."""
 
-import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..core.config import apply_overrides
+from ..core.files import write_json
 from ..errors import ConfigError
 from ..run import RunConfig, task_of
 from .batches import TEXT
@@ -56,13 +55,7 @@ class Plan:
 
     def save(self, path: str | Path) -> None:
         """All of it as JSON. Raises ConfigError if the file cannot be written."""
-        path = Path(path)
-        scratch = path.with_name(f".tmp-{path.name}")
-        try:
-            scratch.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-            os.replace(scratch, path)
-        except OSError as err:
-            raise ConfigError(f"cannot write {path}: {err.strerror}") from None
+        write_json(path, asdict(self))
 
 
 def plan(
@@ -81,7 +74,7 @@ def plan(
     settings do not list them.
     Raises ConfigError for settings that cannot work, and for a model or objective that cannot be traced.
     """
-    if devices < 1 or memory <= 0 or not 0 < utilisation <= 1:
+    if devices < 1 or not 0 < memory < math.inf or not 0 < utilisation <= 1:
         raise ConfigError("plan needs devices from 1, memory above 0 (GiB) and utilisation in (0, 1]")
     tflops = peak_tflops(peak, config.train.precision)
     step = trace_step(config, devices, classes)
