@@ -37,11 +37,11 @@ def embed(
     pooling: Annotated[str | None, typer.Option(help="mean, last or first.")] = None,
     attention: Annotated[str | None, typer.Option(help="causal or full.")] = None,
     weights: Annotated[str | None, typer.Option(help="raw or ema.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images a forward pass.")] = 64,
     precision: Annotated[str, typer.Option(help="Of the forward pass: float32 or bfloat16.")] = "float32",
     dtype: Annotated[str, typer.Option(help="Of the file: float32 or float16.")] = "float32",
-    num_workers: Annotated[int, typer.Option(min=0, help="Threads that read and decode.")] = 2,
-    limit: Annotated[int | None, typer.Option(min=1, help="The first images only.")] = None,
+    num_workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read and decode.")] = 2,
+    limit: Annotated[int | None, typer.Option(min=1, max=10**15, help="The first images only.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
 ) -> None:
     """Write features of all images of a source to a Parquet file.
@@ -152,7 +152,7 @@ def search(
     query: Annotated[
         str | None, typer.Argument(metavar="QUERY", help="An image file, or the key of a row of FEATURES.")
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many.")] = 12,
+    top: Annotated[int, typer.Option(min=1, max=10**6, help="How many.")] = 12,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="PNG", help="Write a contact sheet, too.")
     ] = None,

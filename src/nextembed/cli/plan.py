@@ -26,14 +26,14 @@ ROWS = {
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe, config.yaml or my_file.py:my_recipe.")],
     overrides: Settings = None,
-    devices: Annotated[int, typer.Option(help="Devices that train together.", min=1)] = 1,
+    devices: Annotated[int, typer.Option(help="Devices that train together.", min=1, max=10**6)] = 1,
     memory: Annotated[float, typer.Option(help="GiB of each device.")] = 80,
     utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
     peak_tflops: Annotated[
         str, typer.Option(help="Of a device: a100, h100, h200, b200, mi300x, l40s, a10, 4090, 3090, or a number.")
     ] = "a100",
     samples: Annotated[int | None, typer.Option(help="Training samples, where a length is in epochs.", min=1)] = None,
-    classes: Annotated[int, typer.Option(help="Classes, where the settings do not list them.", min=2)] = 1000,
+    classes: Annotated[int, typer.Option(help="Where the settings do not list them.", min=2, max=10**6)] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON.")] = None,
 ) -> None:
     """Say what a run will need, before it is started: memory, arithmetic, hours."""

@@ -45,14 +45,14 @@ Output = Annotated[
         "--output", "-o", metavar="FILE", help="A picture, sound; of --input a .jsonl; of --target mixed a folder."
     ),
 ]
-Frames = Annotated[int, typer.Option(min=1, help="Of a video.")]
+Frames = Annotated[int, typer.Option(min=1, max=10**6, help="Of a video.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Draw tokens; with --temperature, --top-k, --top-p.")]
 Temperature = Annotated[float, typer.Option(help="Above 1 is bolder.")]
 TopK = Annotated[int, typer.Option(help="Draw among so many; 0: all.")]
 TopP = Annotated[float, typer.Option(help="Draw among the likeliest with this share.")]
 Repetition = Annotated[float, typer.Option(help="Above 1 repeats less.")]
 Seed = Annotated[int, typer.Option(help="Of drawn tokens and of painting.")]
-Steps = Annotated[int, typer.Option(min=1, help="Of painting.")]
+Steps = Annotated[int, typer.Option(min=1, max=10**6, help="Of painting.")]
 Guidance = Annotated[float, typer.Option(help="Of painting: away from the empty prompt; off at 1 or less.")]
 
 
@@ -73,7 +73,7 @@ def generate(
     output: Output = None,
     question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None,
     prompts: Prompts = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at once.")] = 8,
     beams: Annotated[int | None, typer.Option(help="5; 1 with --sample or --stream.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Of the text.")] = 50,
     min_new_tokens: Annotated[int, typer.Option(help="Of the text.")] = 0,

@@ -59,6 +59,19 @@ def check_folder(folder: str | Path) -> None:
         check_sizes(values, str(file))
 
 
+def usable_device(name: str | None = None) -> torch.device:
+    """The device of this name; else the accelerator if there is one, else the CPU. Raises ConfigError for none of
+    here."""
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError, UnicodeError):
+        raise ConfigError(f"there is no device {shortened(name)!a} here; take cpu, cuda or cuda:N") from None
+
+
 def memory(device: str | torch.device = "cpu") -> int:
     """Bytes of a device's memory; of the CPU, what this process may use (in a container, its limit)."""
     if torch.device(device).type == "cuda":

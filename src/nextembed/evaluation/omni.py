@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from ..core.files import from_json
 from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
+from ..core.sizes import usable_device
 from ..core.types import AttentionMode
 from ..data.audio import SAMPLE_RATE, AudioReader
 from ..data.transforms import ImageReader, Unreadable
@@ -53,7 +54,7 @@ def load_omni(path: str | Path, weights: str = "raw", device: str | None = None)
     if names := sorted(info["missing_keys"]):
         raise ConfigError(f"the model in {folder} lacks parameter {names[0]} ({len(names)} such in all)")
     model.processor.check(model.config)
-    place = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    place = usable_device(device)
     if (Path(path).expanduser() / "readout" / "config.json").is_file():
         trained = load_readouts(Path(path).expanduser())
         trained.check(model)

@@ -14,6 +14,7 @@ from ..core.config import Config
 from ..core.files import from_json
 from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
+from ..core.sizes import usable_device
 from ..core.text import check_text
 from ..data.transforms import Unreadable
 from ..data.video import VideoReader
@@ -90,7 +91,7 @@ class Talker:
         for words, kind in (("has no", "missing_keys"), ("has unknown", "unexpected_keys")):
             if names := sorted(info[kind]):
                 raise ConfigError(f"the model in {folder} {words} parameter {names[0]} ({len(names)} such in all)")
-        place = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        place = usable_device(device)
         return cls(model.to(place), processor, path)
 
     # text
