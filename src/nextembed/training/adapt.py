@@ -108,7 +108,8 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
         if not any(f".{name}".endswith(f".{target}") for name in layers):
             raise ConfigError(unknown("train.lora.targets: layer", target, {n.rpartition(".")[2] for n in layers}))
     reached = [n for n in layers if any(f".{n}".endswith(f".{target}") for target in settings.targets)]
-    smallest = min(min(backbone.get_submodule(n).weight.shape) for n in reached)
+    linears: list[Any] = [backbone.get_submodule(n) for n in reached]
+    smallest = min(min(linear.in_features, linear.out_features) for linear in linears)
     if settings.rank > smallest:
         raise ConfigError(f"train.lora.rank {settings.rank}: the smallest of the layers is {smallest} wide")
     targets: Any = settings.targets
