@@ -21,6 +21,11 @@ def sample_seed(seed: int, epoch: int, key: str) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
+def signed(seeds: Sequence[int]) -> Tensor:
+    """64-bit seeds as int64 [B], for `core.randomness`."""
+    return torch.tensor([seed - 2**63 for seed in seeds], dtype=torch.int64)
+
+
 @dataclass(frozen=True)
 class Collate:
     """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, seeds, and whatever `draw` adds.
@@ -45,7 +50,7 @@ class Collate:
             "labels": torch.tensor(labels, dtype=torch.int64),
             "latent_mask": torch.ones(len(pixels), self.num_latents, dtype=torch.bool),
             "position": position,
-            "seeds": torch.tensor([seed - 2**63 for seed in seeds], dtype=torch.int64),
+            "seeds": signed(seeds),
         }
         # The base class draws nothing; a call a sample would only cost time.
         if self.draw is None or getattr(self.draw, "__func__", None) is Objective.draw:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 
 from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
 from ..errors import ConfigError, DataError
+from .collate import sample_seed, signed
 from .record import key_of, reading, reason_of
 from .skipped import SkipLog
 from .stream import DOCUMENT_MARK, TrainLoader, _worker
@@ -320,7 +321,7 @@ class DocumentLoader(TrainLoader):
         stretches: Iterator[Any] = super().__iter__()
         documents = (document for stretch in stretches for document in spread(stretch))
         while True:
-            rows = []
+            rows, seeds = [], []
             for _ in range(self.size):
                 while len(waiting) < self.window:
                     place, outcome, encoded = next(documents)
@@ -328,9 +329,12 @@ class DocumentLoader(TrainLoader):
                     self.counts[OUTCOMES[outcome]] += 1
                     if encoded is not None:
                         waiting.append((place, encoded))
+                place = waiting[0][0]  # of the oldest document, which is in the row for sure
+                seeds.append(sample_seed(self.stream.seed, place.epoch, f"{place.reader}/{place.source}/{place.row}"))
                 rows.append(first_fit(waiting, self.length))
             state.pending = [place for place, _ in waiting]
             batch = pack(rows, self.length, state.values())
+            batch["seeds"] = signed(seeds)
             self._filled += int((batch["document_ids"] > 0).sum())
             self._total += self.size * self.length
             yield cast(Batch, {n: cast(Tensor, t).pin_memory() for n, t in batch.items()}) if self.pinned else batch
