@@ -46,7 +46,7 @@ from nextembed.nn.losses import vocabulary_scores
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.run import RunConfig, fit
 from nextembed.training.optim import OptimConfig
-from nextembed.training.trainer import TrainConfig
+from nextembed.training.settings import TrainConfig
 
 BOUNDARY: dict[str, Any] = {
     "text": {},

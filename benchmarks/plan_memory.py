@@ -94,7 +94,7 @@ def train(config: Any, folder: Path) -> None:
     from nextembed.planning.batches import example_batch
     from nextembed.planning.step import class_names
     from nextembed.run import CLASSES as CLASSES_FOR
-    from nextembed.training.trainer import PretrainTrainer
+    from nextembed.training.loop import Loop
 
     torch.manual_seed(0)
     names = [class_names(config, CLASSES)] if config.objective.task in CLASSES_FOR else []
@@ -110,8 +110,7 @@ def train(config: Any, folder: Path) -> None:
         return {}
 
     model = PretrainingModel(backbone, objective)
-    trainer = PretrainTrainer(model, config.train, config.optim, folder, batches(), advance, seed=0)
-    trainer.pretrain()
+    Loop(model, config.train, config.optim, folder, batches(), advance, seed=0).train()
 
 
 def memory_of(field: str) -> int:

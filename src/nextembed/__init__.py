@@ -82,7 +82,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .run import RunConfig as RunConfig
     from .run import fit as fit
     from .training.optim import OptimConfig as OptimConfig
-    from .training.trainer import TrainConfig as TrainConfig
+    from .training.settings import TrainConfig as TrainConfig
 
 _PUBLIC = {
     "run": "Run RunConfig fit",
@@ -116,7 +116,7 @@ _PUBLIC = {
     "planning.plan": "Plan plan",
     "report.visualize": "Visualization visualize",
     "training.optim": "OptimConfig",
-    "training.trainer": "TrainConfig",
+    "training.settings": "TrainConfig",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

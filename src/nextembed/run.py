@@ -37,13 +37,14 @@ from .models.nepa.settings import NepaModel
 from .nn.diagnostics import peaks, verdict, warnings
 from .objectives.next_embedding import NextEmbeddingSettings
 from .report import write_report
-from .training.adapt import trained_parameters
-from .training.callbacks import Probe, ProgressBar, Records, Say
+from .training.adapt import adapt, trained_parameters
 from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
 from .training.folder import opened
+from .training.loop import Loop
 from .training.memory import check_memory
 from .training.optim import OptimConfig
-from .training.trainer import PretrainTrainer, TrainConfig
+from .training.settings import TrainConfig
+from .training.watch import Probe, ProgressBar, Records, Say
 
 DataPart = Annotated[SerializeAsAny[Part], BeforeValidator(DATA.parse)]
 ModelPart = Annotated[SerializeAsAny[Part], BeforeValidator(MODELS.parse)]
@@ -139,6 +140,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         backbone = builder.build(*classes)
     if builder is not model:
         backbone.config._name_or_path = model.pretrained  # what an adapter belongs on
+    adapt(backbone, config.train, config.seed)
     if task == "pretraining":
         config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
     with building("the objective"):
@@ -159,7 +161,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         start=start_state(checkpoint),
     )
     step = checkpoint_step(checkpoint) if checkpoint else 0
-    trainer = PretrainTrainer(
+    loop = Loop(
         net,
         config.train,
         config.optim,
@@ -169,7 +171,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         seed=config.seed,
         num_samples=num_samples(loader),
         image_processor=processor_of(builder),
-        callbacks=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
+        watchers=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
         probe=online_probe(config, builder, backbone, progress.say),
         best=BEST.get(task),
     )
@@ -181,10 +183,10 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         progress.say(f"{trained[0]:,} of {trained[1]:,} parameters train ({trained[0] / trained[1]:.2%})")
     write_settings(run_dir, config, trained)
     try:
-        trainer.pretrain(checkpoint)
+        loop.train(checkpoint)
     finally:
         progress.close()
-    trainer.save_folders()
+    loop.save_folders()
     metrics = distributed.on_main(lambda: finish(run_dir, config, progress.say))
     return Run(run_dir, metrics, backbone.eval(), config)
 

@@ -15,8 +15,9 @@ NEWEST, BEFORE = "checkpoints/step-000004", "checkpoints/step-000002"
 WORDS = ["nepa_demo_tiny", "train.max_steps=6", "train.save_steps=2", "train.keep_checkpoints=3", "train.ema_decay=0.9",
          "train.trackers=[]", "train.probe_steps=null", "train.device=cpu", "probe.enabled=false", "data.num_workers=0",
          "objective.target=teacher", "train.log_steps=1"]  # fmt: skip
-FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "objective.safetensors", "optimizer.pt",
-         "scheduler.pt", "trainer_state.json", "ranks.json", "ema/model.safetensors", "checksums.json"]  # fmt: skip
+STATE = "state/shard-00001-model-00001-of-00001.safetensors"
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json", STATE, "progress.json",
+         "ema/model.safetensors", "checksums.json"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def refused(run: Path, capsys, resume: Path | None = None) -> str:
 
 
 def same_end(run: Path, whole: Path) -> None:
-    for name in ("model/model.safetensors", "ema/model.safetensors", "checkpoints/step-000006/objective.safetensors"):
+    for name in ("model/model.safetensors", "ema/model.safetensors", f"checkpoints/step-000006/{STATE}"):
         found, expected = load_file(run / name), load_file(whole / name)
         assert found.keys() == expected.keys() and all(torch.equal(found[n], t) for n, t in expected.items()), name
 
@@ -93,7 +94,7 @@ def test_damage_is_named_with_the_checkpoint_before(run, capsys, name, damage):
 
 
 def test_what_is_offered_ends_as_if_nothing_had_happened(run, whole, capsys):
-    flipped(run / NEWEST / "optimizer.pt")
+    flipped(run / NEWEST / STATE)
     said = refused(run, capsys)
     assert main(["train", "--resume", said.rpartition(" ")[2]]) == 0
     same_end(run, whole)
@@ -114,7 +115,7 @@ def test_a_whole_checkpoint_that_is_passed_over_is_kept_beside(run, whole):
 
 def test_all_damaged_and_none_of_that_name(run, capsys):
     for name in (NEWEST, BEFORE):
-        empty(run / name / "ranks.json")
+        empty(run / name / "progress.json")
     assert refused(run, capsys).endswith("none before it is whole")
     said = refused(run, capsys, run / "checkpoints/step-000003")
     assert "no such checkpoint" in said and "step-000002, step-000004" in said
@@ -124,15 +125,6 @@ def rewritten(change):
     def write(file):
         value = json.loads(file.read_text())
         file.write_text(json.dumps(change(value)))
-
-    return write
-
-
-def stored(change):
-    def write(file):
-        value = torch.load(file, weights_only=True)
-        change(value)
-        torch.save(value, file)
 
     return write
 
@@ -155,46 +147,36 @@ def grow_one(values):
     values[name] = torch.zeros(3, *values[name].shape)
 
 
-def first_state(values):
-    return next(iter(values["state"].values()))
+def of_rank(change):
+    return rewritten(lambda v: v | {"ranks": [v["ranks"][0] | change]})
 
 
+READ = ["config.json", STATE, "progress.json"]  # when a run goes on
 FOREIGN = {  # files with right checksums and other content
-    **{f"{name} empty": (name, empty) for name in FILES[:-1] if name != "preprocessor_config.json"},
-    **{f"{name} half": (name, truncated) for name in FILES[:-1] if name != "preprocessor_config.json"},
-    "weights lack one": ("model.safetensors", tensors(drop_one)),
-    "weights of another shape": ("model.safetensors", tensors(grow_one)),
-    "weights have one more": ("model.safetensors", tensors(lambda v: v.update(more=torch.zeros(1)))),
-    "no weights": ("model.safetensors", missing),
-    "average lacks one": ("ema/model.safetensors", tensors(drop_one)),
-    "average of another shape": ("ema/model.safetensors", tensors(grow_one)),
-    "no optimizer": ("optimizer.pt", missing),
-    "optimizer is a list": ("optimizer.pt", lambda file: torch.save([1], file)),
-    "optimizer lacks its groups": ("optimizer.pt", stored(lambda v: v.pop("param_groups"))),
-    "optimizer lacks a parameter": ("optimizer.pt", stored(lambda v: drop_one(v["state"]))),
-    "optimizer of another shape": ("optimizer.pt", stored(lambda v: first_state(v).update(exp_avg=torch.zeros(3, 5)))),
-    "optimizer with a word": ("optimizer.pt", stored(lambda v: v["param_groups"][0].update(lr="fast"))),
-    "optimizer with code": ("optimizer.pt", lambda file: torch.save(Path("x"), file)),
-    "no schedule": ("scheduler.pt", missing),
-    "schedule is a number": ("scheduler.pt", lambda file: torch.save(3, file)),
-    "schedule lacks its step": ("scheduler.pt", stored(lambda v: v.pop("last_epoch"))),
-    "schedule with a word": ("scheduler.pt", stored(lambda v: v.update(last_epoch="four"))),
-    "no ranks": ("ranks.json", rewritten(lambda v: [])),
-    "ranks are words": ("ranks.json", rewritten(lambda v: ["a"])),
-    "a place that is a word": ("ranks.json", rewritten(lambda v: [v[0] | {"data": {"next": "a"}}])),
-    "a place before the first": ("ranks.json", rewritten(lambda v: [v[0] | {"data": {"next": -1}}])),
-    "no place": ("ranks.json", rewritten(lambda v: [{"averages": {}}])),
-    "means that are words": ("ranks.json", rewritten(lambda v: [v[0] | {"averages": {"loss.0": ["a", 1]}}])),
-    "nested": ("ranks.json", lambda file: file.write_text("[" * 100_000)),
-    "no trainer state": ("trainer_state.json", missing),
-    "another step": ("trainer_state.json", rewritten(lambda v: v | {"global_step": 3})),
-    "a step that is a word": ("trainer_state.json", rewritten(lambda v: v | {"global_step": "four"})),
-    "callbacks that are a list": ("trainer_state.json", rewritten(lambda v: v | {"stateful_callbacks": [1]})),
-    "trainer state is a list": ("trainer_state.json", rewritten(lambda v: [v])),
+    **{f"{name} empty": (name, empty) for name in READ},
+    **{f"{name} half": (name, truncated) for name in READ},
+    "tensors lack one": (STATE, tensors(drop_one)),
+    "a tensor of another shape": (STATE, tensors(grow_one)),
+    "one tensor more": (STATE, tensors(lambda v: v.update({"model.more": torch.zeros(1)}))),
+    "a moment of another shape": (STATE, tensors(lambda v: v.update({sorted(v)[1]: torch.zeros(3, 5)}))),
+    "code": (STATE, lambda file: torch.save(Path("x"), file)),
+    "no tensors": (STATE, missing),
+    "no progress": ("progress.json", missing),
+    "progress is a list": ("progress.json", rewritten(lambda v: [v])),
+    "progress with more": ("progress.json", rewritten(lambda v: v | {"more": 1})),
+    "no ranks": ("progress.json", rewritten(lambda v: v | {"ranks": []})),
+    "ranks are words": ("progress.json", rewritten(lambda v: v | {"ranks": ["a"]})),
+    "a place that is a word": ("progress.json", of_rank({"data": {"next": "a"}})),
+    "a place before the first": ("progress.json", of_rank({"data": {"next": -1}})),
+    "no place": ("progress.json", rewritten(lambda v: v | {"ranks": [{"averages": {}}]})),
+    "means that are words": ("progress.json", of_rank({"averages": {"loss.0": ["a", 1]}})),
+    "nested": ("progress.json", lambda file: file.write_text("[" * 100_000)),
+    "another step": ("progress.json", rewritten(lambda v: v | {"step": 3})),
+    "a step that is a word": ("progress.json", rewritten(lambda v: v | {"step": "four"})),
     "config is a list": ("config.json", rewritten(lambda v: [v])),
     "config of other types": ("config.json", rewritten(lambda v: v | {"hidden_size": "wide"})),
     "config of another model": ("config.json", rewritten(lambda v: v | {"hidden_size": 2 * v["hidden_size"]})),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FOREIGN)

@@ -12,9 +12,9 @@ from nextembed.core import distributed
 from nextembed.core.distributed import on_main
 from nextembed.errors import ConfigError, TrainingError
 from nextembed.run import RunConfig, fit, fit_stage, folder_of
-from nextembed.training.callbacks import Records
 from nextembed.training.folder import LOCK, opened
-from nextembed.training.trainer import TrainConfig
+from nextembed.training.settings import TrainConfig
+from nextembed.training.watch import Records
 
 
 def tree(folder):

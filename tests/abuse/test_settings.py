@@ -29,7 +29,7 @@ from nextembed.run import RunConfig, loader_arguments, task_of
 from nextembed.training.adapt import LoraSettings, adapt
 from nextembed.training.memory import check_memory
 from nextembed.training.optim import OptimConfig, build_optimizer, lr_rate
-from nextembed.training.trainer import TrainConfig
+from nextembed.training.settings import TrainConfig
 
 NAN, INF = math.nan, math.inf
 NEVER = [NAN, INF, -INF, 1e308, 1e23, 10**30, 2**63, [NAN], [10**30], {"a": NAN}, "\0"]

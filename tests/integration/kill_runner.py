@@ -11,29 +11,30 @@ from pathlib import Path
 
 from nextembed import run
 from nextembed.training import checkpoint
-from nextembed.training.trainer import StepEnd
+from nextembed.training.loop import Loop
 
 
 def kill_at(step: int, event: str) -> None:
-    """This process dies in the callback `event` of that step; "write": with its checkpoint half written."""
+    """This process dies as the loop comes to the method `event` of that step; "write": with its checkpoint half
+    written."""
     if event == "write":
-        write = checkpoint.save_backbone
+        write = checkpoint.write_model
 
-        def half(backbone, state, folder, image_processor):
-            write(backbone, state, folder, image_processor)
+        def half(folder, *args):
+            write(folder, *args)
             if f"step-{step:06d}" in str(folder):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        checkpoint.save_backbone = half
+        checkpoint.write_model = half
         return
-    before = getattr(StepEnd, event, None)
+    method = getattr(Loop, event)
 
-    def callback(self, args, state, control, **kwargs):
-        if state.global_step == step:
+    def killed(self, *args):
+        if self.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
-        return before(self, args, state, control, **kwargs) if before else None
+        return method(self, *args)
 
-    setattr(StepEnd, event, callback)
+    setattr(Loop, event, killed)
 
 
 def child(config: run.RunConfig, resume: Path | None, kill: str | None) -> int:

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from tiny import model, trainer
-from transformers import TrainerCallback
 
 from nextembed.objectives.latent_decoder import LatentDecoderSettings
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training.optim import OptimConfig
+from nextembed.training.watch import Watcher
 
 # With Adam's usual eps, a gradient that is only rounding noise (a key's bias has none) moves its weight by a whole
 # step; this one leaves noise as small as it is.
@@ -19,7 +19,7 @@ def train(run_dir, micro_batch_size, objective=None, masked=False):
     run = trainer(run_dir, net, OPTIM, micro_batch_size=micro_batch_size, max_steps=4)
     if masked:
         run.loader = (drop_latents(batch) for batch in run.loader)
-    run.pretrain()
+    run.train()
     return dict(net.named_parameters()), run
 
 
@@ -35,7 +35,7 @@ def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path, micro, mask
     start = dict(model().named_parameters())
     whole, _ = train(tmp_path / "whole", None, masked=masked)
     parts, run = train(tmp_path / "parts", micro, masked=masked)
-    assert run.args.gradient_accumulation_steps == 16 // micro
+    assert run.num_micro_batches == 16 // micro
     for name, weight in whole.items():
         scale = weight.abs().max()
         assert (parts[name] - weight).abs().max() <= 5e-6 * scale, name
@@ -49,11 +49,10 @@ def test_gradient_of_accumulation_equals_that_of_the_whole_batch(tmp_path):
     for micro in (16, 4):
         run = trainer(tmp_path / str(micro), model(), micro_batch_size=micro, max_steps=1)
         seen = {}
-        run.optimizer = run.create_optimizer()
         run.optimizer.register_step_pre_hook(
             lambda *_, run=run, seen=seen: seen.update({n: p.grad.clone() for n, p in run.model.named_parameters()})
         )
-        run.pretrain()
+        run.train()
         gradients.append(seen)
     for name, whole in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], whole, rtol=1e-5, atol=1e-6 * float(whole.abs().max()))
@@ -62,15 +61,15 @@ def test_gradient_of_accumulation_equals_that_of_the_whole_batch(tmp_path):
 def test_logged_loss_is_the_mean_over_all_targets(tmp_path):
     lines = []
 
-    class Keep(TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            lines.append(logs)
+    class Keep(Watcher):
+        def logged(self, loop, line):
+            lines.append(line)
 
     for micro in (16, 2):
         net = model()
-        run = trainer(tmp_path / str(micro), net, micro_batch_size=micro, max_steps=2, callbacks=[Keep()])
+        run = trainer(tmp_path / str(micro), net, micro_batch_size=micro, max_steps=2, watchers=[Keep()])
         run.loader = (drop_latents(batch) for batch in run.loader)
-        run.pretrain()
+        run.train()
     assert lines[0]["loss"] == pytest.approx(lines[2]["loss"], rel=1e-5)
     assert lines[1]["loss"] == pytest.approx(lines[3]["loss"], rel=1e-5)
 
@@ -86,7 +85,7 @@ def test_averaged_weights_of_a_frozen_backbone_are_its_own(tmp_path):
     net = model(objective=LatentDecoderSettings(width=8, num_layers=1, num_heads=2))
     before = {n: p.clone() for n, p in net.backbone.named_parameters()}
     run = trainer(tmp_path, net, ema_decay=0.9, max_steps=2)
-    run.pretrain()
+    run.train()
     run.save_folders()
     for n, p in net.backbone.named_parameters():
         assert torch.equal(p, before[n])

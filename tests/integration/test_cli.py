@@ -12,7 +12,7 @@ import pytest
 import nextembed.run
 from nextembed.cli import main
 from nextembed.cli.doctor import diagnosis
-from nextembed.training.callbacks import Interrupted
+from nextembed.training.watch import Interrupted
 
 # -- fast and plain
 

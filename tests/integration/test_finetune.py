@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import STATE_FILE
 from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTModel, pipeline
 
 import nextembed
@@ -144,7 +145,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeyp
     gone = tmp_path / "gone"
     gone.symlink_to(pretrained)
     once, more = (config(tmp_path, start, f"train.lora={lora}", "data.num_workers=1") for start in (pretrained, gone))
-    kills = ["3:on_step_begin", "10:on_log", "12:write"]
+    kills = ["3:window", "10:log", "12:write"]
     whole, parts = killed_and_resumed(whole=(once, []), parts=(more, kills))
     gone.unlink()
     # 13 to 24 again, without the folder
@@ -155,7 +156,10 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeyp
     last = "checkpoints/step-000024"
     files = [f"{folder}/model.safetensors" for folder in ("model", "ema", "best", last, f"{last}/ema")]
     if lora != "null":
-        files += [f"{last}/lora.safetensors", f"{last}/ema/lora.safetensors", "best/adapter/adapter_model.safetensors"]
+        files += [
+            f"{last}/{STATE_FILE}",
+            "best/adapter/adapter_model.safetensors",
+        ]
         base = json.loads((parts / "best" / "adapter" / "adapter_config.json").read_text())
         assert base["base_model_name_or_path"] == str(gone)  # and not a checkpoint
     same_weights(parts, whole, *files)

@@ -248,7 +248,7 @@ def config(*changes: str):
 
 def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
     words = []
-    for name, kills in (("whole", []), ("parts", ["2:on_step_begin", "6:write", "7:on_optimizer_step"])):
+    for name, kills in (("whole", []), ("parts", ["2:window", "6:write", "7:update"])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(to_yaml(config()))
         words += [*(["--"] if words else []), str(tmp_path / name), *kills]

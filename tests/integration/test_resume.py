@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import STATE_FILE
 
 from nextembed.core.config import to_yaml
 from nextembed.run import RunConfig
 
 RUNNER = Path(__file__).parent / "kill_runner.py"
-EVENTS = ["on_step_begin", "on_substep_end", "on_optimizer_step", "on_step_end", "on_log"]
+EVENTS = ["window", "watch", "update", "end_of_step", "log"]
 # step 7 is in the middle of a logging window, 12 has just been saved, 18 dies while it saves
-KILLS = ["3:on_step_begin", "7:on_substep_end", "12:on_step_end", "18:write", "20:on_log"]
+KILLS = ["3:window", "7:watch", "12:end_of_step", "18:write", "20:log"]
 
 
 def config(streaming: bool) -> RunConfig:
@@ -57,7 +58,11 @@ def test_killed_five_times_and_resumed_is_bit_identical(tmp_path, streaming, mon
     monkeypatch.chdir(tmp_path)
     whole, parts = run(config(streaming), whole=[], parts=KILLS)
     last = "checkpoints/step-000024"
-    for file in ("model/model.safetensors", "ema/model.safetensors", f"{last}/objective.safetensors"):
+    for file in (
+        "model/model.safetensors",
+        "ema/model.safetensors",
+        f"{last}/{STATE_FILE}",
+    ):
         expected, found = load_file(whole / file), load_file(parts / file)
         assert expected.keys() == found.keys()
         for name, weight in expected.items():

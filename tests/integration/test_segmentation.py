@@ -14,7 +14,7 @@ import nextembed
 from nextembed import recipes
 from nextembed.cli import main
 from nextembed.core.config import apply_overrides
-from nextembed.training.trainer import StepEnd
+from nextembed.training.loop import Loop
 
 HEADS = {"linear": "emoji_scenes_tiny", "upernet": "nepa_base_ade20k_tiny"}
 
@@ -53,12 +53,15 @@ def test_a_stopped_and_resumed_run_is_the_same_to_the_bit(head, tmp_path, monkey
     class Stopped(Exception):
         pass
 
-    def stop(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+    window = Loop.window
+
+    def stop(self, batches):
+        if self.step == 3:
             raise Stopped
+        return window(self, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StepEnd, "on_step_begin", stop, raising=False)
+        patch.setattr(Loop, "window", stop)
         with pytest.raises(Stopped):
             nextembed.fit(config(head, tmp_path, "name=parts", *changes))
     parts = nextembed.fit(resume=tmp_path / "parts")

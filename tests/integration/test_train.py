@@ -12,15 +12,14 @@ import pytest
 import torch
 import transformers
 from tiny import trainer, weights
-from transformers import TrainerCallback
 
 from nextembed.core import config as core_config
 from nextembed.core import files as core_files
 from nextembed.errors import ConfigError, TrainingError
 from nextembed.run import Run, RunConfig, fit, read_run_config
 from nextembed.training import checkpoint
-from nextembed.training.callbacks import Interrupted
 from nextembed.training.optim import OptimConfig
+from nextembed.training.watch import Interrupted, Watcher
 
 MODEL = {"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "image_size": 16, "patch_size": 4, "layerscale_value": 1.0}  # fmt: skip
@@ -59,14 +58,7 @@ def files(folder) -> set[str]:
 
 def test_a_run_writes_exactly_these_files(finished):
     model = {"config.json", "model.safetensors", "preprocessor_config.json"}
-    state = {
-        "objective.safetensors",
-        "optimizer.pt",
-        "scheduler.pt",
-        "trainer_state.json",
-        "ranks.json",
-        "checksums.json",
-    }
+    state = {"state/shard-00001-model-00001-of-00001.safetensors", "progress.json", "checksums.json"}
     step = model | {f"ema/{name}" for name in model} | state
     assert files(finished.dir) == (
         {".lock", "config.yaml", "environment.json", "metrics.jsonl", "probe.json", "report.html"}
@@ -155,13 +147,13 @@ def test_bad_settings_are_found_before_a_folder_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-class At(TrainerCallback):
+class At(Watcher):
     def __init__(self, step, action):
         self.step, self.action = step, action
 
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step:
-            self.action(model)
+    def stepped(self, loop):
+        if loop.step == self.step:
+            self.action(loop.model)
 
 
 def spoil(model):
@@ -170,21 +162,21 @@ def spoil(model):
 
 
 def test_nan_is_one_clear_error_and_nothing_is_saved_over_the_last_good_checkpoint(tmp_path):
-    run = trainer(tmp_path, callbacks=[At(3, spoil)])
+    run = trainer(tmp_path, watchers=[At(3, spoil)])
     with pytest.raises(TrainingError, match=r"step 4: the loss or its gradient is not a finite number; lower optim"):
-        run.pretrain()
+        run.train()
     good = checkpoint.last_checkpoint(tmp_path)
     assert good.name == "step-000002"
     assert all(torch.isfinite(w).all() for w in weights(tmp_path, f"checkpoints/{good.name}").values())
 
 
-@pytest.mark.parametrize("where", ["save_backbone", "torch_save", "sync"])
+@pytest.mark.parametrize("where", ["write_model", "save_tensors", "sync"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, where):
-    """The second checkpoint hits a full disk: while weights are written, the optimizer, or when it is synced."""
+    """The second checkpoint hits a full disk: while weights are written, the state, or when it is synced."""
     full = OSError(errno.ENOSPC, "No space left on device")
     names = {
-        "save_backbone": (checkpoint, "save_backbone"),
-        "torch_save": (torch, "save"),
+        "write_model": (checkpoint, "write_model"),
+        "save_tensors": (checkpoint, "save_tensors"),
         "sync": (core_files, "_sync"),
     }
     module, name = names[where]
@@ -198,33 +190,33 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, wher
     monkeypatch.setattr(module, name, failing)
     run = trainer(tmp_path)
     with pytest.raises(TrainingError, match=r"saving step 4 failed: .*the disk is full"):
-        run.pretrain()
+        run.train()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
     monkeypatch.undo()
     start = checkpoint.start_state(checkpoint.last_checkpoint(tmp_path))
     again = trainer(tmp_path, start=start)
-    again.pretrain(checkpoint.last_checkpoint(tmp_path))
+    again.train(checkpoint.last_checkpoint(tmp_path))
     again.save_folders()
     whole = trainer(tmp_path / "whole")
-    whole.pretrain()
+    whole.train()
     whole.save_folders()
     assert all(torch.equal(weights(tmp_path)[n], w) for n, w in weights(tmp_path / "whole").items())
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_names_the_command_that_resumes(tmp_path, signum):
-    run = trainer(tmp_path, save_steps=100, callbacks=[At(2, lambda _: os.kill(os.getpid(), signum))])
+    run = trainer(tmp_path, save_steps=100, watchers=[At(2, lambda _: os.kill(os.getpid(), signum))])
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=f"nextembed train --resume {tmp_path}") as caught:
-        run.pretrain()
+        run.train()
     assert caught.value.exit_code == 128 + signum
     assert signal.getsignal(signum) == before
     last = checkpoint.last_checkpoint(tmp_path)
-    assert last.name == "step-000003"
+    assert last.name == "step-000002"
     again = trainer(tmp_path, start=checkpoint.start_state(last), save_steps=100)
-    again.pretrain(last)
+    again.train(last)
     whole = trainer(tmp_path / "whole", save_steps=100)
-    whole.pretrain()
+    whole.train()
     name = "checkpoints/step-000006"
     assert all(torch.equal(weights(tmp_path, name)[n], w) for n, w in weights(tmp_path / "whole", name).items())
 
@@ -237,7 +229,7 @@ def test_a_probe_and_other_random_draws_do_not_change_training(tmp_path):
 
     plain, probed = trainer(tmp_path / "plain"), trainer(tmp_path / "probed", probe=probe, probe_steps=1, ema_decay=0.9)
     for run in (plain, probed):
-        run.pretrain()
+        run.train()
     for (name, weight), other in zip(plain.model.named_parameters(), probed.model.parameters()):
         assert torch.equal(weight, other), name
 
@@ -245,14 +237,14 @@ def test_a_probe_and_other_random_draws_do_not_change_training(tmp_path):
 def test_gradient_checkpointing_gives_the_same_weights(tmp_path):
     plain, saving = trainer(tmp_path / "plain"), trainer(tmp_path / "saving", gradient_checkpointing=True)
     for run in (plain, saving):
-        run.pretrain()
+        run.train()
     for (name, weight), other in zip(plain.model.named_parameters(), saving.model.parameters()):
         torch.testing.assert_close(other, weight, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_bf16_trains_float32_weights(tmp_path):
     run = trainer(tmp_path, precision="bf16")
-    run.pretrain()
+    run.train()
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
@@ -324,5 +316,4 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
 
 def test_a_warm_up_in_epochs_needs_a_known_size(tmp_path):
     run = trainer(tmp_path, optim=OptimConfig(warmup_epochs=0.5))
-    run.pretrain()
-    assert run.lr_scheduler.lr_lambdas[0](0) == pytest.approx(1 / 2)  # 64 images, batch 16: half an epoch is 2 steps
+    assert run.warmup_steps == 2  # 64 images, batch 16

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import STATE_FILE
 
 import nextembed
 from nextembed import recipes
@@ -48,7 +49,7 @@ def test_decoder_run_leaves_model_and_decoder(runs: Path) -> None:
     size = json.loads((runs / "latents/model/preprocessor_config.json").read_text())["size"]
     assert size == {"height": 24, "width": 24}  # the pretrained model's, not the settings' default
     loaded = nextembed.load_decoder(runs / "latents")
-    checkpoint = load_file(last_checkpoint(runs / "latents") / "objective.safetensors")  # type: ignore[operator]
+    checkpoint = load_file(last_checkpoint(runs / "latents") / STATE_FILE)  # type: ignore[operator]
     for name, weight in loaded.decoder.state_dict().items():
         assert torch.equal(weight, checkpoint[f"decoder.{name}"])
     line = json.loads((runs / "latents/metrics.jsonl").read_text().splitlines()[-1])

@@ -8,9 +8,12 @@ from nextembed.core import distributed
 from nextembed.core.types import PretrainingModel
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
+from nextembed.training.adapt import adapt
+from nextembed.training.loop import Loop
 from nextembed.training.optim import OptimConfig
-from nextembed.training.trainer import PretrainTrainer, TrainConfig
+from nextembed.training.settings import TrainConfig
 
+STATE_FILE = "state/shard-00001-model-00001-of-00001.safetensors"  # of a checkpoint of one rank
 MODEL = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -52,15 +55,15 @@ def model(seed: int = 0, objective=None, **settings) -> PretrainingModel:
     return PretrainingModel(backbone, (objective or NextEmbeddingSettings()).build(backbone))
 
 
-def trainer(run_dir: Path, net=None, optim=None, start=None, callbacks=(), probe=None, **train) -> PretrainTrainer:
+def trainer(run_dir: Path, net=None, optim=None, start=None, watchers=(), probe=None, **train) -> Loop:
     values = {"batch_size": 16, "max_steps": 6, "log_steps": 2, "save_steps": 2, "device": "cpu", "trackers": []}
     config = TrainConfig(**(values | train))
     optim = optim or OptimConfig(base_learning_rate=1e-2, warmup_steps=2)
     batches = loader(config.batch_size, config.micro_batch(distributed.world_size()), start)
-    return PretrainTrainer(
-        net or model(), config, optim, run_dir, batches, advance, seed=0, num_samples=64, callbacks=callbacks,
-        probe=probe,
-    )  # fmt: skip
+    net = net or model()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    adapt(net.backbone, config)
+    return Loop(net, config, optim, run_dir, batches, advance, 0, num_samples=64, watchers=watchers, probe=probe)
 
 
 def weights(run_dir: Path, name: str = "model") -> dict[str, torch.Tensor]:

@@ -59,7 +59,7 @@ def probe_settings(target: str, source: str | None, overrides: list[str]) -> "Ru
     from ..data.records import Records
     from ..data.sources import ImageData
     from ..run import RunConfig, read_run_config
-    from ..training.trainer import TrainConfig
+    from ..training.settings import TrainConfig
 
     run = run_folder(target)
     if run is None and source is None:

@@ -9,6 +9,7 @@ import functools
 import gc
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -36,7 +37,7 @@ def stop() -> None:
     """Leaves the process group. Its threads would else outlive the interpreter: one rank in twelve then aborted at the
     very end, with all work done ("terminate called without an active exception")."""
     if is_distributed():
-        _cpu_group.cache_clear()
+        cpu_group.cache_clear()
         gc.collect()  # a DDP model that is garbage still holds the group
         dist.destroy_process_group()
 
@@ -62,7 +63,7 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Elementwise sum of a CPU tensor over all ranks; every rank gets it. No gradient."""
     if world_size() > 1:
         values = values.clone()
-        dist.all_reduce(values, group=_cpu_group())
+        dist.all_reduce(values, group=cpu_group())
     return values
 
 
@@ -71,8 +72,14 @@ def gather_objects(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value, group=_cpu_group())
+    dist.all_gather_object(values, value, group=cpu_group())
     return values
+
+
+def wait() -> None:
+    """Comes back when every rank is here, however long one of them takes."""
+    if world_size() > 1:
+        dist.monitored_barrier(cpu_group(), timeout=timedelta(days=30))
 
 
 def broadcast_object(value: Any) -> Any:
@@ -80,7 +87,7 @@ def broadcast_object(value: Any) -> Any:
     if world_size() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0, group=_cpu_group())
+    dist.broadcast_object_list(box, src=0, group=cpu_group())
     return box[0]
 
 
@@ -110,5 +117,6 @@ def _portable(error: Exception | None) -> Exception | None:
 
 
 @functools.cache
-def _cpu_group() -> Any:
-    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+def cpu_group() -> Any:
+    """The group that exchanges go over; None: the only one."""
+    return None if not is_distributed() or dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -16,7 +16,7 @@ from .facts import Facts, gather
 from .loading import first_line
 
 FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
-NOT_THE_MODEL = ("objective.safetensors",)  # a training checkpoint has more in its folder
+NOT_THE_MODEL = ()
 
 
 class UploadError(NextEmbedError):

@@ -16,8 +16,8 @@ from ..errors import ConfigError, NextEmbedError
 from ..nn.linear import as_on_accelerator
 from ..run import RunConfig, task_of
 from ..training.adapt import adapt
-from ..training.callbacks import EmaWeights
 from ..training.optim import build_optimizer
+from ..training.watch import EmaWeights
 from .batches import example_batch
 from .known import KnownValues
 from .trace import ACTIVATIONS, AVERAGES, BATCH, CASTS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace
@@ -73,15 +73,14 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
     backbone = build_weightless(config, num_classes)
     with _modes(fake, known, train.device):
         to_fake(backbone)
+        with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
+            adapt(backbone, train, config.seed)
+        to_fake(backbone)
         objective = cast(Any, config.objective).build(backbone)
         model = PretrainingModel(backbone, objective).train()
-        with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
-            adapt(model, train.attn_implementation, train.gradient_checkpointing, train.freeze, train.lora, config.seed)
         to_fake(model)
         sizes = quantized(model, getattr(config.model, "quantize", None))
-        averages = EmaWeights(train.ema_decay) if train.ema_decay is not None else None
-        if averages is not None:
-            averages.start(backbone)
+        averages = EmaWeights(train.ema_decay, backbone) if train.ema_decay is not None else None
     batch = example_batch(config, backbone, objective, micro)
     trace = Trace(shares(train.fsdp, devices))
     with _modes(fake, known, train.device):

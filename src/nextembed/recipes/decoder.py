@@ -7,7 +7,7 @@ from ..models.nepa import NepaModel
 from ..objectives.latent_decoder import LatentDecoderSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 
 
 def latent_decoder() -> RunConfig:

@@ -17,7 +17,7 @@ from ..objectives.visual_decoder import VisualDecoderSettings
 from ..run import RunConfig
 from ..training.adapt import LoraSettings
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 
 ENCODER = "runs/nepa_demo/model"
 LANGUAGE = "runs/emu_emoji_language/model"

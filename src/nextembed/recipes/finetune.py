@@ -12,7 +12,7 @@ from ..models.nepa.settings import NepaClassifier
 from ..objectives.supervised import ClassificationSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 
 
 def finetune() -> RunConfig:

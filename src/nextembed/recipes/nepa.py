@@ -12,7 +12,7 @@ from ..models.nepa import NepaModel
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 
 
 def nepa_demo() -> RunConfig:

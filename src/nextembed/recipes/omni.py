@@ -9,7 +9,7 @@ from ..objectives.next_embedding import NextEmbeddingSettings
 from ..objectives.readout import ReadoutSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 
 
 def omni_emoji() -> RunConfig:

@@ -9,7 +9,7 @@ from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 from .omni import _tiny
 
 RATES = (0.2, 0.5, 0.8)  # how often a thing is real; which of the three depends on the thing

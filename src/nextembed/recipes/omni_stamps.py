@@ -10,7 +10,7 @@ from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 from .omni import _tiny
 
 LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "captions_other.es"),

@@ -11,7 +11,7 @@ from ..models.nepa import NepaSegmenter
 from ..objectives.segmentation import SegmentationSettings
 from ..run import RunConfig
 from ..training.optim import OptimConfig
-from ..training.trainer import TrainConfig
+from ..training.settings import TrainConfig
 from .ade20k import ADE20K
 from .nepa import _small
 

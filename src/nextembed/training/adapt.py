@@ -2,15 +2,17 @@
 nothing of it."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import TrainingArguments
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from ..core.config import Config
 from ..core.sizes import MAX_WIDTH
@@ -36,29 +38,37 @@ class LoraSettings(Config):
     within: str | None = None
 
 
-def adapt(
-    model: PretrainingModel,
-    attn_implementation: str | None,
-    gradient_checkpointing: bool,
-    frozen: Sequence[str] = (),
-    lora: LoraSettings | None = None,
-    seed: int = 0,
-) -> None:
-    """Sets the backbone's attention implementation and gradient checkpointing, adds LoRA and freezes parameters, in
-    place. seed: of LoRA's random start.
+class Adaptation(Protocol):
+    """What of `TrainConfig` changes the backbone."""
 
-    Raises ConfigError if the backbone does not have the implementation, the layers or the parameters.
+    attn_implementation: str | None
+    gradient_checkpointing: bool
+    freeze: list[str]
+    lora: LoraSettings | None
+
+
+def adapt(backbone: Any, train: Adaptation, seed: int = 0) -> None:
+    """Adds LoRA, freezes parameters, and sets the attention implementation and gradient checkpointing, in place.
+
+    Called before an objective is built on the backbone, so that a teacher is a copy of what trains.
+
+    Args:
+        backbone: of transformers.
+        train: what to change.
+        seed: of LoRA's random start.
+
+    Raises:
+        ConfigError: The backbone does not have the implementation, the layers or the parameters.
     """
-    backbone: Any = model.backbone
-    if lora is not None:
-        add_lora(backbone, lora, seed)
-    freeze(backbone, frozen)
-    if attn_implementation is not None:
+    if train.lora is not None:
+        add_lora(backbone, train.lora, seed)
+    freeze(backbone, train.freeze)
+    if train.attn_implementation is not None:
         try:
-            backbone.set_attn_implementation(attn_implementation)
+            backbone.set_attn_implementation(train.attn_implementation)
         except (ValueError, ImportError) as err:
             raise ConfigError(f"train.attn_implementation: {str(err).splitlines()[0]}") from None
-    if gradient_checkpointing:
+    if train.gradient_checkpointing:
         # transformers 5.23 renamed it; earlier versions only know the old name
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
         enable({"use_reentrant": False})
@@ -154,17 +164,6 @@ def merged(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def unmerged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `merged` weights lack for training to go on: adapters, and the layers beneath as they were."""
-    return {name: value.contiguous() for name, value in state.items() if BASE in name or LORA in name}
-
-
-def with_unmerged(plain: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`merged` weights with what is `unmerged` back in its place."""
-    changed = {name.replace(BASE, ".") for name in own}
-    return {name: value for name, value in plain.items() if name not in changed} | own
-
-
 def write_adapter(backbone: Any, state: dict[str, Tensor], folder: Path) -> None:
     """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters and the head."""
     head = head_modules(backbone)
@@ -183,8 +182,19 @@ def compile_model(model: PretrainingModel) -> None:
     model.compile()
 
 
-def shard(args: TrainingArguments, model: PretrainingModel) -> None:
-    """Makes the backbone's blocks the units that FSDP2 gathers one at a time."""
-    if args.fsdp_plugin_args is not None:
-        blocks = getattr(model.backbone, "_no_split_modules", None) or []
-        args.fsdp_plugin_args["transformer_cls_names_to_wrap"] = ",".join(blocks)
+def shard(model: PretrainingModel) -> PretrainingModel:
+    """Shards weights, gradients and optimizer over the ranks (FSDP2); blocks of the backbone are gathered in turn."""
+    names = set(model.backbone._no_split_modules or [])  # type: ignore[union-attr, arg-type]
+    for module in list(model.backbone.modules()):
+        if type(module).__name__ in names:
+            fully_shard(module)
+    return fully_shard(model)
+
+
+@contextmanager
+def only_last_syncs(model: nn.Module, last: bool) -> Iterator[None]:
+    """Gradients are exchanged between ranks with the last micro batch of a step only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():
+        yield

@@ -1,12 +1,10 @@
-"""Checkpoints: Hugging Face folders that appear whole or not at all, with all that an exact resume needs.
+"""Checkpoints: folders that appear whole or not at all, with all that an exact resume needs.
 
 RUN/checkpoints/step-000100/
   config.json, model.safetensors, preprocessor_config.json   the backbone, for `from_pretrained`
   ema/                                                        the same for its averaged weights
-  lora.safetensors                                            of a run with LoRA: what merging has lost, for resuming
-  objective.safetensors                                       what only the objective owns, if anything
-  optimizer.pt, scheduler.pt, trainer_state.json              plain tensors and numbers, no pickled code
-  ranks.json                                                  by rank: state of the data, means since the last log
+  state/                                                      all tensors that training goes on from; see `state`
+  progress.json                                               step; by rank: state of the data, means since the last log
   checksums.json                                              of all of these, written last, compared before resuming
 RUN/best/                                                     a supervised run's best weights so far, and their score
 """
@@ -17,41 +15,31 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from transformers import PreTrainedModel, TrainerControl, TrainerState
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from ..core import distributed, files
-from ..core.files import new_folder, write_error, write_json
+from ..core.files import new_folder, saving, write_json
 from ..core.quiet import no_progress_bar
+from ..core.types import PretrainingModel
 from ..data.stream import valid_state
 from ..errors import ConfigError, TrainingError
-from .adapt import has_lora, merged, unmerged, with_unmerged, write_adapter
-from .checksums import damage, difference, reading, write_checksums
+from .adapt import LORA, has_lora, merged, write_adapter
+from .checksums import damage, reading, write_checksums
+from .state import load_tensors, save_tensors, start_moments, stored_shapes, tensors_of
+from .watch import EmaWeights
 
-LORA_FILE = "lora.safetensors"
-FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+STATE = "state"
 UNIMPORTANT = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # may differ in a resumed run
-
-
-@contextmanager
-def saving(run_dir: Path, what: str) -> Iterator[None]:
-    """What goes wrong while something is written to a run folder as a TrainingError of one line. A run folder that was
-    deleted meanwhile is not made anew: it would hold half a run."""
-    try:
-        run_dir.stat()
-        yield
-    except (OSError, RuntimeError, SafetensorError, ConfigError) as err:
-        reason = write_error(err) if run_dir.is_dir() else f"the run folder {run_dir} is gone"
-        raise TrainingError(f"{what} failed: {reason}") from err
 
 
 def clean(run_dir: Path) -> None:
@@ -123,48 +111,129 @@ def prune(run_dir: Path, keep: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def full_state(model: nn.Module) -> dict[str, Tensor]:
-    """All weights and buffers on the CPU of rank 0, whole even if sharded. Every rank must call it."""
-    return cast(dict[str, Tensor], get_model_state_dict(model, options=FULL))
+@contextmanager
+def folder_of_all(target: Path, what: str) -> Iterator[Path]:
+    """A scratch folder that all ranks write into; it becomes `target` when the block ends well on every one of them.
 
-
-def save_backbone(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path, image_processor: Any) -> None:
-    """A folder for `from_pretrained`: weights `state` [names of `backbone`], config and image processor.
-
-    LoRA is merged into the weights, and beside them in adapter/ for peft.
+    Every rank must call it. What goes wrong on one is a TrainingError on all, so that none waits for ever.
     """
-    with no_progress_bar():
-        backbone.save_pretrained(folder, state_dict=dict(merged(backbone, state)))  # it empties what it is given
-    if has_lora(backbone):
-        write_adapter(backbone, state, folder / "adapter")
-    if image_processor is not None:
-        image_processor.save_pretrained(folder)
+    run_dir = target.parent.parent if target.parent.name == "checkpoints" else target.parent
+    with ExitStack() as stack:
+        scratch, error = Path(), ""
+        try:
+            if distributed.is_main():
+                with saving(run_dir, what):
+                    scratch = stack.enter_context(new_folder(target, replace=True))
+        except TrainingError as err:
+            error = str(err)
+        scratch, error = distributed.broadcast_object((scratch, error))
+        if error:
+            raise TrainingError(error)
+        try:
+            with saving(run_dir, what):
+                yield scratch
+        except TrainingError as err:
+            error = str(err)
+        if error := next(filter(None, distributed.gather_objects(error)), ""):
+            raise TrainingError(error)
+        try:
+            with saving(run_dir, what):
+                stack.close()
+        except TrainingError as err:
+            error = str(err)
+        if error := distributed.broadcast_object(error):
+            raise TrainingError(error)
 
 
-def part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries under `prefix`, without it."""
-    return {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+def write_model(
+    folder: Path, backbone: PreTrainedModel, averaged: Mapping[str, Tensor] | None, image_processor: Any
+) -> None:
+    """A folder for `from_pretrained`: weights, or the averaged ones in their place, config and image processor.
+
+    LoRA is merged into the weights, and beside them in adapter/ for peft. Every rank must call it: of a sharded model
+    each writes its part, and no rank ever holds all.
+    """
+    state = {name: value.detach() for name, value in backbone.state_dict().items()} | dict(averaged or {})
+    if distributed.is_main():
+        folder.mkdir(exist_ok=True)
+    if not has_lora(backbone) and any(isinstance(value, DTensor) for value in state.values()):
+        distributed.wait()
+        save_tensors(folder, {name: state[name] for name in untied(backbone, state)}, whole=True)
+        if distributed.is_main():
+            shutil.rmtree(folder / "sharded")
+            backbone.config.architectures = [type(backbone).__name__]
+            backbone.config.save_pretrained(folder)
+    else:
+        state = {name: whole(value) for name, value in state.items()}
+        if distributed.is_main():
+            with no_progress_bar():
+                backbone.save_pretrained(
+                    folder, state_dict=dict(merged(backbone, state))
+                )  # it empties what it is given
+    if distributed.is_main():
+        if has_lora(backbone):
+            write_adapter(backbone, state, folder / "adapter")
+        if image_processor is not None:
+            image_processor.save_pretrained(folder)
 
 
-def write(folder: Path, model: Any, state: dict[str, Tensor], ema: dict[str, Tensor] | None, image_processor: Any,
-          optimizer: dict, scheduler: dict, ranks: list[dict], trainer_state: Any) -> None:  # fmt: skip
-    """Writes one checkpoint as the module's docstring shows it; called on rank 0 with everything gathered."""
-    weights = part(state, "backbone.")
-    save_backbone(model.backbone, weights, folder, image_processor)
-    if ema is not None:
-        save_backbone(model.backbone, weights | ema, folder / "ema", image_processor)
-    if has_lora(model.backbone):
-        save_file(unmerged(weights), folder / LORA_FILE)
-        if ema is not None:
-            save_file(unmerged(weights | ema), folder / "ema" / LORA_FILE)
-    own = {n: t.contiguous().clone() for n, t in part(state, "objective.").items()}
-    if own:
-        save_file(own, folder / "objective.safetensors")
-    torch.save(optimizer, folder / "optimizer.pt")
-    torch.save(scheduler, folder / "scheduler.pt")
-    write_json(folder / "ranks.json", ranks, indent=None)
-    trainer_state.save_to_json(str(folder / "trainer_state.json"))
-    write_checksums(folder)
+def whole(value: Tensor) -> Tensor:
+    """A tensor on the CPU, joined if it is sharded; then every rank must call it."""
+    return (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+
+
+def untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights that are not those of another name."""
+    tied = dict(backbone.all_tied_weights_keys or {})
+    return [name for name in state if name not in tied]
+
+
+@dataclass
+class Progress:
+    """How far a run is. ranks: of each its "data" (the state of its loader) and "averages" ({name: [sum, count]})."""
+
+    step: int
+    max_steps: int
+    ranks: list[dict[str, Any]]
+
+
+def save(
+    folder: Path,
+    model: PretrainingModel,
+    optimizer: torch.optim.Optimizer,
+    ema: EmaWeights | None,
+    progress: Progress,
+    image_processor: Any,
+) -> None:
+    """Writes one checkpoint as the module's docstring shows it. Every rank must call it."""
+    backbone: Any = model.backbone
+    averaged = None if ema is None else ema.weights
+    with folder_of_all(folder, f"saving step {progress.step}") as scratch:
+        if distributed.is_main():
+            (scratch / STATE).mkdir()
+        distributed.wait()
+        save_tensors(scratch / STATE, tensors_of(model, optimizer, averaged))
+        write_model(scratch, backbone, None, image_processor)
+        if averaged:
+            write_model(scratch / "ema", backbone, averaged, image_processor)
+        distributed.wait()
+        if distributed.is_main():
+            write_json(scratch / "progress.json", asdict(progress))
+            write_checksums(scratch)
+
+
+def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, image_processor: Any) -> None:
+    """RUN/model, RUN/ema and what the objective keeps beside them. Every rank must call it."""
+    backbone: Any = model.backbone
+    weights: dict[str, Any] = {"model": None} | ({"ema": ema.weights} if ema and ema.weights else {})
+    for name, averaged in weights.items():
+        with folder_of_all(run_dir / name, "saving the model") as scratch:
+            write_model(scratch, backbone, averaged, image_processor)
+    own = {name: whole(value) for name, value in model.objective.state_dict().items()}
+    for name, parts in model.objective.folders(own).items():
+        with folder_of_all(run_dir / name, f"saving {name}") as scratch:
+            if distributed.is_main():
+                parts(scratch) if callable(parts) else save_part(scratch, *parts)
 
 
 class BestWeights:
@@ -184,10 +253,9 @@ class BestWeights:
         value = scores[self.metric]
         if not value > self.value():  # also where it is not a number
             return
-        state = {name: tensor.detach().cpu() for name, tensor in self.backbone.state_dict().items()}
-        state |= self.ema.full() if self.ema is not None else {}
+        averaged = None if self.ema is None else self.ema.weights
         with saving(self.folder.parent, "saving the best weights"), new_folder(self.folder, replace=True) as scratch:
-            save_backbone(self.backbone, state, scratch, self.image_processor)
+            write_model(scratch, self.backbone, averaged, self.image_processor)
             score = {"step": step, "metric": self.metric, "value": value, "weights": "ema" if self.ema else "raw"}
             write_json(scratch / "score.json", score)
 
@@ -209,48 +277,37 @@ def save_part(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) ->
     save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors")
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Puts a checkpoint's weights into a PretrainingModel (sharded or not).
+def load(folder: Path, model: PretrainingModel, optimizer: torch.optim.Optimizer, ema: EmaWeights | None) -> Progress:
+    """Puts a checkpoint's tensors in their places, each rank its own part, and gives how far it was.
 
-    Raises ConfigError if the checkpoint is of another model or objective.
+    Every rank must call it. Averaged weights that the checkpoint has not begin at its weights.
+    Raises ConfigError if it is of another model or objective, TrainingError for files that cannot be read.
     """
     backbone: Any = model.backbone
+    progress = read_progress(folder)
     check_model(folder, backbone)
-    with_lora = (folder / LORA_FILE).is_file()
-    if with_lora != has_lora(backbone):
-        raise ConfigError(f"{folder} was trained {'with' if with_lora else 'without'} train.lora, this run is not")
-    stored = read_backbone(folder, backbone)
-    state: dict[str, Any] = {f"backbone.{n}": t for n, t in stored.items()}
-    own = folder / "objective.safetensors"
-    if own.is_file():
-        state |= {f"objective.{n}": t for n, t in read_tensors(own).items()}
-    expected = {n: t.shape for n, t in model.state_dict().items()}
-    wrong = sorted(expected.keys() ^ state.keys()) or [n for n, t in state.items() if t.shape != expected[n]]
+    with reading(folder / STATE):
+        stored = stored_shapes(folder / STATE)
+    if any(LORA in name for name in stored) != has_lora(backbone):
+        raise ConfigError(
+            f"{folder} was trained {'without' if has_lora(backbone) else 'with'} train.lora, this run is not"
+        )
+    start_moments(model, optimizer, stored, progress.step)
+    wanted = tensors_of(model, optimizer, None if ema is None else ema.weights)
+    if ema is not None and not any(name.startswith("ema.") for name in stored):
+        wanted = {name: value for name, value in wanted.items() if not name.startswith("ema.")}
+    names = {name for name in stored if name.startswith("model.")} ^ {n for n in wanted if n.startswith("model.")}
+    wrong = sorted(names) or [n for n, t in wanted.items() if stored.get(n) != (t.shape or torch.Size([1]))]
     if wrong:
-        raise ConfigError(f"{folder} does not fit this config: {wrong[0]} ({len(wrong)} in all); see its config.json")
-    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True))
-
-
-def read_backbone(folder: Path, backbone: PreTrainedModel) -> dict[str, Tensor]:
-    """Weights of a checkpoint (or of its `ema` folder) by the backbone's own names."""
-    file = folder / "model.safetensors"
-    with no_progress_bar(), reading(file):
-        stored, found = cast(Any, type(backbone)).from_pretrained(
-            folder, config=backbone.config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, trust_remote_code=False,
-        )  # fmt: skip
-        misshaped = [name for name, *_ in found["mismatched_keys"]]
-        for names, what in ((found["missing_keys"], "no"), (found["unexpected_keys"], "a"), (misshaped, "another")):
-            if names:
-                raise ValueError(f"it is of another model, with {what} {min(names)}")
-    own = folder / LORA_FILE
-    return with_unmerged(stored.state_dict(), read_tensors(own)) if own.is_file() else stored.state_dict()
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    with reading(file):
-        return load_file(file)
+        name = wrong[0].removeprefix("model.")
+        raise ConfigError(
+            f"{folder / STATE} does not fit this config: {name} ({len(wrong)} in all); see its config.json"
+        )
+    with reading(folder / STATE):
+        load_tensors(folder / STATE, wanted)
+    if ema is not None and not any(name.startswith("ema.") for name in stored):
+        ema.start(backbone)
+    return progress
 
 
 def check_model(folder: Path, backbone: PreTrainedModel) -> None:
@@ -269,50 +326,33 @@ def settings_of(config: Any) -> dict[str, Any]:
     return values | {f"backbone_config.{name}": value for name, value in inner.items()}
 
 
-def read_ranks(folder: Path) -> list[dict[str, Any]]:
-    """What each rank had: {"data": state of its data, "averages": {name: [sum, count]}}."""
-    file = folder / "ranks.json"
+def read_progress(folder: Path) -> Progress:
+    """progress.json. Raises TrainingError for one that is not what was saved at this step."""
+    file = folder / "progress.json"
     with reading(file):
-        ranks = json.loads(file.read_bytes())
-        if not ranks:
+        values = json.loads(file.read_bytes())
+        names = {field.name for field in fields(Progress)}
+        if not isinstance(values, dict) or values.keys() != names:
+            raise ValueError(f"it should hold {', '.join(sorted(names))}")
+        progress = Progress(**values)
+        if not isinstance(progress.step, int) or progress.step != checkpoint_step(folder):
+            raise ValueError(f"it is of step {progress.step}")
+        if not isinstance(progress.ranks, list) or not progress.ranks:
             raise ValueError("it names no rank")
-        for rank in ranks:
+        for rank in progress.ranks:
             if not valid_state(rank["data"]):
                 raise ValueError("it holds no place in the data")
             means = rank["averages"]  # JSON has null for what is not finite
             rank["averages"] = {n: [math.nan if v is None else v + 0.0 for v in pair] for n, pair in means.items()}
             if any(len(pair) != 2 for pair in means.values()):
                 raise ValueError("it holds means that are no pairs")
-    return ranks
-
-
-def read_state(file: Path, own: Any) -> Any:
-    """What torch has saved, built like `own`, which rank 0 has whole. Every rank must call it."""
-    with reading(file):
-        stored = torch.load(file, map_location="cpu", weights_only=True)
-    reason = distributed.broadcast_object(difference(stored, own) if distributed.is_main() else "")
-    if reason:
-        raise TrainingError(f"{file} does not fit this run: {reason}")
-    return stored
-
-
-def check_trainer_state(folder: Path) -> None:
-    """Raises TrainingError if trainer_state.json is not what the trainer saved at this step."""
-    file = folder / "trainer_state.json"
-    with reading(file):
-        stored = json.loads(file.read_bytes())
-        own = vars(TrainerState(stateful_callbacks=cast(Any, {"TrainerControl": TrainerControl().state()})))
-        either = ("epoch", "train_batch_size")  # a number, or None
-        own |= {name: stored[name] for name in either if type(stored[name]) in (int, float, type(None))}
-        if reason := difference(stored, own):
-            raise ValueError(reason)
-        if stored["global_step"] != checkpoint_step(folder):
-            raise ValueError(f"it is of step {stored['global_step']}")
+    return progress
 
 
 def start_state(folder: Path | None) -> dict[str, Any] | None:
     """Where this rank's data goes on; None without a checkpoint. Of rank 0 if there are more ranks now than then."""
     if folder is None:
         return None
-    ranks = read_ranks(folder)
-    return ranks[distributed.rank() if distributed.rank() < len(ranks) else 0]["data"]
+    ranks = read_progress(folder).ranks
+    state: dict[str, Any] = ranks[distributed.rank() if distributed.rank() < len(ranks) else 0]["data"]
+    return state

@@ -4,13 +4,10 @@ which whatever else is wrong with a file, e.g. one edited by hand, comes out as 
 import contextlib
 import hashlib
 import json
-import math
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from ..core.files import first_line, write_json
 from ..errors import NextEmbedError, TrainingError
@@ -76,32 +73,3 @@ def _reason(err: Exception) -> str:
         return err.strerror
     text = first_line(err).split(". ")[0][:200]
     return text if isinstance(err, ValueError | OSError) else f"{type(err).__name__}: {text}"
-
-
-def difference(stored: Any, own: Any, where: str = "") -> str:
-    """Where what a file held is not built like `own` (names, shapes, kinds of values), in words; "" if it is."""
-    name, inner = where or "it", where and f"{where}."
-    if isinstance(own, Tensor):
-        if not isinstance(stored, Tensor) or stored.dtype != own.dtype:
-            return f"{name} is no tensor of {own.dtype}"
-        return "" if stored.shape == own.shape else f"{name} has shape {[*stored.shape]}, not {[*own.shape]}"
-    if isinstance(own, dict):
-        if not isinstance(stored, dict):
-            return f"{name} is a {type(stored).__name__}"
-        if other := next((n for n in own if n not in stored), None):
-            return f"{name} has no {other}"
-        if other := next((n for n in stored if n not in own), None):
-            return f"{name} has a {other}"
-        return next((found for n in own if (found := difference(stored[n], own[n], f"{inner}{n}"))), "")
-    if isinstance(own, list | tuple):
-        if not isinstance(stored, list | tuple) or len(stored) != len(own):
-            return f"{name} is no list of {len(own)}"
-        pairs = enumerate(zip(stored, own))
-        return next((found for n, pair in pairs if (found := difference(*pair, f"{inner}{n}"))), "")
-    if isinstance(own, bool) or own is None:  # None: what torch decides itself, e.g. `fused`
-        fits = isinstance(stored, bool) or stored is None
-    elif isinstance(own, int | float):
-        fits = isinstance(stored, int | float) and not isinstance(stored, bool) and math.isfinite(stored)
-    else:
-        fits = type(stored) is type(own)
-    return "" if fits else f"{name} is {str(stored)[:50]!r}"

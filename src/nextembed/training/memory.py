@@ -7,7 +7,7 @@ import torch
 from ..core import distributed
 from ..core.sizes import check_fits
 from ..core.types import PretrainingModel
-from .trainer import TrainConfig
+from .settings import TrainConfig
 
 FLOAT, INTEGER = 4, 8  # bytes
 

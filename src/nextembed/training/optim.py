@@ -2,13 +2,11 @@
 
 import math
 import re
-from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ..core.config import Config
 from ..errors import ConfigError, unknown
@@ -89,7 +87,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
         decay = config.weight_decay if param.ndim > 1 else 0.0
         groups.setdefault((rate, decay, -below_top), []).append(param)
     return [
-        {"params": params, "lr": rate, "weight_decay": decay, "below_top": -above}
+        {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay, "below_top": -above}
         for (rate, decay, above), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
@@ -149,14 +147,10 @@ def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: in
     return rise * (config.min_lr_rate + (1 - config.min_lr_rate) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def build_scheduler(
-    optimizer: torch.optim.Optimizer, config: OptimConfig, num_warmup_steps: int, max_steps: int
-) -> LambdaLR:
-    """`lr_rate` of each group as a scheduler that steps once per optimizer step."""
-    return LambdaLR(
-        optimizer,
-        [
-            partial(lr_rate, config=config, num_warmup_steps=num_warmup_steps, max_steps=max_steps, below_top=below)
-            for below in (group.get("below_top", 0) for group in optimizer.param_groups)
-        ],
-    )
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, num_warmup_steps: int, max_steps: int
+) -> None:
+    """Each group's learning rate for optimizer step `step` (counted from 0), a function of nothing else."""
+    for group in optimizer.param_groups:
+        below = group.get("below_top", 0)
+        group["lr"] = group["peak_lr"] * lr_rate(step, config, num_warmup_steps, max_steps, below)

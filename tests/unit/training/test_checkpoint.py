@@ -2,13 +2,16 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from nextembed.core.files import saving
 from nextembed.core.types import PretrainingModel
 from nextembed.errors import ConfigError, TrainingError
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training import checkpoint
-from nextembed.training.checksums import difference
+from nextembed.training.optim import OptimConfig, build_optimizer
+from nextembed.training.watch import EmaWeights
 
 
 def net(**objective):
@@ -64,7 +67,7 @@ def test_prune_keeps_the_newest(tmp_path):
 def test_a_failed_write_is_a_training_error(tmp_path, err, words):
     with (
         pytest.raises(TrainingError, match=f"^saving step 3 failed: {words}"),
-        checkpoint.saving(tmp_path, "saving step 3"),
+        saving(tmp_path, "saving step 3"),
     ):
         raise err
 
@@ -72,26 +75,61 @@ def test_a_failed_write_is_a_training_error(tmp_path, err, words):
 def test_a_run_folder_that_was_deleted_is_not_made_anew(tmp_path):
     run_dir = tmp_path / "run"
     said = pytest.raises(TrainingError, match=r"^saving step 3 failed: the run folder .*run is gone$")
-    with said, checkpoint.saving(run_dir, "saving step 3"):
+    with said, saving(run_dir, "saving step 3"):
         raise AssertionError("nothing is written")
     assert not run_dir.exists()
 
 
-def test_weights_of_backbone_and_objective_come_back(tmp_path):
+def saved(model, folder, ema=None):
+    optimizer = build_optimizer(model, OptimConfig(), 1e-2)
+    step(model, optimizer)
+    progress = checkpoint.Progress(7, 9, [{"data": {"next": 4}, "averages": {}}])
+    checkpoint.save(checkpoint.step_dir(folder, 7), model, optimizer, ema, progress, None)
+    return optimizer, checkpoint.step_dir(folder, 7)
+
+
+def step(model, optimizer):
+    torch.manual_seed(0)
+    model(
+        {"pixel_values": torch.randn(2, 3, 8, 8), "latent_mask": torch.ones(2, 5, dtype=torch.bool)}
+    ).loss_sum.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_all_that_training_goes_on_from_comes_back(tmp_path):
     first, second = net(target="teacher", steps_ahead=[1, 2]), net(target="teacher", steps_ahead=[1, 2])
-    state = checkpoint.full_state(first)
-    checkpoint.save_backbone(first.backbone, checkpoint.part(state, "backbone."), tmp_path, None)
-    checkpoint.save_file(checkpoint.part(state, "objective."), tmp_path / "objective.safetensors")
-    checkpoint.load_weights(tmp_path, second)
+    emas = [EmaWeights(0.9, model.backbone) for model in (first, second)]
+    own, folder = saved(first, tmp_path, emas[0])
+    other = build_optimizer(second, OptimConfig(), 1e-2)
+    places = {name: value.data_ptr() for name, value in second.state_dict().items()}
+    progress = checkpoint.load(folder, second, other, emas[1])
+    assert progress.step == 7 and progress.ranks[0]["data"] == {"next": 4}
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert all(torch.equal(emas[1].weights[name], value) for name, value in emas[0].weights.items())
+    assert {name: value.data_ptr() for name, value in second.state_dict().items()} == places  # read in place
+    for p in own.state:  # as after seven steps
+        own.state[p]["step"].fill_(7)
+    for model, optimizer in ((first, own), (second, other)):
+        step(model, optimizer)
+    for (name, a), b in zip(first.named_parameters(), second.parameters()):
         assert torch.equal(a, b), name
 
 
+def test_averages_that_a_checkpoint_has_not_begin_at_its_weights(tmp_path):
+    first, second = net(), net()
+    _, folder = saved(first, tmp_path)
+    ema = EmaWeights(0.9, second.backbone)
+    checkpoint.load(folder, second, build_optimizer(second, OptimConfig(), 1e-2), ema)
+    assert all(torch.equal(ema.weights[name], value) for name, value in first.backbone.named_parameters())
+
+
 def test_another_objective_is_a_config_error(tmp_path):
-    first = net()
-    checkpoint.save_backbone(first.backbone, first.backbone.state_dict(), tmp_path, None)
+    _, folder = saved(net(), tmp_path)
+    other = net(target="teacher")
     with pytest.raises(ConfigError, match=r"does not fit this config: objective.teacher"):
-        checkpoint.load_weights(tmp_path, net(target="teacher"))
+        checkpoint.load(folder, other, build_optimizer(other, OptimConfig(), 1e-2), None)
 
 
 # -- the best weights
@@ -100,9 +138,6 @@ def test_another_objective_is_a_config_error(tmp_path):
 class Averages:
     def __init__(self, weights):
         self.weights = weights
-
-    def full(self):
-        return self.weights
 
 
 def test_the_first_of_equal_scores_stays_and_no_number_is_none(tmp_path):
@@ -127,7 +162,7 @@ def test_averaged_weights_are_judged_and_kept_where_there_are_some(tmp_path):
     best({"eval/accuracy": 0.1, "eval/ema_accuracy": 0.4}, 2)
     score = json.loads((tmp_path / "best" / "score.json").read_text())
     assert (score["step"], score["metric"], score["value"]) == (2, "eval/ema_accuracy", 0.4)
-    stored = checkpoint.load_file(tmp_path / "best" / "model.safetensors")
+    stored = load_file(tmp_path / "best" / "model.safetensors")
     assert all((stored[name] == 0.25).all() for name in averaged)
 
 
@@ -135,7 +170,7 @@ def test_best_weights_that_cannot_be_written_are_a_training_error(tmp_path, monk
     def full(*args):
         raise OSError(28, "full")
 
-    monkeypatch.setattr(checkpoint, "save_backbone", full)
+    monkeypatch.setattr(checkpoint, "write_model", full)
     best = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, net().backbone, None)
     with pytest.raises(TrainingError, match=r"saving the best weights failed: .*the disk is full"):
         best({"eval/accuracy": 0.5}, 1)
@@ -148,18 +183,3 @@ def test_a_best_score_that_cannot_be_read_is_found_when_the_run_goes_on(tmp_path
     (tmp_path / "best" / "score.json").write_text(text)
     with pytest.raises(TrainingError, match=r"best/score.json cannot be read: "):
         checkpoint.BestWeights(tmp_path, "eval/accuracy", None, net().backbone, None)
-
-
-def test_a_state_is_built_like_the_runs_own():
-    own = {
-        "state": {"w": {"step": torch.tensor(1.0), "sum": torch.zeros(2, 3)}},
-        "groups": [{"lr": 0.1, "fused": None}],
-    }
-    fits = {"state": {"w": {"step": torch.tensor(7.0), "sum": torch.ones(2, 3)}}, "groups": [{"lr": 1, "fused": True}]}
-    assert difference(fits, own) == ""
-    assert difference(fits | {"more": 1}, own) == "it has a more"
-    assert difference(fits | {"groups": []}, own) == "groups is no list of 1"
-    assert difference(fits | {"groups": [{"lr": "a", "fused": None}]}, own) == "groups.0.lr is 'a'"
-    assert difference({"state": {"w": {"step": 1, "sum": 2}}, "groups": []}, own).startswith(
-        "state.w.step is no tensor"
-    )

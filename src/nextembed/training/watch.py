@@ -1,25 +1,26 @@
-"""What happens beside the training step: averaged weights, records, progress, online probe."""
+"""What happens beside the training step: averaged weights, means, records, progress, trackers, online probe."""
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from ..core import distributed
-from ..core.files import to_json, write_text
+from ..core.files import saving, to_json, write_text
 from ..core.run_folder import read_lines
-from ..errors import NextEmbedError
+from ..errors import MissingExtra, NextEmbedError
 from ..nn.ema import decay_at, follow
-from .checkpoint import saving
+
+if TYPE_CHECKING:
+    from .loop import Loop
 
 Probe = Callable[[Any], dict[str, float]]
 Keep = Callable[[dict[str, float], int], None]
@@ -35,33 +36,40 @@ class Interrupted(NextEmbedError):
         self.exit_code = 128 + signum
 
 
-class EmaWeights(TrainerCallback):
+class Watcher:
+    """Told what happens in training; the methods of this class do nothing."""
+
+    def started(self, loop: "Loop") -> None:
+        """Before the first step."""
+
+    def stepped(self, loop: "Loop") -> None:
+        """After each step, `loop.step` being its number, from 1."""
+
+    def logged(self, loop: "Loop", line: dict[str, Any]) -> None:
+        """With each line of metrics; what is added to it is recorded by those that come after."""
+
+
+class EmaWeights:
     """Exponential moving average of the backbone's parameters that train; the others stay as they are.
 
-    weights: by name in the backbone; sharded like the parameters under FSDP2.
-    The decay after step t is `nn.ema.decay_at`. Of a frozen backbone there is nothing to average.
+    weights: by name in the backbone; sharded like the parameters under FSDP2. The decay after step t is
+    `nn.ema.decay_at`. Of a frozen backbone there is nothing to average.
     """
 
-    def __init__(self, decay: float):
+    def __init__(self, decay: float, backbone: nn.Module):
         self.decay = decay
-        self.weights: dict[str, Tensor] = {}
-
-    def start(self, backbone: nn.Module, stored: dict[str, Tensor] | None = None) -> None:
-        """Begins at the backbone's weights, or goes on from stored ones (whole tensors by name)."""
         self.weights = {n: p.detach().clone() for n, p in backbone.named_parameters() if p.requires_grad}
-        for name, value in (stored or {}).items():
-            if name in self.weights:
-                self.weights[name].copy_(_like(value, self.weights[name]))
 
     @torch.no_grad()
-    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
-        params = dict(model.backbone.named_parameters())
-        decay = decay_at(self.decay, state.global_step + 1)
-        follow(list(self.weights.values()), [params[n] for n in self.weights], decay)
+    def start(self, backbone: nn.Module) -> None:
+        """Begins anew at the backbone's weights."""
+        params = dict(backbone.named_parameters())
+        copy_into(list(self.weights.values()), [params[n].detach() for n in self.weights])
 
-    def full(self) -> dict[str, Tensor]:
-        """Whole tensors on the CPU. Under FSDP2 every rank must call it."""
-        return {n: _whole(t).cpu() for n, t in self.weights.items()}
+    def update(self, backbone: nn.Module, step: int) -> None:
+        """After optimizer step `step`, from 1."""
+        params = dict(backbone.named_parameters())
+        follow(list(self.weights.values()), [params[n].detach() for n in self.weights], decay_at(self.decay, step))
 
     @contextmanager
     def applied(self, backbone: nn.Module) -> Iterator[None]:
@@ -77,23 +85,80 @@ class EmaWeights(TrainerCallback):
 
 
 def copy_into(params: list[Tensor], values: list[Tensor]) -> None:
-    if params:
-        torch._foreach_copy_(params, values)
+    for param, value in zip(params, values, strict=True):
+        param.copy_(value)
 
 
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+class Averages:
+    """Means since the last log, kept on the device so that adding to them never waits for it."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+
+    def add(self, name: str, value: Tensor, count: Tensor | float = 1.0) -> None:
+        value = value.detach().float()
+        count = torch.as_tensor(count, dtype=torch.float32, device=value.device)
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts[name] = self.counts[name] + count if name in self.counts else count
+
+    def state(self) -> dict[str, list[float]]:
+        """{name: [sum, count]}: exact in JSON."""
+        return {n: [float(s), float(self.counts[n])] for n, s in self.sums.items()}
+
+    def load(self, state: dict[str, list[float]], device: torch.device) -> None:
+        self.sums = {n: torch.tensor(s, device=device) for n, (s, _) in state.items()}
+        self.counts = {n: torch.tensor(c, device=device) for n, (_, c) in state.items()}
+
+    def drain(self) -> dict[str, float]:
+        """Means over all ranks, also of what only some have; starts anew. Every rank must call it."""
+        states = distributed.gather_objects(self.state())
+        self.sums, self.counts = {}, {}
+        found = {}
+        for name in dict.fromkeys(name for state in states for name in state):
+            total, count = (sum(state[name][i] for state in states if name in state) for i in (0, 1))
+            found[name] = total / max(1e-12, count)
+        return found
 
 
-def _like(value: Tensor, target: Any) -> Tensor:
-    if not hasattr(target, "device_mesh"):
-        return value.to(target.device)
-    from torch.distributed.tensor import distribute_tensor
+class Trackers:
+    """TensorBoard, Weights & Biases and trackio, through accelerate; on the main rank. Raises MissingExtra."""
 
-    return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    def __init__(self, names: Sequence[str], run_dir: Path):
+        self.names, self.run_dir = names, run_dir
+        self.trackers: list[Any] = []
+        for name in names:
+            try:
+                __import__(name)
+            except ImportError:
+                raise MissingExtra(name, name) from None
+
+    def start(self, step: int) -> None:
+        """step: after which a resumed run goes on; what was tracked of later ones goes."""
+        if not distributed.is_main():
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        for name in self.names:
+            if name == "tensorboard":
+                options: dict[str, Any] = {"logging_dir": self.run_dir, "purge_step": step + 1 if step else None}
+                self.trackers.append(LOGGER_TYPE_TO_CLASS[name]("tensorboard", **options))
+            else:
+                self.trackers.append(LOGGER_TYPE_TO_CLASS[name]("nextembed", name=self.run_dir.name))
+            self.trackers[-1].start()
+
+    def log(self, line: dict[str, Any]) -> None:
+        numbers = {name: value for name, value in line.items() if isinstance(value, int | float) and name != "step"}
+        for tracker in self.trackers:
+            tracker.log(numbers, step=line["step"])
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.finish()
+        self.trackers = []
 
 
-class Records(TrainerCallback):
+class Records(Watcher):
     """metrics.jsonl: one JSON object per logging step, written at once; and each lasting warning once on the terminal.
 
     warnings: all lines so far -> sentences about what is wrong now; they are recorded with the line as "warnings".
@@ -107,9 +172,9 @@ class Records(TrainerCallback):
         self.said: set[str] = set()
         distributed.on_main(self._rewrite)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def logged(self, loop: "Loop", line: dict[str, Any]) -> None:
         # JSON has no NaN: what is not a number now is left out, as what is not measured now
-        line = {"step": state.global_step} | {n: v for n, v in logs.items() if not isinstance(v, float) or isfinite(v)}
+        line = {n: v for n, v in line.items() if not isinstance(v, float) or isfinite(v)}
         self.lines.append(line)
         if found := self.warnings(self.lines):
             line["warnings"] = found
@@ -117,7 +182,7 @@ class Records(TrainerCallback):
         before = self.lines[-2].get("warnings", []) if len(self.lines) > 1 else []
         for text in found:  # said at the second line in a row: the first steps of any run look like copying
             if kind(text) not in self.said and kind(text) in map(kind, before):
-                self.say(f"[yellow]warning[/] step {state.global_step}: {text}")
+                self.say(f"[yellow]warning[/] step {line['step']}: {text}")
                 self.said.add(kind(text))
 
     def _rewrite(self) -> None:
@@ -134,7 +199,7 @@ def kind(warning: str) -> str:
     return warning.partition(":")[0]
 
 
-class ProgressBar(TrainerCallback):
+class ProgressBar(Watcher):
     """A live bar with loss, gap, images/s and ETA on a terminal; elsewhere one line per logging step."""
 
     def __init__(self, console: Console | None = None):
@@ -148,29 +213,29 @@ class ProgressBar(TrainerCallback):
         if distributed.is_main():
             self.console.print(text, soft_wrap=True)
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.start = (time.monotonic(), state.global_step)
-        if not (state.is_world_process_zero and self.console.is_terminal):
+    def started(self, loop: "Loop") -> None:
+        self.start = (time.monotonic(), loop.step)
+        if not (distributed.is_main() and self.console.is_terminal):
             return
         columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
         self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
-        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step, text="")
+        self.task = self.bar.add_task("", total=loop.max_steps, completed=loop.step, text="")
         self.bar.start()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def stepped(self, loop: "Loop") -> None:
         if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
+            self.bar.update(self.task, completed=loop.step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero:
+    def logged(self, loop: "Loop", line: dict[str, Any]) -> None:
+        if not distributed.is_main():
             return
-        text = summary(logs)
+        text = summary(line)
         if self.bar is not None:
             self.bar.update(self.task, text=text)
             return
         began, first = self.start
-        left = (time.monotonic() - began) / max(1, state.global_step - first) * (state.max_steps - state.global_step)
-        self.say(f"step {state.global_step}/{state.max_steps}  {text}  ETA {duration(left)}")
+        left = (time.monotonic() - began) / max(1, loop.step - first) * (loop.max_steps - loop.step)
+        self.say(f"step {loop.step}/{loop.max_steps}  {text}  ETA {duration(left)}")
 
     def close(self) -> None:
         if self.bar is not None:
@@ -200,26 +265,29 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{secs:02d}"
 
 
-class OnlineProbe(TrainerCallback):
+class OnlineProbe:
     """Runs an injected probe on the backbone every `steps` steps and at the last; its results join the logged line.
 
     The probe sees the model in eval mode. Its random draws cannot reach training, which seeds every forward pass.
-    probe: None on the other ranks, and where there is nothing to probe on. results: what the trainer takes and logs.
-    keep: called with the results and the step after each probe.
+    probe: None on the other ranks, and where there is nothing to probe on. keep: called with the results and the step
+    after each probe.
     """
 
     def __init__(self, probe: Probe | None, steps: int, ema: EmaWeights | None, keep: Keep | None = None):
         self.probe, self.steps, self.ema, self.keep = probe, steps, ema, keep
-        self.results: dict[str, float] = {}
 
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.steps and state.global_step < state.max_steps:
-            return
-        control.should_log = True
-        if self.probe is not None and state.is_world_process_zero:
-            self.results = self.measure(self.probe, model.backbone)
+    def due(self, step: int, max_steps: int) -> bool:
+        return step % self.steps == 0 or step == max_steps
+
+    def __call__(self, loop: "Loop") -> dict[str, float]:
+        """Results on the main rank; the others wait for it here, as long as it takes."""
+        results: dict[str, float] = {}
+        if self.probe is not None and distributed.is_main():
+            results = self.measure(self.probe, loop.bare.backbone)
             if self.keep is not None:
-                self.keep(self.results, state.global_step)
+                self.keep(results, loop.step)
+        distributed.wait()
+        return results
 
     def measure(self, probe: Probe, backbone: nn.Module) -> dict[str, float]:
         training = backbone.training

@@ -7,11 +7,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from nextembed.training.callbacks import EmaWeights, OnlineProbe, ProgressBar, Records, duration, summary
+from nextembed.core import distributed
+from nextembed.training.watch import Averages, EmaWeights, OnlineProbe, ProgressBar, Records, duration, summary
 
 
-def state(step, max_steps=100):
-    return SimpleNamespace(global_step=step, max_steps=max_steps, is_world_process_zero=True)
+def at(step, max_steps=100, **more):
+    return SimpleNamespace(step=step, max_steps=max_steps, **more)
 
 
 def small():
@@ -19,32 +20,42 @@ def small():
     return SimpleNamespace(backbone=nn.Linear(3, 2))
 
 
+def averaged(model, decay=0.5, **weights):
+    ema = EmaWeights(decay, model.backbone)
+    for name, value in weights.items():
+        ema.weights[name].copy_(value)
+    return ema
+
+
 def test_ema_follows_the_formula_and_warms_up():
-    model, ema = small(), EmaWeights(0.5)
-    ema.start(model.backbone)
+    model = small()
+    ema = averaged(model)
     expected = model.backbone.weight.detach().clone()
-    for step in range(4):
+    for step in range(1, 5):
         with torch.no_grad():
             model.backbone.weight += 1
-        ema.on_optimizer_step(None, state(step), None, model=model)
-        decay = min(0.5, (2 + step) / (11 + step))
+        ema.update(model.backbone, step)
+        decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.backbone.weight.detach()
     torch.testing.assert_close(ema.weights["weight"], expected)
+    ema.start(model.backbone)
+    assert torch.equal(ema.weights["weight"], model.backbone.weight)
 
 
-def test_ema_goes_on_from_stored_weights():
-    model, ema = small(), EmaWeights(0.5)
-    stored = {"weight": torch.ones(2, 3), "unknown": torch.ones(1)}
-    ema.start(model.backbone, stored)
-    assert torch.equal(ema.full()["weight"], torch.ones(2, 3))
-    assert torch.equal(ema.full()["bias"], model.backbone.bias.detach())
-    assert ema.full().keys() == {"weight", "bias"}
+def test_of_a_frozen_network_nothing_is_averaged():
+    model = small()
+    model.backbone.requires_grad_(False)
+    ema = averaged(model)
+    ema.update(model.backbone, 1)
+    ema.start(model.backbone)
+    with ema.applied(model.backbone):
+        pass
+    assert ema.weights == {}
 
 
 def test_ema_is_applied_only_inside_the_block():
-    model, ema = small(), EmaWeights(0.5)
-    own = model.backbone.weight.detach().clone()
-    ema.start(model.backbone, {"weight": torch.ones(2, 3)})
+    model = small()
+    own, ema = model.backbone.weight.detach().clone(), averaged(model, weight=torch.ones(2, 3))
     with pytest.raises(RuntimeError), ema.applied(model.backbone):
         assert torch.equal(model.backbone.weight, torch.ones(2, 3))
         raise RuntimeError
@@ -52,11 +63,22 @@ def test_ema_is_applied_only_inside_the_block():
     assert torch.equal(ema.weights["weight"], torch.ones(2, 3))
 
 
+def test_means_count_what_only_some_ranks_have(monkeypatch):
+    found = Averages()
+    found.add("loss.0", torch.tensor(6.0), 3)
+    found.add("loss.0", torch.tensor(2.0), 1)
+    found.add("psnr", torch.tensor(30.0))
+    other = {"loss.0": [4.0, 4.0], "text_loss": [1.0, 2.0]}
+    monkeypatch.setattr(distributed, "gather_objects", lambda state: [state, other])
+    assert found.drain() == {"loss.0": 1.5, "psnr": 30.0, "text_loss": 0.5}
+    assert found.state() == {}
+
+
 def test_records_drop_what_follows_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 5}\n{"step": 9}\n{"step": 1')
     records = Records(path, lambda lines: [], lambda text: None, resume_step=5)
-    records.on_log(None, state(7), None, logs={"loss": 0.5})
+    records.logged(at(7), {"step": 7, "loss": 0.5})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1},
         {"step": 5},
@@ -68,7 +90,7 @@ def test_a_warning_is_recorded_always_and_said_once_when_it_lasts(tmp_path):
     said = []
     records = Records(tmp_path / "m.jsonl", lambda lines: [f"copying: {lines[-1]['x']}"], said.append)
     for step in (1, 2, 3):
-        records.on_log(None, state(step), None, logs={"x": step})
+        records.logged(at(step), {"step": step, "x": step})
     lines = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert [line["warnings"] for line in lines] == [["copying: 1"], ["copying: 2"], ["copying: 3"]]
     assert len(said) == 1
@@ -78,10 +100,10 @@ def test_a_warning_is_recorded_always_and_said_once_when_it_lasts(tmp_path):
 def test_plain_progress_is_one_line_a_log():
     out = io.StringIO()
     bar = ProgressBar(Console(file=out, width=200, highlight=False))
-    bar.on_train_begin(None, state(0), None)
+    bar.started(at(0))
     for step in (1, 2, 3):
-        bar.on_step_end(None, state(step), None)
-    bar.on_log(None, state(3), None, logs={"loss": -0.25, "cos_gap": 0.1, "images_per_second": 120.4})
+        bar.stepped(at(step))
+    bar.logged(at(3), {"step": 3, "loss": -0.25, "cos_gap": 0.1, "images_per_second": 120.4})
     bar.close()
     assert out.getvalue().startswith("step 3/100  loss -0.2500  gap +0.100  120 images/s  ETA 0:00:")
     assert out.getvalue().count("\n") == 1
@@ -90,9 +112,9 @@ def test_plain_progress_is_one_line_a_log():
 def test_live_bar_shows_the_same():
     out = io.StringIO()
     bar = ProgressBar(Console(file=out, width=150, force_terminal=True, highlight=False))
-    bar.on_train_begin(None, state(0), None)
-    bar.on_log(None, state(3), None, logs={"loss": -0.25, "cos_gap": 0.1, "images_per_second": 120.4})
-    bar.on_step_end(None, state(3), None)
+    bar.started(at(0))
+    bar.logged(at(3), {"step": 3, "loss": -0.25, "cos_gap": 0.1, "images_per_second": 120.4})
+    bar.stepped(at(3))
     bar.say("a note")
     bar.close()
     for text in ("3/100", "loss -0.2500", "gap +0.100", "120 images/s", "a note", "ETA"):
@@ -105,19 +127,16 @@ def test_summary_and_duration():
 
 
 def test_online_probe_measures_both_weights_in_eval_mode():
-    model, ema = small(), EmaWeights(0.5)
+    model = small()
     model.backbone.train()
-    ema.start(model.backbone, {"weight": torch.zeros(2, 3)})
-    control = SimpleNamespace(should_log=False)
+    ema = averaged(model, weight=torch.zeros(2, 3))
 
     def probe(backbone):
         assert not backbone.training
         return {"probe/knn": float(backbone.weight.detach().abs().sum())}
 
     online = OnlineProbe(probe, 5, ema)
-    online.on_step_end(None, state(4), control, model=model)
-    assert not control.should_log
-    online.on_step_end(None, state(5), control, model=model)
-    assert control.should_log
-    assert online.results == {"probe/knn": float(model.backbone.weight.detach().abs().sum()), "probe/ema_knn": 0.0}
+    assert [online.due(step, 12) for step in (4, 5, 11, 12)] == [False, True, False, True]
+    own = float(model.backbone.weight.detach().abs().sum())
+    assert online(at(5, bare=model)) == {"probe/knn": own, "probe/ema_knn": 0.0}
     assert model.backbone.training

@@ -1,0 +1,87 @@
+"""Settings of training: how long, how large, how precise, and what is written."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from ..core.config import Config
+from ..core.sizes import MAX_NUMBER
+from ..errors import ConfigError
+from .adapt import LoraSettings
+
+
+class TrainConfig(Config):
+    """How long, how large, how precise, and what is written.
+
+    batch_size: images per optimizer step, over all ranks and accumulation.
+    micro_batch_size: images per forward pass and rank; null: the whole share of a rank at once. The gradient is
+        accumulated over batch_size / (micro_batch_size x ranks) passes.
+    max_steps | epochs: optimizer steps, or passes over the data; exactly one.
+    precision: "bf16" is autocast; weights and optimizer stay float32.
+    attn_implementation: "sdpa", "eager", "flex_attention", ...; null: the model's own choice.
+    ema_decay: averages the weights (saved and probed beside the raw ones); null: does not.
+    log_steps, save_steps, probe_steps: every so many optimizer steps; probe_steps null: no online probe.
+    keep_checkpoints: the newest ones that are kept.
+    freeze: parameters of the backbone that do not train: their names, or the beginning or a dotted part of them, e.g.
+        ["patch_embeddings", "encoder.layer.0"].
+    lora: trains adapters of low rank and the head in place of the whole, e.g. {rank: 8}; null: does not.
+    trackers: "tensorboard", "wandb", "trackio"; metrics.jsonl is always written.
+    fsdp: shards weights and optimizer over the ranks (FSDP2).
+    device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
+    """
+
+    batch_size: int = Field(256, ge=1, le=MAX_NUMBER)
+    micro_batch_size: int | None = Field(None, ge=1, le=MAX_NUMBER)
+    max_steps: int | None = Field(None, ge=1, le=10**15)
+    epochs: float | None = Field(None, gt=0, le=1e9)
+    precision: Literal["float32", "bf16"] = "float32"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    log_steps: int = Field(20, ge=1, le=10**15)
+    save_steps: int = Field(500, ge=1, le=10**15)
+    keep_checkpoints: int = Field(2, ge=1, le=10**15)
+    freeze: list[str] = []
+    lora: LoraSettings | None = None
+    probe_steps: int | None = Field(None, ge=1, le=10**15)
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(["tensorboard"])
+    fsdp: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainConfig":
+        if (self.max_steps is None) == (self.epochs is None):
+            raise ValueError("give one of max_steps and epochs")
+        return self
+
+    def micro_batch(self, world_size: int) -> int:
+        """Images per forward pass and rank. Raises ConfigError if the batch does not divide."""
+        micro = self.micro_batch_size or self.batch_size // world_size
+        if micro == 0 or self.batch_size % (micro * world_size):
+            parts = f"micro_batch_size {micro} x {world_size} ranks" if world_size > 1 else f"micro_batch_size {micro}"
+            raise ConfigError(f"train.batch_size {self.batch_size} is not a multiple of {parts}")
+        return micro
+
+    def num_steps(self, num_samples: int | None) -> int:
+        """Optimizer steps of the run. Raises ConfigError for epochs over data of unknown size."""
+        if self.max_steps is not None:
+            return self.max_steps
+        if num_samples is None:
+            raise ConfigError("train.epochs needs data of known size; set train.max_steps for streamed data")
+        return max(1, round(float(self.epochs or 0) * num_samples / self.batch_size))
+
+    def on_cpu(self) -> bool:
+        """Whether the run is on the CPU."""
+        return self.device == "cpu" or not torch.accelerator.is_available()
+
+
+def check_places(config: TrainConfig, world_size: int) -> None:
+    """Raises ConfigError for a device that is not there, or sharding that cannot be."""
+    if config.device in ("cuda", "mps") and not getattr(torch, config.device).is_available():
+        raise ConfigError(f"train.device: there is no {config.device} device here; use 'auto' or 'cpu'")
+    if config.fsdp and world_size == 1:
+        raise ConfigError("train.fsdp needs several ranks: start with torchrun or accelerate launch")
+    if config.fsdp and config.probe_steps is not None:
+        raise ConfigError("train.probe_steps needs a whole model on one rank; leave it out with train.fsdp")

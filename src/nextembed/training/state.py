@@ -1,0 +1,109 @@
+"""Tensors that training goes on from, sharded: every rank writes and reads its own part, in place, as safetensors.
+
+STATE/shard-00001-model-00001-of-00002.safetensors, ...: parts of `model.NAME` (backbone and objective), `ema.NAME`,
+`exp_avg.NAME` and `exp_avg_sq.NAME` (AdamW's moments). `torch.distributed.checkpoint` puts them together again, for any
+number of ranks. No rank ever holds a second model.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
+
+from ..core import distributed
+
+FILE_BYTES = 256 * 2**20  # of one file, which is in memory twice while it is written
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def tensors_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, averaged: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """The tensors themselves, by name; of those that share memory one."""
+    found = {f"model.{name}": value for name, value in model.state_dict().items()}
+    found |= {f"ema.{name}": value for name, value in (averaged or {}).items()}
+    for name, param in model.named_parameters():
+        own = optimizer.state.get(param, {})
+        found |= {f"{moment}.{name}": own[moment] for moment in MOMENTS if moment in own}
+    seen: set[tuple[int, torch.Size]] = set()
+    once = {}
+    for name, value in found.items():
+        own = value.to_local() if isinstance(value, DTensor) else value
+        place = (own.data_ptr(), own.shape)
+        if own.numel() == 0 or place not in seen:
+            once[name] = value
+        seen.add(place)
+    return once
+
+
+def start_moments(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, object], step: int) -> None:
+    """AdamW's state as after `step` steps, of the parameters that have one in `stored`; its moments are to be read."""
+    for name, param in model.named_parameters():
+        if f"{MOMENTS[0]}.{name}" in stored and param.requires_grad:
+            optimizer.state[param] = {
+                "step": torch.tensor(float(step), device=param.device),
+                **{moment: torch.zeros_like(param, memory_format=torch.preserve_format) for moment in MOMENTS},
+            }
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor], whole: bool = False) -> None:
+    """Writes tensors (sharded or not) into a folder that is there. Every rank must call it.
+
+    whole: joins the parts to ordinary safetensors files with an index, as `from_pretrained` reads them.
+    """
+    index, size = {}, 0
+    for name, value in tensors.items():
+        size += value.numel() * value.element_size()
+        index[name] = 1 + size // FILE_BYTES
+    numbers = {number: i for i, number in enumerate(sorted(set(index.values())), 1)}  # without gaps
+    index = {name: numbers[number] for name, number in index.items()}
+    writer = HuggingFaceStorageWriter(
+        str(folder), fqn_to_index_mapping=index, save_distributed=True, enable_consolidation=whole
+    )
+    with _quiet():
+        dcp.save(
+            {name: _flat(value.contiguous()) for name, value in tensors.items()},
+            storage_writer=writer,
+            process_group=distributed.cpu_group(),
+            no_dist=not distributed.is_distributed(),
+        )
+
+
+def load_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Reads what `save_tensors` wrote into tensors, in place: each rank its own part. Every rank must call it."""
+    with _quiet(), torch.no_grad():
+        dcp.load(
+            {name: _flat(value.detach()) for name, value in tensors.items()},
+            storage_reader=HuggingFaceStorageReader(str(folder)),
+            process_group=distributed.cpu_group(),
+            no_dist=not distributed.is_distributed(),
+        )
+
+
+def stored_shapes(folder: Path) -> dict[str, torch.Size]:
+    """The whole shape of each stored tensor; of a single number (1,)."""
+    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    return {name: value.size for name, value in found.items()}  # type: ignore[union-attr]
+
+
+def _flat(value: Tensor) -> Tensor:
+    """A single number as a vector of one, which the format can cut; it shares memory."""
+    return value.view(1) if value.ndim == 0 else value
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch says nothing on its own, and what went wrong on a rank comes out as the error that it was."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield
+        except CheckpointException as err:
+            raise next(iter(err.failures.values()))[0] from None
