@@ -220,17 +220,15 @@ def test_lines_that_are_cut_short_or_of_no_step_are_left_out_on_resume(tmp_path)
 
 
 def test_metrics_are_json_and_a_deleted_run_folder_ends_the_run_in_one_line(tmp_path):
-    class State:
-        global_step = 3
 
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     records = Records(run_dir / "metrics.jsonl", lambda lines: [], print)
-    records.on_log(None, State, None, logs={"loss": 1.0, "cos_gap": float("nan"), "rate": float("inf")})
-    assert (run_dir / "metrics.jsonl").read_text() == '{"step": 3, "loss": 1.0}\n'
+    records.logged(None, {"step": 1, "loss": 1.0, "cos_gap": float("nan"), "rate": float("inf")})
+    assert (run_dir / "metrics.jsonl").read_text() == '{"step": 1, "loss": 1.0}\n'
     shutil.rmtree(run_dir)
     with pytest.raises(TrainingError, match=r"^writing metrics.jsonl failed: the run folder .*run is gone$"):
-        records.on_log(None, State, None, logs={"loss": 1.0})
+        records.logged(None, {"step": 1, "loss": 1.0})
     assert not run_dir.exists()
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import ConfigError, NextEmbedError
+from ..errors import ConfigError, NextEmbedError, TrainingError
 
 SCRATCH, ASIDE = ".tmp-", ".old-"  # names in a run folder that `clean` knows
 OURS = re.compile(r"\.(tmp|old)-.+-[0-9a-f]{8}(\.[^.]*)?")
@@ -298,6 +298,20 @@ def _writing(target: Path) -> Iterator[None]:
         if isinstance(err, OSError) or _disk_is_full(err):
             raise ConfigError(f"cannot write {target}: {write_error(err)}") from err
         raise
+
+
+@contextlib.contextmanager
+def saving(folder: Path, what: str) -> Iterator[None]:
+    """What goes wrong while something is written to a run folder as a TrainingError of one line. A run folder that was
+    deleted meanwhile is not made anew: it would hold half a run."""
+    from safetensors import SafetensorError
+
+    try:
+        folder.stat()
+        yield
+    except (OSError, RuntimeError, SafetensorError, ConfigError) as err:
+        reason = write_error(err) if folder.is_dir() else f"the run folder {folder} is gone"
+        raise TrainingError(f"{what} failed: {reason}") from err
 
 
 def write_error(err: BaseException) -> str:
