@@ -41,7 +41,7 @@ def to_group(signum):
 
 def hang():
     os.killpg(0, signal.SIGTERM)
-    time.sleep(1.3)
+    time.sleep(4)  # the main process has saved by then
     os.killpg(0, signal.SIGTERM)
     time.sleep(1000)
 

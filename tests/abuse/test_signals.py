@@ -88,7 +88,7 @@ def test_torchrun_passes_sigterm_on_and_all_ranks_save_the_same_step(tmp_path):
         said = process.communicate(timeout=60)[1]
     assert f"stopped and saved; go on with: nextembed train --resume {tmp_path / 'run'}" in said
     (step,) = steps(tmp_path / "run")
-    assert len(json.loads((tmp_path / "run" / f"checkpoints/step-{step:06d}/ranks.json").read_text())) == 2
+    assert len(json.loads((tmp_path / "run" / f"checkpoints/step-{step:06d}/progress.json").read_text())["ranks"]) == 2
 
 
 def test_sigterm_ends_another_command_as_ctrl_c_does():

@@ -375,7 +375,7 @@ def checked_workers(loader: Any) -> Iterator[None]:
         raise
     except Exception:
         workers = getattr(loader, "workers", [])
-        wait([worker.sentinel for worker in workers], timeout=1)  # its connections end a moment before it does
+        wait([worker.sentinel for worker in workers], timeout=5)  # its connections end a moment before it does
         for worker in workers:
             if worker.exitcode:
                 raise DataError(_death(worker.exitcode)) from None

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..core import distributed
-from ..core.signals import StopSignals
+from ..core.signals import StopSignals, kill_workers
 from ..core.types import Batch, ObjectiveOutput, PretrainingModel
 from ..data.stream import checked_workers
 from ..errors import DataError, TrainingError
@@ -136,6 +136,7 @@ class Loop:
                 self.end_of_step()
         self.trackers.close()
         if self.stop_signal:
+            kill_workers()  # one that hangs does not hold up the end
             command = f"nextembed train --resume {self.run_dir}"
             raise Interrupted(f"stopped and saved; go on with: {command}", self.stop_signal)
 
