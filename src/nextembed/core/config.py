@@ -281,6 +281,8 @@ def _say(problems: list[Any]) -> str:
             return "is required"
         if problem["type"] == "literal_error" and isinstance(problem["input"], str):
             wanted += re.findall("'([^']*)'", problem["ctx"]["expected"])
+        elif problem["type"] == "int_parsing_size":
+            wanted.append("a whole number of at most 63 bits")
         elif problem["type"] == "model_type":
             wanted.append("a group of settings, {field: value, ...}")
         elif message.startswith("Input should be "):
