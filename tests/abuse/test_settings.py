@@ -125,7 +125,8 @@ def test_no_number_is_nan_infinite_or_huge(cls: type[Config]) -> None:
     "change",
     [
         "optim.betas=[1,1]", "optim.betas=[0.9]", "optim.weight_decay=.inf", "optim.base_learning_rate=1e308",
-        "optim.embed_lr_rate=.inf", "model.pos_embed_jitter=.inf", "model={kind: vit_nepa, image_size: 32, patch_size: 24}",
+        "optim.embed_lr_rate=.inf", "model.pos_embed_jitter=.inf",
+        "model={kind: vit_nepa, image_size: 32, patch_size: 24}",
         "seed=1e23", "seed=-1",
         "seed=4294967296", "seed=0.5", "probe.penalties=[.nan]", "probe.penalties=[0]", "probe.penalties=[]",
         "model.num_hidden_layers=1000000000", "model.hidden_size=1000000000", "train.batch_size=1000000000000000000",
