@@ -140,14 +140,15 @@ def written_int8(
     model: Any, output: Path, spec: "GraphSpec", opset: int | None, checkpoint: str, data: str | None
 ) -> str:
     """Writes the int8 file; what it costs, in plain words."""
+    from ..core.files import replacing
     from ..export.cost import measure
-    from ..export.formats import export_onnx, scratch_file
+    from ..export.formats import export_onnx
     from ..export.int8 import quantize_int8
 
     images, source = cost_data(checkpoint, data, model.config)
     with tempfile.TemporaryDirectory() as folder:
         full = export_onnx(model, Path(folder) / "float.onnx", spec, opset=opset)
-        with scratch_file(output) as scratch:
+        with replacing(output) as scratch:
             quantize_int8(full.path, scratch)
             cost = measure(full.path, scratch, spec, images, model.config)
         sizes = f"{megabytes(output)}, float {megabytes(full.path)}"

@@ -1,13 +1,22 @@
 """`generate` and `chat`: an Emu model in use."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.files import (
+    check_target,
+    free_file,
+    free_folder,
+    new_folder,
+    open_folder,
+    replacing,
+    write_json,
+    write_text,
+)
 from ..errors import ConfigError, NextEmbedError, unknown
 from .app import app
 
@@ -204,7 +213,7 @@ def _one(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "
         (text,) = talker.write([prompt], sampling, stop=stop)
         print(text)
     if output is not None:
-        _write_text(output, text + "\n")
+        write_text(output, text + "\n")
 
 
 def _many(
@@ -221,7 +230,7 @@ def _many(
     if output is None:
         print("".join(lines), end="")
     else:
-        _write_text(output, "".join(lines))
+        write_text(output, "".join(lines))
         print(f"Saved:  {output} ({len(lines)} answers)")
 
 
@@ -232,14 +241,16 @@ def _paint(
         assert output is not None
         row = rows[0]
         words = [*row["pieces"], *([row["question"]] if row.get("question") else [])]
-        _save_picture(talker.paint(words, **painting, progress=sys.stderr.isatty()), output)
+        with replacing(output) as file:
+            talker.paint(words, **painting, progress=sys.stderr.isatty()).save(file)
         print(f"Saved:  {output}")
         return
-    folder = output or Path("painted")
     talker.pipeline  # noqa: B018  (before a folder is made)
-    folder.mkdir(exist_ok=True)
+    folder = output or free_folder(Path(), "painted")
+    open_folder(folder)
     for number, row in enumerate(rows):
-        _save_picture(talker.paint(row["pieces"], **painting), folder / f"{number:04d}.png")
+        with replacing(folder / f"{number:04d}.png") as file:
+            talker.paint(row["pieces"], **painting).save(file)
     print(f"Saved:  {folder} ({len(rows)} pictures)")
 
 
@@ -247,8 +258,11 @@ def _mixed(talker: "Talker", row: dict[str, Any], output: Path | None, sampling:
     """Text to the terminal, pictures and document.json to the folder."""
     options = sampling.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
                                            "repetition_penalty", "seed"})  # fmt: skip
+    if output is not None:
+        check_target(output)  # before a model has written for minutes
     made = talker.document(_prompt(talker, row), num_inference_steps=steps, **options)
     lines: list[dict[str, Any]] = []
+    pictures: dict[str, Any] = {}
     for span in made:
         if span.kind == "text":
             print(span.text)
@@ -260,28 +274,16 @@ def _mixed(talker: "Talker", row: dict[str, Any], output: Path | None, sampling:
         print(f"[image{f': {output}/{name}' if there else hint}]")
         lines.append({"type": "image", "image": name if there else None})
         if there:
-            assert output is not None
-            output.mkdir(exist_ok=True)
-            _save_picture(span.image, output / name)
+            pictures[name] = span.image
     if output is not None:
-        output.mkdir(exist_ok=True)
-        _write_text(output / "document.json", json.dumps({"segments": lines}, ensure_ascii=False, indent=1) + "\n")
+        with new_folder(output) as folder:
+            for name, image in pictures.items():
+                image.save(folder / name)
+            write_json(folder / "document.json", {"segments": lines})
 
 
 def _say(text: str) -> None:
     print(text, end="", flush=True)
-
-
-def _write_text(file: Path, text: str) -> None:
-    scratch = file.with_name(f".{file.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
-
-
-def _save_picture(image: Any, file: Path) -> None:
-    scratch = file.with_name(f".tmp-{file.name}")
-    image.save(scratch)
-    os.replace(scratch, file)
 
 
 HELP = """\
@@ -344,7 +346,6 @@ class _Chat:
         self.system, self.frames = system, frames
         self.console = Console(highlight=False)
         self.live = sys.stdin.isatty()
-        self.num_painted = 0
         self.reset()
 
     def reset(self) -> None:
@@ -419,9 +420,9 @@ class _Chat:
 
     def paint(self, words: str) -> None:
         image = self.talker.paint([*self.shown, *([words] if words else [])], **self.painting)
-        while (file := Path(f"painted-{self.num_painted + 1:02d}.png")).exists():
-            self.num_painted += 1
-        _save_picture(image, file)
+        file = free_file("painted-{:02d}.png")
+        with replacing(file) as scratch:
+            image.save(scratch)
         self.shown, self.files = [], []
         self.note(f"painted: {file}")
 

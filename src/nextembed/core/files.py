@@ -18,7 +18,7 @@ from typing import IO, Any
 from ..errors import ConfigError, NextEmbedError, TrainingError
 
 SCRATCH, ASIDE = ".tmp-", ".old-"  # names in a run folder that `clean` knows
-OURS = re.compile(r"\.(tmp|old)-.+-[0-9a-f]{8}(\.[^.]*)?")
+SCRATCH_NAME = re.compile(r"\.(tmp|old)-.+-[0-9a-f]{8}(\.[^.]*)?")
 
 
 # -- files
@@ -48,6 +48,20 @@ def replacing(file: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink()
+
+
+def free_file(pattern: str) -> Path:
+    """A new, empty file, "painted-{:02d}.png" with the first number that is free; nobody else gets the same one."""
+    for number in range(1, 100_000):
+        file = Path(pattern.format(number))
+        try:
+            file.open("x").close()
+        except FileExistsError:
+            continue
+        except OSError as err:
+            raise ConfigError(f"cannot write {file}: {err.strerror}") from None
+        return file
+    raise ConfigError(f"no name is free: {pattern}")
 
 
 def output_file(file: str | Path) -> Path:
@@ -140,6 +154,16 @@ def new_folder(target: str | Path, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)  # this process made it, a few lines above
 
 
+def open_folder(target: Path) -> None:
+    """A new or empty folder for files that come one by one, so that a stop keeps those that are done. Errors as of
+    `new_folder`."""
+    check_target(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"cannot write {target}: {err.strerror}") from None
+
+
 def _put(scratch: Path, target: Path, replace: bool) -> None:
     """Renames a folder to `target`; what is there and may be replaced stands aside until that is done."""
     aside = None
@@ -184,14 +208,14 @@ def clean(folder: Path) -> None:
     """Removes what a killed process left half-written in a folder of ours, and puts back what it was about to replace.
 
     Only for folders that nobody but this process writes to now (see `locked`)."""
-    for aside in (path for path in folder.glob(f"{ASIDE}*") if OURS.fullmatch(path.name)):
+    for aside in (path for path in folder.glob(f"{ASIDE}*") if SCRATCH_NAME.fullmatch(path.name)):
         target = folder / aside.name.removeprefix(ASIDE).rpartition("-")[0]
         if not aside.is_symlink() and aside.is_dir():
             if target.exists():
                 shutil.rmtree(aside, ignore_errors=True)
             else:
                 os.replace(aside, target)
-    for scratch in (path for path in folder.glob(f"{SCRATCH}*") if OURS.fullmatch(path.name)):
+    for scratch in (path for path in folder.glob(f"{SCRATCH}*") if SCRATCH_NAME.fullmatch(path.name)):
         if scratch.is_dir() and not scratch.is_symlink():
             shutil.rmtree(scratch, ignore_errors=True)
         else:

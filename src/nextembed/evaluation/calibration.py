@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.files import write_json
 from ..nn.density import Density
 from ..nn.directional import cosines
-from .language.scores import Metric, write_json
+from .language.scores import Metric
 
 NUM_DRAWS = 19  # samples a position: the truth then has one of 20 places, so that 50 and 90 % regions are exact
 REGIONS = (0.5, 0.9)
@@ -88,7 +89,8 @@ class Calibration:
 
     def save(self, path: str | Path) -> Path:
         """Writes it as JSON. Raises ConfigError where it cannot be written."""
-        return write_json(asdict(self), path)
+        write_json(path, asdict(self))
+        return Path(path)
 
 
 @torch.no_grad()

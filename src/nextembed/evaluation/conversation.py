@@ -1,11 +1,10 @@
 """A conversation with images, as data: turns, the document that a model reads, and a file."""
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.files import read_text, to_json, write_text
 from ..core.types import Document, Segment
 from ..data.messages import IMAGE_SYSTEM, VIDEO_SYSTEM, render
 from ..errors import ConfigError
@@ -117,11 +116,7 @@ class Conversation:
         file = Path(file)
         if file.suffix != ".jsonl":
             raise ConfigError(f"a conversation is saved to a .jsonl file, not {file}")
-        try:
-            before = file.read_text(encoding="utf-8") if file.exists() else ""
-            scratch = file.with_name(f".{file.name}.tmp")
-            scratch.write_text(before + json.dumps(self.to_messages(), ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(scratch, file)
-        except OSError as err:
-            raise ConfigError(f"cannot write {file}: {err.strerror}") from None
+        before = read_text(file) if file.is_file() else ""
+        before += "\n" if before and not before.endswith("\n") else ""
+        write_text(file, before + to_json(self.to_messages()) + "\n")
         return file

@@ -110,9 +110,8 @@ def embed(
             writer = PartWriter(parts, schema(encoder.width, dtype), part_seconds)
             _work(encoder, decoded(wanted, batch_size, read, num_workers), writer, report, expected)
         settings["num_rows"] = parts.join(schema(encoder.width, dtype), settings)
-    skipped_file = output.with_suffix(".skipped.jsonl")
     seconds = time.monotonic() - started
-    return Embedded(output, settings["num_rows"], start.row, parts.skipped, skipped_file, seconds)
+    return Embedded(output, settings["num_rows"], start.row, parts.skipped, parts.skipped_file, seconds)
 
 
 def _work(

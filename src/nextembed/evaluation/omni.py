@@ -1,8 +1,6 @@
 """An Omni model in use: files of any modality in, files of any modality out."""
 
 import csv
-import json
-import os
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig
 
-from ..core.files import from_json
+from ..core.files import from_json, replacing, to_json
 from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.sizes import usable_device
@@ -144,25 +142,29 @@ READERS: dict[str, Callable[[Path], Any]] = {
 def write_signal(kind: str, value: Any, file: Path) -> None:
     """Writes a generated signal, whole or not at all. Raises ConfigError for a name that does not fit its kind."""
     check_file(kind, file)
-    scratch = file.with_name(f".tmp-{file.name}")
+    with replacing(file) as scratch:
+        _write(kind, value, scratch)
+
+
+def _write(kind: str, value: Any, file: Path) -> None:
     if kind == "text":
-        scratch.write_text(value + "\n", encoding="utf-8")
+        file.write_text(value + "\n", encoding="utf-8", errors="replace")
     elif kind == "image":
-        picture(value).save(scratch)
+        picture(value).save(file)
     elif kind == "video":
         frames = [picture(frame) for frame in value]
-        frames[0].save(scratch, save_all=True, append_images=frames[1:], duration=125, loop=0)
+        frames[0].save(file, save_all=True, append_images=frames[1:], duration=125, loop=0)
     elif kind == "audio":
-        with wave.open(str(scratch), "wb") as out:
+        with wave.open(str(file), "wb") as out:
             out.setnchannels(1)
             out.setsampwidth(2)
             out.setframerate(SAMPLE_RATE)
             out.writeframes((value.clamp(-1, 1) * 32767).short().numpy().tobytes())
     elif file.suffix.lower() == ".npy":
-        np.save(scratch, np.asarray(value), allow_pickle=False)
+        with file.open("wb") as out_file:  # of a name, numpy would make another one
+            np.save(out_file, np.asarray(value), allow_pickle=False)
     else:
-        scratch.write_text(json.dumps(value.tolist() if hasattr(value, "tolist") else value) + "\n")
-    os.replace(scratch, file)
+        file.write_text(to_json(value.tolist() if hasattr(value, "tolist") else value) + "\n")
 
 
 def check_file(kind: str, file: Path | None) -> None:

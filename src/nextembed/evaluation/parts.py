@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-import shutil
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from ..core.files import (
+    SCRATCH_NAME,
+    clean,
+    from_json,
+    locked,
+    read_text,
+    replacing,
+    to_json,
+    write_json,
+    write_text,
+)
 from ..data.stream import FIRST, RowPlace
 from ..errors import ConfigError, DataError
 
@@ -23,6 +34,9 @@ DType = Literal["float32", "float16"]
 PART_BYTES = 64 * 2**20  # embeddings kept in memory before a part is written, at most
 PART_SECONDS = 30.0  # and work that a kill can cost, at most
 GROUP_BYTES = 8 * 2**20  # embeddings of a row group: what a search reads at a time
+
+
+OWN = re.compile(r"part-\d{6}\.parquet|joined\.parquet|settings\.json|lock")  # files in OUTPUT.parts/
 
 
 class Item(NamedTuple):
@@ -90,7 +104,8 @@ class Parts:
     """OUTPUT.parts/: settings.json, and part-000000.parquet, ..., each with the place after it in its metadata."""
 
     def __init__(self, output: Path):
-        self.output, self.folder = output, output.with_name(output.name + ".parts")
+        self.output, self.folder = output, output.parent / f"{output.name}.parts"
+        self.skipped_file = output.parent / f"{output.stem}.skipped.jsonl"
         self.files: list[Path] = []
         self.skipped: list[dict[str, Any]] = []
         self.last_key: str | None = None
@@ -98,10 +113,25 @@ class Parts:
 
     def check(self, overwrite: bool) -> None:
         """Raises ConfigError, before anything is loaded, for an output that may not be written."""
-        if self.output.is_dir() or not self.output.name:
+        if self.output.is_dir() or self.output.name in ("", ".."):
             raise ConfigError(f"{self.output} is a folder; name a file, e.g. features.parquet")
+        self._check_foreign()
         if self.output.exists() and not overwrite and not self.folder.exists():
             raise ConfigError(f"{self.output} exists; --overwrite replaces it")
+
+    def _check_foreign(self) -> None:
+        """Raises ConfigError for things of somebody else under the names that are written, emptied or removed here."""
+        if os.path.lexists(self.folder):
+            if self.folder.is_symlink() or not self.folder.is_dir():
+                raise ConfigError(f"{self.folder} is no folder of this command's: name another output")
+            names = sorted(os.listdir(self.folder))
+            strange = [name for name in names if not (OWN.fullmatch(name) or SCRATCH_NAME.fullmatch(name))]
+            if "settings.json" not in names:
+                strange += [name for name in names if name.endswith(".parquet")]
+            if strange:
+                raise ConfigError(f"{self.folder} holds {strange[0]}, not of this command: name another output")
+        if self.skipped_file.exists() and not _names_skipped(self.skipped_file):
+            raise ConfigError(f"{self.skipped_file} is not of this command: name another output")
 
     def place(self) -> RowPlace:
         """Where the finished parts end."""
@@ -126,16 +156,25 @@ class Parts:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise ConfigError(f"cannot write {self.folder}: {err.strerror}") from None
-        with _locked(self.folder / "lock"):
+        with locked(self.folder / "lock", f"another process is writing {self.folder}"):
+            self._check_foreign()
+            clean(self.folder)
             if found is None or found.get("settings") != settings:
-                for part in self.folder.glob("*.parquet*"):
-                    part.unlink()
-                _write_text(file, json.dumps({"settings": settings}, indent=1))
+                self._remove("part-*.parquet")
+                write_json(file, {"settings": settings})
             self._find()
             total, limit = settings["source_rows"], settings["limit"]
             end = min(n for n in (total, limit, float("inf")) if n is not None)
             yield self._place.row >= end
-        shutil.rmtree(self.folder)
+            self._remove()
+
+    def _remove(self, pattern: str = "*") -> None:
+        """Our files of these names, settings.json last; the folder too, if nothing is left in it."""
+        for file in sorted(self.folder.glob(pattern), key=lambda file: file.name == "settings.json"):
+            if OWN.fullmatch(file.name):
+                file.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def _find(self) -> None:
         """The finished parts; from a damaged one on (power was lost), they are removed."""
@@ -156,12 +195,8 @@ class Parts:
     def write(self, table: pa.Table, state: dict[str, Any]) -> None:
         """One more part; it is there whole or not at all."""
         file = self.folder / f"part-{len(self.files):06d}.parquet"
-        scratch = file.with_suffix(".parquet.tmp")
-        try:
+        with replacing(file) as scratch:
             pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(state)}), scratch, use_dictionary=False)
-            os.replace(scratch, file)
-        except OSError as err:
-            raise DataError(f"cannot write {file}: {err.strerror or err}") from None
         self._take(file, state)
 
     def join(self, layout: pa.Schema, settings: dict[str, Any]) -> int:
@@ -173,26 +208,26 @@ class Parts:
         num_rows = sum(m.num_rows for m in metadata)
         if num_rows == 0:
             first = "; ".join(f"{s['key']}: {s['reason']}" for s in self.skipped[:2])
-            shutil.rmtree(self.folder)  # nothing in it is worth resuming
+            self._remove()  # nothing in it is worth resuming
             raise DataError(f"none of the {len(self.skipped)} images is readable: {' '.join(first.split())}")
         empty = {name for name in ("path", "label", "label_name") if _nulls(metadata, layout, name) == num_rows}
         layout = pa.schema([field for field in layout if field.name not in empty])
         settings = settings | {"num_rows": num_rows, "num_skipped": len(self.skipped)}
         layout = layout.with_metadata({METADATA: json.dumps(settings, ensure_ascii=False)})
-        scratch = self.folder / "joined.parquet.tmp"
+        joined = self.folder / "joined.parquet"  # here, where the next start finds what a kill has left
         texts = [name for name in ("label", "label_name") if name in layout.names]
+        options: Any = {"use_dictionary": texts, "write_statistics": ["row"]}
+        with replacing(joined) as scratch, pq.ParquetWriter(scratch, layout, **options) as writer:
+            for table in self._groups(layout):
+                writer.write_table(table, row_group_size=table.num_rows)
+        if self.skipped:
+            write_text(self.skipped_file, "".join(to_json(one) + "\n" for one in self.skipped))
+        else:
+            self.skipped_file.unlink(missing_ok=True)
         try:
-            with pq.ParquetWriter(scratch, layout, use_dictionary=texts, write_statistics=["row"]) as writer:
-                for table in self._groups(layout):
-                    writer.write_table(table, row_group_size=table.num_rows)
-            skipped_file = self.output.with_suffix(".skipped.jsonl")
-            if self.skipped:
-                _write_text(skipped_file, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in self.skipped))
-            elif skipped_file.exists():
-                skipped_file.unlink()
-            os.replace(scratch, self.output)
+            os.replace(joined, self.output)
         except OSError as err:
-            raise DataError(f"cannot write {self.output}: {err.strerror or err}") from None
+            raise ConfigError(f"cannot write {self.output}: {err.strerror}") from None
         return num_rows
 
     def _groups(self, layout: pa.Schema) -> Iterator[pa.Table]:
@@ -226,6 +261,15 @@ def _made_with(output: Path, settings: dict[str, Any]) -> bool:
     return all(found.get(name) == value for name, value in settings.items())
 
 
+def _names_skipped(file: Path) -> bool:
+    """Whether a file is a list of skipped images, as it is written here."""
+    try:
+        rows = [from_json(line) for line in read_text(file).splitlines()]
+    except (ConfigError, ValueError):
+        return False
+    return all(isinstance(row, dict) and row.keys() == {"row", "key", "reason"} for row in rows)
+
+
 def _first_change(found: dict[str, Any], settings: dict[str, Any]) -> str:
     before = found.get("settings") or {}
     for name, value in settings.items():
@@ -243,23 +287,3 @@ def read_json(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _write_text(file: Path, text: str) -> None:
-    scratch = file.with_name(f".tmp-{file.name}")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, file)
-
-
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One process at a time; a killed one holds nothing. Raises ConfigError if another is at work."""
-    with file.open("w") as handle:
-        with contextlib.suppress(ImportError):  # Windows has no such lock
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise ConfigError(f"another process is writing {file.parent}") from None
-        yield

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..core.code import check_code
 from ..core.config import DATA
+from ..core.files import replacing
 from ..core.types import IGNORE_LABEL
 from ..data.stream import rows_in_order
 from ..data.transforms import ImageReader, Unreadable
@@ -92,10 +93,8 @@ def contact_sheet(
 def save_sheet(sheet: Image.Image, path: str | os.PathLike[str]) -> Path:
     """Writes a PNG; it is there whole or not at all."""
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".tmp-{target.name}")
-    sheet.save(scratch, "PNG")
-    os.replace(scratch, target)
+    with replacing(target) as scratch:
+        sheet.save(scratch, "PNG")
     return target
 
 

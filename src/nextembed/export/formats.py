@@ -3,8 +3,6 @@
 import contextlib
 import importlib
 import io
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.files import replacing
 from ..errors import ConfigError, MissingExtra
 from .graph import TOLERANCE, ExportGraph, GraphSpec, greatest_difference
 from .loading import first_line
@@ -60,7 +59,7 @@ def export_onnx(
     size = sum(p.numel() * p.element_size() for p in graph.parameters())
     if size > PROTOBUF_LIMIT:
         raise ConfigError(f"the weights take {size / 2**30:.1f} GB; one ONNX file holds at most 2 GB")
-    with scratch_file(Path(path)) as file:
+    with replacing(path) as file:
         _write_onnx(graph, file, opset)
         written = onnx.load(file)
         found = {item.domain: item.version for item in written.opset_import}[""]
@@ -83,7 +82,7 @@ def export_program(
     """Writes a torch.export program (.pt2) for any batch and image size from two patches a side; loads it and compares
     it with the model. `torch.export.load(path).module()` is the function. Arguments and errors as in `export_onnx`."""
     graph = ExportGraph(model, _spec(spec, fields))
-    with scratch_file(Path(path)) as file:
+    with replacing(path) as file:
         with _silent(), torch.no_grad():
             program = _exporting(
                 lambda: torch.export.export(graph, (_example(graph),), dynamic_shapes=graph.dynamic_shapes())
@@ -118,37 +117,6 @@ def needs(*packages: str) -> None:
             importlib.import_module(package)
         except ImportError:
             raise MissingExtra(package, "export") from None
-
-
-@contextlib.contextmanager
-def scratch_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that becomes it when the block ends well; else it is removed.
-
-    Raises ConfigError if the folder cannot be written to.
-    """
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".tmp-{path.stem}-", suffix=path.suffix, dir=path.parent)
-    except OSError as err:
-        raise ConfigError(f"cannot write {path}: {err.strerror}") from None
-    os.close(handle)
-    scratch = Path(name)
-    try:
-        yield scratch
-        os.chmod(scratch, 0o666 & ~_umask())  # mkstemp makes private files
-        os.replace(scratch, path)
-    except OSError as err:
-        raise ConfigError(f"cannot write {path}: {err.strerror or err}") from err
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _spec(spec: GraphSpec | None, fields: dict[str, Any]) -> GraphSpec:

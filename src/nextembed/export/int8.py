@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.files import replacing
 from ..errors import ConfigError
-from .formats import needs, onnx_session, scratch_file
+from .formats import needs, onnx_session
 from .loading import first_line
 
 Run = Callable[[Tensor], list[Tensor]]
@@ -43,7 +44,7 @@ def quantize_int8(source: str | Path, target: str | Path) -> Path:
         model = onnx.load(source)
     except Exception as err:
         raise ConfigError(f"cannot read {source} as ONNX: {first_line(err)}") from err
-    with scratch_file(Path(target)) as file:
+    with replacing(target) as file:
         logging.disable(logging.WARNING)  # it recommends a graph clean-up that torch's exporter has done
         try:
             quantize_dynamic(

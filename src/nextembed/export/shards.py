@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.files import write_json
 from ..errors import ConfigError
 from .lazy_state import ST_TYPES, count
 
@@ -74,7 +75,7 @@ def write_sharded(
         places |= dict.fromkeys(names, file.name)
     total = sum(planned.num_bytes for planned in plan.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    write_json(folder / "model.safetensors.index.json", index)
     return files
 
 

@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..core.files import replacing
 from ..errors import ConfigError
 from .pictures import Scene, heat, neighbours, striking, to_array
 from .run_view import read_run
@@ -38,9 +39,9 @@ def write_banner(run_dir: str | Path, path: str | Path, images: list[int] | None
         box = (left, top - height * (row + 1) + 0.012, 0.475, height - 0.03)
         patches = striking(scene, image)
         _row(figure, scene, image, patches[number % len(patches)], box, title=row == 0)
-    path = Path(path)
-    figure.savefig(path, format="png", metadata={"Software": None})
-    return path
+    with replacing(path) as file:
+        figure.savefig(file, format="png", metadata={"Software": None})
+    return Path(path)
 
 
 def _row(figure: Any, scene: Scene, image: int, patch: int, box: tuple[float, ...], title: bool) -> None:

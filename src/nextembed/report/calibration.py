@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ..core.files import replacing
+
 INK, SOFT, LINE, ACTUAL, EXPECTED = "#1b2330", "#5b6675", "#d5dae2", "#0072b2", "#d55e00"
 
 
@@ -30,9 +32,9 @@ def calibration_figure(found: Mapping[str, Any]) -> Figure:
 
 def write_calibration(found: Mapping[str, Any], path: str | Path) -> Path:
     """Writes the picture as a PNG file, the same each time, and returns where."""
-    path = Path(path)
-    calibration_figure(found).savefig(path, format="png", metadata={"Software": None})
-    return path
+    with replacing(path) as file:
+        calibration_figure(found).savefig(file, format="png", metadata={"Software": None})
+    return Path(path)
 
 
 def _reliability(axes: Any, bins: list[Mapping[str, Any]], metrics: Mapping[str, float]) -> None:

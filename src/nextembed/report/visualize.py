@@ -1,7 +1,6 @@
 """`visualize`: one image, one model, one picture of what goes on inside."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.files import replacing
 from ..core.run_folder import read_config, read_processor, run_folder, weights_folders
 from ..core.types import AttentionMode
 from ..data.sources import ImageData
@@ -52,14 +52,9 @@ class Visualization:
         if path.suffix.lower() != ".png":
             files = {path / "all.png": self.drawing.png()}
             files |= {path / f"{name}.png": content for name, content in self.drawing.panels().items()}
-        try:
-            for file, content in files.items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                scratch = file.with_name(f".tmp-{file.name}")
+        for file, content in files.items():
+            with replacing(file) as scratch:
                 scratch.write_bytes(content)
-                os.replace(scratch, file)
-        except OSError as err:
-            raise ConfigError(f"cannot write {output}: {err.strerror or err}") from None
         self.paths = list(files)
         return self.paths
 

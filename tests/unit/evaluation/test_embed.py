@@ -12,7 +12,7 @@ from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation import embed as module
 from nextembed.evaluation.embed import decoded, embed
 from nextembed.evaluation.encoder import encode
-from nextembed.evaluation.parts import METADATA
+from nextembed.evaluation.parts import METADATA, Parts
 
 PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 
@@ -113,8 +113,13 @@ def test_stopped_it_goes_on_and_never_mixes(saved, tmp_path):
 
 def test_killed_between_the_file_and_the_removal_of_its_parts(saved, tmp_path, monkeypatch):
     output, options = tmp_path / "f.parquet", dict(limit=20, **PLACE)
+
+    def killed(parts, pattern="*"):
+        if pattern == "*":
+            raise RuntimeError("killed")
+
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr(Parts, "_remove", killed)
         with pytest.raises(RuntimeError, match="killed"):
             embed(saved / "run", "emoji", output, **options)
     before = output.read_bytes()

@@ -6,7 +6,7 @@ import torch
 import nextembed
 from nextembed.errors import ConfigError, MissingExtra
 from nextembed.export import formats
-from nextembed.export.formats import export_onnx, export_program, onnx_session, scratch_file
+from nextembed.export.formats import export_onnx, export_program, onnx_session
 from nextembed.export.graph import ExportGraph, GraphSpec, greatest_difference
 from nextembed.export.int8 import likeness, quantize_int8, speed_ratio
 from nextembed.models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
@@ -186,20 +186,6 @@ def test_missing_extra(model, tmp_path, monkeypatch):
     monkeypatch.setattr(formats.importlib, "import_module", no_onnx)
     with pytest.raises(MissingExtra, match=r"pip install 'nextembed\[export\]'"):
         export_onnx(model, tmp_path / "m.onnx")
-
-
-def test_scratch_file(tmp_path):
-    with pytest.raises(RuntimeError), scratch_file(tmp_path / "new" / "a.bin") as file:
-        file.write_text("half")
-        raise RuntimeError
-    assert not list((tmp_path / "new").iterdir())
-    with scratch_file(tmp_path / "a.bin") as file:
-        file.write_text("whole")
-    assert (tmp_path / "a.bin").read_text() == "whole" and (tmp_path / "a.bin").stat().st_mode & 0o077
-    with pytest.raises(ConfigError, match="is a folder"), scratch_file(tmp_path):
-        pass
-    with pytest.raises(ConfigError, match="cannot write"), scratch_file(tmp_path / "a.bin" / "b.bin"):
-        pass
 
 
 def test_public_names():

@@ -1,8 +1,5 @@
 """What a model scored on a task: values with their intervals, answers, a table and a file."""
 
-import contextlib
-import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +9,7 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from ...errors import ConfigError
+from ...core.files import write_json
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -57,7 +54,8 @@ class LanguageScores:
     def save(self, path: str | Path) -> Path:
         """Writes the scores as JSON; for an external grader only {key: answer}, as it reads them."""
         values = {a["key"]: a["answer"] for a in self.answers} if self.answers_only else asdict(self)
-        return write_json(values, path)
+        write_json(path, values)
+        return Path(path)
 
     def render(self) -> RenderableType:
         table = Table(title=f"{self.task} of {self.num_examples:,} items", title_justify="left")
@@ -72,22 +70,6 @@ class LanguageScores:
     def sentences(self) -> list[str]:
         lines = [] if self.metrics else [f"{self.num_examples:,} answers; their score is made by an external grader."]
         return lines + [f"Note: {note}." for note in self.notes]
-
-
-def write_json(values: Any, path: str | Path) -> Path:
-    """Under another name first, so that the file is whole or not there. Raises ConfigError where it cannot be."""
-    path = Path(path)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(scratch, path)
-    except OSError as err:
-        raise ConfigError(f"cannot write {path}: {err.strerror or err}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-    return path
 
 
 def mean_metric(

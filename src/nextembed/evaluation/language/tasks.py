@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...core.files import open_folder, replacing
 from ...core.types import Segment
 from ...data.transforms import Unreadable
 from ...errors import ConfigError, DataError
@@ -195,10 +196,7 @@ def paint(
         pipeline = emu.EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
         pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     if folder is not None:
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise ConfigError(f"--paintings {folder}: {err.strerror}") from None
+        open_folder(Path(folder))
     speaker = Speaker(pipeline.model, pipeline.processor)
     if settings.features is None:
         space = FeatureSpace(speaker.features_of, "the mean token of the model's own visual encoder")
@@ -217,9 +215,9 @@ def paint(
         )
         for example in items[part]:
             real.append(reference_image(speaker, example))
-    if folder is not None:
-        for i, image in enumerate(painted):
-            image.save(Path(folder) / f"{i:04d}.png")
+    for i, image in enumerate(painted if folder is not None else []):
+        with replacing(Path(folder or "") / f"{i:04d}.png") as file:
+            image.save(file)
     made, there = space.encode(painted), space.encode(real)
     ranks = retrieval_ranks(made, there)
     for example, place in zip(items, ranks.tolist(), strict=True):
