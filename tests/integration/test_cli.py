@@ -151,6 +151,7 @@ def test_train_leaves_a_complete_run_folder(trained: tuple[Path, str]) -> None:
     run, _ = trained
     names = {file.name for file in run.iterdir()}
     assert names == {
+        ".lock",
         "checkpoints",
         "config.yaml",
         "ema",

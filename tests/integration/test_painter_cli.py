@@ -90,7 +90,7 @@ def test_what_cannot_be_painted_is_one_line(folder: Path, capsys: pytest.Capture
         ("half", "captions", [], "has no parameter regression_head.weight"),
         ("painter", "long", [], "the language model reads 128"),
         ("painter", "broken", [], "an image cannot be read"),
-        ("painter", "captions", ["--paintings", "red.png/x"], "--paintings red.png/x"),
+        ("painter", "captions", ["--paintings", "red.png/x"], "cannot write red.png/x"),
         ("painter", "captions", ["weights=ema"], "not for text_to_image"),
         ("painter", "captions", ["features=nowhere"], "nowhere"),
     ):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.files import checked_file
 from ..errors import ConfigError
 from .app import Settings, app
 
@@ -38,6 +39,8 @@ def probe(
     from ..core.run_folder import run_folder
     from ..evaluation.loading import probe_checkpoint
 
+    if output is not None:
+        checked_file(output)
     config = probe_settings(target, data, overrides or [])
     table = probe_checkpoint(target, config.data, config.probe)
     Console().print(table.render())
@@ -134,6 +137,8 @@ def evaluate_classifier(
     from ..core.run_folder import run_folder
     from ..evaluation.finetuned import SPLITS, score_checkpoint
 
+    if output is not None:
+        checked_file(output)
     config = probe_settings(target, data, overrides)
     splits = (split,) if split else (*SPLITS, "train") if data is not None else SPLITS
     scores = score_checkpoint(target, config.data, config.probe, splits)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.files import checked_file
 from ..errors import ConfigError
 from .app import app
 
@@ -75,6 +76,7 @@ def export(
     if data is not None and not int8:
         raise ConfigError("--data measures what --int8 costs; without --int8 it has no use")
     fixed = image_size(size)
+    checked_file(output)
     from ..export.formats import export_onnx, export_program
     from ..export.graph import GraphSpec, class_names
     from ..export.loading import load_model

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.files import checked_file
 from ..errors import ConfigError, unknown
 from .app import Settings, app
 
@@ -169,6 +170,8 @@ def search(
     """
     from ..evaluation import search as search_module
 
+    if output is not None:
+        checked_file(output)
     file = search_module.FeatureFile(features)
     if by_label:
         if query is not None:

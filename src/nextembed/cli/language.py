@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..core.files import checked_file
 from ..errors import ConfigError
 
 
@@ -28,8 +29,8 @@ def evaluate_language(
     settings = language_settings(task, data, given, overrides)
     if paintings is not None and task != "text_to_image":
         raise ConfigError("--paintings keeps the images of --task text_to_image")
-    if output is not None and (output.is_dir() or not os.access(_nearest(output.absolute().parent), os.W_OK)):
-        raise ConfigError(f"-o {output}: not a file that can be written")
+    if output is not None:
+        checked_file(output)
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task(task, total=None)
@@ -55,8 +56,3 @@ def language_settings(task: str, data: str | None, given: dict[str, Any], overri
             given["prompt"] = word.removeprefix("prompt=")
     rest = [word for word in overrides if not word.startswith("prompt=")]
     return apply_overrides(validated(LanguageEval, {"task": task, "data": data, **given}), rest)
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the first above it that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())

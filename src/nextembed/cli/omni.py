@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core.files import checked_file
 from ..errors import ConfigError
 
 
@@ -24,6 +25,8 @@ def go_on(
         raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
+    if output is not None:
+        checked_file(output)
     from ..evaluation.omni import check_file, check_target, kind_of, load_omni, read_piece, write_signal
 
     model = load_omni(checkpoint, *loading)

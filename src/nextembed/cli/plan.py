@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.files import checked_file
 from .app import Settings, app
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def plan(
     from ..core.config import apply_overrides
     from ..planning.plan import plan as make_plan
 
+    if json_file is not None:
+        checked_file(json_file)
     config = apply_overrides(recipes.load(recipe), overrides or [])
     made = make_plan(config, devices, memory, utilisation, peak_tflops, samples, classes)
     if json_file is not None:

@@ -9,6 +9,7 @@ import typer
 
 from ..core.files import (
     check_target,
+    checked_file,
     free_file,
     free_folder,
     new_folder,
@@ -179,6 +180,9 @@ def _task(task: str, output: Path | None, prompts: Path | None) -> str:
         raise ConfigError(f"--target {task} writes no picture; {output} would be one")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
+    if output is not None:  # before a model is at work for minutes
+        folder = task == "mixed" or (task == "image" and prompts is not None)
+        check_target(output) if folder else checked_file(output)
     return task
 
 
@@ -258,8 +262,6 @@ def _mixed(talker: "Talker", row: dict[str, Any], output: Path | None, sampling:
     """Text to the terminal, pictures and document.json to the folder."""
     options = sampling.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
                                            "repetition_penalty", "seed"})  # fmt: skip
-    if output is not None:
-        check_target(output)  # before a model has written for minutes
     made = talker.document(_prompt(talker, row), num_inference_steps=steps, **options)
     lines: list[dict[str, Any]] = []
     pictures: dict[str, Any] = {}

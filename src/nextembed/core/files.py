@@ -65,7 +65,18 @@ def free_file(pattern: str) -> Path:
 
 
 def output_file(file: str | Path) -> Path:
-    """Where a file that the user named is to be written: behind symlinks, its folder made.
+    """Where a file that the user named is to be written: behind symlinks, its folder made. Errors as of
+    `checked_file`."""
+    found = checked_file(file)
+    try:
+        found.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise ConfigError(f"cannot write {file}: {err.strerror}") from None
+    return found
+
+
+def checked_file(file: str | Path) -> Path:
+    """`output_file` without making its folder, for before something long is computed.
 
     Raises ConfigError for a name that is a folder or something else that is no file (`.`, `..`, a device), and where
     nothing can be written.
@@ -77,12 +88,19 @@ def output_file(file: str | Path) -> Path:
             raise ConfigError(f"{file} is a folder; name a file")
         if found.exists() and not found.is_file():
             raise ConfigError(f"{file} is not a file")
-        found.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as err:
         raise ConfigError(f"cannot write {file}: {getattr(err, 'strerror', None) or err}") from None
-    if not os.access(found.parent, os.W_OK):
-        raise ConfigError(f"cannot write {file}: {found.parent} is read-only")
+    _check_above(found)
     return found
+
+
+def _check_above(path: Path) -> None:
+    """Raises ConfigError if a file or folder cannot be made here."""
+    above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not above.is_dir():
+        raise ConfigError(f"cannot write {path}: {above} is no folder")
+    if not os.access(above, os.W_OK):
+        raise ConfigError(f"cannot write {path}: {above} is read-only")
 
 
 def write_text(file: str | Path, text: str) -> None:
@@ -192,6 +210,7 @@ def check_target(target: Path, replace: bool = False) -> None:
             raise ConfigError(f"{target} is a file; name a new folder")
         if not replace and any(target.iterdir()):
             raise ConfigError(f"{target} exists; name a new folder")
+    _check_above(target)
 
 
 def _made_beside(target: Path, prefix: str) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.files import (
     SCRATCH_NAME,
+    checked_file,
     clean,
     from_json,
     locked,
@@ -113,8 +114,7 @@ class Parts:
 
     def check(self, overwrite: bool) -> None:
         """Raises ConfigError, before anything is loaded, for an output that may not be written."""
-        if self.output.is_dir() or self.output.name in ("", ".."):
-            raise ConfigError(f"{self.output} is a folder; name a file, e.g. features.parquet")
+        checked_file(self.output)
         self._check_foreign()
         if self.output.exists() and not overwrite and not self.folder.exists():
             raise ConfigError(f"{self.output} exists; --overwrite replaces it")
@@ -143,6 +143,7 @@ class Parts:
 
         Raises ConfigError for parts of other settings, unless `overwrite`: they are removed then.
         """
+        self._check_foreign()
         file = self.folder / "settings.json"
         found = read_json(file) if file.is_file() else None
         if found is not None and found.get("settings") != settings and not overwrite:
@@ -157,7 +158,6 @@ class Parts:
         except OSError as err:
             raise ConfigError(f"cannot write {self.folder}: {err.strerror}") from None
         with locked(self.folder / "lock", f"another process is writing {self.folder}"):
-            self._check_foreign()
             clean(self.folder)
             if found is None or found.get("settings") != settings:
                 self._remove("part-*.parquet")

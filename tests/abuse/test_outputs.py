@@ -1,0 +1,221 @@
+"""Whatever is named as an output: nothing of somebody else is changed or removed, and what is wrong is one line."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from nextembed.cli.app import main
+from nextembed.core.files import checked_file, write_json
+from nextembed.core.probe_table import ProbeTable
+from nextembed.core.scores import ClassScores, SegmentScores
+from nextembed.errors import ConfigError
+from nextembed.evaluation.calibration import Calibration
+from nextembed.evaluation.conversation import Conversation
+from nextembed.evaluation.language.scores import LanguageScores
+from nextembed.evaluation.omni import write_signal
+from nextembed.evaluation.parts import Parts
+from nextembed.evaluation.sheet import save_sheet
+from nextembed.export.facts import Facts
+from nextembed.export.hub import write_hub_folder
+from nextembed.export.layouts import convert
+from nextembed.models.emu.visual_decoder import VisualDecoder
+from nextembed.models.nepa.settings import NepaModel
+from nextembed.planning.plan import Plan
+from nextembed.report import write_report
+from nextembed.report.visualize import Visualization
+from nextembed.training.checkpoint import save_backbone
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    part = NepaModel(**TINY)
+    backbone = part.build()
+    save_backbone(backbone, backbone.state_dict(), folder, part.image_processor())
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """home/now, the current folder, where others have files; `link` names one of their folders."""
+    for file in ("home/letter.txt", "home/now/thesis.tex", "home/now/theirs/a.png", "elsewhere/config.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("theirs")
+    (tmp_path / "home" / "now" / "link").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "home" / "now")
+    return tmp_path
+
+
+def made(cls, **values):
+    """An object whose fields hold as little as its type allows."""
+    missing = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
+    return cls(**({name: 0 for name in missing} | values))
+
+
+def asked():
+    talk = Conversation()
+    talk.ask("what?")
+    talk.answer("that")
+    return talk
+
+
+class Drawing:
+    def png(self):
+        return b"png"
+
+    def panels(self):
+        return {"attention": b"png"}
+
+
+def report(path):
+    Path("../../run").mkdir(exist_ok=True)
+    Path("../../run/config.yaml").write_text("name: run\n")
+    write_report("../../run", path)
+
+
+FILES = {
+    "plan": lambda path: made(Plan).save(path),
+    "probe": lambda path: ProbeTable(rows=[]).save(path),
+    "classification": lambda path: made(ClassScores, class_names=[], confusion=[]).save(path),
+    "segmentation": lambda path: made(SegmentScores, per_class=[{"name": "sky", "share": 1, "iou": 1}]).save(path),
+    "language": lambda path: made(LanguageScores, metrics=[]).save(path),
+    "calibration": lambda path: made(Calibration, metrics=[], bins=[], coverage=[]).save(path),
+    "sheet": lambda path: save_sheet(Image.new("RGB", (2, 2)), path),
+    "text": lambda path: write_signal("text", "a", Path(path)),
+    "image": lambda path: write_signal("image", torch.zeros(3, 2, 2, dtype=torch.uint8), Path(path)),
+    "series": lambda path: write_signal("series", [1.0], Path(path)),
+    "conversation": lambda path: asked().save(path),
+    "report": report,
+    "embed": lambda path: Parts(Path(path)).check(overwrite=True),
+    "checked": checked_file,
+}
+FOLDERS = {
+    "convert": lambda path, model: convert(model, path),
+    "push": lambda path, model: write_hub_folder(Facts(model, {}, False), path, "me/nepa"),
+    "visual_decoder": lambda path, model: VisualDecoder.save_pretrained(None, path),
+}
+
+
+def refused(function, *words):
+    with pytest.raises(ConfigError) as caught:
+        function(*words)
+    assert "\n" not in str(caught.value) and str(caught.value)
+
+
+TAKEN = [".", "..", "/", "theirs", "link", "theirs/..", "thesis.tex/x", "/dev/null/x"]
+
+
+@pytest.mark.parametrize("path", TAKEN)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_not_written_over_a_folder_or_below_a_file(here, name, path):
+    if name == "report":
+        report("page.html")
+    before = tree(here)
+    refused(FILES[name], path)
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize("path", [*TAKEN, "thesis.tex"])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_is_a_new_one(here, model, name, path):
+    before = tree(here)
+    refused(FOLDERS[name], path, model)
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize("path", [".", "..", "theirs", "link", "thesis.tex"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["plan", "nepa_demo_tiny", "--json", "PATH"],
+        ["probe", "MODEL", "--data", "emoji", "--output", "PATH"],
+        ["evaluate", "MODEL", "--data", "emoji", "-o", "PATH"],
+        ["export", "MODEL", "--format", "onnx", "-o", "PATH"],
+        ["embed", "MODEL", "emoji", "-o", "PATH"],
+        ["search", "features.parquet", "key", "-o", "PATH"],
+        ["convert", "MODEL", "PATH"],
+        ["push", "MODEL", "me/nepa", "--dry-run", "PATH"],
+        ["train", "nepa_demo_tiny", "output_dir=PATH", "data.label_column=nope"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_commands_say_it_before_they_work(here, model, capsys, words, path):
+    """A file that is there may be written over where a file is named; these stop at something else then, or never."""
+    if path == "thesis.tex" and words[0] in ("plan", "probe", "evaluate", "export"):
+        pytest.skip("a named file is replaced")
+    before = tree(here)
+    code = main([word.replace("PATH", path).replace("MODEL", str(model)) for word in words])
+    said = capsys.readouterr().err.strip()
+    assert code == 2 and len(said.splitlines()) == 1 and "unexpected" not in said, said
+    assert tree(here) == before
+
+
+def test_a_file_that_is_named_is_replaced_behind_its_link(here):
+    """The link stays a link, and the folder beside it as it was."""
+    Path("probe.json").symlink_to(here / "elsewhere" / "probe.json")
+    write_json("probe.json", {"loss": float("nan"), "best": [float("inf"), 1]})
+    assert Path("probe.json").is_symlink()
+    assert (here / "elsewhere" / "probe.json").read_text() == '{\n "loss": null,\n "best": [\n  null,\n  1\n ]\n}\n'
+    assert sorted(os.listdir(here / "elsewhere")) == ["config.json", "probe.json"]
+
+
+def test_panels_join_a_folder(here):
+    """The one output that is documented to put its files beside others."""
+    before = tree(here)
+    paths = Visualization(None, 0, Drawing(), []).save("theirs")
+    assert sorted(path.name for path in paths) == ["all.png", "attention.png"]
+    assert {name: value for name, value in tree(here).items() if name in before} == before
+
+
+def test_a_conversation_is_added_to_what_is_there(here):
+    Path("talk.jsonl").write_text('{"messages": []}')  # no newline at its end
+    asked().save("talk.jsonl")
+    first, second = Path("talk.jsonl").read_text().splitlines()
+    assert first == '{"messages": []}' and "that" in second
+    Path("talk.jsonl").write_bytes(b"\xff\xfe")
+    refused(asked().save, "talk.jsonl")
+    assert Path("talk.jsonl").read_bytes() == b"\xff\xfe"
+
+
+# -- embed's parts
+
+
+def foreign(kind):
+    folder = Path("f.parquet.parts")
+    if kind == "link":
+        folder.symlink_to("theirs")
+    elif kind == "file":
+        folder.write_text("theirs")
+    elif kind == "skipped":
+        Path("f.skipped.jsonl").write_text('{"my": "notes"}\n')
+    else:
+        folder.mkdir()
+        (folder / kind).write_text("theirs")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["link", "file", "skipped", "notes.txt", "part-000000.parquet", ".tmp-mine"])
+def test_parts_of_somebody_else_stay(here, kind, overwrite):
+    foreign(kind)
+    before = tree(here)
+    refused(Parts(Path("f.parquet")).check, overwrite)
+    opening = Parts(Path("f.parquet")).opened({"source_rows": 1, "limit": None}, overwrite)
+    refused(opening.__enter__)
+    assert tree(here) == before
+
+
+def test_only_own_parts_are_removed(here):
+    parts = Parts(Path("f.parquet"))
+    with parts.opened({"source_rows": 1, "limit": None}, False):
+        (parts.folder / "theirs.txt").write_text("theirs")
+    assert os.listdir(parts.folder) == ["theirs.txt"]
