@@ -11,7 +11,7 @@ from PIL import Image
 from nextembed.cli.app import main
 from nextembed.core.files import checked_file, write_json
 from nextembed.core.probe_table import ProbeTable
-from nextembed.core.scores import ClassScores, SegmentScores
+from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
 from nextembed.errors import ConfigError
 from nextembed.evaluation.calibration import Calibration
 from nextembed.evaluation.conversation import Conversation
@@ -87,7 +87,7 @@ FILES = {
     "plan": lambda path: made(Plan).save(path),
     "probe": lambda path: ProbeTable(rows=[]).save(path),
     "classification": lambda path: made(ClassScores, class_names=[], confusion=[]).save(path),
-    "segmentation": lambda path: made(SegmentScores, per_class=[{"name": "sky", "share": 1, "iou": 1}]).save(path),
+    "segmentation": lambda path: made(SegmentScores, per_class=[ClassArea("sky", 1, 1)]).save(path),
     "language": lambda path: made(LanguageScores, metrics=[]).save(path),
     "calibration": lambda path: made(Calibration, metrics=[], bins=[], coverage=[]).save(path),
     "sheet": lambda path: save_sheet(Image.new("RGB", (2, 2)), path),

@@ -94,15 +94,16 @@ def broadcast_object(value: Any) -> Any:
 def on_main(function: Callable[[], T]) -> T:
     """What `function` gives on rank 0, on every rank; and what it raises is raised on every rank, so that none waits
     for ever for one that has ended."""
-    value, error = None, None
+    value: T | None = None
+    error: Exception | None = None
     if is_main():
         try:
             value = function()
         except Exception as err:
             error = err
-    own, value, said = error, *broadcast_object((value, _portable(error)))
+    value, said = broadcast_object((value, _portable(error)))
     if said is not None:
-        raise own or said
+        raise error or said
     return cast(T, value)
 
 
