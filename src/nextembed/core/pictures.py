@@ -1,9 +1,18 @@
 """Pillow's many kinds of pictures as the two that models see, the same in training and in use."""
 
+import contextlib
+import ctypes
+import logging
 import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
+
+# What is wrong with a file comes as an error; Pillow logs it and libtiff prints it as well.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff
+    for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+        getattr(ctypes.CDLL(Image.core.__file__), name)(None)
 
 
 def plain_picture(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

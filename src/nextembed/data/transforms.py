@@ -7,6 +7,8 @@ number comes from the sample's own seed, so it depends on neither workers nor ra
 import io
 import math
 import os
+import re
+import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,17 +23,13 @@ from torch import Tensor
 
 from ..core.pictures import orientation, plain_picture
 
-try:  # torchvision has announced that its decoders will move out; Pillow then does their work, more slowly
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:
-    decode_jpeg = None
-
 # Formats whose decoders only decode: no PostScript, no vector graphics, nothing that starts another program.
 Image.init()
 FORMATS: list[str] = [
     f for f in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if f in Image.OPEN
 ]
 
+SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{32})", re.DOTALL)  # where a JPEG 2000 codestream begins
 SMALL = 64  # pixels a side up to which a whole batch is cropped at once
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
 MASK = 2**64 - 1
@@ -92,27 +90,19 @@ class ImageReader:
         still has `GAP` times the pixels wanted, so large photos cost a fraction of a full decode and look the same.
         """
         with _unreadable():
-            data = self._load(image)
-            file = data if isinstance(data, bytes) else None
-            shape = _plain_jpeg_shape(file) if file else None
-            img = None if shape else self._open(data)
-            height, width = shape or _upright_size(cast(Image.Image, img))
-            self._check(height, width)
+            img = self._open(self._load(image))
+            height, width = _upright_size(img)
             (box,), (flip,) = crop.draw([(height, width)], [seed])
             size = crop.size
             scale = max(s for s in (1, 2, 4, 8) if s == 1 or min(box.height, box.width) >= s * size * GAP)
-            if scale == 1 and file and shape and decode_jpeg is not None:
-                # torchvision's decoder and its vectorised uint8 resize are faster than Pillow's.
-                mode = ImageReadMode.RGB if self.num_channels == 3 else ImageReadMode.GRAY
-                whole = decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), mode=mode)
-                pixels = resize(whole, size, box)
+            if scale > 1:
+                img.draft(self.mode, (img.width // scale, img.height // scale))
+            img = self._convert(img)
+            x, y = img.width / width, img.height / height  # 1, or less if decoded at a reduced scale
+            edges = (box.left * x, box.top * y, (box.left + box.width) * x, (box.top + box.height) * y)
+            if x == y == 1:
+                pixels = resize(_to_tensor(img.crop(edges)), size)  # torch's resize is faster than Pillow's
             else:
-                img = img or self._open(data)
-                if scale > 1 and file:
-                    img.draft(self.mode, (img.width // scale, img.height // scale))
-                img = self._convert(img)
-                x, y = img.width / width, img.height / height  # 1, or less if decoded at a reduced scale
-                edges = (box.left * x, box.top * y, (box.left + box.width) * x, (box.top + box.height) * y)
                 pixels = _to_tensor(img.resize((size, size), Image.Resampling.BILINEAR, box=edges))
             return pixels.flip(-1) if flip else pixels
 
@@ -132,12 +122,14 @@ class ImageReader:
 
     def _open(self, data: bytes | Image.Image) -> Image.Image:
         """A PIL image of which only the header has been read; within `max_pixels`."""
-        if isinstance(data, bytes):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's warning of large images: there is our own limit
-                data = Image.open(io.BytesIO(data), formats=FORMATS)
-        self._check(data.height, data.width)
-        return data
+        if not isinstance(data, bytes):
+            self._check(data.height, data.width)
+            return data
+        img = Image.open(io.BytesIO(data), formats=FORMATS)
+        self._check(img.height, img.width)
+        if (room := _decoder_pixels(img, data)) > self.max_pixels:
+            raise Unreadable(f"its decoder needs room for {room} pixels, more than max_pixels={self.max_pixels}")
+        return img
 
     def _check(self, height: int, width: int) -> None:
         if width * height > self.max_pixels:
@@ -160,9 +152,12 @@ class _unreadable:
     """Turns whatever a decoder raises on broken input into `Unreadable` with a one-line reason."""
 
     def __enter__(self) -> None:
-        return None
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.simplefilter("ignore")  # of large images, for which there is our own limit, and of broken EXIF data
 
     def __exit__(self, kind: Any, err: BaseException | None, trace: Any) -> None:
+        self.warnings.__exit__(None, None, None)
         if isinstance(err, Exception) and not isinstance(err, Unreadable):
             lines = str(err).strip().splitlines()
             reason = lines[0] if lines else type(err).__name__
@@ -171,21 +166,21 @@ class _unreadable:
             raise Unreadable(reason[:200]) from None
 
 
-def _plain_jpeg_shape(data: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG file that needs nothing but decoding: 1 or 3 channels, no EXIF, no Adobe colours.
+def _decoder_pixels(img: Image.Image, data: bytes) -> int:
+    """Room that a file makes its decoder take, in pixels, whatever the size of the image; 0 where that decides.
 
-    None for every other file; Pillow knows those. This glance at the header takes a tenth of Pillow's time.
+    A TIFF has tiles of any size. A JPEG 2000 of up to 65,535 tiles takes about 1,000 pixels' room for each, and its
+    size stands in the codestream once more.
     """
-    at = 2
-    while data.startswith(b"\xff\xd8") and at + 10 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-        if marker in (0xC0, 0xC1, 0xC2):  # start of frame: precision, height, width, channels
-            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-            return (height, width) if height and width and data[at + 4] == 8 and data[at + 9] in (1, 3) else None
-        if marker not in (0xC4, 0xDB, 0xDD, 0xE0, 0xE2, 0xFE):  # tables, restart, JFIF, colour profile, comment
-            return None
-        at += 2 + length
-    return None
+    if img.format == "TIFF":
+        tags = cast(Any, img).tag_v2
+        return int(tags.get(322, 0)) * int(tags.get(323, 0))
+    most = 0
+    for found in SIZ.finditer(data) if img.format == "JPEG2000" else ():
+        right, bottom, left, top, width, height, x, y = struct.unpack(">8I", found[1])
+        tiles = math.ceil(max(0, right - x) / max(1, width)) * math.ceil(max(0, bottom - y) / max(1, height))
+        most = max(most, max(0, right - left) * max(0, bottom - top), 1000 * tiles)
+    return most
 
 
 def _upright_size(img: Image.Image) -> tuple[int, int]:

@@ -93,6 +93,10 @@ class NextEmbeddingSettings(Part):
             raise ConfigError("objective.target_layer: layer 0 is the latents: target=latents")
         num_latents = getattr(backbone, "num_latents", None)  # a user's own backbone may not tell
         longest, length = max(self.steps_ahead), num_latents(size, size) if num_latents and size else math.inf
+        if length < 3:
+            raise ConfigError(
+                "objective: an image of one patch has no next patch; model.patch_size is at most half of image_size"
+            )
         if longest >= length:
             raise ConfigError(f"objective.steps_ahead {longest}: an image has only {length} latents")
         self._check_scoring(backbone)

@@ -16,15 +16,11 @@ from nextembed.data.transforms import (
     ImageReader,
     RandomResizedCrop,
     Unreadable,
-    _plain_jpeg_shape,
     crop_and_resize,
     normalize,
     resize,
     uniform,
 )
-
-# torchvision announces that its decoders will move; transforms.py does without them then.
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
 
 RGB = ImageReader(3)
 
@@ -250,33 +246,3 @@ def test_normalize():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
     assert torch.allclose(normalize(pixels, 0.5, 0.5), torch.tensor([-1.0, -0.6, 1.0]), atol=1e-6)
     assert torch.allclose(normalize(pixels, 0.2, 0.4), torch.tensor([-0.5, 0.0, 2.0]), atol=1e-6)
-
-
-@pytest.mark.parametrize("num_channels", [1, 3])
-def test_pillow_gives_the_same_crop_where_torchvision_has_no_decoder(num_channels, make_picture, encode, monkeypatch):
-    reader, crop = ImageReader(num_channels), RandomResizedCrop(32)
-    for mode in ("RGB", "L"):
-        data = encode(make_picture(60, 50, mode=mode), "JPEG")
-        fast = [reader.read_crop(data, crop, seed) for seed in range(8)]
-        with monkeypatch.context() as patch:
-            patch.setattr("nextembed.data.transforms.decode_jpeg", None)
-            slow = [reader.read_crop(data, crop, seed) for seed in range(8)]
-        assert all((a.float() - b.float()).abs().mean() < 1 for a, b in zip(fast, slow))
-        assert fast[0].shape == (num_channels, 32, 32)
-
-
-def test_glance_at_a_jpeg_header_agrees_with_pillow(make_picture, encode):
-    plain = [encode(make_picture(30, 20), "JPEG", progressive=p, quality=q) for p in (True, False) for q in (20, 95)]
-    plain += [encode(make_picture(5, 9, mode="L"), "JPEG"), encode(make_picture(5, 9), "JPEG", icc_profile=b"x" * 300)]
-    for data in plain:
-        img = Image.open(io.BytesIO(data))
-        assert _plain_jpeg_shape(data) == (img.height, img.width)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    others = [
-        encode(make_picture(), "JPEG", exif=exif),
-        encode(make_picture(mode="CMYK"), "JPEG"),
-        encode(make_picture()),
-    ]
-    others += [b"", b"\xff\xd8", b"\xff\xd8" + bytes(50), plain[0][:30]]
-    assert all(_plain_jpeg_shape(data) is None for data in others)
