@@ -78,13 +78,14 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     Raises ConfigError that names line and metric where something else stands there.
     """
     file = run / "metrics.jsonl"
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, row in enumerate(read_lines(file), 1):
         given = {name: value for name, value in finite(row).items() if value is not None}
         where = f"{file}, line {number}"
         warned = checked(_Warned, given, where).warnings
-        rows.append(checked(dict[str, Number], {k: v for k, v in given.items() if k != "warnings"}, where))
-        rows[-1] |= {"warnings": warned} if warned else {}
+        rows.append(dict(checked(dict[str, Number], {k: v for k, v in given.items() if k != "warnings"}, where)))
+        if warned:
+            rows[-1]["warnings"] = warned
     return rows
 
 

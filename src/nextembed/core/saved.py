@@ -4,7 +4,7 @@ of the right type. A number that is not finite is read as null, as it is written
 import reprlib
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -36,13 +36,13 @@ def load(cls: type[T], file: str | Path) -> T:
 def checked(cls: type[T], values: Any, where: str | Path) -> T:
     """Plain values as `cls`. Raises ConfigError, one line: where, what is wrong and what it should be."""
     try:
-        return _adapter(cls).validate_python(values)
+        return cast(T, _adapter(cls).validate_python(values))
     except ValidationError as err:
         raise ConfigError(f"{where}: {_explain(err)}") from None
 
 
 @cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 

@@ -6,7 +6,7 @@ Shapes: B samples, T latents a sample, D latent width, L layers.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ class Latents(NamedTuple):
 
     def until(self, end: int) -> "Latents":
         """The first `end` positions."""
-        return Latents(*(None if part is None else part[:, :end] for part in self))
+        return self._map(lambda part: part[:, :end])
 
     def take(self, index: Tensor) -> "Latents":
         """The positions `index` [B, K], int64, in that order, of each sample: what a mask keeps, an order permutes."""
@@ -143,7 +143,11 @@ class Latents(NamedTuple):
             places = index if part.ndim == 2 else index[..., None].expand(-1, -1, part.shape[-1])
             return part.gather(1, places)
 
-        return Latents(*(None if part is None else taken(part) for part in self))
+        return self._map(taken)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Latents":
+        documents, following = (None if part is None else change(part) for part in (self.documents, self.following))
+        return Latents(change(self.z), change(self.coordinates), documents, following)
 
 
 class Hidden(NamedTuple):
@@ -276,6 +280,6 @@ class PretrainingModel(nn.Module):
 
     def after_step(self, step: int, max_steps: int) -> None:
         """Called after every optimizer step, on every rank."""
-        self.objective.after_step(self.backbone, step, max_steps)
+        self.objective.after_step(cast(Backbone, self.backbone), step, max_steps)
         if isinstance(self.backbone, SteppedBackbone):
             self.backbone.after_step()

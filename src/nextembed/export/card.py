@@ -89,7 +89,7 @@ def _results(facts: Facts) -> list[EvalResult]:
     found = []
     if facts.is_classifier:
         if scores := facts.scores:
-            own = {"metric_value": _share(scores.top1), "dataset_split": one_line(scores.split)}
+            own: dict[str, Any] = {"metric_value": _share(scores.top1), "dataset_split": one_line(scores.split)}
             found.append(EvalResult(**common, metric_name="Top-1", **own))
         return found
     for probe, title in TITLES.items():

@@ -188,7 +188,8 @@ def shard(model: PretrainingModel) -> PretrainingModel:
     for module in list(model.backbone.modules()):
         if type(module).__name__ in names:
             fully_shard(module)
-    return fully_shard(model)
+    fully_shard(model)
+    return model
 
 
 @contextmanager

@@ -119,16 +119,16 @@ def folder_of_all(target: Path, what: str) -> Iterator[Path]:
     """
     run_dir = target.parent.parent if target.parent.name == "checkpoints" else target.parent
     with ExitStack() as stack:
-        scratch, error = Path(), ""
-        try:
-            if distributed.is_main():
-                with saving(run_dir, what):
-                    scratch = stack.enter_context(new_folder(target, replace=True))
-        except TrainingError as err:
-            error = str(err)
-        scratch, error = distributed.broadcast_object((scratch, error))
-        if error:
-            raise TrainingError(error)
+
+        def begin() -> Path:
+            with saving(run_dir, what):
+                return stack.enter_context(new_folder(target, replace=True))
+
+        def end() -> None:
+            with saving(run_dir, what):
+                stack.close()
+
+        scratch, error = distributed.on_main(begin), ""
         try:
             with saving(run_dir, what):
                 yield scratch
@@ -136,13 +136,7 @@ def folder_of_all(target: Path, what: str) -> Iterator[Path]:
             error = str(err)
         if error := next(filter(None, distributed.gather_objects(error)), ""):
             raise TrainingError(error)
-        try:
-            with saving(run_dir, what):
-                stack.close()
-        except TrainingError as err:
-            error = str(err)
-        if error := distributed.broadcast_object(error):
-            raise TrainingError(error)
+        distributed.on_main(end)
 
 
 def write_model(

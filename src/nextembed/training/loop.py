@@ -130,6 +130,7 @@ class Loop:
                 for number, batch in enumerate(window):
                     with only_last_syncs(self.model, number == len(window) - 1):
                         output = self.forward(batch, number)
+                        assert output.loss_sum is not None
                         (output.loss_sum * (_world() / totals)).sum().backward()
                     self.watch(output, counts[number])
                 self.update()

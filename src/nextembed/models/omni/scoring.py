@@ -63,6 +63,7 @@ class OmniScorer:
         if kind == "vocabulary":
             found = self._vocabulary(pred, target, mask)
         elif kind == "likelihood":
+            assert self.density is not None  # `check` saw to it
             found = -self.density(pred).log_prob(target)
         else:
             found = losses.regression_distance(pred, target, kind)
