@@ -36,7 +36,7 @@ def load(cls: type[T], file: str | Path) -> T:
 def checked(cls: type[T], values: Any, where: str | Path) -> T:
     """Plain values as `cls`. Raises ConfigError, one line: where, what is wrong and what it should be."""
     try:
-        return cast(T, _adapter(cls).validate_python(values))
+        return cast(T, _adapter(cast(Any, cls)).validate_python(values))
     except ValidationError as err:
         raise ConfigError(f"{where}: {_explain(err)}") from None
 
