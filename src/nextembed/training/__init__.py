@@ -1,1 +1,1 @@
-"""Training on transformers.Trainer: exact under accumulation and ranks, exact after a resume."""
+"""Training: one loop on accelerate, exact under accumulation and ranks, exact after a resume."""

@@ -23,7 +23,7 @@ from ..core import distributed
 from ..core.signals import StopSignals, kill_workers
 from ..core.types import Batch, ObjectiveOutput, PretrainingModel
 from ..data.stream import checked_workers
-from ..errors import DataError, TrainingError
+from ..errors import ConfigError, DataError, TrainingError
 from . import checkpoint
 from .adapt import compile_model, only_last_syncs, shard
 from .optim import OptimConfig, build_optimizer, check_parts, set_learning_rates
@@ -81,6 +81,7 @@ class Loop:
         check_places(config, _world())
         check_parts(model, optim)
         self.accelerator = Accelerator(cpu=config.on_cpu())
+        check_sharding(self.accelerator)
         self.device = self.accelerator.device
         self.bare = model.to(self.device)
         self.model: nn.Module = shard(model) if config.fsdp else self.accelerator.prepare_model(model)
@@ -277,6 +278,13 @@ class Loop:
     def save_folders(self) -> None:
         """The final RUN/model and RUN/ema, ready for `from_pretrained`. Every rank must call it."""
         checkpoint.save_models(self.run_dir, self.bare, self.ema, self.image_processor)
+
+
+def check_sharding(accelerator: Accelerator) -> None:
+    """Raises ConfigError for a way of sharding that a configuration of accelerate asks for and this loop has not."""
+    kind = accelerator.distributed_type.value
+    if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        raise ConfigError(f"accelerate is configured for {kind}: launch with plain ranks; train.fsdp=true shards")
 
 
 def _world() -> int:
