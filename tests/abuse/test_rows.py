@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import nextembed.data.kinds  # noqa: F401
+from nextembed.core.code import trusting
 from nextembed.core.config import DATA
 from nextembed.data.packing import UNREADABLE
 from nextembed.errors import ConfigError, DataError
@@ -300,7 +301,8 @@ def test_a_kind_of_ones_own_is_no_mark_of_a_segment():
 def own_file(tmp_path):
     file = tmp_path / "own_rows.py"
     file.write_text(OWN)
-    yield f"{file}:Own"
+    with trusting(True):
+        yield f"{file}:Own"
     sys.modules.pop("own_rows", None)
     sys.path.remove(str(tmp_path))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nextembed.core.code import allow_code
 from nextembed.core.config import DATA
 from nextembed.data.sources import ImageData, StreamedRows
 from nextembed.errors import ConfigError, DataError
@@ -361,6 +362,7 @@ class MyImages(ImagePart):
 def test_a_source_of_ones_own(tmp_path, make_images):
     (tmp_path / "mine.py").write_text(USER)
     make_images(tmp_path / "a", 5)
+    allow_code(tmp_path / "mine.py")
     data = DATA.parse({"kind": f"{tmp_path / 'mine.py'}:MyImages", "folder": str(tmp_path / "a"), "num_workers": 0})
     batch = first(data)
     assert batch["labels"].tolist() == [1] * 4 and batch["pixel_values"].shape == (4, 3, 16, 16)
