@@ -112,7 +112,7 @@ def campaign(
     todo = [(number, *case) for number, case in enumerate(listed) if only in (None, case[0])]
     end = time.monotonic() + 60 * (minutes or getattr(module, "MINUTES", MINUTES))
     failed, count = {}, 0
-    longest = 6 * getattr(module, "SECONDS", SECONDS)
+    longest = 3 * getattr(module, "SECONDS", SECONDS)
     while todo and time.monotonic() < end:
         read, tell = os.pipe()
         batch = todo[:200]  # a new process now and then
@@ -156,7 +156,7 @@ def kinds(failed: dict[str, str]) -> dict[str, list[str]]:
     """Cases by what went wrong with them, but for names and numbers."""
     found: dict[str, list[str]] = {}
     for case, why in failed.items():
-        found.setdefault(re.sub(r"/\S+|'[^']*'|\d+", "*", why)[:120], []).append(case)
+        found.setdefault(re.sub(r"/\S+|'[^']*'|0x\w+|\d+", "*", why)[:70], []).append(case)
     return found
 
 
