@@ -19,28 +19,23 @@ from .damage import DAMAGE
 
 COUNT, SECONDS, MIB = 1000, 10, 200
 MAX_PIXELS = 1_000_000
+MODES = {"PNG": "1 L LA P RGB RGBA I;16", "JPEG": "L RGB CMYK", "TIFF": "1 L P RGB RGBA CMYK I;16 I F LAB",
+         "JPEG2000": "L RGB RGBA I;16", "WEBP": "RGB RGBA", "AVIF": "RGB RGBA", "BMP": "1 L P RGB RGBA", "ICO": "RGB",
+         "GIF": "P", "PPM": "1 L RGB I;16", "TGA": "RGB", "PCX": "RGB", "PDF": "RGB", "EPS": "RGB", "DDS": "RGB"}  # fmt: skip
 KINDS = [
-    *(("PNG", mode, {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
-    ("PNG", "P", {"transparency": 1}), ("PNG", "RGB", {"transparency": (0, 0, 0)}), ("PNG", "RGB", {"interlace": 1}),
-    *(("JPEG", mode, {}) for mode in ("L", "RGB", "CMYK")), ("JPEG", "RGB", {"progressive": True, "subsampling": 2}),
+    *((form, mode, {}) for form, modes in MODES.items() for mode in modes.split()),
     *(("JPEG", "RGB", {"turned": way}) for way in range(1, 10)), ("PNG", "RGB", {"turned": 6}),
-    ("JPEG", "RGB", {"comment": b"x" * 60_000}), ("JPEG", "RGB", {"icc_profile": b"no profile"}),
-    *(("TIFF", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F", "LAB")),
     *(("TIFF", "RGB", {"compression": how}) for how in ("tiff_lzw", "jpeg", "tiff_adobe_deflate", "packbits")),
-    ("TIFF", "1", {"compression": "group4"}), ("TIFF", "RGB", {"tiffinfo": {274: 6}}), ("TIFF", "L",
-    {"tiffinfo": {33000: 1.5}}),
-    *(("JPEG2000", mode, {}) for mode in ("L", "RGB", "RGBA", "I;16")), ("JPEG2000", "RGB", {"no_jp2": True}),
-    ("JPEG2000", "RGB", {"tile_size": (16, 16)}),
-    *(("WEBP", mode, {"lossless": way}) for mode in ("RGB", "RGBA") for way in (True, False)),
-    ("GIF", "P", {}), ("GIF", "L", {"animated": 3}), ("WEBP", "RGB", {"animated": 3}), ("PNG", "RGBA", {"animated": 3}),
-    *(("BMP", mode, {}) for mode in ("1", "L", "P", "RGB", "RGBA")), *(("PPM", mode, {}) for mode in ("1", "L", "RGB",
-    "I;16")),
-    *(("AVIF", mode, {}) for mode in ("RGB", "RGBA")), *((other, "RGB", {}) for other in ("ICO", "TGA", "PCX", "PDF",
-    "EPS", "DDS", "SGI", "ICNS")),
+    *((form, mode, {"animated": 3}) for form, mode in (("GIF", "L"), ("WEBP", "RGB"), ("PNG", "RGBA"))),
+    ("PNG", "P", {"transparency": 1}), ("PNG", "RGB", {"transparency": (0, 0, 0)}), ("PNG", "RGB", {"interlace": 1}),
+    ("JPEG", "RGB", {"progressive": True, "subsampling": 2}), ("JPEG", "RGB", {"comment": b"x" * 60_000}),
+    ("JPEG", "RGB", {"icc_profile": b"no profile"}), ("TIFF", "1", {"compression": "group4"}),
+    ("TIFF", "RGB", {"tiffinfo": {274: 6}}), ("TIFF", "L", {"tiffinfo": {33000: 1.5}}),
+    ("JPEG2000", "RGB", {"no_jp2": True}), ("JPEG2000", "RGB", {"tile_size": (16, 16)}),
+    ("WEBP", "RGB", {"lossless": True}), ("WEBP", "RGBA", {"lossless": True}),
 ]  # fmt: skip
 OTHERS = {"text": b"no image", "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "zip": b"PK\x03\x04" + bytes(60),
-          "elf": b"\x7fELF" + bytes(60), "html": b"<html><img src=x></html>",
-          "wav": b"RIFF\x24\0\0\0WAVEfmt "}  # fmt: skip
+          "elf": b"\x7fELF" + bytes(60), "wav": b"RIFF\x24\0\0\0WAVEfmt "}  # fmt: skip
 
 
 def picture(mode: str, width: int, height: int, seed: int) -> Image.Image:

@@ -22,12 +22,12 @@ KINDS = {
     "messages": ({"images": ["00.png"], "messages": [{"role": "user", "content": "<image> who?"}, ASKED[1]]}, {}),
 }  # fmt: skip
 HALF, DEEP = '"\\ud83d"', "[" * 100_000
-LINES = [DEEP, '{"x":' * 50_000,
-         "9" * 10_000, "{", "null", "[1, 2]", "\ufeff{}", "{'text': 'a'}", f'{{"text": {HALF}}}',
-         f'{{"text": {HALF}, "image": "00.png"}}', f'{{"segments": [{{"text": {HALF}}}]}}',
-         f'{{"segments": {DEEP}', '{"image": "../images/00.png", "text": "a"}', '{"image": "/etc/passwd", "text": "a"}',
-         '{"image": "http://127.0.0.1:1/a.png", "text": "a"}', 
-         f'{{"messages": [{{"role": {HALF}, "content": {HALF}}}]}}']  # fmt: skip
+LINES = [
+    DEEP, '{"x":' * 50_000, "9" * 10_000, "{", "null", "[1, 2]", "\ufeff{}", "{'text': 'a'}", f'{{"text": {HALF}}}',
+    f'{{"text": {HALF}, "image": "00.png"}}', f'{{"segments": [{{"text": {HALF}}}]}}', f'{{"segments": {DEEP}',
+    '{"image": "../images/00.png", "text": "a"}', '{"image": "/etc/passwd", "text": "a"}',
+    '{"image": "http://127.0.0.1:1/a.png", "text": "a"}', f'{{"messages": [{{"role": {HALF}, "content": {HALF}}}]}}',
+]  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
@@ -54,9 +54,8 @@ def read(box: Box, kind: str, streaming: bool, line: bytes) -> str | None:
     (box.folder / "rows.jsonl").write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
     try:
         part = documents.part(kind, box.folder / "rows.jsonl", streaming, **settings)
-        found = str(
-            [[one["value"] for one in row["segments"] if one["kind"] == "text"] for row in part.documents("train")]
-        )
+        segments = [one for row in part.documents("train") for one in row["segments"]]
+        found = str([one["value"] for one in segments if one["kind"] == "text"])
         skipped = documents.trained(part, 6, box.folder / "skipped.jsonl")
     except ConfigError as err:  # a file that is no text at all may be named instead
         return None if "rows.jsonl" in str(err) and "\n" not in str(err) else f"ConfigError: {err}"

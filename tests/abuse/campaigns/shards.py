@@ -21,7 +21,8 @@ from .damage import DAMAGE
 MINUTES = 3
 FORMS = ["parquet", "jsonl", "csv", "tar", "images.parquet", "images.tar", "folder", "metadata.csv", "metadata.jsonl"]
 # What may leave all that is read as it was, or take whole rows away; and what then has no rows, which is no fault.
-SILENT = {"whole", "one bit", "some bytes", "head", "zeros", "hole", "huge", "doubled", "junk behind", "cut"}
+SILENT = {"whole", "one bit", "some bytes", "head", "zeros", "hole", "huge", "doubled", "junk behind", "cut",
+          "invalid UTF-8"}  # fmt: skip
 EMPTY = {("empty", "jsonl"), ("empty", "csv"), ("all zeros", "tar"), ("junk before", "tar")}
 
 
@@ -92,25 +93,14 @@ def read(box: Box, form: str, streaming: bool, kind: str) -> str | None:
     if why := fault(code, said):
         return why
     if code == 0:
-        noticed = (
-            file.name in skipped
-            or kind in SILENT
-            or kind == "invalid UTF-8"
-            or (kind, form.rpartition(".")[2]) in EMPTY
-        )
+        noticed = file.name in skipped or kind in SILENT or (kind, form.rpartition(".")[2]) in EMPTY
         return None if noticed else f"{kind} goes unnoticed"
     return None if file.name in said else f"does not name the file: {said.strip()[-250:]}"
 
 
 def as_images(box: Box, data: Path, form: str, streaming: bool) -> tuple[int, str, str]:
     tiny.without_report()
-    more = [
-        "data.max_skipped_rate=0.6",
-        f"data.streaming={str(streaming).lower()}",
-        "data.num_workers=0",
-        "name=run",
-        "output_dir=.",
-    ]
+    more = ["data.max_skipped_rate=0.6", f"data.streaming={str(streaming).lower()}", "name=run", "output_dir=."]
     code, said = box.command(*tiny.words(data, 8, *more, "train.save_steps=1000"))
     skipped = box.folder / "run" / "skipped.jsonl"
     return code, said, skipped.read_text() if skipped.exists() else ""

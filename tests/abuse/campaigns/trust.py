@@ -25,22 +25,18 @@ def recipe(): return nextembed.recipes.load("nepa_demo_tiny")
 """
 CODE = ["{evil}:Data", "{evil}:Net", "{evil}:Goal", "{evil}:recipe", "{evil}", "evil.py:Data", "evil.Data", "evil:Data",
         "evil--evil.Data", "os:abort", "nextembed.run:fit"]  # fmt: skip
-MAPS = {"auto_map": {name: f"evil.{name}" for name in ("AutoConfig", "AutoModel", "AutoImageProcessor",
-        "AutoProcessor")},
-        "model_type": "evil", "custom_generate": "evil", "trust_remote_code": True}  # fmt: skip
+AUTO = ("AutoConfig", "AutoModel", "AutoImageProcessor", "AutoProcessor")
+MAPS = {"auto_map": {name: f"evil.{name}" for name in AUTO}, "model_type": "evil", "trust_remote_code": True}
 COMMANDS = {
-    "config": ["report run", "probe run", "evaluate run", "plan run", "recipes run", "recipes run/config.yaml",
-               "push run a/b --dry-run card", "train run/config.yaml name=again", "train --resume run",
-               "embed run images",
-               "convert run target", "visualize run images"],
-    "model": ["embed run/model images", "convert run/model target", "push run/model a/b --dry-run card",
-    "probe run/model --data images",
-              "visualize run/model images", "train nepa_demo_tiny model.pretrained=run/model",
-              "generate run/model hello",
-              "evaluate run/model --data images", "chat run/model", "export run/model -o model.pt2"],
-    "features": ["search features.parquet 00.png -o sheet.png", "search features.parquet --score",
-                 "search features.parquet images/00.png", "embed run images -o features.parquet --overwrite"],
-}  # fmt: skip
+    "config": """report run, probe run, evaluate run, plan run, recipes run, recipes run/config.yaml, embed run images,
+push run a/b --dry-run card, train run/config.yaml name=again, train --resume run, convert run target,
+visualize run images""",
+    "model": """embed run/model images, convert run/model target, push run/model a/b --dry-run card, chat run/model,
+probe run/model --data images, visualize run/model images, train nepa_demo_tiny model.pretrained=run/model,
+generate run/model hello, evaluate run/model --data images, export run/model -o model.pt2""",
+    "features": """search features.parquet 00.png -o sheet.png, search features.parquet --score,
+search features.parquet images/00.png, embed run images -o features.parquet --overwrite""",
+}
 
 
 def prepare(folder: Path) -> None:
@@ -70,7 +66,7 @@ def cases(fixtures: Path, rng: Random) -> Iterator[Case]:
             for part in place:
                 inside = inside[part]
             for code in CODE if isinstance(inside, str | None) else [""] if isinstance(inside, dict) else []:
-                line = rng.choice(COMMANDS[kind])
+                line = " ".join(rng.choice(COMMANDS[kind].split(",")).split())
                 words = f"{name} {'.'.join(map(str, place))} = {code or 'auto_map'}: {line}"
                 yield words, lambda box, made=(name, place, code, line): one(box, *made)
 
