@@ -21,7 +21,7 @@ COUNT, SECONDS, MIB = 1000, 10, 200
 MAX_PIXELS = 1_000_000
 MODES = {"PNG": "1 L LA P RGB RGBA I;16", "JPEG": "L RGB CMYK", "TIFF": "1 L P RGB RGBA CMYK I;16 I F LAB",
          "JPEG2000": "L RGB RGBA I;16", "WEBP": "RGB RGBA", "AVIF": "RGB RGBA", "BMP": "1 L P RGB RGBA", "ICO": "RGB",
-         "GIF": "P", "PPM": "1 L RGB I;16", "TGA": "RGB", "PCX": "RGB", "PDF": "RGB", "EPS": "RGB", "DDS": "RGB"}  # fmt: skip
+         "GIF": "P", "PPM": "1 L RGB I;16", "TGA": "RGB", "PCX": "RGB", "PDF": "RGB", "EPS": "RGB"}  # fmt: skip
 KINDS = [
     *((form, mode, {}) for form, modes in MODES.items() for mode in modes.split()),
     *(("JPEG", "RGB", {"turned": way}) for way in range(1, 10)), ("PNG", "RGB", {"turned": 6}),
