@@ -2,8 +2,12 @@
 hand, damaged, or written by somebody with other things in mind."""
 
 import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 ATTACK = "<script>alert(1)</script>\"'&{}|`\n---\n[red]\x1b[2J"
 MARK = "alert(1)"
@@ -48,10 +52,35 @@ def put(value: Any, place: tuple[Any, ...], other: Any = None, delete: bool = Fa
     return whole
 
 
-def everywhere(value: Any, text: str = ATTACK) -> Any:
-    """The value with `text` behind every string."""
+def everywhere(value: Any, text: str = ATTACK, keep: tuple[str, ...] = ()) -> Any:
+    """The value with `text` behind every string, but for those of the names `keep`."""
     if isinstance(value, dict):
-        return {name: everywhere(one, text) for name, one in value.items()}
+        return {name: one if name in keep else everywhere(one, text, keep) for name, one in value.items()}
     if isinstance(value, list):
-        return [everywhere(one, text) for one in value]
+        return [everywhere(one, text, keep) for one in value]
     return value + text if isinstance(value, str) else value
+
+
+# -- files
+
+
+def read(file: Path) -> Any:
+    """The value of a .yaml, .json or .jsonl file, of the last one a list of its lines."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix == ".yaml":
+        return yaml.safe_load(text)
+    return json.loads(text) if file.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
+
+
+def write(file: Path, value: Any) -> None:
+    if file.suffix == ".yaml":
+        file.write_text(yaml.safe_dump(value, sort_keys=False), encoding="utf-8")
+    elif file.suffix == ".jsonl" and isinstance(value, list):
+        file.write_text("".join(json.dumps(line) + "\n" for line in value), encoding="utf-8")
+    else:
+        file.write_text(json.dumps(value), encoding="utf-8")
+
+
+def texts(folder: Path) -> list[Path]:
+    """The files of a folder, and of those in it, that hold values as text."""
+    return sorted(file for kind in ("yaml", "json", "jsonl") for file in folder.rglob(f"*.{kind}"))

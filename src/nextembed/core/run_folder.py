@@ -82,10 +82,9 @@ def read_history(run: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(read_lines(file), 1):
         given = {name: value for name, value in finite(row).items() if value is not None}
         where = f"{file}, line {number}"
-        warned = checked(_Warned, given, where).warnings
-        rows.append(dict(checked(dict[str, Number], {k: v for k, v in given.items() if k != "warnings"}, where)))
-        if warned:
-            rows[-1]["warnings"] = warned
+        checked(_Warned, given, where)
+        checked(dict[str, Number], {name: value for name, value in given.items() if name != "warnings"}, where)
+        rows.append(given)
     return rows
 
 

@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Number = Annotated[int | float, Field(ge=-1e60, le=1e60)]
+Number = Annotated[float, Field(ge=-1e60, le=1e60, strict=True)]
 OrEmpty = BeforeValidator(lambda value: {} if value is None else value)  # for a group of values that may be null
 
 

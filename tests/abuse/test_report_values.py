@@ -1,0 +1,127 @@
+"""A run folder that somebody sent, edited or damaged has a page that shows its values as text, or one line that names
+the file and the value."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from altered import ATTACK, MARK, altered, everywhere, read, texts, write
+from run_folders import TASKS, make_run
+
+from nextembed.core.run_folder import read_history
+from nextembed.errors import ConfigError, NextEmbedError
+from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
+from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
+from nextembed.report import charts, write_report
+from nextembed.report.page import render
+from nextembed.report.run_view import read_run
+
+STRIDE = 29  # of the altered values; `make abuse` takes all
+
+
+class Page(HTMLParser):
+    """A page, as a browser reads it."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.values, self.text = "", ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.values += " ".join(value or "" for name, value in attrs if name in ("style", "class", "id", "src", "href"))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def no_charts(monkeypatch):
+    monkeypatch.setattr(charts, "_svg", lambda *_: "")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_markup_in_every_string_is_shown_as_text(task, tmp_path):
+    run = make_run(tmp_path / "run", task)
+    before = Page(write_report(run).read_text(encoding="utf-8"))
+    for file in texts(run):
+        write(file, everywhere(read(file), keep=("kind", "probe", "task", "weights")))
+    lines = read(run / "metrics.jsonl")
+    write(run / "metrics.jsonl", [line | {f"cos_next/{ATTACK}": 0.5} for line in lines])
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "script" not in page.tags and page.tags <= before.tags | {"p"} and page.attributes <= before.attributes
+    assert MARK not in page.values and page.text.count("<script>") > 8
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_an_altered_value_gives_a_page_or_one_line(task, tmp_path, no_charts):
+    run = make_run(tmp_path / "run", task)
+    for file in texts(run):
+        value = read(file)
+        for what, other in list(altered(value))[::STRIDE]:
+            write(file, other)
+            check(run, what)
+        write(file, value)
+
+
+def check(run: Path, what: str) -> None:
+    """A page without a script, or a ConfigError of one line that names a file of the run."""
+    try:
+        html = render(read_run(run, num_images=3, num_inside=1))
+        assert "<script" not in html, what
+    except NextEmbedError as err:
+        assert isinstance(err, ConfigError) and str(run) in str(err) and "\n" not in str(err), f"{what}: {err}"
+
+
+def test_an_altered_config_of_the_model_gives_a_page_that_says_so(tmp_path, no_charts):
+    run = make_run(tmp_path / "run", "pretraining")
+    torch.manual_seed(0)
+    config = ViTNepaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+                           image_size=16, patch_size=8)  # fmt: skip
+    ViTNepaForPreTraining(config).save_pretrained(run / "model")
+    assert not read_run(run, num_images=3, num_inside=1).missing
+    file = run / "model" / "config.json"
+    value = read(file)
+    for what, other in list(altered(value))[:: 2 * STRIDE]:
+        write(file, other)
+        check(run, what)
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value", "line"),
+    [
+        ("probe.json", ("rows", 3, "layer"), "<b>", "probe.json: rows.3.layer should be a valid integer, got '<b>'"),
+        ("environment.json", ("parameters", "all"), -1, "environment.json: parameters.all should be greater than or"),
+        ("metrics.jsonl", (1, "loss"), "low", "metrics.jsonl, line 2: loss should be a valid number"),
+    ],
+)
+def test_the_page_names_what_it_leaves_out(file, place, value, line, tmp_path, no_charts):
+    run = make_run(tmp_path / "run", "pretraining")
+    values = read(run / file)
+    group = values
+    for name in place[:-1]:
+        group = group[name]
+    group[place[-1]] = value
+    write(run / file, values)
+    assert any(line in text for text in read_run(run).missing), read_run(run).missing
+
+
+def test_a_setting_of_the_wrong_kind_is_named(tmp_path):
+    run = make_run(tmp_path / "run", "pretraining")
+    values = read(run / "config.yaml")
+    write(run / "config.yaml", values | {"objective": {"kind": ["a"]}})
+    with pytest.raises(ConfigError, match=r"config\.yaml: objective\.kind should be a valid string, got \['a'\]"):
+        write_report(run)
+    (run / "config.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml: it should be a valid dictionary"):
+        write_report(run)
+
+
+def test_null_is_no_number(tmp_path):
+    run = make_run(tmp_path / "run", "pretraining")
+    write(run / "metrics.jsonl", [{"step": 1, "loss": None, "cos_next": float("nan"), "psnr": float("inf")}])
+    assert read_history(run) == [{"step": 1}]
