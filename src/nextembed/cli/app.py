@@ -11,6 +11,7 @@ import typer
 
 from ..core.code import allow_code, one_command
 from ..core.signals import TidyStop
+from ..core.terminal import one_line, print
 from ..errors import ConfigError, NextEmbedError, shortened
 
 app = typer.Typer(
@@ -97,7 +98,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     if code == 1 or os.environ.get("RANK", "0") == "0":  # of several ranks, one says what is wrong for all
-        print(f"nextembed: {message}", file=sys.stderr)
+        print(f"nextembed: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from ..core.terminal import print
 from .app import app
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
+from ..core.terminal import print
 from ..errors import ConfigError
 from .app import Settings, app
 
@@ -33,8 +34,7 @@ def probe(
     Of an Omni any modality: --data speech probe.modality=audio probe.column=audio probe.label_column=category; without
     probe.modality, images.
     """
-    from rich.console import Console
-
+    from ..core.console import PlainConsole
     from ..core.probe_table import sentence
     from ..core.run_folder import run_folder
     from ..evaluation.loading import probe_checkpoint
@@ -43,7 +43,7 @@ def probe(
         checked_file(output)
     config = probe_settings(target, data, overrides or [])
     table = probe_checkpoint(target, config.data, config.probe)
-    Console().print(table.render())
+    PlainConsole().print(table.render())
     print("\n".join(sentence(table)))
     run = run_folder(target)
     file = output or (run / "probe.json" if run and data is None else None)
@@ -132,8 +132,7 @@ def evaluate(
 def evaluate_classifier(
     target: str, overrides: list[str], data: str | None, split: str | None, output: Path | None
 ) -> None:
-    from rich.console import Console
-
+    from ..core.console import PlainConsole
     from ..core.run_folder import run_folder
     from ..evaluation.finetuned import SPLITS, score_checkpoint
 
@@ -142,7 +141,7 @@ def evaluate_classifier(
     config = probe_settings(target, data, overrides)
     splits = (split,) if split else (*SPLITS, "train") if data is not None else SPLITS
     scores = score_checkpoint(target, config.data, config.probe, splits)
-    Console().print(scores.render())
+    PlainConsole().print(scores.render())
     print(scores.sentence())
     run = run_folder(target)
     file = output or (run / "scores.json" if run and data is None and split is None and not overrides else None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.files import checked_file
+from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
 

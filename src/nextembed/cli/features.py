@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.files import checked_file
+from ..core.terminal import print
 from ..errors import ConfigError, unknown
 from .app import Settings, app
 
@@ -115,10 +116,11 @@ class _progress:
     """A live bar with images/s on a terminal; elsewhere a line every ten seconds."""
 
     def __enter__(self) -> Any:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        console = Console(stderr=True, highlight=False)
+        from ..core.console import PlainConsole
+
+        console = PlainConsole(stderr=True)
         columns = (TextColumn("embedding"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=None, rate="")
@@ -190,9 +192,9 @@ def search(
 
 
 def _print_hits(hits: list[Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
+
+    from ..core.console import PlainConsole
 
     labelled = any(hit.label is not None or hit.label_name for hit in hits)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -204,8 +206,8 @@ def _print_hits(hits: list[Any]) -> None:
     for hit in hits:
         label = hit.label_name or ("" if hit.label is None else str(hit.label))
         numbers = str(hit.rank), f"{hit.cosine:.4f}"
-        table.add_row(*numbers, *(Text(text) for text in ((hit.key, label) if labelled else (hit.key,))))
-    Console().print(table)
+        table.add_row(*numbers, *((hit.key, label) if labelled else (hit.key,)))
+    PlainConsole().print(table)
 
 
 def _write_sheet(file: Any, query: str, own: int | None, hits: list[Any], output: Path) -> Path:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import checked_file
+from ..core.terminal import print
 from ..errors import ConfigError
 
 
@@ -21,9 +22,9 @@ def evaluate_language(
 
     Raises ConfigError for an output that cannot be written, before anything is scored.
     """
-    from rich.console import Console
     from rich.progress import Progress
 
+    from ..core.console import PlainConsole
     from ..evaluation.language.tasks import score_language
 
     settings = language_settings(task, data, given, overrides)
@@ -31,7 +32,7 @@ def evaluate_language(
         raise ConfigError("--paintings keeps the images of --task text_to_image")
     if output is not None:
         checked_file(output)
-    console = Console()
+    console = PlainConsole()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         line = bar.add_task(task, total=None)
         scores = score_language(

@@ -1,10 +1,10 @@
 """`generate` for an Omni model: any modality in, any modality out."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..core.files import checked_file
+from ..core.files import checked_file, to_json
+from ..core.terminal import print
 from ..errors import ConfigError
 
 
@@ -70,7 +70,7 @@ def go_on(
         if kinds[made.kind] in ("image", "video", "audio"):
             raise ConfigError(f"{made.kind} came; name a file for it: -o FILE")
         value = made.value.tolist() if hasattr(made.value, "tolist") else made.value
-        print(json.dumps(value))
+        print(to_json(value))
 
 
 def named_by(output: Path | None, kinds: dict[str, str]) -> str | None:

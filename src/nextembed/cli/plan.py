@@ -53,11 +53,13 @@ def plan(
 
 def show(plan: "Plan", device: str) -> None:
     """A table and a few sentences on the terminal."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from ..core.console import PlainConsole
+    from ..core.terminal import plain
+
+    console = PlainConsole()
     several = f"{plan.devices} devices" if plan.devices > 1 else "1 device"
     room = plan.device_memory
     table = Table(title=f"{plan.name} on {several} of {size(room)}", title_justify="left", title_style="bold")
@@ -71,18 +73,18 @@ def show(plan: "Plan", device: str) -> None:
     table.add_row("peak", size(plan.peak), f"{plan.peak / room:.0%} of {size(room)}", style="bold")
     console.print(table)
     for name, text in facts(plan, device):
-        console.print(Text(f"{name:16}", style="dim") + Text(text), soft_wrap=True)
+        console.print(Text(f"{name:16}", style="dim") + Text(plain(text)), soft_wrap=True)
     style = {"fits": "green", "tight": "yellow", "does not fit": "red"}[plan.verdict]
     reason = {
         "fits": "It fits.",
         "tight": "It is tight: above 80 % of the memory, and a prediction may be 20 % off.",
         "does not fit": "It does not fit.",
     }[plan.verdict]
-    console.print(Text(reason, style=f"bold {style}"))
+    console.print(Text(plain(reason), style=f"bold {style}"))
     if plan.advice:
         console.print("What would help:")
     for line in plan.advice:
-        console.print(Text(f"  - {line}"), soft_wrap=True)
+        console.print(f"  - {line}", soft_wrap=True)
 
 
 def facts(plan: "Plan", device: str) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
 from .export import Weights, megabytes

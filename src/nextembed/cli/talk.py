@@ -15,9 +15,11 @@ from ..core.files import (
     new_folder,
     open_folder,
     replacing,
+    to_json,
     write_json,
     write_text,
 )
+from ..core.terminal import print
 from ..errors import ConfigError, NextEmbedError, unknown
 from .app import app
 
@@ -230,7 +232,7 @@ def _many(
     lines_read = source.read_text(encoding="utf-8", errors="replace").splitlines()
     given = [json.loads(line) for line in lines_read if line.strip()]
     for row, text in zip(given, texts, strict=True):
-        lines.append(json.dumps({**row, "output": text}, ensure_ascii=False) + "\n")
+        lines.append(to_json({**row, "output": text}) + "\n")
     if output is None:
         print("".join(lines), end="")
     else:
@@ -342,11 +344,11 @@ class _Chat:
     def __init__(
         self, talker: "Talker", sampling: "Sampling", painting: dict[str, Any], system: str | None, frames: int
     ):
-        from rich.console import Console
+        from ..core.console import PlainConsole
 
         self.talker, self.sampling, self.painting = talker, sampling, painting
         self.system, self.frames = system, frames
-        self.console = Console(highlight=False)
+        self.console = PlainConsole()
         self.live = sys.stdin.isatty()
         self.reset()
 
@@ -358,13 +360,15 @@ class _Chat:
         self.files: list[str | None] = []
 
     def run(self) -> None:
+        from rich.text import Text
+
         if not self.talker.style.instruct:
             self.note("this model was not made for dialogue ([USER], [ASSISTANT]); it is asked 'Question: ... Answer:'")
         if self.live:
             self.note("/help says what there is, Ctrl-D ends")
         while True:
             try:
-                line = self.console.input("[bold]you>[/] ") if self.live else next(sys.stdin, None)
+                line = self.console.input(Text("you> ", style="bold")) if self.live else next(sys.stdin, None)
             except EOFError:
                 line = None
             if line is None or line.strip() in ("/quit", "/exit"):
@@ -408,7 +412,7 @@ class _Chat:
         self.talk.ask(*self.shown, words, sources=list(self.files))
         try:
             if self.live:
-                self.console.print("[bold cyan]model>[/] ", end="")
+                self.console.print("model> ", style="bold cyan", end="")
             stream = self.sampling.num_beams == 1
             text, dropped = self.talker.reply(self.talk, self.sampling, on_text=_say if stream else None)
         except BaseException:
@@ -435,6 +439,6 @@ class _Chat:
 
     def note(self, words: str, style: str = "dim") -> None:
         if self.live:
-            self.console.print(words, style=style, markup=False)
+            self.console.print(words, style=style)
         else:
             print(f"({words})", flush=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.terminal import print
 from ..errors import ConfigError, unknown
 from .app import app
 

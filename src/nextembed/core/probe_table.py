@@ -4,10 +4,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .console import PlainConsole
 from .files import write_json
 from .saved import Count, Number, Share, load
 
@@ -98,7 +99,7 @@ class ProbeTable:
         return Group(*parts, self._summary())
 
     def __str__(self) -> str:
-        console = Console(width=110, no_color=True)
+        console = PlainConsole(width=110, no_color=True)
         with console.capture() as capture:
             console.print(self.render())
         return capture.get()

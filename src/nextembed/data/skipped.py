@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from ..core.files import to_json
 from ..errors import DataError
 
 MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, or over all if there are fewer
@@ -37,7 +38,7 @@ class SkipLog:
             self._note(key, reason, num_seen, place)
             if self.path is not None:
                 entry = {"key": key, "reason": reason, "place": place, "seen": num_seen}
-                line = self._repair + json.dumps(entry, ensure_ascii=False) + "\n"
+                line = self._repair + to_json(entry) + "\n"
                 # One write to a file opened for appending: lines of several processes do not mix.
                 file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                 try:

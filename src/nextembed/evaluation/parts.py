@@ -196,7 +196,7 @@ class Parts:
         """One more part; it is there whole or not at all."""
         file = self.folder / f"part-{len(self.files):06d}.parquet"
         with replacing(file) as scratch:
-            pq.write_table(table.replace_schema_metadata({METADATA: json.dumps(state)}), scratch, use_dictionary=False)
+            pq.write_table(table.replace_schema_metadata({METADATA: to_json(state)}), scratch, use_dictionary=False)
         self._take(file, state)
 
     def join(self, layout: pa.Schema, settings: dict[str, Any]) -> int:
@@ -213,7 +213,7 @@ class Parts:
         empty = {name for name in ("path", "label", "label_name") if _nulls(metadata, layout, name) == num_rows}
         layout = pa.schema([field for field in layout if field.name not in empty])
         settings = settings | {"num_rows": num_rows, "num_skipped": len(self.skipped)}
-        layout = layout.with_metadata({METADATA: json.dumps(settings, ensure_ascii=False)})
+        layout = layout.with_metadata({METADATA: to_json(settings)})
         joined = self.folder / "joined.parquet"  # here, where the next start finds what a kill has left
         texts = [name for name in ("label", "label_name") if name in layout.names]
         options: Any = {"use_dictionary": texts, "write_statistics": ["row"]}

@@ -1,13 +1,13 @@
 """The function that is exported: pixels to hidden states and an embedding, or to logits, for any image size."""
 
 import copy
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..core.files import to_json
 from ..core.types import AttentionMode
 from ..errors import ConfigError
 from .loading import Task
@@ -136,7 +136,7 @@ class ExportGraph(nn.Module):
             values |= {"layer": self.layer, "num_layers": config.num_hidden_layers, "pooling": spec.pooling}
         if spec.class_names:
             values["class_names"] = spec.class_names
-        return {name: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for name, v in values.items()}
+        return {name: v if isinstance(v, str) else to_json(v) for name, v in values.items()}
 
 
 def fold_layer_scale(model: nn.Module) -> None:

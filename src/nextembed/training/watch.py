@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor, nn
 
 from ..core import distributed
+from ..core.console import PlainConsole
 from ..core.files import saving, to_json, write_text
 from ..core.run_folder import read_lines
+from ..core.terminal import plain
 from ..errors import MissingExtra, NextEmbedError
 from ..nn.ema import decay_at, follow
 
@@ -182,7 +185,7 @@ class Records(Watcher):
         before = self.lines[-2].get("warnings", []) if len(self.lines) > 1 else []
         for text in found:  # said at the second line in a row: the first steps of any run look like copying
             if kind(text) not in self.said and kind(text) in map(kind, before):
-                self.say(f"[yellow]warning[/] step {line['step']}: {text}")
+                self.say(f"warning step {line['step']}: {text}")
                 self.said.add(kind(text))
 
     def _rewrite(self) -> None:
@@ -203,7 +206,7 @@ class ProgressBar(Watcher):
     """A live bar with loss, gap, images/s and ETA on a terminal; elsewhere one line per logging step."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.console = console or PlainConsole(file=sys.stderr)
         self.bar: Progress | None = None
         self.task: Any = None
         self.start = (0.0, 0)
@@ -211,13 +214,21 @@ class ProgressBar(Watcher):
     def say(self, text: str) -> None:
         """Prints above the bar, on the main rank only."""
         if distributed.is_main():
-            self.console.print(text, soft_wrap=True)
+            shown = Text(plain(text))
+            if text.startswith("warning"):
+                shown.stylize("yellow", end=len("warning"))
+            self.console.print(shown, soft_wrap=True)
 
     def started(self, loop: "Loop") -> None:
         self.start = (time.monotonic(), loop.step)
         if not (distributed.is_main() and self.console.is_terminal):
             return
-        columns = (TextColumn("training"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        columns = (
+            TextColumn("training"),
+            BarColumn(None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
         self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
         self.task = self.bar.add_task("", total=loop.max_steps, completed=loop.step, text="")
         self.bar.start()
@@ -231,7 +242,7 @@ class ProgressBar(Watcher):
             return
         text = summary(line)
         if self.bar is not None:
-            self.bar.update(self.task, text=text)
+            self.bar.update(self.task, text=plain(text))
             return
         began, first = self.start
         left = (time.monotonic() - began) / max(1, loop.step - first) * (loop.max_steps - loop.step)

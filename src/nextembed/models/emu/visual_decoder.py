@@ -296,7 +296,8 @@ def _generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Gener
 def _watched(steps: Tensor, progress: bool) -> Iterable[Tensor]:
     if not progress:
         return steps
-    from rich.console import Console
     from rich.progress import track
 
-    return track(steps, "painting", len(steps), console=Console(stderr=True), transient=True)
+    from ...core.console import PlainConsole
+
+    return track(steps, "painting", len(steps), console=PlainConsole(stderr=True), transient=True)

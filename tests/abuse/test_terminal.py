@@ -1,0 +1,81 @@
+"""What comes from files is shown in the terminal as it is: no markup, no colours, no moving cursor."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nextembed.training.watch import ProgressBar
+from run_folders import make_run
+
+from nextembed.cli.app import main
+from nextembed.core.console import PlainConsole
+from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
+from nextembed.core.terminal import plain
+
+NAMES = [
+    "[red]cat",
+    "[/]",
+    "[link=https://evil.example]x",
+    ":smile:",
+    "\x1b[2J\x1b[31mred",
+    "a\rb",
+    "\x9b2J",
+    "\u202ecba",
+]
+OBEYED = ("\x1b", "\r", "\x9b", "\u202e")
+
+
+def drawn(thing: Any) -> str:
+    out = io.StringIO()
+    PlainConsole(file=out, width=200).print(thing)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["classes", "areas", "line"])
+def test_names_are_drawn_as_they_are(kind: str) -> None:
+    num = len(NAMES)
+    thing: Any = " ".join(NAMES)
+    if kind == "classes":
+        confusion = [[int(i == j) + 1 for j in range(num)] for i in range(num)]
+        thing = ClassScores("te[/]st", num, 0.5, 1.0, 0.1, NAMES, confusion).render()
+    elif kind == "areas":
+        thing = SegmentScores("te[/]st", 1, 1, 0.5, 0.5, [ClassArea(n, 0.5, 0.1) for n in NAMES], 8, 4).render()
+    text = drawn(thing)
+    assert not any(mark in text for mark in OBEYED)
+    for name in NAMES:
+        assert plain(name) in text
+
+
+def test_a_progress_bar_says_names_as_they_are() -> None:
+    out = io.StringIO()
+    ProgressBar(PlainConsole(file=out, width=200)).say("warning step 1: " + " ".join(NAMES))
+    assert out.getvalue() == f"warning step 1: {plain(' '.join(NAMES))}\n"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_is_one_plain_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", f"no\n{name}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("nextembed: no such run folder: no") and error.count("\n") == 1
+    assert not any(mark in error for mark in OBEYED)
+
+
+def test_a_file_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "[red]\x1b[2J", "classification")
+    assert main(["report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "[red]\\u001b[2J/report.html" in out and "\x1b" not in out
+
+
+def test_every_text_goes_through_the_door() -> None:
+    """Modules of the command line print with `core.terminal.print` and draw with `PlainConsole`."""
+    package = Path(sys.modules["nextembed"].__file__ or "").parent
+    for file in package.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        if file.name in ("console.py", "terminal.py"):
+            continue
+        prints = any(line.lstrip().startswith("print(") for line in text.splitlines())
+        assert not prints or "core.terminal import" in text, file
+        assert "Console(" not in text.replace("PlainConsole(", ""), file
