@@ -60,7 +60,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 # As many settings for both starts: three learning rates for the first four layers under causal attention, then
 # at the middle one full attention, and all six layers.
-BEST_RATES = {"NEPA": (2e-3, 4e-3, 8e-3), "scratch": (1e-3, 2e-3, 4e-3)}
+BEST_RATES = {"NEPA": (5e-4, 1e-3, 2e-3), "scratch": (2.5e-4, 5e-4, 1e-3)}
 DECAY = {"NEPA": 0.75, "scratch": 1.0}
 
 
@@ -70,7 +70,7 @@ def grid(start: str) -> list[list[str]]:
     trials += [(rates[1], "full", 4), (rates[1], "full", 6)]
     return [
         [
-            f"optim.base_learning_rate={rate:g}",
+            f"optim.learning_rate={rate:g}",
             f"optim.layer_decay={DECAY[start]:g}",
             f"model.attention={attention}",
             f"model.num_layers={layers}",

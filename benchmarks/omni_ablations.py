@@ -93,7 +93,7 @@ def order_run(order: str) -> Any:
         "model.modalities={image: {image_size: 32, patch_size: 8}}", "model.tokenizer=null", "model.hidden_size=128",
         "model.num_hidden_layers=4", "model.num_attention_heads=4", "model.max_length=144",
         f"model.orders={{image: {order}}}", f"model.tell_next={str(order != 'raster').lower()}",
-        "objective.weights={}", "optim.base_learning_rate=1.6e-2", "train.batch_size=16",
+        "objective.weights={}", "optim.learning_rate=1e-3", "train.batch_size=16",
         "train.max_steps=200", "train.save_steps=200", "train.probe_steps=null",
     ])  # fmt: skip
 

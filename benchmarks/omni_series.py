@@ -202,7 +202,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         model = train("omni_series_classes", f"omni_series_classes_{tag}", args.runs, seed, where + after)
         rows["written"].append({"right": written(model, x["test"], classes) == y["test"]})
         scratch = ["data.layouts={series class: 1}", "train.max_steps=100", "train.save_steps=100",
-                   "optim.base_learning_rate=6.4e-2"]  # fmt: skip
+                   "optim.learning_rate=2e-3"]  # fmt: skip
         model = train("omni_series", f"omni_series_scratch_{tag}", args.runs, seed, where + sizes + scratch)
         rows["written_from_scratch"].append({"right": written(model, x["test"], classes) == y["test"]})
     for method, own in rows.items():

@@ -129,7 +129,7 @@ def run_of(args: argparse.Namespace, boundary: dict[str, Any], names: list[str],
         ),
         objective=NextEmbeddingSettings(distance="vocabulary"),
         optim=OptimConfig(
-            base_learning_rate=2.4e-2, betas=(0.9, 0.98), warmup_rate=0.05,
+            learning_rate=1.5e-3, betas=(0.9, 0.98), warmup_rate=0.05,
             part_lr_rates={f"modalities.{name}": 0.1 for name in names if name not in ("text", "series")},
         ),
         train=TrainConfig(batch_size=16, max_steps=steps, log_steps=20, save_steps=steps),

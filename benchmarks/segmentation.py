@@ -40,7 +40,8 @@ def train(folder: Path, recipe: str, settings: list[str]) -> Path:
 def pretrain(seed: int, args: argparse.Namespace) -> Path:
     sizes = [f"model.{size}" for size in SIZES.split()]
     settings = ["data.kind=emoji_scenes", *data_settings(args), "model.image_size=64", *sizes, f"seed={seed}"]
-    settings += [f"train.max_steps={args.pretrain_steps}", "train.batch_size=64", "probe.enabled=false"]
+    settings += [f"train.max_steps={args.pretrain_steps}", "train.batch_size=64", "optim.learning_rate=5e-4"]
+    settings += ["probe.enabled=false"]
     return train(args.runs / f"pretrained-{seed}", "nepa_demo", settings)
 
 
@@ -54,7 +55,7 @@ def segment(name: str, seed: int, rate: float, pretrained: Path, args: argparse.
     """Trains and scores one variant at one learning rate; its row."""
     folder = args.runs / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}-{rate:g}"
     settings = [*data_settings(args), f"seed={seed}", "model.architecture=null"]
-    settings += [f"model.pretrained={pretrained / 'ema'}", f"optim.base_learning_rate={rate}"]
+    settings += [f"model.pretrained={pretrained / 'ema'}", f"optim.learning_rate={rate}"]
     settings += [f"train.max_steps={args.steps}", "train.batch_size=32", f"train.probe_steps={max(1, args.steps // 4)}"]
     settings += ["data.num_validation=200", "optim.layer_decay=1.0", *VARIANTS[name]]
     train(folder, "emoji_scenes", settings)
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--num-scenes", type=int, default=2000)
-    parser.add_argument("--rates", type=float, nargs="+", default=[4e-3, 1.6e-2])
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 2e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/segmentation"))

@@ -24,7 +24,7 @@ def config(output_dir, **train) -> RunConfig:
         data={"kind": "images", "source": "emoji", "num_workers": 2},
         model={"kind": "vit_nepa", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
                "image_size": 32, "patch_size": 4, "layerscale_value": 1.0, "pos_embed_rescale": None},
-        optim={"base_learning_rate": 1e-2, "warmup_steps": 2, "eps": 1e-3},
+        optim={"learning_rate": 1e-2 * 32 / 256, "warmup_steps": 2, "eps": 1e-3},
         train=values | train,
         probe={"enabled": False},
     )  # fmt: skip

@@ -22,7 +22,7 @@ from nextembed.training.watch import EmaWeights
 
 def sharded(seed):
     net = shard(model(seed, NextEmbeddingSettings(steps_ahead=[1, 2])))
-    return net, build_optimizer(net, OptimConfig(), 1e-2), EmaWeights(0.9, net.backbone)
+    return net, build_optimizer(net, OptimConfig(learning_rate=1e-2)), EmaWeights(0.9, net.backbone)
 
 
 def step(net, optimizer, ema, number):

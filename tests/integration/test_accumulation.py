@@ -11,7 +11,7 @@ from nextembed.training.watch import Watcher
 
 # With Adam's usual eps, a gradient that is only rounding noise (a key's bias has none) moves its weight by a whole
 # step; this one leaves noise as small as it is.
-OPTIM = OptimConfig(base_learning_rate=1e-1, warmup_steps=2, eps=1e-3)
+OPTIM = OptimConfig(learning_rate=1e-1 * 16 / 256, warmup_steps=2, eps=1e-3)
 
 
 def train(run_dir, micro_batch_size, objective=None, masked=False):

@@ -76,7 +76,7 @@ def test_the_command_is_installed() -> None:
         ("train nepa_demo data.image_column=picture", "picture"),
         ("train nepa_demo data.crop_scale=[0.9,0.1]", "crop_scale [0.9, 0.1] should be [smallest, largest]"),
         ("train nepa_demo data.crop_ratio=[2,1]", "crop_ratio [2.0, 1.0] should be [smallest, largest]"),
-        ("train nepa_demo optim.base_learning_rate=.inf", "optim.base_learning_rate: should be a finite number"),
+        ("train nepa_demo optim.learning_rate=.inf", "optim.learning_rate: should be a finite number"),
         ("train nepa_demo model.pos_embed_rescale=0.5", "pos_embed_rescale: should be greater than or equal to 1"),
         ("train nepa_demo_tiny probe.layers=[99]", "probe.layers: "),
         ("train nepa_demo_tiny objective.steps_ahead=99", "steps_ahead 99: an image has only 10 latents"),

@@ -24,7 +24,7 @@ def config(output_dir: Path, **train) -> RunConfig:
         model={"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                "image_size": 16, "patch_size": 4, "layerscale_value": 1.0, "drop_path_prob": 0.2},
         objective={"kind": "next_embedding", "target": "teacher", "input_mask_rate": 0.3},
-        optim={"base_learning_rate": 1e-1, "warmup_steps": 2, "eps": 1e-3},
+        optim={"learning_rate": 1e-1 * 16 / 256, "warmup_steps": 2, "eps": 1e-3},
         train=values | train,
         probe={"enabled": False},
     )  # fmt: skip

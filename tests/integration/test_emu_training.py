@@ -96,7 +96,7 @@ def test_lora_stays_within_the_language_model(tmp_path):
 
 
 def test_latents_start_spread_out(tmp_path):
-    small = config(tmp_path, "train.max_steps=1", "model.latent_std=0.5", "optim.base_learning_rate=1e-9")
+    small = config(tmp_path, "train.max_steps=1", "model.latent_std=0.5", "optim.learning_rate=1e-11")
     run = nextembed.fit(small)
     every = small.data.documents("train")
     documents = [every[i] for i in range(0, len(every), 20)]

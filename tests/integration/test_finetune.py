@@ -53,7 +53,7 @@ def config(output_dir: Path, pretrained: Path, *overrides: str) -> RunConfig:
               "erase_rate": 0.3},
         model={"kind": "vit_nepa_classifier", "pretrained": str(pretrained), "drop_path_prob": 0.2},
         objective={"kind": "classification", "label_smoothing": 0.1, "mixup_alpha": 0.8, "cutmix_alpha": 1.0},
-        optim={"base_learning_rate": 3e-1, "warmup_steps": 3, "layer_decay": 0.5, "layer_decay_end": 1.0,
+        optim={"learning_rate": 3e-1 * 8 / 256, "warmup_steps": 3, "layer_decay": 0.5, "layer_decay_end": 1.0,
                "layer_warmup": True},
         train={"batch_size": 8, "micro_batch_size": 4, "max_steps": 24, "log_steps": 5, "save_steps": 6,
                "probe_steps": 4, "ema_decay": 0.9, "freeze": ["patch_embeddings"], "device": "cpu", "trackers": []},

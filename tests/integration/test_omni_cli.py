@@ -226,7 +226,7 @@ def test_images_have_features_as_of_a_nepa(folder: Path, capsys: pytest.CaptureF
 
 def test_an_omni_goes_on_from_another(folder: Path, capsys: pytest.CaptureFixture) -> None:
     line = f"train omni_emoji_tiny model.pretrained={RUN}/model name=more output_dir=runs train.max_steps=1"
-    run(line + " optim.base_learning_rate=1e-12", capsys)
+    run(line + " optim.learning_rate=1e-12", capsys)
     first, second = (load_file(folder / name / "model/model.safetensors") for name in (RUN, "runs/more"))
     assert first.keys() == second.keys()
     for name in first.keys() - {"model.lengths"}:

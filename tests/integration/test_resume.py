@@ -27,7 +27,7 @@ def config(streaming: bool) -> RunConfig:
         model={"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                "image_size": 16, "patch_size": 4, "layerscale_value": 1.0, "drop_path_prob": 0.2},
         objective={"kind": "next_embedding", "target": "teacher", "input_mask_rate": 0.3, "steps_ahead": [1, 2]},
-        optim={"base_learning_rate": 1e-2, "warmup_steps": 3},
+        optim={"learning_rate": 1e-2 * 8 / 256, "warmup_steps": 3},
         train={"batch_size": 8, "micro_batch_size": 4, "max_steps": 24, "log_steps": 5, "save_steps": 6,
                "ema_decay": 0.99, "device": "cpu", "trackers": []},
         probe={"enabled": False},

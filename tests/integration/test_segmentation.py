@@ -76,7 +76,7 @@ def test_a_segmenter_starts_from_what_was_pretrained_on_scenes(head, tmp_path):
     changes = ["data={kind: emoji_scenes, scene_size: 32, num_scenes: 16}", "model.image_size=32", "name=pre"]
     changes += ["model.num_hidden_layers=4", f"output_dir={tmp_path}", "train.trackers=[]"]
     before = nextembed.fit(apply_overrides(recipes.load("nepa_demo_tiny"), changes))
-    start = ["model.architecture=null", f"model.pretrained={before.dir / 'model'}", "optim.base_learning_rate=1e-20"]
+    start = ["model.architecture=null", f"model.pretrained={before.dir / 'model'}", "optim.learning_rate=1e-20"]
     run = nextembed.fit(config(head, tmp_path, "name=seg", *start))
     trunk = run.model.vit_nepa if head == "linear" else run.model.backbone
     stored = load_file(before.dir / "model" / "model.safetensors")

@@ -86,7 +86,7 @@ def test_metrics_and_environment(finished):
 def test_config_yaml_is_complete_and_gives_the_config_back(finished):
     again = read_run_config(finished.dir)
     assert again.model_dump() == finished.config.model_dump()
-    assert "base_learning_rate" in (finished.dir / "config.yaml").read_text()
+    assert "learning_rate" in (finished.dir / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["model", "ema"])

@@ -58,7 +58,7 @@ def model(seed: int = 0, objective=None, **settings) -> PretrainingModel:
 def trainer(run_dir: Path, net=None, optim=None, start=None, watchers=(), probe=None, **train) -> Loop:
     values = {"batch_size": 16, "max_steps": 6, "log_steps": 2, "save_steps": 2, "device": "cpu", "trackers": []}
     config = TrainConfig(**(values | train))
-    optim = optim or OptimConfig(base_learning_rate=1e-2, warmup_steps=2)
+    optim = optim or OptimConfig(learning_rate=1e-2 * 16 / 256, warmup_steps=2)
     batches = loader(config.batch_size, config.micro_batch(distributed.world_size()), start)
     net = net or model()
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = No
             what = "latents" if name == "latent_rank" else "hidden states"
             found.append(
                 f"losing rank: the {what} use {metrics[name]:.1f} directions, down from {best:.1f}: a partial "
-                "collapse that the loss does not show. Lower the learning rate (optim.base_learning_rate, "
+                "collapse that the loss does not show. Lower the learning rate (optim.learning_rate, "
                 "optim.embed_lr_rate), or try distance=info_nce."
             )
     usual = metrics.get("length/begin") or math.inf

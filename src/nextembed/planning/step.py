@@ -152,7 +152,7 @@ def class_names(config: RunConfig, num_classes: int) -> list[str]:
 
 def with_gradients_and_state(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
     """The run's optimizer after a step: it has its state, and parameters have gradients."""
-    optimizer = build_optimizer(model, config.optim, config.optim.learning_rate(config.train.batch_size))
+    optimizer = build_optimizer(model, config.optim)
     for param in model.parameters():
         if param.requires_grad:
             param.grad = torch.empty_like(param)

@@ -20,7 +20,7 @@ def latent_decoder() -> RunConfig:
         data=ImageData(source="emoji", crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_rate=0.5, num_workers=0),
         model=NepaModel(pretrained="runs/nepa_demo/model"),
         objective=LatentDecoderSettings(),
-        optim=OptimConfig(base_learning_rate=2e-3, warmup_rate=0.05, weight_decay=0.01),
+        optim=OptimConfig(learning_rate=1e-3, warmup_rate=0.05, weight_decay=0.01),
         train=TrainConfig(batch_size=128, max_steps=1000, log_steps=20, save_steps=500),
         probe=ProbeConfig(enabled=False),  # the model is not trained: its own run has been probed
     )

@@ -51,7 +51,7 @@ def emu_pretrain() -> RunConfig:
         ),
         objective=EmuSettings(),
         optim=OptimConfig(
-            base_learning_rate=1e-4 * 256 / 7168,  # 1e-4 for the causal transformer, whatever the batch
+            learning_rate=1e-4,  # of the causal transformer
             betas=(0.9, 0.98),
             eps=1e-6,
             weight_decay=0.05,
@@ -83,9 +83,7 @@ def emu_instruct() -> RunConfig:
         data=Messages(source="data/conversations.jsonl", num_workers=2),
         model=EmuParts(pretrained="runs/emu_pretrain/model"),
         objective=EmuSettings(regression_weight=0.0),
-        optim=OptimConfig(
-            base_learning_rate=1e-5 * 256 / 128, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05, warmup_rate=0.2
-        ),
+        optim=OptimConfig(learning_rate=1e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.05, warmup_rate=0.2),
         train=TrainConfig(
             batch_size=128,
             micro_batch_size=4,
@@ -119,7 +117,7 @@ def emu_visual_decoder() -> RunConfig:
             mean=[0.48145466, 0.4578275, 0.40821073],
             std=[0.26862954, 0.26130258, 0.27577711],
         ),
-        optim=OptimConfig(base_learning_rate=1e-4 * 256 / 512, betas=(0.9, 0.98), eps=1e-6, warmup_steps=5000),
+        optim=OptimConfig(learning_rate=1e-4, betas=(0.9, 0.98), eps=1e-6, warmup_steps=5000),
         train=TrainConfig(
             batch_size=512, micro_batch_size=8, max_steps=15_000, precision="bf16", log_steps=20, save_steps=1000
         ),
@@ -142,7 +140,7 @@ def emu_emoji_language() -> RunConfig:
             max_length=128,
         ),
         objective=EmuSettings(),
-        optim=OptimConfig(base_learning_rate=2.4e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        optim=OptimConfig(learning_rate=1.5e-3, betas=(0.9, 0.98), warmup_rate=0.05),
         train=TrainConfig(
             batch_size=16,
             max_steps=800,
@@ -166,7 +164,7 @@ def emu_emoji() -> RunConfig:
         model=EmuParts(pretrained=LANGUAGE, latent_std=0.3, max_length=128),
         objective=EmuSettings(),
         optim=OptimConfig(
-            base_learning_rate=1.6e-2,
+            learning_rate=1e-3,
             betas=(0.9, 0.98),
             warmup_rate=0.05,
             # At the full rate the text loss alone makes all latents point one way within 50 steps.
@@ -187,7 +185,7 @@ def emu_emoji_instruct() -> RunConfig:
         ),
         model=EmuParts(pretrained=EMOJI, max_length=128),
         objective=EmuSettings(regression_weight=0.0),
-        optim=OptimConfig(base_learning_rate=3.2e-2, betas=(0.9, 0.98), warmup_rate=0.1),
+        optim=OptimConfig(learning_rate=2e-3, betas=(0.9, 0.98), warmup_rate=0.1),
         train=TrainConfig(
             batch_size=16, max_steps=200, lora=LLAMA_LORA, freeze=["regression_head"], log_steps=20, save_steps=100
         ),
@@ -203,7 +201,7 @@ def emu_emoji_decoder() -> RunConfig:
         data=EmojiDocuments(kinds=KindWeights(caption=0, paint=1, tags=0, question=0, context=0), num_workers=0),
         model=EmuParts(pretrained=EMOJI, max_length=128),
         objective=VisualDecoderSettings(decoder=PixelDecoder(), regressed_rate=0.5, ema_decay=0.995),
-        optim=OptimConfig(base_learning_rate=6.4e-2, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
+        optim=OptimConfig(learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
         train=TrainConfig(batch_size=4, max_steps=2500, log_steps=20, save_steps=500),
         probe=ProbeConfig(enabled=False),
         after=["emu_emoji"],

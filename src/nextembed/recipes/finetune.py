@@ -22,7 +22,7 @@ def finetune() -> RunConfig:
         data=ImageData(source="emoji", crop_scale=(0.4, 1.0), flip_rate=0.5, validation_rate=0.1),
         model=NepaClassifier(drop_path_prob=0.1),
         objective=ClassificationSettings(label_smoothing=0.1),
-        optim=OptimConfig(base_learning_rate=1e-3, layer_decay=0.75, warmup_rate=0.1),
+        optim=OptimConfig(learning_rate=2.5e-4, layer_decay=0.75, warmup_rate=0.1),
         train=TrainConfig(batch_size=64, max_steps=1000, ema_decay=0.99, log_steps=10, save_steps=200, probe_steps=100),
         probe=ProbeConfig(),
     )
@@ -56,7 +56,7 @@ def nepa_base_imagenet_finetune() -> RunConfig:
     return _imagenet(
         "nepa_base_imagenet_finetune",
         model=NepaClassifier(pretrained="SixAILab/nepa-base-patch14-224", pooling="last", drop_path_prob=0.1),
-        optim={"base_learning_rate": 1e-3, "layer_decay": 0.35, "layer_decay_end": 1.0, "warmup_epochs": 5},
+        optim={"learning_rate": 4e-3, "layer_decay": 0.35, "layer_decay_end": 1.0, "warmup_epochs": 5},
         epochs=100,
     )
 
@@ -66,7 +66,7 @@ def nepa_large_imagenet_finetune() -> RunConfig:
     return _imagenet(
         "nepa_large_imagenet_finetune",
         model=NepaClassifier(pretrained="SixAILab/nepa-large-patch14-224", pooling="last", drop_path_prob=0.2),
-        optim={"base_learning_rate": 1e-3, "layer_decay": 0.60, "layer_decay_end": 1.0, "warmup_epochs": 5},
+        optim={"learning_rate": 4e-3, "layer_decay": 0.60, "layer_decay_end": 1.0, "warmup_epochs": 5},
         epochs=50,
     )
 
@@ -76,7 +76,7 @@ def nepa_base_imagenet_finetune_released() -> RunConfig:
     return _imagenet(
         "nepa_base_imagenet_finetune_released",
         model=NepaClassifier(pretrained="SixAILab/nepa-base-patch14-224", drop_path_prob=0.1),
-        optim={"base_learning_rate": 1.5e-3, "layer_decay": 0.65, "layer_warmup": True, "warmup_rate": 0.2},
+        optim={"learning_rate": 6e-3, "layer_decay": 0.65, "layer_warmup": True, "warmup_rate": 0.2},
         epochs=100,
         erase_rate=0.25,
     )
@@ -87,7 +87,7 @@ def nepa_large_imagenet_finetune_released() -> RunConfig:
     return _imagenet(
         "nepa_large_imagenet_finetune_released",
         model=NepaClassifier(pretrained="SixAILab/nepa-large-patch14-224", drop_path_prob=0.2),
-        optim={"base_learning_rate": 1e-3, "layer_decay": 0.75, "layer_warmup": True, "warmup_rate": 0.3},
+        optim={"learning_rate": 4e-3, "layer_decay": 0.75, "layer_warmup": True, "warmup_rate": 0.3},
         epochs=100,
         erase_rate=0.25,
     )

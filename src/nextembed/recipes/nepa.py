@@ -28,7 +28,7 @@ def nepa_demo() -> RunConfig:
         ),
         model=_small(image_size=32, patch_size=8, num_channels=3),
         objective=NextEmbeddingSettings(),
-        optim=OptimConfig(base_learning_rate=2e-3, warmup_rate=0.1),
+        optim=OptimConfig(learning_rate=1e-3, warmup_rate=0.1),
         train=TrainConfig(batch_size=128, max_steps=600, ema_decay=0.99, log_steps=10, save_steps=200),
         probe=ProbeConfig(),
     )
@@ -54,7 +54,7 @@ def fashion_mnist(data: str = "zalando-datasets/fashion_mnist") -> RunConfig:
         ),
         model=_small(image_size=28, patch_size=7, num_channels=1, hidden_size=256, num_attention_heads=4),
         objective=NextEmbeddingSettings(),
-        optim=OptimConfig(base_learning_rate=2e-3, warmup_rate=0.1),  # 6e-3 costs rank and 2 points
+        optim=OptimConfig(learning_rate=1e-3, warmup_rate=0.1),  # 3e-3 costs rank and 2 points
         train=TrainConfig(batch_size=128, max_steps=2000, ema_decay=0.999, log_steps=20, save_steps=500),
         probe=ProbeConfig(),
     )
@@ -149,7 +149,7 @@ def _imagenet(name: str, model: NepaModel, epochs: float, flip_rate: float = 0.0
         ),
         model=model,
         objective=NextEmbeddingSettings(),
-        optim=OptimConfig(base_learning_rate=3e-4, weight_decay=0.05, betas=(0.9, 0.95), warmup_epochs=40),
+        optim=OptimConfig(learning_rate=4.8e-3, weight_decay=0.05, betas=(0.9, 0.95), warmup_epochs=40),
         train=TrainConfig(
             batch_size=4096, epochs=epochs, ema_decay=0.9999, precision="bf16", log_steps=50, save_steps=2500
         ),

@@ -33,7 +33,7 @@ def omni_emoji() -> RunConfig:
         # A softmax over cosines pulls twenty times as hard as a cosine: else pictures take nothing from names.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 16}),
         optim=OptimConfig(
-            base_learning_rate=0.128,
+            learning_rate=1e-3,
             betas=(0.9, 0.98),
             warmup_rate=0.05,
             # At the full rate latents of white patches grow to thirty times the length of tokens (docs/LOG.md).
@@ -54,7 +54,7 @@ def omni_emoji_readout() -> RunConfig:
             "data": EmojiDocuments(kinds=KindWeights(caption=0, tags=0, question=0, context=0), num_workers=0),
             "model": OmniParts(pretrained="runs/omni_emoji/model", max_length=256),
             "objective": ReadoutSettings(source="predictions", decoder="mlp"),
-            "optim": OptimConfig(base_learning_rate=3.2e-2, warmup_rate=0.05),
+            "optim": OptimConfig(learning_rate=2e-3, warmup_rate=0.05),
             "train": TrainConfig(batch_size=16, max_steps=200, log_steps=20, save_steps=200),
             "after": ["omni_emoji"],
         }
@@ -84,7 +84,7 @@ def omni_text() -> RunConfig:
             max_length=256,
         ),
         objective=NextEmbeddingSettings(distance="vocabulary"),
-        optim=OptimConfig(base_learning_rate=3.2e-2, betas=(0.9, 0.98), warmup_rate=0.05),
+        optim=OptimConfig(learning_rate=2e-3, betas=(0.9, 0.98), warmup_rate=0.05),
         train=TrainConfig(batch_size=16, max_steps=300, log_steps=20, save_steps=300),
         probe=ProbeConfig(enabled=False),
     )

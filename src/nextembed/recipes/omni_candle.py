@@ -52,7 +52,7 @@ def omni_candle() -> RunConfig:
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 0.01}),
         # White patches push all weights of the image projection one way: at its full rate pictures all become alike.
         optim=OptimConfig(
-            base_learning_rate=7e-2,
+            learning_rate=1.09375e-3,
             betas=(0.9, 0.98),
             warmup_rate=0.05,
             part_lr_rates={"modalities.image": 0.1},

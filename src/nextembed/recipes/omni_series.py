@@ -35,7 +35,7 @@ def omni_series() -> RunConfig:
             max_length=128,
         ),
         objective=NextEmbeddingSettings(distance="vocabulary"),
-        optim=OptimConfig(base_learning_rate=6.4e-2, betas=(0.9, 0.98), warmup_rate=0.1),
+        optim=OptimConfig(learning_rate=2e-3, betas=(0.9, 0.98), warmup_rate=0.1),
         train=TrainConfig(batch_size=8, max_steps=200, log_steps=20, save_steps=200),
         probe=ProbeConfig(enabled=False),
     )
@@ -58,7 +58,7 @@ def omni_series_classes() -> RunConfig:
     config.name, config.after = "omni_series_classes", ["omni_series"]
     config.data.layouts = {"series class": 1}  # type: ignore[attr-defined]
     config.model = OmniParts(pretrained="runs/omni_series/model", max_length=128)
-    config.optim.base_learning_rate = 3.2e-2
+    config.optim.learning_rate = 1e-3
     config.train.max_steps = config.train.save_steps = 100
     return config
 

@@ -72,7 +72,7 @@ def omni_stamps() -> RunConfig:
         # As in omni_emoji: cosines pull less than the softmax of text, and many small steps teach more.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 16, "audio": 16}),
         optim=OptimConfig(
-            base_learning_rate=0.128,
+            learning_rate=1e-3,
             betas=(0.9, 0.98),
             warmup_rate=0.05,
             part_lr_rates={"modalities.image": 0.1, "modalities.audio": 0.1},

@@ -26,7 +26,7 @@ def emoji_scenes() -> RunConfig:
         data=EmojiScenes(),
         model=NepaSegmenter(architecture=_small(image_size=64, patch_size=8, num_channels=3), drop_path_prob=0.1),
         objective=SegmentationSettings(),
-        optim=OptimConfig(base_learning_rate=4e-3, layer_decay=0.75, warmup_rate=0.1),
+        optim=OptimConfig(learning_rate=1e-3, layer_decay=0.75, warmup_rate=0.1),
         train=TrainConfig(batch_size=64, max_steps=600, ema_decay=0.99, log_steps=10, save_steps=200, probe_steps=100),
         probe=ProbeConfig(batch_size=128),
     )
@@ -84,7 +84,7 @@ def _ade20k(name: str, pretrained: str, layer_decay: float, drop_path_prob: floa
         model=NepaSegmenter(head="upernet", pretrained=pretrained, image_size=518, drop_path_prob=drop_path_prob),
         objective=SegmentationSettings(),
         optim=OptimConfig(
-            base_learning_rate=1.6e-3,  # 1e-4 at batch 16
+            learning_rate=1e-4,
             betas=(0.9, 0.999),
             weight_decay=0.05,
             warmup_steps=1500,

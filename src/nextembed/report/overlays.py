@@ -210,7 +210,7 @@ def segment_training(view: Any) -> str:
         ("attention", model.attention),
         ("trained", changed),
         ("augmentation", f"scales {low:g} to {high:g}, flips {data.flip_rate:g}{colours}"),
-        ("learning rate", f"{optim.base_learning_rate:g} x batch / 256, batch {train.batch_size or '?'}"
+        ("learning rate", f"{optim.learning_rate:g}, batch {train.batch_size or '?'}"
                           f", layer decay {optim.layer_decay:g}"),
     ]  # fmt: skip
     body = "".join(f"<tr><td>{name}</td><td>{escape(str(text))}</td></tr>" for name, text in rows)

@@ -243,7 +243,7 @@ def what_was_trained(view: RunView) -> str:
         ("trained", train.what),
         ("labels", f"{few} of each class (seed {data.labels_seed})" if few else "all"),
         ("augmentation", ", ".join(augmented) or "crops and flips only"),
-        ("learning rate", f"{optim.base_learning_rate:g} x batch / 256, layer decay {optim.layer_decay:g}"
+        ("learning rate", f"{optim.learning_rate:g}, batch {train.batch_size or '?'}, layer decay {optim.layer_decay:g}"
                           + (f" rising to {end:g}" if end is not None else "")),
     ]  # fmt: skip
     body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)

@@ -79,7 +79,7 @@ class Model(_Group):
 
 
 class Optim(_Group):
-    base_learning_rate: Number = 0
+    learning_rate: Number = 0
     layer_decay: Number = 1.0
     layer_decay_end: Number | None = None
 

@@ -87,8 +87,7 @@ class Loop:
         self.model: nn.Module = shard(model) if config.fsdp else self.accelerator.prepare_model(model)
         if config.compile:
             compile_model(self.bare)
-        self.learning_rate = optim.learning_rate(config.batch_size)
-        self.optimizer = build_optimizer(self.bare, optim, self.learning_rate)
+        self.optimizer = build_optimizer(self.bare, optim)
         per_epoch = num_samples / config.batch_size if num_samples else None
         self.warmup_steps = optim.num_warmup_steps(self.max_steps, per_epoch)
         self.ema = EmaWeights(config.ema_decay, self.bare.backbone) if config.ema_decay is not None else None
@@ -245,8 +244,8 @@ class Loop:
         if step >= 0:
             clipping = "" if self.optim_config.max_grad_norm else ", set optim.max_grad_norm=1"
             raise TrainingError(
-                f"step {step}: the loss or its gradient is not a finite number; lower optim.base_learning_rate "
-                f"(now {self.optim_config.base_learning_rate:g}), lengthen the warm-up{clipping}, or use "
+                f"step {step}: the loss or its gradient is not a finite number; lower optim.learning_rate "
+                f"(now {self.optim_config.learning_rate:g}), lengthen the warm-up{clipping}, or use "
                 "train.precision=float32"
             )
 

@@ -17,7 +17,8 @@ Beta = Annotated[float, Field(ge=0, le=1 - 1e-9)]  # 1 would divide by 0
 class OptimConfig(Config):
     """AdamW and its schedule.
 
-    base_learning_rate: for a batch of 256; the peak learning rate is base_learning_rate x batch_size / 256.
+    learning_rate: at the peak, of train.batch_size samples a step. For another batch size take another rate: twice the
+        batch, up to twice the rate.
     warmup_steps | warmup_epochs | warmup_rate: linear warm-up, at most one of them (warmup_rate: share of the run).
     schedule: "cosine" falls to min_lr_rate x peak at the last step, "constant" stays at the peak.
     weight_decay: not on norms, biases and LayerScale (parameters with one axis); the first token decays.
@@ -31,7 +32,7 @@ class OptimConfig(Config):
         {visual: 0.4, language_model: 0.3}.
     """
 
-    base_learning_rate: float = Field(3e-4, gt=0, le=100)
+    learning_rate: float = Field(3e-4, gt=0, le=100)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, ge=1e-30, le=1)  # smaller is 0 in float32
     weight_decay: float = Field(0.05, ge=0, le=100)
@@ -54,10 +55,6 @@ class OptimConfig(Config):
             raise ValueError(f"give one of {', '.join(given)}, not {len(given)}")
         return self
 
-    def learning_rate(self, batch_size: int) -> float:
-        """Peak learning rate for a global batch size."""
-        return self.base_learning_rate * batch_size / 256
-
     def num_warmup_steps(self, max_steps: int, steps_per_epoch: float | None) -> int:
         """Warm-up in optimizer steps. steps_per_epoch may be None unless warmup_epochs is set."""
         if self.warmup_epochs is not None:
@@ -69,7 +66,7 @@ class OptimConfig(Config):
         return self.warmup_steps or 0
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float) -> list[dict]:
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     """Groups for AdamW by weight decay and learning rate, the largest learning rate first.
 
     model: a PretrainingModel; parameters outside `backbone.` (heads, projectors) are on top of its last layer.
@@ -80,7 +77,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig, learning_rate: float
     groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
     for name, param in named:
         below_top = num_layers - _depth(name, num_layers)
-        rate = learning_rate * config.layer_decay**below_top
+        rate = config.learning_rate * config.layer_decay**below_top
         if _is_embedding(name):
             rate *= config.embed_lr_rate
         rate *= math.prod(value for part, value in config.part_lr_rates.items() if f".{part}." in f".{name}.")
@@ -118,10 +115,10 @@ def _depth(name: str, num_layers: int) -> int:
     return 0 if _is_embedding(name) else num_layers
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, learning_rate: float) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, with the fused kernel (CPU, CUDA and MPS have one)."""
-    groups = parameter_groups(model, config, learning_rate)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=config.betas, eps=config.eps, fused=True)
+    groups = parameter_groups(model, config)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
 
 
 def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: int, below_top: int = 0) -> float:

@@ -41,7 +41,7 @@ def batch(size=3):
 def test_decoder_learns_and_backbone_stays(source, switches):
     model = build(source=source, **switches).train()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5), 1e-2)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5, learning_rate=1e-2))
     losses = []
     for _ in range(5):
         model.train()  # as the trainer does: the objective must not read a model in training mode

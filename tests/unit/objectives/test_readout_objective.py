@@ -54,7 +54,7 @@ def batch(**settings):
 def test_readouts_learn_and_backbone_stays(source, decoder):
     model = build(source=source, decoder=decoder).train()
     before = {n: p.clone() for n, p in model.state_dict().items()}
-    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5), 1e-2)
+    optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5, learning_rate=1e-2))
     losses = []
     for _ in range(5):
         model.train()  # as the trainer does: the objective must not read a model in training mode

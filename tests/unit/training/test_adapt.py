@@ -65,7 +65,7 @@ def test_whole_parts_of_names_freeze():
 def test_frozen_parameters_get_no_gradient_and_no_optimizer_group(pixels):
     model = classifier(frozen=["encoder.layer", "patch_embeddings"])
     model({"pixel_values": pixels, "labels": torch.tensor([0, 1, 2])}).loss_sum.backward()
-    groups = parameter_groups(model, OptimConfig(layer_decay=0.5), 1.0)
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5, learning_rate=1.0))
     inside = {id(param) for group in groups for param in group["params"]}
     for name, param in model.named_parameters():
         assert (param.grad is not None) == (id(param) in inside) == param.requires_grad, name

@@ -81,7 +81,7 @@ def test_a_run_folder_that_was_deleted_is_not_made_anew(tmp_path):
 
 
 def saved(model, folder, ema=None):
-    optimizer = build_optimizer(model, OptimConfig(), 1e-2)
+    optimizer = build_optimizer(model, OptimConfig(learning_rate=1e-2))
     step(model, optimizer)
     progress = checkpoint.Progress(7, 9, [{"data": {"next": 4}, "averages": {}}])
     checkpoint.save(checkpoint.step_dir(folder, 7), model, optimizer, ema, progress, None)
@@ -101,7 +101,7 @@ def test_all_that_training_goes_on_from_comes_back(tmp_path):
     first, second = net(target="teacher", steps_ahead=[1, 2]), net(target="teacher", steps_ahead=[1, 2])
     emas = [EmaWeights(0.9, model.backbone) for model in (first, second)]
     own, folder = saved(first, tmp_path, emas[0])
-    other = build_optimizer(second, OptimConfig(), 1e-2)
+    other = build_optimizer(second, OptimConfig(learning_rate=1e-2))
     places = {name: value.data_ptr() for name, value in second.state_dict().items()}
     progress = checkpoint.load(folder, second, other, emas[1])
     assert progress.step == 7 and progress.ranks[0]["data"] == {"next": 4}
@@ -121,7 +121,7 @@ def test_averages_that_a_checkpoint_has_not_begin_at_its_weights(tmp_path):
     first, second = net(), net()
     _, folder = saved(first, tmp_path)
     ema = EmaWeights(0.9, second.backbone)
-    checkpoint.load(folder, second, build_optimizer(second, OptimConfig(), 1e-2), ema)
+    checkpoint.load(folder, second, build_optimizer(second, OptimConfig(learning_rate=1e-2)), ema)
     assert all(torch.equal(ema.weights[name], value) for name, value in first.backbone.named_parameters())
 
 
@@ -129,7 +129,7 @@ def test_another_objective_is_a_config_error(tmp_path):
     _, folder = saved(net(), tmp_path)
     other = net(target="teacher")
     with pytest.raises(ConfigError, match=r"does not fit this config: objective.teacher"):
-        checkpoint.load(folder, other, build_optimizer(other, OptimConfig(), 1e-2), None)
+        checkpoint.load(folder, other, build_optimizer(other, OptimConfig(learning_rate=1e-2)), None)
 
 
 # -- the best weights

@@ -17,10 +17,10 @@ def net():
     return PretrainingModel(backbone, NextEmbeddingSettings(steps_ahead=[1, 2]).build(backbone))
 
 
-def settings_of(net, config, learning_rate=1.0):
+def settings_of(net, config):
     """{name: (learning rate, weight decay)}"""
     names = {p: n for n, p in net.named_parameters()}
-    groups = parameter_groups(net, config, learning_rate)
+    groups = parameter_groups(net, config.model_copy(update={"learning_rate": 1.0}))
     return {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
 
 
@@ -40,7 +40,9 @@ def test_layer_decay_and_embedding_rate(net):
     layers = [rate[f"backbone.vit_nepa.encoder.layer.{i}.output.dense.weight"] for i in range(3)]
     assert layers == [0.25, 0.5, 1.0]
     assert rate["backbone.vit_nepa.embeddings.patch_embeddings.projection.weight"] == pytest.approx(0.0125)
-    assert parameter_groups(net, OptimConfig(layer_decay=0.5), 1.0)[0]["lr"] == 1.0  # the one that is logged
+    assert (
+        parameter_groups(net, OptimConfig(layer_decay=0.5, learning_rate=1.0))[0]["lr"] == 1.0
+    )  # the one that is logged
 
 
 def test_frozen_parameters_are_left_out(net):
@@ -78,17 +80,13 @@ def test_two_warm_ups_are_an_error():
         OptimConfig(warmup_steps=1, warmup_rate=0.1)
 
 
-def test_learning_rate_grows_with_the_batch():
-    assert OptimConfig(base_learning_rate=3e-4).learning_rate(4096) == pytest.approx(4.8e-3)
-
-
 def test_fused_adamw_is_adamw(net):
     """One step against the formula, decay included."""
     weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
     module = torch.nn.Module()
     module.register_parameter("w", weight)
-    config = OptimConfig(weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
-    optimizer = build_optimizer(module, config, 0.01)
+    config = OptimConfig(learning_rate=0.01, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = build_optimizer(module, config)
     set_learning_rates(optimizer, config, 0, 2, 10)
     weight.grad = torch.tensor([[0.5, -3.0]])
     optimizer.step()
@@ -125,13 +123,13 @@ def test_length_of_a_run():
 
 
 def test_groups_know_how_far_below_the_top_they_are(net):
-    groups = parameter_groups(net, OptimConfig(layer_decay=0.5), 1.0)
+    groups = parameter_groups(net, OptimConfig(layer_decay=0.5, learning_rate=1.0))
     names = {p: n for n, p in net.named_parameters()}
     below = {names[p]: g["below_top"] for g in groups for p in g["params"]}
     layers = [below[f"backbone.vit_nepa.encoder.layer.{i}.output.dense.weight"] for i in range(3)]
     assert layers == [2, 1, 0]  # as the released code counts: the last layer learns at the head's rate
     assert below["backbone.vit_nepa.embeddings.cls_token"] == 3 and below["backbone.vit_nepa.layernorm.weight"] == 0
-    assert {g["below_top"] for g in parameter_groups(net, OptimConfig(), 1.0)} == {0, 1, 2, 3}
+    assert {g["below_top"] for g in parameter_groups(net, OptimConfig(learning_rate=1.0))} == {0, 1, 2, 3}
 
 
 def test_layer_decay_rises_by_half_a_cosine():
@@ -157,8 +155,8 @@ def test_lower_layers_warm_up_longer():
 
 
 def test_the_schedule_reaches_each_group(net):
-    config = OptimConfig(layer_decay=0.5, layer_decay_end=1.0, schedule="constant", base_learning_rate=1.0)
-    optimizer = build_optimizer(net, config, 1.0)
+    config = OptimConfig(layer_decay=0.5, layer_decay_end=1.0, schedule="constant", learning_rate=1.0)
+    optimizer = build_optimizer(net, config)
     set_learning_rates(optimizer, config, 0, 0, 4)
     start = {group["below_top"]: group["lr"] for group in optimizer.param_groups}
     assert start == {0: 1.0, 1: 0.5, 2: 0.25, 3: 0.125}
