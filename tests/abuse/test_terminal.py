@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nextembed.training.watch import ProgressBar
 from run_folders import make_run
 
 from nextembed.cli.app import main
 from nextembed.core.console import PlainConsole
 from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
 from nextembed.core.terminal import plain
+from nextembed.training.watch import ProgressBar
 
 NAMES = [
     "[red]cat",

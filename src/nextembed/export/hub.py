@@ -16,7 +16,6 @@ from .facts import Facts, gather
 from .loading import first_line
 
 FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
-NOT_THE_MODEL = ()
 
 
 class UploadError(NextEmbedError):
@@ -32,7 +31,6 @@ def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: st
     _check_repo_id(repo_id)
     check_target(target)
     files = sorted({file for pattern in FILES for file in facts.folder.glob(pattern)})
-    files = [file for file in files if file.name not in NOT_THE_MODEL]
     if not any(file.suffix == ".safetensors" for file in files):
         raise ConfigError(f"{facts.folder} has no safetensors weights; `nextembed convert` writes them")
     card = model_card(facts, repo_id, license)

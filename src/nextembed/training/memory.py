@@ -20,8 +20,7 @@ def check_memory(config: TrainConfig, model: PretrainingModel, data: dict[str, A
     """
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     device, ranks = "cpu" if cpu else "cuda", distributed.world_size()
-    copies = 4 if config.lora is None and not config.freeze else 1
-    weights = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
     check_fits("the model, its gradients and AdamW's state need", weights // (ranks if config.fsdp else 1), device)
     length, packed = data.get("max_length") or data.get("num_latents"), "max_length" in data
     if length is None:  # a user's own model

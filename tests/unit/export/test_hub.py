@@ -191,7 +191,8 @@ def test_data_set_on_the_hub_and_data_on_a_disk(checkpoint, tmp_path):
 def test_only_the_model_of_a_training_checkpoint(checkpoint, tmp_path):
     source = tmp_path / "step-000007"
     shutil.copytree(checkpoint, source)
-    for name in ("optimizer.pt", "scheduler.pt", "objective.safetensors", "trainer_state.json", "ranks.json"):
+    (source / "state").mkdir()
+    for name in ("state/shard-00001-model-00001-of-00001.safetensors", "progress.json", "checksums.json"):
         shutil.copyfile(checkpoint / "model.safetensors", source / name)
     facts = gather(source)
     assert facts.num_parameters > 0
