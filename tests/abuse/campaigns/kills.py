@@ -160,7 +160,7 @@ def second_fails(box: Box) -> str | None:
 
 
 def cases(fixtures: Path, rng: Random) -> Iterator[Case]:
-    for number in range(13):
+    for number in range(20):
         workers = 2 * (number % 3 == 0)
         yield f"{KILLS} kills, {workers} workers, {number}", lambda box, workers=workers: killed(box, workers)
     for number in range(3):
