@@ -14,7 +14,7 @@ from nextembed.core.config import Config
 from . import tiny
 from .box import Box, Case, fault
 
-MINUTES = 3
+MINUTES, SECONDS = 3, 60  # a model of 1,000 layers takes half of that
 ODD = """.nan .inf -.inf 1e308 1e23 1000000000000000000000000000000 9223372036854775808 1000000000 -1 0 1e-300 0.5 3
 1000 2147483647 4294967296 '' x [] {} [0] [-1] [1,1] [.nan] [.inf] null true"""
 VALUES = [*ODD.split(), "{a: .nan}", "9" * 5000]

@@ -93,7 +93,7 @@ def read(box: Box, form: str, streaming: bool, kind: str) -> str | None:
     if why := fault(code, said):
         return why
     if code == 0:
-        noticed = file.name in skipped or kind in SILENT or (kind, form.rpartition(".")[2]) in EMPTY
+        noticed = skipped not in ("", "[]") or kind in SILENT or (kind, form.rpartition(".")[2]) in EMPTY
         return None if noticed else f"{kind} goes unnoticed"
     return None if file.name in said else f"does not name the file: {said.strip()[-250:]}"
 
