@@ -1,11 +1,13 @@
 """Data sets that Hugging Face `datasets` reads, with its many errors as one line each: the only door to it."""
 
 import contextlib
+import csv
 import itertools
 import logging
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from glob import escape, glob
 from pathlib import Path
@@ -18,6 +20,7 @@ from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DataError, unknown
 from .origins import Origin
 
+MAX_HEADER = 1_000_000  # characters
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -76,6 +79,8 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more
         if origin.builder in ("text", "csv"):
             options["encoding_errors"] = MARK_BYTES
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
+        if origin.builder == "csv" and len(origin.files[name]) > 1:
+            check_headers([file for file in origin.files[name] if os.path.isfile(file)])
     try:
         with quiet(origin.files is not None):
             return _opened(origin.builder, options)
@@ -100,6 +105,19 @@ def cannot_read(file: object, err: Exception, builder: str) -> DataError:
 
 def _reason(err: Exception) -> str:
     return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]
+
+
+def check_headers(files: list[str]) -> None:
+    """Raises DataError for a CSV file whose first line names other columns than most of the files do."""
+    headers = {}
+    for file in files:
+        with open(file, newline="", encoding="utf-8", errors="replace") as lines:
+            headers[file] = frozenset(next(csv.reader(iter([lines.readline(MAX_HEADER)])), []))
+    common, _ = Counter(headers.values()).most_common(1)[0]
+    for file, names in headers.items():
+        if names != common:
+            expected = ", ".join(sorted(common))[:200]
+            raise cannot_read(file, ValueError(f"its first line does not name the columns {expected}"), "csv")
 
 
 def _opened(builder: str, options: dict[str, Any]) -> Any:
