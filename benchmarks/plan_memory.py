@@ -94,11 +94,13 @@ def train(config: Any, folder: Path) -> None:
     from nextembed.planning.batches import example_batch
     from nextembed.planning.step import class_names
     from nextembed.run import CLASSES as CLASSES_FOR
+    from nextembed.training.adapt import adapt
     from nextembed.training.loop import Loop
 
     torch.manual_seed(0)
     names = [class_names(config, CLASSES)] if config.objective.task in CLASSES_FOR else []
     backbone = config.model.build(*names)
+    adapt(backbone, config.train)
     objective = config.objective.build(backbone)
     batch: Any = example_batch(config, backbone, objective, config.train.micro_batch(1))
 

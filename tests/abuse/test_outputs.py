@@ -27,7 +27,7 @@ from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.plan import Plan
 from nextembed.report import write_report
 from nextembed.report.visualize import Visualization
-from nextembed.training.checkpoint import save_backbone
+from nextembed.training.checkpoint import write_model
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     part = NepaModel(**TINY)
     backbone = part.build()
-    save_backbone(backbone, backbone.state_dict(), folder, part.image_processor())
+    write_model(folder, backbone, None, part.image_processor())
     return folder
 
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import nextembed.data.kinds  # noqa: F401
-from nextembed.core.code import trusting
+from nextembed.core.code import allow_code, trusting
 from nextembed.core.config import DATA
 from nextembed.data.packing import UNREADABLE
 from nextembed.errors import ConfigError, DataError
@@ -287,6 +287,7 @@ class Own(DocumentPart):
 def test_a_sequence_that_fails_says_where(tmp_path, encoders, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "failing_rows.py").write_text(FAILING)
+    allow_code(tmp_path / "failing_rows.py")
     part = DATA.parse({"kind": f"{tmp_path / 'failing_rows.py'}:Own", "num_workers": 0})
     with pytest.raises(DataError, match=r"cannot be read any further: the line is dead \(.*rows\.py, line 7\)"):
         list(part.train_loader(encode=encoders["bytes"], max_length=64, micro_batch_size=1))

@@ -6,6 +6,7 @@ import signal
 import time
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from nextembed.cli.app import main
 from nextembed.core import distributed
@@ -163,6 +164,7 @@ def test_a_lock_ends_with_its_process_though_a_data_worker_goes_on(tmp_path):
 def of_rank(rank, folder):
     """What a rank gets."""
     os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631", "RANK": str(rank)}
+    AcceleratorState._reset_state(reset_partial_state=True)  # of what this process has trained before it was forked
     distributed.start("cpu")
     with opened(folder, resume=False) as run_dir:
         yield run_dir.name

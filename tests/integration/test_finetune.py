@@ -99,8 +99,8 @@ def trained(tmp_path_factory, pretrained):
 
 def test_a_run_leaves_these_files(trained):
     assert {file.name for file in trained.dir.iterdir()} == {
-        "best", "checkpoints", "config.yaml", "ema", "environment.json", "metrics.jsonl", "model", "report.html",
-        "scores.json"}  # fmt: skip
+        ".lock", "best", "checkpoints", "config.yaml", "ema", "environment.json", "metrics.jsonl", "model",
+        "report.html", "scores.json"}  # fmt: skip
     assert {file.name for file in (trained.dir / "best").iterdir()} == {
         "config.json", "model.safetensors", "preprocessor_config.json", "score.json"}  # fmt: skip
     assert trained.metrics["top1"] == json.loads((trained.dir / "scores.json").read_text())["top1"]

@@ -51,7 +51,7 @@ def test_decoder_run_leaves_model_and_decoder(runs: Path) -> None:
     loaded = nextembed.load_decoder(runs / "latents")
     checkpoint = load_file(last_checkpoint(runs / "latents") / STATE_FILE)  # type: ignore[operator]
     for name, weight in loaded.decoder.state_dict().items():
-        assert torch.equal(weight, checkpoint[f"decoder.{name}"])
+        assert torch.equal(weight, checkpoint[f"model.objective.decoder.{name}"])
     line = json.loads((runs / "latents/metrics.jsonl").read_text().splitlines()[-1])
     assert {"psnr", "psnr_flat", "loss"} <= line.keys()
 

@@ -61,6 +61,7 @@ def load_model(path: str | Path, task: Task | None = None, weights: str | None =
     Raises ConfigError for a checkpoint of another model type, without a classifier, or broken.
     """
     folder = pick_folder(path, weights)
+    read_model_config(folder)
     has_head = is_classifier(folder)
     if task == "classification" and not has_head:
         raise ConfigError(f"{folder} has no classifier (its config.json says so); fine-tune first, or --task features")
