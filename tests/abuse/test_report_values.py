@@ -8,11 +8,16 @@ import pytest
 import torch
 from altered import ATTACK, MARK, altered, everywhere, read, texts, write
 from run_folders import TASKS, make_run
+from safetensors.torch import save_file
+from torch import nn
 
 from nextembed.core.run_folder import read_history
 from nextembed.errors import ConfigError, NextEmbedError
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
+from nextembed.nn.readout import LatentDecoder
+from nextembed.nn.value_readout import ValueReadout
+from nextembed.objectives import latent_decoder, readout
 from nextembed.report import charts, write_report
 from nextembed.report.page import render
 from nextembed.report.run_view import read_run
@@ -125,3 +130,27 @@ def test_null_is_no_number(tmp_path):
     run = make_run(tmp_path / "run", "pretraining")
     write(run / "metrics.jsonl", [{"step": 1, "loss": None, "cos_next": float("nan"), "psnr": float("inf")}])
     assert read_history(run) == [{"step": 1}]
+
+
+@pytest.mark.parametrize("objective", ["latent_decoder", "readout"])
+def test_an_altered_part_beside_the_model_is_one_line(objective, tmp_path):
+    folder = tmp_path / ("decoder" if objective == "latent_decoder" else "readout")
+    if objective == "latent_decoder":
+        part: nn.Module = LatentDecoder(16, (8, 8), 3, 8, 1, 2)
+        values = {"kind": latent_decoder.MARK, "source": "latents", **part.shape, "mark": [0.5] * 8}
+        load = latent_decoder.load_decoder
+    else:
+        own = ValueReadout(16, 4, "linear")
+        part = nn.ModuleDict({"image": own})
+        values = {"kind": readout.MARK, "source": "latents", "readouts": {"image": own.shape}, "mark": [0.5] * 8}
+        load = readout.load_readouts
+    folder.mkdir()
+    save_file(part.state_dict(), folder / "model.safetensors")
+    write(folder / "config.json", values)
+    load(tmp_path)
+    for what, other in list(altered(values))[:: STRIDE // 7]:
+        write(folder / "config.json", other)
+        try:
+            load(tmp_path)
+        except ConfigError as err:
+            assert str(tmp_path) in str(err) and "\n" not in str(err), what

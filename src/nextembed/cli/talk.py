@@ -161,12 +161,12 @@ def _check_prompts(checkpoint: str, given: bool, from_file: bool, one_by_one: bo
 
 def is_omni(checkpoint: str) -> bool:
     """Whether a local folder holds an Omni model."""
-    from ..core.run_folder import weights_folders
+    from ..core.run_folder import read_model_file, weights_folders
 
     if not Path(checkpoint).expanduser().exists():
         return False
     folder = next(iter(weights_folders(Path(checkpoint).expanduser()).values()))
-    return json.loads((folder / "config.json").read_text()).get("model_type") == "omni"
+    return read_model_file(folder).model_type == "omni"
 
 
 def _task(task: str, output: Path | None, prompts: Path | None) -> str:

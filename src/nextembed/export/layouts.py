@@ -1,10 +1,11 @@
 """Checkpoints in other layouts: read any of NEPA, write the official one, ours, or stable-pretraining's; Emu's too."""
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessor
@@ -12,6 +13,8 @@ from transformers import AutoImageProcessor, ViTImageProcessor
 from ..core.files import check_target, new_folder, write_json
 from ..core.pretrained import load_pretrained
 from ..core.quiet import no_progress_bar
+from ..core.saved import load
+from ..core.sizes import MAX_SIDE
 from ..errors import ConfigError
 from ..models.conversion import (
     SPT_CLASS,
@@ -97,6 +100,18 @@ def convert_nepa(
     return found
 
 
+@dataclass
+class Arguments:
+    """What of a stable-pretraining model's arguments its weights do not tell."""
+
+    img_size: Annotated[int, Field(gt=0, le=MAX_SIDE)]
+
+
+@dataclass
+class ArgumentsFile:
+    arguments: Arguments
+
+
 def read_any(source: str | Path, weights: str | None = None, **known: Any) -> Source:
     """A checkpoint of any layout as a model with all its weights. Arguments and errors as in `convert`."""
     path = Path(source).expanduser()
@@ -104,8 +119,8 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
     if path.is_file():
         return _from_state(read_state(path, weights), path, known)
     if (path / ARGUMENTS).is_file() and (path / "model.safetensors").is_file():
-        arguments = json.loads((path / ARGUMENTS).read_text())["arguments"]
-        return _from_state(read_state(path / "model.safetensors"), path, {"image_size": arguments["img_size"]} | known)
+        size = load(ArgumentsFile, path / ARGUMENTS).arguments.img_size
+        return _from_state(read_state(path / "model.safetensors"), path, {"image_size": size} | known)
     if known:
         raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
     folder = pick_folder(path, weights)

@@ -3,25 +3,27 @@
 The backbone is frozen and stays what it was; its copy in RUN/model and the decoder in RUN/decoder belong together.
 """
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ..core.config import OBJECTIVES, Part
-from ..core.sizes import MAX_LAYERS, MAX_WIDTH
+from ..core.files import first_line
+from ..core.saved import Number, checked, read_json
+from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building
 from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
 from ..errors import ConfigError
 from ..nn.losses import l1, masked_sum, mse
 from ..nn.readout import LatentDecoder, to_patches
 
 Source = Literal["latents", "predictions"]
+Size = Annotated[int, Field(gt=0, le=4 * MAX_WIDTH)]
 
 FOLDER = "decoder"  # in the run folder
 MARK = "nextembed_latent_decoder"  # in its config.json
@@ -177,6 +179,20 @@ class LoadedDecoder:
         return "" if difference < 0.05 else f"{self.name} was trained on other weights than these"
 
 
+@dataclass
+class DecoderFile:
+    """What RUN/decoder/config.json holds."""
+
+    source: Source
+    hidden_size: Size
+    patch_shape: tuple[Size, Size]
+    num_channels: Size
+    width: Size
+    num_layers: Annotated[int, Field(gt=0, le=MAX_LAYERS)]
+    num_heads: Size
+    mark: list[Number]
+
+
 def load_decoder(path: str | Path) -> LoadedDecoder:
     """The decoder of a finished run, or of its folder RUN/decoder.
 
@@ -186,16 +202,20 @@ def load_decoder(path: str | Path) -> LoadedDecoder:
     if not path.exists():
         raise ConfigError(f"no such decoder: {path}")
     folder = path / FOLDER if (path / FOLDER / "config.json").is_file() else path
+    file, weights = folder / "config.json", folder / "model.safetensors"
+    if not (file.is_file() and weights.is_file()):
+        raise ConfigError(f"{path} holds no finished decoder: it has no {FOLDER}/config.json and weights")
+    values = read_json(file)
+    if not isinstance(values, dict) or values.get("kind") != MARK:
+        raise ConfigError(f"{path} holds no decoder: train one with the recipe latent_decoder")
+    saved = checked(DecoderFile, values, file)
+    with building(f"the decoder in {folder}"):
+        decoder = LatentDecoder(
+            saved.hidden_size, saved.patch_shape, saved.num_channels, saved.width, saved.num_layers, saved.num_heads
+        )
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("kind") != MARK:
-            raise ConfigError(f"{path} holds no decoder: train one with the recipe latent_decoder")
-        names = ("hidden_size", "patch_shape", "num_channels", "width", "num_layers", "num_heads")
-        decoder = LatentDecoder(**{name: values[name] for name in names})
-        decoder.load_state_dict(load_file(folder / "model.safetensors"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} holds no finished decoder: it has no {FOLDER}/config.json and weights") from None
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(f"cannot load the decoder in {folder}: {str(err).strip().splitlines()[0]}") from None
+        decoder.load_state_dict(load_file(weights))
+    except Exception as err:  # whatever a broken file raises
+        raise ConfigError(f"cannot load the decoder in {folder}: {first_line(err)}") from None
     name = path.parent.name if path.name == FOLDER else path.name
-    return LoadedDecoder(decoder.eval(), values["source"], torch.tensor(values["mark"]), name or str(path))
+    return LoadedDecoder(decoder.eval(), saved.source, torch.tensor(saved.mark), name or str(path))

@@ -3,19 +3,20 @@
 The backbone is frozen and stays what it was; its copy in RUN/model and the decoders in RUN/readout belong together.
 """
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.config import OBJECTIVES, Part
-from ..core.sizes import MAX_LAYERS, MAX_WIDTH
+from ..core.files import first_line
+from ..core.saved import Number, checked, read_json
+from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building, check_sizes
 from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
 from ..errors import ConfigError, unknown
 from ..modalities import MODALITIES
@@ -237,6 +238,15 @@ class LoadedReadouts:
         return "" if same else f"{self.name} was trained on other weights than these"
 
 
+@dataclass
+class ReadoutsFile:
+    """What RUN/readout/config.json holds. readouts: arguments of `ValueReadout` by modality."""
+
+    source: Source
+    readouts: dict[str, dict[str, Any]]
+    mark: list[Number]
+
+
 def load_readouts(path: str | Path) -> LoadedReadouts:
     """The readouts of a finished run, or of its folder RUN/readout.
 
@@ -246,17 +256,20 @@ def load_readouts(path: str | Path) -> LoadedReadouts:
     if not path.exists():
         raise ConfigError(f"no such readouts: {path}")
     folder = path / FOLDER if (path / FOLDER / "config.json").is_file() else path
+    file, weights = folder / "config.json", folder / "model.safetensors"
+    if not (file.is_file() and weights.is_file()):
+        raise ConfigError(f"{path} holds no finished readouts: it has no {FOLDER}/config.json and weights")
+    values = read_json(file)
+    if not isinstance(values, dict) or values.get("kind") != MARK:
+        raise ConfigError(f"{path} holds no readouts: train them with objective.kind=readout")
+    saved = checked(ReadoutsFile, values, file)
+    check_sizes(saved.readouts, str(file))
+    with building(f"the readouts in {folder}"):
+        readouts = nn.ModuleDict({name: ValueReadout(**shape) for name, shape in saved.readouts.items()})
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("kind") != MARK:
-            raise ConfigError(f"{path} holds no readouts: train them with objective.kind=readout")
-        readouts = nn.ModuleDict({name: ValueReadout(**shape) for name, shape in values["readouts"].items()})
-        readouts.load_state_dict(load_file(folder / "model.safetensors"))
-        source, mark = values["source"], torch.tensor(values["mark"])
-    except FileNotFoundError:
-        raise ConfigError(f"{path} holds no finished readouts: it has no {FOLDER}/config.json and weights") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as err:
-        raise ConfigError(f"cannot load the readouts in {folder}: {str(err).strip().splitlines()[0]}") from None
+        readouts.load_state_dict(load_file(weights))
+    except Exception as err:  # whatever a broken file raises
+        raise ConfigError(f"cannot load the readouts in {folder}: {first_line(err)}") from None
     name = path.parent.name if path.name == FOLDER else path.name
     found: Any = dict(readouts.eval().items())
-    return LoadedReadouts(found, source, mark, name or str(path))
+    return LoadedReadouts(found, saved.source, torch.tensor(saved.mark), name or str(path))

@@ -253,7 +253,16 @@ class Drawing:
 
     def _text(self, text: str, size: float, colour: str, height: float, **style: Any) -> None:
         self.y -= height
-        self.figure.text(MARGIN / WIDTH, self.y / self.height, text, fontsize=size, color=colour, va="bottom", **style)
+        self.figure.text(
+            MARGIN / WIDTH,
+            self.y / self.height,
+            text,
+            fontsize=size,
+            color=colour,
+            va="bottom",
+            parse_math=False,
+            **style,
+        )
 
     def _section(self, section: Section, lines: list[str]) -> None:
         self._text(section.title, 11, INK, HEAD, weight="bold")
@@ -295,7 +304,7 @@ class Drawing:
         axes.set_ylim(rows, 0)
         if panel.corner:
             axes.text(0.04, 0.03, panel.corner, transform=axes.transAxes, fontsize=6.5, color="white", va="bottom")
-        axes.set_title(panel.title, fontsize=min(8.0, 5.0 + 1.6 * box[2]), color=INK, pad=3.5)
+        axes.set_title(panel.title, fontsize=min(8.0, 5.0 + 1.6 * box[2]), color=INK, pad=3.5, parse_math=False)
         if panel.bar:
             cmap, low, high = panel.bar
             left, bottom, width, _ = box

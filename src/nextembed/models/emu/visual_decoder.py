@@ -5,7 +5,6 @@ The one door to diffusers (extra `paint`); it is imported when first used.
 
 import copy
 import inspect
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ...core.files import new_folder
 from ...core.quiet import no_progress_bar
+from ...core.saved import checked, read_json
 from ...errors import ConfigError, MissingExtra, unknown
 
 FOLDER = "visual_decoder"  # beside the model it belongs to
@@ -270,8 +270,8 @@ def _scheduler_class(folder: Path) -> Any:
     file = folder / "scheduler_config.json"
     if not file.is_file():
         raise ConfigError(f"scheduler: {folder} has no scheduler_config.json")
-    name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    return scheduler_class(name)
+    values = checked(dict[str, Any], read_json(file), file)
+    return scheduler_class(str(values.get("_class_name")))
 
 
 def scheduler_class(name: str) -> Any:
