@@ -34,6 +34,7 @@ from ..core.types import PretrainingModel
 from ..data.stream import valid_state
 from ..errors import ConfigError, TrainingError
 from .adapt import LORA, has_lora, merged, write_adapter
+from .checksums import NAME as CHECKSUMS
 from .checksums import damage, reading, write_checksums
 from .state import load_tensors, save_tensors, start_moments, stored_shapes, tensors_of
 from .watch import EmaWeights
@@ -106,8 +107,9 @@ def set_aside(run_dir: Path, after: int) -> None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints."""
-    for folder in checkpoints(run_dir)[:-keep]:
+    """Deletes all but the newest `keep` checkpoints; a folder of such a name that this library did not write stays."""
+    written = [folder for folder in checkpoints(run_dir) if (folder / CHECKSUMS).is_file()]
+    for folder in written[:-keep]:
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -38,20 +38,28 @@ def test_no_checkpoint(tmp_path):
     assert checkpoint.start_state(None) is None
 
 
-def test_prune_follows_no_links(tmp_path):
-    """A link of a checkpoint's name is no checkpoint of this run."""
-    other = tmp_path / "other" / "step-000001"
-    other.mkdir(parents=True)
-    checkpoint.step_dir(tmp_path / "run", 2).mkdir(parents=True)
-    checkpoint.step_dir(tmp_path / "run", 1).symlink_to(other)
-    checkpoint.prune(tmp_path / "run", 1)
-    assert other.is_dir() and checkpoint.step_dir(tmp_path / "run", 1).is_symlink()
-    assert [p.name for p in checkpoint.checkpoints(tmp_path / "run")] == ["step-000002"]
+def written(run_dir, step):
+    folder = checkpoint.step_dir(run_dir, step)
+    folder.mkdir(parents=True)
+    (folder / "checksums.json").write_text("{}")
+    return folder
+
+
+def test_prune_removes_only_what_was_written_here(tmp_path):
+    """A link of a checkpoint's name, or somebody's own folder, is no checkpoint of this run."""
+    other = written(tmp_path / "other", 1)
+    checkpoint.step_dir(tmp_path, 2).mkdir(parents=True)
+    for step in (3, 4):
+        written(tmp_path, step)
+    checkpoint.step_dir(tmp_path, 1).symlink_to(other)
+    checkpoint.prune(tmp_path, 1)
+    assert (other / "checksums.json").is_file()
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2", "4"]
 
 
 def test_prune_keeps_the_newest(tmp_path):
     for step in (8, 900_000, 1_000_000, 99):
-        checkpoint.step_dir(tmp_path, step).mkdir(parents=True)
+        written(tmp_path, step)
     checkpoint.prune(tmp_path, 2)
     assert [checkpoint.checkpoint_step(p) for p in checkpoint.checkpoints(tmp_path)] == [900_000, 1_000_000]
 
