@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .data.transforms import Unreadable as Unreadable
     from .errors import ConfigError as ConfigError
     from .errors import DataError as DataError
+    from .errors import MissingSplit as MissingSplit
     from .errors import NextEmbedError as NextEmbedError
     from .errors import TrainingError as TrainingError
     from .evaluation.conversation import Conversation as Conversation
@@ -93,7 +94,7 @@ _PUBLIC = {
     "data.images": "ImagePart",
     "data.sources": "ImageData",
     "data.transforms": "Unreadable",
-    "errors": "ConfigError DataError NextEmbedError TrainingError",
+    "errors": "ConfigError DataError MissingSplit NextEmbedError TrainingError",
     "evaluation.embed": "embed",
     "evaluation.encoder": "Encoder encode",
     "evaluation.probes": "ProbeConfig",

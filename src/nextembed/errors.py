@@ -20,6 +20,10 @@ class CodeRefused(ConfigError):
     """Code that a file names, and not the user, would have to be run."""
 
 
+class MissingSplit(ConfigError):
+    """The data has no such split, or nothing in it; what can do without one goes on without it."""
+
+
 class DataError(NextEmbedError):
     """The data ran out of what training needs: too many unreadable samples, or none at all."""
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from ..core.config import Part
 from ..core.text import check_text
 from ..core.types import Document, Encode, Segment
-from ..errors import ConfigError, DataError, NextEmbedError
+from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError
 from .collate import sample_seed
 from .images import Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
@@ -122,7 +122,7 @@ class DocumentPart(PackingPart):
     def row_sources(self, split: Role) -> list["RowSource"]:
         rows = self.rows(split)
         if isinstance(rows, Rows) and len(rows) == 0:
-            raise ConfigError(f"data: the {split} split is empty")
+            raise MissingSplit(f"data: the {split} split is empty")
         return [RowSource(self, rows)]
 
     def reader(self) -> ImageReader:

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from ..core.config import Part
 from ..core.types import IGNORE_LABEL, Sample
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
 from .collate import Collate, Draw, sample_seed
 from .labels import FewRows, draw_few, hold_out, labels_of
@@ -40,14 +40,14 @@ class ImagePart(Part):
     """Settings of image data, whatever it comes from.
 
     A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyImages`. It says what the rows
-    are, and raises ConfigError for a split it does not have:
+    are, and raises MissingSplit for a split it does not have:
 
         class MyImages(ImagePart):
             folder: str
 
             def rows(self, split):
                 if split != "train":
-                    raise ConfigError(f"there is no {split} split")
+                    raise MissingSplit(f"there is no {split} split")
                 return [{"image": path, "label": 0, "key": path.name} for path in Path(self.folder).glob("*.png")]
 
     crop_scale, crop_ratio: area share and aspect ratio of the random crop. flip_rate: of horizontal flips.
@@ -120,9 +120,8 @@ class ImagePart(Part):
             return self.rows(split)
         try:
             validation = self.rows("validation")
-        except ConfigError as err:
-            if "split" not in str(err):
-                raise
+        except MissingSplit:
+            pass
         else:
             return validation if split == "validation" else self.rows("train")
         rows = self.rows("train")
@@ -254,4 +253,4 @@ class EvalSamples(Dataset[Sample]):
 
 def _not_empty(rows: Rows, split: str) -> None:
     if len(rows) == 0:
-        raise ConfigError(f"data: the {split} split is empty")
+        raise MissingSplit(f"data: the {split} split is empty")

@@ -17,7 +17,7 @@ import datasets
 
 from ..core.files import first_line, from_json
 from ..core.text import MARK_BYTES
-from ..errors import ConfigError, DataError, unknown
+from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .origins import Origin
 
 MAX_HEADER = 1_000_000  # characters
@@ -75,7 +75,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more
         options["name"] = subset
     else:
         if name not in origin.files:
-            raise ConfigError(unknown("data: split", name, origin.files))
+            raise MissingSplit(unknown("data: split", name, origin.files))
         if origin.builder in ("text", "csv"):
             options["encoding_errors"] = MARK_BYTES
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
@@ -87,11 +87,14 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more
     except Exception as err:  # whatever the bytes of a file lead to
         if "corresponds to no data" in str(err):
             kind = "images" if origin.builder == "imagefolder" else "rows"
-            raise ConfigError(
+            raise MissingSplit(
                 f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no {kind}"
             ) from None
         if origin.files is None:
-            raise ConfigError(
+            missing = str(err).startswith(
+                ("Unknown split", "Bad split")
+            )  # what `datasets` says, in no class of its own
+            raise (MissingSplit if missing else ConfigError)(
                 f"data.source: cannot read '{origin.builder}' on the hub or as a local path: {_reason(err)}"
             ) from err
         with quiet(True):
@@ -259,7 +262,8 @@ def parse_split(expression: str) -> tuple[str, slice]:
     return match[1], slice(*ends)
 
 
-def choose(data: Any, column: str, wanted: list[Any], streaming: bool) -> Any:
+def choose(data: Any, column: str, wanted: list[Any], streaming: bool, none: type[ConfigError] = ConfigError) -> Any:
+    """The rows of which a column has a value that is wanted. Raises `none` if there is not one."""
     if column not in data.column_names:
         raise ConfigError(unknown("data.where: column", column, data.column_names))
     feature = (data.features or {}).get(column)
@@ -271,7 +275,7 @@ def choose(data: Any, column: str, wanted: list[Any], streaming: bool) -> Any:
     if not kept:
         values = sorted({str(v) for v in data.unique(column)})
         some = ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
-        raise ConfigError(f"data: no row has {column} = {', '.join(map(str, wanted))}; it is one of: {some}")
+        raise none(f"data: no row has {column} = {', '.join(map(str, wanted))}; it is one of: {some}")
     return data.select(kept)
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from ..core.config import Part
 from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Batch, Sample
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, MissingSplit
 from .collate import Collate, Draw, sample_seed
 from .images import Role
 from .skipped import SkipLog
@@ -123,7 +123,7 @@ class MaskPart(Part):
         """
         rows = self.rows(split)
         if len(rows) == 0:
-            raise ConfigError(f"data: the {split} split is empty")
+            raise MissingSplit(f"data: the {split} split is empty")
         log = SkipLog(None, self.max_skipped_rate, len(rows))
         indices = torch.arange(len(rows))
         if num_samples is not None and num_samples < len(rows):

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ..core.config import DATA
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingSplit
 from .collate import sample_seed
 from .images import Role
 from .masks import MaskPart, MaskRow
@@ -78,8 +78,8 @@ class EmojiScenes(MaskPart):
         for role in roles:
             try:
                 rows = ImageData(source=self.backgrounds).rows(role)
-            except ConfigError as err:
-                if role == "train" or "split" not in str(err):
+            except MissingSplit:
+                if role == "train":
                     raise
             else:
                 assert isinstance(rows, Rows)

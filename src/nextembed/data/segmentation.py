@@ -6,13 +6,14 @@ from typing import Any
 
 from ..core.config import DATA
 from ..core.files import from_json
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, MissingSplit, unknown
 from .images import Role
 from .loading import is_image, load, parse_split
 from .masks import MaskPart, MaskRow
 from .origins import SPLIT_NAMES, check_file, find_origin
 from .sources import Columns as ImageColumns
 from .sources import ToRow, record_at
+from .splits import asked_for
 from .stream import Rows
 
 IMAGE_FOLDERS = ("images", "image", "imgs")
@@ -49,7 +50,8 @@ class SegmentationData(MaskPart):
         """Rows of a split. Raises ConfigError for a source, split, column or folder that does not exist."""
         expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
         folders = find_folders(Path(self.source).expanduser())
-        return self._pairs(folders, expression) if folders else self._records(expression)
+        with asked_for(self, split):
+            return self._pairs(folders, expression) if folders else self._records(expression)
 
     def class_names(self) -> list[str]:
         """Raises ConfigError if there is no class list, or the file holds none."""
@@ -63,7 +65,7 @@ class SegmentationData(MaskPart):
     def _pairs(self, folders: dict[str, tuple[Path, Path]], expression: str) -> Rows:
         name, part = parse_split(expression)
         if name not in folders:
-            raise ConfigError(unknown("data: split", name, folders))
+            raise MissingSplit(unknown("data: split", name, folders))
         rows = pairs(*folders[name], Path(self.source).expanduser())[part]
         missing = [row for row in rows if row["mask"] is None]
         if len(missing) > self.max_skipped_rate * len(rows):

@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from ..core.config import DATA
 from ..core.types import IGNORE_LABEL
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, MissingSplit, unknown
 from .collate import sample_seed
 from .images import ImagePart, Role
 from .labels import LABEL_COLUMNS, read_labels
@@ -30,6 +30,7 @@ from .loading import (
 )
 from .origins import Origin, find_origin
 from .record import reason_of
+from .splits import asked_for
 from .stream import FIRST, Row, RowPlace, Rows, RowSequence
 from .transforms import Unreadable
 
@@ -70,7 +71,8 @@ class ImageData(ImagePart):
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
         origin = find_origin(self.source)
         expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
-        data = self._load(origin, expression)
+        with asked_for(self, split):
+            data = self._load(origin, expression)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
         ids = self._label_ids(data, columns.label, split)
         wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
@@ -108,7 +110,8 @@ class ImageData(ImagePart):
             part = slice(None)
             data = self._read(origin, expression)
         for column, wanted in where.items():
-            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
+            kind = MissingSplit if column == split_column else ConfigError
+            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming, kind)
         if part != slice(None):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 from pydantic import Field
 
 from ..core.files import first_line, from_json
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError, MissingSplit, unknown
 from .documents import DocumentPart
 from .images import Role
 from .loading import choose, class_names, load, parse_split, quiet
 from .origins import Origin, find_table
 from .record import Folder, Record, check_readable
 from .sources import IndexedRows, StreamedRows
+from .splits import asked_for
 from .transforms import Unreadable
 
 
@@ -39,6 +40,10 @@ class TablePart(DocumentPart):
 
     def rows(self, split: Role) -> Any:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
+        with asked_for(self, split):
+            return self._rows(split)
+
+    def _rows(self, split: Role) -> Any:
         origin = find_table(self.source)
         expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
         name, part = parse_split(expression)
@@ -57,7 +62,8 @@ class TablePart(DocumentPart):
         for column, wanted in where.items():
             if in_lines:
                 raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
-            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
+            kind = MissingSplit if column == split_column else ConfigError
+            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming, kind)
         if split_column and part != slice(None):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
@@ -103,7 +109,7 @@ def read_json(origin: Origin, split: str) -> list[Any]:
     """The rows of JSON files that each hold a list of objects. Raises ConfigError for a file that does not."""
     files = origin.files or {}
     if split not in files:
-        raise ConfigError(unknown("data: split", split, files))
+        raise MissingSplit(unknown("data: split", split, files))
     found: list[Any] = []
     for file in files[split]:
         try:

@@ -13,7 +13,7 @@ from ..core.run_folder import read_model_file, weights_folders
 from ..core.saved import load
 from ..core.scores import BestScore, ClassScores
 from ..core.types import IGNORE_LABEL
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingSplit
 from .classify import QuickScore, score_classifier
 from .loading import keep_decoded
 from .probes import ProbeConfig
@@ -28,9 +28,7 @@ def quick_score(data: Any, config: ProbeConfig, model_config: Any) -> QuickScore
     """
     try:
         samples = read_samples(data, "validation", model_config, config.num_validation)
-    except ConfigError as err:
-        if "split" not in str(err):
-            raise
+    except MissingSplit as err:
         raise ConfigError(
             f"{err} The best weights are chosen on validation images: name their split (data.validation), or keep some "
             "of the training images apart with data.validation_rate=0.1; train.probe_steps=null chooses none"
@@ -114,7 +112,7 @@ def _first_split(data: Any, splits: Sequence[str], model_config: Any, config: Pr
     for name in splits:
         try:
             return read_samples(data, name, model_config, config.num_test), name
-        except ConfigError as err:
-            if len(splits) == 1 or "split" not in str(err):
+        except MissingSplit:
+            if len(splits) == 1:
                 raise
     raise ConfigError(f"data: there is no {' or '.join(splits)} split to score on")

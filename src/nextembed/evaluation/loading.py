@@ -12,7 +12,7 @@ from ..core.config import DATA, validated
 from ..core.pretrained import load_pretrained
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import read_config, run_folder, weights_folders
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingSplit
 from .probes import ProbeConfig, ProbeData, sweep
 from .segments import segment_data
 
@@ -83,10 +83,8 @@ def load_data(data: Any, config: ProbeConfig, model_config: Any) -> ProbeData:
     def read_if_there(role: str, num: int) -> Any:
         try:
             return read(role, num)
-        except ConfigError as err:
-            if "split" in str(err):
-                return None
-            raise
+        except MissingSplit:
+            return None
 
     validation = read_if_there("validation", config.num_validation)
     if validation is not None:

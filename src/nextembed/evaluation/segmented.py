@@ -10,7 +10,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 from ..core.pretrained import load_pretrained
 from ..core.scores import SegmentScores
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingSplit
 from .finetuned import SCORERS
 from .loading import keep_decoded
 from .probes import ProbeConfig
@@ -42,9 +42,7 @@ def score_segments(folder: Path, data: Any, config: ProbeConfig, splits: Sequenc
     for split in splits:
         try:
             samples = read_samples(data, split, model, config.num_test)
-        except ConfigError as err:
-            if "split" not in str(err):
-                raise
+        except MissingSplit:
             continue
         return score_segmenter(
             model, samples, samples.class_names, split, config.stride, config.batch_size, config.precision

@@ -13,7 +13,7 @@ from ..data.media import KINDS, MediaPart
 from ..data.record import Record, reading, row_at
 from ..data.tables import TablePart, field
 from ..data.transforms import Unreadable
-from ..errors import ConfigError, DataError, unknown
+from ..errors import ConfigError, DataError, MissingSplit, unknown
 from ..modalities import Image, Modality, Video
 from ..modalities.vision import as_pixels
 from .features import PIXEL_SIZE
@@ -106,8 +106,8 @@ def rows_if_there(table: MediaPart, role: Role) -> Any:
     """Rows of a split; None where there is no such split, and it is not the training split."""
     try:
         rows = table.rows(role)
-    except ConfigError as err:
-        if role == "train" or "split" not in str(err):
+    except MissingSplit:
+        if role == "train":
             raise
         return None
     if len(rows):

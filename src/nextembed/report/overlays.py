@@ -20,7 +20,7 @@ from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.scores import SegmentScores
 from ..core.types import IGNORE_PIXEL
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingSplit
 from ..nn.windows import sliding_logits
 from .pictures import data_uri
 
@@ -95,9 +95,8 @@ def _samples(data: Any, size: int, num_channels: int, num: int) -> tuple[Any, st
     for split in ("validation", "test", "train"):
         try:
             return data.eval_samples(split, image_size=size, num_channels=num_channels, num_samples=num), split
-        except ConfigError as err:
-            if "split" not in str(err):
-                raise
+        except MissingSplit:
+            continue
     raise ConfigError("the data has no split to look at")
 
 

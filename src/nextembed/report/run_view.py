@@ -19,7 +19,7 @@ from ..core.probe_table import ProbeTable
 from ..core.run_folder import Environment, read_config, read_environment, read_history, read_lines, weights_folders
 from ..core.saved import checked, read_json
 from ..core.scores import ClassScores
-from ..errors import ConfigError, NextEmbedError
+from ..errors import ConfigError, MissingSplit, NextEmbedError
 from ..objectives.latent_decoder import FOLDER, load_decoder
 from .inside import Inside, look_inside
 from .overlays import Overlays, look_at_segments
@@ -199,9 +199,7 @@ def _images(data: Any, model_config: Any, num: int) -> tuple[Tensor, str]:
     split = "validation"
     try:
         samples = data.eval_samples(split, num_samples=num, **sizes)
-    except ConfigError as err:
-        if "split" not in str(err):
-            raise
+    except MissingSplit:
         split = "train"
         samples = data.eval_samples(split, num_samples=num, **sizes)
     return torch.stack([samples[i]["pixel_values"] for i in range(len(samples))]), split

@@ -15,7 +15,7 @@ from ..core.run_folder import read_config, read_processor, run_folder, weights_f
 from ..core.types import AttentionMode
 from ..data.sources import ImageData
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, MissingSplit
 from ..objectives.latent_decoder import FOLDER, LoadedDecoder, load_decoder
 from .figures import Drawing, draw
 from .inside import Inside, check_layers, look_inside
@@ -222,10 +222,10 @@ def _row(data: ImageData, index: int) -> tuple[dict[str, Any], str]:
     """Row `index` of a source's validation split, or of its training split where there is no other."""
     try:
         rows: Any = data.rows("validation")
-    except ConfigError as err:
-        if "split" not in str(err):
-            raise ConfigError(f"no image file and no data source: {data.source} ({err})") from None
+    except MissingSplit:
         rows = data.rows("train")
+    except ConfigError as err:
+        raise ConfigError(f"no image file and no data source: {data.source} ({err})") from None
     if not 0 <= index < len(rows):
         raise ConfigError(f"index {index} is not in 0..{len(rows) - 1}, the images of {data.source}")
     return rows[index], f"{data.source} {index}"

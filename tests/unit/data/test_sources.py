@@ -351,7 +351,7 @@ class MyImages(ImagePart):
 
     def rows(self, split):
         if split != "train":
-            raise ConfigError(f"there is no {split} split")
+            raise MissingSplit(f"there is no {split} split")
         return [{"image": path, "label": 1} for path in sorted(Path(self.folder).glob("*.png"))]
 
     def class_names(self):

@@ -1,0 +1,50 @@
+"""A split that is not there is an error of its own class; a damaged file or a mistyped name is none of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nextembed.data.documents import DocumentPart
+from nextembed.data.sources import ImageData
+from nextembed.data.tables import TablePart
+from nextembed.errors import ConfigError, DataError, MissingSplit
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    folder = tmp_path / "splits"  # the word in the path is no reason
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(4)))
+    return folder
+
+
+def test_a_default_name_may_be_missing_and_a_given_one_not(table):
+    with pytest.raises(MissingSplit):
+        TablePart(source=str(table)).rows("test")
+    with pytest.raises(ConfigError, match=r"^data.test: split 'tset' is not known.*Allowed: train") as caught:
+        TablePart(source=str(table), test="tset").rows("test")
+    assert not isinstance(caught.value, MissingSplit)
+
+
+def test_a_damaged_test_file_is_no_missing_split(tmp_path, make_images):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    (folder / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (folder / "test.parquet").write_bytes(b"PAR1 nothing PAR1")
+    with pytest.raises((ConfigError, DataError), match=r"test\.parquet") as caught:
+        ImageData(source=str(folder)).rows("test")
+    assert not isinstance(caught.value, MissingSplit)
+
+
+def test_images_of_a_folder(tmp_path, make_images):
+    make_images(tmp_path / "train" / "a", 3)
+    with pytest.raises(MissingSplit):
+        ImageData(source=str(tmp_path)).rows("validation")
+    with pytest.raises(ConfigError, match=r"^data.validation: ") as caught:
+        ImageData(source=str(tmp_path), validation="valid").rows("validation")
+    assert not isinstance(caught.value, MissingSplit)
+
+
+def test_documents_have_the_same_class():
+    assert issubclass(MissingSplit, ConfigError) and issubclass(TablePart, DocumentPart)
