@@ -3,7 +3,7 @@ import torch
 import yaml
 
 from nextembed.core.run_folder import read_lines, run_folder, weights_folders
-from nextembed.errors import ConfigError, DataError
+from nextembed.errors import ConfigError, DataError, MissingSplit
 from nextembed.evaluation.loading import load_data, load_models, probe_checkpoint, untrained
 from nextembed.evaluation.probes import ProbeConfig
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
@@ -103,7 +103,7 @@ class Rows:
 
     def eval_samples(self, split, *, image_size, num_channels, num_samples=None, seed=0):
         if split != "train":
-            raise ConfigError(f"data: split '{split}' is not known.")
+            raise MissingSplit(f"data: split '{split}' is not known.")
         samples = Samples({"pixel_values": torch.full((1, 4, 4), float(i)), "label": i % 2} for i in range(10))
         return samples
 
