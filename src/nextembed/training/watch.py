@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from rich.console import Console
@@ -19,11 +19,9 @@ from ..core.console import PlainConsole
 from ..core.files import saving, to_json, write_text
 from ..core.run_folder import read_lines
 from ..core.terminal import plain
+from ..core.types import PretrainingModel
 from ..errors import MissingExtra, NextEmbedError
 from ..nn.ema import decay_at, follow
-
-if TYPE_CHECKING:
-    from .loop import Loop
 
 Probe = Callable[[Any], dict[str, float]]
 Keep = Callable[[dict[str, float], int], None]
@@ -39,16 +37,24 @@ class Interrupted(NextEmbedError):
         self.exit_code = 128 + signum
 
 
+class Training(Protocol):
+    """What watchers see of the loop. step: done so far; max_steps: of the run; bare: backbone and objective."""
+
+    step: int
+    max_steps: int
+    bare: PretrainingModel
+
+
 class Watcher:
     """Told what happens in training; the methods of this class do nothing."""
 
-    def started(self, loop: "Loop") -> None:
+    def started(self, loop: Training) -> None:
         """Before the first step."""
 
-    def stepped(self, loop: "Loop") -> None:
+    def stepped(self, loop: Training) -> None:
         """After each step, `loop.step` being its number, from 1."""
 
-    def logged(self, loop: "Loop", line: dict[str, Any]) -> None:
+    def logged(self, loop: Training, line: dict[str, Any]) -> None:
         """With each line of metrics; what is added to it is recorded by those that come after."""
 
 
@@ -175,7 +181,7 @@ class Records(Watcher):
         self.said: set[str] = set()
         distributed.on_main(self._rewrite)
 
-    def logged(self, loop: "Loop", line: dict[str, Any]) -> None:
+    def logged(self, loop: Training, line: dict[str, Any]) -> None:
         # JSON has no NaN: what is not a number now is left out, as what is not measured now
         line = {n: v for n, v in line.items() if not isinstance(v, float) or isfinite(v)}
         self.lines.append(line)
@@ -219,7 +225,7 @@ class ProgressBar(Watcher):
                 shown.stylize("yellow", end=len("warning"))
             self.console.print(shown, soft_wrap=True)
 
-    def started(self, loop: "Loop") -> None:
+    def started(self, loop: Training) -> None:
         self.start = (time.monotonic(), loop.step)
         if not (distributed.is_main() and self.console.is_terminal):
             return
@@ -233,11 +239,11 @@ class ProgressBar(Watcher):
         self.task = self.bar.add_task("", total=loop.max_steps, completed=loop.step, text="")
         self.bar.start()
 
-    def stepped(self, loop: "Loop") -> None:
+    def stepped(self, loop: Training) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=loop.step)
 
-    def logged(self, loop: "Loop", line: dict[str, Any]) -> None:
+    def logged(self, loop: Training, line: dict[str, Any]) -> None:
         if not distributed.is_main():
             return
         text = summary(line)
@@ -290,7 +296,7 @@ class OnlineProbe:
     def due(self, step: int, max_steps: int) -> bool:
         return step % self.steps == 0 or step == max_steps
 
-    def __call__(self, loop: "Loop") -> dict[str, float]:
+    def __call__(self, loop: Training) -> dict[str, float]:
         """Results on the main rank; the others wait for it here, as long as it takes."""
         results: dict[str, float] = {}
         if self.probe is not None and distributed.is_main():
