@@ -4,6 +4,9 @@ left out of garbage collection (each run of the trainer starts with one, which w
 import gc
 import os
 
+# No test looks anything up on a hub: without a network each would wait for its retries.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     # Read when torch starts, here and in the processes that tests start: workers do not take cores from each other.

@@ -269,6 +269,10 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path
     vit = tmp_path / "vit"
     ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8,
                        patch_size=4)).save_pretrained(vit)  # fmt: skip
+    photos = tmp_path / "photos"
+    for i in range(8):
+        (folder := photos / "train" / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i * 30, 0, 0)).save(folder / f"{i}.png")
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.json").write_text((pretrained / "config.json").read_text())
@@ -287,7 +291,8 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path
         (["data.where={group: flags}"], "all training images are of one class ('flags')"),
         (["data.label_column=grup"], "Did you mean 'group'?"),
         (["data.labels_per_class=9999"], "data.labels_per_class 9999: class 'activities' has only"),
-        (["data.validation=none"], "train.probe_steps=null chooses none"),
+        (["data.validation=none"], "data.validation: no row has split = none; it is one of: test, train, validation"),
+        ([f"data={{kind: images, source: {photos}}}"], "train.probe_steps=null chooses none"),
         (["train.freeze=[patch_embedings]"], "Did you mean 'patch_embeddings'?"),
         (["train.lora={targets: [qery]}"], "Did you mean 'query'?"),
         (["objective={kind: next_embedding}"], "objective next_embedding is for pretraining, model"),
