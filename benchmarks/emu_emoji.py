@@ -23,10 +23,10 @@ import torch
 from PIL import Image
 
 from nextembed import EmuForConditionalGeneration, EmuPipeline, EmuProcessor
-from nextembed.data.emoji_documents import FORMS, EmojiDocuments
+from nextembed.evaluation.images import feature_space
 from nextembed.evaluation.language.captions import cider, words
-from nextembed.evaluation.language.images import feature_space
 from nextembed.evaluation.language.scores import mean_metric
+from nextembed.toys.emoji_documents import FORMS, EmojiDocuments
 
 SIZE = 32  # pixels a side, as the bundled pictures
 

@@ -27,9 +27,9 @@ from sklearn.linear_model import LogisticRegressionCV
 import nextembed
 from nextembed import recipes
 from nextembed.core.config import apply_overrides
-from nextembed.data.emoji_documents import EmojiDocuments, KindWeights
 from nextembed.nn.diagnostics import spread
 from nextembed.nn.losses import vocabulary_scores
+from nextembed.toys.emoji_documents import EmojiDocuments, KindWeights
 
 DISTANCES = {
     "cosine": ["objective.distance=cosine"],

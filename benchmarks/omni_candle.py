@@ -29,11 +29,11 @@ from torch import Tensor
 
 from nextembed import recipes
 from nextembed.core.config import apply_overrides
-from nextembed.data.candle import END, QUESTIONS, Candle, temperatures
 from nextembed.evaluation.language.scores import mean_metric
-from nextembed.evaluation.omni import load_omni
+from nextembed.inference.omni import load_omni
 from nextembed.models.omni.generation import Rollout, code_scores
 from nextembed.run import fit
+from nextembed.toys.candle import END, QUESTIONS, Candle, temperatures
 
 VARIANTS = {"mixture": "omni_candle", "single": "omni_candle_single", "point": "omni_candle_point"}
 TOUCHED = (0, 1, 2, 4, 8)  # latents

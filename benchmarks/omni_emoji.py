@@ -33,7 +33,7 @@ from emu_emoji import caption_scores, pixels_of, rows_of
 from torch import Tensor
 
 from nextembed.evaluation.language.scores import mean_metric
-from nextembed.evaluation.omni import load_omni, picture
+from nextembed.inference.omni import load_omni, picture
 
 CANDIDATES = 100
 SETS = {

@@ -29,6 +29,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
+from nextembed.evaluation.probes.sweep.sweep import ProbeConfig
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_score
@@ -39,8 +40,7 @@ from nextembed.data.mixture import Mixture
 from nextembed.data.pairs import TextData
 from nextembed.data.records import Piece, Records
 from nextembed.evaluation.language.scores import mean_metric
-from nextembed.evaluation.omni import load_omni
-from nextembed.evaluation.probes import ProbeConfig
+from nextembed.inference.omni import load_omni
 from nextembed.models.omni import OmniParts
 from nextembed.nn.losses import vocabulary_scores
 from nextembed.objectives.next_embedding import NextEmbeddingSettings

@@ -32,11 +32,11 @@ import transformers
 
 from nextembed.core.config import DATA
 from nextembed.core.types import PretrainingModel
-from nextembed.data import kinds  # noqa: F401  registers the kinds of data
 from nextembed.models.nepa import NepaModel
 from nextembed.models.omni import OmniForPreTraining, OmniParts
 from nextembed.models.omni.generation import Rollout
 from nextembed.objectives import NextEmbeddingSettings
+from nextembed.toys import kinds  # noqa: F401  registers the kinds of data
 
 SIZES: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "layerscale_value": 0.1}
 IMAGE = {"image": {"image_size": 32, "patch_size": 4}}

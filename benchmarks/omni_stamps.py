@@ -22,11 +22,11 @@ from omni_emoji import CANDIDATES, matrix, ways
 
 from nextembed.core.config import DATA
 from nextembed.core.run_folder import read_config, run_folder
-from nextembed.data import kinds  # noqa: F401  registers the kinds of data
+from nextembed.data.draws import Draws
 from nextembed.data.records import Records
-from nextembed.data.scenes import Draws
 from nextembed.data.transforms import Unreadable
-from nextembed.evaluation.omni import load_omni
+from nextembed.inference.omni import load_omni
+from nextembed.toys import kinds  # noqa: F401  registers the kinds of data
 
 FEWEST = 5  # rows; of fewer nothing can be said
 

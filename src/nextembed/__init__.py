@@ -33,19 +33,19 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .errors import MissingSplit as MissingSplit
     from .errors import NextEmbedError as NextEmbedError
     from .errors import TrainingError as TrainingError
-    from .evaluation.conversation import Conversation as Conversation
-    from .evaluation.embed import embed as embed
-    from .evaluation.encoder import Encoder as Encoder
-    from .evaluation.encoder import encode as encode
-    from .evaluation.probes import ProbeConfig as ProbeConfig
-    from .evaluation.search import search as search
-    from .evaluation.talk import Sampling as Sampling
-    from .evaluation.talk import Talker as Talker
+    from .evaluation.features.embed import embed as embed
+    from .evaluation.features.encoder import Encoder as Encoder
+    from .evaluation.features.encoder import encode as encode
+    from .evaluation.features.search import search as search
+    from .evaluation.probes.sweep import ProbeConfig as ProbeConfig
     from .export.formats import export_onnx as export_onnx
     from .export.formats import export_program as export_program
     from .export.hub import push_to_hub as push_to_hub
     from .export.int8 import quantize_int8 as quantize_int8
     from .export.layouts import convert as convert
+    from .inference.conversation import Conversation as Conversation
+    from .inference.talk import Sampling as Sampling
+    from .inference.talk import Talker as Talker
     from .modalities import MODALITIES as MODALITIES
     from .modalities import Modality as Modality
     from .modalities import Patches as Patches
@@ -95,12 +95,12 @@ _PUBLIC = {
     "data.sources": "ImageData",
     "data.transforms": "Unreadable",
     "errors": "ConfigError DataError MissingSplit NextEmbedError TrainingError",
-    "evaluation.embed": "embed",
-    "evaluation.encoder": "Encoder encode",
-    "evaluation.probes": "ProbeConfig",
-    "evaluation.conversation": "Conversation",
-    "evaluation.search": "search",
-    "evaluation.talk": "Sampling Talker",
+    "evaluation.features.embed": "embed",
+    "evaluation.features.encoder": "Encoder encode",
+    "evaluation.probes.sweep": "ProbeConfig",
+    "inference.conversation": "Conversation",
+    "evaluation.features.search": "search",
+    "inference.talk": "Sampling Talker",
     "export.formats": "export_onnx export_program",
     "export.hub": "push_to_hub",
     "export.int8": "quantize_int8",

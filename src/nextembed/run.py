@@ -21,22 +21,22 @@ from .core.probe_table import ProbeTable
 from .core.run_folder import read_history
 from .core.sizes import building
 from .core.types import IGNORE_LABEL, PretrainingModel
-from .data.kinds import ImageData
 from .data.labels import classes_to_learn
 from .data.masks import classes_to_segment
 from .data.stream import advance
 from .errors import ConfigError, DataError
-from .evaluation.classify import METRIC
+from .evaluation.classification import METRIC
 from .evaluation.finetuned import quick_score, score_checkpoint
 from .evaluation.held_out import held_out_loss
-from .evaluation.loading import load_data, probe_checkpoint
-from .evaluation.probes import ProbeConfig, QuickProbe
-from .evaluation.segment import METRIC as SEGMENT_METRIC
+from .evaluation.probes.loading import load_data, probe_checkpoint
+from .evaluation.probes.sweep import ProbeConfig, QuickProbe
+from .evaluation.segmentation import METRIC as SEGMENT_METRIC
 from .evaluation.segmented import quick_segment
 from .models.nepa.settings import NepaModel
 from .nn.diagnostics import peaks, verdict, warnings
 from .objectives.next_embedding import NextEmbeddingSettings
 from .report import write_report
+from .toys.kinds import ImageData
 from .training.adapt import adapt, trained_parameters
 from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
 from .training.folder import opened

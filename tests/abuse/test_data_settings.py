@@ -2,7 +2,7 @@
 
 import pytest
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA, apply_overrides
 from nextembed.errors import ConfigError
 

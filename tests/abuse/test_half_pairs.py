@@ -9,14 +9,14 @@ import pytest
 
 from nextembed.cli import main
 from nextembed.core.config import DATA
-from nextembed.data.collate import sample_seed
+from nextembed.data.draws import sample_seed
 from nextembed.data.stream import SkipLog
 from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.held_out import held_out_loss
 from nextembed.evaluation.language.layouts import read_coco
 from nextembed.evaluation.language.tables import read_table
-from nextembed.evaluation.omni import features, load_omni
-from nextembed.evaluation.talk import _segment, read_prompts
+from nextembed.inference.omni import features, load_omni
+from nextembed.inference.talk import _segment, read_prompts
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 from nextembed.recipes import load
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from nextembed.evaluation.features.extract.parts import Parts
+from nextembed.evaluation.features.extract.sheet import save_sheet
 from PIL import Image
 
 from nextembed.cli.app import main
@@ -14,14 +16,12 @@ from nextembed.core.probe_table import ProbeTable
 from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
 from nextembed.errors import ConfigError
 from nextembed.evaluation.calibration import Calibration
-from nextembed.evaluation.conversation import Conversation
 from nextembed.evaluation.language.scores import LanguageScores
-from nextembed.evaluation.omni import write_signal
-from nextembed.evaluation.parts import Parts
-from nextembed.evaluation.sheet import save_sheet
 from nextembed.export.facts import Facts
 from nextembed.export.hub import write_hub_folder
 from nextembed.export.layouts import convert
+from nextembed.inference.conversation import Conversation
+from nextembed.inference.omni import write_signal
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.plan import Plan

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.code import allow_code, trusting
 from nextembed.core.config import DATA
 from nextembed.data.packing import UNREADABLE

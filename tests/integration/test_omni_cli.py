@@ -21,7 +21,7 @@ from nextembed.cli import main
 from nextembed.core.config import apply_overrides, to_yaml
 from nextembed.data.audio import SAMPLE_RATE
 from nextembed.errors import ConfigError
-from nextembed.evaluation.omni import features, load_omni, read_piece
+from nextembed.inference.omni import features, load_omni, read_piece
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 
 RUNNER = Path(__file__).with_name("kill_runner.py")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import nextembed
 from nextembed.cli import main
-from nextembed.evaluation.language.images import retrieval_ranks
+from nextembed.evaluation.images import retrieval_ranks
 from nextembed.evaluation.language.speaker import Speaker
 
 COLOURS = ("red", "lime", "blue")

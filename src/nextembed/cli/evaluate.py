@@ -37,7 +37,7 @@ def probe(
     from ..core.console import PlainConsole
     from ..core.probe_table import sentence
     from ..core.run_folder import run_folder
-    from ..evaluation.loading import probe_checkpoint
+    from ..evaluation.probes.loading import probe_checkpoint
 
     if output is not None:
         checked_file(output)

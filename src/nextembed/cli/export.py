@@ -163,9 +163,9 @@ def written_int8(
 def cost_data(checkpoint: str, source: str | None, model_config: Any) -> tuple[Any, str]:
     """The images on which int8 is compared with float (a data config), and their name: --data, else the run's, else
     the bundled pictures."""
-    from ..cli.evaluate import probe_settings
     from ..core.run_folder import run_folder
     from ..data.sources import ImageData
+    from .evaluate import probe_settings
 
     if source is None and run_folder(checkpoint) is None:
         return ImageData(source="emoji"), "the bundled emoji"

@@ -11,8 +11,8 @@ from ..errors import ConfigError, unknown
 from .app import Settings, app
 
 if TYPE_CHECKING:
-    from ..evaluation.embed import Embedded
-    from ..evaluation.encoder import Encoder
+    from ..evaluation.features.embed import Embedded
+    from ..evaluation.features.encoder import Encoder
 
 CHOICES = {
     "pooling": ("mean", "last", "first"),
@@ -55,10 +55,10 @@ def embed(
     for name, value in words.items():
         if value is not None and value not in CHOICES[name]:
             raise ConfigError(unknown(f"--{name.replace('_', '-')}", value, CHOICES[name]))
-    from ..evaluation.embed import embed as write
-    from ..evaluation.embed import fitting
-    from ..evaluation.encoder import Encoder
-    from ..evaluation.parts import Parts
+    from ..evaluation.features.embed import embed as write
+    from ..evaluation.features.embed import fitting
+    from ..evaluation.features.encoder import Encoder
+    from ..evaluation.features.parts import Parts
 
     Parts(output).check(overwrite)  # before anything is loaded
     del words["dtype"]
@@ -170,7 +170,7 @@ def search(
 
     Prints a table; with -o it writes the pictures side by side.
     """
-    from ..evaluation import search as search_module
+    from ..evaluation.features import search as search_module
 
     if output is not None:
         checked_file(output)
@@ -211,8 +211,8 @@ def _print_hits(hits: list[Any]) -> None:
 
 
 def _write_sheet(file: Any, query: str, own: int | None, hits: list[Any], output: Path) -> Path:
-    from ..evaluation.search import Hit
-    from ..evaluation.sheet import contact_sheet, images_of, save_sheet
+    from ..evaluation.features.search import Hit
+    from ..evaluation.features.sheet import contact_sheet, images_of, save_sheet
 
     pictures = images_of(file, hits)
     image: Any = query

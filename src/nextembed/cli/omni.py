@@ -27,7 +27,7 @@ def go_on(
         raise ConfigError(f"--output: no such folder: {output.parent}")
     if output is not None:
         checked_file(output)
-    from ..evaluation.omni import check_file, check_target, kind_of, load_omni, read_piece, write_signal
+    from ..inference.omni import check_file, check_target, kind_of, load_omni, read_piece, write_signal
 
     model = load_omni(checkpoint, *loading)
     kinds = {name: settings.get("kind", name) for name, settings in (model.config.modalities or {}).items()}
@@ -75,7 +75,7 @@ def go_on(
 
 def named_by(output: Path | None, kinds: dict[str, str]) -> str | None:
     """The only modality that is written to a file of this name; None if there is none."""
-    from ..evaluation.omni import WRITES
+    from ..inference.omni import WRITES
 
     fitting = [name for name, own in kinds.items() if output is not None and WRITES.get(own) == output.suffix.lower()]
     return fitting[0] if len(fitting) == 1 else None

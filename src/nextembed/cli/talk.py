@@ -24,7 +24,7 @@ from ..errors import ConfigError, NextEmbedError, unknown
 from .app import app
 
 if TYPE_CHECKING:
-    from ..evaluation.talk import Sampling, Talker
+    from ..inference.talk import Sampling, Talker
 
 TARGETS = ("auto", "text", "image", "mixed")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -129,7 +129,7 @@ def generate(
         raise ConfigError(f"--{'sample' if sample else 'stream'} goes with --beams 1")
     _check_prompts(checkpoint, bool(pieces or question), prompts is not None, stream or task == "mixed")
     from ..core.config import validated
-    from ..evaluation.talk import Sampling, Talker, read_piece, read_prompts
+    from ..inference.talk import Sampling, Talker, read_piece, read_prompts
 
     values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens,
               "length_penalty": length_penalty, "repetition_penalty": repetition_penalty, "do_sample": sample,
@@ -190,7 +190,7 @@ def _task(task: str, output: Path | None, prompts: Path | None) -> str:
 
 def _prompt(talker: "Talker", row: dict[str, Any]) -> list[Any]:
     """The pieces of a row, in the format that its question or its lone picture needs."""
-    from ..evaluation.conversation import Conversation
+    from ..inference.conversation import Conversation
 
     pieces = row["pieces"]
     if row.get("question"):
@@ -328,7 +328,7 @@ def chat(
     if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
         raise ConfigError(f"no such run or checkpoint: {checkpoint}")
     from ..core.config import validated
-    from ..evaluation.talk import Sampling, Talker
+    from ..inference.talk import Sampling, Talker
 
     values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
     values |= {"do_sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
@@ -353,7 +353,7 @@ class _Chat:
         self.reset()
 
     def reset(self) -> None:
-        from ..evaluation.conversation import Conversation
+        from ..inference.conversation import Conversation
 
         self.talk: Conversation = Conversation(system=self.system)
         self.shown: list[Any] = []
@@ -400,7 +400,7 @@ class _Chat:
             raise ConfigError(unknown("command", command, [*known, "/reset", "/help", "/quit"]))
 
     def show(self, name: str) -> None:
-        from ..evaluation.talk import IMAGES, VIDEOS, read_piece
+        from ..inference.talk import IMAGES, VIDEOS, read_piece
 
         if Path(name).suffix.lower() not in (*IMAGES, *VIDEOS):
             raise ConfigError(f"{name}: not the name of an image or video file")

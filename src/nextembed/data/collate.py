@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, cast
 
 import torch
@@ -10,20 +9,10 @@ from torch import Tensor
 
 from ..core.types import Batch, Objective
 from .augment import Augment
+from .draws import signed
 from .transforms import normalize
 
 Draw = Callable[[Batch, torch.Generator], Batch]
-
-
-def sample_seed(seed: int, epoch: int, key: str) -> int:
-    """A 64-bit seed that only depends on (seed, epoch, key)."""
-    text = f"{seed}/{epoch}/{key}".encode(errors="surrogatepass")  # of a file name that is not UTF-8
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
-
-
-def signed(seeds: Sequence[int]) -> Tensor:
-    """64-bit seeds as int64 [B], for `core.randomness`."""
-    return torch.tensor([seed - 2**63 for seed in seeds], dtype=torch.int64)
 
 
 @dataclass(frozen=True)

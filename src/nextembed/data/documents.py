@@ -13,13 +13,13 @@ from ..core.config import Part
 from ..core.text import check_text
 from ..core.types import Document, Encode, Segment
 from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError
-from .collate import sample_seed
+from .draws import sample_seed, uniform
 from .images import Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
 from .record import check_readable, key_of, keyed, own_line, reading, reason_of, row_at
 from .skipped import SkipLog
 from .stream import Rows
-from .transforms import Colour, ImageReader, Unreadable, uniform
+from .transforms import Colour, ImageReader, Unreadable
 
 
 class PackingPart(Part):

@@ -13,7 +13,8 @@ from ..core.config import Part
 from ..core.types import IGNORE_LABEL, Sample
 from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
-from .collate import Collate, Draw, sample_seed
+from .collate import Collate, Draw
+from .draws import sample_seed
 from .labels import FewRows, draw_few, hold_out, labels_of
 from .skipped import SkipLog
 from .stream import (

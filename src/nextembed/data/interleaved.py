@@ -8,11 +8,11 @@ from pydantic import Field, field_validator
 from ..core.config import DATA
 from ..core.types import Document, Segment
 from ..errors import DataError
-from .collate import sample_seed
+from .draws import sample_seed, uniform
 from .media import MediaPart
 from .record import Record, check_readable
 from .tables import field
-from .transforms import Unreadable, uniform
+from .transforms import Unreadable
 
 Layout = Literal["segments", "obelics", "mmc4"]
 FILES = ("image", "video", "audio")

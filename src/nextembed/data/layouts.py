@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from ..data.draws import Draws
 from ..errors import unknown
-from .scenes import Draws
 
 
 def _equally_often(value: Any) -> Any:

@@ -16,11 +16,12 @@ from torchvision.transforms import v2
 from ..core.config import Part
 from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Batch, Sample
 from ..errors import ConfigError, DataError, MissingSplit
-from .collate import Collate, Draw, sample_seed
+from .collate import Collate, Draw
+from .draws import sample_seed, uniform
 from .images import Role
 from .skipped import SkipLog
 from .stream import MapStream, Place, Row, Rows, TrainLoader, row_key, tries
-from .transforms import Colour, ImageReader, Unreadable, _to_tensor, _unreadable, normalize, uniform
+from .transforms import Colour, ImageReader, Unreadable, _to_tensor, _unreadable, normalize
 
 NUM_CHECKED = 64  # masks that are read before training starts
 NUM_TRIES = 10  # of a crop that one class does not fill

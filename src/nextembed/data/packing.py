@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 
 from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
 from ..errors import ConfigError, DataError
-from .collate import sample_seed, signed
+from .draws import sample_seed, signed
 from .record import key_of, reading, reason_of
 from .skipped import SkipLog
 from .stream import DOCUMENT_MARK, TrainLoader, _worker

@@ -7,8 +7,8 @@ from pydantic import Field, field_validator
 from ..core.config import DATA
 from ..core.types import Document, Segment
 from .documents import text
+from .draws import uniform
 from .tables import TablePart, field, first_of, words
-from .transforms import uniform
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "file_name", "image_path", "file")
 TEXTS = ("text", "txt", "caption", "json.caption", "json.text", "captions", "title", "name", "TEXT")

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from ..core.config import DATA, Config
 from ..core.types import Document, Segment
+from ..data.draws import Draws
 from ..errors import ConfigError, unknown
 from .documents import text
 from .images import Role
@@ -18,7 +19,6 @@ from .loading import media_of
 from .media import MediaPart
 from .pairs import TEXTS
 from .record import Record
-from .scenes import Draws
 from .stream import Rows
 from .tables import TablePart, field, is_there, words
 from .transforms import Unreadable

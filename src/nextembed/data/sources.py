@@ -13,7 +13,7 @@ from pydantic import Field, PrivateAttr
 from ..core.config import DATA
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, MissingSplit, unknown
-from .collate import sample_seed
+from .draws import sample_seed
 from .images import ImagePart, Role
 from .labels import LABEL_COLUMNS, read_labels
 from .loading import (

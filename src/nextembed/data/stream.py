@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from ..core.signals import held_back, kill_workers, left_to_parent
 from ..core.types import IGNORE_LABEL, Batch
 from ..errors import ConfigError, DataError, NextEmbedError
-from .collate import Collate, sample_seed
+from .collate import Collate
+from .draws import sample_seed
 from .skipped import SkipLog
 from .transforms import ImageReader, RandomResizedCrop, Unreadable
 

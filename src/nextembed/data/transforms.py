@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.pictures import orientation, plain_picture
+from .draws import uniform
 
 # Formats whose decoders only decode: no PostScript, no vector graphics, nothing that starts another program.
 Image.init()
@@ -32,7 +33,6 @@ FORMATS: list[str] = [
 SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{32})", re.DOTALL)  # where a JPEG 2000 codestream begins
 SMALL = 64  # pixels a side up to which a whole batch is cropped at once
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
-MASK = 2**64 - 1
 GAP = 2.0  # a reduced scale keeps this many times the pixels wanted, as Pillow's own thumbnails do
 
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -235,17 +235,6 @@ class RandomResizedCrop:
             pixels = resize(image, self.size, box)
             out.append(pixels.flip(-1) if flip else pixels)
         return torch.stack(out)
-
-
-def uniform(seed: int, index: int) -> float:
-    """Number `index` of the sequence of a 64-bit seed, in [0, 1): SplitMix64 (Steele, Lea and Flood 2014).
-
-    Each number is one small function of (seed, index), so a generator a sample costs nothing to set up.
-    """
-    x = (seed + (index + 1) * 0x9E3779B97F4A7C15) & MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
 
 
 def crop_and_resize(images: Tensor, boxes: Sequence[Box], flips: Sequence[bool], size: int) -> Tensor:

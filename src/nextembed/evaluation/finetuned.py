@@ -14,9 +14,9 @@ from ..core.saved import load
 from ..core.scores import BestScore, ClassScores
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, MissingSplit
-from .classify import QuickScore, score_classifier
-from .loading import keep_decoded
-from .probes import ProbeConfig
+from .classification import QuickScore, score_classifier
+from .probes.loading import keep_decoded
+from .probes.sweep import ProbeConfig
 
 SPLITS = ("test", "validation")
 
@@ -50,7 +50,7 @@ def score_checkpoint(
     """
     config = config or ProbeConfig()
     folder = finetuned_folder(path)
-    importlib.import_module(".segmented", __package__)  # registers its scorer
+    importlib.import_module("nextembed.evaluation.segmented")  # registers its scorer
     if (kind := architecture(folder)) not in SCORERS:
         raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
     found = SCORERS[kind](folder, data, config, splits)
@@ -96,7 +96,7 @@ def architecture(folder: Path) -> str:
 
 def load_classifier(folder: Path) -> Any:
     """A classifier on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
     model = load_pretrained(AutoModelForImageClassification, folder)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()

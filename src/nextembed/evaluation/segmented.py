@@ -12,9 +12,9 @@ from ..core.pretrained import load_pretrained
 from ..core.scores import SegmentScores
 from ..errors import ConfigError, MissingSplit
 from .finetuned import SCORERS
-from .loading import keep_decoded
-from .probes import ProbeConfig
-from .segment import Counts, QuickSegment, score_segmenter, window_of
+from .probes.loading import keep_decoded
+from .probes.sweep import ProbeConfig
+from .segmentation import Counts, QuickSegment, score_segmenter, window_of
 
 
 def quick_segment(data: Any, config: ProbeConfig, model: Any) -> QuickSegment:
@@ -67,7 +67,7 @@ def check_classes(model: Any, class_names: list[str]) -> None:
 
 def load_segmenter(folder: Path) -> Any:
     """A segmenter on the accelerator if there is one. Raises ConfigError if it cannot be loaded."""
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
     model = load_pretrained(AutoModelForSemanticSegmentation, folder)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     return model.to(device).eval()

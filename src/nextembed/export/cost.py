@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, DataError
-from ..evaluation.features import Features, batches
-from ..evaluation.loading import load_data
-from ..evaluation.probes import ProbeConfig, ProbeData, accuracy, fit_probes
+from ..evaluation.features.extract import Features, batches
+from ..evaluation.probes.loading import load_data
+from ..evaluation.probes.sweep import ProbeConfig, ProbeData, accuracy, fit_probes
 from .formats import onnx_session
 from .graph import GraphSpec
 from .int8 import Likeness, Run, likeness, speed_ratio

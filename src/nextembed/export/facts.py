@@ -115,7 +115,7 @@ def _splits(data: dict[str, Any], settings: Settings, facts: Facts) -> list[tupl
 
 def _count(data: dict[str, Any]) -> dict[str, int] | None:
     """Images by role of data on this machine; None if it is not here (any more), or streamed."""
-    importlib.import_module("..data.sources", __package__)  # registers its kinds
+    importlib.import_module("nextembed.data.sources")  # registers its kinds
     sizes: dict[str, int] = {}
     try:
         part: Any = DATA.parse(data)

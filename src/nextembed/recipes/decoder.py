@@ -2,7 +2,7 @@
 
 from ..core.config import apply_overrides
 from ..data.sources import ImageData
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
 from ..objectives.latent_decoder import LatentDecoderSettings
 from ..run import RunConfig

@@ -3,18 +3,18 @@
 from typing import Any
 
 from ..core.config import apply_overrides
-from ..data.emoji_documents import EmojiDocuments, KindWeights
 from ..data.interleaved import Interleaved
 from ..data.messages import Messages
 from ..data.mixture import Mixture
 from ..data.pairs import PairData, TextData
 from ..data.video import VideoText
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.emu import EmuParts
 from ..models.emu.visual_decoder_settings import PixelDecoder, StableDiffusionDecoder
 from ..objectives.emu import EmuSettings
 from ..objectives.visual_decoder import VisualDecoderSettings
 from ..run import RunConfig
+from ..toys.emoji_documents import EmojiDocuments, KindWeights
 from ..training.adapt import LoraSettings
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig

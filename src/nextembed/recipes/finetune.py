@@ -7,7 +7,7 @@ from typing import Any
 
 from ..core.config import apply_overrides
 from ..data.sources import ImageData
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa.settings import NepaClassifier
 from ..objectives.supervised import ClassificationSettings
 from ..run import RunConfig

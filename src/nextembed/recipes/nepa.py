@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ..core.config import apply_overrides
 from ..data.sources import ImageData
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig

@@ -1,13 +1,13 @@
 """Omni: one transformer, one loss, any modality."""
 
 from ..core.config import apply_overrides
-from ..data.emoji_documents import EmojiDocuments, KindWeights
 from ..data.pairs import TextData
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..objectives.readout import ReadoutSettings
 from ..run import RunConfig
+from ..toys.emoji_documents import EmojiDocuments, KindWeights
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 from ..core.config import apply_overrides
-from ..data.candle import THINGS, Candle
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
+from ..toys.candle import THINGS, Candle
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 from .omni import _tiny

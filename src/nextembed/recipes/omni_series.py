@@ -1,11 +1,11 @@
 """Sensor series: next-latent pretraining on multichannel recordings, and their classes as text."""
 
-from ..data.candle import Candle
 from ..data.records import Piece, Records
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
+from ..toys.candle import Candle
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 from .omni import _tiny

@@ -1,14 +1,14 @@
 """Pictures, captions in three languages, sounds and speech in one latent space."""
 
 from ..core.config import apply_overrides
-from ..data.emoji_documents import EmojiDocuments
 from ..data.joined import Join
 from ..data.mixture import Mixture
 from ..data.records import Piece, Records
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
+from ..toys.emoji_documents import EmojiDocuments
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 from .omni import _tiny

@@ -4,12 +4,12 @@ The checkpoint is set with `model.pretrained=runs/mine/model model.architecture=
 """
 
 from ..core.config import apply_overrides
-from ..data.scenes import EmojiScenes
 from ..data.segmentation import SegmentationData
-from ..evaluation.probes import ProbeConfig
+from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaSegmenter
 from ..objectives.segmentation import SegmentationSettings
 from ..run import RunConfig
+from ..toys.scenes import EmojiScenes
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 from .ade20k import ADE20K

@@ -114,7 +114,7 @@ def continuations(view: RunView) -> tuple[list[dict[str, Any]], str]:
 def load(view: RunView) -> tuple[Any, Any]:
     """The run's model and its processor."""
     for package in ("models.emu", "models.omni"):  # registers them with the Auto classes
-        importlib.import_module(f"..{package}", __package__)
+        importlib.import_module(f"nextembed.{package}")
     folder = weights_folders(view.dir)["raw"]
     view.weights = folder
     return load_pretrained(AutoModelForPreTraining, folder).eval(), load_pretrained(AutoProcessor, folder)
@@ -122,7 +122,7 @@ def load(view: RunView) -> tuple[Any, Any]:
 
 def documents_of(view: RunView) -> tuple[Iterator[Document], str]:
     """The first documents of the validation split, or of the training split where there is no other; and the split."""
-    importlib.import_module("..data.kinds", __package__)  # registers its kinds
+    importlib.import_module("nextembed.toys.kinds")  # registers its kinds
     data: Any = DATA.parse(view.config.get("data"))
     for split in ("validation", "train"):
         try:

@@ -76,7 +76,7 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
     view.model_config = trunk
     view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     view.overlays.class_names = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
-    importlib.import_module("..data.kinds", __package__)  # registers them
+    importlib.import_module("nextembed.toys.kinds")  # registers them
     data: Any = DATA.parse(view.config.get("data") or {})
     window = trunk.image_shape[0]
     samples, view.overlays.split = _samples(data, window, trunk.num_channels, num_images)
@@ -87,7 +87,7 @@ def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
 
 def load_segmenter(folder: Path) -> Any:
     """A saved segmenter in eval mode. Raises ConfigError if it cannot be loaded."""
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
     return load_pretrained(AutoModelForSemanticSegmentation, folder).eval()
 
 

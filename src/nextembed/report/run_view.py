@@ -137,7 +137,7 @@ def looking(view: RunView) -> Iterator[None]:
 def task_of(settings: Settings) -> str:
     """What a run's objective is for: "pretraining", "classification", ..."""
     for package in ("objectives", "models.nepa", "models.emu", "models.omni"):  # registers their kinds
-        importlib.import_module(f"..{package}", __package__)
+        importlib.import_module(f"nextembed.{package}")
     try:
         objective = OBJECTIVES.find(settings.objective.kind)
     except NextEmbedError:
@@ -151,7 +151,7 @@ def task_of(settings: Settings) -> str:
 
 def _model_config(view: RunView) -> Any:
     """Of a fine-tuned model, without its weights; None where there is none."""
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
     try:
         best = view.dir / "best"
         folder = best if (best / "config.json").is_file() else next(iter(weights_folders(view.dir).values()))
@@ -169,7 +169,7 @@ def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[st
     view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if "data" not in view.config:
         raise ConfigError("the run has no config.yaml that names its data")
-    importlib.import_module("..data.kinds", __package__)  # registers its kinds
+    importlib.import_module("nextembed.toys.kinds")  # registers its kinds
     data: Any = DATA.parse(view.config["data"])
     if not hasattr(data, "eval_samples"):
         raise ConfigError(f"data of kind {data.kind} gives no images to look at")
@@ -188,7 +188,7 @@ def _look(view: RunView, num_images: int, num_inside: int, decoders: Sequence[st
 def load_model(folder: Path) -> Any:
     """A saved model in eval mode, with the attention that gives its weights. Raises ConfigError if it cannot be."""
     for name in ("nepa", "emu", "omni"):  # registers the models with the Auto classes
-        importlib.import_module(f"..models.{name}", __package__)
+        importlib.import_module(f"nextembed.models.{name}")
     # Only eager attention gives the attention weights.
     return load_pretrained(AutoModelForPreTraining, folder, attn_implementation="eager").eval()
 

@@ -211,7 +211,7 @@ def _mistakes(view: RunView, scores: ClassScores) -> str:
 
 def _pictures(view: RunView, scores: ClassScores) -> list[tuple[Mistake, str]]:
     """Wrong answers with the images of the scored samples; without those where the data is not what it was."""
-    importlib.import_module("..data.kinds", __package__)  # registers its kinds
+    importlib.import_module("nextembed.toys.kinds")  # registers its kinds
     data: Any = DATA.parse(view.config.get("data"))
     model = view.model_config
     if model is None:

@@ -171,9 +171,6 @@ def main() -> int:
         parser.error(f"no campaign {wrong[0]}; there are {', '.join(NAMES)}")
     scratch = surroundings()
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    import nextembed.cli
-    import nextembed.data.kinds
-    import nextembed.run  # noqa: F401  once, for all the processes
 
     table, said = [], []
     for name in options.names or NAMES:

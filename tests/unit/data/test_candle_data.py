@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
-from nextembed.data.candle import QUESTIONS, THINGS, temperatures
-from nextembed.data.collate import sample_seed
+from nextembed.data.draws import sample_seed
 from nextembed.errors import ConfigError
+from nextembed.toys.candle import QUESTIONS, THINGS, temperatures
 
 
 def candle(**settings):

@@ -1,7 +1,8 @@
 import torch
 
 from nextembed.core.types import Batch, Objective
-from nextembed.data.collate import Collate, sample_seed
+from nextembed.data.collate import Collate
+from nextembed.data.draws import sample_seed
 
 
 def draw(batch: Batch, generator: torch.Generator) -> Batch:

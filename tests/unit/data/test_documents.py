@@ -13,7 +13,7 @@ from encoding import encode as encode_document
 from encoding import unpacked, written
 from PIL import Image
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
 from nextembed.data.messages import render
 from nextembed.data.transforms import Unreadable

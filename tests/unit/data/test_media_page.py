@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data_media.md").read_text(encoding="utf-8")

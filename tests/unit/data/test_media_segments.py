@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from sounds import film, tone, wav
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
 from nextembed.data.media import parse_series
 from nextembed.data.transforms import Unreadable

@@ -10,7 +10,7 @@ from encoding import END, IMAGE, STOP, encode, encoded, ids_of, unpacked, writte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
 from nextembed.data.documents import Choose, DocumentPart, text
 from nextembed.data.mixture import Mixture

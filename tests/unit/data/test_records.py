@@ -11,11 +11,11 @@ from encoding import encode as encode_document
 from PIL import Image
 from sounds import film, tone, wav
 
-import nextembed.data.kinds  # noqa: F401
+import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
+from nextembed.data.draws import Draws
 from nextembed.data.layouts import choices, drawn_layout
 from nextembed.data.records import Records
-from nextembed.data.scenes import Draws
 from nextembed.data.transforms import Unreadable
 from nextembed.errors import ConfigError
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nextembed.data.scenes import EmojiScenes
 from nextembed.errors import ConfigError
+from nextembed.toys.scenes import EmojiScenes
 
 LARGE = Path(__file__).parents[4] / "shared" / "data"  # a larger set, where the developer has it
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as TF
 
+from nextembed.data.draws import uniform
 from nextembed.data.transforms import (
     Box,
     ImageReader,
@@ -19,7 +20,6 @@ from nextembed.data.transforms import (
     crop_and_resize,
     normalize,
     resize,
-    uniform,
 )
 
 RGB = ImageReader(3)

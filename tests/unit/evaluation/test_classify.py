@@ -10,7 +10,7 @@ from torch import nn
 from nextembed.core.scores import ClassScores
 from nextembed.core.types import IGNORE_LABEL
 from nextembed.errors import ConfigError, DataError
-from nextembed.evaluation.classify import QuickScore, ids_by_name, score_classifier
+from nextembed.evaluation.classification import QuickScore, ids_by_name, score_classifier
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 

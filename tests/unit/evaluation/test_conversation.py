@@ -7,8 +7,8 @@ from transformers import ViTImageProcessorPil
 
 from nextembed.data.messages import IMAGE_SYSTEM, VIDEO_SYSTEM, read_turns, render
 from nextembed.errors import ConfigError
-from nextembed.evaluation.conversation import Conversation, Style, style_of
 from nextembed.evaluation.language.protocols import INSTRUCTED
+from nextembed.inference.conversation import Conversation, Style, style_of
 from nextembed.models.emu import EmuProcessor
 from nextembed.models.emu.vocabulary import train_tokenizer
 

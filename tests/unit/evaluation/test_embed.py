@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from nextembed.evaluation.features.extract.embed import decoded, embed
+from nextembed.evaluation.features.extract.encoder import encode
+from nextembed.evaluation.features.extract.parts import METADATA, Parts
 
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
-from nextembed.evaluation import embed as module
-from nextembed.evaluation.embed import decoded, embed
-from nextembed.evaluation.encoder import encode
-from nextembed.evaluation.parts import METADATA, Parts
+from nextembed.evaluation.features.extract import embed as module
 
 PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 
@@ -69,7 +69,7 @@ def test_streamed_is_the_same(saved, tmp_path):
 
 
 def test_text_labels_and_row_groups(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("nextembed.evaluation.parts.GROUP_BYTES", 64)
+    monkeypatch.setattr("nextembed.evaluation.features.parts.GROUP_BYTES", 64)
     data = ImageData(source="emoji", label_column="subgroup")
     done = embed(saved / "run", data, tmp_path / "f.parquet", limit=150, part_seconds=0, batch_size=40, **PLACE)
     found = pq.ParquetFile(done.file)

@@ -3,6 +3,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from nextembed.evaluation.features.extract.encoder import Encoder, encode
+from nextembed.evaluation.features.extract.extract import FeatureKey, extract
 from PIL import Image
 from transformers import AutoModelForPreTraining, ViTConfig, ViTModel
 
@@ -10,8 +12,6 @@ import nextembed
 from nextembed.core.probe_table import ProbeTable, Row
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
-from nextembed.evaluation.encoder import Encoder, encode
-from nextembed.evaluation.features import FeatureKey, extract
 
 
 @pytest.fixture

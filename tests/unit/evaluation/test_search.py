@@ -7,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from nextembed.evaluation.features.extract.embed import embed
+from nextembed.evaluation.features.extract.parts import METADATA
+from nextembed.evaluation.features.extract.search import FeatureFile, Hit, score, search
+from nextembed.evaluation.features.extract.sheet import contact_sheet, images_of, save_sheet
 from PIL import Image
 
 import nextembed
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
-from nextembed.evaluation.embed import embed
-from nextembed.evaluation.parts import METADATA
-from nextembed.evaluation.search import FeatureFile, Hit, score, search
-from nextembed.evaluation.sheet import contact_sheet, images_of, save_sheet
 
 PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 
@@ -130,7 +130,7 @@ def test_score_is_that_of_scikit_learn(tmp_path, vectors, monkeypatch):
     assert found.mean_average_precision == pytest.approx(np.mean(average))
     assert found.chance == pytest.approx(11 / 37)
     assert (found.num_queries, found.num_images, found.num_left_out) == (36, 38, 4)
-    monkeypatch.setattr("nextembed.evaluation.search.SCORE_BYTES", 1)  # a query at a time
+    monkeypatch.setattr("nextembed.evaluation.features.search.SCORE_BYTES", 1)  # a query at a time
     assert score(tmp_path / "f.parquet", k=4) == pytest.approx(found)
     with pytest.raises(DataError, match="no labels"):
         score(write(tmp_path / "g.parquet", vectors))

@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from nextembed.evaluation.probes.sweep.sweep import ProbeConfig
 from torch import nn
 
-from nextembed.data.scenes import EmojiScenes
 from nextembed.errors import ConfigError, DataError, MissingExtra
 from nextembed.evaluation.finetuned import score_checkpoint
-from nextembed.evaluation.probes import ProbeConfig
-from nextembed.evaluation.segment import QuickSegment, score_segmenter
+from nextembed.evaluation.segmentation import QuickSegment, score_segmenter
 from nextembed.models.nepa import NepaModel, NepaSegmenter
+from nextembed.toys.scenes import EmojiScenes
 
 NAMES = ["a", "b", "c", "never"]
 SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}

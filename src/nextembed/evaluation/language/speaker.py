@@ -48,7 +48,7 @@ class Speaker:
         if weights not in folders:
             raise ConfigError(unknown(f"{path}: weights", weights, folders))
         folder = folders[weights]
-        importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
+        importlib.import_module("nextembed.models.nepa")  # registers our encoder with the Auto classes
         what = f"cannot load an Emu model from {folder}"
         model, info = load_pretrained(EmuForConditionalGeneration, folder, what, output_loading_info=True)
         home = folder if (folder / "processor_config.json").is_file() else folders.get("raw", folder)

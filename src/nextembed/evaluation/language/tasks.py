@@ -13,10 +13,10 @@ from ...core.files import open_folder, replacing
 from ...core.types import Segment
 from ...data.transforms import Unreadable
 from ...errors import ConfigError, DataError
+from ..images import FeatureSpace, feature_space, frechet_distance, retrieval_ranks
 from . import captions
 from .answers import exact_match, normalize_answer, short_answer, vqa_accuracy
 from .examples import Example
-from .images import FeatureSpace, feature_space, frechet_distance, retrieval_ranks
 from .protocols import LanguageEval, fill, with_shots
 from .ranks import ndcg, rank_of
 from .reading import Shots, check_fit, choose_items, read_examples
@@ -191,8 +191,8 @@ def paint(
         raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
     pipeline = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
-        importlib.import_module("...models.nepa", __package__)  # registers our encoder with the Auto classes
-        emu: Any = importlib.import_module("...models.emu", __package__)
+        importlib.import_module("nextembed.models.nepa")  # registers our encoder with the Auto classes
+        emu: Any = importlib.import_module("nextembed.models.emu")
         pipeline = emu.EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
         pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
     if folder is not None:

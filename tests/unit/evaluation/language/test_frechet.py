@@ -8,7 +8,7 @@ from scipy.linalg import sqrtm
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from nextembed.errors import ConfigError
-from nextembed.evaluation.language.images import feature_space, frechet_distance, retrieval_ranks
+from nextembed.evaluation.images import feature_space, frechet_distance, retrieval_ranks
 
 
 def test_of_shifted_and_scaled_sets():

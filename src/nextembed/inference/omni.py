@@ -21,9 +21,9 @@ from ..data.audio import SAMPLE_RATE, AudioReader
 from ..data.transforms import ImageReader, Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError, unknown
+from ..evaluation.features.extract import Pooling, extract, feature_keys
 from ..models.omni import OmniForPreTraining, OmniProcessor
 from ..objectives.readout import load_readouts
-from .features import Pooling, extract, feature_keys
 
 SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),

@@ -15,17 +15,17 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel
 
-from ..core.pretrained import load_pretrained
-from ..core.probe_table import ProbeTable, percent
-from ..core.run_folder import Processor, read_config, read_processor, run_folder, weights_folders
-from ..core.types import AttentionMode
-from ..data.origins import HUB_ID
-from ..data.transforms import ImageReader, Unreadable, normalize, resize
-from ..errors import ConfigError, DataError, unknown
-from ..models.nepa.modeling_nepa import ViTNepaTrunk
-from ..models.omni import OmniConfig, OmniModel, OmniProcessor
-from ..models.omni.images import OmniImages, image_config
-from .features import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
+from ...core.pretrained import load_pretrained
+from ...core.probe_table import ProbeTable, percent
+from ...core.run_folder import Processor, read_config, read_processor, run_folder, weights_folders
+from ...core.types import AttentionMode
+from ...data.origins import HUB_ID
+from ...data.transforms import ImageReader, Unreadable, normalize, resize
+from ...errors import ConfigError, DataError, unknown
+from ...models.nepa.modeling_nepa import ViTNepaTrunk
+from ...models.omni import OmniConfig, OmniModel, OmniProcessor
+from ...models.omni.images import OmniImages, image_config
+from .extract import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
 
 WEIGHTS = ("raw", "ema")
 
@@ -252,7 +252,7 @@ def model_folders(path: str | Path) -> dict[str, Any]:
 
 
 def _load_config(folder: Path | str) -> Any:
-    importlib.import_module("..models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
     config = load_pretrained(AutoConfig, folder, _cannot_load(folder))
     model_class = MODEL_MAPPING.get(type(config), None)
     if not (hasattr(model_class, "embed") and hasattr(model_class, "encode")):

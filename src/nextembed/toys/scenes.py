@@ -1,7 +1,6 @@
 """Emoji pasted on backgrounds, with a mask of their groups: a segmentation task made on the spot, the same for ever."""
 
 import hashlib
-import math
 from collections import OrderedDict
 from typing import Any
 
@@ -10,13 +9,13 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ..core.config import DATA
+from ..data.draws import Draws, sample_seed
+from ..data.images import Role
+from ..data.masks import MaskPart, MaskRow
+from ..data.sources import ImageData
+from ..data.stream import Rows, row_key
+from ..data.transforms import ImageReader, Unreadable, _unreadable
 from ..errors import ConfigError, MissingSplit
-from .collate import sample_seed
-from .images import Role
-from .masks import MaskPart, MaskRow
-from .sources import ImageData
-from .stream import Rows, row_key
-from .transforms import ImageReader, Unreadable, _unreadable, uniform
 
 BACKGROUND = "background"
 SHARES = {"train": 8, "validation": 1, "test": 1}  # of backgrounds that come without such a split
@@ -173,7 +172,7 @@ class Scenes:
             self.pictures[kind, number] = picture
         return picture
 
-    def _backdrop(self, draw: "Draws") -> Image.Image:
+    def _backdrop(self, draw: Draws) -> Image.Image:
         """A plain colour, and over it a random square of a picture where there are pictures."""
         size = self.part.scene_size
         plain = Image.new("RGBA", (size, size), (draw.below(256), draw.below(256), draw.below(256), 255))
@@ -203,22 +202,6 @@ class RgbaReader(ImageReader):
             opened = self._open(self._load(image))
             opened.load()
             return opened.convert("RGBA")
-
-
-class Draws:
-    """Random numbers of a seed, one after the other; they do not depend on the versions of libraries."""
-
-    def __init__(self, seed: int):
-        self.seed, self.index = seed, 0
-
-    def share(self) -> float:
-        """In [0, 1)."""
-        self.index += 1
-        return uniform(self.seed, self.index - 1)
-
-    def below(self, number: int) -> int:
-        """In 0..number - 1."""
-        return math.floor(self.share() * number)
 
 
 def _turned(picture: Image.Image, side: int, angle: float, flip: bool) -> Image.Image:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.files import from_json
-from ..errors import ConfigError, DataError
+from ...core.files import from_json
+from ...errors import ConfigError, DataError
 from .encoder import Encoder, encode, model_folders
 from .parts import METADATA
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from ..core.files import (
+from ...core.files import (
     SCRATCH_NAME,
     checked_file,
     clean,
@@ -26,8 +26,8 @@ from ..core.files import (
     write_json,
     write_text,
 )
-from ..data.stream import FIRST, RowPlace
-from ..errors import ConfigError, DataError
+from ...data.stream import FIRST, RowPlace
+from ...errors import ConfigError, DataError
 
 METADATA = b"nextembed"  # key of the file's metadata that holds our settings as JSON
 DType = Literal["float32", "float16"]

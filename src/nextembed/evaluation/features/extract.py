@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.types import IGNORE_LABEL, AttentionMode, Batch, Sample
-from ..models.omni.modeling_omni import FIRST, PADDING
-from ..models.omni.processing_omni import pad_left
+from ...core.types import IGNORE_LABEL, AttentionMode, Batch, Sample
+from ...models.omni.modeling_omni import FIRST, PADDING
+from ...models.omni.processing_omni import pad_left
 
 Pooling = Literal["mean", "last", "first"]
 Precision = Literal["float32", "bfloat16"]

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from ..core.types import IGNORE_LABEL, AttentionMode, Sample
-from ..errors import ConfigError
-from .encoder import cut, trunk_of
-from .features import Precision, batches, evaluating
+from ...core.types import IGNORE_LABEL, AttentionMode, Sample
+from ...errors import ConfigError
+from ..features.encoder import cut, trunk_of
+from ..features.extract import Precision, batches, evaluating
 
 BATCH_SIZE = 64
 HALF_MAX = 65504.0  # largest float16

@@ -9,13 +9,13 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from ..core.code import check_code
-from ..core.config import DATA
-from ..core.files import replacing
-from ..core.types import IGNORE_LABEL
-from ..data.stream import rows_in_order
-from ..data.transforms import ImageReader, Unreadable
-from ..errors import NextEmbedError
+from ...core.code import check_code
+from ...core.config import DATA
+from ...core.files import replacing
+from ...core.types import IGNORE_LABEL
+from ...data.stream import rows_in_order
+from ...data.transforms import ImageReader, Unreadable
+from ...errors import NextEmbedError
 from .search import FeatureFile, Hit
 
 TILE, GAP, MARGIN, CAPTION, HEADER = 176, 18, 28, 58, 66

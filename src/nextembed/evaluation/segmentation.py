@@ -11,7 +11,7 @@ from ..core.scores import ClassArea, SegmentScores
 from ..core.types import IGNORE_PIXEL
 from ..errors import ConfigError, DataError, MissingExtra
 from ..nn.windows import sliding_logits
-from .features import Precision, evaluating
+from .features.extract import Precision, evaluating
 
 METRIC = "eval/miou"  # what the best weights of a run are chosen by
 STRIDE_RATE = 2 / 3  # of the window, where no stride is given

@@ -14,16 +14,15 @@ from torch import Tensor
 
 from ..core.config import DATA
 from ..core.types import Document, Segment
+from ..data.documents import text
+from ..data.draws import Draws, sample_seed
+from ..data.images import Role
+from ..data.layouts import Layouts, check_layouts, drawn_layout
+from ..data.media import series
+from ..data.record import key_of
+from ..data.tables import TablePart, field, words
 from ..errors import ConfigError, unknown
-from .collate import sample_seed
-from .documents import text
 from .emoji_documents import moved
-from .images import Role
-from .layouts import Layouts, check_layouts, drawn_layout
-from .media import series
-from .record import key_of
-from .scenes import Draws
-from .tables import TablePart, field, words
 
 Warmth = Literal["hot", "cold", "room"]
 

@@ -10,15 +10,14 @@ from torch import Tensor
 
 from ..core.config import DATA, Config
 from ..core.types import Document, Segment
+from ..data.documents import text
+from ..data.draws import Draws, sample_seed
+from ..data.images import Role
+from ..data.record import Record
+from ..data.stream import Rows
+from ..data.tables import TablePart, field, words
+from ..data.transforms import Unreadable
 from ..errors import ConfigError
-from .collate import sample_seed
-from .documents import text
-from .images import Role
-from .record import Record
-from .scenes import Draws
-from .stream import Rows
-from .tables import TablePart, field, words
-from .transforms import Unreadable
 
 CACHE_BYTES = 256 * 2**20
 

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.types import IGNORE_LABEL
-from ..data.sources import ImageData
-from ..data.stream import FIRST, RowPlace, row_key, row_label, rows_in_order
-from ..data.transforms import Unreadable, resize
-from ..errors import ConfigError
+from ...core.types import IGNORE_LABEL
+from ...data.sources import ImageData
+from ...data.stream import FIRST, RowPlace, row_key, row_label, rows_in_order
+from ...data.transforms import Unreadable, resize
+from ...errors import ConfigError
 from .encoder import Encoder, Preprocessing
 from .parts import PART_SECONDS, DType, Item, Parts, PartWriter, schema
 

@@ -1,16 +1,16 @@
 """Importing this registers every kind of data, so that a saved config can be read."""
 
+from ..data.interleaved import Interleaved
+from ..data.messages import Messages
+from ..data.mixture import Mixture
+from ..data.pairs import PairData, TextData
+from ..data.records import Records
+from ..data.segmentation import SegmentationData
+from ..data.sources import ImageData
+from ..data.video import VideoText
 from .candle import Candle
 from .emoji_documents import EmojiDocuments
-from .interleaved import Interleaved
-from .messages import Messages
-from .mixture import Mixture
-from .pairs import PairData, TextData
-from .records import Records
 from .scenes import EmojiScenes
-from .segmentation import SegmentationData
-from .sources import ImageData
-from .video import VideoText
 
 __all__ = [
     "Candle",

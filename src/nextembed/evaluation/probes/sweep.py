@@ -14,14 +14,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..core.config import Config
-from ..core.probe_table import ProbeName, ProbeTable, Row
-from ..core.sizes import MAX_LAYERS, MAX_NUMBER
-from ..core.types import IGNORE_LABEL, AttentionMode, Sample
-from ..errors import ConfigError, DataError
+from ...core.config import Config
+from ...core.probe_table import ProbeName, ProbeTable, Row
+from ...core.sizes import MAX_LAYERS, MAX_NUMBER
+from ...core.types import IGNORE_LABEL, AttentionMode, Sample
+from ...errors import ConfigError, DataError
+from ..features.extract import PIXELS, FeatureKey, Features, Pooling, Precision, extract, extract_pixels, feature_keys
 from .attentive import Reader, attentive, grid
-from .classifiers import fit_linear, knn
-from .features import PIXELS, FeatureKey, Features, Pooling, Precision, extract, extract_pixels, feature_keys
+from .solvers import fit_linear, knn
 
 PROBES: tuple[ProbeName, ...] = ("linear", "knn")
 SEED_SHARE = 0.8  # of the training images, for each of several seeds

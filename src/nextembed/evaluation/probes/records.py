@@ -6,18 +6,18 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.types import IGNORE_LABEL
-from ..data.images import Role
-from ..data.labels import LABEL_COLUMNS
-from ..data.media import KINDS, MediaPart
-from ..data.record import Record, reading, row_at
-from ..data.tables import TablePart, field
-from ..data.transforms import Unreadable
-from ..errors import ConfigError, DataError, MissingSplit, unknown
-from ..modalities import Image, Modality, Video
-from ..modalities.vision import as_pixels
-from .features import PIXEL_SIZE
-from .probes import ProbeConfig, ProbeData, draw
+from ...core.types import IGNORE_LABEL
+from ...data.images import Role
+from ...data.labels import LABEL_COLUMNS
+from ...data.media import KINDS, MediaPart
+from ...data.record import Record, reading, row_at
+from ...data.tables import TablePart, field
+from ...data.transforms import Unreadable
+from ...errors import ConfigError, DataError, MissingSplit, unknown
+from ...modalities import Image, Modality, Video
+from ...modalities.vision import as_pixels
+from ..features.extract import PIXEL_SIZE
+from .sweep import ProbeConfig, ProbeData, draw
 
 RAW_STEPS = 16  # stretches of time that a raw signal is averaged over, so that all have one length
 RAW_FRAMES, RAW_SIDE = 4, 16  # of a raw video

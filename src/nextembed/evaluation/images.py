@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.pretrained import load_pretrained
-from ...core.run_folder import weights_folders
+from ..core.pretrained import load_pretrained
+from ..core.run_folder import weights_folders
 
 
 class FeatureSpace(NamedTuple):
@@ -59,7 +59,7 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
     """
     folder = next(iter(weights_folders(path).values()))
     transformers: Any = importlib.import_module("transformers")
-    importlib.import_module("...models.nepa", __package__)  # registers the model with the Auto classes
+    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
     what = f"features: cannot load a vision model from {path}"
     config = load_pretrained(transformers.AutoConfig, folder, what)
     if config.model_type.startswith("vit_nepa"):
@@ -80,7 +80,7 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
 
 
 def nepa_space(path: str | Path, batch_size: int) -> FeatureSpace:
-    from ..encoder import Encoder, encode
+    from .features.encoder import Encoder, encode
 
     encoder = Encoder(path)
     layer, pooling, attention = encoder.place.key

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForPreTraining
 
-from ..core.code import check_code
-from ..core.config import DATA, validated
-from ..core.pretrained import load_pretrained
-from ..core.probe_table import ProbeTable
-from ..core.run_folder import read_config, run_folder, weights_folders
-from ..errors import ConfigError, MissingSplit
-from .probes import ProbeConfig, ProbeData, sweep
-from .segments import segment_data
+from ...core.code import check_code
+from ...core.config import DATA, validated
+from ...core.pretrained import load_pretrained
+from ...core.probe_table import ProbeTable
+from ...core.run_folder import read_config, run_folder, weights_folders
+from ...errors import ConfigError, MissingSplit
+from .records import segment_data
+from .sweep import ProbeConfig, ProbeData, sweep
 
 CACHE_BYTES = 2**30  # decoded probe images are kept up to this size: every model reads them again
 
@@ -31,7 +31,7 @@ def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | N
     if data is None:
         if "data" not in values:
             raise ConfigError(f"{path} is not part of a run, so the data to probe on has to be named: --data")
-        importlib.import_module("..data.kinds", __package__)  # registers its kinds
+        importlib.import_module("nextembed.toys.kinds")  # registers its kinds
         check_code({"data": values["data"]}, f"{run}/config.yaml")
         data = DATA.parse(values["data"])
     if config is None:
@@ -48,7 +48,7 @@ def load_models(path: str | Path, seed: int = 0) -> dict[str, Any]:
     Raises ConfigError if the path holds no model, or not one of ours.
     """
     for package in ("models.nepa", "models.omni"):  # registers the models with the Auto classes
-        importlib.import_module(f"..{package}", __package__)
+        importlib.import_module(f"nextembed.{package}")
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     models: dict[str, Any] = {}
     for name, folder in weights_folders(path).items():

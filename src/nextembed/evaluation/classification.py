@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.scores import ClassScores, Mistake
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, DataError
-from .features import Precision, batches, evaluating
+from .features.extract import Precision, batches, evaluating
 
 METRIC = "eval/accuracy"  # what the best weights of a run are chosen by
 

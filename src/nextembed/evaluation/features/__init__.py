@@ -1,0 +1,1 @@
+"""One feature vector an image: extracted, written, searched."""

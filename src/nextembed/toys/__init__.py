@@ -1,0 +1,1 @@
+"""Data made for demonstrations: emoji scenes and documents, the candle. The same for ever from its seed."""
