@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from nextembed.evaluation.features.extract.parts import Parts
-from nextembed.evaluation.features.extract.sheet import save_sheet
 from PIL import Image
 
 from nextembed.cli.app import main
@@ -16,6 +14,8 @@ from nextembed.core.probe_table import ProbeTable
 from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
 from nextembed.errors import ConfigError
 from nextembed.evaluation.calibration import Calibration
+from nextembed.evaluation.features.parts import Parts
+from nextembed.evaluation.features.sheet import save_sheet
 from nextembed.evaluation.language.scores import LanguageScores
 from nextembed.export.facts import Facts
 from nextembed.export.hub import write_hub_folder

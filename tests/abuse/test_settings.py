@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from nextembed.evaluation.probes.sweep.loading import load_models
-from nextembed.evaluation.probes.sweep.sweep import ProbeConfig
 from pydantic import BaseModel
 from transformers import AutoConfig, AutoModel, Dinov2Config
 
@@ -20,6 +18,8 @@ from nextembed.core.config import DECODERS, MODELS, OBJECTIVES, Config, apply_ov
 from nextembed.core.types import PretrainingModel
 from nextembed.errors import ConfigError, NextEmbedError
 from nextembed.evaluation.language.protocols import LanguageEval
+from nextembed.evaluation.probes.loading import load_models
+from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.inference.talk import Sampling
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.batches import example_batch

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from nextembed.evaluation.features.extract.parts import METADATA
 from PIL import Image
 
 import nextembed
@@ -22,6 +21,7 @@ from nextembed.cli import main
 from nextembed.core.code import one_command, trusting
 from nextembed.core.config import DATA, apply_overrides, from_yaml, to_yaml
 from nextembed.errors import CodeRefused, ConfigError, DataError
+from nextembed.evaluation.features.parts import METADATA
 from nextembed.evaluation.images import feature_space
 from nextembed.export.layouts import read_state
 from nextembed.inference.talk import read_prompts

@@ -1,7 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from nextembed.evaluation.probes.sweep.attentive import (
+from torch import nn
+
+from nextembed.core.probe_table import ProbeTable, sentence
+from nextembed.core.types import Hidden, Latents
+from nextembed.errors import ConfigError
+from nextembed.evaluation.probes.attentive import (
     AttentiveProbe,
     Patches,
     Reader,
@@ -12,12 +17,7 @@ from nextembed.evaluation.probes.sweep.attentive import (
     grid,
     moments,
 )
-from nextembed.evaluation.probes.sweep.sweep import ProbeConfig, ProbeData, sweep
-from torch import nn
-
-from nextembed.core.probe_table import ProbeTable, sentence
-from nextembed.core.types import Hidden, Latents
-from nextembed.errors import ConfigError
+from nextembed.evaluation.probes.sweep import ProbeConfig, ProbeData, sweep
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 
@@ -50,7 +50,7 @@ def odd_patch(num, seed):
 def test_it_finds_what_pooling_hides():
     train, test = odd_patch(400, 0), odd_patch(400, 1)
     pooled = [part.values.float().mean(1) for part in (train, test)]
-    from nextembed.evaluation.probes.sweep.solvers import fit_linear
+    from nextembed.evaluation.probes.solvers import fit_linear
 
     (linear,) = fit_linear(pooled[0], train.labels, 2, [0.01])
     state = torch.get_rng_state()

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from nextembed.evaluation.probes.sweep.solvers import fit_linear, knn
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+
+from nextembed.evaluation.probes.solvers import fit_linear, knn
 
 
 def blobs(num, width, classes=4, seed=0, noise=2.0):

@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from nextembed.evaluation.features.extract.embed import decoded, embed
-from nextembed.evaluation.features.extract.encoder import encode
-from nextembed.evaluation.features.extract.parts import METADATA, Parts
 
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
-from nextembed.evaluation.features.extract import embed as module
+from nextembed.evaluation.features import embed as module
+from nextembed.evaluation.features.embed import decoded, embed
+from nextembed.evaluation.features.encoder import encode
+from nextembed.evaluation.features.parts import METADATA, Parts
 
 PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 

@@ -3,8 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from nextembed.evaluation.features.extract.encoder import Encoder, encode
-from nextembed.evaluation.features.extract.extract import FeatureKey, extract
 from PIL import Image
 from transformers import AutoModelForPreTraining, ViTConfig, ViTModel
 
@@ -12,6 +10,8 @@ import nextembed
 from nextembed.core.probe_table import ProbeTable, Row
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
+from nextembed.evaluation.features.encoder import Encoder, encode
+from nextembed.evaluation.features.extract import FeatureKey, extract
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from nextembed.evaluation.features.extract.extract import FeatureKey, batches, extract, extract_pixels, feature_keys
 from torch import nn
 
+from nextembed.evaluation.features.extract import FeatureKey, batches, extract, extract_pixels, feature_keys
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 import yaml
-from nextembed.evaluation.probes.sweep.loading import load_data, load_models, probe_checkpoint, untrained
-from nextembed.evaluation.probes.sweep.sweep import ProbeConfig
 
 from nextembed.core.run_folder import read_lines, run_folder, weights_folders
 from nextembed.errors import ConfigError, DataError, MissingSplit
+from nextembed.evaluation.probes.loading import load_data, load_models, probe_checkpoint, untrained
+from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 

@@ -2,12 +2,12 @@ import json
 
 import pytest
 import torch
-from nextembed.evaluation.probes.sweep.sweep import ProbeConfig, ProbeData, QuickProbe, draw, sweep
 from torch import nn
 
 from nextembed.core.probe_table import ProbeTable, sentence
 from nextembed.core.types import Hidden, Latents
 from nextembed.errors import ConfigError, DataError
+from nextembed.evaluation.probes.sweep import ProbeConfig, ProbeData, QuickProbe, draw, sweep
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 

@@ -7,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from nextembed.evaluation.features.extract.embed import embed
-from nextembed.evaluation.features.extract.parts import METADATA
-from nextembed.evaluation.features.extract.search import FeatureFile, Hit, score, search
-from nextembed.evaluation.features.extract.sheet import contact_sheet, images_of, save_sheet
 from PIL import Image
 
 import nextembed
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
+from nextembed.evaluation.features.embed import embed
+from nextembed.evaluation.features.parts import METADATA
+from nextembed.evaluation.features.search import FeatureFile, Hit, score, search
+from nextembed.evaluation.features.sheet import contact_sheet, images_of, save_sheet
 
 PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 

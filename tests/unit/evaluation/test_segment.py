@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from nextembed.evaluation.probes.sweep.sweep import ProbeConfig
 from torch import nn
 
 from nextembed.errors import ConfigError, DataError, MissingExtra
 from nextembed.evaluation.finetuned import score_checkpoint
+from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.evaluation.segmentation import QuickSegment, score_segmenter
 from nextembed.models.nepa import NepaModel, NepaSegmenter
 from nextembed.toys.scenes import EmojiScenes

@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from nextembed.evaluation.features.extract.extract import Features
-from nextembed.evaluation.probes.sweep.loading import probe_checkpoint
-from nextembed.evaluation.probes.sweep.records import segment_data
-from nextembed.evaluation.probes.sweep.sweep import ProbeConfig, fit_probes, folds_of
 
 from nextembed.core.probe_table import ProbeTable, sentence
 from nextembed.data.records import Records
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
+from nextembed.evaluation.features.extract import Features
+from nextembed.evaluation.probes.loading import probe_checkpoint
+from nextembed.evaluation.probes.records import segment_data
+from nextembed.evaluation.probes.sweep import ProbeConfig, fit_probes, folds_of
 from nextembed.inference.omni import features
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 
