@@ -1,5 +1,7 @@
 """Where things lie in a run folder, and how to read them: for probes and the report."""
 
+import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,63 @@ from .config import read_yaml
 from .files import finite, from_json, read_text
 from .saved import Count, Number, checked, load
 from .sizes import check_folder
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What lies at a path.
+
+    path: as it was given. run: the run folder that it is, or lies in; None for a model alone. folders: of models, by
+    the name of their weights: "raw", "ema", "best" (of a run: best on validation), in this order; a lone hub id stands
+    for its folder.
+    """
+
+    path: str
+    run: Path | None
+    folders: dict[str, Path | str]
+
+    def folder(self, weights: str | None = None) -> Path | str:
+        """The folder of these weights; None takes the first there is. Raises ConfigError for weights that are not
+        there."""
+        if weights is not None and weights not in self.folders:
+            raise ConfigError(f"{self.path} has no {weights} weights; there is {', '.join(self.folders)}")
+        return self.folders[weights or next(iter(self.folders))]
+
+    def first_of(self, *weights: str) -> Path | str:
+        """The folder of the first of these weights that are there, else of any."""
+        return self.folder(next((name for name in weights if name in self.folders), None))
+
+
+def find_saved(path: str | Path) -> Saved:
+    """Models of a run folder (the finished ones, else those of the newest checkpoint), a checkpoint, a model folder, or
+    a hub id "owner/name".
+
+    A name that looks like a path never goes to a hub. Raises ConfigError if there is no such path, or no model in it,
+    or one whose config.json names sizes that cannot be.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        owner, _, _ = str(path).partition("/")
+        if isinstance(path, str) and HUB_ID.fullmatch(path) and not Path(owner).exists():
+            return Saved(path, None, {"raw": path})
+        raise ConfigError(f"no such run or checkpoint: {path}{near_path(place)}")
+    folders: dict[str, Path | str] = {**weights_folders(place)}
+    if (place / "best" / "config.json").is_file():
+        folders["best"] = place / "best"
+    return Saved(str(path), run_folder(place), folders)
+
+
+def near_path(path: Path) -> str:
+    """". Did you mean 'runs/mine'?", of the names that lie where a path should, or nothing."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    found = difflib.get_close_matches(path.name, names, 1)
+    return f". Did you mean '{path.parent / found[0]}'?" if found else ""
 
 
 def weights_folders(path: str | Path) -> dict[str, Path]:
