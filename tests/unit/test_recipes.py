@@ -10,7 +10,7 @@ from nextembed.core.config import from_yaml, to_yaml
 from nextembed.errors import ConfigError
 from nextembed.run import RunConfig
 
-NAMES = [name for name in recipes.recipes() if not name.endswith("_tiny")]
+NAMES = list(recipes.recipes())
 
 
 def test_the_recipes_there_are() -> None:
@@ -48,15 +48,24 @@ def test_the_recipes_there_are() -> None:
         "omni_series_classes",
         "omni_stamps",
     }
-    assert {f"{name}_tiny" for name in NAMES} == set(recipes.recipes()) - set(NAMES)
 
 
-@pytest.mark.parametrize("name", recipes.recipes())
-def test_each_is_named_described_and_survives_yaml(name: str) -> None:
-    config = recipes.load(name)
-    assert config.name == name
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_named_described_and_survives_yaml_and_so_does_its_tiny_twin(name: str) -> None:
     assert (recipes.recipes()[name].__doc__ or "").splitlines()[0].endswith(".")
-    assert from_yaml(RunConfig, to_yaml(config)) == config
+    for made in (name, f"{name}_tiny"):
+        config = recipes.load(made)
+        assert config.name == made
+        assert from_yaml(RunConfig, to_yaml(config)) == config
+
+
+def test_tiny_shrinks_any_config_and_leaves_it_as_it_was() -> None:
+    config = nextembed.RunConfig(name="own", train=nextembed.TrainConfig(max_steps=900))
+    config.objective.distance = "mse"
+    small = recipes.tiny(config)
+    assert (small.name, small.train.max_steps, small.model.hidden_size) == ("own_tiny", 2, 32)
+    assert small.objective.distance == "mse"
+    assert (config.name, config.train.max_steps, config.model.hidden_size) == ("own", 900, 768)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +166,7 @@ import nextembed
 
 def mine():
     """My recipe."""
-    config = nextembed.recipes.nepa.nepa_demo_tiny()
+    config = nextembed.recipes.tiny(nextembed.recipes.nepa.nepa_demo())
     return config.model_copy(update={"name": "mine"})
 
 def with_default(steps=3):

@@ -152,10 +152,9 @@ def name_recipe(facts: "Facts") -> None:
 
     if facts.run is None or not facts.settings:
         return
-    known = recipes.recipes()
     command = read_environment(facts.run).command
     asked = facts.settings.get("name")
-    name = next((word for word in [*command, asked] if isinstance(word, str) and word in known), None)
+    name = next((word for word in [*command, asked] if isinstance(word, str) and recipes.named(word)), None)
 
     def changed(recipe: str) -> list[tuple[str, Any, Any]]:
         from ..core.config import read_yaml
@@ -166,5 +165,5 @@ def name_recipe(facts: "Facts") -> None:
             return [("", None, None)] * 10_000  # a recipe that needs what is not here is near to nothing
 
     if name is None:
-        name = min(known, key=lambda recipe: len(changed(recipe)))
+        name = min(recipes.recipes(), key=lambda recipe: len(changed(recipe)))
     facts.recipe, facts.changes = name, changed(name)

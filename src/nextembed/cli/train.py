@@ -136,7 +136,7 @@ def recipes(
     if name:
         print(to_yaml(apply_overrides(recipes.load(name), overrides or [])), end="")
         return
-    listed = {name: make for name, make in recipes.recipes().items() if not name.endswith("_tiny")}
+    listed = recipes.recipes()
     for recipe, make in listed.items():
         print(f"{recipe:{max(map(len, listed))}}  {(make.__doc__ or '').partition(chr(10))[0]}")
-    print("\nEach has a twin NAME_tiny that takes a few steps on any machine. Settings: nextembed recipes NAME")
+    print("\nNAME_tiny is the same in small, a few steps on any machine. Settings: nextembed recipes NAME")

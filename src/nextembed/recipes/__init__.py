@@ -1,4 +1,7 @@
-"""Recipes: plain functions that return a RunConfig; the first line of the docstring says what you get."""
+"""Recipes: plain functions that return a RunConfig; the first line of the docstring says what you get.
+
+`NAME_tiny` is `tiny` of the recipe NAME: seconds on any machine.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from ..core.files import read_text
 from ..errors import ConfigError, unknown
 from ..run import RunConfig, folder_of
 from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, omni_stamps, segmentation
+from .tiny import tiny
 
 __all__ = [
     "decoder",
@@ -23,6 +27,7 @@ __all__ = [
     "omni_stamps",
     "recipes",
     "segmentation",
+    "tiny",
 ]
 
 Recipe = Callable[[], RunConfig]
@@ -38,8 +43,16 @@ def recipes() -> dict[str, Recipe]:
     }
 
 
+def named(name: str) -> Recipe | None:
+    """The recipe of this name, or the shrunk one of `NAME_tiny`; None if there is none."""
+    known = recipes()
+    base = known.get(name.removesuffix("_tiny"))
+    return base if base is None or name in known else lambda: tiny(base())
+
+
 def load(spec: str) -> RunConfig:
-    """The config of a recipe's name, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`, which is run.
+    """The config of a recipe's name or NAME_tiny, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`,
+    which is run.
 
     Raises ConfigError for a name or path that is not there, with the nearest spelling, and for one that does
     not give a RunConfig.
@@ -62,9 +75,9 @@ def _load(spec: str) -> RunConfig:
         raise ConfigError(f"name the function in the file, too: {spec}:my_recipe")
     if path.is_dir() or len(path.parts) > 1:
         raise ConfigError(f"no config.yaml in {spec}" if path.is_dir() else f"no such run or file: {spec}")
-    if spec not in recipes():
-        raise ConfigError(unknown("recipe", spec, (name for name in recipes() if not name.endswith("_tiny"))))
-    return recipes()[spec]()
+    if (recipe := named(spec)) is None:
+        raise ConfigError(unknown("recipe", spec, recipes()))
+    return recipe()
 
 
 def missing_stages(config: RunConfig) -> list[RunConfig]:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ..core.config import apply_overrides
 from ..data.interleaved import Interleaved
 from ..data.messages import Messages
 from ..data.mixture import Mixture
@@ -208,63 +207,6 @@ def emu_emoji_decoder() -> RunConfig:
     )
 
 
-def emu_pretrain_tiny() -> RunConfig:
-    """emu_pretrain, shrunk, on the bundled emoji and texts."""
-    return _tiny(
-        emu_pretrain(),
-        "data={kind: mixture, sources: [{kind: emoji_documents}, {kind: text, source: glosses}], weights: [2, 1]}",
-        "train.fsdp=false",
-        "train.precision=float32",
-        "train.micro_batch_size=1",
-        "optim.part_lr_rates={visual: 0.4, language_model: 0.3}",
-    )
-
-
-def emu_instruct_tiny() -> RunConfig:
-    """emu_instruct, shrunk, on questions about the bundled emoji, on new parts."""
-    return _tiny(
-        emu_instruct(),
-        "data={kind: emoji_documents, kinds: {caption: 0, paint: 0, tags: 0, question: 1, context: 0}}",
-        "train.precision=float32",
-        "train.micro_batch_size=1",
-    )
-
-
-def emu_visual_decoder_tiny() -> RunConfig:
-    """emu_visual_decoder, shrunk, on pixels of the bundled emoji, of an untrained model."""
-    return _tiny(
-        emu_visual_decoder(),
-        "data={kind: emoji_documents}",
-        "objective={kind: visual_decoder, decoder: {kind: pixels, image_size: 16, channels: [16, 32], head_width: 8}}",
-        "train.precision=float32",
-        "train.micro_batch_size=1",
-        "optim.warmup_steps=null",
-    )
-
-
-def emu_emoji_instruct_tiny() -> RunConfig:
-    """emu_emoji_instruct, shrunk, on new parts."""
-    return _tiny(emu_emoji_instruct())
-
-
-def emu_emoji_decoder_tiny() -> RunConfig:
-    """emu_emoji_decoder, shrunk, of an untrained model."""
-    return _tiny(
-        emu_emoji_decoder(),
-        "objective.decoder={kind: pixels, image_size: 16, channels: [16, 32], head_width: 8}",
-    )
-
-
-def emu_emoji_language_tiny() -> RunConfig:
-    """emu_emoji_language, shrunk."""
-    return _tiny(emu_emoji_language())
-
-
-def emu_emoji_tiny() -> RunConfig:
-    """emu_emoji, shrunk, with new parts."""
-    return _tiny(emu_emoji())
-
-
 def _small_llama() -> dict[str, Any]:
     return {
         "model_type": "llama",
@@ -280,29 +222,3 @@ def _small_llama() -> dict[str, Any]:
 
 def _small_former() -> dict[str, Any]:
     return {"d_model": 192, "d_kv": 48, "num_heads": 4, "d_ff": 512, "num_layers": 2, "dropout_rate": 0.0}
-
-
-def _tiny(config: RunConfig, *changes: str) -> RunConfig:
-    """The same stages on new, narrow parts, two steps."""
-    return apply_overrides(
-        config,
-        [
-            *changes,
-            f"name={config.name}_tiny",
-            "data.num_workers=0",
-            "data.pack_window=32",
-            "model={kind: emu, vision_config: {model_type: vit_nepa, hidden_size: 32, num_hidden_layers: 2, "
-            "num_attention_heads: 2, intermediate_size: 48, image_size: 24, patch_size: 8}, "
-            "language_config: {model_type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
-            "intermediate_size: 48, vocab_size: 4096, max_position_embeddings: 128}, tokenizer: bundled, "
-            "num_image_latents: 4, max_length: 64, "
-            "causal_former: {d_model: 24, d_kv: 8, num_heads: 2, d_ff: 32, num_layers: 1}}",
-            "optim.warmup_rate=null",
-            "optim.warmup_steps=1",
-            "train.batch_size=2",
-            "train.max_steps=2",
-            "train.log_steps=1",
-            "train.save_steps=2",
-            "after=[]",
-        ],
-    )

@@ -5,7 +5,6 @@ The checkpoint is set with `model.pretrained=runs/mine/model` or a hub id.
 
 from typing import Any
 
-from ..core.config import apply_overrides
 from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa.settings import NepaClassifier
@@ -93,36 +92,6 @@ def nepa_large_imagenet_finetune_released() -> RunConfig:
     )
 
 
-def finetune_tiny() -> RunConfig:
-    """finetune, shrunk."""
-    return _tiny(finetune())
-
-
-def fashion_mnist_finetune_tiny() -> RunConfig:
-    """fashion_mnist_finetune, shrunk, on the bundled images in grey."""
-    return _tiny(fashion_mnist_finetune(), num_channels=1)
-
-
-def nepa_base_imagenet_finetune_tiny() -> RunConfig:
-    """nepa_base_imagenet_finetune, shrunk."""
-    return _tiny(nepa_base_imagenet_finetune())
-
-
-def nepa_large_imagenet_finetune_tiny() -> RunConfig:
-    """nepa_large_imagenet_finetune, shrunk."""
-    return _tiny(nepa_large_imagenet_finetune())
-
-
-def nepa_base_imagenet_finetune_released_tiny() -> RunConfig:
-    """nepa_base_imagenet_finetune_released, shrunk."""
-    return _tiny(nepa_base_imagenet_finetune_released())
-
-
-def nepa_large_imagenet_finetune_released_tiny() -> RunConfig:
-    """nepa_large_imagenet_finetune_released, shrunk."""
-    return _tiny(nepa_large_imagenet_finetune_released())
-
-
 def _imagenet(
     name: str, model: NepaClassifier, optim: dict[str, Any], epochs: float, erase_rate: float = 0.0
 ) -> RunConfig:
@@ -154,32 +123,4 @@ def _imagenet(
             probe_steps=1250,
         ),
         probe=ProbeConfig(num_validation=10_000, num_test=50_000),
-    )
-
-
-def _tiny(config: RunConfig, num_channels: int = 3) -> RunConfig:
-    """The same switches, two narrow layers from scratch, two steps on the bundled images."""
-    data: Any = config.data
-    return apply_overrides(
-        config,
-        [
-            f"name={config.name}_tiny",
-            "data={kind: images, source: emoji, num_workers: 0, labels_per_class: 4}",
-            f"data.rand_augment={'[9, 0.5]' if data.rand_augment else 'null'}",
-            f"data.erase_rate={data.erase_rate}",
-            "model.pretrained=null",
-            "model.architecture={image_size: 24, patch_size: 8, hidden_size: 32, num_hidden_layers: 2,"
-            f" num_attention_heads: 2, intermediate_size: 48, num_channels: {num_channels}}}",
-            "optim.warmup_epochs=null",
-            "optim.warmup_rate=null",
-            "optim.warmup_steps=1",
-            "train.batch_size=8",
-            "train.epochs=null",
-            "train.max_steps=2",
-            "train.log_steps=1",
-            "train.save_steps=2",
-            "train.probe_steps=1",
-            "probe.num_validation=32",
-            "probe.num_test=32",
-        ],
     )

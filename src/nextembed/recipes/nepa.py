@@ -1,11 +1,7 @@
-"""NEPA (arXiv 2512.16922): next-embedding prediction on images, from a demo of minutes to the paper's runs.
-
-Each recipe has a twin `NAME_tiny`: the same settings, shrunk to a few steps on the bundled images.
-"""
+"""NEPA (arXiv 2512.16922): next-embedding prediction on images, from a demo of minutes to the paper's runs."""
 
 from typing import Any, Literal
 
-from ..core.config import apply_overrides
 from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
@@ -82,36 +78,6 @@ def nepa_large_imagenet_released() -> RunConfig:
     return _imagenet("nepa_large_imagenet_released", model, epochs=1600, flip_rate=0.5)
 
 
-def nepa_demo_tiny() -> RunConfig:
-    """nepa_demo, shrunk."""
-    return _tiny(nepa_demo(), image_size=24)
-
-
-def fashion_mnist_tiny() -> RunConfig:
-    """fashion_mnist, shrunk, on the bundled images in grey."""
-    return _tiny(fashion_mnist(), image_size=21)
-
-
-def nepa_base_imagenet_tiny() -> RunConfig:
-    """nepa_base_imagenet, shrunk."""
-    return _tiny(nepa_base_imagenet(), image_size=56)
-
-
-def nepa_large_imagenet_tiny() -> RunConfig:
-    """nepa_large_imagenet, shrunk."""
-    return _tiny(nepa_large_imagenet(), image_size=56)
-
-
-def nepa_base_imagenet_released_tiny() -> RunConfig:
-    """nepa_base_imagenet_released, shrunk."""
-    return _tiny(nepa_base_imagenet_released(), image_size=56)
-
-
-def nepa_large_imagenet_released_tiny() -> RunConfig:
-    """nepa_large_imagenet_released, shrunk."""
-    return _tiny(nepa_large_imagenet_released(), image_size=56)
-
-
 def _small(image_size: int, patch_size: int, num_channels: Literal[1, 3], **sizes: int) -> NepaModel:
     """A few million parameters. LayerScale starts at 1: the paper's 1e-5 learns slowly in runs of minutes."""
     sizes = {"hidden_size": 192, "num_attention_heads": 3, **sizes}
@@ -154,32 +120,4 @@ def _imagenet(name: str, model: NepaModel, epochs: float, flip_rate: float = 0.0
             batch_size=4096, epochs=epochs, ema_decay=0.9999, precision="bf16", log_steps=50, save_steps=2500
         ),
         probe=ProbeConfig(num_train=100_000, num_test=40_000),
-    )
-
-
-def _tiny(config: RunConfig, image_size: int) -> RunConfig:
-    """The same patches and switches, two narrow layers, two steps on the bundled images."""
-    return apply_overrides(
-        config,
-        [
-            f"name={config.name}_tiny",
-            "data={kind: images, source: emoji, num_workers: 0, cache: 'off'}",  # it would decode all of them
-            f"model.image_size={image_size}",
-            "model.hidden_size=32",
-            "model.num_hidden_layers=2",
-            "model.num_attention_heads=2",
-            "model.intermediate_size=48",
-            "optim.warmup_epochs=null",
-            "optim.warmup_rate=null",
-            "optim.warmup_steps=1",
-            "train.batch_size=8",
-            "train.epochs=null",
-            "train.max_steps=2",
-            "train.log_steps=1",
-            "train.save_steps=2",
-            "probe={layers: [-1], poolings: [mean], attentions: [causal]}",
-            "probe.num_train=64",
-            "probe.num_validation=32",
-            "probe.num_test=32",
-        ],
     )

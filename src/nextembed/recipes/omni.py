@@ -1,6 +1,5 @@
 """Omni: one transformer, one loss, any modality."""
 
-from ..core.config import apply_overrides
 from ..data.pairs import TextData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
@@ -61,12 +60,6 @@ def omni_emoji_readout() -> RunConfig:
     )
 
 
-def omni_emoji_readout_tiny() -> RunConfig:
-    """omni_emoji_readout, shrunk, two steps, of an untrained model."""
-    config = omni_emoji_readout()
-    return _tiny(config.model_copy(update={"model": omni_emoji().model, "after": []}))
-
-
 def omni_text() -> RunConfig:
     """Next latents of bytes, on short descriptions; 4 minutes on one core.
 
@@ -87,36 +80,4 @@ def omni_text() -> RunConfig:
         optim=OptimConfig(learning_rate=2e-3, betas=(0.9, 0.98), warmup_rate=0.05),
         train=TrainConfig(batch_size=16, max_steps=300, log_steps=20, save_steps=300),
         probe=ProbeConfig(enabled=False),
-    )
-
-
-def omni_text_tiny() -> RunConfig:
-    """omni_text, shrunk, two steps."""
-    return _tiny(omni_text())
-
-
-def omni_emoji_tiny() -> RunConfig:
-    """omni_emoji, shrunk, two steps."""
-    return _tiny(omni_emoji())
-
-
-def _tiny(config: RunConfig, *changes: str) -> RunConfig:
-    return apply_overrides(
-        config,
-        [
-            *changes,
-            f"name={config.name}_tiny",
-            "data.num_workers=0",
-            "data.pack_window=16",
-            "model.hidden_size=32",
-            "model.num_hidden_layers=2",
-            "model.num_attention_heads=2",
-            "optim.warmup_rate=null",
-            "optim.warmup_steps=1",
-            "train.batch_size=2",
-            "train.max_steps=2",
-            "train.log_steps=1",
-            "train.save_steps=2",
-            "train.probe_steps=null",
-        ],
     )

@@ -10,7 +10,6 @@ from ..run import RunConfig
 from ..toys.candle import THINGS, Candle
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
-from .omni import _tiny
 
 RATES = (0.2, 0.5, 0.8)  # how often a thing is real; which of the three depends on the thing
 
@@ -62,11 +61,6 @@ def omni_candle() -> RunConfig:
     )
 
 
-def omni_candle_tiny() -> RunConfig:
-    """omni_candle, shrunk, two steps."""
-    return _tiny(omni_candle())
-
-
 def omni_candle_point() -> RunConfig:
     """omni_candle whose next latents are points: cosines, and for text the softmax over bytes.
 
@@ -75,19 +69,9 @@ def omni_candle_point() -> RunConfig:
     return _variant("point", "model.density=none", "objective.weights={touch: 20, image: 0.2}")
 
 
-def omni_candle_point_tiny() -> RunConfig:
-    """omni_candle_point, shrunk, two steps."""
-    return _tiny(omni_candle_point())
-
-
 def omni_candle_single() -> RunConfig:
     """omni_candle whose next latents are single von Mises-Fisher densities: one direction and how sure it is."""
     return _variant("single", "model.density=von_mises_fisher")
-
-
-def omni_candle_single_tiny() -> RunConfig:
-    """omni_candle_single, shrunk, two steps."""
-    return _tiny(omni_candle_single())
 
 
 def _variant(name: str, *changes: Any) -> RunConfig:

@@ -5,10 +5,8 @@ from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
-from ..toys.candle import Candle
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
-from .omni import _tiny
 
 
 def omni_series() -> RunConfig:
@@ -41,14 +39,6 @@ def omni_series() -> RunConfig:
     )
 
 
-def omni_series_tiny() -> RunConfig:
-    """omni_series, shrunk, two steps, on the temperatures of the candle test, which come with the package."""
-    config = omni_series()
-    config.data = Candle(layouts={"touch": 1}, num_workers=0)
-    config.model.modalities["series"] = {"kind": "series", "channels": 1, "patch_size": 4}  # type: ignore[attr-defined]
-    return _tiny(config)
-
-
 def omni_series_classes() -> RunConfig:
     """omni_series, with the class written behind each recording: it answers with `score`; a minute on one core.
 
@@ -60,12 +50,4 @@ def omni_series_classes() -> RunConfig:
     config.model = OmniParts(pretrained="runs/omni_series/model", max_length=128)
     config.optim.learning_rate = 1e-3
     config.train.max_steps = config.train.save_steps = 100
-    return config
-
-
-def omni_series_classes_tiny() -> RunConfig:
-    """omni_series_classes, shrunk, two steps, from scratch, on the candle test."""
-    config = omni_series_tiny()
-    config.name = "omni_series_classes_tiny"
-    config.data = Candle(layouts={"touch hot": 1}, num_workers=0, pack_window=16)
     return config

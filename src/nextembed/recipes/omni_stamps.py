@@ -1,6 +1,5 @@
 """Pictures, captions in three languages, sounds and speech in one latent space."""
 
-from ..core.config import apply_overrides
 from ..data.joined import Join
 from ..data.mixture import Mixture
 from ..data.records import Piece, Records
@@ -8,10 +7,8 @@ from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
-from ..toys.emoji_documents import EmojiDocuments
 from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
-from .omni import _tiny
 
 LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "captions_other.es"),
              "fr": ("Français : {text}", "captions_other.fr")}  # fmt: skip
@@ -80,10 +77,3 @@ def omni_stamps() -> RunConfig:
         train=TrainConfig(batch_size=2, max_steps=5000, log_steps=50, save_steps=1000),
         probe=ProbeConfig(enabled=False),
     )
-
-
-def omni_stamps_tiny() -> RunConfig:
-    """omni_stamps, shrunk, two steps, on the bundled emoji, which have no sound."""
-    config = omni_stamps()
-    config.data = EmojiDocuments(num_workers=0)
-    return apply_overrides(_tiny(config), ["model.drop_path_prob=0"])

@@ -3,7 +3,6 @@
 The checkpoint is set with `model.pretrained=runs/mine/model model.architecture=null`, or a hub id.
 """
 
-from ..core.config import apply_overrides
 from ..data.segmentation import SegmentationData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaSegmenter
@@ -51,21 +50,6 @@ def nepa_large_ade20k() -> RunConfig:
     return _ade20k("nepa_large_ade20k", "SixAILab/nepa-large-patch14-224", layer_decay=0.75, drop_path_prob=0.2)
 
 
-def emoji_scenes_tiny() -> RunConfig:
-    """emoji_scenes, shrunk."""
-    return _tiny(emoji_scenes())
-
-
-def nepa_base_ade20k_tiny() -> RunConfig:
-    """nepa_base_ade20k, shrunk, on emoji scenes."""
-    return _tiny(nepa_base_ade20k())
-
-
-def nepa_large_ade20k_tiny() -> RunConfig:
-    """nepa_large_ade20k, shrunk, on emoji scenes."""
-    return _tiny(nepa_large_ade20k())
-
-
 def _ade20k(name: str, pretrained: str, layer_decay: float, drop_path_prob: float) -> RunConfig:
     """What both sizes have in common. The benchmark's test masks are not public: weights are chosen on the last 500
     training images and measured on the 2,000 validation images. No averaged weights: UPerNet's batch norms keep means
@@ -94,27 +78,4 @@ def _ade20k(name: str, pretrained: str, layer_decay: float, drop_path_prob: floa
             batch_size=16, max_steps=160_000, precision="bf16", log_steps=50, save_steps=8000, probe_steps=8000
         ),
         probe=ProbeConfig(batch_size=8),
-    )
-
-
-def _tiny(config: RunConfig) -> RunConfig:
-    """The same switches, four narrow layers from scratch, two steps on scenes of the bundled emoji."""
-    return apply_overrides(
-        config,
-        [
-            f"name={config.name}_tiny",
-            "data={kind: emoji_scenes, num_workers: 0, scene_size: 32, num_scenes: 32, num_validation: 8, num_test: 8}",
-            "model.pretrained=null",
-            "model.image_size=null",
-            "model.head_width=16",
-            "model.architecture={image_size: 32, patch_size: 8, hidden_size: 32, num_hidden_layers: 4,"
-            " num_attention_heads: 2, intermediate_size: 48}",
-            "optim.warmup_rate=null",
-            "optim.warmup_steps=1",
-            "train.batch_size=8",
-            "train.max_steps=2",
-            "train.log_steps=1",
-            "train.save_steps=2",
-            "train.probe_steps=1",
-        ],
     )

@@ -418,7 +418,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         found = [self.regression_head(hidden)]
         for last in range(length + 1, length + num):
             out = self.model(
-                inputs_embeds=found[-1],
+                inputs_embeds=found[-1].to(prompts[0][0].dtype),  # autocast's bf16 would not fit the cache
                 attention_mask=mask[:, :last],
                 position_ids=positions[:, last - 1 : last],
                 cache=cache,
