@@ -376,7 +376,7 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
 
 def calibration(model: Any, data: Candle, num: int) -> tuple[Any, dict[str, Any]]:
     """Calibration of all touch latents of held-out views, and of the first ones alone."""
-    from nextembed.evaluation.calibration import calibrate, join, score_positions
+    from calibration import calibrate, join, score_positions
 
     parts: dict[str, list[Any]] = {"all": [], "first": []}
     owners: dict[str, list[int]] = {"all": [], "first": []}
@@ -445,7 +445,7 @@ def main() -> None:
         "summary": summary,
     }
     if args.calibration:
-        from nextembed.report.calibration import write_calibration
+        from calibration_plot import write_calibration
 
         result["calibration"] = {}
         for variant in [v for v in ("mixture", "single") if v in models]:

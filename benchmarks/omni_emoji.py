@@ -29,9 +29,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from emu_emoji import caption_scores, pixels_of, rows_of
 from torch import Tensor
 
+from emu_emoji import caption_scores, pixels_of, rows_of
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.inference.omni import load_omni, picture
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omni_emoji import CANDIDATES, matrix, ways
 
 from nextembed.core.config import DATA
 from nextembed.core.run_folder import read_config, run_folder
@@ -27,6 +26,7 @@ from nextembed.data.records import Records
 from nextembed.data.transforms import Unreadable
 from nextembed.inference.omni import load_omni
 from nextembed.toys import kinds  # noqa: F401  registers the kinds of data
+from omni_emoji import CANDIDATES, matrix, ways
 
 FEWEST = 5  # rows; of fewer nothing can be said
 

@@ -13,7 +13,6 @@ from nextembed.core.files import checked_file, write_json
 from nextembed.core.probe_table import ProbeTable
 from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
 from nextembed.errors import ConfigError
-from nextembed.evaluation.calibration import Calibration
 from nextembed.evaluation.features.parts import Parts
 from nextembed.evaluation.features.sheet import save_sheet
 from nextembed.evaluation.language.scores import LanguageScores
@@ -89,7 +88,6 @@ FILES = {
     "classification": lambda path: made(ClassScores, class_names=[], confusion=[]).save(path),
     "segmentation": lambda path: made(SegmentScores, per_class=[ClassArea("sky", 1, 1)]).save(path),
     "language": lambda path: made(LanguageScores, metrics=[]).save(path),
-    "calibration": lambda path: made(Calibration, metrics=[], bins=[], coverage=[]).save(path),
     "sheet": lambda path: save_sheet(Image.new("RGB", (2, 2)), path),
     "text": lambda path: write_signal("text", "a", Path(path)),
     "image": lambda path: write_signal("image", torch.zeros(3, 2, 2, dtype=torch.uint8), Path(path)),

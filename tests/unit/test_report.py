@@ -10,7 +10,7 @@ from PIL import Image
 from nextembed.errors import ConfigError
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
-from nextembed.report import write_banner, write_report
+from nextembed.report import write_report
 from nextembed.report.charts import points
 from nextembed.report.pictures import Scene, build_scene, heat, neighbours, ranks, striking
 
@@ -173,17 +173,6 @@ def test_folders_that_are_no_run(tmp_path):
         write_report(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="is no run folder"):
         write_report(tmp_path)
-
-
-def test_banner(run, tmp_path):
-    path = write_banner(run, tmp_path / "banner.png", images=[0, 5])
-    assert Image.open(path).format == "PNG" and path.stat().st_size < 500_000
-    with pytest.raises(ConfigError, match="images: 99999"):
-        write_banner(run, tmp_path / "banner.png", images=[99999])
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ConfigError, match="holds no model"):
-        write_banner(tmp_path / "empty", tmp_path / "banner.png")
 
 
 def test_scene_is_what_the_model_says(model):

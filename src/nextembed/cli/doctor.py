@@ -13,7 +13,7 @@ def doctor() -> None:
     print("\n".join(f"{name:14} {text}" for name, text in diagnosis()))
 
 
-PACKAGES = ["nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "pydantic", "scikit-learn"]
+PACKAGES = ["nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "pydantic"]
 EXTRAS = {
     "wandb": ("wandb", "live curves on wandb.ai"),
     "trackio": ("trackio", "live curves, local"),

@@ -12,7 +12,6 @@ from .files import finite, from_json, read_text
 from .saved import Count, Number, checked, load
 from .sizes import check_folder
 
-
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -61,7 +60,7 @@ def find_saved(path: str | Path) -> Saved:
 
 
 def near_path(path: Path) -> str:
-    """". Did you mean 'runs/mine'?", of the names that lie where a path should, or nothing."""
+    """ ". Did you mean 'runs/mine'?", of the names that lie where a path should, or nothing."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

@@ -1,15 +1,14 @@
-"""Run folder to one HTML page that needs nothing else, and to a picture for a README."""
+"""Run folder to one HTML page that needs nothing else."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.files import write_text
 from ..objectives.latent_decoder import load_decoder
-from .banner import write_banner
 from .page import render
 from .run_view import read_run
 
-__all__ = ["write_banner", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(run_dir: str | Path, path: str | Path | None = None, decoders: Sequence[str | Path] = ()) -> Path:

@@ -122,16 +122,12 @@ def bleu_counts(answers: Sequence[Words], references: Sequence[Sequence[Words]])
 
 def bleu_of(sums: np.ndarray) -> np.ndarray:
     """BLEU-1..4 [..., 4], in [0, 1], of sums [..., 10] of rows of `bleu_counts`: geometric means of the precisions,
-    times exp(1 - reference / answer) where the answers are shorter. The tiny constants are pycocoevalcap's."""
+    times exp(1 - reference / answer) where the answers are shorter. Source: Papineni et al., 2002; the tiny constants
+    are pycocoevalcap's."""
     precisions = (sums[..., 6:] + 1e-15) / (sums[..., 2:6] + 1e-9)
     means = np.exp(np.log(precisions).cumsum(-1) / np.arange(1, 5))
     ratio = (sums[..., :1] + 1e-15) / (sums[..., 1:2] + 1e-9)
     return means * np.where(ratio < 1, np.exp(1 - 1 / np.minimum(ratio, 1)), 1.0)
-
-
-def bleu(answers: Sequence[Words], references: Sequence[Sequence[Words]]) -> np.ndarray:
-    """BLEU-1, -2, -3, -4 of a whole set [4], in [0, 1]. Source: Papineni et al., 2002."""
-    return bleu_of(bleu_counts(answers, references).sum(0))
 
 
 def rouge_l(answers: Sequence[Words], references: Sequence[Sequence[Words]], beta: float = 1.2) -> np.ndarray:

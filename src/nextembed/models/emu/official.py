@@ -310,9 +310,3 @@ def to_official(name: str, tensor: Tensor) -> dict[str, Tensor]:
         block = f"visual.blocks.{match[1]}.attn."
         return {block + "q_bias": query.clone(), block + "v_bias": value.clone()}
     return {official_name(name): tensor}
-
-
-def from_official(state: dict[str, Any], alpha: float | None = None) -> dict[str, Tensor]:
-    """A released state dict by our names, LoRA merged; for one that streams see `map_official`."""
-    mapped = map_official({name: tuple(getattr(tensor, "shape", ())) for name, tensor in state.items()}, alpha=alpha)
-    return {name: part.make(*(state[source] for source in part.sources)) for name, part in mapped.parts.items()}

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.files import write_json
-from ..nn.density import Density
-from ..nn.directional import cosines
-from .language.scores import Metric
+from nextembed.core.files import write_json
+from nextembed.evaluation.language.scores import Metric
+from nextembed.nn.density import Density
+from nextembed.nn.directional import cosines
 
 NUM_DRAWS = 19  # samples a position: the truth then has one of 20 places, so that 50 and 90 % regions are exact
 REGIONS = (0.5, 0.9)

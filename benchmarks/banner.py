@@ -1,5 +1,9 @@
-"""One picture of what a run predicts, for a README: drawn from its model and its data like the report."""
+"""One picture of what a run predicts, for the README: drawn from its model and its data like the report.
 
+python benchmarks/banner.py runs/nepa_demo docs/assets/banner.png
+"""
+
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..core.files import replacing
-from ..errors import ConfigError
-from .pictures import Scene, heat, neighbours, striking, to_array
-from .run_view import read_run
+from nextembed.core.files import replacing
+from nextembed.errors import ConfigError
+from nextembed.report.pictures import Scene, heat, neighbours, striking, to_array
+from nextembed.report.run_view import read_run
 
 INK, SOFT, NEXT, CURRENT = "#1b2330", "#5b6675", "#e8590c", "#1c7ed6"
 
@@ -91,3 +95,16 @@ def _frame(axes: Any, colour: str = "#d5dae2", width: float = 0.8) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set(edgecolor=colour, linewidth=width)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="a trained NEPA")
+    parser.add_argument("out", help="PNG")
+    parser.add_argument("--images", type=int, nargs="*", help="numbers among the images of the report; else four")
+    args = parser.parse_args()
+    print(write_banner(args.run, args.out, args.images))
+
+
+if __name__ == "__main__":
+    main()

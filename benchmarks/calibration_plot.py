@@ -7,13 +7,13 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..core.files import replacing
+from nextembed.core.files import replacing
 
 INK, SOFT, LINE, ACTUAL, EXPECTED = "#1b2330", "#5b6675", "#d5dae2", "#0072b2", "#d55e00"
 
 
 def calibration_figure(found: Mapping[str, Any]) -> Figure:
-    """Two charts. found: what `evaluation.calibration.Calibration.save` writes, read back."""
+    """Two charts. found: what `calibration.Calibration.save` writes, read back."""
     figure = Figure(figsize=(8.6, 3.9), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextembed.evaluation import calibration
-from nextembed.evaluation.calibration import NUM_DRAWS, PositionScores, bin_numbers, calibrate, join, score_positions
+import calibration
+from calibration import NUM_DRAWS, PositionScores, bin_numbers, calibrate, join, score_positions
+from calibration_plot import write_calibration
 from nextembed.nn.density import Density
 from nextembed.nn.directional import vmf_expected_cosine
-from nextembed.report.calibration import write_calibration
 
 COUNT, WIDTH = 1500, 12
 
