@@ -17,6 +17,7 @@ from .draws import sample_seed, uniform
 from .images import Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
 from .record import check_readable, key_of, keyed, own_line, reading, reason_of, row_at
+from .shuffle import Mark, read_on
 from .skipped import SkipLog
 from .stream import Rows
 from .transforms import Colour, ImageReader, Unreadable
@@ -144,15 +145,15 @@ class RowSource:
         self.part, self.rows = part, rows
         self.length = len(rows) if isinstance(rows, Rows) else None
 
-    def read(self, seed: int, epoch: int, reader: int, num_readers: int, start: int) -> Iterator[Any]:
-        """One reader's rows of an epoch, in the order that (seed, epoch) draws, without the first `start`."""
+    def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, Any]]:
+        """One reader's rows of an epoch, in the order that (seed, epoch) draws, from a mark on, each with the mark
+        after it."""
         if self.length is None:
-            rows = in_sequence(self.rows.read(seed, epoch, reader, num_readers))
-            yield from itertools.islice(rows, start, None)  # raw rows are cheap to pass, they are not decoded
+            yield from in_sequence(read_on(self.rows, seed, epoch, reader, num_readers, mark))
             return
-        order = np.random.default_rng(sample_seed(seed, epoch, "order")).permutation(self.length)
-        for index in order[reader::num_readers][start:].tolist():
-            yield row_at(self.rows, index)
+        order = np.random.default_rng(sample_seed(seed, epoch, "order")).permutation(self.length)[reader::num_readers]
+        for number, index in enumerate(order[mark.passed :].tolist(), mark.passed + 1):
+            yield Mark(number), row_at(self.rows, index)
 
     def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
         own = sample_seed(seed, epoch, key_of(row, count))

@@ -17,6 +17,7 @@ from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
 from ..errors import ConfigError, DataError
 from .draws import sample_seed, signed
 from .record import key_of, reading, reason_of
+from .shuffle import START, Mark
 from .skipped import SkipLog
 from .stream import DOCUMENT_MARK, TrainLoader, _worker
 from .transforms import Unreadable
@@ -28,18 +29,26 @@ OUTCOMES = ("whole", "unreadable", "truncated", "too_long")
 
 
 class DocumentPlace(NamedTuple):
-    """Which document: reader (of all ranks), source, epoch of that source, and the number of its row in it, from 1."""
+    """Which document: reader (of all ranks), source, epoch of that source, and the number of its row in it, from 1;
+    then where it can be read again from, see `shuffle.Mark`."""
 
     reader: int
     source: int
     epoch: int
     row: int
+    shard: int = 0
+    before: int = 0
+
+    @property
+    def mark(self) -> Mark:
+        """Before this document."""
+        return Mark(self.row - 1, *self[4:]) if self.row else START
 
 
 class Stretch(NamedTuple):
     """Encoded documents of one reader, laid end to end so that few tensors cross between processes.
 
-    places [K, 4]; outcomes, lengths [K]: index into OUTCOMES and positions of each (0: left out). positions, values: as
+    places [K, 6]; outcomes, lengths [K]: index into OUTCOMES and positions of each (0: left out). positions, values: as
     of `Encoded`; counts [K] by the names of values: how many of them each document has.
     """
 
@@ -54,8 +63,8 @@ class Stretch(NamedTuple):
 class Source(Protocol):
     """Rows that become documents."""
 
-    def read(self, seed: int, epoch: int, reader: int, num_readers: int, start: int) -> Iterator[Any]:
-        """One reader's rows of an epoch, without the first `start`."""
+    def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, Any]]:
+        """One reader's rows of an epoch from a mark on, with the mark after each."""
 
     def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
         """Raises Unreadable."""
@@ -65,15 +74,16 @@ class State:
     """Where the readers of one rank stand, as JSON or int64 values.
 
     turn: the reader (of this rank) whose documents come next, offset: how many of its stretch are taken. drawn: how
-    many documents each reader has read; readers: for each the epoch and the rows passed of each source. pending:
-    documents that were read and not yet packed.
+    many documents each reader has read; readers: for each its last document of each source. pending: documents that
+    were read and not yet packed.
     """
 
     def __init__(self, rank: int, world_size: int, num_readers: int, num_sources: int):
         self.rank, self.sizes = rank, (world_size, num_readers, num_sources)
         self.turn = self.offset = 0
         self.drawn = [0] * num_readers
-        self.readers = [[[0, 0] for _ in range(num_sources)] for _ in range(num_readers)]
+        first = rank * num_readers
+        self.readers = [[DocumentPlace(first + r, s, 0, 0) for s in range(num_sources)] for r in range(num_readers)]
         self.pending: list[DocumentPlace] = []
 
     @classmethod
@@ -89,20 +99,22 @@ class State:
         state.turn, state.offset, num_pending = values[4:7]
         rest = iter(values[7:])
         state.drawn = [next(rest) for _ in range(num_readers)]
-        state.readers = [[[next(rest), next(rest)] for _ in range(num_sources)] for _ in range(num_readers)]
-        state.pending = [DocumentPlace(*(next(rest) for _ in range(4))) for _ in range(num_pending)]
+        state.readers = [
+            [DocumentPlace(*one[:2], *itertools.islice(rest, 4)) for one in reader] for reader in state.readers
+        ]
+        state.pending = [DocumentPlace(*itertools.islice(rest, 6)) for _ in range(num_pending)]
         return state
 
     def values(self) -> list[int]:
         flat = [DOCUMENT_MARK, *self.sizes, self.turn, self.offset, len(self.pending), *self.drawn]
-        flat += [number for reader in self.readers for source in reader for number in source]
+        flat += [number for reader in self.readers for last in reader for number in last[2:]]
         return flat + [number for place in self.pending for number in place]
 
     def take(self, place: DocumentPlace) -> None:
         """A document has been read; the next one of its stretch, or the next reader, is up."""
         num_readers = self.sizes[1]
         number = place.reader - self.rank * num_readers
-        self.readers[number][place.source] = [place.epoch, place.row]
+        self.readers[number][place.source] = place
         self.drawn[number] += 1
         self.offset += 1
         if self.offset == STRETCH:
@@ -143,19 +155,21 @@ class DocumentStream(IterableDataset[Stretch]):
 
     def documents(self, number: int) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
         """All documents of a reader, source by source as `choose` says."""
+        rows = [self.rows(last) for last in self.state.readers[number]]
         reader = self.state.rank * self.num_readers + number
-        rows = [self.rows(source, reader, *place) for source, place in enumerate(self.state.readers[number])]
         for drawn in itertools.count(self.state.drawn[number]):
             yield next(rows[self.choose(reader, drawn)])
 
-    def rows(self, source: int, reader: int, epoch: int, passed: int) -> Iterator[tuple[DocumentPlace, int, Any]]:
-        """The documents of one source in one reader, epoch after epoch."""
+    def rows(self, last: DocumentPlace) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
+        """The documents of one source in one reader that come after `last`, epoch after epoch."""
+        reader, source, epoch, passed, *_ = last
         longest = 0  # documents of this reader that are known to exist
         while True:
-            count, readable = passed, 0
-            for row in self.sources[source].read(self.seed, epoch, reader, self.all_readers, passed):
-                count += 1
-                place = DocumentPlace(reader, source, epoch, count)
+            count, readable = 0, 0
+            for place, row in self.read(last):
+                count = place.row
+                if count <= passed:
+                    continue  # the last one; the mark is before it
                 outcome, encoded = self.encode(row, place, max(count, longest))
                 readable += outcome != UNREADABLE
                 yield place, outcome, encoded
@@ -166,6 +180,15 @@ class DocumentStream(IterableDataset[Stretch]):
             if passed == 0 and count - readable > self.log.max_rate * count:
                 self.log.check(count * self.all_readers, at_least=0)  # short data would never reach MIN_SEEN
             epoch, passed, longest = epoch + 1, 0, max(count, longest)
+            last = DocumentPlace(reader, source, epoch, 0)
+
+    def read(self, first: DocumentPlace) -> Iterator[tuple[DocumentPlace, Any]]:
+        """The rows of an epoch from a document on, each with its place."""
+        before = first.mark
+        source = self.sources[first.source]
+        for mark, row in source.read(self.seed, first.epoch, first.reader, self.all_readers, before):
+            yield DocumentPlace(*first[:3], mark.passed, *before[1:]), row
+            before = mark
 
     def encode(self, row: Any, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
         try:
@@ -180,18 +203,15 @@ class DocumentStream(IterableDataset[Stretch]):
     def again(self, places: list[DocumentPlace]) -> list[tuple[DocumentPlace, Encoded]]:
         """Documents that had been read before a stop and were not packed, in the same order."""
         found: dict[DocumentPlace, Encoded] = {}
-        for reader, source, epoch in sorted({place[:3] for place in places}):
-            wanted = {place.row for place in places if place[:3] == (reader, source, epoch)}
-            start = min(wanted) - 1
-            rows = self.sources[source].read(self.seed, epoch, reader, self.all_readers, start)
-            for count, row in enumerate(rows, start + 1):
-                place = DocumentPlace(reader, source, epoch, count)
-                if count in wanted:
+        for same in {place[:3] for place in places}:
+            wanted = sorted((place for place in places if place[:3] == same), key=lambda place: place.row)
+            for place, row in self.read(wanted[0]):
+                if place in wanted:
                     encoded = self.encode(row, place, 0)[1]
                     if encoded is None:
-                        raise DataError(f"document {key_of(row, count)} could be read before the stop, not now")
+                        raise DataError(f"document {key_of(row, place.row)} could be read before the stop, not now")
                     found[place] = encoded
-                if count >= max(wanted):
+                if place.row >= wanted[-1].row:
                     break
         if lost := [place for place in places if place not in found]:
             raise DataError(f"the data has changed since the run stopped: it lacks {len(lost)} of its documents")

@@ -2,7 +2,8 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from .loading import (
 )
 from .origins import Origin, find_origin
 from .record import reason_of
+from .shuffle import START, Mark, mixed
 from .splits import asked_for
 from .stream import FIRST, Row, RowPlace, Rows, RowSequence
 from .transforms import Unreadable
@@ -318,11 +320,11 @@ def records_from(data: Any, begin: int, end: int) -> list[Any]:
 
 class StreamedRows:
     """Rows of a `datasets.IterableDataset`, in an order that (seed, epoch) draws: shards (files) are dealt out anew,
-    then rows are mixed within a buffer.
+    then every `shuffle_buffer` rows are mixed.
 
     Each reader owns shards if there are enough for all; else each takes every n-th row. A row is named by its shard and
-    its number there, which stay the same. Raises DataError, with the name of the file, for a shard that cannot be read
-    to its end.
+    its number there, which stay the same. A stopped run reads on from the shard in which the rows of the
+    buffer begin. Raises DataError, with the name of the file, for a shard that cannot be read to its end.
     """
 
     def __init__(self, data: Any, to_row: Any, shuffle_buffer: int, origin: Origin, split: str):
@@ -330,13 +332,27 @@ class StreamedRows:
         self.origin, self.files = origin, (origin.files or {}).get(split, [])
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
+        return (row for _, row in self.read_on(seed, epoch, reader, num_readers))
+
+    def read_on(
+        self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark = START
+    ) -> Iterator[tuple[Mark, Row]]:
+        """`read` from a mark on, with the mark after each row. Shards before the mark's are not read again."""
         order = np.random.default_rng(sample_seed(seed, epoch, "shards")).permutation(self.data.num_shards).tolist()
-        if len(order) >= num_readers:
-            records = self._records(order[reader::num_readers])
-        else:
-            records = itertools.islice(self._records(order), reader, None, num_readers)
-        for shard, number, record in _mixed(records, self.shuffle_buffer, sample_seed(seed, epoch, f"reader {reader}")):
-            yield self.to_row(record, f"{self._name(shard)}:{number}")
+        deals = (order[reader::num_readers], 0, 1) if len(order) >= num_readers else (order, reader, num_readers)
+        own = sample_seed(seed, epoch, f"reader {reader}")
+        for after, one, record in mixed(self._dealt(*deals, mark), self.shuffle_buffer, own, mark):
+            yield after, self.to_row(record, f"{self._name(one.file)}:{one.row}")
+
+    def _dealt(self, shards: list[int], first: int, step: int, mark: Mark) -> Iterator["StoredRow"]:
+        """Every `step`-th row of some shards, counted from the first one, but from the mark's shard on."""
+        count = mark.before
+        for shard in range(mark.shard, len(shards)):
+            before = count
+            for row, decode in enumerate(self._records(shards[shard])):
+                if count % step == first:
+                    yield StoredRow(count // step, shard, before, shards[shard], row, decode)
+                count += 1
 
     def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
         """The rows as they are stored, unshuffled, from a place on, each with the place after it. Only the shard that
@@ -344,28 +360,31 @@ class StreamedRows:
         index = start.row
         for shard in range(start.shard, self.data.num_shards):
             passed = start.passed if shard == start.shard else 0
-            for _, _, record in itertools.islice(self._records([shard]), passed, None):
+            for decode in itertools.islice(self._records(shard), passed, None):
                 index, passed = index + 1, passed + 1
-                yield RowPlace(index, shard, passed), self.to_row(record, index - 1)
+                yield RowPlace(index, shard, passed), self.to_row(decode(), index - 1)
 
-    def _records(self, shards: list[int]) -> Iterator[tuple[int, int, Any]]:
-        """Shard, number and what is stored there, for each row; an Unreadable for values that cannot be decoded."""
+    def _records(self, shard: int) -> Iterator[Callable[[], Any]]:
+        """The rows of a shard, to be decoded."""
+        try:
+            if self.origin.builder == "webdataset" and self._is_file(shard):
+                check_tar(self.files[shard])
+            # Tables, for a value that cannot be decoded ends any other reader; and `iter`, not `__iter__`, which
+            # would divide the rows among torch's workers a second time.
+            for table in self.data.with_format("arrow").shard(self.data.num_shards, shard).iter(batch_size=1):
+                yield partial(self._decoded, shard, table)
+        except Exception as err:  # whatever the bytes of a file lead to
+            raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
+
+    def _decoded(self, shard: int, table: Any) -> Any:
+        """The row of a table; an Unreadable for values that cannot be decoded."""
         decode = getattr(self.data.features, "decode_example", dict)
-        for shard in shards:
-            try:
-                if self.origin.builder == "webdataset" and self._is_file(shard):
-                    check_tar(self.files[shard])
-                # Tables, for a value that cannot be decoded ends any other reader; and `iter`, not `__iter__`, which
-                # would divide the rows among torch's workers a second time.
-                tables = self.data.with_format("arrow").shard(self.data.num_shards, shard).iter(batch_size=1)
-                for number, table in enumerate(tables):
-                    try:
-                        record: Any = decode(table.to_pylist()[0])
-                    except ValueError as err:
-                        record = Unreadable(reason_of(err))
-                    yield shard, number, record
-            except Exception as err:  # whatever the bytes of a file lead to
-                raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
+        try:
+            return decode(table.to_pylist()[0])
+        except ValueError as err:
+            return Unreadable(reason_of(err))
+        except Exception as err:
+            raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
 
     def _is_file(self, shard: int) -> bool:
         return len(self.files) == self.data.num_shards and "/**" not in self.files[shard]
@@ -384,16 +403,12 @@ class StreamedRows:
         return file.relative_to(folder).as_posix() if folder and file.is_relative_to(folder) else str(file)
 
 
-def _mixed(records: Iterator[Any], buffer_size: int, seed: int) -> Iterator[Any]:
-    """All records, each drawn from a buffer that the next one refills. Unlike the shuffle of `datasets`, it reads in
-    one thread and is the same in all its versions, so that a resumed run meets the same order."""
-    rng, buffer = np.random.default_rng(seed), list[Any]()
-    for record in records:
-        if len(buffer) < buffer_size:
-            buffer.append(record)
-        else:
-            at = int(rng.integers(buffer_size))
-            yield buffer[at]
-            buffer[at] = record
-    for at in rng.permutation(len(buffer)):
-        yield buffer[at]
+class StoredRow(NamedTuple):
+    """See `shuffle.Stored`. file, row: the shard as it is stored, and the number of the row in it."""
+
+    number: int
+    shard: int
+    before: int
+    file: int
+    row: int
+    load: Callable[[], Any]

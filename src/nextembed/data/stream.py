@@ -24,6 +24,7 @@ from ..core.types import IGNORE_LABEL, Batch
 from ..errors import ConfigError, DataError, NextEmbedError
 from .collate import Collate
 from .draws import sample_seed
+from .shuffle import START, Mark, read_on
 from .skipped import SkipLog
 from .transforms import ImageReader, RandomResizedCrop, Unreadable
 
@@ -52,7 +53,8 @@ class Rows(Protocol):
 
 
 class RowSequence(Protocol):
-    """Rows that only come one after the other, e.g. read from a network."""
+    """Rows that only come one after the other, e.g. read from a network. One that is `shuffle.Resumable`, too, is not
+    read again from the epoch's start when a run resumes."""
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
         """The part of an epoch that belongs to one of `num_readers` readers; the same arguments give the same order."""
@@ -238,9 +240,8 @@ class MapStream(IterableDataset[Batch]):
 class SequentialStream(IterableDataset[Batch]):
     """Endless batches of rows that only come in sequence, from readers (rank x worker) that each own a part.
 
-    An unreadable row is replaced by the reader's next readable one. position [B, 5]: reader, number of
-    readers, workers a rank, epoch, and the number of rows of that epoch which this reader has passed, this
-    sample's included.
+    An unreadable row is replaced by the reader's next readable one. position [B, 7]: reader, number of readers, workers
+    a rank, epoch, and how far this reader is in it (`shuffle.Mark`), this sample included.
     """
 
     def __init__(
@@ -269,20 +270,18 @@ class SequentialStream(IterableDataset[Batch]):
         # Torch asks worker 0 first; the stopped run may have stood at another one.
         worker = (_worker()[0] + start["worker"]) % self.num_workers
         reader = self.place.rank * self.num_workers + worker
-        epoch, passed = start["readers"].get(str(reader), (0, 0))
-        samples = self._samples(reader, epoch, passed)
+        epoch, *mark = start["readers"].get(str(reader), (0,))
+        samples = self._samples(reader, epoch, Mark(*mark))
         while True:
             pixels, labels, position, seeds = zip(*(next(samples) for _ in range(self.place.micro_batch_size)))
             yield self.collate(torch.stack(pixels), labels, torch.tensor(position), seeds)
 
-    def _samples(self, reader: int, epoch: int, passed: int) -> Iterator[tuple[Tensor, int, list[int], int]]:
+    def _samples(self, reader: int, epoch: int, start: Mark) -> Iterator[tuple[Tensor, int, list[int], int]]:
         longest = 0  # rows of this reader that are known to exist
         while True:
-            count = num_readable = 0
-            for row in self.rows.read(self.place.seed, epoch, reader, self.num_readers):
-                count += 1
-                if count <= passed:
-                    continue  # consumed before the stop; raw rows are cheap to pass, they are not decoded
+            count, num_readable = start.passed, 0
+            for mark, row in read_on(self.rows, self.place.seed, epoch, reader, self.num_readers, start):
+                count = mark.passed
                 key = row_key(row, count)
                 seed = sample_seed(self.place.seed, epoch, key)
                 try:
@@ -292,15 +291,15 @@ class SequentialStream(IterableDataset[Batch]):
                     self.log.add(key, str(err), max(count, longest) * self.num_readers, str(own))
                     continue
                 num_readable += 1
-                where = [reader, self.num_readers, self.num_workers, epoch, count]
-                yield pixels, row_label(row), where, seed
+                yield pixels, row_label(row), [reader, self.num_readers, self.num_workers, epoch, *mark], seed
             if count == 0:
                 raise DataError(f"the data has no row for reader {reader} of {self.num_readers}; use fewer workers")
-            if num_readable == 0 and passed == 0:
-                raise DataError(f"none of the {count} images read is readable")
-            if passed == 0 and count - num_readable > self.log.max_rate * count:
-                self.log.check(count * self.num_readers, at_least=0)  # short data would never reach MIN_SEEN
-            epoch, passed, longest = epoch + 1, 0, max(count, longest)
+            if start == START:
+                if num_readable == 0:
+                    raise DataError(f"none of the {count} images read is readable")
+                if count - num_readable > self.log.max_rate * count:
+                    self.log.check(count * self.num_readers, at_least=0)  # short data would never reach MIN_SEEN
+            epoch, start, longest = epoch + 1, START, max(count, longest)
 
 
 def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
@@ -314,8 +313,8 @@ def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
         return {"documents": last}
     if len(last) == 2:
         return {"next": last[1]}
-    reader, num_readers, num_workers, epoch, passed = last
-    readers = {**(state or {}).get("readers", {}), str(reader): [epoch, passed]}
+    reader, num_readers, num_workers, *place = last
+    readers = {**(state or {}).get("readers", {}), str(reader): place}
     worker = (reader + 1) % num_workers
     return {"readers": readers, "worker": worker, "num_workers": num_workers, "num_readers": num_readers}
 
@@ -328,11 +327,12 @@ def valid_state(state: Any) -> bool:
         case {"next": int(place)}:
             return place >= 0
         case {"documents": [int(), int(ranks), int(readers), int(sources), int(), int(), int(waiting), *rest]}:
-            whole = len(rest) == readers + 2 * readers * sources + 4 * waiting and all(type(n) is int for n in rest)
+            whole = len(rest) == readers + 4 * readers * sources + 6 * waiting and all(type(n) is int for n in rest)
             return whole and min(ranks, readers, sources, waiting + 1, *rest) >= 0
         case {"readers": dict(readers), "worker": int(), "num_workers": int(workers), "num_readers": int(count)}:
-            places = [place for reader in readers.values() for place in reader]
-            return workers > 0 and count > 0 and all(type(n) is int and n >= 0 for n in places)
+            whole = all(len(place) == 1 + len(START) for place in readers.values())
+            numbers = [number for place in readers.values() for number in place]
+            return whole and workers > 0 and count > 0 and all(type(n) is int and n >= 0 for n in numbers)
     return False
 
 
