@@ -33,12 +33,13 @@ def grown(action) -> tuple[int, float]:
 
 def rank(args: argparse.Namespace, folder: Path) -> None:
     from nextembed.core import distributed
-    from nextembed.core.types import PretrainingModel
+    from nextembed.core.objective import PretrainingModel
+    from nextembed.core.optim import OptimConfig
     from nextembed.models.nepa.settings import NepaModel
     from nextembed.objectives.next_embedding import NextEmbeddingSettings
     from nextembed.training import checkpoint
     from nextembed.training.adapt import shard
-    from nextembed.training.optim import OptimConfig, build_optimizer
+    from nextembed.training.optim import build_optimizer
 
     distributed.start("cpu")
 

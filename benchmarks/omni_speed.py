@@ -31,7 +31,7 @@ import torch
 import transformers
 
 from nextembed.core.config import DATA
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
 from nextembed.models.nepa import NepaModel
 from nextembed.models.omni import OmniForPreTraining, OmniParts
 from nextembed.models.omni.generation import Rollout

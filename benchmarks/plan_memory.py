@@ -90,7 +90,7 @@ def train(config: Any, folder: Path) -> None:
     """Two steps of the real trainer, on the same random batch over and over."""
     import torch
 
-    from nextembed.core.types import PretrainingModel
+    from nextembed.core.objective import PretrainingModel
     from nextembed.planning.batches import example_batch
     from nextembed.planning.step import class_names
     from nextembed.run import CLASSES as CLASSES_FOR

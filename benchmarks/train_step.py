@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
 from nextembed.models.nepa import NepaModel
 from nextembed.objectives import NextEmbeddingSettings
 

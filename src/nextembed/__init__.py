@@ -12,16 +12,19 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .core.code import allow_code as allow_code
     from .core.config import DATA as DATA
     from .core.config import MODELS as MODELS
-    from .core.config import OBJECTIVES as OBJECTIVES
     from .core.config import Config as Config
     from .core.config import Part as Part
+    from .core.objective import OBJECTIVES as OBJECTIVES
+    from .core.objective import Objective as Objective
+    from .core.objective import ObjectiveOutput as ObjectiveOutput
+    from .core.objective import ObjectiveSettings as ObjectiveSettings
+    from .core.objective import ViewSettings as ViewSettings
+    from .core.optim import OptimConfig as OptimConfig
     from .core.types import Backbone as Backbone
     from .core.types import Batch as Batch
     from .core.types import Document as Document
     from .core.types import Hidden as Hidden
     from .core.types import Latents as Latents
-    from .core.types import Objective as Objective
-    from .core.types import ObjectiveOutput as ObjectiveOutput
     from .core.types import Sample as Sample
     from .core.types import Segment as Segment
     from .data.documents import DocumentPart as DocumentPart
@@ -82,14 +85,15 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .run import Run as Run
     from .run import RunConfig as RunConfig
     from .run import fit as fit
-    from .training.optim import OptimConfig as OptimConfig
     from .training.settings import TrainConfig as TrainConfig
 
 _PUBLIC = {
     "run": "Run RunConfig fit",
     "core.code": "allow_code",
-    "core.config": "DATA MODELS OBJECTIVES Config Part",
-    "core.types": "Backbone Batch Document Hidden Latents Objective ObjectiveOutput Sample Segment",
+    "core.config": "DATA MODELS Config Part",
+    "core.objective": "OBJECTIVES Objective ObjectiveOutput ObjectiveSettings ViewSettings",
+    "core.optim": "OptimConfig",
+    "core.types": "Backbone Batch Document Hidden Latents Sample Segment",
     "data.documents": "DocumentPart",
     "data.images": "ImagePart",
     "data.sources": "ImageData",
@@ -116,7 +120,6 @@ _PUBLIC = {
     "objectives.next_embedding": "NextEmbedding NextEmbeddingSettings",
     "planning.plan": "Plan plan",
     "report.visualize": "Visualization visualize",
-    "training.optim": "OptimConfig",
     "training.settings": "TrainConfig",
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}

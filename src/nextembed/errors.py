@@ -32,6 +32,10 @@ class TrainingError(NextEmbedError):
     """Training cannot go on: the loss is not a number, or a checkpoint does not fit the run."""
 
 
+class NotGenerative(NextEmbedError):
+    """What was asked to draw new signals has learned no model of them."""
+
+
 class MissingExtra(ConfigError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 

@@ -15,12 +15,15 @@ import torch
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 
 from .core import distributed
-from .core.config import DATA, MODELS, OBJECTIVES, Config, Part, common_task, from_yaml, to_yaml
+from .core.config import DATA, MODELS, Config, Part, common_task, from_yaml, to_yaml
 from .core.files import read_text, write_json, write_text
+from .core.objective import OBJECTIVES, ObjectiveSettings, PretrainingModel
+from .core.optim import OptimConfig
 from .core.probe_table import ProbeTable
 from .core.run_folder import read_history
 from .core.sizes import building
-from .core.types import IGNORE_LABEL, PretrainingModel
+from .core.types import IGNORE_LABEL, Backbone
+from .data.draws import DrawnEncode, drawing
 from .data.labels import classes_to_learn
 from .data.masks import classes_to_segment
 from .data.stream import advance
@@ -33,7 +36,6 @@ from .evaluation.probes.sweep import ProbeConfig, QuickProbe
 from .evaluation.segmentation import METRIC as SEGMENT_METRIC
 from .evaluation.segmented import quick_segment
 from .models.nepa.settings import NepaModel
-from .nn.diagnostics import peaks, verdict, warnings
 from .objectives.next_embedding import NextEmbeddingSettings
 from .report import write_report
 from .toys.kinds import ImageData
@@ -42,13 +44,12 @@ from .training.checkpoint import check_model, checkpoint_step, resume_place, sta
 from .training.folder import opened
 from .training.loop import Loop
 from .training.memory import check_memory
-from .training.optim import OptimConfig
 from .training.settings import TrainConfig
 from .training.watch import Probe, ProgressBar, Records, Say
 
 DataPart = Annotated[SerializeAsAny[Part], BeforeValidator(DATA.parse)]
 ModelPart = Annotated[SerializeAsAny[Part], BeforeValidator(MODELS.parse)]
-ObjectivePart = Annotated[SerializeAsAny[Part], BeforeValidator(OBJECTIVES.parse)]
+ObjectivePart = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(OBJECTIVES.parse)]
 
 
 # Of the tasks with labels: what gives the class names of checked data, and what the best weights are chosen by.
@@ -144,7 +145,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     if task == "pretraining":
         config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
     with building("the objective"):
-        objective = cast(Any, config.objective).build(backbone)
+        objective = config.objective.build(cast(Backbone, backbone))
     net, arguments = PretrainingModel(backbone, objective), loader_arguments(builder, backbone, objective)
     check_memory(config.train, net, arguments)
     if checkpoint is not None:
@@ -171,10 +172,12 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         seed=config.seed,
         num_samples=num_samples(loader),
         image_processor=processor_of(builder),
-        watchers=[Records(run_dir / "metrics.jsonl", run_warnings, progress.say, step), progress],
+        watchers=[Records(run_dir / "metrics.jsonl", config.objective.warnings, progress.say, step), progress],
         probe=online_probe(config, builder, backbone, progress.say),
         best=BEST.get(task),
     )
+    if (why := net.inexact()) and loop.num_micro_batches * distributed.world_size() > 1:
+        progress.say(f"steps depend on train.micro_batch_size and the number of ranks: {why}")
     trained = trained_parameters(backbone)
     if trained[0] == 0:
         own = sum(p.numel() for p in objective.parameters() if p.requires_grad)
@@ -201,15 +204,17 @@ def resumed(model: Any, checkpoint: Path | None) -> Any:
 
 def loader_arguments(builder: Any, backbone: Any, objective: Any) -> dict[str, Any]:
     """What data needs to know of the model: the part's own `loader_arguments`, else sizes of its images."""
+    draw = drawing(objective.settings)
     if hasattr(builder, "loader_arguments"):
-        return builder.loader_arguments(backbone)
+        arguments = builder.loader_arguments(backbone)
+        return arguments if draw is None else {**arguments, "encode": DrawnEncode(arguments["encode"], draw)}
     trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
     size, channels = trunk.config.image_size, trunk.config.num_channels
     return {
         "image_size": size,
         "num_channels": channels,
         "num_latents": trunk.num_latents(size, size),
-        "draw": objective.draw,
+        "draw": draw,
     }
 
 
@@ -289,15 +294,6 @@ def num_samples(loader: Any) -> int | None:
     return len(rows) if hasattr(rows, "__len__") else None
 
 
-def run_warnings(lines: list[dict[str, Any]]) -> list[str]:
-    """What is wrong at the last logged line. An untrained network always copies (its output echoes its input), so that
-    is said only once the learning rate has stopped rising."""
-    found = warnings(lines[-1], peaks(lines))
-    rates = [line.get("learning_rate", 0.0) for line in lines[-2:]]
-    warming_up = len(rates) < 2 or rates[-1] > rates[-2]
-    return [text for text in found if not (warming_up and text.startswith("copying"))]
-
-
 def online_probe(config: RunConfig, builder: Any, backbone: Any, say: Say) -> Probe | None:
     """What runs every `train.probe_steps`: the quick probe of pretraining, a classifier's validation accuracy, Emu's
     losses on validation documents; None, said in one line, where the data has nothing to probe on."""
@@ -338,7 +334,7 @@ def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
     task = task_of(config)
     pretraining = task == "pretraining"
     if pretraining or config.objective.task == "pretraining":
-        metrics["verdict"] = verdict(lines).word
+        metrics["verdict"] = config.objective.verdict(lines).word
     if config.probe.enabled and task != "multimodal":
         say("probing" if pretraining else "scoring")
         try:

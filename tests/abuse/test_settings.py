@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModel, Dinov2Config
 
 from nextembed import recipes
 from nextembed.core import sizes
-from nextembed.core.config import DECODERS, MODELS, OBJECTIVES, Config, apply_overrides, validated
-from nextembed.core.types import PretrainingModel
+from nextembed.core.config import DECODERS, MODELS, Config, apply_overrides, validated
+from nextembed.core.objective import OBJECTIVES, PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, NextEmbedError
 from nextembed.evaluation.language.protocols import LanguageEval
 from nextembed.evaluation.probes.loading import load_models
@@ -28,7 +29,7 @@ from nextembed.planning.step import class_names
 from nextembed.run import RunConfig, loader_arguments, task_of
 from nextembed.training.adapt import LoraSettings, adapt
 from nextembed.training.memory import check_memory
-from nextembed.training.optim import OptimConfig, build_optimizer, lr_rate
+from nextembed.training.optim import build_optimizer, lr_rate
 from nextembed.training.settings import TrainConfig
 
 NAN, INF = math.nan, math.inf

@@ -12,11 +12,12 @@ from tiny import images, model
 from torch.distributed.tensor import DTensor
 
 from nextembed.core import distributed
+from nextembed.core.optim import OptimConfig
 from nextembed.models.nepa import ViTNepaForPreTraining
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training import checkpoint
 from nextembed.training.adapt import shard
-from nextembed.training.optim import OptimConfig, build_optimizer
+from nextembed.training.optim import build_optimizer
 from nextembed.training.watch import EmaWeights
 
 

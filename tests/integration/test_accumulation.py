@@ -4,9 +4,9 @@ import pytest
 import torch
 from tiny import model, trainer
 
+from nextembed.core.optim import OptimConfig
 from nextembed.objectives.latent_decoder import LatentDecoderSettings
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
-from nextembed.training.optim import OptimConfig
 from nextembed.training.watch import Watcher
 
 # With Adam's usual eps, a gradient that is only rounding noise (a key's bias has none) moves its weight by a whole

@@ -15,10 +15,10 @@ from tiny import trainer, weights
 
 from nextembed.core import config as core_config
 from nextembed.core import files as core_files
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, TrainingError
 from nextembed.run import Run, RunConfig, fit, read_run_config
 from nextembed.training import checkpoint
-from nextembed.training.optim import OptimConfig
 from nextembed.training.watch import Interrupted, Watcher
 
 MODEL = {"kind": "vit_nepa", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -254,7 +254,7 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
     (tmp_path / "mine.py").write_text(
         textwrap.dedent("""
         import torch
-        from nextembed import ConfigError, Objective, ObjectiveOutput, Part
+        from nextembed import ConfigError, Objective, ObjectiveOutput, ObjectiveSettings
         from nextembed.data.images import ImagePart
 
         class Squares(ImagePart):
@@ -266,10 +266,6 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
                 return [{"image": image.numpy(), "key": str(i)} for i, image in enumerate(images)]
 
         class Mean(Objective):
-            def draw(self, batch, generator):
-                batch["noise"] = torch.rand(1, generator=generator)
-                return batch
-
             def count_targets(self, batch):
                 return torch.tensor(len(batch["pixel_values"]))
 
@@ -278,9 +274,12 @@ def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
                 loss = (h - batch["noise"]).square().sum()
                 return ObjectiveOutput(loss_sum=loss, num_targets=self.count_targets(batch))
 
-        class MeanSettings(Part):
+        class MeanSettings(ObjectiveSettings):
+            def draw(self, sample, generator):
+                return {"noise": torch.rand((), generator=generator)}
+
             def build(self, backbone):
-                return Mean()
+                return Mean(self)
         """)
     )
     (tmp_path / "go.py").write_text(

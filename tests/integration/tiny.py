@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 
 from nextembed.core import distributed
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training.adapt import adapt
 from nextembed.training.loop import Loop
-from nextembed.training.optim import OptimConfig
 from nextembed.training.settings import TrainConfig
 
 STATE_FILE = "state/shard-00001-model-00001-of-00001.safetensors"  # of a checkpoint of one rank

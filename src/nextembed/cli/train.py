@@ -59,12 +59,11 @@ def summary(run: "Run") -> str:
     from ..core.probe_table import ProbeTable, sentence
     from ..core.run_folder import read_history
     from ..core.scores import ClassScores, SegmentScores
-    from ..nn.diagnostics import verdict
     from ..run import task_of
 
     lines = [""]
     scores, probes = run.dir / "scores.json", run.dir / "probe.json"
-    found = verdict(read_history(run.dir))
+    found = run.config.objective.verdict(read_history(run.dir))
     task = task_of(run.config)
     if task == "multimodal":
         lines += [*multimodal_losses(run), f"Verdict: {found.word}. {found.sentence}", ""]

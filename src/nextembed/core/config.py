@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -102,36 +102,37 @@ def common_task(objective: Part | type[Part], model: Part | type[Part]) -> str |
     return model.task if model.task in (objective.task, *objective.also_for) else None
 
 
-P = TypeVar("P", bound=type[Part])
+P = TypeVar("P", bound=Part)
+Own = TypeVar("Own", bound=type[Part])
 
 
-class Registry:
-    """Part classes by `kind`, for one slot of the run ("data", "model", "objective")."""
+class Registry(Generic[P]):
+    """Part classes by `kind`, for one slot of the run ("data", "model", "objective"); all of them are `base`s."""
 
-    def __init__(self, slot: str):
-        self.slot = slot
-        self.classes: dict[str, type[Part]] = {}
+    def __init__(self, slot: str, base: type[P]):
+        self.slot, self.base = slot, base
+        self.classes: dict[str, type[P]] = {}
 
-    def register(self, kind: str) -> Callable[[P], P]:
+    def register(self, kind: str) -> Callable[[Own], Own]:
         """Class decorator: the Part is found under `kind`."""
 
-        def add(cls: P) -> P:
-            self.classes[kind] = cls
-            part: type[Part] = cls
+        def add(cls: Own) -> Own:
+            part: type[Any] = cls
+            self.classes[kind] = part
             part.model_fields["kind"].default = kind
             part.model_rebuild(force=True)
             return cls
 
         return add
 
-    def parse(self, value: Any) -> Part:
+    def parse(self, value: Any) -> P:
         """The typed Part of a dict with `kind`, or of a kind alone; a Part comes back as it is.
 
         A part from the user's own file gets the file's absolute path in `kind`, so that a saved config
         finds it from any folder. Raises ConfigError for an unknown kind or field, CodeRefused for a file that is not
         allowed.
         """
-        if isinstance(value, Part):
+        if isinstance(value, self.base):
             if not value.kind:
                 value = value.model_copy(update={"kind": _own_kind(type(value))})
             return value
@@ -142,13 +143,14 @@ class Registry:
         cls = self.find(value["kind"])
         kind = value["kind"] if value["kind"] in self.classes else _own_kind(cls)
         part = validated(cls, {**value, "kind": kind}, self.slot)
-        assert isinstance(part, Part)
+        assert isinstance(part, self.base)
         return part
 
-    def find(self, kind: str) -> type[Part]:
+    def find(self, kind: str) -> type[P]:
         """The Part class of a kind. Raises ConfigError with the nearest spelling if there is none."""
         if ".py:" in kind:
-            return load_class(kind, Part, f"{self.slot}.kind")
+            found: type[P] = load_class(kind, self.base, f"{self.slot}.kind")
+            return found
         if kind not in self.classes:
             raise ConfigError(unknown(f"{self.slot}.kind", kind, self.classes))
         return self.classes[kind]
@@ -162,10 +164,9 @@ def _own_kind(cls: type[Part]) -> str:
         return ""
 
 
-DATA = Registry("data")
-MODELS = Registry("model")
-OBJECTIVES = Registry("objective")
-DECODERS = Registry("objective.decoder")
+DATA = Registry("data", Part)
+MODELS = Registry("model", Part)
+DECODERS = Registry("objective.decoder", Part)
 
 
 def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:

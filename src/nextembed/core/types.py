@@ -5,14 +5,9 @@ Shapes: B samples, T latents a sample, D latent width, L layers.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
-import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
-
-from .randomness import drawn_by
 
 AttentionMode = Literal["causal", "full"]
 
@@ -100,6 +95,8 @@ class Batch(TypedDict, total=False):
         [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
     kinds, input_ids [B, T], int64, coordinates [B, T, 3], next_coordinates [B, T, 3], values.NAME [N, P]: of Omni, see
         `models.omni.processing_omni`.
+    global_views [B, V, C, H, W], local_views [B, L, C, h, w]: of objectives that want several crops of an image
+        (`core.objective.ViewSettings`); then pixel_values is the first of them.
     seeds [B], int64: of what a network draws for each sample in training (`core.randomness`).
     position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
         so that a resumed run goes on at the next sample.
@@ -113,6 +110,8 @@ class Batch(TypedDict, total=False):
     document_ids: Tensor
     position_ids: Tensor
     regression_mask: Tensor
+    global_views: Tensor
+    local_views: Tensor
     seeds: Tensor
     position: Tensor
 
@@ -185,8 +184,11 @@ class Scorer(Protocol):
 class ScoringBackbone(Protocol):
     """A backbone whose boundary says how a target is scored: tokens by a softmax, directions by a density."""
 
+    def check(self, scoring: Scoring) -> None:
+        """Raises ConfigError for what this backbone cannot score by."""
+
     def accept(self, scoring: Scoring) -> None:
-        """Called once, before training. Raises ConfigError for what this backbone cannot score by."""
+        """Called once, before training: what it was trained by is kept with it."""
 
     def scorer(self, batch: Batch, scoring: Scoring) -> Scorer: ...
 
@@ -217,69 +219,3 @@ class Backbone(Protocol):
     ) -> Hidden:
         """Hidden states. attention: who sees whom (`nn.masks`); None takes the config's. Latents are read as they
         stand; see `Latents.take` for other orders and for fewer of them."""
-
-
-@dataclass
-class ObjectiveOutput(ModelOutput):
-    """What an objective hands to the trainer.
-
-    loss_sum []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
-    num_targets []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
-    metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
-    """
-
-    loss_sum: Tensor | None = None
-    num_targets: Tensor | None = None
-    metrics: dict[str, Any] | None = None
-
-
-class Objective(nn.Module):
-    """Everything that can be trained. It owns what only it needs: heads, projector, teacher.
-
-    diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
-    """
-
-    diagnose: bool = True
-
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Adds random masks or orders to a batch of one sample. Called in the collator, with a generator seeded by
-        (seed, epoch, key), so that a draw does not depend on batch size, ranks or workers."""
-        return batch
-
-    def count_targets(self, batch: Batch) -> Tensor:
-        """Number of targets [], or [K] of a loss of K terms, int64: known before the forward pass."""
-        raise NotImplementedError
-
-    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
-        raise NotImplementedError
-
-    def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
-        """Called after every optimizer step, e.g. to move the EMA teacher."""
-
-    def folders(
-        self, state: dict[str, Tensor]
-    ) -> Mapping[str, tuple[dict[str, Any], dict[str, Tensor]] | Callable[[Path], None]]:
-        """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
-        into the new, empty folder.
-
-        state: this objective's parameters and buffers by name, whole and on the CPU."""
-        return {}
-
-
-class PretrainingModel(nn.Module):
-    """Backbone and objective as the one module that DDP, FSDP2, compile and checkpoints see."""
-
-    def __init__(self, backbone: nn.Module, objective: Objective):
-        super().__init__()
-        self.backbone = backbone
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> ObjectiveOutput:
-        with drawn_by(batch.get("seeds")):
-            return self.objective(self.backbone, batch)
-
-    def after_step(self, step: int, max_steps: int) -> None:
-        """Called after every optimizer step, on every rank."""
-        self.objective.after_step(cast(Backbone, self.backbone), step, max_steps)
-        if isinstance(self.backbone, SteppedBackbone):
-            self.backbone.after_step()

@@ -1,26 +1,23 @@
 """Pixels and labels of some samples to the Batch a model takes, with the objective's random draws."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..core.types import Batch, Objective
+from ..core.types import Batch
 from .augment import Augment
-from .draws import signed
+from .draws import Draw, drawn_for, signed
 from .transforms import normalize
-
-Draw = Callable[[Batch, torch.Generator], Batch]
 
 
 @dataclass(frozen=True)
 class Collate:
     """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, seeds, and whatever `draw` adds.
 
-    num_latents: T, begin token counted. draw: `Objective.draw`, called once a sample on a batch of one, with
-    a generator seeded by the sample, so masks depend on neither batch size nor ranks nor workers. augment: changes the
+    num_latents: T, begin token counted. draw: see `core.objective.ObjectiveSettings.draw`. augment: changes the
     cropped pixels of one sample, seeded in the same way.
     """
 
@@ -41,15 +38,9 @@ class Collate:
             "position": position,
             "seeds": signed(seeds),
         }
-        # The base class draws nothing; a call a sample would only cost time.
-        if self.draw is None or getattr(self.draw, "__func__", None) is Objective.draw:
+        if self.draw is None:
             return batch
-        drawn = [self._draw_one(batch, row, seed) for row, seed in enumerate(seeds)]
-        return cast(Batch, {name: torch.cat([one[name] for one in drawn]) for name in drawn[0]})
-
-    def _draw_one(self, batch: Batch, row: int, seed: int) -> dict[str, Any]:
-        one = cast(Batch, {name: cast(Tensor, value)[row : row + 1] for name, value in batch.items()})
-        # The crop uses `seed` too, but through another generator; the two streams are unrelated.
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        assert self.draw is not None
-        return dict(self.draw(one, generator))
+        tensors = cast(dict[str, Tensor], batch)
+        rows = [{name: value[row] for name, value in tensors.items()} for row in range(len(pixels))]
+        drawn = [drawn_for(self.draw, row, seed) for row, seed in zip(rows, seeds)]
+        return cast(Batch, {**batch, **{name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}})

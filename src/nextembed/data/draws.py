@@ -1,13 +1,17 @@
 """What is drawn for a sample: seeds and numbers that depend on nothing but the run's seed, the epoch and its key."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
+from ..core.objective import ObjectiveSettings
+from ..core.types import Document, Encode, Encoded
+
 MASK = 2**64 - 1
+Draw = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:
@@ -46,3 +50,25 @@ class Draws:
     def below(self, number: int) -> int:
         """In 0..number - 1."""
         return math.floor(self.share() * number)
+
+
+def drawing(settings: ObjectiveSettings) -> Draw | None:
+    """What an objective draws for a sample; None for one that draws nothing, as a call a sample would cost time."""
+    return None if type(settings).draw is ObjectiveSettings.draw else settings.draw
+
+
+def drawn_for(draw: Draw, sample: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """What is drawn for one sample. Crops use its seed, too, through another generator: the two are unrelated."""
+    return draw(sample, torch.Generator().manual_seed(seed % 2**63))
+
+
+class DrawnEncode:
+    """Encodes a document, with what the objective draws for it beside its positions."""
+
+    def __init__(self, encode: Encode, draw: Draw):
+        self.encode, self.draw = encode, draw
+
+    def __call__(self, document: Document) -> Encoded:
+        encoded = self.encode(document)
+        drawn = drawn_for(self.draw, encoded.positions, document.get("seed", 0))
+        return Encoded({**encoded.positions, **drawn}, encoded.values)

@@ -13,8 +13,8 @@ from ..core.config import Part
 from ..core.types import IGNORE_LABEL, Sample
 from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
-from .collate import Collate, Draw
-from .draws import sample_seed
+from .collate import Collate
+from .draws import Draw, sample_seed
 from .labels import FewRows, draw_few, hold_out, labels_of
 from .skipped import SkipLog
 from .stream import (
@@ -148,7 +148,7 @@ class ImagePart(Part):
     ) -> TrainLoader:
         """Endless training batches of one rank (`core.types.Batch`), each of `micro_batch_size` samples.
 
-        num_latents: T of `latent_mask`. draw: `Objective.draw`. skipped_path: of `skipped.jsonl`, shared by
+        num_latents: T of `latent_mask`. draw: see `ObjectiveSettings.draw`. skipped_path: of `skipped.jsonl`, shared by
         all ranks. start: the state to resume from (see `advance`). pin_memory: None pins where there is an
         accelerator. Raises ConfigError for a source that cannot work; the loader raises DataError if more
         than `max_skipped_rate` of the images are unreadable.

@@ -16,8 +16,8 @@ from torchvision.transforms import v2
 from ..core.config import Part
 from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Batch, Sample
 from ..errors import ConfigError, DataError, MissingSplit
-from .collate import Collate, Draw
-from .draws import sample_seed, uniform
+from .collate import Collate
+from .draws import Draw, sample_seed, uniform
 from .images import Role
 from .skipped import SkipLog
 from .stream import MapStream, Place, Row, Rows, TrainLoader, row_key, tries

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..core.types import Batch, Encode, Objective
+from ..core.objective import Objective
+from ..core.types import Batch, Encode
 from ..data.packing import DocumentPlace, Fit, first_fit, pack
 from ..data.transforms import Unreadable
 from ..errors import DataError

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import DATA
+from ..core.objective import Verdict, verdict_of
 from ..core.pretrained import load_pretrained
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import read_config, read_history, run_folder
 from ..core.scores import ClassScores
 from ..errors import ConfigError, NextEmbedError
-from ..nn.diagnostics import Verdict, verdict
 from ..report.settings import Settings, settings_of
 from .graph import class_names
 from .loading import is_classifier, pick_folder, preprocessing, read_model_config
@@ -87,7 +87,7 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
     history = read_history(run)
     facts.last = history[-1] if history else {}
     if any("cos_next" in row for row in history):
-        facts.verdict = verdict(history)
+        facts.verdict = verdict_of(values.get("objective"), history)
     if settings.data.source:
         source = str(settings.data.source)
         is_hub = bool(HUB_ID.fullmatch(source)) and not Path(source).exists()

@@ -6,11 +6,12 @@ whose latents all point the same way scores perfectly. These diagnostics tell th
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..core.objective import Verdict
 
 MAX_ROWS = 2048  # rows that spread and rank are estimated from; more change neither by much and cost time
 
@@ -20,14 +21,6 @@ RANK_LOSS = 0.6  # share of the highest rank seen so far below which a loss of r
 COPY_WIN = 0.5
 OUTGROWN = 15  # times as long as begin latents
 LEARNT_GAP = 0.02  # cos(prediction, next) has to pass cos(prediction, current) by this to call it learning
-
-
-class Verdict(NamedTuple):
-    """word: "learning", "copying", "collapsed" or "undecided", or "decoder" for a run that trained only one;
-    sentence: why, in plain words with the figures."""
-
-    word: str
-    sentence: str
 
 
 def spread(x: Tensor) -> Tensor:
@@ -136,18 +129,19 @@ def peaks(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {n: max(values) for n in names if (values := [row[n] for row in rows if n in row])}
 
 
+def lasting_warnings(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """What is wrong at the last logged line. An untrained network always copies (its output echoes its input), so that
+    is said only once the learning rate has stopped rising."""
+    found = warnings(history[-1], peaks(history))
+    rates = [line.get("learning_rate", 0.0) for line in history[-2:]]
+    warming_up = len(rates) < 2 or rates[-1] > rates[-2]
+    return [text for text in found if not (warming_up and text.startswith("copying"))]
+
+
 def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
     """What a run did, from its logged metrics, oldest first (rows without diagnostics are skipped)."""
     needed = ("cos_next", "cos_current", "cos_gap")
     rows = [row for row in history if all(name in row for name in needed)]
-    decoded = [row for row in history if "psnr" in row]
-    if decoded and not rows:
-        found, flat = decoded[-1]["psnr"], decoded[-1].get("psnr_flat")
-        if flat is None:
-            sentence = "A noisy training image is cleaned in one step with a PSNR of"
-            return Verdict("decoder", f"{sentence} {found:.1f} dB, over all noise levels; look at what it paints.")
-        sentence = f"Pixels are read back from a frozen model with a PSNR of {found:.1f} dB on training images"
-        return Verdict("decoder", f"{sentence}; the mean colour of each patch would reach {flat:.1f} dB.")
     if not rows:
         return Verdict("undecided", "No diagnostics were logged.")
     last = rows[-1]

@@ -8,17 +8,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core import distributed
-from ..core.config import OBJECTIVES, Part
-from ..core.types import IGNORE_LABEL, Backbone, Batch, Objective, ObjectiveOutput
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.types import IGNORE_LABEL, Backbone, Batch
 from ..errors import ConfigError
-from ..nn.diagnostics import diagnose
+from ..nn.diagnostics import diagnose, lasting_warnings, verdict
 from ..nn.losses import regression_distance, token_cross_entropy
 
 CHUNK = 2048  # positions whose scores over the vocabulary are in memory at a time
 
 
 @OBJECTIVES.register("emu")
-class EmuSettings(Part):
+class EmuSettings(ObjectiveSettings):
     """Next token and next latent of interleaved documents.
 
     text_weight, regression_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
@@ -34,6 +34,12 @@ class EmuSettings(Part):
     distance: Literal["mse", "cosine", "smooth_l1"] = "mse"
     detach_targets: bool = True
 
+    def warnings(self, history: History) -> list[str]:
+        return lasting_warnings(history)
+
+    def verdict(self, history: History) -> Verdict:
+        return verdict(history)
+
     def build(self, backbone: Backbone) -> "EmuObjective":
         """Raises ConfigError if both weights are 0, or the model has not both heads."""
         if self.text_weight == 0 and self.regression_weight == 0:
@@ -47,9 +53,10 @@ class EmuObjective(Objective):
     """loss_sum and num_targets are [2]: text, regression. metrics: text_loss, text_accuracy, regression_loss, and what
     `nn.diagnostics.diagnose` says of the latents, the position before the first being `[IMG]`."""
 
+    settings: EmuSettings
+
     def __init__(self, settings: EmuSettings):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
 
     def count_targets(self, batch: Batch) -> Tensor:
         return torch.stack([(batch["labels"][:, 1:] != IGNORE_LABEL).sum(), batch["regression_mask"][:, 1:].sum()])

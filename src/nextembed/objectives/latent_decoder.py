@@ -5,7 +5,7 @@ The backbone is frozen and stays what it was; its copy in RUN/model and the deco
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,11 @@ from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..core.config import OBJECTIVES, Part
 from ..core.files import first_line
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.saved import Number, checked, read_json
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building
-from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
+from ..core.types import Backbone, Batch
 from ..errors import ConfigError
 from ..nn.losses import l1, masked_sum, mse
 from ..nn.readout import LatentDecoder, to_patches
@@ -31,7 +31,7 @@ NUM_MARKS = 8
 
 
 @OBJECTIVES.register("latent_decoder")
-class LatentDecoderSettings(Part):
+class LatentDecoderSettings(ObjectiveSettings):
     """A decoder from the latents of a frozen model to the pixels of each patch.
 
     source: "latents" are those of the image itself; "predictions" are hidden states, each decoded to the patch that
@@ -40,6 +40,8 @@ class LatentDecoderSettings(Part):
         within a patch, which sharpens edges.
     width, num_layers, num_heads: of the decoder, a causal transformer over the patches.
     """
+
+    trains_backbone: ClassVar[bool] = False
 
     source: Source = "latents"
     distance: Literal["mse", "l1"] = "mse"
@@ -54,8 +56,17 @@ class LatentDecoderSettings(Part):
             raise ValueError(f"num_heads {self.num_heads} does not divide width {self.width}")
         return self
 
+    def verdict(self, history: History) -> Verdict:
+        """How well pixels are read back, beside what the mean colour of each patch would reach."""
+        lines = [line for line in history if "psnr" in line and "psnr_flat" in line]
+        if not lines:
+            return super().verdict(history)
+        found, flat = lines[-1]["psnr"], lines[-1]["psnr_flat"]
+        sentence = f"Pixels are read back from a frozen model with a PSNR of {found:.1f} dB on training images"
+        return Verdict("decoder", f"{sentence}; the mean colour of each patch would reach {flat:.1f} dB.")
+
     def build(self, backbone: Backbone) -> "LatentDecoding":
-        """Freezes the backbone. Raises ConfigError if it is no model of image patches."""
+        """Raises ConfigError if the backbone is no model of image patches."""
         for name in ("hidden_size", "patch_shape", "num_channels"):
             if not hasattr(backbone.config, name):
                 raise ConfigError(f"objective latent_decoder needs a model of image patches: its config has no {name}")
@@ -65,9 +76,10 @@ class LatentDecoderSettings(Part):
 class LatentDecoding(Objective):
     """The objective of `LatentDecoderSettings`; targets are patches, compared in normalised pixels."""
 
+    settings: LatentDecoderSettings
+
     def __init__(self, settings: LatentDecoderSettings, backbone: Any):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         config = backbone.config
         self.decoder = LatentDecoder(
             config.hidden_size,
@@ -77,8 +89,6 @@ class LatentDecoding(Objective):
             settings.num_layers,
             settings.num_heads,
         )
-        for parameter in backbone.parameters():
-            parameter.requires_grad_(False)
         self.register_buffer("mark", model_mark(backbone, settings.source))
 
     def count_targets(self, batch: Batch) -> Tensor:

@@ -8,23 +8,24 @@ With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
 """
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from ..core.config import OBJECTIVES, Part
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.sizes import MAX_WIDTH
-from ..core.types import Backbone, Batch, Hidden, Latents, Objective, ObjectiveOutput, Scorer, Scoring, ScoringBackbone
+from ..core.types import Backbone, Batch, Hidden, Latents, Scorer, Scoring, ScoringBackbone
 from ..errors import ConfigError
 from ..nn import losses
-from ..nn.diagnostics import diagnose
+from ..nn.diagnostics import diagnose, lasting_warnings, verdict
 from ..nn.ema import Teacher
 
 
 @OBJECTIVES.register("next_embedding")
-class NextEmbeddingSettings(Part):
+class NextEmbeddingSettings(ObjectiveSettings):
     """Switches of next-embedding prediction; the defaults are the paper's.
 
     It is for images (NEPA) and for packed documents of any modality (Omni) alike.
@@ -102,6 +103,20 @@ class NextEmbeddingSettings(Part):
         self._check_scoring(backbone)
         return NextEmbedding(self, backbone)
 
+    def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """input_mask [T]: each patch hidden with probability `input_mask_rate`; the begin token never."""
+        if self.input_mask_rate == 0:
+            return {}
+        mask = torch.rand(1, len(sample["latent_mask"]), generator=generator)[0] < self.input_mask_rate
+        mask[0] = False
+        return {"input_mask": mask}
+
+    def warnings(self, history: History) -> list[str]:
+        return lasting_warnings(history)
+
+    def verdict(self, history: History) -> Verdict:
+        return verdict(history)
+
     def scoring(self) -> Scoring:
         """What a backbone needs to know of how targets are compared."""
         return Scoring(self.distance, self.weights, self.stop_gradient_table)
@@ -109,7 +124,7 @@ class NextEmbeddingSettings(Part):
     def _check_scoring(self, backbone: Any) -> None:
         """Some distances need a backbone that scores targets itself, and that takes one step at a time."""
         if isinstance(backbone, ScoringBackbone):
-            backbone.accept(self.scoring())
+            backbone.check(self.scoring())
             if self.steps_ahead != [1] or not self.shift or self.target != "latents" or self.input_mask_rate > 0:
                 raise ConfigError(
                     "objective: packed documents are trained with steps_ahead=1, shift, target=latents and "
@@ -146,9 +161,10 @@ class PlainScorer:
 class NextEmbedding(Objective):
     """The objective of `NextEmbeddingSettings` on a backbone of width D."""
 
+    settings: NextEmbeddingSettings
+
     def __init__(self, settings: NextEmbeddingSettings, backbone: Backbone):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.steps = sorted(settings.steps_ahead) if settings.shift else [0]
         # Nobody needs the hidden state of the last latent: it predicts nothing, and no other latent attends to it.
         self.skip_last = settings.causal and settings.shift and settings.target != "hidden"
@@ -162,15 +178,6 @@ class NextEmbedding(Objective):
                 nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, settings.sigreg_width)
             )
         self.teacher = Teacher(cast(nn.Module, backbone)) if settings.target == "teacher" else None
-
-    def draw(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Adds input_mask [B, T]: each patch hidden with probability `input_mask_rate`; the begin token never."""
-        if self.settings.input_mask_rate > 0:
-            shape = batch["latent_mask"].shape
-            mask = torch.rand(shape, generator=generator) < self.settings.input_mask_rate
-            mask[:, 0] = False
-            batch["input_mask"] = mask
-        return batch
 
     def count_targets(self, batch: Batch) -> Tensor:
         """Number of (position, step) pairs that are compared; layers do not count."""

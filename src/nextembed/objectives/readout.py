@@ -13,11 +13,11 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..core.config import OBJECTIVES, Part
 from ..core.files import first_line
+from ..core.objective import OBJECTIVES, Objective, ObjectiveOutput, ObjectiveSettings
 from ..core.saved import Number, checked, read_json
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building, check_sizes
-from ..core.types import Backbone, Batch, Objective, ObjectiveOutput
+from ..core.types import Backbone, Batch
 from ..errors import ConfigError, unknown
 from ..modalities import MODALITIES
 from ..nn.losses import mse
@@ -32,7 +32,7 @@ MARK_LENGTH, NUM_MARKS = 4, 4  # latents of each modality, and numbers of each, 
 
 
 @OBJECTIVES.register("readout")
-class ReadoutSettings(Part):
+class ReadoutSettings(ObjectiveSettings):
     """Decoders from the latents of a frozen model of packed documents to values, one for each continuous modality.
 
     source: "latents" are those of the signal itself; "predictions" are hidden states, each decoded to the latent that
@@ -43,6 +43,7 @@ class ReadoutSettings(Part):
     """
 
     task: ClassVar[str] = "multimodal"
+    trains_backbone: ClassVar[bool] = False
 
     source: Source = "latents"
     decoder: Decoder = "linear"
@@ -51,7 +52,7 @@ class ReadoutSettings(Part):
     modalities: list[str] | None = None
 
     def build(self, backbone: Backbone) -> "Readout":
-        """Freezes the backbone. Raises ConfigError if it has no such modalities."""
+        """Raises ConfigError if the backbone has no such modalities."""
         sizes = value_sizes(backbone)
         for name in self.modalities or ():
             if name not in sizes:
@@ -80,17 +81,16 @@ class Readout(Objective):
     for values in [-1, 1].
     """
 
+    settings: ReadoutSettings
+
     def __init__(self, settings: ReadoutSettings, backbone: Any, sizes: dict[str, int]):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.kinds = {name: FIRST + list(backbone.config.modalities).index(name) for name in sizes}
         width, causal = backbone.config.hidden_size, settings.source == "predictions"
         self.readouts = nn.ModuleDict({
             name: ValueReadout(width, size, settings.decoder, settings.width, settings.num_layers, causal)
             for name, size in sizes.items()
         })  # fmt: skip
-        for parameter in backbone.parameters():
-            parameter.requires_grad_(False)
         self.register_buffer("mark", model_mark(backbone, settings.source))
 
     def count_targets(self, batch: Batch) -> Tensor:

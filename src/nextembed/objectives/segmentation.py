@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..core.config import OBJECTIVES, Part
-from ..core.types import IGNORE_PIXEL, Batch, Objective, ObjectiveOutput
+from ..core.objective import OBJECTIVES, Objective, ObjectiveOutput, ObjectiveSettings
+from ..core.types import IGNORE_PIXEL, Batch
 from ..errors import ConfigError
 
 
 @OBJECTIVES.register("segmentation")
-class SegmentationSettings(Part):
+class SegmentationSettings(ObjectiveSettings):
     """Cross-entropy of the pixels that have a label, at the labels' resolution.
 
     class_weights: factor of each class, in order; null: all 1. The mean is over pixels, not over weights.
@@ -42,9 +42,10 @@ class SegmentationSettings(Part):
 class Segmentation(Objective):
     """The objective of `SegmentationSettings`; targets are the pixels whose label is not 255."""
 
+    settings: SegmentationSettings
+
     def __init__(self, settings: SegmentationSettings):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
 
     def count_targets(self, batch: Batch) -> Tensor:
         return (batch["labels"] != IGNORE_PIXEL).sum()

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..core.config import OBJECTIVES, Part
-from ..core.types import IGNORE_LABEL, Batch, Objective, ObjectiveOutput
+from ..core.objective import OBJECTIVES, Accumulation, Objective, ObjectiveOutput, ObjectiveSettings
+from ..core.types import IGNORE_LABEL, Batch
 from ..errors import DataError
 
 
@@ -26,7 +26,7 @@ Alpha = Annotated[float, Field(ge=0, le=1e4), AfterValidator(_drawable)]
 
 
 @OBJECTIVES.register("classification")
-class ClassificationSettings(Part):
+class ClassificationSettings(ObjectiveSettings):
     """Cross-entropy of image classes.
 
     label_smoothing: share of the target that is spread over all classes.
@@ -42,6 +42,11 @@ class ClassificationSettings(Part):
     cutmix_alpha: Alpha = 0.0
     mix_rate: float = Field(1.0, ge=0, le=1)
 
+    @property
+    def accumulation(self) -> Accumulation:
+        """Mixing pairs the images of one micro batch."""
+        return "per micro batch" if self.mixup_alpha or self.cutmix_alpha else "exact"
+
     def build(self, backbone: Any) -> "Classification":
         return Classification(self, backbone)
 
@@ -49,9 +54,10 @@ class ClassificationSettings(Part):
 class Classification(Objective):
     """The objective of `ClassificationSettings`; samples without a label (-100) count nothing."""
 
+    settings: ClassificationSettings
+
     def __init__(self, settings: ClassificationSettings, backbone: Any):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         self.num_classes = int(backbone.config.num_labels)
         self.mixers: list[v2.Transform] = []
         if settings.mixup_alpha > 0:

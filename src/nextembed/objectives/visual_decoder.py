@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor
 
 from ..core import distributed
-from ..core.config import DECODERS, OBJECTIVES, Part
-from ..core.types import Batch, Objective, ObjectiveOutput
+from ..core.config import DECODERS, Part
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.types import Batch
 from ..errors import ConfigError
 from ..nn.diffusion import add_noise, clean_estimate, diffusion_target, min_snr_weight
 from ..nn.ema import Teacher, decay_at
@@ -21,7 +22,7 @@ DecoderPart = Annotated[SerializeAsAny[Part], BeforeValidator(DECODERS.parse)]
 
 
 @OBJECTIVES.register("visual_decoder")
-class VisualDecoderSettings(Part):
+class VisualDecoderSettings(ObjectiveSettings):
     """A diffusion decoder from the image latents of a frozen model to pictures.
 
     decoder: "pixels" (small, new) or "stable_diffusion" (from a folder).
@@ -40,6 +41,7 @@ class VisualDecoderSettings(Part):
     """
 
     task: ClassVar[str] = "multimodal"
+    trains_backbone: ClassVar[bool] = False
 
     decoder: DecoderPart = Field(default_factory=lambda: DECODERS.parse("pixels"))
     drop_rate: float = Field(0.1, ge=0, lt=1)
@@ -58,8 +60,15 @@ class VisualDecoderSettings(Part):
             raise ValueError("should be one number, or three for red, green and blue")
         return value
 
+    def verdict(self, history: History) -> Verdict:
+        lines = [line for line in history if "psnr" in line]
+        if not lines:
+            return super().verdict(history)
+        sentence = f"A noisy training image is cleaned in one step with a PSNR of {lines[-1]['psnr']:.1f} dB"
+        return Verdict("decoder", f"{sentence}, over all noise levels; look at what it paints.")
+
     def build(self, backbone: Any) -> "VisualDecoding":
-        """Freezes the backbone. Raises ConfigError if it has no image latents."""
+        """Raises ConfigError if the backbone has no image latents."""
         for name in ("image_latents", "generate_image_embeddings"):
             if not hasattr(backbone, name):
                 raise ConfigError(f"objective visual_decoder needs a model with {name}: take model.kind=emu")
@@ -76,9 +85,10 @@ class VisualDecoding(Objective):
     spread: Tensor
     measured: Tensor
 
+    settings: VisualDecoderSettings
+
     def __init__(self, settings: VisualDecoderSettings, backbone: Any):
-        super().__init__()
-        self.settings = settings
+        super().__init__(settings)
         width = backbone.config.get_text_config().hidden_size
         part: Any = settings.decoder
         self.decoder: Any = part.build(width)
@@ -87,7 +97,6 @@ class VisualDecoding(Objective):
         if settings.gradient_checkpointing:
             self.decoder.unet.enable_gradient_checkpointing()
         self.ema = None if settings.ema_decay is None else Teacher(self.decoder.unet)
-        backbone.requires_grad_(False)
         self.prediction = self.decoder.scheduler.config.prediction_type
         self.register_buffer("signal", self.decoder.scheduler.alphas_cumprod.float().clone(), persistent=False)
         num = backbone.config.num_image_latents
@@ -102,7 +111,6 @@ class VisualDecoding(Objective):
 
     def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
         decoder, count = self.decoder, self.count_targets(batch)
-        backbone.eval()  # the trainer sets all to training mode; nothing random may move what is read
         if int(count) == 0:
             self.measure(backbone, self.empty[None, :0].expand(0, -1, -1))  # the other ranks wait for this one's share
             nothing = torch.stack([p.sum() * 0.0 for p in decoder.unet.parameters()]).sum()

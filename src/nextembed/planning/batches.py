@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from ..core.types import IGNORE_LABEL, Batch
 from ..errors import ConfigError
@@ -32,14 +33,14 @@ def example_batch(config: Any, backbone: Any, objective: Any, micro_batch_size: 
 def _images(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
     side, channels = trunk.config.image_size, trunk.config.num_channels
-    one: Batch = {
-        "pixel_values": torch.zeros(1, channels, side, side),
-        "labels": torch.zeros((1, side, side) if config.objective.task == "segmentation" else (1,), dtype=torch.int64),
-        "latent_mask": torch.ones(1, trunk.num_latents(side, side), dtype=torch.bool),
-        "position": torch.zeros(1, POSITION, dtype=torch.int64),
+    one: dict[str, Tensor] = {
+        "pixel_values": torch.zeros(channels, side, side),
+        "labels": torch.zeros((side, side) if config.objective.task == "segmentation" else (), dtype=torch.int64),
+        "latent_mask": torch.ones(trunk.num_latents(side, side), dtype=torch.bool),
+        "position": torch.zeros(POSITION, dtype=torch.int64),
     }
-    one = objective.draw(one, torch.Generator().manual_seed(0))
-    rows = {name: cast(Any, value).expand(size, *cast(Any, value).shape[1:]) for name, value in one.items()}
+    one |= objective.settings.draw(one, torch.Generator().manual_seed(0))
+    rows = {name: value.expand(size, *value.shape) for name, value in one.items()}
     return cast(Batch, rows)  # expanded: as large as one
 
 
@@ -82,7 +83,7 @@ def _mixed(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     names = list(modalities)
     kinds = 2 + torch.arange(length).remainder(len(names))
     kinds[0] = 1
-    row = {
+    row: dict[str, Tensor] = {
         "kinds": kinds,
         "input_ids": torch.zeros(length, dtype=torch.int64),
         "coordinates": torch.zeros(length, 3),
@@ -91,6 +92,7 @@ def _mixed(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
         "position_ids": torch.arange(length),
         "position": torch.zeros(POSITION, dtype=torch.int64),
     }
+    row |= objective.settings.draw(row, torch.Generator().manual_seed(0))
     batch: Any = {name: value[None].expand(size, *value.shape) for name, value in row.items()}
     for number, (name, modality) in enumerate(modalities.items()):
         if modality.value_size is not None:

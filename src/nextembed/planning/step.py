@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from ..core.types import PretrainingModel
+from ..core.objective import PretrainingModel
 from ..errors import ConfigError, NextEmbedError
 from ..nn.linear import as_on_accelerator
 from ..run import RunConfig, task_of

@@ -1,11 +1,11 @@
 """Small decoders from the latents of a frozen, pretrained model to pixels: to look at what its latents hold."""
 
+from ..core.optim import OptimConfig
 from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
 from ..objectives.latent_decoder import LatentDecoderSettings
 from ..run import RunConfig
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..core.optim import OptimConfig
 from ..data.interleaved import Interleaved
 from ..data.messages import Messages
 from ..data.mixture import Mixture
@@ -15,7 +16,6 @@ from ..objectives.visual_decoder import VisualDecoderSettings
 from ..run import RunConfig
 from ..toys.emoji_documents import EmojiDocuments, KindWeights
 from ..training.adapt import LoraSettings
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 ENCODER = "runs/nepa_demo/model"

@@ -5,12 +5,12 @@ The checkpoint is set with `model.pretrained=runs/mine/model` or a hub id.
 
 from typing import Any
 
+from ..core.optim import OptimConfig
 from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa.settings import NepaClassifier
 from ..objectives.supervised import ClassificationSettings
 from ..run import RunConfig
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 

@@ -2,12 +2,12 @@
 
 from typing import Any, Literal
 
+from ..core.optim import OptimConfig
 from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 

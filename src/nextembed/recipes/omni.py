@@ -1,5 +1,6 @@
 """Omni: one transformer, one loss, any modality."""
 
+from ..core.optim import OptimConfig
 from ..data.pairs import TextData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
@@ -7,7 +8,6 @@ from ..objectives.next_embedding import NextEmbeddingSettings
 from ..objectives.readout import ReadoutSettings
 from ..run import RunConfig
 from ..toys.emoji_documents import EmojiDocuments, KindWeights
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from ..core.config import apply_overrides
+from ..core.optim import OptimConfig
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
 from ..toys.candle import THINGS, Candle
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 RATES = (0.2, 0.5, 0.8)  # how often a thing is real; which of the three depends on the thing

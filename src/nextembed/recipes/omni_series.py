@@ -1,11 +1,11 @@
 """Sensor series: next-latent pretraining on multichannel recordings, and their classes as text."""
 
+from ..core.optim import OptimConfig
 from ..data.records import Piece, Records
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 

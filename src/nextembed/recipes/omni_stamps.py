@@ -1,5 +1,6 @@
 """Pictures, captions in three languages, sounds and speech in one latent space."""
 
+from ..core.optim import OptimConfig
 from ..data.joined import Join
 from ..data.mixture import Mixture
 from ..data.records import Piece, Records
@@ -7,7 +8,6 @@ from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..run import RunConfig
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 
 LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "captions_other.es"),

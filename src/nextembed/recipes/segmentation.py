@@ -3,13 +3,13 @@
 The checkpoint is set with `model.pretrained=runs/mine/model model.architecture=null`, or a hub id.
 """
 
+from ..core.optim import OptimConfig
 from ..data.segmentation import SegmentationData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaSegmenter
 from ..objectives.segmentation import SegmentationSettings
 from ..run import RunConfig
 from ..toys.scenes import EmojiScenes
-from ..training.optim import OptimConfig
 from ..training.settings import TrainConfig
 from .ade20k import ADE20K
 from .nepa import _small

@@ -15,7 +15,6 @@ from ..core.pretrained import load_pretrained
 from ..core.run_folder import weights_folders
 from ..core.types import Document
 from ..errors import ConfigError, NextEmbedError
-from ..nn.diagnostics import verdict
 from .pictures import data_uri
 from .run_view import RunView, looking
 
@@ -34,7 +33,7 @@ CSS = """
 
 def header(view: RunView, words: Mapping[str, str]) -> str:
     """What was trained, the verdict on its latents, the last step's figures. words: of the verdicts."""
-    found = verdict(view.history)
+    found = view.verdict
     last = view.history[-1] if view.history else {}
     facts: list[tuple[str, str]] = []
     if "step" in last:

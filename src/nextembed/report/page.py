@@ -6,7 +6,6 @@ from html import escape
 from typing import Any
 
 from ..core.probe_table import SWEPT, TITLES, WEIGHTS, ProbeTable, Row
-from ..nn.diagnostics import verdict
 from . import multimodal, scores
 from .answers import answered
 from .charts import render_charts
@@ -87,7 +86,7 @@ def is_decoder(view: RunView) -> bool:
 
 
 def _header(view: RunView) -> str:
-    found = verdict(view.history)
+    found = view.verdict
     model, last = view.model_config, view.history[-1] if view.history else {}
     facts: list[tuple[str, str]] = []
     if "step" in last:

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForPreTraining
 
 from ..core.code import check_code
-from ..core.config import DATA, MODELS, OBJECTIVES, common_task
+from ..core.config import DATA, MODELS, common_task
 from ..core.files import first_line
+from ..core.objective import OBJECTIVES, Verdict, verdict_of
 from ..core.pretrained import load_pretrained
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import Environment, read_config, read_environment, read_history, read_lines, weights_folders
@@ -59,6 +60,11 @@ class RunView:
     task: str = "pretraining"
     scores: ClassScores | None = None
     missing: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the run's objective says of its curves."""
+        return verdict_of(self.config.get("objective"), self.history)
 
     @property
     def name(self) -> str:

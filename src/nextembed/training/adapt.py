@@ -15,8 +15,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.config import Config
+from ..core.objective import PretrainingModel
 from ..core.sizes import MAX_WIDTH
-from ..core.types import PretrainingModel
 from ..errors import ConfigError, MissingExtra, unknown
 
 BASE, LORA = ".base_layer.", ".lora_"  # in peft's parameter names: the layer as it was, and its adapter

@@ -29,8 +29,8 @@ from transformers import PreTrainedModel
 
 from ..core import distributed, files
 from ..core.files import new_folder, saving, write_json
+from ..core.objective import PretrainingModel
 from ..core.quiet import no_progress_bar
-from ..core.types import PretrainingModel
 from ..data.stream import valid_state
 from ..errors import ConfigError, TrainingError
 from .adapt import LORA, has_lora, merged, write_adapter

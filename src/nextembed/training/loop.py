@@ -20,13 +20,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..core import distributed
+from ..core.objective import ObjectiveOutput, PretrainingModel
+from ..core.optim import OptimConfig
 from ..core.signals import StopSignals, kill_workers
-from ..core.types import Batch, ObjectiveOutput, PretrainingModel
+from ..core.types import Batch
 from ..data.stream import checked_workers
 from ..errors import ConfigError, DataError, TrainingError
 from . import checkpoint
 from .adapt import compile_model, only_last_syncs, shard
-from .optim import OptimConfig, build_optimizer, check_parts, set_learning_rates
+from .optim import build_optimizer, check_parts, set_learning_rates
 from .settings import TrainConfig, check_places
 from .watch import Averages, EmaWeights, Interrupted, OnlineProbe, Trackers, Watcher
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from ..core import distributed
+from ..core.objective import PretrainingModel
 from ..core.sizes import check_fits
-from ..core.types import PretrainingModel
 from .settings import TrainConfig
 
 FLOAT, INTEGER = 4, 8  # bytes

@@ -2,68 +2,12 @@
 
 import math
 import re
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
-from ..core.config import Config
+from ..core.optim import OptimConfig
 from ..errors import ConfigError, unknown
-
-Beta = Annotated[float, Field(ge=0, le=1 - 1e-9)]  # 1 would divide by 0
-
-
-class OptimConfig(Config):
-    """AdamW and its schedule.
-
-    learning_rate: at the peak, of train.batch_size samples a step. For another batch size take another rate: twice the
-        batch, up to twice the rate.
-    warmup_steps | warmup_epochs | warmup_rate: linear warm-up, at most one of them (warmup_rate: share of the run).
-    schedule: "cosine" falls to min_lr_rate x peak at the last step, "constant" stays at the peak.
-    weight_decay: not on norms, biases and LayerScale (parameters with one axis); the first token decays.
-    max_grad_norm: gradients are scaled down to this norm; null clips nothing.
-    layer_decay: each layer's learning rate is this times that of the layer above it.
-    layer_decay_end: the layer decay rises (half a cosine) to this at the last step; null stays at layer_decay.
-    layer_warmup: the warm-up of a layer that learns at x times the top's rate takes (1 - x) of the warm-up steps, so
-        lower layers wait longer and the head starts at once (NEPA's released fine-tuning).
-    embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
-    part_lr_rates: learning rates of parts of the model, relative to the rest, by their names or dotted parts of names:
-        {visual: 0.4, language_model: 0.3}.
-    """
-
-    learning_rate: float = Field(3e-4, gt=0, le=100)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: float = Field(1e-8, ge=1e-30, le=1)  # smaller is 0 in float32
-    weight_decay: float = Field(0.05, ge=0, le=100)
-    warmup_steps: int | None = Field(None, ge=0)
-    warmup_epochs: float | None = Field(None, ge=0, le=1e9)
-    warmup_rate: float | None = Field(None, ge=0, le=1)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    min_lr_rate: float = Field(0.0, ge=0, le=1)
-    max_grad_norm: float | None = Field(1.0, gt=0, le=1e9)
-    layer_decay: float = Field(1.0, ge=0.01, le=1)
-    layer_decay_end: float | None = Field(None, ge=0.01, le=1)
-    layer_warmup: bool = False
-    embed_lr_rate: float = Field(1.0, ge=0, le=1000)
-    part_lr_rates: dict[str, Annotated[float, Field(ge=0, le=1000)]] = {}
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> "OptimConfig":
-        given = [n for n in ("warmup_steps", "warmup_epochs", "warmup_rate") if getattr(self, n) is not None]
-        if len(given) > 1:
-            raise ValueError(f"give one of {', '.join(given)}, not {len(given)}")
-        return self
-
-    def num_warmup_steps(self, max_steps: int, steps_per_epoch: float | None) -> int:
-        """Warm-up in optimizer steps. steps_per_epoch may be None unless warmup_epochs is set."""
-        if self.warmup_epochs is not None:
-            if steps_per_epoch is None:
-                raise ConfigError("optim.warmup_epochs needs data of known size; set optim.warmup_steps instead")
-            return round(self.warmup_epochs * steps_per_epoch)
-        if self.warmup_rate is not None:
-            return round(self.warmup_rate * max_steps)
-        return self.warmup_steps or 0
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:

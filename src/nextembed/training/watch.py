@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..core import distributed
 from ..core.console import PlainConsole
 from ..core.files import saving, to_json, write_text
+from ..core.objective import PretrainingModel
 from ..core.run_folder import read_lines
 from ..core.terminal import plain
-from ..core.types import PretrainingModel
 from ..errors import MissingExtra, NextEmbedError
 from ..nn.ema import decay_at, follow
 

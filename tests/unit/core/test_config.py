@@ -24,8 +24,8 @@ from nextembed.core.config import (
 )
 from nextembed.errors import ConfigError
 
-SOURCES = Registry("data")
-TASKS = Registry("objective")
+SOURCES = Registry("data", Part)
+TASKS = Registry("objective", Part)
 
 
 class Optim(Config):

@@ -1,13 +1,18 @@
+import pickle
+
 import torch
 
-from nextembed.core.types import Batch, Objective
+from nextembed.core.objective import ObjectiveSettings
+from nextembed.core.types import Encoded
 from nextembed.data.collate import Collate
-from nextembed.data.draws import sample_seed
+from nextembed.data.draws import DrawnEncode, drawing, sample_seed
+from nextembed.data.packing import pack
+from nextembed.objectives import NextEmbeddingSettings
 
 
-def draw(batch: Batch, generator: torch.Generator) -> Batch:
-    assert batch["pixel_values"].shape[0] == 1
-    return {**batch, "input_mask": torch.rand(batch["latent_mask"].shape, generator=generator) < 0.4}
+def draw(sample, generator: torch.Generator):
+    assert sample["pixel_values"].shape == (1, 2, 2)
+    return {"input_mask": torch.rand(sample["latent_mask"].shape, generator=generator) < 0.4}
 
 
 def test_batch_has_everything():
@@ -33,18 +38,39 @@ def test_draws_depend_on_the_sample_alone():
 
 
 def test_an_objective_that_draws_nothing_costs_nothing():
-    class Counting(Objective):
-        calls = 0
+    class Still(ObjectiveSettings):
+        pass
 
-        def draw(self, batch, generator):
-            self.calls += 1
-            return batch
+    class Drawing(ObjectiveSettings):
+        def draw(self, sample, generator):
+            return {"input_mask": sample["latent_mask"]}
 
-    counting = Counting()
-    for drawing, expected in ((Objective().draw, 0), (counting.draw, 2)):
-        args = (torch.zeros(2, 1, 2, 2), [0, 0], torch.zeros(2, 2, dtype=torch.int64), [1, 2])
-        assert len(Collate(0.5, 0.5, 5, drawing)(*args)["labels"]) == 2
-        assert counting.calls == expected
+    assert drawing(Still()) is None
+    own = drawing(Drawing())
+    args = (torch.zeros(2, 1, 2, 2), [0, 0], torch.zeros(2, 2, dtype=torch.int64), [1, 2])
+    assert "input_mask" not in Collate(0.5, 0.5, 5, drawing(Still()))(*args)
+    assert Collate(0.5, 0.5, 5, own)(*args)["input_mask"].shape == (2, 5)
+    assert len(pickle.dumps(NextEmbeddingSettings(input_mask_rate=0.5).draw)) < 2000
+
+
+def test_documents_are_drawn_for_one_by_one_and_alike_every_time():
+    def encode(document):
+        num = len(document["segments"][0]["value"])
+        return Encoded({"latent_mask": torch.ones(num, dtype=torch.bool)}, {})
+
+    class Orders(ObjectiveSettings):
+        def draw(self, sample, generator):
+            return {"order": torch.randperm(len(sample["latent_mask"]), generator=generator)}
+
+    both = DrawnEncode(encode, Orders().draw)
+    documents = [{"seed": seed, "segments": [{"kind": "text", "value": "x" * num}]} for seed, num in ((3, 9), (4, 7))]
+    encoded = [both(document) for document in documents]
+    packed = pack([[encoded[0], encoded[1]]], 20, [0])
+    assert packed["order"].shape == (1, 20)
+    assert packed["order"][0, :9].sort().values.tolist() == list(range(9))
+    assert packed["order"][0, 9:16].sort().values.tolist() == list(range(7))
+    assert torch.equal(both(documents[1]).positions["order"], encoded[1].positions["order"])
+    assert not torch.equal(both({**documents[0], "seed": 5}).positions["order"], encoded[0].positions["order"])
 
 
 def test_seeds_differ_in_every_part():

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForPreTraining
 
 from nextembed.core.config import validated
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
 from nextembed.errors import ConfigError
 from nextembed.modalities import MODALITIES, Modality
 from nextembed.models.nepa import NepaModel

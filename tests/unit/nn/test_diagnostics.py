@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.diagnostics import diagnose, effective_rank, peaks, spread, verdict, warnings
 from nextembed.objectives import NextEmbeddingSettings

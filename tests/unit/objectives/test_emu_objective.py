@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from nextembed.core.config import OBJECTIVES
+from nextembed.core.objective import OBJECTIVES
 from nextembed.errors import ConfigError
 from nextembed.models.emu import EmuForConditionalGeneration, EmuParts
 from nextembed.objectives import EmuSettings

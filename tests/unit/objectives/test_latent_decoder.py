@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from nextembed.core.config import OBJECTIVES, validated
-from nextembed.core.types import PretrainingModel
+from nextembed.core.config import validated
+from nextembed.core.objective import OBJECTIVES, PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.readout import to_patches
 from nextembed.objectives import LatentDecoderSettings, load_decoder
 from nextembed.objectives.latent_decoder import decoding_metrics
-from nextembed.training.optim import OptimConfig, build_optimizer
+from nextembed.training.optim import build_optimizer
 
 SMALL = {"width": 16, "num_layers": 1, "num_heads": 2}
 

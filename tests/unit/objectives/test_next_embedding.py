@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nextembed.core.config import OBJECTIVES, validated
-from nextembed.core.types import PretrainingModel
+from nextembed.core.config import validated
+from nextembed.core.objective import OBJECTIVES, PretrainingModel
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.nn import losses
@@ -51,7 +51,11 @@ def batch(objective=None, size=3):
         "pixel_values": torch.randn(size, 3, 16, 16, generator=generator),
         "latent_mask": torch.ones(size, 17, dtype=torch.bool),
     }
-    return objective.draw(made, generator) if objective else made
+    if objective is not None:
+        masks = [torch.ones(17, dtype=torch.bool) for _ in range(size)]
+        drawn = [objective.settings.draw({"latent_mask": mask}, generator) for mask in masks]
+        made |= {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    return made
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)

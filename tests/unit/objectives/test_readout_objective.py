@@ -6,13 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nextembed.core.config import OBJECTIVES, validated
-from nextembed.core.types import PretrainingModel
+from nextembed.core.config import validated
+from nextembed.core.objective import OBJECTIVES, PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.models.omni import OmniParts
 from nextembed.objectives.readout import ReadoutSettings, load_readouts, readout_metrics
-from nextembed.training.optim import OptimConfig, build_optimizer
+from nextembed.training.optim import build_optimizer
 
 MODALITIES = {
     "text": {},

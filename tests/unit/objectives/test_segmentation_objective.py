@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nextembed.core.config import OBJECTIVES
+from nextembed.core.objective import OBJECTIVES
 from nextembed.errors import ConfigError
 from nextembed.objectives.segmentation import SegmentationSettings
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nextembed.core.objective import PretrainingModel
 from nextembed.errors import ConfigError
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 from nextembed.models.omni.generation import code_scores, log_likelihoods
@@ -44,7 +45,7 @@ def test_it_is_read_as_it_was_trained_also_after_saving(tmp_path) -> None:
     model = small()
     hidden, table = torch.randn(2, 32), model.model.begin.weight
     by_density = code_scores(model, hidden, table)
-    NextEmbeddingSettings(distance="vocabulary").build(model)
+    PretrainingModel(model, NextEmbeddingSettings(distance="vocabulary").build(model))
     assert not torch.allclose(by_density, code_scores(model, hidden, table), atol=1e-2)
     model.save_pretrained(tmp_path)
     loaded = OmniForPreTraining.from_pretrained(tmp_path)
@@ -53,7 +54,7 @@ def test_it_is_read_as_it_was_trained_also_after_saving(tmp_path) -> None:
     with torch.no_grad():
         found = log_likelihoods(model, inputs)[0, 1:]
         assert (found < 0).all()  # log-probabilities; densities may lie above
-        NextEmbeddingSettings(distance="likelihood").build(model)
+        PretrainingModel(model, NextEmbeddingSettings(distance="likelihood").build(model))
         assert torch.allclose(code_scores(model, hidden, table), by_density)
 
 

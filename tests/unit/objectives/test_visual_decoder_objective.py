@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "models"))  # its tests share
 
 from emu_painting import SMALL, emu_parts, latent_decoder, picture, safety_checker
 
-from nextembed.core.config import OBJECTIVES
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import OBJECTIVES, PretrainingModel
 from nextembed.errors import ConfigError
 from nextembed.models.emu import EmuPipeline, VisualDecoder
 from nextembed.models.nepa import NepaModel

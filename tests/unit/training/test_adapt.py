@@ -4,7 +4,8 @@ import peft
 import pytest
 import torch
 
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, MissingExtra
 from nextembed.models.nepa.settings import NepaClassifier, NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
@@ -18,7 +19,7 @@ from nextembed.training.adapt import (
     trained_parameters,
     write_adapter,
 )
-from nextembed.training.optim import OptimConfig, parameter_groups
+from nextembed.training.optim import parameter_groups
 from nextembed.training.settings import TrainConfig
 from nextembed.training.watch import EmaWeights
 

@@ -5,12 +5,13 @@ import torch
 from safetensors.torch import load_file
 
 from nextembed.core.files import saving
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, TrainingError
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training import checkpoint
-from nextembed.training.optim import OptimConfig, build_optimizer
+from nextembed.training.optim import build_optimizer
 from nextembed.training.watch import EmaWeights
 
 

@@ -3,11 +3,12 @@ import itertools
 import pytest
 import torch
 
-from nextembed.core.types import PretrainingModel
+from nextembed.core.objective import PretrainingModel
+from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
-from nextembed.training.optim import OptimConfig, build_optimizer, lr_rate, parameter_groups, set_learning_rates
+from nextembed.training.optim import build_optimizer, lr_rate, parameter_groups, set_learning_rates
 from nextembed.training.settings import TrainConfig
 
 

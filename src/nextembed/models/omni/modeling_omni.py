@@ -235,10 +235,12 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
     # -- in training
 
-    def accept(self, scoring: Scoring) -> None:
-        """Takes note of how it is trained: where there is a density, tokens may still be read by a softmax. Raises
-        ConfigError for what it cannot be scored by."""
+    def check(self, scoring: Scoring) -> None:
+        """Raises ConfigError for what it cannot be scored by."""
         scorers.check(self, scoring)
+
+    def accept(self, scoring: Scoring) -> None:
+        """Takes note of how it is trained: where there is a density, tokens may still be read by a softmax."""
         if self.density_head is not None:
             self.config.token_softmax = scoring.distance == "vocabulary"
 

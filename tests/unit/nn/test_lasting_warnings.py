@@ -1,20 +1,20 @@
 """Warnings of a run in progress."""
 
-from nextembed.run import run_warnings
+from nextembed.nn.diagnostics import lasting_warnings
 
 COPYING = {"copy_win": 0.9, "cos_current": 0.9, "cos_next": 0.7, "cos_gap": -0.2}
 
 
 def test_copying_is_not_said_while_the_learning_rate_still_rises():
     lines = [{**COPYING, "learning_rate": rate} for rate in (1e-5, 1e-4, 2e-4)]
-    assert run_warnings(lines[:1]) == [] and run_warnings(lines) == []
+    assert lasting_warnings(lines[:1]) == [] and lasting_warnings(lines) == []
 
 
 def test_copying_is_said_afterwards():
     lines = [{**COPYING, "learning_rate": rate} for rate in (1e-4, 2e-4, 1.9e-4)]
-    assert run_warnings(lines)[0].startswith("copying")
+    assert lasting_warnings(lines)[0].startswith("copying")
 
 
 def test_collapse_is_said_at_once():
     lines = [{"latent_std": 0.01, "latent_rank": 1.5, "learning_rate": rate} for rate in (1e-4, 2e-4)]
-    assert run_warnings(lines)[0].startswith("collapsed")
+    assert lasting_warnings(lines)[0].startswith("collapsed")

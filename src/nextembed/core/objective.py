@@ -1,0 +1,225 @@
+"""The contract of objectives: everything that can be trained on a backbone.
+
+Two classes make one: its settings, plain values that say what a run, a loader and a report need to know, and the module
+that they build. Shapes: B samples, T latents a sample, D latent width, K terms of a loss.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from ..errors import ConfigError, NotGenerative
+from .config import Config, Part, Registry
+from .optim import OptimConfig
+from .randomness import drawn_by
+from .sizes import MAX_SIDE
+from .types import Attention, Backbone, Batch, Hidden, Scoring, ScoringBackbone, SteppedBackbone
+
+Accumulation = Literal["exact", "per micro batch"]
+History = Sequence[Mapping[str, float]]  # logged lines, oldest first
+Folder = tuple[dict[str, Any], dict[str, Tensor]] | Callable[[Path], None]
+
+
+class ViewSettings(Config):
+    """Crops of each image that an objective compares.
+
+    num_global, global_scale: large crops, and which share of the image's area they take. num_local, local_scale: small
+        ones. local_size: pixels a side of the small ones; the large ones have the model's size.
+    Source: multi-crop (SwAV, arXiv 2006.09882).
+    """
+
+    num_global: int = Field(2, ge=1, le=64)
+    global_scale: tuple[float, float] = (0.3, 1.0)
+    num_local: int = Field(0, ge=0, le=64)
+    local_scale: tuple[float, float] = (0.05, 0.3)
+    local_size: int = Field(96, gt=0, le=MAX_SIDE)
+
+
+class Verdict(NamedTuple):
+    """word: "learning", "copying", "collapsed" or "undecided", or "decoder" for a run that trained only one;
+    sentence: why, in plain words with the figures."""
+
+    word: str
+    sentence: str
+
+
+class ObjectiveSettings(Part):
+    """Settings of an objective, and what can be said of it without a network.
+
+    defaults: what a recipe of this objective starts from. trains_backbone: False for what is trained on a frozen one.
+    """
+
+    defaults: ClassVar[OptimConfig] = OptimConfig()
+    trains_backbone: ClassVar[bool] = True
+
+    @property
+    def views(self) -> int | ViewSettings:
+        """Crops of each image that it wants. One arrives as `pixel_values`; several as `global_views` and
+        `local_views`, see `Batch`."""
+        return 1
+
+    @property
+    def accumulation(self) -> Accumulation:
+        """Whether a step does not depend on how it is divided into micro batches. What compares the samples of a batch
+        with each other, or mixes them, is "per micro batch"."""
+        return "exact"
+
+    def build(self, backbone: Backbone) -> "Objective":
+        """The module; it reads from the backbone and changes nothing in it. Raises ConfigError for one that does not
+        fit."""
+        raise NotImplementedError
+
+    def scoring(self) -> Scoring | None:
+        """What a backbone that scores targets itself has to know; None for an objective that scores its own."""
+        return None
+
+    def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Random masks, orders and the like of one sample, to be added to it.
+
+        It is called in the loaders' workers, also for each document before it is packed, with a generator seeded by
+        (seed, epoch, key): what is drawn depends on neither batch size nor ranks nor workers.
+
+        Args:
+            sample: tensors of one sample without batch axis: `latent_mask` [T], `pixel_values` [C, H, W], ...; of a
+                document those with one row a position.
+            generator: where every random number comes from.
+
+        Returns:
+            New tensors by name, of the same shape for all images; of documents [T, ...].
+        """
+        return {}
+
+    def warnings(self, history: History) -> list[str]:
+        """What is wrong now, one plain sentence each, "kind: what, and what to do"."""
+        return []
+
+    def verdict(self, history: History) -> Verdict:
+        """What a run did, from its logged lines: is it learning, copying, collapsed?"""
+        return Verdict("undecided", "No diagnostics were logged.")
+
+
+OBJECTIVES = Registry("objective", ObjectiveSettings)
+
+
+def verdict_of(values: object, history: History) -> Verdict:
+    """What the objective of a config.yaml says of a run; its file may be damaged, or name code that is not allowed."""
+    try:
+        return OBJECTIVES.parse(values or "next_embedding").verdict(history)
+    except ConfigError:
+        return Verdict("undecided", "The settings of its objective cannot be read.")
+
+
+@dataclass
+class ObjectiveOutput(ModelOutput):
+    """What an objective hands to the trainer.
+
+    loss_sum []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
+    num_targets []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
+    metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
+    """
+
+    loss_sum: Tensor | None = None
+    num_targets: Tensor | None = None
+    metrics: dict[str, Any] | None = None
+
+
+class Objective(nn.Module):
+    """Everything that can be trained. It owns what only it needs: heads, projector, teacher.
+
+    diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
+    """
+
+    diagnose: bool = True
+
+    def __init__(self, settings: ObjectiveSettings):
+        super().__init__()
+        self.settings = settings
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        """Number of targets [], or [K] of a loss of K terms, int64: known before the forward pass."""
+        raise NotImplementedError
+
+    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
+        raise NotImplementedError
+
+    def read(
+        self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
+    ) -> Hidden:
+        """Features of a batch: what probes read. The backbone's hidden states, where the objective has no better
+        place (a teacher, a table of its own)."""
+        return backbone.encode(backbone.embed(batch), attention, output_layers)
+
+    def sample(self, backbone: Backbone, condition: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Draws new signals.
+
+        Args:
+            backbone: what it was trained on, in eval mode.
+            condition: one row a signal: what is known of it (labels, the first patches, what stands before it).
+            generator: where random numbers come from; None: torch's own.
+
+        Returns:
+            Pixels [B, C, H, W], or values [B, ...] of another modality, scaled as the model reads them.
+
+        Raises:
+            NotGenerative: This objective trains no model of signals.
+        """
+        raise NotGenerative(f"objective {self.settings.kind or type(self).__name__} does not generate")
+
+    def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
+        """Called after every optimizer step, e.g. to move the EMA teacher."""
+
+    def folders(self, state: dict[str, Tensor]) -> Mapping[str, Folder]:
+        """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
+        into the new, empty folder.
+
+        state: this objective's parameters and buffers by name, whole and on the CPU."""
+        return {}
+
+
+class PretrainingModel(nn.Module):
+    """Backbone and objective as the one module that DDP, FSDP2, compile and checkpoints see.
+
+    A backbone that the objective does not train is frozen here, and stays in eval mode.
+    """
+
+    def __init__(self, backbone: nn.Module, objective: Objective):
+        super().__init__()
+        self.backbone = backbone
+        self.objective = objective
+        scoring = objective.settings.scoring()
+        if scoring is not None and isinstance(backbone, ScoringBackbone):
+            backbone.accept(scoring)
+        self.frozen = not objective.settings.trains_backbone
+        if self.frozen:
+            backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "PretrainingModel":
+        super().train(mode)
+        if self.frozen:  # nothing random may move what is read
+            self.backbone.eval()
+        return self
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        with drawn_by(batch.get("seeds")):
+            return self.objective(self.backbone, batch)
+
+    def after_step(self, step: int, max_steps: int) -> None:
+        """Called after every optimizer step, on every rank."""
+        self.objective.after_step(cast(Backbone, self.backbone), step, max_steps)
+        if isinstance(self.backbone, SteppedBackbone) and not self.frozen:
+            self.backbone.after_step()
+
+    def inexact(self) -> str:
+        """Why a step depends on how it is divided into micro batches, in plain words; empty where it does not."""
+        if self.objective.settings.accumulation != "exact":
+            name = self.objective.settings.kind or type(self.objective).__name__
+            return f"objective {name} compares or mixes the samples of a micro batch"
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
+            return "the model has batch norms, whose statistics are those of a micro batch"
+        return ""
