@@ -272,7 +272,7 @@ def test_a_checkpoint_with_missing_weights_is_named(folder: Path, capsys: pytest
     state = load_file(folder / "half" / "model.safetensors")
     del state["regression_head.weight"]
     save_file(state, folder / "half" / "model.safetensors", {"format": "pt"})
-    assert "has no parameter regression_head.weight" in run(["generate", "half", "a"], capsys, 2)
+    assert "lacks parameter regression_head.weight" in run(["generate", "half", "a"], capsys, 2)
 
 
 def test_python_of_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ def go_on(
     target: str,
     output: Path | None,
     options: dict[str, Any],
-    loading: tuple[str, str | None],
+    loading: tuple[str | None, str | None],
 ) -> None:
     """words: pieces in order; what ends like a file of some modality is one, else it is text. given: (kind, file or
     text). own: "NAME=FILE" of the user's modalities. target: "auto" is what `output` is named like, else what the model

@@ -32,7 +32,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 Checkpoint = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, a saved model or a hub id.")
 ]
-Weights = Annotated[str, typer.Option(help="raw or ema.")]
+Weights = Annotated[str | None, typer.Option(help="raw or ema; what there is if left out.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")]
 Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text.")]
 PieceFiles = Annotated[
@@ -100,7 +100,7 @@ def generate(
     steps: Steps = 50,
     guidance: Guidance = 7.5,
     frames: Frames = 8,
-    weights: Weights = "raw",
+    weights: Weights = None,
     device: Device = None,
 ) -> None:
     """Let an Emu or Omni model go on after text, images, videos and sounds: with text, a picture, or what it makes.
@@ -127,7 +127,7 @@ def generate(
         beams = 1 if sample or stream else 5
     if (sample or stream) and beams > 1:
         raise ConfigError(f"--{'sample' if sample else 'stream'} goes with --beams 1")
-    _check_prompts(checkpoint, bool(pieces or question), prompts is not None, stream or task == "mixed")
+    _check_prompts(bool(pieces or question), prompts is not None, stream or task == "mixed")
     from ..core.config import validated
     from ..inference.talk import Sampling, Talker, read_piece, read_prompts
 
@@ -150,23 +150,19 @@ def generate(
         _one(talker, rows[0], output, sampling, stream)
 
 
-def _check_prompts(checkpoint: str, given: bool, from_file: bool, one_by_one: bool) -> None:
+def _check_prompts(given: bool, from_file: bool, one_by_one: bool) -> None:
     if from_file and (given or one_by_one):
         raise ConfigError("--input brings its own pieces and questions, without --stream and --target mixed")
     if not (from_file or given):
         raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
-    if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
-        raise ConfigError(f"no such run or checkpoint: {checkpoint}")
 
 
 def is_omni(checkpoint: str) -> bool:
-    """Whether a local folder holds an Omni model."""
-    from ..core.run_folder import read_model_file, weights_folders
+    """Whether a run, a checkpoint, a model folder or a hub id holds an Omni model. Raises ConfigError for none."""
+    from ..core.run_folder import find_saved
+    from ..models.loading import model_type
 
-    if not Path(checkpoint).expanduser().exists():
-        return False
-    folder = next(iter(weights_folders(Path(checkpoint).expanduser()).values()))
-    return read_model_file(folder).model_type == "omni"
+    return model_type(find_saved(checkpoint).folder()) == "omni"
 
 
 def _task(task: str, output: Path | None, prompts: Path | None) -> str:
@@ -316,7 +312,7 @@ def chat(
     steps: Steps = 50,
     guidance: Guidance = 7.5,
     frames: Frames = 8,
-    weights: Weights = "raw",
+    weights: Weights = None,
     device: Device = None,
 ) -> None:
     """Talk with an Emu model about images and videos, in the terminal or from a pipe.
@@ -325,11 +321,11 @@ def chat(
     """
     if sample and beams > 1:
         raise ConfigError("--sample goes with --beams 1")
-    if not Path(checkpoint).exists() and str(checkpoint).count("/") != 1:
-        raise ConfigError(f"no such run or checkpoint: {checkpoint}")
     from ..core.config import validated
+    from ..core.run_folder import find_saved
     from ..inference.talk import Sampling, Talker
 
+    find_saved(checkpoint)
     values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
     values |= {"do_sample": sample, "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
     sampling = validated(Sampling, values, "chat")

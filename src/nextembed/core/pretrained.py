@@ -3,14 +3,17 @@
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 from unittest.mock import patch
 
-from transformers import dynamic_module_utils
+from transformers import PreTrainedModel, dynamic_module_utils
 
 from ..errors import ConfigError, NextEmbedError, shortened
 from .files import first_line
-from .sizes import loading
+from .sizes import loading, usable_device
+
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+ProcessorT = TypeVar("ProcessorT", bound="Processor")
 
 SETTINGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
@@ -36,6 +39,52 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: Any)
         own = _said(name, "auto_map")
         reason = "it needs code of its own (auto_map), which is not run" if own else shortened(first_line(err))
         raise ConfigError(f"{what}: {reason}") from err
+
+
+def load_whole(kind: Any, folder: str | Path, what: str = "", strict: bool = False, **options: Any) -> PreTrainedModel:
+    """A model in eval mode, with every weight that its class has.
+
+    strict: weights that its class does not have are an error, too. The rest, and errors, as of `load_pretrained`.
+    """
+    model, info = load_pretrained(kind, folder, what, output_loading_info=True, **options)
+    for words, names in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"] if strict else ())):
+        if names:
+            first = sorted(map(str, names))[0]
+            raise ConfigError(f"the model in {folder} {words} parameter {first} ({len(names)} such in all)")
+    found: PreTrainedModel = model.eval()
+    return found
+
+
+class Processor(Protocol):
+    """What turns signals into a model's inputs, and knows which models it fits."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any: ...
+
+    def check(self, config: Any) -> None:
+        """Raises ValueError or ConfigError for a model that it was not made for."""
+
+
+def load_pair(
+    folders: tuple[str | Path, str | Path],
+    model_class: type[ModelT],
+    processor_class: type[ProcessorT],
+    device: str | None = None,
+    **options: Any,
+) -> tuple[ModelT, ProcessorT]:
+    """A whole model, in eval mode on its device, and its processor, which fit each other.
+
+    folders: of the model, of the processor. device: None takes the accelerator if there is one, else the CPU. options:
+    as of `load_whole`. Raises ConfigError, one line, for what does not load or fit.
+    """
+    folder, home = folders
+    model: Any = load_whole(model_class, folder, strict=True, **options)
+    processor = load_pretrained(processor_class, home, f"cannot load the processor in {home}")
+    try:
+        processor.check(model.config)
+    except ValueError as err:
+        raise ConfigError(f"cannot load the model in {folder}: {first_line(err)}") from None
+    return model.to(usable_device(device)), processor
 
 
 def _said(folder: str, key: str) -> list[Any]:

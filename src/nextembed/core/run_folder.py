@@ -1,6 +1,7 @@
 """Where things lie in a run folder, and how to read them: for probes and the report."""
 
 import difflib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +36,19 @@ class Saved:
             raise ConfigError(f"{self.path} has no {weights} weights; there is {', '.join(self.folders)}")
         return self.folders[weights or next(iter(self.folders))]
 
+    def local_folder(self, weights: str | None = None) -> Path:
+        """As `folder`, of a model that is here. Raises ConfigError for a hub id, too."""
+        found = self.folder(weights)
+        if isinstance(found, str):
+            raise ConfigError(f"no such run or checkpoint: {self.path}")
+        return found
+
     def first_of(self, *weights: str) -> Path | str:
         """The folder of the first of these weights that are there, else of any."""
         return self.folder(next((name for name in weights if name in self.folders), None))
 
 
-def find_saved(path: str | Path) -> Saved:
+def find_saved(path: str | os.PathLike[str]) -> Saved:
     """Models of a run folder (the finished ones, else those of the newest checkpoint), a checkpoint, a model folder, or
     a hub id "owner/name".
 

@@ -201,12 +201,9 @@ class SteppedBackbone(Protocol):
         """Called after every optimizer step, on every rank."""
 
 
-class Backbone(Protocol):
-    """A network that the trainer, every objective and every probe can use."""
-
-    config: Any
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+@runtime_checkable
+class Encodes(Protocol):
+    """What gives latents and hidden states."""
 
     def embed(self, batch: Batch) -> Latents:
         """Latents of a batch, before any mixing."""
@@ -219,3 +216,11 @@ class Backbone(Protocol):
     ) -> Hidden:
         """Hidden states. attention: who sees whom (`nn.masks`); None takes the config's. Latents are read as they
         stand; see `Latents.take` for other orders and for fewer of them."""
+
+
+class Backbone(Encodes, Protocol):
+    """A network that the trainer, every objective and every probe can use."""
+
+    config: Any
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...

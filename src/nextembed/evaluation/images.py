@@ -1,6 +1,5 @@
 """Painted images against real ones, in a space of features: Frechet distance and retrieval."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel
 
-from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
+from ..core.run_folder import find_saved
+from ..models.loading import load_model, load_processor, model_type
 
 
 class FeatureSpace(NamedTuple):
@@ -57,15 +57,12 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
 
     Raises ConfigError if there is no such model.
     """
-    folder = next(iter(weights_folders(path).values()))
-    transformers: Any = importlib.import_module("transformers")
-    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
-    what = f"features: cannot load a vision model from {path}"
-    config = load_pretrained(transformers.AutoConfig, folder, what)
-    if config.model_type.startswith("vit_nepa"):
+    folder = find_saved(path).folder()
+    if (kind := model_type(folder)).startswith("vit_nepa"):
         return nepa_space(path, batch_size)
-    model = load_pretrained(transformers.AutoModel, folder, what, dtype=torch.float32).eval()
-    processor = load_pretrained(transformers.AutoImageProcessor, folder, what)
+    what = f"features: cannot load a vision model from {path}"
+    model = load_model(folder, AutoModel, what=what, dtype=torch.float32)
+    processor: Any = load_processor(folder, AutoImageProcessor)
 
     @torch.no_grad()
     def encode(images: Sequence[Any]) -> Tensor:
@@ -73,10 +70,10 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
         for start in range(0, len(images), batch_size):
             batch = [image.convert("RGB") for image in images[start : start + batch_size]]
             pixels = processor(images=batch, return_tensors="pt")["pixel_values"]
-            parts.append(pooled(model, pixels))
+            parts.append(pooled(model, pixels.to(model.device)).cpu())
         return torch.cat(parts)
 
-    return FeatureSpace(encode, f"features of {config.model_type} in {path}")
+    return FeatureSpace(encode, f"features of {kind} in {path}")
 
 
 def nepa_space(path: str | Path, batch_size: int) -> FeatureSpace:
@@ -94,5 +91,5 @@ def pooled(model: Any, pixels: Tensor) -> Tensor:
         found = model.get_image_features(pixel_values=pixels)
         return (found if isinstance(found, Tensor) else found.pooler_output).float()
     found = model(pixel_values=pixels)
-    vector = getattr(found, "pooler_output", None)
+    vector = found.get("pooler_output")
     return (found.last_hidden_state.mean(1) if vector is None else vector.flatten(1)).float()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
 from ..core.files import check_target, from_json, new_folder, write_json
-from ..core.run_folder import weights_folders
+from ..core.run_folder import find_saved, read_model_file
 from ..errors import ConfigError
 from ..models.emu import EmuConfig, EmuForConditionalGeneration, EmuProcessor
 from ..models.emu.official import LORA_ALPHA, Mapped, derive_config, is_official, map_official, plain_name, to_official
@@ -276,15 +276,10 @@ def _write_adapter(
 def _our_folder(path: Path) -> Path | None:
     """The Emu folder of a path (a model, a checkpoint or a run); None if there is none."""
     try:
-        folders = weights_folders(path)
-    except ConfigError:
+        folder = find_saved(path).local_folder()
+        return folder if read_model_file(folder).model_type == EmuConfig.model_type else None
+    except ConfigError:  # there is none, or no whole one
         return None
-    folder = folders.get("raw") or next(iter(folders.values()))
-    try:
-        config = from_json((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return folder if isinstance(config, dict) and config.get("model_type") == EmuConfig.model_type else None
 
 
 def _to_official(path: Path, target: Path) -> Converted:

@@ -1,7 +1,6 @@
 """What a model card says, gathered from a run folder: nothing is assumed, what is not there stays empty."""
 
 import contextlib
-import importlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,14 @@ from ..core.config import DATA
 from ..core.objective import Verdict, verdict_of
 from ..core.pretrained import load_pretrained
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import read_config, read_history, run_folder
+from ..core.run_folder import find_saved, read_config, read_history, run_folder
 from ..core.scores import ClassScores
+from ..data import sources  # noqa: F401  registers its kinds
 from ..errors import ConfigError, NextEmbedError
+from ..models.nepa import ViTNepaConfig
 from ..report.settings import Settings, settings_of
 from .graph import class_names
-from .loading import is_classifier, pick_folder, preprocessing, read_model_config
+from .loading import is_classifier, preprocessing, read_model_config
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ROLES = ("train", "validation", "test")
@@ -63,14 +64,12 @@ def gather(path: str | Path, weights: str | None = None) -> Facts:
     best = probes.best() if probes else None
     if weights is None and best is not None and Path(path).resolve() == run:
         weights = best.weights
-    folder = pick_folder(path, weights)
+    folder = find_saved(path).local_folder(weights)
     config = read_model_config(folder)
     facts = Facts(folder, config, is_classifier(folder), "ema" if folder.name == "ema" else "raw")
     facts.num_parameters = count_parameters(folder)
     facts.mean, facts.std = preprocessing(folder)
     if facts.is_classifier:
-        from ..models.nepa import ViTNepaConfig
-
         known = load_pretrained(ViTNepaConfig, folder)
         facts.class_names, facts.num_classes = class_names(known), len(known.id2label)
     if run is not None:
@@ -115,7 +114,6 @@ def _splits(data: dict[str, Any], settings: Settings, facts: Facts) -> list[tupl
 
 def _count(data: dict[str, Any]) -> dict[str, int] | None:
     """Images by role of data on this machine; None if it is not here (any more), or streamed."""
-    importlib.import_module("nextembed.data.sources")  # registers its kinds
     sizes: dict[str, int] = {}
     try:
         part: Any = DATA.parse(data)

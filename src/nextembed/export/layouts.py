@@ -11,8 +11,9 @@ from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessor
 
 from ..core.files import check_target, new_folder, write_json
-from ..core.pretrained import load_pretrained
+from ..core.pretrained import load_pretrained, load_whole
 from ..core.quiet import no_progress_bar
+from ..core.run_folder import find_saved
 from ..core.saved import load
 from ..core.sizes import MAX_SIDE
 from ..errors import ConfigError
@@ -29,7 +30,7 @@ from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaF
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
 from .emu import Converted, convert_emu, is_emu
 from .lazy_state import inner_state, why_unreadable
-from .loading import is_classifier, pick_folder, read_model_config
+from .loading import is_classifier, read_model_config
 
 Layout = Literal["official", "nextembed", "stable-pretraining"]
 
@@ -123,16 +124,13 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
         return _from_state(read_state(path / "model.safetensors"), path, {"image_size": size} | known)
     if known:
         raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
-    folder = pick_folder(path, weights)
+    folder = find_saved(path).local_folder(weights)
     kind = _class_of(folder)
-    model, info = load_pretrained(kind, folder, dtype=torch.float32, output_loading_info=True)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, info[what])):
-            raise ConfigError(f"{folder} does not fit its config.json: {what.replace('_', ' ')}, e.g. {names[0]}")
+    model = load_whole(kind, folder, strict=True, dtype=torch.float32)
     processor = None
     if (folder / "preprocessor_config.json").is_file():
         processor = load_pretrained(AutoImageProcessor, folder, f"cannot read {folder / 'preprocessor_config.json'}")
-    return Source(model.eval(), "stable-pretraining" if kind is SptNepaForPreTraining else "official", processor)
+    return Source(model, "stable-pretraining" if kind is SptNepaForPreTraining else "official", processor)
 
 
 def read_state(file: Path, weights: str | None = None) -> State:

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from ..core.pretrained import load_pretrained
-from ..core.run_folder import read_model_file, weights_folders
+from ..core.run_folder import find_saved, read_model_file
 from ..core.saved import checked, read_json
 from ..errors import ConfigError
-from ..models import nepa, nepa_spt
+from ..models import loading, nepa, nepa_spt
 
 Task = Literal["features", "classification"]
 
@@ -21,7 +21,7 @@ class Loaded(NamedTuple):
     """A model in eval mode on the CPU in float32, its folder, and the mean and std of its preprocessing (for pixels in
     [0, 1]; None where the folder has no image processor)."""
 
-    model: Any
+    model: PreTrainedModel
     folder: Path
     mean: list[float] | None
     std: list[float] | None
@@ -42,32 +42,19 @@ def is_classifier(folder: Path) -> bool:
     return any(name.endswith("ForImageClassification") for name in names)
 
 
-def pick_folder(path: str | Path, weights: str | None = None) -> Path:
-    """The model folder of a run or a checkpoint. weights: "raw", "ema" or None, which takes raw where there is one.
-
-    Raises ConfigError if there is no model, or none with these weights.
-    """
-    folders = weights_folders(path)
-    name = weights or ("raw" if "raw" in folders else next(iter(folders)))
-    if name not in folders:
-        raise ConfigError(f"{path} has no '{name}' weights, only: {', '.join(folders)}")
-    return folders[name]
-
-
 def load_model(path: str | Path, task: Task | None = None, weights: str | None = None) -> Loaded:
     """The model to export. task: "features" reads the transformer alone, "classification" needs a classifier in the
     checkpoint; None takes what the checkpoint was saved as.
 
     Raises ConfigError for a checkpoint of another model type, without a classifier, or broken.
     """
-    folder = pick_folder(path, weights)
+    folder = find_saved(path).local_folder(weights)
     read_model_config(folder)
     has_head = is_classifier(folder)
     if task == "classification" and not has_head:
         raise ConfigError(f"{folder} has no classifier (its config.json says so); fine-tune first, or --task features")
     kind: Any = AutoModelForImageClassification if has_head and task != "features" else AutoModel
-    model = load_pretrained(kind, folder, dtype=torch.float32)
-    return Loaded(model.eval(), folder, *preprocessing(folder))
+    return Loaded(loading.load_model(folder, kind, "cpu", dtype=torch.float32), folder, *preprocessing(folder))
 
 
 def preprocessing(folder: Path) -> tuple[list[float] | None, list[float] | None]:

@@ -10,18 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig
 
 from ..core.files import from_json, replacing, to_json
-from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
-from ..core.sizes import usable_device
 from ..core.types import AttentionMode
 from ..data.audio import SAMPLE_RATE, AudioReader
 from ..data.transforms import ImageReader, Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError, unknown
 from ..evaluation.features.extract import Pooling, extract, feature_keys
+from ..models.loading import open_pair
 from ..models.omni import OmniForPreTraining, OmniProcessor
 from ..objectives.readout import load_readouts
 
@@ -35,31 +32,20 @@ WRITES = {"image": ".png", "video": ".gif", "audio": ".wav", "text": ".txt"}  # 
 NUM_FRAMES = 8
 
 
-def load_omni(path: str | Path, weights: str = "raw", device: str | None = None) -> OmniForPreTraining:
-    """An Omni with its processor (`model.processor`), from a run, a checkpoint, a saved model or a hub id; of a run
-    that trained readouts, with these (`model.readouts`). Raises ConfigError, one line, for what does not load.
+def load_omni(path: str | Path, weights: str | None = None, device: str | None = None) -> OmniForPreTraining:
+    """An Omni with its processor (`model.processor`); of a run that trained readouts, with these (`model.readouts`).
+
+    Arguments and errors as of `models.loading.open_pair`.
     """
-    folder: Any = path
-    if Path(path).expanduser().exists() or str(path).count("/") != 1:
-        folders = weights_folders(Path(path).expanduser())
-        if weights not in folders:
-            raise ConfigError(f"{path} has no {weights} weights; there is {', '.join(folders)}")
-        folder = folders[weights]
-    if (kind := load_pretrained(AutoConfig, folder).model_type) != "omni":
-        raise ConfigError(f"{path} holds a model of type '{kind}', not an Omni")
-    model, info = load_pretrained(OmniForPreTraining, folder, output_loading_info=True)
-    model.processor = load_pretrained(OmniProcessor, folder)
-    if names := sorted(info["missing_keys"]):
-        raise ConfigError(f"the model in {folder} lacks parameter {names[0]} ({len(names)} such in all)")
-    model.processor.check(model.config)
-    place = usable_device(device)
-    if (Path(path).expanduser() / "readout" / "config.json").is_file():
-        trained = load_readouts(Path(path).expanduser())
+    model, processor = open_pair(path, OmniForPreTraining, OmniProcessor, weights, device)
+    model.processor = processor
+    run = Path(path).expanduser()
+    if (run / "readout" / "config.json").is_file():
+        trained = load_readouts(run)
         trained.check(model)
-        model.readouts |= {
-            name: readout.to(place) for name, readout in trained.readouts.items() if readout.decoder != "conv"
-        }
-    return model.to(place).eval()
+        readouts = {name: readout for name, readout in trained.readouts.items() if readout.decoder != "conv"}
+        model.readouts |= {name: readout.to(model.device) for name, readout in readouts.items()}
+    return model
 
 
 def features(

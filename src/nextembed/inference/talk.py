@@ -8,13 +8,10 @@ from typing import Any
 import torch
 from PIL import Image
 from pydantic import Field
-from transformers import AutoConfig, TextStreamer
+from transformers import TextStreamer
 
 from ..core.config import Config
 from ..core.files import from_json
-from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
-from ..core.sizes import usable_device
 from ..core.text import check_text
 from ..data.transforms import Unreadable
 from ..data.video import VideoReader
@@ -22,6 +19,7 @@ from ..errors import ConfigError, DataError
 from ..models.emu import EmuForConditionalGeneration, EmuProcessor
 from ..models.emu.mixed import Made, generate_document
 from ..models.emu.processing_emu import as_segment, to_rgb
+from ..models.loading import open_pair
 from .conversation import Conversation, Style, style_of
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -68,31 +66,9 @@ class Talker:
         self._pipeline: Any = None
 
     @classmethod
-    def load(cls, path: str | Path, weights: str = "raw", device: str | None = None) -> "Talker":
-        """From a run, a checkpoint, a saved model or a hub id. weights: "raw", or "ema" where they are saved.
-
-        Raises ConfigError, one line, for what holds no Emu model or does not load whole.
-        """
-        folder: Any = path
-        if Path(path).exists() or str(path).count("/") != 1 or str(path).startswith((".", "~")):
-            folders = weights_folders(Path(path).expanduser())
-            if weights not in folders:
-                raise ConfigError(f"{path} has no {weights} weights; there is {', '.join(folders)}")
-            folder = folders[weights]
-        config = load_pretrained(AutoConfig, folder)
-        if config.model_type != "emu":
-            raise ConfigError(f"{path} holds a model of type '{config.model_type}', which does not talk")
-        model, info = load_pretrained(EmuForConditionalGeneration, folder, config=config, output_loading_info=True)
-        processor = load_pretrained(EmuProcessor, folder)
-        try:
-            processor.check(model.config)
-        except ValueError as err:
-            raise ConfigError(f"cannot load the model in {folder}: {_line(err)}") from None
-        for words, kind in (("has no", "missing_keys"), ("has unknown", "unexpected_keys")):
-            if names := sorted(info[kind]):
-                raise ConfigError(f"the model in {folder} {words} parameter {names[0]} ({len(names)} such in all)")
-        place = usable_device(device)
-        return cls(model.to(place), processor, path)
+    def load(cls, path: str | Path, weights: str | None = None, device: str | None = None) -> "Talker":
+        """A model that is saved; arguments and errors as of `models.loading.open_pair`."""
+        return cls(*open_pair(path, EmuForConditionalGeneration, EmuProcessor, weights, device), path)
 
     # text
 

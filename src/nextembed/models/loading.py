@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForPreTraining, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor, PreTrainedModel, ProcessorMixin
 
-from ..core.pretrained import load_pretrained
-from ..core.run_folder import find_saved
+from ..core.pretrained import ModelT, ProcessorT, load_pair, load_pretrained, load_whole
+from ..core.run_folder import find_saved, read_model_file
 from ..core.sizes import usable_device
 from ..errors import ConfigError
 from . import emu, nepa, nepa_spt, omni
@@ -43,10 +43,8 @@ def load_model(
     Raises:
         ConfigError: one line, for what does not load, lacks weights, or needs code of its own.
     """
-    model, info = load_pretrained(kind, folder, what, output_loading_info=True, **options)
-    if names := sorted(map(str, info["missing_keys"])):
-        raise ConfigError(f"the model in {folder} lacks parameter {names[0]} ({len(names)} such in all)")
-    found: PreTrainedModel = model.to(usable_device(device)).eval()
+    model: Any = load_whole(kind, folder, what, **options)
+    found: PreTrainedModel = model.to(usable_device(device))
     return found
 
 
@@ -54,3 +52,39 @@ def load_processor(folder: str | Path, kind: Any = AutoProcessor) -> ProcessorMi
     """The processor that was saved beside a model. Raises ConfigError, one line, for what does not load."""
     found: ProcessorMixin = load_pretrained(kind, folder, f"cannot load the processor in {folder}")
     return found
+
+
+def open_pair(
+    path: str | Path,
+    model_class: type[ModelT],
+    processor_class: type[ProcessorT],
+    weights: str | None = None,
+    device: str | None = None,
+) -> tuple[ModelT, ProcessorT]:
+    """A model of one family with its processor, of a run, a checkpoint, a model folder or a hub id.
+
+    Args:
+        path: see `core.run_folder.find_saved`.
+        model_class: of the family.
+        processor_class: of the family.
+        weights: "raw", "ema" or "best"; None takes the first there is.
+        device: by name; None takes the accelerator if there is one, else the CPU.
+
+    Raises:
+        ConfigError: one line, for a path without such a model, or one that does not load whole.
+    """
+    saved = find_saved(path)
+    folder = saved.folder(weights)
+    wanted: Any = model_class.config_class
+    if (found := model_type(folder)) != wanted.model_type:
+        raise ConfigError(f"{path} holds a model of type '{found}', not '{wanted.model_type}'")
+    own = isinstance(folder, str) or (folder / "processor_config.json").is_file()
+    home = folder if own else saved.first_of("raw")  # averaged weights have none of their own
+    return load_pair((folder, home), model_class, processor_class, device)
+
+
+def model_type(folder: str | Path) -> str:
+    """What the config.json of a model folder, or hub id, says that the model is. Raises ConfigError without one."""
+    if isinstance(folder, Path):
+        return read_model_file(folder).model_type
+    return str(load_pretrained(AutoConfig, folder).model_type)

@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_one_clear_line(saved, tmp_path, images, monkeypa
         (cut, {}, "cannot load the model"),
         (tmp_path / "none", {}, "no such run or checkpoint"),
         (saved / "plain", {"layer": 4}, "layer 4 is not in 0..3"),
-        (saved / "plain", {"weights": "ema"}, "weights 'ema' is not known. Allowed: raw"),
+        (saved / "plain", {"weights": "ema"}, "has no ema weights; there is raw"),
         (saved / "plain", {"pooling": "first"}, "has seen no patch"),
         (ViTModel(other), {}, "a ViTModel has no latents"),
     ):
@@ -133,5 +133,5 @@ def test_weights_that_are_missing_are_not_drawn_at_random(saved, tmp_path):
     del weights["encoder.layer.1.output.dense.bias"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_bytes((saved / "plain" / "config.json").read_bytes())
-    with pytest.raises(ConfigError, match=r"lacks 1 weights, e.g. encoder.layer.1.output.dense.bias"):
+    with pytest.raises(ConfigError, match=r"lacks parameter encoder.layer.1.output.dense.bias \(1 such"):
         Encoder(tmp_path)

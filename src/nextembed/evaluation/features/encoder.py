@@ -1,7 +1,6 @@
 """One feature vector an image: a checkpoint together with the place in it where features are read."""
 
 import copy
-import importlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -13,17 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from ...core.pretrained import load_pretrained
 from ...core.probe_table import ProbeTable, percent
-from ...core.run_folder import Processor, read_config, read_processor, run_folder, weights_folders
-from ...core.types import AttentionMode
-from ...data.origins import HUB_ID
+from ...core.run_folder import Processor, find_saved, read_config, read_processor, run_folder
+from ...core.types import AttentionMode, Encodes
 from ...data.transforms import ImageReader, Unreadable, normalize, resize
-from ...errors import ConfigError, DataError, unknown
+from ...errors import ConfigError, DataError
+from ...models.loading import load_model, load_processor
 from ...models.nepa.modeling_nepa import ViTNepaTrunk
-from ...models.omni import OmniConfig, OmniModel, OmniProcessor
+from ...models.omni import OmniConfig, OmniForPreTraining, OmniModel, OmniProcessor
 from ...models.omni.images import OmniImages, image_config
 from .extract import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
 
@@ -69,19 +68,17 @@ class Encoder:
     ):
         path = Path(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
         path = path if isinstance(path, str | Path) else None
+        folders: dict[str, Path | str] = {"given": ""}
         if path is None:
-            self.trunk, config, folders = trunk_of(checkpoint), checkpoint.config, {"given": Path()}
+            self.trunk, config = trunk_of(checkpoint), checkpoint.config
             config = self.trunk.config if isinstance(self.trunk, OmniImages) else config
         else:
-            folders = model_folders(path)
-            if weights is not None and weights not in folders:
-                raise ConfigError(unknown(f"{path}: weights", weights, folders))
-            config = _load_config(next(iter(folders.values())))
+            saved = find_saved(path)
+            folders, config = saved.folders, _load_config(saved.folder(weights))
         self.place = choose(path, config, list(folders), layer, pooling, attention, weights)
         self.preprocessing = _preprocessing(path, config, folders[self.place.weights])
         if path is not None:
             self.trunk = load_trunk(folders[self.place.weights])
-            self.trunk.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")).eval()
         self.checkpoint = None if path is None else str(path)
         self.precision: Precision = precision
         self.config = config
@@ -221,12 +218,11 @@ def _best_row(file: Path, num_layers: int, available: list[str], wanted: dict[st
 
 def trunk_of(model: Any) -> Any:
     """The part of a model that gives latents and hidden states. Raises ConfigError if it has none."""
-    inner = getattr(model, "model", model)
-    if isinstance(inner, OmniModel):
-        return OmniImages(inner, model.processor)
-    for found in (model, getattr(model, str(getattr(model, "base_model_prefix", "")) or "-", None)):
-        if isinstance(found, nn.Module) and hasattr(found, "embed") and hasattr(found, "encode"):
-            return found if isinstance(found, ViTNepaTrunk) else getattr(found, "vit_nepa", found)
+    if isinstance(model, OmniForPreTraining):
+        return OmniImages(model.model, model.processor)
+    for found in (model.base_model, model) if isinstance(model, PreTrainedModel) else (model,):
+        if isinstance(found, nn.Module) and isinstance(found, Encodes):
+            return found
     raise ConfigError(f"a {type(model).__name__} has no latents and hidden states to read features from")
 
 
@@ -244,38 +240,20 @@ def cut(trunk: Any, layer: int) -> Any:
     return short
 
 
-def model_folders(path: str | Path) -> dict[str, Any]:
-    """Where the weights lie, by name; a name that is no file here is a hub id."""
-    if not Path(path).exists() and HUB_ID.fullmatch(str(path)) and not str(path).startswith("."):
-        return {"raw": str(path)}
-    return weights_folders(path)
-
-
 def _load_config(folder: Path | str) -> Any:
-    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
-    config = load_pretrained(AutoConfig, folder, _cannot_load(folder))
-    model_class = MODEL_MAPPING.get(type(config), None)
-    if not (hasattr(model_class, "embed") and hasattr(model_class, "encode")):
+    config = load_pretrained(AutoConfig, folder)
+    kind: Any = MODEL_MAPPING.get(type(config), object)
+    if not issubclass(kind, Encodes):
         raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
     return image_config(config) if isinstance(config, OmniConfig) else config
 
 
 def load_trunk(folder: Path | str) -> Any:
     """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded, or not wholly."""
-    trunk, info = load_pretrained(
-        AutoModel, folder, _cannot_load(folder), dtype=torch.float32, output_loading_info=True
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
+    trunk = load_model(folder, AutoModel, dtype=torch.float32)
     if isinstance(trunk, OmniModel):
-        return OmniImages(trunk, load_pretrained(OmniProcessor, folder))
+        return OmniImages(trunk, load_processor(folder, OmniProcessor))
     return trunk_of(trunk)
-
-
-def _cannot_load(folder: Path | str) -> str:
-    if isinstance(folder, str):
-        return f"no run or checkpoint {folder} here, and the hub does not give it"
-    return f"cannot load the model in {folder}"
 
 
 def _preprocessing(path: Any, config: Any, folder: Path | str) -> Preprocessing:

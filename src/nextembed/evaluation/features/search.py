@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.files import from_json
+from ...core.run_folder import find_saved
 from ...errors import ConfigError, DataError
-from .encoder import Encoder, encode, model_folders
+from .encoder import Encoder, encode
 from .parts import METADATA
 
 KEYS_COMPARED = 100_000  # for the nearest spelling of a key
@@ -152,7 +153,7 @@ def encoder_of(file: FeatureFile, checkpoint: Any = None) -> Encoder:
         raise ConfigError(f"{file.path} does not say which model made it: name it with --checkpoint, or search by key")
     place = {name: made.get(name) for name in ("layer", "pooling", "attention")}
     try:
-        weights = made.get("weights") if made.get("weights") in model_folders(checkpoint) else None
+        weights = made.get("weights") if made.get("weights") in find_saved(checkpoint).folders else None
         encoder = Encoder(checkpoint, **place, weights=weights, precision=made.get("precision", "float32"))
     except ConfigError as err:
         raise ConfigError(f"the model of {file.path}: {err} (--checkpoint says where it lies)") from None

@@ -1,7 +1,6 @@
 """A loaded Emu model that answers prompts and ranks candidates, in batches."""
 
 import copy
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.pretrained import load_pretrained
-from ...core.run_folder import weights_folders
 from ...core.types import Segment
 from ...data.transforms import ImageReader, Unreadable
-from ...errors import ConfigError, DataError, unknown
+from ...errors import DataError
 from ...models.emu import EmuForConditionalGeneration, EmuProcessor
+from ...models.loading import open_pair
 from .protocols import Decoding
 
 CHUNK = 64  # candidates that are read at once
@@ -33,30 +31,14 @@ class Likelihood(NamedTuple):
 class Speaker:
     """An Emu model and its processor, in eval mode, ready to be asked."""
 
-    def __init__(self, model: Any, processor: Any):
+    def __init__(self, model: EmuForConditionalGeneration, processor: EmuProcessor):
         self.model, self.processor = model.eval(), processor
-        try:
-            processor.check(model.config)
-        except ValueError as err:
-            raise ConfigError(str(err)) from None
         self.reader = ImageReader(num_channels=3)
 
     @classmethod
-    def load(cls, path: str | Path, weights: str = "raw") -> "Speaker":
-        """From a run, a checkpoint or a saved model. Raises ConfigError, one line, if it is no whole Emu model."""
-        folders = weights_folders(path)
-        if weights not in folders:
-            raise ConfigError(unknown(f"{path}: weights", weights, folders))
-        folder = folders[weights]
-        importlib.import_module("nextembed.models.nepa")  # registers our encoder with the Auto classes
-        what = f"cannot load an Emu model from {folder}"
-        model, info = load_pretrained(EmuForConditionalGeneration, folder, what, output_loading_info=True)
-        home = folder if (folder / "processor_config.json").is_file() else folders.get("raw", folder)
-        processor = load_pretrained(EmuProcessor, home, what)
-        if missing := sorted(info["missing_keys"]):
-            raise ConfigError(f"cannot load the model in {folder}: it lacks {len(missing)} weights, e.g. {missing[0]}")
-        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        return cls(model.to(device), processor)
+    def load(cls, path: str | Path, weights: str | None = None) -> "Speaker":
+        """A model that is saved; arguments and errors as of `models.loading.open_pair`."""
+        return cls(*open_pair(path, EmuForConditionalGeneration, EmuProcessor, weights))
 
     def decode(self, segments: Sequence[Segment], key: str) -> list[Segment]:
         """The segments with their pictures decoded to uint8 [C, H, W].

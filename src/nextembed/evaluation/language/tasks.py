@@ -1,18 +1,18 @@
 """`score_language`: a checkpoint on a task, from the file of annotations to scores with intervals."""
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...core.files import open_folder, replacing
+from ...core.sizes import usable_device
 from ...core.types import Segment
 from ...data.transforms import Unreadable
 from ...errors import ConfigError, DataError
+from ...models.emu import EmuPipeline
 from ..images import FeatureSpace, feature_space, frechet_distance, retrieval_ranks
 from . import captions
 from .answers import exact_match, normalize_answer, short_answer, vqa_accuracy
@@ -191,10 +191,8 @@ def paint(
         raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
     pipeline = checkpoint
     if isinstance(checkpoint, str | os.PathLike):
-        importlib.import_module("nextembed.models.nepa")  # registers our encoder with the Auto classes
-        emu: Any = importlib.import_module("nextembed.models.emu")
-        pipeline = emu.EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
-        pipeline.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+        pipeline = EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
+        pipeline.to(usable_device())
     if folder is not None:
         open_folder(Path(folder))
     speaker = Speaker(pipeline.model, pipeline.processor)

@@ -1,5 +1,6 @@
 """Prompt in, picture out: an Emu model regresses image latents, its visual decoder paints them."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...core.pretrained import load_pretrained
+from ...core.pretrained import load_pair
+from ...core.run_folder import find_saved
 from ...errors import ConfigError
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
@@ -46,7 +48,7 @@ class EmuPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         visual_decoder: str | Path | VisualDecoder | None = None,
         dtype: torch.dtype | None = None,
         **parts: Any,
@@ -59,19 +61,10 @@ class EmuPipeline:
         Raises ConfigError, one line, for what is missing or does not load.
         """
         folder = local_folder(path)
-        model_folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        what = f"cannot load an Emu model from {model_folder}"
+        model_folder = find_saved(folder).local_folder()
         options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-        kind = EmuForConditionalGeneration
-        model, info = load_pretrained(kind, model_folder, what, output_loading_info=True, **options)
-        processor = load_pretrained(EmuProcessor, model_folder, what)
-        try:
-            processor.check(model.config)
-        except ValueError as err:
-            raise ConfigError(f"{what}: {err}") from None
-        for words, found in (("has no", "missing_keys"), ("has unknown", "unexpected_keys")):
-            if names := sorted(info[found]):
-                raise ConfigError(f"the model in {model_folder} {words} parameter {names[0]} ({len(names)} in all)")
+        folders = (model_folder, model_folder)
+        model, processor = load_pair(folders, EmuForConditionalGeneration, EmuProcessor, "cpu", **options)
         if isinstance(visual_decoder, VisualDecoder):
             return cls(model, processor, visual_decoder)
         if visual_decoder is None:
@@ -156,13 +149,10 @@ class EmuPipeline:
         return [Image.fromarray(i.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()) for i in kept]
 
 
-def local_folder(path: str | Path) -> Path:
+def local_folder(path: str | os.PathLike[str]) -> Path:
     """The folder itself, or a hub repository's, downloaded. Raises ConfigError if it is neither."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if str(path).count("/") != 1 or str(path).startswith((".", "~", "/")):
-        raise ConfigError(f"no such folder: {path}")
+    if isinstance(find_saved(path).folder(), Path):
+        return Path(path).expanduser()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -239,7 +239,7 @@ def test_items_that_cannot_be_asked(folder, speaker):
 
 def test_folders_that_hold_no_emu(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match="cannot load an Emu model"):
+    with pytest.raises(ConfigError, match="holds a model of type 'llama', not 'emu'"):
         Speaker.load(tmp_path)
-    with pytest.raises(ConfigError, match="weights 'ema' is not known"):
+    with pytest.raises(ConfigError, match="has no ema weights; there is raw"):
         Speaker.load(folder / "model", "ema")
