@@ -30,7 +30,7 @@ from torch import Tensor
 from nextembed import recipes
 from nextembed.core.config import apply_overrides
 from nextembed.evaluation.language.scores import mean_metric
-from nextembed.inference.omni import load_omni
+from nextembed.inference.generate import load_omni
 from nextembed.models.omni.generation import Rollout, code_scores
 from nextembed.run import fit
 from nextembed.toys.candle import END, QUESTIONS, Candle, temperatures

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from emu_emoji import caption_scores, pixels_of, rows_of
 from nextembed.evaluation.language.scores import mean_metric
-from nextembed.inference.omni import load_omni, picture
+from nextembed.inference.generate import load_omni
+from nextembed.inference.signals import picture
 
 CANDIDATES = 100
 SETS = {

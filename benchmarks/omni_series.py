@@ -33,7 +33,7 @@ from nextembed import recipes
 from nextembed.core.config import apply_overrides
 from nextembed.data.records import Records
 from nextembed.evaluation.language.scores import mean_metric
-from nextembed.inference.omni import load_omni
+from nextembed.inference.generate import load_omni
 from nextembed.run import fit
 
 SETS = {"BasicMotions": {"patch_size": 5, "resampled": 50}, "JapaneseVowels": {"patch_size": 2, "resampled": 16}}

@@ -24,7 +24,7 @@ from nextembed.core.run_folder import read_config, run_folder
 from nextembed.data.draws import Draws
 from nextembed.data.records import Records
 from nextembed.data.transforms import Unreadable
-from nextembed.inference.omni import load_omni
+from nextembed.inference.generate import load_omni
 from nextembed.toys import kinds  # noqa: F401  registers the kinds of data
 from omni_emoji import CANDIDATES, matrix, ways
 

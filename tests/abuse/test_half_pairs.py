@@ -15,8 +15,9 @@ from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.held_out import held_out_loss
 from nextembed.evaluation.language.layouts import read_coco
 from nextembed.evaluation.language.tables import read_table
-from nextembed.inference.omni import features, load_omni
-from nextembed.inference.talk import _segment, read_prompts
+from nextembed.inference.chat import segment_of
+from nextembed.inference.generate import features, load_omni
+from nextembed.inference.prompts import read_prompts
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 from nextembed.recipes import load
 
@@ -45,7 +46,7 @@ def test_the_emu_processor_and_what_an_emu_is_told(tmp_path):
     with pytest.raises(ValueError, match=SAID):
         processor([f"a {HALF}"])
     with pytest.raises(ConfigError, match=SAID):
-        _segment(HALF)
+        segment_of(HALF)
     for line in ("[" * 100_000, '{"text": ' + "9" * 10_000 + "}", "{"):
         (tmp_path / "prompts.jsonl").write_text(line)
         with pytest.raises(DataError, match=r"line 1: not JSON: .+") as caught:

@@ -20,7 +20,7 @@ from nextembed.export.facts import Facts
 from nextembed.export.hub import write_hub_folder
 from nextembed.export.layouts import convert
 from nextembed.inference.conversation import Conversation
-from nextembed.inference.omni import write_signal
+from nextembed.inference.signals import write_signal
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.plan import Plan

@@ -24,7 +24,7 @@ from nextembed.errors import CodeRefused, ConfigError, DataError
 from nextembed.evaluation.features.parts import METADATA
 from nextembed.evaluation.images import feature_space
 from nextembed.export.layouts import read_state
-from nextembed.inference.talk import read_prompts
+from nextembed.inference.prompts import read_prompts
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.parts import load_part
 from nextembed.run import RunConfig
@@ -406,7 +406,7 @@ def given(call: ast.Call, name: str) -> Any:
 
 # These load no code: our own classes, which load their parts through `load_pretrained`; configs; parts of diffusers
 # by their own class, which is no Auto class.
-SAFE = ("VisualDecoder.", "emu.EmuPipeline.", "super().", "EmuConfig.", "ViTNepaConfig.", "cls.config_class.",
+SAFE = ("VisualDecoder.", "EmuPipeline.", "super().", "EmuConfig.", "ViTNepaConfig.", "cls.config_class.",
         "type(backbone.config).", "CLIPImageProcessor.", "_scheduler_class(", "scheduler_class(", "type(decoder.",
         "type(self.unet)")  # fmt: skip
 DOORS = {"core/pretrained.py": "kind.from_pretrained", "models/emu/visual_decoder.py": "kind.from_pretrained"}

@@ -114,7 +114,7 @@ def test_push_without_token(run: Path, said, monkeypatch: pytest.MonkeyPatch) ->
         ("export RUN -o m.pt2 --int8", "--int8 needs ONNX"),
         ("export RUN -o m.onnx --data emoji", "without --int8 it has no use"),
         ("export RUN -o m.onnx --task classification", "has no classifier"),
-        ("export RUN -o m.onnx --weights ema", "has no 'ema' weights, only: raw"),
+        ("export RUN -o m.onnx --weights ema", "has no ema weights; there is raw"),
         ("export RUN -o m.onnx --size 17", "size 17,17 is no multiple of the patch size 4x4"),
         ("export RUN -o m.onnx --size big", "--size is HEIGHT,WIDTH in pixels, not 'big'"),
         ("export RUN -o m.onnx --layer 5", "layer 5 is not in 0..1"),

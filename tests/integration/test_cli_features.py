@@ -81,7 +81,7 @@ def test_score_is_said_in_words(embedded: tuple[Path, str], capsys: pytest.Captu
         ("embed {0}/model {0}/images -o {0}/f.parquet", "f.parquet exists; --overwrite replaces it"),
         ("embed {0}/model {0}/images -o {0}/new.parquet --pooling meen", "Did you mean 'mean'?"),
         ("embed {0}/model {0}/images -o {0}/new.parquet --layer 5", "layer 5 is not in 0..2"),
-        ("embed {0}/model {0}/images -o {0}/new.parquet --weights ema", "weights 'ema' is not known. Allowed: raw"),
+        ("embed {0}/model {0}/images -o {0}/new.parquet --weights ema", "has no ema weights; there is raw"),
         ("embed {0}/model {0}/images -o {0}/new.parquet data.splitt=test", "Did you mean 'split'?"),
         ("embed {0}/model {0}/images -o {0}/new.parquet data.split=test", "split 'test' is not known"),
         ("embed {0}/model {0}/images -o {0}/new.parquet train.max_steps=3", "only settings of the data mean anything"),

@@ -13,8 +13,9 @@ from emu_tiny import WIDTH, save_tiny_emu
 from PIL import Image
 
 from nextembed.cli import main
+from nextembed.inference.chat import Sampling, Talker
 from nextembed.inference.conversation import Conversation
-from nextembed.inference.talk import Sampling, Talker, read_piece
+from nextembed.inference.prompts import read_piece
 from nextembed.models.emu.mixed import generate_document
 
 

@@ -21,7 +21,8 @@ from nextembed.cli import main
 from nextembed.core.config import apply_overrides, to_yaml
 from nextembed.data.audio import SAMPLE_RATE
 from nextembed.errors import ConfigError
-from nextembed.inference.omni import features, load_omni, read_piece
+from nextembed.inference.generate import features, load_omni
+from nextembed.inference.signals import read_signal
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 
 RUNNER = Path(__file__).with_name("kill_runner.py")
@@ -126,7 +127,7 @@ def test_any_modality_in(piece: str, folder: Path, capsys: pytest.CaptureFixture
     file = piece.split(" ")[-1].removeprefix("left=")
     name = {"beep.wav": "sound", "touch.csv": "touch", "touch.npy": "touch", "fire.png": "left", "hi": "text"}[file]
     kind = SENSES[name].get("kind", name)
-    wanted = load_omni("senses", device="cpu").generate([read_piece(kind, file, name)], "touch")
+    wanted = load_omni("senses", device="cpu").generate([read_signal(kind, file, name)], "touch")
     assert np.allclose(made, wanted.value.numpy(), atol=1e-5)
 
 

@@ -86,8 +86,8 @@ def test_what_cannot_be_painted_is_one_line(folder: Path, capsys: pytest.Capture
     before = sorted(folder.rglob("*"))
     for target, data, more, said in (
         ("speaker", "captions", [], "visual decoder"),
-        ("nowhere", "captions", [], "no such folder: nowhere"),
-        ("half", "captions", [], "has no parameter regression_head.weight"),
+        ("nowhere", "captions", [], "no such run or checkpoint: nowhere"),
+        ("half", "captions", [], "lacks parameter regression_head.weight"),
         ("painter", "long", [], "the language model reads 128"),
         ("painter", "broken", [], "an image cannot be read"),
         ("painter", "captions", ["--paintings", "red.png/x"], "cannot write red.png/x"),

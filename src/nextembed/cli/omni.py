@@ -5,10 +5,10 @@ from typing import Any
 
 from ..core.files import checked_file, to_json
 from ..core.terminal import print
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 
 
-def go_on(
+def continue_document(
     checkpoint: str,
     words: list[str],
     given: list[tuple[str, str]],
@@ -27,25 +27,27 @@ def go_on(
         raise ConfigError(f"--output: no such folder: {output.parent}")
     if output is not None:
         checked_file(output)
-    from ..inference.omni import check_file, check_target, kind_of, load_omni, read_piece, write_signal
+    from ..inference.generate import load_omni
+    from ..inference.signals import check_file, kind_of, plain, read_signal, write_signal
 
     model = load_omni(checkpoint, *loading)
     kinds = {name: settings.get("kind", name) for name, settings in (model.config.modalities or {}).items()}
     wanted = target if target != "auto" else named_by(output, kinds)
-    check_target(model, wanted)
     if wanted is not None:
+        if wanted not in kinds:
+            raise ConfigError(unknown("--target", wanted, kinds))
         check_file(kinds[wanted], output)
     pieces = []
     for word in words:
         kind = kind_of(word) or "text"
-        pieces.append(read_piece(kind, word, name_of(kind, kinds)))
+        pieces.append(read_signal(kind, word, name_of(kind, kinds)))
     for kind, value in given:
-        pieces.append(read_piece(kind, value, name_of(kind, kinds)))
+        pieces.append(read_signal(kind, value, name_of(kind, kinds)))
     for pair in own:
         name, _, file = pair.partition("=")
         if name not in kinds or not file:
             raise ConfigError(f"--piece {pair}: NAME=FILE with one of {', '.join(kinds)}")
-        pieces.append(read_piece(kinds[name], file, name))
+        pieces.append(read_signal(kinds[name], file, name))
     shown = ""
 
     def show(so_far: Any) -> None:
@@ -69,13 +71,12 @@ def go_on(
     elif not isinstance(made.value, str):
         if kinds[made.kind] in ("image", "video", "audio"):
             raise ConfigError(f"{made.kind} came; name a file for it: -o FILE")
-        value = made.value.tolist() if hasattr(made.value, "tolist") else made.value
-        print(to_json(value))
+        print(to_json(plain(made.value)))
 
 
 def named_by(output: Path | None, kinds: dict[str, str]) -> str | None:
     """The only modality that is written to a file of this name; None if there is none."""
-    from ..inference.omni import WRITES
+    from ..inference.signals import WRITES
 
     fitting = [name for name, own in kinds.items() if output is not None and WRITES.get(own) == output.suffix.lower()]
     return fitting[0] if len(fitting) == 1 else None

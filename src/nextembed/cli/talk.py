@@ -1,6 +1,5 @@
 """`generate` and `chat`: an Emu model in use."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +23,8 @@ from ..errors import ConfigError, NextEmbedError, unknown
 from .app import app
 
 if TYPE_CHECKING:
-    from ..inference.talk import Sampling, Talker
+    from ..inference.chat import Sampling, Talker
+    from ..inference.prompts import Prompt
 
 TARGETS = ("auto", "text", "image", "mixed")
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -111,13 +111,13 @@ def generate(
     named = {"image": image, "video": video, "audio": audio, "series": series, "text": text}
     given = [(kind, value) for kind, values in named.items() for value in values or []]
     if is_omni(checkpoint):
-        from .omni import go_on
+        from .omni import continue_document
 
         if prompts or question or beams or stream:
             raise ConfigError("--input, --question, --beams and --stream are for Emu models")
         drawn = temperature if sample or temperature != 1.0 else 0.0
         options = {"max_latents": max_new_tokens, "temperature": drawn, "top_k": top_k if drawn else 0, "seed": seed}
-        go_on(checkpoint, pieces or [], given, piece or [], target, output, options, (weights, device))
+        continue_document(checkpoint, pieces or [], given, piece or [], target, output, options, (weights, device))
         return
     if audio or series or piece:
         raise ConfigError("--audio, --series and --piece are for Omni models")
@@ -129,14 +129,15 @@ def generate(
         raise ConfigError(f"--{'sample' if sample else 'stream'} goes with --beams 1")
     _check_prompts(bool(pieces or question), prompts is not None, stream or task == "mixed")
     from ..core.config import validated
-    from ..inference.talk import Sampling, Talker, read_piece, read_prompts
+    from ..inference.chat import Sampling, Talker
+    from ..inference.prompts import Prompt, read_piece, read_prompts
 
     values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens,
               "length_penalty": length_penalty, "repetition_penalty": repetition_penalty, "do_sample": sample,
               "temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}  # fmt: skip
     sampling = validated(Sampling, values, "generate")
     rows = read_prompts(prompts, frames) if prompts else [
-        {"pieces": [read_piece(word, frames) for word in pieces or []], "question": question}
+        Prompt([read_piece(word, frames) for word in pieces or []], question)
     ]  # fmt: skip
     talker = Talker.load(checkpoint, weights, device)
     painting = {"num_inference_steps": steps, "guidance_scale": guidance, "seed": seed}
@@ -145,7 +146,7 @@ def generate(
     elif task == "mixed":
         _mixed(talker, rows[0], output, sampling, steps)
     elif prompts is not None:
-        _many(talker, rows, prompts, output, sampling, batch_size)
+        _many(talker, rows, output, sampling, batch_size)
     else:
         _one(talker, rows[0], output, sampling, stream)
 
@@ -184,30 +185,8 @@ def _task(task: str, output: Path | None, prompts: Path | None) -> str:
     return task
 
 
-def _prompt(talker: "Talker", row: dict[str, Any]) -> list[Any]:
-    """The pieces of a row, in the format that its question or its lone picture needs."""
-    from ..inference.conversation import Conversation
-
-    pieces = row["pieces"]
-    if row.get("question"):
-        talk = Conversation()
-        talk.ask(*pieces, row["question"])
-        return list(talk.to_document(talker.style)["segments"])
-    if len(pieces) == 1 and not isinstance(pieces[0], str) and "text" not in _kinds(pieces[0]):
-        return talker.caption_prompt(pieces)
-    return pieces
-
-
-def _kinds(piece: Any) -> tuple[str, ...]:
-    return tuple(piece) if isinstance(piece, dict) else ("image",)
-
-
-def _stop(talker: "Talker", row: dict[str, Any]) -> str | None:
-    return f"\n{talker.style.user}:" if row.get("question") and not talker.style.instruct else None
-
-
-def _one(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "Sampling", stream: bool) -> None:
-    prompt, stop = _prompt(talker, row), _stop(talker, row)
+def _one(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Sampling", stream: bool) -> None:
+    prompt, stop = talker.pieces_of(row), talker.stop if row.question else None
     if stream:
         (text,) = talker.write([prompt], sampling, on_text=_say, stop=stop)
         print()
@@ -218,17 +197,12 @@ def _one(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "
         write_text(output, text + "\n")
 
 
-def _many(
-    talker: "Talker", rows: list[dict[str, Any]], source: Path, output: Path | None, sampling: "Sampling", size: int
-) -> None:
-    texts = talker.write([_prompt(talker, row) for row in rows], sampling, batch_size=size)
-    stops = [_stop(talker, row) for row in rows]
-    texts = [text.split(stop)[0].strip() if stop else text for text, stop in zip(texts, stops, strict=True)]
+def _many(talker: "Talker", rows: list["Prompt"], output: Path | None, sampling: "Sampling", size: int) -> None:
+    texts = talker.write([talker.pieces_of(row) for row in rows], sampling, batch_size=size)
     lines = []
-    lines_read = source.read_text(encoding="utf-8", errors="replace").splitlines()
-    given = [json.loads(line) for line in lines_read if line.strip()]
-    for row, text in zip(given, texts, strict=True):
-        lines.append(to_json({**row, "output": text}) + "\n")
+    for row, text in zip(rows, texts, strict=True):
+        answer = text.split(talker.stop)[0].strip() if row.question and talker.stop else text
+        lines.append(to_json({**(row.row or {}), "output": answer}) + "\n")
     if output is None:
         print("".join(lines), end="")
     else:
@@ -236,13 +210,10 @@ def _many(
         print(f"Saved:  {output} ({len(lines)} answers)")
 
 
-def _paint(
-    talker: "Talker", rows: list[dict[str, Any]], output: Path | None, painting: dict[str, Any], many: bool
-) -> None:
+def _paint(talker: "Talker", rows: list["Prompt"], output: Path | None, painting: dict[str, Any], many: bool) -> None:
     if not many:
         assert output is not None
-        row = rows[0]
-        words = [*row["pieces"], *([row["question"]] if row.get("question") else [])]
+        words = [*rows[0].pieces, *([rows[0].question] if rows[0].question else [])]
         with replacing(output) as file:
             talker.paint(words, **painting, progress=sys.stderr.isatty()).save(file)
         print(f"Saved:  {output}")
@@ -252,15 +223,15 @@ def _paint(
     open_folder(folder)
     for number, row in enumerate(rows):
         with replacing(folder / f"{number:04d}.png") as file:
-            talker.paint(row["pieces"], **painting).save(file)
+            talker.paint(row.pieces, **painting).save(file)
     print(f"Saved:  {folder} ({len(rows)} pictures)")
 
 
-def _mixed(talker: "Talker", row: dict[str, Any], output: Path | None, sampling: "Sampling", steps: int) -> None:
+def _mixed(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Sampling", steps: int) -> None:
     """Text to the terminal, pictures and document.json to the folder."""
     options = sampling.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
                                            "repetition_penalty", "seed"})  # fmt: skip
-    made = talker.document(_prompt(talker, row), num_inference_steps=steps, **options)
+    made = talker.document(talker.pieces_of(row), num_inference_steps=steps, **options)
     lines: list[dict[str, Any]] = []
     pictures: dict[str, Any] = {}
     for span in made:
@@ -323,7 +294,7 @@ def chat(
         raise ConfigError("--sample goes with --beams 1")
     from ..core.config import validated
     from ..core.run_folder import find_saved
-    from ..inference.talk import Sampling, Talker
+    from ..inference.chat import Sampling, Talker
 
     find_saved(checkpoint)
     values = {"num_beams": beams, "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty}
@@ -396,7 +367,7 @@ class _Chat:
             raise ConfigError(unknown("command", command, [*known, "/reset", "/help", "/quit"]))
 
     def show(self, name: str) -> None:
-        from ..inference.talk import IMAGES, VIDEOS, read_piece
+        from ..inference.prompts import IMAGES, VIDEOS, read_piece
 
         if Path(name).suffix.lower() not in (*IMAGES, *VIDEOS):
             raise ConfigError(f"{name}: not the name of an image or video file")

@@ -8,6 +8,7 @@ from ..core.files import read_text, to_json, write_text
 from ..core.types import Document, Segment
 from ..data.messages import IMAGE_SYSTEM, VIDEO_SYSTEM, render
 from ..errors import ConfigError
+from ..models.emu.processing_emu import EmuProcessor, Piece, as_segment
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Style:
     instruct: bool
 
 
-def style_of(processor: Any) -> Style:
+def style_of(processor: EmuProcessor) -> Style:
     """Emu's instructed format where the tokenizer has `[USER]` and `[ASSISTANT]`, else questions and answers."""
     tokenizer = processor.tokenizer
     if {"[USER]", "[ASSISTANT]"} <= set(tokenizer.get_vocab()):
@@ -39,6 +40,7 @@ class Turn:
 
     @property
     def text(self) -> str:
+        """Its words alone."""
         return " ".join(s["value"] for s in self.segments if s["kind"] == "text")
 
 
@@ -54,10 +56,16 @@ class Conversation:
     turns: list[Turn] = field(default_factory=list)
     system: str | None = None
 
-    def ask(self, *pieces: Any, sources: list[str | None] | None = None) -> None:
-        """A turn of the user: text, images, {"video": frames}. Raises ConfigError if it is the assistant's."""
-        from ..models.emu.processing_emu import as_segment
+    def ask(self, *pieces: Piece, sources: list[str | None] | None = None) -> None:
+        """A turn of the user.
 
+        Args:
+            pieces: text, images, {"video": frames}.
+            sources: where pictures came from, for the file that `save` writes.
+
+        Raises:
+            ConfigError: if it is the assistant's turn, or nothing is asked.
+        """
         if self.turns and self.turns[-1].role == "user":
             raise ConfigError("the last question has no answer yet")
         found = [as_segment(piece) for piece in pieces]
@@ -66,7 +74,7 @@ class Conversation:
         self.turns.append(Turn("user", found, sources or []))
 
     def answer(self, text: str) -> None:
-        """The assistant's turn."""
+        """The assistant's turn. Raises ConfigError where no question waits for it."""
         if not self.turns or self.turns[-1].role != "user":
             raise ConfigError("there is no question to answer")
         self.turns.append(Turn("assistant", [{"kind": "text", "value": text}]))
@@ -79,6 +87,7 @@ class Conversation:
         return True
 
     def system_line(self) -> str:
+        """What stands before the first turn."""
         if self.system is not None:
             return self.system
         kinds = [s["kind"] for turn in self.turns for s in turn.segments]
@@ -112,7 +121,11 @@ class Conversation:
         return {"messages": messages}
 
     def save(self, file: str | Path) -> Path:
-        """Adds the conversation to a .jsonl file as one line, in the form that data of kind `messages` reads."""
+        """Adds the conversation to a .jsonl file as one line, in the form that data of kind `messages` reads.
+
+        Raises:
+            ConfigError: for a file of another name.
+        """
         file = Path(file)
         if file.suffix != ".jsonl":
             raise ConfigError(f"a conversation is saved to a .jsonl file, not {file}")

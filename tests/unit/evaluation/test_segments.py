@@ -16,7 +16,7 @@ from nextembed.evaluation.features.extract import Features
 from nextembed.evaluation.probes.loading import probe_checkpoint
 from nextembed.evaluation.probes.records import segment_data
 from nextembed.evaluation.probes.sweep import ProbeConfig, fit_probes, folds_of
-from nextembed.inference.omni import features
+from nextembed.inference.generate import features
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 
 MODALITIES = {"text": {}, "image": {"image_size": 8, "patch_size": 4},

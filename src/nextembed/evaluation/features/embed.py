@@ -9,21 +9,24 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from pydantic import Field
 
-from ...core.types import IGNORE_LABEL
+from ...core.config import Config, validated
+from ...core.types import IGNORE_LABEL, AttentionMode
+from ...data.images import ImagePart
 from ...data.sources import ImageData
-from ...data.stream import FIRST, RowPlace, row_key, row_label, rows_in_order
+from ...data.stream import FIRST, Row, RowPlace, Rows, RowSequence, row_key, row_label, rows_in_order
 from ...data.transforms import Unreadable, resize
 from ...errors import ConfigError
 from .encoder import Encoder, Preprocessing
+from .extract import Pooling, Precision
 from .parts import PART_SECONDS, DType, Item, Parts, PartWriter, schema
 
 AHEAD = 2  # batches that are read and decoded while one is computed
@@ -46,76 +49,109 @@ class Embedded(NamedTuple):
     seconds: float
 
 
+class EmbedSettings(Config):
+    """Which features are written, and how.
+
+    layer, pooling, attention, weights, precision: as of `Encoder`. dtype: of the file. batch_size: images a forward
+    pass. num_workers: threads that decode. limit: the first rows only. part_seconds: how much work a kill may cost.
+    """
+
+    layer: int | None = None
+    pooling: Pooling | None = None
+    attention: AttentionMode | None = None
+    weights: str | None = None
+    precision: Precision = "float32"
+    dtype: DType = "float32"
+    batch_size: int = Field(64, ge=1, le=10**6)
+    num_workers: int = Field(2, ge=0, le=256)
+    limit: int | None = Field(None, ge=1)
+    part_seconds: float = Field(PART_SECONDS, ge=0)
+
+    def encoder(self, checkpoint: Any) -> Encoder:
+        """The encoder of a checkpoint, or the one that is given."""
+        if isinstance(checkpoint, Encoder):
+            return checkpoint
+        return Encoder(checkpoint, self.layer, self.pooling, self.attention, self.weights, self.precision)
+
+
 def embed(
     checkpoint: Any,
-    source: Any,
+    source: str | os.PathLike[str] | ImagePart,
     output: str | Path,
     *,
-    dtype: DType = "float32",
-    batch_size: int = 64,
-    num_workers: int = 2,
-    limit: int | None = None,
     overwrite: bool = False,
     report: Report | None = None,
-    part_seconds: float = PART_SECONDS,
-    **place: Any,
+    **settings: Any,
 ) -> Embedded:
-    """Writes features of all images of a source to a Parquet file; started again after a kill, it goes on.
-
-    checkpoint: as in `Encoder`, or an Encoder; `place` (layer, pooling, attention, weights, precision) goes to it.
-    source: what `data.source` takes, or a data part such as `ImageData(source=..., split="test", streaming=True)`; its
-    `split` is embedded. num_workers: threads that decode. limit: the first rows only. part_seconds: how much work a
-    kill may cost.
+    """Writes features of all images of a source to a Parquet file; started again after a kill, it continues.
 
     Columns: row (of the source), key, path (of image files), label and label_name (where there are labels), embedding
     (fixed-size list). Unreadable images are left out and named in OUTPUT's .skipped.jsonl; the rows of others do not
     change. The file's metadata ("nextembed", JSON) holds all settings.
-    Raises ConfigError for an output that exists (without `overwrite`), for parts that other settings left, and for a
-    checkpoint or source that cannot be used; DataError if no image is readable.
+
+    Args:
+        checkpoint: as of `Encoder`, or an Encoder.
+        source: what `data.source` takes, or a data part such as `ImageData(source=..., split="test", streaming=True)`;
+            its `split` is embedded.
+        output: the file.
+        overwrite: whether a file that is there, or parts that other settings left, may go.
+        report: is called with rows done, and rows in all (None where nobody knows).
+        settings: see `EmbedSettings`.
+
+    Raises:
+        ConfigError: for an output that exists, and for a checkpoint or source that cannot be used.
+        DataError: if no image is readable.
     """
     output, started = Path(output), time.monotonic()
     parts = Parts(output)
     parts.check(overwrite)
-    for name, value in (("batch_size", batch_size), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} should be at least 1, got {value}")
-    encoder = checkpoint if isinstance(checkpoint, Encoder) else Encoder(checkpoint, **place)
-    data = fitting(source, encoder.preprocessing) if isinstance(source, str | os.PathLike) else source
-    if isinstance(data, ImageData) or hasattr(data, "mean"):
-        preprocessing = encoder.preprocessing
-        encoder.preprocessing = preprocessing._replace(mean=data.mean, std=data.std, background=data.background)
-    rows: Any = data.rows("train")
-    total = len(rows) if hasattr(rows, "__len__") else None
+    chosen: EmbedSettings = validated(EmbedSettings, settings, "embed")
+    encoder = chosen.encoder(checkpoint)
+    data = source if isinstance(source, ImagePart) else fitting(source, encoder.preprocessing)
+    encoder.preprocessing = encoder.preprocessing._replace(mean=data.mean, std=data.std, background=data.background)
+    rows = data.rows("train")
+    total = len(rows) if isinstance(rows, Sized) else None
     if total == 0:
         raise ConfigError("data: there are no images to embed")
-    settings = describe(encoder, data, dtype, batch_size, limit, total)
-    expected = total if limit is None else min(limit, total) if total is not None else limit
-    with parts.opened(settings, overwrite) as done:
+    saved = describe(encoder, data, chosen, total)
+    expected = min((n for n in (total, chosen.limit) if n is not None), default=None)
+    with parts.opened(saved, overwrite) as done:
         start = parts.place()
-        _same_data(rows, total, start, parts)
-        reader, names = encoder.reader(data.max_pixels, data.max_bytes), data.class_names()
-
-        def read(place: RowPlace, row: Any) -> Item:
-            pixels, reason = None, ""
-            try:
-                pixels = resize(reader.read(row.get("image")), encoder.preprocessing.size)
-            except Unreadable as err:
-                reason = str(err)
-            return _item(place, row, names, pixels, reason)
-
-        wanted = rows_in_order(rows, start)
-        if limit is not None:
-            wanted = itertools.islice(wanted, max(0, limit - start.row))
+        _same_data(rows, start, parts)
         if not done:
-            writer = PartWriter(parts, schema(encoder.width, dtype), part_seconds)
-            _work(encoder, decoded(wanted, batch_size, read, num_workers), writer, report, expected)
-        settings["num_rows"] = parts.join(schema(encoder.width, dtype), settings)
-    seconds = time.monotonic() - started
-    return Embedded(output, settings["num_rows"], start.row, parts.skipped, parts.skipped_file, seconds)
+            layout = schema(encoder.width, chosen.dtype)
+            writer = PartWriter(parts, layout, chosen.part_seconds)
+            read, wanted = _reading(encoder, data), rows_in_order(rows, start)
+            if chosen.limit is not None:
+                wanted = itertools.islice(wanted, max(0, chosen.limit - start.row))
+            _work(encoder, decoded(wanted, chosen.batch_size, read, chosen.num_workers), writer, report, expected)
+        num_rows = parts.join(schema(encoder.width, chosen.dtype), saved)
+    return Embedded(output, num_rows, start.row, parts.skipped, parts.skipped_file, time.monotonic() - started)
+
+
+def _reading(encoder: Encoder, data: ImagePart) -> Callable[[RowPlace, Row], Item]:
+    """What reads a row of the data as the encoder sees it."""
+    reader, names = encoder.reader(data.max_pixels, data.max_bytes), data.class_names()
+
+    def read(place: RowPlace, row: Row) -> Item:
+        image, label = row.get("image"), row_label(row)
+        item = Item(
+            place,
+            row_key(row, place.row - 1),
+            str(Path(image).absolute()) if isinstance(image, str | os.PathLike) else None,
+            None if label == IGNORE_LABEL else label,
+            row.get("label_name") or (names[label] if 0 <= label < len(names) else None),
+        )
+        try:
+            return item._replace(pixels=resize(reader.read(image), encoder.preprocessing.size))
+        except Unreadable as err:
+            return item._replace(reason=str(err))
+
+    return read
 
 
 def _work(
-    encoder: Encoder, batches: Iterator[list[Item]], writer: "PartWriter", report: Report | None, total: int | None
+    encoder: Encoder, batches: Iterator[list[Item]], writer: PartWriter, report: Report | None, total: int | None
 ) -> None:
     """Embeds every batch; on Ctrl-C too, what is done is kept."""
     try:
@@ -137,48 +173,43 @@ def fitting(source: str | os.PathLike[str], preprocessing: Preprocessing) -> Ima
     return ImageData(source=str(source), mean=mean, std=std, background=background)
 
 
-def describe(
-    encoder: Encoder, data: Any, dtype: DType, batch_size: int, limit: int | None, total: int | None
-) -> dict[str, Any]:
+def describe(encoder: Encoder, data: ImagePart, settings: EmbedSettings, total: int | None) -> dict[str, Any]:
     """All that the file's content depends on: its metadata, and what a resumed run has to agree with."""
     name, here = encoder.checkpoint, Path(encoder.checkpoint or "")
+    values = data.model_dump(mode="json", exclude=BESIDE)
+    source = str(values.get("source", data.kind))
+    if data.kind == "images" and source != "emoji" and (path := Path(source).expanduser()).exists():
+        values["source"] = str(path.resolve())  # so that the images are found again from any folder
+    key, preprocessing = encoder.place.key, encoder.preprocessing
     return {
         "nextembed_version": version("nextembed"),
         "checkpoint": str(here.resolve()) if name and here.exists() else name,
         "weights": encoder.place.weights,
         "weights_digest": encoder.digest(),
-        "layer": encoder.place.key.layer,
         "num_layers": int(encoder.config.num_hidden_layers),
-        "pooling": encoder.place.key.pooling,
-        "attention": encoder.place.key.attention,
+        **key._asdict(),
         "width": encoder.width,
-        "image_size": encoder.preprocessing.size,
-        "num_channels": encoder.preprocessing.num_channels,
-        "mean": encoder.preprocessing.mean,
-        "std": encoder.preprocessing.std,
-        "background": list(encoder.preprocessing.background),
+        "image_size": preprocessing.size,
+        "num_channels": preprocessing.num_channels,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "background": list(preprocessing.background),
         "precision": encoder.precision,
         "device": next(encoder.trunk.parameters()).device.type,
-        "batch_size": batch_size,
-        "dtype": dtype,
-        "source": str(getattr(data, "source", data.kind)),
-        "split": str(getattr(data, "split", "train")),
-        "data": data.model_dump(mode="json", exclude=BESIDE) | _whole_source(data),
-        "limit": limit,
+        "batch_size": settings.batch_size,
+        "dtype": settings.dtype,
+        "source": source,
+        "split": str(values.get("split", "train")),
+        "data": values,
+        "limit": settings.limit,
         "source_rows": total,
     }
 
 
-def _whole_source(data: Any) -> dict[str, Any]:
-    """A local source by its whole path, so that the images are found again from any folder."""
-    path = Path(str(getattr(data, "source", ""))).expanduser()
-    return {"source": str(path.resolve())} if data.kind == "images" and data.source != "emoji" and path.exists() else {}
-
-
 def decoded(
-    rows: Iterator[tuple[RowPlace, Any]],
+    rows: Iterator[tuple[RowPlace, Row]],
     batch_size: int,
-    read: Callable[[RowPlace, Any], Item],
+    read: Callable[[RowPlace, Row], Item],
     num_workers: int,
 ) -> Iterator[list[Item]]:
     """Batches of rows in their order, read by threads: decoders let go of Python's lock. At most 1 + `AHEAD` batches
@@ -200,18 +231,9 @@ def decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _item(place: RowPlace, row: Any, names: list[str], pixels: Tensor | None, reason: str) -> Item:
-    label = row_label(row)
-    name = row.get("label_name") or (names[label] if 0 <= label < len(names) else None)
-    image = row.get("image")
-    path = str(Path(image).absolute()) if isinstance(image, str | os.PathLike) else None
-    known = None if label == IGNORE_LABEL else label
-    return Item(place, row_key(row, place.row - 1), path, known, name, pixels, reason)
-
-
-def _same_data(rows: Any, total: int | None, start: RowPlace, parts: "Parts") -> None:
+def _same_data(rows: Rows | RowSequence, start: RowPlace, parts: Parts) -> None:
     """Raises ConfigError if the row that an earlier start ended with is another one now."""
-    if start == FIRST or total is None or parts.last_key is None:
+    if start == FIRST or not isinstance(rows, Rows) or parts.last_key is None:
         return
     if row_key(rows[start.row - 1], start.row - 1) != parts.last_key:
         raise ConfigError(

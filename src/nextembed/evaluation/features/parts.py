@@ -48,7 +48,7 @@ class Item(NamedTuple):
     path: str | None
     label: int | None
     label_name: str | None
-    pixels: Tensor | None
+    pixels: Tensor | None = None
     reason: str = ""
 
 

@@ -73,7 +73,7 @@ class Speaker:
                 for one, key in zip(decoded, keys, strict=True):  # which of them it is
                     self.batch([one], [key], room)
             raise DataError(f"{keys[0]}: {err}") from None
-        most = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        most = self.model.config.num_positions
         lengths = inputs["attention_mask"].sum(1).tolist()
         for key, length in zip(keys, lengths, strict=True):
             if most is not None and length + room > most:

@@ -110,6 +110,11 @@ class EmuConfig(PreTrainedConfig):
         return size if isinstance(size, int) else size[0]
 
     @property
+    def num_positions(self) -> int | None:
+        """Positions of the language model's context; None where it has no limit."""
+        return getattr(self.text_config, "max_position_embeddings", None)
+
+    @property
     def num_channels(self) -> int:
         return getattr(self.vision_config, "num_channels", 3)
 

@@ -134,7 +134,7 @@ class _Writer:
     """A prompt that has been read, and what is written behind it. hidden [1, 1, D]: of the last position."""
 
     def __init__(self, model: EmuForConditionalGeneration, embeds: Tensor):
-        self.model, self.limit = model, getattr(model.config.text_config, "max_position_embeddings", None)
+        self.model, self.limit = model, model.config.num_positions
         self.length, self.ids = 0, torch.zeros(1, 0, dtype=torch.int64, device=embeds.device)
         if self.limit is not None and embeds.shape[1] >= self.limit:
             raise ValueError(f"the prompt takes {embeds.shape[1]} positions; the model has {self.limit}")

@@ -137,7 +137,7 @@ class EmuModel(EmuPreTrainedModel):
 
     def check_length(self, length: int, num_new: int = 0) -> None:
         """Raises ValueError if a text, with what is to follow it, is longer than the language model reads."""
-        most = getattr(self.config.text_config, "max_position_embeddings", None)
+        most = self.config.num_positions
         if most is not None and length + num_new > most:
             new = f" and {num_new} new ones make {length + num_new}" if num_new else ""
             raise ValueError(f"{length} tokens{new}, but the language model reads {most}")

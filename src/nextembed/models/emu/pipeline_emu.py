@@ -68,9 +68,7 @@ class EmuPipeline:
         if isinstance(visual_decoder, VisualDecoder):
             return cls(model, processor, visual_decoder)
         if visual_decoder is None:
-            places = (folder, model_folder, *([folder.parent] if folder.name == "model" else []))  # a run's own model
-            visual_decoder = next((place for place in places if (place / FOLDER).is_dir()), None)
-            visual_decoder = model_folder if visual_decoder is None else visual_decoder / FOLDER
+            visual_decoder = decoder_folder(folder) or model_folder
         elif (Path(visual_decoder) / FOLDER).is_dir():  # a run
             visual_decoder = Path(visual_decoder) / FOLDER
         return cls(model, processor, VisualDecoder.from_pretrained(visual_decoder, dtype, **parts))
@@ -147,6 +145,12 @@ class EmuPipeline:
             warnings.warn(f"the safety checker flagged image {numbers} of {len(flags)}: blacked out", stacklevel=2)
         kept = [image * (not flag) for image, flag in zip(images, flags, strict=True)]
         return [Image.fromarray(i.mul(255).round().byte().permute(1, 2, 0).cpu().numpy()) for i in kept]
+
+
+def decoder_folder(path: Path) -> Path | None:
+    """`visual_decoder/` of a run or a model's folder; of a model in a run, the run's."""
+    places = (path, path / "model", *([path.parent] if path.name in ("model", "ema") else []))
+    return next((place / FOLDER for place in places if (place / FOLDER).is_dir()), None)
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:

@@ -1,0 +1,365 @@
+"""An Emu model in use: captions, answers, images and mixed documents from prompts of text, images and videos."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+from transformers import BatchFeature, PreTrainedTokenizerBase, TextStreamer
+
+from ..core.config import Config
+from ..core.files import first_line
+from ..core.text import check_text
+from ..core.types import Segment
+from ..errors import ConfigError
+from ..models.emu import EmuForConditionalGeneration, EmuPipeline, EmuProcessor, VisualDecoder
+from ..models.emu.mixed import Made, generate_document
+from ..models.emu.pipeline_emu import decoder_folder
+from ..models.emu.processing_emu import Piece, as_segment
+from ..models.loading import open_pair
+from .conversation import Conversation, Style, style_of
+from .prompts import Prompt
+
+Pieces = Sequence[Piece]  # a prompt, as `EmuProcessor` takes one document
+OnText = Callable[[str], None]
+
+
+class Sampling(Config):
+    """How text is chosen; the defaults are those of Emu's release.
+
+    num_beams: 1 takes the likeliest token each time. max_new_tokens, min_new_tokens: of an answer. length_penalty: of
+    beams, 0 for none. do_sample: draws tokens, with temperature, top_k (0: all) and top_p; needs num_beams 1.
+    """
+
+    num_beams: int = Field(5, ge=1, le=1000)
+    max_new_tokens: int = Field(50, ge=1, le=10**6)
+    min_new_tokens: int = Field(0, ge=0, le=10**6)
+    length_penalty: float = Field(0.0, ge=-100, le=100)
+    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
+    do_sample: bool = False
+    temperature: float = Field(1.0, ge=1e-4, le=1e4)
+    top_k: int = Field(50, ge=0, le=10**9)
+    top_p: float = Field(1.0, gt=0, le=1)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Talker:
+    """A model and its processor, ready to be asked.
+
+        talker = Talker.load("runs/emu")
+        talker.caption(image)
+        talker.ask([image], "What colour is it?")
+        talker.write([["a photo:", image, "It shows"], [other, "This is"]])  # texts, one batch
+        talker.paint([image, "in winter"])                                   # a PIL image, with a visual decoder
+        talker.document(["a cat"])                                           # text and images
+
+    A prompt is what `EmuProcessor` takes as one document: text, PIL images, {"image": path}, {"video": frames}.
+
+    Args:
+        model: is put into eval mode.
+        processor: that the model was trained with.
+        path: of the run or folder whose visual decoder paints; None paints nothing.
+
+    Raises:
+        ConfigError: by every method, for a prompt that cannot be: empty, or longer than the model's context.
+    """
+
+    def __init__(self, model: EmuForConditionalGeneration, processor: EmuProcessor, path: str | Path | None = None):
+        self.model, self.processor, self.path = model.eval(), processor, path
+        self.style: Style = style_of(processor)
+        self._pipeline: EmuPipeline | None = None
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str | None = None, device: str | None = None) -> "Talker":
+        """An Emu that is saved.
+
+        Args:
+            path: a run, a checkpoint, a model folder or a hub id.
+            weights: "raw" or "ema"; None takes the first there is.
+            device: by name; None takes the accelerator if there is one, else the CPU.
+
+        Raises:
+            ConfigError: one line, for a path without an Emu, or one that does not load whole.
+        """
+        return cls(*open_pair(path, EmuForConditionalGeneration, EmuProcessor, weights, device), path)
+
+    # text
+
+    def write(
+        self,
+        prompts: Sequence[Pieces],
+        sampling: Sampling | None = None,
+        batch_size: int = 8,
+        on_text: OnText | None = None,
+        stop: str | None = None,
+    ) -> list[str]:
+        """The text that follows each prompt.
+
+        Args:
+            prompts: any number.
+            sampling: how tokens are chosen; None is as in Emu's release.
+            batch_size: prompts at once.
+            on_text: is called with the text of a lone prompt as it comes; needs `num_beams=1`.
+            stop: what ends the text.
+        """
+        sampling = sampling or Sampling()
+        if on_text is not None and (sampling.num_beams > 1 or len(prompts) != 1):
+            raise ConfigError("text comes as it is written for one prompt and num_beams 1 only")
+        found: list[str] = []
+        with self._seeded(sampling.seed):
+            for first in range(0, len(prompts), batch_size):
+                found += self._batch(prompts[first : first + batch_size], sampling, on_text, stop)
+        return found
+
+    def _batch(
+        self, prompts: Sequence[Pieces], sampling: Sampling, on_text: OnText | None, stop: str | None
+    ) -> list[str]:
+        config = self.model.config
+        inputs = self.encode(prompts)
+        chosen = sampling.model_dump(exclude={"seed"})
+        chosen["max_new_tokens"] = min(sampling.max_new_tokens, self.room(inputs["input_ids"].shape[1]))
+        if not sampling.do_sample:
+            for name in ("temperature", "top_k", "top_p"):
+                chosen.pop(name)
+        if sampling.num_beams == 1:
+            chosen["length_penalty"] = 1.0  # it has no use, and a checkpoint's own would be warned of
+        if stop:
+            chosen |= {"stop_strings": [stop], "tokenizer": self.processor.tokenizer}
+        never = [config.image_token_id, config.image_start_token_id, config.image_end_token_id, config.pad_token_id]
+        tokenizer = self.processor.tokenizer
+        streamer = None if on_text is None else _Streamer(tokenizer, on_text, stop)
+        with self._one_line():
+            ids = self.model.generate(
+                **inputs,
+                **chosen,
+                suppress_tokens=[i for i in never if i is not None],
+                eos_token_id=config.eos_token_id,
+                pad_token_id=config.eos_token_id if config.pad_token_id is None else config.pad_token_id,
+                streamer=streamer,
+            )
+        texts = self.processor.batch_decode(ids)
+        return [text.split(stop)[0].strip() if stop else text for text in texts]
+
+    def caption(self, image: Piece, sampling: Sampling | None = None) -> str:
+        """A caption of an image, or of a {"video": frames}, as Emu is asked for one."""
+        return self.write([self.caption_prompt([image])], sampling)[0]
+
+    def caption_prompt(self, pieces: Pieces) -> list[Piece]:
+        """The prompt for a caption: instructed models are asked in their format, others continue after the image."""
+        if not self.style.instruct:
+            return list(pieces)
+        talk = Conversation()
+        talk.ask(*pieces)
+        segments = talk.to_document(self.style)["segments"]
+        lead = "The image depicts a photo of" if segments[-2]["kind"] == "image" else "The video depicts"
+        segments[-1]["value"] += f" {lead}"
+        return as_pieces(segments)
+
+    def ask(
+        self,
+        pieces: Pieces,
+        question: str,
+        sampling: Sampling | None = None,
+        examples: Sequence[tuple[Pieces, str, str]] = (),
+        on_text: OnText | None = None,
+    ) -> str:
+        """The answer to a question about images or videos.
+
+        Args:
+            pieces: what is asked about.
+            question: in words.
+            sampling: how tokens are chosen; None is as in Emu's release.
+            examples: (pieces, question, answer) in front of it.
+            on_text: is called with the answer as it comes; needs `num_beams=1`.
+        """
+        talk = Conversation()
+        for shown, asked, answer in examples:
+            talk.ask(*shown, asked)
+            talk.answer(answer)
+        talk.ask(*pieces, question)
+        return self.reply(talk, sampling, on_text)[0]
+
+    def reply(
+        self, talk: Conversation, sampling: Sampling | None = None, on_text: OnText | None = None
+    ) -> tuple[str, int]:
+        """The next answer of a conversation, which is not added to it.
+
+        Args:
+            talk: loses its oldest turns where they leave no room for the answer.
+            sampling: how tokens are chosen; None is as in Emu's release.
+            on_text: is called with the answer as it comes; needs `num_beams=1`.
+
+        Returns:
+            The answer, and how many turns were left out.
+        """
+        sampling, dropped = sampling or Sampling(), 0
+        while True:
+            prompt = as_pieces(talk.to_document(self.style)["segments"])
+            length = self.encode([prompt], check=False)["input_ids"].shape[1]
+            limit = self.model.config.num_positions
+            if limit is None or length + sampling.max_new_tokens <= limit or not talk.drop_oldest():
+                break
+            dropped += 2
+        return self.write([prompt], sampling, on_text=on_text, stop=self.stop)[0], dropped
+
+    @property
+    def stop(self) -> str | None:
+        """What ends an answer, where the model does not end it by itself."""
+        return None if self.style.instruct else f"\n{self.style.user}:"
+
+    def pieces_of(self, prompt: Prompt) -> list[Piece]:
+        """The pieces of a prompt, in the format that its question or its lone picture needs."""
+        if prompt.question:
+            talk = Conversation()
+            talk.ask(*prompt.pieces, prompt.question)
+            return as_pieces(talk.to_document(self.style)["segments"])
+        if len(prompt.pieces) == 1 and as_segment(prompt.pieces[0])["kind"] != "text":
+            return self.caption_prompt(prompt.pieces)
+        return prompt.pieces
+
+    # images
+
+    @property
+    def pipeline(self) -> EmuPipeline:
+        """`EmuPipeline` of this model. Raises ConfigError where the checkpoint has no visual decoder."""
+        if self._pipeline is None:
+            folder = self._decoder_folder()
+            if folder is None:
+                raise ConfigError(
+                    f"{self.path} cannot paint: it has no visual_decoder/ folder (train one: nextembed train "
+                    "emu_visual_decoder)"
+                )
+            self._pipeline = EmuPipeline(self.model, self.processor, VisualDecoder.from_pretrained(folder))
+            self._pipeline.decoder.to(self.model.device)
+        return self._pipeline
+
+    def _decoder_folder(self) -> Path | None:
+        return None if self.path is None else decoder_folder(Path(self.path).expanduser())
+
+    def paint(
+        self,
+        prompt: Pieces,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Image.Image:
+        """The image that would follow a prompt; two images are blended.
+
+        Args:
+            prompt: text and images.
+            num_inference_steps: of diffusion.
+            guidance_scale: away from the empty prompt; off at 1 or less.
+            seed: of the noise.
+            progress: whether a bar is shown.
+
+        Raises:
+            ConfigError: also where the checkpoint has no visual decoder.
+        """
+        pipeline = self.pipeline
+        self.room(self.encode([prompt])["input_ids"].shape[1], self.model.config.num_image_latents + 1)
+        with self._one_line():
+            (image,) = pipeline([list(prompt)], num_inference_steps, guidance_scale, seed, progress=progress)
+            return image
+
+    def document(
+        self, prompt: Pieces, paint: bool | None = None, num_inference_steps: int = 50, **options: Any
+    ) -> list[Made]:
+        """Text and images that follow a prompt.
+
+        Args:
+            prompt: text and images.
+            paint: whether images are painted, not only predicted; None: where there is a decoder.
+            num_inference_steps: of painting.
+            options: of `models.emu.mixed.generate_document`.
+        """
+        self.encode([prompt])
+        if paint is None:
+            paint = self._decoder_folder() is not None
+
+        def painted(latents: Tensor) -> Image.Image:
+            return self.pipeline.paint(latents[None], num_inference_steps=num_inference_steps)[0]
+
+        painter = painted if paint else None
+        with self._one_line():
+            return generate_document(self.model, self.processor, prompt, paint=painter, **options)
+
+    # helpers
+
+    def room(self, length: int, needed: int = 1) -> int:
+        """Positions behind a prompt. Raises ConfigError if there are fewer than `needed`."""
+        limit = self.model.config.num_positions
+        if limit is None:
+            return 2**31
+        if length + needed > limit:
+            raise ConfigError(
+                f"the prompt takes {length:,} positions of the model's {limit:,}, and {needed} more are needed; "
+                f"an image takes {self.model.config.num_image_latents + 2}"
+            )
+        return limit - length
+
+    def encode(self, prompts: Sequence[Pieces], check: bool = True) -> BatchFeature:
+        """A batch for the model. Raises ConfigError for an empty prompt or one that is too long."""
+        for pieces in prompts:
+            segments = [segment_of(piece) for piece in pieces]
+            if not any(s["kind"] != "text" or str(s["value"]).strip() for s in segments):
+                raise ConfigError("an empty prompt: give some text or an image")
+        with self._one_line():
+            inputs = self.processor([list(pieces) for pieces in prompts]).to(self.model.device)
+        if check:
+            self.room(inputs["input_ids"].shape[1])
+        return inputs
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        try:
+            with torch.no_grad():
+                yield
+        except ValueError as err:
+            raise ConfigError(f"the prompt: {first_line(err)}") from None
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+
+
+class _Streamer(TextStreamer):
+    """Gives new text to `on_text` as it is decoded, up to where it stops."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText, stop: str | None):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.on_text, self.stop = on_text, stop or ""
+        self.held, self.stopped = "", False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if self.stopped:
+            return
+        self.held += text
+        if self.stop and self.stop in self.held:
+            self.held, self.stopped = self.held.split(self.stop)[0], True
+        keep = 0 if stream_end or self.stopped else max(0, len(self.stop) - 1)  # may be the beginning of the end
+        give, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        if give:
+            self.on_text(give)
+
+
+def segment_of(piece: Piece) -> Segment:
+    """A piece of a prompt as a segment. Raises ConfigError for what is none."""
+    try:
+        segment = as_segment(piece)
+        if segment["kind"] == "text":
+            check_text(segment["value"])
+        return segment
+    except ValueError as err:
+        raise ConfigError(f"the prompt: {err}") from None
+
+
+def as_pieces(segments: Sequence[Segment]) -> list[Piece]:
+    """Segments, which a processor takes as pieces, too."""
+    return [dict(segment) for segment in segments]
