@@ -46,9 +46,9 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .export.hub import push_to_hub as push_to_hub
     from .export.int8 import quantize_int8 as quantize_int8
     from .export.layouts import convert as convert
-    from .inference.chat import Sampling as Sampling
     from .inference.chat import Talker as Talker
     from .inference.conversation import Conversation as Conversation
+    from .inference.settings import Sampling as Sampling
     from .modalities import MODALITIES as MODALITIES
     from .modalities import Modality as Modality
     from .modalities import Patches as Patches
@@ -104,7 +104,8 @@ _PUBLIC = {
     "evaluation.probes.sweep": "ProbeConfig",
     "inference.conversation": "Conversation",
     "evaluation.features.search": "search",
-    "inference.chat": "Sampling Talker",
+    "inference.chat": "Talker",
+    "inference.settings": "Sampling",
     "export.formats": "export_onnx export_program",
     "export.hub": "push_to_hub",
     "export.int8": "quantize_int8",

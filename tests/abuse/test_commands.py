@@ -66,7 +66,10 @@ def call(words: list[str]) -> tuple[Any, str, float]:
 def tries(command: str, words: list[str]) -> list[list[str]]:
     """The command's words with one that is odd in the place of, or beside, each of its own."""
     found, place = [], 0
-    for param in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
+    whole = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
+    for param in whole.get_params(whole.context_class(whole)):
+        if param.name == "help":
+            continue
         if param.name in OUTPUTS or getattr(param, "is_flag", False):
             continue
         for odd in ODD:

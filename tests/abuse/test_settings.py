@@ -21,7 +21,7 @@ from nextembed.errors import ConfigError, NextEmbedError
 from nextembed.evaluation.language.protocols import LanguageEval
 from nextembed.evaluation.probes.loading import load_models
 from nextembed.evaluation.probes.sweep import ProbeConfig
-from nextembed.inference.chat import Sampling
+from nextembed.inference.settings import Sampling
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.batches import example_batch
 from nextembed.planning.plan import plan

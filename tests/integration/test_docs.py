@@ -76,7 +76,8 @@ def runs(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def options_of(command: str) -> set[str]:
     """What may stand behind a command, --debug and --code included."""
     group: Any = typer.main.get_command(app)
-    return {"--debug", "--code"}.union(*(parameter.opts for parameter in group.commands[command].params))
+    found = group.commands[command]
+    return {"--debug", "--code"}.union(*(one.opts for one in found.get_params(found.context_class(found))))
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words))

@@ -13,9 +13,10 @@ from emu_tiny import WIDTH, save_tiny_emu
 from PIL import Image
 
 from nextembed.cli import main
-from nextembed.inference.chat import Sampling, Talker
+from nextembed.inference.chat import Talker
 from nextembed.inference.conversation import Conversation
 from nextembed.inference.prompts import read_piece
+from nextembed.inference.settings import Sampling
 from nextembed.models.emu.mixed import generate_document
 
 

@@ -1,49 +1,37 @@
 """`embed` and `search`: features of any number of images in one file, and what lies near what."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..core.files import checked_file
 from ..core.terminal import print
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError
 from .app import Settings, app
+from .options import command
 
 if TYPE_CHECKING:
-    from ..evaluation.features.embed import Embedded
+    from PIL.Image import Image
+
+    from ..data.sources import ImageData
+    from ..evaluation.features.embed import Embedded, Report
     from ..evaluation.features.encoder import Encoder
-
-CHOICES = {
-    "pooling": ("mean", "last", "first"),
-    "attention": ("causal", "full"),
-    "weights": ("raw", "ema"),
-    "precision": ("float32", "bfloat16"),
-    "dtype": ("float32", "float16"),
-}
+    from ..evaluation.features.search import FeatureFile, Hit, Retrieval
+    from ..evaluation.features.settings import EmbedSettings
 
 
-@app.command()
+@command(settings="evaluation.features.settings:EmbedSettings")
 def embed(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, a saved model or a hub id.")
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Images, as data.source takes them.")],
+    settings: "EmbedSettings",
     overrides: Settings = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")] = Path(
         "features.parquet"
     ),
-    layer: Annotated[
-        int | None, typer.Option(help="0 is the latents, -1 the output; if left out, what RUN/probe.json found best.")
-    ] = None,
-    pooling: Annotated[str | None, typer.Option(help="mean, last or first.")] = None,
-    attention: Annotated[str | None, typer.Option(help="causal or full.")] = None,
-    weights: Annotated[str | None, typer.Option(help="raw or ema.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Images a forward pass.")] = 64,
-    precision: Annotated[str, typer.Option(help="Of the forward pass: float32 or bfloat16.")] = "float32",
-    dtype: Annotated[str, typer.Option(help="Of the file: float32 or float16.")] = "float32",
-    num_workers: Annotated[int, typer.Option(min=0, max=256, help="Threads that read and decode.")] = 2,
-    limit: Annotated[int | None, typer.Option(min=1, max=10**15, help="The first images only.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
 ) -> None:
     """Write features of all images of a source to a Parquet file.
@@ -51,36 +39,20 @@ def embed(
     Any number of images; started again after a stop, it goes on where it was. Settings are those of data:
     data.split=test, data.streaming=true, data.label_column=species, ...
     """
-    words = {"pooling": pooling, "attention": attention, "weights": weights, "precision": precision, "dtype": dtype}
-    for name, value in words.items():
-        if value is not None and value not in CHOICES[name]:
-            raise ConfigError(unknown(f"--{name.replace('_', '-')}", value, CHOICES[name]))
     from ..evaluation.features.embed import embed as write
-    from ..evaluation.features.embed import fitting
-    from ..evaluation.features.encoder import Encoder
+    from ..evaluation.features.embed import encoder_of, fitting
     from ..evaluation.features.parts import Parts
 
     Parts(output).check(overwrite)  # before anything is loaded
-    del words["dtype"]
-    encoder = Encoder(checkpoint, layer, **words)  # type: ignore[arg-type]
+    encoder = encoder_of(checkpoint, settings)
     data = data_settings(fitting(source, encoder.preprocessing), overrides or [])
     _say_what(encoder, data)
     with _progress() as report:
-        done = write(
-            encoder,
-            data,
-            output,
-            dtype=dtype,  # type: ignore[arg-type]
-            batch_size=batch_size,
-            num_workers=num_workers,
-            limit=limit,
-            overwrite=overwrite,
-            report=report,
-        )
+        done = write(encoder, data, output, overwrite=overwrite, report=report, **settings.model_dump())
     _say_done(done, encoder.width)
 
 
-def data_settings(data: Any, overrides: list[str]) -> Any:
+def data_settings(data: "ImageData", overrides: list[str]) -> "ImageData":
     """A data part with `data.name=value` settings applied. Raises ConfigError for settings of anything else."""
     from ..core.config import apply_overrides
 
@@ -90,7 +62,7 @@ def data_settings(data: Any, overrides: list[str]) -> Any:
     return apply_overrides(data, [text.removeprefix("data.") for text in overrides])
 
 
-def _say_what(encoder: "Encoder", data: Any) -> None:
+def _say_what(encoder: "Encoder", data: "ImageData") -> None:
     layer, pooling, attention = encoder.place.key
     where = f"layer {layer} of {encoder.config.num_hidden_layers}, {pooling}, {attention} attention"
     print(f"Model:   {encoder.checkpoint}, {encoder.place.weights} weights")
@@ -115,7 +87,7 @@ def _say_done(done: "Embedded", width: int) -> None:
 class _progress:
     """A live bar with images/s on a terminal; elsewhere a line every ten seconds."""
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> "Report":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from ..core.console import PlainConsole
@@ -191,7 +163,7 @@ def search(
         print(f"Sheet:  {_write_sheet(file, query, own, hits, output)}")
 
 
-def _print_hits(hits: list[Any]) -> None:
+def _print_hits(hits: list["Hit"]) -> None:
     from rich.table import Table
 
     from ..core.console import PlainConsole
@@ -210,12 +182,12 @@ def _print_hits(hits: list[Any]) -> None:
     PlainConsole().print(table)
 
 
-def _write_sheet(file: Any, query: str, own: int | None, hits: list[Any], output: Path) -> Path:
+def _write_sheet(file: "FeatureFile", query: str, own: int | None, hits: list["Hit"], output: Path) -> Path:
     from ..evaluation.features.search import Hit
     from ..evaluation.features.sheet import contact_sheet, images_of, save_sheet
 
     pictures = images_of(file, hits)
-    image: Any = query
+    image: Image | str | None = query
     if own is not None:
         row = file.rows([own])[0]
         image = images_of(file, [Hit(0, 1.0, row.get("row", own), query, row.get("path"), None, None)])[0]
@@ -226,7 +198,7 @@ def _write_sheet(file: Any, query: str, own: int | None, hits: list[Any], output
     return save_sheet(contact_sheet(image, name, hits, pictures, title), output)
 
 
-def _say_score(found: Any) -> str:
+def _say_score(found: "Retrieval") -> str:
     lines = [
         f"Nearest image has the same label (recall@1):  {100 * found.recall_at_1:.1f} %",
         f"Same label among the {found.k} nearest (precision@{found.k}):  {100 * found.precision_at_k:.1f} %",

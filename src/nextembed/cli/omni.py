@@ -1,77 +1,104 @@
 """`generate` for an Omni model: any modality in, any modality out."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.files import checked_file, to_json
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
 
+if TYPE_CHECKING:
+    from ..inference.settings import Sampling
+    from ..models.omni.generation import Made
+    from ..models.omni.processing_omni import Piece
+    from .generate import Given, Loading, Wanted
+
 
 def continue_document(
-    checkpoint: str,
-    words: list[str],
-    given: list[tuple[str, str]],
-    own: list[str],
-    target: str,
-    output: Path | None,
-    options: dict[str, Any],
-    loading: tuple[str | None, str | None],
+    checkpoint: str, words: list[str], given: "Given", wanted: "Wanted", sampling: "Sampling", loading: "Loading"
 ) -> None:
-    """words: pieces in order; what ends like a file of some modality is one, else it is text. given: (kind, file or
-    text). own: "NAME=FILE" of the user's modalities. target: "auto" is what `output` is named like, else what the model
-    chooses. loading: weights and device, as of `load_omni`."""
-    if not (words or given or own):
+    """words: pieces in order; what ends like a file of some modality is one, else it is text. wanted.target: "auto" is
+    what the output is named like, else what the model chooses."""
+    output = wanted.output
+    if not (words or given.named or given.piece):
         raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
     if output is not None:
         checked_file(output)
     from ..inference.generate import load_omni
-    from ..inference.signals import check_file, kind_of, plain, read_signal, write_signal
+    from ..inference.signals import check_file
 
-    model = load_omni(checkpoint, *loading)
-    kinds = {name: settings.get("kind", name) for name, settings in (model.config.modalities or {}).items()}
-    wanted = target if target != "auto" else named_by(output, kinds)
-    if wanted is not None:
-        if wanted not in kinds:
-            raise ConfigError(unknown("--target", wanted, kinds))
-        check_file(kinds[wanted], output)
-    pieces = []
-    for word in words:
-        kind = kind_of(word) or "text"
-        pieces.append(read_signal(kind, word, name_of(kind, kinds)))
-    for kind, value in given:
-        pieces.append(read_signal(kind, value, name_of(kind, kinds)))
-    for pair in own:
-        name, _, file = pair.partition("=")
-        if name not in kinds or not file:
-            raise ConfigError(f"--piece {pair}: NAME=FILE with one of {', '.join(kinds)}")
-        pieces.append(read_signal(kinds[name], file, name))
-    shown = ""
-
-    def show(so_far: Any) -> None:
-        nonlocal shown
-        if isinstance(so_far, str) and so_far.startswith(shown) and not so_far.endswith("\N{REPLACEMENT CHARACTER}"):
-            print(so_far[len(shown) :], end="", flush=True)
-            shown = so_far
-
+    model = load_omni(checkpoint, loading.weights, loading.device)
+    kinds = {name: str(settings.get("kind", name)) for name, settings in (model.config.modalities or {}).items()}
+    target = wanted.target if wanted.target != "auto" else named_by(output, kinds)
+    if target is not None:
+        if target not in kinds:
+            raise ConfigError(unknown("--target", target, kinds))
+        check_file(kinds[target], output)
+    pieces = read_pieces(words, given, kinds)
+    shown = Shown()
+    drawn = sampling.do_sample or "temperature" in sampling.model_fields_set
     try:
-        made = model.generate(pieces, wanted, on_latent=show, **options)
+        made = model.generate(
+            pieces,
+            target,
+            on_latent=shown,
+            max_latents=sampling.max_new_tokens,
+            temperature=sampling.temperature if drawn else 0.0,
+            top_k=sampling.top_k if drawn else 0,
+            seed=sampling.seed,
+        )
     except ValueError as err:
         raise ConfigError(str(err)) from None
     if made is None:
         print("(the document ends here)")
         return
-    if isinstance(made.value, str):
-        print(made.value[len(shown) :] if made.value.startswith(shown) else f"\n{made.value}")
+    say_made(made, kinds[made.kind], output, shown.text)
+
+
+def read_pieces(words: list[str], given: "Given", kinds: dict[str, str]) -> list["Piece"]:
+    """All pieces in order, each under the name of its modality."""
+    from ..inference.signals import kind_of, read_signal
+
+    named = [(kind_of(word) or "text", word) for word in words] + given.named
+    pieces = [read_signal(kind, value, name_of(kind, kinds)) for kind, value in named]
+    for pair in given.piece or []:
+        name, _, file = pair.partition("=")
+        if name not in kinds or not file:
+            raise ConfigError(f"--piece {pair}: NAME=FILE with one of {', '.join(kinds)}")
+        pieces.append(read_signal(kinds[name], file, name))
+    return pieces
+
+
+class Shown:
+    """Prints text while it is written; what has been printed is `text`."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def __call__(self, so_far: object) -> None:
+        if not isinstance(so_far, str) or so_far.endswith("\N{REPLACEMENT CHARACTER}"):
+            return
+        if so_far.startswith(self.text):
+            print(so_far[len(self.text) :], end="", flush=True)
+            self.text = so_far
+
+
+def say_made(made: "Made", kind: str, output: Path | None, shown: str) -> None:
+    """Prints or saves what came, of which `shown` is on the terminal already."""
+    from ..inference.signals import plain, write_signal
+
+    value = made.value
+    if isinstance(value, str):
+        print(value[len(shown) :] if value.startswith(shown) else f"\n{value}")
     if output is not None:
-        write_signal(kinds[made.kind], made.value, output)
+        write_signal(kind, value, output)
         print(f"Saved:  {output}")
-    elif not isinstance(made.value, str):
-        if kinds[made.kind] in ("image", "video", "audio"):
+    elif not isinstance(value, str):
+        if kind in ("image", "video", "audio"):
             raise ConfigError(f"{made.kind} came; name a file for it: -o FILE")
-        print(to_json(plain(made.value)))
+        print(to_json(plain(value)))
 
 
 def named_by(output: Path | None, kinds: dict[str, str]) -> str | None:

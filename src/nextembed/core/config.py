@@ -104,6 +104,8 @@ def common_task(objective: Part | type[Part], model: Part | type[Part]) -> str |
 
 P = TypeVar("P", bound=Part)
 Own = TypeVar("Own", bound=type[Part])
+C = TypeVar("C", bound=Config)
+M = TypeVar("M", bound=BaseModel)
 
 
 class Registry(Generic[P]):
@@ -169,7 +171,7 @@ MODELS = Registry("model", Part)
 DECODERS = Registry("objective.decoder", Part)
 
 
-def apply_overrides(config: Config, overrides: Iterable[str]) -> Any:
+def apply_overrides(config: C, overrides: Iterable[str]) -> C:
     """A new config with `a.b.c=value` settings applied, checked once all are in.
 
     Values are read as YAML: `null`, `true`, `[1, 2]`, `3e-4`, `{kind: x, field: 1}`, text. `objective.kind=x`
@@ -221,7 +223,7 @@ def _put(values: dict[str, Any], path: str, value: Any) -> None:
     values[last] = value
 
 
-def validated(cls: type[Any], values: dict[str, Any], where: str = "") -> Any:
+def validated(cls: type[M], values: dict[str, Any], where: str = "") -> M:
     """`cls(**values)`. Raises ConfigError, one line, with the fields' names below `where`."""
     try:
         return cls.model_validate(values)
@@ -371,7 +373,7 @@ def to_yaml(config: Config) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def from_yaml(cls: type[Any], text: str, where: str = "config") -> Any:
+def from_yaml(cls: type[M], text: str, where: str = "config") -> M:
     """A config from YAML text, which may be somebody else's: code that it names is run only if it was allowed.
 
     Raises ConfigError, after `where`, for text that does not fit.

@@ -7,11 +7,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, TextStreamer
 
-from ..core.config import Config
 from ..core.files import first_line
 from ..core.text import check_text
 from ..core.types import Segment
@@ -23,28 +21,10 @@ from ..models.emu.processing_emu import Piece, as_segment
 from ..models.loading import open_pair
 from .conversation import Conversation, Style, style_of
 from .prompts import Prompt
+from .settings import Sampling
 
 Pieces = Sequence[Piece]  # a prompt, as `EmuProcessor` takes one document
 OnText = Callable[[str], None]
-
-
-class Sampling(Config):
-    """How text is chosen; the defaults are those of Emu's release.
-
-    num_beams: 1 takes the likeliest token each time. max_new_tokens, min_new_tokens: of an answer. length_penalty: of
-    beams, 0 for none. do_sample: draws tokens, with temperature, top_k (0: all) and top_p; needs num_beams 1.
-    """
-
-    num_beams: int = Field(5, ge=1, le=1000)
-    max_new_tokens: int = Field(50, ge=1, le=10**6)
-    min_new_tokens: int = Field(0, ge=0, le=10**6)
-    length_penalty: float = Field(0.0, ge=-100, le=100)
-    repetition_penalty: float = Field(1.0, ge=0.01, le=100)
-    do_sample: bool = False
-    temperature: float = Field(1.0, ge=1e-4, le=1e4)
-    top_k: int = Field(50, ge=0, le=10**9)
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**32)
 
 
 class Talker:

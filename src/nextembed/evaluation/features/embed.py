@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import Field
 
-from ...core.config import Config, validated
-from ...core.types import IGNORE_LABEL, AttentionMode
+from ...core.config import validated
+from ...core.types import IGNORE_LABEL
 from ...data.images import ImagePart
 from ...data.sources import ImageData
 from ...data.stream import FIRST, Row, RowPlace, Rows, RowSequence, row_key, row_label, rows_in_order
 from ...data.transforms import Unreadable, resize
 from ...errors import ConfigError
 from .encoder import Encoder, Preprocessing
-from .extract import Pooling, Precision
-from .parts import PART_SECONDS, DType, Item, Parts, PartWriter, schema
+from .parts import Item, Parts, PartWriter, schema
+from .settings import EmbedSettings
 
 AHEAD = 2  # batches that are read and decoded while one is computed
 
@@ -49,29 +48,13 @@ class Embedded(NamedTuple):
     seconds: float
 
 
-class EmbedSettings(Config):
-    """Which features are written, and how.
-
-    layer, pooling, attention, weights, precision: as of `Encoder`. dtype: of the file. batch_size: images a forward
-    pass. num_workers: threads that decode. limit: the first rows only. part_seconds: how much work a kill may cost.
-    """
-
-    layer: int | None = None
-    pooling: Pooling | None = None
-    attention: AttentionMode | None = None
-    weights: str | None = None
-    precision: Precision = "float32"
-    dtype: DType = "float32"
-    batch_size: int = Field(64, ge=1, le=10**6)
-    num_workers: int = Field(2, ge=0, le=256)
-    limit: int | None = Field(None, ge=1)
-    part_seconds: float = Field(PART_SECONDS, ge=0)
-
-    def encoder(self, checkpoint: Any) -> Encoder:
-        """The encoder of a checkpoint, or the one that is given."""
-        if isinstance(checkpoint, Encoder):
-            return checkpoint
-        return Encoder(checkpoint, self.layer, self.pooling, self.attention, self.weights, self.precision)
+def encoder_of(checkpoint: Any, settings: EmbedSettings) -> Encoder:
+    """The encoder of a checkpoint, or the one that is given."""
+    if isinstance(checkpoint, Encoder):
+        return checkpoint
+    return Encoder(
+        checkpoint, settings.layer, settings.pooling, settings.attention, settings.weights, settings.precision
+    )
 
 
 def embed(
@@ -105,8 +88,8 @@ def embed(
     output, started = Path(output), time.monotonic()
     parts = Parts(output)
     parts.check(overwrite)
-    chosen: EmbedSettings = validated(EmbedSettings, settings, "embed")
-    encoder = chosen.encoder(checkpoint)
+    chosen = validated(EmbedSettings, settings, "embed")
+    encoder = encoder_of(checkpoint, chosen)
     data = source if isinstance(source, ImagePart) else fitting(source, encoder.preprocessing)
     encoder.preprocessing = encoder.preprocessing._replace(mean=data.mean, std=data.std, background=data.background)
     rows = data.rows("train")

@@ -1,0 +1,158 @@
+"""`chat`: talk with an Emu model."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..core.files import free_file, replacing
+from ..core.terminal import print
+from ..errors import ConfigError, NextEmbedError, unknown
+from .generate import Checkpoint, Frames, Loading, say
+from .options import Group, command
+
+if TYPE_CHECKING:
+    from ..inference.chat import Talker
+    from ..inference.settings import Painting, Sampling
+    from ..models.emu.processing_emu import Piece
+
+ANSWERS = Group("inference.settings:Sampling", {"num_beams": 1, "max_new_tokens": 128})
+HELP = """\
+Write, and press Enter. A line that begins with / does something:
+  /image FILE   show an image; it belongs to what you write next
+  /video FILE   show a video
+  /paint TEXT   paint: after the images that were shown, or from text alone
+  /reset        begin anew
+  /save FILE    add the conversation to a .jsonl file
+  /help         this
+  /quit         end (or Ctrl-D)"""
+
+
+@command(sampling=ANSWERS, painting="inference.settings:Painting", loading=Loading)
+def chat(
+    checkpoint: Checkpoint,
+    sampling: "Sampling",
+    painting: "Painting",
+    loading: Loading,
+    system: Annotated[str | None, typer.Option(help="What is said before all; Emu's own line if left out.")] = None,
+    frames: Frames = 8,
+) -> None:
+    """Talk with an Emu model about images and videos, in the terminal or from a pipe.
+
+    /help says what there is.
+    """
+    if sampling.do_sample and sampling.num_beams > 1:
+        raise ConfigError("--sample goes with --beams 1")
+    from ..core.run_folder import find_saved
+    from ..inference.chat import Talker
+
+    find_saved(checkpoint)
+
+    talker = Talker.load(checkpoint, loading.weights, loading.device)
+    _Chat(talker, sampling, painting, system, frames).run()
+
+
+class _Chat:
+    """Reads lines, keeps the conversation, prints. From a pipe, the first error ends it; in a terminal it is said."""
+
+    def __init__(self, talker: "Talker", sampling: "Sampling", painting: "Painting", system: str | None, frames: int):
+        from ..core.console import PlainConsole
+
+        self.talker, self.sampling, self.painting = talker, sampling, painting
+        self.system, self.frames = system, frames
+        self.console = PlainConsole()
+        self.live = sys.stdin.isatty()
+        self.reset()
+
+    def reset(self) -> None:
+        from ..inference.conversation import Conversation
+
+        self.talk: Conversation = Conversation(system=self.system)
+        self.shown: list[Piece] = []
+        self.files: list[str | None] = []
+
+    def run(self) -> None:
+        from rich.text import Text
+
+        if not self.talker.style.instruct:
+            self.note("this model was not made for dialogue ([USER], [ASSISTANT]); it is asked 'Question: ... Answer:'")
+        if self.live:
+            self.note("/help says what there is, Ctrl-D ends")
+        while True:
+            try:
+                line = self.console.input(Text("you> ", style="bold")) if self.live else next(sys.stdin, None)
+            except EOFError:
+                line = None
+            if line is None or line.strip() in ("/quit", "/exit"):
+                return
+            try:
+                self.take(line.strip())
+            except NextEmbedError as err:
+                if not self.live:
+                    raise
+                self.note(str(err), "red")
+
+    def take(self, line: str) -> None:
+        if not line:
+            return
+        if not line.startswith("/"):
+            return self.answer(line)
+        command, _, rest = line.partition(" ")
+        known = {"/image": self.show, "/video": self.show, "/paint": self.paint, "/save": self.save}
+        if command in known:
+            if not rest.strip() and not (command == "/paint" and self.shown):
+                raise ConfigError(f"{command} what? /help says how")
+            known[command](rest.strip())
+        elif command == "/reset":
+            self.reset()
+            self.note("a new conversation")
+        elif command == "/help":
+            print(HELP)
+        else:
+            raise ConfigError(unknown("command", command, [*known, "/reset", "/help", "/quit"]))
+
+    def show(self, name: str) -> None:
+        from ..inference.prompts import IMAGES, VIDEOS, read_piece
+
+        if Path(name).suffix.lower() not in (*IMAGES, *VIDEOS):
+            raise ConfigError(f"{name}: not the name of an image or video file")
+        self.shown.append(read_piece(name, self.frames))
+        self.files.append(name)
+        self.note(f"shown: {name}")
+
+    def answer(self, words: str) -> None:
+        self.talk.ask(*self.shown, words, sources=list(self.files))
+        try:
+            if self.live:
+                self.console.print("model> ", style="bold cyan", end="")
+            stream = self.sampling.num_beams == 1
+            text, dropped = self.talker.reply(self.talk, self.sampling, on_text=say if stream else None)
+        except BaseException:
+            self.talk.turns.pop()  # what has no answer was not said
+            raise
+        print("" if stream else text)
+        self.talk.answer(text)
+        self.shown, self.files = [], []
+        if dropped:
+            self.note(f"the context is full: the oldest {dropped} turns were left out")
+
+    def paint(self, words: str) -> None:
+        pieces = [*self.shown, *([words] if words else [])]
+        image = self.talker.paint(pieces, **self.painting.model_dump(), seed=self.sampling.seed)
+        file = free_file("painted-{:02d}.png")
+        with replacing(file) as scratch:
+            image.save(scratch)
+        self.shown, self.files = [], []
+        self.note(f"painted: {file}")
+
+    def save(self, name: str) -> None:
+        if not self.talk.turns:
+            raise ConfigError("there is nothing to save yet")
+        self.note(f"saved: {self.talk.save(name)}")
+
+    def note(self, words: str, style: str = "dim") -> None:
+        if self.live:
+            self.console.print(words, style=style)
+        else:
+            print(f"({words})", flush=True)

@@ -1,0 +1,273 @@
+"""`generate`: an Emu or Omni model in use."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..core.files import (
+    check_target,
+    checked_file,
+    free_folder,
+    new_folder,
+    open_folder,
+    replacing,
+    to_json,
+    write_json,
+    write_text,
+)
+from ..core.terminal import print
+from ..errors import ConfigError, unknown
+from .options import command
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..inference.chat import Talker
+    from ..inference.prompts import Prompt
+    from ..inference.settings import Painting, Sampling
+
+TARGETS = ("auto", "text", "image", "mixed")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+Checkpoint = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, a saved model or a hub id.")
+]
+Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text.")]
+PieceFiles = Annotated[
+    list[str] | None, typer.Option(metavar="FILE", help="A piece; after those without a name: images, videos, ...")
+]
+Frames = Annotated[int, typer.Option(min=1, max=10**6, help="Of a video.")]
+
+
+@dataclass
+class Loading:
+    """How a model is loaded."""
+
+    weights: Annotated[str | None, typer.Option(help="raw or ema; what there is if left out.")] = None
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")] = None
+
+
+@dataclass
+class Given:
+    """What the model reads."""
+
+    text: Pieces = None
+    image: PieceFiles = None
+    video: PieceFiles = None
+    audio: PieceFiles = None
+    series: PieceFiles = None
+    piece: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=FILE", help="A piece of a modality of your own, by its name.")
+    ] = None
+    question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None
+    prompts: Annotated[
+        Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at once.")] = 8
+    frames: Frames = 8
+
+    @property
+    def named(self) -> list[tuple[str, str]]:
+        """(kind, file or text) of the pieces with a kind."""
+        by_kind = {"image": self.image, "video": self.video, "audio": self.audio, "series": self.series}
+        by_kind["text"] = self.text
+        return [(kind, value) for kind, values in by_kind.items() for value in values or []]
+
+
+@dataclass
+class Wanted:
+    """What is to come."""
+
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a picture "
+            "if -o names one, else text; an Omni chooses."
+        ),
+    ] = "auto"
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A picture, sound; of --input a .jsonl; of --target mixed a folder."
+        ),
+    ] = None
+    stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False
+
+
+@command(
+    given=Given,
+    wanted=Wanted,
+    sampling="inference.settings:Sampling",
+    painting="inference.settings:Painting",
+    loading=Loading,
+)
+def generate(
+    checkpoint: Checkpoint,
+    given: Given,
+    wanted: Wanted,
+    sampling: "Sampling",
+    painting: "Painting",
+    loading: Loading,
+    pieces: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PIECE", help="Text, image files and video files, in reading order."),
+    ] = None,
+) -> None:
+    """Let an Emu or Omni model go on after text, images, videos and sounds: with text, a picture, or what it makes.
+
+    An image alone is captioned, --question is answered, two images are blended with --target image, examples before
+    the last piece are in-context learning. With --sample or --stream there is one beam.
+    """
+    if is_omni(checkpoint):
+        from .omni import continue_document
+
+        if given.prompts or given.question or "num_beams" in sampling.model_fields_set or wanted.stream:
+            raise ConfigError("--input, --question, --beams and --stream are for Emu models")
+        continue_document(checkpoint, pieces or [], given, wanted, sampling, loading)
+        return
+    if given.audio or given.series or given.piece:
+        raise ConfigError("--audio, --series and --piece are for Omni models")
+    words = [*(pieces or []), *(value for _, value in given.named)]
+    task = _task(wanted.target, wanted.output, given.prompts)
+    sampling = with_beams(sampling, wanted.stream)
+    one_by_one = wanted.stream or task == "mixed"
+    _check_prompts(bool(words or given.question), given.prompts is not None, one_by_one)
+    from ..inference.chat import Talker
+    from ..inference.prompts import Prompt, read_piece, read_prompts
+
+    rows = read_prompts(given.prompts, given.frames) if given.prompts else [
+        Prompt([read_piece(word, given.frames) for word in words], given.question)
+    ]  # fmt: skip
+    talker = Talker.load(checkpoint, loading.weights, loading.device)
+    if task == "image":
+        talker.pipeline  # noqa: B018  (before a folder is made)
+        progress = given.prompts is None and sys.stderr.isatty()
+
+        def paint(row: Prompt) -> "Image":
+            pieces = [*row.pieces, *([row.question] if row.question else [])]
+            return talker.paint(pieces, **painting.model_dump(), seed=sampling.seed, progress=progress)
+
+        _paint(paint, rows, wanted.output, many=given.prompts is not None)
+    elif task == "mixed":
+        _mixed(talker, rows[0], wanted.output, sampling, painting.num_inference_steps)
+    elif given.prompts is not None:
+        _many(talker, rows, wanted.output, sampling, given.batch_size)
+    else:
+        _one(talker, rows[0], wanted.output, sampling, wanted.stream)
+
+
+def with_beams(sampling: "Sampling", stream: bool) -> "Sampling":
+    """One beam where tokens are drawn or shown. Raises ConfigError if more were asked for."""
+    if not (sampling.do_sample or stream):
+        return sampling
+    if "num_beams" in sampling.model_fields_set and sampling.num_beams > 1:
+        raise ConfigError(f"--{'sample' if sampling.do_sample else 'stream'} goes with --beams 1")
+    return sampling.model_copy(update={"num_beams": 1})
+
+
+def _check_prompts(given: bool, from_file: bool, one_by_one: bool) -> None:
+    if from_file and (given or one_by_one):
+        raise ConfigError("--input brings its own pieces and questions, without --stream and --target mixed")
+    if not (from_file or given):
+        raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
+
+
+def is_omni(checkpoint: str) -> bool:
+    """Whether a run, a checkpoint, a model folder or a hub id holds an Omni model. Raises ConfigError for none."""
+    from ..core.run_folder import find_saved
+    from ..models.loading import model_type
+
+    return model_type(find_saved(checkpoint).folder()) == "omni"
+
+
+def _task(task: str, output: Path | None, prompts: Path | None) -> str:
+    """What an Emu model is to make."""
+    if task not in TARGETS:
+        raise ConfigError(unknown("--target", task, TARGETS))
+    picture = output is not None and output.suffix.lower() in PICTURES
+    if task == "auto" and picture:
+        task = "image"
+    if task == "image" and prompts is None and not picture:
+        raise ConfigError(f"a picture needs a file: -o FILE.png{'' if output is None else f', not {output}'}")
+    if task != "image" and picture:
+        raise ConfigError(f"--target {task} writes no picture; {output} would be one")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output: no such folder: {output.parent}")
+    if output is not None:  # before a model is at work for minutes
+        folder = task == "mixed" or (task == "image" and prompts is not None)
+        check_target(output) if folder else checked_file(output)
+    return task
+
+
+def _one(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Sampling", stream: bool) -> None:
+    prompt, stop = talker.pieces_of(row), talker.stop if row.question else None
+    if stream:
+        (text,) = talker.write([prompt], sampling, on_text=say, stop=stop)
+        print()
+    else:
+        (text,) = talker.write([prompt], sampling, stop=stop)
+        print(text)
+    if output is not None:
+        write_text(output, text + "\n")
+
+
+def _many(talker: "Talker", rows: list["Prompt"], output: Path | None, sampling: "Sampling", size: int) -> None:
+    texts = talker.write([talker.pieces_of(row) for row in rows], sampling, batch_size=size)
+    lines = []
+    for row, text in zip(rows, texts, strict=True):
+        answer = text.split(talker.stop)[0].strip() if row.question and talker.stop else text
+        lines.append(to_json({**(row.row or {}), "output": answer}) + "\n")
+    if output is None:
+        print("".join(lines), end="")
+    else:
+        write_text(output, "".join(lines))
+        print(f"Saved:  {output} ({len(lines)} answers)")
+
+
+def _paint(paint: Callable[["Prompt"], "Image"], rows: list["Prompt"], output: Path | None, many: bool) -> None:
+    if not many:
+        assert output is not None
+        with replacing(output) as file:
+            paint(rows[0]).save(file)
+        print(f"Saved:  {output}")
+        return
+    folder = output or free_folder(Path(), "painted")
+    open_folder(folder)
+    for number, row in enumerate(rows):
+        with replacing(folder / f"{number:04d}.png") as file:
+            paint(row).save(file)
+    print(f"Saved:  {folder} ({len(rows)} pictures)")
+
+
+def _mixed(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Sampling", steps: int) -> None:
+    """Text to the terminal, pictures and document.json to the folder."""
+    options = sampling.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
+                                           "repetition_penalty", "seed"})  # fmt: skip
+    made = talker.document(talker.pieces_of(row), num_inference_steps=steps, **options)
+    lines: list[dict[str, str | None]] = []
+    pictures: dict[str, Image] = {}
+    for span in made:
+        if span.kind == "text":
+            print(span.text)
+            lines.append({"type": "text", "text": span.text})
+            continue
+        name = f"{sum(line['type'] == 'image' for line in lines) + 1:02d}.png"
+        there = span.image is not None and output is not None
+        hint = "" if span.image is not None else ": the checkpoint has no visual_decoder/ to paint it"
+        print(f"[image{f': {output}/{name}' if there else hint}]")
+        lines.append({"type": "image", "image": name if there else None})
+        if there:
+            pictures[name] = span.image
+    if output is not None:
+        with new_folder(output) as folder:
+            for name, image in pictures.items():
+                image.save(folder / name)
+            write_json(folder / "document.json", {"segments": lines})
+
+
+def say(text: str) -> None:
+    print(text, end="", flush=True)
