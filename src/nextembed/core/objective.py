@@ -171,6 +171,13 @@ class Objective(nn.Module):
         """
         raise NotGenerative(f"objective {self.settings.kind or type(self).__name__} does not generate")
 
+    def prepare(self, backbone: Backbone, window: Sequence[Batch]) -> bool:
+        """Measures what training starts from, on all ranks: scales, first clusters.
+
+        Called before a step with all its micro batches, at the first step of a run or after resuming, and again at the
+        next ones until it returns True. Every rank has its own batches, and has to call the same exchanges."""
+        return True
+
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Called after every optimizer step, e.g. to move the EMA teacher."""
 
@@ -208,6 +215,10 @@ class PretrainingModel(nn.Module):
     def forward(self, batch: Batch) -> ObjectiveOutput:
         with drawn_by(batch.get("seeds")):
             return self.objective(self.backbone, batch)
+
+    def prepare(self, window: Sequence[Batch]) -> bool:
+        """Called before the first steps, see `Objective.prepare`."""
+        return self.objective.prepare(cast(Backbone, self.backbone), window)
 
     def after_step(self, step: int, max_steps: int) -> None:
         """Called after every optimizer step, on every rank."""

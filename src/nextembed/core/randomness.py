@@ -45,6 +45,25 @@ def uniform(num_samples: int, num: int, stream: int, device: torch.device) -> Te
     return (bits >> 40 & (1 << 24) - 1).float() * 2.0**-24
 
 
+def normal(num_samples: int, num: int, stream: int, device: torch.device) -> Tensor:
+    """Standard normal numbers, float32 [B, num], of each sample; arguments as of `uniform`, of which it takes twice as
+    many. Source: Box and Muller (1958)."""
+    radius, angle = uniform(num_samples, 2 * num, stream, device).chunk(2, dim=1)
+    return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * torch.pi * angle)
+
+
+def seeds_within(rows: Tensor) -> Tensor | None:
+    """Seeds of things that samples hold several of, such as the images of packed rows.
+
+    rows [N], int64: the sample that each belongs to, in ascending order. Gives [N]; None where samples have no seeds.
+    """
+    seeds = _SEEDS.get()
+    if seeds is None:
+        return None
+    place = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
+    return _mixed(seeds.to(rows.device)[rows] + (place + 1) * GOLDEN)
+
+
 def _mixed(x: Tensor) -> Tensor:
     """Int64 arithmetic wraps around; shifts fill with zeros."""
     x = (x ^ (x >> 30 & (1 << 34) - 1)) * FIRST

@@ -202,6 +202,14 @@ class SteppedBackbone(Protocol):
 
 
 @runtime_checkable
+class LayeredConfig(Protocol):
+    """Sizes of one transformer."""
+
+    hidden_size: int
+    num_hidden_layers: int
+
+
+@runtime_checkable
 class Encodes(Protocol):
     """What gives latents and hidden states."""
 
@@ -218,6 +226,7 @@ class Encodes(Protocol):
         stand; see `Latents.take` for other orders and for fewer of them."""
 
 
+@runtime_checkable
 class Backbone(Encodes, Protocol):
     """A network that the trainer, every objective and every probe can use."""
 

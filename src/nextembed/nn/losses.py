@@ -104,7 +104,8 @@ def info_nce(pred: Tensor, target: Tensor, mask: Tensor | None = None, temperatu
 def sigreg(x: Tensor, directions: Tensor, knots: int = 17, limit: float = 5.0) -> Tensor:
     """How far each set of samples is from a standard normal distribution, [..., N, K] -> [...], >= 0.
 
-    directions [K, M]: columns are normalised here. Samples are projected on each; the empirical characteristic
+    directions [K, M], or [..., K, M] for each set its own: columns are normalised here. Samples are projected on each;
+    the empirical characteristic
     function of the N projections is compared with that of a standard normal, phi(t) = exp(-t^2 / 2):
     mean over directions of the integral of |phi_N(t) - phi(t)|^2 exp(-t^2) dt over [-limit, limit], by the trapezoid
     rule with `knots` points.
@@ -112,7 +113,7 @@ def sigreg(x: Tensor, directions: Tensor, knots: int = 17, limit: float = 5.0) -
     its weight does not depend on how many samples there are.
     """
     t = torch.linspace(-limit, limit, knots, device=x.device, dtype=torch.float32)
-    angles = (x.float() @ F.normalize(directions.float(), dim=0))[..., None] * t  # [..., N, M, knots]
+    angles = (x.float() @ F.normalize(directions.float(), dim=-2))[..., None] * t  # [..., N, M, knots]
     real, imaginary = angles.cos().mean(-3), angles.sin().mean(-3)  # [..., M, knots]
     distance = (real - torch.exp(-t.square() / 2)).square() + imaginary.square()
     return torch.trapezoid(distance * torch.exp(-t.square()), t, dim=-1).mean(-1)

@@ -16,12 +16,15 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.randomness import normal
 from ..core.sizes import MAX_WIDTH
-from ..core.types import Backbone, Batch, Hidden, Latents, Scorer, Scoring, ScoringBackbone
+from ..core.types import Backbone, Batch, Hidden, Latents, LayeredConfig, Scorer, Scoring, ScoringBackbone
 from ..errors import ConfigError
 from ..nn import losses
 from ..nn.diagnostics import diagnose, lasting_warnings, verdict
 from ..nn.ema import Teacher
+
+DIRECTIONS = 16  # stream of random numbers
 
 
 @OBJECTIVES.register("next_embedding")
@@ -87,6 +90,8 @@ class NextEmbeddingSettings(ObjectiveSettings):
 
     def build(self, backbone: Backbone) -> "NextEmbedding":
         """The objective on a backbone. Raises ConfigError if that has too few layers or latents for these settings."""
+        if not isinstance(backbone.config, LayeredConfig):
+            raise ConfigError("objective next_embedding needs model.kind=vit_nepa or omni, or a model like these")
         num_layers, size = backbone.config.num_hidden_layers, getattr(backbone.config, "image_size", None)
         if not -num_layers - 1 <= self.target_layer <= num_layers:
             raise ConfigError(f"objective.target_layer {self.target_layer}: the model has layers 0 to {num_layers}")
@@ -202,7 +207,7 @@ class NextEmbedding(Objective):
             before = [self.loss(layer, target, mask, scorer) for layer in hidden.layers[1:-1]]
             loss = loss + torch.stack(before).mean() if before else loss
         if self.projector is not None:
-            loss = loss + self.settings.sigreg_weight * self.gaussianity(target, mask) * count
+            loss = loss + self.settings.sigreg_weight * self.gaussianity(target, mask)
         metrics = None
         if self.diagnose:
             with torch.no_grad():
@@ -250,14 +255,16 @@ class NextEmbedding(Objective):
         return total
 
     def gaussianity(self, target: Tensor, mask: Tensor | None) -> Tensor:
-        """SIGReg of the projected latents of each image, a mean over images weighed by their latents, [].
+        """SIGReg of the projected latents of each image, weighed by its targets and summed, [].
 
         It is a term of its own, added once: neither layers nor steps ahead change its weight."""
         assert self.projector is not None
         z = self.projector(target)
-        directions = torch.randn(z.shape[-1], self.settings.sigreg_directions, device=z.device)
-        total, count = losses.masked_sum(losses.sigreg(z, directions)[:, None].expand(z.shape[:2]), mask)
-        return total / count.clamp(min=1)
+        num = self.settings.sigreg_directions
+        directions = normal(len(z), z.shape[-1] * num, DIRECTIONS, z.device).unflatten(1, (-1, num))  # of each image
+        valid = torch.ones(z.shape[:2], dtype=torch.bool, device=z.device) if mask is None else mask
+        targets = torch.stack([valid[:, k:].sum(1) for k in self.steps]).sum(0)  # [B]
+        return (losses.sigreg(z, directions) * targets).sum()
 
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Moves the teacher towards the backbone."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.objective import OBJECTIVES, Objective, ObjectiveOutput, ObjectiveSettings
-from ..core.types import IGNORE_PIXEL, Batch
+from ..core.types import IGNORE_PIXEL, Attention, Batch, Encodes, Hidden
 from ..errors import ConfigError
 
 
@@ -63,6 +63,13 @@ class Segmentation(Objective):
             right = (logits.argmax(1) == labels).sum()
             metrics = {"train_pixel_accuracy": (right / num_targets.clamp(min=1)).detach()}
         return ObjectiveOutput(loss_sum=loss_sum, num_targets=num_targets, metrics=metrics)
+
+    def read(
+        self, backbone: Any, batch: Batch, attention: Attention | None = None, output_layers: bool = False
+    ) -> Hidden:
+        """Of a head over several layers that of the transformer below it."""
+        trunk: Any = backbone if isinstance(backbone, Encodes) else backbone.backbone
+        return super().read(trunk, batch, attention, output_layers)
 
     def logits(self, backbone: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Those of the head, and in training mode those of the auxiliary head where there is one."""

@@ -1,6 +1,6 @@
 """Painting from image latents: a diffusion decoder learns what pictures the latents of a frozen model stand for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -12,11 +12,13 @@ from torch import Tensor
 from ..core import distributed
 from ..core.config import DECODERS, Part
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.randomness import drawn_by, normal, seeds_within, uniform
 from ..core.types import Batch
 from ..errors import ConfigError
 from ..nn.diffusion import add_noise, clean_estimate, diffusion_target, min_snr_weight
 from ..nn.ema import Teacher, decay_at
 
+DROPPED, REGRESSED, STEPS, NOISE = 17, 18, 19, 20  # streams of random numbers
 FOLDER = "visual_decoder"  # in the run folder
 DecoderPart = Annotated[SerializeAsAny[Part], BeforeValidator(DECODERS.parse)]
 
@@ -29,8 +31,9 @@ class VisualDecoderSettings(ObjectiveSettings):
     drop_rate: so often the latents of the empty prompt stand in for the image's own, for guidance when painting.
     regressed_rate: so often it paints from latents that the model generates from what stands before the image in its
         document, as it will have to; only images with something before them. Slower: N passes for each batch.
-    standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the first
-        batch, which learns faster; it is folded into the weights when they are saved, so that the decoder takes latents
+    standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the
+        images of the first step, which learns faster; it is folded into the weights when they are saved, so that the
+        decoder takes latents
         as they are (and a decoder that is trained further begins as the one it was).
     min_snr_gamma: limits the weight of noise levels (5 in the paper); null: all weigh the same.
     ema_decay: of averaged UNet weights, which are the ones that are saved; null: does not average.
@@ -110,20 +113,23 @@ class VisualDecoding(Objective):
         return torch.tensor(len(batch["pixel_values"]))
 
     def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+        with drawn_by(image_seeds(batch, backbone.config)):
+            return self.denoise(backbone, batch)
+
+    def denoise(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
         decoder, count = self.decoder, self.count_targets(batch)
         if int(count) == 0:
-            self.measure(backbone, self.empty[None, :0].expand(0, -1, -1))  # the other ranks wait for this one's share
             nothing = torch.stack([p.sum() * 0.0 for p in decoder.unet.parameters()]).sum()
             return ObjectiveOutput(loss_sum=nothing, num_targets=count)
         if decoder.vae is not None:
             decoder.vae.eval()
         with torch.no_grad():
             latents = self.latents(backbone, batch)  # [I, N, D]
-            self.measure(backbone, latents)
             condition = self.standardised(self.with_dropped(latents))
             clean = decoder.encode(target_images(batch, self.settings, decoder.image_size))  # [I, C, h, w]
-        steps = torch.randint(len(self.signal), (len(clean),), device=clean.device)
-        signal, noise = self.signal[steps], torch.randn_like(clean)
+        steps = (uniform(len(clean), 1, STEPS, clean.device)[:, 0] * len(self.signal)).long()
+        noise = normal(len(clean), clean[0].numel(), NOISE, clean.device).view_as(clean).to(clean.dtype)
+        signal = self.signal[steps]
         noisy = add_noise(clean, noise, signal)
         found = decoder(noisy, steps, condition)
         error = (found - diffusion_target(clean, noise, signal, self.prediction)).square().flatten(1).mean(1)
@@ -139,7 +145,7 @@ class VisualDecoding(Objective):
         """What to paint from, [I, N, D]: the images' own latents, some replaced by those the model regresses."""
         latents = backbone.image_latents(batch["pixel_values"])
         if self.settings.regressed_rate > 0:
-            drawn = torch.rand(len(latents), device=latents.device) < self.settings.regressed_rate
+            drawn = uniform(len(latents), 1, REGRESSED, latents.device)[:, 0] < self.settings.regressed_rate
             chosen = drawn & has_context(batch, backbone.config)
             if bool(chosen.any()):
                 prompts = contexts(batch, chosen, backbone.config)
@@ -149,22 +155,28 @@ class VisualDecoding(Objective):
 
     def with_dropped(self, latents: Tensor) -> Tensor:
         """Some images' latents replaced by those of the empty prompt."""
-        dropped = torch.rand(len(latents), device=latents.device) < self.settings.drop_rate
+        dropped = uniform(len(latents), 1, DROPPED, latents.device)[:, 0] < self.settings.drop_rate
         return torch.where(dropped[:, None, None], self.empty.to(latents.dtype), latents)
 
     def standardised(self, latents: Tensor) -> Tensor:
         return (latents - self.center.to(latents)) / self.spread.to(latents) if self.settings.standardise else latents
 
-    def measure(self, backbone: Any, latents: Tensor) -> None:
-        """Once, at the first step with images: the empty prompt's latents, and mean and spread of each channel over all
-        ranks. Every rank has to call it, also without images."""
+    @torch.no_grad()
+    def prepare(self, backbone: Any, window: Sequence[Batch]) -> bool:
+        """Measures the latents of the images of the first step that has some, on all ranks."""
         if bool(self.measured):
-            return
+            return True
+        found = [backbone.image_latents(batch["pixel_values"]) for batch in window if len(batch["pixel_values"])]
+        return self.measure(backbone, torch.cat(found) if found else self.empty[None, :0].expand(0, -1, -1))
+
+    def measure(self, backbone: Any, latents: Tensor) -> bool:
+        """The empty prompt's latents, and mean and spread of each channel of latents [I, N, D] over all ranks. Gives
+        whether there were any. Every rank has to call it, also without images."""
         flat = latents.cpu().double().flatten(0, 1)  # not every accelerator has float64
         number = torch.full((flat.shape[1],), float(len(flat)), dtype=flat.dtype)
         number, first, second = distributed.sum_over_ranks(torch.stack([number, flat.sum(0), flat.square().sum(0)]))
         if number[0] == 0:
-            return
+            return False
         self.empty.copy_(empty_prompt_latents(backbone))
         mean = first / number
         spread = (second / number - mean.square()).clamp(min=0).sqrt()
@@ -174,6 +186,7 @@ class VisualDecoding(Objective):
             for unet in (self.decoder.unet, *([] if self.ema is None else [self.ema.network])):
                 self.decoder.fold_standardisation(-self.center / self.spread, 1 / self.spread, unet)
         self.measured.fill_(True)
+        return True
 
     def after_step(self, backbone: Any, step: int, max_steps: int) -> None:
         """Moves the averaged weights; early in a run they follow closely."""
@@ -226,6 +239,12 @@ def image_starts(batch: Any, config: Any) -> list[tuple[int, int, int]]:
         begin = int((documents[row] == documents[row, latent]).long().argmax())
         found.append((row, begin, latent - 1))
     return found
+
+
+def image_seeds(batch: Any, config: Any) -> Tensor | None:
+    """Seeds of the images [I], of what is drawn for each of them."""
+    rows = (batch["input_ids"] == config.image_token_id).nonzero()[:: config.num_image_latents, 0].contiguous()
+    return seeds_within(rows)
 
 
 def has_context(batch: Any, config: Any) -> Tensor:

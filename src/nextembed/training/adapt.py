@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.config import Config
@@ -189,6 +189,7 @@ def shard(model: PretrainingModel) -> PretrainingModel:
         if type(module).__name__ in names:
             fully_shard(module)
     fully_shard(model)
+    register_fsdp_forward_method(model, "prepare")
     return model
 
 

@@ -12,7 +12,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -122,10 +122,13 @@ class Loop:
         for watcher in self.watchers:
             watcher.started(self)
         self.model.train()
+        prepared = False
         with self.signals, checked_workers(self.loader):
             batches = iter(self.loader)
             while self.step < self.max_steps and not self.stop_signal:
                 window = self.window(batches)
+                if not prepared:
+                    prepared = self.bare.prepare([self.moved(batch) for batch in window])
                 counts = [self.bare.objective.count_targets(batch).long().reshape(-1) for batch in window]
                 totals = self.over_ranks(counts)
                 self.bare.objective.diagnose = self.logs_at(self.step + 1)
@@ -164,10 +167,14 @@ class Loop:
         """One micro batch, the `number`th of its step."""
         key = [self.seed, self.step, number, distributed.rank()]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
-        inputs = {name: part.to(self.device, non_blocking=True) for name, part in batch.items()}  # type: ignore[attr-defined]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            output: ObjectiveOutput = self.model(inputs)
+            output: ObjectiveOutput = self.model(self.moved(batch))
         return output
+
+    def moved(self, batch: Batch) -> Batch:
+        """The batch on this rank's device."""
+        parts = cast(dict[str, Tensor], batch)
+        return cast(Batch, {name: part.to(self.device, non_blocking=True) for name, part in parts.items()})
 
     @torch.no_grad()
     def watch(self, output: ObjectiveOutput, counts: Tensor) -> None:

@@ -6,10 +6,12 @@ import torch.nn.functional as F
 
 from nextembed.core.config import validated
 from nextembed.core.objective import OBJECTIVES, PretrainingModel
+from nextembed.core.randomness import normal
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.nn import losses
 from nextembed.objectives import NextEmbeddingSettings
+from nextembed.objectives.next_embedding import DIRECTIONS
 
 SWITCHES = [
     {},
@@ -210,7 +212,9 @@ def test_sigreg_is_added_once_with_its_weight(switches):
         parts.append(out.loss_sum / out.num_targets)
     torch.manual_seed(3)
     z = model.objective.projector(model.backbone.embed(batch()).z)
-    expected = losses.sigreg(z, torch.randn(z.shape[-1], model.objective.settings.sigreg_directions)).mean()
+    shape = z.shape[-1], model.objective.settings.sigreg_directions
+    directions = normal(len(z), shape[0] * shape[1], DIRECTIONS, z.device).view(-1, *shape)
+    expected = losses.sigreg(z, directions).mean()
     assert (parts[1] - parts[0]).item() == pytest.approx(expected.item(), rel=1e-3)
 
 

@@ -21,6 +21,13 @@ from nextembed.objectives.visual_decoder import contexts, has_context, target_im
 PIXELS = {"kind": "pixels", **SMALL}
 
 
+def prepared(batch, **settings):
+    """As it is when training begins."""
+    model = build(**settings)
+    assert model.prepare([batch])
+    return model
+
+
 def build(seed=0, decoder=PIXELS, **settings):
     torch.manual_seed(seed)
     backbone = emu_parts().build()
@@ -60,7 +67,7 @@ def batch():
     ids=str,
 )  # fmt: skip
 def test_unet_learns_and_backbone_stays(batch, settings):
-    model = build(**settings).train()
+    model = prepared(batch, **settings).train()
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     losses = []
@@ -97,10 +104,11 @@ def test_loss_is_the_mean_error_of_each_image(batch, kind, gamma):
     torch.manual_seed(7)
     found = model(batch).loss_sum
     torch.manual_seed(7)
-    torch.rand(4)  # who is dropped
+    torch.rand(4, 1)  # who is dropped
     clean = objective.decoder.encode(batch["pixel_values"])
-    steps = torch.randint(1000, (4,))
-    noise = torch.randn_like(clean)
+    steps = (torch.rand(4, 1)[:, 0] * 1000).long()
+    radius, angle = torch.rand(4, 2 * clean[0].numel()).chunk(2, dim=1)
+    noise = ((-2 * (1 - radius).log()).sqrt() * (2 * torch.pi * angle).cos()).view_as(clean)
     signal = objective.decoder.scheduler.alphas_cumprod[steps]
     with torch.no_grad():
         z = backbone.eval().image_latents(batch["pixel_values"])
@@ -123,9 +131,6 @@ def test_dropped_conditions_are_the_empty_prompts():
     dropped = (found == objective.empty).all(-1).all(-1)
     assert torch.equal(found[~dropped], latents[~dropped])
     assert 0.08 < dropped.float().mean() < 0.12  # 3 standard deviations
-    objective.empty.zero_()
-    objective.measure(backbone, latents)  # measured once, for good
-    assert not objective.empty.any()
 
 
 def test_statistics_are_those_of_the_first_batch():
@@ -188,7 +193,7 @@ def test_a_batch_without_images_still_reaches_the_unet(batch):
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
 def test_saved_decoder_paints_what_the_trained_one_predicts(batch, standardise, ema_decay, tmp_path):
-    model = build(standardise=standardise, ema_decay=ema_decay)
+    model = prepared(batch, standardise=standardise, ema_decay=ema_decay)
     objective = model.objective
     model(batch).loss_sum.backward()
     with torch.no_grad():
@@ -214,7 +219,7 @@ def test_saved_decoder_paints_what_the_trained_one_predicts(batch, standardise, 
 
 def test_stable_diffusion_layout_trains_and_keeps_its_neighbours(batch, tmp_path):
     latent_decoder(width=32, checker=safety_checker(False)).save_pretrained(tmp_path / "sd")
-    model = build(decoder={"kind": "stable_diffusion", "pretrained": str(tmp_path / "sd")}).train()
+    model = prepared(batch, decoder={"kind": "stable_diffusion", "pretrained": str(tmp_path / "sd")}).train()
     out = model(batch)
     out.loss_sum.backward()
     assert all(p.grad is not None for p in model.objective.decoder.unet.parameters())
@@ -231,9 +236,7 @@ def test_stable_diffusion_layout_trains_and_keeps_its_neighbours(batch, tmp_path
 def test_a_decoder_that_is_trained_further_begins_as_it_was(batch, ema_decay, tmp_path):
     latent_decoder().save_pretrained(tmp_path / "sd")
     decoder = {"kind": "stable_diffusion", "pretrained": str(tmp_path / "sd")}
-    model = build(decoder=decoder, standardise=True, ema_decay=ema_decay)
-    with torch.no_grad():
-        model(batch)
+    model = prepared(batch, decoder=decoder, standardise=True, ema_decay=ema_decay)
     assert model.objective.spread.ne(1).any()
     ((_, write),) = model.objective.folders(model.objective.state_dict()).items()
     (tmp_path / "out").mkdir()
@@ -264,10 +267,12 @@ def test_a_rank_without_images_gives_its_share_of_the_statistics(batch, monkeypa
     monkeypatch.setattr(distributed, "sum_over_ranks", lambda values: calls.append(values.clone()) or values)
     model = build().train()
     nothing = {**batch, "pixel_values": batch["pixel_values"][:0]}
-    out = model(nothing)
-    assert out.num_targets == 0 and out.loss_sum.requires_grad
+    assert not model.prepare([nothing])
     assert len(calls) == 1 and not calls[0].any() and not model.objective.measured
-    model(batch)
+    out = model(nothing)
+    assert out.num_targets == 0 and out.loss_sum.requires_grad and len(calls) == 1
+    assert model.prepare([nothing, batch])
     assert len(calls) == 2 and model.objective.measured and bool((calls[1][0] == 16).all())
-    model(nothing)
-    assert len(calls) == 2  # measured once, on every rank
+    model.objective.empty.zero_()
+    assert model.prepare([batch]) and not model.objective.empty.any()  # measured once, for good
+    assert len(calls) == 2

@@ -18,11 +18,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
-from ...core.types import IGNORE_LABEL
+from ...core.types import IGNORE_LABEL, Attention, Batch, Hidden, Latents
+from ...errors import ConfigError
 from ...nn.losses import regression_distance, token_cross_entropy
 from ..parts import CheckedModel
 from .configuration_emu import EmuConfig
 from .connectors import CausalFormer, build_connector
+from .packed import document_mask, positions_in_documents
 
 
 @dataclass
@@ -191,7 +193,7 @@ class EmuModel(EmuPreTrainedModel):
         self.check_length(inputs_embeds.shape[1])
         if document_ids is not None:
             position_ids = positions_in_documents(document_ids) if position_ids is None else position_ids
-            attention_mask = self.document_mask(document_ids, inputs_embeds)
+            attention_mask = document_mask(self.language_model.config, document_ids, inputs_embeds)
             use_cache = False
         found = self.get_decoder()(
             inputs_embeds=inputs_embeds,
@@ -205,28 +207,6 @@ class EmuModel(EmuPreTrainedModel):
         return EmuModelOutput(
             found.last_hidden_state, inputs_embeds, latents, *map(found.get, ("cache", "hidden_states", "attentions"))
         )
-
-    def document_mask(self, document_ids: Tensor, embeds: Tensor) -> Any:
-        """Mask [B, 1, T, T] that keeps attention causal and inside each document; None where the kernel reads that
-        from position ids that start anew (flash, flex)."""
-        config = self.language_model.config
-        kind = str(config._attn_implementation)
-        if "flash" in kind or "flex" in kind:
-            return None
-        same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
-        ones = torch.ones(same.shape[-2:], dtype=torch.bool, device=same.device)
-        mask = same & ones.tril()
-        window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None) or []
-        near = mask if window is None else mask & ones.triu(1 - window)
-
-        def shown(mask: Tensor) -> Tensor:
-            if kind == "sdpa":
-                return mask
-            return torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
-
-        if "sliding_attention" in layers:  # such models take a mask for each kind of layer
-            return {"full_attention": shown(mask), "sliding_attention": shown(near)}
-        return shown(mask if layers else near)
 
 
 class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
@@ -262,6 +242,26 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     def image_latents(self, pixel_values: Tensor) -> Tensor:
         """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]."""
         return self.model.image_latents(pixel_values)
+
+    def embed(self, batch: Batch) -> Latents:
+        """What the language model reads of packed documents, [B, T, D], at the positions in their documents."""
+        pixels = batch["pixel_values"]
+        latents = self.image_latents(pixels) if len(pixels) else None
+        places = positions_in_documents(batch["document_ids"])
+        z = self.model.embed(batch["input_ids"], latents)
+        return Latents(z, places[..., None].float(), batch["document_ids"])
+
+    def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        """Hidden states of the language model. Raises ConfigError for another attention than causal."""
+        if attention not in (None, "causal"):
+            raise ConfigError("a language model reads with causal attention only")
+        found = self.model(
+            inputs_embeds=latents.z,
+            document_ids=latents.documents,
+            position_ids=latents.coordinates[..., 0].long(),
+            output_hidden_states=output_layers,
+        )
+        return Hidden(found.last_hidden_state, tuple(found.hidden_states) if output_layers else ())
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """Scores of all tokens: hidden states [..., D] to [..., V], as the language model computes them."""
@@ -473,14 +473,6 @@ def without_norm(visual: Any) -> PreTrainedModel:
     if type(visual) is Blip2VisionModel:
         setattr(visual, "post_layernorm", nn.Identity())  # noqa: B010  (of another type)
     return visual
-
-
-def positions_in_documents(document_ids: Tensor) -> Tensor:
-    """Positions [B, T] that count from 0 in each document of packed rows [B, T]."""
-    steps = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    starts = torch.ones_like(document_ids, dtype=torch.bool)
-    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return steps - torch.where(starts, steps, 0).cummax(dim=1).values
 
 
 def pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

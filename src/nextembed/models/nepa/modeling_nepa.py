@@ -291,6 +291,12 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
+    def embed(self, batch: Batch) -> Latents:
+        return self.vit_nepa.embed(batch)
+
+    def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        return self.vit_nepa.encode(latents, attention, output_layers)
+
     @can_return_tuple
     def forward(
         self,

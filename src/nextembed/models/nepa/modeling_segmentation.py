@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
 
+from ...core.types import Attention, Batch, Hidden, Latents
 from .configuration_nepa import ViTNepaConfig
 from .modeling_nepa import OutputFlags, ViTNepaModel, ViTNepaPreTrainedModel
 
@@ -21,6 +22,12 @@ class ViTNepaForSemanticSegmentation(ViTNepaPreTrainedModel):
         self.vit_nepa = ViTNepaModel(config)
         self.classifier = nn.Conv2d(config.hidden_size * len(config.out_indices), int(config.num_labels or 0), 1)
         self.post_init()
+
+    def embed(self, batch: Batch) -> Latents:
+        return self.vit_nepa.embed(batch)
+
+    def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        return self.vit_nepa.encode(latents, attention, output_layers)
 
     @can_return_tuple
     def forward(
