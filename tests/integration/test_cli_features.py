@@ -87,7 +87,10 @@ def test_score_is_said_in_words(embedded: tuple[Path, str], capsys: pytest.Captu
         ("embed {0}/model {0}/images -o {0}/new.parquet train.max_steps=3", "only settings of the data mean anything"),
         ("embed {0}/model {0}/imags -o {0}/new.parquet", "Did you mean"),
         ("embed {0}/images {0}/images -o {0}/new.parquet", "holds no model"),
-        ("embed {0}/model {0}/images -o {0}/new.parquet --batch-size 0", "embed.batch_size: should be greater than or equal to 1"),
+        (
+            "embed {0}/model {0}/images -o {0}/new.parquet --batch-size 0",
+            "embed.batch_size: should be greater",
+        ),
         ("search {0}/none.parquet a", "no such features file"),
         ("search {0}/f.parquet cold/55.png", "Did you mean 'cold/5.png'?"),
         ("search {0}/f.parquet", "name an image file or a key"),

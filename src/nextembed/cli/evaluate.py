@@ -1,6 +1,7 @@
 """`probe`, `evaluate` and `report`: what a run learned."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ from ..core.files import checked_file
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import Settings, app
+from .options import command
 
 if TYPE_CHECKING:
     from ..run import RunConfig
@@ -74,9 +76,41 @@ def probe_settings(target: str, source: str | None, overrides: list[str]) -> "Ru
     return apply_overrides(config, overrides)
 
 
-@app.command()
+@dataclass
+class Language:
+    """What only evaluations of Emu models take."""
+
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="TASK", help="Of an Emu model: caption, vqa, video_qa, retrieval or text_to_image."),
+    ] = None
+    images: Annotated[
+        str | None, typer.Option(metavar="DIR", help="With --task: the folder of images; that of the file if left out.")
+    ] = None
+    annotations: Annotated[
+        str | None, typer.Option(metavar="FILE", help="With --task: answers of VQA, relevance of VisDial.")
+    ] = None
+    format: Annotated[str, typer.Option(help="With --task: table, coco, vqav2, okvqa, vizwiz, visdial or mmvet.")] = (
+        "table"
+    )
+    shots: Annotated[int, typer.Option(metavar="K", help="With --task: solved examples in front of each item.")] = 0
+    choose: Annotated[str, typer.Option(help="With --task: shots at random, or similar ones.")] = "random"
+    paintings: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --task text_to_image: keeps the painted images.")
+    ] = None
+
+    def given(self) -> dict[str, str | int]:
+        """Settings of the evaluation that are not as they are anyway."""
+        usual = Language()
+        values = {"images": self.images, "annotations": self.annotations, "shots": self.shots}
+        values |= {"choose": self.choose, "format": self.format}
+        return {name: value for name, value in values.items() if value is not None and value != vars(usual)[name]}
+
+
+@command(language=Language)
 def evaluate(
     target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    language: Language,
     overrides: Settings = None,
     data: Annotated[
         str | None,
@@ -89,24 +123,6 @@ def evaluate(
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where the scores go; RUN/scores.json if left out."),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(metavar="TASK", help="Of an Emu model: caption, vqa, video_qa, retrieval or text_to_image."),
-    ] = None,
-    images: Annotated[
-        str | None, typer.Option(metavar="DIR", help="With --task: the folder of images; that of the file if left out.")
-    ] = None,
-    annotations: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --task: answers of VQA, relevance of VisDial.")
-    ] = None,
-    layout: Annotated[
-        str, typer.Option("--format", help="With --task: table, coco, vqav2, okvqa, vizwiz, visdial or mmvet.")
-    ] = "table",
-    shots: Annotated[int, typer.Option(metavar="K", help="With --task: solved examples in front of each item.")] = 0,
-    choose: Annotated[str, typer.Option(help="With --task: shots at random, or similar ones.")] = "random",
-    paintings: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --task text_to_image: keeps the painted images.")
-    ] = None,
 ) -> None:
     """Score a fine-tuned model on labelled images, or with --task an Emu model on captions, questions or paintings.
 
@@ -115,17 +131,17 @@ def evaluate(
     With --task, settings are those of the evaluation: columns.references=name, where.split=test, num_examples=100,
     prompt="{image} It shows", num_beams=1, ...
     """
-    if split not in (None, "test", "validation", "train") and task is None:
-        raise ConfigError(f"--split {split}: it is one of test, validation, train")
-    given = {"images": images, "annotations": annotations, "split": split, "shots": shots or None}
-    given |= {"choose": None if choose == "random" else choose, "format": None if layout == "table" else layout}
+    task, given = language.task, language.given()
     if task is not None:
         from .language import evaluate_language
 
-        evaluate_language(target, task, data, {k: v for k, v in given.items() if v}, overrides or [], output, paintings)
+        given |= {"split": split} if split else {}
+        evaluate_language(target, task, data, given, overrides or [], output, language.paintings)
         return
-    if strange := [name for name, value in given.items() if value is not None and name != "split"]:
-        raise ConfigError(f"--{strange[0]} needs --task")
+    if split not in (None, "test", "validation", "train"):
+        raise ConfigError(f"--split {split}: it is one of test, validation, train")
+    if given or language.paintings:
+        raise ConfigError(f"--{next(iter(given), 'paintings')} needs --task")
     evaluate_classifier(target, overrides or [], data, split, output)
 
 

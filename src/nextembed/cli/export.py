@@ -3,6 +3,7 @@
 import enum
 import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,12 +12,13 @@ import typer
 from ..core.files import checked_file
 from ..core.terminal import print
 from ..errors import ConfigError
-from .app import app
+from .options import command
 
 if TYPE_CHECKING:
     from ..export.cost import Cost
     from ..export.formats import Exported
     from ..export.graph import GraphSpec
+    from ..export.loading import Loaded
 
 
 class Format(enum.StrEnum):
@@ -45,21 +47,47 @@ class Weights(enum.StrEnum):
     ema = "ema"
 
 
-@app.command()
+@dataclass
+class Graph:
+    """What the file computes."""
+
+    task: Annotated[Task | None, typer.Option(help="What the checkpoint was saved for if left out.")] = None
+    layer: Annotated[int, typer.Option(help="Where features are read: 0 = latents, -1 = output.")] = -1
+    pooling: Annotated[Pooling, typer.Option(help="Of the embedding.")] = Pooling.mean
+    attention: Annotated[Attention | None, typer.Option(help="The model's own if left out.")] = None
+    weights: Annotated[Weights | None, typer.Option(help="Of a run or checkpoint that has both.")] = None
+    size: Annotated[str | None, typer.Option(metavar="H,W", help="Fix the image size; open if left out.")] = None
+    with_preprocessing: Annotated[
+        bool, typer.Option("--with-preprocessing", help="Take uint8 images [B, H, W, C]; normalise in the graph.")
+    ] = False
+
+    def spec(self, loaded: "Loaded", fixed: tuple[int, int] | None) -> "GraphSpec":
+        """As `nextembed.export_onnx` takes it. Raises ConfigError for preprocessing that is not known."""
+        from ..export.graph import GraphSpec, class_names
+
+        if self.with_preprocessing and loaded.mean is None:
+            raise ConfigError(
+                f"--with-preprocessing needs {loaded.folder / 'preprocessor_config.json'}, which is not there"
+            )
+        return GraphSpec(
+            task="classification" if loaded.classifies else "features",
+            layer=self.layer,
+            pooling=self.pooling.value,
+            attention=self.attention.value if self.attention else None,
+            size=fixed,
+            mean=loaded.mean if self.with_preprocessing else None,
+            std=loaded.std if self.with_preprocessing else None,
+            class_names=class_names(loaded.model.config) if loaded.classifies else [],
+        )
+
+
+@command(graph=Graph)
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a model.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="model.onnx, or model.pt2.")],
+    graph: Graph,
     format: Annotated[Format | None, typer.Option(help="By the file's ending if left out.")] = None,
-    task: Annotated[Task | None, typer.Option(help="What the checkpoint was saved for if left out.")] = None,
-    layer: Annotated[int, typer.Option(help="Where features are read: 0 = latents, -1 = output.")] = -1,
-    pooling: Annotated[Pooling, typer.Option(help="Of the embedding.")] = Pooling.mean,
-    attention: Annotated[Attention | None, typer.Option(help="The model's own if left out.")] = None,
-    weights: Annotated[Weights | None, typer.Option(help="Of a run or checkpoint that has both.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX operator set; at least 18.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="H,W", help="Fix the image size; open if left out.")] = None,
-    with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Take uint8 images [B, H, W, C]; normalise in the graph.")
-    ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="int8 weights (ONNX), with what they cost.")] = False,
     data: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Images for the cost of int8; the run's own if left out.")
@@ -76,28 +104,14 @@ def export(
         raise ConfigError("--opset is ONNX's; a torch.export program has none")
     if data is not None and not int8:
         raise ConfigError("--data measures what --int8 costs; without --int8 it has no use")
-    fixed = image_size(size)
+    fixed = image_size(graph.size)
     checked_file(output)
     from ..export.formats import export_onnx, export_program
-    from ..export.graph import GraphSpec, class_names
     from ..export.loading import load_model
 
+    task, weights = graph.task, graph.weights
     loaded = load_model(checkpoint, task.value if task else None, weights.value if weights else None)
-    if with_preprocessing and loaded.mean is None:
-        raise ConfigError(
-            f"--with-preprocessing needs {loaded.folder / 'preprocessor_config.json'}, which is not there"
-        )
-    is_head = hasattr(loaded.model, "classifier")
-    spec = GraphSpec(
-        task="classification" if is_head else "features",
-        layer=layer,
-        pooling=pooling.value,
-        attention=attention.value if attention else None,
-        size=fixed,
-        mean=loaded.mean if with_preprocessing else None,
-        std=loaded.std if with_preprocessing else None,
-        class_names=class_names(loaded.model.config) if is_head else [],
-    )
+    spec = graph.spec(loaded, fixed)
     if int8:
         print(written_int8(loaded.model, output, spec, opset, checkpoint, data))
     elif kind is Format.onnx:

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
-from .app import Settings, app
+from .app import Settings
+from .options import command
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
+    from ..planning.settings import PlanSettings
 
 ROWS = {
     "weights": "weights",
@@ -23,18 +25,11 @@ ROWS = {
 }
 
 
-@app.command()
+@command(settings="planning.settings:PlanSettings")
 def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe, config.yaml or my_file.py:my_recipe.")],
+    settings: "PlanSettings",
     overrides: Settings = None,
-    devices: Annotated[int, typer.Option(help="Devices that train together.", min=1, max=10**6)] = 1,
-    memory: Annotated[float, typer.Option(help="GiB of each device.")] = 80,
-    utilisation: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
-    peak_tflops: Annotated[
-        str, typer.Option(help="Of a device: a100, h100, h200, b200, mi300x, l40s, a10, 4090, 3090, or a number.")
-    ] = "a100",
-    samples: Annotated[int | None, typer.Option(help="Training samples, where a length is in epochs.", min=1)] = None,
-    classes: Annotated[int, typer.Option(help="Where the settings do not list them.", min=2, max=10**6)] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON.")] = None,
 ) -> None:
     """Say what a run will need, before it is started: memory, arithmetic, hours."""
@@ -44,11 +39,10 @@ def plan(
 
     if json_file is not None:
         checked_file(json_file)
-    config = apply_overrides(recipes.load(recipe), overrides or [])
-    made = make_plan(config, devices, memory, utilisation, peak_tflops, samples, classes)
+    made = make_plan(apply_overrides(recipes.load(recipe), overrides or []), **settings.model_dump())
     if json_file is not None:
         made.save(json_file)
-    show(made, peak_tflops)
+    show(made, settings.peak)
 
 
 def show(plan: "Plan", device: str) -> None:

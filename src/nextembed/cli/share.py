@@ -2,6 +2,7 @@
 
 import enum
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
 from .export import Weights, megabytes
+from .options import command
 
 if TYPE_CHECKING:
     from ..export.emu import Converted
@@ -34,27 +36,41 @@ class Dtype(enum.StrEnum):
     float32 = "float32"
 
 
-@app.command()
+@dataclass
+class Bare:
+    """What bare weights do not tell."""
+
+    weights: Annotated[Weights | None, typer.Option(help="Where there are both.")] = None
+    heads: Annotated[int | None, typer.Option(help="Attention heads, where bare weights do not tell.")] = None
+    image_size: Annotated[int | None, typer.Option(help="Pixels, where bare weights do not tell.")] = None
+    qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Of bare weights; norm.")] = None
+    causal: Annotated[bool | None, typer.Option("--causal/--full", help="Attention, of bare weights.")] = None
+
+
+@dataclass
+class OfEmu:
+    """Options for Emu's checkpoints."""
+
+    tokenizer: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Emu: LLaMA's tokenizer.model, or a folder.")
+    ] = None
+    adapter: Annotated[Adapter | None, typer.Option(help="Emu: LoRA into the weights, if left out.")] = None
+    lora_alpha: Annotated[float | None, typer.Option(help="Emu: of LoRA; 16 if left out.")] = None
+    dtype: Annotated[Dtype | None, typer.Option(help="Emu: of what is written; as it is if left out.")] = None
+    max_shard_size: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Emu: of a file of weights; 5GB if left out.")
+    ] = None
+    vision_heads: Annotated[int | None, typer.Option(help="Emu: of the tower, where it has not EVA's 88.")] = None
+    relative_max_distance: Annotated[int | None, typer.Option(help="Emu: of the causal former; 128.")] = None
+
+
+@command(bare=Bare, emu=OfEmu)
 def convert(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, a folder, or a file of weights.")],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
+    bare: Bare,
+    emu: OfEmu,
     to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.nextembed,
-    weights: Annotated[Weights | None, typer.Option(help="Where there are both.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where bare weights do not tell.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels, where bare weights do not tell.")] = None,
-    qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Of bare weights; norm.")] = None,
-    causal: Annotated[bool | None, typer.Option("--causal/--full", help="Attention, of bare weights.")] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Emu: LLaMA's tokenizer.model, or a folder.")
-    ] = None,
-    adapter: Annotated[Adapter | None, typer.Option(help="Emu: LoRA into the weights, if left out.")] = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="Emu: of LoRA; 16 if left out.")] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Emu: of what is written; as it is if left out.")] = None,
-    max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Emu: of a file of weights; 5GB if left out.")
-    ] = None,
-    vision_heads: Annotated[int | None, typer.Option(help="Emu: of the tower, where it has not EVA's 88.")] = None,
-    relative_max_distance: Annotated[int | None, typer.Option(help="Emu: of the causal former; 128.")] = None,
 ) -> None:
     """Write a checkpoint in the official layout, ours, or stable-pretraining's.
 
@@ -64,20 +80,9 @@ def convert(
     from ..export.emu import Converted
     from ..export.layouts import convert as write
 
-    options: dict[str, Any] = {
-        "weights": weights.value if weights else None,
-        "num_attention_heads": heads,
-        "image_size": image_size,
-        "qk_norm": qk_norm,
-        "is_causal": causal,
-        "tokenizer": tokenizer,
-        "adapter": adapter.value if adapter else None,
-        "lora_alpha": lora_alpha,
-        "dtype": dtype.value if dtype else None,
-        "max_shard_size": max_shard_size,
-        "vision_heads": vision_heads,
-        "relative_max_distance": relative_max_distance,
-    }
+    renamed = {"heads": "num_attention_heads", "causal": "is_causal"}
+    given = {renamed.get(name, name): value for name, value in {**vars(bare), **vars(emu)}.items()}
+    options = {name: value.value if isinstance(value, enum.Enum) else value for name, value in given.items()}
     found = write(source, target, to.value, **options)
     if isinstance(found, Converted):
         print(written_emu(source, target, found))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,76 +10,81 @@ import typer
 
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
-from .app import app
+from .options import command
 
 
-@app.command()
-def visualize(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint or a saved model.")],
-    image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="An image file; or emoji, a folder or hub id, with --index.")
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="PATH", help="A .png file, or a folder for the single panels too."),
-    ] = None,
-    index: Annotated[int, typer.Option(metavar="N", help="Which image of a data source.")] = 0,
+@dataclass
+class Look:
+    """What is looked at."""
+
+    index: Annotated[int, typer.Option(metavar="N", help="Which image of a data source.")] = 0
     patch: Annotated[
         str | None, typer.Option(metavar="N|ROW,COL", help="The query patch, counted from 0; else a striking one.")
-    ] = None,
+    ] = None
     layer: Annotated[
         str | None, typer.Option(metavar="N,...", help="Of attention and PCA; 0 the latents, -1 the output.")
-    ] = None,
-    head: Annotated[str | None, typer.Option(metavar="N,...", help="Heads from 1; else all, 16 at most.")] = None,
-    attention: Annotated[str | None, typer.Option(metavar="causal|full", help="Else as it was trained.")] = None,
-    weights: Annotated[str, typer.Option(metavar="raw|ema", help="Which weights.")] = "raw",
+    ] = None
+    head: Annotated[str | None, typer.Option(metavar="N,...", help="Heads from 1; else all, 16 at most.")] = None
+    attention: Annotated[str | None, typer.Option(metavar="causal|full", help="Else as it was trained.")] = None
+    weights: Annotated[str, typer.Option(metavar="raw|ema", help="Which weights.")] = "raw"
     decoder: Annotated[
         list[Path] | None, typer.Option(metavar="RUN", help="A run of the recipe latent_decoder; may be repeated.")
-    ] = None,
+    ] = None
     size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Pixels that patches divide; else the model's own.")
-    ] = None,
+    ] = None
     known: Annotated[
         int | None, typer.Option(metavar="N", help="Patches that the rollout starts from; else the top half.")
-    ] = None,
+    ] = None
     length: Annotated[
         str,
         typer.Option(
             metavar="mean|true", help="Of predictions, for least squares: the image's mean, or each true one."
         ),
-    ] = "mean",
-    foreground: Annotated[bool, typer.Option("--foreground", help="PCA of the foreground only.")] = False,
+    ] = "mean"
+    foreground: Annotated[bool, typer.Option("--foreground", help="PCA of the foreground only.")] = False
+
+    def options(self) -> dict[str, Any]:
+        """As `nextembed.visualize` takes them. Raises ConfigError for a word that it does not know."""
+        check_choice("attention", self.attention, ("causal", "full"))
+        check_choice("weights", self.weights, ("raw", "ema"))
+        check_choice("length", self.length, ("mean", "true"))
+        return {
+            "index": self.index,
+            "patch": parse_patch(self.patch) if self.patch else None,
+            "layers": parse_numbers(self.layer, "layer"),
+            "heads": parse_numbers(self.head, "head"),
+            "attention": self.attention,
+            "weights": self.weights,
+            "decoders": self.decoder or (),
+            "size": parse_size(self.size) if self.size else None,
+            "num_known": self.known,
+            "length": self.length,
+            "foreground": self.foreground,
+        }
+
+
+@command(look=Look)
+def visualize(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="An image file; or emoji, a folder or hub id, with --index.")
+    ],
+    look: Look,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PATH", help="A .png file, or a folder for the single panels too."),
+    ] = None,
 ) -> None:
     """Show what goes on inside a model on one image.
 
     Attention of a query patch, cosine map of its prediction, surprise, PCA of features, latents turned back into
     pixels, and a rollout: one PNG.
     """
-    choices = {"attention": (attention, ("causal", "full")), "weights": (weights, ("raw", "ema")),
-               "length": (length, ("mean", "true"))}  # fmt: skip
-    for name, (value, allowed) in choices.items():
-        check_choice(name, value, allowed)
-    options: dict[str, Any] = {
-        "patch": parse_patch(patch) if patch else None,
-        "layers": parse_numbers(layer, "layer"),
-        "heads": parse_numbers(head, "head"),
-        "size": parse_size(size) if size else None,
-    }
-    from ..report.visualize import visualize as look
+    options = look.options()
+    from ..report.visualize import visualize as make
 
-    found = look(
-        checkpoint,
-        image,
-        output or f"{Path(image).stem or 'image'}_inside.png",
-        index=index,
-        attention=attention,  # type: ignore[arg-type]
-        weights=weights,  # type: ignore[arg-type]
-        decoders=decoder or (),
-        num_known=known,
-        length=length,  # type: ignore[arg-type]
-        foreground=foreground,
-        **options,
-    )
+    found = make(checkpoint, image, output or f"{Path(image).stem or 'image'}_inside.png", **options)
     more = f"    and {len(found.paths) - 1} panels beside it" if len(found.paths) > 1 else ""
     print(f"Saved:  {os.path.relpath(found.paths[0])}{more}")
 
@@ -111,8 +117,7 @@ def parse_numbers(text: str | None, what: str) -> list[int] | None:
         raise ConfigError(f"{what} '{text}' should be numbers with commas between, such as 1,3") from None
 
 
-def check_choice(name: str, value: str | None, allowed: Sequence[str]) -> Any:
-    """The value. Raises ConfigError with the nearest spelling if it is not allowed."""
+def check_choice(name: str, value: str | None, allowed: Sequence[str]) -> None:
+    """Raises ConfigError with the nearest spelling for a value that is not allowed."""
     if value is not None and value not in allowed:
         raise ConfigError(unknown(name, value, allowed))
-    return value

@@ -26,6 +26,11 @@ class Loaded(NamedTuple):
     mean: list[float] | None
     std: list[float] | None
 
+    @property
+    def classifies(self) -> bool:
+        """Whether the model has a classifier on top."""
+        return isinstance(self.model, nepa.ViTNepaForImageClassification)
+
 
 def read_model_config(folder: Path) -> dict[str, Any]:
     """config.json of one of our models. Raises ConfigError naming the type if it is of another."""

@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..core.config import apply_overrides
+from ..core.config import apply_overrides, validated
 from ..core.files import write_json
 from ..errors import ConfigError
 from ..run import RunConfig, task_of
 from .batches import TEXT
 from .hardware import peak_tflops
+from .settings import PlanSettings
 from .step import Step, class_names, trace_step
 
 GIB = 2**30
 RESERVE = 0.2  # of a device's memory: the prediction's error, the driver's own, gaps between blocks
-CLASSES = 1000
 
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -58,27 +58,21 @@ class Plan:
         write_json(path, asdict(self))
 
 
-def plan(
-    config: RunConfig,
-    devices: int = 1,
-    memory: float = 80,
-    utilisation: float = 0.4,
-    peak: str | float = "a100",
-    samples: int | None = None,
-    classes: int = CLASSES,
-) -> Plan:
-    """What a run needs on `devices` devices of `memory` GiB each; no data and no weights are read.
+def plan(config: RunConfig, **settings: object) -> Plan:
+    """What a run needs; no data and no weights are read.
 
-    utilisation: share of the devices' peak that training reaches. peak: a preset ("a100", "h100", "4090", ...) or a
-    number of TFLOP/s. samples: size of the training data, for lengths in epochs. classes: of a classifier whose
-    settings do not list them.
-    Raises ConfigError for settings that cannot work, and for a model or objective that cannot be traced.
+    Args:
+        config: The run.
+        **settings: Fields of `PlanSettings`: devices, memory (GiB of each), utilisation, peak, samples, classes.
+
+    Raises:
+        ConfigError: For settings that cannot work, and for a model or objective that cannot be traced.
     """
-    if devices < 1 or not 0 < memory < math.inf or not 0 < utilisation <= 1:
-        raise ConfigError("plan needs devices from 1, memory above 0 (GiB) and utilisation in (0, 1]")
-    tflops = peak_tflops(peak, config.train.precision)
-    step = trace_step(config, devices, classes)
-    room = int(memory * GIB)
+    chosen = validated(PlanSettings, settings, "plan")
+    devices, samples = chosen.devices, chosen.samples
+    tflops = peak_tflops(chosen.peak, config.train.precision)
+    step = trace_step(config, devices, chosen.classes)
+    room = int(chosen.memory * GIB)
     found = judge(step.peak, room)
     steps = None if config.train.max_steps is None and samples is None else config.train.num_steps(samples)
     flops = step.flops * step.accumulation * devices
@@ -98,11 +92,11 @@ def plan(
         flops_per_step=flops,
         steps=steps,
         peak_tflops=tflops,
-        utilisation=utilisation,
-        hours=None if steps is None else steps * flops / (devices * tflops * 1e12 * utilisation) / 3600,
+        utilisation=chosen.utilisation,
+        hours=None if steps is None else steps * flops / (devices * tflops * 1e12 * chosen.utilisation) / 3600,
         verdict=found,
-        advice=[] if found == "fits" else list(advise(config, devices, room, classes, step.peak)),
-        assumptions=list(assumed(config, step, classes)),
+        advice=[] if found == "fits" else list(advise(config, devices, room, chosen.classes, step.peak)),
+        assumptions=list(assumed(config, step, chosen.classes)),
     )
 
 

@@ -24,35 +24,9 @@ def omni_stamps() -> RunConfig:
     before it, so that it can be asked for. After these steps speech and its words find each other, and the rest is
     hardly above chance: train longer for more.
     """
-    captions = {
-        name: Piece(kind="text", column=column, prompts=[prompt]) for name, (prompt, column) in LANGUAGES.items()
-    }
-    stamps = Records(
-        source="stamps",
-        pieces={"image": Piece(kind="image"), "sound": Piece(kind="audio"), "speech": Piece(kind="audio"), **captions},
-        layouts={
-            "image en|es|fr": 2,
-            "en|es|fr image": 2,
-            "en|es|fr en|es|fr": 0.5,
-            "image sound|speech": 2,
-            "sound|speech image": 2,
-            "sound|speech en": 2,
-            "en sound|speech": 2,
-        },
-    )
-    spoken = Records(
-        source="stamps_speech",
-        joins={"stamps": Join(source="stamps", by="id")},
-        pieces={
-            "image": Piece(kind="image", column="stamps.image"),
-            "speech": Piece(kind="audio"),
-            "words": Piece(kind="text", column="text", prompts=["{language}: {text}"]),
-        },
-        layouts=["image speech", "speech image", "speech words", "words speech"],
-    )
     return RunConfig(
         name="omni_stamps",
-        data=Mixture(sources=[stamps, spoken], weights=[1.0, 1.0], num_workers=0),
+        data=Mixture(sources=[_stamps(), _spoken()], weights=[1.0, 1.0], num_workers=0),
         model=OmniParts(
             modalities={
                 "text": {},
@@ -76,4 +50,38 @@ def omni_stamps() -> RunConfig:
         ),
         train=TrainConfig(batch_size=2, max_steps=5000, log_steps=50, save_steps=1000),
         probe=ProbeConfig(enabled=False),
+    )
+
+
+def _stamps() -> Records:
+    """Every piece of a stamp from every other."""
+    captions = {
+        name: Piece(kind="text", column=column, prompts=[prompt]) for name, (prompt, column) in LANGUAGES.items()
+    }
+    return Records(
+        source="stamps",
+        pieces={"image": Piece(kind="image"), "sound": Piece(kind="audio"), "speech": Piece(kind="audio"), **captions},
+        layouts={
+            "image en|es|fr": 2,
+            "en|es|fr image": 2,
+            "en|es|fr en|es|fr": 0.5,
+            "image sound|speech": 2,
+            "sound|speech image": 2,
+            "sound|speech en": 2,
+            "en sound|speech": 2,
+        },
+    )
+
+
+def _spoken() -> Records:
+    """Captions in other languages, spoken, with the picture that they belong to."""
+    return Records(
+        source="stamps_speech",
+        joins={"stamps": Join(source="stamps", by="id")},
+        pieces={
+            "image": Piece(kind="image", column="stamps.image"),
+            "speech": Piece(kind="audio"),
+            "words": Piece(kind="text", column="text", prompts=["{language}: {text}"]),
+        },
+        layouts=["image speech", "speech image", "speech words", "words speech"],
     )

@@ -145,7 +145,7 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
         (["nepa_dem"], "Did you mean 'nepa_demo'?"),
         (["nepa_demo", "--peak-tflops", "a10000"], "a100"),
         (["nepa_demo", "--devices", "7"], "not a multiple"),
-        (["nepa_demo", "--utilisation", "2"], "utilisation in (0, 1]"),
+        (["nepa_demo", "--utilisation", "2"], "plan.utilisation: should be less than or equal to 1"),
         (["nepa_demo", "--json", "/dev/null/plan.json"], "cannot write"),
         (["nepa_demo", "objective={kind: OBJECTIVE}"], "cannot plan nepa_demo: ZeroDivisionError"),
     ],
