@@ -192,6 +192,9 @@ def _check_lora(lora: dict[tuple[str, str], str], parts: dict[str, Part], shapes
     return ranks.pop() if ranks else 0
 
 
+VISION, FORMER, TEXT = "model.visual.", "model.connector.", "model.language_model."
+
+
 def derive_config(
     parts: Mapping[str, Part],
     instruct: bool,
@@ -208,52 +211,66 @@ def derive_config(
     Raises ConfigError for sizes that do not fit, naming the option that says them, or for a missing parameter.
     """
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in parts:
-            raise ConfigError(f"a weight is missing: {name}")
-        return parts[name].shape
-
-    vision, former, text = "model.visual.", "model.connector.", "model.language_model."
-    width, channels, patch, _ = shape(vision + "embeddings.patch_embedding.weight")
-    num_patches = shape(vision + "embeddings.position_embedding")[1] - 1
-    side = round(num_patches**0.5)
-    if channels != 3 or side * side != num_patches:
-        raise ConfigError(f"the tower has {channels} channels and {num_patches} patches: Emu's has 3 and a square")
-    _, num_latents, d_model = shape(former + "causal_tokens")
-    first = former + "stack.block.0."
-    buckets, former_heads = shape(first + "layer.0.SelfAttention.relative_attention_bias.weight")
-    vocabulary, hidden = shape(text + "model.embed_tokens.weight")
-    layer = text + "model.layers.0."
-    inner, key_inner = shape(layer + "self_attn.q_proj.weight")[0], shape(layer + "self_attn.k_proj.weight")[0]
+    vocabulary, hidden = _shape(parts, TEXT + "model.embed_tokens.weight")
+    layer = TEXT + "model.layers.0."
+    inner = _shape(parts, layer + "self_attn.q_proj.weight")[0]
     size = _head_size(inner, heads, head_dim, 128, "--heads")
     tokens = token_ids(vocabulary, instruct)
     return EmuConfig(
-        vision_config=Blip2VisionConfig(
-            image_size=side * patch, patch_size=patch, hidden_size=width,
-            num_hidden_layers=_depth(parts, vision + r"encoder\.layers"),
-            num_attention_heads=width // _head_size(width, vision_heads, None, 88, "--vision-heads"),
-            intermediate_size=shape(vision + "encoder.layers.0.mlp.fc1.weight")[0],
-        ),
-        causal_former_config={
-            "d_model": d_model, "num_heads": former_heads,
-            "d_kv": shape(first + "layer.0.SelfAttention.q.weight")[0] // former_heads,
-            "d_ff": shape(first + "layer.2.DenseReluDense.wi.weight")[0],
-            "num_layers": _depth(parts, former + r"stack\.block"),
-            "relative_attention_num_buckets": buckets,
-            "relative_attention_max_distance": relative_max_distance or 128,
-        },
+        vision_config=_tower(parts, vision_heads),
+        causal_former_config=_former(parts, relative_max_distance or 128),
         text_config=LlamaConfig(
             vocab_size=vocabulary, hidden_size=hidden, head_dim=size,
-            intermediate_size=shape(layer + "mlp.gate_proj.weight")[0],
-            num_hidden_layers=_depth(parts, text + r"model\.layers"),
-            num_attention_heads=inner // size, num_key_value_heads=key_inner // size,
+            intermediate_size=_shape(parts, layer + "mlp.gate_proj.weight")[0],
+            num_hidden_layers=_depth(parts, TEXT + r"model\.layers"),
+            num_attention_heads=inner // size,
+            num_key_value_heads=_shape(parts, layer + "self_attn.k_proj.weight")[0] // size,
             max_position_embeddings=2048, rms_norm_eps=1e-6,
             rope_parameters={"rope_type": "default", "rope_theta": rope_theta},
             pad_token_id=tokens["pad_token_id"], bos_token_id=1, eos_token_id=2,
         ),
-        num_image_latents=num_latents,
+        num_image_latents=_shape(parts, FORMER + "causal_tokens")[1],
         **tokens,
     )  # fmt: skip
+
+
+def _shape(parts: Mapping[str, Part], name: str) -> tuple[int, ...]:
+    """Raises ConfigError for a parameter that is not there."""
+    if name not in parts:
+        raise ConfigError(f"a weight is missing: {name}")
+    return parts[name].shape
+
+
+def _tower(parts: Mapping[str, Part], heads: int | None) -> Blip2VisionConfig:
+    """Of the visual encoder. Raises ConfigError for one of another kind."""
+    width, channels, patch, _ = _shape(parts, VISION + "embeddings.patch_embedding.weight")
+    num_patches = _shape(parts, VISION + "embeddings.position_embedding")[1] - 1
+    side = round(num_patches**0.5)
+    if channels != 3 or side * side != num_patches:
+        raise ConfigError(f"the tower has {channels} channels and {num_patches} patches: Emu's has 3 and a square")
+    return Blip2VisionConfig(
+        image_size=side * patch,
+        patch_size=patch,
+        hidden_size=width,
+        num_hidden_layers=_depth(parts, VISION + r"encoder\.layers"),
+        num_attention_heads=width // _head_size(width, heads, None, 88, "--vision-heads"),
+        intermediate_size=_shape(parts, VISION + "encoder.layers.0.mlp.fc1.weight")[0],
+    )
+
+
+def _former(parts: Mapping[str, Part], max_distance: int) -> dict[str, int]:
+    """Of the causal former, as changes to T5's."""
+    first = FORMER + "stack.block.0."
+    buckets, heads = _shape(parts, first + "layer.0.SelfAttention.relative_attention_bias.weight")
+    return {
+        "d_model": _shape(parts, FORMER + "causal_tokens")[2],
+        "num_heads": heads,
+        "d_kv": _shape(parts, first + "layer.0.SelfAttention.q.weight")[0] // heads,
+        "d_ff": _shape(parts, first + "layer.2.DenseReluDense.wi.weight")[0],
+        "num_layers": _depth(parts, FORMER + r"stack\.block"),
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": max_distance,
+    }
 
 
 def token_ids(vocabulary: int, instruct: bool) -> dict[str, Any]:
