@@ -26,6 +26,7 @@ import torch
 import torchvision.transforms as T
 from PIL import Image, features
 
+from nextembed.core.types import Loading
 from nextembed.data.sources import ImageData
 from nextembed.data.transforms import GAP, ImageReader, RandomResizedCrop, normalize, resize
 
@@ -113,7 +114,7 @@ def small_images(num_images: int = 20_000, batch_size: int = 128) -> dict[str, f
 
     begin = time.process_time()
     loader = Repeated(source="", num_workers=0).train_loader(
-        image_size=28, num_channels=1, micro_batch_size=batch_size, num_latents=17
+        Loading(batch_size), image_size=28, num_channels=1, num_latents=17
     )
     batches, filled = iter(loader), time.process_time() - begin
     next(batches)

@@ -32,6 +32,7 @@ import transformers
 
 from nextembed.core.config import DATA
 from nextembed.core.objective import PretrainingModel
+from nextembed.core.types import Loading
 from nextembed.models.nepa import NepaModel
 from nextembed.models.omni import OmniForPreTraining, OmniParts
 from nextembed.models.omni.generation import Rollout
@@ -107,7 +108,7 @@ def mixed_data(folder: Path) -> Any:
 
 
 def loader_of(data: Any, parts: OmniParts, model: Any) -> Any:
-    return data.train_loader(**parts.loader_arguments(model), micro_batch_size=ROWS)
+    return data.train_loader(Loading(ROWS), **parts.loader_arguments(model))
 
 
 def packing(folder: Path, num: int) -> dict[str, Any]:

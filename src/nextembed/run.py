@@ -22,7 +22,7 @@ from .core.optim import OptimConfig
 from .core.probe_table import ProbeTable
 from .core.run_folder import read_history
 from .core.sizes import building
-from .core.types import IGNORE_LABEL, Backbone
+from .core.types import IGNORE_LABEL, Backbone, Loading
 from .data.draws import DrawnEncode, drawing
 from .data.labels import classes_to_learn
 from .data.masks import classes_to_segment
@@ -135,7 +135,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     torch.manual_seed(config.seed)
     data, model = cast(Any, config.data), cast(Any, config.model)  # what a kind offers is its own
     task = task_of(config)
-    classes = [CLASSES[task](data)] if task in CLASSES else []
+    classes = [cast(Any, CLASSES[task])(data)] if task in CLASSES else []
     builder = resumed(model, checkpoint)
     with building("the model"):
         backbone = builder.build(*classes)
@@ -153,13 +153,15 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     elif hasattr(builder, "prepare"):
         builder.prepare(backbone, data)
     loader = data.train_loader(
+        Loading(
+            micro_batch_size,
+            config.seed,
+            distributed.rank(),
+            distributed.world_size(),
+            start_state(checkpoint),
+            run_dir / "skipped.jsonl",
+        ),
         **arguments,
-        micro_batch_size=micro_batch_size,
-        seed=config.seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        skipped_path=run_dir / "skipped.jsonl",
-        start=start_state(checkpoint),
     )
     step = checkpoint_step(checkpoint) if checkpoint else 0
     loop = Loop(
@@ -170,7 +172,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         loader,
         advance,
         seed=config.seed,
-        num_samples=num_samples(loader),
+        num_samples=loader.num_rows,
         image_processor=processor_of(builder),
         watchers=[Records(run_dir / "metrics.jsonl", config.objective.warnings, progress.say, step), progress],
         probe=online_probe(config, builder, backbone, progress.say),
@@ -286,12 +288,6 @@ def environment(seed: int, trained: tuple[int, int]) -> dict[str, Any]:
         "parameters": {"trained": trained[0], "all": trained[1]},
         "command": sys.argv,
     }
-
-
-def num_samples(loader: Any) -> int | None:
-    """Size of the data, None if it is streamed."""
-    rows: Any = getattr(getattr(loader, "dataset", None), "rows", None)
-    return len(rows) if hasattr(rows, "__len__") else None
 
 
 def online_probe(config: RunConfig, builder: Any, backbone: Any, say: Say) -> Probe | None:

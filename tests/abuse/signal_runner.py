@@ -28,7 +28,7 @@ def in_batch(number, action):
     read = MapStream.batch
 
     def batch(self, begin, following):
-        if begin == number * self.place.micro_batch_size:
+        if begin == number * self.loading.micro_batch_size:
             action()
         return read(self, begin, following)
 

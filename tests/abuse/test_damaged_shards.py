@@ -17,6 +17,7 @@ from PIL import Image
 
 import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 from nextembed.data.origins import find_origin, find_table
 from nextembed.errors import ConfigError, DataError
 from nextembed.models.omni.settings import OmniParts
@@ -98,7 +99,7 @@ CSV = {
 def image_message(part) -> str:
     """What a run says that reads an epoch."""
     with pytest.raises((ConfigError, DataError)) as caught:
-        loader = part.train_loader(image_size=8, num_channels=3, micro_batch_size=4, num_latents=5)
+        loader = part.train_loader(Loading(4), image_size=8, num_channels=3, num_latents=5)
         for _, _batch in zip(range(20), loader):
             pass
     return told(caught.value)
@@ -119,9 +120,7 @@ def documents_message(part, encode) -> str:
 
 
 def encoded(part, encode, skipped=None):
-    return part.train_loader(encode=encode, max_length=400, micro_batch_size=1, skipped_path=skipped).stream.documents(
-        0
-    )
+    return part.train_loader(Loading(1, skipped_path=skipped), encode=encode, max_length=400).stream.documents(0)
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +220,8 @@ def test_images_whose_label_or_bytes_cannot_be_read_are_rows_of_their_own(stream
     )
     assert " images are unreadable" in image_message(part)
     part = part.model_copy(update={"max_skipped_rate": 0.25})
-    loader = part.train_loader(image_size=8, num_channels=3, micro_batch_size=100, num_latents=5,
-                               skipped_path=tmp_path / "skipped.jsonl")  # fmt: skip
+    loading = Loading(100, skipped_path=tmp_path / "skipped.jsonl")
+    loader = part.train_loader(loading, image_size=8, num_channels=3, num_latents=5)
     for _, _batch in zip(range(13), loader):
         pass
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 100
@@ -265,8 +264,8 @@ def test_metadata_of_a_missing_file_is_a_row_that_cannot_be_read(row, streaming,
     (tmp_path / "data" / "metadata.jsonl").write_bytes(lines(rows))
     values = {"kind": "images", "source": str(tmp_path / "data"), "streaming": streaming, "num_workers": 0}
     part = DATA.parse({**values, "max_skipped_rate": 0.05})
-    loader = part.train_loader(image_size=8, num_channels=3, micro_batch_size=4, num_latents=5,
-                               skipped_path=tmp_path / "skipped.jsonl")  # fmt: skip
+    loading = Loading(4, skipped_path=tmp_path / "skipped.jsonl")
+    loader = part.train_loader(loading, image_size=8, num_channels=3, num_latents=5)
     for _, _batch in zip(range(20), loader):
         pass
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 1

@@ -18,6 +18,7 @@ from PIL import Image
 import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.code import allow_code, trusting
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 from nextembed.data.packing import UNREADABLE
 from nextembed.errors import ConfigError, DataError
 from nextembed.models.omni.settings import OmniParts
@@ -137,7 +138,7 @@ def encoders():
 
 def outcomes(part, encode, skipped=None):
     """Of the first epoch of a run: (what was read, {key: reason})."""
-    loader = part.train_loader(encode=encode, max_length=400, micro_batch_size=1, skipped_path=skipped)
+    loader = part.train_loader(Loading(1, skipped_path=skipped), encode=encode, max_length=400)
     found = []
     for place, outcome, encoded in loader.stream.documents(0):
         if place.epoch:
@@ -290,7 +291,7 @@ def test_a_sequence_that_fails_says_where(tmp_path, encoders, monkeypatch):
     allow_code(tmp_path / "failing_rows.py")
     part = DATA.parse({"kind": f"{tmp_path / 'failing_rows.py'}:Own", "num_workers": 0})
     with pytest.raises(DataError, match=r"cannot be read any further: the line is dead \(.*rows\.py, line 7\)"):
-        list(part.train_loader(encode=encoders["bytes"], max_length=64, micro_batch_size=1))
+        list(part.train_loader(Loading(1), encode=encoders["bytes"], max_length=64))
 
 
 def test_a_kind_of_ones_own_is_no_mark_of_a_segment():
@@ -331,7 +332,7 @@ def test_a_row_that_the_users_own_code_cannot_read(fault, reason, own_file, enco
 )
 def test_a_mistake_in_the_users_own_code_is_one_line_with_its_place(fault, line, num_workers, own_file, encoders):
     part = DATA.parse({"kind": own_file, "fault": fault, "max_skipped_rate": 0.5, "num_workers": num_workers})
-    loader = part.train_loader(encode=encoders["bytes"], max_length=64, micro_batch_size=1)
+    loader = part.train_loader(Loading(1), encode=encoders["bytes"], max_length=64)
     wanted = rf"own_rows\.py, line {line}: .*Error: " if line else r"document\(\) of Own gives no \{'key'"
     with pytest.raises(DataError, match=wanted) as caught:
         for _, _ in zip(range(40), loader):
@@ -344,7 +345,7 @@ def test_a_mistake_in_the_users_own_code_is_one_line_with_its_place(fault, line,
 def test_the_first_reasons_are_in_the_message_that_stops_a_run(tmp_path, encoders):
     Path(tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n' * 30 + '{"text": "a"}\n' * 30)
     part = DATA.parse({"kind": "text", "source": str(tmp_path / "a.jsonl"), "num_workers": 0})
-    loader = part.train_loader(encode=encoders["emu"], max_length=64, micro_batch_size=1)
+    loader = part.train_loader(Loading(1), encode=encoders["emu"], max_length=64)
     with pytest.raises(DataError, match=r"documents are unreadable .*: text with half a surrogate pair"):
         for _, _ in zip(range(80), loader):
             pass

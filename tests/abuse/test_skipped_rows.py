@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
+from nextembed.core.types import Loading
 from nextembed.data.collate import Collate
-from nextembed.data.images import EvalSamples
+from nextembed.data.images import Choice, EvalSamples, ImagePart
 from nextembed.data.skipped import SkipLog
-from nextembed.data.stream import MapStream, Place, SequentialStream, advance, build_cache, tries
+from nextembed.data.stream import ImageView, MapStream, SequentialStream, advance, build_cache, tries
 from nextembed.data.transforms import ImageReader, RandomResizedCrop, Unreadable
 from nextembed.errors import DataError
 
@@ -45,10 +46,13 @@ class Reader(ImageReader):
         return self.read_crop(image, CROP, 0)
 
 
+VIEW = ImageView(Reader(), CROP)
+
+
 def stream_of(total, bad, seed=0, rate=0.01, cached=False, path=None):
     rows, log = Rows(total, bad), SkipLog(path, rate, total)
-    cache = build_cache(rows, Reader(), log) if cached else None
-    return MapStream(rows, Reader(), CROP, COLLATE, log, Place(500, seed), cache)
+    cache = build_cache(rows, VIEW, log) if cached else None
+    return MapStream(rows, VIEW, COLLATE, log, Loading(500, seed), cache)
 
 
 def labels_of(stream, count):
@@ -84,9 +88,9 @@ def test_what_replaces_a_row_is_a_function_of_its_place():
     def whole(size, ranks=1):
         streams = []
         for rank in range(ranks):
-            place = Place(size, 3, rank, ranks)
+            place = Loading(size, 3, rank, ranks)
             log = SkipLog(None, 1.0, 60)
-            streams.append(iter(MapStream(Rows(60, range(10, 40)), Reader(), CROP, COLLATE, log, place)))
+            streams.append(iter(MapStream(Rows(60, range(10, 40)), VIEW, COLLATE, log, place)))
         found = []
         while len(found) < 120:
             for one in streams:
@@ -117,7 +121,7 @@ class Shuffled:
 
 
 def sequential(rows, path, rate, start=None):
-    return SequentialStream(rows, Reader(), CROP, COLLATE, SkipLog(path, rate), Place(50, start=start), 1)
+    return SequentialStream(rows, VIEW, COLLATE, SkipLog(path, rate), Loading(50, start=start), 1)
 
 
 def test_rows_of_a_stream_count_even_if_they_are_equal(tmp_path):
@@ -135,7 +139,7 @@ def test_a_broken_row_of_a_stream_counts_once_over_epochs_and_resumes(tmp_path):
 
 
 def test_unreadable_images_are_not_scored():
-    samples = EvalSamples(Rows(10, [2, 3]), torch.arange(10), Reader(), SkipLog(None, 0.5, 10), 2, (0.5, 0.5))
+    samples = EvalSamples(ImagePart(max_skipped_rate=0.5), Rows(10, [2, 3]), VIEW, [], Choice("test", 2))
     labels = [samples[i]["label"] for i in range(10)]
     assert labels == [0, 1, -100, -100, 4, 5, 6, 7, 8, 9] and list(samples.log.reasons) == ["2.png", "3.png"]
     assert "2.png" not in {samples[i]["key"] for i in range(10)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nextembed.core.types import Batch
+from nextembed.core.types import Batch, Loading
 from nextembed.data.images import ImagePart
 from nextembed.data.sources import ImageData
 from nextembed.data.stream import advance
@@ -46,9 +46,8 @@ def mask(batch: Batch, generator: torch.Generator) -> Batch:
 
 
 def take(data: ImagePart, count: int, start=None, **options):
-    loader = data.train_loader(
-        image_size=8, num_channels=3, micro_batch_size=3, num_latents=5, seed=11, draw=mask, start=start, **options
-    )
+    loading = Loading(3, seed=11, start=start, **options)
+    loader = data.train_loader(loading, image_size=8, num_channels=3, num_latents=5, draw=mask)
     batches = iter(loader)
     return [next(batches) for _ in range(count)]  # dropping the iterator ends its workers
 

@@ -19,6 +19,7 @@ import nextembed
 from nextembed import recipes
 from nextembed.cli import main
 from nextembed.core.config import apply_overrides, to_yaml
+from nextembed.core.types import Loading
 from nextembed.data.audio import SAMPLE_RATE
 from nextembed.errors import ConfigError
 from nextembed.inference.generate import features, load_omni
@@ -269,7 +270,7 @@ def test_workers_do_not_change_what_comes() -> None:
     def batches(num_workers: int) -> list[dict]:
         made = config(f"data.num_workers={num_workers}")
         backbone = made.model.build()
-        loader = made.data.train_loader(**made.model.loader_arguments(backbone), micro_batch_size=2, seed=3)
+        loader = made.data.train_loader(Loading(2, seed=3), **made.model.loader_arguments(backbone))
         stream = iter(loader)
         return [next(stream) for _ in range(4)]
 

@@ -5,8 +5,10 @@ Shapes: B samples, T latents a sample, D latent width, L layers.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 AttentionMode = Literal["causal", "full"]
@@ -33,12 +35,13 @@ IGNORE_PIXEL = 255  # in masks and in labels [B, H, W]
 class Sample(TypedDict, total=False):
     """One document of the data, after decoding and transforms.
 
-    key: names it for good (file name or row number); pixel_values [C, H, W]; label: -100 where there is none.
+    key: names it for good (file name or row number); pixel_values [C, H, W]; label: -100 where there is none; or
+    a mask [H, W], 255 where there is none.
     """
 
     key: str
     pixel_values: Tensor
-    label: int
+    label: int | Tensor
 
 
 class Segment(TypedDict, total=False):
@@ -114,6 +117,27 @@ class Batch(TypedDict, total=False):
     local_views: Tensor
     seeds: Tensor
     position: Tensor
+
+
+class Loading(NamedTuple):
+    """How one rank of a run reads its data.
+
+    micro_batch_size: samples, or rows of packed documents, of each batch. seed: of order, crops and all that is drawn.
+    start: the data's state to resume from; None: the beginning. skipped_path: of `skipped.jsonl`, shared by all ranks.
+    pin_memory: None pins where there is an accelerator.
+    """
+
+    micro_batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start: dict[str, Any] | None = None
+    skipped_path: Path | None = None
+    pin_memory: bool | None = None
+
+    @property
+    def pins(self) -> bool:
+        return torch.accelerator.is_available() if self.pin_memory is None else self.pin_memory
 
 
 class Latents(NamedTuple):

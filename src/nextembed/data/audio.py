@@ -23,7 +23,7 @@ class AudioReader:
     def __init__(self, max_bytes: int = 100_000_000, max_seconds: float = 600.0):
         self.files, self.max_seconds = Containers("sound", max_bytes), max_seconds
 
-    def read(self, sound: Any) -> Tensor:
+    def read(self, sound: object) -> Tensor:
         """The waveform at 16 kHz, float32 [N] in [-1, 1]. sound: bytes, a path, or {"bytes", "path"}."""
         data = self.files.load(sound)
         with self.files.open(data) as container:

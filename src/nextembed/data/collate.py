@@ -12,6 +12,8 @@ from .augment import Augment
 from .draws import Draw, drawn_for, signed
 from .transforms import normalize
 
+Label = int | Tensor  # a class, or a mask of classes [H, W]
+
 
 @dataclass(frozen=True)
 class Collate:
@@ -27,13 +29,13 @@ class Collate:
     draw: Draw | None = None
     augment: Augment | None = None
 
-    def __call__(self, pixels: Tensor, labels: Sequence[int], position: Tensor, seeds: Sequence[int]) -> Batch:
+    def __call__(self, pixels: Tensor, labels: Sequence[Label], position: Tensor, seeds: Sequence[int]) -> Batch:
         """pixels [B, C, H, W] in 0..255, uint8 or float32. position [B, P], int64. seeds: one a sample."""
         if self.augment is not None:
             pixels = torch.stack([self.augment(image, seed) for image, seed in zip(pixels, seeds)])
         batch: Batch = {
             "pixel_values": normalize(pixels, self.mean, self.std),
-            "labels": torch.tensor(labels, dtype=torch.int64),
+            "labels": torch.stack([torch.as_tensor(label, dtype=torch.int64) for label in labels]),
             "latent_mask": torch.ones(len(pixels), self.num_latents, dtype=torch.bool),
             "position": position,
             "seeds": signed(seeds),

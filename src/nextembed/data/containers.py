@@ -30,7 +30,7 @@ class Containers:
         self.av, self.what = av, what
         self.files = ImageReader(max_bytes=max_bytes)
 
-    def load(self, value: Any) -> bytes:
+    def load(self, value: object) -> bytes:
         """The bytes of a file. value: bytes, a path, or {"bytes", "path"} of which one is there."""
         if isinstance(value, dict):
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")

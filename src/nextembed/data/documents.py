@@ -2,104 +2,29 @@
 
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
-import torch
 from pydantic import Field
 
 from ..core.config import Part
 from ..core.text import check_text
-from ..core.types import Document, Encode, Segment
+from ..core.types import Document, Encode, Loading, Segment
 from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError
 from .draws import sample_seed, uniform
-from .images import Role
+from .limits import Limits, Role
 from .packing import DocumentLoader, DocumentStream, Fit, State
-from .record import check_readable, key_of, keyed, own_line, reading, reason_of, row_at
+from .record import AnyRow, check_readable, key_of, keyed, own_line, reading, reason_of, row_at
+from .rows import Ordered, Rows, RowSequence
 from .shuffle import Mark, read_on
 from .skipped import SkipLog
-from .stream import Rows
-from .transforms import Colour, ImageReader, Unreadable
+from .transforms import ImageReader, Unreadable
+
+R = TypeVar("R")
 
 
-class PackingPart(Part):
-    """Settings of documents packed into rows of one length, whatever they come from.
-
-    long: of documents above `max_length`, "truncate" cuts the end off (never through an image), "skip" leaves them out.
-    pack_window: documents that wait for a row with room for them; more leave less padding. num_readers: parts of the
-    data that a rank reads by turns; a run has to resume with the same. num_workers: processes a rank that read, decode
-    and encode, at most one a reader; 0 is none but this one. It does not change what comes.
-    background: RGB under transparent pixels. max_pixels, max_bytes: an image above makes its document unreadable;
-    max_skipped_rate: share of unreadable documents above which the run stops.
-    """
-
-    long: Literal["truncate", "skip"] = "truncate"
-    pack_window: int = Field(64, gt=0, le=65_536)
-    num_readers: int = Field(2, gt=0, le=1024)
-    num_workers: int = Field(2, ge=0, le=256)
-    background: Colour = (255, 255, 255)
-    max_pixels: int = Field(64_000_000, gt=0)
-    max_bytes: int = Field(100_000_000, gt=0)
-    max_skipped_rate: float = Field(0.01, ge=0, le=1)
-
-    def row_sources(self, split: Role) -> list["RowSource"]:
-        """What documents are drawn from. Raises ConfigError for a split that does not exist."""
-        raise NotImplementedError
-
-    def source_weights(self) -> list[float]:
-        """How often a document comes from each source."""
-        return [1.0]
-
-    def train_loader(
-        self,
-        *,
-        encode: Encode,
-        max_length: int,
-        micro_batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        skipped_path: Path | None = None,
-        start: dict[str, Any] | None = None,
-        pin_memory: bool | None = None,
-    ) -> DocumentLoader:
-        """Endless batches of one rank: `micro_batch_size` rows of `max_length` positions, filled with whole documents.
-
-        encode: what a model makes of a document. skipped_path: of `skipped.jsonl`, shared by all ranks. start: the
-        state to resume from (see `stream.advance`). pin_memory: None pins where there is an accelerator. Raises
-        ConfigError for a source that cannot work; the loader raises DataError if more than `max_skipped_rate` of the
-        documents are unreadable.
-        """
-        sources = self.row_sources("train")
-        sizes = [source.length for source in sources]
-        num_readers = self.num_readers
-        if (fewest := min((size for size in sizes if size is not None), default=None)) is not None:
-            if fewest < world_size:
-                raise ConfigError(f"data: the train split has {fewest} documents, fewer than ranks ({world_size})")
-            if fewest < world_size * num_readers:
-                num_readers = 1
-        total = None if None in sizes else sum(size for size in sizes if size is not None)
-        log = SkipLog(skipped_path, self.max_skipped_rate, total, "documents")
-        if start is not None and "documents" not in start:
-            raise ConfigError("data: the run to resume was not on packed documents")
-        sized = (rank, world_size, num_readers, len(sources))
-        state = State(*sized) if start is None else State.load(start["documents"], *sized)
-        choose = Choose(self.source_weights(), seed)
-        stream = DocumentStream(list(sources), choose, Fit(encode, max_length, self.long), log, seed, state)
-        pin = torch.accelerator.is_available() if pin_memory is None else pin_memory
-        return DocumentLoader(stream, micro_batch_size, max_length, self.pack_window, self.num_workers, seed, pin)
-
-    def documents(self, split: Role, num: int | None = None, seed: int = 0) -> "Documents":
-        """The documents of a split in their own order, for evaluation; what is random in them as in epoch 0 of `seed`.
-
-        num: so many of the first rows; None takes all.
-        """
-        return Documents(self.row_sources(split), self.max_skipped_rate, num, seed)
-
-
-class DocumentPart(PackingPart):
-    """One source of documents.
+class DocumentPart(Limits, Part):
+    """Documents packed into rows of one length, whatever they come from.
 
     A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyDocuments`:
 
@@ -109,9 +34,18 @@ class DocumentPart(PackingPart):
 
             def document(self, row, seed):
                 return {"key": row["key"], "segments": [self.image(row["picture"]), text(row["words"])]}
+
+    long: of documents above `max_length`, "truncate" cuts the end off (never through an image), "skip" leaves them out.
+    pack_window: documents that wait for a row with room for them; more leave less padding. num_readers: parts of the
+    data that a rank reads by turns; a run has to resume with the same. background, max_pixels, max_bytes,
+    max_skipped_rate, num_workers: see `Limits`; at most one worker a reader, and their number changes nothing.
     """
 
-    def rows(self, split: Role) -> Any:
+    long: Literal["truncate", "skip"] = "truncate"
+    pack_window: int = Field(64, gt=0, le=65_536)
+    num_readers: int = Field(2, gt=0, le=1024)
+
+    def rows(self, split: Role) -> Rows | RowSequence:
         """A list of dicts with "key" (else the row number), or anything with `__len__` and `__getitem__`; or an object
         with `read(seed, epoch, reader, num_readers)` for what only comes in sequence. Not decoded yet."""
         raise NotImplementedError
@@ -121,15 +55,51 @@ class DocumentPart(PackingPart):
         raise NotImplementedError
 
     def row_sources(self, split: Role) -> list["RowSource"]:
+        """What documents are drawn from. Raises ConfigError for a split that does not exist."""
         rows = self.rows(split)
         if isinstance(rows, Rows) and len(rows) == 0:
             raise MissingSplit(f"data: the {split} split is empty")
         return [RowSource(self, rows)]
 
+    def source_weights(self) -> list[float]:
+        """How often a document comes from each source."""
+        return [1.0]
+
+    def train_loader(self, loading: Loading, *, encode: Encode, max_length: int) -> DocumentLoader:
+        """Endless batches of one rank: rows of `max_length` positions, filled with whole documents.
+
+        encode: what a model makes of a document. Raises ConfigError for a source that cannot work; the loader raises
+        DataError if more than `max_skipped_rate` of the documents are unreadable.
+        """
+        sources, start = self.row_sources("train"), loading.start
+        num_readers = self.num_readers
+        fewest = min((source.length for source in sources if source.length is not None), default=None)
+        if fewest is not None and fewest < loading.world_size * num_readers:
+            if fewest < loading.world_size:
+                raise ConfigError(
+                    f"data: the train split has {fewest} documents, fewer than ranks ({loading.world_size})"
+                )
+            num_readers = 1
+        if start is not None and "documents" not in start:
+            raise ConfigError("data: the run to resume was not on packed documents")
+        sized = (loading.rank, loading.world_size, num_readers, len(sources))
+        state = State(*sized) if start is None else State.load(start["documents"], *sized)
+        log = SkipLog(loading.skipped_path, self.max_skipped_rate, total_length(sources), "documents")
+        choose = Choose(self.source_weights(), loading.seed)
+        stream = DocumentStream(sources, choose, Fit(encode, max_length, self.long), log, loading.seed, state)
+        return DocumentLoader(stream, loading, max_length, self.pack_window, self.num_workers)
+
+    def documents(self, split: Role, num: int | None = None, seed: int = 0) -> "Documents":
+        """The documents of a split in their own order, for evaluation; what is random in them as in epoch 0 of `seed`.
+
+        num: so many of the first rows; None takes all.
+        """
+        return Documents(self.row_sources(split), self.max_skipped_rate, num, seed)
+
     def reader(self) -> ImageReader:
         return ImageReader(3, self.background, self.max_pixels, self.max_bytes)
 
-    def image(self, value: Any, loss: bool = True) -> Segment:
+    def image(self, value: object, loss: bool = True) -> Segment:
         """An image segment of bytes, a path, a PIL image or an array. Raises Unreadable."""
         return {"kind": "image", "value": self.reader().read(value), "loss": loss}
 
@@ -141,31 +111,40 @@ def text(value: str, loss: bool = True) -> Segment:
 class RowSource:
     """The rows of a part as what `packing` reads. length: number of rows, None if unknown."""
 
-    def __init__(self, part: DocumentPart, rows: Any):
+    def __init__(self, part: DocumentPart, rows: Rows | RowSequence):
         self.part, self.rows = part, rows
         self.length = len(rows) if isinstance(rows, Rows) else None
 
-    def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, Any]]:
+    def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, AnyRow]]:
         """One reader's rows of an epoch, in the order that (seed, epoch) draws, from a mark on, each with the mark
         after it."""
-        if self.length is None:
+        if not isinstance(self.rows, Rows):
             yield from in_sequence(read_on(self.rows, seed, epoch, reader, num_readers, mark))
             return
-        order = np.random.default_rng(sample_seed(seed, epoch, "order")).permutation(self.length)[reader::num_readers]
-        for number, index in enumerate(order[mark.passed :].tolist(), mark.passed + 1):
+        order = np.random.default_rng(sample_seed(seed, epoch, "order")).permutation(len(self.rows))
+        for number, index in enumerate(order[reader::num_readers][mark.passed :].tolist(), mark.passed + 1):
             yield Mark(number), row_at(self.rows, index)
 
-    def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
+    def in_order(self, seed: int) -> Iterator[AnyRow]:
+        """The rows as they are stored; those of a sequence that cannot, in the order of its first epoch."""
+        if isinstance(self.rows, Rows):
+            yield from (row_at(self.rows, index) for index in range(len(self.rows)))
+        elif isinstance(self.rows, Ordered):
+            yield from in_sequence(row for _, row in self.rows.in_order())
+        else:
+            yield from in_sequence(self.rows.read(seed, 0, 0, 1))
+
+    def document(self, row: AnyRow, seed: int, epoch: int, count: int) -> Document:
         own = sample_seed(seed, epoch, key_of(row, count))
         return {"seed": own, **decoded(self.part, row, own)}
 
 
-def decoded(part: DocumentPart, row: Any, seed: int) -> Document:
+def decoded(part: DocumentPart, row: AnyRow, seed: int) -> Document:
     """The document of a row. Raises Unreadable for whatever is wrong with the row; DataError for a mistake in the
     user's own code."""
     check_readable(row)
     with reading(key_of(row, 0)):
-        document: Any = part.document(row, seed)
+        document: object = part.document(row, seed)
         if not isinstance(document, dict) or not isinstance(document.get("segments"), list):
             raise DataError(f"data: document() of {type(part).__name__} gives no {{'key': ..., 'segments': [...]}}")
         if not document["segments"]:
@@ -176,7 +155,7 @@ def decoded(part: DocumentPart, row: Any, seed: int) -> Document:
     return cast(Document, document)
 
 
-def in_sequence(rows: Iterator[Any]) -> Iterator[Any]:
+def in_sequence(rows: Iterator[R]) -> Iterator[R]:
     """The rows of a reader. Raises DataError if it fails: there is no next row, then."""
     try:
         yield from rows
@@ -208,8 +187,7 @@ class Documents:
 
     def __init__(self, sources: list[RowSource], max_skipped_rate: float, num: int | None = None, seed: int = 0):
         self.sources, self.num, self.seed = sources, num, seed
-        sizes = [source.length for source in sources]
-        total = None if None in sizes else sum(size for size in sizes if size is not None)
+        total = total_length(sources)
         total = num if total is None else min(total, total if num is None else num)
         self.skipped = SkipLog(None, max_skipped_rate, total, "documents")
 
@@ -223,10 +201,14 @@ class Documents:
             raise IndexError(index)
         at = index
         for source in self.sources:
-            assert source.length is not None
-            if at < source.length:
-                return self._document(source, row_at(source.rows, at), at)
-            at -= source.length
+            assert isinstance(source.rows, Rows)
+            if at < len(source.rows):
+                row = row_at(source.rows, at)
+                try:
+                    return self._decoded(source, row, at)
+                except Unreadable as err:
+                    raise DataError(f"document {key_of(row, at)} is unreadable: {err}") from None
+            at -= len(source.rows)
         raise IndexError(index)
 
     def __iter__(self) -> Iterator[Document]:
@@ -234,28 +216,21 @@ class Documents:
         for source, number, row in itertools.islice(self._rows(), self.num):
             seen += 1
             try:
-                yield decoded(source.part, *self._seeded(row, number))
+                yield self._decoded(source, row, number)
             except Unreadable as err:
                 self.skipped.add(key_of(row, number), reason_of(err), seen)
         self.skipped.check(seen)
 
-    def _rows(self) -> Iterator[tuple[RowSource, int, Any]]:
+    def _rows(self) -> Iterator[tuple[RowSource, int, AnyRow]]:
         for source in self.sources:
-            known = source.length is not None
-            rows = (row_at(source.rows, i) for i in range(source.length or 0)) if known else self._stream(source)
-            yield from ((source, number, row) for number, row in enumerate(rows))
+            yield from ((source, number, row) for number, row in enumerate(source.in_order(self.seed)))
 
-    def _document(self, source: RowSource, row: Any, number: int) -> Document:
-        try:
-            return decoded(source.part, *self._seeded(row, number))
-        except Unreadable as err:
-            raise DataError(f"document {key_of(row, number)} is unreadable: {err}") from None
-
-    def _seeded(self, row: Any, number: int) -> tuple[Any, int]:
+    def _decoded(self, source: RowSource, row: AnyRow, number: int) -> Document:
         row = keyed(row, number)
-        return row, sample_seed(self.seed, 0, key_of(row, number))
+        return decoded(source.part, row, sample_seed(self.seed, 0, key_of(row, number)))
 
-    def _stream(self, source: RowSource) -> Iterator[Any]:
-        if hasattr(source.rows, "in_order"):
-            return in_sequence(row for _, row in source.rows.in_order())
-        return in_sequence(source.rows.read(self.seed, 0, 0, 1))
+
+def total_length(sources: list[RowSource]) -> int | None:
+    """Rows of all sources; None where one is not known."""
+    known = [source.length for source in sources if source.length is not None]
+    return sum(known) if len(known) == len(sources) else None

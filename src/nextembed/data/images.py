@@ -1,8 +1,7 @@
 """Images as the data of a run: the settings every image source shares, and what is built from them."""
 
 import itertools
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -10,34 +9,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core.config import Part
-from ..core.types import IGNORE_LABEL, Sample
+from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Loading, Sample
 from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
 from .collate import Collate
 from .draws import Draw, sample_seed
 from .labels import FewRows, draw_few, hold_out, labels_of
+from .limits import Limits, Role
+from .rows import Rows, RowSequence, row_key
 from .skipped import SkipLog
-from .stream import (
-    MapStream,
-    Place,
-    Rows,
-    RowSequence,
-    SequentialStream,
-    TrainLoader,
-    build_cache,
-    decoded_bytes,
-    row_key,
-    row_label,
-    tries,
-)
-from .transforms import Colour, ImageReader, RandomResizedCrop, Unreadable, normalize, resize
-
-Role = Literal["train", "validation", "test"]
+from .stream import ImageView, MapStream, SequentialStream, TrainLoader, View, build_cache, decoded_bytes, tries
+from .transforms import ImageReader, RandomResizedCrop, Unreadable, normalize
 
 CACHE_BYTES = 512 * 2**20
 
 
-class ImagePart(Part):
+class Pixels(Protocol):
+    """Settings that images with and without masks share."""
+
+    mean: float
+    std: float
+    max_skipped_rate: float
+    num_workers: int
+
+
+class ImagePart(Limits, Part):
     """Settings of image data, whatever it comes from.
 
     A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyImages`. It says what the rows
@@ -57,9 +53,8 @@ class ImagePart(Part):
     labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all.
     validation_rate: where there is no validation split, this share of each class of the training images, drawn with
     labels_seed, is kept apart as one; null: nothing is.
-    mean, std: of the normalisation, for pixels in [0, 1]. background: RGB under transparent pixels.
-    max_pixels, max_bytes: an image above is skipped, unread. max_skipped_rate: share of unreadable images above which
-    the run stops. num_workers: processes a rank that read and decode; 0 is none but this one.
+    mean, std: of the normalisation, for pixels in [0, 1]. background, max_pixels, max_bytes, max_skipped_rate,
+    num_workers: see `Limits`.
     cache: "auto" decodes data of up to 512 MB once and keeps it in memory; "on" any size, "off" never.
     """
 
@@ -73,11 +68,6 @@ class ImagePart(Part):
     validation_rate: float | None = Field(None, gt=0, lt=1)
     mean: float = Field(0.5, ge=0, le=1)
     std: float = Field(0.5, ge=0.001, le=1000)
-    background: Colour = (255, 255, 255)
-    max_pixels: int = Field(64_000_000, gt=0)
-    max_bytes: int = Field(100_000_000, gt=0)
-    max_skipped_rate: float = Field(0.01, ge=0, le=1)
-    num_workers: int = Field(2, ge=0, le=256)
     cache: Literal["auto", "on", "off"] = "auto"
 
     @model_validator(mode="after")
@@ -132,43 +122,22 @@ class ImagePart(Part):
         return FewRows(rows, apart if split == "validation" else stay)
 
     def train_loader(
-        self,
-        *,
-        image_size: int,
-        num_channels: int,
-        micro_batch_size: int,
-        num_latents: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        draw: Draw | None = None,
-        skipped_path: Path | None = None,
-        start: dict[str, Any] | None = None,
-        pin_memory: bool | None = None,
+        self, loading: Loading, *, image_size: int, num_channels: int, num_latents: int, draw: Draw | None = None
     ) -> TrainLoader:
-        """Endless training batches of one rank (`core.types.Batch`), each of `micro_batch_size` samples.
+        """Endless training batches of one rank (`core.types.Batch`), each of `loading.micro_batch_size` samples.
 
-        num_latents: T of `latent_mask`. draw: see `ObjectiveSettings.draw`. skipped_path: of `skipped.jsonl`, shared by
-        all ranks. start: the state to resume from (see `advance`). pin_memory: None pins where there is an
-        accelerator. Raises ConfigError for a source that cannot work; the loader raises DataError if more
-        than `max_skipped_rate` of the images are unreadable.
+        num_latents: T of `latent_mask`. draw: see `ObjectiveSettings.draw`. Raises ConfigError for a source that cannot
+        work; the loader raises DataError if more than `max_skipped_rate` of the images are unreadable.
         """
-        rows = self.training_rows()
-        reader = self.reader(num_channels)
         crop = RandomResizedCrop(image_size, self.crop_scale, self.crop_ratio, self.flip_rate)
-        augment = Augment(image_size, self.rand_augment, self.erase_rate) if self._augments() else None
+        augments = self.rand_augment is not None or self.erase_rate > 0
+        augment = Augment(image_size, self.rand_augment, self.erase_rate) if augments else None
+        rows, view = self.training_rows(), ImageView(self.reader(num_channels), crop)
         collate = Collate(self.mean, self.std, num_latents, draw, augment)
-        place = Place(micro_batch_size, seed, rank, world_size, start)
         if not isinstance(rows, Rows):
-            log = SkipLog(skipped_path, self.max_skipped_rate)
-            stream: Any = SequentialStream(rows, reader, crop, collate, log, place, self.num_workers)
-        else:
-            _not_empty(rows, "train")
-            log = SkipLog(skipped_path, self.max_skipped_rate, len(rows))
-            cache = build_cache(rows, reader, log) if self._fits(rows, reader) else None
-            stream = MapStream(rows, reader, crop, collate, log, place, cache)
-        pin = torch.accelerator.is_available() if pin_memory is None else pin_memory
-        return TrainLoader(stream, self.num_workers, seed, pin)
+            return sequence_loader(self, rows, view, collate, loading)
+        cached = self.cache == "on" or (self.cache == "auto" and fits(rows, view.reader))
+        return rows_loader(self, rows, view, collate, loading, cached)
 
     def eval_samples(
         self,
@@ -189,50 +158,68 @@ class ImagePart(Part):
             if num_samples is None:
                 raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")
             rows = list(itertools.islice(rows.read(seed, 0, 0, 1), num_samples))
-        _not_empty(rows, split)
-        log = SkipLog(None, self.max_skipped_rate, len(rows))
-        indices = torch.arange(len(rows))
-        if num_samples is not None and num_samples < len(rows):
-            generator = torch.Generator().manual_seed(seed)
-            indices = torch.randperm(len(rows), generator=generator)[:num_samples].sort().values
-        samples = EvalSamples(rows, indices, self.reader(num_channels), log, image_size, (self.mean, self.std))
-        samples.class_names = self.class_names()
-        return samples
+        view = ImageView(self.reader(num_channels), RandomResizedCrop(image_size))
+        return EvalSamples(self, rows, view, self.class_names(), Choice(split, image_size, num_samples, seed))
 
     def reader(self, num_channels: int) -> ImageReader:
         """The decoder with this part's limits. Raises ConfigError unless num_channels is 1 or 3."""
-        if num_channels not in (1, 3):
-            raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), not {num_channels}")
-        return ImageReader(num_channels, self.background, self.max_pixels, self.max_bytes)
+        return ImageReader(checked_channels(num_channels), self.background, self.max_pixels, self.max_bytes)
 
-    def _augments(self) -> bool:
-        return self.rand_augment is not None or self.erase_rate > 0
 
-    def _fits(self, rows: Rows, reader: ImageReader) -> bool:
-        if self.cache == "auto":
-            return len(rows) <= CACHE_BYTES // 256 and decoded_bytes(rows, reader) <= CACHE_BYTES
-        return self.cache == "on"
+def checked_channels(num_channels: int) -> int:
+    if num_channels not in (1, 3):
+        raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), not {num_channels}")
+    return num_channels
+
+
+def rows_loader(
+    part: Pixels, rows: Rows, view: View, collate: Collate, loading: Loading, cached: bool = False
+) -> TrainLoader:
+    """Batches of rows that can be indexed; cached: decoded once, of images without masks."""
+    not_empty(rows, "train")
+    log = SkipLog(loading.skipped_path, part.max_skipped_rate, len(rows))
+    cache = build_cache(rows, view, log) if cached and isinstance(view, ImageView) else None
+    return TrainLoader(MapStream(rows, view, collate, log, loading, cache), part.num_workers, loading, len(rows))
+
+
+def sequence_loader(part: Pixels, rows: RowSequence, view: View, collate: Collate, loading: Loading) -> TrainLoader:
+    """Batches of rows that come in sequence."""
+    log = SkipLog(loading.skipped_path, part.max_skipped_rate)
+    stream = SequentialStream(rows, view, collate, log, loading, part.num_workers)
+    return TrainLoader(stream, part.num_workers, loading)
+
+
+def fits(rows: Rows, reader: ImageReader) -> bool:
+    """Whether all rows fit in memory once they are decoded."""
+    return len(rows) <= CACHE_BYTES // 256 and decoded_bytes(rows, reader) <= CACHE_BYTES
+
+
+class Choice(NamedTuple):
+    """Which samples of a split: so many, drawn from the seed, or all; and of which size."""
+
+    split: Role
+    size: int
+    num: int | None = None
+    seed: int = 0
+
+    def of(self, total: int) -> Tensor:
+        if self.num is None or self.num >= total:
+            return torch.arange(total)
+        return torch.randperm(total, generator=torch.Generator().manual_seed(self.seed))[: self.num].sort().values
 
 
 class EvalSamples(Dataset[Sample]):
-    """Samples for probes, in a fixed order: pixel_values float32 [C, S, S], label (-100: there is none), key.
+    """Samples for probes and scores, in a fixed order: pixel_values float32, label (or mask int64 [H, W]), key.
 
-    An unreadable image is not scored: another one stands in its place, without a label. `log.reasons` names it.
+    What is unreadable is not scored: another one stands in its place, without labels. `log.reasons` names it.
     class_names: by class id, empty if unknown.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        indices: Tensor,
-        reader: ImageReader,
-        log: SkipLog,
-        image_size: int,
-        mean_std: tuple[float, float],
-    ):
-        self.rows, self.indices, self.reader, self.log = rows, indices, reader, log
-        self.image_size, self.mean_std = image_size, mean_std
-        self.class_names: list[str] = []
+    def __init__(self, part: Pixels, rows: Rows, view: View, class_names: list[str], choice: Choice):
+        not_empty(rows, choice.split)
+        self.rows, self.view, self.class_names, self.size = rows, view, class_names, choice.size
+        self.mean_std = part.mean, part.std
+        self.indices, self.log = choice.of(len(rows)), SkipLog(None, part.max_skipped_rate, len(rows))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -243,15 +230,16 @@ class EvalSamples(Dataset[Sample]):
             row = self.rows[at]
             key = row_key(row, at)
             try:
-                pixels = resize(self.reader.read(row.get("image")), self.image_size)
+                pixels, label = self.view.whole(row, self.size)
             except Unreadable as err:
                 self.log.add(key, str(err), len(self), str(at))
                 continue
-            label = row_label(row) if at == own else IGNORE_LABEL
+            if at != own:
+                label = torch.full_like(label, IGNORE_PIXEL) if isinstance(label, Tensor) else IGNORE_LABEL
             return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": label}
         raise DataError(f"none of the {len(self.rows)} images is readable")
 
 
-def _not_empty(rows: Rows, split: str) -> None:
+def not_empty(rows: Rows, split: str) -> None:
     if len(rows) == 0:
         raise MissingSplit(f"data: the {split} split is empty")

@@ -8,10 +8,12 @@ from pydantic import Field, field_validator
 from ..core.config import DATA
 from ..core.types import Document, Segment
 from ..errors import DataError
+from .documents import DocumentPart
 from .draws import sample_seed, uniform
-from .media import MediaPart
+from .media import Media
 from .record import Record, check_readable
-from .tables import field
+from .stored import Values
+from .tables import DocumentTable, field
 from .transforms import Unreadable
 
 Layout = Literal["segments", "obelics", "mmc4"]
@@ -23,7 +25,7 @@ MARKS = ("type", "value", "loss", "order", "bytes", "path")
 
 
 @DATA.register("interleaved")
-class Interleaved(MediaPart):
+class Interleaved(Media, DocumentTable, DocumentPart):
     """Documents in which text, images and other modalities alternate; all of them are learned.
 
     layout: "segments", {"segments": [{"text": ...}, {"image": "a.jpg"}, {"type": "audio", "value": "b.flac"}]}, each
@@ -45,12 +47,12 @@ class Interleaved(MediaPart):
 
     @field_validator("own_kinds")
     @classmethod
-    def _are_no_marks(cls, kinds: dict[str, Any]) -> dict[str, Any]:
+    def _are_no_marks(cls, kinds: dict[str, str]) -> dict[str, str]:
         if taken := [name for name in kinds if name in MARKS]:
             raise ValueError(f"'{taken[0]}' says something else of a segment; take another name")
         return kinds
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
         layout = self.layout if self.layout != "auto" else layout_of(row)
         segments: list[Segment] = []
         images = 0
@@ -64,7 +66,7 @@ class Interleaved(MediaPart):
             raise Unreadable("the document is empty")
         return {"key": row.key, "segments": segments}
 
-    def pieces(self, layout: Layout, row: dict[str, Any], seed: int) -> list[Segment]:
+    def pieces(self, layout: Layout, row: Values, seed: int) -> list[Segment]:
         """The segments of a row, not decoded yet. Raises Unreadable."""
         if layout == "obelics":
             return from_obelics(row)
@@ -92,7 +94,7 @@ class Interleaved(MediaPart):
         return [cast(Segment, {**piece, **read})]
 
 
-def layout_of(row: dict[str, Any]) -> Layout:
+def layout_of(row: Values) -> Layout:
     """Raises Unreadable for columns of no known layout."""
     check_readable(row)
     if "segments" in row:
@@ -105,7 +107,7 @@ def layout_of(row: dict[str, Any]) -> Layout:
     raise Unreadable(f"interleaved rows have segments, images and texts, or text_list (data.layout); not {columns}")
 
 
-def from_segments(row: dict[str, Any], known: list[str]) -> list[Segment]:
+def from_segments(row: Values, known: list[str]) -> list[Segment]:
     found: list[Segment] = []
     for piece in as_list(field(row, "segments"), "segments"):
         given = {k: v for k, v in piece.items() if v is not None} if isinstance(piece, dict) else {}
@@ -120,7 +122,7 @@ def from_segments(row: dict[str, Any], known: list[str]) -> list[Segment]:
     return found
 
 
-def kind_of(given: dict[str, Any], known: list[str]) -> str | None:
+def kind_of(given: Values, known: list[str]) -> str | None:
     """What a segment is: its "type", or the one name of a kind among its keys; None if that cannot be told."""
     if "type" in given:
         return given["type"] if isinstance(given["type"], str) else None
@@ -128,7 +130,7 @@ def kind_of(given: dict[str, Any], known: list[str]) -> str | None:
     return names[0] if len(names) == 1 else None
 
 
-def from_obelics(row: dict[str, Any]) -> list[Segment]:
+def from_obelics(row: Values) -> list[Segment]:
     images, texts = as_list(field(row, "images"), "images"), as_list(field(row, "texts"), "texts")
     if len(images) != len(texts):
         raise Unreadable(f"{len(images)} images beside {len(texts)} texts")
@@ -143,7 +145,7 @@ def from_obelics(row: dict[str, Any]) -> list[Segment]:
     return found
 
 
-def from_mmc4(row: dict[str, Any], place: str, seed: int) -> list[Segment]:
+def from_mmc4(row: Values, place: str, seed: int) -> list[Segment]:
     texts = as_list(field(row, "text_list"), "text_list")
     if not all(isinstance(written, str) for written in texts):
         raise Unreadable("'text_list' holds what is not text")
@@ -169,7 +171,7 @@ def from_mmc4(row: dict[str, Any], place: str, seed: int) -> list[Segment]:
     return found
 
 
-def as_list(value: Any, name: str) -> list[Any]:
+def as_list(value: object, name: str) -> list[Any]:
     """Raises Unreadable for what is no list."""
     if not isinstance(value, list):
         raise Unreadable(f"'{name}' is not a list")

@@ -1,6 +1,7 @@
 """Rows of one table with the rows of others beside them, and which rows have what is asked of them."""
 
-from typing import Any, cast
+from collections.abc import Hashable
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -8,7 +9,9 @@ from pydantic import Field
 
 from ..core.config import Config
 from ..errors import ConfigError, unknown
-from .stream import Rows
+from .record import Record
+from .rows import Rows
+from .stored import IndexedRows, Values
 from .tables import field
 from .transforms import Unreadable
 
@@ -35,7 +38,7 @@ class JoinedRows:
         self.rows, self.others = rows, {name: other for name, (_, other) in others.items()}
         self.found: dict[str, list[int | None]] = {}  # for each row its row in the other table
         for name, (by, other) in others.items():
-            numbers: dict[Any, int] = {}
+            numbers: dict[Hashable, int] = {}
             for number, value in enumerate(values_of(other, by, f"data.joins.{name}.by")):
                 if value is not None:
                     numbers.setdefault(value, number)
@@ -44,33 +47,26 @@ class JoinedRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
-        row: Any = cast(Any, self.rows[index]).but()
+    def __getitem__(self, index: int) -> Record:
+        row: Record = self.rows[index].but()
         for name, other in self.others.items():
             number = self.found[name][index]
             row[name] = None if number is None else other[number]
         return row
 
 
-def values_of(rows: Rows, column: str, setting: str) -> list[Any]:
+def values_of(rows: Rows, column: str, setting: str) -> list[Hashable]:
     """A column's value in each row, without reading the others where that is possible."""
-    data = getattr(rows, "data", None)
-    if data is not None and not in_lines(rows):
-        if column not in data.column_names:
-            raise ConfigError(unknown(f"{setting}:", column, data.column_names))
-        return [hashable(value) for value in data[column]]
-    records: list[Any] = [rows[i] for i in range(len(rows))]
-    return [hashable(record.get(column)) for record in records]
+    if isinstance(rows, IndexedRows) and rows.has_columns:
+        if column not in rows.data.column_names:
+            raise ConfigError(unknown(f"{setting}:", column, rows.data.column_names))
+        return [hashable(value) for value in rows.data[column]]
+    return [hashable(record.get(column)) for record in (rows[i] for i in range(len(rows)))]
 
 
-def hashable(value: Any) -> Any:
+def hashable(value: object) -> Hashable:
     """None for a list or an object, which no row is found by."""
-    return None if isinstance(value, list | dict) else value
-
-
-def in_lines(rows: Any) -> bool:
-    """Whether rows of `datasets` are lines of JSON."""
-    return bool(rows.to_row.json_lines)
+    return value if isinstance(value, Hashable) else None
 
 
 def present(rows: Rows, column: str) -> list[bool]:
@@ -82,10 +78,10 @@ def present(rows: Rows, column: str) -> list[bool]:
             return present(rows.rows, column)
         has = present(rows.others[name], inner)
         return [number is not None and has[number] for number in rows.found[name]]
-    data: Any = getattr(rows, "data", None)
-    if data is None or in_lines(rows):
-        records: list[Any] = [rows[i] for i in range(len(rows))]
+    if not isinstance(rows, IndexedRows) or not rows.has_columns:
+        records: list[Record] = [rows[i] for i in range(len(rows))]
         return [row.error is not None or has_value(row, column) for row in records]
+    data = rows.data
     top, *inner_names = [column] if column in data.column_names else column.split(".")
     valid: list[bool] = []
     for table in data.select_columns([top]).with_format("arrow").iter(batch_size=256):
@@ -98,7 +94,7 @@ def present(rows: Rows, column: str) -> list[bool]:
     return valid
 
 
-def has_value(row: Any, column: str) -> bool:
+def has_value(row: Values, column: str) -> bool:
     """Whether a row has something in a column, or in a field inside it."""
     try:
         value = field(row, column)

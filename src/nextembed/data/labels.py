@@ -2,22 +2,37 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError
 from .origins import check_file
-from .record import keyed
-from .stream import Rows, row_key, row_label
+from .record import AnyRow, keyed
+from .rows import Rows, RowSequence, row_key, row_label
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
-def classes_to_learn(data: Any) -> list[str]:
+class Classed(Protocol):
+    """Image data with classes, see `ImagePart`."""
+
+    def class_names(self) -> list[str]: ...
+
+    def training_rows(self) -> Rows | RowSequence: ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """Rows whose labels are read without the images."""
+
+    def labels(self) -> list[int]: ...
+
+
+def classes_to_learn(data: Classed) -> list[str]:
     """The class names of image data (`ImagePart`), by class id, checked against the labels of its training rows.
 
     Raises ConfigError if there are no labels or fewer than two classes, or a row has no label or one out of range.
@@ -102,15 +117,14 @@ class FewRows:
         every = labels_of(self.rows)
         return [every[i] for i in self.indices]
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> AnyRow:
         at = self.indices[index]
         return keyed(self.rows[at], at)  # the key of a row stays, wherever it stands
 
 
 def labels_of(rows: Rows) -> list[int]:
     """The label of every row, -100 where there is none; read without the images where the rows can."""
-    own: Any = getattr(rows, "labels", None)
-    return own() if own is not None else [row_label(rows[i]) for i in range(len(rows))]
+    return rows.labels() if isinstance(rows, Labelled) else [row_label(rows[i]) for i in range(len(rows))]
 
 
 def by_class(labels: list[int], seed: int) -> dict[int, list[int]]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Collection
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import BeforeValidator, Field
@@ -11,7 +11,7 @@ from ..data.draws import Draws
 from ..errors import unknown
 
 
-def _equally_often(value: Any) -> Any:
+def _equally_often(value: object) -> object:
     return dict.fromkeys([value] if isinstance(value, str) else value, 1.0) if isinstance(value, str | list) else value
 
 

@@ -8,10 +8,10 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from glob import escape, glob
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
@@ -19,6 +19,10 @@ from ..core.files import first_line, from_json
 from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .origins import Origin
+
+Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
+Options = dict[str, Any]  # of `datasets.load_dataset`
+Feature: TypeAlias = object  # the type of a column, as `datasets` has it: a class of its own, a dict of fields
 
 MAX_HEADER = 1_000_000  # characters
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
@@ -29,16 +33,16 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 
 
-def class_names_of(feature: Any) -> list[Any] | None:
+def class_names_of(feature: Feature) -> list[str] | None:
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def class_names(features: Any) -> dict[str, list[str]]:
+def class_names(features: Mapping[str, Feature] | None) -> dict[str, list[str]]:
     """The names of the classes of each column that holds class ids."""
     return {column: names for column, feature in (features or {}).items() if (names := class_names_of(feature))}
 
 
-def media_of(feature: Any) -> str | None:
+def media_of(feature: Feature) -> str | None:
     """What a column holds: "image", "audio", "video", "label" (a class), "text" or "series"; None: anything else."""
     if isinstance(feature, datasets.Image | datasets.Audio | datasets.Video):
         return type(feature).__name__.lower()
@@ -47,22 +51,24 @@ def media_of(feature: Any) -> str | None:
     depth = 0
     while isinstance(feature, datasets.List | datasets.LargeList):
         feature, depth = feature.feature, depth + 1
-    kind = str(getattr(feature, "dtype", ""))
+    kind = dtype_of(feature)
     if "string" in kind and depth < 2:
         return "text"
     return "series" if depth and kind.startswith(("float", "int", "uint")) else None
 
 
-def is_image(feature: Any) -> bool:
+def is_image(feature: Feature) -> bool:
     if isinstance(feature, dict):
         return "bytes" in feature
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in (
-        "binary",
-        "large_binary",
-    )
+    return isinstance(feature, datasets.Image) or dtype_of(feature) in ("binary", "large_binary")
 
 
-def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more: Any) -> Any:
+def dtype_of(feature: Feature) -> str:
+    """The type of plain values; "" for anything else."""
+    return str(feature.dtype) if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
+
+
+def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more: str) -> Table:
     """`datasets.load_dataset`. more: options of the builder.
 
     Raises ConfigError for what does not exist or is empty, DataError for a file that is damaged, which it names.
@@ -70,7 +76,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more
     name = parse_split(split)[0]
     if streaming and name != split:
         raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
-    options: dict[str, Any] = {"split": split, "streaming": streaming, **more}
+    options: Options = {"split": split, "streaming": streaming, **more}
     if origin.files is None:
         options["name"] = subset
     else:
@@ -123,7 +129,7 @@ def check_headers(files: list[str]) -> None:
             raise cannot_read(file, ValueError(f"its first line does not name the columns {expected}"), "csv")
 
 
-def _opened(builder: str, options: dict[str, Any]) -> Any:
+def _opened(builder: str, options: Options) -> Table:
     if builder == "webdataset":
         options = {**options, "features": _tar_features(options["data_files"])}
     if builder == "webdataset" and not options["streaming"]:
@@ -160,10 +166,10 @@ def check_tar(file: str | Path) -> None:
         raise ValueError(f"the file ends within its member number {num}")
 
 
-def _culprit(origin: Origin, name: str, options: dict[str, Any], err: Exception) -> tuple[object, Exception]:
+def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tuple[object, Exception]:
     """The file that cannot be read, and why; the folder if each can, but not all together."""
     files = (origin.files or {})[name]
-    if origin.builder == "imagefolder":
+    if origin.builder == "imagefolder" and origin.folder is not None:
         return metadata_fault(origin.folder, err)
     if len(files) == 1:
         return files[0], err
@@ -179,7 +185,7 @@ def _culprit(origin: Origin, name: str, options: dict[str, Any], err: Exception)
     return origin.folder, err
 
 
-def metadata_fault(folder: Any, err: Exception) -> tuple[Path, Exception]:
+def metadata_fault(folder: Path, err: Exception) -> tuple[Path, Exception]:
     """Which metadata file of an image folder is broken, and where."""
     files = sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA)
     for file in files:
@@ -217,7 +223,7 @@ def _plain(file: str) -> str:
     return escape(folder) + star
 
 
-def _undecoded(data: Any) -> Any:
+def _undecoded(data: Table) -> Table:
     """Images, videos and sounds as file bytes or paths: a filter on a stream would else decode them, for good."""
     for name, feature in (data.features or {}).items():
         if (stored := as_stored(feature)) is not feature:
@@ -225,7 +231,7 @@ def _undecoded(data: Any) -> Any:
     return data
 
 
-def as_stored(feature: Any) -> Any:
+def as_stored(feature: Feature) -> Feature:
     """The feature with media as file bytes or paths, in lists and fields too; itself where it has none."""
     if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
         return type(feature)(decode=False)
@@ -262,7 +268,9 @@ def parse_split(expression: str) -> tuple[str, slice]:
     return match[1], slice(*ends)
 
 
-def choose(data: Any, column: str, wanted: list[Any], streaming: bool, none: type[ConfigError] = ConfigError) -> Any:
+def choose(
+    data: Table, column: str, wanted: list[object], streaming: bool, none: type[ConfigError] = ConfigError
+) -> Table:
     """The rows of which a column has a value that is wanted. Raises `none` if there is not one."""
     if column not in data.column_names:
         raise ConfigError(unknown("data.where: column", column, data.column_names))
@@ -279,7 +287,7 @@ def choose(data: Any, column: str, wanted: list[Any], streaming: bool, none: typ
     return data.select(kept)
 
 
-def values_of(data: Any, column: str) -> list[Any]:
+def values_of(data: Table, column: str) -> list[Hashable]:
     """All values of a column. Raises DataError if one cannot be decoded."""
     try:
         return list(data[column])
@@ -287,12 +295,12 @@ def values_of(data: Any, column: str) -> list[Any]:
         raise DataError(f"data: column '{column}' cannot be read: {first_line(err)}") from err
 
 
-def _is_plain(feature: Any) -> bool:
-    return isinstance(feature, datasets.Value | datasets.ClassLabel) and "binary" not in str(feature.dtype)
+def _is_plain(feature: Feature) -> bool:
+    return dtype_of(feature) != "" and "binary" not in dtype_of(feature)
 
 
-def _what(feature: Any) -> str:
+def _what(feature: Feature) -> str:
     found = media_of(feature)
     if found in ("image", "audio", "video"):
         return {"image": "images", "audio": "sounds", "video": "videos"}[found]
-    return "bytes" if "binary" in str(getattr(feature, "dtype", "")) else "lists or fields"
+    return "bytes" if "binary" in dtype_of(feature) else "lists or fields"

@@ -1,49 +1,39 @@
 """Images with a mask of class ids: settings that every such data part shares, reading, joint crops, batches."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
-from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from ..core.config import Part
-from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Batch, Sample
-from ..errors import ConfigError, DataError, MissingSplit
-from .collate import Collate
-from .draws import Draw, sample_seed, uniform
-from .images import Role
-from .skipped import SkipLog
-from .stream import MapStream, Place, Row, Rows, TrainLoader, row_key, tries
-from .transforms import Colour, ImageReader, Unreadable, _to_tensor, _unreadable, normalize
+from ..core.types import IGNORE_PIXEL, Loading
+from ..errors import ConfigError
+from .collate import Collate, Label
+from .draws import Draw, uniform
+from .images import Choice, EvalSamples, checked_channels, rows_loader
+from .limits import Limits, Role
+from .rows import Row, Rows, row_key
+from .stream import TrainLoader
+from .transforms import ImageReader, Unreadable, _to_tensor, _unreadable
 
 NUM_CHECKED = 64  # masks that are read before training starts
 NUM_TRIES = 10  # of a crop that one class does not fill
 
 
-class MaskRow(Row, total=False):
-    """One undecoded sample. mask: as `image`, or None where there is none; no_mask: then says what was looked for."""
-
-    mask: Any
-    no_mask: str
-
-
-class MaskPart(Part):
+class MaskPart(Limits, Part):
     """Settings of images with masks, whatever they come from. A subclass says what the rows and the classes are.
 
     scale_range: the shorter side becomes so many times the crop's side, at random, before the crop; what is missing is
         filled with mid-grey and ignored. flip_rate: of horizontal flips.
     max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
     distort_colours: random brightness, contrast, saturation and hue.
-    mean, std: of the normalisation, for pixels in [0, 1]. background: RGB under transparent pixels.
-    max_pixels, max_bytes: an image above is skipped, unread. max_skipped_rate: share of images or masks that cannot be
-        used above which the run stops. num_workers: processes a rank that read and decode; 0 is none but this one.
+    mean, std: of the normalisation, for pixels in [0, 1]. reduce_labels: id 0 of the files is no label, id k is class
+        k - 1, as in ADE20K. background, max_pixels, max_bytes, max_skipped_rate, num_workers: see `Limits`.
     """
 
     has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe
@@ -52,13 +42,9 @@ class MaskPart(Part):
     flip_rate: float = Field(0.5, ge=0, le=1)
     max_class_rate: float = Field(0.75, gt=0, le=1)
     distort_colours: bool = True
+    reduce_labels: bool = False
     mean: float = Field(0.5, ge=0, le=1)
     std: float = Field(0.5, ge=0.001, le=1000)
-    background: Colour = (255, 255, 255)
-    max_pixels: int = Field(64_000_000, gt=0)
-    max_bytes: int = Field(100_000_000, gt=0)
-    max_skipped_rate: float = Field(0.01, ge=0, le=1)
-    num_workers: int = Field(2, ge=0, le=256)
 
     @model_validator(mode="after")
     def _scales_exist(self) -> "MaskPart":
@@ -76,62 +62,29 @@ class MaskPart(Part):
 
     def reader(self, num_channels: int) -> "PairReader":
         """Raises ConfigError unless num_channels is 1 or 3."""
-        if num_channels not in (1, 3):
-            raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), not {num_channels}")
-        limits = (num_channels, self.background, self.max_pixels, self.max_bytes)
-        return PairReader(*limits, len(self.class_names()), getattr(self, "reduce_labels", False))
+        limits = (checked_channels(num_channels), self.background, self.max_pixels, self.max_bytes)
+        return PairReader(*limits, len(self.class_names()), self.reduce_labels)
+
+    def view(self, image_size: int, num_channels: int) -> "MaskView":
+        settings = (self.scale_range, self.flip_rate, self.max_class_rate, self.distort_colours)
+        return MaskView(self.reader(num_channels), JointCrop(image_size, *settings, round(255 * self.mean)))
 
     def train_loader(
-        self,
-        *,
-        image_size: int,
-        num_channels: int,
-        micro_batch_size: int,
-        num_latents: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        draw: Draw | None = None,
-        skipped_path: Path | None = None,
-        start: dict[str, Any] | None = None,
-        pin_memory: bool | None = None,
+        self, loading: Loading, *, image_size: int, num_channels: int, num_latents: int, draw: Draw | None = None
     ) -> TrainLoader:
         """As `ImagePart.train_loader`; labels are [B, image_size, image_size]. `draw` is not used."""
-        rows = self.rows("train")
-        if len(rows) == 0:
-            raise ConfigError("data: the train split is empty")
-        crop: Any = JointCrop(
-            image_size,
-            self.scale_range,
-            self.flip_rate,
-            self.max_class_rate,
-            self.distort_colours,
-            round(255 * self.mean),
-        )
-        log = SkipLog(skipped_path, self.max_skipped_rate, len(rows))
-        place = Place(micro_batch_size, seed, rank, world_size, start)
-        collate = MaskCollate(self.mean, self.std, num_latents)
-        stream = MaskStream(rows, self.reader(num_channels), crop, collate, log, place)
-        pin = torch.accelerator.is_available() if pin_memory is None else pin_memory
-        return TrainLoader(stream, self.num_workers, seed, pin)
+        collate = Collate(self.mean, self.std, num_latents)
+        return rows_loader(self, self.rows("train"), self.view(image_size, num_channels), collate, loading)
 
     def eval_samples(
         self, split: Role, *, image_size: int, num_channels: int, num_samples: int | None = None, seed: int = 0
-    ) -> "MaskSamples":
+    ) -> EvalSamples:
         """Whole images whose shorter side is `image_size`, with their masks as they are; no augmentation.
 
         num_samples: a random subset from `seed`; None takes all. Raises ConfigError if the split does not exist.
         """
-        rows = self.rows(split)
-        if len(rows) == 0:
-            raise MissingSplit(f"data: the {split} split is empty")
-        log = SkipLog(None, self.max_skipped_rate, len(rows))
-        indices = torch.arange(len(rows))
-        if num_samples is not None and num_samples < len(rows):
-            generator = torch.Generator().manual_seed(seed)
-            indices = torch.randperm(len(rows), generator=generator)[:num_samples].sort().values
-        reader = self.reader(num_channels)
-        return MaskSamples(rows, indices, reader, log, image_size, (self.mean, self.std), self.class_names())
+        choice = Choice(split, image_size, num_samples, seed)
+        return EvalSamples(self, self.rows(split), self.view(image_size, num_channels), self.class_names(), choice)
 
 
 @dataclass(frozen=True)
@@ -145,7 +98,7 @@ class PairReader(ImageReader):
     num_classes: int = IGNORE_PIXEL
     reduce_labels: bool = False
 
-    def read_pair(self, row: Any) -> tuple[Image.Image, np.ndarray]:
+    def read_pair(self, row: Row) -> tuple[Image.Image, np.ndarray]:
         """The image, upright and opaque, and its class ids, uint8 [H, W], 255 where there is none."""
         with _unreadable():
             image = self._convert(self._open(self._load(row.get("image"))))
@@ -153,7 +106,7 @@ class PairReader(ImageReader):
             raise Unreadable(str(row.get("no_mask", "it has no mask")))
         try:
             with _unreadable():
-                ids = self.ids(self._open(self._load(row["mask"])))
+                ids = self.ids(self._open(self._load(row.get("mask"))))
         except Unreadable as err:
             raise Unreadable(f"mask: {err}") from None
         if ids.shape != (image.height, image.width):
@@ -228,76 +181,26 @@ class JointCrop:
             return jitter(pixels)
 
 
-class MaskCollate(Collate):
-    """Batches whose labels are masks [B, H, W]."""
+@dataclass(frozen=True)
+class MaskView:
+    """Images with a mask of class ids."""
 
-    def __call__(self, pixels: Tensor, labels: Sequence[Any], position: Tensor, seeds: Sequence[int]) -> Batch:
-        batch = super().__call__(pixels, [IGNORE_LABEL] * len(pixels), position, seeds)
-        return {**batch, "labels": torch.stack(list(labels))}
+    reader: PairReader
+    cropped: JointCrop
 
+    def crop(self, row: Row, seed: int) -> tuple[Tensor, Label]:
+        return self.cropped(*self.reader.read_pair(row), seed)
 
-class MaskStream(MapStream):
-    """`MapStream` of images with masks: the same places, order and resuming."""
-
-    reader: Any
-    crop: Any
-
-    def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, Any, int]:
-        """Pixels uint8 [C, S, S], labels [S, S] and seed of a row, or of the one that replaces it."""
-        for at in self._tries(index, place):
-            row = self.rows[at]
-            key = row_key(row, at)
-            seed = sample_seed(self.place.seed, epoch, key)
-            try:
-                return *self.crop(*self.reader.read_pair(row), seed), seed
-            except Unreadable as err:
-                self.log.add(key, str(err), place + 1, str(at))
-        raise DataError(f"none of the {len(self.rows)} images has a mask that can be used")
+    def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
+        """The shorter side of the image gets the size; the mask stays as in the file."""
+        image, ids = self.reader.read_pair(row)
+        scale = size / min(image.size)
+        width, height = (max(size, round(side * scale)) for side in image.size)
+        pixels = _to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
+        return pixels, torch.from_numpy(ids.astype(np.int64))
 
 
-class MaskSamples(Dataset[Sample]):
-    """Whole images with masks, in a fixed order: pixel_values float32 [C, h, w] whose shorter side is `image_size`,
-    label int64 [H, W] as in the file, key.
-
-    What cannot be used is not scored: another image stands in its place, without labels (255). `log.reasons` names it.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        indices: Tensor,
-        reader: PairReader,
-        log: SkipLog,
-        image_size: int,
-        mean_std: tuple[float, float],
-        class_names: list[str],
-    ):
-        self.rows, self.indices, self.reader, self.log = rows, indices, reader, log
-        self.image_size, self.mean_std, self.class_names = image_size, mean_std, class_names
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> Any:
-        own = int(self.indices[index])
-        for at in tries(own, len(self.rows), sample_seed(0, own, "replacement")):
-            row = self.rows[at]
-            key = row_key(row, at)
-            try:
-                image, ids = self.reader.read_pair(row)
-            except Unreadable as err:
-                self.log.add(key, str(err), len(self), str(at))
-                continue
-            scale = self.image_size / min(image.size)
-            width, height = (max(self.image_size, round(side * scale)) for side in image.size)
-            pixels = _to_tensor(image.resize((width, height), Image.Resampling.BILINEAR))
-            label = torch.from_numpy(ids.astype(np.int64))
-            label = label if at == own else torch.full_like(label, IGNORE_PIXEL)
-            return {"key": key, "pixel_values": normalize(pixels, *self.mean_std), "label": label}
-        raise DataError(f"none of the {len(self.rows)} images has a mask that can be used")
-
-
-def classes_to_segment(data: Any) -> list[str]:
+def classes_to_segment(data: MaskPart) -> list[str]:
     """The class names of data with masks, by class id, after a look at some of its masks.
 
     Raises ConfigError for fewer than two or more than 255 classes, a name that comes twice, or if more of the masks

@@ -1,6 +1,6 @@
 """Rows that hold any modality: how each kind of segment is read."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -11,23 +11,24 @@ from ..core.files import from_json
 from ..core.types import Segment
 from .audio import AudioReader, audio
 from .documents import text
-from .tables import TablePart
-from .transforms import Unreadable
+from .limits import Limits
+from .record import Folder
+from .transforms import ImageReader, Unreadable
 from .video import VideoReader, video
 
 Kind = Literal["text", "image", "video", "audio", "series"]
 KINDS: tuple[Kind, ...] = ("text", "image", "video", "audio", "series")
 
 
-def _raw_where_not_said(value: Any) -> Any:
+def _raw_where_not_said(value: object) -> object:
     return dict.fromkeys(value, "raw") if isinstance(value, list) else value
 
 
 OwnKinds = Annotated[dict[str, Kind | Literal["raw"]], BeforeValidator(_raw_where_not_said)]
 
 
-class MediaPart(TablePart):
-    """Documents of text, images, videos, sounds, series, and modalities of your own.
+class Media(Limits):
+    """How segments of text, images, videos, sounds, series, and modalities of your own are decoded.
 
     num_frames: of a video. max_seconds: of a video or a sound; a longer one cannot be read. own_kinds: kinds of
     segments beside text, image, video, audio and series, each with what it is read as: {"touch": "series", "points":
@@ -41,7 +42,7 @@ class MediaPart(TablePart):
     def kinds_known(self) -> list[str]:
         return [*KINDS, *self.own_kinds]
 
-    def segment(self, kind: str, value: Any, folder: Any, loss: bool = True) -> Segment:
+    def segment(self, kind: str, value: object, folder: Folder, loss: bool = True) -> Segment:
         """What a row holds of one kind, decoded. folder: where files lie that it names. Raises Unreadable."""
         read_as = self.own_kinds.get(kind, kind)
         if value is None:
@@ -51,10 +52,11 @@ class MediaPart(TablePart):
                 raise Unreadable("the text of a segment is not text")
             found = text(value, loss)
         elif read_as == "image":
-            found = self.image(folder.read(value), loss)
+            reader = ImageReader(3, self.background, self.max_pixels, self.max_bytes)
+            found = {"kind": kind, "value": reader.read(folder.read(value)), "loss": loss}
         elif read_as == "video":
-            reader = VideoReader(self.max_bytes, self.max_pixels, self.max_seconds)
-            found = video(reader.read(folder.read(value), self.num_frames), loss)
+            frames = VideoReader(self.max_bytes, self.max_pixels, self.max_seconds)
+            found = video(frames.read(folder.read(value), self.num_frames), loss)
         elif read_as == "audio":
             found = audio(AudioReader(self.max_bytes, self.max_seconds).read(folder.read(value)), loss)
         elif read_as == "series":
@@ -65,7 +67,7 @@ class MediaPart(TablePart):
         return found
 
 
-def parse_series(value: Any, max_bytes: int = 100_000_000) -> Tensor:
+def parse_series(value: object, max_bytes: int = 100_000_000) -> Tensor:
     """A series of any number of channels, float32 [C, T], of a nested list [C][T], one list [T], JSON text of either,
     or an array. Raises Unreadable for what is none: ragged channels, no samples, values that are missing or not finite.
     """

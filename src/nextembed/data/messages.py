@@ -1,13 +1,14 @@
 """Conversations with images as documents; only what the assistant says is learned."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..core.config import DATA
 from ..core.types import Document, Segment
-from .documents import text
+from .documents import DocumentPart, text
 from .interleaved import as_list
-from .tables import TablePart, field
+from .record import Record
+from .stored import Values
+from .tables import DocumentTable, field
 from .transforms import Unreadable
 
 # What the release says before the question about one image, and about a video.
@@ -25,7 +26,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 
 
 @DATA.register("messages")
-class Messages(TablePart):
+class Messages(DocumentTable, DocumentPart):
     """Conversations: `messages`, a list of {"role": system, user or assistant, "content": text or a list of
     {"type": "text", "text": ...} and {"type": "image"}}, and `images`, which stand in reading order for the images
     without a path of their own ("image": "a.jpg"); in a text, "<image>" is the place of one. `conversations` with
@@ -44,7 +45,7 @@ class Messages(TablePart):
     assistant: str = "[ASSISTANT]"
     turn_end: str = "</s>"
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
         turns = read_turns(row, self.messages_column, self.images_column)
         segments = render(turns, self.user, self.assistant, self.system, self.turn_end)
         for segment in segments:
@@ -59,7 +60,7 @@ class Messages(TablePart):
 Turn = tuple[str, list[Segment]]
 
 
-def read_turns(row: dict[str, Any], messages_column: str | None, images_column: str | None) -> list[Turn]:
+def read_turns(row: Values, messages_column: str | None, images_column: str | None) -> list[Turn]:
     """(role, text and undecoded images) of each message. Raises Unreadable for what is no conversation."""
     column = messages_column or ("conversations" if "conversations" in row else "messages")
     beside = images_column or next((name for name in ("images", "image") if row.get(name) is not None), None)
@@ -88,11 +89,11 @@ def read_turns(row: dict[str, Any], messages_column: str | None, images_column: 
     return turns
 
 
-def contents(value: Any) -> list[tuple[str, Any]]:
+def contents(value: object) -> list[tuple[str, object]]:
     """(kind, value) of the pieces of a message; the value of an image is None where the row holds it."""
     if isinstance(value, str):
         parts = value.split(PLACE)
-        found: list[tuple[str, Any]] = []
+        found: list[tuple[str, object]] = []
         for number, part in enumerate(parts):
             found += [("image", None)] * (number > 0) + [("text", part)] * bool(part.strip())
         return found

@@ -1,24 +1,24 @@
 """Several sources of documents, mixed by weight."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ..core.config import DATA, Part
 from ..errors import ConfigError
-from .documents import DocumentPart, PackingPart, RowSource
-from .images import Role
+from .documents import DocumentPart, RowSource
+from .limits import Role
 
 
-def _document_source(value: Any) -> Part:
+def _document_source(value: object) -> Part:
     part = DATA.parse(value)
-    if not isinstance(part, DocumentPart):
+    if not isinstance(part, DocumentPart) or isinstance(part, Mixture):
         raise ValueError(f"a mixture is of documents; '{part.kind}' gives none")
     return part
 
 
 @DATA.register("mixture")
-class Mixture(PackingPart):
+class Mixture(DocumentPart):
     """Documents drawn from several sources.
 
     sources: settings of each, with its `kind`. weights: how often a document (not a token) comes from each; null:

@@ -6,20 +6,21 @@ depend on the number of workers. The main process packs.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Segment
+from ..core.types import IGNORE_LABEL, Batch, Document, Encode, Encoded, Loading, Segment
 from ..errors import ConfigError, DataError
 from .draws import sample_seed, signed
-from .record import key_of, reading, reason_of
+from .record import AnyRow, key_of, reading, reason_of
 from .shuffle import START, Mark
 from .skipped import SkipLog
-from .stream import DOCUMENT_MARK, TrainLoader, _worker
+from .stream import DOCUMENT_MARK, RowOf, TrainLoader, endless, worker_of
 from .transforms import Unreadable
 
 STRETCH = 16  # documents of one reader, one after the other
@@ -30,7 +31,7 @@ OUTCOMES = ("whole", "unreadable", "truncated", "too_long")
 
 class DocumentPlace(NamedTuple):
     """Which document: reader (of all ranks), source, epoch of that source, and the number of its row in it, from 1;
-    then where it can be read again from, see `shuffle.Mark`."""
+    then where it can be read again from, and what comes after it: see `shuffle.Mark`."""
 
     reader: int
     source: int
@@ -38,17 +39,22 @@ class DocumentPlace(NamedTuple):
     row: int
     shard: int = 0
     before: int = 0
+    next_shard: int = 0
+    next_before: int = 0
 
     @property
     def mark(self) -> Mark:
         """Before this document."""
-        return Mark(self.row - 1, *self[4:]) if self.row else START
+        return Mark(self.row - 1, self.shard, self.before)
+
+
+Fitted = tuple[DocumentPlace, int, Encoded | None]  # with the index into OUTCOMES
 
 
 class Stretch(NamedTuple):
     """Encoded documents of one reader, laid end to end so that few tensors cross between processes.
 
-    places [K, 6]; outcomes, lengths [K]: index into OUTCOMES and positions of each (0: left out). positions, values: as
+    places [K, 8]; outcomes, lengths [K]: index into OUTCOMES and positions of each (0: left out). positions, values: as
     of `Encoded`; counts [K] by the names of values: how many of them each document has.
     """
 
@@ -63,10 +69,10 @@ class Stretch(NamedTuple):
 class Source(Protocol):
     """Rows that become documents."""
 
-    def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, Any]]:
+    def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, AnyRow]]:
         """One reader's rows of an epoch from a mark on, with the mark after each."""
 
-    def document(self, row: Any, seed: int, epoch: int, count: int) -> Document:
+    def document(self, row: AnyRow, seed: int, epoch: int, count: int) -> Document:
         """Raises Unreadable."""
 
 
@@ -74,16 +80,15 @@ class State:
     """Where the readers of one rank stand, as JSON or int64 values.
 
     turn: the reader (of this rank) whose documents come next, offset: how many of its stretch are taken. drawn: how
-    many documents each reader has read; readers: for each its last document of each source. pending: documents that
-    were read and not yet packed.
+    many documents each reader has read; readers: for each the epoch and the mark in each source. pending: documents
+    that were read and not yet packed.
     """
 
     def __init__(self, rank: int, world_size: int, num_readers: int, num_sources: int):
         self.rank, self.sizes = rank, (world_size, num_readers, num_sources)
         self.turn = self.offset = 0
         self.drawn = [0] * num_readers
-        first = rank * num_readers
-        self.readers = [[DocumentPlace(first + r, s, 0, 0) for s in range(num_sources)] for r in range(num_readers)]
+        self.readers = [[(0, START)] * num_sources for _ in range(num_readers)]
         self.pending: list[DocumentPlace] = []
 
     @classmethod
@@ -100,21 +105,21 @@ class State:
         rest = iter(values[7:])
         state.drawn = [next(rest) for _ in range(num_readers)]
         state.readers = [
-            [DocumentPlace(*one[:2], *itertools.islice(rest, 4)) for one in reader] for reader in state.readers
+            [(next(rest), Mark(*itertools.islice(rest, 3))) for _ in range(num_sources)] for _ in range(num_readers)
         ]
-        state.pending = [DocumentPlace(*itertools.islice(rest, 6)) for _ in range(num_pending)]
+        state.pending = [DocumentPlace(*itertools.islice(rest, 8)) for _ in range(num_pending)]
         return state
 
     def values(self) -> list[int]:
         flat = [DOCUMENT_MARK, *self.sizes, self.turn, self.offset, len(self.pending), *self.drawn]
-        flat += [number for reader in self.readers for last in reader for number in last[2:]]
+        flat += [number for reader in self.readers for epoch, mark in reader for number in (epoch, *mark)]
         return flat + [number for place in self.pending for number in place]
 
     def take(self, place: DocumentPlace) -> None:
         """A document has been read; the next one of its stretch, or the next reader, is up."""
         num_readers = self.sizes[1]
         number = place.reader - self.rank * num_readers
-        self.readers[number][place.source] = place
+        self.readers[number][place.source] = (place.epoch, Mark(place.row, place.next_shard, place.next_before))
         self.drawn[number] += 1
         self.offset += 1
         if self.offset == STRETCH:
@@ -129,7 +134,7 @@ class DocumentStream(IterableDataset[Stretch]):
 
     def __init__(
         self,
-        sources: list[Source],
+        sources: Sequence[Source],
         choose: Callable[[int, int], int],
         fit: "Fit",
         log: SkipLog,
@@ -142,7 +147,7 @@ class DocumentStream(IterableDataset[Stretch]):
         self.all_readers = world_size * self.num_readers
 
     def __iter__(self) -> Iterator[Stretch]:
-        worker, num_workers = _worker()
+        worker, num_workers = worker_of()
         # Torch asks worker 0 first; the readers' turns go on from where the stopped run stood.
         own = [(self.state.turn + i) % self.num_readers for i in range(worker, self.num_readers, num_workers)]
         endless = {number: self.documents(number) for number in own}
@@ -153,72 +158,57 @@ class DocumentStream(IterableDataset[Stretch]):
                 yield gather([next(endless[number]) for _ in range(size)])
             left = STRETCH
 
-    def documents(self, number: int) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
+    def documents(self, number: int) -> Iterator[Fitted]:
         """All documents of a reader, source by source as `choose` says."""
-        rows = [self.rows(last) for last in self.state.readers[number]]
         reader = self.state.rank * self.num_readers + number
+        rows = [self.rows(source, reader, *start) for source, start in enumerate(self.state.readers[number])]
         for drawn in itertools.count(self.state.drawn[number]):
             yield next(rows[self.choose(reader, drawn)])
 
-    def rows(self, last: DocumentPlace) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
-        """The documents of one source in one reader that come after `last`, epoch after epoch."""
-        reader, source, epoch, passed, *_ = last
-        longest = 0  # documents of this reader that are known to exist
-        while True:
-            count, readable = 0, 0
-            for place, row in self.read(last):
-                count = place.row
-                if count <= passed:
-                    continue  # the last one; the mark is before it
-                outcome, encoded = self.encode(row, place, max(count, longest))
-                readable += outcome != UNREADABLE
-                yield place, outcome, encoded
-            if count == 0:
-                raise DataError(f"the data has no document for reader {reader} of {self.all_readers}; use fewer")
-            if passed == 0 and readable == 0:
-                raise DataError(f"none of the {count} documents read is readable: {self.log.first()}")
-            if passed == 0 and count - readable > self.log.max_rate * count:
-                self.log.check(count * self.all_readers, at_least=0)  # short data would never reach MIN_SEEN
-            epoch, passed, longest = epoch + 1, 0, max(count, longest)
-            last = DocumentPlace(reader, source, epoch, 0)
+    def rows(self, source: int, reader: int, epoch: int, mark: Mark) -> Iterator[Fitted]:
+        """The documents of one source in one reader, epoch after epoch."""
 
-    def read(self, first: DocumentPlace) -> Iterator[tuple[DocumentPlace, Any]]:
-        """The rows of an epoch from a document on, each with its place."""
-        before = first.mark
-        source = self.sources[first.source]
-        for mark, row in source.read(self.seed, first.epoch, first.reader, self.all_readers, before):
-            yield DocumentPlace(*first[:3], mark.passed, *before[1:]), row
-            before = mark
+        def fitted(row: AnyRow, place: RowOf, num_seen: int) -> tuple[bool, Fitted]:
+            epoch, before, after = place
+            document = DocumentPlace(reader, source, epoch, after.passed, *before[1:], *after[1:])
+            outcome, encoded = self.encode(row, document, num_seen)
+            return outcome != UNREADABLE, (document, outcome, encoded)
 
-    def encode(self, row: Any, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
+        read = partial(self.read, source, reader)
+        return endless(read, fitted, self.log, (reader, self.all_readers), (epoch, mark))
+
+    def read(self, source: int, reader: int, epoch: int, mark: Mark) -> Iterator[tuple[Mark, AnyRow]]:
+        return self.sources[source].read(self.seed, epoch, reader, self.all_readers, mark)
+
+    def encode(self, row: AnyRow, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
         try:
             document = self.sources[place.source].document(row, self.seed, place.epoch, place.row)
             return self.fit(document)
         except Unreadable as err:
             key = key_of(row, place.row)
             named = key if len(self.sources) == 1 else f"{place.source}/{key}"
-            self.log.add(named, reason_of(err), num_seen * self.all_readers)
+            self.log.add(named, reason_of(err), num_seen)
             return UNREADABLE, None
 
     def again(self, places: list[DocumentPlace]) -> list[tuple[DocumentPlace, Encoded]]:
         """Documents that had been read before a stop and were not packed, in the same order."""
         found: dict[DocumentPlace, Encoded] = {}
-        for same in {place[:3] for place in places}:
-            wanted = sorted((place for place in places if place[:3] == same), key=lambda place: place.row)
-            for place, row in self.read(wanted[0]):
-                if place in wanted:
+        for reader, source, epoch in {place[:3] for place in places}:
+            wanted = {place.row: place for place in places if place[:3] == (reader, source, epoch)}
+            for mark, row in self.read(source, reader, epoch, wanted[min(wanted)].mark):
+                if (place := wanted.pop(mark.passed, None)) is not None:
                     encoded = self.encode(row, place, 0)[1]
                     if encoded is None:
                         raise DataError(f"document {key_of(row, place.row)} could be read before the stop, not now")
                     found[place] = encoded
-                if place.row >= wanted[-1].row:
+                if not wanted:
                     break
         if lost := [place for place in places if place not in found]:
             raise DataError(f"the data has changed since the run stopped: it lacks {len(lost)} of its documents")
         return [(place, found[place]) for place in places]
 
 
-def gather(documents: list[tuple[DocumentPlace, int, Encoded | None]]) -> Stretch:
+def gather(documents: list[Fitted]) -> Stretch:
     encoded = [one for _, _, one in documents if one is not None]
     names = (list(encoded[0].positions), list(encoded[0].values)) if encoded else ([], [])
     return Stretch(
@@ -232,7 +222,7 @@ def gather(documents: list[tuple[DocumentPlace, int, Encoded | None]]) -> Stretc
     )  # fmt: skip
 
 
-def spread(stretch: Stretch) -> Iterator[tuple[DocumentPlace, int, Encoded | None]]:
+def spread(stretch: Stretch) -> Iterator[Fitted]:
     """What `gather` was given."""
     lengths = stretch.lengths.tolist()
     positions = {name: rows.split(lengths) for name, rows in stretch.positions.items()}
@@ -313,20 +303,11 @@ class DocumentLoader(TrainLoader):
     of all positions so far that are no padding.
     """
 
-    def __init__(
-        self,
-        stream: DocumentStream,
-        micro_batch_size: int,
-        max_length: int,
-        window: int,
-        num_workers: int,
-        seed: int,
-        pin_memory: bool,
-    ):
+    def __init__(self, stream: DocumentStream, loading: Loading, max_length: int, window: int, num_workers: int):
         divisors = [n for n in range(1, stream.num_readers + 1) if stream.num_readers % n == 0 and n <= num_workers]
-        super().__init__(cast(Any, stream), max(divisors, default=0), seed, pin_memory)
-        self.stream, self.size, self.length, self.window = stream, micro_batch_size, max_length, window
-        self.pinned = pin_memory
+        super().__init__(stream, max(divisors, default=0), loading, stream.log.length)
+        self.stream, self.size, self.length, self.window = stream, loading.micro_batch_size, max_length, window
+        self.pinned = loading.pins
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self._filled = self._total = 0
 
@@ -338,7 +319,7 @@ class DocumentLoader(TrainLoader):
         first = self.stream.state
         state = State.load(first.values(), first.rank, *first.sizes)
         waiting = self.stream.again(state.pending)
-        stretches: Iterator[Any] = super().__iter__()
+        stretches = cast(Iterator[Stretch], super().__iter__())
         documents = (document for stretch in stretches for document in spread(stretch))
         while True:
             rows, seeds = [], []
@@ -378,7 +359,7 @@ def first_fit(waiting: list[tuple[DocumentPlace, Encoded]], length: int) -> list
 def pack(rows: list[list[Encoded]], length: int, position: list[int]) -> Batch:
     """The batch of rows of documents; padding is 0 (id 0, document 0), without targets."""
     first = rows[0][0]
-    batch: Any = {
+    batch: dict[str, Tensor] = {
         name: part.new_full((len(rows), length, *part.shape[1:]), NO_TARGET.get(name, 0))
         for name, part in first.positions.items()
     }

@@ -1,21 +1,22 @@
 """Image-text pairs, and plain text, as documents."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from ..core.config import DATA
 from ..core.types import Document, Segment
-from .documents import text
+from .documents import DocumentPart, text
 from .draws import uniform
-from .tables import TablePart, field, first_of, words
+from .record import Record
+from .tables import DocumentTable, field, first_of, words
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "picture", "file_name", "image_path", "file")
 TEXTS = ("text", "txt", "caption", "json.caption", "json.text", "captions", "title", "name", "TEXT")
 
 
 @DATA.register("pairs")
-class PairData(TablePart):
+class PairData(DocumentTable, DocumentPart):
     """An image and its text; both are learned from each other.
 
     image_column, text_column: null finds them; "json.caption" is a field inside a column. A text column may hold a list
@@ -36,7 +37,7 @@ class PairData(TablePart):
             raise ValueError(f"'{lacking[0]}' has no {{text}}")
         return prompts
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
         image = self.image_column or first_of(row, IMAGES, "an image", "image_column")
         column = self.text_column or first_of(row, TEXTS, "text", "text_column")
         value = field(row, column)
@@ -55,12 +56,15 @@ def ordered(shown: Segment, written: Segment, order: str, seed: int) -> list[Seg
 
 
 @DATA.register("text")
-class TextData(TablePart):
+class TextData(DocumentTable, DocumentPart):
     """Plain text; each row is a document. text_column: null finds it. sample_by: what a row of .txt files is."""
 
     text_column: str | None = None
     sample_by: Literal["line", "paragraph", "document"] = "line"
 
-    def document(self, row: Any, seed: int) -> Document:
+    def text_unit(self) -> str:
+        return self.sample_by
+
+    def document(self, row: Record, seed: int) -> Document:
         column = self.text_column or first_of(row, TEXTS, "text", "text_column")
         return {"key": row.key, "segments": [text(words(field(row, column), column))]}

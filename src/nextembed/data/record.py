@@ -5,7 +5,7 @@ import os
 import re
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from ..errors import DataError, NextEmbedError
+from .rows import Rows
 from .transforms import Unreadable
 
 URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.I)
@@ -26,7 +27,7 @@ class Folder(NamedTuple):
 
     path: Path | None
 
-    def read(self, value: Any) -> Any:
+    def read(self, value: object) -> object:
         """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
         base64. Raises Unreadable."""
         if isinstance(value, dict):
@@ -77,23 +78,26 @@ class Record(dict[str, Any]):
         return type(self)(self, **{"key": self.key, "folder": self.folder, "error": self.error, **facts})
 
 
-def key_of(row: Any, index: int) -> str:
+AnyRow = Record | Mapping[str, Any]  # of a table, or a user's own
+
+
+def key_of(row: AnyRow, index: int) -> str:
     """What names a row: of a user's own row "key", if it has one, else the number of the row."""
     return row.key if isinstance(row, Record) else str(row.get("key", index))
 
 
-def keyed(row: Any, index: int) -> Any:
+def keyed(row: AnyRow, index: int) -> AnyRow:
     """The row with a key of its own."""
     return row if isinstance(row, Record) or "key" in row else {**row, "key": str(index)}
 
 
-def check_readable(row: Any) -> None:
+def check_readable(row: object) -> None:
     """Raises Unreadable for a row that could not be read."""
     if isinstance(row, Record) and row.error is not None:
         raise Unreadable(row.error)
 
 
-def row_at(rows: Any, index: int) -> Any:
+def row_at(rows: Rows, index: int) -> Any:
     """A row with its key; if reading it fails, one that says why."""
     try:
         with reading(str(index)):

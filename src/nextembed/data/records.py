@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
@@ -10,17 +11,18 @@ from ..core.config import DATA, Config
 from ..core.types import Document, Segment
 from ..data.draws import Draws
 from ..errors import ConfigError, unknown
-from .documents import text
-from .images import Role
-from .joined import Join, JoinedRows, has_value, in_lines, present
+from .documents import DocumentPart, text
+from .joined import Join, JoinedRows, has_value, present
 from .labels import FewRows
 from .layouts import Layouts, check_layouts, choices, drawn_layout
-from .loading import media_of
-from .media import MediaPart
+from .limits import Role
+from .loading import Feature, media_of
+from .media import Media
 from .pairs import TEXTS
 from .record import Record
-from .stream import Rows
-from .tables import TablePart, field, is_there, words
+from .rows import Rows, RowSequence
+from .stored import IndexedRows, StreamedRows
+from .tables import DocumentTable, field, is_there, words
 from .transforms import Unreadable
 
 PLACE = re.compile(r"\{([^{}]+)\}")
@@ -47,7 +49,7 @@ class Piece(Config):
         return self.kind == "text" and self.column is None and not any("{text}" in prompt for prompt in self.prompts)
 
 
-def _kind_alone(value: Any) -> Any:
+def _kind_alone(value: object) -> object:
     if not isinstance(value, dict):
         return value
     return {name: {"kind": piece} if isinstance(piece, str) else piece for name, piece in value.items()}
@@ -57,7 +59,7 @@ Pieces = Annotated[dict[str, Piece], BeforeValidator(_kind_alone)]
 
 
 @DATA.register("records")
-class Records(MediaPart):
+class Records(Media, DocumentTable, DocumentPart):
     """Documents of the columns of a table: an image and its caption, a sound and what is said, a series and its class.
 
     pieces: what segments can be made of, by a name of your own: {"caption": "text", "es": {"kind": "text", "column":
@@ -93,13 +95,11 @@ class Records(MediaPart):
 
     # -- rows
 
-    def rows(self, split: Role) -> Any:
+    def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split that can make a document. Raises ConfigError for what does not fit the columns."""
-        rows: Any = super().rows(split)
-        features: Any = getattr(getattr(rows, "data", None), "features", None)
+        rows = super().rows(split)
         if self.pieces is None and not self._found:
-            lines = features is None or in_lines(rows)
-            self._found = {} if lines else pieces_of({name: media_of(one) for name, one in features.items()})
+            self._found = pieces_of({name: media_of(one) for name, one in columns_of(rows).items()})
             if not self._found:
                 raise ConfigError("data.pieces: say what the columns hold, e.g. {image: image, caption: text}")
             if self.layouts is not None:
@@ -107,7 +107,7 @@ class Records(MediaPart):
                     check_layouts(self.layouts, self._found)
                 except ValueError as err:
                     raise ConfigError(f"data.layouts: {err}") from None
-        if self.streaming:
+        if not isinstance(rows, Rows):
             if self.joins:
                 raise ConfigError("data.joins: tables are joined by their rows; that needs streaming=false")
             return rows
@@ -125,8 +125,9 @@ class Records(MediaPart):
                 raise ConfigError(unknown(f"data.pieces.{name}.column:", column, [*columns, *self.joins]))
 
     def _other(self, join: Join, split: Role) -> Rows:
-        settings = {name: getattr(self, name) for name in ("split", "validation", "test")}
-        rows: Rows = TablePart(source=join.source, where=join.where, **settings).rows(split)
+        splits = {"split": self.split, "validation": self.validation, "test": self.test}
+        rows = DocumentTable(source=join.source, where=join.where, **splits).rows(split)
+        assert isinstance(rows, Rows)
         return rows
 
     def _usable(self, rows: Rows, split: Role) -> Rows:
@@ -157,19 +158,19 @@ class Records(MediaPart):
     def layouts_known(self) -> dict[str, float]:
         return self.layouts or every_two(self.pieces_known())
 
-    def possible(self, row: Any) -> list[str]:
+    def possible(self, row: Record) -> list[str]:
         """The layouts that a row has everything for; bars are written out: "image caption", "image es"."""
         found = [names for layout in self.layouts_known() for names in choices(layout, lambda n: self.has(row, n))]
         return list(dict.fromkeys(" ".join(names) for names in found))
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
         draw = Draws(seed)
         names = drawn_layout(self.layouts_known(), lambda name: self.has(row, name), draw)
         if names is None:
             raise Unreadable("it has nothing for any of data.layouts")
         return {"key": row.key, "segments": [self.read(row, name, draw) for name in names]}
 
-    def make(self, row: Any, layout: str, seed: int = 0) -> Document:
+    def make(self, row: Record, layout: str, seed: int = 0) -> Document:
         """The document of a row in one layout, for evaluation: "image caption". Raises Unreadable without its values.
 
         seed: for what is drawn among prompts, and texts of a list.
@@ -181,12 +182,12 @@ class Records(MediaPart):
             raise Unreadable(f"it has not all of '{layout}'")
         return {"key": row.key, "segments": [self.read(row, name, draw) for name in names]}
 
-    def has(self, row: Any, name: str) -> bool:
+    def has(self, row: Record, name: str) -> bool:
         """Whether a row has a value for a piece."""
         column = self._column(name)
         return column is None or has_value(row, column)
 
-    def read(self, row: Any, name: str, draw: Draws) -> Segment:
+    def read(self, row: Record, name: str, draw: Draws) -> Segment:
         """A piece of a row, decoded. Raises Unreadable."""
         piece, column = self.pieces_known()[name], self._column(name)
         value = None if column is None else field(row, column)
@@ -198,7 +199,7 @@ class Records(MediaPart):
         home = joined if isinstance(joined, Record) else row
         return self.segment(piece.kind, value, home.folder, piece.loss)
 
-    def written(self, piece: Piece, row: Any, column: str | None, value: Any, draw: Draws) -> str:
+    def written(self, piece: Piece, row: Record, column: str | None, value: object, draw: Draws) -> str:
         """The text of a piece, as one of its prompts writes it."""
         if isinstance(value, list):
             value = value[draw.below(len(value))] if value else ""
@@ -216,7 +217,7 @@ class Records(MediaPart):
         return None if piece.is_fixed else piece.column or name
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A number as text; one that is not finite stands for none."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -231,6 +232,13 @@ def every_two(pieces: dict[str, Piece]) -> dict[str, float]:
     """All layouts of two pieces, in both orders; of one piece that is alone, itself."""
     pairs = [f"{a} {b}" for a in pieces for b in pieces if a != b]
     return dict.fromkeys(pairs or pieces, 1.0)
+
+
+def columns_of(rows: Rows | RowSequence) -> Mapping[str, Feature]:
+    """What the columns hold; nothing where rows are JSON, whose columns are not known before."""
+    if (isinstance(rows, IndexedRows) and rows.has_columns) or (isinstance(rows, StreamedRows) and rows.has_columns):
+        return rows.data.features or {}
+    return {}
 
 
 def pieces_of(media: dict[str, str | None]) -> dict[str, Piece]:

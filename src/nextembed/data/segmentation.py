@@ -2,19 +2,18 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 from ..core.config import DATA
 from ..core.files import from_json
 from ..errors import ConfigError, MissingSplit, unknown
-from .images import Role
-from .loading import is_image, load, parse_split
-from .masks import MaskPart, MaskRow
+from .limits import Role
+from .loading import is_image, parse_split
+from .masks import MaskPart
 from .origins import SPLIT_NAMES, check_file, find_origin
-from .sources import Columns as ImageColumns
-from .sources import ToRow, record_at
-from .splits import asked_for
-from .stream import Rows
+from .rows import Row, Rows
+from .sources import Columns, ToImage
+from .stored import IndexedRows
+from .tables import TableSettings
 
 IMAGE_FOLDERS = ("images", "image", "imgs")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentations")
@@ -24,34 +23,28 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".g
 
 
 @DATA.register("segmentation")
-class SegmentationData(MaskPart):
+class SegmentationData(TableSettings, MaskPart):
     """Images with a mask of class ids for each.
 
     source: a folder with images/ and masks/ (or annotations/, labels/) whose files have the same names, with folders
-    train, validation, test in or above them, or none; Parquet files or a hub id with an image and a mask column.
-    subset: configuration of a hub data set that has several. split, validation, test: which rows train, choose and
-    measure, as in `load_dataset`: "train[:-100]". image_column, mask_column: null finds them.
+    train, validation, test in or above them, or none; Parquet files or a hub id with an image and a mask column, of
+    which `where` and `split_column` choose rows. Nothing is streamed. image_column, mask_column: null finds them.
     classes: names by class id; or class_file: JSON (a list, or {id: name}), CSV or tab-separated with a column of
-    names, or text with a name a line. reduce_labels: id 0 of the files is no label, id k is class k - 1, as in ADE20K.
+    names, or text with a name a line.
     """
 
-    source: str
-    subset: str | None = None
-    split: str = "train"
-    validation: str = "validation"
-    test: str = "test"
     image_column: str | None = None
     mask_column: str | None = None
     classes: list[str] | None = None
     class_file: str | None = None
-    reduce_labels: bool = False
 
     def rows(self, split: Role) -> Rows:
         """Rows of a split. Raises ConfigError for a source, split, column or folder that does not exist."""
-        expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
         folders = find_folders(Path(self.source).expanduser())
-        with asked_for(self, split):
-            return self._pairs(folders, expression) if folders else self._records(expression)
+        if self.streaming or (folders and (self.where or self.split_column)):
+            raise ConfigError("data: masks in folders have no columns (where, split_column), and no masks are streamed")
+        with self.asked_for(split):
+            return self._pairs(folders, self.expression(split)) if folders else self._columns(split)
 
     def class_names(self) -> list[str]:
         """Raises ConfigError if there is no class list, or the file holds none."""
@@ -67,7 +60,7 @@ class SegmentationData(MaskPart):
         if name not in folders:
             raise MissingSplit(unknown("data: split", name, folders))
         rows = pairs(*folders[name], Path(self.source).expanduser())[part]
-        missing = [row for row in rows if row["mask"] is None]
+        missing = [row for row in rows if "no_mask" in row]
         if len(missing) > self.max_skipped_rate * len(rows):
             raise ConfigError(
                 f"data: {len(missing)} of {len(rows)} images of split '{name}' have no mask: {missing[0]['key']} "
@@ -75,9 +68,9 @@ class SegmentationData(MaskPart):
             )
         return rows
 
-    def _records(self, expression: str) -> Rows:
+    def _columns(self, split: Role) -> Rows:
         origin = find_origin(self.source)
-        data = load(origin, expression, self.subset, streaming=False)
+        data = self.opened(origin, split)
         images = [name for name, feature in data.features.items() if is_image(feature)]
         for field, column in (("image_column", self.image_column), ("mask_column", self.mask_column)):
             if column is not None and column not in images:
@@ -90,22 +83,8 @@ class SegmentationData(MaskPart):
                 f"data: '{self.source}' needs a column of images and one of masks; its columns are "
                 f"{', '.join(data.features)} (as a folder it needs {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/)"
             )
-        return Records(data.select_columns([image, mask]), image, mask, origin.folder)
-
-
-class Records:
-    """Rows of a `datasets.Dataset` with an image and a mask column."""
-
-    def __init__(self, data: Any, image: str, mask: str, folder: Path | None):
-        self.data = data
-        self.image, self.mask = (ToRow(ImageColumns(name, None), {}, folder) for name in (image, mask))
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> MaskRow:
-        record = record_at(self.data, index)
-        return {**self.image(record, index), "mask": self.mask(record, index)["image"]}
+        to_row = ToImage(Columns(image, None, mask=mask), {}, origin.folder)
+        return IndexedRows(data.select_columns([image, mask]), to_row)
 
 
 def find_folders(source: Path) -> dict[str, tuple[Path, Path]]:
@@ -135,7 +114,7 @@ def _image_and_mask(folder: Path) -> tuple[Path, Path] | None:
     return None if images is None or masks is None else (images, masks)
 
 
-def pairs(images: Path, masks: Path, source: Path) -> list[MaskRow]:
+def pairs(images: Path, masks: Path, source: Path) -> list[Row]:
     """A row for each image, by name; its mask has the same name but for the ending.
 
     Raises ConfigError if there is no image, or two masks for one.
@@ -147,12 +126,12 @@ def pairs(images: Path, masks: Path, source: Path) -> list[MaskRow]:
             if name in by_name:
                 raise ConfigError(f"data.source: two masks of one name: {by_name[name]} and {path}")
             by_name[name] = path
-    rows: list[MaskRow] = []
+    rows: list[Row] = []
     for path in sorted(images.rglob("*")):
         if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
             name = path.relative_to(images).with_suffix("").as_posix()
-            row: MaskRow = {"image": path, "mask": by_name.get(name), "key": path.relative_to(source).as_posix()}
-            if row["mask"] is None:
+            row: Row = {"image": path, "mask": by_name.get(name), "key": path.relative_to(source).as_posix()}
+            if name not in by_name:
                 row["no_mask"] = f"there is no {(masks / name).relative_to(source).as_posix()}.png"
             rows.append(row)
     if not rows:
@@ -173,7 +152,7 @@ def read_names(class_file: str) -> list[str]:
     return names
 
 
-def _from_json(values: Any) -> list[str]:
+def _from_json(values: object) -> list[str]:
     if isinstance(values, dict):
         by_id = {int(key): name for key, name in values.items()}
         if sorted(by_id) != list(range(len(by_id))):

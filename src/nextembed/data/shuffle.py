@@ -1,13 +1,14 @@
 """Rows of a sequence in a mixed order, of which reading can go on anywhere without reading again what is past."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from ..errors import DataError
 from .draws import sample_seed
+from .rows import RowSequence
 
 
 class Mark(NamedTuple):
@@ -34,7 +35,7 @@ class Resumable(Protocol):
 
 
 def read_on(
-    rows: Any, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark = START
+    rows: RowSequence, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark = START
 ) -> Iterator[tuple[Mark, Any]]:
     """A reader's rows of an epoch from a mark on, with the mark after each. Those of a sequence that has no `read_on`
     are all read again up to the mark, undecoded."""
@@ -54,8 +55,9 @@ class Stored(Protocol):
     @property
     def before(self) -> int: ...
 
-    def load(self) -> Any:
-        """Its values; an Unreadable where they cannot be decoded."""
+    @property
+    def load(self) -> Callable[[], Any]:
+        """Gives its values; an Unreadable where they cannot be decoded."""
 
 
 S = TypeVar("S", bound=Stored)

@@ -1,90 +1,58 @@
 """Image rows from the hub, folders, Parquet and webdataset archives: as rows."""
 
-import itertools
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
-import numpy as np
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
 from ..core.config import DATA
 from ..core.types import IGNORE_LABEL
-from ..errors import ConfigError, MissingSplit, unknown
-from .draws import sample_seed
-from .images import ImagePart, Role
+from ..errors import ConfigError, unknown
+from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
-from .loading import (
-    cannot_read,
-    check_tar,
-    choose,
-    class_names_of,
-    is_image,
-    load,
-    media_of,
-    metadata_fault,
-    parse_split,
-    values_of,
-)
+from .limits import Role
+from .loading import Table, class_names_of, is_image, media_of, values_of
 from .origins import Origin, find_origin
-from .record import reason_of
-from .shuffle import START, Mark, mixed
-from .splits import asked_for
-from .stream import FIRST, Row, RowPlace, Rows, RowSequence
+from .rows import Row, Rows, RowSequence
+from .stored import IndexedRows, Stored, Values
+from .tables import TableSettings
 from .transforms import Unreadable
 
 FILE_LABEL = "label of label_file"
 
 
 @DATA.register("images")
-class ImageData(ImagePart):
+class ImageData(TableSettings, ImagePart):
     """Images that Hugging Face `datasets` can read.
 
     source: a hub id ("org/name"); a folder of images (class folders give labels); a Parquet file, or a folder
     of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives ("shards/*.tar");
-    or "emoji", the sample that comes with the package. subset: configuration of a hub data set that has
-    several. split, validation, test: which rows train, choose and measure; as in `load_dataset`:
-    "train[:-5000]". where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
-    split_column: column that names each row's split, for sources that keep all splits in one file.
+    or "emoji", the sample that comes with the package. subset, split, validation, test, where, split_column, streaming,
+    shuffle_buffer: see `TableSettings`.
     image_column, label_column: null finds them. Labels may be class ids, integers or text. label_file: a CSV file
-    with a column of image files, relative to the source's folder, and one of labels. streaming: reads in sequence,
-    without a local copy; shuffle_buffer: rows to draw from, then.
+    with a column of image files, relative to the source's folder, and one of labels.
     """
 
-    source: str
-    subset: str | None = None
-    split: str = "train"
-    validation: str = "validation"
-    test: str = "test"
-    where: dict[str, Any] = Field(default_factory=dict)
-    split_column: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     label_file: str | None = None
-    streaming: bool = False
-    shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
 
     _class_names: list[str] | None = PrivateAttr(None)
 
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
         origin = find_origin(self.source)
-        expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
-        with asked_for(self, split):
-            data = self._load(origin, expression)
+        with self.asked_for(split):
+            data = self.opened(origin, split)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
         ids = self._label_ids(data, columns.label, split)
         wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
-        keep = [c for c in wanted if c in (data.column_names or [])]
-        data = data.select_columns(keep)
-        to_row = ToRow(columns, ids, origin.folder)
-        if self.streaming:
-            read = parse_split("train" if self._split_column() else expression)[0]
-            return StreamedRows(data, to_row, self.shuffle_buffer, origin, read)
-        return IndexedRows(data, to_row)
+        data = data.select_columns([c for c in wanted if c in (data.column_names or [])])
+        to_row = ToImage(columns, ids, origin.folder)
+        return self.streamed(data, to_row, origin, split) if self.streaming else LabelledRows(data, to_row)
 
     def class_names(self) -> list[str]:
         if self._class_names is None:
@@ -97,35 +65,12 @@ class ImageData(ImagePart):
             return FILE_LABEL
         return self.label_column or ("group" if self.source == "emoji" else None)
 
-    def _split_column(self) -> str | None:
-        return self.split_column or ("split" if self.source == "emoji" else None)
-
-    def _load(self, origin: "Origin", expression: str) -> Any:
-        """The data set of one split expression, filtered, with its columns as they are."""
-        split_column = self._split_column()
-        where = dict(self.where)
-        if split_column:
-            name, part = parse_split(expression)
-            data = self._read(origin, "train")
-            where = {split_column: name, **where}
-        else:
-            part = slice(None)
-            data = self._read(origin, expression)
-        for column, wanted in where.items():
-            kind = MissingSplit if column == split_column else ConfigError
-            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming, kind)
-        if part != slice(None):
-            if self.streaming:
-                raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
-            data = data.select(range(*part.indices(len(data))))
-        return data
-
-    def _read(self, origin: "Origin", expression: str) -> Any:
+    def loaded(self, origin: Origin, expression: str) -> Table:
         """The rows of a split as they are, with the labels of `label_file` where there is one."""
-        data = load(origin, expression, self.subset, self.streaming)
+        data = super().loaded(origin, expression)
         return data if self.label_file is None else labelled(data, self.label_file, origin, self.streaming)
 
-    def _label_ids(self, data: Any, column: str | None, split: Role) -> dict[Any, int]:
+    def _label_ids(self, data: Table, column: str | None, split: Role) -> dict[object, int]:
         """The class id of each label value; empty if the values are ids already.
 
         The training split names the classes, for every split: a folder of validation images may lack one of them, and
@@ -145,20 +90,19 @@ class ImageData(ImagePart):
             raise ConfigError(f"data: the {split} images have a class that training does not know: '{strange[0]}'")
         return {i: ids[name] for i, name in enumerate(own)}
 
-    def _training_names(self, column: str, own: list[Any] | None) -> list[Any] | None:
+    def _training_names(self, column: str, own: list[str] | None) -> list[str] | None:
         """Classes of the training split: those of its feature, else its values, sorted. None for text in a stream."""
         if own is not None:
             return own
-        split = "train" if self._split_column() else parse_split(self.split)[0]
-        everything = self._read(find_origin(self.source), split)
+        everything = self.loaded(find_origin(self.source), self.stored_split("train"))
         own = class_names_of(everything.features[column])
         if own is not None or self.streaming:
             return own
-        values = {v for v in set(values_of(everything, column)) if v is not None and v != ""}
+        values: set[Any] = {v for v in values_of(everything, column) if v is not None and v != ""}
         return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
 
 
-def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> Any:
+def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> Table:
     """The data with the labels of a CSV file as a column; rows that it does not name are left out.
 
     Raises ConfigError if the file cannot be read, has no columns of files and labels, or names none of the images, or
@@ -185,15 +129,16 @@ def labelled(data: Any, label_file: str, origin: "Origin", streaming: bool) -> A
 
 
 class Columns(NamedTuple):
-    """Names of the image and the label column (None without labels). others: columns that hold the image of a sample
-    which has none in `image`; webdataset archives keep a column for each kind of file."""
+    """Names of the image, the label and the mask column (None where there is none). others: columns that hold the image
+    of a sample which has none in `image`; webdataset archives keep a column for each kind of file."""
 
     image: str
     label: str | None
     others: tuple[str, ...] = ()
+    mask: str | None = None
 
     @classmethod
-    def find(cls, data: Any, image: str | None, label: str | None, source: str) -> "Columns":
+    def find(cls, data: Table, image: str | None, label: str | None, source: str) -> "Columns":
         """The columns asked for, or those that look like it. Raises ConfigError for a missing one."""
         features = data.features
         if features is None:
@@ -218,23 +163,23 @@ class Columns(NamedTuple):
         return cls(image, label, others)
 
 
-class ToRow(NamedTuple):
+class ToImage(NamedTuple):
     """Makes a Row of what `datasets` gives. ids: class id by label value; empty if values are ids already."""
 
     columns: Columns
-    ids: dict[Any, int]
+    ids: Mapping[object, int]
     folder: Path | None
 
-    def __call__(self, record: Any, index: int | str) -> Row:
+    def __call__(self, record: Stored, index: int | str) -> Row:
         if isinstance(record, Unreadable):
-            return {"image": record, "key": str(index), "place": str(index)}
+            return {"image": record, "mask": record, "key": str(index), "place": str(index)}
         value = record[self.columns.image]
         if value is None:
             value = next((record[name] for name in self.columns.others if record[name] is not None), None)
-        image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if image is None and path is not None:
-            image = self._file(path)
+        image, path = self._picture(value)
         row: Row = {"image": image, "key": self._key(record, path, index), "place": str(index)}
+        if self.columns.mask is not None:
+            row["mask"] = self._picture(record[self.columns.mask])[0]
         if self.columns.label is not None:
             label = record[self.columns.label]
             if isinstance(label, str):
@@ -242,11 +187,16 @@ class ToRow(NamedTuple):
             row["label"] = self.label(label)
         return row
 
-    def label(self, value: Any) -> int:
+    def _picture(self, value: object) -> tuple[object, str | None]:
+        """What a column holds of an image, and its path where that is known."""
+        image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        return (self._file(path) if image is None and path is not None else image), path
+
+    def label(self, value: object) -> int:
         """The class id of a label column's value; -100 for none."""
         return self.ids.get(value, IGNORE_LABEL) if self.ids else _class_id(value)
 
-    def _file(self, path: str) -> Any:
+    def _file(self, path: str) -> object:
         if self.folder is None:  # the hub: a file of its cache, or a URL when streaming
             if "://" not in path:
                 return Path(path)
@@ -256,7 +206,7 @@ class ToRow(NamedTuple):
         inside = Path(_absolute(full)).is_relative_to(self.folder)
         return full if inside else None  # a row cannot name files outside the data folder
 
-    def _key(self, record: dict[str, Any], path: str | None, index: int | str) -> str:
+    def _key(self, record: Values, path: str | None, index: int | str) -> str:
         if "__key__" in record:
             return f"{Path(str(record.get('__url__', ''))).name}/{record['__key__']}"
         if path and self.folder is not None and Path(path).is_absolute() and Path(path).is_relative_to(self.folder):
@@ -268,147 +218,19 @@ def _absolute(path: Path) -> str:
     return os.path.normpath(path.absolute())  # links that lie inside the folder may point where their owner wants
 
 
-def _class_id(label: Any) -> int:
+def _class_id(label: object) -> int:
     return label if isinstance(label, int) and label >= 0 else IGNORE_LABEL
 
 
-class IndexedRows:
-    """Rows of a `datasets.Dataset`; only the image and its label are read."""
+class LabelledRows(IndexedRows[Row]):
+    """Rows of images whose labels are read without them."""
 
-    def __init__(self, data: Any, to_row: ToRow):
-        self.data, self.to_row = data, to_row
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Row:
-        return self.to_row(record_at(self.data, index), index)
+    def __init__(self, data: Table, to_row: ToImage):
+        super().__init__(data, to_row)
+        self.to_image = to_row
 
     def labels(self) -> list[int]:
-        """The label of every row, without reading the images."""
-        name = self.to_row.columns.label
+        name = self.to_image.columns.label
         if name is None:
             return [IGNORE_LABEL] * len(self.data)
-        return [self.to_row.label(value) for value in values_of(self.data, name)]
-
-    def __iter__(self) -> Iterator[Row]:
-        return (row for _, row in self.in_order())
-
-    def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
-        """The rows from a place on, each with the place after it."""
-        for begin in range(start.row, len(self.data), 256):
-            for index, record in enumerate(records_from(self.data, begin, begin + 256), begin):
-                yield RowPlace(index + 1, 0, index + 1), self.to_row(record, index)
-
-
-def record_at(data: Any, index: int) -> Any:
-    """A row; an Unreadable for one whose values cannot be decoded, such as text that is not UTF-8."""
-    try:
-        return data[index]
-    except ValueError as err:
-        return Unreadable(reason_of(err))
-
-
-def records_from(data: Any, begin: int, end: int) -> list[Any]:
-    """The rows of a stretch, each as of `record_at`."""
-    try:
-        records = data[begin:end]
-        return [dict(zip(records, values)) for values in zip(*records.values())]
-    except ValueError:  # one of them
-        return [record_at(data, index) for index in range(begin, min(end, len(data)))]
-
-
-class StreamedRows:
-    """Rows of a `datasets.IterableDataset`, in an order that (seed, epoch) draws: shards (files) are dealt out anew,
-    then every `shuffle_buffer` rows are mixed.
-
-    Each reader owns shards if there are enough for all; else each takes every n-th row. A row is named by its shard and
-    its number there, which stay the same. A stopped run reads on from the shard in which the rows of the
-    buffer begin. Raises DataError, with the name of the file, for a shard that cannot be read to its end.
-    """
-
-    def __init__(self, data: Any, to_row: Any, shuffle_buffer: int, origin: Origin, split: str):
-        self.data, self.to_row, self.shuffle_buffer = data, to_row, shuffle_buffer
-        self.origin, self.files = origin, (origin.files or {}).get(split, [])
-
-    def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
-        return (row for _, row in self.read_on(seed, epoch, reader, num_readers))
-
-    def read_on(
-        self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark = START
-    ) -> Iterator[tuple[Mark, Row]]:
-        """`read` from a mark on, with the mark after each row. Shards before the mark's are not read again."""
-        order = np.random.default_rng(sample_seed(seed, epoch, "shards")).permutation(self.data.num_shards).tolist()
-        deals = (order[reader::num_readers], 0, 1) if len(order) >= num_readers else (order, reader, num_readers)
-        own = sample_seed(seed, epoch, f"reader {reader}")
-        for after, one, record in mixed(self._dealt(*deals, mark), self.shuffle_buffer, own, mark):
-            yield after, self.to_row(record, f"{self._name(one.file)}:{one.row}")
-
-    def _dealt(self, shards: list[int], first: int, step: int, mark: Mark) -> Iterator["StoredRow"]:
-        """Every `step`-th row of some shards, counted from the first one, but from the mark's shard on."""
-        count = mark.before
-        for shard in range(mark.shard, len(shards)):
-            before = count
-            for row, decode in enumerate(self._records(shards[shard])):
-                if count % step == first:
-                    yield StoredRow(count // step, shard, before, shards[shard], row, decode)
-                count += 1
-
-    def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
-        """The rows as they are stored, unshuffled, from a place on, each with the place after it. Only the shard that
-        the place lies in is read anew. Keys hold row numbers, as without streaming."""
-        index = start.row
-        for shard in range(start.shard, self.data.num_shards):
-            passed = start.passed if shard == start.shard else 0
-            for decode in itertools.islice(self._records(shard), passed, None):
-                index, passed = index + 1, passed + 1
-                yield RowPlace(index, shard, passed), self.to_row(decode(), index - 1)
-
-    def _records(self, shard: int) -> Iterator[Callable[[], Any]]:
-        """The rows of a shard, to be decoded."""
-        try:
-            if self.origin.builder == "webdataset" and self._is_file(shard):
-                check_tar(self.files[shard])
-            # Tables, for a value that cannot be decoded ends any other reader; and `iter`, not `__iter__`, which
-            # would divide the rows among torch's workers a second time.
-            for table in self.data.with_format("arrow").shard(self.data.num_shards, shard).iter(batch_size=1):
-                yield partial(self._decoded, shard, table)
-        except Exception as err:  # whatever the bytes of a file lead to
-            raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
-
-    def _decoded(self, shard: int, table: Any) -> Any:
-        """The row of a table; an Unreadable for values that cannot be decoded."""
-        decode = getattr(self.data.features, "decode_example", dict)
-        try:
-            return decode(table.to_pylist()[0])
-        except ValueError as err:
-            return Unreadable(reason_of(err))
-        except Exception as err:
-            raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
-
-    def _is_file(self, shard: int) -> bool:
-        return len(self.files) == self.data.num_shards and "/**" not in self.files[shard]
-
-    def _fault(self, shard: int, err: Exception) -> tuple[Any, Exception]:
-        if self._is_file(shard):
-            return self.files[shard], err
-        if self.origin.builder == "imagefolder":
-            return metadata_fault(self.origin.folder, err)
-        return self._name(shard), err
-
-    def _name(self, shard: int) -> str:
-        if not self._is_file(shard):
-            return f"shard {shard}"
-        file, folder = Path(self.files[shard]), self.origin.folder
-        return file.relative_to(folder).as_posix() if folder and file.is_relative_to(folder) else str(file)
-
-
-class StoredRow(NamedTuple):
-    """See `shuffle.Stored`. file, row: the shard as it is stored, and the number of the row in it."""
-
-    number: int
-    shard: int
-    before: int
-    file: int
-    row: int
-    load: Callable[[], Any]
+        return [self.to_image.label(value) for value in values_of(self.data, name)]

@@ -7,12 +7,15 @@ sequence (`SequentialStream`) on the number of readers (ranks x workers) as well
 
 import atexit
 import contextlib
+import itertools
 import math
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,68 +23,43 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..core.signals import held_back, kill_workers, left_to_parent
-from ..core.types import IGNORE_LABEL, Batch
+from ..core.types import Batch, Loading
 from ..errors import ConfigError, DataError, NextEmbedError
-from .collate import Collate
+from .collate import Collate, Label
 from .draws import sample_seed
+from .rows import Row, Rows, RowSequence, row_key, row_label, rows_in_order
 from .shuffle import START, Mark, read_on
 from .skipped import SkipLog
-from .transforms import ImageReader, RandomResizedCrop, Unreadable
+from .transforms import ImageReader, RandomResizedCrop, Unreadable, resize
 
+R = TypeVar("R")
+S = TypeVar("S")
+State = dict[str, Any]  # where a run is in its data, as JSON
 DOCUMENT_MARK = -1  # begins the positions of packed documents, which `packing.State` reads
 
 
-class Row(TypedDict, total=False):
-    """One undecoded sample. image: bytes, path, PIL image or uint8 array; an Unreadable if the row could not be read.
-    label: class id. label_name: where the source has text for labels. key: its name. place: where a stream has it, the
-    same in every epoch and for every reader; else the key tells rows apart."""
+class View(Protocol):
+    """What samples are made of a row. Both raise Unreadable."""
 
-    image: Any
-    label: int
-    label_name: str
-    key: str
-    place: str
+    def crop(self, row: Row, seed: int) -> tuple[Tensor, Label]:
+        """For training: pixels uint8 [C, S, S], and the label."""
+
+    def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
+        """For evaluation: the whole image at this size, uint8 [C, H, W], and the label."""
 
 
-@runtime_checkable
-class Rows(Protocol):
-    """Rows that can be indexed, e.g. a list of Row."""
+@dataclass(frozen=True)
+class ImageView:
+    """Images with the id of a class."""
 
-    def __len__(self) -> int: ...
+    reader: ImageReader
+    cropped: RandomResizedCrop
 
-    def __getitem__(self, index: int) -> Row: ...
+    def crop(self, row: Row, seed: int) -> tuple[Tensor, Label]:
+        return self.reader.read_crop(row.get("image"), self.cropped, seed), row_label(row)
 
-
-class RowSequence(Protocol):
-    """Rows that only come one after the other, e.g. read from a network. One that is `shuffle.Resumable`, too, is not
-    read again from the epoch's start when a run resumes."""
-
-    def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Row]:
-        """The part of an epoch that belongs to one of `num_readers` readers; the same arguments give the same order."""
-
-
-class RowPlace(NamedTuple):
-    """How far rows have been read in the order they are stored: row: in all; shard: the one being read; passed: rows
-    of that shard. Rows that can be indexed are one shard."""
-
-    row: int
-    shard: int
-    passed: int
-
-
-FIRST = RowPlace(0, 0, 0)
-
-
-def rows_in_order(rows: Any, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Row]]:
-    """Rows as they are stored, from a place on, each with the place after it.
-
-    Raises ConfigError for a sequence of the user's own that has no `in_order`.
-    """
-    if hasattr(rows, "in_order"):
-        return rows.in_order(start)
-    if not isinstance(rows, Rows):
-        raise ConfigError(f"data: {type(rows).__name__} cannot give its rows in order (it has no `in_order`)")
-    return ((RowPlace(i + 1, 0, i + 1), rows[i]) for i in range(start.row, len(rows)))
+    def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
+        return resize(self.reader.read(row.get("image")), size), row_label(row)
 
 
 class Cache(NamedTuple):
@@ -90,24 +68,28 @@ class Cache(NamedTuple):
     images: list[Tensor | None]
     keys: list[str]
     labels: list[int]
+    cropped: RandomResizedCrop
+
+    def crops(self, indices: list[int], seeds: list[int]) -> Tensor:
+        images = [cast(Tensor, self.images[i]) for i in indices]
+        return self.cropped.apply(images, *self.cropped.draw([image.shape[1:] for image in images], seeds))
 
 
-def build_cache(rows: Rows, reader: ImageReader, log: SkipLog) -> Cache:
+def build_cache(rows: Rows, view: ImageView, log: SkipLog) -> Cache:
     """Decodes every row. Unreadable ones are logged; raises DataError if they are too many, or all."""
-    images: list[Tensor | None] = []
-    keys, labels = [], []
-    for index, row in enumerate(_in_order(rows)):
-        keys.append(row_key(row, index))
-        labels.append(row_label(row))
+    cache = Cache([], [], [], view.cropped)
+    for index, (_, row) in enumerate(rows_in_order(rows)):
+        cache.keys.append(row_key(row, index))
+        cache.labels.append(row_label(row))
         try:
-            images.append(reader.read(row.get("image")))
+            cache.images.append(view.reader.read(row.get("image")))
         except Unreadable as err:
-            images.append(None)
-            log.add(keys[-1], str(err), len(rows), str(index))  # all are going to be looked at
-    log.check(len(images))
-    if all(image is None for image in images):
-        raise DataError(f"none of the {len(images)} images is readable")
-    return Cache(images, keys, labels)
+            cache.images.append(None)
+            log.add(cache.keys[-1], str(err), len(rows), str(index))  # all are going to be looked at
+    log.check(len(cache.images))
+    if all(image is None for image in cache.images):
+        raise DataError(f"none of the {len(rows)} images is readable")
+    return cache
 
 
 def decoded_bytes(rows: Rows, reader: ImageReader, num_probed: int = 32) -> int:
@@ -120,20 +102,6 @@ def decoded_bytes(rows: Rows, reader: ImageReader, num_probed: int = 32) -> int:
         except Unreadable:
             continue
     return int(np.mean(sizes) * len(rows)) if sizes else 0
-
-
-def row_key(row: Row, index: int) -> str:
-    return str(row.get("key", index))
-
-
-def row_label(row: Row) -> int:
-    label = row.get("label")
-    return IGNORE_LABEL if label is None else int(label)
-
-
-def _in_order(rows: Rows) -> Iterator[Row]:
-    # Sources may have a faster way through all rows than one index at a time.
-    return iter(cast(Any, rows)) if hasattr(rows, "__iter__") else (rows[i] for i in range(len(rows)))
 
 
 def tries(index: int, total: int, seed: int) -> Iterator[int]:
@@ -149,16 +117,6 @@ def tries(index: int, total: int, seed: int) -> Iterator[int]:
     yield from (at for at in ((start + step * stride) % total for step in range(total)) if at != index)
 
 
-class Place(NamedTuple):
-    """How one rank takes part. start: the state of a stopped run, or None."""
-
-    micro_batch_size: int
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
-    start: dict[str, Any] | None = None
-
-
 class MapStream(IterableDataset[Batch]):
     """Endless batches of rows that can be indexed: epoch after epoch, each a permutation from (seed, epoch).
 
@@ -169,72 +127,67 @@ class MapStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self,
-        rows: Rows,
-        reader: ImageReader,
-        crop: RandomResizedCrop,
-        collate: Collate,
-        log: SkipLog,
-        place: Place,
-        cache: Cache | None = None,
+        self, rows: Rows, view: View, collate: Collate, log: SkipLog, loading: Loading, cache: Cache | None = None
     ):
-        self.rows, self.reader, self.crop, self.collate, self.log = rows, reader, crop, collate, log
-        self.place, self.cache = place, cache
-        if place.start is not None and "next" not in place.start:
+        self.rows, self.view, self.collate, self.log = rows, view, collate, log
+        self.loading, self.cache = loading, cache
+        if loading.start is not None and "next" not in loading.start:
             raise ConfigError("data.streaming: the run to resume was streaming; it cannot go on without")
-        self.first = 0 if place.start is None else int(place.start["next"])
+        self.first = 0 if loading.start is None else int(loading.start["next"])
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __iter__(self) -> Iterator[Batch]:
-        worker, num_workers = _worker()
-        size, ranks = self.place.micro_batch_size, self.place.world_size
+        worker, num_workers = worker_of()
+        size, ranks = self.loading.micro_batch_size, self.loading.world_size
         micro_batch = worker
         while True:
-            begin = self.first + (micro_batch * ranks + self.place.rank) * size
+            begin = self.first + (micro_batch * ranks + self.loading.rank) * size
             yield self.batch(begin, self.first + (micro_batch + 1) * ranks * size)
             micro_batch += num_workers
 
     def batch(self, begin: int, following: int) -> Batch:
-        places = range(begin, begin + self.place.micro_batch_size)
+        places = range(begin, begin + self.loading.micro_batch_size)
         epochs = [p // len(self.rows) for p in places]
         indices = [int(self._permutation(e)[p % len(self.rows)]) for e, p in zip(epochs, places)]
         position = torch.tensor([[p, following] for p in places])
-        if self.cache is None:
-            samples = [self._read(i, e, p) for i, e, p in zip(indices, epochs, places)]
-            pixels, labels, seeds = zip(*samples)
-            return self.collate(torch.stack(pixels), labels, position, seeds)
-        return self._cached(self.cache, indices, epochs, places, position)
+        if self.cache is not None:
+            images = self.cache.images
+            indices = [next(at for at in self._tries(i, p) if images[at] is not None) for i, p in zip(indices, places)]
+            seeds = [sample_seed(self.loading.seed, e, self.cache.keys[i]) for e, i in zip(epochs, indices)]
+            labels = [self.cache.labels[i] for i in indices]
+            return self.collate(self.cache.crops(indices, seeds), labels, position, seeds)
+        samples = [self._read(i, e, p) for i, e, p in zip(indices, epochs, places)]
+        pixels, classes, drawn = zip(*samples)
+        return self.collate(torch.stack(pixels), classes, position, drawn)
 
-    def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, int, int]:
+    def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, Label, int]:
         """Pixels uint8 [C, S, S], label and seed of a row, or of the one that replaces it."""
         for at in self._tries(index, place):
             row = self.rows[at]
             key = row_key(row, at)
-            seed = sample_seed(self.place.seed, epoch, key)
+            seed = sample_seed(self.loading.seed, epoch, key)
             try:
-                return self.reader.read_crop(row.get("image"), self.crop, seed), row_label(row), seed
+                return *self.view.crop(row, seed), seed
             except Unreadable as err:
                 self.log.add(key, str(err), place + 1, str(at))
         raise DataError(f"none of the {len(self.rows)} images is readable")
 
     def _tries(self, index: int, place: int) -> Iterator[int]:
-        return tries(index, len(self.rows), sample_seed(self.place.seed, place, "replacement"))
-
-    def _cached(self, cache: Cache, indices: list[int], epochs: list[int], places: range, position: Tensor) -> Batch:
-        indices = [
-            next(at for at in self._tries(i, p) if cache.images[at] is not None) for i, p in zip(indices, places)
-        ]
-        seeds = [sample_seed(self.place.seed, e, cache.keys[i]) for e, i in zip(epochs, indices)]
-        images = [cast(Tensor, cache.images[i]) for i in indices]
-        boxes, flips = self.crop.draw([image.shape[1:] for image in images], seeds)
-        pixels = self.crop.apply(images, boxes, flips)
-        return self.collate(pixels, [cache.labels[i] for i in indices], position, seeds)
+        return tries(index, len(self.rows), sample_seed(self.loading.seed, place, "replacement"))
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
-            rng = np.random.default_rng(sample_seed(self.place.seed, epoch, "order"))
+            rng = np.random.default_rng(sample_seed(self.loading.seed, epoch, "order"))
             self._epoch, self._order = epoch, rng.permutation(len(self.rows))
         return self._order
+
+
+class RowOf(NamedTuple):
+    """Where a row of a reader is: its epoch, and the marks before and after it."""
+
+    epoch: int
+    before: Mark
+    after: Mark
 
 
 class SequentialStream(IterableDataset[Batch]):
@@ -245,19 +198,12 @@ class SequentialStream(IterableDataset[Batch]):
     """
 
     def __init__(
-        self,
-        rows: RowSequence,
-        reader: ImageReader,
-        crop: RandomResizedCrop,
-        collate: Collate,
-        log: SkipLog,
-        place: Place,
-        num_workers: int,
+        self, rows: RowSequence, view: View, collate: Collate, log: SkipLog, loading: Loading, num_workers: int
     ):
-        self.rows, self.reader, self.crop, self.collate, self.log = rows, reader, crop, collate, log
-        self.place, self.num_workers = place, max(1, num_workers)
-        self.num_readers = place.world_size * self.num_workers
-        start = place.start
+        self.rows, self.view, self.collate, self.log = rows, view, collate, log
+        self.loading, self.num_workers = loading, max(1, num_workers)
+        self.num_readers = loading.world_size * self.num_workers
+        start = loading.start
         if start is not None and "readers" not in start:
             raise ConfigError("data.streaming: the run to resume was not streaming; it cannot go on with it")
         for name, now in (("num_workers", self.num_workers), ("num_readers", self.num_readers)):
@@ -266,43 +212,68 @@ class SequentialStream(IterableDataset[Batch]):
                 raise ConfigError(f"{what}: a streaming run resumes with the same as before, {start[name]}, not {now}")
 
     def __iter__(self) -> Iterator[Batch]:
-        start = self.place.start or {"readers": {}, "worker": 0}
+        start = self.loading.start or {"readers": {}, "worker": 0}
         # Torch asks worker 0 first; the stopped run may have stood at another one.
-        worker = (_worker()[0] + start["worker"]) % self.num_workers
-        reader = self.place.rank * self.num_workers + worker
+        worker = (worker_of()[0] + start["worker"]) % self.num_workers
+        reader = self.loading.rank * self.num_workers + worker
         epoch, *mark = start["readers"].get(str(reader), (0,))
-        samples = self._samples(reader, epoch, Mark(*mark))
+        samples = endless(
+            lambda epoch, mark: read_on(self.rows, self.loading.seed, epoch, reader, self.num_readers, mark),
+            partial(self._sample, reader), self.log, (reader, self.num_readers), (epoch, Mark(*mark)),
+        )  # fmt: skip
+        readable = (sample for sample in samples if sample is not None)
         while True:
-            pixels, labels, position, seeds = zip(*(next(samples) for _ in range(self.place.micro_batch_size)))
+            pixels, labels, position, seeds = zip(*itertools.islice(readable, self.loading.micro_batch_size))
             yield self.collate(torch.stack(pixels), labels, torch.tensor(position), seeds)
 
-    def _samples(self, reader: int, epoch: int, start: Mark) -> Iterator[tuple[Tensor, int, list[int], int]]:
-        longest = 0  # rows of this reader that are known to exist
-        while True:
-            count, num_readable = start.passed, 0
-            for mark, row in read_on(self.rows, self.place.seed, epoch, reader, self.num_readers, start):
-                count = mark.passed
-                key = row_key(row, count)
-                seed = sample_seed(self.place.seed, epoch, key)
-                try:
-                    pixels = self.reader.read_crop(row.get("image"), self.crop, seed)
-                except Unreadable as err:
-                    own = row.get("place") or row.get("key") or f"{reader}/{count}"
-                    self.log.add(key, str(err), max(count, longest) * self.num_readers, str(own))
-                    continue
-                num_readable += 1
-                yield pixels, row_label(row), [reader, self.num_readers, self.num_workers, epoch, *mark], seed
-            if count == 0:
-                raise DataError(f"the data has no row for reader {reader} of {self.num_readers}; use fewer workers")
-            if start == START:
-                if num_readable == 0:
-                    raise DataError(f"none of the {count} images read is readable")
-                if count - num_readable > self.log.max_rate * count:
-                    self.log.check(count * self.num_readers, at_least=0)  # short data would never reach MIN_SEEN
-            epoch, start, longest = epoch + 1, START, max(count, longest)
+    def _sample(
+        self, reader: int, row: Row, place: RowOf, seen: int
+    ) -> tuple[bool, tuple[Tensor, Label, list[int], int] | None]:
+        """Pixels, label, position and seed of a row; None if it is unreadable."""
+        epoch, _, mark = place
+        key = row_key(row, mark.passed)
+        seed = sample_seed(self.loading.seed, epoch, key)
+        try:
+            pixels, label = self.view.crop(row, seed)
+        except Unreadable as err:
+            own = row.get("place") or row.get("key") or f"{reader}/{mark.passed}"
+            self.log.add(key, str(err), seen, str(own))
+            return False, None
+        return True, (pixels, label, [reader, self.num_readers, self.num_workers, epoch, *mark], seed)
 
 
-def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
+def endless(
+    read: Callable[[int, Mark], Iterator[tuple[Mark, R]]],
+    use: Callable[[R, RowOf, int], tuple[bool, S]],
+    log: SkipLog,
+    who: tuple[int, int],
+    start: tuple[int, Mark],
+) -> Iterator[S]:
+    """What is made of the rows of one reader, epoch after epoch.
+
+    read: (epoch, mark) -> rows, each with the mark after it. use: (row, its place, rows that all readers have seen,
+    about) -> whether it is readable, and what is given; it logs what is not. who: reader, and number of readers. start:
+    epoch, and mark in it. Raises DataError if there are no rows, none is readable, or too many are not.
+    """
+    (reader, num_readers), (epoch, first) = who, start
+    longest = 0  # rows of this reader that are known to exist
+    while True:
+        mark, num_readable = first, 0
+        for after, row in read(epoch, first):
+            readable, made = use(row, RowOf(epoch, mark, after), max(after.passed, longest) * num_readers)
+            mark, num_readable = after, num_readable + readable
+            yield made
+        count = mark.passed
+        if count == 0:
+            raise DataError(f"the data has no row for reader {reader} of {num_readers}; use fewer workers")
+        if first == START and num_readable == 0:
+            raise DataError(f"none of the {count} {log.what} read is readable: {log.first()}")
+        if first == START and count - num_readable > log.max_rate * count:
+            log.check(count * num_readers, at_least=0)  # short data would never reach MIN_SEEN
+        epoch, first, longest = epoch + 1, START, max(count, longest)
+
+
+def advance(state: State | None, position: Tensor) -> State:
     """The state (JSON values) after a consumed batch: what to save, and to give as `start` to resume.
 
     state: after the batch before, or the `start` of this run, or None. position [B, P]: of the batch, on any
@@ -319,7 +290,7 @@ def advance(state: dict[str, Any] | None, position: Tensor) -> dict[str, Any]:
     return {"readers": readers, "worker": worker, "num_workers": num_workers, "num_readers": num_readers}
 
 
-def valid_state(state: Any) -> bool:
+def valid_state(state: object) -> bool:
     """Whether a state that was read from a file is one that `advance` gives, or None."""
     match state:
         case None:
@@ -327,7 +298,7 @@ def valid_state(state: Any) -> bool:
         case {"next": int(place)}:
             return place >= 0
         case {"documents": [int(), int(ranks), int(readers), int(sources), int(), int(), int(waiting), *rest]}:
-            whole = len(rest) == readers + 4 * readers * sources + 6 * waiting and all(type(n) is int for n in rest)
+            whole = len(rest) == readers + 4 * readers * sources + 8 * waiting and all(type(n) is int for n in rest)
             return whole and min(ranks, readers, sources, waiting + 1, *rest) >= 0
         case {"readers": dict(readers), "worker": int(), "num_workers": int(workers), "num_readers": int(count)}:
             whole = all(len(place) == 1 + len(START) for place in readers.values())
@@ -337,18 +308,22 @@ def valid_state(state: Any) -> bool:
 
 
 class TrainLoader(DataLoader[Batch]):
-    """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line."""
+    """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line.
 
-    def __init__(self, stream: IterableDataset[Batch], num_workers: int, seed: int, pin_memory: bool):
+    num_rows: size of the data, None if that is not known.
+    """
+
+    def __init__(self, stream: IterableDataset[Any], num_workers: int, loading: Loading, num_rows: int | None = None):
+        self.num_rows = num_rows
         self.workers: list[BaseProcess] = []
         super().__init__(
             stream,
             batch_size=None,
             num_workers=num_workers,
-            pin_memory=pin_memory,
+            pin_memory=loading.pins,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
-            generator=torch.Generator().manual_seed(seed),  # else torch draws a seed from the global generator
+            generator=torch.Generator().manual_seed(loading.seed),  # else torch draws a seed from the global generator
             worker_init_fn=_start_worker,
         )
 
@@ -367,7 +342,7 @@ class TrainLoader(DataLoader[Batch]):
 
 
 @contextlib.contextmanager
-def checked_workers(loader: Any) -> Iterator[None]:
+def checked_workers(loader: object) -> Iterator[None]:
     """An error in the block is a DataError of one line if it comes of the death of one of the loader's workers: torch
     raises wherever the main process is at that moment, by a signal."""
     try:
@@ -375,7 +350,7 @@ def checked_workers(loader: Any) -> Iterator[None]:
     except NextEmbedError:
         raise
     except Exception:
-        workers = getattr(loader, "workers", [])
+        workers = loader.workers if isinstance(loader, TrainLoader) else []
         wait([worker.sentinel for worker in workers], timeout=5)  # its connections end a moment before it does
         for worker in workers:
             if worker.exitcode:
@@ -393,7 +368,7 @@ def _death(exit_code: int) -> str:
     return f"a data worker died ({how}); data.num_workers=0 reads in the main process and shows where"
 
 
-def _worker() -> tuple[int, int]:
+def worker_of() -> tuple[int, int]:
     info = get_worker_info()
     return (0, 1) if info is None else (info.id, info.num_workers)
 

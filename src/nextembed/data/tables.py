@@ -1,31 +1,32 @@
 """Rows of documents from Parquet, JSON lines, text, CSV, webdataset archives, folders and the hub."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
+from ..core.config import Config
 from ..core.files import first_line, from_json
 from ..errors import ConfigError, MissingSplit, unknown
-from .documents import DocumentPart
-from .images import Role
-from .loading import choose, class_names, load, parse_split, quiet
+from .limits import Role
+from .loading import Table, choose, class_names, load, parse_split, quiet
 from .origins import Origin, find_table
 from .record import Folder, Record, check_readable
-from .sources import IndexedRows, StreamedRows
-from .splits import asked_for
+from .rows import Rows, RowSequence
+from .stored import IndexedRows, R, StreamedRows, ToRow, Values
 from .transforms import Unreadable
 
 
-class TablePart(DocumentPart):
-    """Documents of which each is a row of a table that Hugging Face `datasets` can read.
+class TableSettings(Config):
+    """Where rows of a table are, and which of them.
 
-    source: a Parquet, JSON-lines (.jsonl), JSON (.json: a list), CSV or text file; a folder of such files named by
-    split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with metadata.jsonl; a
-    hub id; or "emoji" and "glosses", which come with the package. Files that rows name are relative to the folder,
-    and may not lie outside. subset, split, validation, test, where, split_column, streaming, shuffle_buffer: as of
-    `images`.
+    source: what `datasets` can read, see each kind of data. subset: configuration of a hub data set that has several.
+    split, validation, test: which rows train, choose and measure; as in `load_dataset`: "train[:-5000]". where: keeps
+    rows whose column has this value, or one of these: {"vendor": "noto"}. split_column: column that names each row's
+    split, for sources that keep all splits in one file. streaming: reads in sequence, without a local copy;
+    shuffle_buffer: rows that are mixed, then.
     """
 
     source: str
@@ -38,62 +39,115 @@ class TablePart(DocumentPart):
     streaming: bool = False
     shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
 
-    def rows(self, split: Role) -> Any:
-        """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
-        with asked_for(self, split):
-            return self._rows(split)
+    def expression(self, split: Role) -> str:
+        return {"train": self.split, "validation": self.validation, "test": self.test}[split]
 
-    def _rows(self, split: Role) -> Any:
-        origin = find_table(self.source)
-        expression = {"train": self.split, "validation": self.validation, "test": self.test}[split]
+    @contextmanager
+    def asked_for(self, split: Role) -> Iterator[None]:
+        """What is missing in the block is a plain ConfigError if the settings name it: a mistyped name is no lack of a
+        split. The default names ("validation", "test") may be missing."""
+        try:
+            yield
+        except MissingSplit as err:
+            field = "split" if split == "train" else split
+            if self.expression(split) != type(self).model_fields[field].default:
+                raise ConfigError(f"data.{field}: {str(err).removeprefix('data: ')}") from None
+            raise
+
+    def splits_by(self) -> str | None:
+        """The column that names each row's split."""
+        return self.split_column or ("split" if self.source == "emoji" else None)
+
+    def stored_split(self, split: Role) -> str:
+        """The name under which the rows of a split are stored, with others perhaps."""
+        return "train" if self.splits_by() else parse_split(self.expression(split))[0]
+
+    def opened(self, origin: Origin, split: Role) -> Table:
+        """The rows of a split, with its columns as they are. Raises ConfigError for what does not exist."""
+        expression, split_column = self.expression(split), self.splits_by()
         name, part = parse_split(expression)
-        split_column = self.split_column or ("split" if self.source == "emoji" else None)
-        if origin.builder == "json":
-            if self.where or split_column:
-                raise ConfigError("data.where: a list in JSON has no columns to choose rows by; use Parquet")
-            records = read_json(origin, name)
-            self.check(self.columns_of(records))
-            return JsonRows(records[part], ToRecord(origin.folder))
-        where = ({split_column: name} if split_column else {}) | self.where
-        data = self._load(origin, "train" if split_column else expression)
-        in_lines = origin.builder == "text" and not self._is_text(origin)
-        if not in_lines:
-            self.check(list(data.column_names or data.features or []))
-        for column, wanted in where.items():
-            if in_lines:
-                raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
+        data = self.loaded(origin, "train" if split_column else expression)
+        for column, wanted in (({split_column: name} if split_column else {}) | self.where).items():
             kind = MissingSplit if column == split_column else ConfigError
             data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming, kind)
         if split_column and part != slice(None):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
             data = data.select(range(*part.indices(len(data))))
-        to_record: Any = ToRecord(origin.folder, in_lines, class_names(data.features))
-        if self.streaming:
-            return StreamedRows(data, to_record, self.shuffle_buffer, origin, "train" if split_column else name)
-        return IndexedRows(data, to_record)
+        return data
+
+    def loaded(self, origin: Origin, expression: str) -> Table:
+        """The rows of a split expression, unfiltered."""
+        return load(origin, expression, self.subset, self.streaming)
+
+    def streamed(
+        self, data: Table, to_row: ToRow[R], origin: Origin, split: Role, has_columns: bool = True
+    ) -> StreamedRows[R]:
+        return StreamedRows(data, to_row, self.shuffle_buffer, origin, self.stored_split(split), has_columns)
+
+
+class DocumentTable(TableSettings):
+    """Documents of which each is a row of a table that Hugging Face `datasets` can read.
+
+    source: a Parquet, JSON-lines (.jsonl), JSON (.json: a list), CSV or text file; a folder of such files named by
+    split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with metadata.jsonl; a
+    hub id; or "emoji" and "glosses", which come with the package. Files that rows name are relative to the folder,
+    and may not lie outside.
+    """
+
+    def rows(self, split: Role) -> Rows | RowSequence:
+        """Rows of a split (`Record`). Raises ConfigError for a source, split or column that does not exist."""
+        with self.asked_for(split):
+            origin = find_table(self.source)
+            if origin.builder == "json":
+                return self._listed(origin, split)
+            data = self.opened(origin, split)
+            in_lines = is_lines(origin)
+            to_record = ToRecord(origin.folder, in_lines, class_names(data.features))
+            if self.streaming:
+                return self.streamed(data, to_record, origin, split, not in_lines)
+            return IndexedRows(data, to_record, not in_lines)
 
     def check(self, columns: list[str]) -> None:
         """Raises ConfigError if the columns asked for are not there."""
-        for field in type(self).model_fields:
-            name = getattr(self, field)
+        for field, name in self:
             if field.endswith("_column") and field != "split_column" and name and not is_there(name, columns):
                 raise ConfigError(unknown(f"data.{field}:", name, columns))
 
-    def columns_of(self, records: list[Any]) -> list[str]:
-        return sorted({name for record in records[:100] if isinstance(record, dict) for name in record})
-
-    def _load(self, origin: Origin, expression: str) -> Any:
+    def loaded(self, origin: Origin, expression: str) -> Table:
+        """Raises ConfigError for columns that are not there."""
         if origin.builder != "text":
-            return load(origin, expression, self.subset, self.streaming)
-        sample_by = getattr(self, "sample_by", "line") if self._is_text(origin) else "line"
-        data = load(origin, expression, None, self.streaming, sample_by=sample_by)
+            data = super().loaded(origin, expression)
+            self.check(list(data.column_names or data.features or []))
+            return data
+        if is_lines(origin) and (self.where or self.splits_by()):
+            raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
+        sample_by = "line" if is_lines(origin) else self.text_unit()
+        lines = load(origin, expression, None, self.streaming, sample_by=sample_by)
+        if not is_lines(origin):
+            self.check(["text"])
         with quiet(True):
-            return data.filter(has_text, input_columns=["text"])  # blank lines are no rows
+            return lines.filter(has_text, input_columns=["text"])  # blank lines are no rows
 
-    def _is_text(self, origin: Origin) -> bool:
-        files = [file for found in (origin.files or {}).values() for file in found]
-        return all(file.lower().endswith(".txt") for file in files)
+    def text_unit(self) -> str:
+        """What a row of text files is: "line", "paragraph" or "document"."""
+        return "line"
+
+    def _listed(self, origin: Origin, split: Role) -> list[Record]:
+        """The rows of lists in JSON."""
+        if self.where or self.splits_by():
+            raise ConfigError("data.where: a list in JSON has no columns to choose rows by; use Parquet")
+        name, part = parse_split(self.expression(split))
+        records = read_json(origin, name)
+        self.check(sorted({name for record in records[:100] if isinstance(record, dict) for name in record}))
+        to_record = ToRecord(origin.folder)
+        return [to_record(record, index) for index, record in enumerate(records[part])]
+
+
+def is_lines(origin: Origin) -> bool:
+    """Whether the files hold lines of JSON, not text."""
+    files = [file for found in (origin.files or {}).values() for file in found]
+    return origin.builder == "text" and not all(file.lower().endswith(".txt") for file in files)
 
 
 def is_there(column: str, columns: list[str]) -> bool:
@@ -105,12 +159,12 @@ def has_text(value: str) -> bool:
     return bool(value.strip())
 
 
-def read_json(origin: Origin, split: str) -> list[Any]:
+def read_json(origin: Origin, split: str) -> list[object]:
     """The rows of JSON files that each hold a list of objects. Raises ConfigError for a file that does not."""
     files = origin.files or {}
     if split not in files:
         raise MissingSplit(unknown("data: split", split, files))
-    found: list[Any] = []
+    found: list[object] = []
     for file in files[split]:
         try:
             rows = from_json(Path(file).read_bytes())
@@ -130,22 +184,24 @@ class ToRecord(NamedTuple):
     json_lines: bool = False
     class_names: dict[str, list[str]] = {}
 
-    def __call__(self, record: Any, index: int | str) -> Record:
+    def __call__(self, record: object, index: int | str) -> Record:
         if isinstance(record, Unreadable):
             return Record({}, str(index), Folder(self.folder), str(record))
-        row, error = parsed(record["text"]) if self.json_lines else as_row(record)
+        row, error = as_row(record)
+        if self.json_lines:
+            row, error = parsed(row["text"])
         for column, names in self.class_names.items():
             label = row.get(column)
             row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
         return Record(row, self.key(record, index), Folder(self.folder), error)
 
-    def key(self, record: Any, index: int | str) -> str:
+    def key(self, record: object, index: int | str) -> str:
         if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # of a webdataset archive
             return f"{Path(str(record['__url__'])).name}/{record['__key__']}"
         return str(index)
 
 
-def parsed(line: str) -> tuple[dict[str, Any], str | None]:
+def parsed(line: str) -> tuple[Values, str | None]:
     """The row of a line of JSON, and what is wrong with it."""
     try:
         return as_row(from_json(line))
@@ -153,32 +209,16 @@ def parsed(line: str) -> tuple[dict[str, Any], str | None]:
         return {}, f"not JSON: {first_line(err)}"
 
 
-def as_row(value: Any) -> tuple[dict[str, Any], str | None]:
+def as_row(value: object) -> tuple[Values, str | None]:
     return (dict(value), None) if isinstance(value, dict) else ({}, "the row is not a JSON object")
 
 
-class JsonRows:
-    """Rows that are in memory."""
-
-    def __init__(self, records: list[Any], to_record: ToRecord):
-        self.records, self.to_record = records, to_record
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self.to_record(self.records[index], index)
-
-    def __iter__(self) -> Iterator[Record]:
-        return (self[i] for i in range(len(self)))
-
-
-def field(row: dict[str, Any], name: str) -> Any:
+def field(row: Values, name: str) -> object:
     """The value of a column, or of a field inside it: "json.caption". Raises Unreadable where there is none."""
     check_readable(row)
     if name in row:  # dots may be part of a column's own name
         return row[name]
-    value: Any = row
+    value: object = row
     for part in name.split("."):
         if isinstance(value, bytes | str):
             try:
@@ -191,7 +231,7 @@ def field(row: dict[str, Any], name: str) -> Any:
     return value
 
 
-def words(value: Any, name: str) -> str:
+def words(value: object, name: str) -> str:
     """Text of a column. Raises Unreadable for what is none, or nothing but white space."""
     if isinstance(value, bytes):
         try:
@@ -207,7 +247,7 @@ def words(value: Any, name: str) -> str:
     return value.strip()
 
 
-def first_of(row: dict[str, Any], names: tuple[str, ...], what: str, setting: str) -> str:
+def first_of(row: Values, names: tuple[str, ...], what: str, setting: str) -> str:
     """The first of some columns that the row has. Raises Unreadable, naming the setting, if it has none."""
     check_readable(row)
     for name in names:

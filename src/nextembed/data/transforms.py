@@ -73,17 +73,17 @@ class ImageReader:
     def mode(self) -> str:
         return "RGB" if self.num_channels == 3 else "L"
 
-    def read(self, image: Any) -> Tensor:
+    def read(self, image: object) -> Tensor:
         """The whole image, uint8 [C, H, W]."""
         with _unreadable():
             return _to_tensor(self._convert(self._open(self._load(image))))
 
-    def read_size(self, image: Any) -> tuple[int, int]:
+    def read_size(self, image: object) -> tuple[int, int]:
         """(height, width) after EXIF rotation, from the header alone."""
         with _unreadable():
             return _upright_size(self._open(self._load(image)))
 
-    def read_crop(self, image: Any, crop: "RandomResizedCrop", seed: int) -> Tensor:
+    def read_crop(self, image: object, crop: "RandomResizedCrop", seed: int) -> Tensor:
         """A random crop, resized to uint8 [C, size, size], perhaps flipped.
 
         A large JPEG is decoded at a reduced scale (1/2, 1/4, 1/8, inside the decoder's inverse DCT) at which the crop
@@ -106,7 +106,7 @@ class ImageReader:
                 pixels = _to_tensor(img.resize((size, size), Image.Resampling.BILINEAR, box=edges))
             return pixels.flip(-1) if flip else pixels
 
-    def _load(self, image: Any) -> bytes | Image.Image:
+    def _load(self, image: object) -> bytes | Image.Image:
         """The file's bytes, or what is an image already; within `max_bytes`."""
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
@@ -156,7 +156,7 @@ class _unreadable:
         self.warnings.__enter__()
         warnings.simplefilter("ignore")  # of large images, for which there is our own limit, and of broken EXIF data
 
-    def __exit__(self, kind: Any, err: BaseException | None, trace: Any) -> None:
+    def __exit__(self, kind: object, err: BaseException | None, trace: object) -> None:
         self.warnings.__exit__(None, None, None)
         if isinstance(err, Exception) and not isinstance(err, Unreadable):
             lines = str(err).strip().splitlines()

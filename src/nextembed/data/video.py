@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -13,9 +13,12 @@ from torch import Tensor
 from ..core.config import DATA
 from ..core.types import Document, Segment
 from .containers import Containers
-from .documents import text
+from .documents import DocumentPart, text
+from .limits import Role
 from .pairs import TEXTS, ordered
-from .tables import TablePart, field, first_of, words
+from .record import Record
+from .rows import Rows, RowSequence
+from .tables import DocumentTable, field, first_of, words
 from .transforms import Unreadable
 
 VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
@@ -50,18 +53,18 @@ class VideoReader:
         self.files = Containers("video", max_bytes)
         self.max_pixels, self.max_seconds = max_pixels, max_seconds
 
-    def read(self, video: Any, num_frames: int) -> Tensor:
+    def read(self, video: object, num_frames: int) -> Tensor:
         """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
         data = self.files.load(video)
         return self._frames(data, lambda times: frame_indices(len(times), num_frames))
 
-    def read_spans(self, video: Any, spans: list[Span], num_frames: int) -> list[Tensor]:
+    def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
         data = self.files.load(video)
         frames = self._frames(data, lambda times: [i for span in spans for i in within(times, span, num_frames)])
         return list(frames.split(num_frames))
 
-    def _frames(self, data: bytes, choose: Any) -> Tensor:
+    def _frames(self, data: bytes, choose: Callable[[list[float]], list[int]]) -> Tensor:
         times = self._times(data)
         for _ in range(2):
             if not times:
@@ -143,7 +146,7 @@ def parse_subtitles(value: Any) -> list[Span]:
     return sorted(found)
 
 
-def _span(start: Any, end: Any, said: Any) -> Span:
+def _span(start: float, end: float, said: str) -> Span:
     span = Span(float(start), float(end), said)
     if not isinstance(said, str) or not math.isfinite(span.start + span.end):
         raise ValueError(f"not {str(span[:3])[:80]}")
@@ -164,7 +167,7 @@ def _from_text(value: str) -> Iterator[Span]:
 
 
 @DATA.register("video_text")
-class VideoText(TablePart):
+class VideoText(DocumentTable, DocumentPart):
     """A video and its text, or its subtitles between its frames.
 
     video_column, text_column, subtitles_column: null finds them. Subtitles are a list of {"start", "end", "text"}
@@ -186,14 +189,14 @@ class VideoText(TablePart):
     max_bytes: int = Field(default_bytes, gt=0)
     max_seconds: float = Field(600.0, gt=0, le=1e7)
 
-    def rows(self, split: Any) -> Any:
+    def rows(self, split: Role) -> Rows | RowSequence:
         self.video_reader()  # a missing extra is said before anything is read
         return super().rows(split)
 
     def video_reader(self) -> VideoReader:
         return VideoReader(self.max_bytes, self.max_pixels, self.max_seconds)
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
         column = self.video_column or first_of(row, VIDEOS, "a video", "video_column")
         reader = self.video_reader()
         if self.with_subtitles:

@@ -6,7 +6,7 @@ them apart. So what comes after the picture has two answers, with known rates, a
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..core.config import DATA
 from ..core.types import Document, Segment
-from ..data.documents import text
+from ..data.documents import DocumentPart, text
 from ..data.draws import Draws, sample_seed
-from ..data.images import Role
 from ..data.layouts import Layouts, check_layouts, drawn_layout
+from ..data.limits import Role
 from ..data.media import series
-from ..data.record import key_of
-from ..data.tables import TablePart, field, words
+from ..data.record import Record, key_of
+from ..data.rows import Rows, RowSequence
+from ..data.tables import DocumentTable, field, words
 from ..errors import ConfigError, unknown
 from .emoji_documents import moved
 
@@ -100,7 +101,7 @@ class Truth(NamedTuple):
 
 
 @DATA.register("candle")
-class Candle(TablePart):
+class Candle(DocumentTable, DocumentPart):
     """Pictures of hot, cold and other things, temperatures on touching them, and questions about them.
 
     source: "emoji", the sample that comes with the package, or a table like it, with images and names. things: names
@@ -145,33 +146,33 @@ class Candle(TablePart):
     def warmths(self) -> dict[str, Warmth]:
         return THINGS if self.things is None else self.things
 
-    def rows(self, split: Role) -> Any:
+    def rows(self, split: Role) -> Rows:
         """`repeats` rows of each picture of a split."""
         if self.streaming:
             raise ConfigError("data.streaming: the candle test is made of a table that can be indexed")
         names = {self.name_column: list(self.warmths())}
         chosen = self.model_copy(update={"where": {**names, **self.where}})
-        return RepeatedRows(super(Candle, chosen).rows(split), self.repeats)
+        return RepeatedRows(indexed(super(Candle, chosen).rows(split)), self.repeats)
 
     def check(self, columns: list[str]) -> None:
         super().check(columns)
-        for setting in ("image_column", "name_column"):
-            if getattr(self, setting) not in columns:
-                raise ConfigError(unknown(f"data.{setting}:", getattr(self, setting), columns))
+        for setting, column in (("image_column", self.image_column), ("name_column", self.name_column)):
+            if column not in columns:
+                raise ConfigError(unknown(f"data.{setting}:", column, columns))
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
         return self.drawn(row, seed)[0]
 
     # -- with the truth, for evaluation
 
-    def drawn(self, row: Any, seed: int) -> tuple[Document, Truth]:
+    def drawn(self, row: Record, seed: int) -> tuple[Document, Truth]:
         """The document that training would see of a row with this seed, and what is true of it."""
         names = drawn_layout(self.layouts, lambda word: True, Draws(sample_seed(seed, 0, "layout")))
         assert names is not None
         return self.make(row, " ".join(names), seed)
 
     def make(
-        self, row: Any, layout: str, seed: int = 0, is_real: bool | None = None, num_touched: int | None = None
+        self, row: Record, layout: str, seed: int = 0, is_real: bool | None = None, num_touched: int | None = None
     ) -> tuple[Document, Truth]:
         """A document of a row in one layout, and what is true of it. is_real, num_touched: None draws them."""
         check_layouts({layout: 1.0}, WORDS)
@@ -197,7 +198,7 @@ class Candle(TablePart):
             yield self.drawn(row, sample_seed(seed, 0, key_of(row, number)))
 
     def truth(
-        self, row: Any, layout: str, seed: int, is_real: bool | None = None, num_touched: int | None = None
+        self, row: Record, layout: str, seed: int, is_real: bool | None = None, num_touched: int | None = None
     ) -> Truth:
         name = words(field(row, self.name_column), self.name_column)
         warmth = self.warmths()[name]
@@ -212,7 +213,7 @@ class Candle(TablePart):
         touch = temperatures(end, self.num_samples, self.noise, sample_seed(seed, 0, "touch"))
         return Truth(name, warmth, real, rate, touch, touched, layout)
 
-    def picture(self, row: Any, seed: int | None) -> Segment:
+    def picture(self, row: Record, seed: int | None) -> Segment:
         """The thing on its ground, shifted and scaled where there is a seed. Raises Unreadable."""
         pixels = self.reader().read(row.folder.read(field(row, self.image_column)))
         if seed is not None and (self.max_shift or self.max_scale):
@@ -235,16 +236,21 @@ def temperatures(end: float, num_samples: int, noise: float, seed: int) -> Tenso
     return torch.tensor([values], dtype=torch.float32)
 
 
+def indexed(rows: Rows | RowSequence) -> Rows:
+    assert isinstance(rows, Rows)  # nothing here is streamed
+    return rows
+
+
 class RepeatedRows:
     """Each of some rows several times in an epoch, with keys of their own."""
 
-    def __init__(self, rows: Any, repeats: int):
+    def __init__(self, rows: Rows, repeats: int):
         self.rows, self.repeats = rows, repeats
 
     def __len__(self) -> int:
         return len(self.rows) * self.repeats
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Record:
         number, repeat = divmod(index, self.repeats)
-        row = self.rows[number]
+        row: Record = self.rows[number]
         return row.but(key=f"{row.key}/{repeat}")

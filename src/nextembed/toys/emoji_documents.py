@@ -1,6 +1,6 @@
 """Documents made of emoji: captions both ways, keywords, questions about the group, two pictures in context."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..core.config import DATA, Config
 from ..core.types import Document, Segment
-from ..data.documents import text
+from ..data.documents import DocumentPart, text
 from ..data.draws import Draws, sample_seed
-from ..data.images import Role
+from ..data.limits import Role
 from ..data.record import Record
-from ..data.stream import Rows
-from ..data.tables import TablePart, field, words
+from ..data.rows import Rows
+from ..data.tables import DocumentTable, field, words
 from ..data.transforms import Unreadable
 from ..errors import ConfigError
 
@@ -60,7 +60,7 @@ class KindWeights(Config):
 
 
 @DATA.register("emoji_documents")
-class EmojiDocuments(TablePart):
+class EmojiDocuments(DocumentTable, DocumentPart):
     """Documents about emoji, drawn anew for each emoji in each epoch.
 
     source: "emoji", the sample that comes with the package, or a folder like it: Parquet with the columns image, name,
@@ -77,13 +77,15 @@ class EmojiDocuments(TablePart):
     max_shift: float = Field(0.0, ge=0, lt=1)
     max_scale: float = Field(0.0, ge=0, lt=1)
 
-    def rows(self, split: Role) -> Any:
+    def rows(self, split: Role) -> Rows:
         if self.streaming:
             raise ConfigError("data.streaming: documents about emoji are made of tables that can be indexed")
         return EmojiRows(self._vendored().table(split))
 
     def table(self, split: Role) -> Rows:
-        return super().rows(split)
+        rows = super().rows(split)
+        assert isinstance(rows, Rows)  # it is not streamed
+        return rows
 
     def check(self, columns: list[str]) -> None:
         super().check(columns)
@@ -96,7 +98,8 @@ class EmojiDocuments(TablePart):
             return self
         return self.model_copy(update={"where": {**self.where, "vendor": self.vendor}})
 
-    def document(self, row: Any, seed: int) -> Document:
+    def document(self, row: Record, seed: int) -> Document:
+        assert isinstance(row, EmojiRow)
         draw = Draws(seed)
         kinds = list(self.kinds.model_dump().items())
         at = draw.share() * sum(weight for _, weight in kinds)
@@ -110,25 +113,25 @@ class EmojiDocuments(TablePart):
 
     # -- the kinds, also for evaluation: what is asked ends before the first segment with loss, if it has one
 
-    def caption(self, row: Any, seed: int | None = None) -> Document:
+    def caption(self, row: "EmojiRow", seed: int | None = None) -> Document:
         return self._made(row, [self.picture(row, seed), text(f"{name_of(row)}.")])
 
-    def paint(self, row: Any, seed: int | None = None) -> Document:
+    def paint(self, row: "EmojiRow", seed: int | None = None) -> Document:
         return self._made(row, [text(f"{name_of(row)}:"), self.picture(row, seed)])
 
-    def keywords(self, row: Any, seed: int | None = None) -> Document:
+    def keywords(self, row: "EmojiRow", seed: int | None = None) -> Document:
         found = field(row, "tags") or []
         if not isinstance(found, list) or not all(isinstance(tag, str) for tag in found):
             raise Unreadable("'tags' is not a list of texts")
         tags = ", ".join(found) or name_of(row)
         return self._made(row, [self.picture(row, seed), text("keywords:", loss=False), text(f" {tags}.")])
 
-    def question(self, row: Any, seed: int | None = None, form: int = 0) -> Document:
+    def question(self, row: "EmojiRow", seed: int | None = None, form: int = 0) -> Document:
         asked = text(FORMS[self.forms][form], loss=False)
         answer = text(f" {words(field(row, 'group'), 'group')}.")
         return self._made(row, [self.picture(row, seed, loss=False), asked, answer])
 
-    def context(self, rows: list[Any], seed: int | None = None) -> Document:
+    def context(self, rows: list["EmojiRow"], seed: int | None = None) -> Document:
         """Captions of several emoji, one after the other."""
         segments: list[Segment] = []
         for number, row in enumerate(rows):
@@ -136,10 +139,10 @@ class EmojiDocuments(TablePart):
             segments += [self.picture(row, own), text(f"{name_of(row)}.")]
         return self._made(rows[0], segments)
 
-    def _made(self, row: Any, segments: list[Segment]) -> Document:
+    def _made(self, row: "EmojiRow", segments: list[Segment]) -> Document:
         return {"key": row.key, "segments": segments}
 
-    def picture(self, row: Any, seed: int | None, loss: bool = True) -> Segment:
+    def picture(self, row: "EmojiRow", seed: int | None, loss: bool = True) -> Segment:
         """The emoji on its ground, uint8 [3, H, W]; shifted and scaled where there is a seed. Raises Unreadable."""
         pixels = row.pixels
         if pixels is None:
@@ -160,7 +163,7 @@ def drawn_kind(kinds: list[tuple[str, float]], at: float) -> str:
     return possible[-1][0]  # the last edge, missed by rounding
 
 
-def name_of(row: Any) -> str:
+def name_of(row: Record) -> str:
     return words(field(row, "name"), "name")
 
 
@@ -179,7 +182,7 @@ def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, backg
 class EmojiRow(Record):
     """A row that knows the others, its number among them, and its picture once that has been decoded."""
 
-    def __init__(self, row: Any, others: "EmojiRows", number: int, pixels: Tensor | None = None):
+    def __init__(self, row: Record, others: "EmojiRows", number: int, pixels: Tensor | None = None):
         super().__init__(row, row.key, row.folder, row.error)
         self.others, self.number, self.pixels = others, number, pixels
 
@@ -196,7 +199,7 @@ class EmojiRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> EmojiRow:
         if index in self.kept:
             return self.kept[index]
         return EmojiRow(self.rows[index], self, index)
@@ -207,8 +210,8 @@ class EmojiRows:
             row["image"] = None
             self.kept[row.number] = EmojiRow(row, self, row.number, pixels)
 
-    def another(self, row: Any, draw: Draws) -> Any:
+    def another(self, row: "EmojiRow", draw: Draws) -> EmojiRow:
         """Another row; the same one only where there is no other."""
         index = draw.below(len(self))
-        found: Any = self[index]
+        found = self[index]
         return self[(index + 1) % len(self)] if found.key == row.key else found

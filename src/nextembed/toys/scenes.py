@@ -2,7 +2,6 @@
 
 import hashlib
 from collections import OrderedDict
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,10 +9,10 @@ from pydantic import Field, model_validator
 
 from ..core.config import DATA
 from ..data.draws import Draws, sample_seed
-from ..data.images import Role
-from ..data.masks import MaskPart, MaskRow
+from ..data.limits import Role
+from ..data.masks import MaskPart
+from ..data.rows import Row, Rows, row_key
 from ..data.sources import ImageData
-from ..data.stream import Rows, row_key
 from ..data.transforms import ImageReader, Unreadable, _unreadable
 from ..errors import ConfigError, MissingSplit
 
@@ -68,7 +67,7 @@ class EmojiScenes(MaskPart):
     def _emoji(self) -> ImageData:
         return ImageData(source=self.emoji, label_column="group")
 
-    def backdrops(self, split: Role) -> tuple[Any, list[int]]:
+    def backdrops(self, split: Role) -> tuple[Rows, list[int]]:
         """Rows of pictures, and the numbers of those that belong to a split; none for plain colours."""
         if self.backgrounds is None:
             return [], []
@@ -106,11 +105,13 @@ class Scenes:
 
     def __init__(self, part: EmojiScenes, split: Role):
         self.part, self.split = part, split
-        self.emoji: Any = part._emoji().rows(split)
+        emoji = part._emoji().rows(split)
+        assert isinstance(emoji, Rows)  # it is not streamed
+        self.emoji = emoji
         self.backdrops, self.numbers = part.backdrops(split)
         self.reader = RgbaReader(3, part.background, part.max_pixels, part.max_bytes)
         self.num = {"train": part.num_scenes, "validation": part.num_validation, "test": part.num_test}[split]
-        self.kept: OrderedDict[int, MaskRow] = OrderedDict()
+        self.kept: OrderedDict[int, Row] = OrderedDict()
         self.pictures: dict[tuple[str, int], Image.Image] = {}
         self.groups: dict[int, int] = {}
         self.bytes_left = CACHE_BYTES
@@ -118,7 +119,7 @@ class Scenes:
     def __len__(self) -> int:
         return self.num
 
-    def __getitem__(self, index: int) -> MaskRow:
+    def __getitem__(self, index: int) -> Row:
         if not 0 <= index < self.num:
             raise IndexError(index)
         if index not in self.kept:
@@ -161,7 +162,7 @@ class Scenes:
         except Unreadable as err:
             raise ConfigError(f"data.emoji: {row_key(self.emoji[number], number)}: {err}") from None
 
-    def _picture(self, kind: str, rows: Any, number: int) -> Image.Image:
+    def _picture(self, kind: str, rows: Rows, number: int) -> Image.Image:
         """A decoded picture, premultiplied by its alpha; kept while there is room. Raises Unreadable."""
         if (kind, number) in self.pictures:
             return self.pictures[kind, number]
@@ -196,7 +197,7 @@ class Scenes:
 class RgbaReader(ImageReader):
     """Reads a picture with its transparency."""
 
-    def read_rgba(self, image: Any) -> Image.Image:
+    def read_rgba(self, image: object) -> Image.Image:
         """RGBA. Raises Unreadable for what is no picture within the limits."""
         with _unreadable():
             opened = self._open(self._load(image))

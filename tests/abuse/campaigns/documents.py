@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 
 OMNI = {"text": {}, "image": {"image_size": 8, "patch_size": 4}, "audio": {}}
 
@@ -22,7 +23,7 @@ def part(kind: str, source: Path, streaming: bool, **settings: Any) -> Any:
 
 def trained(data: Any, count: int, skipped: Path) -> list[dict[str, Any]]:
     """Reads batches as a run does; what was skipped, each with its reason."""
-    loader = data.train_loader(encode=encode(), max_length=400, micro_batch_size=1, skipped_path=skipped)
+    loader = data.train_loader(Loading(1, skipped_path=skipped), encode=encode(), max_length=400)
     for _, _ in zip(range(count), loader):
         pass
     return [json.loads(line) for line in skipped.read_text().splitlines()] if skipped.exists() else []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nextembed.core.types import Loading
 from nextembed.data.augment import Augment
 from nextembed.data.sources import ImageData
 from nextembed.errors import MissingExtra
@@ -62,12 +63,12 @@ def test_batches_do_not_depend_on_workers_or_batch_size(channels):
     sizes = SIZES | {"num_channels": channels}
 
     def first(num_workers, size):
-        loader = data.model_copy(update={"num_workers": num_workers}).train_loader(micro_batch_size=size, **sizes)
+        loader = data.model_copy(update={"num_workers": num_workers}).train_loader(Loading(size), **sizes)
         batches = iter(loader)
         return torch.cat([next(batches)["pixel_values"] for _ in range(12 // size)])
 
     assert torch.equal(first(0, 12), first(2, 4))
-    plain = ImageData(source="emoji", num_workers=0).train_loader(micro_batch_size=12, **sizes)
+    plain = ImageData(source="emoji", num_workers=0).train_loader(Loading(12), **sizes)
     assert not torch.equal(first(0, 12), next(iter(plain))["pixel_values"])
 
 
@@ -81,5 +82,5 @@ def test_without_timm_the_line_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(MissingExtra, match=r"this needs timm: pip install 'nextembed\[finetune\]'"):
-        ImageData(source="emoji", rand_augment=(9, 0.5)).train_loader(micro_batch_size=2, **SIZES)
+        ImageData(source="emoji", rand_augment=(9, 0.5)).train_loader(Loading(2), **SIZES)
     Augment(16, None, 0.5)

@@ -15,6 +15,7 @@ from PIL import Image
 
 import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 from nextembed.data.messages import render
 from nextembed.data.transforms import Unreadable
 from nextembed.data.video import Span, VideoReader, frame_indices, parse_subtitles, within
@@ -86,8 +87,8 @@ def test_pairs_of_a_table(tmp_path, streaming):
     with pytest.raises(ConfigError, match=r"has no {text}"):
         documents(**settings, prompts=["a"])
     part = DATA.parse(settings | {"num_workers": 0})
-    options = {"encode": encode_document, "max_length": 64, "micro_batch_size": 2}
-    batch = next(iter(part.train_loader(**options)))
+    options = {"encode": encode_document, "max_length": 64}
+    batch = next(iter(part.train_loader(Loading(2), **options)))
     for one in unpacked(batch):
         number = int(one.values["pixel_values"][0, 0])
         assert f"w{number}" in written(one.positions["input_ids"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nextembed.core.types import Loading
 from nextembed.data.masks import JointCrop, PairReader, classes_to_segment
 from nextembed.data.segmentation import SegmentationData, read_names
 from nextembed.data.stream import advance
@@ -48,7 +49,7 @@ def data(source: Path, **settings) -> SegmentationData:
 
 
 def loader(part, size=16, micro=4, **settings):
-    return part.train_loader(image_size=size, num_channels=3, micro_batch_size=micro, num_latents=5, **settings)
+    return part.train_loader(Loading(micro, **settings), image_size=size, num_channels=3, num_latents=5)
 
 
 def take(part, num, **settings):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from nextembed.data.documents import DocumentPart
+from nextembed.data.pairs import TextData
 from nextembed.data.sources import ImageData
-from nextembed.data.tables import TablePart
 from nextembed.errors import ConfigError, DataError, MissingSplit
 
 
@@ -21,9 +21,9 @@ def table(tmp_path: Path) -> Path:
 
 def test_a_default_name_may_be_missing_and_a_given_one_not(table):
     with pytest.raises(MissingSplit):
-        TablePart(source=str(table)).rows("test")
+        TextData(source=str(table)).rows("test")
     with pytest.raises(ConfigError, match=r"^data.test: split 'tset' is not known.*Allowed: train") as caught:
-        TablePart(source=str(table), test="tset").rows("test")
+        TextData(source=str(table), test="tset").rows("test")
     assert not isinstance(caught.value, MissingSplit)
 
 
@@ -47,4 +47,4 @@ def test_images_of_a_folder(tmp_path, make_images):
 
 
 def test_documents_have_the_same_class():
-    assert issubclass(MissingSplit, ConfigError) and issubclass(TablePart, DocumentPart)
+    assert issubclass(MissingSplit, ConfigError) and issubclass(TextData, DocumentPart)

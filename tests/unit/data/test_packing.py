@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 from nextembed.data.documents import Choose, DocumentPart, text
 from nextembed.data.mixture import Mixture
 from nextembed.data.packing import TOO_LONG, TRUNCATED, DocumentPlace, Fit, first_fit, pack
@@ -49,7 +50,8 @@ class Sequence(Made):
 
 
 def loader(part, **options):
-    return part.train_loader(**{"encode": encode, "max_length": 32, "micro_batch_size": 2} | options)
+    sizes = {name: options.pop(name, size) for name, size in (("encode", encode), ("max_length", 32))}
+    return part.train_loader(Loading(**{"micro_batch_size": 2} | options), **sizes)
 
 
 def take(batches, num):

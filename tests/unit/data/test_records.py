@@ -13,6 +13,7 @@ from sounds import film, tone, wav
 
 import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 from nextembed.data.draws import Draws
 from nextembed.data.layouts import choices, drawn_layout
 from nextembed.data.records import Records
@@ -251,7 +252,7 @@ def test_saved_settings_come_back_and_batches_are_made(tmp_path):
     settings = stamps(tmp_path) | {"pieces": PIECES, "layouts": ["image en"], "num_workers": 0}
     part = DATA.parse(settings)
     assert isinstance(part, Records) and DATA.parse(part.model_dump()) == part
-    options = {"encode": encode_document, "max_length": 64, "micro_batch_size": 2}
-    batch = next(iter(part.train_loader(**options)))
+    options = {"encode": encode_document, "max_length": 64}
+    batch = next(iter(part.train_loader(Loading(2), **options)))
     assert batch["input_ids"].shape == (2, 64) and int(batch["document_ids"].max()) > 1
     assert batch["pixel_values"].dtype == torch.float32

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from nextembed.core.types import Loading
 from nextembed.errors import ConfigError
 from nextembed.toys.scenes import EmojiScenes
 
@@ -115,7 +116,7 @@ def test_an_unreadable_background_gives_way(photographs):
 
 def test_scenes_train_and_evaluate():
     part = scenes()
-    loader = part.train_loader(image_size=48, num_channels=3, micro_batch_size=4, num_latents=2)
+    loader = part.train_loader(Loading(4), image_size=48, num_channels=3, num_latents=2)
     batch = next(iter(loader))
     assert batch["pixel_values"].shape == (4, 3, 48, 48) and batch["labels"].shape == (4, 48, 48)
     samples = part.eval_samples("validation", image_size=48, num_channels=3)

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import nextembed.toys.kinds  # noqa: F401
 from nextembed.core.config import DATA
+from nextembed.core.types import Loading
 from nextembed.data.shuffle import Mark, mixed
-from nextembed.data.sources import ImageData, StreamedRows
+from nextembed.data.sources import ImageData
+from nextembed.data.stored import StreamedRows
 from nextembed.data.stream import advance, valid_state
 from nextembed.errors import DataError
 
@@ -102,15 +104,17 @@ def image_shards(folder, encode, make_picture, count, length):
 def test_a_stream_of_images_reads_its_shard_again_and_no_more(tmp_path, encode, make_picture, reads, buffer, most):
     source = image_shards(tmp_path / "d", encode, make_picture, 20, 30)
     data = ImageData(source=source, streaming=True, shuffle_buffer=buffer, num_workers=0)
-    options = {"image_size": 4, "num_channels": 3, "num_latents": 2, "micro_batch_size": 10, "seed": 5}
-    whole = take(data.train_loader(**options), 62)  # goes on into the second epoch
+    options = {"image_size": 4, "num_channels": 3, "num_latents": 2}
+    whole = take(data.train_loader(Loading(10, seed=5), **options), 62)  # goes on into the second epoch
     state = None
     for number, batch in enumerate(whole[:61], 1):
         state = advance(state, batch["position"])
         if number in (49, 61):
             assert valid_state(state)
             reads.clear()
-            assert same(whole[number : number + 1], take(data.train_loader(**options, start=state), 1))
+            assert same(
+                whole[number : number + 1], take(data.train_loader(Loading(10, seed=5, start=state), **options), 1)
+            )
             assert len(reads) <= most and sum(reads.values()) <= 30 * most
 
 
@@ -121,14 +125,14 @@ def test_a_stream_of_documents_reads_its_shard_again_and_no_more(tmp_path, reads
         (tmp_path / f"train-{shard:02d}.jsonl").write_text(lines)
     settings = {"streaming": True, "shuffle_buffer": 1, "num_readers": readers, "pack_window": 4}
     data = DATA.parse({"kind": "text", "source": str(tmp_path), "num_workers": 0, **settings})
-    options = {"encode": encode, "max_length": 40, "micro_batch_size": 4}
-    whole = take(data.train_loader(**options), 62)
+    options = {"encode": encode, "max_length": 40}
+    whole = take(data.train_loader(Loading(4), **options), 62)
     state = None
     for batch in whole[:50]:
         state = advance(state, batch["position"])
     state = json.loads(json.dumps(state))
     assert valid_state(state)
     reads.clear()
-    assert same(whole[50:51], take(data.train_loader(**options, start=state), 1))
+    assert same(whole[50:51], take(data.train_loader(Loading(4, start=state), **options), 1))
     assert len(reads) <= 2 * readers  # each reader has a shard, and a document that waits may be of the one before
-    assert same(whole[50:], take(data.train_loader(**options, start=state), 12))
+    assert same(whole[50:], take(data.train_loader(Loading(4, start=state), **options), 12))

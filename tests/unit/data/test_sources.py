@@ -10,7 +10,9 @@ from PIL import Image
 
 from nextembed.core.code import allow_code
 from nextembed.core.config import DATA
-from nextembed.data.sources import ImageData, StreamedRows
+from nextembed.core.types import Loading
+from nextembed.data.sources import ImageData
+from nextembed.data.stored import StreamedRows
 from nextembed.errors import ConfigError, DataError
 
 SIZES = {"image_size": 16, "num_channels": 3}
@@ -18,7 +20,7 @@ SIZES = {"image_size": 16, "num_channels": 3}
 
 def loader(data, **options):
     data = data.model_copy(update={"num_workers": 0})
-    return data.train_loader(**SIZES, **{"micro_batch_size": 4, "num_latents": 5, **options})
+    return data.train_loader(Loading(4, **options), **SIZES, num_latents=5)
 
 
 def first(data, **options):
@@ -375,5 +377,5 @@ def test_fashion_mnist():
     source = os.path.join(os.environ["NEXTEMBED_DATA"], "fashion_mnist")
     data = ImageData(source=source, split="train[:200]", validation="train[-5000:]")
     assert len(data.rows("validation")) == 5000 and len(data.class_names()) == 10
-    batch = next(iter(data.train_loader(image_size=28, num_channels=1, micro_batch_size=8, num_latents=17)))
+    batch = next(iter(data.train_loader(Loading(8), image_size=28, num_channels=1, num_latents=17)))
     assert batch["pixel_values"].shape == (8, 1, 28, 28) and batch["labels"].max() < 10

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nextembed.core.types import Loading
 from nextembed.data.collate import Collate
 from nextembed.data.skipped import SkipLog
 from nextembed.data.stream import (
+    ImageView,
     MapStream,
-    Place,
     SequentialStream,
     advance,
     build_cache,
@@ -24,6 +25,7 @@ from nextembed.data.transforms import ImageReader, RandomResizedCrop
 from nextembed.errors import ConfigError, DataError
 
 READER, CROP, COLLATE = ImageReader(1), RandomResizedCrop(4, (0.9, 1.0)), Collate(0.5, 0.5, 5)
+VIEW = ImageView(READER, CROP)
 
 
 def make_rows(count, bad=()):
@@ -36,7 +38,7 @@ def make_rows(count, bad=()):
 
 def map_stream(rows, place, rate=1.0, cached=False, path=None):
     log = SkipLog(path, rate, len(rows))
-    return MapStream(rows, READER, CROP, COLLATE, log, place, build_cache(rows, READER, log) if cached else None)
+    return MapStream(rows, VIEW, COLLATE, log, place, build_cache(rows, VIEW, log) if cached else None)
 
 
 def take(stream, count):
@@ -53,10 +55,10 @@ def same(a, b):
 
 
 def test_each_epoch_has_each_row_once_in_a_new_order():
-    seen = labels(take(map_stream(make_rows(10), Place(4)), 5))
+    seen = labels(take(map_stream(make_rows(10), Loading(4)), 5))
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:] and seen[:10] != list(range(10))
-    assert labels(take(map_stream(make_rows(10), Place(4, seed=1)), 5)) != seen
+    assert labels(take(map_stream(make_rows(10), Loading(4, seed=1)), 5)) != seen
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -64,9 +66,9 @@ def test_each_epoch_has_each_row_once_in_a_new_order():
 def test_same_samples_for_accumulation_and_ranks(cached, bad):
     """16 = 4 x 4 = 2 ranks x 8, sample by sample and bit by bit."""
     rows = make_rows(10, bad)
-    whole = take(map_stream(rows, Place(16), cached=cached), 2)
-    parts = take(map_stream(rows, Place(4), cached=cached), 8)
-    ranks = [take(map_stream(rows, Place(8, 0, rank, 2), cached=cached), 2) for rank in (0, 1)]
+    whole = take(map_stream(rows, Loading(16), cached=cached), 2)
+    parts = take(map_stream(rows, Loading(4), cached=cached), 8)
+    ranks = [take(map_stream(rows, Loading(8, 0, rank, 2), cached=cached), 2) for rank in (0, 1)]
     for step in (0, 1):
         for name in ("pixel_values", "labels"):
             expected = whole[step][name]
@@ -76,14 +78,14 @@ def test_same_samples_for_accumulation_and_ranks(cached, bad):
 
 def test_cache_changes_nothing_but_rounding():
     rows = make_rows(12, bad=(2, 3))
-    for a, b in zip(take(map_stream(rows, Place(5)), 6), take(map_stream(rows, Place(5), cached=True), 6)):
+    for a, b in zip(take(map_stream(rows, Loading(5)), 6), take(map_stream(rows, Loading(5), cached=True), 6)):
         assert torch.equal(a["labels"], b["labels"]) and torch.equal(a["position"], b["position"])
         assert (a["pixel_values"] - b["pixel_values"]).abs().max() <= 2 / 255 + 1e-6
 
 
 def test_unreadable_rows_are_replaced(tmp_path):
     path = tmp_path / "skipped.jsonl"
-    seen = labels(take(map_stream(make_rows(6, bad=(2, 3, 5)), Place(6), path=path), 4))
+    seen = labels(take(map_stream(make_rows(6, bad=(2, 3, 5)), Loading(6), path=path), 4))
     assert set(seen) == {0, 1, 4} and len(seen) == 24
     assert all({0, 1, 4} <= set(seen[at : at + 6]) for at in range(0, 24, 6))  # every readable row in every epoch
     lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -103,12 +105,12 @@ def test_unreadable_rows_are_replaced(tmp_path):
 def test_map_resume_is_exact(count, size, ranks, stop, bad, cached):
     bad = bad - {0}
     rows, rank = make_rows(count, bad), ranks - 1
-    full = take(map_stream(rows, Place(size, 3, rank, ranks), cached=cached), stop + 4)
+    full = take(map_stream(rows, Loading(size, 3, rank, ranks), cached=cached), stop + 4)
     state = None
     for batch in full[:stop]:
         state = advance(state, batch["position"])
     state = json.loads(json.dumps(state))
-    resumed = take(map_stream(rows, Place(size, 3, rank, ranks, state), cached=cached), 4)
+    resumed = take(map_stream(rows, Loading(size, 3, rank, ranks, state), cached=cached), 4)
     assert all(same(a, b) for a, b in zip(full[stop:], resumed))
 
 
@@ -130,7 +132,7 @@ class Sequence:
 
 
 def sequential(rows, place, num_workers=1, rate=1.0, path=None):
-    return SequentialStream(rows, READER, CROP, COLLATE, SkipLog(path, rate), place, num_workers)
+    return SequentialStream(rows, VIEW, COLLATE, SkipLog(path, rate), place, num_workers)
 
 
 @settings(max_examples=40, deadline=None)
@@ -144,17 +146,17 @@ def test_sequential_resume_is_exact(lengths, size, stop, bad):
     rows = make_rows(sum(lengths), bad - {0})
     starts = np.cumsum([0, *lengths])
     shards = [rows[a:b] for a, b in itertools.pairwise(starts)]
-    full = take(sequential(Sequence(shards), Place(size)), stop + 4)
+    full = take(sequential(Sequence(shards), Loading(size)), stop + 4)
     state = None
     for batch in full[:stop]:
         state = advance(state, batch["position"])
-    resumed = take(sequential(Sequence(shards), Place(size, start=json.loads(json.dumps(state)))), 4)
+    resumed = take(sequential(Sequence(shards), Loading(size, start=json.loads(json.dumps(state)))), 4)
     assert all(same(a, b) for a, b in zip(full[stop:], resumed))
 
 
 def test_sequential_epochs_are_complete_and_batches_full():
     rows = make_rows(7, bad=(3,))
-    batches = take(sequential(Sequence([rows]), Place(4)), 6)
+    batches = take(sequential(Sequence([rows]), Loading(4)), 6)
     seen = labels(batches)
     assert all(len(batch["labels"]) == 4 for batch in batches)
     for epoch in range(4):
@@ -163,41 +165,41 @@ def test_sequential_epochs_are_complete_and_batches_full():
 
 def test_sequential_state_must_fit():
     rows = Sequence([make_rows(9)])
-    state = advance(None, take(sequential(rows, Place(2)), 1)[0]["position"])
+    state = advance(None, take(sequential(rows, Loading(2)), 1)[0]["position"])
     with pytest.raises(ConfigError, match=r"data.num_workers: .* same as before, 1, not 2"):
-        sequential(rows, Place(2, start=state), num_workers=2)
+        sequential(rows, Loading(2, start=state), num_workers=2)
     with pytest.raises(ConfigError, match=r"number of ranks .* 1, not 2"):
-        sequential(rows, Place(2, world_size=2, start=state))
+        sequential(rows, Loading(2, world_size=2, start=state))
     with pytest.raises(ConfigError, match=r"data.streaming: .* was streaming"):
-        map_stream(make_rows(4), Place(2, start=state))
+        map_stream(make_rows(4), Loading(2, start=state))
     with pytest.raises(ConfigError, match=r"data.streaming: .* was not streaming"):
-        sequential(rows, Place(2, start={"next": 4}))
+        sequential(rows, Loading(2, start={"next": 4}))
 
 
 def test_too_many_unreadable_stop_a_stream():
     with pytest.raises(DataError, match=r"4 of 300 images are unreadable \(1.3%\).*max_skipped_rate=0.01.*row"):
-        take(map_stream(make_rows(300, bad=(5, 77, 130, 131, 280)), Place(50), rate=0.01), 6)
-    take(map_stream(make_rows(300, bad=(5, 77, 130)), Place(50), rate=0.01), 12)  # 1 % is not more than 1 %
+        take(map_stream(make_rows(300, bad=(5, 77, 130, 131, 280)), Loading(50), rate=0.01), 6)
+    take(map_stream(make_rows(300, bad=(5, 77, 130)), Loading(50), rate=0.01), 12)  # 1 % is not more than 1 %
     with pytest.raises(DataError, match="unreadable"):
-        map_stream(make_rows(300, bad=range(4)), Place(50), rate=0.01, cached=True)
+        map_stream(make_rows(300, bad=range(4)), Loading(50), rate=0.01, cached=True)
     many = make_rows(2000, bad=range(0, 2000, 50))  # 2 %
     with pytest.raises(DataError, match=r"11 of the first 1000 images"):
-        take(sequential(Sequence([many]), Place(50), rate=0.01), 100)
+        take(sequential(Sequence([many]), Loading(50), rate=0.01), 100)
     few = make_rows(100, bad=(1, 2))
     with pytest.raises(DataError, match=r"2 of 100"):  # only known after one epoch
-        take(sequential(Sequence([few]), Place(50), rate=0.01), 5)
+        take(sequential(Sequence([few]), Loading(50), rate=0.01), 5)
 
 
 def test_nothing_readable_ends_instead_of_looping():
     rows = make_rows(5, bad=range(5))
     with pytest.raises(DataError, match="none of the 5 images"):
-        take(map_stream(rows, Place(2)), 1)
+        take(map_stream(rows, Loading(2)), 1)
     with pytest.raises(DataError, match="none of the 5 images"):
-        map_stream(rows, Place(2), cached=True)
+        map_stream(rows, Loading(2), cached=True)
     with pytest.raises(DataError, match="none of the 5 images"):
-        take(sequential(Sequence([rows]), Place(2)), 1)
+        take(sequential(Sequence([rows]), Loading(2)), 1)
     with pytest.raises(DataError, match="no row for reader"):
-        take(sequential(Sequence([[]]), Place(2)), 1)
+        take(sequential(Sequence([[]]), Loading(2)), 1)
 
 
 def test_skip_log_counts_a_key_once_over_processes(tmp_path):
@@ -240,5 +242,5 @@ def test_size_is_estimated_from_headers():
 
 
 def test_streams_can_be_sent_to_other_processes():
-    stream = map_stream(make_rows(8), Place(3), cached=True)
+    stream = map_stream(make_rows(8), Loading(3), cached=True)
     assert same(take(pickle.loads(pickle.dumps(stream)), 1)[0], take(stream, 1)[0])

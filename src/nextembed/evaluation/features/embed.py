@@ -20,8 +20,8 @@ import torch
 from ...core.config import validated
 from ...core.types import IGNORE_LABEL
 from ...data.images import ImagePart
+from ...data.rows import FIRST, Row, RowPlace, Rows, RowSequence, row_key, row_label, rows_in_order
 from ...data.sources import ImageData
-from ...data.stream import FIRST, Row, RowPlace, Rows, RowSequence, row_key, row_label, rows_in_order
 from ...data.transforms import Unreadable, resize
 from ...errors import ConfigError
 from .encoder import Encoder, Preprocessing

@@ -26,7 +26,7 @@ from ...core.files import (
     write_json,
     write_text,
 )
-from ...data.stream import FIRST, RowPlace
+from ...data.rows import FIRST, RowPlace
 from ...errors import ConfigError, DataError
 
 METADATA = b"nextembed"  # key of the file's metadata that holds our settings as JSON

@@ -13,7 +13,7 @@ from ...core.code import check_code
 from ...core.config import DATA
 from ...core.files import replacing
 from ...core.types import IGNORE_LABEL
-from ...data.stream import rows_in_order
+from ...data.rows import rows_in_order
 from ...data.transforms import ImageReader, Unreadable
 from ...errors import NextEmbedError
 from .search import FeatureFile, Hit

@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...core.types import IGNORE_LABEL
-from ...data.images import Role
+from ...data.documents import DocumentPart
 from ...data.labels import LABEL_COLUMNS
-from ...data.media import KINDS, MediaPart
+from ...data.limits import Role
+from ...data.media import KINDS, Media
 from ...data.record import Record, reading, row_at
-from ...data.tables import TablePart, field
+from ...data.rows import Rows
+from ...data.tables import DocumentTable, field
 from ...data.transforms import Unreadable
 from ...errors import ConfigError, DataError, MissingSplit, unknown
 from ...modalities import Image, Modality, Video
@@ -26,10 +28,14 @@ FIELDS = ("source", "subset", "split", "validation", "test", "where", "split_col
           "max_bytes", "max_skipped_rate", "num_frames", "max_seconds")  # fmt: skip
 
 
+class Labelled(Media, DocumentTable, DocumentPart):
+    """Rows of which a column is probed."""
+
+
 def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
     """The splits of labelled rows, each row one segment of `config.modality`, as an Omni reads them.
 
-    data: a table of rows (`TablePart`), or images (`ImagePart`). processor: of the model. Raises ConfigError for
+    data: a table of rows (`DocumentTable`), or images (`ImagePart`). processor: of the model. Raises ConfigError for
     modalities and columns that do not exist, DataError where nothing can be read.
     """
     if config.attentive:
@@ -37,14 +43,14 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
     name = chosen_modality(data, config, processor)
     if hasattr(data, "eval_samples"):
         return image_data(data, config, processor, name)
-    if not isinstance(data, TablePart):
+    if not isinstance(data, DocumentTable):
         raise ConfigError(f"data of kind {data.kind} is no table of labelled rows: name one, --data SOURCE")
     if data.streaming:
         raise ConfigError("data.streaming: probes draw rows; that needs streaming=false")
     kind = processor.modalities[name].get("kind", name)
     own = {} if kind in KINDS else {name: "raw"}
     given = {key: getattr(data, key) for key in FIELDS if key in type(data).model_fields}
-    table = MediaPart(**given, own_kinds=own | getattr(data, "own_kinds", {}))
+    table = Labelled(**given, own_kinds=own | getattr(data, "own_kinds", {}))
     splits: dict[str, Any] = {}
     for role, num in (("train", config.num_train), ("validation", config.num_validation), ("test", config.num_test)):
         if (rows := rows_if_there(table, role)) is not None:  # type: ignore[arg-type]
@@ -102,7 +108,7 @@ def chosen_modality(data: Any, config: ProbeConfig, processor: Any) -> str:
     return likely[0]
 
 
-def rows_if_there(table: MediaPart, role: Role) -> Any:
+def rows_if_there(table: Labelled, role: Role) -> Any:
     """Rows of a split; None where there is no such split, and it is not the training split."""
     try:
         rows = table.rows(role)
@@ -110,7 +116,7 @@ def rows_if_there(table: MediaPart, role: Role) -> Any:
         if role == "train":
             raise
         return None
-    if len(rows):
+    if isinstance(rows, Rows) and len(rows):
         return rows
     if role == "train":
         raise DataError("the train split has no rows")
@@ -145,7 +151,7 @@ def label_of(row: dict[str, Any], column: str) -> str | None:
 class Reader:
     """Rows to samples: "encoded", "raw", "label". What cannot be read is left out; notes: how much, and why."""
 
-    def __init__(self, table: MediaPart, processor: Any, name: str, kind: str, column: str):
+    def __init__(self, table: Labelled, processor: Any, name: str, kind: str, column: str):
         self.table, self.processor, self.name, self.kind, self.column = table, processor, name, kind, column
         self.notes: list[str] = []
 

@@ -22,6 +22,7 @@ from ...core.config import MODELS, Part
 from ...core.files import first_line
 from ...core.pretrained import load_pretrained
 from ...core.sizes import MAX_LENGTH
+from ...core.types import Loading
 from ...errors import ConfigError, MissingExtra
 from ..parts import load_part
 from .configuration_emu import Connector, EmuConfig, as_config
@@ -154,7 +155,7 @@ class EmuParts(Part):
             return
         # The first of training: rows as they are stored may be all of one kind.
         loader = data.model_copy(update={"num_workers": 0}).train_loader(
-            **self.loader_arguments(backbone), micro_batch_size=1, pin_memory=False
+            Loading(1, pin_memory=False), **self.loader_arguments(backbone)
         )
         pixels: list[torch.Tensor] = []
         for _, batch in zip(range(NUM_MEASURED), loader):

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from ...core.config import MODELS, Part
 from ...core.sizes import MAX_LAYERS, MAX_LENGTH, MAX_WIDTH
+from ...core.types import Loading
 from ...errors import ConfigError
 from ...modalities import MODALITIES
 from ..nepa.loading import read_config
@@ -137,7 +138,7 @@ class OmniParts(Part):
         if not len(statistics) or self.pretrained is not None:
             return
         loader = data.model_copy(update={"num_workers": 0}).train_loader(
-            **self.loader_arguments(backbone), micro_batch_size=1, pin_memory=False
+            Loading(1, pin_memory=False), **self.loader_arguments(backbone)
         )
         rows = [batch for _, batch in zip(range(NUM_MEASURED), loader)]
         for name, own in statistics.items():
