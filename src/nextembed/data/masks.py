@@ -53,7 +53,7 @@ class MaskPart(Limits, Part):
         return self
 
     def rows(self, split: Role) -> Rows:
-        """Rows (`MaskRow`) of a split. Raises ConfigError for a split that does not exist."""
+        """Rows of a split. Raises ConfigError for a split that does not exist."""
         raise NotImplementedError
 
     def class_names(self) -> list[str]:
