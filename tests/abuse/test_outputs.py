@@ -207,13 +207,13 @@ def test_parts_of_somebody_else_stay(here, kind, overwrite):
     foreign(kind)
     before = tree(here)
     refused(Parts(Path("f.parquet")).check, overwrite)
-    opening = Parts(Path("f.parquet")).opened({"source_rows": 1, "limit": None}, overwrite)
+    opening = Parts(Path("f.parquet")).opened({"source_rows": 1, "limit": None}, 1, overwrite)
     refused(opening.__enter__)
     assert tree(here) == before
 
 
 def test_only_own_parts_are_removed(here):
     parts = Parts(Path("f.parquet"))
-    with parts.opened({"source_rows": 1, "limit": None}, False):
+    with parts.opened({"source_rows": 1, "limit": None}, 1, False):
         (parts.folder / "theirs.txt").write_text("theirs")
     assert os.listdir(parts.folder) == ["theirs.txt"]

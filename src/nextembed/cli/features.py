@@ -191,8 +191,9 @@ def _write_sheet(file: "FeatureFile", query: str, own: int | None, hits: list["H
     if own is not None:
         row = file.rows([own])[0]
         image = images_of(file, [Hit(0, 1.0, row.get("row", own), query, row.get("path"), None, None)])[0]
-    made = file.settings
-    where = [f"layer {made['layer']} of {made['num_layers']}, {made['pooling']}, {made['attention']}"] if made else []
+    made = file.origin
+    named = f"layer {made.layer} of {made.num_layers}, {made.pooling}, {made.attention}"
+    where = [named] if made.layer is not None else []
     title = " · ".join([f"{file.num_rows:,} images", *where, "cosine"])
     name = query if own is not None else Path(query).name
     return save_sheet(contact_sheet(image, name, hits, pictures, title), output)

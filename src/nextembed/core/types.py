@@ -37,11 +37,14 @@ class Sample(TypedDict, total=False):
 
     key: names it for good (file name or row number); pixel_values [C, H, W]; label: -100 where there is none; or
     a mask [H, W], 255 where there is none.
+    encoded: of packed documents, in place of pixels; raw [N]: what a baseline reads in place of latents.
     """
 
     key: str
     pixel_values: Tensor
     label: int | Tensor
+    encoded: "Encoded"
+    raw: Tensor
 
 
 class Segment(TypedDict, total=False):

@@ -1,13 +1,14 @@
 """The model card: front matter for the hub, and a text in which every figure was measured in the run."""
 
 import re
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..core.probe_table import TITLES, WEIGHTS, Row, feature_name, percent, sentence
 from ..core.terminal import one_line
+from ..models.nepa import ViTNepaConfig
 from .facts import Facts
 
 PAPER = "https://arxiv.org/abs/2512.16922"
@@ -24,7 +25,16 @@ MAX_CHANGES, MAX_CLASSES = 25, 40
 
 
 def model_card(facts: Facts, repo_id: str, license: str | None = None) -> str:
-    """README.md of a model. license: its identifier on the hub; None says "unknown"."""
+    """The model card.
+
+    Args:
+        facts: about the model.
+        repo_id: "user/name" on the hub.
+        license: its identifier on the hub; None says "unknown".
+
+    Returns:
+        README.md, with its front matter.
+    """
     name = repo_id.split("/")[-1]
     parts = [
         front_matter(facts, name, license),
@@ -80,25 +90,28 @@ def front_matter(facts: Facts, name: str, license: str | None) -> str:
 def _results(facts: Facts) -> list[EvalResult]:
     """Test scores only: what was chosen on validation images is no result on them."""
     data = one_line(facts.data or "unknown")
-    common: dict[str, Any] = {
-        "task_type": "image-classification",
-        "dataset_type": facts.dataset or data,
-        "dataset_name": data,
-        "metric_type": "accuracy",
-    }
     found = []
+
+    def add(name: str, value: float, split: str | None) -> None:
+        result = EvalResult(
+            task_type="image-classification",
+            dataset_type=facts.dataset or data,
+            dataset_name=data,
+            metric_type="accuracy",
+            metric_value=_share(value),
+            metric_name=name,
+            dataset_split=split,
+        )
+        found.append(result)
+
     if facts.is_classifier:
         if scores := facts.scores:
-            own: dict[str, Any] = {"metric_value": _share(scores.top1), "dataset_split": one_line(scores.split)}
-            found.append(EvalResult(**common, metric_name="Top-1", **own))
+            add("Top-1", scores.top1, one_line(scores.split))
         return found
     for probe, title in TITLES.items():
         row = facts.probes.best(probe, facts.weights) if facts.probes else None
         if row is not None and row.accuracy is not None:
-            name = f"{title}, frozen features"
-            found.append(
-                EvalResult(**common, metric_name=name, metric_value=_share(row.accuracy), dataset_split="test")
-            )
+            add(f"{title}, frozen features", row.accuracy, "test")
     return found
 
 
@@ -108,34 +121,34 @@ def _share(value: float) -> float:
 
 def _what(facts: Facts) -> str:
     config = facts.config
-    attention = "causal" if config.get("is_causal", True) else "full"
+    attention = "causal" if config.is_causal else "full"
     kind = f"An image classifier ({facts.num_classes} classes)" if facts.is_classifier else "A vision transformer"
     trained = (
         "fine-tuned from next-embedding prediction" if facts.is_classifier else "pretrained without labels to predict"
     )
     what = f"{kind}, {trained}" + ("" if facts.is_classifier else " each next patch embedding from those before it")
-    size, patch = config.get("image_size"), config.get("patch_size")
     parameters = f"{facts.num_parameters / 1e6:.1f} million parameters"
     rows = [
-        ("Architecture", Markdown(f"{code(config['model_type'])}, {parameters}")),
-        ("Size", f"width {config.get('hidden_size')}, {config.get('num_hidden_layers')} layers, "
-                 f"{config.get('num_attention_heads')} heads, {_mlp(config)}"),
-        ("Images", f"{_pixels(size)} px, patches of {_pixels(patch)} px, {config.get('num_channels', 3)} channel(s)"),
+        ("Architecture", Markdown(f"{code(config.model_type)}, {parameters}")),
+        ("Size", f"width {config.hidden_size}, {config.num_hidden_layers} layers, "
+                 f"{config.num_attention_heads} heads, {_mlp(config)}"),
+        ("Images", f"{_pixels(config.image_size)} px, patches of {_pixels(config.patch_size)} px, "
+                   f"{config.num_channels} channel(s)"),
         ("Normalisation", "not stored" if facts.mean is None else f"mean {facts.mean}, std {facts.std}"),
         ("Attention", f"{attention} unless a call says otherwise" + _trained_attention(facts)),
         ("Weights", WEIGHTS.get(facts.weights, facts.weights)),
     ]  # fmt: skip
     if facts.is_classifier:
-        pooling = "mean over patches, normed" if config.get("add_pooling_layer") else "last patch"
+        pooling = "mean over patches, normed" if config.add_pooling_layer else "last patch"
         rows.append(("Pooling", pooling))
     elif row := _best(facts):
         rows.append(("Best frozen feature", feature_name(row, facts.probes.num_layers if facts.probes else 0)))
     return f"{what} (NEPA, [arXiv 2512.16922]({PAPER})).\n\n" + _table(("", ""), rows)
 
 
-def _mlp(config: dict[str, Any]) -> str:
-    kind = "gated " if config.get("use_gated_mlp") else ""
-    return f"MLP {kind}{config.get('hidden_act', 'gelu')} {config.get('intermediate_size')}"
+def _mlp(config: ViTNepaConfig) -> str:
+    kind = "gated " if config.use_gated_mlp else ""
+    return f"MLP {kind}{config.hidden_act} {config.intermediate_size}"
 
 
 def _trained_attention(facts: Facts) -> str:
@@ -170,9 +183,9 @@ def _use(facts: Facts, repo_id: str) -> str:
         f'processor = AutoImageProcessor.from_pretrained("{repo_id}")',
         'inputs = processor(Image.open("picture.jpg").convert("RGB"), return_tensors="pt")',
         f"output = model(**inputs, output_hidden_states=True{causal})",
-        f"features = output.hidden_states[{layer}]{pooled}  # [1, {one_line(facts.config.get('hidden_size'))}]",
+        f"features = output.hidden_states[{layer}]{pooled}  # [1, {facts.config.hidden_size}]",
     ]
-    if facts.config.get("num_channels") == 1:
+    if facts.config.num_channels == 1:
         code = [line.replace('convert("RGB")', 'convert("L")') for line in code]
     return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
 
@@ -245,7 +258,7 @@ def _probe_scores(facts: Facts) -> str:
 
 
 def _limits(facts: Facts, license: str | None) -> str:
-    size, data = text(_pixels(facts.config.get("image_size"))), code(facts.data or "unknown data")
+    size, data = text(_pixels(facts.config.image_size)), code(facts.data or "unknown data")
     lines = [
         f"- Trained at {size} px on {data}; other kinds of images and other sizes were not measured.",
     ]
@@ -290,11 +303,11 @@ def _names(facts: Facts) -> str:
     return f": {', '.join(map(text, names[:MAX_CLASSES]))}{more}"
 
 
-def _pixels(size: Any) -> str:
-    return " x ".join(map(str, size)) if isinstance(size, (list, tuple)) else f"{size}"
+def _pixels(size: int | Sequence[int]) -> str:
+    return f"{size}" if isinstance(size, int) else " x ".join(map(str, size))
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     cells = [[cell if isinstance(cell, Markdown) else text(cell) for cell in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)

@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from ..core.types import IGNORE_LABEL
+from ..core.types import IGNORE_LABEL, Sample
+from ..data.images import ImagePart
 from ..errors import ConfigError, DataError
 from ..evaluation.features.extract import Features, batches
 from ..evaluation.probes.loading import load_data
 from ..evaluation.probes.sweep import ProbeConfig, ProbeData, accuracy, fit_probes
+from ..models.nepa import ViTNepaConfig
 from .formats import onnx_session
 from .graph import GraphSpec
 from .int8 import Likeness, Run, likeness, speed_ratio
@@ -37,7 +39,12 @@ class Cost:
 
 
 def measure(
-    full: Path, small: Path, spec: GraphSpec, data: Any, model_config: Any, config: ProbeConfig | None = None
+    full: Path,
+    small: Path,
+    spec: GraphSpec,
+    data: ImagePart,
+    model_config: ViTNepaConfig,
+    config: ProbeConfig | None = None,
 ) -> Cost:
     """Both ONNX files on the images of a data config, one thread each.
 
@@ -62,7 +69,9 @@ def measure(
     return cost
 
 
-def _probes(cost: Cost, runs: list[Run], parts: ProbeData, spec: GraphSpec, data: Any, config: ProbeConfig) -> None:
+def _probes(
+    cost: Cost, runs: list[Run], parts: ProbeData, spec: GraphSpec, data: ImagePart, config: ProbeConfig
+) -> None:
     score_on = parts.test if parts.test is not None else parts.validation
     cost.split = "test" if parts.test is not None else "validation"
     found: dict[str, list[float]] = {}
@@ -74,7 +83,7 @@ def _probes(cost: Cost, runs: list[Run], parts: ProbeData, spec: GraphSpec, data
     cost.accuracy = {name: (full, small) for name, (full, small) in found.items()}
 
 
-def _top1(cost: Cost, runs: list[Run], parts: ProbeData, spec: GraphSpec, data: Any) -> None:
+def _top1(cost: Cost, runs: list[Run], parts: ProbeData, spec: GraphSpec, data: ImagePart) -> None:
     if spec.class_names and parts.class_names and list(spec.class_names) != list(parts.class_names):
         raise ConfigError("the classes of the data are not those of the classifier")
     cost.split = "test" if parts.test is not None else "validation"
@@ -83,8 +92,9 @@ def _top1(cost: Cost, runs: list[Run], parts: ProbeData, spec: GraphSpec, data: 
     cost.accuracy, cost.num_scored = {"top-1": (right[0], right[1])}, len(scored[0].labels)
 
 
-def _features(run: Run, dataset: Any, spec: GraphSpec, data: Any) -> Features:
+def _features(run: Run, dataset: Dataset[Sample] | None, spec: GraphSpec, data: ImagePart) -> Features:
     """The last output (embedding or logits) of the images that have a label."""
+    assert dataset is not None
     values, labels = [], []
     for batch in batches(dataset, BATCH):
         values.append(run(_input(batch["pixel_values"], spec, data))[-1])
@@ -95,7 +105,7 @@ def _features(run: Run, dataset: Any, spec: GraphSpec, data: Any) -> Features:
     return Features({"embedding": torch.cat(values)[known]}, torch.cat(labels)[known])
 
 
-def _input(pixels: Tensor, spec: GraphSpec, data: Any) -> Tensor:
+def _input(pixels: Tensor, spec: GraphSpec, data: ImagePart) -> Tensor:
     """What the file takes: normalised pixels as they are, or uint8 images [B, height, width, C]."""
     if spec.mean is None:
         return pixels

@@ -6,13 +6,13 @@ another shape is named.
 
 import mmap
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessorPil, GenerationConfig
+from transformers import CLIPImageProcessorPil, GenerationConfig, PreTrainedTokenizerBase
 
 from ..core.files import check_target, from_json, new_folder, write_json
 from ..core.run_folder import find_saved, read_model_file
@@ -67,13 +67,22 @@ def convert_emu(
 ) -> Converted:
     """Writes an Emu checkpoint in the other layout; peak memory is that of its largest tensor, whatever its size.
 
-    source: a released folder (`multimodal_encoder/` and its neighbours), a released file, or a folder of ours. target:
-    a new folder. tokenizer: `tokenizer.model`, or a folder of one, of the language model; None takes the one in the
-    source's folder, if any. adapter: LoRA goes into the weights, or beside them as a peft adapter in `adapter/`.
-    lora_alpha: None is the release's, 16. dtype: "bf16", "float16", "float32"; None leaves each tensor as it is.
-    known: what shapes do not tell: heads, vision_heads, relative_max_distance.
-    Raises ConfigError for weights that are no whole Emu (the parameter is named), or a target that exists; then nothing
-    is written.
+    Args:
+        source: a released folder (`multimodal_encoder/` and its neighbours), a released file, or a run, a checkpoint or
+            a model folder of ours.
+        target: a new folder.
+        to: the layout.
+        tokenizer: `tokenizer.model`, or a folder of one, of the language model; None takes the one in the source's
+            folder, if any.
+        adapter: LoRA goes into the weights, or beside them as a peft adapter in `adapter/`.
+        lora_alpha: None is the release's, 16.
+        dtype: "bf16", "float16", "float32"; None leaves each tensor as it is.
+        max_shard_size: of a file of weights, e.g. "5GB".
+        known: what shapes do not tell: heads, vision_heads, relative_max_distance.
+
+    Raises:
+        ConfigError: for weights that are no whole Emu (the parameter is named), or a target that exists; then nothing
+            is written.
     """
     target, path = Path(target), Path(source).expanduser()
     check_target(target)
@@ -229,7 +238,9 @@ def _rotary(state: LazyState) -> dict[str, Any]:
     return {}
 
 
-def _tokenizer(path: str | Path | None, folder: Path, config: EmuConfig, instruct: bool) -> Any:
+def _tokenizer(
+    path: str | Path | None, folder: Path, config: EmuConfig, instruct: bool
+) -> PreTrainedTokenizerBase | None:
     """The grown tokenizer; None where there is none. Raises ConfigError if its ids are not the weights'."""
     if path is None:
         names = ("tokenizer.model", "tokenizer.json")
@@ -335,7 +346,7 @@ def mapped_tensors(state: LazyState) -> dict[str, Tensor]:
     return found
 
 
-def _some(names: Any) -> str:
+def _some(names: Iterable[str]) -> str:
     """The first few of many names."""
     ordered = sorted(names)
     return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..core.config import DATA
 from ..core.objective import Verdict, verdict_of
-from ..core.pretrained import load_pretrained
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import find_saved, read_config, read_history, run_folder
 from ..core.scores import ClassScores
@@ -33,7 +32,7 @@ class Facts:
     """
 
     folder: Path
-    config: dict[str, Any]
+    config: ViTNepaConfig
     is_classifier: bool
     weights: str = "raw"
     class_names: list[str] = field(default_factory=list)
@@ -55,9 +54,14 @@ class Facts:
 
 
 def gather(path: str | Path, weights: str | None = None) -> Facts:
-    """The facts about a run or a checkpoint. weights: None takes those of the best probe, else raw ones.
+    """The facts about a model.
 
-    Raises ConfigError if there is no model of ours.
+    Args:
+        path: a run, a checkpoint or a model folder.
+        weights: "raw", "ema" or "best"; None takes those of the best probe, else raw ones.
+
+    Raises:
+        ConfigError: if there is no model of ours.
     """
     run = run_folder(path)
     probes = ProbeTable.load(file) if run and (file := run / "probe.json").is_file() else None
@@ -66,12 +70,11 @@ def gather(path: str | Path, weights: str | None = None) -> Facts:
         weights = best.weights
     folder = find_saved(path).local_folder(weights)
     config = read_model_config(folder)
-    facts = Facts(folder, config, is_classifier(folder), "ema" if folder.name == "ema" else "raw")
+    facts = Facts(folder, config, is_classifier(config), "ema" if folder.name == "ema" else "raw")
     facts.num_parameters = count_parameters(folder)
     facts.mean, facts.std = preprocessing(folder)
     if facts.is_classifier:
-        known = load_pretrained(ViTNepaConfig, folder)
-        facts.class_names, facts.num_classes = class_names(known), len(known.id2label)
+        facts.class_names, facts.num_classes = class_names(config), len(config.id2label or {})
     if run is not None:
         _add_run(facts, run, probes)
     return facts

@@ -4,18 +4,20 @@ import contextlib
 import importlib
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..core.files import replacing
+from ..core.files import first_line, replacing
 from ..errors import ConfigError, MissingExtra
+from ..models.nepa import ViTNepaPreTrainedModel
 from .graph import TOLERANCE, ExportGraph, GraphSpec, greatest_difference
-from .loading import first_line
+
+T = TypeVar("T")
 
 LOWEST_OPSET = (
     18  # measured: below, torch's exporter writes 18 whatever is asked for ("No Adapter To Version 17 for Pad")
@@ -34,7 +36,7 @@ class Exported:
 
 
 def export_onnx(
-    model: Any,
+    model: ViTNepaPreTrainedModel,
     path: str | Path,
     spec: GraphSpec | None = None,
     *,
@@ -44,9 +46,17 @@ def export_onnx(
 ) -> Exported:
     """Writes an ONNX file for any batch and image size and compares it in onnxruntime on the CPU with PyTorch.
 
-    model: a `ViTNepa...` model; it is copied, not changed. spec, or its fields as keywords: see `GraphSpec`.
-    opset: None takes the exporter's default. Nothing is written if the outputs differ by more than `tolerance`.
-    Raises ConfigError for settings the model cannot do or an opset below 18, MissingExtra without onnx.
+    Args:
+        model: is copied, not changed.
+        path: of the file.
+        spec: what the file computes; None takes `fields`.
+        opset: None takes the exporter's default.
+        tolerance: nothing is written if the outputs differ by more.
+        fields: of `GraphSpec`, in place of `spec`.
+
+    Raises:
+        ConfigError: for settings the model cannot do or an opset below 18.
+        MissingExtra: without onnx.
     """
     needs("onnx", "onnxruntime", "onnxscript")
     import onnx
@@ -72,12 +82,17 @@ def export_onnx(
         onnx.save(written, file)
         del written
         run = onnx_session(file)
-        difference = _compare(graph, lambda x: run(x), tolerance)
+        difference = _compare(graph, run, tolerance)
     return Exported(Path(path), difference, graph.check_sizes(), found)
 
 
 def export_program(
-    model: Any, path: str | Path, spec: GraphSpec | None = None, *, tolerance: float = TOLERANCE, **fields: Any
+    model: ViTNepaPreTrainedModel,
+    path: str | Path,
+    spec: GraphSpec | None = None,
+    *,
+    tolerance: float = TOLERANCE,
+    **fields: Any,
 ) -> Exported:
     """Writes a torch.export program (.pt2) for any batch and image size from two patches a side; loads it and compares
     it with the model. `torch.export.load(path).module()` is the function. Arguments and errors as in `export_onnx`."""
@@ -152,7 +167,7 @@ def _example(graph: ExportGraph) -> Tensor:
     return graph.example(2, height, width)
 
 
-def _exporting(export: Callable[[], Any]) -> Any:
+def _exporting(export: Callable[[], T]) -> T:
     try:
         return export()
     except Exception as err:
@@ -162,7 +177,7 @@ def _exporting(export: Callable[[], Any]) -> Any:
 
 
 @torch.no_grad()
-def _compare(graph: ExportGraph, run: Callable[[Tensor], Any], tolerance: float) -> float:
+def _compare(graph: ExportGraph, run: Callable[[Tensor], Sequence[Tensor]], tolerance: float) -> float:
     worst = 0.0
     for size in graph.check_sizes():
         x = graph.example(*size)

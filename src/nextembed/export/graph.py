@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..core.files import to_json
 from ..core.types import AttentionMode
 from ..errors import ConfigError
+from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaPreTrainedModel
+from ..nn.transformer import TransformerLayer
 from .loading import Task
 
 Pooling = Literal["mean", "last", "first"]
@@ -52,16 +54,17 @@ class ExportGraph(nn.Module):
     Raises ConfigError for a layer, size or task that the model does not have.
     """
 
-    def __init__(self, model: Any, spec: GraphSpec):
+    def __init__(self, model: ViTNepaPreTrainedModel, spec: GraphSpec):
         super().__init__()
-        model = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+        model = copy.deepcopy(model)
+        nn.Module.to(model, "cpu", torch.float32).eval().requires_grad_(False)
         if model.config._attn_implementation not in ("sdpa", "eager"):
             model.set_attn_implementation("sdpa")
-        is_head = hasattr(model, "classifier")
-        if spec.task == "classification" and not is_head:
+        if spec.task == "classification" and not isinstance(model, ViTNepaForImageClassification):
             raise ConfigError(f"a {type(model).__name__} has no classifier; fine-tune first, or task='features'")
-        self.model = model if spec.task == "classification" or not hasattr(model, "vit_nepa") else model.vit_nepa
-        self.config, self.spec = model.config, spec
+        self.model: Any = model if spec.task == "classification" else model.base_model
+        self.config: ViTNepaConfig = model.config
+        self.spec = spec
         self.layer = _layer(spec.layer, self.config.num_hidden_layers)
         own: AttentionMode = "causal" if self.config.is_causal else "full"
         self.attention: AttentionMode = spec.attention or own
@@ -123,7 +126,7 @@ class ExportGraph(nn.Module):
     def metadata(self) -> dict[str, str]:
         """What a user of the file has to know, as short texts."""
         spec, config = self.spec, self.config
-        values: dict[str, Any] = {
+        values: dict[str, object] = {
             "producer": "nextembed",
             "model_type": config.model_type,
             "task": spec.task,
@@ -152,17 +155,16 @@ def fold_layer_scale(model: nn.Module) -> None:
 
 
 def _scaled(layer: nn.Module) -> list[tuple[Any, Any]]:
-    from ..nn.transformer import TransformerLayer
-
     if not isinstance(layer, TransformerLayer):
         return []
     pairs = [(layer.layer_scale, layer.attention.output.dense), (layer.output.layer_scale, layer.output.dense)]
     return [(scale, linear) for scale, linear in pairs if scale.lambda1 is not None]
 
 
-def class_names(config: Any) -> list[str]:
+def class_names(config: ViTNepaConfig) -> list[str]:
     """Names by class id from a model's config; empty where they are only numbers."""
-    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    by_id = cast(dict[int, str], config.id2label or {})
+    names = [str(by_id[i]) for i in sorted(by_id)]
     return [] if all(name == f"LABEL_{i}" for i, name in enumerate(names)) else names
 
 

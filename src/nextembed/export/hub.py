@@ -3,17 +3,15 @@
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..core.files import check_target, new_folder
+from ..core.files import check_target, first_line, new_folder
 from ..errors import ConfigError, NextEmbedError
 from .card import model_card
 from .facts import Facts, gather
-from .loading import first_line
 
 FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
@@ -25,7 +23,14 @@ class UploadError(NextEmbedError):
 def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: str | None = None) -> Path:
     """Writes what the hub gets: weights as safetensors, configuration, image processor, README.md. No optimizer state.
 
-    Raises ConfigError if the target holds something already, or the model is not stored as safetensors.
+    Args:
+        facts: of the model, see `facts.gather`.
+        target: a new folder.
+        repo_id: "user/name" on the hub.
+        license: its identifier on the hub; None says "unknown".
+
+    Raises:
+        ConfigError: if the target holds something already, or the model is not stored as safetensors.
     """
     target = Path(target)
     _check_repo_id(repo_id)
@@ -48,13 +53,21 @@ def push_to_hub(
     private: bool = False,
     weights: str | None = None,
     license: str | None = None,
-    api: Any = None,
+    api: HfApi | None = None,
 ) -> str:
-    """Uploads a run's or checkpoint's model with its card and gives its address.
+    """Uploads a model with its card, and gives its address.
 
-    model: a path, or facts from `facts.gather`. weights: "raw", "ema" or None (the best probe's, else raw).
-    api: a `huggingface_hub.HfApi`; None takes one with the stored token.
-    Raises ConfigError for what cannot be uploaded, UploadError (one line) if the hub does not take it.
+    Args:
+        model: a run, a checkpoint or a model folder, or facts from `facts.gather`.
+        repo_id: "user/name" on the hub.
+        private: whether only its owner sees it.
+        weights: "raw", "ema" or "best"; None takes the best probe's, else raw ones.
+        license: its identifier on the hub; None says "unknown".
+        api: None takes one with the stored token.
+
+    Raises:
+        ConfigError: for what cannot be uploaded.
+        UploadError: one line, if the hub does not take it.
     """
     _check_repo_id(repo_id)
     facts = model if isinstance(model, Facts) else gather(model, weights)
@@ -84,7 +97,7 @@ def _reason(err: Exception, repo_id: str) -> str:
     if isinstance(err, LocalTokenNotFoundError):
         return "no Hugging Face token: run `hf auth login`, or set HF_TOKEN"
     if isinstance(err, HfHubHTTPError):
-        status = getattr(err.response, "status_code", None)
+        status = err.response.status_code
         if status == 401:
             return "the hub does not accept the token: run `hf auth login` again"
         if status == 403:

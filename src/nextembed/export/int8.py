@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.files import replacing
+from ..core.files import first_line, replacing
 from ..errors import ConfigError
 from .formats import needs, onnx_session
-from .loading import first_line
 
 Run = Callable[[Tensor], list[Tensor]]
 
@@ -34,7 +33,14 @@ def quantize_int8(source: str | Path, target: str | Path) -> Path:
 
     Dynamic quantisation: linear layers only (patch embedding, norms and attention stay float), activations to uint8
     with a scale found at run time; no data needed. onnxruntime does it, since torch's own way is about to go.
-    Raises ConfigError for a file that is not ONNX, MissingExtra without onnxruntime.
+
+    Args:
+        source: a float ONNX file.
+        target: the file to write.
+
+    Raises:
+        ConfigError: for a file that is not ONNX.
+        MissingExtra: without onnxruntime.
     """
     needs("onnx", "onnxruntime")
     import onnx

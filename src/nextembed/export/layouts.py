@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import AutoImageProcessor, ViTImageProcessor
+from safetensors.torch import save_file
+from transformers import AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
 
 from ..core.files import check_target, new_folder, write_json
 from ..core.pretrained import load_pretrained, load_whole
@@ -26,10 +25,10 @@ from ..models.conversion import (
     plain_state,
     to_stable_pretraining,
 )
-from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining
+from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining, ViTNepaPreTrainedModel
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
 from .emu import Converted, convert_emu, is_emu
-from .lazy_state import inner_state, why_unreadable
+from .lazy_state import LazyState, load_torch, tensors
 from .loading import is_classifier, read_model_config
 
 Layout = Literal["official", "nextembed", "stable-pretraining"]
@@ -43,22 +42,29 @@ EMU_ONLY = ("tokenizer", "adapter", "lora_alpha", "dtype", "max_shard_size", "vi
 class Source(NamedTuple):
     """A checkpoint that was read. layout: what it was in; processor: its image processor, None if it had none."""
 
-    model: Any
+    model: ViTNepaPreTrainedModel
     layout: str
-    processor: Any
+    processor: BaseImageProcessor | None
 
 
 def convert(source: str | Path, target: str | Path, to: Layout = "nextembed", **options: Any) -> Source | Converted:
-    """Writes a checkpoint of NEPA or Emu in another layout and says what was read: `Source` of NEPA, with the model
-    itself, `Converted` of Emu, which is never in memory as a whole.
+    """Writes a checkpoint of NEPA or Emu in another layout.
 
-    source: a run, a Hugging Face folder, or a file of weights (.safetensors, .bin, .pt, .pth, .ckpt; read without
-    executing code); of Emu also a released folder. target: a new folder.
-    options: num_attention_heads, where weights do not tell it (of Emu: of the language model). Of NEPA: weights, "raw"
-    or "ema" where there are both; image_size, qk_norm, is_causal of bare weights. Of Emu: tokenizer, adapter,
-    lora_alpha, dtype, max_shard_size, vision_heads, relative_max_distance, see `export.emu.convert_emu`.
-    Raises ConfigError for weights of another model, a model the other layout cannot hold, or an option of the other
-    model; then nothing is written.
+    Args:
+        source: a run, a checkpoint, a model folder, or a file of weights (.safetensors, .bin, .pt, .pth, .ckpt; read
+            without executing code); of Emu also a released folder.
+        target: a new folder.
+        to: the layout.
+        options: num_attention_heads, where weights do not tell it (of Emu: of the language model). Of NEPA: weights,
+            "raw" or "ema" where there are both; image_size, qk_norm, is_causal of bare weights. Of Emu: tokenizer,
+            adapter, lora_alpha, dtype, max_shard_size, vision_heads, relative_max_distance, see `convert_emu`.
+
+    Returns:
+        What was read: `Source` of NEPA, with the model itself, `Converted` of Emu, never in memory as a whole.
+
+    Raises:
+        ConfigError: for weights of another model, a model the other layout cannot hold, or an option of the other
+            model; then nothing is written.
     """
     options = {name: value for name, value in options.items() if value is not None}
     if unknown := sorted(options.keys() - {"num_attention_heads", *NEPA_ONLY, *EMU_ONLY}):
@@ -126,7 +132,7 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
         raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
     folder = find_saved(path).local_folder(weights)
     kind = _class_of(folder)
-    model = load_whole(kind, folder, strict=True, dtype=torch.float32)
+    model = cast(ViTNepaPreTrainedModel, load_whole(kind, folder, strict=True, dtype=torch.float32))
     processor = None
     if (folder / "preprocessor_config.json").is_file():
         processor = load_pretrained(AutoImageProcessor, folder, f"cannot read {folder / 'preprocessor_config.json'}")
@@ -138,37 +144,24 @@ def read_state(file: Path, weights: str | None = None) -> State:
 
     Raises ConfigError for a file that is no weights, holds pickled code, or has no EMA weights if asked for.
     """
-    try:
-        if file.suffix == ".safetensors":
-            values: Any = load_file(file)
-        else:
-            values = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ConfigError(f"no such file: {file}") from None
-    except Exception as err:  # damaged, no weights, or pickled objects
-        raise ConfigError(f"cannot read {file} as weights: {why_unreadable(err)}") from err
-    if not isinstance(values, dict):
-        raise ConfigError(f"cannot read {file} as weights: it holds a {type(values).__name__}")
-    return _pick(values, weights, file)
-
-
-def _pick(values: dict[str, Any], weights: str | None, file: Path) -> State:
     wants_ema = weights == "ema"
-    averaged = next((values[key] for key in EMA_KEYS if isinstance(values.get(key), dict)), None)
-    if wants_ema and averaged is not None:
-        return _tensors(inner_state(averaged))
-    tensors = _tensors(inner_state(values))
-    is_average = {
-        name: any(part.startswith("ema") or part.endswith("_ema") for part in name.split(".")) for name in tensors
-    }
-    picked = {name: t for name, t in tensors.items() if is_average[name] == wants_ema}
+    if file.suffix == ".safetensors":
+        state = LazyState([file])
+        found = {name: state.read(name) for name in state.infos}
+    else:
+        values = load_torch(file)
+        averaged = next((own for key in EMA_KEYS if isinstance(own := values.get(key), dict)), None)
+        if wants_ema and averaged is not None:
+            return tensors(averaged)
+        found = tensors(values)
+    picked = {name: t for name, t in found.items() if _is_average(name) == wants_ema}
     if wants_ema and not picked:
         raise ConfigError(f"{file} has no EMA weights")
-    return picked or tensors  # only averages in the file
+    return picked or found  # only averages in the file
 
 
-def _tensors(values: dict[str, Any]) -> State:
-    return {name: t for name, t in values.items() if isinstance(t, Tensor)}
+def _is_average(name: str) -> bool:
+    return any(part.startswith("ema") or part.endswith("_ema") for part in name.split("."))
 
 
 def _from_state(state: State, path: Path, known: dict[str, Any]) -> Source:
@@ -176,7 +169,7 @@ def _from_state(state: State, path: Path, known: dict[str, Any]) -> Source:
         layout, plain = plain_state(state)
         if layout == "stable-pretraining":
             config, plain = from_stable_pretraining(plain, **known)
-            model: Any = SptNepaForPreTraining(config)
+            model: ViTNepaPreTrainedModel = SptNepaForPreTraining(config)
         else:
             kind = ViTNepaForImageClassification if "classifier.weight" in plain else ViTNepaForPreTraining
             model = kind(official_config(plain, **known))
@@ -199,7 +192,8 @@ def _from_state(state: State, path: Path, known: dict[str, Any]) -> Source:
     return Source(model.eval(), layout, processor)
 
 
-def _class_of(folder: Path) -> Any:
-    if read_model_config(folder)["model_type"] == SptNepaConfig.model_type:
+def _class_of(folder: Path) -> type[ViTNepaPreTrainedModel]:
+    config = read_model_config(folder)
+    if isinstance(config, SptNepaConfig):
         return SptNepaForPreTraining
-    return ViTNepaForImageClassification if is_classifier(folder) else ViTNepaForPreTraining
+    return ViTNepaForImageClassification if is_classifier(config) else ViTNepaForPreTraining

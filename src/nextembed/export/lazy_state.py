@@ -4,15 +4,16 @@ A file is mapped into memory, so what is read costs pages that the system can ta
 the mapping is renewed after every `RENEW` bytes, so that even these pages stay few.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..core.files import from_json
+from ..core.files import first_line, from_json
 from ..errors import ConfigError
 
 STATE_KEYS = ("state_dict", "model", "module", "model_state_dict")
@@ -22,6 +23,9 @@ RENEW = 64 * 2**20
 ST_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
             "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
             "BOOL": torch.bool}  # fmt: skip
+
+
+Handle = safe_open | dict[str, Tensor]
 
 
 class Info(NamedTuple):
@@ -45,7 +49,7 @@ class LazyState:
 
     def __init__(self, files: Iterable[Path]):
         self.infos: dict[str, Info] = {}
-        self.open: tuple[Path, Any] | None = None
+        self.open: tuple[Path, Handle] | None = None
         self.read_bytes = 0
         for file in files:
             for name, info in _infos(file, self._handle(file)).items():
@@ -66,52 +70,60 @@ class LazyState:
             self.close()
         handle = self._handle(info.file)
         self.read_bytes += info.num_bytes
-        return handle.get_tensor(name) if info.file.suffix == ".safetensors" else handle[name]
+        return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
 
     def close(self) -> None:
         """Lets the mapping go; the next `read` makes it anew."""
         self.open, self.read_bytes = None, 0
 
-    def _handle(self, file: Path) -> Any:
+    def _handle(self, file: Path) -> Handle:
         if self.open is None or self.open[0] != file:
             self.close()
             self.open = file, open_file(file)
         return self.open[1]
 
 
-def open_file(file: Path) -> Any:
+def open_file(file: Path) -> Handle:
     """A safetensors handle, or the tensors by name of a torch file, mapped. Raises ConfigError if it is neither."""
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        with _reading(file):
             return safe_open(file, "pt")
+    return tensors(load_torch(file))
+
+
+def load_torch(file: Path) -> Mapping[str, object]:
+    """What a torch file holds by name, mapped. Raises ConfigError for code, objects, and whatever has no names."""
+    with _reading(file):
         try:
-            values: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as err:
             if "mmap can only be used" not in str(err):
                 raise
             values = torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip file to map
-    except FileNotFoundError:
-        raise ConfigError(f"no such file: {file}") from None
-    except Exception as err:  # damaged, no weights, or pickled objects
-        raise ConfigError(f"cannot read {file} as weights: {why_unreadable(err)}") from err
     if not isinstance(values, dict):
         raise ConfigError(f"cannot read {file} as weights: it holds a {type(values).__name__}")
-    return {name: t for name, t in inner_state(values).items() if isinstance(t, Tensor)}
-
-
-def inner_state(values: dict[str, Any]) -> dict[str, Any]:
-    """The state dict inside a training checkpoint, however deep."""
-    while (key := next((k for k in STATE_KEYS if isinstance(values.get(k), dict)), None)) is not None:
-        values = values[key]
     return values
 
 
-def why_unreadable(err: Exception) -> str:
-    """Why torch or safetensors could not read a file, in one line."""
-    if "weights_only" in str(err):
-        return "it is a pickle of code or objects, not weights, and is not run"
-    lines = str(err).strip().splitlines()
-    return lines[0][:300] if lines else type(err).__name__
+def tensors(values: Mapping[str, object]) -> dict[str, Tensor]:
+    """The tensors of the state dict inside a training checkpoint, however deep."""
+    inner: object = values
+    while isinstance(inner, Mapping):
+        values = inner
+        inner = next((values[key] for key in STATE_KEYS if isinstance(values.get(key), Mapping)), None)
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ConfigError(f"no such file: {file}") from None
+    except Exception as err:  # damaged, no weights, or pickled objects
+        code = "weights_only" in str(err)
+        why = "it is a pickle of code or objects, not weights, and is not run" if code else first_line(err)
+        raise ConfigError(f"cannot read {file} as weights: {why}") from err
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -131,8 +143,8 @@ def weight_files(folder: Path) -> list[Path]:
     return next(([folder / name] for name in SINGLES if (folder / name).is_file()), [])
 
 
-def _infos(file: Path, handle: Any) -> dict[str, Info]:
-    if file.suffix != ".safetensors":
+def _infos(file: Path, handle: Handle) -> dict[str, Info]:
+    if isinstance(handle, dict):
         return {name: Info(file, tuple(t.shape), t.dtype) for name, t in handle.items()}
     found = {}
     for name in handle.keys():  # noqa: SIM118  (a handle, no dict)

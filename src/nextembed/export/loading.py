@@ -1,27 +1,27 @@
 """From a run folder or a checkpoint to the model that is exported."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from ..core.pretrained import load_pretrained
 from ..core.run_folder import find_saved, read_model_file
-from ..core.saved import checked, read_json
 from ..errors import ConfigError
-from ..models import loading, nepa, nepa_spt
+from ..models import loading, nepa_spt
+from ..models.nepa import ViTNepaConfig, ViTNepaPreTrainedModel
 
 Task = Literal["features", "classification"]
 
-MODEL_TYPES = (nepa.ViTNepaConfig.model_type, nepa_spt.SptNepaConfig.model_type)
+MODEL_TYPES = (ViTNepaConfig.model_type, nepa_spt.SptNepaConfig.model_type)
 
 
 class Loaded(NamedTuple):
     """A model in eval mode on the CPU in float32, its folder, and the mean and std of its preprocessing (for pixels in
     [0, 1]; None where the folder has no image processor)."""
 
-    model: PreTrainedModel
+    model: ViTNepaPreTrainedModel
     folder: Path
     mean: list[float] | None
     std: list[float] | None
@@ -32,34 +32,38 @@ class Loaded(NamedTuple):
         return isinstance(self.model, nepa.ViTNepaForImageClassification)
 
 
-def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json of one of our models. Raises ConfigError naming the type if it is of another."""
-    file = folder / "config.json"
-    config: dict[str, Any] = checked(dict[str, Any], read_json(file), file)
+def read_model_config(folder: Path) -> ViTNepaConfig:
+    """The configuration of one of our vision models. Raises ConfigError naming the type if it is of another."""
     if (found := read_model_file(folder).model_type) not in MODEL_TYPES:
         raise ConfigError(f"{folder} holds a model of type '{found}'; this takes {' or '.join(MODEL_TYPES)}")
+    config: ViTNepaConfig = load_pretrained(AutoConfig, folder)
     return config
 
 
-def is_classifier(folder: Path) -> bool:
-    """Whether the model in a folder was saved with a classifier on top."""
-    names = read_model_file(folder).architectures or []
-    return any(name.endswith("ForImageClassification") for name in names)
+def is_classifier(config: ViTNepaConfig) -> bool:
+    """Whether a model was saved with a classifier on top."""
+    return any(name.endswith("ForImageClassification") for name in config.architectures or [])
 
 
 def load_model(path: str | Path, task: Task | None = None, weights: str | None = None) -> Loaded:
-    """The model to export. task: "features" reads the transformer alone, "classification" needs a classifier in the
-    checkpoint; None takes what the checkpoint was saved as.
+    """The model to export.
 
-    Raises ConfigError for a checkpoint of another model type, without a classifier, or broken.
+    Args:
+        path: a run, a checkpoint or a model folder.
+        task: "features" reads the transformer alone, "classification" needs a classifier in the checkpoint; None takes
+            what the checkpoint was saved as.
+        weights: "raw", "ema" or "best"; None takes the first there is.
+
+    Raises:
+        ConfigError: for a checkpoint of another model type, without a classifier, or broken.
     """
     folder = find_saved(path).local_folder(weights)
-    read_model_config(folder)
-    has_head = is_classifier(folder)
+    has_head = is_classifier(read_model_config(folder))
     if task == "classification" and not has_head:
         raise ConfigError(f"{folder} has no classifier (its config.json says so); fine-tune first, or --task features")
-    kind: Any = AutoModelForImageClassification if has_head and task != "features" else AutoModel
-    return Loaded(loading.load_model(folder, kind, "cpu", dtype=torch.float32), folder, *preprocessing(folder))
+    kind = AutoModelForImageClassification if has_head and task != "features" else AutoModel
+    model = cast(ViTNepaPreTrainedModel, loading.load_model(folder, kind, "cpu", dtype=torch.float32))
+    return Loaded(model, folder, *preprocessing(folder))
 
 
 def preprocessing(folder: Path) -> tuple[list[float] | None, list[float] | None]:
@@ -72,9 +76,3 @@ def preprocessing(folder: Path) -> tuple[list[float] | None, list[float] | None]
         return list(processor.image_mean), list(processor.image_std)
     except (AttributeError, TypeError):
         raise ConfigError(f"{what}: it has no image_mean and image_std") from None
-
-
-def first_line(err: BaseException) -> str:
-    """The first line of an error's message, or its type where there is none."""
-    lines = str(err).strip().splitlines()
-    return lines[0][:300] if lines else type(err).__name__

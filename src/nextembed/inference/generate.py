@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.types import AttentionMode
+from ..core.types import AttentionMode, Sample
 from ..errors import ConfigError
 from ..evaluation.features.extract import Pooling, extract, feature_keys
 from ..models.loading import open_pair
@@ -77,5 +76,5 @@ def features(
         )
     if not encoded:
         return torch.zeros(0, model.config.hidden_size)
-    samples: Any = [{"encoded": one} for one in encoded]
+    samples: list[Sample] = [{"encoded": one} for one in encoded]
     return extract(model, samples, keys, batch_size).values[keys[0]]

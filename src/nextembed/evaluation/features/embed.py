@@ -24,8 +24,8 @@ from ...data.rows import FIRST, Row, RowPlace, Rows, RowSequence, row_key, row_l
 from ...data.sources import ImageData
 from ...data.transforms import Unreadable, resize
 from ...errors import ConfigError
-from .encoder import Encoder, Preprocessing
-from .parts import Item, Parts, PartWriter, schema
+from .encoder import Checkpoint, Encoder, Preprocessing
+from .parts import Item, Parts, PartWriter, Skipped, schema
 from .settings import EmbedSettings
 
 AHEAD = 2  # batches that are read and decoded while one is computed
@@ -43,12 +43,12 @@ class Embedded(NamedTuple):
     file: Path
     num_rows: int
     num_resumed: int
-    skipped: list[dict[str, Any]]
+    skipped: list[Skipped]
     skipped_file: Path
     seconds: float
 
 
-def encoder_of(checkpoint: Any, settings: EmbedSettings) -> Encoder:
+def encoder_of(checkpoint: Checkpoint | Encoder, settings: EmbedSettings) -> Encoder:
     """The encoder of a checkpoint, or the one that is given."""
     if isinstance(checkpoint, Encoder):
         return checkpoint
@@ -58,7 +58,7 @@ def encoder_of(checkpoint: Any, settings: EmbedSettings) -> Encoder:
 
 
 def embed(
-    checkpoint: Any,
+    checkpoint: Checkpoint | Encoder,
     source: str | os.PathLike[str] | ImagePart,
     output: str | Path,
     *,
@@ -98,7 +98,7 @@ def embed(
         raise ConfigError("data: there are no images to embed")
     saved = describe(encoder, data, chosen, total)
     expected = min((n for n in (total, chosen.limit) if n is not None), default=None)
-    with parts.opened(saved, overwrite) as done:
+    with parts.opened(saved, expected, overwrite) as done:
         start = parts.place()
         _same_data(rows, start, parts)
         if not done:
@@ -156,7 +156,7 @@ def fitting(source: str | os.PathLike[str], preprocessing: Preprocessing) -> Ima
     return ImageData(source=str(source), mean=mean, std=std, background=background)
 
 
-def describe(encoder: Encoder, data: ImagePart, settings: EmbedSettings, total: int | None) -> dict[str, Any]:
+def describe(encoder: Encoder, data: ImagePart, settings: EmbedSettings, total: int | None) -> dict[str, object]:
     """All that the file's content depends on: its metadata, and what a resumed run has to agree with."""
     name, here = encoder.checkpoint, Path(encoder.checkpoint or "")
     values = data.model_dump(mode="json", exclude=BESIDE)

@@ -3,10 +3,11 @@
 import copy
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,18 +16,21 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from ...core.pretrained import load_pretrained
-from ...core.probe_table import ProbeTable, percent
+from ...core.probe_table import ProbeTable, Row, percent
 from ...core.run_folder import Processor, find_saved, read_config, read_processor, run_folder
 from ...core.types import AttentionMode, Backbone, Encodes, LayeredConfig
 from ...data.transforms import ImageReader, Unreadable, normalize, resize
 from ...errors import ConfigError, DataError
 from ...models.loading import load_model, load_processor
+from ...models.nepa import ViTNepaConfig
 from ...models.nepa.modeling_nepa import ViTNepaTrunk
 from ...models.omni import OmniConfig, OmniForPreTraining, OmniModel, OmniProcessor
 from ...models.omni.images import OmniImages, image_config
 from .extract import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
 
-WEIGHTS = ("raw", "ema")
+Network = ViTNepaTrunk | OmniImages  # or one of the user's own that answers as they do
+Checkpoint = str | os.PathLike[str] | nn.Module
+Picture = str | bytes | os.PathLike[str] | Image.Image | np.ndarray
 
 
 class Preprocessing(NamedTuple):
@@ -50,38 +54,46 @@ class Place(NamedTuple):
 class Encoder:
     """A frozen network and the place in it where an image's features are read.
 
-    checkpoint: a run folder, a checkpoint, a saved model (pretraining, classification or plain; an Omni that reads
-    images), a hub id, or such a model itself. layer: 0 is the latents, -1 the output. What is not named is taken from
-    the best row of RUN/probe.json that agrees with what is, else: raw weights, the middle layer, mean over patches, and
-    the attention that the model was trained with. precision: of the forward pass.
-    Raises ConfigError for a path without a NEPA model, weights or a layer that it does not have.
+    What is not named is taken from the best row of RUN/probe.json that agrees with what is, else: raw weights, the
+    middle layer, mean over patches, and the attention that the model was trained with.
+
+    Args:
+        checkpoint: a run, a checkpoint, a model folder (pretraining, classification or plain; an Omni that reads
+            images), a hub id, or such a model itself.
+        layer: 0 is the latents, -1 the output.
+        pooling: "mean" over patches, "last" patch, or "first", the begin token.
+        attention: "causal" or "full".
+        weights: "raw", "ema" or "best".
+        precision: of the forward pass.
+
+    Raises:
+        ConfigError: for a path without a NEPA model, weights or a layer that it does not have.
     """
 
     def __init__(
         self,
-        checkpoint: Any,
+        checkpoint: Checkpoint,
         layer: int | None = None,
         pooling: Pooling | None = None,
         attention: AttentionMode | None = None,
         weights: str | None = None,
         precision: Precision = "float32",
     ):
-        path = Path(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
-        path = path if isinstance(path, str | Path) else None
-        folders: dict[str, Path | str] = {"given": ""}
-        if path is None:
-            self.trunk, config = trunk_of(checkpoint), checkpoint.config
-            config = self.trunk.config if isinstance(self.trunk, OmniImages) else config
+        wanted = (layer, pooling, attention, weights)
+        if isinstance(checkpoint, str | os.PathLike):
+            saved = find_saved(checkpoint)
+            self.config = _load_config(saved.folder(weights))
+            self.place = choose(saved.path, self.config, list(saved.folders), *wanted)
+            folder = saved.folder(self.place.weights)
+            self.preprocessing = _preprocessing(self.config, saved.run, folder)
+            self.trunk = load_trunk(folder)
         else:
-            saved = find_saved(path)
-            folders, config = saved.folders, _load_config(saved.folder(weights))
-        self.place = choose(path, config, list(folders), layer, pooling, attention, weights)
-        self.preprocessing = _preprocessing(path, config, folders[self.place.weights])
-        if path is not None:
-            self.trunk = load_trunk(folders[self.place.weights])
-        self.checkpoint = None if path is None else str(path)
+            self.trunk = trunk_of(checkpoint)
+            self.config = self.trunk.config
+            self.place = choose(None, self.config, ["given"], *wanted)
+            self.preprocessing = _preprocessing(self.config)
+        self.checkpoint = str(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
         self.precision: Precision = precision
-        self.config = config
         self._short = cut(self.trunk, self.place.key.layer)
 
     @property
@@ -90,6 +102,7 @@ class Encoder:
         return int(self.config.hidden_size)
 
     def reader(self, max_pixels: int = 64_000_000, max_bytes: int = 100_000_000) -> ImageReader:
+        """What reads images as the model expects them, up to a size."""
         return ImageReader(self.preprocessing.num_channels, self.preprocessing.background, max_pixels, max_bytes)
 
     @torch.no_grad()
@@ -115,8 +128,8 @@ class Encoder:
 
 
 def encode(
-    model: Any,
-    images: Any,
+    model: Checkpoint | Encoder,
+    images: Picture | Iterable[Picture],
     layer: int | None = None,
     pooling: Pooling | None = None,
     attention: AttentionMode | None = None,
@@ -124,12 +137,25 @@ def encode(
     weights: str | None = None,
     precision: Precision = "float32",
 ) -> Tensor:
-    """Features float32 [N, D] of images, in their order.
+    """Features of images: `encode("runs/mine", ["a.png", "b.png"])` reads the layer that probed best.
 
-    model: a run folder, a checkpoint, a saved model, a hub id, a NEPA model, or an `Encoder`. images: a path, a PIL
-    image, a uint8 array [H, W] or [H, W, C], or an iterable of these of any length (a generator is read a batch at a
-    time). The rest as in `Encoder`: `encode("runs/mine", ["a.png", "b.png"])` reads the layer that probed best.
-    Raises ConfigError for a model that cannot be used, DataError for an image that cannot be read.
+    Args:
+        model: as of `Encoder`, or an `Encoder`.
+        images: a path, a PIL image, a uint8 array [H, W] or [H, W, C], or an iterable of these of any length (a
+            generator is read a batch at a time).
+        layer: as of `Encoder`, like `pooling`, `attention`, `weights` and `precision`.
+        pooling: see `layer`.
+        attention: see `layer`.
+        batch_size: images a forward pass.
+        weights: see `layer`.
+        precision: see `layer`.
+
+    Returns:
+        float32 [N, D], in the order of the images.
+
+    Raises:
+        ConfigError: for a model that cannot be used.
+        DataError: for an image that cannot be read.
     """
     encoder = model if isinstance(model, Encoder) else Encoder(model, layer, pooling, attention, weights, precision)
     if batch_size < 1:
@@ -142,9 +168,10 @@ def encode(
     return torch.cat(parts) if parts else torch.zeros(0, encoder.width)
 
 
-def _each(images: Any) -> Iterator[Any]:
-    one = isinstance(images, str | bytes | os.PathLike | Image.Image)
-    if one or (isinstance(images, np.ndarray) and images.ndim < 4):
+def _each(images: Picture | Iterable[Picture]) -> Iterator[Picture]:
+    if isinstance(images, str | bytes | os.PathLike | Image.Image):
+        return iter([images])
+    if isinstance(images, np.ndarray) and images.ndim < 4:
         return iter([images])
     if not isinstance(images, Iterable) or isinstance(images, Tensor):
         raise ConfigError(
@@ -153,7 +180,7 @@ def _each(images: Any) -> Iterator[Any]:
     return iter(images)
 
 
-def _read(reader: ImageReader, image: Any, size: int, number: int) -> Tensor:
+def _read(reader: ImageReader, image: Picture, size: int, number: int) -> Tensor:
     if isinstance(image, str | os.PathLike) and Path(image).is_dir():
         raise ConfigError(f"{image} is a folder; `nextembed embed` takes folders, encode takes images")
     try:
@@ -164,8 +191,8 @@ def _read(reader: ImageReader, image: Any, size: int, number: int) -> Tensor:
 
 
 def choose(
-    path: str | Path | None,
-    config: Any,
+    path: str | None,
+    config: ViTNepaConfig,
     available: list[str],
     layer: int | None,
     pooling: Pooling | None,
@@ -188,9 +215,10 @@ def choose(
         best = _best_row(run / "probe.json", num_layers, available, wanted)
     if best is not None:
         measured = f"{best.probe} {percent(best.validation_accuracy)} on validation"
-        place = Place(best.weights, FeatureKey(best.layer, best.pooling, best.attention), f"best of {file}: {measured}")
+        key = FeatureKey(best.layer, cast(Pooling, best.pooling), cast(AttentionMode, best.attention))
+        place = Place(best.weights, key, f"best of {file}: {measured}")
     else:
-        own: AttentionMode = "causal" if getattr(config, "is_causal", True) else "full"
+        own: AttentionMode = "causal" if config.is_causal else "full"
         why = "as asked for" if layer is not None else "the middle layer; a probe would say which is best"
         default = num_layers // 2 if layer is None else layer
         place = Place(weights or available[0], FeatureKey(default, pooling or "mean", attention or own), why)
@@ -202,7 +230,7 @@ def choose(
     return place
 
 
-def _best_row(file: Path, num_layers: int, available: list[str], wanted: dict[str, Any]) -> Any:
+def _best_row(file: Path, num_layers: int, available: list[str], wanted: Mapping[str, object]) -> Row | None:
     """The best row of probe.json that agrees with what is wanted; None if no row does."""
     table = ProbeTable.load(file)
     table.rows = [
@@ -211,22 +239,22 @@ def _best_row(file: Path, num_layers: int, available: list[str], wanted: dict[st
         if row.probe in ("linear", "knn")
         and row.weights in available
         and row.layer <= num_layers
-        and all(value in (None, getattr(row, name)) for name, value in wanted.items())
+        and all(value in (None, asdict(row)[name]) for name, value in wanted.items())
     ]
     return table.best()
 
 
-def trunk_of(model: Any) -> Any:
+def trunk_of(model: nn.Module) -> Network:
     """The part of a model that gives latents and hidden states. Raises ConfigError if it has none."""
     if isinstance(model, OmniForPreTraining):
         return OmniImages(model.model, model.processor)
     for found in (model.base_model, model) if isinstance(model, PreTrainedModel) else (model,):
         if isinstance(found, nn.Module) and isinstance(found, Backbone) and isinstance(found.config, LayeredConfig):
-            return found
+            return cast(Network, found)
     raise ConfigError(f"a {type(model).__name__} has no latents and hidden states to read features from")
 
 
-def cut(trunk: Any, layer: int) -> Any:
+def cut(trunk: Network, layer: int) -> Network:
     """The same network, weights shared, without what lies above a layer: its last hidden state is that layer's.
 
     The trunk itself where nothing is to cut, or where it is not known how.
@@ -240,15 +268,15 @@ def cut(trunk: Any, layer: int) -> Any:
     return short
 
 
-def _load_config(folder: Path | str) -> Any:
-    config = load_pretrained(AutoConfig, folder)
-    kind: Any = MODEL_MAPPING.get(type(config), object)
-    if not issubclass(kind, Encodes):
+def _load_config(folder: Path | str) -> ViTNepaConfig:
+    """What says how a model reads images. Raises ConfigError for a model that does not, or has no latents."""
+    config: ViTNepaConfig | OmniConfig = load_pretrained(AutoConfig, folder)
+    if not issubclass(cast(type, MODEL_MAPPING.get(type(config), object)), Encodes):
         raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
     return image_config(config) if isinstance(config, OmniConfig) else config
 
 
-def load_trunk(folder: Path | str) -> Any:
+def load_trunk(folder: Path | str) -> Network:
     """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded, or not wholly."""
     trunk = load_model(folder, AutoModel, dtype=torch.float32)
     if isinstance(trunk, OmniModel):
@@ -256,16 +284,16 @@ def load_trunk(folder: Path | str) -> Any:
     return trunk_of(trunk)
 
 
-def _preprocessing(path: Any, config: Any, folder: Path | str) -> Preprocessing:
+def _preprocessing(config: ViTNepaConfig, run: Path | None = None, folder: Path | str = "") -> Preprocessing:
     """As the run's data were, else as the model's preprocessor_config.json says, else pixels in [-1, 1]."""
     default = Preprocessing(config.image_shape[0], config.num_channels)
-    data = read_config(run).get("data") if path is not None and (run := run_folder(path)) else None
+    data = read_config(run).get("data") if run else None
     if isinstance(data, dict):
         found = {name: data[name] for name in ("mean", "std") if isinstance(data.get(name), int | float)}
         if isinstance(data.get("background"), list):
             found["background"] = tuple(data["background"])
         return default._replace(**found)
-    saved = read_processor(Path(folder)) if path is not None else Processor()
+    saved = read_processor(folder) if isinstance(folder, Path) else Processor()
     if saved.image_mean and saved.image_std:
         if len(set(saved.image_mean)) > 1 or len(set(saved.image_std)) > 1:
             raise ConfigError(f"{folder}: each channel has a mean of its own, which is not supported")

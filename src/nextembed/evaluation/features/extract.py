@@ -2,17 +2,19 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ...core.types import IGNORE_LABEL, AttentionMode, Batch, Sample
+from ...core.types import IGNORE_LABEL, AttentionMode, Backbone, Batch, Sample
 from ...models.omni.modeling_omni import FIRST, PADDING
 from ...models.omni.processing_omni import pad_left
+from ...nn import modes
 
+Samples = Dataset[Sample] | Sequence[Sample]
 Pooling = Literal["mean", "last", "first"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -44,11 +46,19 @@ def feature_keys(
     poolings: Sequence[Pooling] = ("mean", "last", "first"),
     attentions: Sequence[AttentionMode] = ("causal", "full"),
 ) -> list[FeatureKey]:
-    """All keys that can differ, for a backbone of `num_layers` blocks; negative layers count from the end.
+    """All keys that can differ.
 
     Left out, because they hold nothing or are there already: the first token where it sees no patch (causal
     attention, or layer 0), and layer 0 under a second attention mode.
-    Raises ValueError for a layer outside -(L + 1)..L.
+
+    Args:
+        num_layers: L, of the backbone.
+        layers: negative ones count from the end.
+        poolings: to combine.
+        attentions: to combine.
+
+    Raises:
+        ValueError: for a layer outside -(L + 1)..L.
     """
     wanted = range(num_layers + 1) if layers == "all" else layers
     keys: list[FeatureKey] = []
@@ -65,9 +75,12 @@ def feature_keys(
 
 
 def pool(hidden: Tensor, pooling: Pooling, kinds: Tensor | None = None) -> Tensor:
-    """[B, T, D] -> [B, D]. "mean" is over patches only; "first" is the begin token, "last" the last patch.
+    """One vector a sample, [B, D], from hidden states.
 
-    kinds [B, T]: of documents that are padded on the left and have no end; the mean is over all but begin latents.
+    Args:
+        hidden: [B, T, D].
+        pooling: "mean" is over patches only; "first" is the begin token, "last" the last patch.
+        kinds: [B, T], of documents that are padded on the left and have no end; the mean is over all but begin latents.
     """
     if pooling == "last":
         return hidden[:, -1]
@@ -81,31 +94,36 @@ def pool(hidden: Tensor, pooling: Pooling, kinds: Tensor | None = None) -> Tenso
 
 @torch.no_grad()
 def extract(
-    backbone: Any,
-    dataset: Dataset[Sample],
+    backbone: Backbone,
+    dataset: Samples,
     keys: Sequence[FeatureKey],
     batch_size: int = 256,
     num_workers: int = 0,
     precision: Precision = "float32",
 ) -> Features:
-    """Features of a map-style dataset of samples, in its order.
+    """Features of samples, in their order.
 
-    They hold "pixel_values", or "encoded" (`core.types.Encoded`) for a model of packed documents.
+    One embedding a batch and one pass per attention mode give all keys. The backbone works in eval mode where it stands
+    and comes back as it was; no random number is drawn from the global generators.
 
-    One embedding a batch and one pass per attention mode give all keys. The backbone (`core.types.Backbone`)
-    works in eval mode where it stands and comes back as it was; no random number is drawn from the global
-    generators. precision: of the forward pass; the features are float32 either way.
+    Args:
+        backbone: frozen.
+        dataset: they hold "pixel_values", or "encoded" for a model of packed documents.
+        keys: where features are read.
+        batch_size: samples a forward pass.
+        num_workers: processes that read.
+        precision: of the forward pass; the features are float32 either way.
     """
     device = next(backbone.parameters()).device
     keys = [FeatureKey(*key) for key in keys]
     attentions = list(dict.fromkeys(key.attention for key in keys))
     parts: dict[FeatureKey, list[Tensor]] = {key: [] for key in keys}
     labels = []
-    with evaluating(backbone):
+    with evaluating(cast(nn.Module, backbone)):
         for batch in batches(dataset, batch_size, num_workers):
             labels.append(batch["labels"])
-            inputs: Any = {name: x.to(device) for name, x in batch.items() if name not in BESIDE}  # type: ignore[attr-defined]
-            kinds = inputs.get("kinds")
+            tensors = {name: x.to(device) for name, x in _tensors(batch).items() if name not in BESIDE}
+            inputs, kinds = cast(Batch, tensors), tensors.get("kinds")
             half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
             with half:
                 latents = backbone.embed(inputs)
@@ -118,16 +136,19 @@ def extract(
     return Features({key: torch.cat(values) for key, values in parts.items()}, torch.cat(labels))
 
 
-def extract_pixels(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 0) -> Features:
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return cast(dict[str, Tensor], batch)
+
+
+def extract_pixels(dataset: Samples, batch_size: int = 256, num_workers: int = 0) -> Features:
     """Raw pixels [N, C * H * W] under the key "pixels": the bar a useful feature has to pass.
 
     Images larger than 32 pixels a side are averaged down to 32 first. Of samples with "encoded" it is their "raw".
     """
     values, labels = [], []
-    batch: Any
     for batch in batches(dataset, batch_size, num_workers):
         if "raw" in batch:
-            values.append(batch["raw"])
+            values.append(_tensors(batch)["raw"])
             labels.append(batch["labels"])
             continue
         images = batch["pixel_values"].float()
@@ -138,11 +159,11 @@ def extract_pixels(dataset: Dataset[Sample], batch_size: int = 256, num_workers:
     return Features({PIXELS: torch.cat(values)}, torch.cat(labels))
 
 
-def batches(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 0) -> Iterator[Batch]:
+def batches(dataset: Samples, batch_size: int = 256, num_workers: int = 0) -> Iterator[Batch]:
     """A map-style dataset as batches of `pixel_values` (or documents, and their `raw`) and `labels`, in order."""
     # A generator of its own: a DataLoader draws a seed, from the global one it would change later training.
     loader = DataLoader(
-        dataset,
+        cast(Dataset[Sample], dataset),
         batch_size,
         num_workers=num_workers,
         collate_fn=_collate,
@@ -152,22 +173,17 @@ def batches(dataset: Dataset[Sample], batch_size: int = 256, num_workers: int = 
 
 
 def _collate(samples: list[Sample]) -> Batch:
-    rows: list[Any] = list(samples)
     labels = torch.tensor([int(sample.get("label", IGNORE_LABEL)) for sample in samples])
-    if "encoded" not in rows[0]:
-        return {"pixel_values": torch.stack([row["pixel_values"] for row in rows]), "labels": labels}
-    batch: Any = {**pad_left([row["encoded"] for row in rows]), "labels": labels}
-    return batch | ({"raw": torch.stack([row["raw"] for row in rows])} if "raw" in rows[0] else {})
+    if "encoded" not in samples[0]:
+        return {"pixel_values": torch.stack([sample["pixel_values"] for sample in samples]), "labels": labels}
+    batch = {**pad_left([sample["encoded"] for sample in samples]), "labels": labels}
+    if "raw" in samples[0]:
+        batch["raw"] = torch.stack([sample["raw"] for sample in samples])
+    return cast(Batch, batch)
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in eval mode; afterwards every submodule is in the mode it had, the random state too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with modes.evaluating(model), torch.random.fork_rng():
+        yield

@@ -5,9 +5,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,25 @@ class Item(NamedTuple):
     reason: str = ""
 
 
+class Skipped(TypedDict):
+    """An image that was left out."""
+
+    row: int
+    key: str
+    reason: str
+
+
+class Done(NamedTuple):
+    """What a part ends with: the place after it, the key of its last row, and what was left out since the part before.
+    It is the part's metadata."""
+
+    place: RowPlace
+    last_key: str
+    skipped: list[Skipped]
+
+
 def schema(width: int, dtype: DType) -> pa.Schema:
+    """The columns of a file of features."""
     number = pa.float32() if dtype == "float32" else pa.float16()
     columns = {"row": pa.int64(), "key": pa.string(), "path": pa.string(), "label": pa.int64()}
     return pa.schema([*columns.items(), ("label_name", pa.string()), ("embedding", pa.list_(number, width))])
@@ -68,7 +86,7 @@ class PartWriter:
     def _clear(self) -> None:
         self.items: list[Item] = []
         self.values: list[np.ndarray] = []
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[Skipped] = []
         self.last: Item | None = None
         self.size, self.since = 0, time.monotonic()
 
@@ -85,11 +103,11 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
+        """Writes what was collected as a part."""
         if self.last is None:
             return
-        rows = [item.place.row - 1 for item in self.items]
-        columns = [rows] + [[getattr(i, n) for i in self.items] for n in ("key", "path", "label", "label_name")]
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema)]
+        rows = [(item.place.row - 1, item.key, item.path, item.label, item.label_name) for item in self.items]
+        arrays = [pa.array([row[n] for row in rows], self.schema.field(n).type) for n in range(5)]
         kind = self.schema.field("embedding").type
         with np.errstate(over="ignore"):
             flat = np.concatenate(self.values).astype(kind.value_type.to_pandas_dtype()).reshape(-1)
@@ -97,7 +115,7 @@ class PartWriter:
             raise DataError("a feature is outside the range of float16 (65,504); use float32")
         arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind))
         table = pa.Table.from_arrays(arrays, schema=self.schema)
-        self.parts.write(table, {"place": self.last.place, "last_key": self.last.key, "skipped": self.skipped})
+        self.parts.write(table, Done(self.last.place, self.last.key, self.skipped))
         self._clear()
 
 
@@ -108,7 +126,7 @@ class Parts:
         self.output, self.folder = output, output.parent / f"{output.name}.parts"
         self.skipped_file = output.parent / f"{output.stem}.skipped.jsonl"
         self.files: list[Path] = []
-        self.skipped: list[dict[str, Any]] = []
+        self.skipped: list[Skipped] = []
         self.last_key: str | None = None
         self._place = FIRST
 
@@ -138,15 +156,15 @@ class Parts:
         return self._place
 
     @contextlib.contextmanager
-    def opened(self, settings: dict[str, Any], overwrite: bool) -> Iterator[bool]:
-        """The folder, made or found again, locked while the block runs; yields whether all rows are done.
+    def opened(self, settings: dict[str, object], end: int | None, overwrite: bool) -> Iterator[bool]:
+        """The folder, made or found again, locked while the block runs; yields whether all rows, up to `end`, are done.
 
         Raises ConfigError for parts of other settings, unless `overwrite`: they are removed then.
         """
         self._check_foreign()
         file = self.folder / "settings.json"
-        found = read_json(file) if file.is_file() else None
-        if found is not None and found.get("settings") != settings and not overwrite:
+        found = _read_settings(file)
+        if file.is_file() and found != settings and not overwrite:
             raise ConfigError(
                 f"{self.folder} holds a part of the work under other settings ({_first_change(found, settings)}): "
                 "repeat the command as it was to go on, or add --overwrite to start anew"
@@ -159,13 +177,11 @@ class Parts:
             raise ConfigError(f"cannot write {self.folder}: {err.strerror}") from None
         with locked(self.folder / "lock", f"another process is writing {self.folder}"):
             clean(self.folder)
-            if found is None or found.get("settings") != settings:
+            if found != settings:
                 self._remove("part-*.parquet")
                 write_json(file, {"settings": settings})
             self._find()
-            total, limit = settings["source_rows"], settings["limit"]
-            end = min(n for n in (total, limit, float("inf")) if n is not None)
-            yield self._place.row >= end
+            yield end is not None and self._place.row >= end
             self._remove()
 
     def _remove(self, pattern: str = "*") -> None:
@@ -181,25 +197,28 @@ class Parts:
         for number, file in enumerate(sorted(self.folder.glob("part-*.parquet"))):
             try:
                 state = json.loads(pq.read_schema(file).metadata[METADATA])
+                done = Done(RowPlace(*state["place"]), state["last_key"], state["skipped"])
                 assert file.name == f"part-{number:06d}.parquet" == f"part-{len(self.files):06d}.parquet"
             except (OSError, ValueError, KeyError, TypeError, AssertionError):
                 file.unlink()
                 continue
-            self._take(file, state)
+            self._take(file, done)
 
-    def _take(self, file: Path, state: dict[str, Any]) -> None:
+    def _take(self, file: Path, done: Done) -> None:
         self.files.append(file)
-        self.skipped += state["skipped"]
-        self._place, self.last_key = RowPlace(*state["place"]), state["last_key"]
+        self.skipped += done.skipped
+        self._place, self.last_key = done.place, done.last_key
 
-    def write(self, table: pa.Table, state: dict[str, Any]) -> None:
+    def write(self, table: pa.Table, done: Done) -> None:
         """One more part; it is there whole or not at all."""
         file = self.folder / f"part-{len(self.files):06d}.parquet"
         with replacing(file) as scratch:
-            pq.write_table(table.replace_schema_metadata({METADATA: to_json(state)}), scratch, use_dictionary=False)
-        self._take(file, state)
+            pq.write_table(
+                table.replace_schema_metadata({METADATA: to_json(done._asdict())}), scratch, use_dictionary=False
+            )
+        self._take(file, done)
 
-    def join(self, layout: pa.Schema, settings: dict[str, Any]) -> int:
+    def join(self, layout: pa.Schema, settings: dict[str, object]) -> int:
         """All parts as the output, and the skipped images beside it; gives the number of rows.
 
         Row groups have a fixed number of rows, wherever parts were cut. Columns in which nothing is known are left out.
@@ -216,8 +235,10 @@ class Parts:
         layout = layout.with_metadata({METADATA: to_json(settings)})
         joined = self.folder / "joined.parquet"  # here, where the next start finds what a kill has left
         texts = [name for name in ("label", "label_name") if name in layout.names]
-        options: Any = {"use_dictionary": texts, "write_statistics": ["row"]}
-        with replacing(joined) as scratch, pq.ParquetWriter(scratch, layout, **options) as writer:
+        with (
+            replacing(joined) as scratch,
+            pq.ParquetWriter(scratch, layout, use_dictionary=texts, write_statistics=["row"]) as writer,
+        ):
             for table in self._groups(layout):
                 writer.write_table(table, row_group_size=table.num_rows)
         if self.skipped:
@@ -245,14 +266,14 @@ class Parts:
             yield rest.combine_chunks()
 
 
-def _nulls(metadata: list[Any], layout: pa.Schema, name: str) -> int:
+def _nulls(metadata: list[pq.FileMetaData], layout: pa.Schema, name: str) -> int:
     """How many rows of all parts hold nothing in a column; "embedding" is the last, so the others keep their number."""
     column = layout.names.index(name)
     return sum(m.row_group(g).column(column).statistics.null_count for m in metadata for g in range(m.num_row_groups)
                if m.row_group(g).num_rows)  # fmt: skip
 
 
-def _made_with(output: Path, settings: dict[str, Any]) -> bool:
+def _made_with(output: Path, settings: Mapping[str, object]) -> bool:
     """Whether a file is what these settings make: it was finished, and then the parts were not removed any more."""
     try:
         found = json.loads(pq.read_schema(output).metadata[METADATA])
@@ -270,20 +291,19 @@ def _names_skipped(file: Path) -> bool:
     return all(isinstance(row, dict) and row.keys() == {"row", "key", "reason"} for row in rows)
 
 
-def _first_change(found: dict[str, Any], settings: dict[str, Any]) -> str:
-    before = found.get("settings") or {}
+def _first_change(before: object, settings: Mapping[str, object]) -> str:
+    values = before if isinstance(before, dict) else {}
     for name, value in settings.items():
-        if before.get(name) != value:
-            if isinstance(value, dict) and isinstance(before.get(name), dict):
-                return _first_change({"settings": before[name]}, value)
-            return f"{name} {before.get(name)!r}, now {value!r}"
+        if (old := values.get(name)) != value:
+            if isinstance(value, dict) and isinstance(old, dict):
+                return _first_change(old, value)
+            return f"{name} {old!r}, now {value!r}"
     return "fields that this version does not have"
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """An object from a JSON file; empty if there is none in it."""
+def _read_settings(file: Path) -> object:
+    """What the parts in a folder were begun with; None where its file says nothing."""
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+        return json.loads(file.read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

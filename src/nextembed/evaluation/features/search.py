@@ -3,25 +3,39 @@
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...core.files import from_json
 from ...core.run_folder import find_saved
+from ...core.saved import checked
+from ...core.types import AttentionMode
 from ...errors import ConfigError, DataError
-from .encoder import Encoder, encode
+from .encoder import Checkpoint, Encoder, Picture, encode
+from .extract import Pooling, Precision
 from .parts import METADATA
 
 KEYS_COMPARED = 100_000  # for the nearest spelling of a key
 SCORE_BYTES = 256 * 2**20  # similarities of a chunk of queries, while scoring
 SCORE_QUERIES = 2_000
+
+
+class StoredRow(TypedDict, total=False):
+    """A row of a file of features, without them; other files may lack any of it."""
+
+    row: int
+    key: str
+    path: str | None
+    label: int | None
+    label_name: str | None
 
 
 class Hit(NamedTuple):
@@ -36,10 +50,27 @@ class Hit(NamedTuple):
     label_name: str | None
 
 
+@dataclass
+class Origin:
+    """How a file was made: what of its metadata is read again. All is None where something else wrote it."""
+
+    checkpoint: str | None = None
+    weights: str | None = None
+    weights_digest: str | None = None
+    layer: int | None = None
+    num_layers: int | None = None
+    pooling: Pooling | None = None
+    attention: AttentionMode | None = None
+    precision: Precision = "float32"
+    mean: float | None = None
+    std: float | None = None
+    background: tuple[int, int, int] | None = None
+    data: dict[str, object] | None = None
+
+
 class FeatureFile:
     """A file that `embed` wrote, or any Parquet file with a fixed-size list column "embedding".
 
-    settings: of the file's metadata; empty if something else wrote it.
     Raises ConfigError for a file that is none of this.
     """
 
@@ -61,9 +92,10 @@ class FeatureFile:
         self.columns = [name for name in names if name != "embedding"]
         self.num_rows: int = self.file.metadata.num_rows
         try:
-            self.settings: dict[str, Any] = from_json((self.file.schema_arrow.metadata or {})[METADATA])
+            values = from_json((self.file.schema_arrow.metadata or {})[METADATA])
         except (KeyError, ValueError):
-            self.settings = {}
+            values = {}
+        self.origin = checked(Origin, values, self.path)
 
     def groups(self, columns: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table]]:
         """(number of the first row, table) of each row group."""
@@ -94,9 +126,9 @@ class FeatureFile:
         hint = f". Did you mean '{near[0]}'?" if near else f"; keys look like '{seen[0]}'" if seen else ""
         raise ConfigError(f"'{key}' is neither an image file nor a key in {self.path}{hint}")
 
-    def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    def rows(self, numbers: Sequence[int]) -> list[StoredRow]:
         """Everything but the features of some rows, in the order asked for."""
-        found: dict[int, dict[str, Any]] = {}
+        found: dict[int, StoredRow] = {}
         begin = 0
         for group in range(self.file.num_row_groups):
             end = begin + self.file.metadata.row_group(group).num_rows
@@ -116,13 +148,22 @@ def _matrix(table: pa.Table) -> Tensor:
 
 
 def search(
-    features: "str | os.PathLike[str] | FeatureFile", query: Any, top: int = 12, checkpoint: Any = None
+    features: str | os.PathLike[str] | FeatureFile,
+    query: Picture | Tensor,
+    top: int = 12,
+    checkpoint: Checkpoint | None = None,
 ) -> list[Hit]:
     """The rows nearest to a query, by cosine, nearest first; of equally near ones the first in the file.
 
-    query: an image (path, PIL image or uint8 array), the key of a row (it is left out of the hits), or a feature
-    vector [D]. An image is embedded as the file's images were; checkpoint: where the model lies now, if it was moved.
-    Raises ConfigError for an unknown key, a file without features, or a model that is not the file's.
+    Args:
+        features: a file that `embed` wrote.
+        query: an image, which is embedded as the file's were, the key of a row (it is left out of the hits), or a
+            feature vector [D].
+        top: how many.
+        checkpoint: where the model lies now, if it was moved.
+
+    Raises:
+        ConfigError: for an unknown key, a file without features, or a model that is not the file's.
     """
     file = features if isinstance(features, FeatureFile) else FeatureFile(features)
     if top < 1:
@@ -131,7 +172,9 @@ def search(
     return nearest(file, vector, top, own)
 
 
-def query_vector(file: FeatureFile, query: Any, checkpoint: Any = None) -> tuple[Tensor, int | None]:
+def query_vector(
+    file: FeatureFile, query: Picture | Tensor, checkpoint: Checkpoint | None = None
+) -> tuple[Tensor, int | None]:
     """Features [D] of a query, and its row number if it is a row of the file."""
     if isinstance(query, Tensor):
         if query.shape != (file.width,):
@@ -145,25 +188,25 @@ def query_vector(file: FeatureFile, query: Any, checkpoint: Any = None) -> tuple
     return encode(encoder_of(file, checkpoint), query)[0], None
 
 
-def encoder_of(file: FeatureFile, checkpoint: Any = None) -> Encoder:
+def encoder_of(file: FeatureFile, checkpoint: Checkpoint | None = None) -> Encoder:
     """What embedded a file's images, loaded again. Raises ConfigError if it is gone, or no longer the same."""
-    made = file.settings
-    checkpoint = checkpoint or made.get("checkpoint")
+    origin = file.origin
+    checkpoint = checkpoint or origin.checkpoint
     if checkpoint is None:
         raise ConfigError(f"{file.path} does not say which model made it: name it with --checkpoint, or search by key")
-    place = {name: made.get(name) for name in ("layer", "pooling", "attention")}
     try:
-        weights = made.get("weights") if made.get("weights") in find_saved(checkpoint).folders else None
-        encoder = Encoder(checkpoint, **place, weights=weights, precision=made.get("precision", "float32"))
+        known = () if isinstance(checkpoint, nn.Module) else find_saved(checkpoint).folders
+        weights = origin.weights if origin.weights in known else None
+        encoder = Encoder(checkpoint, origin.layer, origin.pooling, origin.attention, weights, origin.precision)
     except ConfigError as err:
         raise ConfigError(f"the model of {file.path}: {err} (--checkpoint says where it lies)") from None
     if encoder.width != file.width:
         raise ConfigError(f"{checkpoint} gives features {encoder.width} wide, those of {file.path} are {file.width}")
-    if made.get("weights_digest", encoder.digest()) != encoder.digest():
+    if origin.weights_digest not in (None, encoder.digest()):
         raise ConfigError(f"{checkpoint} has other weights than {file.path} was made with: embed anew")
-    if made:
+    if origin.mean is not None and origin.std is not None and origin.background is not None:
         encoder.preprocessing = encoder.preprocessing._replace(
-            mean=made["mean"], std=made["std"], background=tuple(made["background"])
+            mean=origin.mean, std=origin.std, background=origin.background
         )
     return encoder
 
@@ -218,10 +261,16 @@ class Retrieval(NamedTuple):
     num_left_out: int
 
 
-def score(features: "str | os.PathLike[str] | FeatureFile", k: int = 10, max_queries: int = SCORE_QUERIES) -> Retrieval:
+def score(features: str | os.PathLike[str] | FeatureFile, k: int = 10, max_queries: int = SCORE_QUERIES) -> Retrieval:
     """Retrieval measures of a labelled file: each image is a query, all others with a label are searched.
 
-    Of more than `max_queries` images, so many are drawn with a fixed seed. Raises DataError without labels.
+    Args:
+        features: a file that `embed` wrote.
+        k: of precision@k.
+        max_queries: of more images, so many are drawn with a fixed seed.
+
+    Raises:
+        DataError: without labels.
     """
     file = features if isinstance(features, FeatureFile) else FeatureFile(features)
     if "label" not in file.columns:

@@ -4,7 +4,6 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
@@ -13,9 +12,12 @@ from ...core.code import check_code
 from ...core.config import DATA
 from ...core.files import replacing
 from ...core.types import IGNORE_LABEL
-from ...data.rows import rows_in_order
+from ...data.images import ImagePart
+from ...data.rows import Rows, rows_in_order
+from ...data.sources import ImageData
 from ...data.transforms import ImageReader, Unreadable
 from ...errors import NextEmbedError
+from .encoder import Picture
 from .search import FeatureFile, Hit
 
 TILE, GAP, MARGIN, CAPTION, HEADER = 176, 18, 28, 58, 66
@@ -25,35 +27,37 @@ SCALE = 2  # drawn at twice the size: sharp on any screen
 
 def images_of(file: FeatureFile, hits: Sequence[Hit]) -> list[Image.Image | None]:
     """The pictures of hits: by path, else read again from the source; None where that is not possible."""
-    found = {hit.row: hit.path for hit in hits if hit.path and Path(hit.path).is_file()}
+    found: dict[int, Picture] = {hit.row: hit.path for hit in hits if hit.path and Path(hit.path).is_file()}
     missing = {hit.row: hit.key for hit in hits if hit.row not in found}
     found |= _from_source(file, missing) if missing else {}
     return [_picture(found[hit.row]) if hit.row in found else None for hit in hits]
 
 
-def _from_source(file: FeatureFile, wanted: dict[int, str]) -> dict[int, Any]:
+def _from_source(file: FeatureFile, wanted: dict[int, str]) -> dict[int, Picture]:
     """Images by row, of rows that still have the same key. A stream is read only where it lies on this machine."""
-    values = file.settings.get("data")
-    if not isinstance(values, dict):
+    values = file.origin.data
+    if values is None:
         return {}
     check_code({"data": values}, file.path)
     try:
-        data: Any = DATA.parse(values)
-        local = data.kind != "images" or data.source == "emoji" or Path(data.source).expanduser().exists()
-        if not local and data.streaming:
+        data = DATA.parse(values)
+        if not isinstance(data, ImagePart):
+            return {}
+        source = data.source if isinstance(data, ImageData) and data.streaming else "emoji"
+        if source != "emoji" and not Path(source).expanduser().exists():
             return {}
         rows = data.rows("train")
-        if hasattr(rows, "__getitem__"):
+        if isinstance(rows, Rows):
             pairs = [(n, rows[n]) for n in wanted if n < len(rows)]
         else:
             numbered = ((place.row - 1, row) for place, row in rows_in_order(rows))
             pairs = [(n, row) for n, row in itertools.islice(numbered, max(wanted) + 1) if n in wanted]
     except (NextEmbedError, OSError):
         return {}
-    return {n: row.get("image") for n, row in pairs if str(row.get("key", n)) == wanted[n]}
+    return {n: row["image"] for n, row in pairs if "image" in row and str(row.get("key", n)) == wanted[n]}
 
 
-def _picture(image: Any) -> Image.Image | None:
+def _picture(image: Picture) -> Image.Image | None:
     try:
         return Image.fromarray(ImageReader(3).read(image).permute(1, 2, 0).numpy())
     except Unreadable:
@@ -61,11 +65,16 @@ def _picture(image: Any) -> Image.Image | None:
 
 
 def contact_sheet(
-    query: Any, name: str, hits: Sequence[Hit], pictures: Sequence[Image.Image | None], title: str = ""
+    query: Picture | None, name: str, hits: Sequence[Hit], pictures: Sequence[Image.Image | None], title: str = ""
 ) -> Image.Image:
     """The query, marked, and then the hits, row by row.
 
-    query: the image, or None; name: what is written under it. title: one line at the top.
+    Args:
+        query: the image; None leaves its place empty.
+        name: what is written under it.
+        hits: in order.
+        pictures: of the hits; None leaves a place empty.
+        title: one line at the top.
     """
     num = len(hits) + 1
     columns = min(num, min(range(4, 8), key=lambda c: (-num % c, abs(c - 5))))  # few empty places
@@ -136,7 +145,7 @@ def _text(
     draw.text((at[0] * SCALE, at[1] * SCALE), short, colour, font)
 
 
-def _font(size: int, bold: bool) -> Any:
+def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     # The fonts that matplotlib brings: most alphabets, on every machine the same.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size * SCALE)
