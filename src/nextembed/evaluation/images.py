@@ -2,31 +2,48 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, PreTrainedModel
+from transformers.utils import ModelOutput
 
 from ..core.run_folder import find_saved
 from ..models.loading import load_model, load_processor, model_type
+from .features.encoder import Encoder, encode
 
 
 class FeatureSpace(NamedTuple):
     """encode: PIL images to features float32 [N, D]. name: which features these are, in words."""
 
-    encode: Callable[[Sequence[Any]], Tensor]
+    encode: Callable[[Sequence[Image.Image]], Tensor]
     name: str
 
 
-def frechet_distance(first: Any, second: Any) -> float:
-    """Squared Frechet distance of two sets of features [N, D] and [M, D], each taken as a normal distribution.
+@runtime_checkable
+class EmbedsImages(Protocol):
+    """A model of images and texts, as CLIP."""
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor | ModelOutput: ...
+
+
+def frechet_distance(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> float:
+    """Squared Frechet distance of two sets of features, each taken as a normal distribution.
 
     |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in float64, covariances with N - 1. The trace of the root comes from
     the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: nothing becomes complex, and sets of fewer images than
     features (singular covariances) work too; but of few images the value is too high, whatever the features.
-    Raises ValueError for fewer than two rows or different widths.
+
+    Args:
+        first: [N, D].
+        second: [M, D].
+
+    Raises:
+        ValueError: for fewer than two rows or different widths.
+
     Source: FID (arXiv 1706.08500); published figures use Inception features of 2048 and 30,000 images or more.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
@@ -52,20 +69,25 @@ def retrieval_ranks(painted: Tensor, real: Tensor) -> np.ndarray:
 
 
 def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
-    """Features of a NEPA run or checkpoint (where they probed best), or of a folder with any Hugging Face vision model:
-    the image embedding of CLIP and its like, else the pooled output, else the mean of the last tokens.
+    """Features of a NEPA (where they probed best), or of any Hugging Face vision model: the image embedding of CLIP and
+    its like, else the pooled output, else the mean of the last tokens.
 
-    Raises ConfigError if there is no such model.
+    Args:
+        path: a run, a checkpoint, a model folder or a hub id.
+        batch_size: images a forward pass.
+
+    Raises:
+        ConfigError: if there is no such model.
     """
     folder = find_saved(path).folder()
     if (kind := model_type(folder)).startswith("vit_nepa"):
         return nepa_space(path, batch_size)
     what = f"features: cannot load a vision model from {path}"
     model = load_model(folder, AutoModel, what=what, dtype=torch.float32)
-    processor: Any = load_processor(folder, AutoImageProcessor)
+    processor = load_processor(folder, AutoImageProcessor)
 
     @torch.no_grad()
-    def encode(images: Sequence[Any]) -> Tensor:
+    def encode(images: Sequence[Image.Image]) -> Tensor:
         parts = []
         for start in range(0, len(images), batch_size):
             batch = [image.convert("RGB") for image in images[start : start + batch_size]]
@@ -77,19 +99,18 @@ def feature_space(path: str | Path, batch_size: int = 32) -> FeatureSpace:
 
 
 def nepa_space(path: str | Path, batch_size: int) -> FeatureSpace:
-    from .features.encoder import Encoder, encode
-
+    """Features of a NEPA, where they probed best."""
     encoder = Encoder(path)
     layer, pooling, attention = encoder.place.key
     name = f"NEPA features of {path} (layer {layer}, {pooling}, {attention} attention; {encoder.place.why})"
     return FeatureSpace(lambda images: encode(encoder, list(images), batch_size=batch_size), name)
 
 
-def pooled(model: Any, pixels: Tensor) -> Tensor:
+def pooled(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     """One vector an image [B, D], float32, of any vision model."""
-    if hasattr(model, "get_image_features"):
-        found = model.get_image_features(pixel_values=pixels)
-        return (found if isinstance(found, Tensor) else found.pooler_output).float()
+    if isinstance(model, EmbedsImages):
+        embedded = model.get_image_features(pixel_values=pixels)
+        return (embedded if isinstance(embedded, Tensor) else embedded["pooler_output"]).float()
     found = model(pixel_values=pixels)
     vector = found.get("pooler_output")
     return (found.last_hidden_state.mean(1) if vector is None else vector.flatten(1)).float()

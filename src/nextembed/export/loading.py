@@ -10,7 +10,7 @@ from ..core.pretrained import load_pretrained
 from ..core.run_folder import find_saved, read_model_file
 from ..errors import ConfigError
 from ..models import loading, nepa_spt
-from ..models.nepa import ViTNepaConfig, ViTNepaPreTrainedModel
+from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaPreTrainedModel
 
 Task = Literal["features", "classification"]
 
@@ -29,7 +29,7 @@ class Loaded(NamedTuple):
     @property
     def classifies(self) -> bool:
         """Whether the model has a classifier on top."""
-        return isinstance(self.model, nepa.ViTNepaForImageClassification)
+        return isinstance(self.model, ViTNepaForImageClassification)
 
 
 def read_model_config(folder: Path) -> ViTNepaConfig:

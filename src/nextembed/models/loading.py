@@ -1,5 +1,6 @@
 """Saved models and their processors: the only loader, of our own kinds and of all others that transformers knows."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def load_processor(folder: str | Path, kind: Any = AutoProcessor) -> ProcessorMi
 
 
 def open_pair(
-    path: str | Path,
+    path: str | os.PathLike[str],
     model_class: type[ModelT],
     processor_class: type[ProcessorT],
     weights: str | None = None,

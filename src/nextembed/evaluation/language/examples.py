@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ...core.text import check_text
 from ...core.types import Segment
@@ -51,7 +50,7 @@ class ImageFolder:
         if not self.folder.is_dir():
             raise ConfigError(f"no such folder of images: {folder}")
 
-    def path(self, name: Any, *subfolders: str) -> Path:
+    def path(self, name: object, *subfolders: str) -> Path:
         """The file of an image. Raises DataError if there is none, or if the name leads out of the folder."""
         if not isinstance(name, str) or not name:
             raise DataError(f"an image is named by its file, not by {name!r}")
@@ -64,11 +63,12 @@ class ImageFolder:
                 return found
         raise DataError(f"image '{name}' is not in {self.folder}")
 
-    def segment(self, name: Any, *subfolders: str) -> Segment:
-        return {"kind": "image", "value": self.path(name, *subfolders)}  # type: ignore[typeddict-item]
+    def segment(self, name: object, *subfolders: str) -> Segment:
+        """The image of this name; see `path`."""
+        return {"kind": "image", "value": self.path(name, *subfolders)}
 
 
-def texts(value: Any, what: str) -> list[str]:
+def texts(value: object, what: str) -> list[str]:
     """A text, or a list of texts or of {"answer": text}, as texts. Raises DataError for anything else."""
     if value is None:
         return []

@@ -41,7 +41,7 @@ def read_coco(file: Path, images: ImageFolder, annotations: Path | None = None) 
                 captions = texts(row["caption"], f"{file}: caption")
                 found.append(Example(str(row["image"]), [images.segment(row["image"])], references=captions))
         elif "annotations" in values:
-            captions_of: dict[Any, list[str]] = {}
+            captions_of: dict[int | str, list[str]] = {}
             for row in values["annotations"]:
                 captions_of.setdefault(row["image_id"], []).append(str(row["caption"]))
             for row in values["images"]:
@@ -84,7 +84,7 @@ def _beside(questions: Path) -> Path:
     return questions.parent / name
 
 
-def _coco_name(images: ImageFolder, subtype: str, number: Any) -> str:
+def _coco_name(images: ImageFolder, subtype: str, number: int | str) -> str:
     """The file name of a COCO image: of 2014 with its split in front, of 2017 the number alone."""
     number = int(number)
     long, short = f"COCO_{subtype}_{number:012d}.jpg", f"{number:012d}.jpg"

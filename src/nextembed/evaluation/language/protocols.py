@@ -1,7 +1,7 @@
 """How each benchmark asks and decodes, and the settings of an evaluation."""
 
 import re
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
@@ -82,13 +82,13 @@ class LanguageEval(Config):
     images: str | None = None
     annotations: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
-    where: dict[str, Any] = Field(default_factory=dict)
+    where: dict[str, object] = Field(default_factory=dict)
     split: str | None = None
     num_examples: int | None = Field(None, gt=0)
     shots: int = Field(0, ge=0, le=64)
     choose: Literal["random", "similar"] = "random"
     shots_data: str | None = None
-    shots_where: dict[str, Any] | None = None
+    shots_where: dict[str, object] | None = None
     shot_images: bool = True
     instructed: bool = False
     prompt: str | None = None
@@ -112,8 +112,7 @@ class LanguageEval(Config):
     def decoding(self) -> Decoding:
         """The benchmark's, with what is set here."""
         own = BENCHMARKS.get(self.format) or OTHERS.get(self.task) or OTHERS["caption"]
-        given = {name: getattr(self, name) for name in Decoding._fields if getattr(self, name) is not None}
-        return own._replace(**given)
+        return own._replace(**self.model_dump(include=set(Decoding._fields), exclude_none=True))
 
     def template(self, asks: bool = True) -> str:
         """The prompt; asks: whether the items have questions."""

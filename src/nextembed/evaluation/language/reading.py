@@ -1,7 +1,6 @@
 """The items of an evaluation, and the solved ones that are put in front of them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -19,12 +18,19 @@ MOST_CANDIDATES = 5000  # of a pool made of all answers
 
 
 def read_examples(
-    settings: LanguageEval, data: str | None = None, where: dict[str, Any] | None = None
+    settings: LanguageEval, data: str | None = None, where: dict[str, object] | None = None
 ) -> list[Example]:
-    """All items of a file in its layout, or of "emoji", the sample of the package. data, where: not the settings'.
+    """All items of a file in its layout, or of "emoji", the sample of the package.
 
-    Raises ConfigError for a file, folder or column that is not there, DataError for one that has not the layout, an
-    image that is not there or leads out of its folder, or a text with a special token in it.
+    Args:
+        settings: say what is read.
+        data: in place of the settings' file.
+        where: in place of the settings' rows.
+
+    Raises:
+        ConfigError: for a file, folder or column that is not there.
+        DataError: for one that has not the layout, an image that is not there or leads out of its folder, or a text
+            with a special token in it.
     """
     source = data or settings.data
     file = EMOJI if source == "emoji" else Path(source).expanduser()

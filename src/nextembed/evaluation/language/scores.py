@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import RenderableType
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from ...core.files import write_json
 
+Answer = dict[str, object]  # of one item: key, prompt, answer, references, and what it scored
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 
@@ -40,8 +40,8 @@ class LanguageScores:
     num_examples: int
     metrics: list[Metric]
     notes: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
-    answers: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, object] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
     answers_only: bool = False
 
     def __getitem__(self, name: str) -> float:
@@ -58,6 +58,7 @@ class LanguageScores:
         return Path(path)
 
     def render(self) -> RenderableType:
+        """A table of the metrics."""
         table = Table(title=f"{self.task} of {self.num_examples:,} items", title_justify="left")
         for name in ("metric", "value", "95 % interval"):
             table.add_column(name, justify="left" if name == "metric" else "right")
@@ -68,6 +69,7 @@ class LanguageScores:
         return table
 
     def sentences(self) -> list[str]:
+        """What has to be known to read them."""
         lines = [] if self.metrics else [f"{self.num_examples:,} answers; their score is made by an external grader."]
         return lines + [f"Note: {note}." for note in self.notes]
 

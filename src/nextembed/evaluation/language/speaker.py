@@ -1,13 +1,15 @@
 """A loaded Emu model that answers prompts and ranks candidates, in batches."""
 
 import copy
+import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from ...core.types import Segment
 from ...data.transforms import ImageReader, Unreadable
@@ -36,7 +38,7 @@ class Speaker:
         self.reader = ImageReader(num_channels=3)
 
     @classmethod
-    def load(cls, path: str | Path, weights: str | None = None) -> "Speaker":
+    def load(cls, path: str | os.PathLike[str], weights: str | None = None) -> "Speaker":
         """A model that is saved; arguments and errors as of `models.loading.open_pair`."""
         return cls(*open_pair(path, EmuForConditionalGeneration, EmuProcessor, weights))
 
@@ -50,18 +52,17 @@ class Speaker:
             if segment["kind"] == "text":
                 found.append(segment)
                 continue
-            values: Any = segment["value"]
-            values = [values] if segment["kind"] == "image" else list(values)
+            values = [segment["value"]] if segment["kind"] == "image" else list(segment["value"])
             if not values:
                 raise DataError(f"{key}: a video without frames")
             try:
                 read = [v if isinstance(v, Tensor) else self.reader.read(v) for v in values]
             except Unreadable as err:
                 raise DataError(f"{key}: an image cannot be read: {err}") from None
-            found.append({"kind": segment["kind"], "value": read[0] if segment["kind"] == "image" else read})  # type: ignore[typeddict-item]
+            found.append({"kind": segment["kind"], "value": read[0] if segment["kind"] == "image" else read})
         return found
 
-    def batch(self, prompts: Sequence[Sequence[Segment]], keys: Sequence[str], room: int) -> dict[str, Any]:
+    def batch(self, prompts: Sequence[Sequence[Segment]], keys: Sequence[str], room: int) -> dict[str, Tensor]:
         """Inputs of the model, on its device.
 
         Raises DataError, naming the item, for a prompt that is empty, or too long with `room` more tokens."""
@@ -87,7 +88,7 @@ class Speaker:
         """What the model says after each prompt, by beam search, up to an end token or where an image would begin."""
         config = self.model.config
         ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
-        options: dict[str, Any] = {"min_new_tokens": decoding.min_new_tokens} if decoding.min_new_tokens else {}
+        options: dict[str, float] = {"min_new_tokens": decoding.min_new_tokens} if decoding.min_new_tokens else {}
         # With one beam it has no use, and a checkpoint's own would be warned of.
         options["length_penalty"] = decoding.length_penalty if num_beams > 1 else 1.0
         ids = self.model.generate(
@@ -121,7 +122,7 @@ class Speaker:
         lengths = np.array([len(one) for one in ids])
         return Likelihood(total / lengths, total / (inputs["input_ids"].shape[1] + longest - 1))
 
-    def _sums(self, cache: Any, first: Tensor, ids: list[list[int]], longest: int) -> Tensor:
+    def _sums(self, cache: Cache, first: Tensor, ids: list[list[int]], longest: int) -> Tensor:
         """Log-likelihood [C], summed over the tokens of each candidate, after what the cache holds."""
         device = first.device
         rows = torch.zeros(len(ids), longest, dtype=torch.int64)
@@ -144,26 +145,22 @@ class Speaker:
         """One vector [N, E] of unit length for the pictures of each item: the mean over the encoder's tokens."""
         found = []
         for segments, key in zip(pictures, keys, strict=True):
-            frames: list[Any] = []
+            frames: list[Tensor] = []
             for segment in self.decode(segments, key):
-                value: Any = segment["value"]
-                frames += [value] if segment["kind"] == "image" else value
+                frames += [segment["value"]] if segment["kind"] == "image" else segment["value"]
             if not frames:
                 raise DataError(f"{key}: no image to find similar ones by")
             found.append(self.features_of(frames).mean(0))
         return torch.nn.functional.normalize(torch.stack(found), dim=1)
 
     @torch.no_grad()
-    def features_of(self, images: Sequence[Any], batch_size: int = 32) -> Tensor:
+    def features_of(self, images: Sequence[Tensor | Image.Image], batch_size: int = 32) -> Tensor:
         """Mean token of the visual encoder [N, E], float32, of images."""
         parts = []
-        document: Any = [{"kind": "image", "value": image} for image in images]
-        for start in range(0, len(document), batch_size):
-            encoded = self.processor.encode_document({"key": "", "segments": document[start : start + batch_size]})
-            parts.append(
-                self.model.model.visual_features(encoded.values["pixel_values"].to(self.model.device))
-                .mean(1)
-                .float()
-                .cpu()
-            )
+        for start in range(0, len(images), batch_size):
+            segments: list[Segment] = [
+                {"kind": "image", "value": image} for image in images[start : start + batch_size]
+            ]
+            pixels = self.processor.encode_document({"key": "", "segments": segments}).values["pixel_values"]
+            parts.append(self.model.model.visual_features(pixels.to(self.model.device)).mean(1).float().cpu())
         return torch.cat(parts)

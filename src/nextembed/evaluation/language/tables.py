@@ -1,7 +1,7 @@
 """Examples of a plain table: Parquet, CSV or JSON lines with columns of images, questions and answers."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from ...core.files import from_json
 from ...core.types import Segment
@@ -31,6 +32,8 @@ NAMES = {
     "kind": ("kind", "answer_type", "question_type"),
     "split": ("split",),
 }
+Row = dict[str, Any]  # of a table, whatever its columns hold
+Frame = bytes | Path | Image.Image | Tensor
 NEEDED = ("image", "video", "question", "references", "candidates")
 
 
@@ -38,15 +41,22 @@ def read_table(
     file: Path,
     images: ImageFolder | None = None,
     columns: Mapping[str, str] | None = None,
-    where: Mapping[str, Any] | None = None,
+    where: Mapping[str, object] | None = None,
 ) -> list[Example]:
     """The rows of a table as examples.
 
-    columns: which column means what ({"references": "name"}), where the usual names do not say it. where: keeps rows
-    whose column has this value, or one of these. Images are bytes in the table ({"bytes", "path"} or plain), or file
-    names relative to `images` (the table's folder if None); an example may have a list of them. Videos are lists of
-    frames, animated images or, with the extra `video`, files of any kind; eight frames are read.
-    Raises ConfigError for a column that is not there, DataError for a row that has not what it should.
+    Images are bytes in the table ({"bytes", "path"} or plain), or names of files; an example may have a list of them.
+    Videos are lists of frames, animated images or, with the extra `video`, files of any kind; eight frames are read.
+
+    Args:
+        file: Parquet, CSV or JSON lines.
+        images: what names are relative to; None is the table's folder.
+        columns: which column means what ({"references": "name"}), where the usual names do not say it.
+        where: keeps rows whose column has this value, or one of these.
+
+    Raises:
+        ConfigError: for a column that is not there.
+        DataError: for a row that has not what it should.
     """
     table = _rows(file)
     there = list(table[0]) if table else []
@@ -80,7 +90,7 @@ def find_columns(there: list[str], given: Mapping[str, str], file: Path) -> dict
     return means
 
 
-def _rows(file: Path) -> list[dict[str, Any]]:
+def _rows(file: Path) -> list[Row]:
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
     kind = file.suffix.lower()
@@ -97,7 +107,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     raise ConfigError(f"{file}: a table is .parquet, .csv, .tsv or .jsonl")
 
 
-def _json_rows(text: str, file: Path) -> Iterator[dict[str, Any]]:
+def _json_rows(text: str, file: Path) -> Iterator[Row]:
     """Lines of objects, or one list of them."""
     try:
         values = from_json(text) if text.lstrip().startswith("[") else None
@@ -110,14 +120,14 @@ def _json_rows(text: str, file: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _example(row: dict[str, Any], number: int, means: Mapping[str, str], images: ImageFolder, file: Path) -> Example:
+def _example(row: Row, number: int, means: Mapping[str, str], images: ImageFolder, file: Path) -> Example:
     def get(meaning: str) -> Any:
         return row.get(means[meaning]) if meaning in means else None
 
     what = f"{file}: row {number}"
     pictures = _pictures(get("image"), images, what) if "image" in means else []
     if "video" in means and get("video") is not None:
-        pictures.append({"kind": "video", "value": _frames(get("video"), images, what)})  # type: ignore[typeddict-item]
+        pictures.append({"kind": "video", "value": _frames(get("video"), images, what)})
     references = texts(get("references"), f"{what}: {means.get('references')}")
     candidates = texts(get("candidates"), f"{what}: {means.get('candidates')}")
     target = get("target")
@@ -146,14 +156,14 @@ def _example(row: dict[str, Any], number: int, means: Mapping[str, str], images:
     )
 
 
-def _pictures(value: Any, images: ImageFolder, what: str) -> list[Segment]:
+def _pictures(value: object, images: ImageFolder, what: str) -> list[Segment]:
     if value is None:
         raise DataError(f"{what}: no image")
     values = value if isinstance(value, list) else [value]
-    return [{"kind": "image", "value": _source(one, images, what)} for one in values]  # type: ignore[typeddict-item]
+    return [{"kind": "image", "value": _source(one, images, what)} for one in values]
 
 
-def _source(value: Any, images: ImageFolder, what: str) -> Any:
+def _source(value: object, images: ImageFolder, what: str) -> bytes | Path:
     """Bytes of an encoded image, or the path of its file inside the folder."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -164,7 +174,7 @@ def _source(value: Any, images: ImageFolder, what: str) -> Any:
     raise DataError(f"{what}: an image is a file name or its bytes, not {type(value).__name__}")
 
 
-def _frames(value: Any, images: ImageFolder, what: str) -> list[Any]:
+def _frames(value: object, images: ImageFolder, what: str) -> Sequence[Frame]:
     """Frames as images: of a list of them, or of an animated file."""
     if isinstance(value, list):
         if not value:
@@ -173,7 +183,7 @@ def _frames(value: Any, images: ImageFolder, what: str) -> list[Any]:
     return read_video(_source(value, images, what), what)
 
 
-def read_video(source: bytes | Path, what: str, num_frames: int = 8) -> list[Any]:
+def read_video(source: bytes | Path, what: str, num_frames: int = 8) -> Sequence[Frame]:
     """`num_frames` frames of an animated image (GIF, WebP, APNG) or, with the extra `video`, of any video file.
 
     Raises DataError for what is neither, MissingExtra for a video without PyAV.

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ...core.files import open_folder, replacing
 from ...core.sizes import usable_device
@@ -15,26 +15,36 @@ from ...errors import ConfigError, DataError
 from ...models.emu import EmuPipeline
 from ..images import FeatureSpace, feature_space, frechet_distance, retrieval_ranks
 from . import captions
-from .answers import exact_match, normalize_answer, short_answer, vqa_accuracy
+from .answers import VQAStyle, exact_match, normalize_answer, short_answer, vqa_accuracy
 from .examples import Example
 from .protocols import LanguageEval, fill, with_shots
 from .ranks import ndcg, rank_of
 from .reading import Shots, check_fit, choose_items, read_examples
-from .scores import LanguageScores, Metric, mean_metric, statistic_metric
+from .scores import Answer, LanguageScores, Metric, mean_metric, statistic_metric
 from .speaker import Speaker
 
 Progress = Callable[[int, int], None]
 
 
 def score_language(
-    checkpoint: Any, settings: LanguageEval, progress: Progress | None = None, paintings: str | Path | None = None
+    checkpoint: str | os.PathLike[str] | Speaker | EmuPipeline,
+    settings: LanguageEval,
+    progress: Progress | None = None,
+    paintings: str | Path | None = None,
 ) -> LanguageScores:
-    """Scores of an Emu checkpoint on captions, questions, rankings or painted images.
+    """Scores of an Emu on captions, questions, rankings or painted images.
 
-    checkpoint: a run, a checkpoint, a saved model, a `Speaker`, or for text_to_image an EmuPipeline. progress: called
-    with items done and all. paintings: folder that painted images are written to, as 0000.png and so on.
-    Raises ConfigError, before the model is loaded, for settings and files that cannot work; DataError for items that
-    cannot be read. Nothing is written but paintings: see `LanguageScores.save`.
+    Nothing is written but paintings: see `LanguageScores.save`.
+
+    Args:
+        checkpoint: a run, a checkpoint, a model folder, a hub id, a `Speaker`, or for text_to_image an `EmuPipeline`.
+        settings: what it is scored on, and how.
+        progress: is called with items done and all.
+        paintings: folder that painted images are written to, as 0000.png and so on.
+
+    Raises:
+        ConfigError: before the model is loaded, for settings and files that cannot work.
+        DataError: for items that cannot be read.
     """
     check_fit(settings)
     found = read_examples(settings)
@@ -50,7 +60,10 @@ def score_language(
         settings=settings.model_dump(exclude_defaults=True),
     )
     if settings.task == "text_to_image":
-        return paint(checkpoint, settings, items, scores, progress, paintings)
+        pipeline = _pipeline(checkpoint, settings)
+        return paint(pipeline, settings, items, scores, progress, paintings)
+    if isinstance(checkpoint, EmuPipeline):
+        checkpoint = Speaker(checkpoint.model, checkpoint.processor)
     speaker = checkpoint if isinstance(checkpoint, Speaker) else Speaker.load(checkpoint, settings.weights)
     shots = Shots(settings, speaker, items, found)
     if shots.note:
@@ -83,7 +96,7 @@ def say(
     if decoding.short:
         answers = [short_answer(answer) for answer in answers]
     for example, answer, whole, prompt in zip(items, answers, full, prompts, strict=True):
-        one = {"key": example.key, "prompt": shown(prompt), "answer": answer, "references": example.references}
+        one: Answer = {"key": example.key, "prompt": shown(prompt), "answer": answer, "references": example.references}
         scores.answers.append(one | ({"full_answer": whole} if whole != answer else {}))
     if settings.format == "mmvet":
         scores.answers_only = True
@@ -115,7 +128,7 @@ def answer_metrics(settings: LanguageEval, items: list[Example], answers: list[s
     """Accuracy of short answers, in all and for each kind; beside it, always giving the most frequent answer."""
     several = any(len(example.references) > 1 for example in items)
     vqa = settings.metric == "vqa" or (settings.metric is None and several)
-    style: Any = "vizwiz" if settings.format == "vizwiz" else "vqav2"
+    style: VQAStyle = "vizwiz" if settings.format == "vizwiz" else "vqav2"
 
     def score(answer: str, example: Example) -> float:
         return vqa_accuracy(answer, example.references, style) if vqa else exact_match(answer, example.references)
@@ -149,9 +162,8 @@ def rank(
     for part in batches(len(items), 1, progress):
         example = items[part.start]
         found = speaker.likelihood(prompts[part.start], example.key, example.candidates)
-        one: dict[str, Any] = {"key": example.key, "prompt": shown(prompts[part.start])}
-        for rule in ranks:
-            values = getattr(found, rule)
+        one: Answer = {"key": example.key, "prompt": shown(prompts[part.start])}
+        for rule, values in found._asdict().items():
             if example.target is not None:
                 ranks[rule].append(rank_of(values, example.target))
                 one[f"rank_{rule}"] = ranks[rule][-1]
@@ -178,8 +190,18 @@ def rank(
     return scores
 
 
+def _pipeline(checkpoint: str | os.PathLike[str] | Speaker | EmuPipeline, settings: LanguageEval) -> EmuPipeline:
+    if settings.weights == "ema":
+        raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
+    if isinstance(checkpoint, EmuPipeline):
+        return checkpoint
+    if isinstance(checkpoint, Speaker):
+        raise ConfigError("a Speaker writes; text_to_image needs an EmuPipeline")
+    return EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder).to(usable_device())
+
+
 def paint(
-    checkpoint: Any,
+    pipeline: EmuPipeline,
     settings: LanguageEval,
     items: list[Example],
     scores: LanguageScores,
@@ -187,12 +209,6 @@ def paint(
     folder: str | Path | None,
 ) -> LanguageScores:
     """Images painted from texts, compared with the real ones in a space of features."""
-    if settings.weights == "ema":
-        raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
-    pipeline = checkpoint
-    if isinstance(checkpoint, str | os.PathLike):
-        pipeline = EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder)
-        pipeline.to(usable_device())
     if folder is not None:
         open_folder(Path(folder))
     speaker = Speaker(pipeline.model, pipeline.processor)
@@ -234,11 +250,9 @@ def paint(
     return scores
 
 
-def reference_image(speaker: Speaker, example: Example) -> Any:
+def reference_image(speaker: Speaker, example: Example) -> Image.Image:
     """The first image of an example, as PIL in RGB. Raises DataError if it cannot be read."""
-    from PIL import Image
-
-    value: Any = next(p["value"] for p in example.pictures if p["kind"] == "image")
+    value = next(p["value"] for p in example.pictures if p["kind"] == "image")
     try:
         return Image.fromarray(speaker.reader.read(value).permute(1, 2, 0).numpy())
     except Unreadable as err:
@@ -246,6 +260,7 @@ def reference_image(speaker: Speaker, example: Example) -> Any:
 
 
 def batches(total: int, size: int, progress: Progress | None) -> Iterator[slice]:
+    """Parts of a sequence, in order; progress is called after each."""
     for start in range(0, total, size):
         yield slice(start, min(total, start + size))
         if progress:
