@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.files import replacing
-from ..core.run_folder import read_config, read_processor, run_folder, weights_folders
-from ..core.types import AttentionMode
+from ..core.run_folder import find_saved, read_config, read_processor, run_folder
+from ..core.types import AttentionMode, Backbone
 from ..data.sources import ImageData
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
 from ..errors import ConfigError, DataError, MissingSplit
+from ..models.loading import load_model
 from ..objectives.latent_decoder import FOLDER, LoadedDecoder, load_decoder
 from .figures import Drawing, draw
 from .inside import Inside, check_layers, look_inside
 from .readouts import Length
-from .run_view import load_model
 from .settings import Data, settings_of
 
 ARCHIVES = (".parquet", ".tar", ".tgz", ".arrow", ".jsonl", ".csv")  # of many images: a data source, not an image
@@ -133,16 +133,13 @@ def _model(model: Any, weights: str) -> tuple[Any, dict[str, Any], str, tuple[fl
     if not isinstance(model, (str, Path)):
         _check_model(model, "the model")
         return model, {}, type(model).__name__, (0.5, 0.5)
-    path = Path(model).expanduser()
-    folders = weights_folders(path)
-    if weights not in folders:
-        raise ConfigError(f"{path} has no {weights} weights, only {', '.join(folders)}")
-    net = load_model(folders[weights])
-    _check_model(net, str(path))
-    run = run_folder(path)
-    values = read_config(run) if run else {}
-    settings = settings_of(values, run or path)
-    return net, values, settings.name or path.resolve().name, normalisation(settings.data, folders[weights])
+    saved = find_saved(model)
+    folder = saved.folder(weights)
+    net = load_model(folder, device="cpu", attn_implementation="eager")  # only eager attention gives its weights
+    _check_model(net, saved.path)
+    values = read_config(saved.run) if saved.run else {}
+    settings = settings_of(values, saved.run or Path(saved.path))
+    return net, values, settings.name or Path(model).expanduser().resolve().name, normalisation(settings.data, folder)
 
 
 @contextlib.contextmanager
@@ -157,7 +154,7 @@ def eager(net: Any) -> Iterator[None]:
 
 
 def _check_model(net: Any, name: str) -> None:
-    if not all(hasattr(net, part) for part in ("embed", "encode")) or not hasattr(net.config, "patch_shape"):
+    if not isinstance(net, Backbone) or not hasattr(net.config, "patch_shape"):
         raise ConfigError(
             f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches as NEPA is; "
             "`nextembed report` shows runs of every kind"
@@ -291,11 +288,11 @@ def objective_notes(values: dict[str, Any], mode: AttentionMode) -> list[str]:
     return notes
 
 
-def normalisation(data: Data, folder: Path) -> tuple[float, float]:
+def normalisation(data: Data, folder: Path | str) -> tuple[float, float]:
     """Mean and std of the pixels: of the run's data, else of the saved image processor, else 0.5 and 0.5."""
     if data.mean is not None and data.std is not None:
         return float(data.mean), float(data.std)
-    saved = read_processor(folder)
+    saved = read_processor(Path(folder))
     if not saved.image_mean or not saved.image_std:
         return 0.5, 0.5
     return fmean(saved.image_mean), fmean(saved.image_std)

@@ -193,11 +193,11 @@ def rank(
 def _pipeline(checkpoint: str | os.PathLike[str] | Speaker | EmuPipeline, settings: LanguageEval) -> EmuPipeline:
     if settings.weights == "ema":
         raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
-    if isinstance(checkpoint, EmuPipeline):
-        return checkpoint
     if isinstance(checkpoint, Speaker):
         raise ConfigError("a Speaker writes; text_to_image needs an EmuPipeline")
-    return EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder).to(usable_device())
+    if isinstance(checkpoint, str | os.PathLike):
+        return EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder).to(usable_device())
+    return checkpoint
 
 
 def paint(
