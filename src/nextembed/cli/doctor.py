@@ -54,8 +54,9 @@ def _installed(name: str) -> str:
 
 
 def _cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)  # fewer than all in a container; not on macOS and Windows
-    return len(usable(0)) if usable else os.cpu_count() or 1
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))  # fewer than all in a container
+    return os.cpu_count() or 1
 
 
 def _memory() -> str:

@@ -5,7 +5,7 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from ..errors import ConfigError
 from .options import command
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from ..core.config import Part
     from ..export.cost import Cost
     from ..export.formats import Exported
     from ..export.graph import GraphSpec
@@ -154,7 +157,7 @@ def written(result: "Exported", spec: "GraphSpec") -> str:
 
 
 def written_int8(
-    model: Any, output: Path, spec: "GraphSpec", opset: int | None, checkpoint: str, data: str | None
+    model: "PreTrainedModel", output: Path, spec: "GraphSpec", opset: int | None, checkpoint: str, data: str | None
 ) -> str:
     """Writes the int8 file; what it costs, in plain words."""
     from ..core.files import replacing
@@ -174,7 +177,7 @@ def written_int8(
     return "\n".join(lines + cost_lines(cost, source))
 
 
-def cost_data(checkpoint: str, source: str | None, model_config: Any) -> tuple[Any, str]:
+def cost_data(checkpoint: str, source: str | None, model_config: "PreTrainedConfig") -> tuple["Part", str]:
     """The images on which int8 is compared with float (a data config), and their name: --data, else the run's, else
     the bundled pictures."""
     from ..core.run_folder import run_folder
@@ -183,8 +186,8 @@ def cost_data(checkpoint: str, source: str | None, model_config: Any) -> tuple[A
 
     if source is None and run_folder(checkpoint) is None:
         return ImageData(source="emoji"), "the bundled emoji"
-    data: Any = probe_settings(checkpoint, source, []).data
-    return data, source or str(getattr(data, "source", data.kind))
+    data = probe_settings(checkpoint, source, []).data
+    return data, source or str(dict(data).get("source", data.kind))
 
 
 def cost_lines(cost: "Cost", source: str) -> list[str]:

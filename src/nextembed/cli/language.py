@@ -2,18 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..core.files import checked_file
 from ..core.terminal import print
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..evaluation.language.protocols import LanguageEval
 
 
 def evaluate_language(
     target: str,
     task: str,
     data: str | None,
-    given: dict[str, Any],
+    given: dict[str, str | int],
     overrides: list[str],
     output: Path | None,
     paintings: Path | None,
@@ -45,7 +48,7 @@ def evaluate_language(
         print(f"Saved:  {os.path.relpath(scores.save(output))}")
 
 
-def language_settings(task: str, data: str | None, given: dict[str, Any], overrides: list[str]) -> Any:
+def language_settings(task: str, data: str | None, given: dict[str, str | int], overrides: list[str]) -> "LanguageEval":
     """Checked settings of an evaluation. Raises ConfigError for a word that is not known, or without data."""
     from ..core.config import apply_overrides, validated
     from ..evaluation.language.protocols import LanguageEval

@@ -1,28 +1,34 @@
 """The batch that a run would train on, from its settings alone: right shapes and kinds, no data."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..core.objective import Objective
 from ..core.types import IGNORE_LABEL, Batch
 from ..errors import ConfigError
+from ..run import RunConfig
 
 POSITION = 3  # numbers that say where a sample stands in the data
 TEXT = 30  # tokens beside each image, as in a short caption
 
 
-def example_batch(config: Any, backbone: Any, objective: Any, micro_batch_size: int) -> Batch:
-    """One micro batch. A data part of the user's own kind may make it itself:
+@runtime_checkable
+class MakesBatches(Protocol):
+    """A data part that says itself what its batches are like."""
 
-        def example_batch(self, micro_batch_size: int, backbone) -> Batch
+    def example_batch(self, micro_batch_size: int, backbone: Any) -> Batch: ...
+
+
+def example_batch(config: RunConfig, backbone: Any, objective: Objective, micro_batch_size: int) -> Batch:
+    """One micro batch. A data part of the user's own kind may make it itself (`MakesBatches`).
 
     Raises ConfigError for a task whose batches are not known here.
     """
-    own = getattr(config.data, "example_batch", None)
-    if own is not None:
-        return own(micro_batch_size, backbone)
+    if isinstance(config.data, MakesBatches):
+        return config.data.example_batch(micro_batch_size, backbone)
     make = MAKERS.get("omni" if config.model.kind == "omni" else config.objective.task)
     if make is None:
         raise ConfigError(f"plan: batches of task {config.objective.task} are not known; give the data part a method "
@@ -30,7 +36,7 @@ def example_batch(config: Any, backbone: Any, objective: Any, micro_batch_size: 
     return make(config, backbone, objective, micro_batch_size)
 
 
-def _images(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
+def _images(config: RunConfig, backbone: Any, objective: Objective, size: int) -> Batch:
     trunk = getattr(backbone, "backbone", backbone)  # of UPerNet
     side, channels = trunk.config.image_size, trunk.config.num_channels
     one: dict[str, Tensor] = {
@@ -44,9 +50,17 @@ def _images(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     return cast(Batch, rows)  # expanded: as large as one
 
 
-def _documents(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
+def _row_length(config: RunConfig) -> int:
+    """Positions of a packed row."""
+    length = dict(config.model).get("max_length")
+    if not isinstance(length, int):
+        raise ConfigError(f"plan: model {config.model.kind} has no max_length, so its rows are not known")
+    return length
+
+
+def _documents(config: RunConfig, backbone: Any, objective: Objective, size: int) -> Batch:
     """Full rows of documents, each an image and about TEXT tokens."""
-    numbers, length = backbone.config, config.model.max_length
+    numbers, length = backbone.config, _row_length(config)
     document = numbers.num_image_latents + 2 + TEXT
     images = max(1, length // document)
     block = [numbers.image_start_token_id, *[numbers.image_token_id] * numbers.num_image_latents,
@@ -77,9 +91,9 @@ def _documents(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     return cast(Batch, batch)
 
 
-def _mixed(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
+def _mixed(config: RunConfig, backbone: Any, objective: Objective, size: int) -> Batch:
     """Full rows of documents of an Omni: every continuous modality in turn, as many latents of each as of text."""
-    length, modalities = config.model.max_length, dict(backbone.model.modalities)
+    length, modalities = _row_length(config), dict(backbone.model.modalities)
     names = list(modalities)
     kinds = 2 + torch.arange(length).remainder(len(names))
     kinds[0] = 1
@@ -103,7 +117,7 @@ def _mixed(config: Any, backbone: Any, objective: Any, size: int) -> Batch:
     return cast(Batch, batch)
 
 
-MAKERS: dict[str, Callable[[Any, Any, Any, int], Batch]] = {
+MAKERS: dict[str, Callable[[RunConfig, Any, Objective, int], Batch]] = {
     "pretraining": _images,
     "classification": _images,
     "segmentation": _images,

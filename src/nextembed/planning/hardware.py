@@ -28,7 +28,8 @@ PEAKS = {
 def peak_tflops(device: str | float, precision: str) -> float:
     """TFLOP/s of a preset's name, or a number as it is. Raises ConfigError for anything else."""
     if str(device).lower() in PEAKS:  # also 4090
-        return getattr(PEAKS[str(device).lower()], precision)
+        peak = PEAKS[str(device).lower()]
+        return peak.bf16 if precision == "bf16" else peak.float32
     try:
         value = float(device)
     except ValueError:

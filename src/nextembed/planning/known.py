@@ -1,9 +1,11 @@
 """Values of small tensors, carried beside fake ones, so that code that looks at masks can run on shapes alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -14,6 +16,7 @@ MAX_FLOATS = 256  # numbers of a float tensor whose values are carried: drawn sh
 _ATEN = torch.ops.aten
 _BY_MASK = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default}
 _EMPTY = {_ATEN.empty.memory_format, _ATEN.empty_like.default, _ATEN.new_empty.default, _ATEN.empty_strided.default}
+Named = dict[str, object]
 _UNKNOWN = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -24,7 +27,7 @@ class KnownValues(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.values: Any = WeakIdKeyDictionary()
+        self.values = WeakIdKeyDictionary()
 
     def fake(self, value: Tensor) -> Tensor:
         """A fake tensor that stands for `value`, whose values are carried if it is small or holds whole numbers."""
@@ -32,7 +35,9 @@ class KnownValues(TorchDispatchMode):
         self._carry(out, value)
         return out
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: Named | None = None
+    ) -> object:
         kwargs = kwargs or {}
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         known, given = all(self.value(x) is not None for x in inputs), (func, args, kwargs)
@@ -65,15 +70,15 @@ class KnownValues(TorchDispatchMode):
         if _is_small(value):
             self.values[fake] = value
 
-    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _compute(self, func: OpOverload, args: tuple[object, ...], kwargs: Named) -> object:
         with _disable_current_modes(), torch.no_grad():
             kwargs = {n: v for n, v in kwargs.items() if n != "device"}
             out = func(*tree_map_only(Tensor, self.value, args), **tree_map_only(Tensor, self.value, kwargs))
             return out.zero_() if func in _EMPTY else out
 
-    def _numbered(self, indices: Any) -> list[Any]:
+    def _numbered(self, indices: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Indices with each known mask replaced by as many row numbers as it has places."""
-        found: list[Any] = []
+        found: list[Tensor | None] = []
         for index in indices:
             mask = self.value(index) if index is not None and index.dtype == torch.bool else None
             if mask is None:

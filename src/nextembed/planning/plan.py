@@ -10,10 +10,10 @@ from ..core.config import apply_overrides, validated
 from ..core.files import write_json
 from ..errors import ConfigError
 from ..run import RunConfig, task_of
-from .batches import TEXT
+from .batches import TEXT, MakesBatches
 from .hardware import peak_tflops
 from .settings import PlanSettings
-from .step import Step, class_names, trace_step
+from .step import Step, class_names, listed_classes, trace_step
 
 GIB = 2**30
 RESERVE = 0.2  # of a device's memory: the prediction's error, the driver's own, gaps between blocks
@@ -109,9 +109,9 @@ def judge(peak: int, room: int) -> Verdict:
 def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
     """What was not known and taken as given, in sentences."""
     task = task_of(config)
-    if task in ("classification", "segmentation") and not getattr(config.data, "classes", None):
+    if task in ("classification", "segmentation") and not listed_classes(config):
         yield f"{len(class_names(config, classes)):,} classes (--classes)"
-    if task == "multimodal" and not hasattr(config.data, "example_batch"):
+    if task == "multimodal" and not isinstance(config.data, MakesBatches):
         yield f"rows of the full length, an image for every {TEXT} text tokens"
     if config.train.compile:
         yield "without torch.compile, which may need less"

@@ -10,9 +10,11 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from transformers import PreTrainedModel
 
 from ..core.objective import PretrainingModel
 from ..errors import ConfigError, NextEmbedError
+from ..models.emu import EmuForConditionalGeneration, EmuParts
 from ..nn.linear import as_on_accelerator
 from ..run import RunConfig, task_of
 from ..training.adapt import adapt
@@ -79,7 +81,7 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         objective = cast(Any, config.objective).build(backbone)
         model = PretrainingModel(backbone, objective).train()
         to_fake(model)
-        sizes = quantized(model, getattr(config.model, "quantize", None))
+        sizes = quantized(backbone, config.model.quantize if isinstance(config.model, EmuParts) else None)
         averages = EmaWeights(train.ema_decay, backbone) if train.ema_decay is not None else None
     batch = example_batch(config, backbone, objective, micro)
     trace = Trace(shares(train.fsdp, devices))
@@ -118,21 +120,21 @@ def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[No
 def build_weightless(config: RunConfig, num_classes: int) -> Any:
     """The run's backbone on torch's meta device; a classifier gets as many classes as its settings say."""
     model = cast(Any, config.model)
-    if getattr(model, "quantize", None) is not None:  # the packing itself is for `quantized`: it needs no bitsandbytes
+    if isinstance(config.model, EmuParts):  # the packing itself is for `quantized`: it needs no bitsandbytes
         model = model.model_copy(update={"quantize": None})
     names = [] if task_of(config) not in ("classification", "segmentation") else [class_names(config, num_classes)]
     with weightless():
         return model.build(*names)
 
 
-def quantized(model: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]:
+def quantized(backbone: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]:
     """Bytes of the weights that `model.quantize` ("4bit", "8bit") packs: frozen linear layers of the language model but
     its output. A block of 64 numbers of 4 bits has a float32 scale, a row of 8 bits too. They are computed
     with in bf16.
     """
-    language: Any = getattr(getattr(getattr(model, "backbone", None), "model", None), "language_model", None)
-    if quantize is None or language is None:
+    if quantize is None or not isinstance(backbone, EmuForConditionalGeneration):
         return {}
+    language = backbone.model.language_model
     head, packed = language.get_output_embeddings(), {}
     for layer in language.modules():
         if isinstance(layer, nn.Linear) and layer is not head and not layer.weight.requires_grad:
@@ -144,10 +146,14 @@ def quantized(model: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]
     return packed
 
 
+def listed_classes(config: RunConfig) -> list[str]:
+    """Those in the settings of the data; empty where there are none."""
+    return list(dict(config.data).get("classes") or [])
+
+
 def class_names(config: RunConfig, num_classes: int) -> list[str]:
     """Those in the settings of the data; else `num_classes` invented ones: the data are not read."""
-    listed = getattr(config.data, "classes", None)
-    return list(listed) if listed else [f"class {i}" for i in range(num_classes)]
+    return listed_classes(config) or [f"class {i}" for i in range(num_classes)]
 
 
 def with_gradients_and_state(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
@@ -160,7 +166,14 @@ def with_gradients_and_state(model: nn.Module, config: RunConfig) -> torch.optim
     return optimizer
 
 
-def place(trace: Trace, model: nn.Module, optimizer: Any, averages: Any, inputs: dict[str, Any], batches: int) -> None:
+def place(
+    trace: Trace,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averages: EmaWeights | None,
+    inputs: dict[str, torch.Tensor],
+    batches: int,
+) -> None:
     """Puts everything that is there before the forward pass into its category."""
     for tensor in (*model.parameters(), *model.buffers()):
         trace.move(tensor, WEIGHTS)
@@ -196,7 +209,8 @@ def communication(model: PretrainingModel, config: RunConfig, devices: int) -> i
         return 0
     if not config.train.fsdp:
         return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    names = set(getattr(model.backbone, "_no_split_modules", None) or [])
+    backbone = model.backbone
+    names = set(backbone._no_split_modules or []) if isinstance(backbone, PreTrainedModel) else set()
     units = [m for m in model.modules() if type(m).__name__ in names]
     sizes = [sum(p.numel() for p in unit.parameters()) for unit in units]
     inside = {id(p) for unit in units for p in unit.parameters()}
@@ -208,9 +222,10 @@ def communication(model: PretrainingModel, config: RunConfig, devices: int) -> i
 def counted(model: PretrainingModel) -> tuple[int, int, dict[str, int]]:
     """Parameters, those that train, and parameters by part."""
     params = list(model.parameters())
-    backbone: Any = model.backbone
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
     children = dict(backbone.named_children())
-    trunk = children.pop(getattr(backbone, "base_model_prefix", ""), None)
+    trunk = children.pop(backbone.base_model_prefix, None) if isinstance(backbone, PreTrainedModel) else None
     children |= dict(trunk.named_children()) if trunk is not None else {}
     parts = {name: sum(p.numel() for p in child.parameters()) for name, child in children.items()}
     parts["objective"] = sum(p.numel() for p in model.objective.parameters())

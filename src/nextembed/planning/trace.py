@@ -7,10 +7,10 @@ storage lives exactly as long as in training: what the backward pass needs until
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload, OpOverloadPacket
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -21,17 +21,19 @@ CASTS, ACTIVATIONS, BATCH = "casts", "activations", "batch"  # casts: copies of 
 Shares = Mapping[str, float]
 
 
-def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
+def _cpu_attention(query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object) -> int:
     return sdpa_flop_count(query.shape, key.shape, value.shape)
 
 
-def _cpu_attention_backward(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> int:
+def _cpu_attention_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: object, **kwargs: object
+) -> int:
     return sdpa_backward_flop_count(grad.shape, query.shape, key.shape, value.shape)
 
 
 _ATEN = torch.ops.aten
 # torch's own table lacks the attention that the CPU uses; a causal one is counted whole, as torch counts all others.
-FLOPS: dict[Any, Callable[..., int]] = {
+FLOPS: dict[OpOverloadPacket, Callable[..., int]] = {
     **flop_registry,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward: _cpu_attention_backward,
@@ -55,7 +57,9 @@ class Trace(TorchDispatchMode):
         self._total = self._highest = 0.0
         self.flops = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Tensor, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         category = ACTIVATIONS

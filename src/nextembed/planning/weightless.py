@@ -6,15 +6,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
-LOADING_INFO: dict[str, Any] = {
-    "missing_keys": set(),
-    "unexpected_keys": set(),
-    "mismatched_keys": set(),
-    "error_msgs": [],
-}
+LOADING_INFO = {"missing_keys": set, "unexpected_keys": set, "mismatched_keys": set, "error_msgs": list}
 
 
 @contextlib.contextmanager
@@ -25,22 +20,24 @@ def weightless() -> Iterator[None]:
         yield
 
 
-def _architecture(cls: Any, name: str, *args: Any, config: Any = None, **kwargs: Any) -> Any:
+def _architecture(
+    cls: type[PreTrainedModel], name: str, *args: object, config: PreTrainedConfig | None = None, **kwargs: Any
+) -> PreTrainedModel | tuple[PreTrainedModel, dict[str, object]]:
     if config is None:
+        assert cls.config_class is not None
         config = cls.config_class.from_pretrained(name)
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype", "auto"))
-    dtype = (getattr(config, "dtype", None) or torch.float32) if dtype in ("auto", None) else dtype
+    dtype = (config.dtype or torch.float32) if dtype in ("auto", None) else dtype
     if attention := kwargs.get("attn_implementation"):
         config._attn_implementation = attention
-    model = cls(config).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    model = cls(config)
+    nn.Module.to(model, vars(torch)[dtype] if isinstance(dtype, str) else dtype)
     quantization = kwargs.get("quantization_config")
     if quantization is not None:
         model.config.quantization_config = quantization
     model.eval()
     return (
-        (model, {name: type(value)() for name, value in LOADING_INFO.items()})
-        if kwargs.get("output_loading_info")
-        else model
+        (model, {name: make() for name, make in LOADING_INFO.items()}) if kwargs.get("output_loading_info") else model
     )
 
 
@@ -48,9 +45,9 @@ def to_fake(module: nn.Module) -> None:
     """Those parameters and buffers that are on the meta device as fake tensors, in place; shared ones stay shared.
 
     Call it inside a FakeTensorMode."""
-    made: dict[int, Any] = {}
+    made: dict[int, Tensor] = {}
 
-    def fake(old: Any) -> Any:
+    def fake(old: Tensor) -> Tensor:
         if id(old) not in made:
             new = torch.empty(old.shape, dtype=old.dtype)
             made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new

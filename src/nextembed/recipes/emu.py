@@ -1,7 +1,5 @@
 """Emu: from a NEPA encoder and a small language model to captions, answers and painted pictures."""
 
-from typing import Any
-
 from ..core.optim import OptimConfig
 from ..data.interleaved import Interleaved
 from ..data.messages import Messages
@@ -207,7 +205,7 @@ def emu_emoji_decoder() -> RunConfig:
     )
 
 
-def _small_llama() -> dict[str, Any]:
+def _small_llama() -> dict[str, str | int | bool]:
     return {
         "model_type": "llama",
         "hidden_size": 256,
@@ -220,5 +218,5 @@ def _small_llama() -> dict[str, Any]:
     }
 
 
-def _small_former() -> dict[str, Any]:
+def _small_former() -> dict[str, float]:
     return {"d_model": 192, "d_kv": 48, "num_heads": 4, "d_ff": 512, "num_layers": 2, "dropout_rate": 0.0}

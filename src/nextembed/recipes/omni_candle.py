@@ -1,7 +1,5 @@
 """The candle test: is a model as sure of what it has not touched as the evidence allows?"""
 
-from typing import Any
-
 from ..core.config import apply_overrides
 from ..core.optim import OptimConfig
 from ..evaluation.probes.sweep import ProbeConfig
@@ -74,5 +72,5 @@ def omni_candle_single() -> RunConfig:
     return _variant("single", "model.density=von_mises_fisher")
 
 
-def _variant(name: str, *changes: Any) -> RunConfig:
+def _variant(name: str, *changes: str) -> RunConfig:
     return apply_overrides(omni_candle(), [f"name=omni_candle_{name}", *changes])

@@ -1,5 +1,6 @@
 """Plans: predicted memory beside measured, closed forms, what is frozen or shared out, advice, bad input."""
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -20,6 +21,7 @@ from nextembed.planning.step import trace_step
 
 BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "plan_memory.py"
 SMALL = "{image_size: 32, patch_size: 8, hidden_size: 64, num_hidden_layers: 2, num_attention_heads: 2}"
+LARGE = ["train.batch_size=1024", "model.num_hidden_layers=2"]
 EMU = [
     "model={kind: emu, tokenizer: bundled, num_image_latents: 4, max_length: 64,"
     " vision_config: {model_type: vit_nepa, image_size: 16, patch_size: 8, hidden_size: 32, num_hidden_layers: 1,"
@@ -39,15 +41,19 @@ def configured(recipe: str, *changes: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "words", ["nepa_demo train.batch_size=32", "nepa_demo train.batch_size=64 train.gradient_checkpointing=true"]
+    "words", ["nepa_demo train.batch_size=32", "nepa_demo train.batch_size=32 train.gradient_checkpointing=true"]
 )
-def test_within_20_percent_of_what_a_step_takes(words: str) -> None:
+def test_within_20_percent_of_what_a_step_takes(words: str, tmp_path: Path) -> None:
+    """Measured in this process, as the benchmark's child does it: after a first run, which makes what stays."""
     spec = importlib.util.spec_from_file_location("plan_memory", BENCHMARK)
     assert spec is not None and spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    predicted = trace_step(benchmark.settings_of(words), 1, 10).peak
-    assert predicted / benchmark.measured("allocated", words) == pytest.approx(1, abs=0.2)
+    config = benchmark.settings_of(words)
+    benchmark.train(benchmark.settings_of("nepa_demo_tiny"), tmp_path)
+    gc.collect()
+    measured = benchmark.allocated(lambda: benchmark.train(config, tmp_path))
+    assert trace_step(config, 1, 10).peak / measured == pytest.approx(1, abs=0.2)
 
 
 def test_closed_forms() -> None:
@@ -121,13 +127,13 @@ def test_a_checkpoint_is_not_read_but_its_configuration(tmp_path: Path) -> None:
 
 
 def test_advice_is_traced() -> None:
-    made = plan(configured("nepa_demo", "train.batch_size=1024"), memory=0.25)
+    made = plan(configured("nepa_demo", *LARGE), memory=0.1)
     assert made.verdict == "does not fit" and made.hours is not None
     size = int(made.advice[0].partition("micro_batch_size=")[2].partition(")")[0])
     assert "it fits" in made.advice[0] and 1 < size < 128
-    again = plan(configured("nepa_demo", "train.batch_size=1024", f"train.micro_batch_size={size}"), memory=0.25)
+    again = plan(configured("nepa_demo", *LARGE, f"train.micro_batch_size={size}"), memory=0.1)
     assert again.verdict == "fits"
-    larger = plan(configured("nepa_demo", "train.batch_size=1024", f"train.micro_batch_size={2 * size}"), memory=0.25)
+    larger = plan(configured("nepa_demo", *LARGE, f"train.micro_batch_size={2 * size}"), memory=0.1)
     assert larger.verdict != "fits"
 
 
