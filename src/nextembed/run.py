@@ -217,6 +217,7 @@ def loader_arguments(builder: Any, backbone: Any, objective: Any) -> dict[str, A
         "num_channels": channels,
         "num_latents": trunk.num_latents(size, size),
         "draw": draw,
+        "views": objective.settings.views,
     }
 
 

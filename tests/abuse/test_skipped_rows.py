@@ -46,7 +46,7 @@ class Reader(ImageReader):
         return self.read_crop(image, CROP, 0)
 
 
-VIEW = ImageView(Reader(), CROP)
+VIEW = ImageView(Reader(), (CROP,))
 
 
 def stream_of(total, bad, seed=0, rate=0.01, cached=False, path=None):

@@ -109,7 +109,7 @@ def images(model: PretrainingModel, num: int) -> Batch:
     shape = (num, 16, 16) if settings.task == "segmentation" else (num,)
     labels = torch.randint(0, len(CLASSES), shape, generator=generator)
     collate = Collate(0.5, 0.5, 17, drawing(settings))
-    batch = collate(pixels, [0] * num, torch.zeros(num, 3, dtype=torch.int64), [2**40 + i for i in range(num)])
+    batch = collate([pixels], [0] * num, torch.zeros(num, 3, dtype=torch.int64), [2**40 + i for i in range(num)])
     batch["labels"] = labels
     batch["latent_mask"][0, 9:] = False  # the number of targets differs from sample to sample
     if settings.views != 1:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.types import Batch
 from .augment import Augment
-from .draws import Draw, drawn_for, signed
+from .draws import Draw, drawn_for, signed, view_seed
 from .transforms import normalize
 
 Label = int | Tensor  # a class, or a mask of classes [H, W]
@@ -20,7 +20,8 @@ class Collate:
     """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, seeds, and whatever `draw` adds.
 
     num_latents: T, begin token counted. draw: see `core.objective.ObjectiveSettings.draw`. augment: changes the
-    cropped pixels of one sample, seeded in the same way.
+    cropped pixels of one sample, seeded in the same way. num_global: of several crops, the first so many are
+    `global_views`, the others `local_views`; None: there is one.
     """
 
     mean: float
@@ -28,21 +29,33 @@ class Collate:
     num_latents: int
     draw: Draw | None = None
     augment: Augment | None = None
+    num_global: int | None = None
 
-    def __call__(self, pixels: Tensor, labels: Sequence[Label], position: Tensor, seeds: Sequence[int]) -> Batch:
-        """pixels [B, C, H, W] in 0..255, uint8 or float32. position [B, P], int64. seeds: one a sample."""
-        if self.augment is not None:
-            pixels = torch.stack([self.augment(image, seed) for image, seed in zip(pixels, seeds)])
+    def __call__(
+        self, crops: Sequence[Tensor], labels: Sequence[Label], position: Tensor, seeds: Sequence[int]
+    ) -> Batch:
+        """crops: of each view, [B, C, H, W] in 0..255, uint8 or float32. position [B, P], int64. seeds: of samples."""
+        views = [self._finished(pixels, [view_seed(seed, view) for seed in seeds]) for view, pixels in enumerate(crops)]
+        pixels = views[0]
         batch: Batch = {
-            "pixel_values": normalize(pixels, self.mean, self.std),
+            "pixel_values": pixels,
             "labels": torch.stack([torch.as_tensor(label, dtype=torch.int64) for label in labels]),
             "latent_mask": torch.ones(len(pixels), self.num_latents, dtype=torch.bool),
             "position": position,
             "seeds": signed(seeds),
         }
+        if self.num_global is not None:
+            batch["global_views"] = torch.stack(views[: self.num_global], 1)
+            if len(views) > self.num_global:
+                batch["local_views"] = torch.stack(views[self.num_global :], 1)
         if self.draw is None:
             return batch
         tensors = cast(dict[str, Tensor], batch)
         rows = [{name: value[row] for name, value in tensors.items()} for row in range(len(pixels))]
         drawn = [drawn_for(self.draw, row, seed) for row, seed in zip(rows, seeds)]
         return cast(Batch, {**batch, **{name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}})
+
+    def _finished(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        if self.augment is not None:
+            pixels = torch.stack([self.augment(image, seed) for image, seed in zip(pixels, seeds)])
+        return normalize(pixels, self.mean, self.std)

@@ -20,6 +20,11 @@ def sample_seed(seed: int, epoch: int, key: str) -> int:
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
 
 
+def view_seed(seed: int, view: int) -> int:
+    """The seed of one of several crops of a sample; the first has the sample's own."""
+    return seed if view == 0 else sample_seed(seed, view, "view")
+
+
 def signed(seeds: Sequence[int]) -> Tensor:
     """64-bit seeds as int64 [B], for `core.randomness`."""
     return torch.tensor([seed - 2**63 for seed in seeds], dtype=torch.int64)

@@ -1,6 +1,7 @@
 """Images as the data of a run: the settings every image source shares, and what is built from them."""
 
 import itertools
+from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..core.config import Part
+from ..core.objective import ViewSettings
 from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Loading, Sample
 from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
@@ -122,22 +124,38 @@ class ImagePart(Limits, Part):
         return FewRows(rows, apart if split == "validation" else stay)
 
     def train_loader(
-        self, loading: Loading, *, image_size: int, num_channels: int, num_latents: int, draw: Draw | None = None
+        self,
+        loading: Loading,
+        *,
+        image_size: int,
+        num_channels: int,
+        num_latents: int,
+        draw: Draw | None = None,
+        views: int | ViewSettings = 1,
     ) -> TrainLoader:
         """Endless training batches of one rank (`core.types.Batch`), each of `loading.micro_batch_size` samples.
 
-        num_latents: T of `latent_mask`. draw: see `ObjectiveSettings.draw`. Raises ConfigError for a source that cannot
-        work; the loader raises DataError if more than `max_skipped_rate` of the images are unreadable.
+        num_latents: T of `latent_mask`. draw, views: see `ObjectiveSettings`. Raises ConfigError for a source that
+        cannot work; the loader raises DataError if more than `max_skipped_rate` of the images are unreadable.
         """
-        crop = RandomResizedCrop(image_size, self.crop_scale, self.crop_ratio, self.flip_rate)
+        crops, num_global = self.crops(image_size, views)
         augments = self.rand_augment is not None or self.erase_rate > 0
         augment = Augment(image_size, self.rand_augment, self.erase_rate) if augments else None
-        rows, view = self.training_rows(), ImageView(self.reader(num_channels), crop)
-        collate = Collate(self.mean, self.std, num_latents, draw, augment)
+        rows, view = self.training_rows(), ImageView(self.reader(num_channels), crops)
+        collate = Collate(self.mean, self.std, num_latents, draw, augment, num_global)
         if not isinstance(rows, Rows):
             return sequence_loader(self, rows, view, collate, loading)
         cached = self.cache == "on" or (self.cache == "auto" and fits(rows, view.reader))
         return rows_loader(self, rows, view, collate, loading, cached)
+
+    def crops(self, image_size: int, views: int | ViewSettings) -> tuple[tuple[RandomResizedCrop, ...], int | None]:
+        """What is cut from each image, and how many of several crops are large ones."""
+        one = RandomResizedCrop(image_size, self.crop_scale, self.crop_ratio, self.flip_rate)
+        if isinstance(views, int):
+            return (one,) * views, None if views == 1 else views
+        large = replace(one, scale=views.global_scale)
+        small = replace(one, size=views.local_size, scale=views.local_scale)
+        return (large,) * views.num_global + (small,) * views.num_local, views.num_global
 
     def eval_samples(
         self,
@@ -158,7 +176,7 @@ class ImagePart(Limits, Part):
             if num_samples is None:
                 raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")
             rows = list(itertools.islice(rows.read(seed, 0, 0, 1), num_samples))
-        view = ImageView(self.reader(num_channels), RandomResizedCrop(image_size))
+        view = ImageView(self.reader(num_channels), (RandomResizedCrop(image_size),))
         return EvalSamples(self, rows, view, self.class_names(), Choice(split, image_size, num_samples, seed))
 
     def reader(self, num_channels: int) -> ImageReader:

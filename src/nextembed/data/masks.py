@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ..core.config import Part
+from ..core.objective import ViewSettings
 from ..core.types import IGNORE_PIXEL, Loading
 from ..errors import ConfigError
 from .collate import Collate, Label
@@ -70,9 +71,19 @@ class MaskPart(Limits, Part):
         return MaskView(self.reader(num_channels), JointCrop(image_size, *settings, round(255 * self.mean)))
 
     def train_loader(
-        self, loading: Loading, *, image_size: int, num_channels: int, num_latents: int, draw: Draw | None = None
+        self,
+        loading: Loading,
+        *,
+        image_size: int,
+        num_channels: int,
+        num_latents: int,
+        draw: Draw | None = None,
+        views: int | ViewSettings = 1,
     ) -> TrainLoader:
-        """As `ImagePart.train_loader`; labels are [B, image_size, image_size]. `draw` is not used."""
+        """As `ImagePart.train_loader`; labels are [B, image_size, image_size]. `draw` is not used. Raises ConfigError
+        for several views."""
+        if views != 1:
+            raise ConfigError("objective: it compares several crops of an image; images with masks have one")
         collate = Collate(self.mean, self.std, num_latents)
         return rows_loader(self, self.rows("train"), self.view(image_size, num_channels), collate, loading)
 
@@ -188,8 +199,9 @@ class MaskView:
     reader: PairReader
     cropped: JointCrop
 
-    def crop(self, row: Row, seed: int) -> tuple[Tensor, Label]:
-        return self.cropped(*self.reader.read_pair(row), seed)
+    def crop(self, row: Row, seed: int) -> tuple[list[Tensor], Label]:
+        pixels, labels = self.cropped(*self.reader.read_pair(row), seed)
+        return [pixels], labels
 
     def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
         """The shorter side of the image gets the size; the mask stays as in the file."""

@@ -26,7 +26,7 @@ from ..core.signals import held_back, kill_workers, left_to_parent
 from ..core.types import Batch, Loading
 from ..errors import ConfigError, DataError, NextEmbedError
 from .collate import Collate, Label
-from .draws import sample_seed
+from .draws import sample_seed, view_seed
 from .rows import Row, Rows, RowSequence, row_key, row_label, rows_in_order
 from .shuffle import START, Mark, read_on
 from .skipped import SkipLog
@@ -41,8 +41,8 @@ DOCUMENT_MARK = -1  # begins the positions of packed documents, which `packing.S
 class View(Protocol):
     """What samples are made of a row. Both raise Unreadable."""
 
-    def crop(self, row: Row, seed: int) -> tuple[Tensor, Label]:
-        """For training: pixels uint8 [C, S, S], and the label."""
+    def crop(self, row: Row, seed: int) -> tuple[list[Tensor], Label]:
+        """For training: crops uint8 [C, S, S], as many for each row, and the label."""
 
     def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
         """For evaluation: the whole image at this size, uint8 [C, H, W], and the label."""
@@ -50,13 +50,16 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class ImageView:
-    """Images with the id of a class."""
+    """Images with the id of a class. crops: one, or one for each view that an objective compares."""
 
     reader: ImageReader
-    cropped: RandomResizedCrop
+    crops: tuple[RandomResizedCrop, ...]
 
-    def crop(self, row: Row, seed: int) -> tuple[Tensor, Label]:
-        return self.reader.read_crop(row.get("image"), self.cropped, seed), row_label(row)
+    def crop(self, row: Row, seed: int) -> tuple[list[Tensor], Label]:
+        if len(self.crops) == 1:
+            return [self.reader.read_crop(row.get("image"), self.crops[0], seed)], row_label(row)
+        image = self.reader.read(row.get("image"))
+        return [crop.one(image, view_seed(seed, view)) for view, crop in enumerate(self.crops)], row_label(row)
 
     def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
         return resize(self.reader.read(row.get("image")), size), row_label(row)
@@ -68,16 +71,19 @@ class Cache(NamedTuple):
     images: list[Tensor | None]
     keys: list[str]
     labels: list[int]
-    cropped: RandomResizedCrop
+    crops: tuple[RandomResizedCrop, ...]
 
-    def crops(self, indices: list[int], seeds: list[int]) -> Tensor:
+    def cropped(self, indices: list[int], seeds: list[int]) -> list[Tensor]:
+        """[B, C, S, S] of each crop."""
         images = [cast(Tensor, self.images[i]) for i in indices]
-        return self.cropped.apply(images, *self.cropped.draw([image.shape[1:] for image in images], seeds))
+        shapes = [image.shape[1:] for image in images]
+        drawn = [crop.draw(shapes, [view_seed(seed, view) for seed in seeds]) for view, crop in enumerate(self.crops)]
+        return [crop.apply(images, *boxes_flips) for crop, boxes_flips in zip(self.crops, drawn)]
 
 
 def build_cache(rows: Rows, view: ImageView, log: SkipLog) -> Cache:
     """Decodes every row. Unreadable ones are logged; raises DataError if they are too many, or all."""
-    cache = Cache([], [], [], view.cropped)
+    cache = Cache([], [], [], view.crops)
     for index, (_, row) in enumerate(rows_in_order(rows)):
         cache.keys.append(row_key(row, index))
         cache.labels.append(row_label(row))
@@ -155,13 +161,13 @@ class MapStream(IterableDataset[Batch]):
             indices = [next(at for at in self._tries(i, p) if images[at] is not None) for i, p in zip(indices, places)]
             seeds = [sample_seed(self.loading.seed, e, self.cache.keys[i]) for e, i in zip(epochs, indices)]
             labels = [self.cache.labels[i] for i in indices]
-            return self.collate(self.cache.crops(indices, seeds), labels, position, seeds)
+            return self.collate(self.cache.cropped(indices, seeds), labels, position, seeds)
         samples = [self._read(i, e, p) for i, e, p in zip(indices, epochs, places)]
-        pixels, classes, drawn = zip(*samples)
-        return self.collate(torch.stack(pixels), classes, position, drawn)
+        crops, classes, drawn = zip(*samples)
+        return self.collate([torch.stack(view) for view in zip(*crops)], classes, position, drawn)
 
-    def _read(self, index: int, epoch: int, place: int) -> tuple[Tensor, Label, int]:
-        """Pixels uint8 [C, S, S], label and seed of a row, or of the one that replaces it."""
+    def _read(self, index: int, epoch: int, place: int) -> tuple[list[Tensor], Label, int]:
+        """Crops uint8 [C, S, S], label and seed of a row, or of the one that replaces it."""
         for at in self._tries(index, place):
             row = self.rows[at]
             key = row_key(row, at)
@@ -223,23 +229,23 @@ class SequentialStream(IterableDataset[Batch]):
         )  # fmt: skip
         readable = (sample for sample in samples if sample is not None)
         while True:
-            pixels, labels, position, seeds = zip(*itertools.islice(readable, self.loading.micro_batch_size))
-            yield self.collate(torch.stack(pixels), labels, torch.tensor(position), seeds)
+            crops, labels, position, seeds = zip(*itertools.islice(readable, self.loading.micro_batch_size))
+            yield self.collate([torch.stack(view) for view in zip(*crops)], labels, torch.tensor(position), seeds)
 
     def _sample(
         self, reader: int, row: Row, place: RowOf, seen: int
-    ) -> tuple[bool, tuple[Tensor, Label, list[int], int] | None]:
-        """Pixels, label, position and seed of a row; None if it is unreadable."""
+    ) -> tuple[bool, tuple[list[Tensor], Label, list[int], int] | None]:
+        """Crops, label, position and seed of a row; None if it is unreadable."""
         epoch, _, mark = place
         key = row_key(row, mark.passed)
         seed = sample_seed(self.loading.seed, epoch, key)
         try:
-            pixels, label = self.view.crop(row, seed)
+            crops, label = self.view.crop(row, seed)
         except Unreadable as err:
             own = row.get("place") or row.get("key") or f"{reader}/{mark.passed}"
             self.log.add(key, str(err), seen, str(own))
             return False, None
-        return True, (pixels, label, [reader, self.num_readers, self.num_workers, epoch, *mark], seed)
+        return True, (crops, label, [reader, self.num_readers, self.num_workers, epoch, *mark], seed)
 
 
 def endless(

@@ -225,6 +225,12 @@ class RandomResizedCrop:
         box_h = max(1, min(height, round(width / self.ratio[0])))
         return Box((height - box_h) // 2, (width - box_w) // 2, box_h, box_w)
 
+    def one(self, image: Tensor, seed: int) -> Tensor:
+        """A crop of a decoded image, uint8 [C, size, size]."""
+        (box,), (flip,) = self.draw([image.shape[1:]], [seed])
+        pixels = resize(image, self.size, box)
+        return pixels.flip(-1) if flip else pixels
+
     def apply(self, images: Sequence[Tensor], boxes: Sequence[Box], flips: Sequence[bool]) -> Tensor:
         """Decoded images [C, H, W], cut and resized: [B, C, size, size] in 0..255, uint8 or whole float32."""
         shape = images[0].shape

@@ -17,7 +17,7 @@ def draw(sample, generator: torch.Generator):
 
 def test_batch_has_everything():
     pixels = torch.full((3, 1, 4, 4), 255, dtype=torch.uint8)
-    batch = Collate(0.5, 0.5, num_latents=17)(pixels, [4, -100, 0], torch.zeros(3, 2, dtype=torch.int64), [1, 2, 3])
+    batch = Collate(0.5, 0.5, num_latents=17)([pixels], [4, -100, 0], torch.zeros(3, 2, dtype=torch.int64), [1, 2, 3])
     assert batch["pixel_values"].dtype == torch.float32 and bool((batch["pixel_values"] == 1).all())
     assert batch["labels"].tolist() == [4, -100, 0] and batch["labels"].dtype == torch.int64
     assert batch["latent_mask"].shape == (3, 17) and bool(batch["latent_mask"].all())
@@ -28,12 +28,12 @@ def test_draws_depend_on_the_sample_alone():
     collate = Collate(0.5, 0.5, num_latents=9, draw=draw)
     pixels, position = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)
     seeds = [sample_seed(0, 0, key) for key in "abcd"]
-    whole = collate(pixels, [0] * 4, position, seeds)["input_mask"]
-    halves = [collate(pixels[:2], [0] * 2, position[:2], s)["input_mask"] for s in (seeds[:2], seeds[2:])]
+    whole = collate([pixels], [0] * 4, position, seeds)["input_mask"]
+    halves = [collate([pixels[:2]], [0] * 2, position[:2], s)["input_mask"] for s in (seeds[:2], seeds[2:])]
     assert torch.equal(whole, torch.cat(halves))
     assert len({tuple(row.tolist()) for row in whole}) == 4
     before = torch.get_rng_state()
-    collate(pixels, [0] * 4, position, seeds)
+    collate([pixels], [0] * 4, position, seeds)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -47,7 +47,7 @@ def test_an_objective_that_draws_nothing_costs_nothing():
 
     assert drawing(Still()) is None
     own = drawing(Drawing())
-    args = (torch.zeros(2, 1, 2, 2), [0, 0], torch.zeros(2, 2, dtype=torch.int64), [1, 2])
+    args = ([torch.zeros(2, 1, 2, 2)], [0, 0], torch.zeros(2, 2, dtype=torch.int64), [1, 2])
     assert "input_mask" not in Collate(0.5, 0.5, 5, drawing(Still()))(*args)
     assert Collate(0.5, 0.5, 5, own)(*args)["input_mask"].shape == (2, 5)
     assert len(pickle.dumps(NextEmbeddingSettings(input_mask_rate=0.5).draw)) < 2000

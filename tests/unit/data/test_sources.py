@@ -10,6 +10,7 @@ from PIL import Image
 
 from nextembed.core.code import allow_code
 from nextembed.core.config import DATA
+from nextembed.core.objective import ViewSettings
 from nextembed.core.types import Loading
 from nextembed.data.sources import ImageData
 from nextembed.data.stored import StreamedRows
@@ -370,6 +371,28 @@ def test_a_source_of_ones_own(tmp_path, make_images):
     assert batch["labels"].tolist() == [1] * 4 and batch["pixel_values"].shape == (4, 3, 16, 16)
     samples = data.eval_samples("train", **SIZES)
     assert len(samples) == 5 and samples.class_names == ["no", "yes"] and samples[3]["key"] == "3"
+
+
+@pytest.mark.parametrize("cache", ["on", "off"])
+def test_several_crops_of_each_image_for_objectives_that_compare_them(tmp_path, make_parquet, cache):
+    source = str(make_parquet(tmp_path / "a.parquet", 12, label=list(range(12))))
+    data = ImageData(source=source, cache=cache, flip_rate=0, num_workers=0)
+
+    def batch(views, micro=4, number=0):
+        batches = iter(data.train_loader(Loading(micro, seed=2), **SIZES, num_latents=5, views=views))
+        return [next(batches) for _ in range(number + 1)][number]
+
+    two = batch(2)
+    assert two["global_views"].shape == (4, 2, 3, 16, 16) and "local_views" not in two
+    assert torch.equal(two["global_views"][:, 0], two["pixel_values"])
+    assert (two["pixel_values"] - batch(1)["pixel_values"]).abs().max() < 0.05 and "global_views" not in batch(1)
+    assert not torch.equal(two["global_views"][:, 0], two["global_views"][:, 1])
+    many = batch(ViewSettings(num_global=1, num_local=3, local_size=6, local_scale=(0.1, 0.2)))
+    assert many["global_views"].shape == (4, 1, 3, 16, 16) and many["local_views"].shape == (4, 3, 3, 6, 6)
+    halves = [batch(2, 2, number) for number in range(2)]
+    assert torch.equal(two["global_views"], torch.cat([half["global_views"] for half in halves]))
+    streamed = data.model_copy(update={"streaming": True}).train_loader(Loading(4), **SIZES, num_latents=5, views=2)
+    assert next(iter(streamed))["global_views"].shape == (4, 2, 3, 16, 16)
 
 
 @pytest.mark.skipif("NEXTEMBED_DATA" not in os.environ, reason="NEXTEMBED_DATA is not set")

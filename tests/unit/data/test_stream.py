@@ -25,7 +25,7 @@ from nextembed.data.transforms import ImageReader, RandomResizedCrop
 from nextembed.errors import ConfigError, DataError
 
 READER, CROP, COLLATE = ImageReader(1), RandomResizedCrop(4, (0.9, 1.0)), Collate(0.5, 0.5, 5)
-VIEW = ImageView(READER, CROP)
+VIEW = ImageView(READER, (CROP,))
 
 
 def make_rows(count, bad=()):
