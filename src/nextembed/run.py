@@ -192,7 +192,8 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     finally:
         progress.close()
     loop.save_folders()
-    metrics = distributed.on_main(lambda: finish(run_dir, config, progress.say))
+    probed = probe_run(run_dir, config, progress.say)
+    metrics = distributed.on_main(lambda: finish(run_dir, config, probed, progress.say))
     return Run(run_dir, metrics, backbone.eval(), config)
 
 
@@ -322,30 +323,37 @@ def online_probe(config: RunConfig, builder: Any, backbone: Any, say: Say) -> Pr
     return QuickProbe(data, config.probe)
 
 
-def finish(run_dir: Path, config: RunConfig, say: Say) -> dict[str, Any]:
-    """Probes or scores, and the report, on the main rank. Gives `Run.metrics`: the last logged line, and of pretraining
-    the verdict and probe accuracies ("probe/linear", the same "_untrained" and "_pixels"), of a classifier "top1", of a
-    segmenter "miou"."""
+def finish(run_dir: Path, config: RunConfig, probed: dict[str, float], say: Say) -> dict[str, Any]:
+    """Scores, and the report, on the main rank. probed: of `probe_run`. Gives `Run.metrics`: the last logged line, and
+    of pretraining the verdict and probe accuracies ("probe/linear", the same "_untrained" and "_pixels"), of a
+    classifier "top1", of a segmenter "miou"."""
     lines = read_history(run_dir)
     metrics: dict[str, Any] = dict(lines[-1]) if lines else {}
     task = task_of(config)
-    pretraining = task == "pretraining"
-    if pretraining or config.objective.task == "pretraining":
+    metrics |= probed
+    if config.objective.task == "pretraining":
         metrics["verdict"] = config.objective.verdict(lines).word
-    if config.probe.enabled and task != "multimodal":
-        say("probing" if pretraining else "scoring")
+    if config.probe.enabled and task not in ("multimodal", "pretraining"):
+        say("scoring")
         try:
-            metrics |= probe_run(run_dir) if pretraining else score_run(run_dir, config)
+            metrics |= score_run(run_dir, config)
         except (ConfigError, DataError) as err:
-            say(f"no {'probes' if pretraining else 'scores'}: {err}")
+            say(f"no scores: {err}")
     write_report(run_dir)
     return metrics
 
 
-def probe_run(run_dir: Path) -> dict[str, float]:
-    """Writes probe.json; the best accuracies."""
-    table = probe_checkpoint(run_dir)
-    table.save(run_dir / "probe.json")
+def probe_run(run_dir: Path, config: RunConfig, say: Say) -> dict[str, float]:
+    """Of pretraining: writes probe.json; the best accuracies. Every rank has to call it, and takes its share."""
+    if task_of(config) != "pretraining" or not config.probe.enabled:
+        return {}
+    say("probing")
+    try:
+        table = probe_checkpoint(run_dir, all_ranks=True)
+        distributed.on_main(lambda: table.save(run_dir / "probe.json"))
+    except (ConfigError, DataError) as err:
+        say(f"no probes: {err}")
+        return {}
     return accuracies(table)
 
 

@@ -30,6 +30,7 @@ def start(device: str = "auto") -> None:
 
         cpu = device == "cpu" or not torch.accelerator.is_available()
         PartialState(cpu=cpu, backend="gloo") if cpu else PartialState()
+        patient_group()  # made while no rank is late
         atexit.register(stop)
 
 
@@ -38,6 +39,7 @@ def stop() -> None:
     very end, with all work done ("terminate called without an active exception")."""
     if is_distributed():
         cpu_group.cache_clear()
+        patient_group.cache_clear()
         gc.collect()  # a DDP model that is garbage still holds the group
         dist.destroy_process_group()
 
@@ -79,7 +81,7 @@ def gather_objects(value: Any) -> list[Any]:
 def wait() -> None:
     """Comes back when every rank is here, however long one of them takes."""
     if world_size() > 1:
-        dist.monitored_barrier(cpu_group(), timeout=timedelta(days=30))
+        dist.barrier(patient_group())
 
 
 def broadcast_object(value: Any) -> Any:
@@ -101,9 +103,26 @@ def on_main(function: Callable[[], T]) -> T:
             value = function()
         except Exception as err:
             error = err
+    wait()  # an exchange has a time limit, and what one rank does may take hours
     value, said = broadcast_object((value, _portable(error)))
     if said is not None:
         raise error or said
+    return cast(T, value)
+
+
+def together(function: Callable[[], T]) -> T:
+    """What `function` gives on this rank, once all ranks are done with it; what it raises on one of them is raised on
+    all. It may take any time, and exchange nothing that another rank could miss by raising."""
+    value: T | None = None
+    error: Exception | None = None
+    try:
+        value = function()
+    except Exception as err:
+        error = err
+    wait()
+    found = [said for said in gather_objects(_portable(error)) if said is not None]
+    if found:
+        raise error or found[0]
     return cast(T, value)
 
 
@@ -114,7 +133,14 @@ def _portable(error: Exception | None) -> Exception | None:
     for kind in (ConfigError, DataError, TrainingError, NextEmbedError):
         if isinstance(error, kind):
             return kind(str(error))
-    return TrainingError(f"rank 0 failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+    return TrainingError(f"rank {rank()} failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}")
+
+
+@functools.cache
+def patient_group() -> Any:
+    """The group in which ranks wait for each other without the usual limit of half an hour. One that has ended is
+    noticed at once all the same: its connection is closed."""
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from ...core.pretrained import load_pretrained
 from ...core.probe_table import ProbeTable, Row, percent
 from ...core.run_folder import Processor, find_saved, read_config, read_processor, run_folder
-from ...core.types import AttentionMode, Backbone, Encodes, LayeredConfig
+from ...core.types import AttentionMode, Encodes, LayeredConfig
 from ...data.transforms import ImageReader, Unreadable, normalize, resize
 from ...errors import ConfigError, DataError
 from ...models.loading import load_model, load_processor
@@ -249,7 +249,9 @@ def trunk_of(model: nn.Module) -> Network:
     if isinstance(model, OmniForPreTraining):
         return OmniImages(model.model, model.processor)
     for found in (model.base_model, model) if isinstance(model, PreTrainedModel) else (model,):
-        if isinstance(found, nn.Module) and isinstance(found, Backbone) and isinstance(found.config, LayeredConfig):
+        # Emu has latents, too, but of documents: its config is that of several networks.
+        of_documents = isinstance(found, PreTrainedModel) and not isinstance(found.config, LayeredConfig)
+        if isinstance(found, nn.Module) and isinstance(found, Encodes) and not of_documents:
             return cast(Network, found)
     raise ConfigError(f"a {type(model).__name__} has no latents and hidden states to read features from")
 

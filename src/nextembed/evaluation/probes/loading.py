@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForPreTraining
 
+from ...core import distributed
 from ...core.code import check_code
 from ...core.config import DATA, validated
 from ...core.pretrained import load_pretrained
@@ -19,14 +20,26 @@ from .sweep import ProbeConfig, ProbeData, sweep
 CACHE_BYTES = 2**30  # decoded probe images are kept up to this size: every model reads them again
 
 
-def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | None = None) -> ProbeTable:
+def probe_checkpoint(
+    path: str | Path, data: Any = None, config: ProbeConfig | None = None, all_ranks: bool = False
+) -> ProbeTable:
     """Probes of a run folder, a checkpoint or any saved model: its weights, its EMA weights where there are
     some, and the same network untrained (initialised with the run's seed).
 
     data: a data config; None takes the run's own, as does config. Written nowhere: see `ProbeTable.save`. Of an Omni
     `probe.modality` says what is probed; images are taken where it is not said and the data are images.
+    all_ranks: every rank calls it and takes its share, see `sweep`.
     Raises ConfigError for a path without a model or a source that cannot be read, DataError without labels.
     """
+
+    def opened() -> tuple[dict[str, Any], ProbeData, ProbeConfig]:
+        return _opened(path, data, config)
+
+    return sweep(*(distributed.together(opened) if all_ranks else opened()), all_ranks)
+
+
+def _opened(path: str | Path, data: Any, config: ProbeConfig | None) -> tuple[dict[str, Any], ProbeData, ProbeConfig]:
+    """What `sweep` takes."""
     values = read_config(run) if (run := run_folder(path)) else {}
     if data is None:
         if "data" not in values:
@@ -38,8 +51,8 @@ def probe_checkpoint(path: str | Path, data: Any = None, config: ProbeConfig | N
         config = validated(ProbeConfig, values.get("probe") or {}, "probe")
     models = load_models(path, seed=values.get("seed", 0))
     if hasattr(models["untrained"].config, "modalities"):
-        return sweep(models, segment_data(data, config, next(iter(models.values())).processor), config)
-    return sweep(models, load_data(data, config, models["untrained"].config), config)
+        return models, segment_data(data, config, next(iter(models.values())).processor), config
+    return models, load_data(data, config, models["untrained"].config), config
 
 
 def load_models(path: str | Path, seed: int = 0) -> dict[str, Any]:

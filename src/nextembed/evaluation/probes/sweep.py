@@ -7,13 +7,14 @@ on test images. Rows of any other modality are probed alike, see `segments`.
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from ...core import distributed
 from ...core.config import Config
 from ...core.probe_table import ProbeName, ProbeTable, Row
 from ...core.sizes import MAX_LAYERS, MAX_NUMBER
@@ -26,6 +27,8 @@ from .solvers import fit_linear, knn
 PROBES: tuple[ProbeName, ...] = ("linear", "knn")
 SEED_SHARE = 0.8  # of the training images, for each of several seeds
 Predict = Callable[[Tensor], Tensor]  # features [N, D] -> classes [N]
+Read = Callable[[Dataset[Sample], Sequence[FeatureKey]], Features]
+T = TypeVar("T")
 
 
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -108,16 +111,40 @@ class Fit(NamedTuple):
     penalty: float | None
 
 
-def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig) -> ProbeTable:
+def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig, all_ranks: bool = False) -> ProbeTable:
     """Probes of every feature of every model, and of raw pixels.
 
     models: backbones by the name of their weights ("raw", "ema", "untrained"). For each of them, and for each
     probe, the row that is best on validation and the default row are measured on test; no choice looks at
     test labels.
+    all_ranks: every rank calls it, and takes its share of the features; the table is whole on the main rank.
     Raises DataError if labels are missing or there is only one class.
     """
+    place = (distributed.rank(), distributed.world_size()) if all_ranks else (0, 1)
     table = ProbeTable(rows=[], class_names=list(data.class_names), k=config.k, seeds=config.seeds)
     table.raw, table.things, table.notes = data.raw, data.things, list(data.notes)
+    is_last = place[0] == place[1] - 1  # it has the fewest features
+    if all_ranks:
+        distributed.together(lambda: _probe_pixels(table, data, config) if is_last else None)
+        table = distributed.gather_objects(table)[-1]
+    else:
+        _probe_pixels(table, data, config)
+    for weights, backbone in models.items():
+        table.num_layers = backbone.config.num_hidden_layers
+        table.rows += _probe_backbone(weights, backbone, data, config, place)
+    if config.attentive and place[0] == 0:
+        for best in (table.best("linear"), table.best("linear", "untrained")):
+            if best is not None:
+                table.rows.append(_attentive_row(best, models[best.weights], data, config, table))
+    return table
+
+
+def _alone(function: Callable[[], T]) -> T:
+    return function()
+
+
+def _probe_pixels(table: ProbeTable, data: ProbeData, config: ProbeConfig) -> None:
+    """Fills in what a probe of the raw values reaches, and how many images there are."""
     pixels = partial(extract_pixels, batch_size=config.batch_size)
     train = _labelled(pixels(data.train), "training")
     validation = None if data.validation is None else _labelled(pixels(data.validation), "validation")
@@ -137,14 +164,6 @@ def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig) -> Pr
             table.pixels[probe], spread = measure(fit, probe, PIXELS, train, validation, test, config)
             table.pixels_spread |= {} if spread is None else {probe: spread}
         table.images["test"] = len(test.labels)
-    for weights, backbone in models.items():
-        table.num_layers = backbone.config.num_hidden_layers
-        table.rows += _probe_backbone(weights, backbone, data, config)
-    if config.attentive:
-        for best in (table.best("linear"), table.best("linear", "untrained")):
-            if best is not None:
-                table.rows.append(_attentive_row(best, models[best.weights], data, config, table))
-    return table
 
 
 def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfig, table: ProbeTable) -> Row:
@@ -175,28 +194,70 @@ def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfi
     )
 
 
-def _probe_backbone(weights: str, backbone: Any, data: ProbeData, config: ProbeConfig) -> list[Row]:
+class Fitted(NamedTuple):
+    """Probes by feature, with what they were fitted and chosen on."""
+
+    fits: dict[Any, dict[ProbeName, Fit]]
+    train: Features
+    validation: Features | None
+
+
+def _probe_backbone(
+    weights: str, backbone: Any, data: ProbeData, config: ProbeConfig, place: tuple[int, int]
+) -> list[Row]:
+    """All rows, on every rank; each rank (its number, of how many) fits those of its own features."""
+    number, world = place
+    together = _alone if world == 1 else distributed.together
     num_layers = backbone.config.num_hidden_layers
     keys = config.features(num_layers)
+    own = FeatureKey(num_layers, "mean", "causal" if getattr(backbone.config, "is_causal", True) else "full")
     read = partial(extract, backbone, batch_size=config.batch_size, precision=config.precision)
+    fitted = together(lambda: _fitted(read, keys[number::world], data, config))
+    rows = [
+        _row(probe, weights, key, fit, key == own)
+        for key, by_probe in fitted.fits.items()
+        for probe, fit in by_probe.items()
+    ]
+    everyone = _of_all(rows, keys, world)
+    if data.test is not None:
+        best = [max((r for r in everyone if r.probe == probe), key=lambda r: r.validation_accuracy) for probe in PROBES]
+        chosen = {(row.probe, key_of(row)) for row in everyone if row.default or row in best}
+        mine = [row for row in rows if (row.probe, key_of(row)) in chosen]
+        together(lambda: _measure_on_test(read, mine, fitted, data, config))
+        everyone = _of_all(rows, keys, world)
+    return sorted(everyone, key=lambda row: row.probe, reverse=True)
+
+
+def key_of(row: Row) -> FeatureKey:
+    return FeatureKey(row.layer, cast(Pooling, row.pooling), cast(AttentionMode, row.attention))
+
+
+def _of_all(rows: list[Row], keys: list[FeatureKey], world: int) -> list[Row]:
+    """The rows of all ranks, in the order of the features."""
+    if world > 1:
+        rows = [row for own in distributed.gather_objects(rows) for row in own]
+    return sorted(rows, key=lambda row: keys.index(key_of(row)))
+
+
+def _fitted(read: Read, keys: list[FeatureKey], data: ProbeData, config: ProbeConfig) -> Fitted:
+    """Of some features; there may be none, where there are more ranks than features."""
+    if not keys:
+        return Fitted({}, Features({}, torch.empty(0)), None)
     train = _labelled(read(data.train, keys))
     validation = None if data.validation is None else _labelled(read(data.validation, keys))
-    fits = fit_probes(train, validation, config)
-    own = FeatureKey(num_layers, "mean", "causal" if getattr(backbone.config, "is_causal", True) else "full")
-    rows = {
-        (probe, key): _row(probe, weights, key, fit, key == own)
-        for key, by_probe in fits.items()
-        for probe, fit in by_probe.items()
-    }
-    if data.test is not None:
-        scores = {place: row.validation_accuracy for place, row in rows.items()}
-        best = [max((place for place in rows if place[0] == probe), key=scores.__getitem__) for probe in PROBES]
-        final = dict.fromkeys(best + [place for place, row in rows.items() if row.default])
-        test = _labelled(read(data.test, list(dict.fromkeys(key for _, key in final))))
-        for probe, key in final:
-            row = rows[probe, key]
-            row.accuracy, row.spread = measure(fits[key][probe], probe, key, train, validation, test, config)
-    return sorted(rows.values(), key=lambda row: row.probe, reverse=True)
+    return Fitted(fit_probes(train, validation, config), train, validation)
+
+
+def _measure_on_test(read: Read, rows: list[Row], fitted: Fitted, data: ProbeData, config: ProbeConfig) -> None:
+    """Puts accuracies on test images into rows."""
+    if not rows:
+        return
+    assert data.test is not None
+    test = _labelled(read(data.test, list(dict.fromkeys(key_of(row) for row in rows))))
+    for row in rows:
+        key = key_of(row)
+        fit = fitted.fits[key][row.probe]
+        row.accuracy, row.spread = measure(fit, row.probe, key, fitted.train, fitted.validation, test, config)
 
 
 def _row(probe: ProbeName, weights: str, key: FeatureKey, fit: Fit, default: bool) -> Row:
@@ -236,8 +297,14 @@ def _candidates(
 ) -> list[tuple[Predict, float | None]]:
     """What of a probe is to be chosen from, with its penalty."""
     if probe == "knn":
-        return [(partial(knn, x, labels, num_classes=num_classes, k=config.k), None)]
-    return [(linear.predict, linear.penalty) for linear in fit_linear(x, labels, num_classes, config.penalties)]
+        return [(partial(knn, x, labels, num_classes=num_classes, k=config.k, device=_device()), None)]
+    found = fit_linear(x, labels, num_classes, config.penalties, device=_device())
+    return [(linear.predict, linear.penalty) for linear in found]
+
+
+def _device() -> torch.device:
+    """The accelerator, where there is one."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def _cross_validated(probe: ProbeName, x: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig) -> list[float]:

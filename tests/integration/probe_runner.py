@@ -1,0 +1,52 @@
+"""What each of two forked ranks does: python probe_runner.py probe RUN OUT.json | wait | fail."""
+
+import os
+import sys
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+from rank_runner import fork_ranks
+
+from nextembed.core import distributed
+from nextembed.errors import DataError
+from nextembed.evaluation.probes.loading import probe_checkpoint
+
+
+def wait() -> None:
+    """One rank takes longer than an exchange may."""
+    assert distributed.on_main(lambda: time.sleep(3) or "done") == "done"
+    found = distributed.together(lambda: time.sleep(3 * (distributed.rank() == 1)) or distributed.rank())
+    assert found == int(os.environ["RANK"])
+
+
+def fail() -> None:
+    """What one rank raises, all raise, and then go on together."""
+
+    def read() -> int:
+        if distributed.rank() == 1:
+            raise DataError("rank 1 cannot read")
+        return 0
+
+    try:
+        distributed.together(read)
+    except DataError as err:
+        assert "rank 1 cannot read" in str(err)
+    else:
+        raise AssertionError("it went on")
+    assert distributed.gather_objects(distributed.rank()) == [0, 1]
+
+
+if __name__ == "__main__":
+    fork_ranks(2)
+    what, *words = sys.argv[1:]
+    dist.init_process_group("gloo", timeout=timedelta(seconds=1 if what == "wait" else 300))
+    distributed.patient_group()  # as `distributed.start` makes it
+    if what == "probe":
+        table = probe_checkpoint(words[0], all_ranks=True)
+        if distributed.is_main():
+            table.save(words[1])
+    else:
+        {"wait": wait, "fail": fail}[what]()
+    distributed.wait()
+    distributed.stop()

@@ -1,0 +1,39 @@
+"""Probes over two ranks give the table of one, and no rank waits in vain."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_distributed import config
+
+from nextembed.evaluation.probes.loading import probe_checkpoint
+from nextembed.run import fit
+
+RUNNER = Path(__file__).parent / "probe_runner.py"
+
+
+def two_ranks(*words: object) -> None:
+    command = [sys.executable, str(RUNNER), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_two_ranks_find_what_one_finds(tmp_path: Path, seeds: int) -> None:
+    settings = config(tmp_path, max_steps=1)
+    settings.probe.num_train, settings.probe.num_validation, settings.probe.num_test = 200, 60, 60
+    settings.probe.seeds = seeds
+    run = fit(settings)
+    probe_checkpoint(run.dir).save(tmp_path / "one.json")
+    two_ranks("probe", run.dir, tmp_path / "two.json")
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert one == two
+    assert {row["weights"] for row in two["rows"]} == {"raw", "ema", "untrained"}
+    assert any(row["accuracy"] is not None for row in two["rows"])
+
+
+@pytest.mark.parametrize("what", ["wait", "fail"])
+def test_ranks_wait_as_long_as_it_takes_and_fail_together(what: str) -> None:
+    two_ranks(what)
