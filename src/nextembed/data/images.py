@@ -143,10 +143,8 @@ class ImagePart(Limits, Part):
         augment = Augment(image_size, self.rand_augment, self.erase_rate) if augments else None
         rows, view = self.training_rows(), ImageView(self.reader(num_channels), crops)
         collate = Collate(self.mean, self.std, num_latents, draw, augment, num_global)
-        if not isinstance(rows, Rows):
-            return sequence_loader(self, rows, view, collate, loading)
         cached = self.cache == "on" or (self.cache == "auto" and fits(rows, view.reader))
-        return rows_loader(self, rows, view, collate, loading, cached)
+        return image_loader(self, rows, view, collate, loading, cached)
 
     def crops(self, image_size: int, views: int | ViewSettings) -> tuple[tuple[RandomResizedCrop, ...], int | None]:
         """What is cut from each image, and how many of several crops are large ones."""
@@ -190,26 +188,23 @@ def checked_channels(num_channels: int) -> int:
     return num_channels
 
 
-def rows_loader(
-    part: Pixels, rows: Rows, view: View, collate: Collate, loading: Loading, cached: bool = False
+def image_loader(
+    part: Pixels, rows: Rows | RowSequence, view: View, collate: Collate, loading: Loading, cached: bool = False
 ) -> TrainLoader:
-    """Batches of rows that can be indexed; cached: decoded once, of images without masks."""
+    """cached: rows that can be indexed, of images without masks, are decoded once."""
+    if not isinstance(rows, Rows):
+        log = SkipLog(loading.skipped_path, part.max_skipped_rate)
+        sequence = SequentialStream(rows, view, collate, log, loading, part.num_workers)
+        return TrainLoader(sequence, part.num_workers, loading)
     not_empty(rows, "train")
     log = SkipLog(loading.skipped_path, part.max_skipped_rate, len(rows))
     cache = build_cache(rows, view, log) if cached and isinstance(view, ImageView) else None
     return TrainLoader(MapStream(rows, view, collate, log, loading, cache), part.num_workers, loading, len(rows))
 
 
-def sequence_loader(part: Pixels, rows: RowSequence, view: View, collate: Collate, loading: Loading) -> TrainLoader:
-    """Batches of rows that come in sequence."""
-    log = SkipLog(loading.skipped_path, part.max_skipped_rate)
-    stream = SequentialStream(rows, view, collate, log, loading, part.num_workers)
-    return TrainLoader(stream, part.num_workers, loading)
-
-
-def fits(rows: Rows, reader: ImageReader) -> bool:
+def fits(rows: Rows | RowSequence, reader: ImageReader) -> bool:
     """Whether all rows fit in memory once they are decoded."""
-    return len(rows) <= CACHE_BYTES // 256 and decoded_bytes(rows, reader) <= CACHE_BYTES
+    return isinstance(rows, Rows) and len(rows) <= CACHE_BYTES // 256 and decoded_bytes(rows, reader) <= CACHE_BYTES
 
 
 class Choice(NamedTuple):

@@ -16,7 +16,7 @@ from ..core.types import IGNORE_PIXEL, Loading
 from ..errors import ConfigError
 from .collate import Collate, Label
 from .draws import Draw, uniform
-from .images import Choice, EvalSamples, checked_channels, rows_loader
+from .images import Choice, EvalSamples, checked_channels, image_loader
 from .limits import Limits, Role
 from .rows import Row, Rows, row_key
 from .stream import TrainLoader
@@ -85,7 +85,7 @@ class MaskPart(Limits, Part):
         if views != 1:
             raise ConfigError("objective: it compares several crops of an image; images with masks have one")
         collate = Collate(self.mean, self.std, num_latents)
-        return rows_loader(self, self.rows("train"), self.view(image_size, num_channels), collate, loading)
+        return image_loader(self, self.rows("train"), self.view(image_size, num_channels), collate, loading)
 
     def eval_samples(
         self, split: Role, *, image_size: int, num_channels: int, num_samples: int | None = None, seed: int = 0

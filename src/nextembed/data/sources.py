@@ -1,11 +1,9 @@
 """Image rows from the hub, folders, Parquet and webdataset archives: as rows."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 from pydantic import PrivateAttr
 
 from ..core.config import DATA
@@ -16,6 +14,7 @@ from .labels import LABEL_COLUMNS, read_labels
 from .limits import Role
 from .loading import Table, class_names_of, is_image, media_of, values_of
 from .origins import Origin, find_origin
+from .record import Folder
 from .rows import Row, Rows, RowSequence
 from .stored import IndexedRows, Stored, Values
 from .tables import TableSettings
@@ -188,23 +187,16 @@ class ToImage(NamedTuple):
         return row
 
     def _picture(self, value: object) -> tuple[object, str | None]:
-        """What a column holds of an image, and its path where that is known."""
-        image, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        return (self._file(path) if image is None and path is not None else image), path
+        """What a column holds of an image (None for a file outside the data folder), and its path where it has one."""
+        path = value.get("path") if isinstance(value, dict) else None
+        try:
+            return Folder(self.folder).read(value), path
+        except Unreadable:
+            return None, path
 
     def label(self, value: object) -> int:
         """The class id of a label column's value; -100 for none."""
         return self.ids.get(value, IGNORE_LABEL) if self.ids else _class_id(value)
-
-    def _file(self, path: str) -> object:
-        if self.folder is None:  # the hub: a file of its cache, or a URL when streaming
-            if "://" not in path:
-                return Path(path)
-            with fsspec.open(path, "rb") as file:
-                return file.read()
-        full = Path(self.folder / path)
-        inside = Path(_absolute(full)).is_relative_to(self.folder)
-        return full if inside else None  # a row cannot name files outside the data folder
 
     def _key(self, record: Values, path: str | None, index: int | str) -> str:
         if "__key__" in record:
@@ -212,10 +204,6 @@ class ToImage(NamedTuple):
         if path and self.folder is not None and Path(path).is_absolute() and Path(path).is_relative_to(self.folder):
             return Path(path).relative_to(self.folder).as_posix()
         return f"{index}" + (f" {path}" if path else "")
-
-
-def _absolute(path: Path) -> str:
-    return os.path.normpath(path.absolute())  # links that lie inside the folder may point where their owner wants
 
 
 def _class_id(label: object) -> int:

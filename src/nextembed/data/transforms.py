@@ -108,6 +108,8 @@ class ImageReader:
 
     def _load(self, image: object) -> bytes | Image.Image:
         """The file's bytes, or what is an image already; within `max_bytes`."""
+        if isinstance(image, Unreadable):  # of a row that could not be read
+            raise image
         if isinstance(image, np.ndarray):
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         if isinstance(image, (str, os.PathLike)):

@@ -246,3 +246,8 @@ def test_normalize():
     pixels = torch.tensor([0, 51, 255], dtype=torch.uint8)
     assert torch.allclose(normalize(pixels, 0.5, 0.5), torch.tensor([-1.0, -0.6, 1.0]), atol=1e-6)
     assert torch.allclose(normalize(pixels, 0.2, 0.4), torch.tensor([-0.5, 0.0, 2.0]), atol=1e-6)
+
+
+def test_a_row_that_could_not_be_read_keeps_its_reason():
+    with pytest.raises(Unreadable, match="text that is not UTF-8"):
+        ImageReader().read(Unreadable("text that is not UTF-8"))
