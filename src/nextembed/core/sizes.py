@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ..errors import ConfigError, NextEmbedError, shortened
+from .files import first_line
 from .quiet import no_progress_bar
 
 MAX_LAYERS = 1000
@@ -157,10 +158,6 @@ def too_large(err: BaseException) -> bool:
     words = ("DefaultCPUAllocator", "Storage size calculation overflowed", "Overflow when unpacking", "out of memory",
              "numel: integer multiplication overflow", "too large to convert")  # fmt: skip
     return isinstance(err, MemoryError | OverflowError) or any(word in str(err) for word in words)
-
-
-def first_line(err: BaseException) -> str:
-    return (str(err).strip().splitlines() or [type(err).__name__])[0]
 
 
 def in_bytes(number: float) -> str:

@@ -130,7 +130,7 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
         return _from_state(read_state(path / "model.safetensors"), path, {"image_size": size} | known)
     if known:
         raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
-    folder = find_saved(path).local_folder(weights)
+    folder = find_saved(source).local_folder(weights)
     kind = _class_of(folder)
     model = cast(ViTNepaPreTrainedModel, load_whole(kind, folder, strict=True, dtype=torch.float32))
     processor = None

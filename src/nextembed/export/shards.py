@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
 from ..core.files import write_json
@@ -21,6 +22,7 @@ from .lazy_state import ST_TYPES, count
 TYPE_NAMES = {dtype: name for name, dtype in ST_TYPES.items()}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 CHUNK = 16 * 2**20
+PATTERN = "model{suffix}.safetensors"
 
 
 class Planned(NamedTuple):
@@ -43,39 +45,31 @@ def parse_size(text: str) -> int:
     return size
 
 
-def split(plan: Mapping[str, Planned], max_bytes: int) -> list[list[str]]:
-    """Names, in order, in groups of at most `max_bytes`; a tensor that is larger alone is a group of its own."""
-    groups: list[list[str]] = []
-    size = 0
-    for name, planned in plan.items():
-        if not groups or size + planned.num_bytes > max_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += planned.num_bytes
-    return groups
-
-
 def write_sharded(
     folder: Path, plan: Mapping[str, Planned], make: Callable[[str], Tensor], max_bytes: int
 ) -> list[Path]:
     """Writes `model.safetensors`, or `model-00001-of-00003.safetensors`, ... and their index; gives the files.
 
-    make: gives a tensor by name, of the planned shape; it is converted to the planned dtype.
-    Raises ValueError for a tensor of another shape, OSError where it cannot be written.
+    Args:
+        folder: that is there.
+        plan: what is written, in order.
+        make: gives a tensor by name, of the planned shape; it is converted to the planned dtype.
+        max_bytes: of a file; a tensor that is larger alone has one of its own.
+
+    Raises:
+        ValueError: for a tensor of another shape.
+        OSError: where it cannot be written.
     """
-    groups = split(plan, max_bytes)
-    if len(groups) == 1:
-        return [write_file(folder / "model.safetensors", plan, groups[0], make)]
-    files: list[Path] = []
-    places: dict[str, str] = {}
-    for number, names in enumerate(groups, 1):
-        file = folder / f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        files.append(write_file(file, plan, names, make))
-        places |= dict.fromkeys(names, file.name)
-    total = sum(planned.num_bytes for planned in plan.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-    write_json(folder / "model.safetensors.index.json", index)
+    shards = split_state_dict_into_shards_factory(
+        dict(plan),
+        get_storage_size=lambda planned: planned.num_bytes,
+        filename_pattern=PATTERN,
+        max_shard_size=max_bytes,
+    )
+    files = [write_file(folder / name, plan, names, make) for name, names in shards.filename_to_tensors.items()]
+    if shards.is_sharded:
+        index = {"metadata": shards.metadata, "weight_map": dict(sorted(shards.tensor_to_filename.items()))}
+        write_json(folder / "model.safetensors.index.json", index)
     return files
 
 

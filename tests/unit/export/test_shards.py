@@ -1,5 +1,7 @@
 """Streamed safetensors, and the tokenizer of a released Emu."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,7 +10,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 
 from nextembed.errors import ConfigError
 from nextembed.export.lazy_state import LazyState
-from nextembed.export.shards import Planned, parse_size, split, write_sharded
+from nextembed.export.shards import Planned, parse_size, write_sharded
 from nextembed.models.emu import EmuProcessor
 from nextembed.models.emu.tokens import llama_tokenizer
 
@@ -24,7 +26,6 @@ def tiny_llama_tokenizer(folder, size):
     tokenizer.train_from_iterator(
         TEXT, trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     )
-    import json
 
     model = json.loads(tokenizer.to_str())["model"]
     vocab = dict(model["vocab"])
@@ -42,9 +43,11 @@ def test_shards_hold_what_was_planned(tmp_path):
     plan = {name: Planned(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     files = write_sharded(tmp_path, plan, tensors.__getitem__, 9000)
     assert len(files) == 3
-    for names, file in zip(split(plan, 9000), files):
+    places = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert places.keys() == plan.keys()
+    for names, file in zip((["t0", "t1"], ["t2", "t3"], list(plan)[4:]), files):
         found = load_file(file)
-        assert set(found) == set(names)
+        assert set(found) == set(names) == {name for name, place in places.items() if place == file.name}
         assert all(torch.equal(found[n], tensors[n]) and found[n].dtype == tensors[n].dtype for n in names)
     state = LazyState(files)
     assert all(torch.equal(state.read(name), t) for name, t in tensors.items())
