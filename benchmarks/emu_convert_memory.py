@@ -33,7 +33,9 @@ WAYS = {
     "all at once": """
 state = torch.load(f"{source}/multimodal_encoder/pytorch_model.bin", weights_only=True)
 model = EmuForConditionalGeneration(config).eval()
-model.load_state_dict(from_official(state), strict=True)
+parts = map_official({name: tuple(tensor.shape) for name, tensor in state.items()}).parts
+ours = {name: part.make(*(state[theirs] for theirs in part.sources)) for name, part in parts.items()}
+model.load_state_dict(ours, strict=True)
 model.save_pretrained(target, max_shard_size=shard)
 """,
 }
@@ -41,7 +43,7 @@ CHILD = """
 import sys, json, torch
 from nextembed.export.emu import convert_emu
 from nextembed.models.emu import EmuConfig, EmuForConditionalGeneration
-from nextembed.models.emu.official import from_official
+from nextembed.models.emu.official import map_official
 source, target, shard, config = sys.argv[1:]
 config = EmuConfig.from_pretrained(config) if config else None
 options = {}

@@ -15,13 +15,12 @@ from ..errors import ConfigError
 from .options import command
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-    from ..core.config import Part
+    from ..data.images import ImagePart
     from ..export.cost import Cost
     from ..export.formats import Exported
     from ..export.graph import GraphSpec
     from ..export.loading import Loaded
+    from ..models.nepa import ViTNepaPreTrainedModel
 
 
 class Format(enum.StrEnum):
@@ -157,7 +156,12 @@ def written(result: "Exported", spec: "GraphSpec") -> str:
 
 
 def written_int8(
-    model: "PreTrainedModel", output: Path, spec: "GraphSpec", opset: int | None, checkpoint: str, data: str | None
+    model: "ViTNepaPreTrainedModel",
+    output: Path,
+    spec: "GraphSpec",
+    opset: int | None,
+    checkpoint: str,
+    data: str | None,
 ) -> str:
     """Writes the int8 file; what it costs, in plain words."""
     from ..core.files import replacing
@@ -165,7 +169,7 @@ def written_int8(
     from ..export.formats import export_onnx
     from ..export.int8 import quantize_int8
 
-    images, source = cost_data(checkpoint, data, model.config)
+    images, source = cost_data(checkpoint, data)
     with tempfile.TemporaryDirectory() as folder:
         full = export_onnx(model, Path(folder) / "float.onnx", spec, opset=opset)
         with replacing(output) as scratch:
@@ -177,16 +181,19 @@ def written_int8(
     return "\n".join(lines + cost_lines(cost, source))
 
 
-def cost_data(checkpoint: str, source: str | None, model_config: "PreTrainedConfig") -> tuple["Part", str]:
-    """The images on which int8 is compared with float (a data config), and their name: --data, else the run's, else
-    the bundled pictures."""
+def cost_data(checkpoint: str, source: str | None) -> tuple["ImagePart", str]:
+    """The images on which int8 is compared with float, and their name: --data, else the run's, else the bundled
+    pictures. Raises ConfigError for data without images."""
     from ..core.run_folder import run_folder
+    from ..data.images import ImagePart
     from ..data.sources import ImageData
     from .evaluate import probe_settings
 
     if source is None and run_folder(checkpoint) is None:
         return ImageData(source="emoji"), "the bundled emoji"
     data = probe_settings(checkpoint, source, []).data
+    if not isinstance(data, ImagePart):
+        raise ConfigError(f"data of kind '{data.kind}' holds no images: name some with --data")
     return data, source or str(dict(data).get("source", data.kind))
 
 
