@@ -15,7 +15,8 @@ from matplotlib.patches import Rectangle
 from nextembed.core.files import replacing
 from nextembed.errors import ConfigError
 from nextembed.report.pictures import Scene, heat, neighbours, striking, to_array
-from nextembed.report.run_view import read_run
+from nextembed.report.prediction import look
+from nextembed.runs import open_run
 
 INK, SOFT, NEXT, CURRENT = "#1b2330", "#5b6675", "#e8590c", "#1c7ed6"
 
@@ -26,10 +27,9 @@ def write_banner(run_dir: str | Path, path: str | Path, images: list[int] | None
     images: numbers among the validation images drawn for the report; by default four, evenly spread.
     Raises ConfigError if the run has no model or its data cannot be read.
     """
-    view = read_run(run_dir, num_inside=0)
-    scene = view.scene
-    if scene is None:
-        raise ConfigError(f"no picture of {run_dir}: {' '.join(view.missing)}")
+    run = open_run(run_dir)
+    causal = run.view().settings.objective.causal
+    scene = look(run.model(device="cpu", attn_implementation="eager"), run.source(), causal, []).scene
     chosen = images if images is not None else scene.spread(4)
     if bad := [image for image in chosen if not 0 <= image < len(scene.images)]:
         raise ConfigError(f"images: {bad[0]} is not in 0..{len(scene.images) - 1}")

@@ -91,15 +91,12 @@ def train(config: Any, folder: Path) -> None:
     import torch
 
     from nextembed.core.objective import PretrainingModel
-    from nextembed.planning.batches import example_batch
-    from nextembed.planning.step import class_names
-    from nextembed.run import CLASSES as CLASSES_FOR
+    from nextembed.planning.step import class_names, example_batch, needs_classes
     from nextembed.training.adapt import adapt
-    from nextembed.training.loop import Loop
+    from nextembed.training.loop import Loop, Source
 
     torch.manual_seed(0)
-    names = [class_names(config, CLASSES)] if config.objective.task in CLASSES_FOR else []
-    backbone = config.model.build(*names)
+    backbone = config.model.build(class_names(config, CLASSES) if needs_classes(config) else [])
     adapt(backbone, config.train)
     objective = config.objective.build(backbone)
     batch: Any = example_batch(config, backbone, objective, config.train.micro_batch(1))
@@ -112,7 +109,7 @@ def train(config: Any, folder: Path) -> None:
         return {}
 
     model = PretrainingModel(backbone, objective)
-    Loop(model, config.train, config.optim, folder, batches(), advance, seed=0).train()
+    Loop(model, config.train, config.optim, folder, Source(batches(), advance), seed=0).train()
 
 
 def memory_of(field: str) -> int:

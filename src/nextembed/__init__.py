@@ -82,13 +82,15 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .planning.plan import plan as plan
     from .report.visualize import Visualization as Visualization
     from .report.visualize import visualize as visualize
-    from .run import Run as Run
-    from .run import RunConfig as RunConfig
     from .run import fit as fit
+    from .runs import Run as Run
+    from .runs import RunConfig as RunConfig
+    from .runs import open_run as open_run
     from .training.settings import TrainConfig as TrainConfig
 
 _PUBLIC = {
-    "run": "Run RunConfig fit",
+    "run": "fit",
+    "runs": "Run RunConfig open_run",
     "core.code": "allow_code",
     "core.config": "DATA MODELS Config Part",
     "core.objective": "OBJECTIVES Objective ObjectiveOutput ObjectiveSettings ViewSettings",

@@ -14,9 +14,10 @@ import time
 import warnings
 from pathlib import Path
 
-from nextembed import run
+from nextembed import runs
 from nextembed.cli import main
 from nextembed.data.stream import MapStream
+from nextembed.tasks import Pretraining
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks
 WORDS = ["nepa_demo_tiny", "data.num_workers=2", "data.cache=off", "train.device=cpu", "train.trackers=[]",
@@ -55,7 +56,7 @@ def probing(*waits):
             os.killpg(0, signal.SIGTERM)
         return {"probe/knn": 0.5}
 
-    run.online_probe = lambda *args: probe
+    Pretraining.quick = lambda *args: probe
 
 
 SCENARIOS = {
@@ -106,7 +107,7 @@ def result(folder: Path, scenario: str, pid: int) -> list:
 
 if __name__ == "__main__":
     where, names = Path(sys.argv[1]), sys.argv[2:]
-    run.write_report = lambda *args: None
+    runs.Run.report = lambda *args: None
     gc.freeze()  # what was imported is not searched through again and again
     found = {}
     for again in (False, True):  # those that go on with a run come after it

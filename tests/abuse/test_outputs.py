@@ -24,8 +24,8 @@ from nextembed.inference.signals import write_signal
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.plan import Plan
-from nextembed.report import write_report
 from nextembed.report.visualize import Visualization
+from nextembed.runs import open_run
 from nextembed.training.checkpoint import write_model
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
@@ -40,7 +40,7 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     part = NepaModel(**TINY)
     backbone = part.build()
-    write_model(folder, backbone, None, part.image_processor())
+    write_model(folder, backbone, None, part.processor())
     return folder
 
 
@@ -79,7 +79,7 @@ class Drawing:
 def report(path):
     Path("../../run").mkdir(exist_ok=True)
     Path("../../run/config.yaml").write_text("name: run\n")
-    write_report("../../run", path)
+    open_run("../../run").report(path)
 
 
 FILES = {

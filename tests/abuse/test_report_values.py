@@ -18,9 +18,8 @@ from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 from nextembed.nn.readout import LatentDecoder
 from nextembed.nn.value_readout import ValueReadout
 from nextembed.objectives import latent_decoder, readout
-from nextembed.report import charts, write_report
-from nextembed.report.page import render
-from nextembed.report.run_view import read_run
+from nextembed.report import charts, prediction
+from nextembed.runs import open_run
 
 STRIDE = 29  # of the altered values; `make abuse` takes all
 
@@ -47,17 +46,19 @@ class Page(HTMLParser):
 @pytest.fixture
 def no_charts(monkeypatch):
     monkeypatch.setattr(charts, "_svg", lambda *_: "")
+    monkeypatch.setattr(prediction, "NUM_IMAGES", 3)
+    monkeypatch.setattr(prediction, "NUM_INSIDE", 1)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_markup_in_every_string_is_shown_as_text(task, tmp_path):
     run = make_run(tmp_path / "run", task)
-    before = Page(write_report(run).read_text(encoding="utf-8"))
+    before = Page(open_run(run).report().read_text(encoding="utf-8"))
     for file in texts(run):
         write(file, everywhere(read(file), keep=("kind", "probe", "task", "weights")))
     lines = read(run / "metrics.jsonl")
     write(run / "metrics.jsonl", [line | {f"cos_next/{ATTACK}": 0.5} for line in lines])
-    page = Page(write_report(run).read_text(encoding="utf-8"))
+    page = Page(open_run(run).report().read_text(encoding="utf-8"))
     assert "script" not in page.tags and page.tags <= before.tags | {"p"} and page.attributes <= before.attributes
     assert MARK not in page.values and page.text.count("<script>") > 8
 
@@ -76,7 +77,7 @@ def test_an_altered_value_gives_a_page_or_one_line(task, tmp_path, no_charts):
 def check(run: Path, what: str) -> None:
     """A page without a script, or a ConfigError of one line that names a file of the run."""
     try:
-        html = render(read_run(run, num_images=3, num_inside=1))
+        html = open_run(run).report().read_text(encoding="utf-8")
         assert "<script" not in html, what
     except NextEmbedError as err:
         assert isinstance(err, ConfigError) and str(run) in str(err) and "\n" not in str(err), f"{what}: {err}"
@@ -88,7 +89,7 @@ def test_an_altered_config_of_the_model_gives_a_page_that_says_so(tmp_path, no_c
     config = ViTNepaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
                            image_size=16, patch_size=8)  # fmt: skip
     ViTNepaForPreTraining(config).save_pretrained(run / "model")
-    assert not read_run(run, num_images=3, num_inside=1).missing
+    assert 'class="note"' not in open_run(run).report().read_text(encoding="utf-8")
     file = run / "model" / "config.json"
     value = read(file)
     for what, other in list(altered(value))[:: 2 * STRIDE]:
@@ -112,7 +113,8 @@ def test_the_page_names_what_it_leaves_out(file, place, value, line, tmp_path, n
         group = group[name]
     group[place[-1]] = value
     write(run / file, values)
-    assert any(line in text for text in read_run(run).missing), read_run(run).missing
+    text = Page(open_run(run).report().read_text(encoding="utf-8")).text
+    assert line in text, text
 
 
 def test_a_setting_of_the_wrong_kind_is_named(tmp_path):
@@ -120,10 +122,10 @@ def test_a_setting_of_the_wrong_kind_is_named(tmp_path):
     values = read(run / "config.yaml")
     write(run / "config.yaml", values | {"objective": {"kind": ["a"]}})
     with pytest.raises(ConfigError, match=r"config\.yaml: objective\.kind should be a valid string, got \['a'\]"):
-        write_report(run)
+        open_run(run).report()
     (run / "config.yaml").write_text("- a\n")
     with pytest.raises(ConfigError, match=r"config\.yaml: it should be a valid dictionary"):
-        write_report(run)
+        open_run(run).report()
 
 
 def test_null_is_no_number(tmp_path):

@@ -12,7 +12,8 @@ from nextembed.cli.app import main
 from nextembed.core import distributed
 from nextembed.core.distributed import on_main
 from nextembed.errors import ConfigError, TrainingError
-from nextembed.run import RunConfig, fit, fit_stage, folder_of
+from nextembed.run import fit, fit_stage
+from nextembed.runs import RunConfig
 from nextembed.training.folder import LOCK, opened
 from nextembed.training.settings import TrainConfig
 from nextembed.training.watch import Records
@@ -131,7 +132,7 @@ def written(folder):
 
 def test_two_commands_that_want_one_stage(tmp_path):
     stage = RunConfig(name="stage", output_dir=str(tmp_path), train=TrainConfig(max_steps=1))
-    folder = folder_of(stage)
+    folder = stage.dir
     folder.mkdir()
     with pytest.raises(ConfigError, match="holds no run yet: wait for who is starting it"):
         fit_stage(stage)

@@ -19,14 +19,14 @@ from nextembed.core.objective import OBJECTIVES, PretrainingModel
 from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, NextEmbedError
 from nextembed.evaluation.language.protocols import LanguageEval
-from nextembed.evaluation.probes.loading import load_models
 from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.inference.settings import Sampling
 from nextembed.models.nepa.settings import NepaModel
-from nextembed.planning.batches import example_batch
 from nextembed.planning.plan import plan
-from nextembed.planning.step import class_names
-from nextembed.run import RunConfig, loader_arguments, task_of
+from nextembed.planning.step import class_names, example_batch, needs_classes
+from nextembed.run import loader_arguments
+from nextembed.runs import RunConfig, open_run
+from nextembed.tasks.pretraining import models_of
 from nextembed.training.adapt import LoraSettings, adapt
 from nextembed.training.memory import check_memory
 from nextembed.training.optim import build_optimizer, lr_rate
@@ -62,10 +62,10 @@ def fields(config: Config, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
 def step(config: RunConfig) -> None:
     """Builds and takes a step; what comes out has to be finite."""
     torch.manual_seed(0)
-    labels = [class_names(config, 3)] if task_of(config) in ("classification", "segmentation") else []
+    labels = class_names(config, 3) if needs_classes(config) else []
     part: Any = config.model
     with sizes.building("the model"):
-        backbone = part.build(*labels)
+        backbone = part.build(labels)
         adapt(backbone, config.train)
         objective = config.objective.build(backbone)  # type: ignore[attr-defined]
     model = PretrainingModel(backbone, objective).train()
@@ -185,7 +185,7 @@ def test_a_foreign_config_of_huge_sizes_is_refused_at_once(changes: dict[str, An
     values = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(values | changes))
     start = time.monotonic()
-    for load in (NepaModel(pretrained=str(folder)).build, lambda: load_models(folder)):
+    for load in (NepaModel(pretrained=str(folder)).build, lambda: models_of(open_run(folder))):
         with pytest.raises(ConfigError) as caught:
             load()
         assert one_line(caught.value)

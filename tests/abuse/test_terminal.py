@@ -58,7 +58,7 @@ def test_a_progress_bar_says_names_as_they_are() -> None:
 def test_an_error_is_one_plain_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", f"no\n{name}"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("nextembed: no such run folder: no") and error.count("\n") == 1
+    assert error.startswith("nextembed: no such run or checkpoint: no") and error.count("\n") == 1
     assert not any(mark in error for mark in OBEYED)
 
 

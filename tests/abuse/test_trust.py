@@ -27,7 +27,7 @@ from nextembed.export.layouts import read_state
 from nextembed.inference.prompts import read_prompts
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.parts import load_part
-from nextembed.run import RunConfig
+from nextembed.runs import RunConfig
 
 SRC = Path(nextembed.__file__).parent
 EVIL = """
@@ -225,7 +225,7 @@ def test_programs(run: Path, evil: Path) -> None:
         DATA.parse({"kind": f"{evil}:Data"})
     assert not ran(evil)
     nextembed.allow_code(evil)
-    nextembed.run.read_run_config(run)
+    nextembed.runs.read_run_config(run)
     assert ran(evil)
     other = evil.with_name("given.py")
     other.write_text(EVIL)

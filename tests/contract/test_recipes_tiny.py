@@ -47,7 +47,7 @@ def test_tiny_twin_takes_a_step(name: str, tmp_path: Path) -> None:
     assert (run.dir / "best").is_dir() is not pretraining
     changed = [
         name
-        for (name, ours), theirs in zip(run.model.named_parameters(), model.parameters(), strict=True)
+        for (name, ours), theirs in zip(run.trained.named_parameters(), model.parameters(), strict=True)
         if ours.cpu().ne(theirs).any()
     ]
     assert changed == []
@@ -56,13 +56,13 @@ def test_tiny_twin_takes_a_step(name: str, tmp_path: Path) -> None:
 def omni_comes_back(run: nextembed.Run) -> None:
     """The model loads with its processor and gives what the trained one gives; of readouts, these load as well."""
     model = AutoModelForPreTraining.from_pretrained(run.dir / "model").eval()
-    assert model.config.names == run.model.config.names == model.processor.names
+    assert model.config.names == run.trained.config.names == model.processor.names
     assert model.config.density == run.config.model.density
     inputs = model.processor(["an apple"])
     with torch.no_grad():
-        ours, theirs = (one(**inputs).last_hidden_state for one in (run.model.eval(), model))
+        ours, theirs = (one(**inputs).last_hidden_state for one in (run.trained.eval(), model))
     assert torch.allclose(ours, theirs, atol=1e-5)
-    for name, value in run.model.state_dict().items():
+    for name, value in run.trained.state_dict().items():
         assert torch.equal(value.cpu(), model.state_dict()[name]), name
     if run.config.objective.kind == "readout":
         assert load_readouts(run.dir).readouts
@@ -74,7 +74,7 @@ def emu_comes_back(run: nextembed.Run) -> None:
     processor = AutoProcessor.from_pretrained(run.dir / "model")
     inputs = processor(["an apple", torch.zeros(3, 20, 30, dtype=torch.uint8)])
     with torch.no_grad():
-        ours, theirs = run.model.eval()(**inputs).logits, model(**inputs).logits
+        ours, theirs = run.trained.eval()(**inputs).logits, model(**inputs).logits
     assert torch.allclose(ours, theirs, atol=1e-5)
     if run.config.objective.kind == "visual_decoder":
         pipeline = nextembed.EmuPipeline.from_pretrained(run.dir)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nextembed.core.config import to_yaml
-from nextembed.run import RunConfig, fit
+from nextembed.run import fit
+from nextembed.runs import RunConfig
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,8 +43,8 @@ def plain(tmp_path_factory):
 )
 def test_loss_is_that_of_the_cpu(tmp_path, plain, train, tolerance):
     run = fit(config(tmp_path, **train))
-    assert next(run.model.parameters()).device.type == "cuda"
-    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+    assert next(run.trained.parameters()).device.type == "cuda"
+    assert {p.dtype for p in run.trained.parameters()} == {torch.float32}
     assert run.metrics["loss"] == pytest.approx(plain.metrics["loss"], abs=tolerance)
 
 

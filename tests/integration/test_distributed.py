@@ -9,7 +9,8 @@ import pytest
 from tiny import weights
 
 from nextembed.core.config import to_yaml
-from nextembed.run import RunConfig, fit
+from nextembed.run import fit
+from nextembed.runs import RunConfig
 
 RUNNER = Path(__file__).parent / "rank_runner.py"
 

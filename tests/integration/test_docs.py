@@ -242,7 +242,7 @@ def test_own_objective_and_data_train_a_step(user_files: Path) -> None:
     run = nextembed.fit(config)
     assert run.metrics["step"] == 2
     assert run.metrics["probe/linear_pixels"] > 0.5  # two classes that pixels tell apart
-    again = nextembed.run.read_run_config(run.dir)
+    again = nextembed.runs.read_run_config(run.dir)
     assert again.objective.kind == f"{user_files.resolve()}/my_objective.py:NextSquared"
 
 

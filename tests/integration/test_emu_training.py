@@ -79,16 +79,16 @@ def test_frozen_parts_stay(tmp_path):
     torch.manual_seed(before.seed)
     start = before.model.build().state_dict()
     moved = {name.split(".")[1] if name.startswith("model.") else name.split(".")[0]
-             for name, value in run.model.state_dict().items() if not torch.equal(value, start[name])}  # fmt: skip
+             for name, value in run.trained.state_dict().items() if not torch.equal(value, start[name])}  # fmt: skip
     assert moved == {"connector", "visual_norm", "regression_head"}
 
 
 def test_lora_stays_within_the_language_model(tmp_path):
     run = nextembed.fit(config(tmp_path, recipe="emu_instruct_tiny"))
-    adapted = {name for name, _ in run.model.named_parameters() if "lora_" in name}
+    adapted = {name for name, _ in run.trained.named_parameters() if "lora_" in name}
     assert adapted and all(name.startswith("model.language_model.") for name in adapted)
     assert {name.split(".")[-4] for name in adapted} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    trained = [name for name, p in run.model.named_parameters() if p.requires_grad]
+    trained = [name for name, p in run.trained.named_parameters() if p.requires_grad]
     assert set(trained) == adapted
     merged = weights(run.dir)
     assert not any("lora" in name for name in merged)
@@ -103,7 +103,7 @@ def test_latents_start_spread_out(tmp_path):
     processor = small.model.processor()
     pixels = torch.cat([processor.encode_document(d).values["pixel_values"] for d in documents])
     with torch.no_grad():
-        latents = run.model.eval().image_latents(pixels)
+        latents = run.trained.eval().image_latents(pixels)
     spread = (latents - latents.mean(0, keepdim=True)).square().mean((0, 1)).sqrt()
     assert 0.3 < spread.mean() < 0.7
     assert latents.mean((0, 1)).abs().max() < 0.25

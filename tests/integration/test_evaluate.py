@@ -125,9 +125,9 @@ def test_what_cannot_be_scored_is_one_clear_line(
 
 
 def page(run: Path) -> str:
-    from nextembed.report import write_report
+    from nextembed.runs import open_run
 
-    return write_report(run).read_text(encoding="utf-8")
+    return open_run(run).report().read_text(encoding="utf-8")
 
 
 def test_report_of_a_classifier(run: Path) -> None:

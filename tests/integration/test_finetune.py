@@ -18,7 +18,8 @@ from nextembed.core.config import apply_overrides, to_yaml
 from nextembed.errors import ConfigError
 from nextembed.models.nepa.modeling_nepa import ViTNepaForImageClassification
 from nextembed.models.nepa.settings import NepaClassifier, NepaModel
-from nextembed.run import RunConfig, fit
+from nextembed.run import fit
+from nextembed.runs import RunConfig
 
 RUNNER = Path(__file__).parent / "kill_runner.py"
 SIZES = {"image_size": 16, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
@@ -118,7 +119,7 @@ def test_the_best_are_the_averaged_weights_of_the_step_that_scored_highest(train
     checkpoint = trained.dir / "checkpoints" / f"step-{score['step']:06d}"
     same_weights(trained.dir / "best", checkpoint / "ema", "model.safetensors")
     raw, averaged = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / "ema" / "model.safetensors")
-    assert raw.keys() == averaged.keys() == {name for name, _ in trained.model.named_parameters()}  # the frozen, too
+    assert raw.keys() == averaged.keys() == {name for name, _ in trained.trained.named_parameters()}  # the frozen, too
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
     scores = json.loads((trained.dir / "scores.json").read_text())
     assert (scores["step"], scores["weights"], scores["split"]) == (score["step"], "ema", "test")
@@ -206,11 +207,11 @@ def test_lora_changes_its_targets_and_the_head_alone(adapted, pretrained):
     assert moved == {name for name in before if name.endswith(("query.weight", "up_proj.weight"))}
     counted = json.loads((adapted.dir / "environment.json").read_text())["parameters"]
     assert counted["trained"] == 3 * (2 * (16 + 16) + 2 * (16 + 24)) + 16 * 2 + 16 * 9 + 9
-    assert counted["trained"] < counted["all"] == sum(p.numel() for p in adapted.model.parameters())
+    assert counted["trained"] < counted["all"] == sum(p.numel() for p in adapted.trained.parameters())
 
 
 def test_lora_cannot_be_switched_when_a_run_goes_on(adapted):
-    settings = apply_overrides(nextembed.run.read_run_config(adapted.dir), ["train.lora=null", "train.max_steps=9"])
+    settings = apply_overrides(nextembed.runs.read_run_config(adapted.dir), ["train.lora=null", "train.max_steps=9"])
     with pytest.raises(ConfigError, match=r"was trained with train\.lora, this run is not"):
         fit(settings, resume=adapted.dir)
 
@@ -242,7 +243,7 @@ def test_fewer_layers_another_image_size_and_causal_attention(pretrained):
     assert model.fc_norm is None and model(torch.randn(1, 3, 24, 24)).logits.shape == (1, 9)
     trunk = load_file(pretrained / "model.safetensors")
     assert all(torch.equal(value, trunk[name]) for name, value in model.state_dict().items() if name in trunk)
-    assert NepaClassifier(pretrained=str(pretrained), image_size=24).image_processor().size["height"] == 24
+    assert NepaClassifier(pretrained=str(pretrained), image_size=24).processor().size["height"] == 24
 
 
 def test_half_precision_weights_train_in_float32(pretrained, tmp_path):

@@ -57,7 +57,7 @@ def test_two_ranks_learn_together(tmp_path, density):
 def test_a_new_run_looks_at_what_values_are_like(tmp_path):
     """White grounds: the mean of pixels is far from 0, and neighbours go together. One that goes on keeps it."""
     run = nextembed.fit(config(tmp_path / "a", "train.max_steps=1", "train.save_steps=1"))
-    found = run.model.model.values["image"]
+    found = run.trained.model.values["image"]
     assert found.mean.mean() > 0.3
     assert (found.covariance > 0).float().mean() > 0.9
     later = nextembed.fit(config(tmp_path / "b", f"model.pretrained={run.dir / 'model'}", "train.max_steps=1"))

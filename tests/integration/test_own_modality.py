@@ -128,9 +128,9 @@ def test_a_file_without_the_decorator_does_as_well(names: dict[str, Any], folder
 def test_a_run_resumes_in_a_new_process(names: dict[str, Any]) -> None:
     forget()
     with pytest.raises(CodeRefused, match=r"point_cloud\.py"):
-        nextembed.run.read_run_config(names["run"].dir)
+        nextembed.runs.read_run_config(names["run"].dir)
     nextembed.allow_code("point_cloud.py")
-    config = nextembed.run.read_run_config(names["run"].dir)
+    config = nextembed.runs.read_run_config(names["run"].dir)
     config.train.max_steps = 5
     again = nextembed.fit(config, resume=names["run"].dir)
-    assert again.metrics["step"] == 5 and again.model.config.names == ["text", "cloud"]
+    assert again.metrics["step"] == 5 and again.trained.config.names == ["text", "cloud"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny import STATE_FILE
 
 from nextembed.core.config import to_yaml
-from nextembed.run import RunConfig
+from nextembed.runs import RunConfig
 
 RUNNER = Path(__file__).parent / "kill_runner.py"
 EVENTS = ["window", "watch", "update", "end_of_step", "log"]

@@ -78,7 +78,7 @@ def test_a_segmenter_starts_from_what_was_pretrained_on_scenes(head, tmp_path):
     before = nextembed.fit(apply_overrides(recipes.load("nepa_demo_tiny"), changes))
     start = ["model.architecture=null", f"model.pretrained={before.dir / 'model'}", "optim.learning_rate=1e-20"]
     run = nextembed.fit(config(head, tmp_path, "name=seg", *start))
-    trunk = run.model.vit_nepa if head == "linear" else run.model.backbone
+    trunk = run.trained.vit_nepa if head == "linear" else run.trained.backbone
     stored = load_file(before.dir / "model" / "model.safetensors")
     for name, value in trunk.named_parameters():
         if not name.startswith("fpn."):

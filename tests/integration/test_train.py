@@ -17,7 +17,8 @@ from nextembed.core import config as core_config
 from nextembed.core import files as core_files
 from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, TrainingError
-from nextembed.run import Run, RunConfig, fit, read_run_config
+from nextembed.run import fit
+from nextembed.runs import Run, RunConfig, read_run_config
 from nextembed.training import checkpoint
 from nextembed.training.watch import Interrupted, Watcher
 
@@ -97,7 +98,7 @@ def test_the_saved_model_loads_in_plain_transformers(finished, name):
     assert pixels.shape == (1, 3, 16, 16)
     assert torch.isfinite(loaded(pixels).loss)
     if name == "model":
-        own = finished.model.state_dict()
+        own = finished.trained.state_dict()
         assert all(torch.equal(own[n], w) for n, w in loaded.state_dict().items())
 
 

@@ -15,7 +15,7 @@ import nextembed
 from nextembed import recipes
 from nextembed.cli import main
 from nextembed.core.config import apply_overrides
-from nextembed.report import write_report
+from nextembed.runs import open_run
 from nextembed.training.checkpoint import last_checkpoint
 
 
@@ -163,7 +163,7 @@ def test_reports_show_pixels(runs: Path, capsys: pytest.CaptureFixture) -> None:
         assert words in html
     assert "What it predicts" not in html and "There is no probe table" not in html
     assert "<h2>Rollout</h2>" in html and len(html) < 1_000_000
-    write_report(runs / "nepa")
+    open_run(runs / "nepa").report()
     assert "the rest, decoder of latents" not in (runs / "nepa/report.html").read_text()
     assert main(["report", str(runs / "nepa"), "--decoder", str(runs / "latents")]) == 0
     assert "the rest, decoder of latents" in (runs / "nepa/report.html").read_text()

@@ -10,7 +10,7 @@ from nextembed.core.optim import OptimConfig
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training.adapt import adapt
-from nextembed.training.loop import Loop
+from nextembed.training.loop import Judges, Loop, Source
 from nextembed.training.settings import TrainConfig
 
 STATE_FILE = "state/shard-00001-model-00001-of-00001.safetensors"  # of a checkpoint of one rank
@@ -63,7 +63,7 @@ def trainer(run_dir: Path, net=None, optim=None, start=None, watchers=(), probe=
     net = net or model()
     run_dir.mkdir(parents=True, exist_ok=True)
     adapt(net.backbone, config)
-    return Loop(net, config, optim, run_dir, batches, advance, 0, num_samples=64, watchers=watchers, probe=probe)
+    return Loop(net, config, optim, run_dir, Source(batches, advance, 64), 0, Judges(watchers, probe))
 
 
 def weights(run_dir: Path, name: str = "model") -> dict[str, torch.Tensor]:

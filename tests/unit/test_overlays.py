@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from nextembed.core.scores import ClassArea, SegmentScores
-from nextembed.report import write_report
-from nextembed.report.overlays import COLOURS, Overlays, Shown, class_colours, mistakes, overlay_sections, painted
+from nextembed.report.segmentation import COLOURS, Overlays, Shown, answers, class_colours, mistakes, painted
+from nextembed.runs import open_run
 
 
 class View:
-    def __init__(self, overlays):
-        self.overlays = overlays
+    def __init__(self, scores):
+        self.scores = scores
 
 
 def shown():
@@ -54,18 +54,18 @@ def scores(num):
 
 @pytest.mark.parametrize("num", [3, 60])
 def test_bars_of_every_class(num):
-    html = overlay_sections(View(Overlays([f"<c{i}>" for i in range(num)], scores(num), [shown()])))
+    html = answers(View(scores(num)), Overlays(None, 0, [f"<c{i}>" for i in range(num)], [shown()]))
     assert html.count("&lt;c2&gt;") >= 1 and "<c2>" not in html and "a &lt;b&gt;" in html
     assert "Never seen, neither true nor predicted: &lt;c1&gt;" in html
     assert ("Worst classes" in html) is (num == 60)
     assert html.count("data:image/png") == 4 and "no label (hatched)" in html
-    assert overlay_sections(View(None)) == ""
+    assert answers(View(None), None) == ""
 
 
 def test_a_run_without_model_still_has_a_page(tmp_path):
     (tmp_path / "config.yaml").write_text("name: seg\nobjective: {kind: segmentation}\ndata: {kind: emoji_scenes}\n")
     line = {"step": 1, "loss": 2.0, "samples_seen": 8, "eval/miou": 0.1}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    html = write_report(tmp_path).read_text()
+    html = open_run(tmp_path).report().read_text()
     assert "There are no pictures" in html and "mIoU on validation" in html
     assert "Next-embedding pretraining" not in html and "What was learned" not in html

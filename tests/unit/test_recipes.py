@@ -8,7 +8,7 @@ import nextembed
 from nextembed import recipes
 from nextembed.core.config import from_yaml, to_yaml
 from nextembed.errors import ConfigError
-from nextembed.run import RunConfig
+from nextembed.runs import RunConfig
 
 NAMES = list(recipes.recipes())
 

@@ -10,9 +10,9 @@ from PIL import Image
 from nextembed.errors import ConfigError
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
-from nextembed.report import write_report
 from nextembed.report.charts import points
 from nextembed.report.pictures import Scene, build_scene, heat, neighbours, ranks, striking
+from nextembed.runs import open_run
 
 VOID = {"meta", "br", "img", "image", "link", "input", "hr", "use", "path", "rect", "circle"}
 EVIL = '<script>alert("x")</script>'
@@ -99,7 +99,7 @@ def run(tmp_path, model):
 
 
 def test_report_is_whole_and_self_contained(run):
-    path = write_report(run)
+    path = open_run(run).report()
     html = path.read_text(encoding="utf-8")
     page = Page(html)
     assert path == run / "report.html" and len(html) < 2_000_000
@@ -115,7 +115,7 @@ def test_report_is_whole_and_self_contained(run):
 
 
 def test_report_says_what_the_run_holds(run):
-    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    text = Page(open_run(run).report().read_text(encoding="utf-8")).text
     assert "Learning" in text and "300 of 300" in text
     assert "43.2 %" in text and "61.0 %" in text and "80 test images" in text
     assert "3 of 30" in text and "figures of step 3" in text  # the warning: how often, and the last one
@@ -124,18 +124,18 @@ def test_report_says_what_the_run_holds(run):
 
 
 def test_text_from_outside_is_escaped(run):
-    html = write_report(run).read_text(encoding="utf-8")
+    html = open_run(run).report().read_text(encoding="utf-8")
     assert EVIL not in html
     assert html.count("&lt;script&gt;") >= 5  # name, title, warning, skipped file, settings, machine
 
 
 def test_report_is_the_same_each_time(run):
-    assert write_report(run).read_text() == write_report(run, run / "again.html").read_text()
+    assert open_run(run).report().read_text() == open_run(run).report(run / "again.html").read_text()
 
 
 def test_interrupted_run_with_curves_only(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics()[0]) + "\n")
-    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    page = Page(open_run(tmp_path).report().read_text(encoding="utf-8"))
     assert "There are no pictures" in page.text and "There is no probe table" in page.text
     assert "Loss" in page.text and "What it predicts" not in page.text
 
@@ -143,7 +143,7 @@ def test_interrupted_run_with_curves_only(tmp_path):
 def test_run_that_logged_nothing(run):
     (run / "metrics.jsonl").unlink()
     (run / "probe.json").write_text("{cut")
-    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    text = Page(open_run(run).report().read_text(encoding="utf-8")).text
     assert "There are no curves" in text and "What it predicts" in text
     assert f"The probes are left out: {run / 'probe.json'} is not JSON" in text
 
@@ -152,7 +152,7 @@ def test_data_that_is_gone(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["source"] = str(run / "gone")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    text = Page(open_run(run).report().read_text(encoding="utf-8")).text
     assert "There are no pictures: data.source: no such file or folder" in text and "Training" in text
 
 
@@ -164,15 +164,15 @@ def test_images_without_labels_or_validation_split(run, tmp_path):
     config["data"]["source"] = str(tmp_path / "images")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "probe.json").unlink()
-    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    text = Page(open_run(run).report().read_text(encoding="utf-8")).text
     assert "from the train data" in text and "patches of 2 other images" in text
 
 
 def test_folders_that_are_no_run(tmp_path):
-    with pytest.raises(ConfigError, match="no such run folder"):
-        write_report(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="no such run or checkpoint"):
+        open_run(tmp_path / "nowhere").report()
     with pytest.raises(ConfigError, match="is no run folder"):
-        write_report(tmp_path)
+        open_run(tmp_path).report()
 
 
 def test_scene_is_what_the_model_says(model):

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from nextembed.report import write_report
 from nextembed.report.answers import choose
 from nextembed.report.charts import modality_charts
+from nextembed.runs import open_run
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 
 
 def test_the_page_shows_curves_texts_and_pictures(run):
-    page = write_report(run).read_text()
+    page = open_run(run).report().read_text()
     assert "Text and image on" in page, page[:3000]
     assert "31.0 %" in page and "of text right at first" in page
     for title in (
@@ -55,7 +55,7 @@ def test_the_page_shows_curves_texts_and_pictures(run):
 def test_a_run_without_its_model_says_so(run, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / name).write_text((run / name).read_text())
-    page = write_report(tmp_path).read_text()
+    page = open_run(tmp_path).report().read_text()
     assert "There is nothing made" in page and "Next latent, by modality" in page
 
 

@@ -14,7 +14,7 @@ from .app import Settings, app
 from .options import command
 
 if TYPE_CHECKING:
-    from ..run import RunConfig
+    from ..runs import Run, RunConfig
 
 
 @app.command()
@@ -38,42 +38,41 @@ def probe(
     """
     from ..core.console import PlainConsole
     from ..core.probe_table import sentence
-    from ..core.run_folder import run_folder
-    from ..evaluation.probes.loading import probe_checkpoint
+    from ..runs import open_run
+    from ..tasks.pretraining import probe as measure
 
     if output is not None:
         checked_file(output)
-    config = probe_settings(target, data, overrides or [])
-    table = probe_checkpoint(target, config.data, config.probe)
+    run = open_run(target)
+    config = probe_settings(run, data, overrides or [])
+    table = measure(run, config.data, config.probe)
     PlainConsole().print(table.render())
     print("\n".join(sentence(table)))
-    run = run_folder(target)
-    file = output or (run / "probe.json" if run and data is None else None)
+    file = output or (run.dir / "probe.json" if run.values and data is None else None)
     if file:
         print(f"Saved:  {os.path.relpath(table.save(file))}")
 
 
-def probe_settings(target: str, source: str | None, overrides: list[str]) -> "RunConfig":
+def probe_settings(run: "Run", source: str | None, overrides: list[str]) -> "RunConfig":
     """The data and probe settings for a run or a lone checkpoint; only the fields `data` and `probe` mean anything.
 
     source: replaces the run's data, with the splits that the new source has: images, or, where the settings name a
     modality, rows of a table.
     """
     from ..core.config import apply_overrides
-    from ..core.run_folder import run_folder
     from ..data.records import Records
     from ..data.sources import ImageData
-    from ..run import RunConfig, read_run_config
+    from ..runs import RunConfig
     from ..training.settings import TrainConfig
 
-    run = run_folder(target)
-    if run is None and source is None:
-        raise ConfigError(f"{target} is not in a run folder, so name labelled images or rows: --data SOURCE")
-    config = read_run_config(run) if run else RunConfig(train=TrainConfig(max_steps=1))
+    if not run.values and source is None:
+        raise ConfigError(f"{run.path} is not in a run folder, so name labelled images or rows: --data SOURCE")
+    config = run.config if run.values else RunConfig(train=TrainConfig(max_steps=1))
     if source is not None:
         rows = any(text.startswith("probe.modality=") for text in overrides) or config.probe.modality is not None
         config = config.model_copy(update={"data": Records(source=source) if rows else ImageData(source=source)})
-    return apply_overrides(config, overrides)
+    found: RunConfig = apply_overrides(config, overrides)
+    return found
 
 
 @dataclass
@@ -149,19 +148,20 @@ def evaluate_classifier(
     target: str, overrides: list[str], data: str | None, split: str | None, output: Path | None
 ) -> None:
     from ..core.console import PlainConsole
-    from ..core.run_folder import run_folder
-    from ..evaluation.finetuned import SPLITS, score_checkpoint
+    from ..runs import open_run
+    from ..tasks.base import SPLITS
+    from ..tasks.scoring import score
 
     if output is not None:
         checked_file(output)
-    config = probe_settings(target, data, overrides)
+    run = open_run(target)
+    config = probe_settings(run, data, overrides)
     splits = (split,) if split else (*SPLITS, "train") if data is not None else SPLITS
-    scores = score_checkpoint(target, config.data, config.probe, splits)
+    scores = score(run, config.data, config.probe, splits)
     PlainConsole().print(scores.render())
     print(scores.sentence())
-    run = run_folder(target)
-    file = output or (run / "scores.json" if run and data is None and split is None and not overrides else None)
-    if file:
+    own = run.dir / "scores.json" if run.values and data is None and split is None and not overrides else None
+    if file := output or own:
         print(f"Saved:  {os.path.relpath(scores.save(file))}")
 
 
@@ -172,14 +172,20 @@ def report(
         list[Path] | None, typer.Option(metavar="RUN", help="A run of the recipe latent_decoder; may be repeated.")
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what the run holds as JSON, without a page.")] = False,
 ) -> None:
     """Write RUN/report.html anew.
 
     One self-contained page: curves, diagnostics, probes, attention and similarity maps, latents as pixels.
     """
-    from ..report import write_report
+    from ..core.files import to_json
+    from ..runs import open_run
 
-    page = write_report(run, decoders=decoder or ())
+    opened = open_run(run)
+    if as_json:
+        print(to_json(opened.view().plain()))
+        return
+    page = opened.report(decoders=tuple(decoder or ()))
     print(f"Report:  {os.path.relpath(page)}")
     if open_page:
         import webbrowser

@@ -182,18 +182,17 @@ def written_int8(
 
 
 def cost_data(checkpoint: str, source: str | None) -> tuple["ImagePart", str]:
-    """The images on which int8 is compared with float, and their name: --data, else the run's, else the bundled
-    pictures. Raises ConfigError for data without images."""
-    from ..core.run_folder import run_folder
-    from ..data.images import ImagePart
+    """The images on which int8 is compared with float (a data config), and their name: --data, else the run's, else
+    the bundled pictures."""
     from ..data.sources import ImageData
+    from ..runs import open_run
+    from ..tasks.classification import images_of
     from .evaluate import probe_settings
 
-    if source is None and run_folder(checkpoint) is None:
+    run = open_run(checkpoint)
+    if source is None and not run.values:
         return ImageData(source="emoji"), "the bundled emoji"
-    data = probe_settings(checkpoint, source, []).data
-    if not isinstance(data, ImagePart):
-        raise ConfigError(f"data of kind '{data.kind}' holds no images: name some with --data")
+    data = images_of(probe_settings(run, source, []).data)
     return data, source or str(dict(data).get("source", data.kind))
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from ..errors import ConfigError
 from .config import read_yaml
 from .files import finite, from_json, read_text
-from .saved import Count, Number, checked, load
+from .probe_table import ProbeTable
+from .saved import Count, Number, checked, load, read_json
+from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -42,6 +44,10 @@ class Saved:
         if isinstance(found, str):
             raise ConfigError(f"no such run or checkpoint: {self.path}")
         return found
+
+    def name_of(self, folder: Path | str) -> str:
+        """The name of the weights in a folder."""
+        return next(name for name, own in self.folders.items() if own == folder)
 
     def first_of(self, *weights: str) -> Path | str:
         """The folder of the first of these weights that are there, else of any."""
@@ -103,12 +109,59 @@ def weights_folders(path: str | Path) -> dict[str, Path]:
 
 def run_folder(path: str | Path) -> Path | None:
     """The run that a path is, or lies in: the nearest folder with a run's config.yaml, at most three up."""
-    path = Path(path).resolve()
+    path = Path(path).expanduser().resolve()
     if (path / "config.yaml").is_file():
         return path
     # Folders above may hold a config.yaml of something else; a run's has environment.json beside it.
     above = (p for p in list(path.parents)[:3] if (p / "config.yaml").is_file())
     return next((p for p in above if (p / "environment.json").is_file()), None)
+
+
+class RunFolder:
+    """The files of a run folder, each checked where it is read: what a run wrote may have been changed since.
+
+    Every reader raises ConfigError, one line that names the file and what is wrong in it; of a file that is not there
+    it gives what is empty.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.dir = Path(folder)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """config.yaml as plain values."""
+        return read_config(self.dir)
+
+    def history(self) -> list[dict[str, Any]]:
+        return read_history(self.dir)
+
+    def environment(self) -> "Environment":
+        return read_environment(self.dir)
+
+    def environment_values(self) -> dict[str, Any]:
+        """environment.json as plain values, to be listed."""
+        file = self.dir / "environment.json"
+        return checked(dict[str, Any], read_json(file), file) if file.is_file() else {}
+
+    def probes(self) -> ProbeTable | None:
+        """probe.json."""
+        return ProbeTable.load(file) if (file := self.dir / "probe.json").is_file() else None
+
+    def class_scores(self) -> ClassScores | None:
+        """scores.json of a classifier."""
+        return ClassScores.load(file) if (file := self.dir / "scores.json").is_file() else None
+
+    def segment_scores(self) -> SegmentScores | None:
+        """scores.json of a segmenter."""
+        return SegmentScores.load(file) if (file := self.dir / "scores.json").is_file() else None
+
+    def skipped(self) -> list[dict[str, Any]]:
+        """Lines of skipped.jsonl: what could not be read, and why."""
+        return read_lines(self.dir / "skipped.jsonl")
+
+    def saved(self) -> "Saved":
+        """Its models. Raises ConfigError if there is none."""
+        return find_saved(self.dir)
 
 
 def read_config(run: Path) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
+Draw = Callable[[Mapping[str, Tensor], Generator], dict[str, Tensor]]  # `ObjectiveSettings.draw`
 AttentionMode = Literal["causal", "full"]
+Role = Literal["train", "validation", "test"]  # of a split: what it is for
 
 
 class Prefix(NamedTuple):
@@ -87,6 +89,29 @@ class Encoded(NamedTuple):
 
 
 Encode = Callable[[Document], Encoded]
+
+
+class Skipped(Protocol):
+    """Which samples could not be read."""
+
+    @property
+    def reasons(self) -> Mapping[str, str]: ...
+    def add(self, key: str, reason: str, num_seen: int) -> None: ...
+
+
+class Documents(Protocol):
+    """Documents of a split in order; `skipped` names those that could not be read."""
+
+    @property
+    def skipped(self) -> Skipped: ...
+    def __iter__(self) -> Iterator[Document]: ...
+
+
+@runtime_checkable
+class DocumentSource(Protocol):
+    """Data that gives documents: `isinstance` asks for the method."""
+
+    def documents(self, split: Role) -> Documents: ...
 
 
 class Batch(TypedDict, total=False):

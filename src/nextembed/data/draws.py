@@ -1,17 +1,16 @@
 """What is drawn for a sample: seeds and numbers that depend on nothing but the run's seed, the epoch and its key."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
 from ..core.objective import ObjectiveSettings
-from ..core.types import Document, Encode, Encoded
+from ..core.types import Document, Draw, Encode, Encoded
 
 MASK = 2**64 - 1
-Draw = Callable[[Mapping[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
 def sample_seed(seed: int, epoch: int, key: str) -> int:

@@ -1,22 +1,27 @@
-"""Both losses of an Emu model on validation documents, while it trains."""
+"""The losses of a model on validation documents, while it trains."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-from ..core.objective import Objective
-from ..core.types import Batch, Encode
+from ..core.config import Part
+from ..core.objective import Objective, ObjectiveOutput
+from ..core.types import Batch, DocumentSource, Encode
 from ..data.packing import DocumentPlace, Fit, first_fit, pack
 from ..data.transforms import Unreadable
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 
 NUM_DOCUMENTS = 512
 
 
 class HeldOutLoss:
-    """Called with a model in eval mode: means over all targets of fixed validation batches, "eval/text_loss",
-    "eval/text_accuracy", "eval/regression_loss". skipped: the reason by document that could not be read."""
+    """Called with a backbone in eval mode: means over all targets of fixed validation batches, of the metrics that the
+    objective gives as (sum, count), e.g. "eval/text_loss", and of a loss of one term as "eval/loss".
+
+    objective: as it trains; it comes back in its mode. skipped: the reason by document that could not be read.
+    """
 
     def __init__(self, batches: Sequence[Batch], objective: Objective, skipped: dict[str, str] | None = None):
         self.batches, self.objective, self.skipped = batches, objective, skipped or {}
@@ -25,21 +30,37 @@ class HeldOutLoss:
     def __call__(self, backbone: Any) -> dict[str, float]:
         device = next(backbone.parameters()).device
         sums: dict[str, list[float]] = {}
-        self.objective.eval()
-        for batch in self.batches:
-            moved: Any = {name: tensor.to(device) for name, tensor in batch.items()}  # type: ignore[attr-defined]
-            for name, value in (self.objective(backbone, moved).metrics or {}).items():
-                if isinstance(value, tuple):
+        training, diagnose = self.objective.training, self.objective.diagnose
+        self.objective.eval().diagnose = True
+        try:
+            for batch in self.batches:
+                tensors = cast(dict[str, Tensor], batch)
+                moved = cast(Batch, {name: tensor.to(device) for name, tensor in tensors.items()})
+                for name, value in means_of(self.objective(backbone, moved)):
                     total, count = sums.get(name, [0.0, 0.0])
                     sums[name] = [total + float(value[0]), count + float(value[1])]
+        finally:
+            self.objective.train(training).diagnose = diagnose
         return {f"eval/{name}": total / count for name, (total, count) in sums.items() if count}
 
 
-def held_out_loss(data: Any, encode: Encode, max_length: int, rows: int, objective: Objective) -> HeldOutLoss:
+def means_of(output: ObjectiveOutput) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """(name, (sum, count)) of all that can be averaged over batches."""
+    assert output.loss_sum is not None and output.num_targets is not None
+    if output.loss_sum.ndim == 0:
+        yield "loss", (output.loss_sum, output.num_targets)
+    yield from ((name, value) for name, value in (output.metrics or {}).items() if isinstance(value, tuple))
+
+
+def held_out_loss(
+    data: Part | DocumentSource, encode: Encode, max_length: int, rows: int, objective: Objective
+) -> HeldOutLoss:
     """On the first NUM_DOCUMENTS documents of the validation split, `rows` packed rows a batch.
 
     Raises ConfigError where there is no such split, DataError if nothing of it fits or too many cannot be read.
     """
+    if not isinstance(data, DocumentSource):
+        raise ConfigError(f"data of kind {data.kind} gives no documents to measure on")
     waiting = []
     documents, fit = data.documents("validation"), Fit(encode, max_length, "skip")
     for number, document in enumerate(documents, 1):

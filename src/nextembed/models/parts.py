@@ -1,12 +1,19 @@
 """Parts of a model that are loaded by name: one clear line for what does not load."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
 
+from ..core.config import Part
 from ..core.pretrained import load_pretrained
 from ..core.sizes import first_line, loading
+from ..core.types import Batch, Draw
 from ..errors import ConfigError, shortened
 
 
@@ -17,6 +24,73 @@ class CheckedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         with loading(pretrained_model_name_or_path):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+
+POSITION = 3  # numbers that say where a sample stands in the data
+
+
+class ModelPart(Part):
+    """The model of a run: its settings. One of your own is a subclass in your own file, chosen with
+    `kind: my_file.py:MyModel`; all but `build` has a default for models of images.
+
+    pretrained: an HF folder or hub id to start from.
+    """
+
+    pretrained: str | None = None
+
+    def build(self, class_names: Sequence[str] = ()) -> PreTrainedModel:
+        """The backbone, in float32.
+
+        Args:
+            class_names: of the data, in the order of their ids; empty for tasks without classes.
+
+        Raises:
+            ConfigError: one line, for what does not load or fit.
+        """
+        raise NotImplementedError
+
+    def trunk(self, backbone: Any) -> Any:
+        """The network that images enter, where it is only a part of the backbone."""
+        return backbone
+
+    def loader_arguments(self, backbone: PreTrainedModel) -> dict[str, Any]:
+        """What `train_loader` of the data needs to know of the model."""
+        trunk = self.trunk(backbone)
+        size = trunk.config.image_size
+        return {
+            "image_size": size,
+            "num_channels": trunk.config.num_channels,
+            "num_latents": trunk.num_latents(size, size),
+        }
+
+    def processor(self) -> BaseImageProcessor | ProcessorMixin | None:
+        """What is saved beside the weights."""
+        return None
+
+    def prepare(self, backbone: PreTrainedModel, data: Part) -> None:
+        """What a new run does before its first step."""
+
+    def example_batch(self, backbone: PreTrainedModel, size: int, draw: Draw) -> Batch:
+        """A micro batch of the right shapes and kinds, without data, as memory is planned with."""
+        trunk = self.trunk(backbone)
+        side = trunk.config.image_size
+        one: dict[str, Tensor] = {
+            "pixel_values": torch.zeros(trunk.config.num_channels, side, side),
+            "labels": self.example_labels(side),
+            "latent_mask": torch.ones(trunk.num_latents(side, side), dtype=torch.bool),
+            "position": torch.zeros(POSITION, dtype=torch.int64),
+        }
+        one |= draw(one, torch.Generator().manual_seed(0))
+        # Expanded: it takes as much memory as one sample.
+        return cast(Batch, {name: value.expand(size, *value.shape) for name, value in one.items()})
+
+    def example_labels(self, side: int) -> Tensor:
+        """Labels of one image of `side` pixels."""
+        return torch.zeros((), dtype=torch.int64)
+
+    def usage(self, folder: str) -> str | None:
+        """A command that uses a finished run of this model; None leaves it to the task."""
+        return None
 
 
 def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:

@@ -9,11 +9,12 @@ from typing import Literal
 from ..core.config import apply_overrides, validated
 from ..core.files import write_json
 from ..errors import ConfigError
-from ..run import RunConfig, task_of
-from .batches import TEXT, MakesBatches
+from ..models.emu.settings import EXAMPLE_TEXT, EmuParts
+from ..runs import RunConfig
+from ..tasks import task_of
 from .hardware import peak_tflops
 from .settings import PlanSettings
-from .step import Step, class_names, listed_classes, trace_step
+from .step import MakesBatches, Step, class_names, listed_classes, needs_classes, trace_step
 
 GIB = 2**30
 RESERVE = 0.2  # of a device's memory: the prediction's error, the driver's own, gaps between blocks
@@ -108,11 +109,10 @@ def judge(peak: int, room: int) -> Verdict:
 
 def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
     """What was not known and taken as given, in sentences."""
-    task = task_of(config)
-    if task in ("classification", "segmentation") and not listed_classes(config):
+    if needs_classes(config) and not listed_classes(config):
         yield f"{len(class_names(config, classes)):,} classes (--classes)"
-    if task == "multimodal" and not isinstance(config.data, MakesBatches):
-        yield f"rows of the full length, an image for every {TEXT} text tokens"
+    if isinstance(config.model, EmuParts) and not isinstance(config.data, MakesBatches):
+        yield f"rows of the full length, an image for every {EXAMPLE_TEXT} text tokens"
     if config.train.compile:
         yield "without torch.compile, which may need less"
     if step.trained < step.parameters:
@@ -163,14 +163,7 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
     together = [*tried, *([f"train.micro_batch_size={smaller[0]}"] if low is not None else [])]
     if len(together) > 1 and (needs_now := peak(*together)) is not None:
         yield said("all of it", " ".join(together), needs_now)
-    if config.train.lora is None and _has_lora(config):
-        lora = f"train.lora={{rank: 8, targets: {_has_lora(config)}}}"
+    if config.train.lora is None and (targets := task_of(config).lora):
+        lora = f"train.lora={{rank: 8, targets: {targets}}}"
         if (needs_now := peak(lora)) is not None:
             yield said("adapters of low rank in place of all weights", lora, needs_now)
-
-
-def _has_lora(config: RunConfig) -> str:
-    """Linear layers for LoRA where it makes sense: on a model that starts from weights; empty elsewhere."""
-    if config.objective.task == "pretraining":
-        return ""
-    return "[q_proj, v_proj], within: language_model" if config.objective.task == "multimodal" else "[query, value]"

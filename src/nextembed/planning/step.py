@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -12,15 +12,17 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import PreTrainedModel
 
-from ..core.objective import PretrainingModel
+from ..core.objective import Objective, PretrainingModel
+from ..core.types import Batch
 from ..errors import ConfigError, NextEmbedError
 from ..models.emu import EmuForConditionalGeneration, EmuParts
 from ..nn.linear import as_on_accelerator
-from ..run import RunConfig, task_of
+from ..runs import RunConfig
+from ..tasks import model_part, task_of
+from ..tasks.base import Task
 from ..training.adapt import adapt
 from ..training.optim import build_optimizer
 from ..training.watch import EmaWeights
-from .batches import example_batch
 from .known import KnownValues
 from .trace import ACTIVATIONS, AVERAGES, BATCH, CASTS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace
 from .weightless import to_fake, weightless
@@ -78,7 +80,7 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
             adapt(backbone, train, config.seed)
         to_fake(backbone)
-        objective = cast(Any, config.objective).build(backbone)
+        objective = config.objective.build(backbone)
         model = PretrainingModel(backbone, objective).train()
         to_fake(model)
         sizes = quantized(backbone, config.model.quantize if isinstance(config.model, EmuParts) else None)
@@ -122,9 +124,28 @@ def build_weightless(config: RunConfig, num_classes: int) -> Any:
     model = cast(Any, config.model)
     if isinstance(config.model, EmuParts):  # the packing itself is for `quantized`: it needs no bitsandbytes
         model = model.model_copy(update={"quantize": None})
-    names = [] if task_of(config) not in ("classification", "segmentation") else [class_names(config, num_classes)]
+    names = class_names(config, num_classes) if needs_classes(config) else []
     with weightless():
-        return model.build(*names)
+        return model.build(names)
+
+
+def needs_classes(config: RunConfig) -> bool:
+    """Whether the run's model is built for the classes of its data."""
+    return type(task_of(config)).class_names is not Task.class_names
+
+
+@runtime_checkable
+class MakesBatches(Protocol):
+    """A data part that says itself what its batches are like."""
+
+    def example_batch(self, micro_batch_size: int, backbone: Any) -> Batch: ...
+
+
+def example_batch(config: RunConfig, backbone: Any, objective: Objective, size: int) -> Batch:
+    """One micro batch, as the model part makes it. A data part of the user's own kind may do it (`MakesBatches`)."""
+    if isinstance(config.data, MakesBatches):
+        return config.data.example_batch(size, backbone)
+    return model_part(config).example_batch(backbone, size, objective.settings.draw)
 
 
 def quantized(backbone: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]:

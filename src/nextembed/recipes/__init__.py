@@ -11,7 +11,7 @@ from ..core.code import load_from_file, trusting
 from ..core.config import from_yaml
 from ..core.files import read_text
 from ..errors import ConfigError, unknown
-from ..run import RunConfig, folder_of
+from ..runs import RunConfig
 from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, omni_stamps, segmentation
 from .tiny import tiny
 
@@ -88,7 +88,7 @@ def missing_stages(config: RunConfig) -> list[RunConfig]:
     found: list[RunConfig] = []
     for name in config.after:
         stage = _load(name)  # what a file says comes first is run only if the user named it, too
-        if not (folder_of(stage) / "model").is_dir():
+        if not (stage.dir / "model").is_dir():
             found += [*missing_stages(stage), stage]
     names = [stage.name for stage in found]
     return [stage for i, stage in enumerate(found) if stage.name not in names[:i]]

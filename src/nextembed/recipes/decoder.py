@@ -5,7 +5,7 @@ from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
 from ..objectives.latent_decoder import LatentDecoderSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..training.settings import TrainConfig
 
 

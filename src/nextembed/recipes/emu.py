@@ -11,7 +11,7 @@ from ..models.emu import EmuParts
 from ..models.emu.visual_decoder_settings import PixelDecoder, StableDiffusionDecoder
 from ..objectives.emu import EmuSettings
 from ..objectives.visual_decoder import VisualDecoderSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..toys.emoji_documents import EmojiDocuments, KindWeights
 from ..training.adapt import LoraSettings
 from ..training.settings import TrainConfig

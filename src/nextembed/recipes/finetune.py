@@ -10,7 +10,7 @@ from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa.settings import NepaClassifier
 from ..objectives.supervised import ClassificationSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..training.settings import TrainConfig
 
 

@@ -7,7 +7,7 @@ from ..data.sources import ImageData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaModel
 from ..objectives.next_embedding import NextEmbeddingSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..training.settings import TrainConfig
 
 

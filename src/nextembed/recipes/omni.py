@@ -6,7 +6,7 @@ from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
 from ..objectives.readout import ReadoutSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..toys.emoji_documents import EmojiDocuments, KindWeights
 from ..training.settings import TrainConfig
 

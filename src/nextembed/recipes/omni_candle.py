@@ -5,7 +5,7 @@ from ..core.optim import OptimConfig
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..toys.candle import THINGS, Candle
 from ..training.settings import TrainConfig
 

@@ -7,7 +7,7 @@ from ..data.records import Piece, Records
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.omni import OmniParts
 from ..objectives.next_embedding import NextEmbeddingSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..training.settings import TrainConfig
 
 LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "captions_other.es"),

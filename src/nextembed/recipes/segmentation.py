@@ -8,7 +8,7 @@ from ..data.segmentation import SegmentationData
 from ..evaluation.probes.sweep import ProbeConfig
 from ..models.nepa import NepaSegmenter
 from ..objectives.segmentation import SegmentationSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..toys.scenes import EmojiScenes
 from ..training.settings import TrainConfig
 from .ade20k import ADE20K

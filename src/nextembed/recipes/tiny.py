@@ -11,7 +11,7 @@ from ..models.nepa.settings import NepaClassifier
 from ..models.omni import OmniParts
 from ..objectives.latent_decoder import LatentDecoderSettings
 from ..objectives.visual_decoder import VisualDecoderSettings
-from ..run import RunConfig
+from ..runs import RunConfig
 from ..toys.candle import Candle
 from ..toys.emoji_documents import EmojiDocuments
 from ..toys.scenes import EmojiScenes

@@ -9,20 +9,20 @@ from torch import Tensor
 
 from ..core.types import Document, Segment
 from ..errors import NextEmbedError
-from .multimodal import documents_of, load
+from .multimodal import DocumentRun, documents_of
 from .pictures import data_uri
-from .run_view import RunView, looking
+from .view import looking
 
 NUM_EACH = 12
 MAX_LATENTS = 32  # of text
 NUM_FRAMES = 4  # shown of a video
 
 
-def answered(view: RunView) -> str:
+def answered(run: DocumentRun) -> str:
     """Texts and pictures that the model makes, beside the true ones; empty where its modalities are others."""
     try:
-        with looking(view):
-            found, split = answers(view)
+        with looking(run.dir):
+            found, split = answers(run)
     except NextEmbedError as err:
         return f'<p class="note">There is nothing made: {escape(str(err))}.</p>'
     text = (
@@ -43,11 +43,12 @@ def answered(view: RunView) -> str:
 Row = tuple[list[Segment], Any, Any]  # what is read, what is made, what is true
 
 
-def answers(view: RunView) -> tuple[tuple[list[Row], list[Row]], str]:
+def answers(run: DocumentRun) -> tuple[tuple[list[Row], list[Row]], str]:
     """Of some documents of the run: (with texts made, with pictures made), and their split."""
-    model, processor = load(view)
+    model: Any = run.model("raw")
+    processor: Any = run.processor("raw")
     model.processor = processor
-    documents, split = documents_of(view)
+    documents, split = documents_of(run.source())
     kinds = {name: own.get("kind", name) for name, own in processor.modalities.items()}
     texts, images = choose(documents, kinds)
     return (made(model, texts, max_latents=MAX_LATENTS), made(model, images)), split

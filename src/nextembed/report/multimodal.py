@@ -1,40 +1,40 @@
-"""The page of a run on interleaved text and images: both losses, whether the latents live, and what the model says."""
+"""Sections of a run on interleaved documents: both losses, whether the latents live, and what the model says."""
 
-import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from html import escape
 from itertools import chain, islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from transformers import AutoModelForPreTraining, AutoProcessor
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..core.config import DATA
-from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
-from ..core.types import Document
+from ..core.config import Part
+from ..core.types import Document, DocumentSource, Role
 from ..errors import ConfigError, NextEmbedError
+from .page import head, verdict_card
 from .pictures import data_uri
-from .run_view import RunView, looking
+from .view import RunView, looking
 
 NUM_DOCUMENTS = 12
 MAX_TRIED = 200
 MAX_TOKENS = 32
 
-CSS = """
-.spoken { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 14px; margin: 12px 0; }
-.spoken .card { padding: 12px; } .spoken img { width: 64px; height: 64px; object-fit: contain; border-radius: 6px;
-  border: 1px solid var(--line); image-rendering: pixelated; margin-right: 6px; }
-.spoken p { margin: 6px 0 0; font-size: .875rem; line-height: 1.4; overflow-wrap: anywhere; }
-.spoken .said { font-weight: 600; } .spoken .same { color: var(--good); }
-"""
+
+class DocumentRun(Protocol):
+    """What is read of a run to let its model speak (`runs.Run`)."""
+
+    dir: Path
+
+    def source(self) -> Part: ...
+    def model(self, weights: str | None = None, **options: Any) -> PreTrainedModel: ...
+    def processor(self, weights: str | None = None) -> ProcessorMixin: ...
 
 
-def header(view: RunView, words: Mapping[str, str]) -> str:
-    """What was trained, the verdict on its latents, the last step's figures. words: of the verdicts."""
-    found = view.verdict
-    last = view.history[-1] if view.history else {}
+def header(view: RunView) -> str:
+    """What was trained, the verdict on its latents, the last step's figures."""
+    last = view.last
     facts: list[tuple[str, str]] = []
     if "step" in last:
         facts.append((f"{last['step']:,}", "optimizer steps"))
@@ -53,14 +53,8 @@ def header(view: RunView, words: Mapping[str, str]) -> str:
         facts.append((f"{last['psnr']:.1f} dB", "PSNR of images cleaned in one step"))
     if sizes := view.environment.parameters:
         facts.append((f"{sizes.trained / 1e6:.2f} M", f"of {sizes.all / 1e6:.2f} M parameters trained"))
-    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
-    source = str(view.settings.data.source or "its documents")
     what = _listed(names_of(view)) or "Text and images"
-    return (
-        f'<p class="kicker">{escape(what)} on {escape(source)}</p><h1>{escape(view.name)}</h1>'
-        f'<div class="card verdict {escape(found.word)}"><b>{escape(words.get(found.word, found.word))}</b>'
-        f'<p>{escape(found.sentence)}</p></div><div class="facts">{cards}</div>'
-    )
+    return head(view, f"{what} on {view.settings.data.source or 'its documents'}", verdict_card(view), facts)
 
 
 def names_of(view: RunView) -> list[str]:
@@ -73,11 +67,11 @@ def _listed(names: list[str]) -> str:
     return (f"{', '.join(others)} and {last}" if others else last).capitalize()
 
 
-def spoken(view: RunView) -> str:
+def spoken(run: DocumentRun) -> str:
     """Validation documents up to their first learned text behind an image, what is said there, and what is true."""
     try:
-        with looking(view):
-            rows, split = continuations(view)
+        with looking(run.dir):
+            rows, split = continuations(run)
     except NextEmbedError as err:
         return f'<p class="note">There is nothing said: {escape(str(err))}.</p>'
     if not rows:
@@ -95,10 +89,10 @@ def spoken(view: RunView) -> str:
     )
 
 
-def continuations(view: RunView) -> tuple[list[dict[str, Any]], str]:
+def continuations(run: DocumentRun) -> tuple[list[dict[str, Any]], str]:
     """Images, text before, what is said and what is true of some documents; and their split."""
-    model, processor = load(view)
-    documents, split = documents_of(view)
+    model, processor = run.model("raw"), run.processor("raw")
+    documents, split = documents_of(run.source())
     rows: list[dict[str, Any]] = []
     for document in documents:
         place = place_of_answer(document)
@@ -110,20 +104,12 @@ def continuations(view: RunView) -> tuple[list[dict[str, Any]], str]:
     return rows, split
 
 
-def load(view: RunView) -> tuple[Any, Any]:
-    """The run's model and its processor."""
-    for package in ("models.emu", "models.omni"):  # registers them with the Auto classes
-        importlib.import_module(f"nextembed.{package}")
-    folder = weights_folders(view.dir)["raw"]
-    view.weights = folder
-    return load_pretrained(AutoModelForPreTraining, folder).eval(), load_pretrained(AutoProcessor, folder)
-
-
-def documents_of(view: RunView) -> tuple[Iterator[Document], str]:
+def documents_of(data: Part) -> tuple[Iterator[Document], str]:
     """The first documents of the validation split, or of the training split where there is no other; and the split."""
-    importlib.import_module("nextembed.toys.kinds")  # registers its kinds
-    data: Any = DATA.parse(view.config.get("data"))
-    for split in ("validation", "train"):
+    if not isinstance(data, DocumentSource):
+        raise ConfigError(f"data of kind {data.kind} gives no documents")
+    splits: tuple[Role, ...] = ("validation", "train")
+    for split in splits:
         try:
             found = iter(data.documents(split))
             first = next(found, None)

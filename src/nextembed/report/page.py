@@ -1,19 +1,14 @@
-"""Run to HTML: one function a section, each empty where the run has nothing to show."""
+"""A view to one HTML page that needs nothing else: its frame, and the sections that every task has."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 from ..core.probe_table import SWEPT, TITLES, WEIGHTS, ProbeTable, Row
-from . import multimodal, scores
-from .answers import answered
 from .charts import render_charts
-from .inside_page import inside_sections
-from .overlays import overlay_sections, segment_header, segment_training
-from .pictures import Scene, Tiles, heat, neighbours, ranks, striking
-from .run_view import RunView
 from .style import CSS
+from .view import RunView
 
 WORDS = {
     "learning": "Learning",
@@ -22,106 +17,44 @@ WORDS = {
     "undecided": "Not decided yet",
     "decoder": "A decoder",
 }
-NUM_IMAGES = 4  # shown with similarity maps
-NUM_FOUND = 8  # with nearest patches
 NUM_SKIPPED = 50
 
 
-def render(view: RunView) -> str:
+def page(view: RunView, sections: Sequence[str]) -> str:
     """The whole page."""
-    if view.task == "multimodal":
-        kind = view.settings.objective.kind
-        sections = [
-            multimodal.header(view, WORDS),
-            _missing(view),
-            multimodal.spoken(view) if kind == "emu" else "",
-            answered(view) if kind == "next_embedding" else "",
-            _probes(view),
-            _curves(view),
-            _warnings(view),
-            _skipped(view),
-            _settings(view),
-        ]
-        return _page(view, sections)
-    if view.task != "pretraining":
-        sections = [
-            scores.before_curves(view),
-            _curves(view),
-            scores.what_was_trained(view),
-            _skipped(view),
-            _settings(view),
-        ]
-        return _page(view, sections)
-    pictures = _pictures(view)
-    sections = [
-        _header(view) if view.overlays is None else segment_header(view, view.name),
-        _missing(view),
-        _probes(view),
-        overlay_sections(view),
-        _curves(view),
-        _warnings(view),
-        pictures,
-        segment_training(view),
-        _skipped(view),
-        _settings(view),
-    ]
-    return _page(view, sections)
-
-
-def _page(view: RunView, sections: list[str]) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(view.name)} - nextembed</title>"
-        f"<style>{CSS}{scores.CSS}{multimodal.CSS}</style></head><body><main>"
+        f"<style>{CSS}</style></head><body><main>"
         + "\n".join(section for section in sections if section)
         + '<footer class="soft">Written by <code>nextembed report</code>; this file needs nothing else.</footer>'
         "</main></body></html>\n"
     )
 
 
-def is_decoder(view: RunView) -> bool:
-    """Whether the run trained a decoder on a frozen model."""
-    return view.settings.objective.kind == "latent_decoder"
-
-
-def _header(view: RunView) -> str:
-    found = view.verdict
-    model, last = view.model_config, view.history[-1] if view.history else {}
-    facts: list[tuple[str, str]] = []
-    if "step" in last:
-        total = view.settings.train.max_steps
-        facts.append((f"{last['step']:,}" + (f" of {total:,}" if total else ""), "optimizer steps"))
-    if "samples_seen" in last:
-        facts.append((f"{last['samples_seen']:,}", "images seen"))
-    if "loss" in last:
-        facts.append((f"{last['loss']:.4f}", "last loss"))
-    if model is not None:
-        facts.append(
-            (
-                f"{view.num_parameters / 1e6:.2f} M",
-                f"parameters: {model.num_hidden_layers} layers x {model.hidden_size}",
-            )
-        )
-        size, patch = model.image_shape[0], model.patch_shape[0]
-        facts.append((f"{size} px / {patch} px", f"image / patch: {(size // patch) ** 2} patches"))
-    if view.probes and (best := view.probes.best()):
-        facts.append((_percent(_value(best)), f"best {TITLES[best.probe].lower()}"))
+def head(view: RunView, kicker: str, card: str, facts: Sequence[tuple[str, str]]) -> str:
+    """The top of the page: what was done on what, the card with the result, and figures as (value, name)."""
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
-    task = "Latent decoder" if is_decoder(view) else "Next-embedding pretraining"
-    source = str(view.settings.data.source or "its data")
-    return (
-        f'<p class="kicker">{task} on {escape(source)}</p><h1>{escape(view.name)}</h1>'
-        f'<div class="card verdict {escape(found.word)}"><b>{escape(WORDS.get(found.word, found.word))}</b>'
-        f"<p>{escape(found.sentence)}</p></div>" + (f'<div class="facts">{cards}</div>' if cards else "")
+    return f'<p class="kicker">{escape(kicker)}</p><h1>{escape(view.name)}</h1>{card}' + (
+        f'<div class="facts">{cards}</div>' if cards else ""
     )
 
 
-def _missing(view: RunView) -> str:
+def verdict_card(view: RunView) -> str:
+    """The verdict on the run and its reason."""
+    found = view.verdict
+    return (
+        f'<div class="card verdict {escape(found.word)}"><b>{escape(WORDS.get(found.word, found.word))}</b>'
+        f"<p>{escape(found.sentence)}</p></div>"
+    )
+
+
+def missing(view: RunView) -> str:
     return "".join(f'<p class="note">{escape(text)}</p>' for text in view.missing)
 
 
-def _probes(view: RunView) -> str:
+def probes(view: RunView) -> str:
     table = view.probes
     if table is None:
         return ""
@@ -149,7 +82,7 @@ def _probes(view: RunView) -> str:
     )
 
 
-def _value(row: Row) -> float:
+def value_of(row: Row) -> float:
     return row.accuracy if row.accuracy is not None else row.validation_accuracy
 
 
@@ -160,7 +93,7 @@ def _bars(table: ProbeTable, probe: str) -> str:
         if row := table.best(probe, weights):
             where = f"layer {row.layer}, {row.pooling}, {row.attention}"
             name = f"trained, {WEIGHTS[weights]}" if weights != "untrained" else weights
-            bars.append((name, where, _value(row), row.spread, colour))
+            bars.append((name, where, value_of(row), row.spread, colour))
     pixels = table.pixels.get(probe, table.pixels_validation.get(probe))
     if pixels is not None:
         bars.append((table.raw, "", pixels, table.pixels_spread.get(probe), "--c3"))
@@ -170,7 +103,7 @@ def _bars(table: ProbeTable, probe: str) -> str:
     rows = "".join(
         f'<span>{escape(name)}<br><span class="soft">{escape(note)}</span></span><div class="value"><div class="bar">'
         f'<i style="--w:{100 * value:.1f}%;--c:var({colour})"></i></div>'
-        f"<b>{_percent(value, spread)}</b></div>"
+        f"<b>{percent(value, spread)}</b></div>"
         for name, note, value, spread, colour in bars
     )
     return f'<div class="card"><h3>{TITLES[probe]}</h3><div class="bars">{rows}</div></div>'
@@ -208,12 +141,12 @@ def _grid(table: ProbeTable, probe: str, weights: str) -> str:
     )
 
 
-def _curves(view: RunView) -> str:
+def curves(view: RunView) -> str:
     cards = render_charts(view.history)
     return f'<h2>Training</h2><div class="grid">{cards}</div>' if cards else ""
 
 
-def _warnings(view: RunView) -> str:
+def warnings(view: RunView) -> str:
     if not view.history:
         return ""
     spans: dict[str, list[Any]] = {}
@@ -235,120 +168,7 @@ def _warnings(view: RunView) -> str:
     )
 
 
-def _pictures(view: RunView) -> str:
-    if view.scene is None:
-        return ""
-    tiles = Tiles(view.scene)
-    inside = inside_sections(view.inside, view.inside_images, tiles)
-    if is_decoder(view):  # its model is shown in the report of the run that trained it
-        return tiles.definitions() + inside
-    parts = _similarity(view, tiles) + _retrieval(view, tiles) + _attention(view, tiles) + inside
-    target = view.settings.objective.target
-    note = (
-        ""
-        if target == "latents"
-        else f'<p class="note">This run predicts {escape(target)}, not the input latents; the pictures '
-        "compare its predictions with the input latents all the same.</p>"
-    )
-    return tiles.definitions() + note + parts
-
-
-def _similarity(view: RunView, tiles: Tiles) -> str:
-    scene: Scene = tiles.scene
-    cards = []
-    for image in scene.spread(NUM_IMAGES):
-        for patch in striking(scene, image):
-            scores = scene.latents[image] @ scene.predictions[image, patch]
-            place = 1 + int((scores > scores[patch]).sum())
-            marks = [("current", patch - 1), ("next", patch)]
-            cards.append(
-                '<div class="card"><div class="pair">'
-                + tiles.tile(image, hide_from=patch, marks=marks, label="what was read")
-                + tiles.tile(None, overlay=heat(scores, scene.grid), marks=marks, label="similarity")
-                + f"</div><p>Next patch: {_nth(place)} nearest of {scene.num_patches}, cosine {scores[patch]:.2f}; "
-                f"current {scores[patch - 1]:.2f}, greatest {scores.max():.2f}.</p></div>"
-            )
-    found = ranks(scene)
-    return (
-        "<h2>What it predicts</h2>"
-        '<p class="soft">Left: what the model has read; the rest is veiled. Right: cosine of its prediction with the '
-        'latent of every patch of the image, also those it has not read (<span class="ramp viridis"></span> low to '
-        'high, each map on its own scale). <span class="key next"></span> the true next patch, '
-        f'<span class="key current"></span> the current one. Images are from the {escape(view.split)} data; in each '
-        "third of an image, the patch with the most contrast is shown.</p>"
-        f"<p>Over {found.num_predictions:,} predictions in {len(scene.images)} images (flat patches left out), the "
-        f"nearest patch of the image is the true next one in <b>{_percent(found.hit)}</b> (guessing: "
-        f"{_percent(found.chance)}) and the current one in <b>{_percent(found.copy)}</b>; the true one is "
-        f"{_nth(round(found.median))} nearest of {scene.num_patches} in the median.</p>"
-        f'<div class="strips">{"".join(cards)}</div>'
-    )
-
-
-def _retrieval(view: RunView, tiles: Tiles) -> str:
-    scene = tiles.scene
-    rows = []
-    for number, image in enumerate(scene.spread(NUM_FOUND)):
-        patches = striking(scene, image)
-        patch = patches[number % len(patches)] if patches else 0
-        found = neighbours(scene, image, patch)
-        if patch and found:
-            rows.append(
-                tiles.tile(image, hide_from=patch, marks=[("next", patch)], label="what was read")
-                + tiles.patch(image, patch, "true next patch", "true")
-                + "<span></span>"
-                + "".join(tiles.patch(*place, "nearest patch") for place in found)
-                + "<span></span>" * (6 - len(found))
-            )
-    if not rows:
-        return ""
-    head = '<span class="name">read</span><span class="name">true next</span><span></span>'
-    head += '<span class="name wide">nearest to the prediction</span>'
-    half = -(-len(rows) // 2)
-    cards = "".join(
-        f'<div class="card scroll"><div class="found">{head}{"".join(part)}</div></div>'
-        for part in (rows[:half], rows[half:])
-        if part
-    )
-    return (
-        "<h2>What the predictions look like</h2>"
-        f'<p class="soft">A prediction is no image. These are the patches of {len(scene.images) - 1:,} other images '
-        "whose latents are nearest to it, nearest first; patches that look exactly alike are shown once.</p>"
-        f'<div class="two">{cards}</div>'
-    )
-
-
-def _attention(view: RunView, tiles: Tiles) -> str:
-    scene = tiles.scene
-    if not scene.attention:
-        return ""
-    maps = next(iter(scene.attention.values()))
-    layers = list(dict.fromkeys([0, len(maps) // 2, len(maps) - 1]))
-    shown = range(min(3, len(maps[0])))
-    width = f"minmax(84px, 1.4fr) repeat({len(layers) * len(shown)}, minmax(46px, 1fr))"
-    head = "<span></span>" + "".join(
-        f'<span class="name" style="grid-column: span {len(shown)}">layer {layer + 1}, heads 1-{len(shown)}</span>'
-        for layer in layers
-    )
-    cells = ""
-    for image, maps in scene.attention.items():
-        for patch in striking(scene, image, 2):
-            cells += tiles.tile(image, marks=[("next", patch)], label="where attention is read")
-            for layer in layers:
-                for number in shown:
-                    weights = maps[layer][number, patch + 1, 1:]  # the begin token is left out
-                    overlay = heat(weights, scene.grid, low=0.0, cmap="inferno")
-                    cells += tiles.tile(image, overlay, dim=True, marks=[("next", patch)], label="attention")
-    return (
-        "<h2>Where it looks</h2>"
-        '<p class="soft">Attention weights of one patch (<span class="key next"></span>) to all patches, for some '
-        'layers and heads (<span class="ramp inferno"></span> none to most, each map on its own scale; the begin '
-        "token is left out). Under causal attention a patch sees itself and what comes before it.</p>"
-        '<div class="card scroll">'
-        f'<div class="attention" style="grid-template-columns: {width}">{head}{cells}</div></div>'
-    )
-
-
-def _skipped(view: RunView) -> str:
+def skipped(view: RunView) -> str:
     if not view.skipped:
         return ""
     rows = "".join(
@@ -365,7 +185,7 @@ def _skipped(view: RunView) -> str:
     )
 
 
-def _settings(view: RunView) -> str:
+def settings(view: RunView) -> str:
     blocks = [("All settings", _plain(view.config)), ("Environment", _plain(view.listed))]
     shown = "".join(
         f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>" for name, text in blocks if text
@@ -389,10 +209,5 @@ def _short(text: str, limit: int = 300) -> str:
     return text if len(text) <= limit else text[: limit - 4] + " ..."
 
 
-def _percent(value: float, spread: float | None = None) -> str:
+def percent(value: float, spread: float | None = None) -> str:
     return f"{100 * value:.1f} %" if spread is None else f"{100 * value:.1f} ± {100 * spread:.1f} %"
-
-
-def _nth(place: int) -> str:
-    ending = "th" if place % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th")
-    return f"{place}{ending}"

@@ -92,4 +92,37 @@ ul.soft { padding-left: 1.2em; margin: 8px 0 0; max-width: 100ch; }
 .four figcaption { font-size: .75rem; text-align: center; } .four + p { margin: 6px 0 0; font-size: .8rem;
   color: var(--soft); }
 footer { margin-top: 48px; }
+.headline { display: grid; grid-template-columns: max-content 1fr; gap: 6px 34px; align-items: center; margin-top: 18px;
+  border-left: 6px solid var(--c1); }
+.headline b { font-size: 3.1rem; line-height: 1; letter-spacing: -.03em; font-variant-numeric: tabular-nums; }
+.headline .soft { display: block; } .headline p { grid-column: 1 / -1; margin: 6px 0 0; max-width: none; }
+@media (max-width: 640px) { .headline { grid-template-columns: 1fr; } }
+.scale { display: block; width: 100%; height: auto; overflow: visible; font: 11px var(--font); fill: var(--soft); }
+.scale .track { fill: var(--tint); } .scale .range { fill: var(--c1); opacity: .35; } .scale .top { fill: var(--c1); }
+.scale .guess { stroke: var(--c2); stroke-width: 2.5; } .scale .guessed { fill: var(--c2); }
+.classes { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 12px; align-items: center;
+  font-size: .875rem; }
+.classes .bar { position: relative; height: 18px; background: var(--tint); border-radius: 5px; }
+.classes .bar i { position: absolute; inset: 0 auto 0 0; width: var(--w); background: var(--c1); border-radius: 5px; }
+.classes .bar u { position: absolute; top: 7.5px; height: 3px; left: var(--l); width: var(--r); background: var(--ink);
+  opacity: .55; border-radius: 2px; }
+.classes .value { font-variant-numeric: tabular-nums; text-align: right; }
+.classes .value span { color: var(--soft); }
+.matrix { display: block; width: 100%; height: auto; font: 11.5px var(--font); fill: var(--ink); }
+.matrix .cell { stroke: var(--card); stroke-width: 1.5; } .matrix .name { fill: var(--soft); }
+.matrix .right { fill: color-mix(in srgb, var(--c1) var(--v), var(--tint)); }
+.matrix .wrong { fill: color-mix(in srgb, var(--c2) var(--v), var(--tint)); } .matrix .none { fill: var(--tint); }
+.matrix .on { fill: #fff; } .key.right { border-color: var(--c1); background: var(--c1); }
+.key.wrong { border-color: var(--c2); background: var(--c2); }
+.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; margin: 12px 0; }
+.mistakes .card { padding: 10px; } .mistakes img { display: block; width: 100%; border-radius: 6px;
+  image-rendering: pixelated; border: 1px solid var(--line); }
+.mistakes p { margin: 8px 0 0; font-size: .8rem; line-height: 1.4; overflow-wrap: anywhere; }
+.mistakes .is { color: var(--good); font-weight: 600; } .mistakes .called { color: var(--c2); font-weight: 600; }
+.trained td:last-child { text-align: left; white-space: normal; }
+.spoken { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 14px; margin: 12px 0; }
+.spoken .card { padding: 12px; } .spoken img { width: 64px; height: 64px; object-fit: contain; border-radius: 6px;
+  border: 1px solid var(--line); image-rendering: pixelated; margin-right: 6px; }
+.spoken p { margin: 6px 0 0; font-size: .875rem; line-height: 1.4; overflow-wrap: anywhere; }
+.spoken .said { font-weight: 600; } .spoken .same { color: var(--good); }
 """

@@ -10,9 +10,9 @@
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,9 +30,36 @@ from . import checkpoint
 from .adapt import compile_model, only_last_syncs, shard
 from .optim import build_optimizer, check_parts, set_learning_rates
 from .settings import TrainConfig, check_places
-from .watch import Averages, EmaWeights, Interrupted, OnlineProbe, Trackers, Watcher
+from .watch import Averages, EmaWeights, Interrupted, OnlineProbe, Probe, Trackers, Watcher
 
 Advance = Callable[[dict[str, Any] | None, Tensor], dict[str, Any]]
+
+
+class Source(NamedTuple):
+    """The data of a run.
+
+    loader: endless batches of this rank, of the micro-batch size, from where the run starts or resumes.
+    advance: (state or None, position rows [B, P] of a consumed batch) -> state, JSON values: the `start` of a loader
+        that goes on behind that batch. `checkpoint.start_state` reads it back.
+    num_samples: size of the data, for the epoch that is logged; None if unknown.
+    """
+
+    loader: Iterable[Batch]
+    advance: Advance
+    num_samples: int | None = None
+
+
+class Judges(NamedTuple):
+    """Who watches a run.
+
+    watchers: told what happens. probe: backbone -> scores by name, run every `config.probe_steps`; None where there is
+    nothing to probe on. best: the name among them (its EMA twin, where weights are averaged) whose best weights are
+    kept in RUN/best.
+    """
+
+    watchers: Sequence[Watcher] = ()
+    probe: Probe | None = None
+    best: str | None = None
 
 
 class Loop:
@@ -42,15 +69,10 @@ class Loop:
         model: backbone, adapted already (`training.adapt`), and objective.
         config, optim: settings.
         run_dir: where checkpoints go.
-        loader: endless batches of this rank, of the micro-batch size, from where the run starts or resumes.
-        advance: (state or None, position rows [B, P] of a consumed batch) -> state, JSON values: the `start` of a
-            loader that goes on behind that batch. `checkpoint.start_state` reads it back.
+        source: the data.
         seed: of all draws in training.
-        num_samples: size of the data, for the epoch that is logged; None if unknown.
-        image_processor: saved with each checkpoint.
-        watchers: told what happens.
-        probe: backbone -> scores by name, run every `config.probe_steps`; None where there is nothing to probe on.
-        best: the name among them (its EMA twin, where weights are averaged) whose best weights are kept in RUN/best.
+        judges: who watches and measures.
+        processor: saved with each checkpoint.
 
     Raises:
         ConfigError: For a device, tracker or sharding that is not there, or parts that the model has not.
@@ -62,19 +84,16 @@ class Loop:
         config: TrainConfig,
         optim: OptimConfig,
         run_dir: Path,
-        loader: Iterable[Batch],
-        advance: Advance,
+        source: Source,
         seed: int,
-        *,
-        num_samples: int | None = None,
-        image_processor: Any = None,
-        watchers: Iterable[Watcher] = (),
-        probe: Callable[[Any], dict[str, float]] | None = None,
-        best: str | None = None,
+        judges: Judges | None = None,
+        processor: Any = None,
     ):
+        judges = judges or Judges()
+        self.loader, self.advance, self.num_samples = source
+        self.image_processor, self.watchers = processor, list(judges.watchers)
+        num_samples, probe, best = source.num_samples, judges.probe, judges.best
         self.config, self.optim_config, self.run_dir, self.seed = config, optim, run_dir, seed
-        self.loader, self.advance, self.num_samples = loader, advance, num_samples
-        self.image_processor, self.watchers = image_processor, list(watchers)
         self.num_micro_batches = config.batch_size // (config.micro_batch(distributed.world_size()) * _world())
         self.max_steps = config.num_steps(num_samples)
         self.step = 0
@@ -94,7 +113,7 @@ class Loop:
         self.warmup_steps = optim.num_warmup_steps(self.max_steps, per_epoch)
         self.ema = EmaWeights(config.ema_decay, self.bare.backbone) if config.ema_decay is not None else None
         self.trackers = Trackers(config.trackers, run_dir)
-        keep = checkpoint.BestWeights(run_dir, best, self.ema, model.backbone, image_processor) if best else None
+        keep = checkpoint.BestWeights(run_dir, best, self.ema, model.backbone, processor) if best else None
         self.probe = OnlineProbe(probe, config.probe_steps, self.ema, keep) if config.probe_steps else None
         self.averages = Averages()
         self.step_loss = torch.zeros((), device=self.device)

@@ -1,13 +1,12 @@
 """What `nextembed train` says at the end of an Omni run."""
 
-from types import SimpleNamespace
-
 import pytest
 
-from nextembed.cli.train import multimodal_losses, summary
+from nextembed.cli.train import summary
 from nextembed.models.omni import OmniParts
 from nextembed.recipes.omni import omni_emoji
-from nextembed.run import Run
+from nextembed.runs import Run
+from nextembed.tasks.multimodal import last_losses
 
 
 @pytest.mark.parametrize(
@@ -21,12 +20,11 @@ from nextembed.run import Run
 )
 def test_the_command_fits_the_modalities(tmp_path, modalities, command):
     config = omni_emoji().model_copy(update={"model": OmniParts(modalities=modalities)})
-    said = summary(Run(tmp_path, {"cos_next/text": 0.25, "top1/text": 0.5}, None, config))
+    said = summary(Run(tmp_path, tmp_path, config))
     assert command in said and "nextembed generate" in said
     assert "AutoModel" not in said and "probe" not in said.lower()
 
 
 def test_figures_by_modality():
-    run = SimpleNamespace(metrics={"cos_next/text": 0.25, "cos_next/image": 0.75, "top1/text": 0.5, "loss": 1.0})
-    (line,) = multimodal_losses(run)
-    assert line == "Cosine with the next latent: text 0.250, image 0.750. Right at first: text 50.0 %."
+    (line,) = last_losses({"cos_next/text": 0.25, "cos_next/image": 0.75, "top1/text": 0.5, "loss": 1.0})
+    assert line == "Cosine with the next latent: text 0.250, image 0.750. Top-1: text 50.0 %."

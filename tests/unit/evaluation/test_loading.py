@@ -3,11 +3,14 @@ import torch
 import yaml
 
 from nextembed.core.run_folder import read_lines, run_folder, weights_folders
+from nextembed.data.images import ImagePart
 from nextembed.errors import ConfigError, DataError, MissingSplit
-from nextembed.evaluation.probes.loading import load_data, load_models, probe_checkpoint, untrained
+from nextembed.evaluation.probes.samples import load_data
 from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
+from nextembed.runs import open_run
+from nextembed.tasks.pretraining import models_of, probe, untrained
 
 PROBE = {
     "layers": [2],
@@ -33,7 +36,7 @@ def run(tmp_path_factory):
 
 
 def test_probes_of_a_run(run):
-    table = probe_checkpoint(run)
+    table = probe(open_run(run))
     assert {row.weights for row in table.rows} == {"raw", "ema", "untrained"}
     assert table.images["train"] == 200 and table.images["validation"] == 50 and table.images["test"] > 50
     assert table.class_names and all(row.layer == 2 for row in table.rows)
@@ -53,7 +56,7 @@ def test_where_models_are_found(run, tmp_path):
         weights_folders(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no model"):
-        load_models(tmp_path / "empty")
+        models_of(open_run(tmp_path / "empty"))
 
 
 def test_newest_checkpoint_by_number(run, tmp_path):
@@ -78,17 +81,17 @@ def test_the_run_that_a_path_lies_in(tmp_path):
 def test_a_model_that_cannot_load(run, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit_nepa"}')
     with pytest.raises(ConfigError, match="cannot load the model"):
-        load_models(tmp_path)
+        models_of(open_run(tmp_path))
 
 
 def test_data_has_to_be_named_outside_a_run(run, tmp_path):
     (tmp_path / "model").symlink_to(run / "model")
     with pytest.raises(ConfigError, match="--data"):
-        probe_checkpoint(tmp_path)
+        probe(open_run(tmp_path))
 
 
 def test_untrained_is_drawn_from_the_seed(run):
-    models = load_models(run, seed=7)
+    models = models_of(open_run(run))
     state = torch.get_rng_state()
     again, other = untrained(models["raw"], 7), untrained(models["raw"], 8)
     assert torch.equal(torch.get_rng_state(), state)
@@ -98,7 +101,7 @@ def test_untrained_is_drawn_from_the_seed(run):
     assert not torch.equal(models["raw"].state_dict()[weight], models["untrained"].state_dict()[weight])
 
 
-class Rows:
+class Rows(ImagePart):
     """A data config with one split of ten images."""
 
     def eval_samples(self, split, *, image_size, num_channels, num_samples=None, seed=0):
@@ -129,7 +132,7 @@ def test_data_without_labels(run, tmp_path):
         Image.new("RGB", (16, 16), (i * 20, 0, 0)).save(tmp_path / f"{i}.png")
     data = DATA.parse({"kind": "images", "source": str(tmp_path), "num_workers": 0})
     with pytest.raises(DataError, match="label_column"):
-        probe_checkpoint(run, data)
+        probe(open_run(run), data)
 
 
 def test_lines_of_a_killed_run(tmp_path):

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from nextembed.errors import ConfigError, DataError, MissingExtra
-from nextembed.evaluation.finetuned import score_checkpoint
 from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.evaluation.segmentation import QuickSegment, score_segmenter
 from nextembed.models.nepa import NepaModel, NepaSegmenter
+from nextembed.runs import open_run
+from nextembed.tasks.scoring import score
 from nextembed.toys.scenes import EmojiScenes
 
 NAMES = ["a", "b", "c", "never"]
@@ -130,10 +131,10 @@ def saved(tmp_path):
 
 def test_a_saved_segmenter_is_scored_on_the_split_asked_for(saved):
     folder, data = saved
-    assert score_checkpoint(folder, data).split == "test"
-    scores = score_checkpoint(folder, data, splits=("validation",))
+    assert score(open_run(folder), data).split == "test"
+    scores = score(open_run(folder), data, splits=("validation",))
     assert (scores.split, scores.num_images, len(scores.per_class)) == ("validation", 4, 10)
-    assert score_checkpoint(folder, data, ProbeConfig(num_test=2, stride=3)).num_images == 2
+    assert score(open_run(folder), data, ProbeConfig(num_test=2, stride=3)).num_images == 2
 
 
 def test_class_list_and_model_have_to_fit(saved, tmp_path, monkeypatch):
@@ -141,17 +142,17 @@ def test_class_list_and_model_have_to_fit(saved, tmp_path, monkeypatch):
     names = data.class_names()
     monkeypatch.setattr(EmojiScenes, "class_names", lambda self: [*names[:3], "other", *names[4:]])
     with pytest.raises(ConfigError, match=r"class list does not match the head: .* class 3 is 'other' in the data"):
-        score_checkpoint(folder, data)
+        score(open_run(folder), data)
     monkeypatch.setattr(EmojiScenes, "class_names", lambda self: names[:3])
     with pytest.raises(ConfigError, match="it has 3 classes, the model 10; class 3 is 'nothing' in the data"):
-        score_checkpoint(folder, data)
+        score(open_run(folder), data)
     NepaModel(**SIZES).build().save_pretrained(tmp_path / "pretrained")
     with pytest.raises(ConfigError, match="holds no fine-tuned model that can be scored"):
-        score_checkpoint(tmp_path / "pretrained", data)
+        score(open_run(tmp_path / "pretrained"), data)
 
 
 def test_images_without_masks_are_refused(saved):
     from nextembed.data.sources import ImageData
 
     with pytest.raises(ConfigError, match="data of kind 'images' has no masks"):
-        score_checkpoint(saved[0], ImageData(source="emoji"))
+        score(open_run(saved[0]), ImageData(source="emoji"))

@@ -13,11 +13,12 @@ from nextembed.data.records import Records
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.features.extract import Features
-from nextembed.evaluation.probes.loading import probe_checkpoint
 from nextembed.evaluation.probes.records import segment_data
 from nextembed.evaluation.probes.sweep import ProbeConfig, fit_probes, folds_of
 from nextembed.inference.generate import features
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
+from nextembed.runs import open_run
+from nextembed.tasks.pretraining import probe
 
 MODALITIES = {"text": {}, "image": {"image_size": 8, "patch_size": 4},
               "touch": {"kind": "series", "channels": 2, "patch_size": 2}}  # fmt: skip
@@ -61,7 +62,7 @@ def config(**settings: Any) -> ProbeConfig:
 
 
 def test_rows_of_a_series_are_probed_beside_the_untrained_network_and_the_raw_signal(saved: Path, table: Path) -> None:
-    found = probe_checkpoint(saved, Records(source=str(table)), config())
+    found = probe(open_run(saved), Records(source=str(table)), config())
     assert {row.weights for row in found.rows} == {"raw", "untrained"}
     assert {row.layer for row in found.rows} == {0, 2}
     assert found.images == {"train": 24, "test": 10} and found.folds == 4 and found.class_names == ["a", "b"]
@@ -74,7 +75,7 @@ def test_rows_of_a_series_are_probed_beside_the_untrained_network_and_the_raw_si
 
 
 def test_text_and_columns_by_name(saved: Path, table: Path) -> None:
-    found = probe_checkpoint(saved, Records(source=str(table)), config(modality="text", column="words"))
+    found = probe(open_run(saved), Records(source=str(table)), config(modality="text", column="words"))
     assert found.raw == "bag of tokens" and found.pixels["knn"] == 1.0
     best = found.best("knn")
     assert best is not None and best.accuracy == 1.0  # two texts have two features
@@ -82,10 +83,10 @@ def test_text_and_columns_by_name(saved: Path, table: Path) -> None:
 
 def test_images_come_from_image_data(saved: Path) -> None:
     data = ImageData(source="emoji", label_column="group")
-    found = probe_checkpoint(saved, data, ProbeConfig(num_train=40, num_validation=20, num_test=20, **QUICK))
+    found = probe(open_run(saved), data, ProbeConfig(num_train=40, num_validation=20, num_test=20, **QUICK))
     assert found.raw == "raw pixels" and found.folds == 0 and found.images["validation"] == 20
     again = Records(source="emoji")
-    rows = probe_checkpoint(saved, again, ProbeConfig(modality="image", label_column="group", num_train=40,
+    rows = probe(open_run(saved), again, ProbeConfig(modality="image", label_column="group", num_train=40,
                                                       num_validation=20, num_test=20, **QUICK))  # fmt: skip
     assert rows.raw == "raw pixels" and rows.things == "rows" and rows.images == {**found.images}
 
@@ -140,7 +141,7 @@ def test_folds_deal_out_every_class_and_no_row_answers_itself() -> None:
 
 
 def test_a_table_of_probes_keeps_what_was_probed(saved: Path, table: Path, tmp_path: Path) -> None:
-    found = probe_checkpoint(saved, Records(source=str(table)), config(seeds=2))
+    found = probe(open_run(saved), Records(source=str(table)), config(seeds=2))
     again = ProbeTable.load(found.save(tmp_path / "probe.json"))
     assert (again.raw, again.things, again.folds) == ("raw signal", "rows", 4)
     best = found.best("linear")
@@ -150,8 +151,8 @@ def test_a_table_of_probes_keeps_what_was_probed(saved: Path, table: Path, tmp_p
 def test_settings_that_name_a_modality_make_rows_of_a_source(saved: Path) -> None:
     from nextembed.cli.evaluate import probe_settings
 
-    found = probe_settings(str(saved), "rows", ["probe.modality=touch", "data.where={kind: a}"])
+    found = probe_settings(open_run(saved), "rows", ["probe.modality=touch", "data.where={kind: a}"])
     assert isinstance(found.data, Records) and found.data.where == {"kind": "a"} and found.probe.modality == "touch"
-    assert isinstance(probe_settings(str(saved), "pictures", []).data, ImageData)
+    assert isinstance(probe_settings(open_run(saved), "pictures", []).data, ImageData)
     with pytest.raises(ConfigError, match="labelled images or rows"):
-        probe_settings(str(saved), None, [])
+        probe_settings(open_run(saved), None, [])

@@ -134,7 +134,7 @@ def test_saved_and_loaded_by_the_auto_class_it_is_the_same(head, tmp_path):
     settings = part(head)
     model = settings.build(NAMES).eval()
     model.save_pretrained(tmp_path)
-    settings.image_processor().save_pretrained(tmp_path)
+    settings.processor().save_pretrained(tmp_path)
     again = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(again(pixels).logits, model(pixels).logits)
@@ -155,7 +155,7 @@ def test_saved_and_loaded_by_the_auto_class_it_is_the_same(head, tmp_path):
 def test_pipeline_gives_masks_of_the_size_of_the_picture(head, tmp_path):
     settings = part(head)
     settings.build(NAMES).save_pretrained(tmp_path)
-    settings.image_processor().save_pretrained(tmp_path)
+    settings.processor().save_pretrained(tmp_path)
     answers = pipeline("image-segmentation", model=str(tmp_path))(Image.new("RGB", (50, 70), "red"))
     assert {answer["label"] for answer in answers} <= set(NAMES)
     assert sum(int((np.asarray(answer["mask"]) > 0).sum()) for answer in answers) == 50 * 70
@@ -163,7 +163,7 @@ def test_pipeline_gives_masks_of_the_size_of_the_picture(head, tmp_path):
 
 
 def test_image_processor_turns_logits_into_maps():
-    processor = part().image_processor()
+    processor = part().processor()
     model = part().build(NAMES).eval()
     inputs = processor(Image.new("RGB", (64, 48), "blue"), return_tensors="pt")
     assert inputs["pixel_values"].shape == (1, 3, 32, 32)

@@ -19,6 +19,7 @@ from ...errors import ConfigError, DataError, MissingSplit, unknown
 from ...modalities import Image, Modality, Video
 from ...modalities.vision import as_pixels
 from ..features.extract import PIXEL_SIZE
+from .samples import load_data
 from .sweep import ProbeConfig, ProbeData, draw
 
 RAW_STEPS = 16  # stretches of time that a raw signal is averaged over, so that all have one length
@@ -72,8 +73,6 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
 
 def image_data(data: Any, config: ProbeConfig, processor: Any, name: str) -> ProbeData:
     """Labelled images for an Omni, as `ImageData` reads them."""
-    from .loading import load_data
-
     reader = processor.readers[name]
     if not isinstance(reader, Image):
         raise ConfigError(f"probe.modality={name}: the data are images; name a table of rows, --data SOURCE")

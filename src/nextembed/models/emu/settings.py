@@ -1,8 +1,9 @@
 """The model part of an Emu run: parts that exist, put together, or a checkpoint that goes on."""
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -18,25 +19,26 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from ...core.config import MODELS, Part
+from ...core.config import MODELS
 from ...core.files import first_line
 from ...core.pretrained import load_pretrained
 from ...core.sizes import MAX_LENGTH
-from ...core.types import Loading
+from ...core.types import IGNORE_LABEL, Batch, Draw, Loading
 from ...errors import ConfigError, MissingExtra
-from ..parts import load_part
+from ..parts import POSITION, ModelPart, load_part
 from .configuration_emu import Connector, EmuConfig, as_config
 from .connectors import standardise
 from .modeling_emu import EmuForConditionalGeneration, build_visual
 from .processing_emu import ASSISTANT, END, IMAGE, START, USER, EmuProcessor, add_emu_tokens
 from .vocabulary import grow_vocabulary
 
+EXAMPLE_TEXT = 30  # tokens beside each image, as in a short caption
 NUM_MEASURED = 256  # images for `latent_std`
 BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
 
 
 @MODELS.register("emu")
-class EmuParts(Part):
+class EmuParts(ModelPart):
     """An Emu model: a visual encoder, a connector, a language model, two heads.
 
     pretrained: an Emu folder or hub id to go on from, with its processor; then only `max_length` and
@@ -56,7 +58,6 @@ class EmuParts(Part):
 
     task: ClassVar[str] = "multimodal"
 
-    pretrained: str | None = None
     vision: str | None = None
     vision_config: dict[str, Any] = Field(default_factory=dict)
     language: str | None = None
@@ -82,7 +83,7 @@ class EmuParts(Part):
                 )
         return self
 
-    def build(self) -> EmuForConditionalGeneration:
+    def build(self, class_names: Sequence[str] = ()) -> EmuForConditionalGeneration:
         """The model, in float32. Raises ConfigError, one line, for a part that cannot be loaded or does not fit."""
         if self.pretrained is not None:
             model = load_part(EmuForConditionalGeneration, self.pretrained, "pretrained", dtype=torch.float32)
@@ -149,7 +150,7 @@ class EmuParts(Part):
             return ViTImageProcessorPil(**fields, image_mean=[0.5] * 3, image_std=[0.5] * 3)
         return CLIPImageProcessorPil(**fields, do_center_crop=False)
 
-    def prepare(self, backbone: EmuForConditionalGeneration, data: Any) -> None:
+    def prepare(self, backbone: Any, data: Any) -> None:
         """What a new run does before its first step: `latent_std`."""
         if self.latent_std is None:
             return
@@ -176,6 +177,13 @@ class EmuParts(Part):
         processor = self.processor()
         processor.check(backbone.config)
         return {"encode": processor.encode_document, "max_length": self.max_length}
+
+    def example_batch(self, backbone: Any, size: int, draw: Draw) -> Batch:
+        """Full rows of documents, each an image and about EXAMPLE_TEXT tokens."""
+        return full_rows(backbone.config, self.max_length, size, draw)
+
+    def usage(self, folder: str) -> str:
+        return f"nextembed generate {folder} PICTURE.png    (or nextembed chat {folder})"
 
     def _vision_config(self) -> PreTrainedConfig:
         if self.vision is None:
@@ -207,6 +215,39 @@ class EmuParts(Part):
         if self.quantize is not None:
             options = {"quantization_config": quantization(self.quantize)}
         return load_part(AutoModelForCausalLM, self.language, "language", **options)
+
+
+def full_rows(numbers: EmuConfig, length: int, size: int, draw: Draw) -> Batch:
+    """See `EmuParts.example_batch`. Raises ConfigError for rows in which no image has room."""
+    document = numbers.num_image_latents + 2 + EXAMPLE_TEXT
+    images = max(1, length // document)
+    block = [numbers.image_start_token_id, *[numbers.image_token_id] * numbers.num_image_latents,
+             numbers.image_end_token_id]  # fmt: skip
+    if len(block) > length:
+        raise ConfigError(f"model.max_length {length}: one image takes {len(block)} positions")
+    documents = torch.arange(length).div(document, rounding_mode="floor").clamp(max=images - 1)
+    places = torch.arange(length) - documents * document
+    ids = torch.zeros(length, dtype=torch.int64)
+    for at, token in enumerate(block):
+        ids[places == at] = token
+    ids[places >= len(block)] = next(i for i in range(3, 100) if i not in block)
+    is_text = places >= len(block)
+    row: dict[str, torch.Tensor] = {
+        "input_ids": ids,
+        "labels": torch.where(is_text, ids, IGNORE_LABEL),
+        "regression_mask": ~is_text & (places > 0),
+        "document_ids": documents + 1,
+        "position_ids": places,
+        "position": torch.zeros(POSITION, dtype=torch.int64),
+    }
+    row |= draw(row, torch.Generator().manual_seed(0))
+    vision = numbers.vision_config
+    side = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
+    batch: Any = {name: value[None].expand(size, -1) for name, value in row.items()}
+    batch["pixel_values"] = torch.zeros(1, getattr(vision, "num_channels", 3), side, side).expand(
+        size * images, -1, -1, -1
+    )
+    return cast(Batch, batch)
 
 
 def quantization(bits: str) -> Any:

@@ -1,5 +1,6 @@
 """Pretrained weights into a NEPA model with a head, with one clear line for whatever does not fit."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def read_any_config(pretrained: str) -> PreTrainedConfig:
     return load_part(AutoConfig, pretrained, "pretrained")
 
 
-def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str) -> None:
+def check_classes(config: ViTNepaConfig, class_names: Sequence[str], pretrained: str) -> None:
     """Raises ConfigError if a checkpoint's own head was trained for other classes than the data's."""
     if not any(name.endswith("ForImageClassification") for name in config.architectures or []):
         return  # it has no head of this kind
@@ -38,7 +39,7 @@ def check_classes(config: ViTNepaConfig, class_names: list[str], pretrained: str
         )
 
 
-def few(names: list[str], num: int = 4) -> str:
+def few(names: Sequence[str], num: int = 4) -> str:
     return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
 
 

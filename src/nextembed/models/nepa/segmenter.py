@@ -1,14 +1,18 @@
 """The model part of a segmentation run: a NEPA model with a linear head, or UPerNet over its layers."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 from transformers import BeitImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
 
-from ...core.config import MODELS, Part
+from ...core.config import MODELS
 from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import IGNORE_PIXEL, AttentionMode
 from ...errors import ConfigError
+from ..parts import ModelPart
 from .configuration_nepa import ViTNepaConfig
 from .loading import few, read_any_config, with_pretrained_weights
 from .modeling_segmentation import ViTNepaForSemanticSegmentation
@@ -18,7 +22,7 @@ NUM_SCALES = 4
 
 
 @MODELS.register("vit_nepa_segmenter")
-class NepaSegmenter(Part):
+class NepaSegmenter(ModelPart):
     """A NEPA model that gives every pixel a class of the data.
 
     head: "linear", one 1x1 convolution over the patches; or "upernet", a pyramid of four layers under transformers'
@@ -39,7 +43,6 @@ class NepaSegmenter(Part):
     task: ClassVar[str] = "segmentation"
 
     head: Literal["linear", "upernet"] = "linear"
-    pretrained: str | None = None
     architecture: NepaModel | None = None
     from_scratch: bool = False
     attention: AttentionMode = "full"
@@ -52,7 +55,7 @@ class NepaSegmenter(Part):
     auxiliary_loss_weight: float = Field(0.4, ge=0, le=1e6)
     new_head: bool = False
 
-    def trunk_config(self, class_names: list[str]) -> ViTNepaConfig:
+    def trunk_config(self, class_names: Sequence[str]) -> ViTNepaConfig:
         """The transformer's configuration. Raises ConfigError for a checkpoint, layer or size that does not fit."""
         config = adjusted(
             self._start(),
@@ -70,7 +73,7 @@ class NepaSegmenter(Part):
         config.add_fpn = self.head == "upernet"
         return config
 
-    def build(self, class_names: list[str]) -> Any:
+    def build(self, class_names: Sequence[str] = ()) -> Any:
         """The segmenter; its head, and all of it if from scratch, is drawn from torch's random state.
 
         Raises ConfigError for a checkpoint of another model type or with a head for other classes.
@@ -90,7 +93,13 @@ class NepaSegmenter(Part):
         model.backbone = self._filled(model.backbone, pretrained, ("fpn.",))
         return model
 
-    def image_processor(self) -> BeitImageProcessor:
+    def trunk(self, backbone: Any) -> Any:
+        return backbone.backbone if self.head == "upernet" else backbone
+
+    def example_labels(self, side: int) -> Tensor:
+        return torch.zeros(side, side, dtype=torch.int64)
+
+    def processor(self) -> BeitImageProcessor:
         """Resizes to the training size, scales to [-1, 1], and turns logits into maps of classes."""
         config = self._start()
         height, width = config.image_shape if self.image_size is None else (self.image_size, self.image_size)
@@ -137,14 +146,14 @@ class NepaSegmenter(Part):
             label2id=config.label2id,
         )
 
-    def _check_head(self, pretrained: str, class_names: list[str]) -> bool:
+    def _check_head(self, pretrained: str, class_names: Sequence[str]) -> bool:
         """Whether a checkpoint has a head of the kind that is built. Raises ConfigError if it is for other classes."""
         config: Any = read_any_config(pretrained)
         kind = "UperNetForSemanticSegmentation" if self.head == "upernet" else "ViTNepaForSemanticSegmentation"
         if kind not in (config.architectures or []):
             return False
         own = [str(config.id2label[i]) for i in sorted(config.id2label)]
-        if own != class_names and not self.new_head:
+        if own != list(class_names) and not self.new_head:
             raise ConfigError(
                 f"model.pretrained: {pretrained} has a head for {len(own)} classes ({few(own)}), the data has "
                 f"{len(class_names)} ({few(class_names)}); set model.new_head=true for a new head"

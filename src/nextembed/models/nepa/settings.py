@@ -1,29 +1,29 @@
 """The model part of a run: sizes of a new NEPA model, or the checkpoint it starts from."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from transformers import ViTImageProcessor
 
-from ...core.config import MODELS, Part
+from ...core.config import MODELS
 from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
 from ...core.types import AttentionMode
 from ...errors import ConfigError
-from ..parts import load_part
+from ..parts import ModelPart, load_part
 from .configuration_nepa import ViTNepaConfig
 from .loading import check_classes, read_config, with_pretrained_weights
 from .modeling_nepa import ViTNepaForImageClassification, ViTNepaForPreTraining
 
 
 @MODELS.register("vit_nepa")
-class NepaModel(Part):
+class NepaModel(ModelPart):
     """Settings of a NEPA model; the fields are `ViTNepaConfig`'s, the defaults the paper's (SwiGLU, QK-norm, RoPE).
 
     pretrained: an HF folder or hub id to start from; its sizes win over the fields here.
     layerscale_value: 1e-5 in the paper; 0.1 to 1 learns faster in runs of minutes.
     """
 
-    pretrained: str | None = None
     hidden_size: int = Field(768, gt=0, le=MAX_WIDTH)
     num_hidden_layers: int = Field(12, gt=0, le=MAX_LAYERS)
     num_attention_heads: int = Field(12, gt=0, le=MAX_WIDTH)
@@ -71,20 +71,20 @@ class NepaModel(Part):
         fields["intermediate_size"] = self.intermediate_size or 4 * self.hidden_size
         return ViTNepaConfig(**fields)
 
-    def build(self) -> ViTNepaForPreTraining:
+    def build(self, class_names: Sequence[str] = ()) -> ViTNepaForPreTraining:
         """A new model, or the pretrained one. Raises ConfigError if `pretrained` is no NEPA checkpoint."""
         if self.pretrained is None:
             return ViTNepaForPreTraining(self.hf_config())
         return load_part(ViTNepaForPreTraining, self.pretrained, "pretrained")
 
-    def image_processor(self) -> ViTImageProcessor:
+    def processor(self) -> ViTImageProcessor:
         """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""
         config = self.hf_config() if self.pretrained is None else read_config(self.pretrained)
         return image_processor(config.image_shape, config.num_channels)
 
 
 @MODELS.register("vit_nepa_classifier")
-class NepaClassifier(Part):
+class NepaClassifier(ModelPart):
     """A NEPA model with a classification head for the classes of the data, to fine-tune.
 
     pretrained: HF folder or hub id of a pretrained (or fine-tuned) NEPA model. architecture: in its place, the sizes of
@@ -99,7 +99,6 @@ class NepaClassifier(Part):
 
     task: ClassVar[str] = "classification"
 
-    pretrained: str | None = None
     architecture: NepaModel | None = None
     from_scratch: bool = False
     attention: AttentionMode = "full"
@@ -110,7 +109,7 @@ class NepaClassifier(Part):
     layerscale_value: float | None = Field(None, ge=0, le=100)
     new_head: bool = False
 
-    def hf_config(self, class_names: list[str]) -> ViTNepaConfig:
+    def hf_config(self, class_names: Sequence[str]) -> ViTNepaConfig:
         """The configuration of the classifier. Raises ConfigError for a checkpoint or size that does not fit."""
         config = base_config(self.pretrained, self.architecture)
         if self.pretrained is not None and not self.new_head:
@@ -127,14 +126,14 @@ class NepaClassifier(Part):
             **({} if self.layerscale_value is None else {"layerscale_value": self.layerscale_value}),
         )
 
-    def build(self, class_names: list[str]) -> ViTNepaForImageClassification:
+    def build(self, class_names: Sequence[str] = ()) -> ViTNepaForImageClassification:
         """The classifier; its head, and all of it if from scratch, is drawn from torch's random state."""
         model = ViTNepaForImageClassification(self.hf_config(class_names))
         if self.pretrained is None or self.from_scratch:
             return model
         return with_pretrained_weights(model, self.pretrained, head=("fc_norm.", "classifier."), new_head=self.new_head)
 
-    def image_processor(self) -> ViTImageProcessor:
+    def processor(self) -> ViTImageProcessor:
         config = base_config(self.pretrained, self.architecture)
         shape = config.image_shape if self.image_size is None else (self.image_size, self.image_size)
         return image_processor(shape, config.num_channels)

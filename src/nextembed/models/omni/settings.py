@@ -1,20 +1,21 @@
 """The model part of an Omni run: a new model with its boundary, one that starts from a NEPA, or a checkpoint."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
 from transformers import AutoTokenizer, PreTrainedModel
 
-from ...core.config import MODELS, Part
+from ...core.config import MODELS
 from ...core.sizes import MAX_LAYERS, MAX_LENGTH, MAX_WIDTH
-from ...core.types import Loading
+from ...core.types import Batch, Draw, Loading
 from ...errors import ConfigError
 from ...modalities import MODALITIES
 from ..nepa.loading import read_config
 from ..nepa.modeling_nepa import ViTNepaForPreTraining
-from ..parts import load_part
+from ..parts import POSITION, ModelPart, load_part
 from .configuration_omni import OmniConfig
 from .modeling_omni import OmniForPreTraining
 from .processing_omni import OmniProcessor
@@ -28,7 +29,7 @@ NEPA_SIZES = (
 
 
 @MODELS.register("omni")
-class OmniParts(Part):
+class OmniParts(ModelPart):
     """An Omni model: one transformer, and the modalities at its boundary.
 
     pretrained: an Omni folder or hub id to go on from, with its processor; then only `max_length` and `orders` count.
@@ -44,7 +45,6 @@ class OmniParts(Part):
 
     task: ClassVar[str] = "multimodal"
 
-    pretrained: str | None = None
     nepa: str | None = None
     modalities: dict[str, Any] = Field(default_factory=lambda: {"text": {}, "image": {}})
     tokenizer: str | None = None
@@ -79,7 +79,7 @@ class OmniParts(Part):
                 found[name]["kind"] = f"{Path(file).expanduser().resolve()}:{cls_name}"
         return found
 
-    def build(self) -> OmniForPreTraining:
+    def build(self, class_names: Sequence[str] = ()) -> OmniForPreTraining:
         """The model, in float32. Raises ConfigError, one line, for what cannot be loaded or does not fit."""
         if self.pretrained is not None:
             return load_part(OmniForPreTraining, self.pretrained, "pretrained", dtype=torch.float32)
@@ -131,7 +131,7 @@ class OmniParts(Part):
         except ValueError as err:
             raise ConfigError(f"model: {err}") from None
 
-    def prepare(self, backbone: OmniForPreTraining, data: Any) -> None:
+    def prepare(self, backbone: Any, data: Any) -> None:
         """What a new run does before its first step: it looks at what values of its modalities are like, for the way
         back from latents (`nn.linear_inverse`)."""
         statistics = backbone.model.values
@@ -144,11 +144,51 @@ class OmniParts(Part):
         for name, own in statistics.items():
             own.measure(torch.cat([row[f"values.{name}"] for row in rows]))
 
+    def example_batch(self, backbone: Any, size: int, draw: Draw) -> Batch:
+        """Full rows of documents: every continuous modality in turn, as many latents of each as of text."""
+        return full_rows(backbone, self.max_length, size, draw)
+
+    def usage(self, folder: str) -> str:
+        """From one modality to another."""
+        kinds = {name: own.get("kind", name) for name, own in self.modalities.items()}
+        target = "text" if "text" in kinds else next(iter(kinds))
+        given = next((name for name in kinds if kinds[name] == "image" and name != target), None)
+        given = given or next((name for name in kinds if name != target), target)
+        file = {"image": "--image PICTURE.png", "video": "--video FILM.mp4", "audio": "--audio SOUND.wav",
+                "text": '--text "a red apple"'}.get(kinds[given], f"--piece {given}=FILE")  # fmt: skip
+        return f"nextembed generate {folder} {file} --target {target}"
+
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
         """What `train_loader` of document data needs of this model."""
         processor = self.processor()
         processor.check(backbone.config)
         return {"encode": processor.encode_document, "max_length": self.max_length}
+
+
+def full_rows(backbone: OmniForPreTraining, length: int, size: int, draw: Draw) -> Batch:
+    """See `OmniParts.example_batch`."""
+    modalities = dict(backbone.model.modalities)
+    names = list(modalities)
+    kinds = 2 + torch.arange(length).remainder(len(names))
+    kinds[0] = 1
+    row: dict[str, torch.Tensor] = {
+        "kinds": kinds,
+        "input_ids": torch.zeros(length, dtype=torch.int64),
+        "coordinates": torch.zeros(length, 3),
+        "latent_mask": torch.arange(length) > 0,
+        "document_ids": torch.ones(length, dtype=torch.int64),
+        "position_ids": torch.arange(length),
+        "position": torch.zeros(POSITION, dtype=torch.int64),
+    }
+    row |= draw(row, torch.Generator().manual_seed(0))
+    batch: Any = {name: value[None].expand(size, *value.shape) for name, value in row.items()}
+    for number, (name, modality) in enumerate(modalities.items()):
+        if modality.value_size is not None:
+            count = size * int((kinds == 2 + number).sum())
+            batch[f"values.{name}"] = torch.zeros(1, modality.value_size).expand(count, -1)
+    if backbone.config.tell_next:
+        batch["next_coordinates"] = torch.zeros(1, 1, 3).expand(size, length, 3)
+    return cast(Batch, batch)
 
 
 @torch.no_grad()

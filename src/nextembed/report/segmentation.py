@@ -1,11 +1,9 @@
-"""What a segmenter sees: photographs with true and predicted classes in colour, and the score of every class."""
+"""Sections of a segmentation run: photographs with true and predicted classes in colour, the score of every class."""
 
 import colorsys
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForSemanticSegmentation
+from transformers import PretrainedConfig, PreTrainedModel
 
-from ..core.config import DATA
-from ..core.pretrained import load_pretrained
-from ..core.run_folder import weights_folders
+from ..core.config import Part
 from ..core.scores import SegmentScores
 from ..core.types import IGNORE_PIXEL
+from ..data.images import Role
+from ..data.masks import MaskPart
 from ..errors import ConfigError, MissingSplit
 from ..nn.windows import sliding_logits
+from .page import head
 from .pictures import data_uri
+from .view import RunView
 
 NUM_IMAGES = 8
 MAX_SIDE = 256  # pixels a picture is shown with at most; it is stored in the page
@@ -51,48 +51,44 @@ class Shown:
 
 @dataclass
 class Overlays:
-    """What the report shows of a segmentation run. scores: scores.json, None if the run was not scored."""
+    """What a segmenter makes of images. config, num_parameters: of its transformer, and of all of it."""
 
+    config: PretrainedConfig
+    num_parameters: int
     class_names: list[str] = field(default_factory=list)
-    scores: SegmentScores | None = None
     images: list[Shown] = field(default_factory=list)
     split: str = "validation"
-    weights: str = ""
 
 
-def look_at_segments(view: Any, num_images: int = NUM_IMAGES) -> None:
-    """Fills a `RunView` of a segmentation run: scores, and images with the answers of its best weights.
+def look(model: PreTrainedModel, data: Part, stride: int | None, num_images: int = NUM_IMAGES) -> Overlays:
+    """Images with the answers of a segmenter.
 
-    Raises ConfigError for a model or data that cannot be read; what was found until then stays.
+    Args:
+        model: with its classes in `config.id2label`.
+        data: the run's.
+        stride: of the sliding window, pixels; None: two thirds of it.
+        num_images: how many are drawn.
+
+    Raises:
+        ConfigError: the data has no masks, or none of the splits.
     """
-    view.overlays = Overlays()
-    if (file := view.dir / "scores.json").is_file():
-        view.overlays.scores = view.read("The scores are", lambda: SegmentScores.load(file), None)
-    best = view.dir / "best"
-    folders = {"best": best} if (best / "config.json").is_file() else weights_folders(view.dir)
-    view.overlays.weights, view.weights = next(reversed(folders.items()))
-    model = load_segmenter(view.weights)
+    if not isinstance(data, MaskPart):
+        raise ConfigError(f"data of kind {data.kind} has no masks to look at")
     trunk = getattr(model.config, "backbone_config", None) or model.config
-    view.model_config = trunk
-    view.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    view.overlays.class_names = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
-    importlib.import_module("nextembed.toys.kinds")  # registers them
-    data: Any = DATA.parse(view.config.get("data") or {})
+    labels = dict(model.config.id2label or {})
+    names = [str(name) for _, name in sorted(labels.items())]
+    found = Overlays(trunk, sum(parameter.numel() for parameter in model.parameters()), names)
     window = trunk.image_shape[0]
-    samples, view.overlays.split = _samples(data, window, trunk.num_channels, num_images)
-    stride = view.settings.probe.stride or max(1, round(window * 2 / 3))
+    samples, found.split = _samples(data, window, trunk.num_channels, num_images)
+    stride = stride or max(1, round(window * 2 / 3))
     for index in range(len(samples)):
-        view.overlays.images.append(_shown(model, samples[index], window, stride, data.mean, data.std))
+        found.images.append(_shown(model, samples[index], window, stride, data.mean, data.std))
+    return found
 
 
-def load_segmenter(folder: Path) -> Any:
-    """A saved segmenter in eval mode. Raises ConfigError if it cannot be loaded."""
-    importlib.import_module("nextembed.models.nepa")  # registers the model with the Auto classes
-    return load_pretrained(AutoModelForSemanticSegmentation, folder).eval()
-
-
-def _samples(data: Any, size: int, num_channels: int, num: int) -> tuple[Any, str]:
-    for split in ("validation", "test", "train"):
+def _samples(data: MaskPart, size: int, num_channels: int, num: int) -> tuple[Any, str]:
+    splits: tuple[Role, ...] = ("validation", "test", "train")
+    for split in splits:
         try:
             return data.eval_samples(split, image_size=size, num_channels=num_channels, num_samples=num), split
         except MissingSplit:
@@ -159,9 +155,9 @@ def mistakes(shown: Shown) -> np.ndarray:
     return grey.round().clip(0, 255).astype(np.uint8)
 
 
-def segment_header(view: Any, name: str) -> str:
-    """The top of the page: what the run reached, in plain words, and its figures."""
-    scores, last = view.overlays.scores, view.history[-1] if view.history else {}
+def header(view: RunView, overlays: Overlays | None) -> str:
+    """What the run reached, in plain words, and its figures."""
+    scores, last = scores_of(view), view.last
     facts: list[tuple[str, str]] = []
     if scores:
         facts.append((f"{100 * scores.miou:.1f} %", f"mIoU, {scores.num_images:,} {scores.split} images"))
@@ -170,36 +166,32 @@ def segment_header(view: Any, name: str) -> str:
         facts.append((f"{last['step']:,}", "optimizer steps"))
     if "samples_seen" in last:
         facts.append((f"{last['samples_seen']:,}", "images seen"))
-    if view.model_config is not None:
-        config = view.model_config
-        head = view.settings.model.head
-        layers = f"parameters: {config.num_hidden_layers} layers x {config.hidden_size}, {head} head"
-        facts.append((f"{view.num_parameters / 1e6:.2f} M", layers))
+    if overlays is not None:
+        config = overlays.config
+        layers = f"{config.num_hidden_layers} layers x {config.hidden_size}, {view.settings.model.head} head"
+        facts.append((f"{overlays.num_parameters / 1e6:.2f} M", f"parameters: {layers}"))
         facts.append((f"{config.image_shape[0]} px / {config.patch_shape[0]} px", "window / patch"))
-    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(text)}</span></div>" for value, text in facts)
     data = view.settings.data
     source = str(data.source or data.kind or "its data").replace("_", " ")
-    summary = f'<div class="card verdict"><p>{escape(scores.sentence())}</p></div>' if scores else ""
-    return (
-        f'<p class="kicker">Segmentation of {escape(source)}</p><h1>{escape(name)}</h1>{summary}'
-        f'<div class="facts">{cards}</div>'
-    )
+    card = f'<div class="card verdict"><p>{escape(scores.sentence())}</p></div>' if scores else ""
+    return head(view, f"Segmentation of {source}", card, facts)
 
 
-def overlay_sections(view: Any) -> str:
-    """Bars of every class and the pictures; empty for a run of another task."""
-    if view.overlays is None:
-        return ""
-    return _bars(view.overlays) + _images(view.overlays)
+def scores_of(view: RunView) -> SegmentScores | None:
+    return view.scores if isinstance(view.scores, SegmentScores) else None
 
 
-def segment_training(view: Any) -> str:
-    """Where the run started, what of it moved, and on what; empty for a run of another task."""
-    if view.overlays is None:
-        return ""
+def answers(view: RunView, overlays: Overlays | None) -> str:
+    """Bars of every class, and the pictures."""
+    scores = scores_of(view)
+    return (_bars(scores) if scores else "") + (_images(overlays) if overlays is not None else "")
+
+
+def what_was_trained(view: RunView, overlays: Overlays | None) -> str:
+    """Where the run started, what of it moved, and on what."""
     run = view.settings
     model, train, data, optim = run.model, run.train, run.data, run.optim
-    layers = getattr(view.model_config, "out_indices", None)
+    layers = getattr(overlays.config, "out_indices", None) if overlays is not None else None
     low, high = data.scale_range
     colours = ", colour distortion" if data.distort_colours else ""
     changed = f"LoRA of rank {train.lora.rank}, and the head" if train.lora else train.what
@@ -216,12 +208,10 @@ def segment_training(view: Any) -> str:
     return f'<h2>What was trained</h2><div class="card scroll"><table class="trained">{body}</table></div>'
 
 
-def _bars(overlays: Overlays) -> str:
-    if not overlays.scores:
-        return ""
-    names = [row.name for row in overlays.scores.per_class]
+def _bars(scores: SegmentScores) -> str:
+    names = [row.name for row in scores.per_class]
     colours = dict(zip(names, class_colours(names)))
-    rows = sorted(overlays.scores.per_class, key=lambda row: -1.0 if row.iou is None else -row.iou)
+    rows = sorted(scores.per_class, key=lambda row: -1.0 if row.iou is None else -row.iou)
     never = [row.name for row in rows if row.iou is None]
     drawn = [_bar(row.name, row.iou, row.share, colours[row.name]) for row in rows if row.iou is not None]
     if len(drawn) > MAX_BARS:

@@ -1,65 +1,30 @@
-"""The page of a fine-tuning run: how often the classifier is right, on what, and what was trained."""
+"""Sections of a fine-tuning run: how often the classifier is right, on what, and what was trained."""
 
-import importlib
+from collections.abc import Callable
 from html import escape
-from typing import Any
+from typing import cast
 
-from ..core.config import DATA
+from transformers import PretrainedConfig
+
+from ..core.config import Part
 from ..core.scores import ClassScores, Mistake
+from ..data.images import ImagePart, Role
 from ..errors import ConfigError, NextEmbedError
+from .page import head, percent
 from .pictures import data_uri, to_array
-from .run_view import RunView, looking
+from .view import RunView, looking
 
+Picture = tuple[Mistake, str]  # a wrong answer with its image, as a data URI
 MAX_CLASSES = 40  # in bars and matrix; of more, those with the most mistakes
 MAX_LABEL = 26  # characters
 
-CSS = """
-.headline { display: grid; grid-template-columns: max-content 1fr; gap: 6px 34px; align-items: center; margin-top: 18px;
-  border-left: 6px solid var(--c1); }
-.headline b { font-size: 3.1rem; line-height: 1; letter-spacing: -.03em; font-variant-numeric: tabular-nums; }
-.headline .soft { display: block; } .headline p { grid-column: 1 / -1; margin: 6px 0 0; max-width: none; }
-@media (max-width: 640px) { .headline { grid-template-columns: 1fr; } }
-.scale { display: block; width: 100%; height: auto; overflow: visible; font: 11px var(--font); fill: var(--soft); }
-.scale .track { fill: var(--tint); } .scale .range { fill: var(--c1); opacity: .35; } .scale .top { fill: var(--c1); }
-.scale .guess { stroke: var(--c2); stroke-width: 2.5; } .scale .guessed { fill: var(--c2); }
-.classes { display: grid; grid-template-columns: max-content 1fr max-content; gap: 6px 12px; align-items: center;
-  font-size: .875rem; }
-.classes .bar { position: relative; height: 18px; background: var(--tint); border-radius: 5px; }
-.classes .bar i { position: absolute; inset: 0 auto 0 0; width: var(--w); background: var(--c1); border-radius: 5px; }
-.classes .bar u { position: absolute; top: 7.5px; height: 3px; left: var(--l); width: var(--r); background: var(--ink);
-  opacity: .55; border-radius: 2px; }
-.classes .value { font-variant-numeric: tabular-nums; text-align: right; }
-.classes .value span { color: var(--soft); }
-.matrix { display: block; width: 100%; height: auto; font: 11.5px var(--font); fill: var(--ink); }
-.matrix .cell { stroke: var(--card); stroke-width: 1.5; } .matrix .name { fill: var(--soft); }
-.matrix .right { fill: color-mix(in srgb, var(--c1) var(--v), var(--tint)); }
-.matrix .wrong { fill: color-mix(in srgb, var(--c2) var(--v), var(--tint)); } .matrix .none { fill: var(--tint); }
-.matrix .on { fill: #fff; } .key.right { border-color: var(--c1); background: var(--c1); }
-.key.wrong { border-color: var(--c2); background: var(--c2); }
-.mistakes { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; margin: 12px 0; }
-.mistakes .card { padding: 10px; } .mistakes img { display: block; width: 100%; border-radius: 6px;
-  image-rendering: pixelated; border: 1px solid var(--line); }
-.mistakes p { margin: 8px 0 0; font-size: .8rem; line-height: 1.4; overflow-wrap: anywhere; }
-.mistakes .is { color: var(--good); font-weight: 600; } .mistakes .called { color: var(--c2); font-weight: 600; }
-.trained td:last-child { text-align: left; white-space: normal; }
-"""
 
-
-def before_curves(view: RunView) -> str:
-    """Everything of a fine-tuning run that stands above its curves."""
-    scores = view.scores
-    head = _header(view, scores)
-    if scores is None:
-        return head + '<p class="note">Nothing was scored: the run did not finish, or its data has no labels.</p>'
-    return head + _classes(scores) + _matrix(scores) + _mistakes(view, scores)
-
-
-def _header(view: RunView, scores: ClassScores | None) -> str:
-    source = str(view.settings.data.source or "its data")
-    last = view.history[-1] if view.history else {}
+def header(view: RunView) -> str:
+    """Top-1 with its range, and the last figures."""
+    scores, last = scores_of(view), view.last
     facts: list[tuple[str, str]] = []
     if scores:
-        facts.append((_percent(scores.top5), f"top-5 of {len(scores.class_names)} classes"))
+        facts.append((percent(scores.top5), f"top-5 of {len(scores.class_names)} classes"))
         if scores.step is not None:
             facts.append((f"{scores.step:,}", "step of the best weights" + ", averaged" * (scores.weights == "ema")))
     if "samples_seen" in last:
@@ -67,19 +32,26 @@ def _header(view: RunView, scores: ClassScores | None) -> str:
     if sizes := view.environment.parameters:
         share = f"of {sizes.all / 1e6:.2f} M parameters trained"
         facts.append((f"{sizes.trained / 1e6:.2f} M" if sizes.trained >= 1e5 else f"{sizes.trained:,}", share))
-    cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
-    headline = ""
+    card = ""
     if scores:
-        headline = (
-            f'<div class="card headline"><div><b>{_percent(scores.top1)}</b><span class="soft">top-1 on '
+        card = (
+            f'<div class="card headline"><div><b>{percent(scores.top1)}</b><span class="soft">top-1 on '
             f"{scores.num_images:,} {escape(scores.split)} images</span></div>{_scale(scores)}"
             f"<p>{escape(scores.sentence())}</p></div>"
         )
-    return (
-        f'<p class="kicker">Fine-tuning on {escape(source)}</p><h1>{escape(view.name)}</h1>{headline}'
-        + (f'<div class="facts">{cards}</div>' if cards else "")
-        + "".join(f'<p class="note">{escape(text)}</p>' for text in view.missing)
-    )
+    return head(view, f"Fine-tuning on {view.settings.data.source or 'its data'}", card, facts)
+
+
+def scores_of(view: RunView) -> ClassScores | None:
+    return view.scores if isinstance(view.scores, ClassScores) else None
+
+
+def answers(view: RunView, pictures: Callable[[ClassScores], list[Picture]]) -> str:
+    """Every class, the confusion matrix, and the mistakes. pictures: of mistakes, see `pictures_of`."""
+    scores = scores_of(view)
+    if scores is None:
+        return '<p class="note">Nothing was scored: the run did not finish, or its data has no labels.</p>'
+    return _classes(scores) + _matrix(scores) + _mistakes(scores, pictures)
 
 
 def _scale(scores: ClassScores) -> str:
@@ -94,7 +66,7 @@ def _scale(scores: ClassScores) -> str:
         f'<circle class="top" cx="{600 * scores.top1:.1f}" cy="21" r="7.5"/>'
         f'<line class="guess" x1="{600 * guess:.1f}" x2="{600 * guess:.1f}" y1="8" y2="34"/>'
         f'<text class="guessed" x="{600 * guess:.1f}" y="3" text-anchor="{anchor}">always the largest class: '
-        f"{_percent(guess)}</text>"
+        f"{percent(guess)}</text>"
         '<text x="0" y="50">0 %</text><text x="600" y="50" text-anchor="end">100 %</text>'
         f'<text x="{600 * min(0.85, max(0.15, (low + high) / 2)):.1f}" y="50" text-anchor="middle">95 % range '
         f"{100 * low:.1f} to {100 * high:.1f} %</text></svg>"
@@ -123,7 +95,7 @@ def _classes(scores: ClassScores) -> str:
         rows += (
             f"<span>{_name(scores, i)}</span>"
             f'<span class="bar" style="--w:{100 * recall[i]:.1f}%;--l:{100 * low:.1f}%;--r:{100 * (high - low):.1f}%">'
-            f'<i></i><u></u></span><span class="value">{_percent(recall[i])} <span>of {total:,}</span></span>'
+            f'<i></i><u></u></span><span class="value">{percent(recall[i])} <span>of {total:,}</span></span>'
         )
     left_out = sum(1 for row in confusion if sum(row)) - len(shown)
     more = f" {left_out} classes with fewer mistakes are left out." if left_out else ""
@@ -187,20 +159,20 @@ def _matrix(scores: ClassScores) -> str:
     )
 
 
-def _mistakes(view: RunView, scores: ClassScores) -> str:
+def _mistakes(scores: ClassScores, pictures: Callable[[ClassScores], list[Picture]]) -> str:
     if not any(error.index is not None for error in scores.errors):
         return ""
     try:
-        with looking(view):
-            pictures = _pictures(view, scores)
+        with looking("the model"):
+            found = pictures(scores)
     except NextEmbedError as err:
         return f'<h2>The surest mistakes</h2><p class="note">There are no pictures: {escape(str(err))}</p>'
     cards = "".join(
         f'<div class="card"><img alt="{escape(error.key)}" src="{picture}"><p>'
         f'is <span class="is">{_name(scores, error.label)}</span><br>'
         f'called <span class="called">{_name(scores, error.answer)}</span>, '
-        f"{_percent(error.probability)}</p></div>"
-        for error, picture in pictures
+        f"{percent(error.probability)}</p></div>"
+        for error, picture in found
     )
     return (
         "<h2>The surest mistakes</h2>"
@@ -209,15 +181,23 @@ def _mistakes(view: RunView, scores: ClassScores) -> str:
     )
 
 
-def _pictures(view: RunView, scores: ClassScores) -> list[tuple[Mistake, str]]:
-    """Wrong answers with the images of the scored samples; without those where the data is not what it was."""
-    importlib.import_module("nextembed.toys.kinds")  # registers its kinds
-    data: Any = DATA.parse(view.config.get("data"))
-    model = view.model_config
-    if model is None:
-        raise ConfigError("there is no model that says how large they are")
-    sizes = {"image_size": model.image_shape[0], "num_channels": model.num_channels}
-    samples = data.eval_samples(scores.split, num_samples=view.settings.probe.num_test, **sizes)
+def pictures_of(scores: ClassScores, data: Part, config: PretrainedConfig, num_test: int | None) -> list[Picture]:
+    """Wrong answers with the images of the scored samples; without those where the data is not what it was.
+
+    Args:
+        scores: of the run.
+        data: of the run.
+        config: of the model: it says how large images are.
+        num_test: how many samples were scored at most.
+
+    Raises:
+        ConfigError: the data gives no images.
+    """
+    if not isinstance(data, ImagePart):
+        raise ConfigError(f"data of kind {data.kind} gives no images to look at")
+    sizes = {"image_size": config.image_shape[0], "num_channels": config.num_channels}
+    role = cast(Role, scores.split)
+    samples = data.eval_samples(role, num_samples=num_test, **sizes)
     found = []
     for error in scores.errors:
         sample = samples[error.index] if error.index is not None and error.index < len(samples) else None
@@ -253,7 +233,3 @@ def what_was_trained(view: RunView) -> str:
 def _name(scores: ClassScores, i: int) -> str:
     name = scores.class_names[i]
     return escape(name if len(name) <= MAX_LABEL else name[: MAX_LABEL - 1] + "…")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"

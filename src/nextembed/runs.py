@@ -1,0 +1,185 @@
+"""Runs, opened: the one reader of run folders, checkpoints, model folders and hub ids."""
+
+import re
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
+from transformers import PreTrainedModel, ProcessorMixin
+
+from .core.code import check_code
+from .core.config import DATA, MODELS, Config, Part, from_yaml, validated
+from .core.files import read_text, write_text
+from .core.objective import OBJECTIVES, ObjectiveSettings
+from .core.optim import OptimConfig
+from .core.run_folder import RunFolder, Saved, find_saved, run_folder
+from .data.sources import ImageData
+from .errors import ConfigError
+from .evaluation.probes.sweep import ProbeConfig
+from .models.loading import load_model, load_processor
+from .models.nepa.settings import NepaModel
+from .objectives.next_embedding import NextEmbeddingSettings
+from .report.page import page, settings, skipped
+from .report.view import RunView, read_view
+from .tasks import Task, saved_task, task_of
+from .toys import kinds
+from .training.settings import TrainConfig
+
+DataPart = Annotated[SerializeAsAny[Part], BeforeValidator(DATA.parse)]
+ModelPart = Annotated[SerializeAsAny[Part], BeforeValidator(MODELS.parse)]
+ObjectivePart = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(OBJECTIVES.parse)]
+
+DATA_KINDS = kinds.__all__  # importing them registers them
+
+
+class RunConfig(Config):
+    """All settings of a run; RUN/config.yaml holds them, defaults included.
+
+    name: of the run folder in output_dir. seed: of weights, data order, augmentation and all draws in training.
+    data, model, objective: parts, chosen by `kind`, also `my_file.py:MyPart`.
+    after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
+    """
+
+    name: str = "run"
+    seed: int = Field(0, ge=0, lt=2**32)
+    output_dir: str = "runs"
+    data: DataPart = Field(default_factory=lambda: ImageData(source="emoji"))
+    model: ModelPart = Field(default_factory=NepaModel)
+    objective: ObjectivePart = Field(default_factory=NextEmbeddingSettings)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    after: list[str] = []
+
+    @field_validator("name")
+    @classmethod
+    def _one_part_of_a_path(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w.-]{1,100}", name) or name in (".", ".."):
+            raise ValueError(f"'{name}' is no name of a folder: letters, digits, _, - and . are, and not . or .. alone")
+        return name
+
+    @property
+    def dir(self) -> Path:
+        """OUTPUT_DIR/NAME; a new run gets another folder where that is taken."""
+        return Path(self.output_dir).expanduser() / self.name
+
+
+class Run(RunFolder):
+    """A run, or a model without one.
+
+        run = nextembed.open_run("runs/mine")
+        run.metrics["loss"], run.config.train.max_steps
+        model = run.model("ema")
+        run.report()
+
+    path: as it was given. dir: of the run; of a lone model its own folder. metrics: the last logged line; after `fit`
+    also what the run scored. trained: the model that `fit` trained, as it stands in memory; else None.
+    """
+
+    def __init__(self, path: str | Path, folder: Path, config: RunConfig | None = None):
+        super().__init__(folder)
+        self.path = path
+        self.trained: Any = None
+        if config is not None:
+            self.config = config
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """Its settings. Raises ConfigError where there are none, CodeRefused for Python that was not allowed."""
+        return read_run_config(self.dir)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        lines = self.history()
+        return dict(lines[-1]) if lines else {}
+
+    @cached_property
+    def task(self) -> Task:
+        return task_of(self.config)
+
+    def seed(self) -> int:
+        values = self.values
+        return validated(_Seed, {"seed": values["seed"]}).seed if "seed" in values else 0
+
+    def source(self) -> Part:
+        """The data part of its settings. Raises ConfigError where there is none, CodeRefused for Python that was not
+        allowed."""
+        values = self.values
+        if "data" not in values:
+            raise ConfigError(f"{self.path} is not part of a run, so the data has to be named: --data SOURCE")
+        check_code({"data": values["data"]}, self.dir / "config.yaml")
+        return DATA.parse(values["data"])
+
+    def probe_settings(self) -> ProbeConfig:
+        """The probe settings of its run; the defaults where there are none."""
+        found: ProbeConfig = validated(ProbeConfig, self.values.get("probe") or {}, "probe")
+        return found
+
+    def saved(self) -> Saved:
+        return find_saved(self.path)
+
+    def model(self, weights: str | None = None, **options: Any) -> PreTrainedModel:
+        """Its model, loaded from disk.
+
+        Args:
+            weights: "raw", "ema" or "best"; None takes the first there is.
+            options: as of `models.loading.load_model`: kind, device, attn_implementation, dtype.
+
+        Raises:
+            ConfigError: one line, where there is no such model, or it does not load whole.
+        """
+        return load_model(self.saved().folder(weights), **options)
+
+    def processor(self, weights: str | None = None) -> ProcessorMixin:
+        """What makes batches for its model."""
+        return load_processor(self.saved().folder(weights))
+
+    def view(self) -> RunView:
+        """Its files as plain values. Raises ConfigError for a folder that holds no run."""
+        return read_view(self)
+
+    def report(self, path: str | Path | None = None, decoders: tuple[str | Path, ...] = ()) -> Path:
+        """Writes its page, finished or not, with whatever the folder holds; says on the page what is missing.
+
+        Args:
+            path: of the page; None is RUN/report.html.
+            decoders: runs of the recipe latent_decoder on this model, to show its latents as pixels.
+
+        Raises:
+            ConfigError: the folder holds no run, or a decoder does not load.
+        """
+        view = self.view()
+        task = saved_task(view.settings.objective.kind, view.settings.model.kind)
+        sections = [*task.sections(view, self, decoders), skipped(view), settings(view)]
+        path = Path(path) if path is not None else self.dir / "report.html"
+        write_text(path, page(view, sections))
+        return path
+
+
+class _Seed(Config):
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+def open_run(path: str | Path) -> Run:
+    """Opens a run folder, a checkpoint, a model folder or a hub id. Nothing is loaded yet.
+
+    Raises:
+        ConfigError: there is no such path.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        find_saved(path)  # a hub id, or an error that names what is near
+    return Run(path, run_folder(place) or place)
+
+
+def read_run_config(run: str | Path) -> RunConfig:
+    """RUN/config.yaml. Raises ConfigError if there is none."""
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"no run in {file.parent}: it has no config.yaml")
+    config: RunConfig = from_yaml(RunConfig, read_text(file), str(file))
+    return config

@@ -1,0 +1,212 @@
+"""What a run is for, and how it is judged: the contract that every task fulfils."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..core import distributed
+from ..core.config import MODELS, Part, common_task
+from ..core.objective import OBJECTIVES, Objective, ObjectiveSettings
+from ..core.probe_table import ProbeTable
+from ..core.run_folder import Saved
+from ..core.saved import load
+from ..core.scores import BestScore, ClassScores, SegmentScores
+from ..errors import ConfigError, DataError, NextEmbedError, unknown
+from ..evaluation.probes.sweep import ProbeConfig
+from ..models.parts import ModelPart
+from ..report.view import RunView
+from ..training.settings import TrainConfig
+from ..training.watch import Probe, Say
+
+
+class RunSettings(Protocol):
+    """What a task reads of a run's settings (`runs.RunConfig`)."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> Part: ...
+    @property
+    def model(self) -> Part: ...
+    @property
+    def objective(self) -> ObjectiveSettings: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def probe(self) -> ProbeConfig: ...
+
+
+class OpenRun(Protocol):
+    """What a task reads of a run (`runs.Run`)."""
+
+    dir: Path
+
+    @property
+    def config(self) -> RunSettings: ...
+    def history(self) -> list[dict[str, Any]]: ...
+    def source(self) -> Part:
+        """The data part of its settings."""
+
+    def seed(self) -> int:
+        """Of its settings; 0 where there are none."""
+
+    def probe_settings(self) -> ProbeConfig:
+        """Of its settings; the defaults where there are none."""
+
+    def saved(self) -> Saved: ...
+    def probes(self) -> ProbeTable | None: ...
+    def class_scores(self) -> ClassScores | None: ...
+    def segment_scores(self) -> SegmentScores | None: ...
+    def model(self, weights: str | None = None, **options: Any) -> PreTrainedModel: ...
+    def processor(self, weights: str | None = None) -> ProcessorMixin: ...
+
+
+class Task:
+    """What a run is for. One of your own is a subclass in your own file, registered with `@register` and named by the
+    `task` of an objective and a model part.
+
+    name: as parts name it. metric: what the best weights are chosen by, greater is better; None keeps none.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str | None] = None
+
+    def class_names(self, data: Part) -> list[str]:
+        """The class names of checked data, by class id, that the model is built for; empty for a task without classes.
+
+        Raises:
+            ConfigError: the data has no labels to learn.
+        """
+        return []
+
+    def check(self, config: RunSettings, backbone: PreTrainedModel) -> None:
+        """Raises ConfigError for settings that would fail only after training."""
+
+    def quick(
+        self, config: RunSettings, backbone: PreTrainedModel, objective: Objective, loading: Mapping[str, Any], say: Say
+    ) -> Probe | None:
+        """What runs every `train.probe_steps`, on the main rank.
+
+        Args:
+            config: of the run.
+            backbone: as it trains.
+            objective: as it trains.
+            loading: what loaders need to know of the model.
+            say: prints a line.
+
+        Returns:
+            backbone -> values by name ("eval/..."); None, said in one line, where there is nothing to measure on.
+        """
+        return None
+
+    def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
+        """Probes or scores of a finished run, written into its folder; what of them `Run.metrics` holds. Every rank calls
+        it."""
+        return {}
+
+    def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
+        """The report between its title and the settings, as HTML.
+
+        Args:
+            view: what the run's files hold. What cannot be shown is said in `view.missing`.
+            run: opened, for its model and data.
+            decoders: runs of the recipe latent_decoder that somebody named.
+        """
+        return []
+
+    def summary(self, run: OpenRun) -> list[str]:
+        """What was learned, in sentences."""
+        return []
+
+    def usage(self, run: OpenRun, folder: str) -> str | None:
+        """A line that uses the model in `folder`."""
+        return None
+
+    lora: ClassVar[str] = ""  # targets that `plan` proposes for LoRA; empty proposes none
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register(cls: type[Task]) -> type[Task]:
+    """Class decorator: the task is found by its name."""
+    TASKS[cls.name] = cls()
+    return cls
+
+
+def task_of(config: RunSettings) -> Task:
+    """The task of a run's objective and model. Raises ConfigError if these do not fit, or it is not known."""
+    name = common_task(config.objective, config.model)
+    if name is None:
+        task = config.objective.task
+        fitting = [kind for kind, part in MODELS.classes.items() if part.task == task]
+        hint = f"; for this objective take model.kind={' or '.join(fitting)}" if fitting else ""
+        raise ConfigError(
+            f"objective {config.objective.kind} is for {task}, model {config.model.kind} for {config.model.task}{hint}"
+        )
+    return find_task(name)
+
+
+def find_task(name: str) -> Task:
+    """The task of this name. Raises ConfigError if there is none."""
+    if name not in TASKS:
+        raise ConfigError(unknown("task", name, TASKS))
+    return TASKS[name]
+
+
+def model_part(config: RunSettings) -> ModelPart:
+    """The model's settings. Raises ConfigError for a part that is no model."""
+    if not isinstance(config.model, ModelPart):
+        raise ConfigError(f"model.kind {config.model.kind} is no ModelPart")
+    return config.model
+
+
+def saved_task(objective: str, model: str) -> Task:
+    """The task of a run by the kinds in its config.yaml; pretraining where a kind is not known here."""
+    try:
+        found = OBJECTIVES.find(objective)
+    except NextEmbedError:
+        return find_task("pretraining")
+    try:
+        return find_task(common_task(found, MODELS.find(model)) or found.task)
+    except NextEmbedError:  # of a model of somebody else, or a task that is not there
+        return TASKS.get(found.task, TASKS["pretraining"])
+
+
+SPLITS = ("test", "validation")  # scores are of the first that is there
+
+
+def scored_folder(run: OpenRun) -> Path:
+    """The model that is scored: of a run the best on validation, else averaged, else raw; a lone model itself."""
+    saved = run.saved()
+    is_run = Path(saved.path).expanduser().resolve() == run.dir.resolve() and (run.dir / "config.yaml").is_file()
+    return Path(saved.first_of("best", "ema", "raw") if is_run else saved.folder())
+
+
+def weights_of(folder: Path) -> tuple[str, int | None]:
+    """What the weights of a folder are ("raw", "ema") and of which step, if it is known."""
+    best = load(BestScore, file) if (file := folder / "score.json").is_file() else BestScore()
+    return best.weights or ("ema" if folder.name == "ema" else "raw"), best.step
+
+
+S = TypeVar("S", ClassScores, SegmentScores)
+
+
+def finish_with(score: Callable[[OpenRun], S], run: OpenRun, say: Say) -> S | None:
+    """Scores a finished run and writes scores.json; None, said in one line, where that cannot be."""
+    if not run.config.probe.enabled:
+        return None
+    say("scoring")
+
+    def scored() -> S:
+        scores = score(run)
+        scores.save(run.dir / "scores.json")
+        return scores
+
+    try:
+        return distributed.on_main(scored)
+    except (ConfigError, DataError) as err:
+        say(f"no scores: {err}")
+        return None

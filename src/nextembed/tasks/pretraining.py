@@ -1,0 +1,153 @@
+"""Learning without labels: judged by probes on frozen features, and by what it predicts on real images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from ..core import distributed
+from ..core.config import Part
+from ..core.objective import Objective
+from ..core.probe_table import ProbeTable, sentence
+from ..core.types import IGNORE_LABEL, Encodes
+from ..errors import ConfigError, DataError, NextEmbedError
+from ..evaluation.probes.records import segment_data
+from ..evaluation.probes.samples import load_data
+from ..evaluation.probes.sweep import ProbeConfig, ProbeData, QuickProbe, sweep
+from ..models.omni import OmniForPreTraining
+from ..objectives.latent_decoder import FOLDER, load_decoder
+from ..report import page, prediction
+from ..report.view import RunView, looking
+from ..training.watch import Probe, Say
+from .base import OpenRun, RunSettings, Task, register
+
+
+@register
+class Pretraining(Task):
+    name: ClassVar[str] = "pretraining"
+
+    def check(self, config: RunSettings, backbone: PreTrainedModel) -> None:
+        config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
+
+    def quick(
+        self, config: RunSettings, backbone: PreTrainedModel, objective: Objective, loading: Mapping[str, Any], say: Say
+    ) -> Probe | None:
+        """Probes of the output and the middle layer."""
+        try:
+            data = load_data(config.data, config.probe, backbone.config)
+            validation: Any = data.validation
+            if all(validation[i]["label"] == IGNORE_LABEL for i in range(min(20, len(validation)))):
+                raise DataError("the data has no labels")
+        except (ConfigError, DataError) as err:
+            say(f"no probe during training: {err}")
+            return None
+        return QuickProbe(data, config.probe)
+
+    def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
+        """Writes probe.json. "probe/linear", the same "_untrained" and "_pixels", ...: of the best rows."""
+        if not run.config.probe.enabled:
+            return {}
+        say("probing")
+        try:
+            table = probe(run, all_ranks=True)
+            distributed.on_main(lambda: table.save(run.dir / "probe.json"))
+        except (ConfigError, DataError) as err:
+            say(f"no probes: {err}")
+            return {}
+        return accuracies(table)
+
+    def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
+        if view.probes is None and view.settings.probe.enabled and not (run.dir / "probe.json").is_file():
+            view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
+        looked: prediction.Looked | None = None
+        for decoder in decoders:
+            load_decoder(decoder)  # a wrong name is an error, not a remark on the page
+        try:
+            with looking(run.dir):
+                model = run.model(device="cpu", attn_implementation="eager")
+                own = [run.dir] if (run.dir / FOLDER).is_dir() else []
+                looked = prediction.look(model, run.source(), view.settings.objective.causal, [*decoders, *own])
+        except NextEmbedError as err:
+            if decoders:  # they were asked for by name
+                raise
+            view.missing.append(f"There are no pictures: {err}.")
+        return [
+            prediction.header(view, looked),
+            page.missing(view),
+            page.probes(view),
+            page.curves(view),
+            page.warnings(view),
+            prediction.pictures(view, looked) if looked is not None else "",
+        ]
+
+    def summary(self, run: OpenRun) -> list[str]:
+        found, table = run.config.objective.verdict(run.history()), run.probes()
+        lines = sentence(table) if table is not None else ["No probe was run."]
+        return [*lines, f"Verdict: {found.word}. {found.sentence}"]
+
+    def usage(self, run: OpenRun, folder: str) -> str:
+        return f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/model")'
+
+
+def probe(
+    run: OpenRun, data: Part | None = None, config: ProbeConfig | None = None, all_ranks: bool = False
+) -> ProbeTable:
+    """Probes of a run, a checkpoint or any saved model: its weights, its EMA weights where there are some, and the same
+    network untrained (initialised with the run's seed). Written nowhere: see `ProbeTable.save`.
+
+    Args:
+        run: opened.
+        data: labelled images, or of an Omni rows of the modality `config.modality`; None takes the run's own.
+        config: which features, on how many images; None takes the run's own.
+        all_ranks: every rank calls it and takes its share, see `sweep`.
+
+    Raises:
+        ConfigError: no model, or a source that cannot be read.
+        DataError: no labels.
+    """
+    source = data if data is not None else run.source()
+    settings = config if config is not None else run.probe_settings()
+
+    def opened() -> tuple[dict[str, Any], ProbeData]:
+        models = models_of(run)
+        first = next(iter(models.values()))
+        if isinstance(first, OmniForPreTraining):
+            return models, segment_data(source, settings, first.processor)
+        return models, load_data(source, settings, first.config)
+
+    return sweep(*(distributed.together(opened) if all_ranks else opened()), settings, all_ranks)
+
+
+def models_of(run: OpenRun) -> dict[str, Any]:
+    """Backbones "raw", "ema" (where saved) and "untrained". Raises ConfigError if there is none of ours."""
+    saved = run.saved()
+    models: dict[str, Any] = {name: run.model(name) for name in ("raw", "ema") if name in saved.folders}
+    first = next(iter(models.values()))
+    device = first.device
+    if not isinstance(first, Encodes):
+        raise ConfigError(f"{saved.path} holds a {type(first).__name__}, which has no latents to probe")
+    models["untrained"] = untrained(first, run.seed()).to(device)
+    return models
+
+
+def untrained(model: Any, seed: int = 0) -> Any:
+    """The same network with fresh weights drawn from `seed`; the global random state stays as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return type(model)(model.config).eval()
+
+
+def accuracies(table: ProbeTable) -> dict[str, float]:
+    """The best row of each probe, measured on test where there is a test split, beside its baselines."""
+    found = {}
+    for name in ("linear", "knn", "attentive"):
+        for ending, row in (("", table.best(name)), ("_untrained", table.best(name, "untrained"))):
+            if row is not None:
+                value = row.accuracy if row.accuracy is not None else row.validation_accuracy
+                found[f"probe/{name}{ending}"] = value
+        pixels = table.pixels or table.pixels_validation
+        if name in pixels:
+            found[f"probe/{name}_pixels"] = pixels[name]
+    return found

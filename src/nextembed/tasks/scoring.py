@@ -1,0 +1,38 @@
+"""Scores of a fine-tuned model, by what its checkpoint says it is for."""
+
+from collections.abc import Callable, Sequence
+
+from ..core.config import Part
+from ..core.run_folder import read_model_file
+from ..core.scores import ClassScores, SegmentScores
+from ..errors import ConfigError
+from ..evaluation.probes.sweep import ProbeConfig
+from . import classification, segmentation
+from .base import SPLITS, OpenRun, scored_folder
+
+SCORERS: dict[str, Callable[..., ClassScores | SegmentScores]] = {
+    "ForImageClassification": classification.score,
+    "ForSemanticSegmentation": segmentation.score,
+}
+
+
+def score(
+    run: OpenRun, data: Part | None = None, config: ProbeConfig | None = None, splits: Sequence[str] = SPLITS
+) -> ClassScores | SegmentScores:
+    """Scores of a run (its best weights), a checkpoint or a saved model on labelled images.
+
+    Args:
+        run: opened.
+        data: None takes the run's own.
+        config: on how many images; None takes the run's own.
+        splits: the first of these that the data has is taken.
+
+    Raises:
+        ConfigError: a path without such a model, splits that are not there, or data with other classes.
+    """
+    folder = scored_folder(run)
+    name = next(iter(read_model_file(folder).architectures or []), "")
+    kind = name[name.find("For") :] if "For" in name else name
+    if kind not in SCORERS:
+        raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
+    return SCORERS[kind](run, data, config, splits)

@@ -1,0 +1,54 @@
+"""What a run writes about itself: its settings, and what it ran on."""
+
+import contextlib
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core import distributed
+from ..core.config import Config, to_yaml
+from ..core.files import write_json, write_text
+
+
+def write_settings(run_dir: Path, config: Config, seed: int, trained: tuple[int, int]) -> None:
+    """config.yaml, as it is now; environment.json, as it was at the start of the run."""
+
+    def write() -> None:
+        write_text(run_dir / "config.yaml", to_yaml(config))
+        if not (run_dir / "environment.json").exists():
+            write_json(run_dir / "environment.json", environment(seed, trained))
+
+    distributed.on_main(write)
+
+
+def environment(seed: int, trained: tuple[int, int]) -> dict[str, Any]:
+    """What this run ran on: versions, machine, git commit of the current folder; and how much of the backbone trains.
+
+    trained: parameters that do, and all.
+    """
+    versions = {}
+    for name in ("nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "numpy", "safetensors"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    commit = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository here
+        commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
+    return {
+        "packages": versions,
+        "python": sys.version.split()[0],
+        "torch_build": torch.__config__.show().splitlines(),
+        "machine": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "ranks": distributed.world_size(),
+        "git_commit": commit,
+        "seed": seed,
+        "parameters": {"trained": trained[0], "all": trained[1]},
+        "command": sys.argv,
+    }
