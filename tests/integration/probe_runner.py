@@ -10,7 +10,8 @@ from rank_runner import fork_ranks
 
 from nextembed.core import distributed
 from nextembed.errors import DataError
-from nextembed.evaluation.probes.loading import probe_checkpoint
+from nextembed.runs import open_run
+from nextembed.tasks.pretraining import probe
 
 
 def wait() -> None:
@@ -43,7 +44,7 @@ if __name__ == "__main__":
     dist.init_process_group("gloo", timeout=timedelta(seconds=1 if what == "wait" else 300))
     distributed.patient_group()  # as `distributed.start` makes it
     if what == "probe":
-        table = probe_checkpoint(words[0], all_ranks=True)
+        table = probe(open_run(words[0]), all_ranks=True)
         if distributed.is_main():
             table.save(words[1])
     else:

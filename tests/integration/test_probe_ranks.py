@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from test_distributed import config
 
-from nextembed.evaluation.probes.loading import probe_checkpoint
 from nextembed.run import fit
+from nextembed.tasks.pretraining import probe
 
 RUNNER = Path(__file__).parent / "probe_runner.py"
 
@@ -26,7 +26,7 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, seeds: int) -> None:
     settings.probe.num_train, settings.probe.num_validation, settings.probe.num_test = 200, 60, 60
     settings.probe.seeds = seeds
     run = fit(settings)
-    probe_checkpoint(run.dir).save(tmp_path / "one.json")
+    probe(run).save(tmp_path / "one.json")
     two_ranks("probe", run.dir, tmp_path / "two.json")
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert one == two

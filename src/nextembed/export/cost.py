@@ -11,7 +11,7 @@ from ..core.types import IGNORE_LABEL, Sample
 from ..data.images import ImagePart
 from ..errors import ConfigError, DataError
 from ..evaluation.features.extract import Features, batches
-from ..evaluation.probes.loading import load_data
+from ..evaluation.probes.samples import load_data
 from ..evaluation.probes.sweep import ProbeConfig, ProbeData, accuracy, fit_probes
 from ..models.nepa import ViTNepaConfig
 from .formats import onnx_session

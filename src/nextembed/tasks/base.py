@@ -102,7 +102,7 @@ class Task:
         return None
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
-        """Probes or scores of a finished run, written into its folder; what of them `Run.metrics` holds. Every rank calls
+        """Probes or scores of a finished run, written into its folder; what of them `Run.metrics` holds. All ranks call
         it."""
         return {}
 
