@@ -69,7 +69,7 @@ def same(found, wanted):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(segments=documents, max_length=st.integers(2, 24), seed=st.integers(0, 3))
 def test_cut_as_if_all_of_it_were_known(segments, max_length, seed):
     document = {"key": "", "segments": segments, "seed": seed}

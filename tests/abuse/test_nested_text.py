@@ -11,7 +11,7 @@ from nextembed.data.segmentation import read_names
 from nextembed.errors import ConfigError
 from nextembed.recipes import load
 
-DEEP = "[" * 100_000
+DEEP = "[" * 20_000
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
 )
@@ -21,7 +21,7 @@ KEY_BOMB = "a0: &a0 {" + ", ".join(f"k{i}: 1" for i in range(9)) + "}\n" + "".jo
 BAD_YAML = {
     "deep": DEEP,
     "deeper than can be written": "[" * 150 + "]" * 150,
-    "deep mappings": "{a: " * 100_000,
+    "deep mappings": "{a: " * 20_000,
     "aliases": BOMB,
     "merge keys": KEY_BOMB,
     "a circle": "&a [*a]",

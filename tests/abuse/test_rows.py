@@ -24,7 +24,7 @@ from nextembed.errors import ConfigError, DataError
 from nextembed.models.omni.settings import OmniParts
 from nextembed.recipes import load
 
-DEEP = "[" * 100_000
+DEEP = "[" * 20_000
 HALF = "\\ud83d"  # as JSON writes it
 EVERY = {"text": {}, "image": {"image_size": 8, "patch_size": 4}, "series": {}, "audio": {}, "video": {}}
 

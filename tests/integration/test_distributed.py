@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import run_script
 from tiny import weights
 
 from nextembed.core.config import to_yaml
@@ -80,7 +81,7 @@ def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
     whole.optim.schedule = "constant"
     expected = fit(whole)
     whole.train.micro_batch_size = 4
-    done = python(RUNNER, "--ranks", 2, given(whole, tmp_path), first.dir)
+    done = run_script(RUNNER, "--ranks", 2, given(whole, tmp_path), first.dir)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("model", "ema"):
         close(first.dir, expected.dir, name)

@@ -1,7 +1,6 @@
 """Embedding that is killed at any moment and started again ends with the very file that it would have made."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import run_script
 
 from nextembed import ViTNepaConfig, ViTNepaForPreTraining
 
@@ -49,8 +49,7 @@ def test_killed_twice_and_started_again_is_the_same_file(checkpoint, source, tmp
     if streaming != (source.name.startswith("parquet")):
         pytest.skip("each source in one way is enough")
     whole, output = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
-    command = [sys.executable, str(RUNNER), str(checkpoint), str(source), str(streaming), str(whole), str(output)]
-    done = subprocess.run([*command, "1", "6"], capture_output=True, text=True, timeout=170, check=False)
+    done = run_script(RUNNER, checkpoint, source, streaming, whole, output, 1, 6)
     assert done.returncode == 0, done.stderr[-3000:]
     assert output.read_bytes() == whole.read_bytes()
     skipped = [output.with_suffix(".skipped.jsonl").read_text(), whole.with_suffix(".skipped.jsonl").read_text()]

@@ -2,12 +2,11 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_script
 from safetensors.torch import load_file
 
 import nextembed
@@ -64,8 +63,7 @@ def test_two_ranks_learn_together(tmp_path):
              "train.batch_size=2", "train.micro_batch_size=1", "model.max_length=24", "train.max_steps=6"]  # fmt: skip
     file = tmp_path / "given.yaml"
     file.write_text(to_yaml(config(tmp_path / "two", *mixed)))
-    command = [sys.executable, RUNNER, "--ranks", 2, file]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=550, check=False)
+    done = run_script(RUNNER, "--ranks", 2, file)
     assert done.returncode == 0, done.stderr[-3000:]
     found = lines(tmp_path / "two" / "run")
     assert found[-1]["step"] == 6 and found[-1]["text_loss"] > 0

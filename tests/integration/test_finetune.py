@@ -1,13 +1,12 @@
 """Fine-tuning end to end: from a pretrained folder to a classifier that answers with the names of the classes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import peft
 import pytest
 import torch
+from forked import run_script
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import STATE_FILE
@@ -70,9 +69,7 @@ def killed_and_resumed(**runs: tuple[RunConfig, list[str]]) -> list[Path]:
         Path(folder).mkdir()
         (Path(folder) / "config.yaml").write_text(to_yaml(settings))
         words += [*(["--"] if words else []), folder, *kills]
-    done = subprocess.run(
-        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=550, check=False
-    )
+    done = run_script(RUNNER, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     return [Path(folder) / "run" for folder in runs]
 
@@ -319,9 +316,7 @@ def test_two_ranks_score_on_one_and_train_the_weights_of_one(tmp_path, still):
     one = fit(config(tmp_path / "one", still, *exact))
     file = tmp_path / "given.yaml"
     file.write_text(to_yaml(config(tmp_path / "two", still, *exact)))
-    runner = RUNNER.with_name("rank_runner.py")
-    command = [sys.executable, runner, "--ranks", 2, file]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=550, check=False)
+    done = run_script(RUNNER.with_name("rank_runner.py"), "--ranks", 2, file)
     assert done.returncode == 0, done.stderr[-3000:]
     two = tmp_path / "two" / "run"
     for name in ("model", "ema"):

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import wave
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from forked import run_script
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
@@ -254,8 +253,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_text(to_yaml(config()))
         words += [*(["--"] if words else []), str(tmp_path / name), *kills]
-    command = [sys.executable, str(RUNNER), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    done = run_script(RUNNER, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     for file in ("model/model.safetensors", "ema/model.safetensors"):
         whole, parts = (load_file(tmp_path / name / "run" / file) for name in ("whole", "parts"))

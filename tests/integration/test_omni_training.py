@@ -1,11 +1,10 @@
 """Omni runs: rows divided among micro batches train what they train together; ranks without a modality go on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import run_script
 from safetensors.torch import load_file
 
 import nextembed
@@ -46,8 +45,7 @@ def test_two_ranks_learn_together(tmp_path, density):
     two = config(tmp_path, f"model.density={density}", "train.micro_batch_size=1", "train.batch_size=2")
     file = tmp_path / "given.yaml"
     file.write_text(to_yaml(two))
-    command = [sys.executable, RUNNER, "--ranks", 2, file]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=550, check=False)
+    done = run_script(RUNNER, "--ranks", 2, file)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 6 and lines[-1]["loss"] < lines[0]["loss"]

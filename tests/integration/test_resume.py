@@ -1,12 +1,11 @@
 """A run that is killed at any moment and resumed ends as if it had never stopped, bit for bit."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from forked import run_script
 from safetensors.torch import load_file
 from tiny import STATE_FILE
 
@@ -41,9 +40,7 @@ def run(settings: RunConfig, **kills: list[str]) -> list[Path]:
         Path(folder).mkdir()
         (Path(folder) / "config.yaml").write_text(to_yaml(settings))
         words += [*(["--"] if words else []), folder, *moments]
-    done = subprocess.run(
-        [sys.executable, str(RUNNER), *words], capture_output=True, text=True, timeout=550, check=False
-    )
+    done = run_script(RUNNER, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     return [Path(folder) / "run" for folder in kills]
 
