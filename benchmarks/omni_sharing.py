@@ -29,7 +29,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from nextembed.inference.omni import load_omni
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import cross_val_score
@@ -41,11 +40,11 @@ from nextembed.data.pairs import TextData
 from nextembed.data.records import Piece, Records
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.evaluation.probes.sweep import ProbeConfig
+from nextembed.inference.generate import load_omni
 from nextembed.models.omni import OmniParts
 from nextembed.nn.losses import vocabulary_scores
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
-from nextembed.run import fit
-from nextembed.runs import RunConfig
+from nextembed.run import RunConfig, fit
 from nextembed.training.optim import OptimConfig
 from nextembed.training.settings import TrainConfig
 
