@@ -18,6 +18,7 @@ from nextembed.cli.language import language_settings
 from nextembed.core.config import apply_overrides
 from nextembed.evaluation.language import LanguageEval
 
+OWN = ("my_recipe.py:small_patches", "my_masked.py:masked")
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)(?: title=\"([^\"]+)\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -94,7 +95,7 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
         assert isinstance(language_settings(task, "items.jsonl", {}, overrides), LanguageEval)
         return
     named = [word for word in rest if "=" not in word and not word.startswith("-")]
-    if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), "my_recipe.py:small_patches"):
+    if command in ("train", "recipes") and named and named[0] in (*recipes.recipes(), *OWN):
         config = apply_overrides(recipes.load(named[0]), overrides)
     else:
         config = apply_overrides(recipes.load("nepa_demo"), overrides)
@@ -235,7 +236,7 @@ def test_own_objective_and_data_train_a_step(user_files: Path) -> None:
         recipes.load("nepa_demo_tiny"),
         [
             "name=own",
-            "objective={kind: my_objective.py:NextSquared, head_bias: false}",
+            "objective={kind: my_objective.py:MaskedSquared, head_bias: false}",
             "data={kind: my_data.py:Stripes, num_images: 40, num_workers: 0}",
         ],
     )
@@ -243,12 +244,16 @@ def test_own_objective_and_data_train_a_step(user_files: Path) -> None:
     assert run.metrics["step"] == 2
     assert run.metrics["probe/linear_pixels"] > 0.5  # two classes that pixels tell apart
     again = nextembed.runs.read_run_config(run.dir)
-    assert again.objective.kind == f"{user_files.resolve()}/my_objective.py:NextSquared"
+    assert again.objective.kind == f"{user_files.resolve()}/my_objective.py:MaskedSquared"
 
 
 def test_own_recipe_is_a_config(user_files: Path) -> None:
     config = recipes.load("my_recipe.py:small_patches")
     assert (config.name, config.model.patch_size) == ("small_patches", 2)
+    config = recipes.load("my_masked.py:masked")
+    assert (config.objective.mask_rate, config.optim.learning_rate) == (0.4, 1e-3)
+    assert config.objective.kind.endswith("my_objective.py:MaskedSquared")
+    assert "latent_std" in nextembed.fit(nextembed.recipes.tiny(config)).metrics
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
