@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig, T5Config
 from transformers.models.blip_2 import Blip2VisionConfig
 
@@ -12,6 +13,7 @@ CONNECTORS = ("causal_former", "pooled_grid", "identity")
 DISTANCES = ("mse", "cosine", "smooth_l1")
 
 
+@strict
 class EmuConfig(PreTrainedConfig):
     """Defaults are the released 14B model's (arXiv 2307.05222); its EVA-CLIP tower has the shape of BLIP-2's.
 
@@ -31,73 +33,61 @@ class EmuConfig(PreTrainedConfig):
     model_type = "emu"
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "causal_former_config": T5Config}
 
-    def __init__(
-        self,
-        vision_config: dict[str, Any] | PreTrainedConfig | None = None,
-        text_config: dict[str, Any] | PreTrainedConfig | None = None,
-        causal_former_config: dict[str, Any] | PreTrainedConfig | None = None,
-        connector: Connector = "causal_former",
-        num_image_latents: int = 32,
-        vision_layer: int | None = None,
-        vision_layer_norm: bool = True,
-        vision_layer_norm_eps: float = 1e-6,
-        image_token_id: int = 32003,
-        image_start_token_id: int = 32001,
-        image_end_token_id: int = 32002,
-        pad_token_id: int | None = 32000,
-        bos_token_id: int | None = 1,
-        eos_token_id: int | None = 2,
-        user_token_id: int | None = None,
-        assistant_token_id: int | None = None,
-        text_weight: float = 1.0,
-        regression_weight: float = 1.0,
-        regression_distance: Literal["mse", "cosine", "smooth_l1"] = "mse",
-        regress_image_end: bool = True,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
-    ):
-        if connector not in CONNECTORS:
-            raise ValueError(f"connector is one of {', '.join(CONNECTORS)}, not '{connector}'")
-        if regression_distance not in DISTANCES:
-            raise ValueError(f"regression_distance is one of {', '.join(DISTANCES)}, not '{regression_distance}'")
-        if num_image_latents < 1:
-            raise ValueError(f"num_image_latents should be at least 1, not {num_image_latents}")
-        if connector == "pooled_grid" and round(num_image_latents**0.5) ** 2 != num_image_latents:
-            raise ValueError(f"connector 'pooled_grid' needs a square number of latents, not {num_image_latents}")
-        self.vision_config = as_config(vision_config, eva_clip_config)
-        self.text_config = as_config(text_config, llama_13b_config)
-        depth = getattr(self.vision_config, "num_hidden_layers", None)
-        if vision_layer is not None and depth is not None and not -depth - 1 <= vision_layer <= depth:
-            raise ValueError(f"vision_layer {vision_layer}: the vision model has layers 0 to {depth}")
-        vocabulary = getattr(self.text_config, "vocab_size", None)
-        named = {"image_token_id": image_token_id, "image_start_token_id": image_start_token_id,
-                 "image_end_token_id": image_end_token_id}  # fmt: skip
-        for name, number in named.items():
-            if vocabulary is not None and not 0 <= number < vocabulary:
-                raise ValueError(f"{name} {number} is not in the vocabulary of {vocabulary}")
-        self.causal_former_config = former_config(causal_former_config)
-        self.connector = connector
-        self.num_image_latents = num_image_latents
-        self.vision_layer = vision_layer
-        self.vision_layer_norm = vision_layer_norm
-        self.vision_layer_norm_eps = vision_layer_norm_eps
-        self.image_token_id = image_token_id
-        self.image_start_token_id = image_start_token_id
-        self.image_end_token_id = image_end_token_id
-        self.user_token_id = user_token_id
-        self.assistant_token_id = assistant_token_id
-        self.text_weight = text_weight
-        self.regression_weight = regression_weight
-        self.regression_distance = regression_distance
-        self.regress_image_end = regress_image_end
-        self.initializer_range = initializer_range
+    vision_config: Any = None  # a configuration, or what config.json holds for it
+    text_config: Any = None  # a configuration, or what config.json holds for it
+    causal_former_config: Any = None  # a configuration, or what config.json holds for it
+    connector: str = "causal_former"
+    num_image_latents: int = 32
+    vision_layer: int | None = None
+    vision_layer_norm: bool = True
+    vision_layer_norm_eps: float = 1e-6
+    image_token_id: int = 32003
+    image_start_token_id: int = 32001
+    image_end_token_id: int = 32002
+    pad_token_id: int | None = 32000
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    user_token_id: int | None = None
+    assistant_token_id: int | None = None
+    text_weight: float | int = 1.0
+    regression_weight: float | int = 1.0
+    regression_distance: str = "mse"
+    regress_image_end: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._check()
+        self.vision_config = as_config(self.vision_config, eva_clip_config)
+        self.text_config = as_config(self.text_config, llama_13b_config)
+        self.causal_former_config = former_config(self.causal_former_config)
+        self._check_parts(self.vision_config, self.text_config)
         # The base class gives all parts its own attention, which it has not got yet; parts of models keep theirs.
         own = {name: getattr(self, name)._attn_implementation for name in self.sub_configs}
         if any(own.values()):
             kwargs.setdefault("attn_implementation", {"": None, **own})
         kwargs.setdefault("tie_word_embeddings", bool(getattr(self.text_config, "tie_word_embeddings", False)))
-        tokens: Any = {"pad_token_id": pad_token_id, "bos_token_id": bos_token_id, "eos_token_id": eos_token_id}
-        super().__init__(**tokens, **kwargs)
+        super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        if self.connector not in CONNECTORS:
+            raise ValueError(f"connector is one of {', '.join(CONNECTORS)}, not '{self.connector}'")
+        if self.regression_distance not in DISTANCES:
+            raise ValueError(f"regression_distance is one of {', '.join(DISTANCES)}, not '{self.regression_distance}'")
+        num = self.num_image_latents
+        if num < 1:
+            raise ValueError(f"num_image_latents should be at least 1, not {num}")
+        if self.connector == "pooled_grid" and round(num**0.5) ** 2 != num:
+            raise ValueError(f"connector 'pooled_grid' needs a square number of latents, not {num}")
+
+    def _check_parts(self, vision: PreTrainedConfig, text: PreTrainedConfig) -> None:
+        depth, layer = getattr(vision, "num_hidden_layers", None), self.vision_layer
+        if layer is not None and depth is not None and not -depth - 1 <= layer <= depth:
+            raise ValueError(f"vision_layer {layer}: the vision model has layers 0 to {depth}")
+        vocabulary = getattr(text, "vocab_size", None)
+        for name in ("image_token_id", "image_start_token_id", "image_end_token_id"):
+            number = getattr(self, name)
+            if vocabulary is not None and not 0 <= number < vocabulary:
+                raise ValueError(f"{name} {number} is not in the vocabulary of {vocabulary}")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """The language model's, which caches and generation ask for."""
