@@ -7,8 +7,8 @@ from omni_tiny import BOUNDARY, omni, random_picture, series
 
 from nextembed.core.types import Latents
 from nextembed.errors import ConfigError
+from nextembed.models.omni.configuration_omni import FIRST
 from nextembed.models.omni.generation import STOP_COSINE, Sampler
-from nextembed.models.omni.modeling_omni import FIRST
 from nextembed.models.omni.processing_omni import pad_left
 from nextembed.nn.orders import order_of
 from nextembed.nn.readout import to_image

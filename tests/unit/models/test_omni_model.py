@@ -15,7 +15,8 @@ from nextembed.errors import ConfigError
 from nextembed.modalities import MODALITIES, Modality
 from nextembed.models.nepa import NepaModel
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniModel, OmniParts
-from nextembed.models.omni.modeling_omni import BEGIN, FIRST, LENGTH_DECAY, START_LOG_SCALE
+from nextembed.models.omni.configuration_omni import BEGIN, FIRST
+from nextembed.models.omni.modeling_omni import LENGTH_DECAY, START_LOG_SCALE
 from nextembed.objectives import NextEmbeddingSettings
 
 DOCUMENT = ["ab", {"touch": series()}, random_picture(), "c"]

@@ -11,7 +11,7 @@ from nextembed.data.packing import OK, TOO_LONG, TRUNCATED, Fit
 from nextembed.data.transforms import Unreadable
 from nextembed.errors import ConfigError
 from nextembed.models.omni import OmniParts, OmniProcessor
-from nextembed.models.omni.modeling_omni import BEGIN, FIRST
+from nextembed.models.omni.configuration_omni import BEGIN, FIRST
 
 TEXT, IMAGE, TOUCH = FIRST, FIRST + 1, FIRST + 2
 END = 3  # the index of the end latent, after the three modalities'

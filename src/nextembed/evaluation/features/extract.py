@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ...core.types import IGNORE_LABEL, AttentionMode, Backbone, Batch, Sample
-from ...models.omni.modeling_omni import FIRST, PADDING
+from ...models.omni.configuration_omni import FIRST, PADDING
 from ...models.omni.processing_omni import pad_left
 from ...nn import modes
 

@@ -9,6 +9,8 @@ from transformers import PreTrainedConfig
 
 from ...core.sizes import check_sizes
 
+PADDING, BEGIN, FIRST = 0, 1, 2  # kinds of positions: FIRST + i is the i-th modality
+
 
 @strict
 class OmniConfig(PreTrainedConfig):

@@ -4,25 +4,67 @@ Shapes: B documents at once, D latent width, V rows of the table of begin latent
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
-from ...core.types import Latents
+from ...core.types import Attention, Batch, Hidden, Latents
 from ...errors import ConfigError, unknown
+from ...modalities import Modality
+from ...nn.density import DensityHead
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
 from .cache import growing_cache
-from .modeling_omni import OmniForPreTraining
+from .configuration_omni import OmniConfig
 from .processing_omni import BEGIN_PLACE, OmniProcessor, next_places, pad_left
+from .scoring import Codes
 
 STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
 CHUNK = 32  # candidates scored at once
 
 OnLatent = Callable[[Any], None]
+
+
+class Omni(Protocol):
+    """What of an `OmniForPreTraining` is needed here."""
+
+    config: OmniConfig
+    density_head: DensityHead | None
+    log_scale: nn.Parameter
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def begin(self) -> Tensor: ...
+
+    def modality(self, name: str) -> Modality: ...
+
+    def embed(self, batch: Batch) -> Latents: ...
+
+    def encode(
+        self, latents: Latents, attention: Attention | None = None, output_layers: bool = False, **kwargs: Any
+    ) -> Hidden: ...
+
+    def codes(self, batch: Batch) -> Codes: ...
+
+    def way_back(self, name: str) -> Callable[[Tensor], Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How what comes next is chosen; see `OmniForPreTraining.generate`."""
+
+    max_latents: int = 64
+    shape: tuple[int, ...] | None = None
+    temperature: float = 0.0
+    top_k: int = 0
+    seed: int = 0
+    on_latent: OnLatent | None = None
 
 
 class Made(NamedTuple):
@@ -42,7 +84,7 @@ class Rollout:
     inputs: of the processor, padded on the left. hidden [B, D]: what the next latent is predicted from.
     """
 
-    def __init__(self, model: OmniForPreTraining, inputs: Any):
+    def __init__(self, model: Omni, inputs: Any):
         self.model, self.cache = model, growing_cache()
         self.documents: Tensor = inputs["document_ids"]
         self.padded = bool((self.documents == 0).any())
@@ -60,7 +102,7 @@ class Rollout:
 
     def begin(self, index: int, told: Tensor | None = None) -> None:
         """The begin latent of a modality, by its number."""
-        z = self.model.model.begin.weight[index].expand(len(self.time), -1)
+        z = self.model.begin[index].expand(len(self.time), -1)
         places = F.pad((self.time + 1)[:, None], (0, 2))
         self.feed(z, places, None if told is None else told.expand(len(z), -1))
 
@@ -82,7 +124,7 @@ class Sampler(NamedTuple):
             scores = scores.masked_fill(scores < least, float("-inf"))
         return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[..., 0].to(scores.device)
 
-    def direction(self, model: OmniForPreTraining, hidden: Tensor) -> Tensor:
+    def direction(self, model: Omni, hidden: Tensor) -> Tensor:
         """The chosen direction [B, D] after hidden states [B, D]: of a component of the density; without a density the
         predicted one."""
         if model.density_head is None:
@@ -93,21 +135,10 @@ class Sampler(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: OmniForPreTraining,
-    processor: OmniProcessor,
-    documents: Sequence[Sequence[Any]],
-    target: str | None,
-    *,
-    max_latents: int = 64,
-    shape: tuple[int, ...] | None = None,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    seed: int = 0,
-    on_latent: OnLatent | None = None,
+    model: Omni, processor: OmniProcessor, documents: Sequence[Sequence[Any]], target: str | None, drawing: Drawing
 ) -> list[Made]:
     """What comes after each document, in one modality. See `OmniForPreTraining.generate`."""
-    generator = torch.Generator().manual_seed(seed)
-    sampler = Sampler(temperature, top_k, generator)
+    sampler = Sampler(drawing.temperature, drawing.top_k, torch.Generator().manual_seed(drawing.seed))
     inputs = {name: part.to(model.device) for name, part in processor(documents).items()}
     rollout = Rollout(model, inputs)
     name = target or chosen_modality(model, rollout, sampler)
@@ -116,20 +147,20 @@ def generate(
     if name not in processor.readers:
         raise ConfigError(unknown("target:", name, processor.names))
     if processor.readers[name].value_size is None:
-        return write(model, processor, rollout, name, sampler, max_latents, on_latent)
-    return paint(model, processor, rollout, name, sampler, shape, max_latents, on_latent)
+        return write(model, processor, rollout, name, sampler, drawing)
+    return paint(model, processor, rollout, name, sampler, drawing)
 
 
-def chosen_modality(model: OmniForPreTraining, rollout: Rollout, sampler: Sampler) -> str | None:
+def chosen_modality(model: Omni, rollout: Rollout, sampler: Sampler) -> str | None:
     """The modality whose begin latent is predicted; None where the document ends."""
     if len(rollout.hidden) > 1:
         raise ConfigError("target: name one; only a single document lets the model choose")
-    table = model.model.begin.weight
+    table = model.begin
     index = int(sampler.code(code_scores(model, rollout.hidden, table))[0])
     return None if index == len(table) - 1 else model.config.names[index]
 
 
-def code_scores(model: OmniForPreTraining, hidden: Tensor, table: Tensor) -> Tensor:
+def code_scores(model: Omni, hidden: Tensor, table: Tensor) -> Tensor:
     """Logits [B, V] of the rows of a table [V, D] being the next latent: log densities, or scaled cosines."""
     if model.density_head is not None and not model.config.token_softmax:
         density = model.density_head(hidden)
@@ -139,23 +170,22 @@ def code_scores(model: OmniForPreTraining, hidden: Tensor, table: Tensor) -> Ten
 
 
 def write(
-    model: OmniForPreTraining,
+    model: Omni,
     processor: OmniProcessor,
     rollout: Rollout,
     name: str,
     sampler: Sampler,
-    max_latents: int,
-    on_latent: OnLatent | None,
+    drawing: Drawing,
 ) -> list[Made]:
     """Tokens until a begin or end latent is the likeliest."""
-    modality: Any = model.model.modality(name)
+    modality: Any = model.modality(name)
     rollout.begin(processor.names.index(name))
-    first = len(model.model.begin.weight)
-    table = torch.cat((model.model.begin.weight, modality.table.weight))
+    first = len(model.begin)
+    table = torch.cat((model.begin, modality.table.weight))
     size = len(rollout.hidden)
     ids: list[list[int]] = [[] for _ in range(size)]
     done = torch.zeros(size, dtype=torch.bool, device=model.device)
-    for _ in range(max_latents):
+    for _ in range(drawing.max_latents):
         codes = sampler.code(code_scores(model, rollout.hidden, table))
         done = done | (codes < first)
         if bool(done.all()):
@@ -163,8 +193,8 @@ def write(
         for row, (code, over) in enumerate(zip((codes - first).tolist(), done.tolist())):
             if not over:
                 ids[row].append(code)
-        if on_latent is not None and size == 1:
-            on_latent(processor.read(name, torch.tensor(ids[0]), (len(ids[0]),)))
+        if drawing.on_latent is not None and size == 1:
+            drawing.on_latent(processor.read(name, torch.tensor(ids[0]), (len(ids[0]),)))
         places = F.pad((rollout.time + 1)[:, None], (0, 2))
         rollout.feed(table[codes], places)
     made = []
@@ -176,20 +206,18 @@ def write(
 
 
 def paint(
-    model: OmniForPreTraining,
+    model: Omni,
     processor: OmniProcessor,
     rollout: Rollout,
     name: str,
     sampler: Sampler,
-    shape: tuple[int, ...] | None,
-    max_latents: int,
-    on_latent: OnLatent | None,
+    drawing: Drawing,
 ) -> list[Made]:
     """Latents of a continuous modality: as many as its shape has, or until a begin or end latent is predicted."""
     reader, number = processor.readers[name], processor.names.index(name)
-    shape = shape or reader.default_shape()
+    shape = drawing.shape or reader.default_shape()
     try:
-        places = reader.places(shape if shape is not None else (max_latents,)).to(model.device)
+        places = reader.places(shape if shape is not None else (drawing.max_latents,)).to(model.device)
     except IndexError:  # more than time
         size = f"shape {tuple(shape)} does not fit" if shape is not None else "how large it is has to be said"
         raise ConfigError(f"target '{name}': {size}; see `default_shape` of {type(reader).__name__}") from None
@@ -209,7 +237,7 @@ def paint(
             ended = True
             break
         found = back(direction)
-        z = model.model.modality(name).embed(found)
+        z = model.modality(name).embed(found)
         fed.append(z)
         values.append(found)
         told = None
@@ -220,8 +248,8 @@ def paint(
         here = place.expand(len(z), -1).clone()
         here[:, 0] += start
         rollout.feed(z, here, told)
-        if on_latent is not None:
-            on_latent(step + 1)
+        if drawing.on_latent is not None:
+            drawing.on_latent(step + 1)
     natural = torch.arange(len(fed)) if order is None else inverse(order)
     latents, found = torch.stack(fed, 1)[:, natural].cpu(), torch.stack(values, 1)[:, natural].cpu().float()
     made_shape = shape if shape is not None else (len(fed),)
@@ -229,9 +257,9 @@ def paint(
             for z, v in zip(latents, found)]  # fmt: skip
 
 
-def nearest_begin(model: OmniForPreTraining, direction: Tensor) -> Tensor:
+def nearest_begin(model: Omni, direction: Tensor) -> Tensor:
     """Highest cosine with a begin or end latent, [B]."""
-    return (direction @ F.normalize(model.model.begin.weight, dim=-1).T).amax(-1)
+    return (direction @ F.normalize(model.begin, dim=-1).T).amax(-1)
 
 
 class Context(NamedTuple):
@@ -253,7 +281,7 @@ class Context(NamedTuple):
         return Cache(layers=found)
 
 
-def read_context(model: OmniForPreTraining, processor: OmniProcessor, pieces: Sequence[Any]) -> Context | None:
+def read_context(model: Omni, processor: OmniProcessor, pieces: Sequence[Any]) -> Context | None:
     """None where there is nothing."""
     if not len(pieces):
         return None
@@ -265,7 +293,7 @@ def read_context(model: OmniForPreTraining, processor: OmniProcessor, pieces: Se
 
 @torch.no_grad()
 def score(
-    model: OmniForPreTraining,
+    model: Omni,
     processor: OmniProcessor,
     context: Sequence[Any],
     candidates: Sequence[Sequence[Any]],
@@ -292,7 +320,7 @@ def score(
     return total
 
 
-def log_likelihoods(model: OmniForPreTraining, inputs: Any, before: Context | None = None) -> Tensor:
+def log_likelihoods(model: Omni, inputs: Any, before: Context | None = None) -> Tensor:
     """For each position how likely its latent was after those before it, [B, T], 0 at the first of each document and
     where there is none: the log density relative to the uniform one; without a density the log softmax for rows of
     tables, else the cosine. before: what all documents go on after."""

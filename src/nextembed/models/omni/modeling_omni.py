@@ -30,9 +30,9 @@ from ...nn.positions import rotary_tables
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
 from ..parts import CheckedModel
 from . import scoring as scorers
-from .configuration_omni import OmniConfig
+from .configuration_omni import BEGIN, FIRST, OmniConfig
+from .generation import Drawing, generate, score
 
-PADDING, BEGIN, FIRST = 0, 1, 2  # kinds
 PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
 READOUT_NOISE = 0.1  # of the squared length of a latent: what its prediction may be off by
@@ -217,6 +217,14 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self.model.encode(latents, attention, output_layers, **kwargs)
 
     @property
+    def begin(self) -> Tensor:
+        """Begin latents of the modalities, in their order, then the end latent."""
+        return self.model.begin.weight
+
+    def modality(self, name: str) -> Modality:
+        return self.model.modality(name)
+
+    @property
     def kind_names(self) -> list[str]:
         """Names of the kinds from 1 on."""
         return ["begin", *self.config.names]
@@ -305,11 +313,9 @@ class OmniForPreTraining(OmniPreTrainedModel):
         Gives a `generation.Made`, or a list of them; None where the model ends the document.
         Raises ConfigError for a modality that the model has not.
         """
-        from .generation import generate
-
         many = len(segments) > 0 and isinstance(segments[0], list | tuple)
         with evaluating(self):
-            made = generate(self, self.processor, segments if many else [segments], target, **options)
+            made = generate(self, self.processor, segments if many else [segments], target, Drawing(**options))
         return made if many else (made[0] if made else None)
 
     def score(
@@ -323,8 +329,6 @@ class OmniForPreTraining(OmniPreTrainedModel):
         winning everywhere. [[]] is nothing at all; for images other captions are better, since what an image scores
         by itself differs far more between images than a caption changes it.
         """
-        from .generation import score
-
         lists = [list(c) if isinstance(c, list | tuple) else [c] for c in candidates]
         with evaluating(self):
             return score(self, self.processor, segments, lists, against=against)

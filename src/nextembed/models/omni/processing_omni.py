@@ -13,8 +13,7 @@ from ...core.types import Document, Encoded, Segment
 from ...errors import ConfigError, unknown
 from ...modalities import MODALITIES, Modality
 from ...nn.orders import ORDERS, order_of
-from .configuration_omni import in_order
-from .modeling_omni import BEGIN, FIRST
+from .configuration_omni import BEGIN, FIRST, in_order
 
 KEPT = ("modalities", "modality_names", "orders", "tell_next")  # in processor_config.json
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")

@@ -12,8 +12,7 @@ from ...core.types import Batch, Scoring
 from ...errors import ConfigError, unknown
 from ...nn import losses
 from ...nn.diagnostics import diagnose_pairs
-
-BEGIN, FIRST = 1, 2  # kinds
+from .configuration_omni import BEGIN
 
 
 class Codes(NamedTuple):
