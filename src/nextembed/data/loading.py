@@ -290,7 +290,7 @@ def choose(
 def values_of(data: Table, column: str) -> list[Hashable]:
     """All values of a column. Raises DataError if one cannot be decoded."""
     try:
-        return list(data[column])
+        return list(data[column][:])  # at once: row by row takes five times as long
     except ValueError as err:  # text that is not UTF-8
         raise DataError(f"data: column '{column}' cannot be read: {first_line(err)}") from err
 
