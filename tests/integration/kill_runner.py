@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from nextembed import run
+from nextembed.core.config import from_yaml
 from nextembed.training import checkpoint
 from nextembed.training.loop import Loop
 
@@ -49,7 +50,7 @@ def child(config: run.RunConfig, resume: Path | None, kill: str | None) -> int:
 
 
 def main(output_dir: str, *kills: str) -> None:
-    config = run.from_yaml(run.RunConfig, (Path(output_dir) / "config.yaml").read_text())
+    config = from_yaml(run.RunConfig, (Path(output_dir) / "config.yaml").read_text())
     config = config.model_copy(update={"output_dir": output_dir})
     resume = None
     for kill in (*kills, None):

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from nextembed import run
+from nextembed.core.config import from_yaml
 from nextembed.errors import NextEmbedError
 
 
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     if words[0] == "--ranks":
         fork_ranks(int(words[1]))
         words = words[2:]
-    config = run.from_yaml(run.RunConfig, Path(words[0]).read_text())
+    config = from_yaml(run.RunConfig, Path(words[0]).read_text())
     try:
         run.fit(config, words[1] if len(words) > 1 else None)
     except NextEmbedError as err:
