@@ -39,7 +39,7 @@ class Collate:
         pixels = views[0]
         batch: Batch = {
             "pixel_values": pixels,
-            "labels": torch.stack([torch.as_tensor(label, dtype=torch.int64) for label in labels]),
+            "labels": _together(labels),
             "latent_mask": torch.ones(len(pixels), self.num_latents, dtype=torch.bool),
             "position": position,
             "seeds": signed(seeds),
@@ -59,3 +59,8 @@ class Collate:
         if self.augment is not None:
             pixels = torch.stack([self.augment(image, seed) for image, seed in zip(pixels, seeds)])
         return normalize(pixels, self.mean, self.std)
+
+
+def _together(labels: Sequence[Label]) -> Tensor:
+    masks = [label for label in labels if isinstance(label, Tensor)]
+    return torch.stack(masks) if masks else torch.tensor(labels, dtype=torch.int64)
