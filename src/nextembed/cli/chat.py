@@ -9,8 +9,9 @@ import typer
 from ..core.files import free_file, replacing
 from ..core.terminal import print
 from ..errors import ConfigError, NextEmbedError, unknown
-from .generate import Checkpoint, Frames, Loading, say
+from .generate import say
 from .options import Group, command
+from .prompting import Checkpoint, Frames, Loading
 
 if TYPE_CHECKING:
     from ..inference.chat import Talker

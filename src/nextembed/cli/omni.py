@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..inference.settings import Sampling
     from ..models.omni.generation import Made
     from ..models.omni.processing_omni import Piece
-    from .generate import Given, Loading, Wanted
+    from .prompting import Given, Loading, Wanted
 
 
 def continue_document(
