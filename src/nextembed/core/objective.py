@@ -141,6 +141,11 @@ class Objective(nn.Module):
         super().__init__()
         self.settings = settings
 
+    @property
+    def reads_itself(self) -> bool:
+        """Whether features come from another place than the backbone."""
+        return type(self).read is not Objective.read
+
     def count_targets(self, batch: Batch) -> Tensor:
         """Number of targets [], or [K] of a loss of K terms, int64: known before the forward pass."""
         raise NotImplementedError

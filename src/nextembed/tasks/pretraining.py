@@ -43,7 +43,7 @@ class Pretraining(Task):
         except (ConfigError, DataError) as err:
             say(f"no probe during training: {err}")
             return None
-        return QuickProbe(data, config.probe)
+        return QuickProbe(data, config.probe, objective.read if objective.reads_itself else None)
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
         """Writes probe.json. "probe/linear", the same "_untrained" and "_pixels", ...: of the best rows."""

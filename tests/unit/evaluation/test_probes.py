@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from nextembed.core.objective import Objective, ObjectiveSettings
 from nextembed.core.probe_table import ProbeTable, sentence
 from nextembed.core.types import Hidden, Latents
 from nextembed.errors import ConfigError, DataError
@@ -165,6 +166,20 @@ def test_quick_probe_disturbs_nothing(data):
     assert set(result) == {"probe/knn", "probe/linear", "probe/knn_middle", "probe/linear_middle"}
     assert result["probe/linear"] > 0.9
     assert result == probe(model)
+
+
+def test_quick_probe_reads_where_the_objective_says(data):
+    """One that reads from a place without features finds none, however good the backbone is."""
+
+    class Blind(Objective):
+        def read(self, backbone, batch, attention=None, output_layers=False):
+            hidden = super().read(backbone, batch, attention, output_layers)
+            return Hidden(hidden.last * 0, tuple(layer * 0 for layer in hidden.layers))
+
+    blind = Blind(ObjectiveSettings())
+    assert blind.reads_itself and not Objective(ObjectiveSettings()).reads_itself
+    found = QuickProbe(data, CONFIG, blind.read)(Shouting())
+    assert found["probe/linear"] < 0.7 < QuickProbe(data, CONFIG)(Shouting())["probe/linear"]
 
 
 def test_draw_is_the_same_subset_each_time():

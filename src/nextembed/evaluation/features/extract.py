@@ -1,7 +1,7 @@
 """Images or documents in, frozen features out: every layer, pooling and attention mode from one forward pass a mode."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ...core.types import IGNORE_LABEL, AttentionMode, Backbone, Batch, Sample
+from ...core.types import IGNORE_LABEL, Attention, AttentionMode, Backbone, Batch, Hidden, Sample
 from ...models.omni.configuration_omni import FIRST, PADDING
 from ...models.omni.processing_omni import pad_left
 from ...nn import modes
@@ -17,6 +17,7 @@ from ...nn import modes
 Samples = Dataset[Sample] | Sequence[Sample]
 Pooling = Literal["mean", "last", "first"]
 Precision = Literal["float32", "bfloat16"]
+ReadFeatures = Callable[[Backbone, Batch, Attention | None, bool], Hidden]  # as `Objective.read`
 
 BESIDE = ("labels", "raw")  # of a batch, what no model reads
 PIXEL_SIZE = 32  # raw pixels are shrunk to this side, so that a probe on them stays possible
@@ -100,6 +101,7 @@ def extract(
     batch_size: int = 256,
     num_workers: int = 0,
     precision: Precision = "float32",
+    read: ReadFeatures | None = None,
 ) -> Features:
     """Features of samples, in their order.
 
@@ -113,6 +115,7 @@ def extract(
         batch_size: samples a forward pass.
         num_workers: processes that read.
         precision: of the forward pass; the features are float32 either way.
+        read: where they come from, see `Objective.read`; None: the backbone itself.
     """
     device = next(backbone.parameters()).device
     keys = [FeatureKey(*key) for key in keys]
@@ -126,10 +129,14 @@ def extract(
             inputs, kinds = cast(Batch, tensors), tensors.get("kinds")
             half = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
             with half:
-                latents = backbone.embed(inputs)
+                latents = None if read is not None else backbone.embed(inputs)
             for attention in attentions:
                 with half:
-                    states = backbone.encode(latents, attention=attention, output_layers=True).layers
+                    if read is not None:
+                        states = read(backbone, inputs, attention, True).layers
+                    else:
+                        assert latents is not None
+                        states = backbone.encode(latents, attention=attention, output_layers=True).layers
                 for key in keys:
                     if key.attention == attention:
                         parts[key].append(pool(states[key.layer].float(), key.pooling, kinds).cpu())

@@ -20,7 +20,17 @@ from ...core.probe_table import ProbeName, ProbeTable, Row
 from ...core.sizes import MAX_LAYERS, MAX_NUMBER
 from ...core.types import IGNORE_LABEL, AttentionMode, Sample
 from ...errors import ConfigError, DataError
-from ..features.extract import PIXELS, FeatureKey, Features, Pooling, Precision, extract, extract_pixels, feature_keys
+from ..features.extract import (
+    PIXELS,
+    FeatureKey,
+    Features,
+    Pooling,
+    Precision,
+    ReadFeatures,
+    extract,
+    extract_pixels,
+    feature_keys,
+)
 from .attentive import Reader, attentive, grid
 from .solvers import fit_linear, knn
 
@@ -372,10 +382,11 @@ class QuickProbe:
 
     "probe/knn" and "probe/linear" read the output layer, "..._middle" the middle one; mean over patches, the
     model's own attention, at most `num_online` images a split. Train mode, gradients and random state stay
-    untouched.
+    untouched. features: where they are read, see `Objective.read`; None: in the backbone.
     """
 
-    def __init__(self, data: ProbeData, config: ProbeConfig):
+    def __init__(self, data: ProbeData, config: ProbeConfig, features: ReadFeatures | None = None):
+        self.features = features
         self.train = draw(data.train, config.num_online)
         assert data.validation is not None  # images have one always, held out if need be
         self.validation = draw(data.validation, config.num_online)
@@ -386,7 +397,8 @@ class QuickProbe:
         attention: AttentionMode = "causal" if getattr(backbone.config, "is_causal", True) else "full"
         depths = {"": num_layers, "_middle": num_layers // 2}
         places = {name: FeatureKey(layer, "mean", attention) for name, layer in depths.items()}
-        read = partial(extract, backbone, keys=list(places.values()), batch_size=self.config.batch_size)
+        keys, size = list(places.values()), self.config.batch_size
+        read = partial(extract, backbone, keys=keys, batch_size=size, read=self.features)
         fits = fit_probes(_labelled(read(self.train)), _labelled(read(self.validation)), self.config)
         return {f"probe/{p}{name}": fits[key][p].accuracy for name, key in places.items() for p in PROBES}
 
