@@ -17,7 +17,7 @@ from nextembed.inference.chat import Talker
 from nextembed.inference.conversation import Conversation
 from nextembed.inference.prompts import read_piece
 from nextembed.inference.settings import Sampling
-from nextembed.models.emu.mixed import generate_document
+from nextembed.models.emu.mixed import Writing, generate_document
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,9 @@ def test_mixed_output_begins_images_and_goes_on(talker: Talker) -> None:
     """The latents of an image that is begun are those that `generate_image_embeddings` gives for the same prompt."""
     prompt = ["a photo of", Image.open("cat.png")]
     shown: list[str] = []
-    made = generate_document(talker.model, talker.processor, prompt, max_new_tokens=5, begin_image=True,
-                             paint=lambda latents: latents.shape, on_text=shown.append)  # fmt: skip
+    made = generate_document(talker.model, talker.processor, prompt, Writing(
+        max_new_tokens=5, begin_image=True, paint=lambda latents: latents.shape, on_text=shown.append
+    ))  # fmt: skip
     assert [span.kind for span in made][:1] == ["image"] and made[0].image == (4, WIDTH)
     wanted = talker.model.generate_image_embeddings(**talker.processor(prompt))[0]
     assert (made[0].latents - wanted).abs().max() < 1e-5

@@ -15,7 +15,7 @@ from ..core.text import check_text
 from ..core.types import Segment
 from ..errors import ConfigError
 from ..models.emu import EmuForConditionalGeneration, EmuPipeline, EmuProcessor, VisualDecoder
-from ..models.emu.mixed import Made, generate_document
+from ..models.emu.mixed import Made, Writing, generate_document
 from ..models.emu.pipeline_emu import decoder_folder
 from ..models.emu.processing_emu import Piece, as_segment
 from ..models.loading import open_pair
@@ -255,7 +255,7 @@ class Talker:
             prompt: text and images.
             paint: whether images are painted, not only predicted; None: where there is a decoder.
             num_inference_steps: of painting.
-            options: of `models.emu.mixed.generate_document`.
+            options: of `models.emu.mixed.Writing`.
         """
         self.encode([prompt])
         if paint is None:
@@ -266,7 +266,7 @@ class Talker:
 
         painter = painted if paint else None
         with self._one_line():
-            return generate_document(self.model, self.processor, prompt, paint=painter, **options)
+            return generate_document(self.model, self.processor, prompt, Writing(paint=painter, **options))
 
     # helpers
 

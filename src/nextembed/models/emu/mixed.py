@@ -30,31 +30,49 @@ class Made:
     complete: bool = True
 
 
+@dataclass(frozen=True)
+class Writing:
+    """How a document goes on.
+
+    max_images: no more images are begun after so many. begin_image: the first thing is an image. paint: latents
+    [N, D] to a picture. on_text: is given text as it comes. The rest as in `GenerationMixin.generate`.
+    """
+
+    max_new_tokens: int = 200
+    max_images: int = 4
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+    begin_image: bool = False
+    paint: Paint | None = None
+    on_text: Callable[[str], None] | None = None
+
+    def warpers(self) -> LogitsProcessorList:
+        """What changes the scores of tokens before one is chosen."""
+        found = LogitsProcessorList()
+        if self.repetition_penalty != 1.0:
+            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.do_sample and self.temperature != 1.0:
+            found.append(TemperatureLogitsWarper(self.temperature))
+        if self.do_sample and self.top_k > 0:
+            found.append(TopKLogitsWarper(self.top_k))
+        if self.do_sample and self.top_p < 1.0:
+            found.append(TopPLogitsWarper(self.top_p))
+        return found
+
+
 @torch.no_grad()
 def generate_document(
-    model: EmuForConditionalGeneration,
-    processor: EmuProcessor,
-    pieces: Sequence[Any],
-    *,
-    max_new_tokens: int = 200,
-    max_images: int = 4,
-    do_sample: bool = False,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    begin_image: bool = False,
-    paint: Paint | None = None,
-    on_text: Callable[[str], None] | None = None,
+    model: EmuForConditionalGeneration, processor: EmuProcessor, pieces: Sequence[Any], writing: Writing
 ) -> list[Made]:
     """How a document of text and images goes on, span by span, from one cache.
 
     Where the text head gives `[IMG]` (models trained with `image_start_is_target` do), N latents are regressed, each
     read as the next embedding, `[/IMG]` closes the image and text goes on. Ends at the end token, at `max_new_tokens`
     of text, or where the context is full.
-    max_images: no more images are begun after so many. begin_image: the first thing is an image. paint: latents
-    [N, D] to a picture. on_text: is given text as it comes. The rest as in `GenerationMixin.generate`.
     Raises ValueError for an empty prompt or one longer than the context.
     """
     model.eval()
@@ -63,28 +81,28 @@ def generate_document(
     pixels = inputs.get("pixel_values")
     latents = None if pixels is None else model.image_latents(pixels.to(model.dtype))
     writer = _Writer(model, model.model.embed(inputs["input_ids"], latents))
-    warpers = _warpers(do_sample, temperature, top_k, top_p, repetition_penalty)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    warpers = writing.warpers()
+    generator = torch.Generator(device="cpu").manual_seed(writing.seed)
     never = [i for i in (config.image_token_id, config.image_end_token_id, config.pad_token_id) if i is not None]
     ends = {config.eos_token_id, processor.tokenizer.eos_token_id} - {None}
-    spans = _Spans(processor.tokenizer, on_text)
+    spans = _Spans(processor.tokenizer, writing.on_text)
     begin, size = config.image_start_token_id, config.num_image_latents + 2
-    token = begin if begin_image else None
+    token = begin if writing.begin_image else None
     while writer.room(1):
         if token is None:
             logits = model.text_logits(writer.hidden[:, 0]).float()
             logits[:, never] = -torch.inf
-            if spans.num_images >= max_images or not writer.room(size):
+            if spans.num_images >= writing.max_images or not writer.room(size):
                 logits[:, begin] = -torch.inf
-            token = _choose(logits, writer.ids, warpers, do_sample, generator)
+            token = _choose(logits, writer.ids, warpers, writing.do_sample, generator)
         if token in ends:
             return spans.close(complete=True)
         if token == begin:
             if not writer.room(size):
                 break
             found = writer.image()
-            spans.add_image(found, None if paint is None else paint(found))
-        elif spans.num_tokens == max_new_tokens:
+            spans.add_image(found, None if writing.paint is None else writing.paint(found))
+        elif spans.num_tokens == writing.max_new_tokens:
             break
         else:
             spans.add_token(token)
@@ -165,19 +183,6 @@ class _Writer:
             self.read(found[-1])
         self.read_token(config.image_end_token_id)
         return torch.cat(found, dim=1)[0]
-
-
-def _warpers(sample: bool, temperature: float, top_k: int, top_p: float, penalty: float) -> LogitsProcessorList:
-    found = LogitsProcessorList()
-    if penalty != 1.0:
-        found.append(RepetitionPenaltyLogitsProcessor(penalty))
-    if sample and temperature != 1.0:
-        found.append(TemperatureLogitsWarper(temperature))
-    if sample and top_k > 0:
-        found.append(TopKLogitsWarper(top_k))
-    if sample and top_p < 1.0:
-        found.append(TopPLogitsWarper(top_p))
-    return found
 
 
 def _choose(logits: Tensor, ids: Tensor, warpers: Any, sample: bool, generator: torch.Generator) -> int:
