@@ -23,14 +23,12 @@ from .objectives.next_embedding import NextEmbeddingSettings
 from .report.page import page, settings, skipped
 from .report.view import RunView, read_view
 from .tasks import Task, saved_task, task_of
-from .toys import kinds
+from .toys import kinds as kinds  # registers every kind of data
 from .training.settings import TrainConfig
 
 DataPart = Annotated[SerializeAsAny[Part], BeforeValidator(DATA.parse)]
 ModelPart = Annotated[SerializeAsAny[Part], BeforeValidator(MODELS.parse)]
 ObjectivePart = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(OBJECTIVES.parse)]
-
-DATA_KINDS = kinds.__all__  # importing them registers them
 
 
 class RunConfig(Config):

@@ -135,9 +135,8 @@ class Registry(Generic[P]):
         allowed.
         """
         if isinstance(value, self.base):
-            if not value.kind:
-                value = value.model_copy(update={"kind": _own_kind(type(value))})
-            return value
+            found: P = value
+            return found if found.kind else found.model_copy(update={"kind": _own_kind(type(found))})
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from ..errors import ConfigError, NotGenerative
 from .config import Config, Part, Registry
@@ -219,7 +219,8 @@ class PretrainingModel(nn.Module):
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         with drawn_by(batch.get("seeds")):
-            return self.objective(self.backbone, batch)
+            output: ObjectiveOutput = self.objective(self.backbone, batch)
+        return output
 
     def prepare(self, window: Sequence[Batch]) -> bool:
         """Called before the first steps, see `Objective.prepare`."""

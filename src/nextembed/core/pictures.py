@@ -6,13 +6,13 @@ import logging
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, _imaging
 
 # What is wrong with a file comes as an error; Pillow logs it and libtiff prints it as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff
     for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-        getattr(ctypes.CDLL(Image.core.__file__), name)(None)
+        getattr(ctypes.CDLL(_imaging.__file__), name)(None)
 
 
 def plain_picture(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:

@@ -9,10 +9,10 @@ from pydantic import Field
 
 from ..core.config import Part
 from ..core.text import check_text
-from ..core.types import Document, Encode, Loading, Segment
+from ..core.types import Document, Encode, Loading, Role, Segment
 from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError
 from .draws import sample_seed, uniform
-from .limits import Limits, Role
+from .limits import Limits
 from .packing import DocumentLoader, DocumentStream, Fit, State
 from .record import AnyRow, check_readable, key_of, keyed, own_line, reading, reason_of, row_at
 from .rows import Ordered, Rows, RowSequence

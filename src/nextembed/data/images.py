@@ -11,13 +11,13 @@ from torch.utils.data import Dataset
 
 from ..core.config import Part
 from ..core.objective import ViewSettings
-from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Loading, Sample
+from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Loading, Role, Sample
 from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
 from .collate import Collate
 from .draws import Draw, sample_seed
 from .labels import FewRows, draw_few, hold_out, labels_of
-from .limits import Limits, Role
+from .limits import Limits
 from .rows import Rows, RowSequence, row_key
 from .skipped import SkipLog
 from .stream import ImageView, MapStream, SequentialStream, TrainLoader, View, build_cache, decoded_bytes, tries

@@ -1,13 +1,9 @@
 """What every kind of data has: names of its splits, and limits on what it decodes."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from ..core.config import Config
 from .transforms import Colour
-
-Role = Literal["train", "validation", "test"]
 
 
 class Limits(Config):

@@ -12,12 +12,12 @@ from torchvision.transforms import v2
 
 from ..core.config import Part
 from ..core.objective import ViewSettings
-from ..core.types import IGNORE_PIXEL, Loading
+from ..core.types import IGNORE_PIXEL, Loading, Role
 from ..errors import ConfigError
 from .collate import Collate, Label
 from .draws import Draw, uniform
 from .images import Choice, EvalSamples, checked_channels, image_loader
-from .limits import Limits, Role
+from .limits import Limits
 from .rows import Row, Rows, row_key
 from .stream import TrainLoader
 from .transforms import ImageReader, Unreadable, _to_tensor, _unreadable

@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from ..core.config import DATA, Part
+from ..core.types import Role
 from ..errors import ConfigError
 from .documents import DocumentPart, RowSource
-from .limits import Role
 
 
 def _document_source(value: object) -> Part:

@@ -8,14 +8,13 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from ..core.config import DATA, Config
-from ..core.types import Document, Segment
+from ..core.types import Document, Role, Segment
 from ..data.draws import Draws
 from ..errors import ConfigError, unknown
 from .documents import DocumentPart, text
 from .joined import Join, JoinedRows, has_value, present
 from .labels import FewRows
 from .layouts import Layouts, check_layouts, choices, drawn_layout
-from .limits import Role
 from .loading import Feature, media_of
 from .media import Media
 from .pairs import TEXTS

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..core.config import DATA
 from ..core.files import from_json
+from ..core.types import Role
 from ..errors import ConfigError, MissingSplit, unknown
-from .limits import Role
 from .loading import is_image, parse_split
 from .masks import MaskPart
 from .origins import SPLIT_NAMES, check_file, find_origin

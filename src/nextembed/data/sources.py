@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 from pydantic import PrivateAttr
 
 from ..core.config import DATA
-from ..core.types import IGNORE_LABEL
+from ..core.types import IGNORE_LABEL, Role
 from ..errors import ConfigError, unknown
 from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
-from .limits import Role
 from .loading import Table, class_names_of, is_image, media_of, values_of
 from .origins import Origin, find_origin
 from .record import Folder

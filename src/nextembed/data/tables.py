@@ -9,8 +9,8 @@ from pydantic import Field
 
 from ..core.config import Config
 from ..core.files import first_line, from_json
+from ..core.types import Role
 from ..errors import ConfigError, MissingSplit, unknown
-from .limits import Role
 from .loading import Table, choose, class_names, load, parse_split, quiet
 from .origins import Origin, find_table
 from .record import Folder, Record, check_readable

@@ -11,10 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core.config import DATA
-from ..core.types import Document, Segment
+from ..core.types import Document, Role, Segment
 from .containers import Containers
 from .documents import DocumentPart, text
-from .limits import Role
 from .pairs import TEXTS, ordered
 from .record import Record
 from .rows import Rows, RowSequence

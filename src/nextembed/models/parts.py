@@ -12,7 +12,8 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..core.config import Part
 from ..core.pretrained import load_pretrained
-from ..core.sizes import first_line, loading
+from ..core.files import first_line
+from ..core.sizes import loading
 from ..core.types import Batch, Draw
 from ..errors import ConfigError, shortened
 

@@ -8,7 +8,8 @@ from transformers import PretrainedConfig
 
 from ..core.config import Part
 from ..core.scores import ClassScores, Mistake
-from ..data.images import ImagePart, Role
+from ..core.types import Role
+from ..data.images import ImagePart
 from ..errors import ConfigError, NextEmbedError
 from .page import head, percent
 from .pictures import data_uri, to_array

@@ -11,8 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core.config import Part
 from ..core.probe_table import TITLES
-from ..core.types import AttentionMode
-from ..data.images import ImagePart, Role
+from ..core.types import AttentionMode, Role
+from ..data.images import ImagePart
 from ..errors import ConfigError, MissingSplit
 from ..objectives.latent_decoder import load_decoder
 from .inside import Inside, look_inside

@@ -15,8 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core.config import Part
 from ..core.scores import SegmentScores
-from ..core.types import IGNORE_PIXEL
-from ..data.images import Role
+from ..core.types import IGNORE_PIXEL, Role
 from ..data.masks import MaskPart
 from ..errors import ConfigError, MissingSplit
 from ..nn.windows import sliding_logits

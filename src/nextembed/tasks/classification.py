@@ -10,8 +10,8 @@ from ..core.config import Part
 from ..core.objective import Objective
 from ..core.pretrained import load_pretrained
 from ..core.scores import ClassScores
-from ..core.types import IGNORE_LABEL
-from ..data.images import ImagePart, Role
+from ..core.types import IGNORE_LABEL, Role
+from ..data.images import ImagePart
 from ..data.labels import classes_to_learn
 from ..errors import ConfigError, MissingSplit, NextEmbedError
 from ..evaluation.classification import METRIC, QuickScore, score_classifier

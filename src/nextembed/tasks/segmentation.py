@@ -9,7 +9,7 @@ from transformers import AutoModelForSemanticSegmentation, PreTrainedModel
 from ..core.config import Part
 from ..core.objective import Objective
 from ..core.scores import SegmentScores
-from ..data.images import Role
+from ..core.types import Role
 from ..data.masks import MaskPart, classes_to_segment
 from ..errors import ConfigError, MissingSplit, NextEmbedError
 from ..evaluation.probes.samples import keep_decoded

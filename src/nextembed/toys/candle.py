@@ -13,11 +13,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..core.config import DATA
-from ..core.types import Document, Segment
+from ..core.types import Document, Role, Segment
 from ..data.documents import DocumentPart, text
 from ..data.draws import Draws, sample_seed
 from ..data.layouts import Layouts, check_layouts, drawn_layout
-from ..data.limits import Role
 from ..data.media import series
 from ..data.record import Record, key_of
 from ..data.rows import Rows, RowSequence

@@ -9,10 +9,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from ..core.config import DATA, Config
-from ..core.types import Document, Segment
+from ..core.types import Document, Role, Segment
 from ..data.documents import DocumentPart, text
 from ..data.draws import Draws, sample_seed
-from ..data.limits import Role
 from ..data.record import Record
 from ..data.rows import Rows
 from ..data.tables import DocumentTable, field, words

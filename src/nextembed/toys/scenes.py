@@ -8,8 +8,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from ..core.config import DATA
+from ..core.types import Role
 from ..data.draws import Draws, sample_seed
-from ..data.limits import Role
 from ..data.masks import MaskPart
 from ..data.rows import Row, Rows, row_key
 from ..data.sources import ImageData

@@ -6,10 +6,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.types import IGNORE_LABEL
+from ...core.types import IGNORE_LABEL, Role
 from ...data.documents import DocumentPart
 from ...data.labels import LABEL_COLUMNS
-from ...data.limits import Role
 from ...data.media import KINDS, Media
 from ...data.record import Record, reading, row_at
 from ...data.rows import Rows

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from ...core.config import Part
-from ...data.images import ImagePart, Role
+from ...core.types import Role
+from ...data.images import ImagePart
 from ...errors import ConfigError, MissingSplit
 from .sweep import ProbeConfig, ProbeData
 
