@@ -11,8 +11,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
 from ..core.config import Part
-from ..core.pretrained import load_pretrained
 from ..core.files import first_line
+from ..core.pretrained import load_pretrained
 from ..core.sizes import loading
 from ..core.types import Batch, Draw
 from ..errors import ConfigError, shortened
