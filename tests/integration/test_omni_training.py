@@ -59,4 +59,4 @@ def test_a_new_run_looks_at_what_values_are_like(tmp_path):
     assert found.mean.mean() > 0.3
     assert (found.covariance > 0).float().mean() > 0.9
     later = nextembed.fit(config(tmp_path / "b", f"model.pretrained={run.dir / 'model'}", "train.max_steps=1"))
-    assert (later.model.model.values["image"].covariance == found.covariance).all()
+    assert (later.trained.model.values["image"].covariance == found.covariance).all()
