@@ -73,6 +73,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .models.omni import OmniModel as OmniModel
     from .models.omni import OmniParts as OmniParts
     from .models.omni import OmniProcessor as OmniProcessor
+    from .models.parts import ModelPart as ModelPart
     from .objectives.emu import EmuSettings as EmuSettings
     from .objectives.latent_decoder import LatentDecoderSettings as LatentDecoderSettings
     from .objectives.latent_decoder import load_decoder as load_decoder
@@ -114,6 +115,7 @@ _PUBLIC = {
     "export.layouts": "convert",
     "models.emu": "EmuConfig EmuForConditionalGeneration EmuModel EmuParts EmuPipeline EmuProcessor VisualDecoder"
     " train_tokenizer",
+    "models.parts": "ModelPart",
     "models.nepa": "NepaModel ViTNepaBackbone ViTNepaConfig ViTNepaForImageClassification"
     " ViTNepaForPreTraining ViTNepaForSemanticSegmentation ViTNepaModel",
     "modalities": "MODALITIES Modality Patches in_time",
