@@ -80,12 +80,12 @@ def means(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def text_run(changes: list[str]) -> Any:
-    return apply_overrides(recipes.omni.omni_text(), changes)
+    return apply_overrides(recipes.omni_text(), changes)
 
 
 def order_run(order: str) -> Any:
     """Images alone, each a document."""
-    config = recipes.omni.omni_emoji()
+    config = recipes.omni_emoji()
     config.data = ImagesAlone(kinds=KindWeights(caption=1, paint=0, tags=0, question=0, context=0), max_shift=0.1,
                               num_workers=0)  # fmt: skip
     config.objective.distance = "cosine"

@@ -1,8 +1,4 @@
-"""The `nextembed` command.
-
-A module of its own: while it is loaded, `import nextembed` leaves out the models (and so torch, which takes
-seconds), and a command loads what it needs. So `nextembed --help` and a mistyped option answer at once.
-"""
+"""The `nextembed` command."""
 
 import sys
 
@@ -15,5 +11,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.modules["nextembed_cli"] = sys.modules["__main__"]
     sys.exit(main())

@@ -1,11 +1,13 @@
 """nextembed: next-embedding prediction. One autoregressive model over latents, any modality.
 
-`import nextembed` registers its models with the Hugging Face Auto classes; the rest loads when first used.
+`import nextembed` makes its models known to the Hugging Face Auto classes. All of it loads when it is first used, and
+torch with it.
 """
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
+
+from .models.waiting import wait
 
 if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _PUBLIC says the same at run time
     from . import recipes as recipes
@@ -146,8 +148,4 @@ def __dir__() -> list[str]:
     return [*_MODULE_OF, "recipes", "__version__"]
 
 
-if "nextembed_cli" not in sys.modules:  # the command loads models when it needs them, see nextembed_cli.py
-    importlib.import_module(".models.nepa", __name__)
-    importlib.import_module(".models.nepa_spt", __name__)
-    importlib.import_module(".models.emu", __name__)
-    importlib.import_module(".models.omni", __name__)
+wait()

@@ -23,13 +23,29 @@ def in_a_new_process(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["--version"], ["train", "--no-such-option"]])
-def test_help_and_usage_errors_load_nothing_heavy(words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        *((f"{command} --help", 0) for command in ("", "train", "recipes", "generate", "embed", "plan")),
+        ("--version", 0),
+        ("recipes", 0),
+        ("train --no-such-option", 2),
+        ("train nepa_dmo", 2),
+        ("recipes nepa_dmo", 2),
+        ("train runs/mien/config.yaml", 2),
+    ],
+)
+def test_help_lists_and_usage_errors_load_nothing_heavy(line: str, code: int) -> None:
     out = in_a_new_process(
-        f"import sys; sys.argv = ['nextembed', *{words}]; import nextembed_cli; code = nextembed_cli.main();"
+        f"import sys; sys.argv = ['nextembed', *{line.split()}]; import nextembed_cli; code = nextembed_cli.main();"
         "print(code, [m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules])"
     )
-    assert out.splitlines()[-1] == f"{2 if '--no-such-option' in words else 0} []"
+    assert out.splitlines()[-1] == f"{code} []"
+
+
+def test_importing_nextembed_loads_nothing_heavy() -> None:
+    heavy = "[m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules]"
+    assert in_a_new_process(f"import sys, nextembed; dir(nextembed); print({heavy})") == "[]\n"
 
 
 @pytest.mark.parametrize(

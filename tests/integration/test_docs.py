@@ -61,7 +61,7 @@ def tiny(config: Any, **parts: Any) -> Any:
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pretrained run."""
-    config = tiny(recipes.nepa.nepa_demo(), name="mine", output_dir=str(tmp_path_factory.mktemp("runs")))
+    config = tiny(recipes.nepa_demo(), name="mine", output_dir=str(tmp_path_factory.mktemp("runs")))
     config.probe.enabled = False
     return nextembed.fit(config).dir
 
@@ -142,7 +142,7 @@ def test_visualize_python(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_finetune_python(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, lora in (("flowers", "null"), ("flowers_lora", "{rank: 2}")):
-        tuned = tiny(recipes.finetune.finetune(), name=name)
+        tuned = tiny(recipes.finetune(), name=name)
         changes = ["model.architecture=null", "model.pretrained=runs/mine/model", f"train.lora={lora}"]
         nextembed.fit(apply_overrides(tuned, changes))
     names = run_python([text for page, _, text in blocks("python") if page == "docs/finetune.md"], monkeypatch)
@@ -170,7 +170,7 @@ def test_features_python(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_segmentation_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nextembed.fit(tiny(recipes.segmentation.emoji_scenes(), name="segmenter"))
+    nextembed.fit(tiny(recipes.emoji_scenes(), name="segmenter"))
     names = run_python([text for page, _, text in blocks("python") if page == "docs/segmentation.md"], monkeypatch)
     assert names["classes"].shape == (20, 20)
     assert {answer["label"] for answer in names["answers"]} <= set(names["model"].config.label2id)
@@ -178,7 +178,7 @@ def test_segmentation_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_evaluate_language_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nextembed.fit(tiny(recipes.emu.emu_emoji(), name="emu_emoji"))
+    nextembed.fit(tiny(recipes.emu_emoji(), name="emu_emoji"))
     Image.new("RGB", (20, 20), "red").save("a.png")
     Path("captions.jsonl").write_text('{"image": "a.png", "captions": ["a red square", "red"]}\n')
     texts = [text for page, _, text in blocks("python") if page == "docs/evaluate_language.md"]
@@ -196,7 +196,7 @@ def test_plan_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     """At full size: a plan trains nothing."""
     ((_, _, text),) = [block for block in blocks("python") if block[0] == "docs/plan.md"]
     made = run_python([text], monkeypatch)["made"]
-    assert made.devices == 2 and made.batch_size == recipes.nepa.nepa_demo().train.batch_size
+    assert made.devices == 2 and made.batch_size == recipes.nepa_demo().train.batch_size
     assert 0 < made.memory["optimizer"] < made.peak < 8 * 2**30 and made.hours > 0
     assert capsys.readouterr().out.startswith(f"{made.verdict} {made.peak / 2**30}")
 
@@ -218,7 +218,7 @@ def test_omni_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (probing,) = [text for page, _, text in blocks("python") if page == "docs/probing.md"]
     exec(compile(probing.replace("runs/omni_emoji", str(names["run"].dir)), "docs", "exec"), names)
     assert names["vectors"].shape == (2, names["model"].config.hidden_size)
-    small = tiny(recipes.omni.omni_emoji_readout(), name="omni_emoji_readout")
+    small = tiny(recipes.omni_emoji_readout(), name="omni_emoji_readout")
     nextembed.run.fit(apply_overrides(small, [f"model.pretrained={names['run'].dir}/model"]))
     before = names["apple"].values
     exec(compile(readouts, "docs", "exec"), names)

@@ -50,6 +50,23 @@ def test_the_recipes_there_are() -> None:
     }
 
 
+def test_the_list_that_needs_no_torch_says_what_the_functions_say() -> None:
+    made = {
+        name: (recipe.__module__, (recipe.__doc__ or "").splitlines()[0]) for name, recipe in recipes.recipes().items()
+    }
+    assert {name: (f"nextembed.recipes.{place.module}", place.line) for name, place in recipes.listed().items()} == made
+    files = {file.stem for file in Path(recipes.__file__).parent.glob("*.py")}
+    assert files == {*recipes.MODULES, "__init__", "loading", "shrunk", "ade20k"}
+
+
+def test_recipes_are_attributes() -> None:
+    assert recipes.nepa_demo().name == "nepa_demo" and recipes.omni_series().name == "omni_series"
+    assert recipes.finetune is recipes.recipes()["finetune"]
+    assert set(dir(recipes)) == {*NAMES, "load", "recipes", "tiny"}
+    with pytest.raises(AttributeError, match="no attribute 'nepa_dmo'"):
+        _ = recipes.nepa_dmo
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_named_described_and_survives_yaml_and_so_does_its_tiny_twin(name: str) -> None:
     assert (recipes.recipes()[name].__doc__ or "").splitlines()[0].endswith(".")
@@ -147,12 +164,12 @@ def test_finetuning_recipes_hold_the_papers_numbers(name: str) -> None:
 def test_finetune_asks_for_what_it_starts_from() -> None:
     config = recipes.load("finetune")
     assert config.model.pretrained is None and config.data.validation_rate == 0.1
-    few = recipes.finetune.fashion_mnist_finetune(data="some/folder")
+    few = recipes.fashion_mnist_finetune(data="some/folder")
     assert (few.data.source, few.data.labels_per_class, few.data.validation) == ("some/folder", 60, "train[-5000:]")
 
 
 def test_fashion_mnist_takes_a_local_folder_and_keeps_validation_apart() -> None:
-    config = recipes.nepa.fashion_mnist(data="some/folder")
+    config = recipes.fashion_mnist(data="some/folder")
     assert (config.data.source, config.data.split, config.data.validation, config.data.test) == (
         "some/folder",
         "train[:-5000]",
@@ -166,7 +183,7 @@ import nextembed
 
 def mine():
     """My recipe."""
-    config = nextembed.recipes.tiny(nextembed.recipes.nepa.nepa_demo())
+    config = nextembed.recipes.tiny(nextembed.recipes.nepa_demo())
     return config.model_copy(update={"name": "mine"})
 
 def with_default(steps=3):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.terminal import print
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from .app import Settings, app
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def train(
             if resume is None
             else f"--resume takes its settings from {resume}; beside it only KEY=VALUE"
         )
+    if recipe is not None:
+        check_recipe(recipe)
     from .. import recipes
     from ..core import distributed
     from ..core.config import apply_overrides
@@ -75,12 +77,29 @@ def recipes(
 ) -> None:
     """List the recipes, or print all settings of one."""
     from .. import recipes
+
+    if name is None:
+        listed = recipes.listed()
+        for recipe, place in listed.items():
+            print(f"{recipe:{max(map(len, listed))}}  {place.line}")
+        print("\nNAME_tiny is the same in small, a few steps on any machine. Settings: nextembed recipes NAME")
+        return
+    check_recipe(name)
     from ..core.config import apply_overrides, to_yaml
 
-    if name:
-        print(to_yaml(apply_overrides(recipes.load(name), overrides or [])), end="")
+    print(to_yaml(apply_overrides(recipes.load(name), overrides or [])), end="")
+
+
+def check_recipe(spec: str) -> None:
+    """Raises ConfigError for what is no recipe, file or run folder, before anything is loaded."""
+    from ..recipes import listed
+
+    path = Path(spec).expanduser()
+    if ".py" in spec or path.exists() or spec.removesuffix("_tiny") in listed():
         return
-    listed = recipes.recipes()
-    for recipe, make in listed.items():
-        print(f"{recipe:{max(map(len, listed))}}  {(make.__doc__ or '').partition(chr(10))[0]}")
-    print("\nNAME_tiny is the same in small, a few steps on any machine. Settings: nextembed recipes NAME")
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        from ..core.places import near_path
+
+        what = "file" if path.suffix in (".yaml", ".yml") else "run or file"
+        raise ConfigError(f"no such {what}: {spec}{near_path(path)}")
+    raise ConfigError(unknown("recipe", spec, listed()))

@@ -1,8 +1,6 @@
 """Where things lie in a run folder, and how to read them: for probes and the report."""
 
-import difflib
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +8,13 @@ from typing import Any
 from ..errors import ConfigError
 from .config import read_yaml
 from .files import finite, from_json, read_text
+from .places import check_here
 from .probe_table import ProbeTable
 from .saved import Count, Number, checked, load, read_json
 from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+NO_RUN = "no such run or checkpoint"
 
 
 @dataclass(frozen=True)
@@ -63,24 +62,12 @@ def find_saved(path: str | os.PathLike[str]) -> Saved:
     """
     place = Path(path).expanduser()
     if not place.exists():
-        owner, _, _ = str(path).partition("/")
-        if isinstance(path, str) and HUB_ID.fullmatch(path) and not Path(owner).exists():
-            return Saved(path, None, {"raw": path})
-        raise ConfigError(f"no such run or checkpoint: {path}{near_path(place)}")
+        check_here(path, NO_RUN)
+        return Saved(str(path), None, {"raw": str(path)})
     folders: dict[str, Path | str] = {**weights_folders(place)}
     if (place / "best" / "config.json").is_file():
         folders["best"] = place / "best"
     return Saved(str(path), run_folder(place), folders)
-
-
-def near_path(path: Path) -> str:
-    """ ". Did you mean 'runs/mine'?", of the names that lie where a path should, or nothing."""
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return ""
-    found = difflib.get_close_matches(path.name, names, 1)
-    return f". Did you mean '{path.parent / found[0]}'?" if found else ""
 
 
 def weights_folders(path: str | Path) -> dict[str, Path]:

@@ -1,106 +1,50 @@
 """Recipes: plain functions that return a RunConfig; the first line of the docstring says what you get.
 
-`NAME_tiny` is `tiny` of the recipe NAME: seconds on any machine.
+`recipes.nepa_demo` is one, `recipes.load("nepa_demo")` its config. `NAME_tiny` is `tiny` of the recipe NAME: seconds on
+any machine. What there is, is read from the files' text: a list of names needs no torch.
 """
 
-import inspect
-from collections.abc import Callable
+import ast
+import importlib
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..core.code import load_from_file, trusting
-from ..core.config import from_yaml
-from ..core.files import read_text
-from ..errors import ConfigError, unknown
-from ..runs import RunConfig
-from . import decoder, emu, finetune, nepa, omni, omni_candle, omni_series, omni_stamps, segmentation
-from .tiny import tiny
+if TYPE_CHECKING:
+    from .loading import load as load
+    from .loading import missing_stages as missing_stages
+    from .loading import named as named
+    from .loading import recipes as recipes
+    from .shrunk import tiny as tiny
 
-__all__ = [
-    "decoder",
-    "emu",
-    "finetune",
-    "load",
-    "nepa",
-    "omni",
-    "omni_candle",
-    "omni_series",
-    "omni_stamps",
-    "recipes",
-    "segmentation",
-    "tiny",
-]
-
-Recipe = Callable[[], RunConfig]
+MODULES = ("nepa", "finetuning", "segmentation", "decoder", "emu", "omni", "candle", "series", "stamps")
+HELPERS = {"load": "loading", "recipes": "loading", "named": "loading", "missing_stages": "loading", "tiny": "shrunk"}
 
 
-def recipes() -> dict[str, Recipe]:
-    """All recipes by name: the public functions of this package's modules."""
-    return {
-        name: function
-        for module in (nepa, finetune, segmentation, decoder, emu, omni, omni_candle, omni_series, omni_stamps)
-        for name, function in vars(module).items()
-        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
-    }
+class Listed(NamedTuple):
+    """Where a recipe is, and the first line of its docstring."""
+
+    module: str
+    line: str
 
 
-def named(name: str) -> Recipe | None:
-    """The recipe of this name, or the shrunk one of `NAME_tiny`; None if there is none."""
-    known = recipes()
-    base = known.get(name.removesuffix("_tiny"))
-    return base if base is None or name in known else lambda: tiny(base())
+@cache
+def listed() -> dict[str, Listed]:
+    """All recipes by name: the public functions of MODULES, in this order."""
+    found = {}
+    for module in MODULES:
+        for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                found[node.name] = Listed(module, (ast.get_docstring(node) or "").partition("\n")[0])
+    return found
 
 
-def load(spec: str) -> RunConfig:
-    """The config of a recipe's name or NAME_tiny, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`,
-    which is run.
-
-    Raises ConfigError for a name or path that is not there, with the nearest spelling, and for one that does
-    not give a RunConfig.
-    """
-    with trusting(True):
-        return _load(spec)
+def __getattr__(name: str) -> Any:
+    module = HELPERS.get(name) or (listed()[name].module if name in listed() else None)
+    if module is None:
+        raise AttributeError(f"module 'nextembed.recipes' has no attribute '{name}'")
+    return getattr(importlib.import_module(f".{module}", __name__), name)
 
 
-def _load(spec: str) -> RunConfig:
-    path = Path(spec).expanduser()
-    if ".py:" in spec:
-        return _call(spec, load_from_file(spec, "the setting after"))
-    if (path / "config.yaml").is_file():
-        path = path / "config.yaml"
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError(f"no such file: {spec}")
-        return from_yaml(RunConfig, read_text(path), str(path))
-    if path.suffix == ".py":
-        raise ConfigError(f"name the function in the file, too: {spec}:my_recipe")
-    if path.is_dir() or len(path.parts) > 1:
-        raise ConfigError(f"no config.yaml in {spec}" if path.is_dir() else f"no such run or file: {spec}")
-    if (recipe := named(spec)) is None:
-        raise ConfigError(unknown("recipe", spec, recipes()))
-    return recipe()
-
-
-def missing_stages(config: RunConfig) -> list[RunConfig]:
-    """Configs of the stages that a run builds on and that have not been trained yet, in the order to train them.
-
-    A stage counts as trained where OUTPUT_DIR/NAME/model is there.
-    """
-    found: list[RunConfig] = []
-    for name in config.after:
-        stage = _load(name)  # what a file says comes first is run only if the user named it, too
-        if not (stage.dir / "model").is_dir():
-            found += [*missing_stages(stage), stage]
-    names = [stage.name for stage in found]
-    return [stage for i, stage in enumerate(found) if stage.name not in names[:i]]
-
-
-def _call(spec: str, recipe: object) -> RunConfig:
-    if not callable(recipe):
-        raise ConfigError(f"{spec} is not a function")
-    needed = [p.name for p in inspect.signature(recipe).parameters.values() if p.default is p.empty]
-    if needed:
-        raise ConfigError(f"{spec} needs a default for {', '.join(needed)}; change settings with field.name=value")
-    config = recipe()
-    if not isinstance(config, RunConfig):
-        raise ConfigError(f"{spec} gave a {type(config).__name__}, not a nextembed.RunConfig")
-    return config
+def __dir__() -> list[str]:
+    return [*listed(), "load", "recipes", "tiny"]

@@ -1,0 +1,73 @@
+"""Names of things that are here or on the hub: which of both a name means. Needs no torch, so a mistyped path fails at
+once."""
+
+import difflib
+import os
+import re
+from pathlib import Path
+
+from ..errors import ConfigError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+# What nobody is called on the hub, but folders are; and endings that files have and repositories do not.
+FOLDERS = {"runs", "run", "data", "datasets", "models", "checkpoints", "images", "photos", "pictures", "tmp", "home"}
+ENDINGS = re.compile(
+    r"\.(png|jpe?g|gif|webp|bmp|tiff?|avif|heic|mp4|mov|webm|mkv|avi|wav|mp3|flac|ogg|npy|npz|csv|tsv|jsonl?|ndjson|"
+    r"parquet|txt|tar|zip|gz|tgz|7z|ya?ml|py|pt|pth|ckpt|safetensors|bin|onnx|html)$",
+    re.IGNORECASE,
+)
+
+
+def is_hub_id(name: str | os.PathLike[str]) -> bool:
+    """Whether a name that is no path here is to be looked up on the hub: "owner/name", and nothing that looks like a
+    path: not `runs/mien`, not `photos/dog.png`, nothing below a folder that is here, or one letter beside it."""
+    if not isinstance(name, str) or not HUB_ID.fullmatch(name) or ENDINGS.search(name):
+        return False
+    owner = name.partition("/")[0]
+    return owner.lower() not in FOLDERS and not Path(owner).exists() and not _folder_like(name)
+
+
+def check_here(name: str | os.PathLike[str], what: str, hub: bool = True) -> None:
+    """Raises ConfigError, "WHAT: NAME", with what lies near, for a path that is not here.
+
+    hub: whether a hub id will do, too.
+    """
+    if Path(name).expanduser().exists() or (hub and is_hub_id(name)):
+        return
+    raise ConfigError(f"{what}: {name}{near_path(Path(name).expanduser())}")
+
+
+def near_path(path: Path) -> str:
+    """ ". Did you mean 'runs/mine'?", of the names that lie where a path should, or nothing."""
+    found = _near(path)
+    return f". Did you mean '{found}'?" if found else ""
+
+
+def _near(path: Path) -> Path | None:
+    """The path whose parts, from the first that is not here on, are spelled nearly so and are here."""
+    found = Path(path.anchor)
+    for part in path.relative_to(path.anchor).parts:
+        if not os.path.lexists(found / part):
+            close = _close(part, found)
+            if close is None:
+                return None
+            part = close
+        found = found / part
+    return found
+
+
+def _close(name: str, folder: Path) -> str | None:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return None
+    stems = {Path(own).stem.lower(): own for own in sorted(names, reverse=True)} | {own.lower(): own for own in names}
+    near = difflib.get_close_matches(name.lower(), stems, 1, cutoff=0.5)
+    return stems[near[0]] if near else None
+
+
+def _folder_like(name: str) -> bool:
+    """`rnus/mine` where runs/mine is here."""
+    found = _near(Path(name))
+    return found is not None and difflib.SequenceMatcher(None, str(found), name).ratio() > 0.7
