@@ -132,7 +132,7 @@ def page(run: Path) -> str:
 
 def test_report_of_a_classifier(run: Path) -> None:
     html, scores = page(run), json.loads((run / "scores.json").read_text())
-    for heading in ("Each class", "What is taken for what", "The surest mistakes", "Training", "What was trained"):
+    for heading in ("Each class", "Confusion matrix", "Most confident mistakes", "Training", "What was trained"):
         assert f"<h2>{heading}</h2>" in html
     for word in ("Verdict", "verdict ", "probe table", "What it predicts", "Where it looks", "Copying", "Collapsed"):
         assert word not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)

@@ -39,12 +39,12 @@ def run(tmp_path_factory):
 def test_the_page_shows_curves_texts_and_pictures(run):
     page = open_run(run).report().read_text()
     assert "Text and image on" in page, page[:3000]
-    assert "31.0 %" in page and "of text right at first" in page
+    assert "31.0 %" in page and "top-1, text" in page
     for title in (
         "What it writes",
         "What it paints",
         "Next latent, by modality",
-        "Right at first, by modality (validation)",
+        "Top-1 accuracy, by modality (validation)",
     ):
         assert title in page
     assert "Documents of the validation split" in page

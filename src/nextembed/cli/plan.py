@@ -32,7 +32,7 @@ def plan(
     overrides: Settings = None,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON.")] = None,
 ) -> None:
-    """Say what a run will need, before it is started: memory, arithmetic, hours."""
+    """Say what a run will need, before it is started: memory, FLOPs, hours."""
     from .. import recipes
     from ..core.config import apply_overrides
     from ..planning.plan import plan as make_plan

@@ -1,1 +1,1 @@
-"""What a run will need before it is started: parameters, memory, arithmetic, hours. Nothing is read but settings."""
+"""What a run will need before it is started: parameters, memory, FLOPs, hours. Nothing is read but settings."""

@@ -146,7 +146,7 @@ BY_MODALITY = {
         "modality comes. Compare each with itself over time: modalities differ in how much can be known.",
     ),
     "top1": Chart(
-        "Right at first, by modality",
+        "Top-1 accuracy, by modality",
         {},
         "How often the nearest row of the table, of tokens and begin latents, is the right one.",
         percent=True,

@@ -151,7 +151,7 @@ def _matrix(scores: ClassScores) -> str:
     )
     found = f"<table><tr><th>is</th><th class='left'>called</th><th>images</th></tr>{table}</table>" if table else ""
     return (
-        "<h2>What is taken for what</h2>"
+        "<h2>Confusion matrix</h2>"
         '<p class="soft">Rows: what the image is; columns: what it is called. <span class="key right"></span> right, '
         '<span class="key wrong"></span> wrong; the deeper the colour, the greater the share of the row.</p>'
         f'<div class="two"><div class="card scroll"><svg class="matrix" viewBox="0 0 {side + 60:.0f} {side + 4:.0f}" '
@@ -167,7 +167,7 @@ def _mistakes(scores: ClassScores, pictures: Callable[[ClassScores], list[Pictur
         with looking("the model"):
             found = pictures(scores)
     except NextEmbedError as err:
-        return f'<h2>The surest mistakes</h2><p class="note">There are no pictures: {escape(str(err))}</p>'
+        return f'<h2>Most confident mistakes</h2><p class="note">There are no pictures: {escape(str(err))}</p>'
     cards = "".join(
         f'<div class="card"><img alt="{escape(error.key)}" src="{picture}"><p>'
         f'is <span class="is">{_name(scores, error.label)}</span><br>'
@@ -176,7 +176,7 @@ def _mistakes(scores: ClassScores, pictures: Callable[[ClassScores], list[Pictur
         for error, picture in found
     )
     return (
-        "<h2>The surest mistakes</h2>"
+        "<h2>Most confident mistakes</h2>"
         '<p class="soft">Wrong answers with the highest probability. Often the label is what is wrong, or the picture '
         f'shows two things.</p><div class="mistakes">{cards}</div>'
     )

@@ -44,7 +44,7 @@ def header(view: RunView) -> str:
         facts.append((f"{100 * last['text_accuracy']:.1f} %", "of tokens right"))
     for name in names_of(view):
         if f"top1/{name}" in last:
-            facts.append((f"{100 * last[f'top1/{name}']:.1f} %", f"of {name} right at first"))
+            facts.append((f"{100 * last[f'top1/{name}']:.1f} %", f"top-1, {name}"))
         elif f"cos_next/{name}" in last:
             facts.append((f"{last[f'cos_next/{name}']:.3f}", f"cosine with the next latent, {name}"))
     if last.get("regression_loss"):
