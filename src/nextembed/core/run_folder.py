@@ -167,7 +167,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a line that a kill cut short is left out, a missing file is empty."""
     rows = []
     if file.is_file():
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 row = from_json(line)
             except ValueError:

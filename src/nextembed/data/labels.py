@@ -1,13 +1,13 @@
 """Labels: from a CSV file, a few of each class, and whether they are fit to train on."""
 
-import csv
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 
 from ..core.types import IGNORE_LABEL
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
+from .lines import check_fields, check_written, read_fields
 from .origins import check_file
 from .record import AnyRow, keyed
 from .rows import Rows, RowSequence, row_key, row_label
@@ -78,9 +78,11 @@ def read_labels(label_file: str) -> dict[str, str]:
     """
     path = check_file("data.label_file", label_file)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
-    except (OSError, ValueError, csv.Error) as err:
+        (_, header), *rows = list(read_fields(path)) or [(1, [])]
+        for number, row in ((1, header), *rows):
+            check_fields(path, number, row, header)
+            check_written(path, number, row)
+    except (OSError, ValueError, DataError) as err:
         raise ConfigError(f"data.label_file: cannot read {label_file}: {err}") from None
     if len(header) < 2:
         raise ConfigError(f"data.label_file: {label_file} needs a header and two columns: file,label")
@@ -90,17 +92,14 @@ def read_labels(label_file: str) -> dict[str, str]:
     label_at = next((lower.index(n) for n in LABEL_COLUMNS if n in lower), None)
     file_at = next((lower.index(n) for n in FILE_COLUMNS if n in lower), 1 if label_at == 0 else 0)
     label_at = (1 if file_at == 0 else 0) if label_at is None else label_at
-    short = next((i for i, row in enumerate(rows, 2) if row and len(row) <= max(file_at, label_at)), None)
+    short = next((number for number, row in rows if len(row) <= max(file_at, label_at)), None)
     if short is not None:
         raise ConfigError(f"data.label_file: line {short} of {label_file} has too few columns")
     labels: dict[str, str] = {}
-    for row in rows:
-        if row:
-            name, label = row[file_at].strip().replace("\\", "/").removeprefix("./"), row[label_at].strip()
-            if labels.setdefault(name, label) != label:
-                raise ConfigError(
-                    f"data.label_file: {label_file} says of {name} once '{labels[name]}' and once '{label}'"
-                )
+    for _, row in rows:
+        name, label = row[file_at].strip().replace("\\", "/").removeprefix("./"), row[label_at].strip()
+        if labels.setdefault(name, label) != label:
+            raise ConfigError(f"data.label_file: {label_file} says of {name} once '{labels[name]}' and once '{label}'")
     return labels
 
 

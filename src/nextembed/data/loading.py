@@ -1,14 +1,12 @@
 """Data sets that Hugging Face `datasets` reads, with its many errors as one line each: the only door to it."""
 
 import contextlib
-import csv
 import itertools
 import logging
 import os
 import re
 import tarfile
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from glob import escape, glob
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,15 +14,15 @@ from typing import Any, TypeAlias
 import datasets
 
 from ..core.files import first_line, from_json
-from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .origins import Origin
 
 Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Options = dict[str, Any]  # of `datasets.load_dataset`
+Stamped = tuple[str, str]  # a file, and what tells its content from what stood there before
+RowsOf = Callable[[list[Stamped]], Iterator[Mapping[str, str | None]]]
 Feature: TypeAlias = object  # the type of a column, as `datasets` has it: a class of its own, a dict of fields
 
-MAX_HEADER = 1_000_000  # characters
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -63,30 +61,33 @@ def is_image(feature: Feature) -> bool:
     return isinstance(feature, datasets.Image) or dtype_of(feature) in ("binary", "large_binary")
 
 
+def is_empty(data: Table, column: str) -> bool:
+    """Whether no row has a value in a column; not known of a stream."""
+    return (
+        isinstance(data, datasets.Dataset) and len(data) > 0 and data.data.column(column).null_count == len(data.data)
+    )
+
+
 def dtype_of(feature: Feature) -> str:
     """The type of plain values; "" for anything else."""
     return str(feature.dtype) if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
 
 
-def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more: str) -> Table:
-    """`datasets.load_dataset`. more: options of the builder.
+def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Table:
+    """`datasets.load_dataset`.
 
     Raises ConfigError for what does not exist or is empty, DataError for a file that is damaged, which it names.
     """
     name = parse_split(split)[0]
     if streaming and name != split:
         raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
-    options: Options = {"split": split, "streaming": streaming, **more}
+    options: Options = {"split": split, "streaming": streaming}
     if origin.files is None:
         options["name"] = subset
     else:
         if name not in origin.files:
             raise MissingSplit(unknown("data: split", name, origin.files))
-        if origin.builder in ("text", "csv"):
-            options["encoding_errors"] = MARK_BYTES
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
-        if origin.builder == "csv" and len(origin.files[name]) > 1:
-            check_headers([file for file in origin.files[name] if os.path.isfile(file)])
     try:
         with quiet(origin.files is not None):
             return _opened(origin.builder, options)
@@ -107,6 +108,30 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool, **more
             raise cannot_read(*_culprit(origin, name, options, err), origin.builder) from err
 
 
+def text_table(rows: RowsOf, columns: list[str], files: list[Stamped]) -> datasets.Dataset:
+    """The rows that `rows` reads of files, all columns text, kept in the cache under the stamps of the files."""
+    with quiet(True):
+        return datasets.Dataset.from_generator(rows, features=_of_text(columns), gen_kwargs={"files": files})
+
+
+def streamed_text(rows: RowsOf, columns: list[str], files: list[Stamped]) -> datasets.IterableDataset:
+    """As `text_table`, read anew each time; each file is a shard."""
+    return datasets.IterableDataset.from_generator(rows, features=_of_text(columns), gen_kwargs={"files": files})
+
+
+def _of_text(columns: list[str]) -> datasets.Features:
+    return datasets.Features({column: datasets.Value("string") for column in columns})
+
+
+def part_of(data: datasets.Dataset, name: str, expression: str) -> datasets.Dataset:
+    """The rows that "train[:10%]" takes of those of "train". Raises MissingSplit if there are none."""
+    (part,) = datasets.ReadInstruction.from_spec(expression).to_absolute({name: len(data)})
+    rows = range(len(data))[part.from_ : part.to]
+    if not rows:
+        raise MissingSplit(f"data: split '{expression}' is empty: it has no rows")
+    return data if len(rows) == len(data) else data.select(rows)
+
+
 def cannot_read(file: object, err: Exception, builder: str) -> DataError:
     """What is wrong with a file that cannot be read, or not to its end."""
     return DataError(f"data.source: cannot read '{file}' as {builder}: {_reason(err)} (mend it or leave it out)")
@@ -114,19 +139,6 @@ def cannot_read(file: object, err: Exception, builder: str) -> DataError:
 
 def _reason(err: Exception) -> str:
     return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]
-
-
-def check_headers(files: list[str]) -> None:
-    """Raises DataError for a CSV file whose first line names other columns than most of the files do."""
-    headers = {}
-    for file in files:
-        with open(file, newline="", encoding="utf-8", errors="replace") as lines:
-            headers[file] = frozenset(next(csv.reader(iter([lines.readline(MAX_HEADER)])), []))
-    common, _ = Counter(headers.values()).most_common(1)[0]
-    for file, names in headers.items():
-        if names != common:
-            expected = ", ".join(sorted(common))[:200]
-            raise cannot_read(file, ValueError(f"its first line does not name the columns {expected}"), "csv")
 
 
 def _opened(builder: str, options: Options) -> Table:
@@ -138,10 +150,6 @@ def _opened(builder: str, options: Options) -> Table:
             for pattern in itertools.chain(*options["data_files"].values()):
                 check_tar(glob(pattern)[0])
     data = datasets.load_dataset(builder, **options)
-    if data.features is None and "data_files" in options:  # CSV, streamed: the columns are those of the first rows
-        for table in data.with_format("arrow").iter(batch_size=1000):
-            data = data.cast(datasets.Features.from_arrow_schema(table.schema))
-            break
     return _undecoded(data)
 
 

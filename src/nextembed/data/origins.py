@@ -11,7 +11,8 @@ from ..errors import ConfigError
 SAMPLE = Path(__file__).parent / "sample"
 EMOJI = SAMPLE / "emoji32.parquet"
 GLOSSES = SAMPLE / "glosses.parquet"
-LINES = {".jsonl": "text", ".ndjson": "text", ".txt": "text", ".json": "json", ".csv": "csv"}
+LINES = {".jsonl": "text", ".ndjson": "text", ".txt": "text", ".json": "json", ".csv": "csv",
+         ".tsv": "csv"}  # fmt: skip
 
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
                "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip

@@ -64,18 +64,26 @@ class Record(dict[str, Any]):
     """The columns of a row, under whatever names they have.
 
     key: names the row for good. folder: where the files are that it names. error: why it cannot be read, if it cannot;
-    it then has no columns.
+    it then has no columns. known: columns that hold something in the source, of which those to use are chosen for all
+    rows alike; None: each row speaks for itself.
     """
 
     def __init__(
-        self, columns: dict[str, Any], key: str, folder: Folder | None = None, error: str | None = None
+        self,
+        columns: dict[str, Any],
+        key: str,
+        folder: Folder | None = None,
+        error: str | None = None,
+        known: frozenset[str] | None = None,
     ) -> None:
         super().__init__(columns)
-        self.key, self.folder, self.error = key, folder or Folder(None), error
+        self.key, self.folder, self.error, self.known = key, folder or Folder(None), error, known
 
     def but(self, **facts: Any) -> "Record":
         """The same columns, with other facts."""
-        return type(self)(self, **{"key": self.key, "folder": self.folder, "error": self.error, **facts})
+        return type(self)(
+            self, **{"key": self.key, "folder": self.folder, "error": self.error, "known": self.known, **facts}
+        )
 
 
 AnyRow = Record | Mapping[str, Any]  # of a table, or a user's own

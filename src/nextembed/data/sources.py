@@ -11,8 +11,9 @@ from ..core.types import IGNORE_LABEL, Role
 from ..errors import ConfigError, unknown
 from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
-from .loading import Table, class_names_of, is_image, media_of, values_of
+from .loading import Feature, Table, class_names_of, is_image, media_of, values_of
 from .origins import Origin, find_origin
+from .pairs import IMAGES
 from .record import Folder
 from .rows import Row, Rows, RowSequence
 from .stored import IndexedRows, Stored, Values
@@ -148,7 +149,7 @@ class Columns(NamedTuple):
         if image is None:
             if "__key__" in features:
                 others = tuple(name for name, feature in features.items() if media_of(feature) == "image")
-            image = next((name for name, feature in features.items() if is_image(feature)), None)
+            image = image_column(features)
         if image is None:
             raise ConfigError(
                 f"data.image_column: none of the columns of '{source}' holds images: {', '.join(features)}"
@@ -159,6 +160,13 @@ class Columns(NamedTuple):
             classes = [name for name, feature in features.items() if media_of(feature) == "label"]
             label = next((name for name in (*LABEL_COLUMNS, *classes) if name in features), None)
         return cls(image, label, others)
+
+
+def image_column(features: Mapping[str, Feature]) -> str | None:
+    """The column of images: by its name, else by what it is said to hold, else by bytes; None where there is none."""
+    likely = [name for name, feature in features.items() if is_image(feature)]
+    said = [name for name in likely if media_of(features[name]) == "image" or isinstance(features[name], dict)]
+    return next((name for name in (*IMAGES, *said, *likely) if name in likely), None)
 
 
 class ToImage(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from pyarrow import Table as ArrowTable
 
+from ..errors import NextEmbedError
 from .draws import sample_seed
 from .loading import Table, cannot_read, check_tar, metadata_fault
 from .origins import Origin
@@ -125,6 +126,8 @@ class StreamedRows(Generic[R]):
             # would divide the rows among torch's workers a second time.
             for table in self.data.with_format("arrow").shard(self.data.num_shards, shard).iter(batch_size=1):
                 yield partial(self._decoded, shard, table)
+        except NextEmbedError:
+            raise
         except Exception as err:  # whatever the bytes of a file lead to
             raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
 

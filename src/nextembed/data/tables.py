@@ -1,6 +1,7 @@
 """Rows of documents from Parquet, JSON lines, text, CSV, webdataset archives, folders and the hub."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,17 @@ from pydantic import Field
 from ..core.config import Config
 from ..core.files import first_line, from_json
 from ..core.types import Role
-from ..errors import ConfigError, MissingSplit, unknown
-from .loading import Table, choose, class_names, load, parse_split, quiet
+from ..errors import ConfigError, DataError, MissingSplit, unknown
+from .lines import read_delimited, read_json_list, read_lines
+from .loading import Table, choose, class_names, is_empty, load, parse_split
 from .origins import Origin, find_table
 from .record import Folder, Record, check_readable
 from .rows import Rows, RowSequence
 from .stored import IndexedRows, R, StreamedRows, ToRow, Values
+from .text_tables import load_text
 from .transforms import Unreadable
+
+PEEKED = 1000  # rows that tell which columns hold something
 
 
 class TableSettings(Config):
@@ -69,7 +74,10 @@ class TableSettings(Config):
         data = self.loaded(origin, "train" if split_column else expression)
         for column, wanted in (({split_column: name} if split_column else {}) | self.where).items():
             kind = MissingSplit if column == split_column else ConfigError
-            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming, kind)
+            values = wanted if isinstance(wanted, list) else [wanted]
+            if origin.builder == "csv":  # whose values are text, whatever YAML makes of 7
+                values = [str(value) for value in values]
+            data = choose(data, column, values, self.streaming, kind)
         if split_column and part != slice(None):
             if self.streaming:
                 raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
@@ -103,7 +111,8 @@ class DocumentTable(TableSettings):
                 return self._listed(origin, split)
             data = self.opened(origin, split)
             in_lines = is_lines(origin)
-            to_record = ToRecord(origin.folder, in_lines, class_names(data.features))
+            known = known_columns(origin, self.stored_split(split), data)
+            to_record = ToRecord(origin.folder, in_lines, class_names(data.features), known)
             if self.streaming:
                 return self.streamed(data, to_record, origin, split, not in_lines)
             return IndexedRows(data, to_record, not in_lines)
@@ -116,18 +125,17 @@ class DocumentTable(TableSettings):
 
     def loaded(self, origin: Origin, expression: str) -> Table:
         """Raises ConfigError for columns that are not there."""
-        if origin.builder != "text":
-            data = super().loaded(origin, expression)
-            self.check(list(data.column_names or data.features or []))
-            return data
-        if is_lines(origin) and (self.where or self.splits_by()):
+        in_lines = is_lines(origin)
+        if in_lines and (self.where or self.splits_by()):
             raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
-        sample_by = "line" if is_lines(origin) else self.text_unit()
-        lines = load(origin, expression, None, self.streaming, sample_by=sample_by)
-        if not is_lines(origin):
-            self.check(["text"])
-        with quiet(True):
-            return lines.filter(has_text, input_columns=["text"])  # blank lines are no rows
+        if origin.builder in ("text", "csv"):
+            unit = "row" if origin.builder == "csv" else "line" if in_lines else self.text_unit()
+            data = load_text(origin, expression, self.streaming, unit)
+        else:
+            data = super().loaded(origin, expression)
+        if not in_lines:
+            self.check(list(data.column_names or data.features or []))
+        return data
 
     def text_unit(self) -> str:
         """What a row of text files is: "line", "paragraph" or "document"."""
@@ -140,7 +148,7 @@ class DocumentTable(TableSettings):
         name, part = parse_split(self.expression(split))
         records = read_json(origin, name)
         self.check(sorted({name for record in records[:100] if isinstance(record, dict) for name in record}))
-        to_record = ToRecord(origin.folder)
+        to_record = ToRecord(origin.folder, known=filled(records[:PEEKED]))
         return [to_record(record, index) for index, record in enumerate(records[part])]
 
 
@@ -155,10 +163,6 @@ def is_there(column: str, columns: list[str]) -> bool:
     return column in columns or column.split(".")[0] in columns
 
 
-def has_text(value: str) -> bool:
-    return bool(value.strip())
-
-
 def read_json(origin: Origin, split: str) -> list[object]:
     """The rows of JSON files that each hold a list of objects. Raises ConfigError for a file that does not."""
     files = origin.files or {}
@@ -167,10 +171,10 @@ def read_json(origin: Origin, split: str) -> list[object]:
     found: list[object] = []
     for file in files[split]:
         try:
-            rows = from_json(Path(file).read_bytes())
-        except ValueError as err:
-            raise ConfigError(f"data.source: {file} is not JSON: {err}") from None
-        if not isinstance(rows, list) or not any(isinstance(row, dict) for row in rows):
+            rows = read_json_list(file)
+        except DataError as err:
+            raise ConfigError(f"data.source: {err}") from None
+        if not any(isinstance(row, dict) for row in rows):
             raise ConfigError(f"data.source: {file} should hold a list of objects, or be JSON lines named .jsonl")
         found += rows
     return found
@@ -178,11 +182,12 @@ def read_json(origin: Origin, split: str) -> list[object]:
 
 class ToRecord(NamedTuple):
     """Makes a Record of what `datasets` gives. json_lines: that is a line of JSON. class_names: of columns that hold
-    class ids; the row gets the name."""
+    class ids; the row gets the name. known: see `Record`."""
 
     folder: Path | None
     json_lines: bool = False
     class_names: dict[str, list[str]] = {}
+    known: frozenset[str] | None = None
 
     def __call__(self, record: object, index: int | str) -> Record:
         if isinstance(record, Unreadable):
@@ -193,7 +198,7 @@ class ToRecord(NamedTuple):
         for column, names in self.class_names.items():
             label = row.get(column)
             row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
-        return Record(row, self.key(record, index), Folder(self.folder), error)
+        return Record(row, self.key(record, index), Folder(self.folder), error, self.known)
 
     def key(self, record: object, index: int | str) -> str:
         if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # of a webdataset archive
@@ -248,10 +253,46 @@ def words(value: object, name: str) -> str:
 
 
 def first_of(row: Values, names: tuple[str, ...], what: str, setting: str) -> str:
-    """The first of some columns that the row has. Raises Unreadable, naming the setting, if it has none."""
+    """The first of some columns that the source has, or the row where that is not known. Raises Unreadable, naming the
+    setting, if there is none."""
     check_readable(row)
-    for name in names:
-        top = row.get(name.split(".")[0])
-        if top is not None and ("." not in name or (isinstance(top, dict) and name.split(".")[1] in top)):
-            return name
+    known = filled([row]) if not isinstance(row, Record) or row.known is None else row.known
+    if found := next((name for name in names if name in known), None):
+        return found
     raise Unreadable(f"none of its columns looks like {what} (data.{setting}): {', '.join(map(str, row))[:200]}")
+
+
+def known_columns(origin: Origin, split: str, data: Table) -> frozenset[str] | None:
+    """The columns that hold something, so that one row without a value does not choose others; None for archives, whose
+    samples have a column for each kind of file."""
+    if origin.builder in ("csv", "text"):
+        return filled(itertools.islice(text_rows(origin, split), PEEKED))
+    names = [name for name in data.column_names or [] if not is_empty(data, name)]
+    if "__key__" in names:
+        return None
+    fields = {name: (data.features or {}).get(name) for name in names}
+    inner = [f"{name}.{key}" for name, feature in fields.items() if isinstance(feature, dict) for key in feature]
+    return frozenset([*names, *inner])
+
+
+def text_rows(origin: Origin, split: str) -> Iterator[object]:
+    """The rows of text files as they stand there; lines that are not JSON are none."""
+    for file in (origin.files or {}).get(split, []):
+        if origin.builder == "csv":
+            yield from (row for _, row in read_delimited(file))
+        elif file.lower().endswith(".txt"):
+            yield {"text": file}
+        else:
+            yield from (parsed(line)[0] for line in read_lines(file))
+
+
+def filled(rows: Iterable[object]) -> frozenset[str]:
+    """Columns, and fields inside them, in which some row has more than nothing: not null, no empty text."""
+    found: set[str] = set()
+    for row in rows:
+        for name, value in row.items() if isinstance(row, dict) else ():
+            if value is not None and value != "":
+                found.add(name)
+            if isinstance(value, dict):
+                found.update(f"{name}.{inner}" for inner in value)
+    return frozenset(found)

@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from ..core.files import first_line, from_json
+from ..core.files import first_line
+from ..data.lines import read_json_lines
 from ..data.transforms import Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError
@@ -95,13 +96,7 @@ def read_prompts(file: str | Path, num_frames: int = NUM_FRAMES) -> list[Prompt]
     path, found = Path(file), []
     if not path.is_file():
         raise ConfigError(f"no such file: {file}")
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = from_json(line)
-        except ValueError as err:
-            raise DataError(f"{file}, line {number}: not JSON: {err}") from None
+    for number, row in read_json_lines(path):
         if not isinstance(row, dict):
             raise DataError(f"{file}, line {number}: should be an object with pieces, text, image or video")
         pieces = row.get("pieces", [{k: row[k]} for k in ("image", "video", "text") if row.get(k) is not None])

@@ -1,6 +1,5 @@
 """Files of any modality: what their names say, read as signals, and signals written to them."""
 
-import csv
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..core.files import first_line, from_json, replacing, to_json
 from ..data.audio import SAMPLE_RATE, AudioReader
+from ..data.lines import read_fields
 from ..data.transforms import ImageReader, Unreadable
 from ..data.video import VideoReader
 from ..errors import ConfigError, DataError
@@ -22,7 +22,7 @@ SUFFIXES = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"),
     "video": (".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".gif"),
     "audio": (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".opus"),
-    "series": (".csv", ".npy", ".json"),
+    "series": (".csv", ".tsv", ".npy", ".json"),
 }
 WRITES = {"image": ".png", "video": ".gif", "audio": ".wav", "text": ".txt"}  # others are written as .json or .npy
 NUM_FRAMES = 8
@@ -61,12 +61,12 @@ def read_signal(kind: str, value: str | Path, name: str | None = None) -> Piece:
 
 
 def read_series(file: Path) -> Any:
-    """float32 [C, T] of .csv (a column a channel, with or without a header) or .npy; of .json whatever it holds."""
+    """float32 [C, T] of .csv or .tsv (a channel a column, with or without a header) or .npy; of .json what it holds."""
     if file.suffix.lower() == ".json":
         return from_json(file.read_bytes())
     if file.suffix.lower() == ".npy":
         return torch.from_numpy(np.atleast_2d(np.load(file, allow_pickle=False)).astype(np.float32))
-    rows = [row for row in csv.reader(file.read_text().splitlines()) if row]
+    rows = [fields for _, fields in read_fields(file)]
     try:
         values = np.array(rows, dtype=np.float32)
     except ValueError:

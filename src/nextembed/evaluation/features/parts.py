@@ -285,7 +285,7 @@ def _made_with(output: Path, settings: Mapping[str, object]) -> bool:
 def _names_skipped(file: Path) -> bool:
     """Whether a file is a list of skipped images, as it is written here."""
     try:
-        rows = [from_json(line) for line in read_text(file).splitlines()]
+        rows = [from_json(line) for line in read_text(file).split("\n") if line]
     except (ConfigError, ValueError):
         return False
     return all(isinstance(row, dict) and row.keys() == {"row", "key", "reason"} for row in rows)

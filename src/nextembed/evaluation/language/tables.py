@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ...core.files import from_json
 from ...core.types import Segment
+from ...data.lines import DELIMITED, holds_list, read_delimited, read_json_lines, read_json_list
 from ...data.transforms import Unreadable
 from ...data.video import VideoReader, frame_indices
 from ...errors import ConfigError, DataError, unknown
@@ -65,6 +64,8 @@ def read_table(
         if name not in there:
             raise ConfigError(f"{file}: " + unknown("column", name, there))
     wanted = {name: value if isinstance(value, list) else [value] for name, value in (where or {}).items()}
+    if file.suffix.lower() in DELIMITED:  # whose values are text, whatever YAML makes of 7
+        wanted = {name: [str(value) for value in values] for name, values in wanted.items()}
     images = images or ImageFolder(file.parent)
     found = []
     for number, row in enumerate(table):
@@ -97,26 +98,22 @@ def _rows(file: Path) -> list[Row]:
     try:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(file).to_pylist()
-        if kind in (".csv", ".tsv"):
-            parse = pyarrow.csv.ParseOptions(delimiter="," if kind == ".csv" else "\t", newlines_in_values=True)
-            return pyarrow.csv.read_csv(file, parse_options=parse).to_pylist()
+        if kind in DELIMITED:
+            # An empty cell is no value: an answer that is not there, not one of no words.
+            return [{name: value or None for name, value in row.items()} for _, row in read_delimited(file)]
         if kind in (".jsonl", ".ndjson", ".json"):
-            return list(_json_rows(file.read_text(encoding="utf-8"), file))
-    except (pa.ArrowInvalid, UnicodeDecodeError, OSError) as err:
+            return list(_json_rows(file))
+    except (pa.ArrowInvalid, OSError) as err:
         raise DataError(f"{file} cannot be read as a table: {str(err).splitlines()[0]}") from None
     raise ConfigError(f"{file}: a table is .parquet, .csv, .tsv or .jsonl")
 
 
-def _json_rows(text: str, file: Path) -> Iterator[Row]:
+def _json_rows(file: Path) -> Iterator[Row]:
     """Lines of objects, or one list of them."""
-    try:
-        values = from_json(text) if text.lstrip().startswith("[") else None
-        lines = [from_json(line) for line in text.splitlines() if line.strip()] if values is None else values
-    except ValueError as err:
-        raise DataError(f"{file} is not JSON lines: {err}") from None
-    for number, row in enumerate(lines):
+    in_list = holds_list(file)
+    for number, row in enumerate(read_json_list(file), 1) if in_list else read_json_lines(file):
         if not isinstance(row, dict):
-            raise DataError(f"{file}: row {number} is not an object")
+            raise DataError(f"{file}: {'row' if in_list else 'line'} {number} is not an object")
         yield row
 
 
