@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import nextembed
+import nextembed.models.loading
 import nextembed.objectives  # noqa: F401
 from nextembed.core import config as parts
 from nextembed.core.config import common_task
@@ -55,6 +56,11 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
         ],
         "omni": [{"distance": "vocabulary"}],
     },
+    "aim": {"vit_nepa": [{"head_blocks": 1}, {"head_blocks": 0, "normalise": False}]},
+    "mae": {"vit_nepa": [{"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}]},
+    "cpc": {"vit_nepa": [{}]},
+    "simsiam": {"vit_nepa": [{"width": 16}]},
+    "lejepa": {"vit_nepa": [{"width": 8, "num_directions": 16}]},
     "classification": {"vit_nepa_classifier": [{}, {"mixup_alpha": 0.8}]},
     "latent_decoder": {"vit_nepa": [{"width": 16, "num_layers": 1, "num_heads": 2, "source": source, "edge_weight": 1.0}
                                     for source in ("latents", "predictions")]},

@@ -250,7 +250,7 @@ def test_bad_input_is_one_line_and_writes_nothing(model, tmp_path):
         ({"heads": []}, ConfigError, "heads: name at least one"),
         ({"layers": [9]}, ConfigError, "layer 9 is not in 0..3"),
         ({"num_known": 99}, ConfigError, "num_known 99"),
-        ({"weights": "ema"}, ConfigError, "has no ema weights, only raw"),
+        ({"weights": "ema"}, ConfigError, "has no ema weights; there is raw"),
         ({"model": tmp_path / "nowhere"}, ConfigError, "no such run or checkpoint"),
         ({"model": tmp_path / "vit"}, ConfigError, "cannot load the model in"),
         ({"model": torch.nn.Linear(2, 2)}, ConfigError, "holds a Linear, not a model of"),

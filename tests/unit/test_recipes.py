@@ -16,6 +16,11 @@ NAMES = list(recipes.recipes())
 def test_the_recipes_there_are() -> None:
     assert set(NAMES) == {
         "nepa_demo",
+        "aim_demo",
+        "mae_demo",
+        "cpc_demo",
+        "simsiam_demo",
+        "lejepa_demo",
         "fashion_mnist",
         "nepa_base_imagenet",
         "nepa_large_imagenet",
@@ -254,6 +259,11 @@ def test_public_names_are_all_there() -> None:
 # The peak rate of each recipe at its batch. They were chosen with care; a change of words may not change them.
 RATES = {
     "nepa_demo": 1e-3,
+    "aim_demo": 1e-3,
+    "mae_demo": 1e-3,
+    "cpc_demo": 1e-3,
+    "simsiam_demo": 5e-4,
+    "lejepa_demo": 5e-4,
     "fashion_mnist": 1e-3,
     "nepa_base_imagenet": 4.8e-3,
     "nepa_large_imagenet": 4.8e-3,

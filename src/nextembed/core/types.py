@@ -126,6 +126,7 @@ class Batch(TypedDict, total=False):
         [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
     kinds, input_ids [B, T], int64, coordinates [B, T, 3], next_coordinates [B, T, 3], values.NAME [N, P]: of Omni, see
         `models.omni.processing_omni`.
+    prefix_length [B], kept [B, 1 + K], int64: what AIM and MAE draw, see `objectives.pixels`.
     global_views [B, V, C, H, W], local_views [B, L, C, h, w]: of objectives that want several crops of an image
         (`core.objective.ViewSettings`); then pixel_values is the first of them.
     seeds [B], int64: of what a network draws for each sample in training (`core.randomness`).
@@ -141,6 +142,8 @@ class Batch(TypedDict, total=False):
     document_ids: Tensor
     position_ids: Tensor
     regression_mask: Tensor
+    prefix_length: Tensor
+    kept: Tensor
     global_views: Tensor
     local_views: Tensor
     seeds: Tensor

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForPreTraining, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from ..core.config import MODELS as MODELS
 from ..core.pretrained import ModelT, ProcessorT, load_pair, load_pretrained, load_whole
 from ..core.run_folder import find_saved, read_model_file
 from ..core.sizes import usable_device

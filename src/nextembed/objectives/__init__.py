@@ -1,24 +1,39 @@
 """Objectives: everything that can be trained on a backbone."""
 
+from ..core.objective import OBJECTIVES
+from .contrastive import Cpc, CpcSettings
 from .emu import EmuObjective, EmuSettings
+from .joint_embedding import LeJepa, LeJepaSettings, SimSiam, SimSiamSettings
 from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
+from .pixels import Aim, AimSettings, Mae, MaeSettings
 from .readout import ReadoutSettings, load_readouts
 from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
 from .visual_decoder import VisualDecoderSettings, VisualDecoding
 
 __all__ = [
+    "OBJECTIVES",
+    "Aim",
+    "AimSettings",
     "Classification",
     "ClassificationSettings",
+    "Cpc",
+    "CpcSettings",
     "EmuObjective",
     "EmuSettings",
     "LatentDecoderSettings",
+    "LeJepa",
+    "LeJepaSettings",
+    "Mae",
+    "MaeSettings",
     "NextEmbedding",
     "NextEmbeddingSettings",
     "ReadoutSettings",
     "Segmentation",
     "SegmentationSettings",
+    "SimSiam",
+    "SimSiamSettings",
     "VisualDecoderSettings",
     "VisualDecoding",
     "load_decoder",

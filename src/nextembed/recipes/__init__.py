@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .loading import recipes as recipes
     from .shrunk import tiny as tiny
 
-MODULES = ("nepa", "finetuning", "segmentation", "decoder", "emu", "omni", "candle", "series", "stamps")
+MODULES = ("nepa", "families", "finetuning", "segmentation", "decoder", "emu", "omni", "candle", "series", "stamps")
 HELPERS = {"load": "loading", "recipes": "loading", "named": "loading", "missing_stages": "loading", "tiny": "shrunk"}
 
 

@@ -101,6 +101,23 @@ CHARTS = (
         "Distance between the predicted next visual latent and the true one; the mean over all of them.",
     ),
     Chart(
+        "Pixels explained",
+        {"explained": "hidden patches"},
+        "Share of the variance of hidden pixels that is predicted; the mean of each patch alone explains none.",
+        percent=True,
+    ),
+    Chart(
+        "Right patch picked",
+        {"contrast_top1": "top-1", "contrast_chance": "chance"},
+        "How often the patch that comes is picked among the candidates.",
+        percent=True,
+    ),
+    Chart(
+        "Crops of an image",
+        {"view_agreement": "cosine of two crops", "embedding_spread": "spread over images"},
+        "Crops of one image should agree; a spread near 0 is collapse: all images have one vector.",
+    ),
+    Chart(
         "Probes while training",
         {
             "probe/linear": "linear, output",

@@ -1,0 +1,42 @@
+"""Other ways to learn without labels, on NEPA's backbone, data and budget: nepa_demo with another objective.
+
+For your own images: data.source=path/to/images; for Fashion-MNIST as `fashion_mnist` reads it, copy its data and model.
+"""
+
+from ..core.objective import ObjectiveSettings
+from ..objectives.contrastive import CpcSettings
+from ..objectives.joint_embedding import LeJepaSettings, SimSiamSettings
+from ..objectives.pixels import AimSettings, MaeSettings
+from ..runs import RunConfig
+from .nepa import nepa_demo
+
+
+def aim_demo() -> RunConfig:
+    """AIM on the bundled emoji pictures: the pixels of the next patch, under prefix attention."""
+    return _demo("aim_demo", AimSettings())
+
+
+def mae_demo() -> RunConfig:
+    """MAE on the bundled emoji pictures: the pixels of the 75 % of patches that were dropped."""
+    return _demo("mae_demo", MaeSettings())
+
+
+def cpc_demo() -> RunConfig:
+    """CPC on the bundled emoji pictures: which patch comes 1, 2 and 3 places on, among others."""
+    return _demo("cpc_demo", CpcSettings())
+
+
+def simsiam_demo() -> RunConfig:
+    """SimSiam on the bundled emoji pictures: two crops predict each other's vector."""
+    return _demo("simsiam_demo", SimSiamSettings())
+
+
+def lejepa_demo() -> RunConfig:
+    """LeJEPA on the bundled emoji pictures: four crops agree, and vectors of a batch are Gaussian."""
+    base = LeJepaSettings()
+    return _demo("lejepa_demo", base.model_copy(update={"crops": base.crops.model_copy(update={"local_size": 16})}))
+
+
+def _demo(name: str, objective: ObjectiveSettings) -> RunConfig:
+    """Data, model, batch and steps of nepa_demo; rates and decay that the objective starts from."""
+    return nepa_demo().model_copy(update={"name": name, "objective": objective, "optim": type(objective).defaults})
