@@ -59,9 +59,9 @@ def trusting(yes: bool) -> Iterator[None]:
         _trusted.reset(token)
 
 
-def named_code(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def named_code(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """(dotted name, `file.py:name`) of all in nested settings that names a Python file which is there."""
-    left: list[tuple[str, Any]] = list(values.items())
+    left: list[tuple[str, object]] = list(values.items())
     for where, value in left:
         if isinstance(value, Mapping):
             left += [(f"{where}.{name}", one) for name, one in value.items()]
@@ -73,14 +73,14 @@ def named_code(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 yield where, value
 
 
-def check_code(values: Mapping[str, Any], source: str | Path) -> None:
+def check_code(values: Mapping[str, object], source: str | Path) -> None:
     """Raises CodeRefused if settings that were read from the file `source` name code that was not allowed."""
     for where, spec in named_code(values):
         if imported(file := python_file(spec.rpartition(":")[0])) is None:
             _check(file, f"{source}: {where}", spec)
 
 
-def load_from_file(spec: str, what: str = "a file") -> Any:
+def load_from_file(spec: str, what: str = "a file") -> object:
     """The object `name` from `path/to/file.py:name`. Runs the file; modules beside it can be imported, too.
 
     what: the setting that names it, for messages. Raises CodeRefused unless the file is allowed, ConfigError if the
@@ -179,7 +179,7 @@ def _import(file: Path) -> types.ModuleType:
     return module
 
 
-def _named(module: types.ModuleType, name: str, spec: str) -> Any:
+def _named(module: types.ModuleType, name: str, spec: str) -> object:
     if not hasattr(module, name):
         path = spec.rpartition(":")[0]
         raise ConfigError(unknown(f"{path}:", name, (n for n in vars(module) if not n.startswith("_"))))

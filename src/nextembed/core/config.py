@@ -39,7 +39,7 @@ class Config(BaseModel):
 
     @field_validator("*", mode="after")
     @classmethod
-    def _plain(cls, value: Any) -> Any:
+    def _plain(cls, value: object) -> object:
         check_plain(value)
         return value
 
@@ -53,7 +53,7 @@ class Config(BaseModel):
     # Pydantic's own mark: nested configs do not come through here, so that an error knows its whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         try:
             with trusting(True):
                 super().__setattr__(name, value)
@@ -61,7 +61,7 @@ class Config(BaseModel):
             raise ConfigError(explain(err, type(self))) from None
 
 
-def check_plain(value: Any) -> None:
+def check_plain(value: object) -> None:
     """Raises ValueError for what no setting can be, at any depth: numbers that are not finite or take more than
     64 bits, text that UTF-8 or names of files do not have."""
     if isinstance(value, dict):
@@ -127,7 +127,7 @@ class Registry(Generic[P]):
 
         return add
 
-    def parse(self, value: Any) -> P:
+    def parse(self, value: object) -> P:
         """The typed Part of a dict with `kind`, or of a kind alone; a Part comes back as it is.
 
         A part from the user's own file gets the file's absolute path in `kind`, so that a saved config
@@ -199,13 +199,13 @@ def allow_typed(word: str) -> None:
             allow_code(spec.rpartition(":")[0])
 
 
-def _shallow(config: Config) -> dict[str, Any]:
+def _shallow(config: Config) -> dict[str, object]:
     """What was set (the rest may depend on it and is found anew), nested configs, and kind."""
     keep = {name for name, value in config if isinstance(value, Config | dict) or name == "kind"}
     return {name: value for name, value in config if name in keep | config.model_fields_set}
 
 
-def _put(values: dict[str, Any], path: str, value: Any) -> None:
+def _put(values: dict[str, object], path: str, value: object) -> None:
     *folders, last = path.split(".")
     for name in folders:
         child = values.get(name)
@@ -266,7 +266,7 @@ def _locate(cls: type[BaseModel], loc: tuple[int | str, ...]) -> tuple[list[str]
     return names, owner
 
 
-def _members(annotation: Any) -> list[Any]:
+def _members(annotation: object) -> list[object]:
     """The types of a union, the item types of a container, or the type itself."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
@@ -353,7 +353,7 @@ def read_yaml(text: str, what: str) -> Any:
         raise ConfigError(f"{what} is not YAML: {(str(err).splitlines() or [type(err).__name__])[0]}") from None
 
 
-def _size(value: Any, known: dict[int, float], depth: int) -> float:
+def _size(value: object, known: dict[int, float], depth: int) -> float:
     """How many values there are, those of an alias at each place where it stands; without end in a circle."""
     if not isinstance(value, dict | list):
         return 1

@@ -109,12 +109,12 @@ def write_text(file: str | Path, text: str) -> None:
         scratch.write_bytes(text.encode("utf-8", errors="replace"))
 
 
-def write_json(file: str | Path, value: Any, indent: int | None = 1) -> None:
+def write_json(file: str | Path, value: object, indent: int | None = 1) -> None:
     """A JSON file, whole or not at all; see `to_json`."""
     write_text(file, to_json(value, indent) + "\n")
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: object, indent: int | None = None) -> str:
     """JSON text that every reader takes: a number that is not finite, which JSON does not have, becomes null."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from ..errors import ConfigError, NotGenerative
@@ -19,7 +20,7 @@ from .config import Config, Part, Registry
 from .optim import OptimConfig
 from .randomness import drawn_by
 from .sizes import MAX_SIDE
-from .types import Attention, Backbone, Batch, Hidden, Scoring, ScoringBackbone, SteppedBackbone
+from .types import Attention, Backbone, Batch, Hidden, Metrics, Scoring, ScoringBackbone, SteppedBackbone
 
 Accumulation = Literal["exact", "per micro batch"]
 History = Sequence[Mapping[str, float]]  # logged lines, oldest first
@@ -126,7 +127,7 @@ class ObjectiveOutput(ModelOutput):
 
     loss_sum: Tensor | None = None
     num_targets: Tensor | None = None
-    metrics: dict[str, Any] | None = None
+    metrics: Metrics | None = None
 
 
 class Objective(nn.Module):
@@ -200,7 +201,7 @@ class PretrainingModel(nn.Module):
     A backbone that the objective does not train is frozen here, and stays in eval mode.
     """
 
-    def __init__(self, backbone: nn.Module, objective: Objective):
+    def __init__(self, backbone: PreTrainedModel, objective: Objective):
         super().__init__()
         self.backbone = backbone
         self.objective = objective

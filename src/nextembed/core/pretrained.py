@@ -18,7 +18,7 @@ ProcessorT = TypeVar("ProcessorT", bound="Processor")
 SETTINGS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 
 
-def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: Any) -> Any:
+def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: object) -> Any:
     """`kind.from_pretrained(name, **options)`, silent. Of a folder that is here nothing is downloaded.
 
     what: how the message begins. Raises ConfigError, one line, for whatever does not load, for sizes that no memory
@@ -41,7 +41,9 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: Any)
         raise ConfigError(f"{what}: {reason}") from err
 
 
-def load_whole(kind: Any, folder: str | Path, what: str = "", strict: bool = False, **options: Any) -> PreTrainedModel:
+def load_whole(
+    kind: Any, folder: str | Path, what: str = "", strict: bool = False, **options: object
+) -> PreTrainedModel:
     """A model in eval mode, with every weight that its class has.
 
     strict: weights that its class does not have are an error, too. The rest, and errors, as of `load_pretrained`.
@@ -87,9 +89,9 @@ def load_pair(
     return model.to(usable_device(device)), processor
 
 
-def _said(folder: str, key: str) -> list[Any]:
+def _said(folder: str, key: str) -> list[object]:
     """All values of a name in the settings of a local folder."""
-    found: list[Any] = []
+    found: list[object] = []
     for file in SETTINGS:
         try:
             left = [json.loads((Path(folder) / file).read_text(encoding="utf-8"))]

@@ -125,7 +125,7 @@ class RunFolder:
     def environment(self) -> "Environment":
         return read_environment(self.dir)
 
-    def environment_values(self) -> dict[str, Any]:
+    def environment_values(self) -> dict[str, object]:
         """environment.json as plain values, to be listed."""
         file = self.dir / "environment.json"
         return checked(dict[str, Any], read_json(file), file) if file.is_file() else {}
@@ -142,7 +142,7 @@ class RunFolder:
         """scores.json of a segmenter."""
         return SegmentScores.load(file) if (file := self.dir / "scores.json").is_file() else None
 
-    def skipped(self) -> list[dict[str, Any]]:
+    def skipped(self) -> list[dict[str, object]]:
         """Lines of skipped.jsonl: what could not be read, and why."""
         return read_lines(self.dir / "skipped.jsonl")
 

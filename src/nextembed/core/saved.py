@@ -33,7 +33,7 @@ def load(cls: type[T], file: str | Path) -> T:
     return checked(cls, read_json(file), file)
 
 
-def checked(cls: type[T], values: Any, where: str | Path) -> T:
+def checked(cls: type[T], values: object, where: str | Path) -> T:
     """Plain values as `cls`. Raises ConfigError, one line: where, what is wrong and what it should be."""
     try:
         return cast(T, _adapter(cast(Any, cls)).validate_python(values))

@@ -33,7 +33,7 @@ class StopSignals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def _handle(self, signum: int, frame: Any) -> None:
+    def _handle(self, signum: int, frame: object) -> None:
         if not self.received:
             self.received, self._first = signum, time.monotonic()
         elif time.monotonic() - self._first > ONE:
@@ -61,7 +61,7 @@ class TidyStop:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _handle(self, signum: int, frame: Any) -> None:
+    def _handle(self, signum: int, frame: object) -> None:
         self.exit_code = 128 + signum
         raise KeyboardInterrupt
 

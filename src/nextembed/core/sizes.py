@@ -36,7 +36,7 @@ POSITIVE = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermed
             "relative_attention_num_buckets"}  # fmt: skip
 
 
-def check_sizes(values: Mapping[str, Any], where: str) -> None:
+def check_sizes(values: Mapping[str, object], where: str) -> None:
     """Raises ConfigError for sizes of a model's configuration that no model has. where: what says so."""
     for name, value in values.items():
         limit = next((most for pattern, most in LIMITS if re.fullmatch(pattern, str(name))), None)

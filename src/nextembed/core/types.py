@@ -6,13 +6,14 @@ Shapes: B samples, T latents a sample, D latent width, L layers.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict, cast, runtime_checkable
 
 import torch
 from torch import Generator, Tensor, nn
 
 Draw = Callable[[Mapping[str, Tensor], Generator], dict[str, Tensor]]  # `ObjectiveSettings.draw`
 AttentionMode = Literal["causal", "full"]
+Metrics = Mapping[str, Tensor | tuple[Tensor, Tensor]]  # means over a batch, or (sum, count)
 Role = Literal["train", "validation", "test"]  # of a split: what it is for
 
 
@@ -144,10 +145,18 @@ class Batch(TypedDict, total=False):
     regression_mask: Tensor
     prefix_length: Tensor
     kept: Tensor
+    kinds: Tensor
+    coordinates: Tensor
+    next_coordinates: Tensor
     global_views: Tensor
     local_views: Tensor
     seeds: Tensor
     position: Tensor
+
+
+def by_name(batch: Batch) -> dict[str, Tensor]:
+    """The same batch by any name: one of documents has `values.NAME` too, of modalities that nobody knows here."""
+    return cast(dict[str, Tensor], batch)
 
 
 class Loading(NamedTuple):
@@ -231,7 +240,7 @@ class Scorer(Protocol):
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Of shifted predictions and targets [B, T - k, D], at each position, [B, T - k]."""
 
-    def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> Metrics:
         """Diagnostics as of `nn.diagnostics.diagnose`, and what only this boundary can tell."""
 
 
@@ -246,6 +255,14 @@ class ScoringBackbone(Protocol):
         """Called once, before training: what it was trained by is kept with it."""
 
     def scorer(self, batch: Batch, scoring: Scoring) -> Scorer: ...
+
+
+@runtime_checkable
+class DensityBackbone(Protocol):
+    """A backbone that may predict densities in place of latents."""
+
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """Predictions [..., D] of hidden states [..., D]: of a density its likeliest direction."""
 
 
 @runtime_checkable
@@ -286,5 +303,8 @@ class Backbone(Encodes, Protocol):
     """A network that the trainer, every objective and every probe can use."""
 
     config: Any
+    training: bool
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self, mode: bool = True) -> nn.Module: ...
+    def eval(self) -> nn.Module: ...

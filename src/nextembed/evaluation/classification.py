@@ -1,22 +1,26 @@
 """How good a fine-tuned classifier is: top-1 and what stands behind it."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..core.scores import ClassScores, Mistake
 from ..core.types import IGNORE_LABEL
+from ..data.images import EvalSamples
 from ..errors import ConfigError, DataError
-from .features.extract import Precision, batches, evaluating
+from .features.extract import Precision, Samples, batches, evaluating
 
 METRIC = "eval/accuracy"  # what the best weights of a run are chosen by
 
 
 @torch.no_grad()
 def logits_of(
-    model: Any, samples: Any, batch_size: int = 256, num_workers: int = 0, precision: Precision = "float32"
+    model: PreTrainedModel,
+    samples: Samples,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
     """Logits [N, C], float32, and labels [N] of a map-style dataset, on the CPU. The model comes back in its mode."""
     device = next(model.parameters()).device
@@ -30,7 +34,7 @@ def logits_of(
 
 
 def score_classifier(
-    model: Any, samples: Any, split: str, batch_size: int = 256, precision: Precision = "float32"
+    model: PreTrainedModel, samples: EvalSamples, split: str, batch_size: int = 256, precision: Precision = "float32"
 ) -> ClassScores:
     """Scores on all labelled samples (`samples.class_names` says what their labels mean).
 
@@ -56,7 +60,7 @@ def score_classifier(
         top1=(answers == labels).double().mean().item(),
         top5=(logits.topk(min(5, num_classes)).indices == labels[:, None]).any(1).double().mean().item(),
         loss=F.cross_entropy(logits, labels).item(),
-        class_names=[str(model.config.id2label[i]) for i in range(num_classes)],
+        class_names=labels_of(model)[:num_classes],
         num_unlabelled=int((~known).sum()),
         confusion=(labels * num_classes + answers).bincount(minlength=num_classes**2).view(num_classes, -1).tolist(),
         errors=[
@@ -68,22 +72,28 @@ def score_classifier(
 class QuickScore:
     """Called with a classifier during training: "eval/accuracy" and "eval/loss" on validation images."""
 
-    def __init__(self, samples: Any, batch_size: int = 256, precision: Precision = "float32"):
+    def __init__(self, samples: Samples, batch_size: int = 256, precision: Precision = "float32"):
         self.samples, self.batch_size, self.precision = samples, batch_size, precision
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         logits, labels = logits_of(model, self.samples, self.batch_size, precision=self.precision)
         right = (logits.argmax(1) == labels)[labels != IGNORE_LABEL]
         loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_LABEL)
         return {METRIC: right.double().mean().item(), "eval/loss": loss.item()}
 
 
-def ids_by_name(model: Any, class_names: list[str]) -> list[int]:
+def labels_of(model: PreTrainedModel) -> list[str]:
+    """Names of a model's classes, by id."""
+    names = {int(number): str(name) for number, name in (model.config.id2label or {}).items()}
+    return [names[number] for number in sorted(names)]
+
+
+def ids_by_name(model: PreTrainedModel, class_names: list[str]) -> list[int]:
     """The model's class id of each class of the data, by name; a model or data without names goes by number.
 
     Raises ConfigError for a class of the data that the model does not know.
     """
-    own = [str(model.config.id2label[i]) for i in sorted(model.config.id2label)]
+    own = labels_of(model)
     if not class_names or own == [f"LABEL_{i}" for i in range(len(own))]:
         return list(range(len(own)))
     strange = [name for name in class_names if name not in own]

@@ -1,14 +1,14 @@
 """The losses of a model on validation documents, while it trains."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..core.config import Part
 from ..core.objective import Objective, ObjectiveOutput
-from ..core.types import Batch, DocumentSource, Encode
+from ..core.types import Backbone, Batch, DocumentSource, Encode
 from ..data.packing import DocumentPlace, Fit, first_fit, pack
 from ..data.transforms import Unreadable
 from ..errors import ConfigError, DataError
@@ -27,7 +27,7 @@ class HeldOutLoss:
         self.batches, self.objective, self.skipped = batches, objective, skipped or {}
 
     @torch.no_grad()
-    def __call__(self, backbone: Any) -> dict[str, float]:
+    def __call__(self, backbone: Backbone) -> dict[str, float]:
         device = next(backbone.parameters()).device
         sums: dict[str, list[float]] = {}
         training, diagnose = self.objective.training, self.objective.diagnose
@@ -44,7 +44,7 @@ class HeldOutLoss:
         return {f"eval/{name}": total / count for name, (total, count) in sums.items() if count}
 
 
-def means_of(output: ObjectiveOutput) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def means_of(output: ObjectiveOutput) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
     """(name, (sum, count)) of all that can be averaged over batches."""
     assert output.loss_sum is not None and output.num_targets is not None
     if output.loss_sum.ndim == 0:

@@ -1,20 +1,26 @@
 """How good a segmenter is: mIoU and what stands behind it, counted over a whole split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..core.scores import ClassArea, SegmentScores
-from ..core.types import IGNORE_PIXEL
+from ..core.types import IGNORE_PIXEL, Sample
+from ..data.images import EvalSamples
 from ..errors import ConfigError, DataError, MissingExtra
+from ..models.nepa.segmenter import trunk_config
 from ..nn.windows import sliding_logits
 from .features.extract import Precision, evaluating
 
 METRIC = "eval/miou"  # what the best weights of a run are chosen by
 STRIDE_RATE = 2 / 3  # of the window, where no stride is given
+
+
+Masked = Sequence[Sample] | EvalSamples  # with a mask as label
 
 
 class Counts:
@@ -25,7 +31,7 @@ class Counts:
             from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
         except ImportError:
             raise MissingExtra("torchmetrics", "segment") from None
-        settings: Any = {"num_classes": num_classes, "ignore_index": IGNORE_PIXEL, "validate_args": False}
+        settings: dict[str, Any] = {"num_classes": num_classes, "ignore_index": IGNORE_PIXEL, "validate_args": False}
         self.iou = MulticlassJaccardIndex(average="none", zero_division=float("nan"), **settings)
         self.accuracy = MulticlassAccuracy(average="micro", **settings)
         self.loss_sum, self.num_pixels, self.num_images = 0.0, 0, 0
@@ -45,14 +51,14 @@ class Counts:
 
     def shares(self) -> Tensor:
         """Share of each class in the truth, [C]."""
-        confusion: Any = self.iou.confmat
+        confusion: Tensor = self.iou.confmat
         return confusion.sum(1).double() / max(1, self.num_pixels)
 
 
 @torch.no_grad()
 def count(
-    model: Any,
-    samples: Any,
+    model: PreTrainedModel,
+    samples: Masked,
     split: str,
     stride: int | None = None,
     batch_size: int = 256,
@@ -63,7 +69,7 @@ def count(
     stride: pixels; None takes two thirds of the window. batch_size: window-sized images at once.
     Raises DataError if no pixel has a label or one is not one of the model's classes.
     """
-    device, num_classes = next(model.parameters()).device, int(model.config.num_labels)
+    device, num_classes = next(model.parameters()).device, len(model.config.id2label or {})
     window = window_of(model)
     step = stride or max(1, round(window * STRIDE_RATE))
     if step > window:
@@ -86,13 +92,13 @@ def count(
     return counts
 
 
-def same_size(samples: Any, max_pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
+def same_size(samples: Masked, max_pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Pixels [B, C, h, w] and labels [B, H, W] of neighbouring samples of one size, at most so many pixels at once."""
     pixels: list[Tensor] = []
     labels: list[Tensor] = []
     for index in range(len(samples)):
         sample = samples[index]
-        image, label = sample["pixel_values"], sample["label"]
+        image, label = sample["pixel_values"], torch.as_tensor(sample["label"])
         full = (len(pixels) + 1) * image.shape[-2] * image.shape[-1] > max_pixels
         if pixels and (full or image.shape != pixels[-1].shape or label.shape != labels[-1].shape):
             yield torch.stack(pixels), torch.stack(labels)
@@ -103,15 +109,14 @@ def same_size(samples: Any, max_pixels: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield torch.stack(pixels), torch.stack(labels)
 
 
-def window_of(model: Any) -> int:
+def window_of(model: PreTrainedModel) -> int:
     """Pixels a side of the images a segmenter was trained on."""
-    config = getattr(model.config, "backbone_config", None) or model.config
-    return int(config.image_shape[0])
+    return int(trunk_config(model.config).image_shape[0])
 
 
 def score_segmenter(
-    model: Any,
-    samples: Any,
+    model: PreTrainedModel,
+    samples: Masked,
     class_names: list[str],
     split: str,
     stride: int | None = None,
@@ -141,10 +146,10 @@ def score_segmenter(
 class QuickSegment:
     """Called with a segmenter during training: "eval/miou", "eval/pixel_accuracy" and "eval/loss" on validation."""
 
-    def __init__(self, samples: Any, stride: int | None = None, batch_size: int = 256):
+    def __init__(self, samples: Masked, stride: int | None = None, batch_size: int = 256):
         self.samples, self.stride, self.batch_size = samples, stride, batch_size
 
-    def __call__(self, model: Any) -> dict[str, float]:
+    def __call__(self, model: PreTrainedModel) -> dict[str, float]:
         counts = count(model, self.samples, "validation", self.stride, self.batch_size)
         return {
             METRIC: counts.per_class().nanmean().item(),

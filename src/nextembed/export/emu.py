@@ -63,7 +63,7 @@ def convert_emu(
     lora_alpha: float | None = None,
     dtype: str | None = None,
     max_shard_size: str = "5GB",
-    **known: Any,
+    **known: object,
 ) -> Converted:
     """Writes an Emu checkpoint in the other layout; peak memory is that of its largest tensor, whatever its size.
 

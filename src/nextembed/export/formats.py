@@ -42,7 +42,7 @@ def export_onnx(
     *,
     opset: int | None = None,
     tolerance: float = TOLERANCE,
-    **fields: Any,
+    **fields: object,
 ) -> Exported:
     """Writes an ONNX file for any batch and image size and compares it in onnxruntime on the CPU with PyTorch.
 
@@ -92,7 +92,7 @@ def export_program(
     spec: GraphSpec | None = None,
     *,
     tolerance: float = TOLERANCE,
-    **fields: Any,
+    **fields: object,
 ) -> Exported:
     """Writes a torch.export program (.pt2) for any batch and image size from two patches a side; loads it and compares
     it with the model. `torch.export.load(path).module()` is the function. Arguments and errors as in `export_onnx`."""

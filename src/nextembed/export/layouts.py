@@ -84,7 +84,7 @@ def convert_nepa(
     target: str | Path,
     to: Layout = "nextembed",
     weights: str | None = None,
-    **known: Any,
+    **known: object,
 ) -> Source:
     """Writes a checkpoint of NEPA in another layout. Arguments and errors as in `convert`."""
     target = Path(target)
@@ -164,7 +164,7 @@ def _is_average(name: str) -> bool:
     return any(part.startswith("ema") or part.endswith("_ema") for part in name.split("."))
 
 
-def _from_state(state: State, path: Path, known: dict[str, Any]) -> Source:
+def _from_state(state: State, path: Path, known: dict[str, object]) -> Source:
     try:
         layout, plain = plain_state(state)
         if layout == "stable-pretraining":

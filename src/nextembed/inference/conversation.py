@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..core.files import read_text, to_json, write_text
 from ..core.types import Document, Segment
@@ -106,13 +106,13 @@ class Conversation:
         turns = [(turn.role, turn.segments) for turn in self.turns]
         return {"key": "", "segments": render(turns, style.user, style.assistant, system, style.turn_end, reply=True)}
 
-    def to_messages(self) -> dict[str, Any]:
+    def to_messages(self) -> dict[str, object]:
         """{"messages": [...]}: role and content of each turn; a picture by its file, where it has one."""
-        messages: list[dict[str, Any]] = []
+        messages: list[dict[str, object]] = []
         if self.system is not None:
             messages.append({"role": "system", "content": self.system})
         for turn in self.turns:
-            content: list[dict[str, Any]] = []
+            content: list[dict[str, object]] = []
             sources = iter(turn.sources)
             for segment in turn.segments:
                 kind = segment["kind"]

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..evaluation.features.extract import Pooling, extract, feature_keys
 from ..models.loading import open_pair
 from ..models.omni import OmniForPreTraining, OmniProcessor
-from ..models.omni.processing_omni import Piece
+from ..models.omni.processing_omni import Piece, as_documents
 from ..objectives.readout import load_readouts
 
 
@@ -64,7 +64,7 @@ def features(
     """
     num_layers, processor = model.config.num_hidden_layers, model.processor
     layer = num_layers // 2 if layer is None else layer
-    lists = [one if isinstance(one, list | tuple) else [one] for one in documents]
+    lists = [as_documents(one)[0] for one in documents]
     try:
         keys = feature_keys(num_layers, [layer], [pooling], [attention])
         encoded = [processor.encode_document(processor.document(pieces), end=False) for pieces in lists]

@@ -112,7 +112,7 @@ def read_prompts(file: str | Path, num_frames: int = NUM_FRAMES) -> list[Prompt]
     return found
 
 
-def _piece_of(piece: Any, folder: Path, num_frames: int) -> Piece:
+def _piece_of(piece: object, folder: Path, num_frames: int) -> Piece:
     if isinstance(piece, str) and Path(piece).suffix.lower() in (*IMAGES, *VIDEOS):
         return read_piece(_named(piece, folder), num_frames)
     if isinstance(piece, str):

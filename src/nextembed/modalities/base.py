@@ -139,7 +139,7 @@ class ModalityRegistry:
         except (TypeError, ValueError) as err:
             raise ConfigError(f"{self.slot}.{name}: {str(err).splitlines()[0]}") from None
 
-    def without_weights(self, modalities: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality]:
+    def without_weights(self, modalities: Mapping[str, Mapping[str, object]]) -> dict[str, Modality]:
         """All modalities, to make patches and signals only."""
         with torch.device("meta"):
             return {name: self.build(name, settings, 8) for name, settings in modalities.items()}

@@ -68,7 +68,7 @@ def attention_arguments(
     return {"attention_mask": mask, "is_causal": False}
 
 
-def _seen(attention: Attention, documents: Tensor | None) -> Any:
+def _seen(attention: Attention, documents: Tensor | None) -> object:
     """(sample, head, i, j) -> whether i sees j, of index tensors that broadcast."""
 
     def seen(sample: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _behind(seen: Any, past: int) -> Any:
     return lambda sample, head, i, j: seen(sample, head, i + past, j)
 
 
-def _document_lengths(documents: Tensor) -> dict[str, Any]:
+def _document_lengths(documents: Tensor) -> dict[str, object]:
     """Packed documents [B, T] as flash attention takes them: where each begins, all rows laid end to end."""
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]

@@ -74,10 +74,10 @@ class SelfAttention(nn.Module):
         self,
         hidden_states: Tensor,
         rotary: tuple[Tensor, Tensor],
-        attention_mask: Any = None,
+        attention_mask: object = None,
         is_causal: bool | None = None,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Context [B, T, D] and, of eager attention, its weights [B, H, T, S]. See `masks` for what else comes."""
         linears, norms = (self.query, self.key, self.value), (self.q_norm, self.k_norm)
@@ -153,7 +153,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.dropout_prob = config.hidden_dropout_prob
 
     def forward(
-        self, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], paths: Tensor | None = None, **kwargs: Any
+        self, hidden_states: Tensor, rotary: tuple[Tensor, Tensor], paths: Tensor | None = None, **kwargs: object
     ) -> Tensor:
         """paths [2, B]: factors of the two updates in stochastic depth, 0 or above 1; None: both are kept."""
         first, second = (None, None) if paths is None else paths
@@ -179,7 +179,7 @@ class Transformer(nn.Module):
         self.drop_path_probs = [config.drop_path_prob * i / max(num - 1, 1) for i in range(num)]
         self.layer = nn.ModuleList([TransformerLayer(config, i) for i in range(num)])
 
-    def forward(self, z: Tensor, **kwargs: Any) -> list[Tensor]:
+    def forward(self, z: Tensor, **kwargs: object) -> list[Tensor]:
         """z [B, T, D] and every layer's output. Keyword arguments go to the attention."""
         paths = self.paths(z)
         layers = [z]

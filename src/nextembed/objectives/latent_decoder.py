@@ -78,7 +78,7 @@ class LatentDecoding(Objective):
 
     settings: LatentDecoderSettings
 
-    def __init__(self, settings: LatentDecoderSettings, backbone: Any):
+    def __init__(self, settings: LatentDecoderSettings, backbone: Backbone):
         super().__init__(settings)
         config = backbone.config
         self.decoder = LatentDecoder(
@@ -131,7 +131,7 @@ class LatentDecoding(Objective):
 
 
 @torch.no_grad()
-def read_source(backbone: Any, pixels: Tensor, source: Source) -> Tensor:
+def read_source(backbone: Backbone, pixels: Tensor, source: Source) -> Tensor:
     """What is decoded to each patch, [B, P, D]: its latent, or the hidden state that predicts it.
 
     The backbone comes out in eval mode: nothing random (positions, dropout) may move what is read.
@@ -154,7 +154,7 @@ def _psnr(error: Tensor) -> Tensor:
     return 10 * torch.log10(4 / error.square().mean().clamp(min=1e-10))
 
 
-def model_mark(backbone: Any, source: Source) -> Tensor:
+def model_mark(backbone: Backbone, source: Source) -> Tensor:
     """A few numbers [8] that tell models apart: parts of what a fixed pattern becomes, of root mean square near 1."""
     config, training = backbone.config, backbone.training
     height, width = (2 * side for side in config.patch_shape)
@@ -172,7 +172,7 @@ class LoadedDecoder:
     def __init__(self, decoder: LatentDecoder, source: Source, mark: Tensor, name: str):
         self.decoder, self.source, self.mark, self.name = decoder, source, mark, name
 
-    def check(self, backbone: Any) -> str:
+    def check(self, backbone: Backbone) -> str:
         """Empty if it was trained on this model; a sentence if on other weights of the same shape.
 
         Raises ConfigError if it was trained for another shape.

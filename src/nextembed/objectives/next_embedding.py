@@ -126,7 +126,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
         """What a backbone needs to know of how targets are compared."""
         return Scoring(self.distance, self.weights, self.stop_gradient_table)
 
-    def _check_scoring(self, backbone: Any) -> None:
+    def _check_scoring(self, backbone: Backbone) -> None:
         """Some distances need a backbone that scores targets itself, and that takes one step at a time."""
         if isinstance(backbone, ScoringBackbone):
             backbone.check(self.scoring())

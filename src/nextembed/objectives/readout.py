@@ -17,7 +17,7 @@ from ..core.files import first_line
 from ..core.objective import OBJECTIVES, Objective, ObjectiveOutput, ObjectiveSettings
 from ..core.saved import Number, checked, read_json
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building, check_sizes
-from ..core.types import Backbone, Batch
+from ..core.types import Backbone, Batch, DensityBackbone, Metrics, by_name
 from ..errors import ConfigError, unknown
 from ..modalities import MODALITIES
 from ..nn.losses import mse
@@ -83,7 +83,7 @@ class Readout(Objective):
 
     settings: ReadoutSettings
 
-    def __init__(self, settings: ReadoutSettings, backbone: Any, sizes: dict[str, int]):
+    def __init__(self, settings: ReadoutSettings, backbone: Backbone, sizes: dict[str, int]):
         super().__init__(settings)
         self.kinds = {name: FIRST + list(backbone.config.modalities).index(name) for name in sizes}
         width, causal = backbone.config.hidden_size, settings.source == "predictions"
@@ -97,7 +97,7 @@ class Readout(Objective):
         """Latents of each modality, [modalities]: of predictions those that may be targets."""
         return torch.stack([self.counts(batch, kind).sum() for kind in self.kinds.values()])
 
-    def counts(self, batch: Any, kind: int) -> Tensor:
+    def counts(self, batch: Batch, kind: int) -> Tensor:
         """Which positions [B, T] count for the modality of this kind."""
         own = batch["kinds"] == kind
         return own & batch["latent_mask"] if self.settings.source == "predictions" else own
@@ -106,7 +106,7 @@ class Readout(Objective):
         x = read_source(backbone, batch, self.settings.source)  # [B, T, D]
         segments = segment_numbers(batch)
         sums: list[Tensor] = []
-        metrics: dict[str, Any] = {}
+        metrics: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
         for name, kind in self.kinds.items():
             readout = self.readouts[name]
             rows = self.rows(name, kind, x, segments, batch)
@@ -124,11 +124,11 @@ class Readout(Objective):
             metrics=metrics if self.diagnose else None,
         )
 
-    def rows(self, name: str, kind: int, x: Tensor, segments: Tensor, batch: Any) -> Rows:
+    def rows(self, name: str, kind: int, x: Tensor, segments: Tensor, batch: Batch) -> Rows:
         """Of one modality. A linear or mlp readout skips what does not count; a conv one may look at it."""
         own = batch["kinds"] == kind
         mask = self.counts(batch, kind)[own]
-        rows = Rows(x[own], batch[f"values.{name}"].float(), batch["coordinates"][own], segments[own], mask)
+        rows = Rows(x[own], by_name(batch)[f"values.{name}"].float(), batch["coordinates"][own], segments[own], mask)
         return rows if self.settings.decoder == "conv" else Rows(*(part[mask] for part in rows))
 
     def folders(self, state: dict[str, Tensor]) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
@@ -139,7 +139,7 @@ class Readout(Objective):
         return {FOLDER: (values, weights)}
 
 
-def value_sizes(backbone: Any) -> dict[str, int]:
+def value_sizes(backbone: Backbone) -> dict[str, int]:
     """Values a patch of each modality that has them. Raises ConfigError if the model is none of packed documents."""
     modalities = getattr(backbone.config, "modalities", None)
     if not isinstance(modalities, dict):
@@ -149,7 +149,7 @@ def value_sizes(backbone: Any) -> dict[str, int]:
 
 
 @torch.no_grad()
-def read_source(backbone: Any, batch: Batch, source: Source) -> Tensor:
+def read_source(backbone: Backbone, batch: Batch, source: Source) -> Tensor:
     """What is decoded at each position, [B, T, D]: its latent, or the prediction of it (0 at the first position).
 
     The prediction of a model with densities is the likeliest direction. The backbone comes out in eval mode: nothing
@@ -160,12 +160,12 @@ def read_source(backbone: Any, batch: Batch, source: Source) -> Tensor:
     if source == "latents":
         return latents.z
     last = backbone.encode(latents.until(latents.z.shape[1] - 1), attention="causal").last
-    if getattr(backbone, "density_head", None) is not None:
-        last = backbone.density_head(last).mode()
+    if isinstance(backbone, DensityBackbone):
+        last = backbone.likeliest(last)
     return F.pad(last, (0, 0, 1, 0))
 
 
-def segment_numbers(batch: Any) -> Tensor:
+def segment_numbers(batch: Batch) -> Tensor:
     """A number for each segment, int64 [B, T], ascending in reading order; begin latents start them."""
     starts = batch["kinds"] == BEGIN
     starts[:, 0] = True
@@ -173,7 +173,7 @@ def segment_numbers(batch: Any) -> Tensor:
 
 
 @torch.no_grad()
-def readout_metrics(name: str, found: Tensor, target: Tensor) -> dict[str, Any]:
+def readout_metrics(name: str, found: Tensor, target: Tensor) -> Metrics:
     """Of one modality, over rows [N, P]; see `Readout`."""
     error, count = mse(found, target).sum(), torch.tensor(len(target), device=target.device)
     mean = mse(target.mean(0, keepdim=True), target).sum()
@@ -181,7 +181,7 @@ def readout_metrics(name: str, found: Tensor, target: Tensor) -> dict[str, Any]:
     return {f"mse/{name}": (error, count), f"mse_mean/{name}": (mean, count), f"psnr/{name}": psnr}
 
 
-def model_mark(backbone: Any, source: Source) -> Tensor:
+def model_mark(backbone: Backbone, source: Source) -> Tensor:
     """A few numbers that tell models apart, of root mean square near 1: parts of what a document with a fixed pattern
     in each continuous modality becomes."""
     training, sizes = backbone.training, value_sizes(backbone)
@@ -220,7 +220,7 @@ class LoadedReadouts:
             raise ConfigError(unknown(f"readouts of {self.name}:", modality, self.readouts))
         return self.readouts[modality](latents, places)
 
-    def check(self, backbone: Any) -> str:
+    def check(self, backbone: Backbone) -> str:
         """Empty if they were trained on this model; a sentence if on other weights of the same shape.
 
         Raises ConfigError if they were trained for another shape.

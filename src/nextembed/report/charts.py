@@ -19,7 +19,7 @@ DIGIT = 0.084  # width of one in its labels, inches
 # Stand-ins that matplotlib draws with; the page's CSS says what they look like.
 INK, GRID, SERIES = "#010101", "#020202", ("#0a0101", "#0a0202", "#0a0303", "#0a0404")
 COLOURS = {INK: "var(--soft)", GRID: "var(--line)"} | {c: f"var(--c{i + 1})" for i, c in enumerate(SERIES)}
-DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHES: tuple[object, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,14 @@ BY_MODALITY = {
 }
 
 
-def render_charts(history: Sequence[Mapping[str, Any]]) -> str:
+def render_charts(history: Sequence[Mapping[str, object]]) -> str:
     """Cards for every chart that has data; history: lines of metrics.jsonl, oldest first."""
     charts = [*CHARTS[:1], *modality_charts(history), *CHARTS[1:]]
     cards = [_card(chart, number, history) for number, chart in enumerate(charts)]
     return "".join(card for card in cards if card)
 
 
-def modality_charts(history: Sequence[Mapping[str, Any]]) -> list[Chart]:
+def modality_charts(history: Sequence[Mapping[str, object]]) -> list[Chart]:
     """Charts of the metrics that are there for each modality of a model; at most as many curves in one as colours."""
     found = []
     for prefix, split in (("", ""), ("eval/", " (validation)")):
@@ -199,11 +199,11 @@ def points(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float]
     return [float(step) for step, _ in rows], [float(value) for _, value in rows]
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < float("inf")
 
 
-def _card(chart: Chart, number: int, history: Sequence[Mapping[str, Any]]) -> str:
+def _card(chart: Chart, number: int, history: Sequence[Mapping[str, object]]) -> str:
     found = {name: xy for name in chart.series if (xy := points(history, name))[0]}
     if not found:
         return ""

@@ -193,7 +193,7 @@ def settings(view: RunView) -> str:
     return f"<h2>How it was made</h2>{shown}" if shown else ""
 
 
-def _plain(values: Mapping[str, Any], indent: str = "") -> str:
+def _plain(values: Mapping[str, object], indent: str = "") -> str:
     """Nested values as indented lines."""
     lines: list[str] = []
     for name, value in values.items():

@@ -49,7 +49,7 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
     return -10 * torch.log10((images - others).square().mean((1, 2, 3)).clamp(min=1e-10))
 
 
-def roll_out(model: Any, pixels: Tensor, num_known: int, num_patches: int) -> Tensor | None:
+def roll_out(model: object, pixels: Tensor, num_known: int, num_patches: int) -> Tensor | None:
     """Predictions [N, P - K, D] after the first K patches, fed back at the mean length of the known latents."""
     if not hasattr(model, "rollout") or not num_known < num_patches:
         return None

@@ -11,13 +11,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..core.config import Part
 from ..core.scores import SegmentScores
 from ..core.types import IGNORE_PIXEL, Role
 from ..data.masks import MaskPart
 from ..errors import ConfigError, MissingSplit
+from ..models.nepa import ViTNepaConfig
+from ..models.nepa.segmenter import trunk_config
 from ..nn.windows import sliding_logits
 from .page import head
 from .pictures import data_uri
@@ -52,7 +54,7 @@ class Shown:
 class Overlays:
     """What a segmenter makes of images. config, num_parameters: of its transformer, and of all of it."""
 
-    config: PretrainedConfig
+    config: ViTNepaConfig
     num_parameters: int
     class_names: list[str] = field(default_factory=list)
     images: list[Shown] = field(default_factory=list)
@@ -73,7 +75,7 @@ def look(model: PreTrainedModel, data: Part, stride: int | None, num_images: int
     """
     if not isinstance(data, MaskPart):
         raise ConfigError(f"data of kind {data.kind} has no masks to look at")
-    trunk = getattr(model.config, "backbone_config", None) or model.config
+    trunk = trunk_config(model.config)
     labels = dict(model.config.id2label or {})
     names = [str(name) for _, name in sorted(labels.items())]
     found = Overlays(trunk, sum(parameter.numel() for parameter in model.parameters()), names)
@@ -190,7 +192,7 @@ def what_was_trained(view: RunView, overlays: Overlays | None) -> str:
     """Where the run started, what of it moved, and on what."""
     run = view.settings
     model, train, data, optim = run.model, run.train, run.data, run.optim
-    layers = getattr(overlays.config, "out_indices", None) if overlays is not None else None
+    layers = overlays.config.out_indices if overlays is not None else None
     low, high = data.scale_range
     colours = ", colour distortion" if data.distort_colours else ""
     changed = f"LoRA of rank {train.lora.rank}, and the head" if train.lora else train.what

@@ -59,7 +59,7 @@ class Data(_Group):
     erase_rate: Number | None = None
     scale_range: tuple[Number, Number] = (1, 1)
     flip_rate: Number = 0
-    distort_colours: Any = None
+    distort_colours: object = None
 
 
 class Model(_Group):
@@ -101,6 +101,6 @@ class Settings(_Group):
     probe: Annotated[Probe, OrEmpty] = Probe()
 
 
-def settings_of(values: Mapping[str, Any], run: Path) -> Settings:
+def settings_of(values: Mapping[str, object], run: Path) -> Settings:
     """Of config.yaml's values. Raises ConfigError that names the file and the setting that is wrong."""
     return checked(Settings, dict(values), run / "config.yaml")

@@ -30,10 +30,10 @@ class RunView:
     config: dict[str, Any]
     settings: Settings
     history: list[dict[str, Any]] = field(default_factory=list)
-    listed: dict[str, Any] = field(default_factory=dict)
+    listed: dict[str, object] = field(default_factory=dict)
     environment: Environment = field(default_factory=Environment)
     probes: ProbeTable | None = None
-    skipped: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, object]] = field(default_factory=list)
     scores: ClassScores | SegmentScores | None = None
     missing: list[str] = field(default_factory=list)
 

@@ -85,7 +85,12 @@ class Task:
         """Raises ConfigError for settings that would fail only after training."""
 
     def quick(
-        self, config: RunSettings, backbone: PreTrainedModel, objective: Objective, loading: Mapping[str, Any], say: Say
+        self,
+        config: RunSettings,
+        backbone: PreTrainedModel,
+        objective: Objective,
+        loading: Mapping[str, object],
+        say: Say,
     ) -> Probe | None:
         """What runs every `train.probe_steps`, on the main rank.
 

@@ -15,6 +15,7 @@ from ..errors import ConfigError, MissingSplit, NextEmbedError
 from ..evaluation.probes.samples import keep_decoded
 from ..evaluation.probes.sweep import ProbeConfig
 from ..evaluation.segmentation import METRIC, Counts, QuickSegment, score_segmenter, window_of
+from ..models.nepa.segmenter import trunk_config
 from ..report import page
 from ..report import segmentation as sections
 from ..report.view import RunView, looking
@@ -32,7 +33,12 @@ class Segmentation(Task):
         return classes_to_segment(masks_of(data))
 
     def quick(
-        self, config: RunSettings, backbone: PreTrainedModel, objective: Objective, loading: Mapping[str, Any], say: Say
+        self,
+        config: RunSettings,
+        backbone: PreTrainedModel,
+        objective: Objective,
+        loading: Mapping[str, object],
+        say: Say,
     ) -> Probe:
         """Raises ConfigError if there is no validation split to choose on, MissingExtra without torchmetrics."""
         Counts(2)  # torchmetrics is missed before training starts, not at the first probe
@@ -129,7 +135,7 @@ def masks_of(data: Part) -> MaskPart:
 
 def samples_of(data: Part, split: str, model: Any, num_samples: int | None = None) -> Any:
     """Images of a split with their masks, at the model's size. Raises ConfigError for data without masks."""
-    config = getattr(model.config, "backbone_config", None) or model.config
+    config = trunk_config(model.config)
     return masks_of(data).eval_samples(
         cast(Role, split), image_size=window_of(model), num_channels=config.num_channels, num_samples=num_samples
     )

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from ..core.config import Config
 from ..core.objective import PretrainingModel
@@ -47,7 +48,7 @@ class Adaptation(Protocol):
     lora: LoraSettings | None
 
 
-def adapt(backbone: Any, train: Adaptation, seed: int = 0) -> None:
+def adapt(backbone: PreTrainedModel, train: Adaptation, seed: int = 0) -> None:
     """Adds LoRA, freezes parameters, and sets the attention implementation and gradient checkpointing, in place.
 
     Called before an objective is built on the backbone, so that a teacher is a copy of what trains.
@@ -150,11 +151,11 @@ def has_lora(backbone: nn.Module) -> bool:
     return any(LORA in name for name, _ in backbone.named_parameters())
 
 
-def merged(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def merged(backbone: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a backbone with LoRA as those of the plain model: the updates are added. Others come back as is."""
     if not has_lora(backbone):
         return state
-    config = backbone.peft_config["default"]
+    config: Any = backbone.peft_config["default"]  # of peft
     plain = {name.replace(BASE, "."): value for name, value in state.items() if LORA not in name}
     for name, down in state.items():
         stem, is_down, _ = name.partition(f"{LORA}A.")
@@ -164,13 +165,13 @@ def merged(backbone: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def write_adapter(backbone: Any, state: dict[str, Tensor], folder: Path) -> None:
+def write_adapter(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
     """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters and the head."""
     head = head_modules(backbone)
-    config = copy.copy(backbone.peft_config["default"])
+    config: Any = copy.copy(backbone.peft_config["default"])
     config.target_modules = sorted(config.target_modules)
     config.modules_to_save, config.exclude_modules, config.inference_mode = head or None, None, True
-    config.base_model_name_or_path = getattr(backbone.config, "_name_or_path", None) or None
+    config.base_model_name_or_path = backbone.config._name_or_path or None
     config.save_pretrained(str(folder))
     own = {n: t for n, t in state.items() if LORA in n or n.partition(".")[0] in head}
     names = {n: f"base_model.model.{n.replace('.default.', '.') if LORA in n else n}" for n in own}

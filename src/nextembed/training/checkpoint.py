@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core import distributed, files
 from ..core.files import new_folder, saving, write_json
@@ -38,6 +38,13 @@ from .checksums import NAME as CHECKSUMS
 from .checksums import damage, reading, write_checksums
 from .state import load_tensors, save_tensors, start_moments, stored_shapes, tensors_of
 from .watch import EmaWeights
+
+
+class Saves(Protocol):
+    """A processor."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], /) -> object: ...
+
 
 STATE = "state"
 UNIMPORTANT = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # may differ in a resumed run
@@ -142,7 +149,7 @@ def folder_of_all(target: Path, what: str) -> Iterator[Path]:
 
 
 def write_model(
-    folder: Path, backbone: PreTrainedModel, averaged: Mapping[str, Tensor] | None, image_processor: Any
+    folder: Path, backbone: PreTrainedModel, averaged: Mapping[str, Tensor] | None, image_processor: Saves | None
 ) -> None:
     """A folder for `from_pretrained`: weights, or the averaged ones in their place, config and image processor.
 
@@ -199,10 +206,10 @@ def save(
     optimizer: torch.optim.Optimizer,
     ema: EmaWeights | None,
     progress: Progress,
-    image_processor: Any,
+    image_processor: Saves | None,
 ) -> None:
     """Writes one checkpoint as the module's docstring shows it. Every rank must call it."""
-    backbone: Any = model.backbone
+    backbone = model.backbone
     averaged = None if ema is None else ema.weights
     with folder_of_all(folder, f"saving step {progress.step}") as scratch:
         if distributed.is_main():
@@ -218,10 +225,12 @@ def save(
             write_checksums(scratch)
 
 
-def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, image_processor: Any) -> None:
+def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, image_processor: Saves | None) -> None:
     """RUN/model, RUN/ema and what the objective keeps beside them. Every rank must call it."""
-    backbone: Any = model.backbone
-    weights: dict[str, Any] = {"model": None} | ({"ema": ema.weights} if ema and ema.weights else {})
+    backbone = model.backbone
+    weights: dict[str, Mapping[str, Tensor] | None] = {"model": None} | (
+        {"ema": ema.weights} if ema and ema.weights else {}
+    )
     for name, averaged in weights.items():
         with folder_of_all(run_dir / name, "saving the model") as scratch:
             write_model(scratch, backbone, averaged, image_processor)
@@ -240,7 +249,14 @@ class BestWeights:
     keeps what a run that never stopped would have kept.
     """
 
-    def __init__(self, run_dir: Path, metric: str, ema: Any, backbone: Any, image_processor: Any):
+    def __init__(
+        self,
+        run_dir: Path,
+        metric: str,
+        ema: EmaWeights | None,
+        backbone: PreTrainedModel,
+        image_processor: Saves | None,
+    ):
         self.folder, self.ema, self.backbone, self.image_processor = run_dir / "best", ema, backbone, image_processor
         self.metric = metric if ema is None else metric.replace("/", "/ema_", 1)
         self.value()  # of a resumed run: a file that cannot be read is found now, not at the first probe
@@ -267,7 +283,7 @@ class BestWeights:
             return value
 
 
-def save_part(folder: Path, values: dict[str, Any], state: dict[str, Tensor]) -> None:
+def save_part(folder: Path, values: dict[str, object], state: dict[str, Tensor]) -> None:
     """config.json and model.safetensors of what an objective keeps beside the model."""
     write_json(folder / "config.json", values)
     save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors")
@@ -279,7 +295,7 @@ def load(folder: Path, model: PretrainingModel, optimizer: torch.optim.Optimizer
     Every rank must call it. Averaged weights that the checkpoint has not begin at its weights.
     Raises ConfigError if it is of another model or objective, TrainingError for files that cannot be read.
     """
-    backbone: Any = model.backbone
+    backbone = model.backbone
     progress = read_progress(folder)
     check_model(folder, backbone)
     with reading(folder / STATE):
@@ -315,7 +331,7 @@ def check_model(folder: Path, backbone: PreTrainedModel) -> None:
             raise ConfigError(f"{folder} was trained with {name} {theirs.get(name)}; the config says {ours[name]}")
 
 
-def settings_of(config: Any) -> dict[str, Any]:
+def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
     """A model's configuration as plain values; those of a backbone inside it (UPerNet's) with dotted names."""
     values = config.to_dict()
     inner = values.pop("backbone_config", None) or {}

@@ -7,7 +7,6 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ..core.files import first_line, write_json
 from ..errors import NextEmbedError, TrainingError
@@ -47,7 +46,7 @@ def damage(folder: Path) -> str:
     return ""
 
 
-def _sum(path: Path) -> dict[str, Any]:
+def _sum(path: Path) -> dict[str, object]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"bytes": file.tell(), "sha256": digest}

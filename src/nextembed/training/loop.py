@@ -87,7 +87,7 @@ class Loop:
         source: Source,
         seed: int,
         judges: Judges | None = None,
-        processor: Any = None,
+        processor: checkpoint.Saves | None = None,
     ):
         judges = judges or Judges()
         self.loader, self.advance, self.num_samples = source
@@ -98,7 +98,7 @@ class Loop:
         self.max_steps = config.num_steps(num_samples)
         self.step = 0
         self.signals, self.stop_signal = StopSignals(), 0
-        self.data_state: dict[str, Any] | None = None
+        self.data_state: dict[str, object] | None = None
         check_places(config, _world())
         check_parts(model, optim)
         self.accelerator = Accelerator(cpu=config.on_cpu())

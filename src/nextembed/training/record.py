@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ def write_settings(run_dir: Path, config: Config, seed: int, trained: tuple[int,
     distributed.on_main(write)
 
 
-def environment(seed: int, trained: tuple[int, int]) -> dict[str, Any]:
+def environment(seed: int, trained: tuple[int, int]) -> dict[str, object]:
     """What this run ran on: versions, machine, git commit of the current folder; and how much of the backbone trains.
 
     trained: parameters that do, and all.

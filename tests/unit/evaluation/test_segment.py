@@ -11,7 +11,7 @@ from torch import nn
 from nextembed.errors import ConfigError, DataError, MissingExtra
 from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.evaluation.segmentation import QuickSegment, score_segmenter
-from nextembed.models.nepa import NepaModel, NepaSegmenter
+from nextembed.models.nepa import NepaModel, NepaSegmenter, ViTNepaConfig
 from nextembed.runs import open_run
 from nextembed.tasks.scoring import score
 from nextembed.toys.scenes import EmojiScenes
@@ -26,7 +26,7 @@ class Reader(nn.Module):
     def __init__(self, window=8):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()))
-        self.config = SimpleNamespace(num_labels=4, backbone_config=None, image_shape=(window, window))
+        self.config = ViTNepaConfig(image_size=window, patch_size=window, num_labels=4)
         self.shapes = []
 
     def forward(self, pixel_values):

@@ -21,7 +21,7 @@ from ...core.run_folder import Processor, find_saved, read_config, read_processo
 from ...core.types import AttentionMode, Encodes, LayeredConfig
 from ...data.transforms import ImageReader, Unreadable, normalize, resize
 from ...errors import ConfigError, DataError
-from ...models.loading import load_model, load_processor
+from ...models.loading import load_model
 from ...models.nepa import ViTNepaConfig
 from ...models.nepa.modeling_nepa import ViTNepaTrunk
 from ...models.omni import OmniConfig, OmniForPreTraining, OmniModel, OmniProcessor
@@ -282,7 +282,7 @@ def load_trunk(folder: Path | str) -> Network:
     """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded, or not wholly."""
     trunk = load_model(folder, AutoModel, dtype=torch.float32)
     if isinstance(trunk, OmniModel):
-        return OmniImages(trunk, load_processor(folder, OmniProcessor))
+        return OmniImages(trunk, load_pretrained(OmniProcessor, folder, f"cannot load the processor in {folder}"))
     return trunk_of(trunk)
 
 

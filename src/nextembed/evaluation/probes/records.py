@@ -106,7 +106,7 @@ def chosen_modality(data: Any, config: ProbeConfig, processor: Any) -> str:
     return likely[0]
 
 
-def rows_if_there(table: Labelled, role: Role) -> Any:
+def rows_if_there(table: Labelled, role: Role) -> object:
     """Rows of a split; None where there is no such split, and it is not the training split."""
     try:
         rows = table.rows(role)
@@ -121,7 +121,7 @@ def rows_if_there(table: Labelled, role: Role) -> Any:
     return None
 
 
-def chosen_column(row: dict[str, Any], given: str | None, likely: list[str], setting: str) -> str:
+def chosen_column(row: dict[str, object], given: str | None, likely: list[str], setting: str) -> str:
     """The column asked for, or the first likely one that a row has. Raises ConfigError where there is none."""
     columns = list(row)
     if given is not None:

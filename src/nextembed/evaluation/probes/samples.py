@@ -26,7 +26,7 @@ def load_data(data: Part, config: ProbeConfig, model_config: Any) -> ProbeData:
     def read(role: Role, num: int) -> Any:
         return data.eval_samples(role, image_size=size, num_channels=channels, num_samples=num)
 
-    def read_if_there(role: Role, num: int) -> Any:
+    def read_if_there(role: Role, num: int) -> object:
         try:
             return read(role, num)
         except MissingSplit:

@@ -135,7 +135,7 @@ def former_config(values: dict[str, Any] | PreTrainedConfig | None) -> T5Config:
     given = values.to_dict() if isinstance(values, PreTrainedConfig) else dict(values or {})
     given.pop("model_type", None)
     check_sizes(given, "causal_former")
-    fixed: dict[str, Any] = {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False, "vocab_size": 1}
+    fixed: dict[str, object] = {"is_decoder": True, "is_encoder_decoder": False, "use_cache": False, "vocab_size": 1}
     fixed |= dict.fromkeys(("pad_token_id", "eos_token_id", "decoder_start_token_id"))
     base = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12, "dropout_rate": 0.1}
     return T5Config(**{**base, **given, **fixed})

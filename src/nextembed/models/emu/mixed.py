@@ -125,7 +125,7 @@ class _Spans:
         self.num_tokens += 1
         self.show()
 
-    def add_image(self, latents: Tensor, image: Any) -> None:
+    def add_image(self, latents: Tensor, image: object) -> None:
         self.close(complete=True)
         self.num_images += 1
         self.made.append(Made("image", latents=latents, image=image))

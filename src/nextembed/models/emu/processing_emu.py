@@ -198,7 +198,7 @@ def frames_of(segment: Segment) -> list[Any]:
     return frames
 
 
-def to_rgb(image: Any) -> Image.Image:
+def to_rgb(image: object) -> Image.Image:
     """Any image as PIL in RGB, see `plain_picture`. Raises ValueError for what is none, or is too large."""
     if isinstance(image, str | Path):
         # transformers' load_image drops transparency, so it only fetches what is no file

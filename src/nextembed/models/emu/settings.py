@@ -250,7 +250,7 @@ def full_rows(numbers: EmuConfig, length: int, size: int, draw: Draw) -> Batch:
     return cast(Batch, batch)
 
 
-def quantization(bits: str) -> Any:
+def quantization(bits: str) -> object:
     """Settings of bitsandbytes. Raises MissingExtra where it is not installed."""
     try:
         import bitsandbytes  # noqa: F401

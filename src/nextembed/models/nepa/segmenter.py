@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import BeitImageProcessor, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import BeitImageProcessor, PreTrainedConfig, UperNetConfig, UperNetForSemanticSegmentation
 
 from ...core.config import MODELS
 from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
@@ -19,6 +19,14 @@ from .modeling_segmentation import ViTNepaForSemanticSegmentation
 from .settings import NepaModel, adjusted, base_config
 
 NUM_SCALES = 4
+
+
+def trunk_config(config: PreTrainedConfig) -> ViTNepaConfig:
+    """Of a segmenter: what its transformer is like. Raises ConfigError for another model."""
+    trunk = config.backbone_config if isinstance(config, UperNetConfig) else config
+    if not isinstance(trunk, ViTNepaConfig):
+        raise ConfigError(f"a model of type '{config.model_type}' is no segmenter of images")
+    return trunk
 
 
 @MODELS.register("vit_nepa_segmenter")
@@ -111,11 +119,11 @@ class NepaSegmenter(ModelPart):
     def _start(self) -> ViTNepaConfig:
         """The configuration to start from, also that under a UPerNet of ours."""
         if self.pretrained is not None and self.architecture is None:
-            config: Any = getattr(read_any_config(self.pretrained), "backbone_config", None)
-            if isinstance(config, ViTNepaConfig):
+            config = read_any_config(self.pretrained)
+            if isinstance(config, UperNetConfig) and isinstance(config.backbone_config, ViTNepaConfig):
                 if self.head == "linear":
                     raise ConfigError(f"model.pretrained: {self.pretrained} is a UPerNet; set model.head=upernet")
-                return config
+                return config.backbone_config
         return base_config(self.pretrained, self.architecture)
 
     def _layers(self, num_layers: int) -> list[int]:

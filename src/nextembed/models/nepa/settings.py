@@ -149,7 +149,7 @@ def base_config(pretrained: str | None, architecture: NepaModel | None) -> ViTNe
     return architecture.hf_config() if architecture is not None else read_config(str(pretrained))
 
 
-def adjusted(config: ViTNepaConfig, num_layers: int | None, image_size: int | None, **changes: Any) -> ViTNepaConfig:
+def adjusted(config: ViTNepaConfig, num_layers: int | None, image_size: int | None, **changes: object) -> ViTNepaConfig:
     """A copy of a configuration with fewer layers, another image size and other changes."""
     if num_layers is not None:
         if num_layers > config.num_hidden_layers:

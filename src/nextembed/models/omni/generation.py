@@ -3,9 +3,9 @@
 Shapes: B documents at once, D latent width, V rows of the table of begin latents and tokens, C candidates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
 from .cache import growing_cache
 from .configuration_omni import OmniConfig
-from .processing_omni import BEGIN_PLACE, OmniProcessor, next_places, pad_left
+from .processing_omni import BEGIN_PLACE, OmniProcessor, Piece, next_places, pad_left
 from .scoring import Codes
 
 STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
@@ -47,7 +47,11 @@ class Omni(Protocol):
     def embed(self, batch: Batch) -> Latents: ...
 
     def encode(
-        self, latents: Latents, attention: Attention | None = None, output_layers: bool = False, **kwargs: Any
+        self,
+        latents: Latents,
+        attention: Attention | None = None,
+        output_layers: bool = False,
+        past_key_values: Cache | None = None,
     ) -> Hidden: ...
 
     def codes(self, batch: Batch) -> Codes: ...
@@ -84,7 +88,7 @@ class Rollout:
     inputs: of the processor, padded on the left. hidden [B, D]: what the next latent is predicted from.
     """
 
-    def __init__(self, model: Omni, inputs: Any):
+    def __init__(self, model: Omni, inputs: Batch):
         self.model, self.cache = model, growing_cache()
         self.documents: Tensor = inputs["document_ids"]
         self.padded = bool((self.documents == 0).any())
@@ -133,13 +137,17 @@ class Sampler(NamedTuple):
         return density.mode() if self.temperature == 0 else density.component(self.generator, self.temperature)
 
 
+def on_device(model: Omni, inputs: Mapping[str, Tensor]) -> Batch:
+    return cast(Batch, {name: part.to(model.device) for name, part in inputs.items()})
+
+
 @torch.no_grad()
 def generate(
-    model: Omni, processor: OmniProcessor, documents: Sequence[Sequence[Any]], target: str | None, drawing: Drawing
+    model: Omni, processor: OmniProcessor, documents: Sequence[Sequence[Piece]], target: str | None, drawing: Drawing
 ) -> list[Made]:
     """What comes after each document, in one modality. See `OmniForPreTraining.generate`."""
     sampler = Sampler(drawing.temperature, drawing.top_k, torch.Generator().manual_seed(drawing.seed))
-    inputs = {name: part.to(model.device) for name, part in processor(documents).items()}
+    inputs = on_device(model, processor(documents))
     rollout = Rollout(model, inputs)
     name = target or chosen_modality(model, rollout, sampler)
     if name is None:
@@ -178,7 +186,7 @@ def write(
     drawing: Drawing,
 ) -> list[Made]:
     """Tokens until a begin or end latent is the likeliest."""
-    modality: Any = model.modality(name)
+    modality: Any = model.modality(name)  # of tokens: it has a table
     rollout.begin(processor.names.index(name))
     first = len(model.begin)
     table = torch.cat((model.begin, modality.table.weight))
@@ -281,11 +289,11 @@ class Context(NamedTuple):
         return Cache(layers=found)
 
 
-def read_context(model: Omni, processor: OmniProcessor, pieces: Sequence[Any]) -> Context | None:
+def read_context(model: Omni, processor: OmniProcessor, pieces: Sequence[Piece]) -> Context | None:
     """None where there is nothing."""
     if not len(pieces):
         return None
-    inputs: Any = {name: part.to(model.device) for name, part in processor([list(pieces)]).items()}
+    inputs = on_device(model, processor([list(pieces)]))
     cache = DynamicCache()
     model.encode(model.embed(inputs), past_key_values=cache)
     return Context(cache, inputs["kinds"].shape[1], int(inputs["coordinates"][..., 0].max()) + 1)
@@ -295,10 +303,10 @@ def read_context(model: Omni, processor: OmniProcessor, pieces: Sequence[Any]) -
 def score(
     model: Omni,
     processor: OmniProcessor,
-    context: Sequence[Any],
-    candidates: Sequence[Sequence[Any]],
+    context: Sequence[Piece],
+    candidates: Sequence[Sequence[Piece]],
     *,
-    against: Sequence[Sequence[Any]] = (),
+    against: Sequence[Sequence[Piece]] = (),
 ) -> Tensor:
     """How well each candidate goes on after the context, [C]. See `OmniForPreTraining.score`.
 
@@ -313,14 +321,14 @@ def score(
     total = torch.zeros(len(encoded), device=model.device)
     for start in range(0, len(encoded), CHUNK):
         rows = by_length[start : start + CHUNK]
-        inputs = {name: part.to(model.device) for name, part in pad_left([encoded[row] for row in rows]).items()}
+        inputs = on_device(model, pad_left([encoded[row] for row in rows]))
         total[rows] = log_likelihoods(model, inputs, before).sum(1)
     for other in against:
         total = total - score(model, processor, other, candidates) / len(against)
     return total
 
 
-def log_likelihoods(model: Omni, inputs: Any, before: Context | None = None) -> Tensor:
+def log_likelihoods(model: Omni, inputs: Batch, before: Context | None = None) -> Tensor:
     """For each position how likely its latent was after those before it, [B, T], 0 at the first of each document and
     where there is none: the log density relative to the uniform one; without a density the log softmax for rows of
     tables, else the cosine. before: what all documents go on after."""

@@ -1,28 +1,31 @@
 """An Omni as what encodes images: pixels in, latents and hidden states out, as of a NEPA."""
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ...core.types import Batch, Hidden, Latents
+from ...core.types import Attention, Batch, Hidden, Latents
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Image
+from .configuration_omni import OmniConfig
+from .modeling_omni import OmniModel
+from .processing_omni import OmniProcessor
 
 
-def image_modality(config: Any) -> str:
+def image_modality(config: OmniConfig) -> str:
     """The name of an Omni's first image modality. Raises ConfigError where it reads no images."""
-    for name, settings in config.modalities.items():
+    for name, settings in (config.modalities or {}).items():
         if issubclass(MODALITIES.find(settings.get("kind", name)), Image):
             return str(name)
     raise ConfigError(f"the model reads {', '.join(config.names)}, and no images")
 
 
-def image_config(config: Any) -> Any:
+def image_config(config: OmniConfig) -> Any:
     """What a NEPA's configuration says, of an Omni on images: image_shape, num_channels, hidden_size, ..."""
     name = image_modality(config)
-    settings = {key: value for key, value in config.modalities[name].items() if key != "kind"}
-    reader: Any = MODALITIES.find(config.modalities[name].get("kind", name))(8, **settings)
+    reader = MODALITIES.without_weights({name: (config.modalities or {})[name]})[name]
+    assert isinstance(reader, Image)
     return SimpleNamespace(
         model_type=config.model_type,
         image_shape=(reader.image_size, reader.image_size),
@@ -36,7 +39,7 @@ def image_config(config: Any) -> Any:
 class OmniImages(nn.Module):
     """The transformer of an Omni on documents of one image: position 0 is the begin latent, the others are patches."""
 
-    def __init__(self, omni: Any, processor: Any):
+    def __init__(self, omni: OmniModel, processor: OmniProcessor):
         super().__init__()
         self.omni, self.processor = omni, processor
         self.config, self.name = image_config(omni.config), image_modality(omni.config)
@@ -45,8 +48,8 @@ class OmniImages(nn.Module):
         """pixel_values [B, C, S, S], in [-1, 1]."""
         pixels: Tensor = batch["pixel_values"]
         inputs = self.processor([[{self.name: one}] for one in pixels.cpu()], end=False)
-        return self.omni.embed({key: value.to(pixels.device) for key, value in inputs.items()})
+        return self.omni.embed(cast(Batch, {key: value.to(pixels.device) for key, value in inputs.items()}))
 
-    def encode(self, latents: Latents, **options: Any) -> Hidden:
+    def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
         """As `OmniModel.encode`: hidden states [B, 1 + N, D]."""
-        return self.omni.encode(latents, **options)
+        return self.omni.encode(latents, attention, output_layers)

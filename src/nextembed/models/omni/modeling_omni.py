@@ -6,7 +6,7 @@ Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `k
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from ...core import distributed
 from ...core.pretrained import load_pretrained
-from ...core.types import Attention, Batch, Hidden, Latents, Scoring
+from ...core.types import Attention, Batch, Hidden, Latents, Scoring, by_name
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
 from ...nn.density import DensityHead
@@ -32,6 +32,7 @@ from ..parts import CheckedModel
 from . import scoring as scorers
 from .configuration_omni import BEGIN, FIRST, OmniConfig
 from .generation import Drawing, generate, score
+from .processing_omni import OmniProcessor, Piece, as_documents
 
 PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
@@ -118,14 +119,13 @@ class OmniModel(OmniPreTrainedModel):
     def embed(self, batch: Batch) -> Latents:
         """Latents of packed documents: kinds, input_ids [B, T], coordinates [B, T, 3], document_ids [B, T], and
         `values.NAME` [N, P] of each continuous modality, in reading order."""
-        rows: Any = batch
-        kinds, ids = rows["kinds"], rows["input_ids"]
+        kinds, ids = batch["kinds"], batch["input_ids"]
         z = torch.zeros(*kinds.shape, self.config.hidden_size, device=kinds.device, dtype=self.begin.weight.dtype)
         parts = [(BEGIN, self.begin(ids[kinds == BEGIN]))]
         idle: list[Tensor] = []
         for number, name in enumerate(self.modalities):
             modality, kind = self.modality(name), FIRST + number
-            values = ids[kinds == kind] if modality.value_size is None else rows[f"values.{name}"]
+            values = ids[kinds == kind] if modality.value_size is None else by_name(batch)[f"values.{name}"]
             if len(values):
                 parts.append((kind, modality.embed(values.to(z.dtype) if values.is_floating_point() else values)))
             elif self.training:  # every rank has to reach every parameter in every step
@@ -136,7 +136,7 @@ class OmniModel(OmniPreTrainedModel):
                 self._measure(kind, latents)
         if idle:
             z = z + torch.stack(idle).sum().to(z.dtype)
-        return Latents(z, rows["coordinates"], rows.get("document_ids"), rows.get("next_coordinates"))
+        return Latents(z, batch["coordinates"], batch.get("document_ids"), batch.get("next_coordinates"))
 
     @torch.no_grad()
     def _measure(self, kind: int, latents: Tensor) -> None:
@@ -160,7 +160,7 @@ class OmniModel(OmniPreTrainedModel):
         attention: Attention | None = None,
         output_layers: bool = False,
         past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Hidden:
         """Hidden states of latents, in the order of their segments; attention stays inside each document.
 
@@ -181,7 +181,7 @@ class OmniModel(OmniPreTrainedModel):
         layers[-1] = self.layernorm(layers[-1])
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
 
-    def forward(self, **batch: Any) -> OmniOutput:
+    def forward(self, **batch: Tensor) -> OmniOutput:
         """batch: as `OmniProcessor` makes it. Gives latents and hidden states."""
         latents = self.embed(batch)  # type: ignore[arg-type]
         return OmniOutput(last_hidden_state=self.encode(latents).last, latents=latents.z)
@@ -199,10 +199,15 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self.log_scale = nn.Parameter(torch.tensor(START_LOG_SCALE))
         self.density_head: DensityHead | None = None
         if config.density != "none":
-            num = config.num_components if config.density == "mixture" else 1
-            self.density_head = DensityHead(config.hidden_size, cast(Any, config.density), num, config.max_cosine)
+            several = config.density == "mixture"
+            self.density_head = DensityHead(
+                config.hidden_size,
+                "mixture" if several else "von_mises_fisher",
+                config.num_components if several else 1,
+                config.max_cosine,
+            )
         self.readouts: dict[str, nn.Module] = {}  # latents to values, trained apart; not saved with the model
-        self._processor: Any = None
+        self._processor: OmniProcessor | None = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -212,9 +217,13 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self.model.embed(batch)
 
     def encode(
-        self, latents: Latents, attention: Attention | None = None, output_layers: bool = False, **kwargs: Any
+        self,
+        latents: Latents,
+        attention: Attention | None = None,
+        output_layers: bool = False,
+        past_key_values: Cache | None = None,
     ) -> Hidden:
-        return self.model.encode(latents, attention, output_layers, **kwargs)
+        return self.model.encode(latents, attention, output_layers, past_key_values)
 
     @property
     def begin(self) -> Tensor:
@@ -229,13 +238,16 @@ class OmniForPreTraining(OmniPreTrainedModel):
         """Names of the kinds from 1 on."""
         return ["begin", *self.config.names]
 
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """Predictions [..., D] of hidden states [..., D]: where there is a density, its likeliest direction."""
+        return hidden if self.density_head is None else self.density_head(hidden).mode()
+
     def codes(self, batch: Batch) -> scorers.Codes:
         """The latents of a batch that are rows of tables."""
-        rows: Any = batch
-        kinds, ids = rows["kinds"], rows["input_ids"]
+        kinds, ids = batch["kinds"], batch["input_ids"]
         tables, found = [self.model.begin.weight], torch.where(kinds == BEGIN, ids, -1)
         for number, name in enumerate(self.config.names):
-            modality: Any = self.model.modality(name)
+            modality = self.model.modality(name)
             if modality.value_size is None:
                 found = torch.where(kinds == FIRST + number, ids + sum(map(len, tables)), found)
                 tables.append(modality.table.weight)
@@ -258,7 +270,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def after_step(self) -> None:
         self.model.after_step()
 
-    def forward(self, **batch: Any) -> OmniOutput:
+    def forward(self, **batch: Tensor) -> OmniOutput:
         """batch: as `OmniProcessor` makes it. loss is NEPA's, the mean negative cosine over `latent_mask`."""
         latents = self.embed(batch)  # type: ignore[arg-type]
         last = self.encode(latents).last
@@ -271,7 +283,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
     # -- in use; see `generation`
 
     @property
-    def processor(self) -> Any:
+    def processor(self) -> OmniProcessor:
         """The processor beside the weights, loaded when first needed; may be set. Raises ConfigError without one."""
         if self._processor is None:
             what = "the model was not loaded from a folder with a processor: set model.processor"
@@ -279,7 +291,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self._processor
 
     @processor.setter
-    def processor(self, value: Any) -> None:
+    def processor(self, value: OmniProcessor) -> None:
         self._processor = value
 
     def values_of(self, name: str, direction: Tensor) -> Tensor:
@@ -290,7 +302,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         """From directions of latents [N, D] to values [N, P]: the readout that was trained for this modality (see
         `readouts`), else back through its projection; see `nn.linear_inverse`.
         Raises ConfigError for a modality of tokens, and for one with neither."""
-        modality: Any = self.model.modality(name)
+        modality = self.model.modality(name)
         if modality.value_size is None:
             raise ConfigError(f"modality '{name}' is read out by its table")
         if name in self.readouts:
@@ -302,7 +314,9 @@ class OmniForPreTraining(OmniPreTrainedModel):
         statistics: Any = self.model.values[name]
         return LinearInverse(projection.weight.float(), projection.bias.float(), statistics, length, READOUT_NOISE)
 
-    def generate(self, segments: Sequence[Any], target: str | None = None, **options: Any) -> Any:  # type: ignore[override]
+    def generate(  # type: ignore[override]
+        self, segments: Sequence[Piece] | Sequence[Sequence[Piece]], target: str | None = None, **options: Any
+    ) -> Any:
         """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
 
         target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64),
@@ -313,13 +327,17 @@ class OmniForPreTraining(OmniPreTrainedModel):
         Gives a `generation.Made`, or a list of them; None where the model ends the document.
         Raises ConfigError for a modality that the model has not.
         """
+        documents = as_documents(segments)
         many = len(segments) > 0 and isinstance(segments[0], list | tuple)
         with evaluating(self):
-            made = generate(self, self.processor, segments if many else [segments], target, Drawing(**options))
+            made = generate(self, self.processor, documents, target, Drawing(**options))
         return made if many else (made[0] if made else None)
 
     def score(
-        self, segments: Sequence[Any], candidates: Sequence[Any], against: Sequence[Sequence[Any]] = ()
+        self,
+        segments: Sequence[Piece],
+        candidates: Sequence[Piece | Sequence[Piece]],
+        against: Sequence[Sequence[Piece]] = (),
     ) -> Tensor:
         """How well each of C candidates goes on after a document, [C]; higher is better.
 
@@ -329,6 +347,6 @@ class OmniForPreTraining(OmniPreTrainedModel):
         winning everywhere. [[]] is nothing at all; for images other captions are better, since what an image scores
         by itself differs far more between images than a caption changes it.
         """
-        lists = [list(c) if isinstance(c, list | tuple) else [c] for c in candidates]
+        lists = [as_documents(one)[0] for one in candidates]
         with evaluating(self):
             return score(self, self.processor, segments, lists, against=against)

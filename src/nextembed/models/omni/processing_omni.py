@@ -1,19 +1,21 @@
 """Documents of any modality to what Omni reads: patches, tokens, places, and what may be a target."""
 
+import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from ...core.types import Document, Encoded, Segment
 from ...errors import ConfigError, unknown
-from ...modalities import MODALITIES, Modality
+from ...modalities import MODALITIES, Modality, Text
+from ...modalities.base import Patches
 from ...nn.orders import ORDERS, order_of
-from .configuration_omni import BEGIN, FIRST, in_order
+from .configuration_omni import BEGIN, FIRST, OmniConfig, in_order
 
 KEPT = ("modalities", "modality_names", "orders", "tell_next")  # in processor_config.json
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -21,6 +23,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 BEGIN_PLACE = torch.tensor([[-1.0, 0.0, 0.0]])  # of a begin latent, in the coordinates of the segment that it begins
 
 Piece = str | Image.Image | np.ndarray | Tensor | dict[str, Any]
+Pieces = Piece | Sequence[Piece] | Sequence[Sequence[Piece]]  # a document, or several
 
 
 class OmniProcessor(ProcessorMixin):
@@ -48,19 +51,19 @@ class OmniProcessor(ProcessorMixin):
         modalities: Mapping[str, Any] | None = None,
         orders: Mapping[str, str] | None = None,
         tell_next: bool = False,
-        words: Any = None,
+        words: PreTrainedTokenizerBase | None = None,
         modality_names: Sequence[str] | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ):
         own = in_order(modalities or {"text": {}, "image": {}}, modality_names)
         self.modalities = {name: dict(settings) for name, settings in own.items()}
         self.orders, self.tell_next, self.words = dict(orders or {}), tell_next, words
         super().__init__(**kwargs)
         self.readers: dict[str, Modality] = MODALITIES.without_weights(self.modalities)
-        for name in self.spelled:
+        for name, reader in self._texts().items():
             if words is None:
                 raise ValueError(f"modality '{name}' reads tokens; give the processor a tokenizer (words=)")
-            self.readers[name].tokenizer = words
+            reader.tokenizer = words
         for name in self.orders:
             if name not in self.readers:
                 raise ValueError(f"orders: the model has no modality '{name}', only {', '.join(self.readers)}")
@@ -70,20 +73,25 @@ class OmniProcessor(ProcessorMixin):
     @property
     def spelled(self) -> list[str]:
         """The modalities whose text a tokenizer spells."""
-        return [n for n, r in self.readers.items() if r.value_size is None and getattr(r, "vocabulary", "") != "bytes"]
+        return list(self._texts())
+
+    def _texts(self) -> dict[str, Text]:
+        return {n: r for n, r in self.readers.items() if isinstance(r, Text) and r.vocabulary != "bytes"}
 
     def to_dict(self) -> dict[str, Any]:
         found = {name: getattr(self, name) for name in ("modalities", "orders", "tell_next")}
         return {"processor_class": type(self).__name__, "modality_names": self.names, **found}
 
-    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> Any:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """processor_config.json, and the tokenizer's files where there is one."""
         if self.words is not None:
             self.words.save_pretrained(save_directory)
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "OmniProcessor":  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "OmniProcessor":  # type: ignore[override]
         """Raises OSError where there is no processor, ConfigError where it names a modality that is not loaded."""
         hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
@@ -100,12 +108,11 @@ class OmniProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["kinds", "input_ids", "coordinates", "document_ids", "latent_mask"]
 
-    def __call__(self, documents: Sequence[Any], end: bool = False, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, documents: Piece | Sequence[Piece] | Sequence[Sequence[Piece]], end: bool = False, **kwargs: object
+    ) -> BatchFeature:
         """end: whether documents end; False leaves them open, to be gone on with."""
-        if isinstance(documents, str | Image.Image | np.ndarray | Tensor | dict):
-            documents = [documents]
-        batch = list(documents) if len(documents) and isinstance(documents[0], list | tuple) else [documents]
-        encoded = [self.encode_document(self.document(pieces), end=end) for pieces in batch]
+        encoded = [self.encode_document(self.document(pieces), end=end) for pieces in as_documents(documents)]
         return BatchFeature(pad_left(encoded))
 
     def document(self, pieces: Sequence[Piece]) -> Document:
@@ -179,7 +186,7 @@ class OmniProcessor(ProcessorMixin):
             "latent_mask": torch.full(shape, loss),
         }
 
-    def order(self, segment: Segment, found: Any, seed: int) -> Tensor | None:
+    def order(self, segment: Segment, found: Patches, seed: int) -> Tensor | None:
         """The permutation in which a segment's latents are read; None: as they are."""
         name = segment.get("order") or self.orders.get(segment["kind"], "raster")
         if name == "raster" or len(found.values) < 2:
@@ -190,11 +197,19 @@ class OmniProcessor(ProcessorMixin):
         """The signal of values [N, P] (or ids [N]) of a modality, in natural order."""
         return self.readers[name].signal(values, shape)
 
-    def check(self, config: Any) -> None:
+    def check(self, config: OmniConfig) -> None:
         """Raises ConfigError if a model's configuration differs from this processor's."""
-        same = dict(config.modalities) == self.modalities and config.names == self.names
+        same = config.modalities == self.modalities and config.names == self.names
         if not same or config.tell_next != self.tell_next:
             raise ConfigError("the processor was made for other modalities than the model")
+
+
+def as_documents(documents: Pieces) -> list[Sequence[Piece]]:
+    """One piece, the pieces of one document, or several documents: as several."""
+    if isinstance(documents, str | Image.Image | np.ndarray | Tensor | dict):
+        return [[documents]]
+    many = len(documents) > 0 and isinstance(documents[0], list | tuple)
+    return cast(list[Sequence[Piece]], list(documents) if many else [documents])
 
 
 def begin(index: int, time: int, loss: bool) -> dict[str, Tensor]:
@@ -228,7 +243,7 @@ def pad_left(encoded: Sequence[Encoded]) -> dict[str, Tensor]:
     return found | {name: torch.cat([one.values[name] for one in encoded]) for name in encoded[0].values}
 
 
-def as_tensor(image: Any) -> Tensor:
+def as_tensor(image: object) -> Tensor:
     """An image as uint8 [C, H, W]; transparent pixels on white. Raises ValueError for what is none."""
     if isinstance(image, Image.Image):
         if "A" in image.getbands() or "transparency" in image.info:

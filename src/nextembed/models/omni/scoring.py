@@ -3,14 +3,15 @@
 Shapes: B rows, T positions of packed documents, D hidden_size, V rows of all tables.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ...core.types import Batch, Scoring
+from ...core.types import Batch, Metrics, Scoring
 from ...errors import ConfigError, unknown
 from ...nn import losses
+from ...nn.density import DensityHead
 from ...nn.diagnostics import diagnose_pairs
 from .configuration_omni import BEGIN
 
@@ -27,7 +28,17 @@ class Codes(NamedTuple):
     log_scale: Tensor
 
 
-def check(model: Any, scoring: Scoring) -> None:
+class ScoredModel(Protocol):
+    """What of an `OmniForPreTraining` is needed here."""
+
+    density_head: DensityHead | None
+
+    @property
+    def kind_names(self) -> list[str]: ...
+    def codes(self, batch: Batch) -> Codes: ...
+
+
+def check(model: ScoredModel, scoring: Scoring) -> None:
     """Raises ConfigError for a distance or weights that the model does not have."""
     if model.density_head is None:
         if scoring.distance == "likelihood":
@@ -44,11 +55,10 @@ def check(model: Any, scoring: Scoring) -> None:
 class OmniScorer:
     """Compares predictions of one batch; see `core.types.Scorer`."""
 
-    def __init__(self, model: Any, batch: Batch, scoring: Scoring):
-        rows: Any = batch
+    def __init__(self, model: ScoredModel, batch: Batch, scoring: Scoring):
         self.scoring, self.names = scoring, model.kind_names
-        self.kinds: Tensor = rows["kinds"]
-        self.documents: Tensor = rows["document_ids"]
+        self.kinds: Tensor = batch["kinds"]
+        self.documents: Tensor = batch["document_ids"]
         self.codes: Codes = model.codes(batch)
         self.density = model.density_head if scoring.distance in ("likelihood", "vocabulary") else None
         self.weight: Tensor | None = None
@@ -85,7 +95,7 @@ class OmniScorer:
         return distances.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
 
     @torch.no_grad()
-    def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> dict[str, Any]:
+    def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> Metrics:
         """Diagnostics over targets whose current latent belongs to the same segment. By modality, too: how near
         predictions are, "cos_next/NAME"; how long latents are, "length/NAME"; how often the nearest row of the table is
         the right one, "top1/NAME".
@@ -97,10 +107,10 @@ class OmniScorer:
         kinds, documents = self.kinds, self.documents
         valid = torch.ones_like(kinds[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:]
         inside = valid & (kinds[:, 1:] == kinds[:, :-1]) & (documents[:, 1:] == documents[:, :-1])
-        found: dict[str, Any] = {}
+        found: dict[str, Tensor | tuple[Tensor, Tensor]] = {}
         if bool(inside.any()):
             states = h[:, : z.shape[1] - 1][inside]
-            found = diagnose_pairs(pred[inside], z[:, :-1][inside], following[inside], following[inside], states)
+            found |= diagnose_pairs(pred[inside], z[:, :-1][inside], following[inside], following[inside], states)
         to_next = -losses.negative_cosine(pred, following)
         for number, name in enumerate(self.names, BEGIN):
             own = valid & (kinds[:, 1:] == number)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
 from ...core.config import MODELS
 from ...core.sizes import MAX_LAYERS, MAX_LENGTH, MAX_WIDTH
@@ -181,7 +181,7 @@ def full_rows(backbone: OmniForPreTraining, length: int, size: int, draw: Draw) 
         "position": torch.zeros(POSITION, dtype=torch.int64),
     }
     row |= draw(row, torch.Generator().manual_seed(0))
-    batch: Any = {name: value[None].expand(size, *value.shape) for name, value in row.items()}
+    batch = {name: value[None].expand(size, *value.shape) for name, value in row.items()}
     for number, (name, modality) in enumerate(modalities.items()):
         if modality.value_size is not None:
             count = size * int((kinds == 2 + number).sum())
@@ -192,10 +192,10 @@ def full_rows(backbone: OmniForPreTraining, length: int, size: int, draw: Draw) 
 
 
 @torch.no_grad()
-def start_from_nepa(model: OmniForPreTraining, nepa: PreTrainedModel, name: str) -> None:
+def start_from_nepa(model: OmniForPreTraining, nepa: ViTNepaForPreTraining, name: str) -> None:
     """Puts a NEPA's weights into an Omni of the same sizes: the layers, the patch embedding of its first image
     modality, and the begin token as that modality's begin latent. Raises ConfigError for other patches."""
-    theirs: Any = nepa.vit_nepa
+    theirs = nepa.vit_nepa
     own = model.model
     own.encoder.load_state_dict(theirs.encoder.state_dict())
     own.layernorm.load_state_dict(theirs.layernorm.state_dict())
