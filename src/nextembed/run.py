@@ -13,7 +13,7 @@ from .core.types import Backbone, Loading
 from .data.draws import DrawnEncode, drawing
 from .data.stream import advance
 from .errors import ConfigError
-from .models.parts import ModelPart
+from .models.parts import ModelPart, model_folder
 from .runs import Run, RunConfig, open_run, read_run_config
 from .tasks import model_part, task_of
 from .training.adapt import adapt, trained_parameters
@@ -81,7 +81,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     with building("the model"):
         backbone = part.build(class_names)
     if part is not config.model:
-        backbone.config._name_or_path = str(model_part(config).pretrained)  # what an adapter belongs on
+        backbone.config._name_or_path = model_folder(str(model_part(config).pretrained))  # what an adapter belongs on
     adapt(backbone, config.train, config.seed)
     task.check(config, backbone)
     with building("the objective"):

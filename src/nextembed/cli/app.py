@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
                 return _fail("stopped", 130, debug)
             err = err.__cause__  # of a file that ended too early; typer takes it for Ctrl-D
         if hasattr(err, "format_message"):  # typer's usage errors
-            return _fail(err.format_message(), 2, debug)
+            return _fail(f"{err.format_message()}{_setting_meant(err, words)}", 2, debug)
         if known := _of_the_machine(err):
             return _fail(known, 1, debug)
         reason = " ".join(str(err).split()) or "no message"
@@ -77,6 +77,18 @@ def allowing(words: list[str]) -> list[str]:
             allow_typed(word)
         kept.append(word)
     return kept
+
+
+def _setting_meant(err: Exception, words: list[str]) -> str:
+    """What `--max-steps 10` should have been, of a command that takes settings."""
+    name = getattr(err, "option_name", None)
+    if not isinstance(name, str) or not words or words[0] not in ("train", "plan", "recipes"):
+        return ""
+    from .known import meant
+
+    given = next((word for word in words if word.partition("=")[0] == name), name)
+    after = words[words.index(given) + 1 :] if given in words else []
+    return meant(name, given.partition("=")[2] or (after[0] if after else "VALUE"))
 
 
 def _of_the_machine(err: Exception) -> str | None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import free_file, replacing
+from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError, NextEmbedError, unknown
-from .generate import say
+from .generate import is_omni, say
 from .options import Group, command
 from .prompting import Checkpoint, Frames, Loading
 
@@ -45,10 +46,12 @@ def chat(
     """
     if sampling.do_sample and sampling.num_beams > 1:
         raise ConfigError("--sample goes with --beams 1")
-    from ..core.run_folder import find_saved
+    check_here(checkpoint, NO_RUN)
+    if is_omni(checkpoint):
+        raise ConfigError(
+            f"{checkpoint} is an Omni model, which does not chat; nextembed generate {checkpoint} goes on"
+        )
     from ..inference.chat import Talker
-
-    find_saved(checkpoint)
 
     talker = Talker.load(checkpoint, loading.weights, loading.device)
     _Chat(talker, sampling, painting, system, frames).run()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
+from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import Settings, app
@@ -36,6 +37,9 @@ def probe(
     Of an Omni any modality: --data speech probe.modality=audio probe.column=audio probe.label_column=category; without
     probe.modality, images.
     """
+    check_here(target, NO_RUN)
+    if data is not None:
+        check_source(data)
     from ..core.console import PlainConsole
     from ..core.probe_table import sentence
     from ..runs import open_run
@@ -130,6 +134,7 @@ def evaluate(
     With --task, settings are those of the evaluation: columns.references=name, where.split=test, num_examples=100,
     prompt="{image} It shows", num_beams=1, ...
     """
+    check_here(target, NO_RUN)
     task, given = language.task, language.given()
     if task is not None:
         from .language import evaluate_language
@@ -147,6 +152,8 @@ def evaluate(
 def evaluate_classifier(
     target: str, overrides: list[str], data: str | None, split: str | None, output: Path | None
 ) -> None:
+    if data is not None:
+        check_source(data)
     from ..core.console import PlainConsole
     from ..runs import open_run
     from ..tasks.base import SPLITS
@@ -178,6 +185,7 @@ def report(
 
     One self-contained page: curves, diagnostics, probes, attention and similarity maps, latents as pixels.
     """
+    check_here(run, NO_RUN, hub=False)
     from ..core.files import to_json
     from ..runs import open_run
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
+from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError
 from .options import command
@@ -108,6 +109,7 @@ def export(
         raise ConfigError("--data measures what --int8 costs; without --int8 it has no use")
     fixed = image_size(graph.size)
     checked_file(output)
+    check_here(checkpoint, NO_RUN, hub=False)
     from ..export.formats import export_onnx, export_program
     from ..export.loading import load_model
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
+from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import Settings, app
@@ -39,6 +40,8 @@ def embed(
     Any number of images; started again after a stop, it goes on where it was. Settings are those of data:
     data.split=test, data.streaming=true, data.label_column=species, ...
     """
+    check_here(checkpoint, NO_RUN)
+    check_source(source)
     from ..evaluation.features.embed import embed as write
     from ..evaluation.features.embed import encoder_of, fitting
     from ..evaluation.features.parts import Parts
@@ -142,6 +145,7 @@ def search(
 
     Prints a table; with -o it writes the pictures side by side.
     """
+    check_here(features, "no such file", hub=False)
     from ..evaluation.features import search as search_module
 
     if output is not None:

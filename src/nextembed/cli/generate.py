@@ -18,6 +18,7 @@ from ..core.files import (
     write_json,
     write_text,
 )
+from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
 from .options import command
@@ -58,6 +59,7 @@ def generate(
     An image alone is captioned, --question is answered, two images are blended with --target image, examples before
     the last piece are in-context learning. With --sample or --stream there is one beam.
     """
+    check_here(checkpoint, NO_RUN)
     if is_omni(checkpoint):
         from .omni import continue_document
 

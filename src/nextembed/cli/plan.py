@@ -8,6 +8,7 @@ import typer
 from ..core.files import checked_file
 from .app import Settings
 from .options import command
+from .words import check_recipe, check_settings
 
 if TYPE_CHECKING:
     from ..planning.plan import Plan
@@ -33,6 +34,8 @@ def plan(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON.")] = None,
 ) -> None:
     """Say what a run will need, before it is started: memory, FLOPs, hours."""
+    check_recipe(recipe)
+    check_settings(overrides or [])
     from .. import recipes
     from ..core.config import apply_overrides
     from ..planning.plan import plan as make_plan

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
@@ -77,6 +78,7 @@ def convert(
     Reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are; of Emu also
     the released folders and files.
     """
+    check_here(source, NO_RUN, hub=False)
     from ..export.emu import Converted
     from ..export.layouts import convert as write
 
@@ -132,6 +134,7 @@ def push(
     ] = None,
 ) -> None:
     """Upload a model with a card that says data, recipe and scores."""
+    check_here(target, NO_RUN, hub=False)
     from ..export.facts import gather
     from ..export.hub import push_to_hub, write_hub_folder
 

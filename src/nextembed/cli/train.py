@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.places import check_here
 from ..core.terminal import print
-from ..errors import ConfigError, unknown
+from ..errors import ConfigError
 from .app import Settings, app
+from .words import check_recipe, check_settings
 
 if TYPE_CHECKING:
     from ..runs import Run
@@ -38,8 +40,8 @@ def train(
             if resume is None
             else f"--resume takes its settings from {resume}; beside it only KEY=VALUE"
         )
-    if recipe is not None:
-        check_recipe(recipe)
+    check_recipe(recipe) if recipe is not None else check_here(str(resume), "no such run or file", hub=False)
+    check_settings(overrides)
     from .. import recipes
     from ..core import distributed
     from ..core.config import apply_overrides
@@ -85,21 +87,7 @@ def recipes(
         print("\nNAME_tiny is the same in small, a few steps on any machine. Settings: nextembed recipes NAME")
         return
     check_recipe(name)
+    check_settings(overrides or [])
     from ..core.config import apply_overrides, to_yaml
 
     print(to_yaml(apply_overrides(recipes.load(name), overrides or [])), end="")
-
-
-def check_recipe(spec: str) -> None:
-    """Raises ConfigError for what is no recipe, file or run folder, before anything is loaded."""
-    from ..recipes import listed
-
-    path = Path(spec).expanduser()
-    if ".py" in spec or path.exists() or spec.removesuffix("_tiny") in listed():
-        return
-    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        from ..core.places import near_path
-
-        what = "file" if path.suffix in (".yaml", ".yml") else "run or file"
-        raise ConfigError(f"no such {what}: {spec}{near_path(path)}")
-    raise ConfigError(unknown("recipe", spec, listed()))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
 from .options import command
@@ -82,6 +83,8 @@ def visualize(
     pixels, and a rollout: one PNG.
     """
     options = look.options()
+    check_here(checkpoint, NO_RUN)
+    check_source(image)
     from ..report.visualize import visualize as make
 
     found = make(checkpoint, image, output or f"{Path(image).stem or 'image'}_inside.png", **options)

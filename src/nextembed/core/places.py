@@ -4,9 +4,13 @@ once."""
 import difflib
 import os
 import re
+from glob import has_magic
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, shortened
+
+NO_RUN = "no such run or checkpoint"
+NO_SOURCE = "data.source: no such file or folder"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -35,7 +39,22 @@ def check_here(name: str | os.PathLike[str], what: str, hub: bool = True) -> Non
     """
     if Path(name).expanduser().exists() or (hub and is_hub_id(name)):
         return
-    raise ConfigError(f"{what}: {name}{near_path(Path(name).expanduser())}")
+    near = near_path(Path(name).expanduser())
+    lone = hub and not near and re.fullmatch(r"[\w-]+", str(name))
+    raise ConfigError(f"{what}: {shortened(str(name))}{near}{' (one on the hub is named owner/name)' if lone else ''}")
+
+
+def check_source(source: str, hub: bool = True) -> None:
+    """Raises ConfigError for a data source that is neither here, nor comes along, nor may be on the hub."""
+    if source not in ("emoji", "glosses") and not has_magic(source) and ".py:" not in source:
+        check_here(source, NO_SOURCE, hub)
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether its models lie in folders of their own: `model/`, or checkpoints."""
+    return not (folder / "config.json").exists() and (
+        (folder / "model" / "config.json").is_file() or (folder / "checkpoints").is_dir()
+    )
 
 
 def near_path(path: Path) -> str:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, dynamic_module_utils
 
 from ..errors import ConfigError, NextEmbedError, shortened
 from .files import first_line
+from .hub import unreachable
 from .sizes import loading, usable_device
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -26,6 +27,7 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
     """
     name = str(name)
     what = what or f"cannot load the model in {name}"
+    away = None if os.path.isdir(name) else unreachable()
     options = {"local_files_only": os.path.isdir(name), "trust_remote_code": False} | options
     try:
         if kernel := next((k for k in _said(name, "attn_implementation") if "/" in str(k)), None):
@@ -36,6 +38,8 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
     except NextEmbedError:
         raise
     except Exception as err:  # whatever a broken file raises
+        if away:
+            raise ConfigError(f"{what}: it is neither here nor kept from an earlier download, and {away}") from err
         own = _said(name, "auto_map")
         reason = "it needs code of its own (auto_map), which is not run" if own else shortened(first_line(err))
         raise ConfigError(f"{what}: {reason}") from err

@@ -8,13 +8,11 @@ from typing import Any
 from ..errors import ConfigError
 from .config import read_yaml
 from .files import finite, from_json, read_text
-from .places import check_here
+from .places import NO_RUN, check_here
 from .probe_table import ProbeTable
 from .saved import Count, Number, checked, load, read_json
 from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
-
-NO_RUN = "no such run or checkpoint"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from ..core.files import first_line, from_json
+from ..core.hub import unreachable
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .origins import Origin
 
@@ -81,6 +82,9 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
     name = parse_split(split)[0]
     if streaming and name != split:
         raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
+    away = unreachable() if origin.files is None else None
+    if away:
+        datasets.config.HF_HUB_OFFLINE = True  # it took its own copy
     options: Options = {"split": split, "streaming": streaming}
     if origin.files is None:
         options["name"] = subset
@@ -98,6 +102,10 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
                 f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no {kind}"
             ) from None
         if origin.files is None:
+            if away:
+                raise ConfigError(
+                    f"data.source: '{origin.builder}' is neither here nor kept from an earlier download, and {away}"
+                ) from err
             missing = str(err).startswith(
                 ("Unknown split", "Bad split")
             )  # what `datasets` says, in no class of its own

@@ -1,11 +1,11 @@
 """What a source names: files of a folder, Parquet, webdataset archives, or a hub id."""
 
-import difflib
 import re
 from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
+from ..core.places import NO_SOURCE, check_here
 from ..errors import ConfigError
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -16,8 +16,6 @@ LINES = {".jsonl": "text", ".ndjson": "text", ".txt": "text", ".json": "json", "
 
 SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
                "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
-
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Origin(NamedTuple):
@@ -45,9 +43,7 @@ def find_origin(source: str) -> Origin:
         return _from_folder(path)
     if path.exists():
         raise ConfigError(f"data.source: {source} is no file or folder")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.suffix in (".parquet", ".tar")
-    if looks_local or not HUB_ID.fullmatch(source):
-        raise ConfigError(f"data.source: no such file or folder: {source}{_nearest(path)}")
+    check_here(source, NO_SOURCE)
     return Origin(source, None, None)
 
 
@@ -108,16 +104,3 @@ def _by_split(files: list[Path]) -> dict[str, list[str]]:
         name = re.split(r"[-_.]", file.name.lower())[0]
         groups.setdefault(SPLIT_NAMES.get(name, name), []).append(str(file))
     return groups if "train" in groups else {"train": [str(f) for f in files]}
-
-
-def _nearest(path: Path) -> str:
-    """A hint: the entry of the nearest existing parent folder that is spelled most alike."""
-    parent = path.absolute()
-    while not parent.exists():
-        missing, parent = parent.name, parent.parent
-    names = [entry.name for entry in parent.iterdir()] if parent.is_dir() else []
-    by_lower = {name.lower(): name for name in names}
-    if missing.lower() in by_lower:
-        return f". Did you mean '{parent / by_lower[missing.lower()]}'?"
-    near = difflib.get_close_matches(missing, names, n=1)
-    return f". Did you mean '{parent / near[0]}'?" if near else f" (there is no '{missing}' in {parent})"

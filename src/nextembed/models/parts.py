@@ -12,7 +12,9 @@ from transformers.processing_utils import ProcessorMixin
 
 from ..core.config import Part
 from ..core.files import first_line
+from ..core.places import check_here, is_run_folder
 from ..core.pretrained import load_pretrained
+from ..core.run_folder import find_saved
 from ..core.sizes import loading
 from ..core.types import Batch, Draw
 from ..errors import ConfigError, shortened
@@ -95,14 +97,18 @@ class ModelPart(Part):
 
 
 def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:
-    """`kind.from_pretrained` of an HF folder or hub id. field: of the settings, for messages; options are passed
-    on. Raises ConfigError for a run folder, and for what does not load."""
+    """`kind.from_pretrained` of a run folder, a checkpoint, an HF folder or a hub id. field: of the settings, for
+    messages; options are passed on. Raises ConfigError for a path that is not here, and for what does not load."""
     what = f"model.{field}: cannot load '{shortened(name)}'"
     try:
-        path = Path(name).expanduser()
-        is_run = (path / "model" / "config.json").is_file()
+        check_here(name, f"model.{field}: no such run, checkpoint or folder")
+        folder = model_folder(name)
     except (OSError, ValueError, RuntimeError) as err:  # a name that no folder can have
         raise ConfigError(f"{what}: {shortened(first_line(err))}") from None
-    if is_run:
-        raise ConfigError(f"model.{field}: {name} is a run folder; name a model in it: {path / 'model'}")
-    return load_pretrained(kind, path, what, **options)
+    return load_pretrained(kind, folder, what, **options)
+
+
+def model_folder(name: str) -> str:
+    """The folder of the model itself, of a run folder too; a hub id as it is."""
+    folder = Path(name).expanduser()
+    return str(find_saved(folder).folder() if is_run_folder(folder) else folder)

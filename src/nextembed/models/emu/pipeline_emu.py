@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...core.hub import unreachable
 from ...core.pretrained import load_pair
 from ...core.run_folder import find_saved
 from ...errors import ConfigError
@@ -157,6 +158,8 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     """The folder itself, or a hub repository's, downloaded. Raises ConfigError if it is neither."""
     if isinstance(find_saved(path).folder(), Path):
         return Path(path).expanduser()
+    if away := unreachable():
+        raise ConfigError(f"no such folder, and {away}: {path}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -1,0 +1,48 @@
+"""The hub, where it cannot be reached: said at once, in place of half a minute of attempts."""
+
+import os
+import socket
+import threading
+import urllib.request
+from functools import cache
+from urllib.parse import urlparse
+
+SECONDS = 4.0  # for a first connection
+
+
+@cache
+def unreachable() -> str | None:
+    """Why the hub cannot be reached, found out once; None where it can be, or where a proxy stands between.
+
+    From then on the libraries read only what they keep of it: none of them tries again.
+    """
+    from huggingface_hub import constants
+
+    host = urlparse(constants.ENDPOINT).hostname or constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
+        return f"{host} is not asked (HF_HUB_OFFLINE is set)"
+    if urllib.request.getproxies():
+        return None
+    problem = _no_connection(host, urlparse(constants.ENDPOINT).port or 443)
+    if problem is None:
+        return None
+    constants.HF_HUB_OFFLINE = True
+    os.environ["HF_HUB_OFFLINE"] = "1"  # of worker processes
+    return f"{host} cannot be reached ({problem})"
+
+
+def _no_connection(host: str, port: int) -> str | None:
+    """What is wrong; None if there is a connection. Looking up a name has no time limit of its own."""
+    found = [f"no answer in {SECONDS:.0f} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), timeout=SECONDS).close()
+            found.clear()
+        except OSError as err:
+            found[:] = [err.strerror or str(err)]
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    return found[0] if found else None
