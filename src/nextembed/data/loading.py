@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import logging
 import os
-import re
 import tarfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from glob import escape, glob
@@ -16,7 +15,10 @@ import datasets
 from ..core.files import first_line, from_json
 from ..core.hub import unreachable
 from ..errors import ConfigError, DataError, MissingSplit, unknown
+from .listing import METADATA, shown
+from .naming import Part, parse_split
 from .origins import Origin
+from .record import stored_path
 
 Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Options = dict[str, Any]  # of `datasets.load_dataset`
@@ -26,7 +28,7 @@ Feature: TypeAlias = object  # the type of a column, as `datasets` has it: a cla
 
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+NUM_SHARDS = 64  # of image files that are streamed
 
 # Readers log what is wrong with a file before they raise it; the error is told in one line.
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
@@ -79,8 +81,8 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
 
     Raises ConfigError for what does not exist or is empty, DataError for a file that is damaged, which it names.
     """
-    name = parse_split(split)[0]
-    if streaming and name != split:
+    name, part = parse_split(split)
+    if streaming and not part.is_whole:
         raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
     away = unreachable() if origin.files is None else None
     if away:
@@ -89,12 +91,15 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
     if origin.files is None:
         options["name"] = subset
     else:
-        if name not in origin.files:
-            raise MissingSplit(unknown("data: split", name, origin.files))
+        name = origin.named(name)
+        if origin.builder == "images":
+            data = image_table(origin, name)
+            return take(data, part) if not streaming else as_stream(data)
+        options["split"] = name
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
     try:
         with quiet(origin.files is not None):
-            return _opened(origin.builder, options)
+            data = _opened(origin.builder, options)
     except Exception as err:  # whatever the bytes of a file lead to
         if "corresponds to no data" in str(err):
             kind = "images" if origin.builder == "imagefolder" else "rows"
@@ -114,6 +119,27 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
             ) from err
         with quiet(True):
             raise cannot_read(*_culprit(origin, name, options, err), origin.builder) from err
+    return data if origin.files is None else take(data, part)
+
+
+def image_table(origin: Origin, name: str) -> datasets.Dataset:
+    """The image files of a split, with their classes where the folder has any. The rows hold paths."""
+    files = (origin.files or {})[name]
+    if not files:
+        raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: it has no images")
+    columns: Options = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
+    features: Options = {"image": datasets.Image(decode=False)}
+    classes = [origin.classes.get(file) for file in files]
+    if any(name is not None for name in classes):
+        names = sorted({shown(name) for name in classes if name is not None})
+        ids = {name: number for number, name in enumerate(names)}
+        columns["label"] = [None if name is None else ids[shown(name)] for name in classes]
+        features["label"] = datasets.ClassLabel(names=names)
+    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:
+    return data.to_iterable_dataset(num_shards=min(len(data), NUM_SHARDS))
 
 
 def text_table(rows: RowsOf, columns: list[str], files: list[Stamped]) -> datasets.Dataset:
@@ -129,15 +155,6 @@ def streamed_text(rows: RowsOf, columns: list[str], files: list[Stamped]) -> dat
 
 def _of_text(columns: list[str]) -> datasets.Features:
     return datasets.Features({column: datasets.Value("string") for column in columns})
-
-
-def part_of(data: datasets.Dataset, name: str, expression: str) -> datasets.Dataset:
-    """The rows that "train[:10%]" takes of those of "train". Raises MissingSplit if there are none."""
-    (part,) = datasets.ReadInstruction.from_spec(expression).to_absolute({name: len(data)})
-    rows = range(len(data))[part.from_ : part.to]
-    if not rows:
-        raise MissingSplit(f"data: split '{expression}' is empty: it has no rows")
-    return data if len(rows) == len(data) else data.select(rows)
 
 
 def cannot_read(file: object, err: Exception, builder: str) -> DataError:
@@ -275,13 +292,15 @@ def quiet(local: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def parse_split(expression: str) -> tuple[str, slice]:
-    """ "train[:-50]" -> ("train", slice(None, -50)). Parts in percent are left to `datasets`."""
-    match = re.fullmatch(r"(\w+)(?:\[(-?\d*%?):(-?\d*%?)\])?", expression)
-    if not match:
-        raise ConfigError(f"data: split '{expression}' is not understood; write e.g. train, train[:-5000], train[90%:]")
-    ends = [None if not end or "%" in end else int(end) for end in match.groups()[1:]]
-    return match[1], slice(*ends)
+def take(data: Table, part: Part) -> Table:
+    """A part of the rows. Raises ConfigError for a stream, or rows that do not exist."""
+    if part.is_whole:
+        return data
+    if isinstance(data, datasets.IterableDataset):
+        raise ConfigError("data: a part of a split's rows needs streaming=false")
+    if not (rows := part.of(len(data))):
+        raise MissingSplit(f"data: the part [{part.start}:{part.stop}] of {len(data)} rows is empty")
+    return data.select(rows)
 
 
 def choose(

@@ -1,71 +1,83 @@
-"""What a source names: files of a folder, Parquet, webdataset archives, or a hub id."""
+"""What a source names: a folder of images, tables, archives, or a hub id; and which of its files are which split."""
 
-import re
+import os
+from collections import Counter
 from glob import glob, has_magic
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+import pyarrow as pa
+from pyarrow import parquet
 
 from ..core.places import NO_SOURCE, check_here
 from ..errors import ConfigError
+from .grouping import Folders, by_folders, by_names
+from .listing import KINDS, File, listed
+from .naming import WORDS, in_files
 
 SAMPLE = Path(__file__).parent / "sample"
 EMOJI = SAMPLE / "emoji32.parquet"
 GLOSSES = SAMPLE / "glosses.parquet"
-LINES = {".jsonl": "text", ".ndjson": "text", ".txt": "text", ".json": "json", ".csv": "csv",
-         ".tsv": "csv"}  # fmt: skip
 
-SPLIT_NAMES = {"train": "train", "training": "train", "validation": "validation", "val": "validation",
-               "valid": "validation", "dev": "validation", "test": "test", "testing": "test"}  # fmt: skip
+Format = Literal["images", "parquet", "tar", "zip", "jsonl", "json", "csv", "txt"]
+BUILDERS = {"parquet": "parquet", "tar": "webdataset", "zip": "zip", "jsonl": "text", "txt": "text", "json": "json",
+            "csv": "csv"}  # fmt: skip
+OF_IMAGES = ("image", "parquet", "tar", "zip")
+OF_ROWS = ("parquet", "tar", "zip", "jsonl", "csv")
+NAMES = {"image": "image", "tar": ".tar archive", "zip": ".zip archive"}
+
+
+class Rules(NamedTuple):
+    """How a source is understood where it can be in several ways. See `TableSettings`."""
+
+    format: Format | None = None
+    folders: Folders = None
+    class_folder: Literal["top", "last", "none"] = "top"
+    hidden: bool = False
+
+
+PLAIN = Rules()
 
 
 class Origin(NamedTuple):
     """Where rows come from.
 
-    builder: "parquet", "imagefolder", "webdataset", or a hub id. files: by split, for
-    local builders. folder: what file paths are relative to, and may not leave; None for the hub."""
+    builder: "images", "imagefolder" (with metadata), "parquet", "webdataset", "zip", "text", "json", "csv", or a hub
+    id. files: by split, for local builders. folder: what file paths are relative to, and may not leave; None for the
+    hub. classes: of image files, those that have one. left_out: what may be data and cannot be used, with reasons.
+    beside: how many files there are of other kinds, by ending. unclear: why it cannot be told which files train."""
 
     builder: str
     files: dict[str, list[str]] | None
     folder: Path | None
+    classes: dict[str, str] = {}
+    left_out: tuple[File, ...] = ()
+    beside: dict[str, int] = {}
+    unclear: str = ""
+
+    def named(self, split: str) -> str:
+        """The name of a split among those of `files`. Raises MissingSplit, or ConfigError where that is unclear."""
+        if self.unclear and split in WORDS:
+            raise ConfigError(f"data.source: {self.unclear}")
+        return in_files(split, self.files or {})
+
+    def of_split(self, split: str) -> list[str]:
+        """The files of a split."""
+        return (self.files or {})[self.named(split)]
 
 
-def find_origin(source: str) -> Origin:
-    """What kind of source a text names. Raises ConfigError with the nearest spelling if it names none."""
-    path = EMOJI if source == "emoji" else Path(source).expanduser()
-    if has_magic(source) and not path.exists():
-        found = [Path(file) for file in sorted(glob(str(path), recursive=True)) if Path(file).is_file()]
-        if not found:
-            raise ConfigError(f"data.source: no file fits '{source}'")
-        return _from_files(found, source)
-    if path.is_file():
-        return _from_files([path], source)
-    if path.is_dir():
-        return _from_folder(path)
-    if path.exists():
-        raise ConfigError(f"data.source: {source} is no file or folder")
-    check_here(source, NO_SOURCE)
-    return Origin(source, None, None)
+def find_origin(source: str, rules: Rules = PLAIN) -> Origin:
+    """What kind of images a text names. Raises ConfigError with the nearest spelling if it names none."""
+    return _found(source, rules, OF_IMAGES, ("parquet", "tar", "zip"))
 
 
-def find_table(source: str) -> Origin:
-    """As `find_origin`, and: JSON-lines or text files (builder "text": one line a row), a JSON list (builder "json"),
-    CSV files, a folder of one of these, or "glosses", the short texts that come with the package."""
+def find_table(source: str, rules: Rules = PLAIN) -> Origin:
+    """What kind of rows a text names: what `find_origin` finds, and JSON-lines or text files (builder "text": one line
+    a row), JSON lists ("json"), CSV files, folders of one of these, or "glosses", the short texts that come with the
+    package."""
     if source == "glosses":
         return Origin("parquet", {"train": [str(GLOSSES)]}, GLOSSES.parent)
-    path = Path(source).expanduser()
-    if path.is_file() and path.suffix.lower() in LINES:
-        return Origin(LINES[path.suffix.lower()], {"train": [str(path.resolve())]}, path.resolve().parent)
-    if has_magic(source) and not path.exists():
-        found = [Path(file).resolve() for file in sorted(glob(str(path), recursive=True)) if Path(file).is_file()]
-        kinds = {LINES.get(file.suffix.lower()) for file in found}
-        if len(kinds) == 1 and None not in kinds:
-            return Origin(str(kinds.pop()), {"train": list(map(str, found))}, found[0].parent)
-    if path.is_dir() and not any(path.glob("*.parquet")):
-        for suffix, builder in LINES.items():
-            files = sorted(f for f in path.resolve().glob(f"*{suffix}") if f.is_file() and f.stem != "metadata")
-            if files:
-                return Origin(builder, _by_split(files), path.resolve())
-    return find_origin(source)
+    return _found(source, rules, OF_ROWS, tuple(BUILDERS))
 
 
 def check_file(setting: str, name: str) -> Path:
@@ -76,31 +88,131 @@ def check_file(setting: str, name: str) -> Path:
     return path
 
 
-def _from_files(files: list[Path], source: str) -> Origin:
-    builder = {".parquet": "parquet", ".tar": "webdataset"}.get(files[0].suffix.lower())
-    if builder is None or any(f.suffix.lower() != files[0].suffix.lower() for f in files):
-        raise ConfigError(f"data.source: '{source}' should name .parquet or .tar files, or a folder of images")
-    return Origin(builder, {"train": [str(f.resolve()) for f in files]}, files[0].resolve().parent)
+def _found(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str, ...]) -> Origin:
+    """kinds: what a folder may hold. single: what a file may be."""
+    path = EMOJI if source == "emoji" else Path(source).expanduser()
+    if has_magic(source) and not path.exists():
+        found = [Path(file) for file in sorted(glob(str(path), recursive=True)) if Path(file).is_file()]
+        if not found:
+            raise ConfigError(f"data.source: no file fits '{source}'")
+        return _from_files(found, source, rules, single)
+    if path.is_file():
+        return _from_files([path], source, rules, single)
+    if path.is_dir():
+        return _from_folder(path, rules, kinds)
+    if path.exists():
+        raise ConfigError(f"data.source: {source} is no file or folder")
+    check_here(source, NO_SOURCE)
+    return Origin(source, None, None)
 
 
-def _from_folder(folder: Path) -> Origin:
+def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str, ...]) -> Origin:
+    """Files that are named one by one. What is asked for trains, whatever it is called, unless it is several splits."""
+    kinds = {KINDS.get(file.suffix.lower(), file.suffix) for file in files}
+    kind = next(iter(kinds))
+    if len(kinds) > 1 or kind not in single:
+        raise ConfigError(
+            f"data.source: '{source}' should name .parquet or .tar files, or a folder of images"
+            if "csv" not in single
+            else f"data.source: '{source}' should name files of one kind ({', '.join(single)}), or a folder"
+        )
+    paths = [file.resolve() if not file.is_symlink() else file.absolute() for file in files]
+    folder = Path(os.path.commonpath([path.parent for path in paths]))
+    named = [File(path.relative_to(folder).as_posix(), str(path), kind) for path in paths]
+    groups, unclear, _ = by_names(named, rules.folders)
+    if len(groups) == 1:
+        groups = {"train": next(iter(groups.values()))}
+    return Origin(BUILDERS[kind], _paths(groups), folder, unclear=unclear)
+
+
+def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
     folder = folder.resolve()
-    for pattern, builder in (("*.parquet", "parquet"), ("*.tar", "webdataset")):
-        found = (sorted(filter(Path.is_file, folder.glob(place))) for place in (pattern, f"data/{pattern}"))
-        if files := next(filter(None, found), None):
-            return Origin(builder, _by_split(files), folder)
-    parts = {SPLIT_NAMES[d.name.lower()]: d for d in folder.iterdir() if d.is_dir() and d.name.lower() in SPLIT_NAMES}
-    if "train" not in parts:
-        parts = {"train": folder}
-    if not any(f.is_file() for f in folder.rglob("*")):
+    files = listed(folder, rules.hidden)
+    if not files:
         raise ConfigError(f"data.source: the folder {folder} is empty")
-    return Origin("imagefolder", {name: [f"{part}/**"] for name, part in parts.items()}, folder)
+    kind = _kind(folder, files, rules, kinds)
+    own = [file for file in files if file.kind == kind]
+    left_out = [file for file in own if file.reason]
+    good = [file for file in own if not file.reason]
+    rest = [file for file in files if file.kind != kind]
+    if kind != "image":
+        groups, unclear, more = by_names(good, rules.folders)
+        return Origin(BUILDERS[kind], _paths(groups), folder, {}, (*left_out, *more), endings(rest), unclear)
+    groups, classes, more = by_folders(good, rules.folders, rules.class_folder)
+    if any(file.kind == "metadata" for file in files) and rules.format is None:
+        for split in groups:
+            groups[split] += [file for file in rest if file.kind == "metadata" and _belongs(file, groups[split])]
+        rest, classes = [file for file in rest if file.kind != "metadata"], {}
+        return Origin("imagefolder", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
+    return Origin("images", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
 
 
-def _by_split(files: list[Path]) -> dict[str, list[str]]:
-    """Files grouped by the split their names start with; all are "train" unless some say so."""
-    groups: dict[str, list[str]] = {}
-    for file in files:
-        name = re.split(r"[-_.]", file.name.lower())[0]
-        groups.setdefault(SPLIT_NAMES.get(name, name), []).append(str(file))
-    return groups if "train" in groups else {"train": [str(f) for f in files]}
+def _belongs(metadata: File, images: list[File]) -> bool:
+    """Whether a metadata file lies above some of the images."""
+    return any(image.folders[: len(metadata.folders)] == metadata.folders for image in images)
+
+
+def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...]) -> str:
+    """Which kind of files the folder's data are. Raises ConfigError if there are several, or none."""
+    held = Counter(file.kind for file in files)
+    if rules.format is not None:
+        kind = "image" if rules.format == "images" else rules.format
+        if not held[kind]:
+            raise ConfigError(f"data.format: {folder} has no {rules.format}: it holds {_counted(files)}")
+        return kind
+    there = [kind for kind in kinds if held[kind]]
+    if kinds is OF_IMAGES and there[:2] == ["image", "parquet"]:
+        there = [kind for kind in there if kind != unneeded(files)]
+    if len(there) > 1:
+        named = " and ".join(_some(kind, [file for file in files if file.kind == kind]) for kind in there)
+        ways = " or ".join(f"data.format={'images' if kind == 'image' else kind}" for kind in there)
+        raise ConfigError(f"data.source: {folder} holds {named} beside each other; which are the data? {ways} says it")
+    if not there:
+        order = ("image", "json", "txt") if held["metadata"] else ("json", "txt", "image")
+        there = [kind for kind in order if held[kind] and (kind == "image" or kinds is OF_ROWS)]
+    if not there:
+        raise ConfigError(f"data.source: {folder} has no {'rows' if kinds is OF_ROWS else 'images'}: {_counted(files)}")
+    return there[0]
+
+
+def unneeded(files: list[File]) -> str:
+    """Of images and Parquet files beside each other, which are no data of their own: tables that hold no images, such
+    as features; images that the tables name. "": neither."""
+    names = {file.path for file in files if file.kind == "image"}
+    found = {held_in(Path(file.path), names) for file in files if file.kind == "parquet"}
+    return "parquet" if found == {"nothing"} else "image" if found == {"names"} else ""
+
+
+def held_in(table: Path, images: set[str]) -> str:
+    """What a Parquet file holds of images: "nothing", the "names" of files, or "bytes"."""
+    try:
+        with parquet.ParquetFile(table) as file:
+            fields = list(file.schema_arrow)
+            named = [
+                one.name for one in fields if pa.types.is_struct(one.type) and one.type.get_field_index("path") >= 0
+            ]
+            if not named and not any(one.type in (pa.binary(), pa.large_binary()) for one in fields):
+                return "nothing"
+            rows = next(file.iter_batches(32, columns=named)).to_pylist() if named else []
+    except (OSError, pa.ArrowException, StopIteration):
+        return "bytes"
+    paths = [value["path"] for row in rows for value in row.values() if value and not value.get("bytes")]
+    return "names" if any(path and str(table.parent / path) in images for path in paths) else "bytes"
+
+
+def _some(kind: str, files: list[File]) -> str:
+    what = NAMES.get(kind, f".{kind} file") + ("s" if len(files) > 1 else "")
+    return f"{len(files)} {what}" + ("" if kind == "image" else f" ({files[0].name}{', ...' * (len(files) > 1)})")
+
+
+def endings(files: list[File]) -> dict[str, int]:
+    """How many files have each ending."""
+    return dict(Counter(os.path.splitext(file.name)[1].lower() or "no ending" for file in files).most_common())
+
+
+def _counted(files: list[File]) -> str:
+    return ", ".join(f"{count} of {ending}" for ending, count in list(endings(files).items())[:5])
+
+
+def _paths(groups: dict[str, list[File]]) -> dict[str, list[str]]:
+    return {split: [file.path for file in files] for split, files in groups.items()}

@@ -17,6 +17,7 @@ from .rows import Rows
 from .transforms import Unreadable
 
 URL = re.compile(r"^[a-z][a-z0-9+.-]*://", re.I)
+RAW = "bytes:"  # before the path of a file whose name is no UTF-8
 PACKAGE = str(Path(__file__).parents[1])
 LIBRARIES = (sysconfig.get_path("stdlib"), "<frozen ")
 MISTAKES = (AttributeError, NameError, TypeError, ImportError, AssertionError, NotImplementedError)
@@ -47,10 +48,29 @@ class Folder(NamedTuple):
                 return file.read()
         if self.path is None:
             return Path(value)
-        full = self.path / value
+        full = self.path / plain_path(value)
         if not Path(os.path.normpath(full.absolute())).is_relative_to(self.path):
             raise Unreadable(f"'{value[:80]}' lies outside the data folder")
         return full
+
+
+def stored_path(path: str) -> str:
+    """A path as a table can hold it: of one that is no UTF-8, the bytes."""
+    return path if path.isprintable() or not _has_surrogates(path) else RAW + os.fsencode(path).hex()
+
+
+def plain_path(stored: str) -> str:
+    """The path that `stored_path` made it of. Raises Unreadable."""
+    if not stored.startswith(RAW):
+        return stored
+    try:
+        return os.fsdecode(bytes.fromhex(stored.removeprefix(RAW)))
+    except ValueError:
+        raise Unreadable(f"'{stored[:80]}' is no path") from None
+
+
+def _has_surrogates(path: str) -> bool:
+    return any("\ud800" <= mark <= "\udfff" for mark in path)
 
 
 def from_base64(value: str) -> bytes:

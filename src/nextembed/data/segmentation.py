@@ -6,10 +6,11 @@ from pathlib import Path
 from ..core.config import DATA
 from ..core.files import from_json
 from ..core.types import Role
-from ..errors import ConfigError, MissingSplit, unknown
-from .loading import is_image, parse_split
+from ..errors import ConfigError, unknown
+from .loading import is_image
 from .masks import MaskPart
-from .origins import SPLIT_NAMES, check_file, find_origin
+from .naming import in_files, parse_split, split_of
+from .origins import check_file, find_origin
 from .rows import Row, Rows
 from .sources import Columns, ToImage
 from .stored import IndexedRows
@@ -57,9 +58,8 @@ class SegmentationData(TableSettings, MaskPart):
 
     def _pairs(self, folders: dict[str, tuple[Path, Path]], expression: str) -> Rows:
         name, part = parse_split(expression)
-        if name not in folders:
-            raise MissingSplit(unknown("data: split", name, folders))
-        rows = pairs(*folders[name], Path(self.source).expanduser())[part]
+        every = pairs(*folders[in_files(name, folders)], Path(self.source).expanduser())
+        rows = [every[at] for at in part.of(len(every))]
         missing = [row for row in rows if "no_mask" in row]
         if len(missing) > self.max_skipped_rate * len(rows):
             raise ConfigError(
@@ -69,7 +69,7 @@ class SegmentationData(TableSettings, MaskPart):
         return rows
 
     def _columns(self, split: Role) -> Rows:
-        origin = find_origin(self.source)
+        origin = find_origin(self.source, self.rules())
         data = self.opened(origin, split)
         images = [name for name, feature in data.features.items() if is_image(feature)]
         for field, column in (("image_column", self.image_column), ("mask_column", self.mask_column)):
@@ -94,18 +94,31 @@ def find_folders(source: Path) -> dict[str, tuple[Path, Path]]:
         return {}
     whole = _image_and_mask(source)
     if whole is None:
-        inside = {SPLIT_NAMES.get(d.name.lower(), ""): _image_and_mask(d) for d in source.iterdir() if d.is_dir()}
-        return {split: both for split, both in inside.items() if split and both is not None}
+        inside = {split: _image_and_mask(folder) for split, folder in split_folders(source).items()}
+        return {split: both for split, both in inside.items() if both is not None}
     images, masks = whole
-    splits = {
-        SPLIT_NAMES[d.name.lower()]: d.name for d in images.iterdir() if d.is_dir() and d.name.lower() in SPLIT_NAMES
-    }
+    splits = split_folders(images)
     if not splits:
         return {"train": whole}
-    for name in splits.values():
-        if not (masks / name).is_dir():
-            raise ConfigError(f"data.source: {images / name} has no masks: there is no folder {masks / name}")
-    return {split: (images / name, masks / name) for split, name in splits.items()}
+    own = split_folders(masks)
+    if lost := [folder for split, folder in splits.items() if split not in own]:
+        raise ConfigError(f"data.source: {lost[0]} has no masks: there is no folder {masks / lost[0].name}")
+    return {split: (folder, own[split]) for split, folder in splits.items()}
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder that are splits. Raises ConfigError if one split has two, or there are others."""
+    found: dict[str, Path] = {}
+    others = []
+    for one in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        split = split_of(one.name)
+        if split is None:
+            others.append(one.name)
+        elif split in found:
+            raise ConfigError(f"data.source: {found[split]} and {one} are both the {split} split")
+        else:
+            found[split] = one
+    return found
 
 
 def _image_and_mask(folder: Path) -> tuple[Path, Path] | None:

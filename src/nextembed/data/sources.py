@@ -11,10 +11,11 @@ from ..core.types import IGNORE_LABEL, Role
 from ..errors import ConfigError, unknown
 from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
+from .listing import shown
 from .loading import Feature, Table, class_names_of, is_image, media_of, values_of
 from .origins import Origin, find_origin
 from .pairs import IMAGES
-from .record import Folder
+from .record import Folder, plain_path
 from .rows import Row, Rows, RowSequence
 from .stored import IndexedRows, Stored, Values
 from .tables import TableSettings
@@ -43,7 +44,7 @@ class ImageData(TableSettings, ImagePart):
 
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
-        origin = find_origin(self.source)
+        origin = find_origin(self.source, self.rules())
         with self.asked_for(split):
             data = self.opened(origin, split)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
@@ -93,7 +94,7 @@ class ImageData(TableSettings, ImagePart):
         """Classes of the training split: those of its feature, else its values, sorted. None for text in a stream."""
         if own is not None:
             return own
-        everything = self.loaded(find_origin(self.source), self.stored_split("train"))
+        everything = self.loaded(find_origin(self.source, self.rules()), self.stored_split("train"))
         own = class_names_of(everything.features[column])
         if own is not None or self.streaming:
             return own
@@ -119,7 +120,11 @@ def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> T
     keep = [i for i, name in enumerate(names) if name in labels]
     if not keep:
         raise ConfigError(f"data.label_file: {label_file} names none of the images, e.g. '{names[0]}'")
-    lost = [name for name in labels if not (folder / name).is_file()] if origin.builder == "imagefolder" else []
+    lost = (
+        [name for name in labels if not (folder / name).is_file()]
+        if origin.builder in ("images", "imagefolder")
+        else []
+    )
     if lost:
         raise ConfigError(
             f"data.label_file: {len(lost)} of the {len(labels)} files in {label_file} are not there, e.g. '{lost[0]}'"
@@ -197,6 +202,7 @@ class ToImage(NamedTuple):
         """What a column holds of an image (None for a file outside the data folder), and its path where it has one."""
         path = value.get("path") if isinstance(value, dict) else None
         try:
+            path = path and plain_path(path)
             return Folder(self.folder).read(value), path
         except Unreadable:
             return None, path
@@ -209,8 +215,8 @@ class ToImage(NamedTuple):
         if "__key__" in record:
             return f"{Path(str(record.get('__url__', ''))).name}/{record['__key__']}"
         if path and self.folder is not None and Path(path).is_absolute() and Path(path).is_relative_to(self.folder):
-            return Path(path).relative_to(self.folder).as_posix()
-        return f"{index}" + (f" {path}" if path else "")
+            return shown(Path(path).relative_to(self.folder).as_posix())
+        return f"{index}" + (f" {shown(path)}" if path else "")
 
 
 def _class_id(label: object) -> int:

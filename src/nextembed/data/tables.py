@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -12,9 +12,11 @@ from ..core.config import Config
 from ..core.files import first_line, from_json
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
+from .grouping import Folders
 from .lines import read_delimited, read_json_list, read_lines
-from .loading import Table, choose, class_names, is_empty, load, parse_split
-from .origins import Origin, find_table
+from .loading import Table, choose, class_names, is_empty, load, take
+from .naming import parse_split
+from .origins import Format, Origin, Rules, find_table
 from .record import Folder, Record, check_readable
 from .rows import Rows, RowSequence
 from .stored import IndexedRows, R, StreamedRows, ToRow, Values
@@ -32,6 +34,10 @@ class TableSettings(Config):
     rows whose column has this value, or one of these: {"vendor": "noto"}. split_column: column that names each row's
     split, for sources that keep all splits in one file. streaming: reads in sequence, without a local copy;
     shuffle_buffer: rows that are mixed, then.
+    format: which of the files in a folder are the data, where it holds several kinds: images, parquet, tar, zip, jsonl,
+    json, csv or txt. folders: how names like "train" are understood where that is not clear: "splits" leaves out what
+    fits none, "classes" takes no name for a split. class_folder: which of the folders below a split is the class of an
+    image, where they are nested: the top or the last one, or none. hidden: uses names with a leading dot.
     """
 
     source: str
@@ -43,6 +49,14 @@ class TableSettings(Config):
     split_column: str | None = None
     streaming: bool = False
     shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
+    format: Format | None = None
+    folders: Folders = None
+    class_folder: Literal["top", "last", "none"] = "top"
+    hidden: bool = False
+
+    def rules(self) -> Rules:
+        """How the source is understood."""
+        return Rules(self.format, self.folders, self.class_folder, self.hidden)
 
     def expression(self, split: Role) -> str:
         return {"train": self.split, "validation": self.validation, "test": self.test}[split]
@@ -72,16 +86,13 @@ class TableSettings(Config):
         expression, split_column = self.expression(split), self.splits_by()
         name, part = parse_split(expression)
         data = self.loaded(origin, "train" if split_column else expression)
-        for column, wanted in (({split_column: name} if split_column else {}) | self.where).items():
-            kind = MissingSplit if column == split_column else ConfigError
+        if split_column:
+            data = take(choose(data, split_column, [name], self.streaming, MissingSplit), part)
+        for column, wanted in self.where.items():
             values = wanted if isinstance(wanted, list) else [wanted]
             if origin.builder == "csv":  # whose values are text, whatever YAML makes of 7
                 values = [str(value) for value in values]
-            data = choose(data, column, values, self.streaming, kind)
-        if split_column and part != slice(None):
-            if self.streaming:
-                raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
-            data = data.select(range(*part.indices(len(data))))
+            data = choose(data, column, values, self.streaming)
         return data
 
     def loaded(self, origin: Origin, expression: str) -> Table:
@@ -106,7 +117,7 @@ class DocumentTable(TableSettings):
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split (`Record`). Raises ConfigError for a source, split or column that does not exist."""
         with self.asked_for(split):
-            origin = find_table(self.source)
+            origin = find_table(self.source, self.rules())
             if origin.builder == "json":
                 return self._listed(origin, split)
             data = self.opened(origin, split)
@@ -149,7 +160,7 @@ class DocumentTable(TableSettings):
         records = read_json(origin, name)
         self.check(sorted({name for record in records[:100] if isinstance(record, dict) for name in record}))
         to_record = ToRecord(origin.folder, known=filled(records[:PEEKED]))
-        return [to_record(record, index) for index, record in enumerate(records[part])]
+        return [to_record(records[at], index) for index, at in enumerate(part.of(len(records)))]
 
 
 def is_lines(origin: Origin) -> bool:
@@ -165,11 +176,8 @@ def is_there(column: str, columns: list[str]) -> bool:
 
 def read_json(origin: Origin, split: str) -> list[object]:
     """The rows of JSON files that each hold a list of objects. Raises ConfigError for a file that does not."""
-    files = origin.files or {}
-    if split not in files:
-        raise MissingSplit(unknown("data: split", split, files))
     found: list[object] = []
-    for file in files[split]:
+    for file in origin.of_split(split):
         try:
             rows = read_json_list(file)
         except DataError as err:
@@ -277,7 +285,7 @@ def known_columns(origin: Origin, split: str, data: Table) -> frozenset[str] | N
 
 def text_rows(origin: Origin, split: str) -> Iterator[object]:
     """The rows of text files as they stand there; lines that are not JSON are none."""
-    for file in (origin.files or {}).get(split, []):
+    for file in origin.of_split(split):
         if origin.builder == "csv":
             yield from (row for _, row in read_delimited(file))
         elif file.lower().endswith(".txt"):

@@ -4,9 +4,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError, unknown
+from ..errors import ConfigError, DataError, NextEmbedError
 from .lines import read_delimited, read_header, read_units, stamp
-from .loading import Stamped, Table, cannot_read, parse_split, part_of, streamed_text, text_table
+from .loading import Stamped, Table, cannot_read, streamed_text, take, text_table
+from .naming import parse_split
 from .origins import Origin
 
 
@@ -16,15 +17,13 @@ def load_text(origin: Origin, expression: str, streaming: bool, unit: str) -> Ta
     unit: "row" of CSV and TSV files; of others, whose only column is "text", "line", "paragraph" or "document".
     Raises ConfigError for what does not exist or is empty, DataError for a file that is damaged, which it names.
     """
-    name, _ = parse_split(expression)
-    if streaming and name != expression:
+    name, part = parse_split(expression)
+    if streaming and not part.is_whole:
         raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
-    files = origin.files or {}
-    if name not in files:
-        raise MissingSplit(unknown("data: split", name, files))
+    files = origin.of_split(name)
     try:
-        columns = common_columns(files[name]) if unit == "row" else ["text"]
-        stamped = [(file, stamp(file)) for file in files[name]]
+        columns = common_columns(files) if unit == "row" else ["text"]
+        stamped = [(file, stamp(file)) for file in files]
     except OSError as err:
         raise cannot_read(err.filename, err, origin.builder) from None
     rows = partial(rows_of, unit)
@@ -35,7 +34,7 @@ def load_text(origin: Origin, expression: str, streaming: bool, unit: str) -> Ta
     except Exception as err:  # `datasets` wraps what a reader raises
         cause = err.__cause__ or err
         raise (cause if isinstance(cause, NextEmbedError) else cannot_read(origin.folder, err, origin.builder)) from err
-    return part_of(data, name, expression)
+    return take(data, part)
 
 
 def rows_of(unit: str, files: list[Stamped]) -> Iterator[Mapping[str, str | None]]:

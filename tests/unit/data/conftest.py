@@ -52,3 +52,20 @@ def make_picture():
 @pytest.fixture
 def encode():
     return encoded
+
+
+def parquet(path, count=10, encode=None, make_picture=None, **columns):
+    """A Parquet file with images of 8 x 8 and the given columns."""
+    images = [{"bytes": encode(make_picture(8, 8, seed=i)), "path": None} for i in range(count)]
+    features = {"image": datasets.Image()}
+    for name, values in columns.items():
+        kind = "int64" if isinstance(values[0], int) else "string"
+        features[name] = datasets.Value(kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_dict({"image": images, **columns}, datasets.Features(features)).to_parquet(str(path))
+    return path
+
+
+@pytest.fixture
+def make_parquet(encode, make_picture):
+    return lambda path, count=10, **columns: parquet(path, count, encode, make_picture, **columns)

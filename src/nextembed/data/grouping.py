@@ -1,0 +1,122 @@
+"""The rules for splits and classes: what names of files and folders say, for tables and for images."""
+
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from ..errors import ConfigError
+from .listing import File
+from .naming import split_of, splits_named
+
+Folders = Literal["splits", "classes"] | None
+Groups = dict[str, list[File]]
+WRAPPERS = frozenset(
+    [
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "data",
+        "dataset",
+        "pictures",
+        "photos",
+        "files",
+        "jpg",
+        "jpegs",
+        "jpegimages",
+        "all",
+    ]
+)
+NUM_NAMED = 5
+ASK = "data.folders=classes takes no name for a split, data.folders=splits leaves out what is in none"
+
+
+def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[File]]:
+    """Tables or archives by the split that their names or those of their folders stand for.
+
+    Gives what is unclear, too, and files that are left out. Without a word of a split all train; beside a `test` alone,
+    the others do.
+    """
+    if folders == "classes":
+        return {"train": files}, "", []
+    groups: Groups = {}
+    rest = []
+    for file in files:
+        split = _split_in(file, (*file.folders, file.name.rsplit("/", 1)[-1]))
+        if split is None:
+            rest.append(file)
+        else:
+            groups.setdefault(split, []).append(file)
+    _check_trainval(groups)
+    if rest and folders == "splits" and groups:
+        return groups, "", [file._replace(reason="its name fits no split") for file in rest]
+    if "train" not in groups and rest:
+        return {"train": rest, **groups}, "", []
+    for file in rest:  # usable by their own names, if asked for
+        groups.setdefault(re.split(r"[-_.]", file.name.rsplit("/", 1)[-1].lower())[0], []).append(file)
+    unclear = f"{_names(file.name for file in rest)}: beside files of splits, this fits none; {ASK}" if rest else ""
+    return groups, unclear, []
+
+
+def by_folders(
+    files: list[File], folders: Folders, class_folder: Literal["top", "last", "none"]
+) -> tuple[Groups, dict[str, str], list[File]]:
+    """Images by the split that a folder above them stands for; the class by path; and files that are left out.
+
+    A class is the top folder below the split, or above it. Raises ConfigError if some folders are splits and others
+    are none.
+    """
+    groups: Groups = {}
+    rest, below = [], {}
+    for file in files:
+        named = [] if folders == "classes" else [part for part in file.folders if splits_named(part)]
+        split = _split_in(file, tuple(named))
+        below[file.path] = tuple(part for part in file.folders if part not in named)
+        if split is None and folders != "classes":
+            rest.append(file)
+        else:
+            groups.setdefault(split or "train", []).append(file)
+    _check_trainval(groups)
+    if not groups:
+        groups, rest = {"train": rest}, []
+    if rest and folders is None:
+        splits = sorted(
+            {part for found in groups.values() for file in found for part in file.folders if splits_named(part)}
+        )
+        others = _names(file.folders[0] if file.folders else file.name for file in rest)
+        raise ConfigError(f"data.source: {_names(splits)} may be splits or classes: beside them are {others}; {ASK}")
+    left_out = [file._replace(reason="it lies in no split's folder") for file in rest]
+    used = {file.path: below[file.path] for found in groups.values() for file in found}
+    return groups, _classes(used, class_folder), left_out
+
+
+def _classes(below: dict[str, tuple[str, ...]], class_folder: Literal["top", "last", "none"]) -> dict[str, str]:
+    """The class of each file that has one, by the folders above it that are no splits; empty if there is only one."""
+    while (tops := {parts[:1] for parts in below.values()}) and len(tops) == 1:
+        (top,) = tops
+        if not top or top[0].lower() not in WRAPPERS:
+            break
+        below = {path: parts[1:] for path, parts in below.items()}
+    at = -1 if class_folder == "last" else 0
+    found = {path: parts[at] for path, parts in below.items() if parts}
+    return found if class_folder != "none" and len(set(found.values())) > 1 else {}
+
+
+def _split_in(file: File, parts: tuple[str, ...]) -> str | None:
+    found = {split for part in parts if (split := split_of(part))}
+    if len(found) > 1:
+        raise ConfigError(f"data.source: '{file.name}' names the splits {' and '.join(sorted(found))}; {ASK}")
+    return next(iter(found), None)
+
+
+def _check_trainval(groups: Groups) -> None:
+    """Raises ConfigError for `trainval` beside `train` or `val`, whose rows it holds once more."""
+    names = {part.lower().split(".")[0] for found in groups.values() for file in found for part in file.name.split("/")}
+    whole = next((name for name in names if re.match(r"trainval([^a-z]|$)", name)), None)
+    if whole and ("validation" in groups or any(re.match(r"train([^a-z]|$)", name) for name in names)):
+        raise ConfigError(f"data.source: '{whole}' holds the rows of train and val once more; name the files to use")
+
+
+def _names(names: Iterable[str]) -> str:
+    found = list(dict.fromkeys(names))
+    return ", ".join(f"'{name}'" for name in found[:NUM_NAMED]) + (", ..." if len(found) > NUM_NAMED else "")

@@ -1,0 +1,78 @@
+"""Which split the name of a folder or file stands for: train_images, mnist_test.parquet, val2017, dev."""
+
+import re
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ..errors import ConfigError, MissingSplit, unknown
+
+EXTRA = r"(s|set|sets|data|dataset|images?|imgs?|labels?|masks?|files?|split|samples)?"
+WORDS = {
+    "train": re.compile(rf"(train|training|trn){EXTRA}"),
+    "validation": re.compile(rf"(val|valid|validation|validate|dev|devel|minival){EXTRA}"),
+    "test": re.compile(rf"(test|testing|tst|eval|evaluation|holdout|heldout){EXTRA}"),
+}
+WHOLE = {"imagestr": "train", "labelstr": "train", "imagests": "test", "labelsts": "test"}  # as nnU-Net writes them
+TOKEN = re.compile(r"[^\W\d_]+")
+CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+
+def splits_named(name: str) -> set[str]:
+    """The splits whose words stand in a name, without its endings; several for `train_test_pairs`."""
+    stem = name.split(".")[0] if name.split(".")[0] else name
+    if stem.lower() in WHOLE:
+        return {WHOLE[stem.lower()]}
+    if TOKEN.findall(stem.lower())[:1] == ["trainval"]:
+        return {"train"}
+    tokens = [token.lower() for part in TOKEN.findall(stem) for token in (part, *CAMEL.split(part))]
+    found = {split for split, word in WORDS.items() if any(word.fullmatch(token) for token in tokens)}
+    return found - {"validation"} if "test" in found and "train" not in found else found  # COCO's test-dev
+
+
+def split_of(name: str) -> str | None:
+    """The split that a name stands for; None: it names none. Raises ConfigError for one of several."""
+    found = splits_named(name)
+    if len(found) > 1:
+        raise ConfigError(f"data.source: '{name}' may be the {' or the '.join(sorted(found))} split; rename it")
+    return next(iter(found), None)
+
+
+class Part(NamedTuple):
+    """Which rows of a split, in order: from one to another; as numbers or in percent, negative ones from the end."""
+
+    start: str = ""
+    stop: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        return self == Part()
+
+    def of(self, total: int) -> range:
+        """The numbers of the rows, of so many. Raises ConfigError for a row that does not exist."""
+        return range(self._at(self.start, 0, total), self._at(self.stop, total, total))
+
+    def _at(self, end: str, default: int, total: int) -> int:
+        if not end:
+            return default
+        percent = end.endswith("%")
+        number = int(end.rstrip("%"))
+        at = round(total * number / 100) if percent else number
+        if abs(number) > 100 if percent else abs(at) > total:
+            raise ConfigError(f"data: split [{self.start}:{self.stop}] goes beyond the {total} rows that there are")
+        return at + total if number < 0 else at
+
+
+def parse_split(expression: str) -> tuple[str, Part]:
+    """ "train[:-50]" -> ("train", Part("", "-50"))."""
+    match = re.fullmatch(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", expression)
+    if not match:
+        raise ConfigError(f"data: split '{expression}' is not understood; write e.g. train, train[:-5000], train[90%:]")
+    return match[1], Part(match[2] or "", match[3] or "")
+
+
+def in_files(name: str, files: Collection[str]) -> str:
+    """The name of a split as files are grouped: "val" stands for "validation". Raises MissingSplit if there is none."""
+    found = name if name in files else next(iter(splits_named(name)), name)
+    if found not in files:
+        raise MissingSplit(unknown("data: split", name, files))
+    return found
