@@ -172,7 +172,7 @@ class DocumentStream(IterableDataset[Stretch]):
             epoch, before, after = place
             document = DocumentPlace(reader, source, epoch, after.passed, *before[1:], *after[1:])
             outcome, encoded = self.encode(row, document, num_seen)
-            return outcome != UNREADABLE, (document, outcome, encoded)
+            return encoded is not None, (document, outcome, encoded)
 
         read = partial(self.read, source, reader)
         return endless(read, fitted, self.log, (reader, self.all_readers), (epoch, mark))
@@ -181,14 +181,20 @@ class DocumentStream(IterableDataset[Stretch]):
         return self.sources[source].read(self.seed, epoch, reader, self.all_readers, mark)
 
     def encode(self, row: AnyRow, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
+        """As of `Fit`; what is left out is named in the log."""
         try:
             document = self.sources[place.source].document(row, self.seed, place.epoch, place.row)
-            return self.fit(document)
+            outcome, encoded = self.fit(document)
+            if encoded is not None and not has_target(encoded):
+                raise Unreadable("nothing in it is to be learned")
+            reason, asked_for = self.fit.too_long, self.fit.long == "skip"
         except Unreadable as err:
+            outcome, encoded, reason, asked_for = UNREADABLE, None, reason_of(err), False
+        if encoded is None:
             key = key_of(row, place.row)
             named = key if len(self.sources) == 1 else f"{place.source}/{key}"
-            self.log.add(named, reason_of(err), num_seen)
-            return UNREADABLE, None
+            self.log.add(named, reason, num_seen, counts=not asked_for)
+        return outcome, encoded
 
     def again(self, places: list[DocumentPlace]) -> list[tuple[DocumentPlace, Encoded]]:
         """Documents that had been read before a stop and were not packed, in the same order."""
@@ -238,12 +244,15 @@ class Fit:
     """Encodes a document within `max_length`; of a longer one the end is cut off, or it is left out.
 
     A cut never goes through an image or video: text is cut anywhere, and an image that does not fit ends the document
-    before it. What then has no target is left out, too. long: "truncate" or "skip".
-    The work is that of `max_length` positions, however many segments a document has.
+    before it. What then has no target is left out, too. long: "truncate" or "skip". too_long: why a document is left
+    out. The work is that of `max_length` positions, however many segments a document has.
     """
 
     def __init__(self, encode: Encode, max_length: int, long: str):
         self.encode, self.max_length, self.long = encode, max_length, long
+        self.too_long = f"too long: more than {max_length} positions" + (
+            "" if long == "skip" else ", and nothing to learn before the cut"
+        )
 
     def __call__(self, document: Document) -> tuple[int, Encoded | None]:
         """An index into OUTCOMES, and what is left. Raises Unreadable for a document that cannot be encoded."""
@@ -291,9 +300,13 @@ class Fit:
             same = less.positions["input_ids"][:both] == more.positions["input_ids"][:both]
             length = both if bool(same.all()) else int(same.int().argmin())
         cut = Encoded({name: rows[:length] for name, rows in more.positions.items()}, values)
-        has_target = any(bool((cut.positions[name] != none).any()) for name, none in NO_TARGET.items()
-                         if name in cut.positions)  # fmt: skip
-        return cut if has_target else None
+        return cut if has_target(cut) else None
+
+
+def has_target(document: Encoded) -> bool:
+    """Whether anything in a document is to be learned; an encoder of one's own may not say, then all is."""
+    marks = [(document.positions[name], none) for name, none in NO_TARGET.items() if name in document.positions]
+    return not marks or any(bool((rows != none).any()) for rows, none in marks)
 
 
 class DocumentLoader(TrainLoader):

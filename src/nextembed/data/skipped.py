@@ -23,21 +23,22 @@ class SkipLog:
         self.path, self.max_rate, self.length, self.what = path, max_rate, length, what
         self.reasons: dict[str, str] = {}
         self._places: set[str] = set()
-        self._seen = 0
+        self._num_counted = self._seen = 0
         self._offset, self._repair = 0, ""
 
-    def add(self, key: str, reason: str, num_seen: int, place: str | None = None) -> None:
+    def add(self, key: str, reason: str, num_seen: int, place: str | None = None, counts: bool = True) -> None:
         """Names one unreadable sample.
 
         num_seen: samples that all workers and ranks have looked at, about, none of them twice. place: what tells the
-        sample from all others, the same in every epoch and for every worker; None: the key does.
+        sample from all others, the same in every epoch and for every worker; None: the key does. counts: whether it is
+        one of those of which there may be too many; not if the settings ask to leave it out.
         """
         self._read_others()
         place = key if place is None else place
         if place not in self._places:
-            self._note(key, reason, num_seen, place)
+            self._note(key, reason, num_seen, place, counts)
             if self.path is not None:
-                entry = {"key": key, "reason": reason, "place": place, "seen": num_seen}
+                entry = {"key": key, "reason": reason, "place": place, "seen": num_seen, "counts": counts}
                 line = self._repair + to_json(entry) + "\n"
                 # One write to a file opened for appending: lines of several processes do not mix.
                 file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -56,7 +57,7 @@ class SkipLog:
         total = max(num_seen, self._seen, at_least)
         if self.length is not None:
             total = min(total, self.length)
-        count = len(self._places)
+        count = self._num_counted
         if count > self.max_rate * total:
             where = f" (all in {self.path})" if self.path is not None else ""
             among = f"{total}" if total in (num_seen, self._seen, self.length) else f"the first {total}"
@@ -82,9 +83,11 @@ class SkipLog:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)
                     place = entry.get("place", entry["key"])
-                    self._note(entry["key"], entry["reason"], int(entry.get("seen", 0)), place)
+                    counts = entry.get("counts", True)
+                    self._note(entry["key"], entry["reason"], int(entry.get("seen", 0)), place, counts)
 
-    def _note(self, key: str, reason: str, num_seen: int, place: str) -> None:
+    def _note(self, key: str, reason: str, num_seen: int, place: str, counts: bool) -> None:
         self.reasons.setdefault(key, reason)
+        self._num_counted += counts and place not in self._places
         self._places.add(place)
         self._seen = max(self._seen, num_seen)  # a resumed run has looked at what it had before the stop

@@ -273,7 +273,7 @@ def endless(
         if count == 0:
             raise DataError(f"the data has no row for reader {reader} of {num_readers}; use fewer workers")
         if first == START and num_readable == 0:
-            raise DataError(f"none of the {count} {log.what} read is readable: {log.first()}")
+            raise DataError(f"none of the {count} {log.what} read can be used: {log.first()}")
         if first == START and count - num_readable > log.max_rate * count:
             log.check(count * num_readers, at_least=0)  # short data would never reach MIN_SEEN
         epoch, first, longest = epoch + 1, START, max(count, longest)

@@ -69,7 +69,9 @@ def held_out_loss(
         except Unreadable as err:  # as in training: left out, counted and named
             documents.skipped.add(str(document.get("key", number)), str(err), number)
             continue
-        if encoded is not None:
+        if encoded is None:
+            documents.skipped.add(str(document.get("key", number)), fit.too_long, number, counts=False)
+        else:
             waiting.append((DocumentPlace(0, 0, 0, number), encoded))
         if len(waiting) == NUM_DOCUMENTS:
             break
