@@ -59,6 +59,8 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "aim": {"vit_nepa": [{"head_blocks": 1}, {"head_blocks": 0, "normalise": False}]},
     "mae": {"vit_nepa": [{"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}]},
     "cpc": {"vit_nepa": [{}]},
+    "igpt": {"vit_nepa": [{"num_codes": 8}]},
+    "beit": {"vit_nepa": [{"num_codes": 8}]},
     "simsiam": {"vit_nepa": [{"width": 16}]},
     "lejepa": {"vit_nepa": [{"width": 8, "num_directions": 16}]},
     "classification": {"vit_nepa_classifier": [{}, {"mixup_alpha": 0.8}]},

@@ -17,6 +17,8 @@ def test_the_recipes_there_are() -> None:
     assert set(NAMES) == {
         "nepa_demo",
         "aim_demo",
+        "igpt_demo",
+        "beit_demo",
         "mae_demo",
         "cpc_demo",
         "simsiam_demo",
@@ -260,6 +262,8 @@ def test_public_names_are_all_there() -> None:
 RATES = {
     "nepa_demo": 1e-3,
     "aim_demo": 1e-3,
+    "igpt_demo": 1e-3,
+    "beit_demo": 1e-3,
     "mae_demo": 1e-3,
     "cpc_demo": 1e-3,
     "simsiam_demo": 5e-4,

@@ -10,18 +10,23 @@ from .pixels import Aim, AimSettings, Mae, MaeSettings
 from .readout import ReadoutSettings, load_readouts
 from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
+from .tokens import Beit, BeitSettings, Igpt, IgptSettings
 from .visual_decoder import VisualDecoderSettings, VisualDecoding
 
 __all__ = [
     "OBJECTIVES",
     "Aim",
     "AimSettings",
+    "Beit",
+    "BeitSettings",
     "Classification",
     "ClassificationSettings",
     "Cpc",
     "CpcSettings",
     "EmuObjective",
     "EmuSettings",
+    "Igpt",
+    "IgptSettings",
     "LatentDecoderSettings",
     "LeJepa",
     "LeJepaSettings",

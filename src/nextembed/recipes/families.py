@@ -7,6 +7,7 @@ from ..core.objective import ObjectiveSettings
 from ..objectives.contrastive import CpcSettings
 from ..objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from ..objectives.pixels import AimSettings, MaeSettings
+from ..objectives.tokens import BeitSettings, IgptSettings
 from ..runs import RunConfig
 from .nepa import nepa_demo
 
@@ -14,6 +15,16 @@ from .nepa import nepa_demo
 def aim_demo() -> RunConfig:
     """AIM on the bundled emoji pictures: the pixels of the next patch, under prefix attention."""
     return _demo("aim_demo", AimSettings())
+
+
+def igpt_demo() -> RunConfig:
+    """iGPT on the bundled emoji pictures: the code of the next patch, of a codebook of their patches."""
+    return _demo("igpt_demo", IgptSettings())
+
+
+def beit_demo() -> RunConfig:
+    """BEiT on the bundled emoji pictures: the codes of masked blocks of patches."""
+    return _demo("beit_demo", BeitSettings())
 
 
 def mae_demo() -> RunConfig:

@@ -107,6 +107,12 @@ CHARTS = (
         percent=True,
     ),
     Chart(
+        "Tokens right",
+        {"token_top1": "top-1", "token_chance": "always the most frequent"},
+        "Share of the predicted tokens that are right.",
+        percent=True,
+    ),
+    Chart(
         "Right patch picked",
         {"contrast_top1": "top-1", "contrast_chance": "chance"},
         "How often the patch that comes is picked among the candidates.",
