@@ -15,7 +15,7 @@ CHUNK = 8192  # vectors whose distances to all codes are held at once
 class Codebook(nn.Module):
     """K-means codes of vectors, [K, V]; fitted once, saved with what holds it.
 
-    Source: Lloyd's algorithm (1982) from k-means++ (Arthur and Vassilvitskii 2007); of codes that lose all their vectors
+    Source: Lloyd (1982) from k-means++ (Arthur and Vassilvitskii 2007); of codes that lose all their vectors,
     one a round takes the vector that is farthest from its code.
     """
 
