@@ -1,12 +1,14 @@
 """One run: where data, model, objective, training, judgement and report meet."""
 
+import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from .core import distributed
+from .core.files import next_folder
 from .core.objective import Objective, PretrainingModel
 from .core.sizes import building
 from .core.types import Backbone, Loading
@@ -17,6 +19,17 @@ from .models.parts import ModelPart, model_folder
 from .runs import Run, RunConfig, open_run, read_run_config
 from .tasks import model_part, task_of
 from .training.adapt import adapt, trained_parameters
+from .training.banner import (
+    Pace,
+    busy,
+    data_lines,
+    device_line,
+    length_line,
+    minutes,
+    model_line,
+    place_line,
+    step_seconds,
+)
 from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
 from .training.folder import opened
 from .training.loop import Judges, Loop, Source
@@ -55,6 +68,24 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
         return train_in(run_dir, config, named)
 
 
+def dry_run(config: RunConfig) -> None:
+    """Says all that `fit` says before its first step, and how long the run would take; trains and leaves nothing.
+
+    Args:
+        config: settings, e.g. of a recipe.
+
+    Raises:
+        ConfigError: as `fit`, and a setting that only the first batch shows.
+        DataError: Too much of the data cannot be read.
+    """
+    distributed.start(config.train.device)
+    with tempfile.TemporaryDirectory() as scratch:
+        ready = prepare(Path(scratch), config, None, next_folder(config.dir))
+        seconds = step_seconds(ready.loop)
+    ready.progress.say(f"Time:    {minutes(seconds * ready.loop.max_steps)} on this machine, and the probes at the end")
+    ready.progress.say("Dry run: nothing was trained, nothing is left.")
+
+
 def fit_stage(config: RunConfig) -> None:
     """Trains what another run starts from, in OUTPUT_DIR/NAME and nowhere else; one that was stopped goes on there.
 
@@ -72,12 +103,45 @@ def fit_stage(config: RunConfig) -> None:
 
 def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run:
     """A run in its folder, from the named checkpoint, or its last one, or the start."""
+    ready = prepare(run_dir, config, named)
+    loop, progress = ready.loop, ready.progress
+    write_settings(run_dir, config, config.seed, ready.trained)
+    try:
+        loop.train(ready.checkpoint)
+    finally:
+        progress.close()
+    loop.save_folders()
+    metrics = finish(open_run(run_dir), progress.say)
+
+    run = Run(run_dir, run_dir, config)
+    run.metrics, run.trained = metrics, ready.backbone.eval()
+    return run
+
+
+class Ready(NamedTuple):
+    """A run before its next step. trained: parameters that train, and all."""
+
+    loop: Loop
+    progress: ProgressBar
+    backbone: PreTrainedModel
+    checkpoint: Path | None
+    trained: tuple[int, int]
+
+
+def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | None = None) -> Ready:
+    """Model, data and loop of a run, each said as soon as it is known. shown: the folder that is named in its place."""
     checkpoint = distributed.on_main(lambda: whole_checkpoint(run_dir, named))
     progress, task, part = ProgressBar(), task_of(config), resumed(model_part(config), checkpoint)
+    progress.say(place_line(shown or run_dir, config.dir, checkpoint is not None))
+    progress.say(device_line(config.train))
+    with busy("         opening the data", progress.say):
+        class_names = task.class_names(config.data)
+        found = data_lines(config.data, config.train.batch_size, size_of(part)) if distributed.is_main() else []
+    for line in found:
+        progress.say(line)
     torch.manual_seed(config.seed)
 
     # the model and what it is trained by
-    class_names = task.class_names(config.data)
     with building("the model"):
         backbone = part.build(class_names)
     if part is not config.model:
@@ -94,18 +158,14 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     else:
         part.prepare(backbone, config.data)
 
+    progress.say(model_line(backbone, part.kind))
+
     # data and training
-    loader = cast(Any, config.data).train_loader(
-        Loading(
-            config.train.micro_batch(distributed.world_size()),
-            config.seed,
-            distributed.rank(),
-            distributed.world_size(),
-            start_state(checkpoint),
-            run_dir / "skipped.jsonl",
-        ),
-        **loading,
-    )
+    data, skipped, state = cast(Any, config.data), run_dir / "skipped.jsonl", start_state(checkpoint)
+    rank, ranks = distributed.rank(), distributed.world_size()
+    with busy("         reading the data", progress.say):
+        given = Loading(config.train.micro_batch(ranks), config.seed, rank, ranks, state, skipped)
+        loader = data.train_loader(given, **loading)
     step = checkpoint_step(checkpoint) if checkpoint else 0
     probed = config.train.probe_steps is not None and distributed.is_main()
     probe = task.quick(config, backbone, objective, loading, progress.say) if probed else None
@@ -117,7 +177,7 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
         run_dir,
         Source(loader, advance, loader.num_rows),
         config.seed,
-        Judges([records, progress], probe, task.metric),
+        Judges([records, progress, Pace(progress.say)], probe, task.metric),
         part.processor(),
     )
     if (why := model.inexact()) and loop.num_micro_batches * distributed.world_size() > 1:
@@ -125,17 +185,14 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
     trained = trained_parameters(backbone)
     if words := trained_words(trained, objective):
         progress.say(words)
-    write_settings(run_dir, config, config.seed, trained)
-    try:
-        loop.train(checkpoint)
-    finally:
-        progress.close()
-    loop.save_folders()
-    metrics = finish(open_run(run_dir), progress.say)
+    progress.say(length_line(loop))
+    return Ready(loop, progress, backbone, checkpoint, trained)
 
-    run = Run(run_dir, run_dir, config)
-    run.metrics, run.trained = metrics, backbone.eval()
-    return run
+
+def size_of(part: ModelPart) -> int | None:
+    """Pixels a side that a new model of images sees; None where the settings do not say."""
+    size = getattr(part, "image_size", None)
+    return size if isinstance(size, int) else None
 
 
 def resumed(part: ModelPart, checkpoint: Path | None) -> ModelPart:

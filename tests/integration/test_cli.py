@@ -71,6 +71,13 @@ def test_the_command_is_installed() -> None:
 
 # -- errors
 
+BANNER = ("Run:  ", "Device:  ", "Data:  ", "Model:  ", "Length:  ", "         ")
+
+
+def without_banner(err: str) -> str:
+    """What is said before the first step left out."""
+    return "".join(line for line in err.splitlines(keepends=True) if not line.startswith(BANNER))
+
 
 @pytest.mark.parametrize(
     ("line", "words"),
@@ -109,7 +116,7 @@ def test_wrong_settings_and_usage_are_one_line_and_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
-    err = capsys.readouterr().err
+    err = without_banner(capsys.readouterr().err)
     assert words in err and err.count("\n") == 1 and "Traceback" not in err
 
 
@@ -267,3 +274,21 @@ def test_doctor_does_not_need_torch_or_extras(monkeypatch: pytest.MonkeyPatch) -
     assert lines["accelerator"].startswith("torch does not start: ")
     assert lines["torch"].startswith("MISSING")
     assert lines["wandb"] == "not installed: pip install 'nextembed[wandb]' (live curves on wandb.ai)"
+
+
+# -- the first minute
+
+
+def test_a_dry_run_says_everything_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["train", "nepa_demo_tiny", "name=mine", "train.device=cpu", "--dry-run"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert said[0] == "Run:     runs/mine-2 (runs/mine exists)"
+    names = [line.partition(":")[0] for line in said if not line.startswith(" ")]
+    assert names == ["Run", "Device", "Data", "Model", "Length", "Time", "Dry run"]
+    assert "Data:    emoji: " in "\n".join(said) and "2 steps of 8" in "\n".join(said)

@@ -1,6 +1,7 @@
 """`train` and `recipes`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,8 +32,18 @@ def train(
             metavar="RUN", help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE."
         ),
     ] = None,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop before training.")] = False,
 ) -> None:
-    """Train by a recipe, probe, and write a report."""
+    """Train by a recipe, probe, and write a report.
+
+    Says first where the run goes, what was found of the data, how large the model is and how long it will take;
+    --dry-run ends there.
+
+    Examples:
+      nextembed train nepa_demo
+      nextembed train nepa_demo data.source=photos name=mine train.max_steps=2000
+      nextembed train --resume runs/mine train.max_steps=4000
+    """
     recipe, overrides = (words[0], words[1:]) if words and "=" not in words[0] else (None, words or [])
     if (recipe is None) == (resume is None):
         raise ConfigError(
@@ -42,10 +53,13 @@ def train(
         )
     check_recipe(recipe) if recipe is not None else check_here(str(resume), "no such run or file", hub=False)
     check_settings(overrides)
+    if dry and resume is not None:
+        raise ConfigError("--dry-run is for a new run, not for --resume")
+    starting()
     from .. import recipes
     from ..core import distributed
     from ..core.config import apply_overrides
-    from ..run import fit, fit_stage
+    from ..run import dry_run, fit, fit_stage
     from ..training.checkpoint import resume_place
 
     config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0])), overrides)
@@ -53,9 +67,18 @@ def train(
         if distributed.is_main():
             print(f"{config.name} starts from {stage.name}, which is not there yet: training it first")
         fit_stage(stage)
+    if dry:
+        dry_run(config)
+        return
     run = fit(config, resume=str(resume) if resume else None)
     if distributed.is_main():
         print(summary(run))
+
+
+def starting() -> None:
+    """Says on a terminal that something happens: torch takes seconds to load, the first time up to a minute."""
+    if sys.stderr.isatty():
+        print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
 
 def summary(run: "Run") -> str:

@@ -263,6 +263,12 @@ def free_folder(base: Path, name: str, exact: bool = False) -> Path:
     raise ConfigError(f"{base / name} is taken")
 
 
+def next_folder(folder: Path) -> Path:
+    """The folder that `free_folder` would make: this one, or NAME-2, NAME-3, ..."""
+    numbered = (folder.with_name(f"{folder.name}-{number}") for number in range(2, 100_000))
+    return next(path for path in numbered if not path.exists()) if folder.exists() else folder
+
+
 def check_name(name: str) -> str:
     """The name, if it is one part of a path that stays where it is put. Raises ConfigError."""
     if not name or name in (".", "..") or any(mark in name for mark in "/\\\0") or len(name.encode()) > 200:

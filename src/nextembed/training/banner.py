@@ -1,0 +1,217 @@
+"""What is said before the first step: where a run goes, on what it trains, of which data, and how long it will take."""
+
+import io
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..core import distributed
+from ..core.config import Part
+from ..core.types import Role
+from ..data.documents import DocumentPart, total_length
+from ..data.images import ImagePart
+from ..data.rows import Rows
+from ..data.segmentation import MaskPart
+from ..errors import NextEmbedError
+from .loop import Loop
+from .settings import TrainConfig
+from .watch import Say, Training, Watcher
+
+FEW = 100  # images, below which nothing general is learned
+SMALLER = 8  # times, from which on it is said that images are shrunk
+OTHERS: tuple[Role, ...] = ("validation", "test")
+
+
+def place_line(run_dir: Path, wanted: Path, resumes: bool) -> str:
+    """ "Run:     runs/mine-2 (runs/mine exists)"."""
+    where = os.path.relpath(run_dir)
+    if resumes:
+        return f"Run:     {where}, going on"
+    return f"Run:     {where}" + (f" ({os.path.relpath(wanted)} exists)" if run_dir.name != wanted.name else "")
+
+
+def device_line(train: TrainConfig) -> str:
+    """ "Device:  cpu, 4 threads"."""
+    if train.on_cpu():
+        text = f"CPU, {torch.get_num_threads()} {'thread' if torch.get_num_threads() == 1 else 'threads'}"
+    else:
+        device = torch.accelerator.current_accelerator()
+        kind = device.type if device is not None else "cpu"
+        text = torch.cuda.get_device_name() if kind == "cuda" else kind
+    ranks = distributed.world_size()
+    return f"Device:  {text}" + (f", {ranks} ranks" if ranks > 1 else "") + f", {train.precision}"
+
+
+def data_lines(data: Part, batch_size: int, image_size: int | None) -> list[str]:
+    """What was found of the data, and what is odd about it."""
+    source = getattr(data, "source", None) or data.kind
+    if isinstance(data, DocumentPart):
+        num = total_length(data.row_sources("train"))
+        return [f"Data:    {source}: {'a stream of' if num is None else f'{num:,}'} documents for training"]
+    if not isinstance(data, ImagePart | MaskPart):
+        return [f"Data:    {source}"]
+    rows = data.training_rows() if isinstance(data, ImagePart) else data.rows("train")
+    if not isinstance(rows, Rows):
+        return [f"Data:    {source}: a stream of images"]
+    text = f"Data:    {source}: {len(rows):,} images for training{class_words(data.class_names())}"
+    if here(data):
+        text += "".join(f"; {role} {num}" for role in OTHERS for num in [count(data, role)])
+    return [text, *(f"         {line}" for line in odd(rows, batch_size, image_size))]
+
+
+def here(data: Part) -> bool:
+    """Whether the data lies on this machine, so that counting its splits downloads nothing."""
+    source = getattr(data, "source", "")
+    return source == "emoji" or Path(str(source)).expanduser().exists()
+
+
+def count(data: "ImagePart | MaskPart", role: Role) -> str:
+    """How many images a split has."""
+    try:
+        rows = data.split_rows(role) if isinstance(data, ImagePart) else data.rows(role)
+    except NextEmbedError:
+        return "none"
+    return f"{len(rows):,}" if isinstance(rows, Rows) else "a stream"
+
+
+def class_words(names: list[str], shown: int = 4) -> str:
+    """ " in 10 classes (cat, dog, ...)"."""
+    if not names:
+        return ", without classes"
+    return f" in {len(names)} {'class' if len(names) == 1 else 'classes'} ({', '.join(names[:shown])}" + (
+        ", ...)" if len(names) > shown else ")"
+    )
+
+
+def odd(rows: Rows, batch_size: int, image_size: int | None) -> list[str]:
+    """What somebody should know before minutes are spent."""
+    found = []
+    if len(rows) < FEW:
+        found.append(f"{len(rows)} images are very few: a model learns them by heart, and nothing of others")
+    if 0 < len(rows) < batch_size:
+        times = batch_size / len(rows)
+        found.append(
+            f"train.batch_size={batch_size} is larger than the data: each step sees every image {times:.1f} times"
+        )
+    sides = sorted(side for i in range(min(5, len(rows))) if (side := short_side(rows[i].get("image"))))
+    if sides and image_size and sides[len(sides) // 2] >= SMALLER * image_size:
+        usual = sides[len(sides) // 2]
+        found.append(
+            f"images of about {usual:,} px are shrunk to {image_size} px: what is smaller than {usual / image_size:.0f}"
+            " px is lost (model.image_size)"
+        )
+    return found
+
+
+def short_side(image: object) -> int | None:
+    """Pixels of an undecoded image's shorter side; None where that cannot be told at once."""
+    if isinstance(image, Image.Image):
+        return min(image.size)
+    if isinstance(image, bytes | str | Path):
+        try:
+            with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+                return min(opened.size)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return None
+    shape = getattr(image, "shape", None)
+    return min(shape[:2]) if shape is not None and len(shape) >= 2 else None
+
+
+def model_line(backbone: Any, kind: str) -> str:
+    """ "Model:   vit_nepa, 2,830,464 parameters, 32 px in 16 patches"."""
+    own: nn.Module = backbone
+    text = f"Model:   {kind}, {sum(p.numel() for p in own.parameters()):,} parameters"
+    size, patch = (getattr(backbone.config, name, None) for name in ("image_size", "patch_size"))
+    if isinstance(size, int) and isinstance(patch, int):
+        text += f", {size} px in {(size // patch) ** 2} patches of {patch} px"
+    return text
+
+
+def length_line(loop: Loop) -> str:
+    """ "Length:  600 steps of 128, 46.8 epochs"."""
+    text = f"Length:  {loop.max_steps:,} steps of {loop.config.batch_size}"
+    if loop.num_samples:
+        text += f", {loop.max_steps * loop.config.batch_size / loop.num_samples:,.1f} epochs"
+    return text
+
+
+def minutes(seconds: float) -> str:
+    """A time to be expected, for people: "about 4 minutes"."""
+    if seconds < 50:
+        return f"about {max(1, round(seconds))} {'second' if round(seconds) <= 1 else 'seconds'}"
+    if seconds < 100 * 60:
+        return f"about {max(1, round(seconds / 60))} {'minute' if round(seconds / 60) <= 1 else 'minutes'}"
+    if seconds < 48 * 3600:
+        return f"about {seconds / 3600:.1f} hours"
+    return f"about {seconds / 86400:.1f} days"
+
+
+class Pace(Watcher):
+    """Says once, after the first seconds, how long the run will take."""
+
+    def __init__(self, say: Say, after: float = 2.0, steps: int = 20):
+        self.say, self.after, self.steps = say, after, steps
+        self.begun: tuple[float, int] | None = None
+        self.said = False
+
+    def stepped(self, loop: Training) -> None:
+        now = time.monotonic()
+        if self.begun is None:  # the first step is slower than all others
+            self.begun = now, loop.step
+            return
+        began, first = self.begun
+        done = loop.step - first
+        if self.said or (now - began < self.after and done < self.steps):
+            return
+        self.said = True
+        left = loop.max_steps - loop.step
+        if left > done:
+            self.say(f"Time:    {minutes((now - began) / done * left)} for the other {left:,} steps on this machine")
+
+
+def step_seconds(loop: Loop) -> float:
+    """Seconds of one optimizer step, measured on the first data; nothing is trained."""
+    batches = iter(loop.loader)
+    window = loop.window(batches)
+    loop.model.train()
+    loop.bare.prepare([loop.moved(batch) for batch in window])
+    times = []
+    for number in (0, 0, 0):
+        began = time.monotonic()
+        output = loop.forward(window[number], number)
+        assert output.loss_sum is not None
+        output.loss_sum.sum().backward()
+        if loop.device.type != "cpu":
+            torch.accelerator.synchronize()
+        times.append(time.monotonic() - began)
+        if sum(times) > 10:
+            break
+    loop.bare.zero_grad(set_to_none=True)
+    return min(times) * loop.num_micro_batches
+
+
+@contextmanager
+def busy(what: str, say: Say, after: float = 1.0, every: float = 15.0) -> Iterator[None]:
+    """Says what takes so long, if it does, while the block runs."""
+    over, began = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        wait = after
+        while not over.wait(wait):
+            say(f"{what} ({time.monotonic() - began:.0f} s)" if wait == every else f"{what} ...")
+            wait = every
+
+    if distributed.is_main():
+        threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()

@@ -1,0 +1,117 @@
+"""What is said before the first step."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nextembed.core.files import next_folder
+from nextembed.data.pairs import TextData
+from nextembed.data.sources import ImageData
+from nextembed.training.banner import Pace, busy, class_words, data_lines, minutes, odd, place_line, short_side
+
+
+def test_the_place_says_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = Path("runs/mine")
+    assert next_folder(mine) == mine
+    for name in ("mine", "mine-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert next_folder(mine) == Path("runs/mine-3")
+    assert place_line(mine, mine, False) == "Run:     runs/mine"
+    assert place_line(Path("runs/mine-3"), mine, False) == "Run:     runs/mine-3 (runs/mine exists)"
+    assert place_line(mine, mine, True) == "Run:     runs/mine, going on"
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], ", without classes"),
+        (["cat"], " in 1 class (cat)"),
+        (["cat", "dog"], " in 2 classes (cat, dog)"),
+        (list("abcdef"), " in 6 classes (a, b, c, d, ...)"),
+    ],
+)
+def test_classes(names: list[str], words: str) -> None:
+    assert class_words(names) == words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.1, "about 1 second"),
+        (49.0, "about 49 seconds"),
+        (61.0, "about 1 minute"),
+        (540.0, "about 9 minutes"),
+        (7200.0, "about 2.0 hours"),
+        (86400 * 3.0, "about 3.0 days"),
+    ],
+)
+def test_times(seconds: float, words: str) -> None:
+    assert minutes(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("num", "side", "batch", "size", "words"),
+    [
+        (3, 64, 2, 32, ["3 images are very few"]),
+        (100, 255, 100, 32, []),
+        (100, 256, 100, 32, ["images of about 256 px are shrunk to 32 px: what is smaller than 8 px is lost"]),
+        (100, 64, 128, 32, ["train.batch_size=128 is larger than the data: each step sees every image 1.3 times"]),
+        (100, 3000, 64, None, []),
+    ],
+)
+def test_what_is_odd(num: int, side: int, batch: int, size: int | None, words: list[str]) -> None:
+    rows = [{"image": Image.new("L", (side + 10, side))}] * num
+    found = odd(rows, batch, size)
+    assert [line[: len(word)] for line, word in zip(found, words, strict=True)] == words
+
+
+def test_sizes_are_read_from_whatever_a_row_holds(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 30))
+    picture.save(tmp_path / "a.png")
+    for image in (picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), np.zeros((30, 40, 3), np.uint8)):
+        assert short_side(image) == 30
+    assert short_side(b"no image") is None and short_side(None) is None
+
+
+def test_the_data_are_counted(tmp_path: Path) -> None:
+    for role, num in (("train", 3), ("val", 2)):
+        for name in ("cats", "dogs"):
+            (tmp_path / role / name).mkdir(parents=True)
+            for i in range(num):
+                Image.new("RGB", (20, 20), (i, 9, 9)).save(tmp_path / role / name / f"{i}.png")
+    first, *others = data_lines(ImageData(source=str(tmp_path), num_workers=0), 4, 16)
+    assert first.endswith(": 6 images for training in 2 classes (cats, dogs); validation 4; test none")
+    assert others == ["         6 images are very few: a model learns them by heart, and nothing of others"]
+    (line,) = data_lines(TextData(source="glosses"), 4, None)
+    assert line.startswith("Data:    glosses: ") and line.endswith(" documents for training")
+
+
+def test_the_pace_is_said_once_and_without_the_first_step() -> None:
+    said: list[str] = []
+    pace = Pace(said.append, after=0.0, steps=5)
+    for step in range(1, 9):
+        pace.stepped(SimpleNamespace(step=step, max_steps=100))  # type: ignore[arg-type]
+    assert len(said) == 1 and "for the other 98 steps" in said[0]
+
+
+def test_nothing_is_said_at_the_very_end() -> None:
+    said: list[str] = []
+    pace = Pace(said.append, after=0.0)
+    for step in (1, 2):
+        pace.stepped(SimpleNamespace(step=step, max_steps=2))  # type: ignore[arg-type]
+    assert said == []
+
+
+def test_what_takes_long_is_said() -> None:
+    said: list[str] = []
+    with busy("reading", said.append, after=0.02, every=0.05):
+        time.sleep(0.3)
+    assert said[0] == "reading ..." and said[1].startswith("reading (0 s")
+    with busy("quick", said.append, after=5.0):
+        pass
+    assert "quick ..." not in said
