@@ -13,7 +13,7 @@ from nextembed.errors import ConfigError, DataError, NextEmbedError
 from nextembed.models.nepa.configuration_nepa import ViTNepaConfig
 from nextembed.models.nepa.modeling_nepa import ViTNepaForPreTraining
 from nextembed.report.figures import glow
-from nextembed.report.inside import look_inside, pca_colours
+from nextembed.report.inside import Look, look_inside, pca_colours
 from nextembed.report.readouts import psnr
 from nextembed.report.visualize import default_patch, objective_notes
 
@@ -46,7 +46,7 @@ def pixels():
 
 
 def look(model, pixels, **options):
-    return look_inside(model, pixels, 0.5, 0.5, **options)
+    return look_inside(model, pixels, 0.5, 0.5, Look(**options))
 
 
 def picture(width=20, height=30):

@@ -22,8 +22,10 @@ from .randomness import drawn_by
 from .sizes import MAX_SIDE
 from .types import Attention, Backbone, Batch, Hidden, Metrics, Scoring, ScoringBackbone, SteppedBackbone
 
+FOLDER = "objective"  # beside the model, of an objective that reads features itself
 Accumulation = Literal["exact", "per micro batch"]
 History = Sequence[Mapping[str, float]]  # logged lines, oldest first
+ReadFeatures = Callable[[Backbone, Batch, Attention | None, bool], Hidden]  # as `Objective.read`
 Folder = tuple[dict[str, Any], dict[str, Tensor]] | Callable[[Path], None]
 
 
@@ -134,18 +136,16 @@ class Objective(nn.Module):
     """Everything that can be trained. It owns what only it needs: heads, projector, teacher.
 
     diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
+    reads_itself: whether `read` takes features from another place than the backbone. Then the objective is saved with
+        the model, in RUN/objective, and every probe, `embed` and the report read where it says.
     """
 
     diagnose: bool = True
+    reads_itself: ClassVar[bool] = False
 
     def __init__(self, settings: ObjectiveSettings):
         super().__init__()
         self.settings = settings
-
-    @property
-    def reads_itself(self) -> bool:
-        """Whether features come from another place than the backbone."""
-        return type(self).read is not Objective.read
 
     def count_targets(self, batch: Batch) -> Tensor:
         """Number of targets [], or [K] of a loss of K terms, int64: known before the forward pass."""
@@ -157,8 +157,10 @@ class Objective(nn.Module):
     def read(
         self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
     ) -> Hidden:
-        """Features of a batch: what probes read. The backbone's hidden states, where the objective has no better
-        place (a teacher, a table of its own)."""
+        """Features of a batch: what probes read, with as many layers as the backbone has.
+
+        The backbone's hidden states, where the objective has no better place (a teacher, a table of its own); one that
+        has sets `reads_itself`."""
         return backbone.encode(backbone.embed(batch), attention, output_layers)
 
     def sample(self, backbone: Backbone, condition: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -191,8 +193,12 @@ class Objective(nn.Module):
         """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
         into the new, empty folder.
 
-        state: this objective's parameters and buffers by name, whole and on the CPU."""
-        return {}
+        state: this objective's parameters and buffers by name, whole and on the CPU. An objective that reads features
+        itself is kept, so that they can be read again."""
+        if not self.reads_itself:
+            return {}
+        settings = self.settings.model_dump(mode="json", serialize_as_any=True)
+        return {FOLDER: ({"kind": FOLDER, "settings": settings}, state)}
 
 
 class PretrainingModel(nn.Module):

@@ -282,6 +282,13 @@ class LayeredConfig(Protocol):
 
 
 @runtime_checkable
+class SaysCausal(Protocol):
+    """A configuration that says which attention a model was trained with."""
+
+    is_causal: bool
+
+
+@runtime_checkable
 class Encodes(Protocol):
     """What gives latents and hidden states."""
 

@@ -6,13 +6,15 @@ patches before p; so a query (current) patch q has read itself and predicts patc
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..core.types import AttentionMode
+from ..core.objective import ReadFeatures
+from ..core.types import AttentionMode, Backbone, Batch
 from ..errors import ConfigError
 from ..nn.losses import negative_cosine
 from ..objectives.latent_decoder import LoadedDecoder
@@ -98,66 +100,79 @@ def _span(scores: Tensor) -> Tensor:
     return ((scores - low) / (high - low).clamp(min=1e-9)).clamp(0, 1).float()
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is looked at. mode: attention. layers: whose features are kept (None: latents, middle, output).
+    attention_layers: whose attention weights are, which needs a model with eager attention. num_known: patches that the
+    rollout starts from; None is the top half. read: where features come from, see `Objective.read`; None: the model
+    itself. Negative layers count from the end."""
+
+    mode: AttentionMode = "causal"
+    layers: Sequence[int] | None = None
+    attention_layers: Sequence[int] = ()
+    num_known: int | None = None
+    decoders: Sequence[LoadedDecoder] = ()
+    length: Length = "mean"
+    read: ReadFeatures | None = None
+
+
 @torch.no_grad()
-def look_inside(
-    model: Any,
-    pixels: Tensor,
-    mean: float,
-    std: float,
-    mode: AttentionMode = "causal",
-    layers: Sequence[int] | None = None,
-    attention_layers: Sequence[int] = (),
-    num_known: int | None = None,
-    decoders: Sequence[LoadedDecoder] = (),
-    length: Length = "mean",
-) -> Inside:
+def look_inside(model: PreTrainedModel, pixels: Tensor, mean: float, std: float, look: Look | None = None) -> Inside:
     """Runs a model (`core.types.Backbone`) on pixels [N, C, height, width], normalised with mean and std.
 
-    layers: whose features are kept (None: latents, middle, output); attention_layers: whose attention weights are,
-    which needs a model with eager attention. num_known: None is the top half. Negative layers count from the end.
+    look: what is asked for; None: the defaults.
     Raises ConfigError for a layer or number that the model does not have, and for a decoder that does not fit.
     """
-    device = next(model.parameters()).device
+    look = look or Look()
+    backbone, device = cast(Backbone, model), next(model.parameters()).device
     height, width = pixels.shape[-2:]
     grid = (height // model.config.patch_shape[0], width // model.config.patch_shape[1])
     num_patches = grid[0] * grid[1]
-    if num_known is None:
-        num_known = grid[0] // 2 * grid[1]
+    num_known = grid[0] // 2 * grid[1] if look.num_known is None else look.num_known
     if not 0 <= num_known < num_patches:
         raise ConfigError(f"num_known {num_known} is not in 0..{num_patches - 1}: the image has {num_patches} patches")
-    pixels = pixels.to(device)
-    latents = model.embed({"pixel_values": pixels})
-    hidden = model.encode(latents, attention=mode, output_layers=True)
-    num_layers = len(hidden.layers) - 1
-    wanted = check_layers([0, num_layers // 2, num_layers] if layers is None else layers, num_layers, 0)
-    weights: dict[int, Tensor] = {}
-    if attention_layers:
-        out = model(pixels, is_causal=mode == "causal", output_attentions=True)
-        for layer in check_layers(attention_layers, num_layers, 1):
-            weights[layer] = out.attentions[layer - 1].float().cpu()
+    batch: Batch = {"pixel_values": pixels.to(device)}
+    latents = backbone.embed(batch)
+    hidden = backbone.encode(latents, look.mode, output_layers=True)
+    features = hidden if look.read is None else look.read(backbone, batch, look.mode, True)
+    num_layers = len(features.layers) - 1
+    middle = [0, num_layers // 2, num_layers]
+    wanted = check_layers(middle if look.layers is None else look.layers, num_layers, 0)
+    weights = attention_weights(model, batch["pixel_values"], look, num_layers)
 
     def to_images(values: Tensor) -> Tensor:
         values = (values.float().cpu() * std + mean).clamp(0, 1)
         return values.expand(-1, 3, -1, -1) if values.shape[1] == 1 else values
 
     inside = Inside(
-        images=to_images(pixels),
+        images=to_images(batch["pixel_values"]),
         grid=grid,
         latents=latents.z[:, 1:].float().cpu(),
         predictions=hidden.last.float().cpu(),
-        layers={layer: hidden.layers[layer][:, 1:].float().cpu() for layer in wanted},
+        layers={layer: features.layers[layer][:, 1:].float().cpu() for layer in wanted},
         attention=weights,
-        mode=mode,
+        mode=look.mode,
         num_layers=num_layers,
         num_known=num_known,
     )
-    rolled = roll_out(model, pixels, num_known, num_patches)
+    if look.read is not None:
+        inside.notes.append("Features are those that its objective reads, not the model's own.")
+    rolled = roll_out(model, batch["pixel_values"], num_known, num_patches)
     if rolled is None:
         inside.notes.append("No rollout: this model has none.")
     read = Sequences(inside.latents, inside.predictions[:, :-1], rolled, num_known, grid)
-    inside.readouts, notes = read_out(model, read, inside.images, to_images, decoders, length)
+    inside.readouts, notes = read_out(model, read, inside.images, to_images, look.decoders, look.length)
     inside.notes += notes
     return inside
+
+
+def attention_weights(model: PreTrainedModel, pixels: Tensor, look: Look, num_layers: int) -> dict[int, Tensor]:
+    """By layer, [N, H, P + 1, P + 1]."""
+    if not look.attention_layers:
+        return {}
+    out = model(pixels, is_causal=look.mode == "causal", output_attentions=True)
+    layers = check_layers(look.attention_layers, num_layers, 1)
+    return {layer: out.attentions[layer - 1].float().cpu() for layer in layers}
 
 
 def check_layers(layers: Sequence[int], num_layers: int, first: int) -> list[int]:

@@ -10,12 +10,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..core.config import Part
+from ..core.objective import ReadFeatures
 from ..core.probe_table import TITLES
 from ..core.types import AttentionMode, Role
 from ..data.images import ImagePart
 from ..errors import ConfigError, MissingSplit
 from ..objectives.latent_decoder import load_decoder
-from .inside import Inside, look_inside
+from .inside import Inside, Look, look_inside
 from .inside_page import inside_sections
 from .page import head, percent, value_of, verdict_card
 from .pictures import Scene, Tiles, build_scene, heat, neighbours, ranks, striking
@@ -44,7 +45,13 @@ def is_decoder(view: RunView) -> bool:
     return view.settings.objective.kind == "latent_decoder"
 
 
-def look(model: PreTrainedModel, data: Part, causal: bool, decoders: Sequence[str | Path]) -> Looked:
+def look(
+    model: PreTrainedModel,
+    data: Part,
+    causal: bool,
+    decoders: Sequence[str | Path],
+    read: ReadFeatures | None = None,
+) -> Looked:
     """Looks at real images with a model.
 
     Args:
@@ -52,6 +59,7 @@ def look(model: PreTrainedModel, data: Part, causal: bool, decoders: Sequence[st
         data: the run's.
         causal: whether the run predicts in order.
         decoders: runs of the recipe latent_decoder, for latents as pixels.
+        read: where features come from, see `Objective.read`; None: the model itself.
 
     Raises:
         ConfigError: the data gives no images.
@@ -64,7 +72,8 @@ def look(model: PreTrainedModel, data: Part, causal: bool, decoders: Sequence[st
     looked.inside_images = scene.spread(NUM_INSIDE)
     loaded = [load_decoder(folder) for folder in decoders]
     mode: AttentionMode = "causal" if causal else "full"
-    looked.inside = look_inside(model, pixels[looked.inside_images], data.mean, data.std, mode, decoders=loaded)
+    wanted = Look(mode, decoders=loaded, read=read)
+    looked.inside = look_inside(model, pixels[looked.inside_images], data.mean, data.std, wanted)
     return looked
 
 

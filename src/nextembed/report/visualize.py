@@ -5,12 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..core.files import replacing
+from ..core.objective import ReadFeatures
 from ..core.run_folder import find_saved, read_config, read_processor, run_folder
 from ..core.types import AttentionMode, Backbone
 from ..data.sources import ImageData
@@ -18,11 +22,17 @@ from ..data.transforms import ImageReader, Unreadable, normalize, resize
 from ..errors import ConfigError, DataError, MissingSplit
 from ..models.loading import load_model
 from ..objectives.latent_decoder import FOLDER, LoadedDecoder, load_decoder
+from ..objectives.saved import objective_of
 from .figures import Drawing, draw
-from .inside import Inside, check_layers, look_inside
+from .inside import Inside, Look, check_layers, look_inside
 from .readouts import Length
 from .settings import Data, settings_of
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Model = str | Path | PreTrainedModel  # a run, a checkpoint, a model's folder, or the model
+Picture = str | Path | Image.Image | np.ndarray
 ARCHIVES = (".parquet", ".tar", ".tgz", ".arrow", ".jsonl", ".csv")  # of many images: a data source, not an image
 
 
@@ -39,7 +49,7 @@ class Visualization:
     paths: list[Path]
 
     @property
-    def figure(self) -> Any:
+    def figure(self) -> "Figure":
         return self.drawing.figure
 
     def save(self, output: str | Path) -> list[Path]:
@@ -63,8 +73,8 @@ class Visualization:
 
 
 def visualize(
-    model: Any,
-    image: Any,
+    model: Model,
+    image: Picture,
     output: str | Path | None = None,
     *,
     index: int = 0,
@@ -94,7 +104,8 @@ def visualize(
     """
     if output is not None:
         check_output(output)
-    net, values, name, mean_std = _model(model, weights)
+    opened = _model(model, weights)
+    net, values, name, mean_std = opened.net, opened.values, opened.name, opened.mean_std
     loaded = _decoders(model, decoders)
     pixels, shown = _pixels(image, index, net, mean_std, _size(size, net))
     mode: AttentionMode = attention or ("causal" if _causal(values, net) else "full")
@@ -106,7 +117,8 @@ def visualize(
     chosen = _heads(heads, num_heads)
     looked = list(dict.fromkeys(looked))
     with eager(net):
-        inside = look_inside(net, pixels, *mean_std, mode, wanted, looked, num_known, loaded, length)
+        look = Look(mode, wanted, looked, num_known, loaded, length, opened.read)
+        inside = look_inside(net, pixels, *mean_std, look)
     inside.notes[:0] = objective_notes(values, mode)
     query = default_patch(inside) if query is None else query
     height, width = pixels.shape[-2:]
@@ -128,22 +140,35 @@ def check_output(output: str | Path) -> Path:
     return path
 
 
-def _model(model: Any, weights: str) -> tuple[Any, dict[str, Any], str, tuple[float, float]]:
-    """The model, its run's settings (empty if it has none), a name for it, mean and std of its pixels."""
+class _Opened(NamedTuple):
+    """A model, its run's settings (empty if it has none), a name for it, mean and std of its pixels, and what reads its
+    features where it is the objective."""
+
+    net: PreTrainedModel
+    values: dict[str, Any]
+    name: str
+    mean_std: tuple[float, float] = (0.5, 0.5)
+    read: ReadFeatures | None = None
+
+
+def _model(model: Model, weights: str) -> _Opened:
     if not isinstance(model, (str, Path)):
         _check_model(model, "the model")
-        return model, {}, type(model).__name__, (0.5, 0.5)
+        return _Opened(model, {}, type(model).__name__)
     saved = find_saved(model)
     folder = saved.folder(weights)
     net = load_model(folder, device="cpu", attn_implementation="eager")  # only eager attention gives its weights
     _check_model(net, saved.path)
     values = read_config(saved.run) if saved.run else {}
     settings = settings_of(values, saved.run or Path(saved.path))
-    return net, values, settings.name or Path(model).expanduser().resolve().name, normalisation(settings.data, folder)
+    name = settings.name or Path(model).expanduser().resolve().name
+    objective = objective_of(folder, net)
+    read = None if objective is None else objective.read
+    return _Opened(net, values, name, normalisation(settings.data, folder), read)
 
 
 @contextlib.contextmanager
-def eager(net: Any) -> Iterator[None]:
+def eager(net: PreTrainedModel) -> Iterator[None]:
     """The model in eval mode, with the attention that gives its weights; afterwards as it was."""
     training, before = net.training, net.config._attn_implementation
     net.eval().set_attn_implementation("eager")
@@ -153,7 +178,7 @@ def eager(net: Any) -> Iterator[None]:
         net.train(training).set_attn_implementation(before)
 
 
-def _check_model(net: Any, name: str) -> None:
+def _check_model(net: PreTrainedModel, name: str) -> None:
     if not isinstance(net, Backbone) or not hasattr(net.config, "patch_shape"):
         raise ConfigError(
             f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches as NEPA is; "
@@ -161,7 +186,7 @@ def _check_model(net: Any, name: str) -> None:
         )
 
 
-def _decoders(model: Any, decoders: Sequence[str | Path]) -> list[LoadedDecoder]:
+def _decoders(model: Model, decoders: Sequence[str | Path]) -> list[LoadedDecoder]:
     """Those that are named, and the model's own run's."""
     folders = [Path(path).expanduser() for path in decoders]
     run = run_folder(model) if isinstance(model, (str, Path)) else None
@@ -170,12 +195,12 @@ def _decoders(model: Any, decoders: Sequence[str | Path]) -> list[LoadedDecoder]
     return [load_decoder(folder) for folder in folders]
 
 
-def _causal(values: dict[str, Any], net: Any) -> bool:
+def _causal(values: dict[str, Any], net: PreTrainedModel) -> bool:
     objective = values.get("objective") or {}
-    return bool(objective.get("causal", getattr(net.config, "is_causal", True)))
+    return bool(objective.get("causal", net.config.is_causal))
 
 
-def _size(size: int | tuple[int, int] | None, net: Any) -> tuple[int, int]:
+def _size(size: int | tuple[int, int] | None, net: PreTrainedModel) -> tuple[int, int]:
     """(height, width) in pixels. Raises ConfigError unless patches divide it into at least two."""
     height, width = (size, size) if isinstance(size, int) else size or net.config.image_shape
     patch_height, patch_width = net.config.patch_shape
@@ -189,7 +214,7 @@ def _size(size: int | tuple[int, int] | None, net: Any) -> tuple[int, int]:
 
 
 def _pixels(
-    image: Any, index: int, net: Any, mean_std: tuple[float, float], size: tuple[int, int]
+    image: Picture, index: int, net: PreTrainedModel, mean_std: tuple[float, float], size: tuple[int, int]
 ) -> tuple[Tensor, str]:
     """The image as the model sees it, [1, C, height, width], and what to call it."""
     name = "your picture"

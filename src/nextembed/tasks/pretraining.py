@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from ..core import distributed
 from ..core.config import Part
-from ..core.objective import Objective
+from ..core.objective import Objective, ReadFeatures
+from ..core.pretrained import ModelT
 from ..core.probe_table import ProbeTable, sentence
 from ..core.types import IGNORE_LABEL, Encodes
 from ..errors import ConfigError, DataError, NextEmbedError
@@ -18,6 +19,7 @@ from ..evaluation.probes.samples import load_data
 from ..evaluation.probes.sweep import ProbeConfig, ProbeData, QuickProbe, sweep
 from ..models.omni import OmniForPreTraining
 from ..objectives.latent_decoder import FOLDER, load_decoder
+from ..objectives.saved import load_objective, objective_beside, objective_of
 from ..report import page, prediction
 from ..report.view import RunView, looking
 from ..training.watch import Probe, Say
@@ -68,7 +70,14 @@ class Pretraining(Task):
             with looking(run.dir):
                 model = run.model(device="cpu", attn_implementation="eager")
                 own = [run.dir] if (run.dir / FOLDER).is_dir() else []
-                looked = prediction.look(model, run.source(), view.settings.objective.causal, [*decoders, *own])
+                own_reader = objective_of(run.saved().folder(), model)
+                looked = prediction.look(
+                    model,
+                    run.source(),
+                    view.settings.objective.causal,
+                    [*decoders, *own],
+                    None if own_reader is None else own_reader.read,
+                )
         except NextEmbedError as err:
             if decoders:  # they were asked for by name
                 raise
@@ -110,33 +119,47 @@ def probe(
     source = data if data is not None else run.source()
     settings = config if config is not None else run.probe_settings()
 
-    def opened() -> tuple[dict[str, Any], ProbeData]:
+    def opened() -> tuple[dict[str, PreTrainedModel], ProbeData, dict[str, ReadFeatures]]:
         models = models_of(run)
         first = next(iter(models.values()))
         if isinstance(first, OmniForPreTraining):
-            return models, segment_data(source, settings, first.processor)
-        return models, load_data(source, settings, first.config)
+            return models, segment_data(source, settings, first.processor), readers_of(run, models)
+        return models, load_data(source, settings, first.config), readers_of(run, models)
 
-    return sweep(*(distributed.together(opened) if all_ranks else opened()), settings, all_ranks)
+    models, samples, readers = distributed.together(opened) if all_ranks else opened()
+    return sweep(models, samples, settings, all_ranks, readers)
 
 
-def models_of(run: OpenRun) -> dict[str, Any]:
+def readers_of(run: OpenRun, models: Mapping[str, PreTrainedModel]) -> dict[str, ReadFeatures]:
+    """What reads the features of these models, where it is the objective that was saved with them. That of "untrained"
+    is drawn from the run's seed, as its model."""
+    saved = run.saved()
+    found: dict[str, ReadFeatures] = {}
+    for name, model in models.items():
+        trained = name in saved.folders
+        if (folder := objective_beside(saved.folder(name if trained else None))) is not None:
+            found[name] = load_objective(folder, model, None if trained else run.seed()).read
+    return found
+
+
+def models_of(run: OpenRun) -> dict[str, PreTrainedModel]:
     """Backbones "raw", "ema" (where saved) and "untrained". Raises ConfigError if there is none of ours."""
     saved = run.saved()
-    models: dict[str, Any] = {name: run.model(name) for name in ("raw", "ema") if name in saved.folders}
+    models: dict[str, PreTrainedModel] = {name: run.model(name) for name in ("raw", "ema") if name in saved.folders}
     first = next(iter(models.values()))
-    device = first.device
     if not isinstance(first, Encodes):
         raise ConfigError(f"{saved.path} holds a {type(first).__name__}, which has no latents to probe")
-    models["untrained"] = untrained(first, run.seed()).to(device)
+    models["untrained"] = untrained(first, run.seed())
     return models
 
 
-def untrained(model: Any, seed: int = 0) -> Any:
+def untrained(model: ModelT, seed: int = 0) -> ModelT:
     """The same network with fresh weights drawn from `seed`; the global random state stays as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return type(model)(model.config).eval()
+        fresh: Any = type(model)(model.config).eval()
+    found: ModelT = fresh.to(model.device)
+    return found
 
 
 def accuracies(table: ProbeTable) -> dict[str, float]:

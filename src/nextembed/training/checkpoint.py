@@ -3,6 +3,7 @@
 RUN/checkpoints/step-000100/
   config.json, model.safetensors, preprocessor_config.json   the backbone, for `from_pretrained`
   ema/                                                        the same for its averaged weights
+  objective/                                                  of one that reads features itself
   state/                                                      all tensors that training goes on from; see `state`
   progress.json                                               step; by rank: state of the data, means since the last log
   checksums.json                                              of all of these, written last, compared before resuming
@@ -29,7 +30,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..core import distributed, files
 from ..core.files import new_folder, saving, write_json
-from ..core.objective import PretrainingModel
+from ..core.objective import FOLDER, PretrainingModel
 from ..core.quiet import no_progress_bar
 from ..data.stream import valid_state
 from ..errors import ConfigError, TrainingError
@@ -219,10 +220,26 @@ def save(
         write_model(scratch, backbone, None, image_processor)
         if averaged:
             write_model(scratch / "ema", backbone, averaged, image_processor)
+        write_reader(scratch, model)
         distributed.wait()
         if distributed.is_main():
             write_json(scratch / "progress.json", asdict(progress))
             write_checksums(scratch)
+
+
+def write_reader(folder: Path, model: PretrainingModel) -> None:
+    """The objective, where features are read by it. Every rank must call it."""
+    if not model.objective.reads_itself:
+        return
+    parts = model.objective.folders(own_state(model)).get(FOLDER)
+    if isinstance(parts, tuple) and distributed.is_main():
+        (folder / FOLDER).mkdir()
+        save_part(folder / FOLDER, *parts)
+
+
+def own_state(model: PretrainingModel) -> dict[str, Tensor]:
+    """Of the objective. Every rank must call it."""
+    return {name: whole(value) for name, value in model.objective.state_dict().items()}
 
 
 def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, image_processor: Saves | None) -> None:
@@ -234,8 +251,7 @@ def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, 
     for name, averaged in weights.items():
         with folder_of_all(run_dir / name, "saving the model") as scratch:
             write_model(scratch, backbone, averaged, image_processor)
-    own = {name: whole(value) for name, value in model.objective.state_dict().items()}
-    for name, parts in model.objective.folders(own).items():
+    for name, parts in model.objective.folders(own_state(model)).items():
         with folder_of_all(run_dir / name, f"saving {name}") as scratch:
             if distributed.is_main():
                 parts(scratch) if callable(parts) else save_part(scratch, *parts)

@@ -172,6 +172,8 @@ def test_quick_probe_reads_where_the_objective_says(data):
     """One that reads from a place without features finds none, however good the backbone is."""
 
     class Blind(Objective):
+        reads_itself = True
+
         def read(self, backbone, batch, attention=None, output_layers=False):
             hidden = super().read(backbone, batch, attention, output_layers)
             return Hidden(hidden.last * 0, tuple(layer * 0 for layer in hidden.layers))

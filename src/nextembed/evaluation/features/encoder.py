@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
+from ...core.objective import Objective
 from ...core.pretrained import load_pretrained
 from ...core.probe_table import ProbeTable, Row, percent
 from ...core.run_folder import Processor, find_saved, read_config, read_processor, run_folder
-from ...core.types import AttentionMode, Encodes, LayeredConfig
+from ...core.types import AttentionMode, Batch, Encodes, LayeredConfig
 from ...data.transforms import ImageReader, Unreadable, normalize, resize
 from ...errors import ConfigError, DataError
 from ...models.loading import load_model
@@ -26,6 +27,7 @@ from ...models.nepa import ViTNepaConfig
 from ...models.nepa.modeling_nepa import ViTNepaTrunk
 from ...models.omni import OmniConfig, OmniForPreTraining, OmniModel, OmniProcessor
 from ...models.omni.images import OmniImages, image_config
+from ...objectives.saved import objective_beside, objective_of
 from .extract import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
 
 Network = ViTNepaTrunk | OmniImages  # or one of the user's own that answers as they do
@@ -86,9 +88,9 @@ class Encoder:
             self.place = choose(saved.path, self.config, list(saved.folders), *wanted)
             folder = saved.folder(self.place.weights)
             self.preprocessing = _preprocessing(self.config, saved.run, folder)
-            self.trunk = load_trunk(folder)
+            self.trunk, self.objective = load_network(folder)
         else:
-            self.trunk = trunk_of(checkpoint)
+            self.trunk, self.objective = trunk_of(checkpoint), None
             self.config = self.trunk.config
             self.place = choose(None, self.config, ["given"], *wanted)
             self.preprocessing = _preprocessing(self.config)
@@ -113,15 +115,21 @@ class Encoder:
         layer, pooling, attention = self.place.key
         with evaluating(self._short):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                whole = self._short is self.trunk
-                latents = self._short.embed({"pixel_values": pixel_values})
-                hidden = self._short.encode(latents, attention=attention, output_layers=whole)
-            return pool((hidden.layers[layer] if whole else hidden.last).float(), pooling).cpu()
+                inputs: Batch = {"pixel_values": pixel_values}
+                if self.objective is not None:
+                    hidden = self.objective.read(self.trunk, inputs, attention, True)
+                else:
+                    whole = self._short is self.trunk
+                    hidden = self._short.encode(self._short.embed(inputs), attention, output_layers=whole)
+            return pool((hidden.layers[layer] if hidden.layers else hidden.last).float(), pooling).cpu()
 
     def digest(self) -> str:
         """A name for the weights by what they hold."""
         found = blake2b(digest_size=16)
-        for name, value in sorted(self.trunk.state_dict().items()):
+        state = self.trunk.state_dict()
+        if self.objective is not None:
+            state |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        for name, value in sorted(state.items()):
             found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             found.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
         return found.hexdigest()
@@ -276,6 +284,15 @@ def _load_config(folder: Path | str) -> ViTNepaConfig:
     if not issubclass(cast(type, MODEL_MAPPING.get(type(config), object)), Encodes):
         raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
     return image_config(config) if isinstance(config, OmniConfig) else config
+
+
+def load_network(folder: Path | str) -> tuple[Network, Objective | None]:
+    """What features of images are read from: the transformer of a saved model, and where it was saved with an objective
+    that reads them itself, the model that it was trained on and the objective."""
+    if objective_beside(folder) is None:
+        return load_trunk(folder), None
+    backbone = load_model(folder, dtype=torch.float32)
+    return cast(Network, backbone), objective_of(folder, backbone)
 
 
 def load_trunk(folder: Path | str) -> Network:

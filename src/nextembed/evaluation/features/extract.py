@@ -1,7 +1,7 @@
 """Images or documents in, frozen features out: every layer, pooling and attention mode from one forward pass a mode."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ...core.types import IGNORE_LABEL, Attention, AttentionMode, Backbone, Batch, Hidden, Sample
+from ...core.objective import ReadFeatures
+from ...core.types import IGNORE_LABEL, AttentionMode, Backbone, Batch, Sample
 from ...models.omni.configuration_omni import FIRST, PADDING
 from ...models.omni.processing_omni import pad_left
 from ...nn import modes
@@ -17,7 +18,6 @@ from ...nn import modes
 Samples = Dataset[Sample] | Sequence[Sample]
 Pooling = Literal["mean", "last", "first"]
 Precision = Literal["float32", "bfloat16"]
-ReadFeatures = Callable[[Backbone, Batch, Attention | None, bool], Hidden]  # as `Objective.read`
 
 BESIDE = ("labels", "raw")  # of a batch, what no model reads
 PIXEL_SIZE = 32  # raw pixels are shrunk to this side, so that a probe on them stays possible

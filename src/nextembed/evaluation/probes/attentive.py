@@ -11,14 +11,16 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
+from transformers import PreTrainedModel
 
-from ...core.types import IGNORE_LABEL, AttentionMode, Sample
+from ...core.objective import ReadFeatures
+from ...core.types import IGNORE_LABEL, AttentionMode, Backbone, Batch, Sample
 from ...errors import ConfigError
 from ..features.encoder import cut, trunk_of
 from ..features.extract import Precision, batches, evaluating
@@ -82,13 +84,14 @@ class Attentive(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """Reads the patches of one layer. precision: of the forward pass."""
+    """Reads the patches of one layer. precision: of the forward pass. own: as of `extract`."""
 
-    backbone: Any
+    backbone: PreTrainedModel
     layer: int
     attention: AttentionMode
     batch_size: int = 256
     precision: Precision = "float32"
+    own: ReadFeatures | None = None
 
     @torch.no_grad()
     def read(self, dataset: Dataset[Sample]) -> Iterator[Patches]:
@@ -102,9 +105,12 @@ class Reader(NamedTuple):
                 if not known.any():
                     continue
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                    latents = short.embed({"pixel_values": batch["pixel_values"][known].to(device)})
-                    hidden = short.encode(latents, attention=self.attention, output_layers=short is trunk)
-                states = (hidden.layers[self.layer] if short is trunk else hidden.last)[:, 1:]
+                    inputs: Batch = {"pixel_values": batch["pixel_values"][known].to(device)}
+                    if self.own is not None:
+                        hidden = self.own(cast(Backbone, self.backbone), inputs, self.attention, True)
+                    else:
+                        hidden = short.encode(short.embed(inputs), self.attention, output_layers=short is trunk)
+                states = (hidden.layers[self.layer] if hidden.layers else hidden.last)[:, 1:]
                 yield Patches(states.float().clamp(-HALF_MAX, HALF_MAX).half().cpu(), batch["labels"][known])
 
     def keep(self, dataset: Any, max_bytes: float) -> Patches:

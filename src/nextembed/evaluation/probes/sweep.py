@@ -13,12 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
+from transformers import PreTrainedModel
 
 from ...core import distributed
 from ...core.config import Config
 from ...core.probe_table import ProbeName, ProbeTable, Row
 from ...core.sizes import MAX_LAYERS, MAX_NUMBER
-from ...core.types import IGNORE_LABEL, AttentionMode, Sample
+from ...core.types import IGNORE_LABEL, AttentionMode, Backbone, LayeredConfig, Sample, SaysCausal
 from ...errors import ConfigError, DataError
 from ..features.extract import (
     PIXELS,
@@ -121,15 +122,23 @@ class Fit(NamedTuple):
     penalty: float | None
 
 
-def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig, all_ranks: bool = False) -> ProbeTable:
+def sweep(
+    models: Mapping[str, PreTrainedModel],
+    data: ProbeData,
+    config: ProbeConfig,
+    all_ranks: bool = False,
+    readers: Mapping[str, ReadFeatures] | None = None,
+) -> ProbeTable:
     """Probes of every feature of every model, and of raw pixels.
 
     models: backbones by the name of their weights ("raw", "ema", "untrained"). For each of them, and for each
     probe, the row that is best on validation and the default row are measured on test; no choice looks at
     test labels.
+    readers: by those names too, where features are read by the objective and not by the backbone.
     all_ranks: every rank calls it, and takes its share of the features; the table is whole on the main rank.
     Raises DataError if labels are missing or there is only one class.
     """
+    readers = readers or {}
     place = (distributed.rank(), distributed.world_size()) if all_ranks else (0, 1)
     table = ProbeTable(rows=[], class_names=list(data.class_names), k=config.k, seeds=config.seeds)
     table.raw, table.things, table.notes = data.raw, data.things, list(data.notes)
@@ -141,11 +150,26 @@ def sweep(models: Mapping[str, Any], data: ProbeData, config: ProbeConfig, all_r
         _probe_pixels(table, data, config)
     for weights, backbone in models.items():
         table.num_layers = backbone.config.num_hidden_layers
-        table.rows += _probe_backbone(weights, backbone, data, config, place)
+        read = partial(
+            extract,
+            cast(Backbone, backbone),
+            batch_size=config.batch_size,
+            precision=config.precision,
+            read=readers.get(weights),
+        )
+        table.rows += _probe_backbone(weights, backbone.config, read, data, config, place)
     if config.attentive and place[0] == 0:
         for best in (table.best("linear"), table.best("linear", "untrained")):
             if best is not None:
-                table.rows.append(_attentive_row(best, models[best.weights], data, config, table))
+                reader = Reader(
+                    models[best.weights],
+                    best.layer,
+                    cast(AttentionMode, best.attention),
+                    config.batch_size,
+                    config.precision,
+                    readers.get(best.weights),
+                )
+                table.rows.append(_attentive_row(best, reader, data, config, table))
     return table
 
 
@@ -176,10 +200,10 @@ def _probe_pixels(table: ProbeTable, data: ProbeData, config: ProbeConfig) -> No
         table.images["test"] = len(test.labels)
 
 
-def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfig, table: ProbeTable) -> Row:
+def _attentive_row(best: Row, reader: Reader, data: ProbeData, config: ProbeConfig, table: ProbeTable) -> Row:
     """An attentive probe where the linear one was best."""
     found = attentive(
-        Reader(backbone, best.layer, cast(AttentionMode, best.attention), config.batch_size, config.precision),
+        reader,
         *(data.train, cast(Any, data.validation), data.test),
         grid(config.attentive_learning_rates, config.attentive_weight_decays),
         config.attentive_epochs,
@@ -207,21 +231,20 @@ def _attentive_row(best: Row, backbone: Any, data: ProbeData, config: ProbeConfi
 class Fitted(NamedTuple):
     """Probes by feature, with what they were fitted and chosen on."""
 
-    fits: dict[Any, dict[ProbeName, Fit]]
+    fits: dict[FeatureKey, dict[ProbeName, Fit]]
     train: Features
     validation: Features | None
 
 
 def _probe_backbone(
-    weights: str, backbone: Any, data: ProbeData, config: ProbeConfig, place: tuple[int, int]
+    weights: str, network: LayeredConfig, read: Read, data: ProbeData, config: ProbeConfig, place: tuple[int, int]
 ) -> list[Row]:
     """All rows, on every rank; each rank (its number, of how many) fits those of its own features."""
     number, world = place
     together = _alone if world == 1 else distributed.together
-    num_layers = backbone.config.num_hidden_layers
+    num_layers = network.num_hidden_layers
     keys = config.features(num_layers)
-    own = FeatureKey(num_layers, "mean", "causal" if getattr(backbone.config, "is_causal", True) else "full")
-    read = partial(extract, backbone, batch_size=config.batch_size, precision=config.precision)
+    own = FeatureKey(num_layers, "mean", attention_of(network))
     fitted = together(lambda: _fitted(read, keys[number::world], data, config))
     rows = [
         _row(probe, weights, key, fit, key == own)
@@ -392,15 +415,20 @@ class QuickProbe:
         self.validation = draw(data.validation, config.num_online)
         self.config = config.model_copy(update={"penalties": [0.01]})
 
-    def __call__(self, backbone: Any) -> dict[str, float]:
+    def __call__(self, backbone: Backbone) -> dict[str, float]:
         num_layers = backbone.config.num_hidden_layers
-        attention: AttentionMode = "causal" if getattr(backbone.config, "is_causal", True) else "full"
+        attention = attention_of(backbone.config)
         depths = {"": num_layers, "_middle": num_layers // 2}
         places = {name: FeatureKey(layer, "mean", attention) for name, layer in depths.items()}
         keys, size = list(places.values()), self.config.batch_size
         read = partial(extract, backbone, keys=keys, batch_size=size, read=self.features)
         fits = fit_probes(_labelled(read(self.train)), _labelled(read(self.validation)), self.config)
         return {f"probe/{p}{name}": fits[key][p].accuracy for name, key in places.items() for p in PROBES}
+
+
+def attention_of(config: object) -> AttentionMode:
+    """As a model reads by itself; one that does not say reads in order."""
+    return "full" if isinstance(config, SaysCausal) and not config.is_causal else "causal"
 
 
 def draw(dataset: Any, num: int) -> Dataset[Sample]:
