@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -12,7 +13,8 @@ from ..core.text import check_text
 from ..core.types import Document, Encode, Loading, Role, Segment
 from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError
 from .draws import sample_seed, uniform
-from .limits import Limits
+from .found import Found
+from .limits import Limits, expression_of
 from .packing import DocumentLoader, DocumentStream, Fit, State
 from .record import AnyRow, check_readable, key_of, keyed, own_line, reading, reason_of, row_at
 from .rows import Ordered, Rows, RowSequence
@@ -54,6 +56,11 @@ class DocumentPart(Limits, Part):
         """A row, decoded. seed: of this row in this epoch, for random choices. Raises Unreadable."""
         raise NotImplementedError
 
+    def summary(self, split: Role) -> Found:
+        """What opening a split finds: documents used, files that are not. Raises as `rows`."""
+        used, found = total_length(self.row_sources(split)), self.around()
+        return replace(found, split=expression_of(self, split), used=used, skipped=self.left_out(split))
+
     def row_sources(self, split: Role) -> list["RowSource"]:
         """What documents are drawn from. Raises ConfigError for a split that does not exist."""
         rows = self.rows(split)
@@ -85,6 +92,7 @@ class DocumentPart(Limits, Part):
         sized = (loading.rank, loading.world_size, num_readers, len(sources))
         state = State(*sized) if start is None else State.load(start["documents"], *sized)
         log = SkipLog(loading.skipped_path, self.max_skipped_rate, total_length(sources), "documents")
+        log.leave_out(self.left_out("train"), loading.rank == 0)
         choose = Choose(self.source_weights(), loading.seed)
         stream = DocumentStream(sources, choose, Fit(encode, max_length, self.long), log, loading.seed, state)
         return DocumentLoader(stream, loading, max_length, self.pack_window, self.num_workers)

@@ -109,6 +109,12 @@ def _split_in(file: File, parts: tuple[str, ...]) -> str | None:
     return next(iter(found), None)
 
 
+def splits_of_path(file: File) -> set[str]:
+    """The splits that the folders above a file, and its own name if it is no image, stand for."""
+    parts = file.folders if file.kind == "image" else file.name.split("/")
+    return {split for part in parts for split in splits_named(part)}
+
+
 def _check_trainval(groups: Groups) -> None:
     """Raises ConfigError for `trainval` beside `train` or `val`, whose rows it holds once more."""
     names = {part.lower().split(".")[0] for found in groups.values() for file in found for part in file.name.split("/")}

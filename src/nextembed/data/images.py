@@ -16,8 +16,9 @@ from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
 from .collate import Collate
 from .draws import Draw, sample_seed
+from .found import Found, counted
 from .labels import FewRows, draw_few, hold_out, labels_of
-from .limits import Limits
+from .limits import Limits, expression_of
 from .rows import Rows, RowSequence, row_key
 from .skipped import SkipLog
 from .stream import ImageView, MapStream, SequentialStream, TrainLoader, View, build_cache, decoded_bytes, tries
@@ -33,6 +34,8 @@ class Pixels(Protocol):
     std: float
     max_skipped_rate: float
     num_workers: int
+
+    def left_out(self, split: Role) -> dict[str, str]: ...
 
 
 class ImagePart(Limits, Part):
@@ -93,6 +96,16 @@ class ImagePart(Limits, Part):
     def class_names(self) -> list[str]:
         """Names by class id; empty if there are no labels or no names."""
         return []
+
+    def summary(self, split: Role) -> Found:
+        """What opening a split finds: images used and not, classes, what lies beside. Raises as `rows`."""
+        rows = self.training_rows() if split == "train" else self.split_rows(split)
+        found = replace(self.around(), split=expression_of(self, split), skipped=self.left_out(split))
+        if not isinstance(rows, Rows):
+            return found
+        labels = labels_of(rows) if self.class_names() else []
+        classes = counted(labels, self.class_names()) if labels else {}
+        return replace(found, used=len(rows), classes=classes, unlabelled=labels.count(IGNORE_LABEL))
 
     def training_rows(self) -> Rows | RowSequence:
         """The rows of the training split; with `labels_per_class`, so many of each class.
@@ -192,12 +205,15 @@ def image_loader(
     part: Pixels, rows: Rows | RowSequence, view: View, collate: Collate, loading: Loading, cached: bool = False
 ) -> TrainLoader:
     """cached: rows that can be indexed, of images without masks, are decoded once."""
+    left_out = part.left_out("train")
     if not isinstance(rows, Rows):
         log = SkipLog(loading.skipped_path, part.max_skipped_rate)
+        log.leave_out(left_out, loading.rank == 0)
         sequence = SequentialStream(rows, view, collate, log, loading, part.num_workers)
         return TrainLoader(sequence, part.num_workers, loading)
     not_empty(rows, "train")
     log = SkipLog(loading.skipped_path, part.max_skipped_rate, len(rows))
+    log.leave_out(left_out, loading.rank == 0)
     cache = build_cache(rows, view, log) if cached and isinstance(view, ImageView) else None
     return TrainLoader(MapStream(rows, view, collate, log, loading, cache), part.num_workers, loading, len(rows))
 

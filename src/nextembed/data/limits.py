@@ -1,8 +1,12 @@
 """What every kind of data has: names of its splits, and limits on what it decodes."""
 
+from typing import Protocol, runtime_checkable
+
 from pydantic import Field
 
 from ..core.config import Config
+from ..core.types import Role
+from .found import Found
 from .transforms import Colour
 
 
@@ -19,3 +23,23 @@ class Limits(Config):
     max_bytes: int = Field(100_000_000, gt=0)
     max_skipped_rate: float = Field(0.01, ge=0, le=1)
     num_workers: int = Field(2, ge=0, le=256)
+
+    def left_out(self, split: Role) -> dict[str, str]:
+        """Files that may be rows of a split and cannot be used, each with the reason."""
+        return {}
+
+    def around(self) -> Found:
+        """What lies around the rows: files of other kinds, and the splits."""
+        return Found("", None)
+
+
+def expression_of(part: Limits, split: Role) -> str:
+    """A split as the settings write it: "train[:-50]"."""
+    return part.expression(split) if isinstance(part, Expressed) else split
+
+
+@runtime_checkable
+class Expressed(Protocol):
+    """Settings that say what the splits are called."""
+
+    def expression(self, split: Role) -> str: ...

@@ -126,7 +126,8 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
     """The image files of a split, with their classes where the folder has any. The rows hold paths."""
     files = (origin.files or {})[name]
     if not files:
-        raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: it has no images")
+        lost = next((f": {file.name} ({file.reason})" for file in origin.left_out), "")
+        raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: it has no images that can be used{lost}")
     columns: Options = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
     features: Options = {"image": datasets.Image(decode=False)}
     classes = [origin.classes.get(file) for file in files]

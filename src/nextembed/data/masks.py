@@ -1,7 +1,7 @@
 """Images with a mask of class ids: settings that every such data part shares, reading, joint crops, batches."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from ..core.types import IGNORE_PIXEL, Loading, Role
 from ..errors import ConfigError
 from .collate import Collate, Label
 from .draws import Draw, uniform
+from .found import Found
 from .images import Choice, EvalSamples, checked_channels, image_loader
-from .limits import Limits
+from .limits import Limits, expression_of
 from .rows import Row, Rows, row_key
 from .stream import TrainLoader
 from .transforms import ImageReader, Unreadable, _to_tensor, _unreadable
@@ -34,7 +35,9 @@ class MaskPart(Limits, Part):
     max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
     distort_colours: random brightness, contrast, saturation and hue.
     mean, std: of the normalisation, for pixels in [0, 1]. reduce_labels: id 0 of the files is no label, id k is class
-        k - 1, as in ADE20K. background, max_pixels, max_bytes, max_skipped_rate, num_workers: see `Limits`.
+        k - 1, as in ADE20K. mask_values: which value of the files is which class where it is not its id: {255: 1} for
+        masks of 0 and 255; 255 on the right is no label.
+    background, max_pixels, max_bytes, max_skipped_rate, num_workers: see `Limits`.
     """
 
     has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe
@@ -44,6 +47,9 @@ class MaskPart(Limits, Part):
     max_class_rate: float = Field(0.75, gt=0, le=1)
     distort_colours: bool = True
     reduce_labels: bool = False
+    mask_values: dict[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0, le=IGNORE_PIXEL)]] = Field(
+        default_factory=dict
+    )
     mean: float = Field(0.5, ge=0, le=1)
     std: float = Field(0.5, ge=0.001, le=1000)
 
@@ -61,10 +67,15 @@ class MaskPart(Limits, Part):
         """Names by class id."""
         raise NotImplementedError
 
+    def summary(self, split: Role) -> Found:
+        """What opening a split finds: images used and not, what lies beside. Raises as `rows`."""
+        rows = self.rows(split)
+        return replace(self.around(), split=expression_of(self, split), used=len(rows), skipped=self.left_out(split))
+
     def reader(self, num_channels: int) -> "PairReader":
         """Raises ConfigError unless num_channels is 1 or 3."""
         limits = (checked_channels(num_channels), self.background, self.max_pixels, self.max_bytes)
-        return PairReader(*limits, len(self.class_names()), self.reduce_labels)
+        return PairReader(*limits, len(self.class_names()), self.reduce_labels, tuple(self.mask_values.items()))
 
     def view(self, image_size: int, num_channels: int) -> "MaskView":
         settings = (self.scale_range, self.flip_rate, self.max_class_rate, self.distort_colours)
@@ -108,6 +119,7 @@ class PairReader(ImageReader):
 
     num_classes: int = IGNORE_PIXEL
     reduce_labels: bool = False
+    mask_values: tuple[tuple[int, int], ...] = ()
 
     def read_pair(self, row: Row) -> tuple[Image.Image, np.ndarray]:
         """The image, upright and opaque, and its class ids, uint8 [H, W], 255 where there is none."""
@@ -131,7 +143,9 @@ class PairReader(ImageReader):
         values = np.asarray(mask)
         if values.ndim != 2 or values.dtype.kind == "f":
             raise Unreadable(f"it is a picture of mode {mask.mode}; class ids are grey values or a palette's indices")
-        values = values.astype(np.int64)
+        values = given = values.astype(np.int64)
+        for value, class_id in self.mask_values:
+            values = np.where(given == value, class_id, values)
         if self.reduce_labels:
             values = np.where((values == 0) | (values == IGNORE_PIXEL), IGNORE_PIXEL, values - 1)
         wrong = (values != IGNORE_PIXEL) & ((values < 0) | (values >= self.num_classes))
@@ -215,8 +229,8 @@ class MaskView:
 def classes_to_segment(data: MaskPart) -> list[str]:
     """The class names of data with masks, by class id, after a look at some of its masks.
 
-    Raises ConfigError for fewer than two or more than 255 classes, a name that comes twice, or if more of the masks
-    looked at than `max_skipped_rate` (of many: than half) cannot be used.
+    Raises ConfigError for fewer than two or more than 255 classes, a name that comes twice, if more of the masks
+    looked at than `max_skipped_rate` (of many: than half) cannot be used, or if they show one class alone.
     """
     names = [str(name) for name in data.class_names()]
     if not 2 <= len(names) <= IGNORE_PIXEL:
@@ -228,15 +242,35 @@ def classes_to_segment(data: MaskPart) -> list[str]:
     if len(rows) == 0:
         raise ConfigError("data: the train split is empty")
     indices = np.unique(np.linspace(0, len(rows) - 1, min(NUM_CHECKED, len(rows))).astype(int)).tolist()
-    reasons = {}
+    reasons, seen = {}, np.zeros(IGNORE_PIXEL + 1, dtype=np.int64)
     for index in indices:
         row = rows[index]
         try:
-            reader.read_pair(row)
+            seen += np.bincount(reader.read_pair(row)[1].ravel(), minlength=IGNORE_PIXEL + 1)
         except Unreadable as err:
             reasons[row_key(row, index)] = str(err)
     allowed = data.max_skipped_rate * len(rows) if len(indices) == len(rows) else len(indices) / 2
     if len(reasons) > allowed:
         first = "; ".join(f"{key}: {reason}" for key, reason in list(reasons.items())[:2])
         raise ConfigError(f"data: {len(reasons)} of {len(indices)} images looked at cannot be used: {first}")
+    if len(reasons) < len(indices):
+        check_seen(seen, names, len(indices) - len(reasons), len(rows))
     return names
+
+
+def check_seen(seen: np.ndarray, names: list[str], looked_at: int, total: int) -> None:
+    """Raises ConfigError if masks show fewer than two classes, and all were looked at or 255 may be one of them.
+
+    seen [256]: pixels by class id.
+    """
+    shown, none = np.flatnonzero(seen[:IGNORE_PIXEL]).tolist(), int(seen[IGNORE_PIXEL])
+    if len(shown) > 1 or (not none and looked_at < total):
+        return
+    lost = next(name for number, name in enumerate(names) if number not in shown)
+    what = f"all pixels of the {looked_at} masks looked at are '{names[shown[0]]}'" if shown else "no pixel has a class"
+    if not none:
+        raise ConfigError(f"data: {what}; none is '{lost}'")
+    raise ConfigError(
+        f"data: {what}, but for {none / seen.sum():.0%} of value 255, which means no label; if 255 is '{lost}', set "
+        f"data.mask_values={{255: {names.index(lost)}}}"
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..core.files import to_json
@@ -39,14 +40,37 @@ class SkipLog:
             self._note(key, reason, num_seen, place, counts)
             if self.path is not None:
                 entry = {"key": key, "reason": reason, "place": place, "seen": num_seen, "counts": counts}
-                line = self._repair + to_json(entry) + "\n"
-                # One write to a file opened for appending: lines of several processes do not mix.
-                file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-                try:
-                    os.write(file, line.encode(errors="backslashreplace"))  # half a surrogate pair
-                finally:
-                    os.close(file)
+                self._write(to_json(entry) + "\n")
         self.check(num_seen)
+
+    def leave_out(self, files: Mapping[str, str], writes: bool = True) -> None:
+        """Names files that were found to be of no use when the data were opened, by the reason; they count as samples.
+
+        writes: whether this process writes them down, one of those that share the file. Raises DataError if they are
+        too many.
+        """
+        if not files:
+            return
+        if self.length is not None:
+            self.length += len(files)
+        self._read_others()
+        new = {key: reason for key, reason in files.items() if f"file {key}" not in self._places}
+        for key, reason in new.items():
+            self._note(key, reason, 0, f"file {key}", True)
+        if writes and new and self.path is not None:
+            facts = {"seen": 0, "counts": True}
+            entries = ({"key": key, "reason": reason, "place": f"file {key}"} | facts for key, reason in new.items())
+            self._write("".join(to_json(entry) + "\n" for entry in entries))
+        self.check(0)
+
+    def _write(self, lines: str) -> None:
+        """One write to a file opened for appending: lines of several processes do not mix."""
+        assert self.path is not None
+        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(file, (self._repair + lines).encode(errors="backslashreplace"))  # half a surrogate pair
+        finally:
+            os.close(file)
 
     def check(self, num_seen: int, at_least: int = MIN_SEEN) -> None:
         """Raises DataError if more than `max_rate` of the samples seen are unreadable.

@@ -1,18 +1,21 @@
 """Image rows from the hub, folders, Parquet and webdataset archives: as rows."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from pydantic import PrivateAttr
 
 from ..core.config import DATA
 from ..core.types import IGNORE_LABEL, Role
 from ..errors import ConfigError, unknown
+from .found import Found
 from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
 from .listing import shown
-from .loading import Feature, Table, class_names_of, is_image, media_of, values_of
+from .loading import Feature, Table, class_names_of, dtype_of, is_image, media_of, values_of
 from .origins import Origin, find_origin
 from .pairs import IMAGES
 from .record import Folder, plain_path
@@ -41,6 +44,7 @@ class ImageData(TableSettings, ImagePart):
     label_file: str | None = None
 
     _class_names: list[str] | None = PrivateAttr(None)
+    _unnamed: int = PrivateAttr(0)  # rows that label_file does not name
 
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
@@ -68,7 +72,15 @@ class ImageData(TableSettings, ImagePart):
     def loaded(self, origin: Origin, expression: str) -> Table:
         """The rows of a split as they are, with the labels of `label_file` where there is one."""
         data = super().loaded(origin, expression)
-        return data if self.label_file is None else labelled(data, self.label_file, origin, self.streaming)
+        if self.label_file is None:
+            return data
+        named = labelled(data, self.label_file, origin, self.streaming)
+        self._unnamed = len(data) - len(named)
+        return named
+
+    def around(self) -> Found:
+        notes = (f"{self._unnamed:,} images are not in {self.label_file}",) if self._unnamed else ()
+        return replace(super().around(), notes=notes)
 
     def _label_ids(self, data: Table, column: str | None, split: Role) -> dict[object, int]:
         """The class id of each label value; empty if the values are ids already.
@@ -98,7 +110,7 @@ class ImageData(TableSettings, ImagePart):
         own = class_names_of(everything.features[column])
         if own is not None or self.streaming:
             return own
-        values: set[Any] = {v for v in values_of(everything, column) if v is not None and v != ""}
+        values: set[Any] = {plain_label(value, column) for value in values_of(everything, column)} - {None}
         return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
 
 
@@ -163,7 +175,8 @@ class Columns(NamedTuple):
             raise ConfigError(f"data.image_column: '{image}' holds no images but {features[image]}")
         if label is None:
             classes = [name for name, feature in features.items() if media_of(feature) == "label"]
-            label = next((name for name in (*LABEL_COLUMNS, *classes) if name in features), None)
+            usual = [name for name in LABEL_COLUMNS if name in features and dtype_of(features[name])]
+            label = next(iter((*usual, *classes)), None)  # a list of boxes or of tags is no class
         return cls(image, label, others)
 
 
@@ -192,7 +205,7 @@ class ToImage(NamedTuple):
         if self.columns.mask is not None:
             row["mask"] = self._picture(record[self.columns.mask])[0]
         if self.columns.label is not None:
-            label = record[self.columns.label]
+            label = plain_label(record[self.columns.label], self.columns.label)
             if isinstance(label, str):
                 row["label_name"] = label
             row["label"] = self.label(label)
@@ -209,6 +222,7 @@ class ToImage(NamedTuple):
 
     def label(self, value: object) -> int:
         """The class id of a label column's value; -100 for none."""
+        value = plain_label(value, str(self.columns.label))
         return self.ids.get(value, IGNORE_LABEL) if self.ids else _class_id(value)
 
     def _key(self, record: Values, path: str | None, index: int | str) -> str:
@@ -217,6 +231,20 @@ class ToImage(NamedTuple):
         if path and self.folder is not None and Path(path).is_absolute() and Path(path).is_relative_to(self.folder):
             return shown(Path(path).relative_to(self.folder).as_posix())
         return f"{index}" + (f" {shown(path)}" if path else "")
+
+
+def plain_label(value: object, column: str) -> Hashable:
+    """A label as it is meant: whole numbers that stand as fractions (pandas writes 1.0 where others are missing) and
+    lists of one; None for nothing and NaN. Raises ConfigError for several labels of one image."""
+    if isinstance(value, list) and len(value) < 2:
+        value = value[0] if value else None
+    if isinstance(value, list | dict):
+        raise ConfigError(f"data.label_column: '{column}' holds several values an image; a class is one number or text")
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value == "" else cast(Hashable, value)
 
 
 def _class_id(label: object) -> int:

@@ -12,11 +12,13 @@ from ..core.config import Config
 from ..core.files import first_line, from_json
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
-from .grouping import Folders
+from .found import Found
+from .grouping import Folders, splits_of_path
 from .lines import read_delimited, read_json_list, read_lines
+from .listing import shown
 from .loading import Table, choose, class_names, is_empty, load, take
-from .naming import parse_split
-from .origins import Format, Origin, Rules, find_table
+from .naming import parse_split, splits_named
+from .origins import Format, Origin, Rules, find_origin, find_table
 from .record import Folder, Record, check_readable
 from .rows import Rows, RowSequence
 from .stored import IndexedRows, R, StreamedRows, ToRow, Values
@@ -57,6 +59,26 @@ class TableSettings(Config):
     def rules(self) -> Rules:
         """How the source is understood."""
         return Rules(self.format, self.folders, self.class_folder, self.hidden)
+
+    def origin(self) -> Origin:
+        """What the source is."""
+        return find_origin(self.source, self.rules())
+
+    def left_out(self, split: Role) -> dict[str, str]:
+        """Files that may be rows of a split and cannot be used, each with the reason."""
+        name = parse_split(self.expression(split))[0]
+        wanted = next(iter(splits_named(name)), name)
+        found = {}
+        for file in self.origin().left_out:
+            named = set() if self.folders == "classes" else splits_of_path(file)
+            if wanted in named or (not named and wanted == "train"):
+                found[shown(file.name)] = file.reason
+        return found
+
+    def around(self) -> Found:
+        """What lies around the rows: files of other kinds, and the splits."""
+        origin = self.origin()
+        return Found("", None, beside=origin.beside, splits=tuple(sorted(origin.files or {})))
 
     def expression(self, split: Role) -> str:
         return {"train": self.split, "validation": self.validation, "test": self.test}[split]
@@ -117,7 +139,7 @@ class DocumentTable(TableSettings):
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split (`Record`). Raises ConfigError for a source, split or column that does not exist."""
         with self.asked_for(split):
-            origin = find_table(self.source, self.rules())
+            origin = self.origin()
             if origin.builder == "json":
                 return self._listed(origin, split)
             data = self.opened(origin, split)
@@ -127,6 +149,9 @@ class DocumentTable(TableSettings):
             if self.streaming:
                 return self.streamed(data, to_record, origin, split, not in_lines)
             return IndexedRows(data, to_record, not in_lines)
+
+    def origin(self) -> Origin:
+        return find_table(self.source, self.rules())
 
     def check(self, columns: list[str]) -> None:
         """Raises ConfigError if the columns asked for are not there."""

@@ -49,16 +49,12 @@ def batches(part, num=3, path=None):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_all_too_long_ends_after_one_pass(kind, long, num_workers):
     part = kind(letters=[50, 60, 70, 80], long=long, num_workers=num_workers, max_skipped_rate=1.0)
-    with pytest.raises(
-        DataError, match=r"none of the \d documents read can be used: .*too long: more than 32"
-    ):
+    with pytest.raises(DataError, match=r"none of the \d documents read can be used: .*too long: more than 32"):
         batches(part)
 
 
 def test_more_than_the_share_stops_in_one_line():
-    with pytest.raises(
-        DataError, match=r"of 8 documents are unreadable .*too long: more than 32 .* nothing to"
-    ):
+    with pytest.raises(DataError, match=r"of 8 documents are unreadable .*too long: more than 32 .* nothing to"):
         batches(Asked(letters=[5, 50] * 4, num_workers=0))
 
 

@@ -269,6 +269,33 @@ def test_a_few_bad_masks_are_skipped_and_named(tmp_path):
         take(strict, 12)
 
 
+def binary(folder: Path, *values: int) -> Path:
+    """Masks whose left half has the first value, and the right half the last."""
+    for i in range(4):
+        pixels = np.full((24, 32), values[0], np.uint8)
+        pixels[:, 16:] = values[-1]
+        for name, image in (("images", pair(i)[0]), ("masks", Image.fromarray(pixels))):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            image.save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_masks_that_show_one_class_ask(tmp_path):
+    two = {"classes": ["background", "lesion"]}
+    both = data(binary(tmp_path / "a", 0, 255), **two)
+    with pytest.raises(ConfigError, match=r"50% of value 255.*'lesion', set data.mask_values=\{255: 1\}"):
+        classes_to_segment(both)
+    for name, values, mapped in (("a", (0, 255), {255: 1}), ("b", (0, 128), {128: 1}), ("c", (255, 0), {0: 1, 255: 0})):
+        part = data(binary(tmp_path / name, *values), **two, mask_values=mapped)
+        assert classes_to_segment(part) == two["classes"]
+        ids = part.reader(3).read_pair(part.rows("train")[0])[1]
+        assert sorted(np.unique(ids)) == [0, 1] and ids[0, 0] == mapped.get(values[0], values[0])
+    with pytest.raises(ConfigError, match="all pixels of the 4 masks looked at are 'background'; none is 'lesion'"):
+        classes_to_segment(data(binary(tmp_path / "d", 0, 0), **two))
+    with pytest.raises(ConfigError, match="no pixel has a class, but for 100% of value 255"):
+        classes_to_segment(data(binary(tmp_path / "e", 255, 255), **two))
+
+
 # -- the stream
 
 

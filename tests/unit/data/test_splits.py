@@ -3,14 +3,17 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from nextembed.core.types import Loading
 from nextembed.data.listing import listed
 from nextembed.data.naming import Part, parse_split, split_of
 from nextembed.data.origins import Rules, find_origin, find_table
 from nextembed.data.pairs import TextData
 from nextembed.data.sources import ImageData
-from nextembed.errors import ConfigError, MissingSplit
+from nextembed.errors import ConfigError, DataError, MissingSplit
 
 NAMES = {
     "train": "train training Train TRAIN train2017 train_images trainset train1 mnist_train.parquet trainImages trainA "
@@ -262,3 +265,86 @@ def test_names_that_are_no_utf8(tmp_path, make_picture, encode):
     data = ImageData(source=str(tmp_path))
     (row,) = data.rows("train")
     assert row["key"] == "caf\\udce9.png" and data.reader(3).read(row["image"]).shape == (3, 8, 8)
+
+
+def skips(part, tmp_path, **loading) -> list[tuple[str, str]]:
+    """What skipped.jsonl names after the loader was made."""
+    path = tmp_path / "skipped.jsonl"
+    part.train_loader(Loading(2, skipped_path=path, **loading), image_size=8, num_channels=3, num_latents=5)
+    return [(row["key"], row["reason"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
+@pytest.fixture
+def heic(tmp_path, make_images):
+    """Nineteen images of two classes, and one that cannot be read."""
+    make_images(tmp_path / "d" / "cat", 10)
+    make_images(tmp_path / "d" / "dog", 9)
+    (tmp_path / "d" / "dog" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "d" / "about.txt").write_text("text")
+    return tmp_path / "d"
+
+
+def test_a_summary_says_what_is_used_and_what_is_not(heic, make_images):
+    found = ImageData(source=str(heic)).summary("train")
+    assert (found.used, found.total, dict(found.classes)) == (19, 20, {"cat": 10, "dog": 9})
+    assert list(found.skipped) == ["dog/x.heic"] and found.beside == {".txt": 1} and found.splits == ("train",)
+    text = "\n".join(found.lines())
+    assert "19 images, split train, 2 classes: cat, dog" in text and "1 files are not used: 1 x HEIC" in text
+    part = ImageData(source=str(heic), split="train[:50%]").summary("train")
+    assert part.used == 10 and part.split == "train[:50%]"
+    make_images(heic, 2)
+    assert ImageData(source=str(heic)).summary("train").unlabelled == 2
+
+
+def test_files_that_cannot_be_used_count_as_unreadable(heic, tmp_path):
+    data = ImageData(source=str(heic), num_workers=0, max_skipped_rate=0.05)
+    (entry,) = skips(data, tmp_path)
+    assert entry[0] == "dog/x.heic" and "pillow-heif" in entry[1]
+    assert skips(data, tmp_path) == [entry]  # a resumed run names it once
+    with pytest.raises(DataError, match=r"1 of 20 images are unreadable.*dog/x.heic: HEIC"):
+        skips(data.model_copy(update={"max_skipped_rate": 0.01}), tmp_path)
+
+
+def test_ranks_write_once_what_cannot_be_used(heic, tmp_path):
+    data = ImageData(source=str(heic), num_workers=0, max_skipped_rate=0.05)
+    for rank in (1, 0):
+        path = tmp_path / "skipped.jsonl"
+        loading = Loading(2, rank=rank, world_size=2, skipped_path=path)
+        data.train_loader(loading, image_size=8, num_channels=3, num_latents=5)
+        assert path.exists() == (rank == 0)
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_folder_of_unreadable_files_alone_is_one_line(tmp_path):
+    for name in ("a.heic", "b.cr2"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"no images that can be used: a.heic \(HEIC"):
+        ImageData(source=str(tmp_path)).rows("train")
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "ids"),
+    [
+        ([0.0, 1.0, NAN, 1.0], ["0", "1"], [0, 1, -100, 1]),
+        ([5.0, None, 7.0, -1.0], ["5", "7"], [0, -100, 1, -100]),
+        (["a", "", None, "nan"], ["a", "nan"], [0, -100, -100, 1]),
+        ([[3], [4], [], [3]], ["3", "4"], [0, 1, -100, 0]),
+        ([True, False, None, True], ["False", "True"], [1, 0, -100, 1]),
+    ],
+)
+def test_labels_with_gaps(tmp_path, make_picture, encode, values, names, ids):
+    images = [{"bytes": encode(make_picture(8, 8, seed=i)), "path": None} for i in range(4)]
+    pq.write_table(pa.table({"image": images, "label": values}), tmp_path / "a.parquet")
+    data = ImageData(source=str(tmp_path / "a.parquet"), label_column="label")
+    assert [row["label"] for row in data.rows("train")] == ids and data.class_names() == names
+
+
+def test_several_labels_of_an_image_are_no_class(tmp_path, make_picture, encode):
+    images = [{"bytes": encode(make_picture(8, 8)), "path": None}] * 2
+    pq.write_table(pa.table({"image": images, "labels": [[1, 2], [3]]}), tmp_path / "a.parquet")
+    assert ImageData(source=str(tmp_path / "a.parquet")).class_names() == []
+    with pytest.raises(ConfigError, match="'labels' holds several values an image"):
+        ImageData(source=str(tmp_path / "a.parquet"), label_column="labels").rows("train")

@@ -108,6 +108,7 @@ def embed(
             if chosen.limit is not None:
                 wanted = itertools.islice(wanted, max(0, chosen.limit - start.row))
             _work(encoder, decoded(wanted, chosen.batch_size, read, chosen.num_workers), writer, report, expected)
+        parts.leave_out(data.left_out("train"))
         num_rows = parts.join(schema(encoder.width, chosen.dtype), saved)
     return Embedded(output, num_rows, start.row, parts.skipped, parts.skipped_file, time.monotonic() - started)
 

@@ -53,9 +53,9 @@ class Item(NamedTuple):
 
 
 class Skipped(TypedDict):
-    """An image that was left out."""
+    """An image that was left out. row: None of a file that was no row."""
 
-    row: int
+    row: int | None
     key: str
     reason: str
 
@@ -217,6 +217,10 @@ class Parts:
                 table.replace_schema_metadata({METADATA: to_json(done._asdict())}), scratch, use_dictionary=False
             )
         self._take(file, done)
+
+    def leave_out(self, files: dict[str, str]) -> None:
+        """Files that were found to be of no use when the data were opened, with reasons."""
+        self.skipped[:0] = [{"row": None, "key": key, "reason": reason} for key, reason in files.items()]
 
     def join(self, layout: pa.Schema, settings: dict[str, object]) -> int:
         """All parts as the output, and the skipped images beside it; gives the number of rows.
