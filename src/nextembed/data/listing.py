@@ -173,6 +173,19 @@ def _file(name: str, path: str, mode: int, is_hidden: bool) -> File:
     return File(name, path, kind, reason)
 
 
+def member_file(name: str, ref: str) -> File:
+    """A member of an archive, as a file; "junk" for what systems leave everywhere."""
+    parts = PurePosixPath(name).parts
+    if any(part.lower() in JUNK or part.startswith("._") for part in parts):
+        return File(name, ref, "junk")
+    kind = _by_ending(name)
+    if kind == "heic":
+        return File(name, ref, "image", "" if find_spec("pillow_heif") else HEIC_HINT)
+    if kind == "unread":
+        return File(name, ref, "image", f"{PurePosixPath(name).suffix.lower()} files cannot be read; convert them")
+    return File(name, ref, kind)
+
+
 HEIC_HINT = "HEIC needs another package: pip install pillow-heif"
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import os
 import tarfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from glob import escape, glob
@@ -11,11 +10,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..core.files import first_line, from_json
 from ..core.hub import unreachable
+from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DataError, MissingSplit, unknown
-from .listing import METADATA, shown
+from .archives import check_tar, read_member, samples, tar_members
+from .grouping import by_folders
+from .listing import IMAGES as IMAGE_ENDINGS
+from .listing import METADATA, File, shown
 from .naming import Part, parse_split
 from .origins import Origin
 from .record import stored_path
@@ -26,8 +30,9 @@ Stamped = tuple[str, str]  # a file, and what tells its content from what stood 
 RowsOf = Callable[[list[Stamped]], Iterator[Mapping[str, str | None]]]
 Feature: TypeAlias = object  # the type of a column, as `datasets` has it: a class of its own, a dict of fields
 
+TAR_TEXTS = ("txt", "text", "caption", "captions", "transcript", "transcription", "json")
+TAR_NUMBERS = ("cls", "cls2", "index", "inx", "id", "count")
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
-EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
 NUM_SHARDS = 64  # of image files that are streamed
 
 # Readers log what is wrong with a file before they raise it; the error is told in one line.
@@ -95,6 +100,9 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
         if origin.builder == "images":
             data = image_table(origin, name)
             return take(data, part) if not streaming else as_stream(data)
+        if origin.builder == "webdataset" and (kinds := kinds_in(origin, name)):
+            data = archive_stream(origin, name, kinds) if streaming else archive_table(origin, name, kinds)
+            return take(data, part)
         options["split"] = name
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
     try:
@@ -139,6 +147,92 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, datasets.Features(features))
 
 
+def kinds_in(origin: Origin, name: str) -> list[str]:
+    """The kinds of files in the archives of a split; empty if some are others than images, sounds, videos and text.
+
+    Raises DataError for an archive that cannot be read.
+    """
+    kinds: dict[str, None] = {}
+    for file in origin.of_split(name):
+        for sample in samples_in(file).values():
+            kinds |= dict.fromkeys(sample)
+    return list(kinds) if all(feature_of(kind) for kind in kinds) else []
+
+
+def samples_in(file: str) -> dict[str, dict[str, str]]:
+    """The samples of a tar archive (`archives.samples`). Raises DataError, which names it, if it cannot be read."""
+    try:
+        return samples(list(tar_members(file)))
+    except (OSError, ValueError, tarfile.TarError) as err:
+        raise cannot_read(file, err, "webdataset") from err
+
+
+def feature_of(kind: str) -> Feature:
+    """What a kind of file in an archive holds; None for one that is left to `datasets`."""
+    last = kind.split(".")[-1]
+    if f".{last}" in IMAGE_ENDINGS:
+        return datasets.Image(decode=False)
+    if last in WebDataset.AUDIO_EXTENSIONS:
+        return datasets.Audio(decode=False)
+    if last in WebDataset.VIDEO_EXTENSIONS:
+        return datasets.Video(decode=False)
+    if last in TAR_TEXTS:
+        return datasets.Value("string")
+    return datasets.Value("int64") if last in TAR_NUMBERS else None
+
+
+def archive_rows(files: list[str], kinds: list[str]) -> Iterator[dict[str, object]]:
+    """The samples of archives: text as it is, the bytes of media by where they lie."""
+    for file in files:
+        for key, sample in samples_in(file).items():
+            row: dict[str, object] = {"__key__": key, "__url__": file}
+            for kind in kinds:
+                ref, last = sample.get(kind), kind.split(".")[-1]
+                if ref is None:
+                    row[kind] = None
+                elif last in TAR_TEXTS:
+                    row[kind] = read_member(ref).decode("utf-8", MARK_BYTES)
+                elif last in TAR_NUMBERS:
+                    row[kind] = _number(read_member(ref))
+                else:
+                    row[kind] = {"bytes": None, "path": ref}
+            yield row
+
+
+def _number(data: bytes) -> int | None:
+    try:
+        return int(data)
+    except ValueError:
+        return None
+
+
+def archive_features(kinds: list[str]) -> datasets.Features:
+    named = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string")}
+    return datasets.Features({**{kind: feature_of(kind) for kind in kinds}, **named})
+
+
+def archive_table(origin: Origin, name: str, kinds: list[str]) -> datasets.Dataset:
+    """The samples of the archives of a split. Where none has a class, the top folder in the archive is one."""
+    rows = list(archive_rows(origin.of_split(name), kinds))
+    columns = {column: [row[column] for row in rows] for column in ("__key__", "__url__", *kinds)}
+    data = datasets.Dataset.from_dict(columns, archive_features(kinds))
+    if set(kinds) & set(TAR_NUMBERS):
+        return data
+    files = [File(f"{row['__key__']}.png", str(number), "image") for number, row in enumerate(rows)]
+    _, classes, _ = by_folders(files, "classes", origin.rules.class_folder)
+    if not classes:
+        return data
+    names = sorted(set(classes.values()))
+    ids = [names.index(classes[file.path]) if file.path in classes else None for file in files]
+    return data.add_column("label", ids, feature=datasets.ClassLabel(names=names))
+
+
+def archive_stream(origin: Origin, name: str, kinds: list[str]) -> datasets.IterableDataset:
+    """As `archive_table`, an archive a shard, without classes of folders."""
+    given = {"files": origin.of_split(name), "kinds": tuple(kinds)}
+    return datasets.IterableDataset.from_generator(archive_rows, archive_features(kinds), gen_kwargs=given)
+
+
 def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:
     return data.to_iterable_dataset(num_shards=min(len(data), NUM_SHARDS))
 
@@ -177,27 +271,6 @@ def _opened(builder: str, options: Options) -> Table:
                 check_tar(glob(pattern)[0])
     data = datasets.load_dataset(builder, **options)
     return _undecoded(data)
-
-
-def check_tar(file: str | Path) -> None:
-    """Raises ValueError for an archive that is cut off or broken in the middle, which `tarfile` takes for its end."""
-    size, at, num = os.path.getsize(file), 0, 0
-    with open(file, "rb") as archive:
-        while at < size:
-            archive.seek(at)
-            block = archive.read(tarfile.BLOCKSIZE)
-            if not any(block):
-                return
-            try:
-                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except tarfile.TarError as err:
-                if num == 0:
-                    return  # it is compressed, or no archive at all: its reader tells
-                raise ValueError(f"{err} after {num} members") from None
-            blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() or member.type in EXTRA else 0
-            at, num = at + (1 + blocks) * tarfile.BLOCKSIZE, num + 1
-    if at > size:
-        raise ValueError(f"the file ends within its member number {num}")
 
 
 def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tuple[object, Exception]:

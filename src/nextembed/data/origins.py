@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,8 +12,9 @@ from pyarrow import parquet
 
 from ..core.places import NO_SOURCE, check_here
 from ..errors import ConfigError
+from .archives import zip_members
 from .grouping import Folders, by_folders, by_names
-from .listing import KINDS, File, listed
+from .listing import KINDS, File, listed, member_file
 from .naming import WORDS, in_files
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -54,6 +56,7 @@ class Origin(NamedTuple):
     left_out: tuple[File, ...] = ()
     beside: dict[str, int] = {}
     unclear: str = ""
+    rules: Rules = PLAIN
 
     def named(self, split: str) -> str:
         """The name of a split among those of `files`. Raises MissingSplit, or ConfigError where that is unclear."""
@@ -122,7 +125,9 @@ def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str,
     groups, unclear, _ = by_names(named, rules.folders)
     if len(groups) == 1:
         groups = {"train": next(iter(groups.values()))}
-    return Origin(BUILDERS[kind], _paths(groups), folder, unclear=unclear)
+    if kind == "zip":
+        return _from_zips(_paths(groups), folder, rules)._replace(unclear=unclear)
+    return Origin(BUILDERS[kind], _paths(groups), folder, unclear=unclear, rules=rules)
 
 
 def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
@@ -137,7 +142,10 @@ def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
     rest = [file for file in files if file.kind != kind]
     if kind != "image":
         groups, unclear, more = by_names(good, rules.folders)
-        return Origin(BUILDERS[kind], _paths(groups), folder, {}, (*left_out, *more), endings(rest), unclear)
+        if kind == "zip":
+            left_out += more
+            return _from_zips(_paths(groups), folder, rules, left_out)._replace(unclear=unclear, beside=endings(rest))
+        return Origin(BUILDERS[kind], _paths(groups), folder, {}, (*left_out, *more), endings(rest), unclear, rules)
     groups, classes, more = by_folders(good, rules.folders, rules.class_folder)
     if any(file.kind == "metadata" for file in files) and rules.format is None:
         for split in groups:
@@ -145,6 +153,28 @@ def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
         rest, classes = [file for file in rest if file.kind != "metadata"], {}
         return Origin("imagefolder", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
     return Origin("images", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
+
+
+def _from_zips(archives: dict[str, list[str]], folder: Path, rules: Rules, left_out: Sequence[File] = ()) -> Origin:
+    """The images in zip archives, as if each lay unpacked; what the archives are called says the split, else folders
+    inside. Raises ConfigError for an archive that cannot be read or has no images."""
+    files, others = [], []
+    for split, names in archives.items():
+        for name in names:
+            try:
+                members = zip_members(name)
+            except (OSError, ValueError) as err:
+                raise ConfigError(f"data.source: cannot read '{name}' as zip: {err}") from None
+            above = f"{split}/" if len(archives) > 1 else ""
+            found = [member_file(above + one.name, one.ref) for one in members]
+            files += [file for file in found if file.kind == "image"]
+            others += [file for file in found if file.kind not in ("image", "junk")]
+    if not files:
+        raise ConfigError(f"data.source: {folder} has no images in its zip archives: {_counted(others) or 'empty'}")
+    good = [file for file in files if not file.reason]
+    groups, classes, more = by_folders(good, rules.folders, rules.class_folder)
+    lost = [file for file in files if file.reason]
+    return Origin("images", _paths(groups), folder, classes, (*left_out, *lost, *more), endings(others), rules=rules)
 
 
 def _belongs(metadata: File, images: list[File]) -> bool:

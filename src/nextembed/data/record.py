@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from ..errors import DataError, NextEmbedError
+from .archives import is_member, place_of, read_member
 from .rows import Rows
 from .transforms import Unreadable
 
@@ -41,6 +42,12 @@ class Folder(NamedTuple):
             raise Unreadable("no file")
         if not isinstance(value, str):
             return value
+        if is_member(value):
+            try:
+                self.inside(place_of(value)[0])
+            except ValueError:
+                raise Unreadable(f"'{value[:80]}' is no member of an archive") from None
+            return read_member(value)
         if URL.match(value):
             if self.path is not None:
                 raise Unreadable(f"'{value[:80]}' is an address; nothing is downloaded")
@@ -48,9 +55,15 @@ class Folder(NamedTuple):
                 return file.read()
         if self.path is None:
             return Path(value)
-        full = self.path / plain_path(value)
+        return self.inside(plain_path(value))
+
+    def inside(self, name: str) -> Path:
+        """The path of a file in the folder. Raises Unreadable for one that is not."""
+        if self.path is None:
+            raise Unreadable("there is no data folder")
+        full = self.path / name
         if not Path(os.path.normpath(full.absolute())).is_relative_to(self.path):
-            raise Unreadable(f"'{value[:80]}' lies outside the data folder")
+            raise Unreadable(f"'{name[:80]}' lies outside the data folder")
         return full
 
 
@@ -61,9 +74,11 @@ def stored_path(path: str) -> str:
 
 def plain_path(stored: str) -> str:
     """The path that `stored_path` made it of. Raises Unreadable."""
-    if not stored.startswith(RAW):
-        return stored
     try:
+        if is_member(stored):
+            return "/".join(place_of(stored))
+        if not stored.startswith(RAW):
+            return stored
         return os.fsdecode(bytes.fromhex(stored.removeprefix(RAW)))
     except ValueError:
         raise Unreadable(f"'{stored[:80]}' is no path") from None

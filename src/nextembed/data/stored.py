@@ -10,8 +10,9 @@ import numpy as np
 from pyarrow import Table as ArrowTable
 
 from ..errors import NextEmbedError
+from .archives import check_tar
 from .draws import sample_seed
-from .loading import Table, cannot_read, check_tar, metadata_fault
+from .loading import Table, cannot_read, metadata_fault
 from .origins import Origin
 from .record import reason_of
 from .rows import FIRST, RowPlace

@@ -228,6 +228,8 @@ class ToRecord(NamedTuple):
         row, error = as_row(record)
         if self.json_lines:
             row, error = parsed(row["text"])
+        elif "__key__" in row and isinstance(row.get("json"), str):  # of an archive
+            row["json"] = parsed(row["json"])[0]
         for column, names in self.class_names.items():
             label = row.get(column)
             row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None

@@ -1,0 +1,132 @@
+"""Members of tar and zip archives, listed once and read where they lie, without unpacking."""
+
+import os
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from .listing import shown
+from .transforms import Unreadable
+
+TAR, ZIP = "tar-member:", "zip-member:"  # before what `refer` writes
+EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
+
+
+class Member(NamedTuple):
+    """A file in an archive. name: as it stands there; ref: what `read_member` reads."""
+
+    name: str
+    ref: str
+
+
+def refer(archive: str, name: str, offset: int | None = None, size: int = 0) -> str:
+    """A text that names a member. offset, size: of the bytes in a tar archive."""
+    head = ZIP if offset is None else f"{TAR}{offset}:{size}:"
+    return f"{head}{len(archive)}:{archive}/{name}"
+
+
+def is_member(ref: str) -> bool:
+    return ref.startswith((TAR, ZIP))
+
+
+def place_of(ref: str) -> tuple[str, str]:
+    """The archive, and the name of the member. Raises ValueError for a text that names none."""
+    numbers = ref.split(":", 4 if ref.startswith(TAR) else 2)
+    length, path = int(numbers[-2]), numbers[-1]
+    return path[:length], path[length + 1 :]
+
+
+def read_member(ref: str) -> bytes:
+    """The bytes of a member. Raises Unreadable."""
+    try:
+        archive, name = place_of(ref)
+        if ref.startswith(ZIP):
+            with _opened_zip(archive, os.path.getmtime(archive), os.getpid()).open(name) as file:
+                return file.read()
+        _, offset, size, _ = ref.split(":", 3)
+        with open(archive, "rb") as opened:
+            opened.seek(int(offset))
+            return opened.read(int(size))
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as err:
+        raise Unreadable(f"a member of an archive cannot be read: {str(err)[:150]}") from None
+
+
+@lru_cache(4)
+def _opened_zip(archive: str, changed: float, process: int) -> zipfile.ZipFile:
+    """An open archive; each process has its own, whose place in the file no other moves."""
+    return zipfile.ZipFile(archive)
+
+
+def zip_members(archive: str) -> list[Member]:
+    """Raises ValueError or OSError for a file that is no zip archive."""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            names = [one.filename for one in opened.infolist() if not one.is_dir()]
+    except (zipfile.BadZipFile, NotImplementedError) as err:
+        raise ValueError(str(err)) from None
+    return [Member(name, refer(archive, name)) for name in sorted(set(names))]
+
+
+def tar_members(archive: str) -> Iterator[Member]:
+    """The files of a tar archive. Raises ValueError, tarfile.TarError or OSError for one that is damaged."""
+    check_tar(archive)
+    with tarfile.open(archive, "r:") as opened:
+        for one in opened:
+            if one.isreg():
+                name = shown(one.name)
+                yield Member(name, refer(archive, name, one.offset_data, one.size))
+
+
+def check_tar(file: str | Path) -> None:
+    """Raises ValueError for an archive that is cut off or broken in the middle, which `tarfile` takes for its end."""
+    size, at, num = os.path.getsize(file), 0, 0
+    with open(file, "rb") as archive:
+        while at < size:
+            archive.seek(at)
+            block = archive.read(tarfile.BLOCKSIZE)
+            if not any(block):
+                return
+            try:
+                member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.TarError as err:
+                if num == 0:
+                    return  # it is compressed, or no archive at all: its reader tells
+                raise ValueError(f"{err} after {num} members") from None
+            blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() or member.type in EXTRA else 0
+            at, num = at + (1 + blocks) * tarfile.BLOCKSIZE, num + 1
+    if at > size:
+        raise ValueError(f"the file ends within its member number {num}")
+
+
+def samples(members: list[Member]) -> dict[str, dict[str, str]]:
+    """Members that belong together, by key: their refs by ending, in lower case, as webdataset has it: what follows the
+    first dot of a name. Where that is no kind of file that many samples have, dots are part of the name.
+
+    Raises ValueError for two members of one kind in a sample.
+    """
+    parted = [(one, *_parted(one.name)) for one in members]
+    kinds = Counter(kind for _, _, kind in parted)
+    keys = len({key for _, key, _ in parted})
+    found: dict[str, dict[str, str]] = {}
+    for one, key, kind in parted:
+        if not kind:
+            continue
+        inner, dot, last = kind.rpartition(".")
+        if dot and (not inner[0].isalpha() or kinds[kind] * 2 <= keys):
+            key, kind = f"{key}.{inner}", last
+        sample = found.setdefault(key, {})
+        if sample.setdefault(kind.lower(), one.ref) != one.ref:
+            raise ValueError(f"two members are '{key}.{kind.lower()}'")
+    return found
+
+
+def _parted(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, kind = base.partition(".")
+    if not stem or base.startswith("._") or "__MACOSX" in folder:
+        return name, ""  # a hidden file is no sample
+    return folder + slash + stem, kind
