@@ -5,8 +5,13 @@ import sys
 
 def main() -> int:
     """Runs the command line and gives its exit code."""
-    from nextembed.cli import main as run
-
+    try:
+        from nextembed.cli import main as run
+    except ModuleNotFoundError as err:
+        if err.name is None or err.name.partition(".")[0] == "nextembed":
+            raise
+        print(f"nextembed: the package {err.name} is missing here: pip install {err.name}", file=sys.stderr)
+        return 1
     return run()
 
 

@@ -83,16 +83,16 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .objectives.next_embedding import NextEmbeddingSettings as NextEmbeddingSettings
     from .planning.plan import Plan as Plan
     from .planning.plan import plan as plan
+    from .recipes.fitting import fit as fit
     from .report.visualize import Visualization as Visualization
     from .report.visualize import visualize as visualize
-    from .run import fit as fit
     from .runs import Run as Run
     from .runs import RunConfig as RunConfig
     from .runs import open_run as open_run
     from .training.settings import TrainConfig as TrainConfig
 
 _PUBLIC = {
-    "run": "fit",
+    "recipes.fitting": "fit",
     "runs": "Run RunConfig open_run",
     "core.code": "allow_code",
     "core.config": "Config Part",

@@ -1,7 +1,9 @@
 """Runs, opened: the one reader of run folders, checkpoints, model folders and hub ids."""
 
 import re
+import webbrowser
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -85,6 +87,25 @@ class Run(RunFolder):
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def _repr_html_(self) -> str:
+        """In a notebook: what it scored, and its report."""
+        shown = {name: value for name, value in self.metrics.items() if isinstance(value, int | float | str)}
+        rows = "".join(f"<tr><td>{escape(name)}</td><td>{figure(value)}</td></tr>" for name, value in shown.items())
+        page = self.dir / "report.html"
+        link = f'<a href="{escape(page.resolve().as_uri())}" target="_blank">report</a>' if page.is_file() else ""
+        return f"<p><b>{escape(str(self.path))}</b> {link}</p><table>{rows}</table>"
+
+    def open(self) -> Path:
+        """Writes its report if there is none, and shows it in the browser.
+
+        Raises:
+            ConfigError: the folder holds no run.
+        """
+        page = self.dir / "report.html"
+        page = page if page.is_file() else self.report()
+        webbrowser.open(page.resolve().as_uri())
+        return page
+
     @cached_property
     def config(self) -> RunConfig:
         """Its settings. Raises ConfigError where there are none, CodeRefused for Python that was not allowed."""
@@ -156,6 +177,11 @@ class Run(RunFolder):
         path = Path(path) if path is not None else self.dir / "report.html"
         write_text(path, page(view, sections))
         return path
+
+
+def figure(value: float | str) -> str:
+    """A metric for a page."""
+    return escape(value) if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 class _Seed(Config):

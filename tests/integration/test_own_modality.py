@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,18 @@ def test_a_run_resumes_in_a_new_process(names: dict[str, Any]) -> None:
     config.train.max_steps = 5
     again = nextembed.fit(config, resume=names["run"].dir)
     assert again.metrics["step"] == 5 and again.trained.config.names == ["text", "cloud"]
+
+
+def test_the_last_command_of_the_page_trains(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "point_cloud.py").write_text(FILE)
+    command = re.findall(r"^nextembed (train .*)$", PAGE, re.MULTILINE)[-1]
+    words = [
+        *shlex.split(command),
+        "train.max_steps=1",
+        "train.batch_size=2",
+        "train.device=cpu",
+        "probe.enabled=false",
+    ]
+    assert main(words) == 0
+    assert (tmp_path / "runs" / "clouds" / "model" / "config.json").is_file()

@@ -63,7 +63,7 @@ def test_the_list_that_needs_no_torch_says_what_the_functions_say() -> None:
     }
     assert {name: (f"nextembed.recipes.{place.module}", place.line) for name, place in recipes.listed().items()} == made
     files = {file.stem for file in Path(recipes.__file__).parent.glob("*.py")}
-    assert files == {*recipes.MODULES, "__init__", "loading", "shrunk", "ade20k"}
+    assert files == {*recipes.MODULES, "__init__", "loading", "fitting", "shrunk", "ade20k"}
 
 
 def test_recipes_are_attributes() -> None:

@@ -29,13 +29,20 @@ def probe(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where probe.json goes; RUN/probe.json if left out.")
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Show every layer, pooling and attention, too.")] = False,
 ) -> None:
     """Measure what frozen features hold: kNN and linear probes.
 
     Over layer x pooling (mean, last, first) x attention (causal, full) x weights (raw, EMA, untrained), beside raw
     pixels. Settings are those of the run: data.label_column=species, probe.layers=[3,6], ...
     Of an Omni any modality: --data speech probe.modality=audio probe.column=audio probe.label_column=category; without
-    probe.modality, images.
+    probe.modality, images. The table answers what was learned: the best row beside the same network untrained and raw
+    pixels; --all shows the whole sweep.
+
+    \b
+    Examples:
+      nextembed probe runs/mine
+      nextembed probe runs/mine --data path/to/labelled/images --all
     """
     check_here(target, NO_RUN)
     if data is not None:
@@ -50,7 +57,7 @@ def probe(
     run = open_run(target)
     config = probe_settings(run, data, overrides or [])
     table = measure(run, config.data, config.probe)
-    PlainConsole().print(table.render())
+    PlainConsole().print(table.render() if everything else table.answer())
     print("\n".join(sentence(table)))
     file = output or (run.dir / "probe.json" if run.values and data is None else None)
     if file:

@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -187,6 +187,15 @@ def apply_overrides(config: C, overrides: Iterable[str]) -> C:
             if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
                 raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")
         _put(values, path.strip(), value)
+    with trusting(True):
+        return validated(type(config), values)
+
+
+def with_values(config: C, changes: Mapping[str, Any]) -> C:
+    """A new config with values by their dotted names, as `apply_overrides` has them as text."""
+    values: dict[str, Any] = _shallow(config)
+    for path, value in changes.items():
+        _put(values, path, value)
     with trusting(True):
         return validated(type(config), values)
 

@@ -39,7 +39,9 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
         raise
     except Exception as err:  # whatever a broken file raises
         if away:
-            raise ConfigError(f"{what}: it is neither here nor kept from an earlier download, and {away}") from err
+            raise ConfigError(
+                f"{what}: it is neither here nor kept from an earlier download, and {away}; name a folder that is here"
+            ) from err
         own = _said(name, "auto_map")
         reason = "it needs code of its own (auto_map), which is not run" if own else shortened(first_line(err))
         raise ConfigError(f"{what}: {reason}") from err

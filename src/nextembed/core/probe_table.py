@@ -98,6 +98,22 @@ class ProbeTable:
                 parts.append(self._grid(best, title))
         return Group(*parts, self._summary())
 
+    def answer(self) -> Table:
+        """For the terminal: what each probe finds in the trained network, the untrained one and raw values."""
+        table = Table(title=f"Accuracy, rows chosen by {self.chosen_on}", title_justify="left")
+        trained = self.best()
+        name = WEIGHTS.get(trained.weights, trained.weights) if trained is not None else "trained"
+        for column in ("probe", f"trained ({name})", "untrained", self.raw, "feature"):
+            table.add_column(column, justify="left" if column in ("probe", "feature") else "right")
+        for probe, title in TITLES.items():
+            best, untrained = self.best(probe), self.best(probe, "untrained")
+            if best is None:
+                continue
+            raw = self.pixels.get(probe, self.pixels_validation.get(probe))
+            numbers = _measured(best), _measured(untrained) if untrained else "-", percent(raw)
+            table.add_row(title, *numbers, feature_name(best, self.num_layers))
+        return table
+
     def __str__(self) -> str:
         console = PlainConsole(width=110, no_color=True)
         with console.capture() as capture:

@@ -210,8 +210,9 @@ class Talker:
             folder = self._decoder_folder()
             if folder is None:
                 raise ConfigError(
-                    f"{self.path} cannot paint: it has no visual_decoder/ folder (train one: nextembed train "
-                    "emu_visual_decoder)"
+                    f"{self.path} cannot paint: it has no visual_decoder/ folder. For a small one: "
+                    f"nextembed train emu_emoji_decoder after=[] model.pretrained={self.path}; one for photos: the "
+                    "recipe emu_visual_decoder"
                 )
             self._pipeline = EmuPipeline(self.model, self.processor, VisualDecoder.from_pretrained(folder))
             self._pipeline.decoder.to(self.model.device)

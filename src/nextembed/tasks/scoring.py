@@ -1,6 +1,7 @@
 """Scores of a fine-tuned model, by what its checkpoint says it is for."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..core.config import Part
 from ..core.run_folder import read_model_file
@@ -14,6 +15,18 @@ SCORERS: dict[str, Callable[..., ClassScores | SegmentScores]] = {
     "ForImageClassification": classification.score,
     "ForSemanticSegmentation": segmentation.score,
 }
+
+
+def instead(folder: Path, kind: str) -> str:
+    """What measures a model that is neither classifier nor segmenter."""
+    match read_model_file(folder).model_type:
+        case "emu":
+            return "it is an Emu: nextembed evaluate RUN --task caption --data SOURCE, or vqa, retrieval, text_to_image"
+        case "omni":
+            return "it is an Omni: nextembed probe RUN, or nextembed generate RUN TEXT"
+        case "vit_nepa" | "spt_nepa":
+            return "it is pretrained without labels: nextembed probe RUN, or fine-tune it with the recipe finetune"
+    return f"it is a model {kind}"
 
 
 def score(
@@ -34,5 +47,5 @@ def score(
     name = next(iter(read_model_file(folder).architectures or []), "")
     kind = name[name.find("For") :] if "For" in name else name
     if kind not in SCORERS:
-        raise ConfigError(f"{folder} holds no fine-tuned model that can be scored (it is a model {kind})")
+        raise ConfigError(f"{folder} holds no fine-tuned model that can be scored ({instead(folder, kind)})")
     return SCORERS[kind](run, data, config, splits)
