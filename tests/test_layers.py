@@ -16,16 +16,16 @@ ROWS = [
     ["modalities"],
     ["models"],
     ["objectives", "data"],
-    ["toys"],
+    ["toys"],  # above data, not beside it: toys are kinds of data, made of its parts
     ["training", "evaluation", "report"],
     ["tasks", "inference", "export"],
     ["runs"],
     ["run"],
-    ["recipes", "planning"],
+    ["recipes", "planning", "compare"],
     ["cli", "studio"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
-ONLY = {"data": {"core", "errors"}, "objectives": {"core", "errors", "nn", "modalities"}}
+ONLY = {"data": {"core", "errors", "modalities"}, "objectives": {"core", "errors", "nn", "modalities"}}
 DOORS = {
     "datasets": "data/loading.py",
     "diffusers": "models/emu/visual_decoder",
@@ -34,7 +34,12 @@ DOORS = {
     "gradio": "studio/",
 }
 MAX_FILE_LINES = 500
-MAX_FUNCTION_LINES = 80
+MAX_FUNCTION_LINES = 60
+MAX_PARAMETERS = 8  # self and cls are none
+MANY_PARAMETERS = {
+    "models/emu/modeling_emu.py:forward",  # what transformers calls a model with
+    "report/visualize.py:visualize",  # the options of one picture, for people; all but three by name
+}
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "accelerate", "sklearn", "matplotlib", "numpy"}
 
 
@@ -53,6 +58,11 @@ def imports(tree: ast.Module, file: Path, top_level: bool = False) -> Iterator[t
             module = [*base, *([node.module] if node.module else [])]
             for alias in node.names:
                 yield node.lineno, ".".join([*module, alias.name])
+
+
+def num_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    return len(names) - (names[:1] in (["self"], ["cls"]))
 
 
 def breaches(file: Path, text: str) -> list[str]:
@@ -77,6 +87,8 @@ def breaches(file: Path, text: str) -> list[str]:
             assert node.end_lineno is not None
             if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES:
                 found.append(f"{name}:{node.lineno}: {node.name} is longer than {MAX_FUNCTION_LINES} lines")
+            if num_parameters(node) > MAX_PARAMETERS and f"{name}:{node.name}" not in MANY_PARAMETERS:
+                found.append(f"{name}:{node.lineno}: {node.name} has more than {MAX_PARAMETERS} parameters")
     return found
 
 
@@ -93,12 +105,13 @@ def test_rules_hold(file: Path) -> None:
         ("nn/x.py", "def f():\n    from nextembed import data", "nn may not import data"),
         ("training/x.py", "from .. import evaluation", "training may not import evaluation"),
         ("objectives/x.py", "from ..models.nepa import ViTNepaModel", "objectives imports only core"),
-        ("data/x.py", "from ..nn.losses import mse", "data imports only core, errors"),
+        ("data/x.py", "from ..nn.losses import mse", "data imports only core, errors, modalities"),
         ("data/collate.py", "import datasets", "datasets comes in only through data/loading.py"),
         ("report.py", "from .run import fit", "report may not import run"),
         ("helpers.py", "", "'helpers' has no place"),
         ("nn/x.py", "x = 1\n" * 501, "longer than 500 lines"),
-        ("nn/x.py", "def f():\n" + "    x = 1\n" * 80, "f is longer than 80 lines"),
+        ("nn/x.py", "def f():\n" + "    x = 1\n" * 60, "f is longer than 60 lines"),
+        ("nn/x.py", "def f(a, b, c, d, /, e, f, *, g, h, i): ...", "f has more than 8 parameters"),
     ],
 )
 def test_each_breach_is_seen(name: str, text: str, words: str) -> None:
@@ -114,10 +127,20 @@ def test_each_breach_is_seen(name: str, text: str, words: str) -> None:
         ("run.py", "from .training.loop import Loop\nimport torch"),
         ("data/loading.py", "import datasets"),
         ("__init__.py", "from .run import fit"),
+        ("nn/x.py", "class C:\n    def f(self, a, b, c, d, e, f, g, h): ..."),
+        ("models/emu/modeling_emu.py", "def forward(a, b, c, d, e, f, g, h, i): ..."),
     ],
 )
 def test_what_is_allowed_passes(name: str, text: str) -> None:
     assert breaches(SRC / name, text) == []
+
+
+def test_exceptions_are_still_needed() -> None:
+    for exception in MANY_PARAMETERS:
+        file, _, function = exception.partition(":")
+        nodes = ast.walk(ast.parse((SRC / file).read_text(encoding="utf-8")))
+        found = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == function]
+        assert any(num_parameters(node) > MAX_PARAMETERS for node in found), exception
 
 
 def test_command_line_imports_nothing_heavy_at_the_top() -> None:

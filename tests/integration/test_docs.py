@@ -1,5 +1,6 @@
 """The documentation says what the code does: its Python runs, its commands name real settings, its links lead on."""
 
+import json
 import re
 import shlex
 import shutil
@@ -245,6 +246,39 @@ def test_own_objective_and_data_train_a_step(user_files: Path) -> None:
     assert run.metrics["probe/linear_pixels"] > 0.5  # two classes that pixels tell apart
     again = nextembed.runs.read_run_config(run.dir)
     assert again.objective.kind == f"{user_files.resolve()}/my_objective.py:MaskedSquared"
+
+
+def test_own_task_judges_a_run(user_files: Path) -> None:
+    config = apply_overrides(
+        recipes.load("nepa_demo_tiny"),
+        ["name=judged", "objective=my_task.py:RetrievalObjective", "train.probe_steps=1", "data.num_workers=0"],
+    )
+    nextembed.allow_code("my_task.py")
+    own = {**config.model.model_dump(exclude={"kind"}), "kind": "my_task.py:RetrievalModel"}
+    config = config.model_copy(update={"model": nextembed.core.config.MODELS.parse(own)})
+    run = nextembed.fit(config)
+    assert run.task.name == "retrieval" and 0 <= run.metrics["retrieval"] <= 1
+    score = json.loads((run.dir / "best" / "score.json").read_text())
+    assert score["metric"].endswith("retrieval") and (run.dir / "report.html").is_file()
+    assert "Retrieval on validation" in run.task.summary(run)[0]
+
+
+def test_own_modality_enters_a_model_and_comes_back(user_files: Path) -> None:
+    nextembed.allow_code("my_touch.py")
+    parts = nextembed.OmniParts(
+        modalities={"text": {}, "touch": {"kind": "my_touch.py:Touch", "channels": 4}},
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model, processor = parts.build(), parts.processor()
+    signal = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    inputs = processor([["it feels", {"touch": signal}]])
+    assert inputs["values.touch"].shape == (6, 4)
+    assert model.embed(inputs).z.shape == (1, 1 + len("it feels") + 1 + 6, 16)
+    assert torch.equal(processor.read("touch", inputs["values.touch"], (6,)), signal)
+    with pytest.raises(ValueError, match=r"touch is \[4, T\], not \[3, 6\]"):
+        processor([[{"touch": signal[:3]}]])
 
 
 def test_own_recipe_is_a_config(user_files: Path) -> None:

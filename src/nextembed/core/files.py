@@ -89,7 +89,7 @@ def checked_file(file: str | Path) -> Path:
         if found.exists() and not found.is_file():
             raise ConfigError(f"{file} is not a file")
     except (OSError, ValueError) as err:
-        raise ConfigError(f"cannot write {file}: {getattr(err, 'strerror', None) or err}") from None
+        raise ConfigError(f"cannot write {file}: {reason_of(err)}") from None
     _check_above(found)
     return found
 
@@ -124,7 +124,7 @@ def read_text(file: str | Path) -> str:
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as err:
-        raise ConfigError(f"cannot read {file}: {getattr(err, 'strerror', None) or first_line(err)}") from None
+        raise ConfigError(f"cannot read {file}: {reason_of(err)}") from None
 
 
 def from_json(text: str | bytes) -> Any:
@@ -259,7 +259,7 @@ def free_folder(base: Path, name: str, exact: bool = False) -> Path:
                 continue
             return folder
     except (OSError, ValueError) as err:
-        raise ConfigError(f"cannot make a folder in {base}: {getattr(err, 'strerror', None) or err}") from None
+        raise ConfigError(f"cannot make a folder in {base}: {reason_of(err)}") from None
     raise ConfigError(f"{base / name} is taken")
 
 
@@ -332,6 +332,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def reason_of(err: BaseException) -> str:
+    """What the system says of an error, else its first line."""
+    return (isinstance(err, OSError) and err.strerror) or first_line(err)
+
+
 def first_line(err: BaseException) -> str:
     """What an error says, in one line."""
     return (str(err).strip().splitlines() or [type(err).__name__])[0]
@@ -367,11 +372,11 @@ def write_error(err: BaseException) -> str:
     """The reason why a file could not be written, in plain words."""
     if _disk_is_full(err):
         return "the disk is full (no space left on device)"
-    return getattr(err, "strerror", None) or first_line(err)
+    return reason_of(err)
 
 
 def _disk_is_full(err: BaseException) -> bool:
     if isinstance(err, NextEmbedError):
         return False  # it says so already
     marks = ("No space left", "os error 28", "unexpected pos", "PytorchStreamWriter", "Disk quota")
-    return getattr(err, "errno", None) in (28, 122) or any(mark in first_line(err) for mark in marks)
+    return (isinstance(err, OSError) and err.errno in (28, 122)) or any(mark in first_line(err) for mark in marks)

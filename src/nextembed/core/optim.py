@@ -46,7 +46,8 @@ class OptimConfig(Config):
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "OptimConfig":
-        given = [n for n in ("warmup_steps", "warmup_epochs", "warmup_rate") if getattr(self, n) is not None]
+        ways = {"warmup_steps": self.warmup_steps, "warmup_epochs": self.warmup_epochs, "warmup_rate": self.warmup_rate}
+        given = [name for name, value in ways.items() if value is not None]
         if len(given) > 1:
             raise ValueError(f"give one of {', '.join(given)}, not {len(given)}")
         return self

@@ -4,6 +4,7 @@ process, which outlives none of them."""
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -73,7 +74,7 @@ class TidyStop:
 def held_back() -> Iterator[None]:
     """Ctrl-C and SIGTERM wait until the block ends. Processes begun in it hold them back, too, until each calls
     `left_to_parent`: there is no moment at which one of the two would end a worker."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if sys.platform == "win32":
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
@@ -88,7 +89,7 @@ def left_to_parent() -> None:
     main process, which saves with this worker's batches and then ends it."""
     for signum in STOP:
         signal.signal(signum, signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
 
 

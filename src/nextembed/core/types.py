@@ -274,6 +274,33 @@ class SteppedBackbone(Protocol):
 
 
 @runtime_checkable
+class PatchConfig(Protocol):
+    """What a model of image patches says of them."""
+
+    hidden_size: int
+    num_channels: int
+
+    @property
+    def patch_shape(self) -> tuple[int, int]: ...
+    @property
+    def image_shape(self) -> tuple[int, int]: ...
+
+
+@runtime_checkable
+class CountsLatents(Protocol):
+    """A backbone that knows how many latents an image has."""
+
+    def num_latents(self, height: int, width: int) -> int: ...
+
+
+@runtime_checkable
+class SizedConfig(Protocol):
+    """A configuration that says how large images are."""
+
+    image_size: int
+
+
+@runtime_checkable
 class LayeredConfig(Protocol):
     """Sizes of one transformer."""
 

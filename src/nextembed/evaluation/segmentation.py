@@ -139,7 +139,7 @@ def score_segmenter(
         ],
         window=window,
         stride=stride or max(1, round(window * STRIDE_RATE)),
-        skipped=dict(getattr(getattr(samples, "log", None), "reasons", {})),
+        skipped=dict(samples.log.reasons) if isinstance(samples, EvalSamples) else {},
     )
 
 

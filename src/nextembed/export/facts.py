@@ -41,9 +41,9 @@ class Facts:
     std: list[float] | None = None
     num_parameters: int = 0
     run: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
     recipe: str | None = None
-    changes: list[tuple[str, Any, Any]] = field(default_factory=list)
+    changes: list[tuple[str, object, object]] = field(default_factory=list)
     data: str | None = None
     dataset: str | None = None
     splits: list[tuple[str, str, int | None]] = field(default_factory=list)
@@ -100,7 +100,7 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
     facts.splits = _splits(values.get("data") or {}, settings, facts)
 
 
-def _splits(data: dict[str, Any], settings: Settings, facts: Facts) -> list[tuple[str, str, int | None]]:
+def _splits(data: dict[str, object], settings: Settings, facts: Facts) -> list[tuple[str, str, int | None]]:
     """Names of the splits, with their number of images: counted where the data is here (nothing is downloaded for it),
     else as far as the run's files tell."""
     own, probe = settings.data, settings.probe
@@ -115,7 +115,7 @@ def _splits(data: dict[str, Any], settings: Settings, facts: Facts) -> list[tupl
     return found
 
 
-def _count(data: dict[str, Any]) -> dict[str, int] | None:
+def _count(data: dict[str, object]) -> dict[str, int] | None:
     """Images by role of data on this machine; None if it is not here (any more), or streamed."""
     sizes: dict[str, int] = {}
     try:
@@ -157,15 +157,15 @@ def count_parameters(folder: Path) -> int:
     return num
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     """Nested settings as {"train.max_steps": 600, ...}."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
     return found
 
 
-def differences(recipe: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+def differences(recipe: dict[str, object], run: dict[str, object]) -> list[tuple[str, object, object]]:
     """(setting, recipe's value, run's value) where two flat configs differ; names and places of files left out."""
     private = ("name", "output_dir", "data.source", "data.num_workers", "train.device", "train.trackers")
     return [
@@ -175,5 +175,5 @@ def differences(recipe: dict[str, Any], run: dict[str, Any]) -> list[tuple[str, 
     ]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,6 @@
 """Videos as tubelets: patches of a few frames."""
 
-from typing import Any
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,10 +43,10 @@ class Video(Modality):
         self.value_size = tube_size * num_channels * patch_size**2
         self.projection = nn.Linear(self.value_size, hidden_size)
 
-    def patches(self, value: Any) -> Patches:
+    def patches(self, value: Tensor | np.ndarray) -> Patches:
         """value: uint8 [F, C, H, W]. shape: (tubelets in time, rows, columns, frames)."""
-        if getattr(value, "ndim", 0) != 4:
-            given = list(value.shape) if hasattr(value, "shape") else type(value).__name__
+        if not isinstance(value, Tensor | np.ndarray) or value.ndim != 4:
+            given = list(value.shape) if isinstance(value, Tensor | np.ndarray) else type(value).__name__
             raise ValueError(f"a video is a tensor [F, C, H, W]; this is {given}")
         if len(value) > self.max_frames:
             raise ValueError(f"a video of {len(value)} frames; max_frames is {self.max_frames}")

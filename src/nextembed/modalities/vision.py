@@ -48,11 +48,12 @@ class Image(Modality):
         return F.pad(patch_coordinates(shape[0], shape[1]), (1, 0))
 
 
-def as_pixels(value: Tensor, num_channels: int, size: int) -> Tensor:
+def as_pixels(value: Tensor | np.ndarray, num_channels: int, size: int) -> Tensor:
     """Images [..., C, H, W], uint8 or in [-1, 1], as float32 [..., C, size, size] in [-1, 1]. Raises ValueError."""
     value = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
     if not isinstance(value, Tensor) or value.ndim < 3 or 0 in value.shape:
-        raise ValueError(f"an image is a tensor [C, H, W], not {getattr(value, 'shape', type(value).__name__)}")
+        given = value.shape if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"an image is a tensor [C, H, W], not {given}")
     if value.shape[-3] == 1 and num_channels == 3:
         value = value.expand(*value.shape[:-3], 3, *value.shape[-2:])
     if value.shape[-3] != num_channels:

@@ -167,9 +167,10 @@ def to_stable_pretraining(config: ViTNepaConfig, state: State) -> tuple[dict[str
             "stable-pretraining's NEPA cannot compute this model: it has no begin token in attention, and its rotary "
             f"positions are whole numbers with base 10000 (here centres in [-1, 1], base {config.rope_theta:g})"
         )
+    values = config.to_dict()
     for name, wanted in ROUND.items():
-        if getattr(config, name) != wanted:
-            raise ConfigError(f"stable-pretraining's NEPA has {name} {wanted}, this model {getattr(config, name)}")
+        if (own := values[name]) != wanted:
+            raise ConfigError(f"stable-pretraining's NEPA has {name} {wanted}, this model {own}")
     if config.layerscale_value is None or not config.qkv_bias or config.patch_shape[0] != config.patch_shape[1]:
         raise ConfigError("stable-pretraining's NEPA always has LayerScale, biases of queries, and square patches")
     if "classifier.weight" in state:

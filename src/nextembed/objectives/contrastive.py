@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.objective import OBJECTIVES, Accumulation, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
-from ..core.types import Backbone, Batch
+from ..core.types import Backbone, Batch, CountsLatents, SizedConfig
 from ..errors import ConfigError
 
 
@@ -39,11 +39,10 @@ class CpcSettings(ObjectiveSettings):
         return "per micro batch"  # other images of the micro batch are the negatives
 
     def build(self, backbone: Backbone) -> "Cpc":
-        num_latents = getattr(backbone, "num_latents", None)
-        size = getattr(backbone.config, "image_size", None)
-        if num_latents is None or size is None:
+        if not isinstance(backbone, CountsLatents) or not isinstance(backbone.config, SizedConfig):
             raise ConfigError("objective cpc needs a model of image patches: model.kind=vit_nepa")
-        if (num := num_latents(size, size)) <= self.steps + 1:
+        size = backbone.config.image_size
+        if (num := backbone.num_latents(size, size)) <= self.steps + 1:
             raise ConfigError(f"objective.steps {self.steps}: an image has only {num - 1} patches")
         return Cpc(self, backbone)
 

@@ -23,7 +23,7 @@ from ..core.objective import (
 )
 from ..core.optim import OptimConfig
 from ..core.sizes import MAX_WIDTH
-from ..core.types import Attention, Backbone, Batch, Hidden
+from ..core.types import Attention, Backbone, Batch, Hidden, PatchConfig
 from ..errors import ConfigError
 from ..nn.diagnostics import effective_rank
 from ..nn.heads import projector, summed
@@ -89,7 +89,7 @@ class Joint(Objective):
 
 
 def check_images(backbone: Backbone, kind: str) -> None:
-    if getattr(backbone.config, "patch_shape", None) is None:
+    if not isinstance(backbone.config, PatchConfig):
         raise ConfigError(f"objective {kind} needs a model of image patches: model.kind=vit_nepa")
 
 

@@ -17,7 +17,7 @@ from ..core.files import first_line
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.saved import Number, checked, read_json
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building
-from ..core.types import Backbone, Batch
+from ..core.types import Backbone, Batch, PatchConfig
 from ..errors import ConfigError
 from ..nn.losses import l1, masked_sum, mse
 from ..nn.readout import LatentDecoder, to_patches
@@ -67,9 +67,8 @@ class LatentDecoderSettings(ObjectiveSettings):
 
     def build(self, backbone: Backbone) -> "LatentDecoding":
         """Raises ConfigError if the backbone is no model of image patches."""
-        for name in ("hidden_size", "patch_shape", "num_channels"):
-            if not hasattr(backbone.config, name):
-                raise ConfigError(f"objective latent_decoder needs a model of image patches: its config has no {name}")
+        if not isinstance(backbone.config, PatchConfig):
+            raise ConfigError("objective latent_decoder needs a model of image patches: its config has no patch_shape")
         return LatentDecoding(self, backbone)
 
 

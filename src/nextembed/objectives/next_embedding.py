@@ -18,7 +18,18 @@ from torch import Tensor, nn
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.randomness import normal
 from ..core.sizes import MAX_WIDTH
-from ..core.types import Backbone, Batch, Hidden, Latents, LayeredConfig, Scorer, Scoring, ScoringBackbone
+from ..core.types import (
+    Backbone,
+    Batch,
+    CountsLatents,
+    Hidden,
+    Latents,
+    LayeredConfig,
+    Scorer,
+    Scoring,
+    ScoringBackbone,
+    SizedConfig,
+)
 from ..errors import ConfigError
 from ..nn import losses
 from ..nn.diagnostics import diagnose, lasting_warnings, verdict
@@ -92,13 +103,12 @@ class NextEmbeddingSettings(ObjectiveSettings):
         """The objective on a backbone. Raises ConfigError if that has too few layers or latents for these settings."""
         if not isinstance(backbone.config, LayeredConfig):
             raise ConfigError("objective next_embedding needs model.kind=vit_nepa or omni, or a model like these")
-        num_layers, size = backbone.config.num_hidden_layers, getattr(backbone.config, "image_size", None)
+        num_layers = backbone.config.num_hidden_layers
         if not -num_layers - 1 <= self.target_layer <= num_layers:
             raise ConfigError(f"objective.target_layer {self.target_layer}: the model has layers 0 to {num_layers}")
         if self.target == "hidden" and self.target_layer == -num_layers - 1:
             raise ConfigError("objective.target_layer: layer 0 is the latents: target=latents")
-        num_latents = getattr(backbone, "num_latents", None)  # a user's own backbone may not tell
-        longest, length = max(self.steps_ahead), num_latents(size, size) if num_latents and size else math.inf
+        longest, length = max(self.steps_ahead), latents_of_an_image(backbone)
         if length < 3:
             raise ConfigError(
                 "objective: an image of one patch has no next patch; model.patch_size is at most half of image_size"
@@ -142,6 +152,13 @@ class NextEmbeddingSettings(ObjectiveSettings):
             raise ConfigError("objective.distance=likelihood needs model.density=von_mises_fisher or mixture")
         if self.weights:
             raise ConfigError("objective.weights needs a model of several modalities: model.kind=omni")
+
+
+def latents_of_an_image(backbone: Backbone) -> float:
+    """Without end for a backbone that does not say."""
+    if not isinstance(backbone, CountsLatents) or not isinstance(backbone.config, SizedConfig):
+        return math.inf
+    return backbone.num_latents(backbone.config.image_size, backbone.config.image_size)
 
 
 class PlainScorer:

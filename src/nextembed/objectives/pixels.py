@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH
-from ..core.types import Attention, Backbone, Batch, Hidden, Prefix
+from ..core.types import Attention, Backbone, Batch, Hidden, PatchConfig, Prefix
 from ..errors import ConfigError
 from ..nn.heads import PlaceDecoder, TokenHead
 from ..nn.readout import to_patches
@@ -43,10 +43,9 @@ class PixelSettings(ObjectiveSettings):
 
 def patch_shape_of(backbone: Backbone, kind: str) -> tuple[int, int]:
     """Raises ConfigError for a backbone without patches, or whose images have fewer than four."""
-    shape = getattr(backbone.config, "patch_shape", None)
-    if shape is None:
+    if not isinstance(backbone.config, PatchConfig):
         raise ConfigError(f"objective {kind} needs a model of image patches: model.kind=vit_nepa")
-    height, width = backbone.config.image_shape
+    shape, (height, width) = backbone.config.patch_shape, backbone.config.image_shape
     if (height // shape[0]) * (width // shape[1]) < 4:
         raise ConfigError(f"objective {kind} needs four patches or more; make model.patch_size smaller")
     return int(shape[0]), int(shape[1])

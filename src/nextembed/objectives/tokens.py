@@ -112,6 +112,8 @@ class IgptSettings(TokenSettings):
 class Igpt(Tokens):
     """The objective of `IgptSettings`."""
 
+    reads_itself = True  # of its codebook's images
+
     def count_targets(self, batch: Batch) -> Tensor:
         return batch["latent_mask"][:, 1:].sum()
 

@@ -1,19 +1,19 @@
 """Painting from image latents: a diffusion decoder learns what pictures the latents of a frozen model stand for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import distributed
 from ..core.config import DECODERS, Part
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.randomness import drawn_by, normal, seeds_within, uniform
-from ..core.types import Batch
+from ..core.types import Backbone, Batch, by_name
 from ..errors import ConfigError
 from ..nn.diffusion import add_noise, clean_estimate, diffusion_target, min_snr_weight
 from ..nn.ema import Teacher, decay_at
@@ -70,12 +70,43 @@ class VisualDecoderSettings(ObjectiveSettings):
         sentence = f"A noisy training image is cleaned in one step with a PSNR of {lines[-1]['psnr']:.1f} dB"
         return Verdict("decoder", f"{sentence}, over all noise levels; look at what it paints.")
 
-    def build(self, backbone: Any) -> "VisualDecoding":
+    def build(self, backbone: Backbone) -> "VisualDecoding":
         """Raises ConfigError if the backbone has no image latents."""
-        for name in ("image_latents", "generate_image_embeddings"):
-            if not hasattr(backbone, name):
-                raise ConfigError(f"objective visual_decoder needs a model with {name}: take model.kind=emu")
-        return VisualDecoding(self, backbone)
+        return VisualDecoding(self, with_images(backbone))
+
+
+class ImageTextConfig(Protocol):
+    """What a model of text and image latents says of its tokens."""
+
+    image_token_id: int
+    image_end_token_id: int
+    num_image_latents: int
+    bos_token_id: int | None
+    pad_token_id: int | None
+
+
+@runtime_checkable
+class ImageTextBackbone(Protocol):
+    """A language model that reads and generates image latents."""
+
+    @property
+    def config(self) -> Any: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def image_latents(self, pixel_values: Tensor) -> Tensor: ...
+    def generate_image_embeddings(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        guidance: bool = False,
+    ) -> Tensor: ...
+
+
+def with_images(backbone: object) -> ImageTextBackbone:
+    """Raises ConfigError for a model without image latents."""
+    if not isinstance(backbone, ImageTextBackbone):
+        raise ConfigError("objective visual_decoder needs a model with image_latents: take model.kind=emu")
+    return backbone
 
 
 class VisualDecoding(Objective):
@@ -90,7 +121,7 @@ class VisualDecoding(Objective):
 
     settings: VisualDecoderSettings
 
-    def __init__(self, settings: VisualDecoderSettings, backbone: Any):
+    def __init__(self, settings: VisualDecoderSettings, backbone: ImageTextBackbone):
         super().__init__(settings)
         width = backbone.config.get_text_config().hidden_size
         part: Any = settings.decoder
@@ -112,11 +143,11 @@ class VisualDecoding(Objective):
         """Number of images."""
         return torch.tensor(len(batch["pixel_values"]))
 
-    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
         with drawn_by(image_seeds(batch, backbone.config)):
-            return self.denoise(backbone, batch)
+            return self.denoise(with_images(backbone), batch)
 
-    def denoise(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+    def denoise(self, backbone: ImageTextBackbone, batch: Batch) -> ObjectiveOutput:
         decoder, count = self.decoder, self.count_targets(batch)
         if int(count) == 0:
             nothing = torch.stack([p.sum() * 0.0 for p in decoder.unet.parameters()]).sum()
@@ -141,7 +172,7 @@ class VisualDecoding(Objective):
             metrics = {"psnr": 10 * torch.log10(4 / (estimate - clean).square().mean().clamp(min=1e-10))}
         return ObjectiveOutput(loss_sum=error.sum(), num_targets=count, metrics=metrics)
 
-    def latents(self, backbone: Any, batch: Batch) -> Tensor:
+    def latents(self, backbone: ImageTextBackbone, batch: Batch) -> Tensor:
         """What to paint from, [I, N, D]: the images' own latents, some replaced by those the model regresses."""
         latents = backbone.image_latents(batch["pixel_values"])
         if self.settings.regressed_rate > 0:
@@ -150,7 +181,9 @@ class VisualDecoding(Objective):
             if bool(chosen.any()):
                 prompts = contexts(batch, chosen, backbone.config)
                 latents = latents.clone()
-                latents[chosen] = backbone.generate_image_embeddings(**prompts).to(latents.dtype)
+                latents[chosen] = backbone.generate_image_embeddings(
+                    prompts["input_ids"], prompts["pixel_values"], prompts["attention_mask"]
+                ).to(latents.dtype)
         return latents
 
     def with_dropped(self, latents: Tensor) -> Tensor:
@@ -162,14 +195,15 @@ class VisualDecoding(Objective):
         return (latents - self.center.to(latents)) / self.spread.to(latents) if self.settings.standardise else latents
 
     @torch.no_grad()
-    def prepare(self, backbone: Any, window: Sequence[Batch]) -> bool:
+    def prepare(self, backbone: Backbone, window: Sequence[Batch]) -> bool:
         """Measures the latents of the images of the first step that has some, on all ranks."""
         if bool(self.measured):
             return True
-        found = [backbone.image_latents(batch["pixel_values"]) for batch in window if len(batch["pixel_values"])]
-        return self.measure(backbone, torch.cat(found) if found else self.empty[None, :0].expand(0, -1, -1))
+        model = with_images(backbone)
+        found = [model.image_latents(batch["pixel_values"]) for batch in window if len(batch["pixel_values"])]
+        return self.measure(model, torch.cat(found) if found else self.empty[None, :0].expand(0, -1, -1))
 
-    def measure(self, backbone: Any, latents: Tensor) -> bool:
+    def measure(self, backbone: ImageTextBackbone, latents: Tensor) -> bool:
         """The empty prompt's latents, and mean and spread of each channel of latents [I, N, D] over all ranks. Gives
         whether there were any. Every rank has to call it, also without images."""
         flat = latents.cpu().double().flatten(0, 1)  # not every accelerator has float64
@@ -188,7 +222,7 @@ class VisualDecoding(Objective):
         self.measured.fill_(True)
         return True
 
-    def after_step(self, backbone: Any, step: int, max_steps: int) -> None:
+    def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Moves the averaged weights; early in a run they follow closely."""
         if self.ema is not None and self.settings.ema_decay is not None:
             self.ema.follow(self.decoder.unet, decay_at(self.settings.ema_decay, step))
@@ -201,13 +235,13 @@ class VisualDecoding(Objective):
         return {FOLDER: lambda folder: self.decoder.save_weights(folder, unet, shift)}
 
 
-def target_images(batch: Any, settings: VisualDecoderSettings, size: int) -> Tensor:
+def target_images(batch: Batch, settings: VisualDecoderSettings, size: int) -> Tensor:
     """What is to be painted, [I, 3, size, size] in [-1, 1].
 
     `target_pixel_values` if the batch has them, else `pixel_values` without their normalisation. Larger images are made
     smaller. Raises ConfigError for smaller ones.
     """
-    images = batch.get("target_pixel_values")
+    images = by_name(batch).get("target_pixel_values")
     if images is None:
         pixels = batch["pixel_values"].float()
         mean, std = (pixels.new_tensor(x).view(-1, 1, 1) for x in (settings.mean, settings.std))
@@ -220,7 +254,7 @@ def target_images(batch: Any, settings: VisualDecoderSettings, size: int) -> Ten
     return images.float().expand(-1, 3, -1, -1)
 
 
-def empty_prompt_latents(backbone: Any) -> Tensor:
+def empty_prompt_latents(backbone: ImageTextBackbone) -> Tensor:
     """[N, D]: what the model generates after nothing, the other half of guidance."""
     config, device = backbone.config, next(backbone.parameters()).device
     any_token = config.image_end_token_id if config.bos_token_id is None else config.bos_token_id
@@ -228,7 +262,7 @@ def empty_prompt_latents(backbone: Any) -> Tensor:
     return backbone.generate_image_embeddings(input_ids=ids, guidance=True)[1]
 
 
-def image_starts(batch: Any, config: Any) -> list[tuple[int, int, int]]:
+def image_starts(batch: Batch, config: ImageTextConfig) -> list[tuple[int, int, int]]:
     """Of each image, in reading order: its row, where its document begins, and where its `[IMG]` stands."""
     places = (batch["input_ids"] == config.image_token_id).nonzero()[:: config.num_image_latents].tolist()
     documents = batch.get("document_ids")
@@ -241,20 +275,20 @@ def image_starts(batch: Any, config: Any) -> list[tuple[int, int, int]]:
     return found
 
 
-def image_seeds(batch: Any, config: Any) -> Tensor | None:
+def image_seeds(batch: Batch, config: ImageTextConfig) -> Tensor | None:
     """Seeds of the images [I], of what is drawn for each of them."""
     rows = (batch["input_ids"] == config.image_token_id).nonzero()[:: config.num_image_latents, 0].contiguous()
     return seeds_within(rows)
 
 
-def has_context(batch: Any, config: Any) -> Tensor:
+def has_context(batch: Batch, config: ImageTextConfig) -> Tensor:
     """Which images [I] have more before them in their document than the begin token."""
     least = 0 if config.bos_token_id is None else 1
     found = [start - begin > least for _, begin, start in image_starts(batch, config)]
     return torch.tensor(found, dtype=torch.bool, device=batch["input_ids"].device)
 
 
-def contexts(batch: Any, chosen: Tensor, config: Any) -> dict[str, Tensor]:
+def contexts(batch: Batch, chosen: Tensor, config: ImageTextConfig) -> dict[str, Tensor]:
     """What stands before the chosen images [I] in their documents, as prompts padded on the left, with its images."""
     rows, images = [], []
     for index, (row, begin, start) in enumerate(image_starts(batch, config)):

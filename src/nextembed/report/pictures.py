@@ -81,7 +81,7 @@ def build_scene(model: Any, pixels: Tensor, mean: float, std: float, causal: boo
     images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
     grid = (height // patch_height, width // patch_width)
     scene = Scene(images, grid, torch.cat(latents), torch.cat(predictions), {})
-    if getattr(model.config, "_attn_implementation", None) == "eager":
+    if model.config._attn_implementation == "eager":
         chosen = scene.spread(num_attention)
         out = model(pixels[chosen].to(device), is_causal=causal, output_attentions=True)
         for i, image in enumerate(chosen):

@@ -1,13 +1,15 @@
 """Latents and predictions turned back into pixels, by least squares and by trained decoders; and rollouts shown so."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from ..core.types import Backbone
 from ..nn.readout import PatchInverse
 from ..objectives.latent_decoder import LoadedDecoder
 
@@ -44,6 +46,16 @@ class Sequences:
     grid: tuple[int, int]
 
 
+ToImages = Callable[[Tensor], Tensor]  # normalised pixels -> images in [0, 1]
+
+
+@runtime_checkable
+class RollsOut(Protocol):
+    """A model that goes on from the first latents of an image by its own predictions."""
+
+    def rollout(self, pixel_values: Tensor, num_known: int, num_steps: int, match_norm: bool = True) -> Tensor: ...
+
+
 def psnr(images: Tensor, others: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of images [N, C, H, W] in [0, 1], dB, [N]; at most 100."""
     return -10 * torch.log10((images - others).square().mean((1, 2, 3)).clamp(min=1e-10))
@@ -51,13 +63,18 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 
 def roll_out(model: object, pixels: Tensor, num_known: int, num_patches: int) -> Tensor | None:
     """Predictions [N, P - K, D] after the first K patches, fed back at the mean length of the known latents."""
-    if not hasattr(model, "rollout") or not num_known < num_patches:
+    if not isinstance(model, RollsOut) or not num_known < num_patches:
         return None
     return model.rollout(pixels, num_known, num_patches - num_known, match_norm=num_known > 0).float().cpu()
 
 
 def read_out(
-    model: Any, read: Sequences, images: Tensor, to_images: Any, decoders: Sequence[LoadedDecoder], length: Length
+    model: PreTrainedModel,
+    read: Sequences,
+    images: Tensor,
+    to_images: ToImages,
+    decoders: Sequence[LoadedDecoder],
+    length: Length,
 ) -> tuple[list[Readout], list[str]]:
     """All readouts that fit the model, and sentences about those that do not.
 
@@ -72,13 +89,15 @@ def read_out(
     else:
         found.append(_least_squares(inverse, read, images, to_images, length))
     for loaded in decoders:
-        if warning := loaded.check(model):
+        if warning := loaded.check(cast(Backbone, model)):
             notes.append(warning[0].upper() + warning[1:] + ": its pixels are not to be trusted.")
         found.append(_decoded(loaded, read, images, to_images))
     return found, notes
 
 
-def _least_squares(inverse: PatchInverse, read: Sequences, images: Tensor, to_images: Any, length: Length) -> Readout:
+def _least_squares(
+    inverse: PatchInverse, read: Sequences, images: Tensor, to_images: ToImages, length: Length
+) -> Readout:
     lengths = read.z.norm(dim=-1, keepdim=True)  # [N, P, 1]
     wanted = lengths if length == "true" else lengths.mean(dim=1, keepdim=True)
     predicted = inverse(F.normalize(read.predictions, dim=-1) * wanted, read.grid, CUTOFF)
@@ -103,7 +122,7 @@ def _least_squares(inverse: PatchInverse, read: Sequences, images: Tensor, to_im
 
 
 @torch.no_grad()
-def _decoded(loaded: LoadedDecoder, read: Sequences, images: Tensor, to_images: Any) -> Readout:
+def _decoded(loaded: LoadedDecoder, read: Sequences, images: Tensor, to_images: ToImages) -> Readout:
     def decode(latents: Tensor) -> Tensor:
         return to_images(loaded.decoder.image(latents, read.grid))
 

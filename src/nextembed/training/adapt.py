@@ -142,7 +142,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
 
 def head_modules(backbone: nn.Module) -> list[str]:
     """Names of what stands on a Hugging Face model's trunk."""
-    trunk = getattr(backbone, "base_model_prefix", "")
+    trunk = backbone.base_model_prefix if isinstance(backbone, PreTrainedModel) else ""
     children = [name for name, child in backbone.named_children() if any(True for _ in child.parameters())]
     return [name for name in children if name != trunk] if trunk in children else []
 

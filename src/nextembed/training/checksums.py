@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.files import first_line, write_json
+from ..core.files import first_line, reason_of, write_json
 from ..errors import NextEmbedError, TrainingError
 
 NAME = "checksums.json"
@@ -38,7 +38,7 @@ def damage(folder: Path) -> str:
         except FileNotFoundError:
             return f"{file} is missing"
         except (OSError, ValueError) as err:
-            return f"{file} cannot be read ({getattr(err, 'strerror', None) or first_line(err)})"
+            return f"{file} cannot be read ({reason_of(err)})"
         if found != entry:
             size = entry.get("bytes") if isinstance(entry, dict) else None
             changed = f"{found['bytes']} bytes, saved were {size}" if size != found["bytes"] else "its checksum differs"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..core import distributed
 from ..core.objective import ObjectiveOutput, PretrainingModel
@@ -208,8 +209,8 @@ class Loop:
     def update(self) -> None:
         """Clips, steps the optimizer, and lets follow what follows the weights."""
         params = [p for p in self.bare.parameters() if p.grad is not None]
-        norm: Any = nn.utils.clip_grad_norm_(params, self.optim_config.max_grad_norm or float("inf"))
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = nn.utils.clip_grad_norm_(params, self.optim_config.max_grad_norm or float("inf"))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.averages.add("grad_norm", norm)
         bad = ~torch.isfinite(self.step_loss + norm) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.step + 1, self.first_bad_step)

@@ -7,6 +7,7 @@ import torch
 from ..core import distributed
 from ..core.objective import PretrainingModel
 from ..core.sizes import check_fits
+from ..core.types import LayeredConfig
 from .settings import TrainConfig
 
 FLOAT, INTEGER = 4, 8  # bytes
@@ -28,9 +29,11 @@ def check_memory(config: TrainConfig, model: PretrainingModel, data: dict[str, A
     sample = INTEGER * length if packed else FLOAT * data["num_channels"] * data["image_size"] ** 2
     batch, micro = config.batch_size // ranks, config.micro_batch(ranks)
     check_fits(f"train.batch_size {config.batch_size:,}: what a step reads needs", batch * sample)
+    config_of = model.backbone.config
+    width = config_of.hidden_size if isinstance(config_of, LayeredConfig) else 1
     check_fits(
         f"{micro:,} samples of {length:,} latents at once (train.micro_batch_size) need",
-        micro * length * int(getattr(model.backbone.config, "hidden_size", 1)) * FLOAT,
+        micro * length * width * FLOAT,
         device,
     )
     dense = config.attn_implementation in (None, "sdpa", "eager")

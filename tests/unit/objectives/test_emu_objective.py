@@ -199,7 +199,7 @@ def test_packed_documents_do_not_see_each_other(model):
 def test_a_part_without_a_name_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="vision"):
         EmuParts(language_config=LANGUAGE)
-    with pytest.raises(ConfigError, match=r"model\.vision: cannot load"):
+    with pytest.raises(ConfigError, match=r"model\.vision: no such run"):
         parts(vision="no/such/folder", vision_config={}).build()
     with pytest.raises(ConfigError, match="has no setting 'colour'"):
         first = parts().build()

@@ -1,13 +1,16 @@
 """Labelled rows of any modality of an Omni as samples, so that probes take them as they take images."""
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.types import IGNORE_LABEL, Role
+from ...core.config import Part
+from ...core.types import IGNORE_LABEL, Encoded, Role, Sample
 from ...data.documents import DocumentPart
+from ...data.images import ImagePart
 from ...data.labels import LABEL_COLUMNS
 from ...data.media import KINDS, Media
 from ...data.record import Record, reading, row_at
@@ -17,6 +20,7 @@ from ...data.transforms import Unreadable
 from ...errors import ConfigError, DataError, MissingSplit, unknown
 from ...modalities import Image, Modality, Video
 from ...modalities.vision import as_pixels
+from ...models.omni import OmniProcessor
 from ..features.extract import PIXEL_SIZE
 from .samples import load_data
 from .sweep import ProbeConfig, ProbeData, draw
@@ -32,7 +36,7 @@ class Labelled(Media, DocumentTable, DocumentPart):
     """Rows of which a column is probed."""
 
 
-def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
+def segment_data(data: Part, config: ProbeConfig, processor: OmniProcessor) -> ProbeData:
     """The splits of labelled rows, each row one segment of `config.modality`, as an Omni reads them.
 
     data: a table of rows (`DocumentTable`), or images (`ImagePart`). processor: of the model. Raises ConfigError for
@@ -41,7 +45,7 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
     if config.attentive:
         raise ConfigError("probe.attentive: an attentive probe reads images of a NEPA model; leave it out for an Omni")
     name = chosen_modality(data, config, processor)
-    if hasattr(data, "eval_samples"):
+    if isinstance(data, ImagePart):
         return image_data(data, config, processor, name)
     if not isinstance(data, DocumentTable):
         raise ConfigError(f"data of kind {data.kind} is no table of labelled rows: name one, --data SOURCE")
@@ -49,9 +53,9 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
         raise ConfigError("data.streaming: probes draw rows; that needs streaming=false")
     kind = processor.modalities[name].get("kind", name)
     own = {} if kind in KINDS else {name: "raw"}
-    given = {key: getattr(data, key) for key in FIELDS if key in type(data).model_fields}
-    table = Labelled(**given, own_kinds=own | getattr(data, "own_kinds", {}))
-    splits: dict[str, Any] = {}
+    given = {key: value for key, value in data if key in FIELDS}
+    table = Labelled(**given, own_kinds=own | (data.own_kinds if isinstance(data, Media) else {}))
+    splits: dict[str, Rows] = {}
     for role, num in (("train", config.num_train), ("validation", config.num_validation), ("test", config.num_test)):
         if (rows := rows_if_there(table, role)) is not None:  # type: ignore[arg-type]
             splits[role] = draw(rows, num)
@@ -70,7 +74,7 @@ def segment_data(data: Any, config: ProbeConfig, processor: Any) -> ProbeData:
                      raw_name(processor.readers[name]), "rows", tuple(read.notes))  # fmt: skip
 
 
-def image_data(data: Any, config: ProbeConfig, processor: Any, name: str) -> ProbeData:
+def image_data(data: ImagePart, config: ProbeConfig, processor: OmniProcessor, name: str) -> ProbeData:
     """Labelled images for an Omni, as `ImageData` reads them."""
     reader = processor.readers[name]
     if not isinstance(reader, Image):
@@ -93,20 +97,20 @@ def image_data(data: Any, config: ProbeConfig, processor: Any, name: str) -> Pro
     return found._replace(train=encoded(found.train), validation=encoded(found.validation), test=encoded(found.test))
 
 
-def chosen_modality(data: Any, config: ProbeConfig, processor: Any) -> str:
+def chosen_modality(data: Part, config: ProbeConfig, processor: OmniProcessor) -> str:
     """`config.modality`, or the only one that can be meant."""
     if config.modality is not None:
         if config.modality not in processor.readers:
             raise ConfigError(unknown("probe.modality:", config.modality, processor.names))
         return config.modality
     images = [name for name, reader in processor.readers.items() if isinstance(reader, Image)]
-    likely = images if hasattr(data, "eval_samples") else processor.names
+    likely = images if isinstance(data, ImagePart) else processor.names
     if len(likely) != 1:
         raise ConfigError(f"probe.modality: say which is probed, one of {', '.join(processor.names)}")
     return likely[0]
 
 
-def rows_if_there(table: Labelled, role: Role) -> object:
+def rows_if_there(table: Labelled, role: Role) -> Rows | None:
     """Rows of a split; None where there is no such split, and it is not the training split."""
     try:
         rows = table.rows(role)
@@ -121,7 +125,7 @@ def rows_if_there(table: Labelled, role: Role) -> object:
     return None
 
 
-def chosen_column(row: dict[str, object], given: str | None, likely: list[str], setting: str) -> str:
+def chosen_column(row: Mapping[str, object], given: str | None, likely: list[str], setting: str) -> str:
     """The column asked for, or the first likely one that a row has. Raises ConfigError where there is none."""
     columns = list(row)
     if given is not None:
@@ -134,7 +138,7 @@ def chosen_column(row: dict[str, object], given: str | None, likely: list[str], 
     return found
 
 
-def label_of(row: dict[str, Any], column: str) -> str | None:
+def label_of(row: Record, column: str) -> str | None:
     try:
         value = field(row, column)
     except Unreadable:
@@ -149,13 +153,14 @@ def label_of(row: dict[str, Any], column: str) -> str | None:
 class Reader:
     """Rows to samples: "encoded", "raw", "label". What cannot be read is left out; notes: how much, and why."""
 
-    def __init__(self, table: Labelled, processor: Any, name: str, kind: str, column: str):
+    def __init__(self, table: Labelled, processor: OmniProcessor, name: str, kind: str, column: str):
         self.table, self.processor, self.name, self.kind, self.column = table, processor, name, kind, column
         self.notes: list[str] = []
 
-    def __call__(self, rows: Any, labels: list[int], role: str) -> list[dict[str, Any]]:
+    def __call__(self, rows: Rows, labels: list[int], role: str) -> list[Sample]:
         """Raises DataError if more than `max_skipped_rate` of the rows (and more than one) cannot be read."""
-        samples, skipped = [], []
+        samples: list[Sample] = []
+        skipped: list[str] = []
         for i, label in enumerate(labels):
             row = row_at(rows, i)
             try:
@@ -177,7 +182,7 @@ class Reader:
         return samples
 
 
-def encode(processor: Any, name: str, value: Any) -> Any:
+def encode(processor: OmniProcessor, name: str, value: object) -> Encoded:
     """One segment as a document that goes on. Raises ValueError for what is none, or has no latents."""
     encoded = processor.encode_document({"key": "", "segments": [{"kind": name, "value": value}]}, end=False)
     if encoded.length < 2:
@@ -191,16 +196,18 @@ def raw_name(reader: Modality) -> str:
     return "raw pixels" if isinstance(reader, Image | Video) else "raw signal"
 
 
-def raw_values(reader: Any, value: Any, encoded: Any) -> Tensor:
+def raw_values(reader: Modality, value: Any, encoded: Encoded | None) -> Tensor:
     """What a probe without a model reads, [R]: shares of tokens; pixels of an image, at most 32 a side, or of a video,
     averaged to 4 frames of 16 a side; of any other signal its patches, averaged over 16 stretches."""
-    if reader.value_size is None:
+    table: Any = reader.table if reader.value_size is None else None
+    if table is not None and encoded is not None:
         ids = encoded.positions["input_ids"][1:]
-        return ids.bincount(minlength=reader.table.num_embeddings).float() / len(ids)
+        return ids.bincount(minlength=table.num_embeddings).float() / len(ids)
     if isinstance(reader, Image):
         return as_pixels(value, reader.num_channels, min(reader.image_size, PIXEL_SIZE)).flatten()
     if isinstance(reader, Video):
         frames = as_pixels(value, reader.num_channels, RAW_SIDE).transpose(0, 1)  # [C, F, H, W]
         return F.adaptive_avg_pool3d(frames[None], (RAW_FRAMES, RAW_SIDE, RAW_SIDE)).flatten()
+    assert encoded is not None  # only images come without
     patches = next(rows for rows in encoded.values.values() if len(rows))  # [N, P]
     return F.adaptive_avg_pool1d(patches.T[None], RAW_STEPS).flatten()

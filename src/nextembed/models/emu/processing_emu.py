@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AddedToken, BatchFeature, ProcessorMixin
+from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import load_image
 
 from ...core.pictures import plain_picture
@@ -80,7 +80,7 @@ class EmuProcessor(ProcessorMixin):
                 f"the processor makes {self.num_image_latents} places an image, the model {config.num_image_latents}"
             )
 
-    def __call__(self, documents: Sequence[Any], padding: bool = True, **kwargs: Any) -> BatchFeature:
+    def __call__(self, documents: Sequence[Any], padding: bool = True, **kwargs: object) -> BatchFeature:
         if isinstance(documents, str | Image.Image):
             documents = [documents]
         batch = list(documents) if documents and isinstance(documents[0], list | tuple) else [documents]
@@ -93,7 +93,7 @@ class EmuProcessor(ProcessorMixin):
         for row, one in enumerate(encoded):
             ids[row, length - one.length :] = one.positions["input_ids"]
             mask[row, length - one.length :] = 1
-        found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        found: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
         pixels = torch.cat([one.values["pixel_values"] for one in encoded])
         if len(pixels):
             found["pixel_values"] = pixels
@@ -185,7 +185,7 @@ def as_segment(piece: Piece) -> Segment:
     return {"kind": "image", "value": piece}
 
 
-def frames_of(segment: Segment) -> list[Any]:
+def frames_of(segment: Segment) -> list[object]:
     """The image of a segment, or the frames of its video. Raises ValueError for a video without frames."""
     value: Any = segment["value"]
     if segment["kind"] == "image":
@@ -219,7 +219,7 @@ def to_rgb(image: object) -> Image.Image:
     return plain_picture(image).convert("RGB")
 
 
-def add_emu_tokens(tokenizer: Any, instruct: bool = False) -> int:
+def add_emu_tokens(tokenizer: PreTrainedTokenizerBase, instruct: bool = False) -> int:
     """Adds `[PAD]`, `[IMG]`, `[/IMG]`, `<image>`, and for dialogue `[USER]`, `[ASSISTANT]`, in the released order, to a
     tokenizer, in place. Gives how many were new. `[PAD]` is added only where there is no padding token."""
     names = [START, END, IMAGE, *([USER, ASSISTANT] if instruct else [])]

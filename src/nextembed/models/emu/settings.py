@@ -75,9 +75,9 @@ class EmuParts(ModelPart):
 
     @model_validator(mode="after")
     def _whole(self) -> "EmuParts":
-        for part in ("vision", "language"):
-            config = getattr(self, f"{part}_config")
-            if self.pretrained is None and getattr(self, part) is None and "model_type" not in config:
+        parts = (("vision", self.vision, self.vision_config), ("language", self.language, self.language_config))
+        for part, name, config in parts:
+            if self.pretrained is None and name is None and "model_type" not in config:
                 raise ValueError(
                     f"name a {part} model, e.g. {part}=FOLDER, or a new one, {part}_config={{model_type: ..., ...}}"
                 )
@@ -262,9 +262,9 @@ def quantization(bits: str) -> object:
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_quant_type="nf4")
 
 
-def replace_part(model: Any, part: str, name: str) -> None:
+def replace_part(model: PreTrainedModel, part: str, name: str) -> None:
     """Puts the weights of another checkpoint into a part of an EmuModel. Raises ConfigError if they do not fit."""
-    own = getattr(model, part)
+    own = model.get_submodule(part)
     what = f"model: the weights of '{name}' do not fit the {part}"
     loaded = load_pretrained(type(own), Path(name).expanduser(), what, config=own.config, dtype=torch.float32)
     try:

@@ -197,8 +197,10 @@ class VisualDecoder(nn.Module):
             self._write(scratch)
 
     def _write(self, folder: Path) -> None:
+        parts = {"unet": self.unet, "vae": self.vae, "scheduler": self.scheduler,
+                 "feature_extractor": self.feature_extractor, "safety_checker": self.safety_checker}  # fmt: skip
         for name in PARTS:
-            if (part := getattr(self, name)) is not None:
+            if (part := parts[name]) is not None:
                 part.save_pretrained(str(folder / name))
 
     @classmethod

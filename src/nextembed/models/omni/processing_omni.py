@@ -79,7 +79,7 @@ class OmniProcessor(ProcessorMixin):
         return {n: r for n, r in self.readers.items() if isinstance(r, Text) and r.vocabulary != "bytes"}
 
     def to_dict(self) -> dict[str, Any]:
-        found = {name: getattr(self, name) for name in ("modalities", "orders", "tell_next")}
+        found = {"modalities": self.modalities, "orders": self.orders, "tell_next": self.tell_next}
         return {"processor_class": type(self).__name__, "modality_names": self.names, **found}
 
     def save_pretrained(

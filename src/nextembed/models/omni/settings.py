@@ -90,7 +90,7 @@ class OmniParts(ModelPart):
         sizes["intermediate_size"] = self.intermediate_size or self.hidden_size * 8 // 3 // 8 * 8
         if self.nepa is not None:
             theirs = read_config(self.nepa)
-            sizes |= {name: getattr(theirs, name) for name in NEPA_SIZES}
+            sizes |= {name: value for name, value in theirs.to_dict().items() if name in NEPA_SIZES}
         try:
             config = OmniConfig(modalities=self.boundary(), tell_next=self.tells(), **sizes)
         except ValueError as err:
