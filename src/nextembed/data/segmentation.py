@@ -1,16 +1,20 @@
 """Images with masks from folders, Parquet files and the hub."""
 
 import csv
+import os
 from pathlib import Path
 
 from ..core.config import DATA
 from ..core.files import from_json
 from ..core.types import Role
 from ..errors import ConfigError, unknown
+from .found import Found
+from .grouping import ASK
+from .listing import IMAGES, File, listed, shown
 from .loading import is_image
 from .masks import MaskPart
 from .naming import in_files, parse_split, split_of
-from .origins import check_file, find_origin
+from .origins import PLAIN, Rules, check_file, find_origin
 from .rows import Row, Rows
 from .sources import Columns, ToImage
 from .stored import IndexedRows
@@ -20,7 +24,6 @@ IMAGE_FOLDERS = ("images", "image", "imgs")
 MASK_FOLDERS = ("masks", "mask", "annotations", "labels", "segmentations")
 MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask", "seg_map")
 NAME_COLUMNS = ("name", "class", "class_name", "label")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".avif", ".jp2"}
 
 
 @DATA.register("segmentation")
@@ -41,11 +44,34 @@ class SegmentationData(TableSettings, MaskPart):
 
     def rows(self, split: Role) -> Rows:
         """Rows of a split. Raises ConfigError for a source, split, column or folder that does not exist."""
-        folders = find_folders(Path(self.source).expanduser())
+        folders = self.folders_of()
         if self.streaming or (folders and (self.where or self.split_column)):
             raise ConfigError("data: masks in folders have no columns (where, split_column), and no masks are streamed")
         with self.asked_for(split):
             return self._pairs(folders, self.expression(split)) if folders else self._columns(split)
+
+    def folders_of(self) -> dict[str, tuple[Path, Path]]:
+        """Folders of images and of masks by split; none where the source is a table."""
+        return find_folders(Path(self.source).expanduser(), self.rules())
+
+    def left_out(self, split: Role) -> dict[str, str]:
+        folders, source = self.folders_of(), Path(self.source).expanduser()
+        if not folders:
+            return super().left_out(split)
+        name = in_files(parse_split(self.expression(split))[0], folders)
+        files = [file for file in listed(folders[name][0], self.hidden) if file.kind == "image" and file.reason]
+        return {shown(Path(file.path).relative_to(source).as_posix()): file.reason for file in files}
+
+    def around(self) -> Found:
+        folders = self.folders_of()
+        if not folders:
+            return super().around()
+        lone = 0
+        for images, masks in folders.values():
+            names = {without_ending(file.name) for file in listed(images, self.hidden)}
+            lone += sum(without_ending(file.name) not in names for file in usable(masks, self.hidden))
+        notes = (f"{lone:,} masks have no image",) if lone else ()
+        return Found("", None, splits=tuple(sorted(folders)), notes=notes)
 
     def class_names(self) -> list[str]:
         """Raises ConfigError if there is no class list, or the file holds none."""
@@ -58,7 +84,7 @@ class SegmentationData(TableSettings, MaskPart):
 
     def _pairs(self, folders: dict[str, tuple[Path, Path]], expression: str) -> Rows:
         name, part = parse_split(expression)
-        every = pairs(*folders[in_files(name, folders)], Path(self.source).expanduser())
+        every = pairs(*folders[in_files(name, folders)], Path(self.source).expanduser(), self.hidden)
         rows = [every[at] for at in part.of(len(every))]
         missing = [row for row in rows if "no_mask" in row]
         if len(missing) > self.max_skipped_rate * len(rows):
@@ -87,38 +113,49 @@ class SegmentationData(TableSettings, MaskPart):
         return IndexedRows(data.select_columns([image, mask]), to_row)
 
 
-def find_folders(source: Path) -> dict[str, tuple[Path, Path]]:
+def find_folders(source: Path, rules: Rules = PLAIN) -> dict[str, tuple[Path, Path]]:
     """Image and mask folder by split, of images/train + masks/train, train/images + train/masks, or images + masks
-    (all of it "train"). Empty if the source is none of them. Raises ConfigError for images without masks."""
+    (all of it "train"). Empty if the source is none of them. Raises ConfigError for images without masks, and for
+    images that lie in no split's folder."""
     if not source.is_dir():
         return {}
     whole = _image_and_mask(source)
     if whole is None:
-        inside = {split: _image_and_mask(folder) for split, folder in split_folders(source).items()}
+        inside = {split: _image_and_mask(folder) for split, folder in split_folders(source, rules).items()}
         return {split: both for split, both in inside.items() if both is not None}
     images, masks = whole
-    splits = split_folders(images)
+    splits = split_folders(images, rules)
     if not splits:
         return {"train": whole}
-    own = split_folders(masks)
+    own = split_folders(masks, rules._replace(folders="splits"))  # masks of no image are no rows
     if lost := [folder for split, folder in splits.items() if split not in own]:
         raise ConfigError(f"data.source: {lost[0]} has no masks: there is no folder {masks / lost[0].name}")
     return {split: (folder, own[split]) for split, folder in splits.items()}
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder that are splits. Raises ConfigError if one split has two, or there are others."""
+def split_folders(folder: Path, rules: Rules) -> dict[str, Path]:
+    """The folders in a folder that are splits. Raises ConfigError if one split has two, or images lie beside them."""
     found: dict[str, Path] = {}
+    if rules.folders == "classes":
+        return found
     others = []
-    for one in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        split = split_of(one.name)
+    for one in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+        split = split_of(one.name) if one.is_dir() else None
         if split is None:
-            others.append(one.name)
+            others.append(one)
         elif split in found:
             raise ConfigError(f"data.source: {found[split]} and {one} are both the {split} split")
         else:
             found[split] = one
+    lost = [one.name for one in others if found and rules.folders is None and _has_images(one)]
+    if lost:
+        raise ConfigError(f"data.source: {folder / lost[0]} lies beside folders of splits and is in none; {ASK}")
     return found
+
+
+def _has_images(path: Path) -> bool:
+    files = listed(path) if path.is_dir() else [file for file in listed(path.parent) if file.name == path.name]
+    return any(file.kind == "image" for file in files)
 
 
 def _image_and_mask(folder: Path) -> tuple[Path, Path] | None:
@@ -127,29 +164,38 @@ def _image_and_mask(folder: Path) -> tuple[Path, Path] | None:
     return None if images is None or masks is None else (images, masks)
 
 
-def pairs(images: Path, masks: Path, source: Path) -> list[Row]:
+def pairs(images: Path, masks: Path, source: Path, hidden: bool = False) -> list[Row]:
     """A row for each image, by name; its mask has the same name but for the ending.
 
-    Raises ConfigError if there is no image, or two masks for one.
+    Raises ConfigError if there is no image that can be used, or two masks for one.
     """
     by_name: dict[str, Path] = {}
-    for path in sorted(masks.rglob("*")):
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-            name = path.relative_to(masks).with_suffix("").as_posix()
-            if name in by_name:
-                raise ConfigError(f"data.source: two masks of one name: {by_name[name]} and {path}")
-            by_name[name] = path
+    for file in usable(masks, hidden):
+        name = without_ending(file.name)
+        if name in by_name:
+            raise ConfigError(f"data.source: two masks of one name: {by_name[name]} and {file.path}")
+        by_name[name] = Path(file.path)
     rows: list[Row] = []
-    for path in sorted(images.rglob("*")):
-        if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-            name = path.relative_to(images).with_suffix("").as_posix()
-            row: Row = {"image": path, "mask": by_name.get(name), "key": path.relative_to(source).as_posix()}
-            if name not in by_name:
-                row["no_mask"] = f"there is no {(masks / name).relative_to(source).as_posix()}.png"
-            rows.append(row)
+    for file in usable(images, hidden):
+        name, path = without_ending(file.name), Path(file.path)
+        row: Row = {"image": path, "mask": by_name.get(name), "key": shown(path.relative_to(source).as_posix())}
+        if name not in by_name:
+            row["no_mask"] = f"there is no {shown((masks / name).relative_to(source).as_posix())}.png"
+        rows.append(row)
     if not rows:
-        raise ConfigError(f"data.source: the folder {images} has no images")
+        lost = next((f": {file.name} ({file.reason})" for file in listed(images) if file.reason), "")
+        raise ConfigError(f"data.source: the folder {images} has no images{lost}")
     return rows
+
+
+def usable(folder: Path, hidden: bool) -> list[File]:
+    return [file for file in listed(folder, hidden) if file.kind == "image" and not file.reason]
+
+
+def without_ending(name: str) -> str:
+    """A name without the ending of a picture; of `a.1` nothing is taken."""
+    stem, ending = os.path.splitext(name)
+    return stem if ending.lower() in IMAGES else name
 
 
 def read_names(class_file: str) -> list[str]:

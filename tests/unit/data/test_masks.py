@@ -167,6 +167,44 @@ def test_folders_of_every_layout(tmp_path):
     assert row["key"] == "test/images/01.png" and row["mask"].name == "01.png"
 
 
+def test_every_image_of_a_folder_of_masks_is_used_or_named(tmp_path):
+    source = folder(tmp_path / "d", 4)
+    (source / "images" / "00.png").rename(source / "images" / "00")  # by its first bytes
+    (source / "masks" / "00.png").rename(source / "masks" / "00")
+    (tmp_path / "far").mkdir()
+    for kind in ("images", "masks"):
+        (tmp_path / "far" / kind).mkdir()
+        (source / kind / "01.png").rename(tmp_path / "far" / kind / "a.b.png")
+        (source / kind / "linked").symlink_to(tmp_path / "far" / kind)
+    (source / "images" / "x.heic").write_bytes(b"x")
+    Image.new("L", (8, 8)).save(source / "masks" / "lone.png")
+    part = data(source)
+    assert [row["key"] for row in part.rows("train")] == [
+        "images/00", "images/02.png", "images/03.png", "images/linked/a.b.png"
+    ]  # fmt: skip
+    assert all(row["mask"] is not None for row in part.rows("train"))
+    found = part.summary("train")
+    assert found.used == 4 and list(found.skipped) == ["images/x.heic"] and found.notes == ("1 masks have no image",)
+    with pytest.raises(DataError, match=r"1 of 5 images are unreadable.*images/x.heic: HEIC"):
+        take(part, 1)
+
+
+def test_images_beside_folders_of_splits_ask(tmp_path):
+    source = folder(folder(folder(tmp_path / "d", 3, "train2017"), 2, "val2017"), 2, "extra")
+    with pytest.raises(ConfigError, match=r"images/extra lies beside folders of splits.*data.folders=splits"):
+        data(source).rows("train")
+    assert [len(data(source, folders="splits").rows(role)) for role in ("train", "validation")] == [3, 2]
+    assert len(data(source, folders="classes").rows("train")) == 7
+
+
+@pytest.mark.parametrize(
+    ("split", "names"), [("train[:25%]", "00 01 02"), ("train[90%:]", "11"), ("train[5:7]", "05 06")]
+)
+def test_a_part_of_the_masks(tmp_path, split, names):
+    rows = data(folder(tmp_path / "d"), split=split).rows("train")
+    assert [row["key"] for row in rows] == [f"images/{name}.png" for name in names.split()]
+
+
 def test_parquet_with_two_image_columns(tmp_path):
     records = {"annotation": [], "image": [], "scene": []}
     for i in range(6):
