@@ -49,15 +49,34 @@ class Modality(nn.Module):
     projection: nn.Linear
 
     def patches(self, value: Any) -> Patches:
-        """The signal as patches. Raises ValueError, one line, for what is no such signal."""
+        """The signal as patches.
+
+        Args:
+            value: the raw signal, as documents hold it.
+
+        Raises:
+            ValueError: One line, for what is no such signal.
+        """
         raise NotImplementedError
 
     def embed(self, values: Tensor) -> Tensor:
-        """Latents [N, D] of values [N, P], before any mixing."""
+        """Latents before any mixing.
+
+        Args:
+            values: [N, P], or ids [N] of tokens.
+
+        Returns:
+            [N, D].
+        """
         return self.projection(values)
 
     def signal(self, values: Tensor, shape: tuple[int, ...]) -> Any:
-        """What `patches` was given, as far as its values hold it."""
+        """What `patches` was given, as far as its values hold it.
+
+        Args:
+            values: [N, P], or ids [N] of tokens, in natural order.
+            shape: as of `Patches`.
+        """
         raise NotImplementedError
 
     def default_shape(self) -> tuple[int, ...] | None:

@@ -45,13 +45,20 @@ def effective_rank(x: Tensor) -> Tensor:
 def diagnose(z: Tensor, h: Tensor, pred: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Diagnostics of one batch, each a float32 scalar.
 
-    z, target [B, T, D]: latents; what is predicted (mostly z). h, pred [B, T or T - 1, D]: hidden states; the
-    prediction made at t. The last latent predicts nothing, so its hidden state may be missing.
-    cos_next, cos_current: mean cosine of pred[t] with target[t + 1] and with target[t]; cos_gap: their difference.
-    copy_win: share of positions whose prediction is nearer to the current target than to the next.
-    cos_neighbours: mean cosine of target[t] with target[t + 1], which is what copying would score.
-    latent_std, hidden_std: `spread`; latent_rank, hidden_rank: `effective_rank`.
-    The begin token (position 0) is left out: it is no current latent to copy.
+    The begin token (position 0) is left out: it is no current latent to copy. The last latent predicts nothing, so its
+    hidden state may be missing.
+
+    Args:
+        z: latents [B, T, D].
+        h: hidden states [B, T or T - 1, D].
+        pred: predictions made at t, of the shape of `h`.
+        target: what is predicted, mostly z, [B, T, D].
+
+    Returns:
+        cos_next, cos_current: mean cosine of pred[t] with target[t + 1] and with target[t]; cos_gap: their difference.
+        copy_win: share of positions whose prediction is nearer to the current target than to the next. cos_neighbours:
+        mean cosine of target[t] with target[t + 1], which is what copying would score. latent_std, hidden_std:
+        `spread`; latent_rank, hidden_rank: `effective_rank`.
     """
     last = target.shape[1] - 1
     states = (x[:, 1:].flatten(0, 1) for x in (z, h))

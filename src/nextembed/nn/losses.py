@@ -11,8 +11,16 @@ from torch import Tensor
 def shifted(pred: Tensor, target: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
     """What is compared when position t predicts position t + steps: pred[:, :T - steps] and target[:, steps:].
 
-    target [B, T, D]; pred [B, T, D], or without its last positions, which have no target. steps = 0 compares each
-    position with itself. Raises ValueError if shapes do not fit or T <= steps.
+    Args:
+        pred: [B, T, D], or without its last positions, which have no target.
+        target: [B, T, D].
+        steps: how many positions ahead; 0 compares each position with itself.
+
+    Returns:
+        Both, [B, T - steps, D].
+
+    Raises:
+        ValueError: Shapes do not fit, or T <= steps.
     """
     num = target.shape[1] - steps
     if num < 1:
@@ -25,11 +33,19 @@ def shifted(pred: Tensor, target: Tensor, steps: int = 1) -> tuple[Tensor, Tenso
 def next_embedding(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Summed negative cosine and number of targets; their ratio is a mean in [-1, 1].
 
-    pred [B, T, D]: hidden states; step t predicts target step t + 1.
-    target [B, T, D]: latents; no gradient flows into them.
-    mask [B, T], bool: where a step may be a target; step 0 never is.
-    Raises ValueError if shapes differ or T < 2.
-    Source: NEPA (arXiv 2512.16922), Algorithm 1.
+    Args:
+        pred: hidden states [B, T, D]; step t predicts target step t + 1.
+        target: latents [B, T, D]; no gradient flows into them.
+        mask: where a step may be a target, bool [B, T]; step 0 never is. None: everywhere.
+
+    Returns:
+        The sum [], float32, and the count [], int64.
+
+    Raises:
+        ValueError: Shapes differ, or T < 2.
+
+    Source:
+        NEPA (arXiv 2512.16922), Algorithm 1.
     """
     pred, target = shifted(pred, target.detach())
     return masked_sum(negative_cosine(pred, target), None if mask is None else mask[:, 1:])
@@ -71,15 +87,26 @@ def regression_distance(pred: Tensor, target: Tensor, distance: str) -> Tensor:
 
 
 def token_cross_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy of the right tokens, and how many there are. logits [N, V], tokens [N] int64."""
+    """Summed cross-entropy of the right tokens, and how many there are.
+
+    Args:
+        logits: [N, V].
+        tokens: int64 [N].
+    """
     total = F.cross_entropy(logits.float(), tokens, reduction="sum")
     return total, torch.tensor(len(tokens), device=tokens.device)
 
 
 def vocabulary_scores(pred: Tensor, table: Tensor, log_scale: Tensor) -> Tensor:
-    """Scaled cosines of predictions [N, D] with the rows of a table [V, D], [N, V], float32. log_scale []: its log.
+    """Scaled cosines of predictions with the rows of a table, float32 [N, V].
 
-    A softmax over them is the distribution over tokens that a predicted latent stands for."""
+    A softmax over them is the distribution over tokens that a predicted latent stands for.
+
+    Args:
+        pred: [N, D].
+        table: [V, D].
+        log_scale: logarithm of the scale, [].
+    """
     cosines = F.normalize(pred.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
     return cosines * log_scale.float().exp()
 
@@ -92,8 +119,14 @@ def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
 def info_nce(pred: Tensor, target: Tensor, mask: Tensor | None = None, temperature: float = 0.1) -> Tensor:
     """Cross-entropy of picking the right target among all targets of the same sample, [B, T, D] -> [B, T].
 
-    mask [B, T], bool: targets that may be picked (None: all). Cosines are divided by `temperature`.
-    Source: InfoNCE (arXiv 1807.03748) with the patches of one image as candidates, as in NEPA-DiT (arXiv 2610.02203).
+    Args:
+        pred: [B, T, D].
+        target: [B, T, D].
+        mask: targets that may be picked, bool [B, T]; None: all.
+        temperature: what cosines are divided by.
+
+    Source:
+        InfoNCE (arXiv 1807.03748) with the patches of one image as candidates, as in NEPA-DiT (arXiv 2610.02203).
     """
     scores = F.normalize(pred.float(), dim=-1) @ F.normalize(target.float(), dim=-1).mT / temperature  # [B, T, T]
     if mask is not None:
@@ -104,13 +137,19 @@ def info_nce(pred: Tensor, target: Tensor, mask: Tensor | None = None, temperatu
 def sigreg(x: Tensor, directions: Tensor, knots: int = 17, limit: float = 5.0) -> Tensor:
     """How far each set of samples is from a standard normal distribution, [..., N, K] -> [...], >= 0.
 
-    directions [K, M], or [..., K, M] for each set its own: columns are normalised here. Samples are projected on each;
-    the empirical characteristic
-    function of the N projections is compared with that of a standard normal, phi(t) = exp(-t^2 / 2):
-    mean over directions of the integral of |phi_N(t) - phi(t)|^2 exp(-t^2) dt over [-limit, limit], by the trapezoid
-    rule with `knots` points.
-    Source: LeJEPA (arXiv 2511.08544), SIGReg with the Epps-Pulley statistic. Ours is not multiplied by N, so that
-    its weight does not depend on how many samples there are.
+    Samples are projected on each direction; the empirical characteristic function of the N projections is compared with
+    that of a standard normal, phi(t) = exp(-t^2 / 2): mean over directions of the integral of
+    |phi_N(t) - phi(t)|^2 exp(-t^2) dt over [-limit, limit], by the trapezoid rule.
+
+    Args:
+        x: sets of samples [..., N, K].
+        directions: [K, M], or [..., K, M] for each set its own; columns are normalised here.
+        knots: points of the trapezoid rule.
+        limit: of the integral.
+
+    Source:
+        LeJEPA (arXiv 2511.08544), SIGReg with the Epps-Pulley statistic. Ours is not multiplied by N, so that its
+        weight does not depend on how many samples there are.
     """
     t = torch.linspace(-limit, limit, knots, device=x.device, dtype=torch.float32)
     angles = (x.float() @ F.normalize(directions.float(), dim=-2))[..., None] * t  # [..., N, M, knots]

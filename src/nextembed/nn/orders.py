@@ -18,12 +18,16 @@ MAX_SIDE = 256  # of the grid that scattered coordinates are counted on
 def order_of(name: str, where: tuple[int, ...] | Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The permutation of an order, int64 [N], on the CPU.
 
-    name: "raster" natural order; "time" by time, natural order within one time; "hilbert" neighbours follow each other
-        in the plane, one time after the other; "coarse_to_fine" every prefix is spread over the plane, one time after
-        the other (over time where there is nothing else); "random" drawn from `generator`.
-    where: the shape of a grid, (time,), (height, width) or (time, height, width); or coordinates [N, 3] of latents
-        (time, height, width), which need not fill a grid: then ranks along each axis stand for places.
-    Raises ValueError for an unknown name, for another shape, and for "random" without a generator.
+    Args:
+        name: "raster" natural order; "time" by time, natural order within one time; "hilbert" neighbours follow each
+            other in the plane, one time after the other; "coarse_to_fine" every prefix is spread over the plane, one
+            time after the other (over time where there is nothing else); "random" drawn from `generator`.
+        where: the shape of a grid, (time,), (height, width) or (time, height, width); or coordinates [N, 3] of latents
+            (time, height, width), which need not fill a grid: then ranks along each axis stand for places.
+        generator: of "random".
+
+    Raises:
+        ValueError: An unknown name, another shape, or "random" without a generator.
     """
     if name not in ORDERS:
         raise ValueError(f"no order '{name}'; there are {', '.join(ORDERS)}")

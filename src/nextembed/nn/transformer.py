@@ -93,12 +93,16 @@ class SelfAttention(nn.Module):
 
 
 class SelfOutput(nn.Module):
+    """The projection after attention."""
+
     def __init__(self, config: TransformerSettings):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
 
 class AttentionBlock(nn.Module):
+    """Self-attention and the projection after it, under the official names of parameters."""
+
     def __init__(self, config: TransformerSettings, layer_idx: int):
         super().__init__()
         self.attention = SelfAttention(config, layer_idx)
@@ -118,6 +122,8 @@ class LayerScale(nn.Module):
 
 
 class Expansion(nn.Module):
+    """First half of the feed-forward layer: up, and the gate where there is one."""
+
     def __init__(self, config: TransformerSettings):
         super().__init__()
         if config.use_gated_mlp:
@@ -133,6 +139,8 @@ class Expansion(nn.Module):
 
 
 class Contraction(nn.Module):
+    """Second half of the feed-forward layer: down."""
+
     def __init__(self, config: TransformerSettings):
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)

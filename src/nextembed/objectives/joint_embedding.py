@@ -89,6 +89,7 @@ class Joint(Objective):
 
 
 def check_images(backbone: Backbone, kind: str) -> None:
+    """Raises ConfigError for a backbone that reads no image patches."""
     if not isinstance(backbone.config, PatchConfig):
         raise ConfigError(f"objective {kind} needs a model of image patches: model.kind=vit_nepa")
 

@@ -127,9 +127,11 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return {"input_mask": mask}
 
     def warnings(self, history: History) -> list[str]:
+        """Of copying and collapse that last; see `nn.diagnostics`."""
         return lasting_warnings(history)
 
     def verdict(self, history: History) -> Verdict:
+        """Learning, copying or collapsed, from cosines and ranks; see `nn.diagnostics`."""
         return verdict(history)
 
     def scoring(self) -> Scoring:

@@ -61,6 +61,8 @@ class EmuOutput(ModelOutput):
 
 
 class EmuPreTrainedModel(CheckedModel):
+    """How its weights are drawn, and what of it records and shards."""
+
     config_class = EmuConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"

@@ -173,6 +173,7 @@ def as_document(pieces: Sequence[Piece]) -> Document:
 
 
 def as_segment(piece: Piece) -> Segment:
+    """A piece of a prompt as a segment. Raises ValueError for what is none."""
     if isinstance(piece, str):
         return {"kind": "text", "value": piece}
     if isinstance(piece, dict):

@@ -40,6 +40,7 @@ def check_classes(config: ViTNepaConfig, class_names: Sequence[str], pretrained:
 
 
 def few(names: Sequence[str], num: int = 4) -> str:
+    """The first names, for a message."""
     return ", ".join(names[:num]) + (", ..." if len(names) > num else "")
 
 

@@ -96,6 +96,8 @@ class ViTNepaEmbeddings(nn.Module):
 
 
 class ViTNepaPreTrainedModel(CheckedModel):
+    """How its weights are drawn, and what of it records and shards."""
+
     config: ViTNepaConfig
     base_model_prefix = "vit_nepa"
     main_input_name = "pixel_values"
@@ -210,9 +212,17 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         self.post_init()
 
     def embed(self, batch: Batch) -> Latents:
+        """Latents [B, 1 + P, D] of `pixel_values`, the begin token first, before mixing."""
         return self.vit_nepa.embed(batch)
 
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        """Hidden states of latents.
+
+        Args:
+            latents: as `embed` gives them.
+            attention: None is the model's own.
+            output_layers: whether every layer is given, the latents first.
+        """
         return self.vit_nepa.encode(latents, attention, output_layers)
 
     @can_return_tuple
@@ -292,9 +302,17 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
         self.post_init()
 
     def embed(self, batch: Batch) -> Latents:
+        """Latents [B, 1 + P, D] of `pixel_values`, the begin token first, before mixing."""
         return self.vit_nepa.embed(batch)
 
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        """Hidden states of latents.
+
+        Args:
+            latents: as `embed` gives them.
+            attention: None is the model's own.
+            output_layers: whether every layer is given, the latents first.
+        """
         return self.vit_nepa.encode(latents, attention, output_layers)
 
     @can_return_tuple

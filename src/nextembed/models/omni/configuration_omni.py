@@ -85,6 +85,7 @@ class OmniConfig(PreTrainedConfig):
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
     @property

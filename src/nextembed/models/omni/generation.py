@@ -138,6 +138,7 @@ class Sampler(NamedTuple):
 
 
 def on_device(model: Omni, inputs: Mapping[str, Tensor]) -> Batch:
+    """A batch where the model is."""
     return cast(Batch, {name: part.to(model.device) for name, part in inputs.items()})
 
 

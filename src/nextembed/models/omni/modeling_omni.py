@@ -51,6 +51,8 @@ class OmniOutput(ModelOutput):
 
 
 class OmniPreTrainedModel(CheckedModel):
+    """How weights of an Omni are drawn, and what of it records and shards."""
+
     config: OmniConfig
     config_class = OmniConfig
     base_model_prefix = "model"
@@ -214,6 +216,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self.model.begin
 
     def embed(self, batch: Batch) -> Latents:
+        """Latents [B, T, D] of packed documents, before mixing; see `OmniModel.embed`."""
         return self.model.embed(batch)
 
     def encode(
@@ -223,6 +226,14 @@ class OmniForPreTraining(OmniPreTrainedModel):
         output_layers: bool = False,
         past_key_values: Cache | None = None,
     ) -> Hidden:
+        """Hidden states of latents.
+
+        Args:
+            latents: as `embed` gives them.
+            attention: None is the model's own.
+            output_layers: whether every layer is given, the latents first.
+            past_key_values: of what stands before them; then they are the new ones.
+        """
         return self.model.encode(latents, attention, output_layers, past_key_values)
 
     @property
@@ -231,6 +242,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self.model.begin.weight
 
     def modality(self, name: str) -> Modality:
+        """What turns signals of this name into latents."""
         return self.model.modality(name)
 
     @property
@@ -265,9 +277,11 @@ class OmniForPreTraining(OmniPreTrainedModel):
             self.config.token_softmax = scoring.distance == "vocabulary"
 
     def scorer(self, batch: Batch, scoring: Scoring) -> scorers.OmniScorer:
+        """What compares predictions of a batch with its latents."""
         return scorers.OmniScorer(self, batch, scoring)
 
     def after_step(self) -> None:
+        """Moves the running lengths of latents, on every rank."""
         self.model.after_step()
 
     def forward(self, **batch: Tensor) -> OmniOutput:
@@ -319,13 +333,19 @@ class OmniForPreTraining(OmniPreTrainedModel):
     ) -> Any:
         """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
 
-        target: the modality of what comes; None lets the model choose (a single document). options: max_latents (64),
-        of text and signals without a fixed length; shape, of those with one; temperature (0: the likeliest latent;
-        above, it is drawn: tokens from their softmax, others from the components of a density, of which only a mixture
-        has several); top_k, of tokens (0: all); seed; on_latent: called with the text so far, or with how many latents
-        there are.
-        Gives a `generation.Made`, or a list of them; None where the model ends the document.
-        Raises ConfigError for a modality that the model has not.
+        Args:
+            segments: pieces of one document, or lists of pieces.
+            target: the modality of what comes; None lets the model choose (a single document).
+            options: max_latents (64), of text and signals without a fixed length; shape, of those with one; temperature
+                (0: the likeliest latent; above, it is drawn: tokens from their softmax, others from the components of a
+                density, of which only a mixture has several); top_k, of tokens (0: all); seed; on_latent: called with
+                the text so far, or with how many latents there are.
+
+        Returns:
+            A `generation.Made`, or a list of them; None where the model ends the document.
+
+        Raises:
+            ConfigError: The model has no such modality.
         """
         documents = as_documents(segments)
         many = len(segments) > 0 and isinstance(segments[0], list | tuple)
@@ -341,11 +361,16 @@ class OmniForPreTraining(OmniPreTrainedModel):
     ) -> Tensor:
         """How well each of C candidates goes on after a document, [C]; higher is better.
 
-        candidates: pieces, or lists of pieces. Log densities relative to the uniform one, summed over the candidate's
-        latents and the end; of a model without density, log-probabilities of tokens and cosines of other latents.
-        against: other documents; a candidate's mean score after them is taken off, which stops common candidates from
-        winning everywhere. [[]] is nothing at all; for images other captions are better, since what an image scores
-        by itself differs far more between images than a caption changes it.
+        Args:
+            segments: pieces of the document.
+            candidates: pieces, or lists of pieces.
+            against: other documents; a candidate's mean score after them is taken off, which stops common candidates
+                from winning everywhere. [[]] is nothing at all; for images other captions are better, since what an
+                image scores by itself differs far more between images than a caption changes it.
+
+        Returns:
+            Log densities relative to the uniform one, summed over the candidate's latents and the end; of a model
+            without density, log-probabilities of tokens and cosines of other latents.
         """
         lists = [as_documents(one)[0] for one in candidates]
         with evaluating(self):

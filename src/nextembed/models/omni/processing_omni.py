@@ -79,6 +79,7 @@ class OmniProcessor(ProcessorMixin):
         return {n: r for n, r in self.readers.items() if isinstance(r, Text) and r.vocabulary != "bytes"}
 
     def to_dict(self) -> dict[str, Any]:
+        """What processor_config.json holds."""
         found = {"modalities": self.modalities, "orders": self.orders, "tell_next": self.tell_next}
         return {"processor_class": type(self).__name__, "modality_names": self.names, **found}
 
@@ -102,6 +103,7 @@ class OmniProcessor(ProcessorMixin):
 
     @property
     def names(self) -> list[str]:
+        """Of the modalities, in the order of their begin latents."""
         return list(self.readers)
 
     @property
@@ -120,6 +122,7 @@ class OmniProcessor(ProcessorMixin):
         return {"key": "", "segments": [self.segment(piece) for piece in pieces]}
 
     def segment(self, piece: Piece) -> Segment:
+        """A piece as a segment. Raises ValueError for what is none."""
         if isinstance(piece, str):
             return {"kind": "text", "value": piece}
         if isinstance(piece, dict):
