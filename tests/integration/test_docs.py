@@ -110,7 +110,8 @@ def test_there_are_commands_to_check() -> None:
 def run_python(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Runs blocks one after the other, with tiny runs in place of long ones; gives their names."""
     fit = nextembed.fit
-    monkeypatch.setattr(nextembed, "fit", lambda config: fit(tiny(config)), raising=False)
+    small = lambda config: tiny(recipes.load(config) if isinstance(config, str) else config)  # noqa: E731
+    monkeypatch.setattr(nextembed, "fit", lambda config: fit(small(config)), raising=False)
     names: dict[str, Any] = {"picture": Image.new("RGB", (20, 20), "red")}
     for text in texts:
         exec(compile(text, "docs", "exec"), names)

@@ -28,6 +28,7 @@ def test_the_recipes_there_are() -> None:
         "nepa_large_imagenet",
         "nepa_base_imagenet_released",
         "nepa_large_imagenet_released",
+        "nepa_images",
         "latent_decoder",
         "emoji_scenes",
         "nepa_base_ade20k",
@@ -63,7 +64,7 @@ def test_the_list_that_needs_no_torch_says_what_the_functions_say() -> None:
     }
     assert {name: (f"nextembed.recipes.{place.module}", place.line) for name, place in recipes.listed().items()} == made
     files = {file.stem for file in Path(recipes.__file__).parent.glob("*.py")}
-    assert files == {*recipes.MODULES, "__init__", "loading", "fitting", "shrunk", "ade20k"}
+    assert files == {*recipes.MODULES, "__init__", "loading", "fitting", "sizing", "shrunk", "ade20k"}
 
 
 def test_recipes_are_attributes() -> None:
@@ -273,6 +274,7 @@ RATES = {
     "nepa_large_imagenet": 4.8e-3,
     "nepa_base_imagenet_released": 4.8e-3,
     "nepa_large_imagenet_released": 4.8e-3,
+    "nepa_images": 1e-3,
     "finetune": 2.5e-4,
     "fashion_mnist_finetune": 2.5e-4,
     "nepa_base_imagenet_finetune": 4e-3,

@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,6 +32,9 @@ def train(
             metavar="RUN", help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE."
         ),
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, max=1e6, help="Of training; the recipe nepa_images chooses sizes by it.")
+    ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop before training.")] = False,
 ) -> None:
     """Train by a recipe, probe, and write a report.
@@ -39,9 +42,10 @@ def train(
     Says first where the run goes, what was found of the data, how large the model is and how long it will take;
     --dry-run ends there.
 
+    \b
     Examples:
       nextembed train nepa_demo
-      nextembed train nepa_demo data.source=photos name=mine train.max_steps=2000
+      nextembed train nepa_images data.source=photos name=mine --minutes 30
       nextembed train --resume runs/mine train.max_steps=4000
     """
     recipe, overrides = (words[0], words[1:]) if words and "=" not in words[0] else (None, words or [])
@@ -62,7 +66,8 @@ def train(
     from ..run import dry_run, fit, fit_stage
     from ..training.checkpoint import resume_place
 
-    config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0])), overrides)
+    given = asked_of(recipe, overrides, minutes)
+    config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0]), **given), overrides)
     for stage in [] if resume else recipes.missing_stages(config):
         if distributed.is_main():
             print(f"{config.name} starts from {stage.name}, which is not there yet: training it first")
@@ -73,6 +78,16 @@ def train(
     run = fit(config, resume=str(resume) if resume else None)
     if distributed.is_main():
         print(summary(run))
+
+
+def asked_of(recipe: str | None, overrides: list[str], minutes: float | None) -> dict[str, Any]:
+    """What a recipe looks at before it chooses its settings. Raises ConfigError for one that takes no minutes."""
+    if recipe != "nepa_images":
+        if minutes is not None:
+            raise ConfigError("--minutes is for the recipe nepa_images; others have train.max_steps and train.epochs")
+        return {}
+    source = next((word.partition("=")[2] for word in overrides if word.startswith("data.source=")), None)
+    return {name: value for name, value in (("data", source), ("minutes", minutes)) if value is not None}
 
 
 def starting() -> None:

@@ -11,7 +11,8 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from ..errors import ConfigError, shortened, unknown
 from .code import allow_code, load_class, named_code, trusting
+from .described import describe, first_sentence
 
 
 class Config(BaseModel):
@@ -376,9 +378,35 @@ def _size(value: object, known: dict[int, float], depth: int) -> float:
 
 
 def to_yaml(config: Config) -> str:
-    """The whole config, defaults included, as YAML; `from_yaml` gives it back."""
-    values = config.model_dump(mode="json", serialize_as_any=True)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """The whole config, defaults included, as YAML, with what each setting is as a comment; `from_yaml` gives it
+    back."""
+    return "".join(_lines(config, config.model_dump(mode="json", serialize_as_any=True), ""))
+
+
+def _lines(config: Config, values: dict[str, Any], indent: str) -> Iterator[str]:
+    said = descriptions(type(config))
+    for name, value in values.items():
+        own = getattr(config, name, None)
+        note = first_sentence(said.get(name, ""))
+        if isinstance(own, Config) and isinstance(value, dict) and value:
+            yield f"{indent}{name}:{f'  # {note}' if note else ''}\n"
+            yield from _lines(own, value, f"{indent}  ")
+            continue
+        text = yaml.dump({name: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        first, *rest = text.splitlines()
+        fits = note and not rest and len(indent + first) + len(note) + 4 <= 140
+        yield f"{indent}{first}{f'  # {note}' if fits else ''}\n"
+        yield from (f"{indent}{line}\n" for line in rest)
+
+
+@cache
+def descriptions(cls: type[BaseModel]) -> dict[str, str]:
+    """What the fields of a class are, by name: as they say it themselves, else as docstrings of the class and of those
+    above it do."""
+    found: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        found |= describe(one.__doc__, list(cls.model_fields)) if issubclass(one, Config) else {}
+    return found | {name: own.description for name, own in cls.model_fields.items() if own.description}
 
 
 def from_yaml(cls: type[M], text: str, where: str = "config") -> M:

@@ -19,11 +19,12 @@ def describe(doc: str | None, names: Collection[str]) -> dict[str, str]:
         text = doc[place.end() : after]
         text = " ".join(re.split(r"\n\s*\n|\n\s*(?:Source|Args|Raises|Returns):", text)[0].split())
         for name in re.split(r",\s+|\s\|\s|\sand\s", place[1]):
-            found.setdefault(name, text.rstrip(";,"))
+            if not text.startswith("see `"):  # the class that is named says it
+                found.setdefault(name, text.rstrip(";,"))
     return found
 
 
 def first_sentence(text: str, length: int = 90) -> str:
     """The beginning of a description, for a line."""
-    sentence = re.split(r"(?<=[^.])[.;](?:\s|$)", text, maxsplit=1)[0]
+    sentence = re.split(r"(?<!e\.g)(?<!i\.e)(?<!\.)[.;](?:\s|$)", text, maxsplit=1)[0]
     return sentence if len(sentence) <= length else f"{sentence[: length - 3].rsplit(' ', 1)[0]}..."

@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from .loading import recipes as recipes
     from .shrunk import tiny as tiny
 
-MODULES = ("nepa", "families", "finetuning", "segmentation", "decoder", "emu", "omni", "candle", "series", "stamps")
+MODULES = (
+    "nepa",
+    "images",
+    "families",
+    "finetuning",
+    "segmentation",
+    "decoder",
+    "emu",
+    "omni",
+    "candle",
+    "series",
+    "stamps",
+)
 HELPERS = {"load": "loading", "recipes": "loading", "named": "loading", "missing_stages": "loading", "tiny": "shrunk"}
 
 

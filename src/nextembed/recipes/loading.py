@@ -2,8 +2,9 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ..core.code import load_from_file, trusting
 from ..core.config import from_yaml
@@ -13,7 +14,8 @@ from ..runs import RunConfig
 from . import listed
 from .shrunk import tiny
 
-Recipe = Callable[[], RunConfig]
+Recipe = Callable[..., RunConfig]
+NOTHING: Mapping[str, Any] = {}
 
 
 def recipes() -> dict[str, Recipe]:
@@ -31,18 +33,20 @@ def named(name: str) -> Recipe | None:
     return base if name in listed() else lambda: tiny(base())
 
 
-def load(spec: str) -> RunConfig:
+def load(spec: str, **given: Any) -> RunConfig:
     """The config of a recipe's name or NAME_tiny, of a config.yaml (or its run folder), or of `my_file.py:my_recipe`,
     which is run.
+
+    given: for what a recipe asks (`data`, `minutes`), where it does.
 
     Raises ConfigError for a name or path that is not there, with the nearest spelling, and for one that does
     not give a RunConfig.
     """
     with trusting(True):
-        return _load(spec)
+        return _load(spec, given)
 
 
-def _load(spec: str) -> RunConfig:
+def _load(spec: str, given: Mapping[str, Any] = NOTHING) -> RunConfig:
     path = Path(spec).expanduser()
     if ".py:" in spec:
         return _call(spec, load_from_file(spec, "the setting after"))
@@ -58,7 +62,12 @@ def _load(spec: str) -> RunConfig:
         raise ConfigError(f"no config.yaml in {spec}" if path.is_dir() else f"no such run or file: {spec}")
     if (recipe := named(spec)) is None:
         raise ConfigError(unknown("recipe", spec, listed()))
-    return recipe()
+    return recipe(**asked(recipe, given))
+
+
+def asked(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that a recipe has parameters for."""
+    return {name: given[name] for name in inspect.signature(recipe).parameters if name in given}
 
 
 def missing_stages(config: RunConfig) -> list[RunConfig]:
