@@ -86,7 +86,7 @@ def generate(
         progress = given.prompts is None and sys.stderr.isatty()
 
         def paint(row: Prompt) -> "Image":
-            pieces = [*row.pieces, *([row.question] if row.question else [])]
+            pieces = [*row.pieces, *([{"text": row.question}] if row.question else [])]
             return talker.paint(pieces, **painting.model_dump(), seed=sampling.seed, progress=progress)
 
         _paint(paint, rows, wanted.output, many=given.prompts is not None)

@@ -56,12 +56,15 @@ class Segment(TypedDict, total=False):
     kind: the modality: "text" (value: str), "image" (uint8 [C, H, W]), "video" (uint8 [F, C, H, W]), "audio" (float32
     [N] in [-1, 1], mono, 16 kHz), "series" (float32 [C, T]), or one of the user's own. loss: whether what it holds is
     to be predicted (True where it is not said). order: in which its latents are read (raster where it is not said).
+    tokens: (begin, end) of the parts of a text in which special tokens of the tokenizer are tokens; elsewhere they are
+    text like any other, as a user's words may hold them.
     """
 
     kind: str
     value: Any
     loss: bool
     order: str
+    tokens: list[tuple[int, int]]
 
 
 class Document(TypedDict, total=False):

@@ -128,20 +128,24 @@ def render(
     """
     segments: list[Segment] = []
 
-    def say(words: str, loss: bool = False) -> None:
-        if segments and segments[-1]["kind"] == "text" and not segments[-1]["loss"] and not loss:
-            segments[-1]["value"] += words
-        else:
-            segments.append(text(words, loss))
+    def say(words: str, loss: bool = False, tokens: bool = False) -> None:
+        """tokens: whether special tokens in the words are tokens."""
+        if not (segments and segments[-1]["kind"] == "text" and not segments[-1]["loss"] and not loss):
+            segments.append(text("", loss))
+        last = segments[-1]
+        begin = len(last["value"])
+        last["value"] += words
+        if tokens:
+            last["tokens"] = [*last.get("tokens", []), (begin, len(last["value"]))]
 
     if system and not any(role == "system" for role, _ in turns):
-        turns = [("system", [text(system)]), *turns]
+        say(system.strip(), tokens=True)
     if reply:
         turns = [*turns, ("assistant", [])]
     for number, (role, pieces) in enumerate(turns):
         answer = role == "assistant"
         if role != "system":
-            say(f"{' ' * bool(segments)}{assistant if answer else user}:")
+            say(f"{' ' * bool(segments)}{assistant if answer else user}:", tokens=True)
         before = ""
         for position, piece in enumerate(pieces):
             if piece["kind"] == "text":
@@ -152,5 +156,5 @@ def render(
                 segments.append({"kind": piece["kind"], "value": piece["value"], "loss": answer})
                 before = ""
         if answer and number < len(turns) - 1 and turn_end:
-            say(turn_end, True)
+            say(turn_end, True, tokens=True)
     return segments

@@ -2,6 +2,7 @@
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -34,6 +35,34 @@ def frame_indices(num_total: int, num_frames: int) -> list[int]:
     return [int(step / 2) + round(step * i) for i in range(num_frames)]
 
 
+def spread_indices(times: list[float], num_frames: int) -> list[int]:
+    """`frame_indices`; where frames do not come evenly, those that are shown at the same moments of the video."""
+    indices, last = frame_indices(len(times), num_frames), len(times) - 1
+    step = times[-1] / max(1, last)
+    if all(abs(time - step * i) <= step / 2 for i, time in enumerate(times)):
+        return indices
+    return [min(last, max(0, bisect_right(times, step * i) - 1)) for i in indices]
+
+
+def as_shown(frame: Any) -> np.ndarray:
+    """A frame as players show it, uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparent pixels
+    on white, as of images."""
+    if any(component.is_alpha for component in frame.format.components):
+        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
+        alpha = rgba[..., 3:]
+        pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    else:
+        pixels = frame.to_ndarray(format="rgb24")
+    found = next((one for one in frame.side_data if one.type.name == "DISPLAYMATRIX"), None)
+    if found is None:
+        return pixels
+    # (x, y) is shown at (a x + c y, b x + d y), moved into sight.
+    a, b, _, c, d, *_ = np.frombuffer(bytes(found), np.int32)[:9].tolist()
+    right, down = (a, d) if abs(a) >= abs(b) else (c, b)
+    pixels = pixels if abs(a) >= abs(b) else pixels.transpose(1, 0, 2)
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+
+
 class Span(NamedTuple):
     """What is said from `start` to `end`, in seconds."""
 
@@ -55,7 +84,7 @@ class VideoReader:
     def read(self, video: object, num_frames: int) -> Tensor:
         """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
         data = self.files.load(video)
-        return self._frames(data, lambda times: frame_indices(len(times), num_frames))
+        return self._frames(data, lambda times: spread_indices(times, num_frames))
 
     def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
@@ -98,7 +127,7 @@ class VideoReader:
                 if frame.width * frame.height > self.max_pixels:
                     raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
                 if count in wanted:
-                    found[count] = frame.to_ndarray(format="rgb24")
+                    found[count] = as_shown(frame)
                     if found[count].shape != found[min(found)].shape:
                         raise Unreadable("its frames differ in size")
                 count += 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,11 +80,47 @@ def export_onnx(
         for axis in (axis for output in written.graph.output for axis in output.type.tensor_type.shape.dim):
             if axis.dim_param and not axis.dim_param.isidentifier():  # a formula of rows and columns
                 axis.dim_param = "latents"
+        if graph.spec.size is None:
+            refuse_other_sizes(written, graph)
         onnx.save(written, file)
         del written
         run = onnx_session(file)
         difference = _compare(graph, run, tolerance)
     return Exported(Path(path), difference, graph.check_sizes(), found)
+
+
+def refuse_other_sizes(written: Any, graph: ExportGraph) -> None:
+    """Makes an ONNX graph fail, as PyTorch does, for image sizes that the patches do not divide; a convolution would
+    leave out the last rows and columns.
+
+    The shape that the pixels are given is their own, plus a 0 that can only be had from a tensor of one element, which
+    has as many more as pixels are left over.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    pixels = graph.spec.input_name
+    axes, patch = (2, 3) if graph.spec.mean is None else (1, 2), graph.config.patch_shape
+    for node in written.graph.node:
+        for place, name in enumerate(node.input):
+            if name == pixels:
+                node.input[place] = "checked_pixels"
+    values = {"size_axes": axes, "patch_size": patch, "size_one": [1]}
+    written.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name) for name, v in values.items())
+    zero = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
+    refusal = f"image size is no multiple of the patch size {patch[0]}x{patch[1]}"
+    nodes = [
+        helper.make_node("Shape", [pixels], ["size_all"]),
+        helper.make_node("Gather", ["size_all", "size_axes"], ["size_pixels"]),
+        helper.make_node("Mod", ["size_pixels", "patch_size"], ["size_left"]),
+        helper.make_node("ReduceSum", ["size_left"], ["size_sum"], keepdims=0),
+        helper.make_node("Add", ["size_one", "size_sum"], ["size_count"]),
+        helper.make_node("ConstantOfShape", ["size_count"], ["size_zeros"], value=zero),
+        helper.make_node("Reshape", ["size_zeros", "size_one"], ["size_zero"], name=refusal),
+        helper.make_node("Add", ["size_all", "size_zero"], ["size_checked"]),
+        helper.make_node("Reshape", [pixels, "size_checked"], ["checked_pixels"]),
+    ]
+    for place, node in enumerate(nodes):
+        written.graph.node.insert(place, node)
 
 
 def export_program(

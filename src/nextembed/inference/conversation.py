@@ -68,7 +68,7 @@ class Conversation:
         """
         if self.turns and self.turns[-1].role == "user":
             raise ConfigError("the last question has no answer yet")
-        found = [as_segment(piece) for piece in pieces]
+        found = [as_segment({"text": piece} if isinstance(piece, str) else piece) for piece in pieces]
         if not any(s["kind"] != "text" or s["value"].strip() for s in found):
             raise ConfigError("an empty question")
         self.turns.append(Turn("user", found, sources or []))

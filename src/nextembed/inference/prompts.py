@@ -43,7 +43,7 @@ def read_piece(word: str, num_frames: int = NUM_FRAMES) -> Piece:
     """
     suffix = Path(word).suffix.lower()
     if suffix not in (*IMAGES, *VIDEOS):
-        return word
+        return {"text": word}
     if word.startswith(("http://", "https://")) and suffix in IMAGES:
         return read_image(word)
     if not Path(word).expanduser().is_file():
@@ -116,7 +116,7 @@ def _piece_of(piece: object, folder: Path, num_frames: int) -> Piece:
     if isinstance(piece, str) and Path(piece).suffix.lower() in (*IMAGES, *VIDEOS):
         return read_piece(_named(piece, folder), num_frames)
     if isinstance(piece, str):
-        return piece
+        return {"text": piece}
     if isinstance(piece, dict) and len(piece) == 1:
         ((kind, value),) = piece.items()
         if kind == "text" and isinstance(value, str):

@@ -36,7 +36,7 @@ class Text(Modality):
         if self.vocabulary == "bytes":
             ids = list(value.encode())
         else:
-            ids = self.tokenizer(value, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(value, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             if ids and max(ids) >= int(self.vocabulary):
                 raise ValueError(f"the tokenizer has more tokens than the vocabulary of {self.vocabulary}")
         return Patches(torch.tensor(ids, dtype=torch.int64), in_time(len(ids)), (len(ids),))

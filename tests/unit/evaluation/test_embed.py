@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
@@ -203,3 +204,16 @@ def test_memory_is_bounded_and_order_kept():
         seen += batch
         alive.difference_update(batch)
     assert seen == list(range(200)) and most[0] <= 8 * (module.AHEAD + 2)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ["attention.attention.key.weight", "output.dense.bias"])
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path, pictures, name, value):
+    model = shutil.copytree(saved / "run" / "model", tmp_path / "model")
+    state = load_file(model / "model.safetensors")
+    key = next(key for key in state if key.endswith(f"layer.0.{name}"))
+    state[key][0] = value
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match=f"the weights .*{name} are not finite numbers"):
+        embed(model, str(pictures(tmp_path / "images", 2)), tmp_path / "f.parquet")
+    assert not (tmp_path / "f.parquet").exists()

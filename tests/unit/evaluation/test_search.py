@@ -166,3 +166,12 @@ def test_contact_sheet_shows_the_query_first_and_every_hit(tmp_path):
     assert sorted(seen, key=seen.get) == colours  # left to right, then down
     file = save_sheet(sheet, tmp_path / "new" / "sheet.png")
     assert Image.open(file).size == sheet.size and [p.name for p in file.parent.iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused(tmp_path, vectors, value):
+    vectors = vectors.clone()
+    vectors[9, 1] = value
+    write(tmp_path / "f.parquet", vectors)
+    with pytest.raises(DataError, match="the features of row 9 are not finite"):
+        list(FeatureFile(tmp_path / "f.parquet").unit_vectors())

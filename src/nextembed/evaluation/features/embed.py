@@ -23,7 +23,7 @@ from ...data.images import ImagePart
 from ...data.rows import FIRST, Row, RowPlace, Rows, RowSequence, row_key, row_label, rows_in_order
 from ...data.sources import ImageData
 from ...data.transforms import Unreadable, resize
-from ...errors import ConfigError
+from ...errors import ConfigError, DataError
 from .encoder import Checkpoint, Encoder, Preprocessing
 from .parts import Item, Parts, PartWriter, Skipped, schema
 from .settings import EmbedSettings
@@ -49,12 +49,19 @@ class Embedded(NamedTuple):
 
 
 def encoder_of(checkpoint: Checkpoint | Encoder, settings: EmbedSettings) -> Encoder:
-    """The encoder of a checkpoint, or the one that is given."""
-    if isinstance(checkpoint, Encoder):
-        return checkpoint
-    return Encoder(
-        checkpoint, settings.layer, settings.pooling, settings.attention, settings.weights, settings.precision
-    )
+    """The encoder of a checkpoint, or the one that is given. Raises DataError for weights that are not finite: some
+    attention kernels hide them, and the features would look like any others."""
+    encoder = checkpoint
+    if not isinstance(encoder, Encoder):
+        places = (settings.layer, settings.pooling, settings.attention, settings.weights, settings.precision)
+        encoder = Encoder(encoder, *places)
+    for name, value in encoder.trunk.state_dict().items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise DataError(
+                f"{encoder.checkpoint or 'the model'}: the weights {name} are not finite numbers (NaN or infinite): "
+                "they are damaged, or diverged in training"
+            )
+    return encoder
 
 
 def embed(
@@ -142,6 +149,7 @@ def _work(
         for items in batches:
             images = [item.pixels for item in items if item.pixels is not None]
             values = encoder(torch.stack(images)) if images else torch.zeros(0, encoder.width)
+            check_finite(items, values)
             writer.add(items, values)
             if report is not None:
                 report(items[-1].place.row, total)
@@ -149,6 +157,17 @@ def _work(
         writer.flush()
         raise
     writer.flush()
+
+
+def check_finite(items: list[Item], values: torch.Tensor) -> None:
+    """Raises DataError, with the first image, for features that are not finite: they would be near to nothing."""
+    wrong = ~torch.isfinite(values).all(1)
+    if wrong.any():
+        key = [item.key for item in items if item.pixels is not None][int(wrong.int().argmax())]
+        raise DataError(
+            f"the features of {key} are not finite numbers (NaN or infinite), as are those of {int(wrong.sum()) - 1} "
+            "others beside it: the model's weights are damaged, or diverged in training"
+        )
 
 
 def fitting(source: str | os.PathLike[str], preprocessing: Preprocessing) -> ImageData:

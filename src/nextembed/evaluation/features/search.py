@@ -106,9 +106,16 @@ class FeatureFile:
             begin += table.num_rows
 
     def unit_vectors(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first row, [n, D] of length 1) of each row group."""
+        """(number of the first row, [n, D] of length 1) of each row group. Raises DataError for features that are not
+        finite."""
         for begin, table in self.groups(["embedding"]):
-            yield begin, F.normalize(_matrix(table).to(dtype), dim=1)
+            values = _matrix(table)
+            if (wrong := ~torch.isfinite(values).all(1)).any():
+                raise DataError(
+                    f"{self.path}: the features of row {begin + int(wrong.int().argmax())} are not finite numbers "
+                    f"({int(wrong.sum())} of the {len(values)} rows from {begin} on); embed them anew"
+                )
+            yield begin, F.normalize(values.to(dtype), dim=1)
 
     def find(self, key: str) -> tuple[int, Tensor]:
         """Number and features [D] of the row with a key. Raises ConfigError, with the nearest spelling, if none has."""

@@ -1,7 +1,9 @@
 """Interleaved text, images and videos to what Emu reads: ids with N places an image, and normalised pixels."""
 
 import os
+import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,10 @@ class EmuProcessor(ProcessorMixin):
         processor([[image, "the same in winter"], ["an apple"]])
 
     A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or
-    any of these}, {"video": frames} or {"text": ...}. Images become upright RGB (transparent ones on white, 16-bit grey
-    scaled to 8 bit), squashed to the encoder's size; each stands as `[IMG]`, N times `<image>`, `[/IMG]`. White space
-    beside an image is stripped, and a begin token, where the tokenizer has one, comes first.
+    any of these}, {"video": frames} or {"text": ...}. Special tokens of the tokenizer are tokens in a plain text, and
+    text like any other in {"text": ...}: a user's words belong there. Images become upright RGB (transparent ones on
+    white, 16-bit grey scaled to 8 bit), squashed to the encoder's size; each stands as `[IMG]`, N times `<image>`,
+    `[/IMG]`. White space beside an image is stripped, and a begin token, where the tokenizer has one, comes first.
     Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
     reading order; no pixel_values where there are no images.
     num_image_latents: N. image_start_is_target: whether training teaches the text head to begin an image by itself.
@@ -140,13 +143,39 @@ class EmuProcessor(ProcessorMixin):
         }
         return Encoded(positions, {"pixel_values": self.pixels(pictures)})
 
+    @cached_property
+    def special(self) -> dict[str, tuple[int, AddedToken]]:
+        """Special tokens by their text, with their ids."""
+        return {token.content: (i, token) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+
     def tokenize(self, text: str, segments: Sequence[Segment], number: int) -> list[int]:
-        """Ids of a text segment; white space beside images is stripped."""
+        """Ids of a text segment; white space beside images is stripped. Special tokens are tokens where the segment
+        says so, and text elsewhere."""
+        check_text(text)
+        begin, end = 0, len(text)
         if number > 0 and segments[number - 1]["kind"] != "text":
-            text = text.lstrip()
+            begin = end - len(text.lstrip())
         if number + 1 < len(segments) and segments[number + 1]["kind"] != "text":
-            text = text.rstrip()
-        return self.tokenizer(check_text(text), add_special_tokens=False)["input_ids"] if text else []
+            end = len(text.rstrip())
+        names = sorted(self.special, key=len, reverse=True)
+        found = list(re.finditer("|".join(map(re.escape, names)), text[:end])) if names else []
+        allowed = segments[number].get("tokens", [])
+        tokens = [m for m in found if m.start() >= begin and any(a <= m.start() and m.end() <= b for a, b in allowed)]
+        if len(tokens) == len(found):
+            return self.ids_of(text[begin:end])
+        ids: list[int] = []
+        for token in tokens:
+            number, how = self.special[token[0]]
+            before = text[begin : token.start()]
+            ids += [*self.ids_of(before.rstrip() if how.lstrip else before, split=True), number]
+            begin = token.end()
+            if how.rstrip:
+                begin += len(text[begin:end]) - len(text[begin:end].lstrip())
+        return ids + self.ids_of(text[begin:end], split=True)
+
+    def ids_of(self, text: str, split: bool = False) -> list[int]:
+        """split: whether special tokens are text."""
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"] if text else []
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """Normalised pixels [I, C, S, S] of RGB images; [0, 3, S, S] of none."""
@@ -175,7 +204,7 @@ def as_document(pieces: Sequence[Piece]) -> Document:
 def as_segment(piece: Piece) -> Segment:
     """A piece of a prompt as a segment. Raises ValueError for what is none."""
     if isinstance(piece, str):
-        return {"kind": "text", "value": piece}
+        return {"kind": "text", "value": piece, "tokens": [(0, len(piece))]}
     if isinstance(piece, dict):
         if "kind" in piece:
             return piece  # type: ignore[return-value]

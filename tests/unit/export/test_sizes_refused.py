@@ -1,0 +1,20 @@
+"""An ONNX file with open sizes refuses what PyTorch refuses: an image that its patches do not divide."""
+
+import pytest
+import torch
+
+from nextembed.export.formats import export_onnx, onnx_session
+
+
+@pytest.fixture(scope="module", params=[None, [0.5, 0.4, 0.3]])
+def file(request, model, tmp_path_factory):
+    std = None if request.param is None else [0.25, 0.5, 1.0]
+    return export_onnx(model, tmp_path_factory.mktemp("onnx") / "m.onnx", mean=request.param, std=std).path
+
+
+@pytest.mark.parametrize(("height", "width"), [(17, 16), (16, 18), (19, 19), (6, 8), (3, 16)])
+def test_sizes_that_patches_do_not_divide(file, height, width):
+    session = onnx_session(file)
+    for shape, dtype in (((2, 3, height, width), torch.float32), ((2, height, width, 3), torch.uint8)):
+        with pytest.raises(Exception, match=r"no multiple of the patch size 4x4|Unexpected input data type"):
+            session(torch.zeros(shape, dtype=dtype))
