@@ -13,19 +13,21 @@ from ..core.code import allow_code, one_command
 from ..core.signals import TidyStop
 from ..core.terminal import one_line, print
 from ..errors import ConfigError, NextEmbedError, shortened
+from .completing import offer_settings
 
 app = typer.Typer(
     help="Pretrain a transformer to predict the next embedding, see what it learned, use it anywhere.",
     rich_markup_mode=None,
     no_args_is_help=True,
-    add_completion=False,
     context_settings={"max_content_width": 110},
     pretty_exceptions_enable=False,
 )
 
 Settings = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Settings to change, e.g. train.max_steps=100."),
+    typer.Argument(
+        metavar="KEY=VALUE", help="Settings to change, e.g. train.max_steps=100.", autocompletion=offer_settings
+    ),
 ]
 
 

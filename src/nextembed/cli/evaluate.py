@@ -12,15 +12,29 @@ from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import Settings, app
+from .completing import offer_runs
 from .options import command
 
 if TYPE_CHECKING:
     from ..runs import Run, RunConfig
 
 
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs
+    ),
+]
+
+
 @app.command()
 def probe(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs
+        ),
+    ],
     overrides: Settings = None,
     data: Annotated[
         str | None,
@@ -119,7 +133,12 @@ class Language:
 
 @command(language=Language)
 def evaluate(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs
+        ),
+    ],
     language: Language,
     overrides: Settings = None,
     data: Annotated[
@@ -181,7 +200,7 @@ def evaluate_classifier(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=offer_runs)],
     decoder: Annotated[
         list[Path] | None, typer.Option(metavar="RUN", help="A run of the recipe latent_decoder; may be repeated.")
     ] = None,

@@ -11,6 +11,7 @@ from ..core.places import check_here
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import Settings, app
+from .completing import offer_recipes, offer_runs
 from .words import check_recipe, check_settings
 
 if TYPE_CHECKING:
@@ -24,12 +25,15 @@ def train(
         typer.Argument(
             metavar="RECIPE | KEY=VALUE",
             help="A recipe (see `nextembed recipes`), config.yaml or my_file.py:my_recipe; then settings.",
+            autocompletion=offer_recipes,
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            metavar="RUN", help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE."
+            autocompletion=offer_runs,
+            metavar="RUN",
+            help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE.",
         ),
     ] = None,
     minutes: Annotated[
@@ -112,7 +116,9 @@ def summary(run: "Run") -> str:
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print its settings as YAML.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Print its settings as YAML.", autocompletion=offer_recipes)
+    ] = None,
     overrides: Settings = None,
 ) -> None:
     """List the recipes, or print all settings of one."""
