@@ -69,11 +69,11 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: T) -> list[T]:
     """The picklable values of all ranks, by rank; every rank gets the list."""
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
+    values = [value] * world_size()
     dist.all_gather_object(values, value, group=cpu_group())
     return values
 
@@ -84,7 +84,7 @@ def wait() -> None:
         dist.barrier(patient_group())
 
 
-def broadcast_object(value: Any) -> Any:
+def broadcast_object(value: T) -> T:
     """Rank 0's picklable value, on every rank."""
     if world_size() == 1:
         return value

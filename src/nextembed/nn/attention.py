@@ -105,7 +105,7 @@ class _FusedQueryKeyValue(torch.autograd.Function):
     pass: what attention keeps anyway, and one number for each head."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, turn: Tensor, eps: float, *params: Any):
+    def forward(ctx, x: Tensor, turn: Tensor, eps: float, *params: Tensor):
         half = turn.shape[-1]
         weight, bias = _joined(half, *params[:3]), None if params[3] is None else _joined(half, *params[3:])
         qkv = F.linear(x, weight, bias).view(*x.shape[:-1], 3, -1, 2 * half)

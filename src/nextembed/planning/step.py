@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import PreTrainedModel
 
 from ..core.objective import Objective, PretrainingModel
-from ..core.types import Batch
+from ..core.types import Backbone, Batch
 from ..errors import ConfigError, NextEmbedError
 from ..models.emu import EmuForConditionalGeneration, EmuParts
 from ..nn.linear import as_on_accelerator
@@ -80,7 +80,7 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
             adapt(backbone, train, config.seed)
         to_fake(backbone)
-        objective = config.objective.build(backbone)
+        objective = config.objective.build(cast(Backbone, backbone))
         model = PretrainingModel(backbone, objective).train()
         to_fake(model)
         sizes = quantized(backbone, config.model.quantize if isinstance(config.model, EmuParts) else None)
@@ -119,7 +119,7 @@ def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[No
         yield
 
 
-def build_weightless(config: RunConfig, num_classes: int) -> Any:
+def build_weightless(config: RunConfig, num_classes: int) -> PreTrainedModel:
     """The run's backbone on torch's meta device; a classifier gets as many classes as its settings say."""
     model = cast(Any, config.model)
     if isinstance(config.model, EmuParts):  # the packing itself is for `quantized`: it needs no bitsandbytes
@@ -138,10 +138,10 @@ def needs_classes(config: RunConfig) -> bool:
 class MakesBatches(Protocol):
     """A data part that says itself what its batches are like."""
 
-    def example_batch(self, micro_batch_size: int, backbone: Any) -> Batch: ...
+    def example_batch(self, micro_batch_size: int, backbone: PreTrainedModel) -> Batch: ...
 
 
-def example_batch(config: RunConfig, backbone: Any, objective: Objective, size: int) -> Batch:
+def example_batch(config: RunConfig, backbone: PreTrainedModel, objective: Objective, size: int) -> Batch:
     """One micro batch, as the model part makes it. A data part of the user's own kind may do it (`MakesBatches`)."""
     if isinstance(config.data, MakesBatches):
         return config.data.example_batch(size, backbone)

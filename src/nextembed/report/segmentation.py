@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..core.config import Part
 from ..core.scores import SegmentScores
 from ..core.types import IGNORE_PIXEL, Role
+from ..data.images import EvalSamples
 from ..data.masks import MaskPart
 from ..errors import ConfigError, MissingSplit
 from ..models.nepa import ViTNepaConfig
@@ -87,7 +88,7 @@ def look(model: PreTrainedModel, data: Part, stride: int | None, num_images: int
     return found
 
 
-def _samples(data: MaskPart, size: int, num_channels: int, num: int) -> tuple[Any, str]:
+def _samples(data: MaskPart, size: int, num_channels: int, num: int) -> tuple[EvalSamples, str]:
     splits: tuple[Role, ...] = ("validation", "test", "train")
     for split in splits:
         try:
@@ -98,7 +99,9 @@ def _samples(data: MaskPart, size: int, num_channels: int, num: int) -> tuple[An
 
 
 @torch.no_grad()
-def _shown(model: Any, sample: Mapping[str, Any], window: int, stride: int, mean: float, std: float) -> Shown:
+def _shown(
+    model: PreTrainedModel, sample: Mapping[str, Any], window: int, stride: int, mean: float, std: float
+) -> Shown:
     pixels, label = sample["pixel_values"][None], sample["label"]
     logits = sliding_logits(lambda x: model(pixel_values=x).logits, pixels, (window, window), (stride, stride))
     scale = min(1.0, MAX_SIDE / max(label.shape))
