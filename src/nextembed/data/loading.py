@@ -6,6 +6,7 @@ import logging
 import tarfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from glob import escape, glob
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .archives import check_tar, read_member, samples, tar_members
 from .grouping import by_folders
+from .lines import stamp
 from .listing import IMAGES as IMAGE_ENDINGS
 from .listing import METADATA, File, shown
 from .naming import Part, parse_split
@@ -105,6 +107,11 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
             return take(data, part)
         options["split"] = name
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
+        if (
+            origin.builder == "parquet" and not streaming
+        ):  # else a file that was replaced under its old time is not seen
+            stamps = blake2b("".join(map(stamp, origin.files[name])).encode(), digest_size=16).hexdigest()
+            options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "stamped" / stamps)
     try:
         with quiet(origin.files is not None):
             data = _opened(origin.builder, options)

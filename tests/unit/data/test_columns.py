@@ -1,6 +1,7 @@
 """Columns are chosen once for a source, by name before type; a row without a value in them is skipped and named."""
 
 import json
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -88,3 +89,11 @@ def test_images_by_type_where_no_name_says_so(folder):
     stored = [{"bytes": (folder / f"{n}.png").read_bytes(), "path": None} for n in range(4)]
     pq.write_table(pa.table({"id": [b"x"] * 4, "scan": stored}), folder / "a.parquet")
     assert ImageData(source=str(folder / "a.parquet")).rows("train").to_row.columns.image == "scan"
+
+
+def test_a_replaced_parquet_file_is_read_anew(folder):
+    file = folder / "a.parquet"
+    for text in ("one", "two"):
+        pq.write_table(pa.table({"text": [text], "image": ["0.png"]}), file)
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        assert pairs(file)[0] == [text]
