@@ -107,9 +107,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
             return take(data, part)
         options["split"] = name
         options["data_files"] = {name: list(map(_plain, origin.files[name]))}
-        if (
-            origin.builder == "parquet" and not streaming
-        ):  # else a file that was replaced under its old time is not seen
+        if origin.builder == "parquet" and not streaming:  # one replaced under its old time is seen
             stamps = blake2b("".join(map(stamp, origin.files[name])).encode(), digest_size=16).hexdigest()
             options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "stamped" / stamps)
     try:
