@@ -102,8 +102,12 @@ def starting() -> None:
 
 def summary(run: "Run") -> str:
     """What was learned, in plain words, and where to go from here."""
+    from ..core.run_folder import skipped_in_words
+
     folder = os.path.relpath(run.dir)
     lines = ["", *run.task.summary(run), ""]
+    if left_out := skipped_in_words(run.skipped()):
+        lines.append(f"Skipped:   {left_out} ({folder}/skipped.jsonl)")
     if (run.dir / "report.html").is_file():
         lines.append(f"Report:    {folder}/report.html    (nextembed report {folder} --open)")
     if use := run.task.usage(run, folder):

@@ -1,6 +1,7 @@
 """Where things lie in a run folder, and how to read them: for probes and the report."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from .probe_table import ProbeTable
 from .saved import Count, Number, checked, load, read_json
 from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
+
+NUM_REASONS = 3  # that are named
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class RunFolder:
 
     def skipped(self) -> list[dict[str, object]]:
         """Lines of skipped.jsonl: what could not be read, and why."""
-        return read_lines(self.dir / "skipped.jsonl")
+        return read_skipped(self.dir)
 
     def saved(self) -> "Saved":
         """Its models. Raises ConfigError if there is none."""
@@ -159,6 +162,21 @@ def read_config(run: Path) -> dict[str, Any]:
         return {}
     values = read_yaml(read_text(file), str(file))
     return checked(dict[str, Any], values or {}, file)
+
+
+def read_skipped(run: Path) -> list[dict[str, object]]:
+    """What a run left out, each once: two processes may have named the same."""
+    rows = read_lines(run / "skipped.jsonl")
+    return list({str(row.get("place", row.get("key"))): row for row in reversed(rows)}.values())[::-1]
+
+
+def skipped_in_words(rows: list[dict[str, object]]) -> str:
+    """How many rows and files were left out, and the commonest reasons; nothing if none was."""
+    if not rows:
+        return ""
+    reasons = Counter(" ".join(str(row.get("reason", "")).split())[:100] for row in rows).most_common()
+    named = "; ".join(f"{count:,} x {reason}" for reason, count in reasons[:NUM_REASONS])
+    return f"{len(rows):,} could not be read and were left out: {named}{'; ...' * (len(reasons) > NUM_REASONS)}"
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

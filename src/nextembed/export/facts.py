@@ -9,7 +9,7 @@ from typing import Any
 from ..core.config import DATA
 from ..core.objective import Verdict, verdict_of
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import find_saved, read_config, read_history, run_folder
+from ..core.run_folder import find_saved, read_config, read_history, read_skipped, run_folder
 from ..core.scores import ClassScores
 from ..data import sources  # noqa: F401  registers its kinds
 from ..errors import ConfigError, NextEmbedError
@@ -29,6 +29,7 @@ class Facts:
     folder: its Hugging Face folder. weights: "raw" or "ema". settings: the run's resolved config, flat, by dotted name.
     recipe, changes: the recipe's name and (setting, recipe's value, run's value) where the run differs. data: name of
     the data; dataset: its hub id, if it is one. splits: (role, split, number of images or None). scores: scores.json.
+    skipped: lines of skipped.jsonl.
     """
 
     folder: Path
@@ -51,6 +52,7 @@ class Facts:
     scores: ClassScores | None = None
     verdict: Verdict | None = None
     last: dict[str, Any] = field(default_factory=dict)
+    skipped: list[dict[str, object]] = field(default_factory=list)
 
 
 def gather(path: str | Path, weights: str | None = None) -> Facts:
@@ -88,6 +90,7 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
         facts.scores = ClassScores.load(file)
     history = read_history(run)
     facts.last = history[-1] if history else {}
+    facts.skipped = read_skipped(run)
     if any("cos_next" in row for row in history):
         facts.verdict = verdict_of(values.get("objective"), history)
     if settings.data.source:

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from ..core.probe_table import SWEPT, TITLES, WEIGHTS, ProbeTable, Row
+from ..core.run_folder import skipped_in_words
 from .charts import render_charts
 from .style import CSS
 from .view import RunView
@@ -179,7 +180,7 @@ def skipped(view: RunView) -> str:
     more = len(view.skipped) - NUM_SKIPPED
     rest = f'<p class="soft">and {more:,} more, in skipped.jsonl</p>' if more > 0 else ""
     return (
-        f"<h2>Skipped files</h2><p>{len(view.skipped):,} could not be read and were left out.</p>"
+        f"<h2>Skipped files</h2><p>{escape(skipped_in_words(view.skipped))}.</p>"
         '<details><summary>Which</summary><div class="scroll"><table>'
         f'<tr><th>file or row</th><th class="left">why</th></tr>{rows}</table></div>{rest}</details>'
     )
