@@ -7,7 +7,7 @@ import torch
 
 from ..core.types import IGNORE_LABEL
 from ..errors import ConfigError, DataError
-from .lines import check_fields, check_written, read_fields
+from .lines import check_fields, check_written, encoding_of, opened, read_fields
 from .origins import check_file
 from .record import AnyRow, keyed
 from .rows import Rows, RowSequence, row_key, row_label
@@ -78,6 +78,7 @@ def read_labels(label_file: str) -> dict[str, str]:
     """
     path = check_file("data.label_file", label_file)
     try:
+        check_plain(path)
         (_, header), *rows = list(read_fields(path)) or [(1, [])]
         for number, row in ((1, header), *rows):
             check_fields(path, number, row, header)
@@ -101,6 +102,16 @@ def read_labels(label_file: str) -> dict[str, str]:
         if labels.setdefault(name, label) != label:
             raise ConfigError(f"data.label_file: {label_file} says of {name} once '{labels[name]}' and once '{label}'")
     return labels
+
+
+def check_plain(path: Path) -> None:
+    """Raises DataError for a file of labels that is not CSV in UTF-8: a wrong guess would mislabel every image."""
+    if (encoding := encoding_of(path)) not in ("utf-8", "utf-8-sig"):
+        raise DataError(f"it is {encoding.upper()}; save it as UTF-8")
+    with opened(path, "") as file:
+        first = file.readline()
+    if "," not in first and ";" in first:
+        raise DataError("its columns are parted by semicolons; save it with commas")
 
 
 class FewRows:

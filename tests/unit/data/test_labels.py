@@ -171,6 +171,7 @@ def test_csv_labels_reach_every_split(tmp_path, make_images):
     [
         ("", "needs a header and two columns"),
         ("file\n000.png\n", "needs a header and two columns"),
+        ("file;label\n000.png;cat\n", "its columns are parted by semicolons; save it with commas"),
         ("000.png,cat\n001.png,dog\n", "needs a header, e.g. file,label; its first line is an image"),
         ("file,label\n000.png,cat\n001.png\n", "line 3 of"),
         ("file,label\n000.png,cat\n001.png,dog\n000.png,dog\n", "says of 000.png once 'cat' and once 'dog'"),
