@@ -107,7 +107,7 @@ class ImagesAlone(EmojiDocuments):
 
 @torch.no_grad()
 def read_text(run: Any, num: int = 2000) -> dict[str, float]:
-    model = run.model
+    model = run.trained
     processor = run.config.model.processor()
     right, scores = [], []
     scale = model.log_scale
@@ -141,7 +141,7 @@ def hidden_of(model: Any, processor: Any, documents: Any) -> tuple[torch.Tensor,
 
 @torch.no_grad()
 def probe_groups(run: Any) -> dict[str, float]:
-    model, processor = run.model, run.config.model.processor()
+    model, processor = run.trained, run.config.model.processor()
     features, groups = {}, {}
     for split in ("train", "validation", "test"):
         rows = run.config.data.rows(split)
