@@ -21,6 +21,7 @@ from .tasks import model_part, task_of
 from .training.adapt import adapt, trained_parameters
 from .training.banner import (
     Pace,
+    announce,
     busy,
     data_lines,
     device_line,
@@ -82,8 +83,8 @@ def dry_run(config: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ready = prepare(Path(scratch), config, None, next_folder(config.dir))
         seconds = step_seconds(ready.loop)
-    ready.progress.say(f"Time:    {minutes(seconds * ready.loop.max_steps)} on this machine, and the probes at the end")
-    ready.progress.say("Dry run: nothing was trained, nothing is left.")
+    announce(f"Time:    {minutes(seconds * ready.loop.max_steps)} on this machine, and the probes at the end")
+    announce("Dry run: nothing was trained, nothing is left.")
 
 
 def fit_stage(config: RunConfig) -> None:
@@ -132,13 +133,13 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     """Model, data and loop of a run, each said as soon as it is known. shown: the folder that is named in its place."""
     checkpoint = distributed.on_main(lambda: whole_checkpoint(run_dir, named))
     progress, task, part = ProgressBar(), task_of(config), resumed(model_part(config), checkpoint)
-    progress.say(place_line(shown or run_dir, config.dir, checkpoint is not None))
-    progress.say(device_line(config.train))
-    with busy("         opening the data", progress.say):
+    announce(place_line(shown or run_dir, config.dir, checkpoint is not None))
+    announce(device_line(config.train))
+    with busy("         opening the data", announce):
         class_names = task.class_names(config.data)
         found = data_lines(config.data, config.train.batch_size, size_of(part)) if distributed.is_main() else []
     for line in found:
-        progress.say(line)
+        announce(line)
     torch.manual_seed(config.seed)
 
     # the model and what it is trained by
@@ -158,12 +159,12 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     else:
         part.prepare(backbone, config.data)
 
-    progress.say(model_line(backbone, part.kind))
+    announce(model_line(backbone, part.kind))
 
     # data and training
     data, skipped, state = cast(Any, config.data), run_dir / "skipped.jsonl", start_state(checkpoint)
     rank, ranks = distributed.rank(), distributed.world_size()
-    with busy("         reading the data", progress.say):
+    with busy("         reading the data", announce):
         given = Loading(config.train.micro_batch(ranks), config.seed, rank, ranks, state, skipped)
         loader = data.train_loader(given, **loading)
     step = checkpoint_step(checkpoint) if checkpoint else 0
@@ -185,7 +186,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     trained = trained_parameters(backbone)
     if words := trained_words(trained, objective):
         progress.say(words)
-    progress.say(length_line(loop))
+    announce(length_line(loop))
     return Ready(loop, progress, backbone, checkpoint, trained)
 
 

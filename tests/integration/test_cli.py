@@ -286,7 +286,7 @@ def test_a_dry_run_says_everything_and_leaves_nothing(
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     assert main(["train", "nepa_demo_tiny", "name=mine", "train.device=cpu", "--dry-run"]) == 0
-    said = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().out.splitlines()
     assert sorted(tmp_path.rglob("*")) == before
     assert said[0] == "Run:     runs/mine-2 (runs/mine exists)"
     names = [line.partition(":")[0] for line in said if not line.startswith(" ")]

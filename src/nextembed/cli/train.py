@@ -1,6 +1,7 @@
 """`train` and `recipes`."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +16,7 @@ from .completing import offer_recipes, offer_runs
 from .words import check_recipe, check_settings
 
 if TYPE_CHECKING:
-    from ..runs import Run
+    from ..runs import Run, RunConfig
 
 
 @app.command()
@@ -53,35 +54,84 @@ def train(
       nextembed train --resume runs/mine train.max_steps=4000
     """
     recipe, overrides = (words[0], words[1:]) if words and "=" not in words[0] else (None, words or [])
+    check_words(recipe, resume, dry, overrides)
+    starting()
+    from .. import recipes
+    from ..core import distributed
+    from ..core.config import apply_overrides
+    from ..run import dry_run, fit
+    from ..training.checkpoint import resume_place
+
+    given = asked_of(recipe, overrides, minutes)
+    config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0]), **given), overrides)
+    if dry:
+        say_stages(config, overrides)
+        dry_run((recipes.missing_stages(config) or [config])[0])
+        return
+    if resume is None:
+        train_stages(config, overrides)
+    run = fit(config, resume=str(resume) if resume else None)
+    if distributed.is_main():
+        print(summary(run))
+
+
+def check_words(recipe: str | None, resume: Path | None, dry: bool, overrides: list[str]) -> None:
+    """What can be said without torch. Raises ConfigError."""
     if (recipe is None) == (resume is None):
         raise ConfigError(
             "give a recipe, a config.yaml or my_file.py:my_recipe; `nextembed recipes` lists the recipes"
             if resume is None
             else f"--resume takes its settings from {resume}; beside it only KEY=VALUE"
         )
-    check_recipe(recipe) if recipe is not None else check_here(str(resume), "no such run or file", hub=False)
+    if recipe is not None:
+        check_recipe(recipe)
+    elif resume is not None and resume.parent.name != "checkpoints":  # of these, those that are there are named later
+        check_here(str(resume), "no such run or file", hub=False)
     check_settings(overrides)
     if dry and resume is not None:
         raise ConfigError("--dry-run is for a new run, not for --resume")
-    starting()
-    from .. import recipes
-    from ..core import distributed
-    from ..core.config import apply_overrides
-    from ..run import dry_run, fit, fit_stage
-    from ..training.checkpoint import resume_place
 
-    given = asked_of(recipe, overrides, minutes)
-    config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0]), **given), overrides)
-    for stage in [] if resume else recipes.missing_stages(config):
+
+def say_stages(config: "RunConfig", overrides: list[str]) -> list["RunConfig"]:
+    """The stages that are to be trained first, said on the main rank."""
+    from ..core import distributed
+    from ..recipes import missing_stages
+
+    stages = missing_stages(config)
+    if stages and distributed.is_main():
+        total = len(stages) + 1
+        print(f"{config.name} starts from what is not there yet; {total} stages, one after another:")
+        for number, stage in enumerate([*stages, config], 1):
+            print(f"  {number} of {total}  {stage.name}: {length(stage)}")
+        if overrides:
+            print(f"The settings of this command ({' '.join(overrides)}) are for {config.name} alone.")
+    return stages
+
+
+def length(config: "RunConfig") -> str:
+    train = config.train
+    return f"{train.max_steps:,} steps of {train.batch_size}" if train.max_steps else f"{train.epochs:g} epochs"
+
+
+def train_stages(config: "RunConfig", overrides: list[str]) -> None:
+    """Trains what a run starts from. After Ctrl-C the same command goes on with the whole chain, and that is said."""
+    from ..core import distributed
+    from ..run import fit_stage
+    from ..training.watch import Interrupted
+
+    stages = say_stages(config, overrides)
+    for number, stage in enumerate(stages, 1):
         if distributed.is_main():
-            print(f"{config.name} starts from {stage.name}, which is not there yet: training it first")
-        fit_stage(stage)
-    if dry:
-        dry_run(config)
-        return
-    run = fit(config, resume=str(resume) if resume else None)
-    if distributed.is_main():
-        print(summary(run))
+            print(f"Stage {number} of {len(stages) + 1}: {stage.name}", flush=True)
+        try:
+            fit_stage(stage)
+        except Interrupted as stopped:
+            words = " ".join(shlex.quote(word) for word in sys.argv[1:])
+            raise Interrupted(
+                f"stopped and saved in stage {number} of {len(stages) + 1}; the same command goes on with all of them: "
+                f"nextembed {words}",
+                stopped.exit_code - 128,
+            ) from None
 
 
 def asked_of(recipe: str | None, overrides: list[str], minutes: float | None) -> dict[str, Any]:

@@ -4,11 +4,10 @@
 any machine. What there is, is read from the files' text: a list of names needs no torch.
 """
 
-import ast
 import importlib
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from .listing import listed
 
 if TYPE_CHECKING:
     from .loading import load as load
@@ -17,38 +16,7 @@ if TYPE_CHECKING:
     from .loading import recipes as recipes
     from .shrunk import tiny as tiny
 
-MODULES = (
-    "nepa",
-    "images",
-    "families",
-    "finetuning",
-    "segmentation",
-    "decoder",
-    "emu",
-    "omni",
-    "candle",
-    "series",
-    "stamps",
-)
 HELPERS = {"load": "loading", "recipes": "loading", "named": "loading", "missing_stages": "loading", "tiny": "shrunk"}
-
-
-class Listed(NamedTuple):
-    """Where a recipe is, and the first line of its docstring."""
-
-    module: str
-    line: str
-
-
-@cache
-def listed() -> dict[str, Listed]:
-    """All recipes by name: the public functions of MODULES, in this order."""
-    found = {}
-    for module in MODULES:
-        for node in ast.parse(Path(__file__).with_name(f"{module}.py").read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-                found[node.name] = Listed(module, (ast.get_docstring(node) or "").partition("\n")[0])
-    return found
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ from ..core.config import from_yaml
 from ..core.files import read_text
 from ..errors import ConfigError, unknown
 from ..runs import RunConfig
-from . import listed
+from .listing import listed
 from .shrunk import tiny
 
 Recipe = Callable[..., RunConfig]

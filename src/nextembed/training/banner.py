@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core import distributed
 from ..core.config import Part
+from ..core.terminal import print
 from ..core.types import Role
 from ..data.documents import DocumentPart, total_length
 from ..data.images import ImagePart
@@ -28,6 +29,13 @@ from .watch import Say, Training, Watcher
 FEW = 100  # images, below which nothing general is learned
 SMALLER = 8  # times, from which on it is said that images are shrunk
 OTHERS: tuple[Role, ...] = ("validation", "test")
+
+
+def announce(text: str) -> None:
+    """Prints a line of what is said before training, on the main rank, to standard output: errors alone go to the other
+    one."""
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 def place_line(run_dir: Path, wanted: Path, resumes: bool) -> str:
@@ -64,7 +72,8 @@ def data_lines(data: Part, batch_size: int, image_size: int | None) -> list[str]
     text = f"Data:    {source}: {len(rows):,} images for training{class_words(data.class_names())}"
     if here(data):
         text += "".join(f"; {role} {num}" for role in OTHERS for num in [count(data, role)])
-    return [text, *(f"         {line}" for line in odd(rows, batch_size, image_size))]
+    left_out = data.summary("train").lines()[1:] if here(data) else []
+    return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, image_size)))]
 
 
 def here(data: Part) -> bool:
