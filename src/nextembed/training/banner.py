@@ -72,7 +72,8 @@ def data_lines(data: Part, batch_size: int, image_size: int | None) -> list[str]
     text = f"Data:    {source}: {len(rows):,} images for training{class_words(data.class_names())}"
     if here(data):
         text += "".join(f"; {role} {num}" for role in OTHERS for num in [count(data, role)])
-    left_out = data.summary("train").lines()[1:] if here(data) else []
+    said = data.summary("train").lines()[1:] if here(data) else []
+    left_out = [line for line in said if not line.startswith("splits: ")]  # they are counted above
     return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, image_size)))]
 
 
