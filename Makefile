@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test abuse lint types docs clean
+.PHONY: help demo test abuse cases lint types docs clean
 help:
 	@echo "make demo    pretrain on the bundled images, probe, write runs/nepa_demo/report.html (about 10 minutes)"
 	@echo "make test    run the tests       make abuse   try to break it: kills, damage, odd input (half an hour)"
+	@echo "make cases   what people reported about such tools (fifteen minutes)"
 	@echo "make lint    check style         make types   check types"
 	@echo "make docs    build the site      make clean   remove what was built (not runs/)"
 
@@ -23,6 +24,10 @@ test: $(VENV)/.installed
 # One campaign, or one case of it: see `python -m tests.abuse.campaigns --help`.
 abuse: $(VENV)/.installed
 	$(BIN)/python -m tests.abuse.campaigns
+
+# What people reported about tools that do this job: see tests/cases/README.md.
+cases: $(VENV)/.installed
+	tests/cases/all.sh
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
