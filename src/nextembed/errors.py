@@ -28,6 +28,10 @@ class DataError(NextEmbedError):
     """The data ran out of what training needs: too many unreadable samples, or none at all."""
 
 
+class DamagedFile(DataError, ConfigError):
+    """A file that the settings name cannot be read: the file is damaged, or it is not what was meant."""
+
+
 class TrainingError(NextEmbedError):
     """Training cannot go on: the loss is not a number, or a checkpoint does not fit the run."""
 

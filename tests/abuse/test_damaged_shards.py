@@ -144,7 +144,7 @@ def test_a_broken_file_of_images_is_named(kind, damage, tmp_path, capfd):
     for streaming in (False, True):
         part = DATA.parse({"kind": "images", "source": str(file.parent), "streaming": streaming, "num_workers": 0})
         found.append(image_message(part))
-    assert found[0].startswith(f"DataError: data.source: cannot read '{file}' as ")
+    assert found[0].startswith(f"DamagedFile: data.source: cannot read '{file}' as ")
     assert found[0] == found[1]
     assert not [line for line in capfd.readouterr().err.splitlines() if "Creating" not in line]
 
@@ -250,7 +250,7 @@ def test_a_broken_row_of_metadata_is_named(kind, damage, tmp_path, encode, capfd
         part = DATA.parse(values | ({"num_readers": 1} if kind == "pairs" else {}))
         found.append(image_message(part) if kind == "images" else documents_message(part, encode))
     assert found[0] == found[1] and words.lower() in found[0].lower()
-    assert found[0].startswith(f"DataError: data.source: cannot read '{tmp_path / 'data' / 'metadata.jsonl'}' as ")
+    assert found[0].startswith(f"DamagedFile: data.source: cannot read '{tmp_path / 'data' / 'metadata.jsonl'}' as ")
     assert not capfd.readouterr().err
 
 

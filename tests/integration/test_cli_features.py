@@ -91,7 +91,7 @@ def test_score_is_said_in_words(embedded: tuple[Path, str], capsys: pytest.Captu
             "embed {0}/model {0}/images -o {0}/new.parquet --batch-size 0",
             "embed.batch_size: should be greater",
         ),
-        ("search {0}/none.parquet a", "no such features file"),
+        ("search {0}/none.parquet a", "no such file: "),
         ("search {0}/f.parquet cold/55.png", "Did you mean 'cold/5.png'?"),
         ("search {0}/f.parquet", "name an image file or a key"),
         ("search {0}/f.parquet a --score", "leave QUERY out"),

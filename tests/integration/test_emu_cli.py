@@ -222,8 +222,6 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ("generate nowhere hello", 2, "no such run or checkpoint: nowhere"),
         ("generate emu dog.png", 2, "no such file: dog.png"),
         ("generate emu broken.png", 1, "cannot read the image broken.png"),
-        ("generate emu <image>", 2, "0 images give 0 latents, but the text has 1 <image> positions"),
-        ("generate emu cat.png <image>", 2, "1 images give 4 latents, but the text has 5 <image> positions"),
         ("generate emu cat.png --target image", 2, "-o FILE.png"),
         ("generate emu cat.png -o new.png", 2, "has no visual_decoder/ folder"),
         ("generate emu cat.png -o nowhere/new.png", 2, "no such folder: nowhere"),

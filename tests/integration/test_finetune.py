@@ -281,7 +281,7 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path
     for overrides, words in (
         ([f"model.pretrained={vit}"], f"{vit} is a model of type 'vit', not vit_nepa"),
         (["model.pretrained=null"], "model.pretrained: name the checkpoint to fine-tune"),
-        ([f"model.pretrained={tmp_path}/none/at/all"], "cannot load"),
+        ([f"model.pretrained={tmp_path}/none/at/all"], "model.pretrained: no such run, checkpoint or folder"),
         ([f"model.pretrained={damaged}"], f"cannot load '{damaged}'"),
         ([f"model.pretrained={cut}"], f"cannot load '{cut}'"),
         (["model.num_layers=4"], "model.num_layers 4: the model has only 3"),

@@ -16,7 +16,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from ..core.files import first_line, from_json
 from ..core.hub import unreachable
 from ..core.text import MARK_BYTES
-from ..errors import ConfigError, DataError, MissingSplit, unknown
+from ..errors import ConfigError, DamagedFile, DataError, MissingSplit, unknown
 from .archives import check_tar, read_member, samples, tar_members
 from .grouping import by_folders
 from .lines import stamp
@@ -257,9 +257,9 @@ def _of_text(columns: list[str]) -> datasets.Features:
     return datasets.Features({column: datasets.Value("string") for column in columns})
 
 
-def cannot_read(file: object, err: Exception, builder: str) -> DataError:
+def cannot_read(file: object, err: Exception, builder: str) -> DamagedFile:
     """What is wrong with a file that cannot be read, or not to its end."""
-    return DataError(f"data.source: cannot read '{file}' as {builder}: {_reason(err)} (mend it or leave it out)")
+    return DamagedFile(f"data.source: cannot read '{file}' as {builder}: {_reason(err)} (mend it or leave it out)")
 
 
 def _reason(err: Exception) -> str:

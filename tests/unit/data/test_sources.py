@@ -235,9 +235,9 @@ def test_one_clear_line_for_what_cannot_work(tmp_path, make_images, make_parquet
 
     assert "Photos'?" in rows(tmp_path / "photos")
     assert "Photos'?" in rows("./Photoss")
-    assert "Photos'?" in rows(tmp_path / "Photos " / "more")
+    assert "no such file or folder" in rows(tmp_path / "Photos " / "more")
     assert "no file fits" in rows(tmp_path / "*.parquets")
-    assert "there is no 'nowhere'" in rows("/nowhere/at/all")
+    assert "no such file or folder: /nowhere/at/all" in rows("/nowhere/at/all")
     (tmp_path / "empty").mkdir()
     assert "empty is empty" in rows(tmp_path / "empty")
     (tmp_path / "notes").mkdir()
@@ -275,6 +275,7 @@ def test_hub_ids_go_to_load_dataset(monkeypatch):
         raise FileNotFoundError("Dataset 'me/things' doesn't exist\non the hub")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("nextembed.data.loading.unreachable", lambda: None)
     text = message(lambda: ImageData(source="me/things", subset="small", split="train[:5]").rows("train"))
     assert "me/things" in text and "hub" in text
     assert asked == [(("me/things",), {"split": "train[:5]", "streaming": False, "name": "small"})]
