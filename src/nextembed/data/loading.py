@@ -22,7 +22,7 @@ from .grouping import by_folders
 from .lines import stamp
 from .listing import IMAGES as IMAGE_ENDINGS
 from .listing import METADATA, File, shown
-from .naming import Part, parse_split
+from .naming import Part, parse_split, splits_named
 from .origins import Origin
 from .record import stored_path
 
@@ -155,12 +155,19 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
 def kinds_in(origin: Origin, name: str) -> list[str]:
     """The kinds of files in the archives of a split; empty if some are others than images, sounds, videos and text.
 
-    Raises DataError for an archive that cannot be read.
+    Raises DamagedFile for an archive that cannot be read, ConfigError for one with folders of other splits: a folder
+    `test/` in it would be trained on.
     """
     kinds: dict[str, None] = {}
     for file in origin.of_split(name):
-        for sample in samples_in(file).values():
+        for key, sample in samples_in(file).items():
             kinds |= dict.fromkeys(sample)
+            others = {part for part in key.split("/")[:-1] if splits_named(part) - {name}}
+            if others and origin.rules.folders != "classes":
+                raise ConfigError(
+                    f"data.source: {file} has the folder '{min(others)}', which names a split; pack each split in an "
+                    "archive of its own (train.tar, test.tar), or data.folders=classes takes no folder for a split"
+                )
     return list(kinds) if all(feature_of(kind) for kind in kinds) else []
 
 

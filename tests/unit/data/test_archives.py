@@ -134,3 +134,15 @@ def test_rows_cannot_name_members_outside(tmp_path, pictures, make_parquet):
 def test_members_are_read_where_they_lie(tmp_path, pictures):
     path = tar(tmp_path / "a:b.tar", {"x:1.jpg": pictures["JPEG"], "y.png": pictures["PNG"]})
     assert [read_member(one.ref) for one in tar_members(str(path))] == [pictures["JPEG"], pictures["PNG"]]
+
+
+def test_a_folder_of_another_split_in_a_tar_is_never_trained_on(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+    names = {
+        f"{split}/{kind}/{i}.png": pictures["PNG"] for split in ("train", "test") for kind in "ab" for i in range(2)
+    }
+    path = tar(tmp_path / "photos.tar", names)
+    with pytest.raises(ConfigError, match=r"photos.tar has the folder 'test', which names a split; pack each split"):
+        ImageData(source=str(path)).rows("train")
+    assert len(ImageData(source=str(path), folders="classes").rows("train")) == 8
+    one = tar(tmp_path / "train.tar", {name: data for name, data in names.items() if name.startswith("train/")})
+    assert len(ImageData(source=str(one)).rows("train")) == 4
