@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
 from .core.code import check_code
 from .core.config import DATA, MODELS, Config, Part, from_yaml, validated
 from .core.files import read_text, write_text
 from .core.objective import OBJECTIVES, ObjectiveSettings
 from .core.optim import OptimConfig
+from .core.pretrained import load_pretrained
 from .core.run_folder import RunFolder, Saved, find_saved, run_folder
+from .core.types import Documents, DocumentSource, Role
+from .data.images import EvalSamples, ImagePart
 from .data.sources import ImageData
 from .errors import ConfigError
 from .evaluation.probes.sweep import ProbeConfig
@@ -132,6 +135,30 @@ class Run(RunFolder):
             raise ConfigError(f"{self.path} is not part of a run, so the data has to be named: --data SOURCE")
         check_code({"data": values["data"]}, self.dir / "config.yaml")
         return DATA.parse(values["data"])
+
+    def data(self, split: Role, num_samples: int | None = None) -> EvalSamples | Documents:
+        """A split of its data, as its model reads it.
+
+        Args:
+            split: "train", "validation" or "test".
+            num_samples: of images at most so many, drawn with a fixed seed; None takes all.
+
+        Returns:
+            Images: samples with pixel_values float32 [C, S, S], label and key, without augmentation. Documents: decoded
+            one after the other.
+
+        Raises:
+            ConfigError: no data in its settings, or of another kind.
+            MissingSplit: there is no such split.
+        """
+        source = self.source()
+        if isinstance(source, DocumentSource):
+            return source.documents(split)
+        if not isinstance(source, ImagePart):
+            raise ConfigError(f"data of kind {source.kind} gives neither images nor documents")
+        config = load_pretrained(AutoConfig, self.saved().folder())
+        sizes = {"image_size": config.image_shape[0], "num_channels": config.num_channels}
+        return source.eval_samples(split, num_samples=num_samples, **sizes)
 
     def probe_settings(self) -> ProbeConfig:
         """The probe settings of its run; the defaults where there are none."""

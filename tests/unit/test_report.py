@@ -248,3 +248,18 @@ def test_points_are_thinned_and_end_at_the_last():
     xs, ys = points(history, "loss")
     assert len(xs) <= 400 and xs[-1] == ys[-1] == 1499
     assert points(history, "copy_win") == ([], [])
+
+
+def test_a_run_gives_its_data_and_scores(run):
+    opened = open_run(run)
+    samples = opened.data("validation", num_samples=3)
+    assert len(samples) == 3 and samples[0]["pixel_values"].shape == (3, 16, 16)
+    assert opened.scores() is None and opened.metrics["step"] == 300
+    area = {"name": "cat", "iou": 0.5, "share": 1.0}
+    scores = {"split": "test", "num_images": 1, "num_pixels": 4, "miou": 0.5, "pixel_accuracy": 0.5, "window": 8,
+              "stride": 4, "per_class": [area], "task": "segmentation"}  # fmt: skip
+    (run / "scores.json").write_text(json.dumps(scores))
+    assert opened.scores().miou == 0.5
+    (run / "scores.json").write_text(json.dumps(scores | {"task": 5}))
+    with pytest.raises(ConfigError, match="scores.json: "):
+        opened.scores()

@@ -135,13 +135,14 @@ class RunFolder:
         """probe.json."""
         return ProbeTable.load(file) if (file := self.dir / "probe.json").is_file() else None
 
-    def class_scores(self) -> ClassScores | None:
-        """scores.json of a classifier."""
-        return ClassScores.load(file) if (file := self.dir / "scores.json").is_file() else None
-
-    def segment_scores(self) -> SegmentScores | None:
-        """scores.json of a segmenter."""
-        return SegmentScores.load(file) if (file := self.dir / "scores.json").is_file() else None
+    def scores(self) -> ClassScores | SegmentScores | None:
+        """scores.json, of a classifier or a segmenter as it says itself."""
+        file = self.dir / "scores.json"
+        if not file.is_file():
+            return None
+        values = read_json(file)
+        segments = isinstance(values, dict) and values.get("task") == "segmentation"
+        return checked(SegmentScores if segments else ClassScores, values, file)
 
     def skipped(self) -> list[dict[str, object]]:
         """Lines of skipped.jsonl: what could not be read, and why."""

@@ -6,6 +6,7 @@ Shapes: B images, V crops of each, K width of the vectors.
 from typing import ClassVar
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -196,7 +197,7 @@ class LeJepa(Joint):
         distance = (every - centre).square().mean(-1).mean(1)  # [B]
         directions = torch.randn(self.settings.width, self.settings.num_directions, device=every.device)
         if distributed.world_size() > 1:
-            directions = distributed.broadcast_object(directions.cpu()).to(every.device)
+            dist.broadcast(directions, src=0)  # from device to device: nothing waits for it here
         gaussian = torch.stack([batch_sigreg(every[:, view], directions) for view in range(every.shape[1])]).mean()
         weight, num = self.settings.weight, len(every)
         metrics = None

@@ -55,7 +55,7 @@ class Classification(Task):
         return {} if scores is None else {"top1": scores.top1, "top5": scores.top5}
 
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
-        view.scores = view.read("The scores are", run.class_scores, None)
+        view.scores = view.read("The scores are", run.scores, None)
         config: Any = None
         try:
             config = load_pretrained(AutoConfig, scored_folder(run))  # without its weights
@@ -76,7 +76,7 @@ class Classification(Task):
         ]
 
     def summary(self, run: OpenRun) -> list[str]:
-        scores = run.class_scores()
+        scores = run.scores()
         return [scores.sentence() if scores is not None else "Nothing was scored."]
 
     def usage(self, run: OpenRun, folder: str) -> str:

@@ -51,7 +51,7 @@ class Segmentation(Task):
         return {} if scores is None else dict(scores.metrics())
 
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
-        view.scores = view.read("The scores are", run.segment_scores, None)
+        view.scores = view.read("The scores are", run.scores, None)
         overlays: sections.Overlays | None = None
         try:
             with looking(run.dir):
@@ -69,7 +69,7 @@ class Segmentation(Task):
         ]
 
     def summary(self, run: OpenRun) -> list[str]:
-        scores = run.segment_scores()
+        scores = run.scores()
         return [scores.sentence() if scores is not None else "Nothing was scored."]
 
     def usage(self, run: OpenRun, folder: str) -> str:
