@@ -261,5 +261,5 @@ def test_a_run_gives_its_data_and_scores(run):
     (run / "scores.json").write_text(json.dumps(scores))
     assert opened.scores().miou == 0.5
     (run / "scores.json").write_text(json.dumps(scores | {"task": 5}))
-    with pytest.raises(ConfigError, match="scores.json: "):
+    with pytest.raises(ConfigError, match=r"scores\.json: "):
         opened.scores()

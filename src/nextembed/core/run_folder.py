@@ -141,8 +141,9 @@ class RunFolder:
         if not file.is_file():
             return None
         values = read_json(file)
-        segments = isinstance(values, dict) and values.get("task") == "segmentation"
-        return checked(SegmentScores if segments else ClassScores, values, file)
+        if isinstance(values, dict) and values.get("task") == "segmentation":
+            return checked(SegmentScores, values, file)
+        return checked(ClassScores, values, file)
 
     def skipped(self) -> list[dict[str, object]]:
         """Lines of skipped.jsonl: what could not be read, and why."""
