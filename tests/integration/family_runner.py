@@ -1,0 +1,56 @@
+"""Each of two forked ranks: python family_runner.py OUT.pt writes gradients of the halves of a batch, summed."""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from rank_runner import fork_ranks
+
+from nextembed.core import distributed
+from nextembed.models.nepa import NepaModel
+from nextembed.nn.quantize import Codebook
+from nextembed.objectives.joint_embedding import LeJepaSettings, SimSiamSettings
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
+         "num_channels": 1, "layerscale_value": 1.0, "pos_embed_rescale": None}  # fmt: skip
+NUM = 6
+
+
+def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Of the mean loss over NUM images, of which this rank has its share; summed over ranks by the caller."""
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randn(NUM, 2, 1, 8, 8, generator=generator)
+    rows = slice(rank * NUM // world, (rank + 1) * NUM // world)
+    found = {}
+    for settings in (SimSiamSettings(width=8), LeJepaSettings(width=4, num_directions=8, weight=0.5)):
+        torch.manual_seed(0)
+        backbone = NepaModel(**SIZES).build()
+        if isinstance(settings, LeJepaSettings):
+            settings = settings.model_copy(update={"crops": settings.crops.model_copy(update={"num_local": 0})})
+        objective = settings.build(backbone)
+        torch.manual_seed(5 + rank)  # rank 0 draws the directions, whatever the others would draw
+        output = objective(backbone, {"global_views": crops[rows]})
+        (output.loss_sum / NUM).backward()
+        for part in (backbone, objective):
+            for name, parameter in part.named_parameters():
+                if parameter.grad is not None:
+                    found[f"{settings.kind}.{type(part).__name__}.{name}"] = parameter.grad
+        for name, buffer in objective.named_buffers():
+            if "running" in name:
+                found[f"{settings.kind}.{name}"] = buffer / world
+    book = Codebook(4, 3)
+    x = torch.randn(40, 3, generator=generator)
+    book.fit(x[rank * 40 // world : (rank + 1) * 40 // world])
+    return found | {"codes": book.codes / world}
+
+
+if __name__ == "__main__":
+    fork_ranks(2)
+    dist.init_process_group("gloo")
+    found = gradients(distributed.rank(), 2)
+    for value in found.values():
+        dist.all_reduce(value)
+    if distributed.is_main():
+        torch.save(found, sys.argv[1])
+    distributed.wait()
+    distributed.stop()
