@@ -186,7 +186,7 @@ def member_file(name: str, ref: str) -> File:
     return File(name, ref, kind)
 
 
-HEIC_HINT = "HEIC needs another package: pip install pillow-heif"
+HEIC_HINT = "HEIC needs pillow-heif: pip install 'nextembed[heic]'"
 
 
 def _by_ending(name: str) -> str:

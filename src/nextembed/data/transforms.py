@@ -4,6 +4,7 @@ Pixels are uint8 [C, H, W] up to `normalize`. Nothing here draws from a global r
 number comes from the sample's own seed, so it depends on neither workers nor ranks nor batch size.
 """
 
+import contextlib
 import io
 import math
 import os
@@ -26,8 +27,12 @@ from .draws import uniform
 
 # Formats whose decoders only decode: no PostScript, no vector graphics, nothing that starts another program.
 Image.init()
+with contextlib.suppress(ImportError):  # the extra "heic": photographs of phones
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 FORMATS: list[str] = [
-    f for f in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if f in Image.OPEN
+    f for f in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF") if f in Image.OPEN
 ]
 
 SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{32})", re.DOTALL)  # where a JPEG 2000 codestream begins

@@ -274,6 +274,12 @@ def skips(part, tmp_path, **loading) -> list[tuple[str, str]]:
     return [(row["key"], row["reason"]) for row in map(json.loads, path.read_text().splitlines())]
 
 
+@pytest.fixture(autouse=True)
+def without_heic(monkeypatch):
+    """As where the extra is not installed; test_heic has it."""
+    monkeypatch.setattr("nextembed.data.listing.find_spec", lambda name: None)
+
+
 @pytest.fixture
 def heic(tmp_path, make_images):
     """Nineteen images of two classes, and one that cannot be read."""
