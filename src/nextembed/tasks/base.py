@@ -71,6 +71,7 @@ class Task:
 
     name: ClassVar[str]
     metric: ClassVar[str | None] = None
+    lora: ClassVar[str] = ""  # targets that `plan` proposes for LoRA; empty proposes none
 
     def class_names(self, data: Part) -> list[str]:
         """The class names of checked data, by class id, that the model is built for; empty for a task without classes.
@@ -127,8 +128,6 @@ class Task:
     def usage(self, run: OpenRun, folder: str) -> str | None:
         """A line that uses the model in `folder`."""
         return None
-
-    lora: ClassVar[str] = ""  # targets that `plan` proposes for LoRA; empty proposes none
 
 
 TASKS: dict[str, Task] = {}
