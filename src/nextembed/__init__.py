@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .core.objective import Objective as Objective
     from .core.objective import ObjectiveOutput as ObjectiveOutput
     from .core.objective import ObjectiveSettings as ObjectiveSettings
+    from .core.objective import SampleSettings as SampleSettings
     from .core.objective import ViewSettings as ViewSettings
     from .core.optim import OptimConfig as OptimConfig
     from .core.types import Backbone as Backbone
@@ -96,7 +97,7 @@ _PUBLIC = {
     "runs": "Run RunConfig open_run",
     "core.code": "allow_code",
     "core.config": "Config Part",
-    "core.objective": "Objective ObjectiveOutput ObjectiveSettings ViewSettings",
+    "core.objective": "Objective ObjectiveOutput ObjectiveSettings SampleSettings ViewSettings",
     "core.optim": "OptimConfig",
     "core.types": "Backbone Batch Document Hidden Latents Sample Segment",
     "data.documents": "DocumentPart",

@@ -18,7 +18,7 @@ import nextembed.models.loading
 import nextembed.objectives  # noqa: F401
 from nextembed.core import config as parts
 from nextembed.core.config import common_task
-from nextembed.core.objective import OBJECTIVES, PretrainingModel, Verdict
+from nextembed.core.objective import OBJECTIVES, PretrainingModel, SampleSettings, Verdict
 from nextembed.core.types import Batch, Encodes, Hidden
 from nextembed.data.collate import Collate
 from nextembed.data.draws import DrawnEncode, drawing, signed
@@ -245,11 +245,15 @@ def test_features_and_samples_have_their_shapes(model: PretrainingModel) -> None
         assert len(hidden.layers) >= 2 and torch.equal(hidden.layers[-1], hidden.last)
         assert all(layer.shape == hidden.last.shape for layer in hidden.layers)
         try:
-            drawn = model.objective.sample(model.backbone, batch, torch.Generator().manual_seed(0))
+            drawn = model.objective.sample(model.backbone, batch, None, torch.Generator().manual_seed(0))
         except NotGenerative as err:
-            assert model.objective.settings.kind in str(err)
-        else:
-            assert len(drawn) == 4 and drawn.isfinite().all()
+            assert model.objective.settings.kind in str(err) and not model.objective.generates
+            return
+    assert model.objective.generates and drawn.shape == batch["pixel_values"].shape and drawn.isfinite().all()
+    settings = SampleSettings(guidance=2.0, temperature=0.5, top_k=3, num_steps=2, num_denoising_steps=2)
+    told: Batch = {"labels": torch.tensor([0, -100])}
+    same = [model.objective.sample(model.backbone, told, settings, torch.Generator().manual_seed(1)) for _ in "ab"]
+    assert torch.equal(*same) and not same[0].requires_grad and len(same[0]) == 2
 
 
 @each

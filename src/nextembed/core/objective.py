@@ -44,6 +44,34 @@ class ViewSettings(Config):
     local_size: int = Field(96, gt=0, le=MAX_SIDE)
 
 
+class SampleSettings(Config):
+    """How an objective draws new signals; each reads the settings that it has a use for.
+
+    Source: classifier-free guidance (arXiv 2207.12598), as u + s (c - u) of what comes without a class (u) and with it.
+    """
+
+    guidance: float = Field(
+        1.0, ge=0, le=100, description="How far towards the class; 1: not at all beyond it, 0: without it."
+    )
+    temperature: float = Field(1.0, ge=0, le=100, description="Above 1 is bolder, 0 takes the likeliest.")
+    top_k: int = Field(0, ge=0, le=10**9, description="Draw each token among so many; 0: all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw each token among the likeliest with this share.")
+    num_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**5,
+        description="Passes over an image that is drawn in random order; else the objective's own.",
+        json_schema_extra={"option": "--steps"},
+    )
+    num_denoising_steps: int | None = Field(
+        None,
+        ge=1,
+        le=10**5,
+        description="Of a diffusion or flow head, for each token; else the objective's own.",
+        json_schema_extra={"option": "--denoising-steps"},
+    )
+
+
 class Verdict(NamedTuple):
     """word: "learning", "copying", "collapsed" or "undecided", or "decoder" for a run that trained only one;
     sentence: why, in plain words with the figures."""
@@ -138,10 +166,14 @@ class Objective(nn.Module):
     diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
     reads_itself: whether `read` takes features from another place than the backbone. Then the objective is saved with
         the model, in RUN/objective, and every probe, `embed` and the report read where it says.
+    generates: whether `sample` draws signals. Then it is saved in the same way.
+    num_classes: that `sample` can be told; 0: none.
     """
 
     diagnose: bool = True
     reads_itself: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
+    num_classes: int = 0
 
     def __init__(self, settings: ObjectiveSettings):
         super().__init__()
@@ -163,16 +195,25 @@ class Objective(nn.Module):
         has sets `reads_itself`."""
         return backbone.encode(backbone.embed(batch), attention, output_layers)
 
-    def sample(self, backbone: Backbone, condition: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """Draws new signals.
+    def sample(
+        self,
+        backbone: Backbone,
+        condition: Batch,
+        settings: SampleSettings | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Draws new signals, without gradients.
 
         Args:
             backbone: what it was trained on, in eval mode.
-            condition: one row a signal: what is known of it (labels, the first patches, what stands before it).
-            generator: where random numbers come from; None: torch's own.
+            condition: one row a signal, on the backbone's device: what is known of it. Of images `labels` [B], int64,
+                below `num_classes`; IGNORE_LABEL where no class is said. What else a batch holds is not looked at.
+            settings: None takes the defaults.
+            generator: on the CPU; where all random numbers come from, in one fixed order. None: torch's own.
 
         Returns:
-            Pixels [B, C, H, W], or values [B, ...] of another modality, scaled as the model reads them.
+            Pixels [B, C, H, W] of the size that the model trains on, or values [B, ...] of another modality, float32,
+            scaled as the model reads them.
 
         Raises:
             NotGenerative: This objective trains no model of signals.
@@ -194,8 +235,8 @@ class Objective(nn.Module):
         into the new, empty folder.
 
         state: this objective's parameters and buffers by name, whole and on the CPU. An objective that reads features
-        itself is kept, so that they can be read again."""
-        if not self.reads_itself:
+        itself, or generates, is kept, so that it can do so again."""
+        if not (self.reads_itself or self.generates):
             return {}
         settings = self.settings.model_dump(mode="json", serialize_as_any=True)
         return {FOLDER: ({"kind": FOLDER, "settings": settings}, state)}

@@ -228,8 +228,8 @@ def save(
 
 
 def write_reader(folder: Path, model: PretrainingModel) -> None:
-    """The objective, where features are read by it. Every rank must call it."""
-    if not model.objective.reads_itself:
+    """The objective, where it reads features itself, or generates. Every rank must call it."""
+    if not (model.objective.reads_itself or model.objective.generates):
         return
     parts = model.objective.folders(own_state(model)).get(FOLDER)
     if isinstance(parts, tuple) and distributed.is_main():
