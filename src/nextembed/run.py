@@ -153,7 +153,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         objective = config.objective.build(cast(Backbone, backbone))
     model = PretrainingModel(backbone, objective)
     loading = loader_arguments(part, backbone, objective)
-    check_memory(config.train, model, loading)
+    check_memory(config.train, config.optim, model, loading)
     if checkpoint is not None:
         check_model(checkpoint, backbone)
     else:

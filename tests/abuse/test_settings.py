@@ -69,7 +69,7 @@ def step(config: RunConfig) -> None:
         adapt(backbone, config.train)
         objective = config.objective.build(backbone)  # type: ignore[attr-defined]
     model = PretrainingModel(backbone, objective).train()
-    check_memory(config.train, model, loader_arguments(part, backbone, objective))
+    check_memory(config.train, config.optim, model, loader_arguments(part, backbone, objective))
     batch: Any = example_batch(config, backbone, objective, 1)
     batch = {n: torch.randn_like(v.contiguous()) if v.is_floating_point() else v for n, v in batch.items()}
     optimizer = build_optimizer(model, config.optim)

@@ -21,9 +21,9 @@ from nextembed.training.optim import build_optimizer
 from nextembed.training.watch import EmaWeights
 
 
-def sharded(seed):
-    net = shard(model(seed, NextEmbeddingSettings(steps_ahead=[1, 2])))
-    return net, build_optimizer(net, OptimConfig(learning_rate=1e-2)), EmaWeights(0.9, net.backbone)
+def sharded(seed, kind, cut=shard):
+    net = cut(model(seed, NextEmbeddingSettings(steps_ahead=[1, 2])))
+    return net, build_optimizer(net, OptimConfig(kind=kind, learning_rate=1e-2)), EmaWeights(0.9, net.backbone)
 
 
 def step(net, optimizer, ema, number):
@@ -36,7 +36,26 @@ def step(net, optimizer, ema, number):
 
 def main(folder: Path) -> None:
     distributed.start("cpu")
-    first, second = sharded(0), sharded(1)
+    goes_on_and_saves(folder, "adamw")
+    goes_on_and_saves(folder / "muon", "muon")
+    alike()
+
+
+def alike() -> None:
+    """A step of Muon over shards is that over whole matrices; it is computed in bf16, here of matrices near rank 5."""
+    cut, whole = sharded(0, "muon"), sharded(0, "muon", cut=lambda net: net)
+    start = {name: value.clone() for name, value in whole[0].named_parameters()}
+    step(*cut, 1)
+    step(*whole, 1)
+    found = dict(cut[0].named_parameters())
+    for name, expected in whole[0].named_parameters():
+        moved, wanted = found[name].full_tensor() - start[name], expected - start[name]
+        assert torch.linalg.norm(moved - wanted) < 0.25 * torch.linalg.norm(wanted) + 1e-6, name
+
+
+def goes_on_and_saves(folder: Path, kind: str) -> None:
+    folder.mkdir(exist_ok=True)
+    first, second = sharded(0, kind), sharded(1, kind)
     for number in (1, 2):
         step(*first, number)
     target = checkpoint.step_dir(folder, 2)

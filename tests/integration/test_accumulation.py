@@ -14,9 +14,9 @@ from nextembed.training.watch import Watcher
 OPTIM = OptimConfig(learning_rate=1e-1 * 16 / 256, warmup_steps=2, eps=1e-3)
 
 
-def train(run_dir, micro_batch_size, objective=None, masked=False):
+def train(run_dir, micro_batch_size, objective=None, masked=False, optim=OPTIM):
     net = model(drop_path_prob=0.2, objective=objective)  # and positions are augmented, as by default
-    run = trainer(run_dir, net, OPTIM, micro_batch_size=micro_batch_size, max_steps=4)
+    run = trainer(run_dir, net, optim, micro_batch_size=micro_batch_size, max_steps=4)
     if masked:
         run.loader = (drop_latents(batch) for batch in run.loader)
     run.train()
@@ -79,6 +79,15 @@ def test_info_nce_too(tmp_path):
     parts, _ = train(tmp_path / "parts", 4, NextEmbeddingSettings(distance="info_nce"))
     for name, weight in whole.items():
         assert (parts[name] - weight).abs().max() <= 5e-6 * weight.abs().max(), name
+
+
+def test_muon_too_as_far_as_bf16_goes(tmp_path):
+    muon = OPTIM.model_copy(update={"kind": "muon"})
+    start = dict(model().named_parameters())
+    whole, _ = train(tmp_path / "whole", None, optim=muon)
+    parts, _ = train(tmp_path / "parts", 4, optim=muon)
+    for name, weight in whole.items():
+        assert torch.linalg.norm(parts[name] - weight) <= 0.05 * torch.linalg.norm(weight - start[name]) + 1e-6, name
 
 
 def test_averaged_weights_of_a_frozen_backbone_are_its_own(tmp_path):

@@ -11,8 +11,10 @@ Beta = Annotated[float, Field(ge=0, le=1 - 1e-9)]  # 1 would divide by 0
 
 
 class OptimConfig(Config):
-    """AdamW and its schedule.
+    """The optimizer and its schedule.
 
+    kind: "adamw", or "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers inside
+        layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps are of AdamW.
     learning_rate: at the peak, of train.batch_size samples a step. For another batch size take another rate: twice the
         batch, up to twice the rate.
     warmup_steps | warmup_epochs | warmup_rate: linear warm-up, at most one of them (warmup_rate: share of the run).
@@ -28,6 +30,7 @@ class OptimConfig(Config):
         {visual: 0.4, language_model: 0.3}.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0, le=100)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, ge=1e-30, le=1)  # smaller is 0 in float32

@@ -6,6 +6,7 @@ import torch
 
 from ..core import distributed
 from ..core.objective import PretrainingModel
+from ..core.optim import OptimConfig
 from ..core.sizes import check_fits
 from ..core.types import LayeredConfig
 from .settings import TrainConfig
@@ -13,16 +14,19 @@ from .settings import TrainConfig
 FLOAT, INTEGER = 4, 8  # bytes
 
 
-def check_memory(config: TrainConfig, model: PretrainingModel, data: dict[str, Any]) -> None:
-    """Raises ConfigError if weights with gradients and AdamW's state, the batches of a step, or the latents and masks
-    of one micro batch alone are larger than the memory that is to hold them.
+def check_memory(config: TrainConfig, optim: OptimConfig, model: PretrainingModel, data: dict[str, Any]) -> None:
+    """Raises ConfigError if weights with gradients and the optimizer's state, the batches of a step, or the latents and
+    masks of one micro batch alone are larger than the memory that is to hold them.
 
     data: what `train_loader` is told of the model: image_size, num_channels and num_latents, or max_length.
     """
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     device, ranks = "cpu" if cpu else "cuda", distributed.world_size()
-    weights = sum(p.numel() * p.element_size() * (4 if p.requires_grad else 1) for p in model.parameters())
-    check_fits("the model, its gradients and AdamW's state need", weights // (ranks if config.fsdp else 1), device)
+    copies = 3 if optim.kind == "muon" else 4  # Muon has one moment
+    weights = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in model.parameters())
+    check_fits(
+        "the model, its gradients and the optimizer's state need", weights // (ranks if config.fsdp else 1), device
+    )
     length, packed = data.get("max_length") or data.get("num_latents"), "max_length" in data
     if length is None:  # a user's own model
         return

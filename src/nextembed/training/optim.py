@@ -1,7 +1,8 @@
-"""AdamW with parameter groups, and the learning-rate schedule."""
+"""AdamW or Muon with parameter groups, and the learning-rate schedule."""
 
 import math
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,14 +12,15 @@ from ..errors import ConfigError, unknown
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Groups for AdamW by weight decay and learning rate, the largest learning rate first.
+    """Groups by optimizer, weight decay and learning rate, the largest learning rate first; "muon" says whose they are.
 
     model: a PretrainingModel; parameters outside `backbone.` (heads, projectors) are on top of its last layer.
     """
     every = list(model.named_parameters())
     named = [(n, p) for n, p in every if p.requires_grad]
     num_layers = 1 + max((i for n, _ in every if (i := _layer(n)) is not None), default=-1)  # frozen layers count
-    groups: dict[tuple[float, float, int], list[nn.Parameter]] = {}
+    matrices = layer_matrices(model) if config.kind == "muon" else set()
+    groups: dict[tuple[float, float, int, bool], list[nn.Parameter]] = {}
     for name, param in named:
         below_top = num_layers - _depth(name, num_layers)
         rate = config.learning_rate * config.layer_decay**below_top
@@ -26,10 +28,10 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
             rate *= config.embed_lr_rate
         rate *= math.prod(value for part, value in config.part_lr_rates.items() if f".{part}." in f".{name}.")
         decay = config.weight_decay if param.ndim > 1 else 0.0
-        groups.setdefault((rate, decay, -below_top), []).append(param)
+        groups.setdefault((rate, decay, -below_top, param in matrices), []).append(param)
     return [
-        {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay, "below_top": -above}
-        for (rate, decay, above), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay, "below_top": -above, "muon": muon}
+        for (rate, decay, above, muon), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 
@@ -59,10 +61,58 @@ def _depth(name: str, num_layers: int) -> int:
     return 0 if _is_embedding(name) else num_layers
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`, with the fused kernel (CPU, CUDA and MPS have one)."""
-    groups = parameter_groups(model, config)
+def layer_matrices(model: nn.Module) -> set[torch.Tensor]:
+    """The weights of linear layers inside numbered layers or blocks: what Muon is made for."""
+    return {
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and re.search(r"\.(?:layers?|blocks?)\.\d+\.", f".{name}.")
+    }
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """`torch.optim.Muon` for groups with "muon", AdamW for the others, as one optimizer.
+
+    Groups and state are those of the two themselves. Muon's step has the size of AdamW's (`match_rms_adamw`), so that
+    one learning rate and one weight decay serve both. Source: Jordan et al. (2024), Liu et al. (arXiv 2502.16982).
+    """
+
+    def __init__(self, groups: list[dict], config: OptimConfig):
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices := [group for group in groups if group["muon"]]:
+            self.parts.append(torch.optim.Muon(matrices, lr=config.learning_rate, adjust_lr_fn="match_rms_adamw"))
+        if others := [group for group in groups if not group["muon"]]:
+            self.parts.append(_adamw(others, config))
+        super().__init__(groups, {})
+        self._share()
+
+    def _share(self) -> None:
+        for part in self.parts:
+            mine = isinstance(part, torch.optim.Muon)
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if group["muon"] == mine]
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step of both."""
+        assert closure is None
+        for part in self.parts:
+            part.step()
+        return None
+
+
+def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer over `parameter_groups`; AdamW with the fused kernel (CPU, CUDA and MPS have one)."""
+    groups = parameter_groups(model, config)
+    return MuonAdamW(groups, config) if config.kind == "muon" else _adamw(groups, config)
 
 
 def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: int, below_top: int = 0) -> float:

@@ -1,8 +1,8 @@
 """Tensors that training goes on from, sharded: every rank writes and reads its own part, in place, as safetensors.
 
 STATE/shard-00001-model-00001-of-00002.safetensors, ...: parts of `model.NAME` (backbone and objective), `ema.NAME`,
-`exp_avg.NAME` and `exp_avg_sq.NAME` (AdamW's moments). `torch.distributed.checkpoint` puts them together again, for any
-number of ranks. No rank ever holds a second model.
+`exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW's) and `momentum_buffer.NAME` (Muon's). `torch.distributed.checkpoint` puts
+them together again, for any number of ranks. No rank ever holds a second model.
 """
 
 import warnings
@@ -18,9 +18,10 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.tensor import DTensor
 
 from ..core import distributed
+from ..errors import ConfigError
 
 FILE_BYTES = 256 * 2**20  # of one file, which is in memory twice while it is written
-MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAMW, MUON = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
 
 
 def tensors_of(
@@ -31,7 +32,7 @@ def tensors_of(
     found |= {f"ema.{name}": value for name, value in (averaged or {}).items()}
     for name, param in model.named_parameters():
         own = optimizer.state.get(param, {})
-        found |= {f"{moment}.{name}": own[moment] for moment in MOMENTS if moment in own}
+        found |= {f"{moment}.{name}": own[moment] for moment in ADAMW + MUON if moment in own}
     seen: set[tuple[int, torch.Size]] = set()
     once = {}
     for name, value in found.items():
@@ -44,13 +45,19 @@ def tensors_of(
 
 
 def start_moments(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, object], step: int) -> None:
-    """AdamW's state as after `step` steps, of the parameters that have one in `stored`; its moments are to be read."""
+    """The optimizer's state as after `step` steps, of the parameters that have one in `stored`; its moments are to be
+    read. Raises ConfigError if another optimizer stored them."""
+    muon = {param for group in optimizer.param_groups if group["muon"] for param in group["params"]}
     for name, param in model.named_parameters():
-        if f"{MOMENTS[0]}.{name}" in stored and param.requires_grad:
+        moments, others = (MUON, ADAMW) if param in muon else (ADAMW, MUON)
+        if f"{others[0]}.{name}" in stored and param.requires_grad:
+            raise ConfigError(f"optim.kind: the checkpoint was trained by another optimizer ({others[0]} of {name})")
+        if f"{moments[0]}.{name}" in stored and param.requires_grad:
             optimizer.state[param] = {
-                "step": torch.tensor(float(step), device=param.device),
-                **{moment: torch.zeros_like(param, memory_format=torch.preserve_format) for moment in MOMENTS},
+                moment: torch.zeros_like(param, memory_format=torch.preserve_format) for moment in moments
             }
+            if moments is ADAMW:
+                optimizer.state[param]["step"] = torch.tensor(float(step), device=param.device)
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], whole: bool = False) -> None:

@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import pytest
@@ -94,6 +95,62 @@ def test_fused_adamw_is_adamw(net):
     rate = 0.01 * 0.5  # first of two warm-up steps
     expected = torch.tensor([[1.0, -2.0]]) * (1 - rate * 0.1) - rate * torch.tensor([[1.0, -1.0]])
     torch.testing.assert_close(weight.data, expected)
+
+
+# -- Muon
+
+
+def test_muon_takes_the_matrices_of_layers_and_nothing_else(net):
+    names = {p: n for n, p in net.named_parameters()}
+    groups = build_optimizer(net, OptimConfig(kind="muon")).param_groups
+    muon = {names[p] for g in groups if g["muon"] for p in g["params"]}
+    others = {names[p] for g in groups if not g["muon"] for p in g["params"]}
+    assert muon | others == set(names.values()) and not muon & others
+    assert muon == {n for n in names.values() if ".layer." in n and n.endswith("weight") and "norm" not in n}
+    assert not any(g["muon"] for g in build_optimizer(net, OptimConfig()).param_groups)
+
+
+def layer(values):
+    module = torch.nn.Module()
+    module.layers = torch.nn.ModuleList([torch.nn.Linear(6, 4)])
+    module.layers[0].weight.data = values.clone()
+    module.layers[0].bias.data.zero_()
+    return module
+
+
+def test_a_step_of_muon_is_the_orthogonal_factor_as_large_as_a_step_of_adamw():
+    start, gradient = torch.randn(4, 6), torch.randn(4, 6)
+    module = layer(start)
+    config = OptimConfig(kind="muon", learning_rate=0.01, weight_decay=0.1)
+    optimizer = build_optimizer(module, config)
+    set_learning_rates(optimizer, config, 0, 2, 10)
+    module.layers[0].weight.grad, module.layers[0].bias.grad = gradient, torch.tensor([1.0, -1.0, 2.0, -2.0])
+    optimizer.step()
+    rate = 0.01 * 0.5  # first of two warm-up steps
+    moved = (start * (1 - rate * 0.1) - module.layers[0].weight.data) / rate
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.9
+    assert torch.linalg.svdvals(moved / (0.2 * 6**0.5)) == pytest.approx(1.0, abs=0.4)
+    torch.testing.assert_close(module.layers[0].bias.data, rate * torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+
+
+def test_the_state_of_muon_and_adamw_together_can_be_taken_over():
+    """By torch's own state_dict; a learning rate set later reaches both."""
+    start, config = torch.randn(4, 6), OptimConfig(kind="muon", learning_rate=0.01)
+    nets = [layer(start), layer(start)]
+    first, second = (build_optimizer(net, config) for net in nets)
+    for number in range(3):
+        if number == 1:
+            nets[1].load_state_dict(nets[0].state_dict())
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+        for net, optimizer in zip(nets, (first, second)):
+            set_learning_rates(optimizer, config, number, 0, 4)
+            for param in net.parameters():
+                param.grad = torch.sin(param.detach() * (number + 1) + number)
+            if number or optimizer is first:
+                optimizer.step()
+    for one, other in zip(nets[0].parameters(), nets[1].parameters()):
+        assert torch.equal(one, other) and not torch.equal(one, start)
 
 
 @pytest.mark.parametrize(
