@@ -223,11 +223,9 @@ def trained_words(trained: tuple[int, int], objective: Objective) -> str:
 
 
 def finish(run: Run, say: Say) -> dict[str, Any]:
-    """Judges a run, on every rank, and writes its report. Gives `Run.metrics`: the last logged line, the verdict of
-    pretraining, and what the task scored."""
-    metrics = dict(run.metrics)
-    if "pretraining" in (run.task.name, run.config.objective.task):
-        metrics["verdict"] = run.config.objective.verdict(run.history()).word
-    metrics |= run.task.finish(run, say)
+    """Judges a run, on every rank, and writes its report. Gives `Run.metrics`: the last logged line, what the task
+    scored, and the word of the verdict."""
+    metrics = run.metrics | run.task.finish(run, say)
+    metrics["verdict"] = run.verdict().word
     distributed.on_main(run.report)
     return metrics

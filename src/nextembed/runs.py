@@ -13,11 +13,12 @@ from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 from .core.code import check_code
 from .core.config import DATA, MODELS, Config, Part, from_yaml, validated
 from .core.files import read_text, write_text
-from .core.objective import OBJECTIVES, ObjectiveSettings
+from .core.objective import OBJECTIVES, ObjectiveSettings, Verdict
 from .core.optim import OptimConfig
 from .core.pretrained import load_pretrained
 from .core.run_folder import RunFolder, Saved, find_saved, run_folder
 from .core.types import Documents, DocumentSource, Role
+from .core.verdicts import judge
 from .data.images import EvalSamples, ImagePart
 from .data.sources import ImageData
 from .errors import ConfigError
@@ -91,12 +92,14 @@ class Run(RunFolder):
         return f"Run({str(self.path)!r})"
 
     def _repr_html_(self) -> str:
-        """In a notebook: what it scored, and its report."""
+        """In a notebook: its verdict, what it scored, and its report."""
         shown = {name: value for name, value in self.metrics.items() if isinstance(value, int | float | str)}
         rows = "".join(f"<tr><td>{escape(name)}</td><td>{figure(value)}</td></tr>" for name, value in shown.items())
         page = self.dir / "report.html"
         link = f'<a href="{escape(page.resolve().as_uri())}" target="_blank">report</a>' if page.is_file() else ""
-        return f"<p><b>{escape(str(self.path))}</b> {link}</p><table>{rows}</table>"
+        found = self.verdict() if shown else None
+        verdict = f"<p>Verdict: <b>{found.word}</b>. {escape(found.sentence)}</p>" if found is not None else ""
+        return f"<p><b>{escape(str(self.path))}</b> {link}</p>{verdict}<table>{rows}</table>"
 
     def open(self) -> Path:
         """Writes its report if there is none, and shows it in the browser.
@@ -122,6 +125,10 @@ class Run(RunFolder):
     @cached_property
     def task(self) -> Task:
         return task_of(self.config)
+
+    def verdict(self) -> Verdict:
+        """What it came to, by its curves, probes, scores and answers. Raises ConfigError for damaged files of these."""
+        return judge(self.values.get("objective"), self.history(), self.probes(), self.scores(), self.answers())
 
     def seed(self) -> int:
         values = self.values

@@ -1,16 +1,14 @@
-"""`nextembed.fit` with a recipe's name, how a run shows itself, and the verdict beside the baselines."""
+"""`nextembed.fit` with a recipe's name, and how a run shows itself."""
 
 from pathlib import Path
 
 import pytest
 
 import nextembed
-from nextembed.core.objective import Verdict
 from nextembed.core.probe_table import ProbeTable, Row
 from nextembed.errors import ConfigError
 from nextembed.recipes import fitting
 from nextembed.runs import Run, RunConfig
-from nextembed.tasks.pretraining import judged
 
 
 @pytest.mark.parametrize(
@@ -65,29 +63,6 @@ def table(trained: float, pixels: float, untrained: float = 0.1) -> ProbeTable:
         for weights, value in (("raw", trained), ("untrained", untrained))
     ]
     return ProbeTable(rows, pixels={"linear": pixels}, pixels_validation={"linear": pixels})
-
-
-LEARNING = Verdict("learning", "The gap is 0.3.")
-
-
-@pytest.mark.parametrize(
-    ("found", "probes", "sentence"),
-    [
-        (
-            LEARNING,
-            table(0.624, 0.662),
-            "But raw pixels still score higher in the linear probe (66.2 against 62.4 %)",
-        ),
-        (LEARNING, table(0.5, 0.4, 0.55), "But the untrained network still scores higher in the linear probe (55.0 "),
-        (LEARNING, table(0.7, 0.662), ""),
-        (LEARNING, None, ""),
-        (Verdict("collapsed", "All is one."), table(0.1, 0.9), ""),
-    ],
-)
-def test_the_verdict_counts_the_baselines(found: Verdict, probes: ProbeTable | None, sentence: str) -> None:
-    said = judged(found, probes)
-    assert said.word == found.word and said.sentence.startswith(sentence) and said.sentence.endswith(found.sentence)
-    assert bool(sentence) == (said != found)
 
 
 def test_the_table_that_answers_is_short() -> None:

@@ -155,7 +155,8 @@ def summary(run: "Run") -> str:
     from ..core.run_folder import skipped_in_words
 
     folder = os.path.relpath(run.dir)
-    lines = ["", *run.task.summary(run), ""]
+    found = run.verdict()
+    lines = ["", *run.task.summary(run), f"Verdict: {found.word}. {found.sentence}", ""]
     if left_out := skipped_in_words(run.skipped()):
         lines.append(f"Skipped:   {left_out} ({folder}/skipped.jsonl)")
     if (run.dir / "report.html").is_file():

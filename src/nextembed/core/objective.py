@@ -73,8 +73,8 @@ class SampleSettings(Config):
 
 
 class Verdict(NamedTuple):
-    """word: "learning", "copying", "collapsed" or "undecided", or "decoder" for a run that trained only one;
-    sentence: why, in plain words with the figures."""
+    """word: "learning", "copying", "collapsed" or "undecided"; of what is judged otherwise, what it is: "decoder",
+    "readout", "classifier", "segmenter", "language model". sentence: why, in plain words with the figures."""
 
     word: str
     sentence: str
@@ -139,7 +139,8 @@ OBJECTIVES = Registry("objective", ObjectiveSettings)
 
 
 def verdict_of(values: object, history: History) -> Verdict:
-    """What the objective of a config.yaml says of a run; its file may be damaged, or name code that is not allowed."""
+    """What an objective, or that of a config.yaml, says of a run; the file may be damaged, or name code that is not
+    allowed."""
     try:
         return OBJECTIVES.parse(values or "next_embedding").verdict(history)
     except ConfigError:

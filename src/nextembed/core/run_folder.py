@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from .answers import Answers
 from .config import read_yaml
 from .files import finite, from_json, read_text
 from .places import NO_RUN, check_here
@@ -144,6 +145,10 @@ class RunFolder:
         if isinstance(values, dict) and values.get("task") == "segmentation":
             return checked(SegmentScores, values, file)
         return checked(ClassScores, values, file)
+
+    def answers(self) -> Answers | None:
+        """answers.json, of a model of documents."""
+        return Answers.load(file) if (file := self.dir / "answers.json").is_file() else None
 
     def skipped(self) -> list[dict[str, object]]:
         """Lines of skipped.jsonl: what could not be read, and why."""

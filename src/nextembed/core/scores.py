@@ -165,6 +165,16 @@ class SegmentScores:
         """Reads scores.json. Raises ConfigError, one line that names the file and the value that is wrong."""
         return load(cls, path)
 
+    @property
+    def largest(self) -> ClassArea:
+        """The class with the most pixels."""
+        return max(self.per_class, key=lambda one: one.share)
+
+    @property
+    def guess(self) -> float:
+        """mIoU of always giving the largest class."""
+        return self.largest.share / max(1, sum(one.share > 0 for one in self.per_class))
+
     def metrics(self) -> dict[str, float]:
         """What `Run.metrics` holds."""
         return {"miou": self.miou, "pixel_accuracy": self.pixel_accuracy}
@@ -180,16 +190,14 @@ class SegmentScores:
 
     def sentence(self) -> str:
         """The result in plain words."""
-        largest = max(self.per_class, key=lambda one: one.share)
-        present = sum(one.share > 0 for one in self.per_class)
         chosen = f"the weights of step {self.step}, the best on validation, " if self.step is not None else ""
         averaged = "averaged (EMA)" if self.weights == "ema" else "not averaged"
         left_out = f" {len(self.skipped)} could not be used." if self.skipped else ""
         return (
             f"mIoU {self.miou:.1%} over {sum(one.iou is not None for one in self.per_class)} classes, "
             f"{self.pixel_accuracy:.1%} of the pixels right, on {self.num_images:,} {self.split} images; "
-            f"{chosen}{averaged}. Always guessing '{largest.name}': mIoU {largest.share / max(1, present):.1%}, "
-            f"{largest.share:.1%} of the pixels.{left_out}"
+            f"{chosen}{averaged}. Always guessing '{self.largest.name}': mIoU {self.guess:.1%}, "
+            f"{self.largest.share:.1%} of the pixels.{left_out}"
         )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.config import DATA
-from ..core.objective import Verdict, verdict_of
+from ..core.objective import Verdict
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import find_saved, read_config, read_history, read_skipped, run_folder
 from ..core.scores import ClassScores
+from ..core.verdicts import judge
 from ..data import sources  # noqa: F401  registers its kinds
 from ..errors import ConfigError, NextEmbedError
 from ..models.nepa import ViTNepaConfig
@@ -91,8 +92,8 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
     history = read_history(run)
     facts.last = history[-1] if history else {}
     facts.skipped = read_skipped(run)
-    if any("cos_next" in row for row in history):
-        facts.verdict = verdict_of(values.get("objective"), history)
+    if history:
+        facts.verdict = judge(values.get("objective"), history, probes, facts.scores)
     if settings.data.source:
         source = str(settings.data.source)
         is_hub = bool(HUB_ID.fullmatch(source)) and not Path(source).exists()

@@ -38,7 +38,15 @@ class EmuSettings(ObjectiveSettings):
         return lasting_warnings(history)
 
     def verdict(self, history: History) -> Verdict:
-        return verdict(history)
+        """Of the image latents as `nn.diagnostics` says; without images, of the text loss."""
+        if any("cos_next" in line for line in history):
+            return verdict(history)
+        lines = [line for line in history if "text_loss" in line]
+        if not lines:
+            return Verdict("undecided", "No diagnostics were logged.")
+        first, last = lines[0]["text_loss"], lines[-1]["text_loss"]
+        figures = f"{last:.3f} nats a token, after {first:.3f} at step {lines[0].get('step', 0):g}"
+        return Verdict("language model", f"Trained on text alone, so no image latents are judged: {figures}.")
 
     def build(self, backbone: Backbone) -> "EmuObjective":
         """Raises ConfigError if both weights are 0, or the model has not both heads."""

@@ -60,7 +60,7 @@ class LatentDecoderSettings(ObjectiveSettings):
         """How well pixels are read back, beside what the mean colour of each patch would reach."""
         lines = [line for line in history if "psnr" in line and "psnr_flat" in line]
         if not lines:
-            return super().verdict(history)
+            return Verdict("decoder", "A decoder of a frozen model was trained; no PSNR was logged.")
         found, flat = lines[-1]["psnr"], lines[-1]["psnr_flat"]
         sentence = f"Pixels are read back from a frozen model with a PSNR of {found:.1f} dB on training images"
         return Verdict("decoder", f"{sentence}; the mean colour of each patch would reach {flat:.1f} dB.")

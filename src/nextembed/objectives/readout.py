@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.files import first_line
-from ..core.objective import OBJECTIVES, Objective, ObjectiveOutput, ObjectiveSettings
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.saved import Number, checked, read_json
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building, check_sizes
 from ..core.types import Backbone, Batch, DensityBackbone, Metrics, by_name
@@ -50,6 +50,20 @@ class ReadoutSettings(ObjectiveSettings):
     width: int = Field(256, gt=0, le=MAX_WIDTH)
     num_layers: int = Field(2, ge=1, le=MAX_LAYERS)
     modalities: list[str] | None = None
+
+    def verdict(self, history: History) -> Verdict:
+        """How well values are read back, by modality, beside what the mean patch would reach."""
+        last = history[-1] if history else {}
+        said = [
+            f"{name} with a mean squared error of {value:.4f} (the mean patch: {last[f'mse_mean/{name}']:.4f})"
+            for name, value in ((key.partition("/")[2], last[key]) for key in last if key.startswith("mse/"))
+            if f"mse_mean/{name}" in last
+        ]
+        if not said:
+            return Verdict("readout", "Readouts of a frozen model were trained; no error was logged.")
+        return Verdict(
+            "readout", f"Values are read back from a frozen model: {', '.join(said)}; on training documents."
+        )
 
     def build(self, backbone: Backbone) -> "Readout":
         """Raises ConfigError if the backbone has no such modalities."""

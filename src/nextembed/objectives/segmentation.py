@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..core.objective import OBJECTIVES, Objective, ObjectiveOutput, ObjectiveSettings
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.types import IGNORE_PIXEL, Attention, Batch, Encodes, Hidden
 from ..errors import ConfigError
 
@@ -28,6 +28,9 @@ class SegmentationSettings(ObjectiveSettings):
 
     class_weights: list[Annotated[float, Field(ge=0, le=1e6)]] | None = None
     label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    def verdict(self, history: History) -> Verdict:
+        return Verdict("segmenter", "Trained on labels of pixels, and not scored.")
 
     def build(self, backbone: Any) -> "Segmentation":
         """Raises ConfigError if there is not one weight a class."""

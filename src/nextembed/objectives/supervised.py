@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..core.objective import OBJECTIVES, Accumulation, Objective, ObjectiveOutput, ObjectiveSettings
+from ..core.objective import OBJECTIVES, Accumulation, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.types import IGNORE_LABEL, Batch
 from ..errors import DataError
 
@@ -46,6 +46,9 @@ class ClassificationSettings(ObjectiveSettings):
     def accumulation(self) -> Accumulation:
         """Mixing pairs the images of one micro batch."""
         return "per micro batch" if self.mixup_alpha or self.cutmix_alpha else "exact"
+
+    def verdict(self, history: History) -> Verdict:
+        return Verdict("classifier", "Trained on labels, and not scored.")
 
     def build(self, backbone: Any) -> "Classification":
         return Classification(self, backbone)

@@ -66,7 +66,7 @@ class VisualDecoderSettings(ObjectiveSettings):
     def verdict(self, history: History) -> Verdict:
         lines = [line for line in history if "psnr" in line]
         if not lines:
-            return super().verdict(history)
+            return Verdict("decoder", "A diffusion decoder of a frozen model was trained; no PSNR was logged.")
         sentence = f"A noisy training image is cleaned in one step with a PSNR of {lines[-1]['psnr']:.1f} dB"
         return Verdict("decoder", f"{sentence}, over all noise levels; look at what it paints.")
 

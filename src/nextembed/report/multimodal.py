@@ -10,16 +10,18 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..core.answers import Answer, Answers
 from ..core.config import Part
 from ..core.types import Document, DocumentSource, Role
-from ..errors import ConfigError, NextEmbedError
+from ..errors import ConfigError
 from .page import head, verdict_card
-from .pictures import data_uri
+from .pictures import data_uri, to_array
 from .view import RunView, looking
 
 NUM_DOCUMENTS = 12
 MAX_TRIED = 200
 MAX_TOKENS = 32
+MAX_PICTURES = 8  # of a document
 
 
 class DocumentRun(Protocol):
@@ -67,41 +69,42 @@ def _listed(names: list[str]) -> str:
     return (f"{', '.join(others)} and {last}" if others else last).capitalize()
 
 
-def spoken(run: DocumentRun) -> str:
-    """Validation documents up to their first learned text behind an image, what is said there, and what is true."""
-    try:
-        with looking(run.dir):
-            rows, split = continuations(run)
-    except NextEmbedError as err:
-        return f'<p class="note">There is nothing said: {escape(str(err))}.</p>'
-    if not rows:
+def spoken(answers: Answers | None) -> str:
+    """Documents up to their last learned text behind an image, what the model says there, and what is true."""
+    if answers is None or not answers.rows:
         return ""
     cards = "".join(
-        f'<div class="card">{"".join(row["images"])}<p class="soft">{escape(row["before"]) or "&nbsp;"}</p>'
-        f'<p class="said{" same" if row["said"] == row["true"] else ""}">{escape(row["said"]) or "(nothing)"}</p>'
-        f'<p class="soft">is: {escape(row["true"])}</p></div>'
-        for row in rows
+        f'<div class="card">{"".join(picture(src) for src in row.pictures)}'
+        f'<p class="soft">{escape(row.before) or "&nbsp;"}</p>'
+        f'<p class="said{" same" if row.said == row.true else ""}">{escape(row.said) or "(nothing)"}</p>'
+        f'<p class="soft">true: {escape(row.true)}</p></div>'
+        for row in answers.rows
     )
     return (
-        f'<h2>What it says</h2><p class="soft">Documents of the {escape(split)} split, up to where text that is to be '
-        "learned begins; greedy decoding. Green: word for word what stands there.</p>"
+        f'<h2>Generated text</h2><p class="soft">Documents of the {escape(answers.split)} split, cut before their last '
+        "learned text; the model continues them by greedy decoding. Green: exactly the true text.</p>"
         f'<div class="spoken">{cards}</div>'
     )
 
 
-def continuations(run: DocumentRun) -> tuple[list[dict[str, Any]], str]:
-    """Images, text before, what is said and what is true of some documents; and their split."""
-    model, processor = run.model("raw"), run.processor("raw")
-    documents, split = documents_of(run.source())
-    rows: list[dict[str, Any]] = []
-    for document in documents:
-        place = place_of_answer(document)
-        if place is not None:
-            with suppress(ValueError):  # one that the model cannot read
-                rows.append(continued(model, processor, document, place))
-        if len(rows) == NUM_DOCUMENTS:
-            break
-    return rows, split
+def picture(src: str) -> str:
+    return f'<img alt="" src="{escape(src)}">'
+
+
+def answers_of(run: DocumentRun) -> Answers:
+    """What the model says in some documents of its data. Raises ConfigError where it cannot be run on them."""
+    with looking(run.dir):
+        model, processor = run.model("raw"), run.processor("raw")
+        documents, split = documents_of(run.source())
+        rows: list[Answer] = []
+        for document in documents:
+            place = place_of_answer(document)
+            if place is not None:
+                with suppress(ValueError):  # one that the model cannot read
+                    rows.append(continued(model, processor, document, place))
+            if len(rows) == NUM_DOCUMENTS:
+                break
+        return Answers(split, rows)
 
 
 def documents_of(data: Part) -> tuple[Iterator[Document], str]:
@@ -133,15 +136,15 @@ def place_of_answer(document: Document) -> int | None:
 
 
 @torch.no_grad()
-def continued(model: Any, processor: Any, document: Document, place: int) -> dict[str, Any]:
+def continued(model: Any, processor: Any, document: Document, place: int) -> Answer:
     """What the model says behind the first `place` segments of a document, and how the document goes on."""
     before = document["segments"][:place]
     ids = model.generate(**processor([dict(s) for s in before]), max_new_tokens=MAX_TOKENS, do_sample=False)
     shown = [s for s in before if s["kind"] != "text"]
     images = [one for s in shown for one in ([s["value"]] if s["kind"] == "image" else s["value"])]
-    return {
-        "images": [f'<img alt="" src="{data_uri(x.permute(1, 2, 0).numpy())}">' for x in images[:8]],
-        "before": " ".join(s["value"].strip() for s in before if s["kind"] == "text"),
-        "said": processor.batch_decode(ids)[0].partition("\n")[0],
-        "true": document["segments"][place]["value"].strip(),
-    }
+    return Answer(
+        before=" ".join(s["value"].strip() for s in before if s["kind"] == "text"),
+        said=processor.batch_decode(ids)[0].partition("\n")[0].strip(),
+        true=document["segments"][place]["value"].strip(),
+        pictures=[data_uri(to_array(x.expand(3, -1, -1) / 255)) for x in images[:MAX_PICTURES]],
+    )

@@ -156,8 +156,11 @@ def warnings(view: RunView) -> str:
         for text in line.get("warnings", []):
             span = spans.setdefault(text.partition(":")[0], [step, step, 0, text])
             span[1:] = [step, span[2] + 1, text]
+    if view.answers is not None and (sentence := view.answers.collapse()):
+        step = view.last.get("step", 0)
+        spans["same answers"] = [step, step, 1, f"same answers: {sentence}"]
     if not spans:
-        return "<h2>Warnings</h2><p>None fired.</p>"
+        return "<h2>Warnings</h2><p>None.</p>"
     rows = "".join(
         f"<tr><td>{escape(kind)}</td><td>{first:,}</td><td>{last:,}</td><td>{count} of {len(view.history)}</td>"
         f'<td class="wrap">{escape(text.partition(": ")[2])}</td></tr>'

@@ -6,12 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..core.answers import Answers
 from ..core.code import check_code
 from ..core.files import first_line
-from ..core.objective import Verdict, verdict_of
+from ..core.objective import Verdict
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import Environment, RunFolder
 from ..core.scores import ClassScores, SegmentScores
+from ..core.verdicts import judge
 from ..errors import ConfigError, NextEmbedError
 from .settings import Settings, settings_of
 
@@ -35,6 +37,7 @@ class RunView:
     probes: ProbeTable | None = None
     skipped: list[dict[str, object]] = field(default_factory=list)
     scores: ClassScores | SegmentScores | None = None
+    answers: Answers | None = None
     missing: list[str] = field(default_factory=list)
 
     @property
@@ -48,8 +51,8 @@ class RunView:
 
     @property
     def verdict(self) -> Verdict:
-        """What the run's objective says of its curves."""
-        return verdict_of(self.config.get("objective"), self.history)
+        """What the run came to, by its curves, probes, scores and answers."""
+        return judge(self.config.get("objective"), self.history, self.probes, self.scores, self.answers)
 
     def read(self, what: str, reader: Callable[[], T], otherwise: T) -> T:
         """What `reader` gives; where a file holds something else, `otherwise`, and `missing` says why."""
@@ -71,6 +74,7 @@ class RunView:
             "verdict": {"word": found.word, "sentence": found.sentence},
             "probes": None if self.probes is None else asdict(self.probes),
             "scores": None if self.scores is None else asdict(self.scores),
+            "answers": None if self.answers is None else asdict(self.answers),
             "skipped": self.skipped,
             "missing": self.missing,
         }
@@ -97,6 +101,8 @@ def read_view(run: RunFolder) -> RunView:
     if view.listed:
         view.environment = view.read("The parameters are", run.environment, Environment())
     view.probes = view.read("The probes are", run.probes, None)
+    view.scores = view.read("The scores are", run.scores, None)
+    view.answers = view.read("The answers are", run.answers, None)
     view.skipped = run.skipped()
     return view
 

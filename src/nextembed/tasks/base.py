@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..core import distributed
+from ..core.answers import Answers
 from ..core.config import MODELS, Part, common_task
 from ..core.objective import OBJECTIVES, Objective, ObjectiveSettings
 from ..core.probe_table import ProbeTable
@@ -58,6 +59,7 @@ class OpenRun(Protocol):
     def saved(self) -> Saved: ...
     def probes(self) -> ProbeTable | None: ...
     def scores(self) -> ClassScores | SegmentScores | None: ...
+    def answers(self) -> Answers | None: ...
     def model(self, weights: str | None = None, **options: Any) -> PreTrainedModel: ...
     def processor(self, weights: str | None = None) -> ProcessorMixin: ...
 
@@ -122,7 +124,7 @@ class Task:
         return []
 
     def summary(self, run: OpenRun) -> list[str]:
-        """What was learned, in sentences."""
+        """What was measured, in sentences; the verdict comes behind them."""
         return []
 
     def usage(self, run: OpenRun, folder: str) -> str | None:

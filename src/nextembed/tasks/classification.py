@@ -55,7 +55,6 @@ class Classification(Task):
         return {} if scores is None else {"top1": scores.top1, "top5": scores.top5}
 
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
-        view.scores = view.read("The scores are", run.scores, None)
         config: Any = None
         try:
             config = load_pretrained(AutoConfig, scored_folder(run))  # without its weights

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedModel
 
 from ..core import distributed
+from ..core.answers import Answers
 from ..core.objective import Objective
 from ..errors import ConfigError, DataError
 from ..evaluation.held_out import held_out_loss
@@ -34,13 +35,35 @@ class Multimodal(Task):
             say(f"no validation loss during training: {err}")
             return None
 
+    def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
+        """Writes answers.json, where it trained a model that answers in text."""
+        if not says_text(run.config.model.kind, run.config.objective.kind):
+            return {}
+        say("generating text")
+
+        def generated() -> Answers:
+            found = sections.answers_of(run)
+            found.save(run.dir / "answers.json")
+            return found
+
+        try:
+            answers = distributed.on_main(generated)
+        except (ConfigError, DataError) as err:
+            say(f"no generated text: {err}")
+            return {}
+        if sentence := answers.collapse():
+            say(f"warning: same answers: {sentence}")
+        return {}
+
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
-        shown = {"emu": sections.spoken, "omni": answered}.get(view.settings.model.kind)
-        trained = view.settings.objective.kind in ("emu", "next_embedding")  # others train a part of a frozen model
+        kind, objective = view.settings.model.kind, view.settings.objective.kind
+        if view.answers is None and says_text(kind, objective):  # of a run that did not finish
+            view.answers = view.read("Generated text is", lambda: sections.answers_of(run), None)
+        own = answered(run) if (kind, objective) == ("omni", "next_embedding") else ""
         return [
             sections.header(view),
             page.missing(view),
-            shown(run) if shown is not None and trained else "",
+            sections.spoken(view.answers) + own,
             page.probes(view),
             page.curves(view),
             page.warnings(view),
@@ -48,13 +71,17 @@ class Multimodal(Task):
 
     def summary(self, run: OpenRun) -> list[str]:
         history = run.history()
-        found = run.config.objective.verdict(history)
-        return [*last_losses(history[-1] if history else {}), f"Verdict: {found.word}. {found.sentence}"]
+        return last_losses(history[-1] if history else {})
 
     def usage(self, run: OpenRun, folder: str) -> str | None:
         if (run.dir / "visual_decoder").is_dir():
             return f'nextembed generate {folder} "red apple:" --target image -o apple.png'
         return model_part(run.config).usage(folder)
+
+
+def says_text(model: str, objective: str) -> bool:
+    """Whether a run trained a model that continues documents; other objectives train a part of a frozen one."""
+    return (model, objective) == ("emu", "emu")
 
 
 def last_losses(last: Mapping[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..core import distributed
 from ..core.config import Part
-from ..core.objective import Objective, ReadFeatures, Verdict
+from ..core.objective import Objective, ReadFeatures
 from ..core.pretrained import ModelT
 from ..core.probe_table import ProbeTable, sentence
 from ..core.types import IGNORE_LABEL, Encodes
@@ -93,32 +93,10 @@ class Pretraining(Task):
 
     def summary(self, run: OpenRun) -> list[str]:
         table = run.probes()
-        found = judged(run.config.objective.verdict(run.history()), table)
-        lines = sentence(table) if table is not None else ["No probe was run."]
-        return [*lines, f"Verdict: {found.word}. {found.sentence}"]
+        return sentence(table) if table is not None else ["No probe was run."]
 
     def usage(self, run: OpenRun, folder: str) -> str:
         return f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/model")'
-
-
-def judged(found: Verdict, table: ProbeTable | None) -> Verdict:
-    """The verdict, and what the probes say against it: "learning" is not yet better than raw pixels."""
-    best = table.best("linear") if table is not None else None
-    if table is None or best is None or found.word != "learning":
-        return found
-    on_test = best.accuracy is not None
-    own = best.accuracy if best.accuracy is not None else best.validation_accuracy
-    untrained = table.best("linear", "untrained")
-    baselines = {table.raw: (table.pixels if on_test else table.pixels_validation).get("linear")}
-    if untrained is not None:
-        baselines["the untrained network"] = untrained.accuracy if on_test else untrained.validation_accuracy
-    name, value = max(((name, value) for name, value in baselines.items() if value is not None),
-                      key=lambda pair: pair[1], default=("", 0.0))  # fmt: skip
-    if value <= own:
-        return found
-    verb = "score" if name.endswith("s") else "scores"
-    figures = f"({100 * value:.1f} against {100 * own:.1f} %)"
-    return Verdict(found.word, f"But {name} still {verb} higher in the linear probe {figures}. {found.sentence}")
 
 
 def probe(

@@ -51,7 +51,6 @@ class Segmentation(Task):
         return {} if scores is None else dict(scores.metrics())
 
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
-        view.scores = view.read("The scores are", run.scores, None)
         overlays: sections.Overlays | None = None
         try:
             with looking(run.dir):
