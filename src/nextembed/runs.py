@@ -41,7 +41,11 @@ class RunConfig(Config):
     """All settings of a run; RUN/config.yaml holds them, defaults included.
 
     name: of the run folder in output_dir. seed: of weights, data order, augmentation and all draws in training.
-    data, model, objective: parts, chosen by `kind`, also `my_file.py:MyPart`.
+    output_dir: the folder of run folders.
+    data: what is read; chosen by `kind`, also `my_file.py:MyData`. model: the backbone that is trained; chosen by
+    `kind`, also `my_file.py:MyModel`. objective: what is learned; chosen by `kind`, also `my_file.py:MyObjective`.
+    optim: the optimizer and its schedule. train: how long, how large and how precise. probe: what frozen features are
+    measured on.
     after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
@@ -219,6 +223,8 @@ def figure(value: float | str) -> str:
 
 
 class _Seed(Config):
+    """The only setting that is needed of a run. seed: of all its draws."""
+
     seed: int = Field(0, ge=0, lt=2**32)
 
 

@@ -32,6 +32,7 @@ class Read:
     """A class as its file says it. slot, kind: of a registered one."""
 
     bases: list[str]
+    doc: str | None = None
     fields: dict[str, Setting] = field(default_factory=dict)
     slot: str = ""
     kind: str = ""
@@ -49,18 +50,17 @@ def classes() -> dict[str, Read]:
 
 
 def _read(node: ast.ClassDef) -> Read:
-    read = Read([base.id for base in node.bases if isinstance(base, ast.Name)])
+    read = Read([base.id for base in node.bases if isinstance(base, ast.Name)], ast.get_docstring(node, clean=False))
     own = [
         part
         for part in node.body
         if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.target.id[0] != "_"
     ]
     names = {part.target.id: ast.unparse(part.annotation) for part in own if isinstance(part.target, ast.Name)}
-    said = describe(ast.get_docstring(node, clean=False), names)
     for name, kind in names.items():
         if not kind.startswith("ClassVar"):
             words = re.findall(r"'([^']*)'", "".join(re.findall(r"Literal\[[^\]]*\]", kind)))
-            read.fields[name] = Setting(kind, said.get(name, ""), tuple(words))
+            read.fields[name] = Setting(kind, "", tuple(words))
     for call in node.decorator_list:
         if found := re.fullmatch(r"(\w+)\.register\('(\w+)'\)", ast.unparse(call)):
             read.slot, read.kind = SLOTS.get(found[1], ""), found[2]
@@ -75,7 +75,8 @@ def fields_of(name: str) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for base in reversed(read.bases):
         found |= fields_of(base)
-    return found | read.fields
+    found |= {own: new._replace(text=found[own].text if own in found else "") for own, new in read.fields.items()}
+    return found | {own: found[own]._replace(text=text) for own, text in describe(read.doc, found).items()}
 
 
 @cache

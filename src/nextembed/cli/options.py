@@ -122,7 +122,7 @@ def option(name: str, field: "FieldInfo", default: object) -> inspect.Parameter:
     otherwise (`option`) and say what a value looks like (`metavar`)."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind, is_list = simple(field.annotation)
-    words = field.description or ""
+    words = sentence(field.description or "")
     if default is not None and default is not False and not is_list and not field.is_required():
         words = f"{words}  [default: {default}]"
     flag = str(extra.get("option", f"--{name.replace('_', '-')}"))
@@ -132,6 +132,11 @@ def option(name: str, field: "FieldInfo", default: object) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[type_ | None, made]
     )
+
+
+def sentence(text: str) -> str:
+    """A description as it stands in --help."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def simple(annotation: object) -> tuple[type, bool]:

@@ -12,12 +12,12 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
+from pydantic_core import CoreSchema
 
 from ..errors import ConfigError, shortened, unknown
 from .code import allow_code, load_class, named_code, trusting
@@ -26,6 +26,9 @@ from .described import describe, first_sentence
 
 class Config(BaseModel):
     """Base of all settings: unknown fields are errors, and an assigned value is checked like a given one.
+
+    What the docstring says of a field (`name: what it is.`) becomes its description: for editors, JSON schemas,
+    comments of YAML, options of commands and the documentation.
 
     Values given in Python are the program's own: a `my_file.py:MyPart` among them is run. Raises ConfigError, one line
     for the first wrong field, in place of pydantic's ValidationError.
@@ -38,6 +41,14 @@ class Config(BaseModel):
         coerce_numbers_to_str=True,
         allow_inf_nan=False,
     )
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Pydantic's own place between knowing the fields and making a schema of them: where they get their text."""
+        said = describe(cls.__doc__, cls.model_fields)
+        for name, own in cls.model_fields.items():
+            own.description = said.get(name) or own.description or _inherited(cls, name)
+        return handler(source)
 
     @field_validator("*", mode="after")
     @classmethod
@@ -61,6 +72,12 @@ class Config(BaseModel):
                 super().__setattr__(name, value)
         except ValidationError as err:
             raise ConfigError(explain(err, type(self))) from None
+
+
+def _inherited(cls: type[BaseModel], name: str) -> str | None:
+    """What classes above say of a field that a class has anew."""
+    above = (base.model_fields for base in cls.__mro__[1:] if issubclass(base, Config))
+    return next((fields[name].description for fields in above if name in fields), None)
 
 
 def check_plain(value: object) -> None:
@@ -87,10 +104,12 @@ def check_plain(value: object) -> None:
 
 
 class Part(Config):
-    """Settings of a part that comes in kinds; `kind` is set by the registry, or is `my_file.py:MyPart`.
+    """Settings of a part that comes in kinds.
 
     task: what models and objectives are for; those of a run have to agree ("pretraining", "classification", ...).
     also_for: tasks of models that an objective takes besides its own.
+
+    kind: which of the kinds it is: set by the registry, or `my_file.py:MyPart`.
     """
 
     task: ClassVar[str] = "pretraining"
@@ -384,10 +403,10 @@ def to_yaml(config: Config) -> str:
 
 
 def _lines(config: Config, values: dict[str, Any], indent: str) -> Iterator[str]:
-    said = descriptions(type(config))
+    fields = type(config).model_fields
     for name, value in values.items():
         own = getattr(config, name, None)
-        note = first_sentence(said.get(name, ""))
+        note = first_sentence(fields[name].description or "")
         if isinstance(own, Config) and isinstance(value, dict) and value:
             yield f"{indent}{name}:{f'  # {note}' if note else ''}\n"
             yield from _lines(own, value, f"{indent}  ")
@@ -397,16 +416,6 @@ def _lines(config: Config, values: dict[str, Any], indent: str) -> Iterator[str]
         fits = note and not rest and len(indent + first) + len(note) + 4 <= 140
         yield f"{indent}{first}{f'  # {note}' if fits else ''}\n"
         yield from (f"{indent}{line}\n" for line in rest)
-
-
-@cache
-def descriptions(cls: type[BaseModel]) -> dict[str, str]:
-    """What the fields of a class are, by name: as they say it themselves, else as docstrings of the class and of those
-    above it do."""
-    found: dict[str, str] = {}
-    for one in reversed(cls.__mro__):
-        found |= describe(one.__doc__, list(cls.model_fields)) if issubclass(one, Config) else {}
-    return found | {name: own.description for name, own in cls.model_fields.items() if own.description}
 
 
 def from_yaml(cls: type[M], text: str, where: str = "config") -> M:

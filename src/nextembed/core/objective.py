@@ -32,8 +32,9 @@ Folder = tuple[dict[str, Any], dict[str, Tensor]] | Callable[[Path], None]
 class ViewSettings(Config):
     """Crops of each image that an objective compares.
 
-    num_global, global_scale: large crops, and which share of the image's area they take. num_local, local_scale: small
-        ones. local_size: pixels a side of the small ones; the large ones have the model's size.
+    num_global: number of large crops. global_scale: [smallest, largest] share of the image's area that they take.
+        num_local: number of small crops. local_scale: [smallest, largest] share that these take. local_size: pixels a
+        side of the small ones; the large ones have the model's size.
     Source: multi-crop (SwAV, arXiv 2006.09882).
     """
 
@@ -47,29 +48,21 @@ class ViewSettings(Config):
 class SampleSettings(Config):
     """How an objective draws new signals; each reads the settings that it has a use for.
 
+    guidance: how far towards the class; 1: not at all beyond it, 0: without it.
+    temperature: above 1 is bolder, 0 takes the likeliest. top_k: draw each token among so many of the likeliest; 0:
+    all.
+    top_p: draw each token among the likeliest that have this share.
+    num_steps: passes over an image that is drawn in random order; else the objective's own.
+    num_denoising_steps: of a diffusion or flow head, for each token; else the objective's own.
     Source: classifier-free guidance (arXiv 2207.12598), as u + s (c - u) of what comes without a class (u) and with it.
     """
 
-    guidance: float = Field(
-        1.0, ge=0, le=100, description="How far towards the class; 1: not at all beyond it, 0: without it."
-    )
-    temperature: float = Field(1.0, ge=0, le=100, description="Above 1 is bolder, 0 takes the likeliest.")
-    top_k: int = Field(0, ge=0, le=10**9, description="Draw each token among so many; 0: all.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Draw each token among the likeliest with this share.")
-    num_steps: int | None = Field(
-        None,
-        ge=1,
-        le=10**5,
-        description="Passes over an image that is drawn in random order; else the objective's own.",
-        json_schema_extra={"option": "--steps"},
-    )
-    num_denoising_steps: int | None = Field(
-        None,
-        ge=1,
-        le=10**5,
-        description="Of a diffusion or flow head, for each token; else the objective's own.",
-        json_schema_extra={"option": "--denoising-steps"},
-    )
+    guidance: float = Field(1.0, ge=0, le=100)
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_k: int = Field(0, ge=0, le=10**9)
+    top_p: float = Field(1.0, gt=0, le=1)
+    num_steps: int | None = Field(None, ge=1, le=10**5, json_schema_extra={"option": "--steps"})
+    num_denoising_steps: int | None = Field(None, ge=1, le=10**5, json_schema_extra={"option": "--denoising-steps"})
 
 
 class Verdict(NamedTuple):

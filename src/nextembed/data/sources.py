@@ -35,7 +35,8 @@ class ImageData(TableSettings, ImagePart):
     of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives ("shards/*.tar");
     or "emoji", the sample that comes with the package. subset, split, validation, test, where, split_column, streaming,
     shuffle_buffer: see `TableSettings`.
-    image_column, label_column: null finds them. Labels may be class ids, integers or text. label_file: a CSV file
+    image_column: where the image is in a row; null finds it. label_column: where its label is, a class id, an integer
+    or text; null finds it. label_file: a CSV file
     with a column of image files, relative to the source's folder, and one of labels.
     """
 

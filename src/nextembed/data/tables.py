@@ -31,11 +31,13 @@ PEEKED = 1000  # rows that tell which columns hold something
 class TableSettings(Config):
     """Where rows of a table are, and which of them.
 
-    source: what `datasets` can read, see each kind of data. subset: configuration of a hub data set that has several.
-    split, validation, test: which rows train, choose and measure; as in `load_dataset`: "train[:-5000]". where: keeps
-    rows whose column has this value, or one of these: {"vendor": "noto"}. split_column: column that names each row's
-    split, for sources that keep all splits in one file. streaming: reads in sequence, without a local copy;
-    shuffle_buffer: rows that are mixed, then.
+    source: what the rows are read from, see each kind of data. subset: configuration of a hub data set that has
+    several.
+    split: which rows train; as in `load_dataset`: "train[:-5000]". validation: which rows choose, said alike. test:
+    which rows measure, said alike. where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
+    split_column: column that names each row's split, for sources that keep all splits in one file. streaming: reads in
+    sequence, without a local copy;
+    shuffle_buffer: rows of a stream that are mixed with each other.
     format: which of the files in a folder are the data, where it holds several kinds: images, parquet, tar, zip, jsonl,
     json, csv or txt. folders: how names like "train" are understood where that is not clear: "splits" leaves out what
     fits none, "classes" takes no name for a split. class_folder: which of the folders below a split is the class of an

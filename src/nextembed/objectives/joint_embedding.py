@@ -156,7 +156,8 @@ class LeJepaSettings(JointSettings):
     where phi_N is the empirical characteristic function of the N projections a^T z of the batch, on all ranks, and the
     integral is a trapezoid rule with 17 points.
 
-    weight: of SIGReg. width: K. num_directions: drawn anew for each step, the same on all ranks.
+    weight: share of SIGReg in the loss. width: K, of the projector's vectors. num_directions: directions a, drawn anew
+    for each step, the same on all ranks.
     Source: LeJEPA (arXiv 2511.08544); the factor N, the images of all ranks, is that of the paper's package (other
     public codes leave it out: their weight is ours times N). Ours divides the distance by K.
     """

@@ -37,9 +37,10 @@ class ReadoutSettings(ObjectiveSettings):
 
     source: "latents" are those of the signal itself; "predictions" are hidden states, each decoded to the latent that
         follows, so that values show what the model expects (blurred where it cannot know).
-    decoder: "linear", "mlp", or "conv" over the grid of each segment, which reads finished signals only. width,
-        num_layers: of the last two.
-    modalities: names; null takes all whose latents have values. The distance is the mean squared error.
+    decoder: "linear", "mlp", or "conv" over the grid of each segment, which reads finished signals only.
+        width: width of "mlp" and "conv". num_layers: layers of "mlp" and "conv".
+    modalities: names of those that are decoded; null takes all whose latents have values. The distance is the mean
+    squared error.
     """
 
     task: ClassVar[str] = "multimodal"

@@ -41,8 +41,9 @@ FORMS: dict[str, tuple[str, ...]] = {
 class KindWeights(Config):
     """How often each kind of document is made.
 
-    caption: "<image> name."; paint: "name: <image>"; tags: "<image> keywords: a, b."; question: about the group, with
-    loss on the answer alone; context: two captioned images.
+    caption: how often "<image> name." is made; paint: how often "name: <image>"; tags: how often "<image> keywords: a,
+    b."; question: how often a question about the group, with loss on the answer alone; context: how often two captioned
+    images.
     """
 
     caption: float = Field(3.0, ge=0, le=1e9)

@@ -31,8 +31,8 @@ class EmojiScenes(MaskPart):
     backgrounds: a folder or Parquet files of pictures; null: plain colours. Splits of both stay apart: no emoji and no
     picture is in two of them. Backgrounds without a test (validation) split share out those of validation (train) by
     their names.
-    scene_size: pixels a side. num_scenes, num_validation, num_test: scenes of each split. max_emoji: on a scene, at
-    most. emoji_scale: their side, as a share of the scene's. max_turn: degrees, to either side.
+    scene_size: pixels a side. num_scenes, num_validation, num_test: scenes of each split. max_emoji: emoji of a scene,
+    at most. emoji_scale: their side, as a share of the scene's. max_turn: degrees, to either side.
     scene_seed: of all scenes; a scene depends on it, its split and its number alone.
     """
 

@@ -9,17 +9,27 @@ from ...core.config import Config
 
 class EmbedSettings(Config):
     """Where features are read, and how the file is written. What of the first four is not named is taken from the best
-    row of RUN/probe.json that agrees with what is; see `Encoder`."""
+    row of RUN/probe.json that agrees with what is; see `Encoder`.
 
-    layer: int | None = Field(
-        None, description="0 is the latents, -1 the output; if left out, what RUN/probe.json found best."
-    )
-    pooling: Literal["mean", "last", "first"] | None = Field(None, description="Of the latents.")
-    attention: Literal["causal", "full"] | None = Field(None, description="As it was trained, if left out.")
-    weights: Literal["raw", "ema"] | None = Field(None, description="Which weights.")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="Of the forward pass.")
-    dtype: Literal["float32", "float16"] = Field("float32", description="Of the file.")
-    batch_size: int = Field(64, ge=1, le=10**6, description="Images a forward pass.")
-    num_workers: int = Field(2, ge=0, le=256, description="Threads that read and decode.")
-    limit: int | None = Field(None, ge=1, le=10**15, description="The first images only.")
-    part_seconds: float = Field(30.0, ge=0, description="Work that a kill may cost, at most.")
+    layer: 0 is the latents, -1 the output; if left out, what RUN/probe.json found best.
+    pooling: how the latents of an image become one vector.
+    attention: who sees whom; as it was trained, if left out.
+    weights: trained weights, or their average.
+    precision: precision of the forward pass.
+    dtype: type of the features in the file.
+    batch_size: images a forward pass.
+    num_workers: threads that read and decode.
+    limit: only the first so many images.
+    part_seconds: seconds of work that a kill may cost, at most.
+    """
+
+    layer: int | None = None
+    pooling: Literal["mean", "last", "first"] | None = None
+    attention: Literal["causal", "full"] | None = None
+    weights: Literal["raw", "ema"] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float16"] = "float32"
+    batch_size: int = Field(64, ge=1, le=10**6)
+    num_workers: int = Field(2, ge=0, le=256)
+    limit: int | None = Field(None, ge=1, le=10**15)
+    part_seconds: float = Field(30.0, ge=0)

@@ -43,13 +43,16 @@ class EmuParts(ModelPart):
 
     pretrained: an Emu folder or hub id to go on from, with its processor; then only `max_length` and
         `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's weights.
-    vision, language: HF folders or hub ids of a vision model (a NEPA of ours, SigLIP, DINOv3, CLIP, ...) and of a
-        causal language model. vision_config, language_config: in place of either, a new one, {model_type: ..., ...};
-        beside it, changes to its configuration, e.g. vision_config={is_causal: false}.
+    vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ... language: HF folder or hub
+        id of a causal language model. vision_config, language_config: in place of that model, a new one, {model_type:
+        ..., ...}; beside it, changes to its configuration, e.g. vision_config={is_causal: false}.
     tokenizer: folder or hub id; null: the language model's; "bundled": a small English one that comes with the package.
         Emu's special tokens are added; new rows of the language model are the mean of its old ones.
-    connector, num_image_latents, causal_former, vision_layer: as in `EmuConfig`; causal_former: changes to T5-base.
-    instruct: adds `[USER]` and `[ASSISTANT]`. image_start_is_target: the text head learns when an image begins.
+    connector: from patches to image latents: "causal_former" (Emu), "pooled_grid" (Emu2) or "identity" (every patch).
+    num_image_latents: latents of an image. causal_former: changes to the T5-base that "causal_former" is made like.
+    vision_layer: which hidden state of the vision model is read; null: the last one.
+    instruct: adds the tokens `[USER]` and `[ASSISTANT]`. image_start_is_target: the text head learns when an image
+    begins.
     latent_std: the connector starts with latents of this standard deviation over some training images; null
         leaves it as it is. Runs of minutes need it: latents that are all alike else stay so.
     max_length: positions of a packed row. quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs

@@ -18,7 +18,8 @@ class PixelDecoder(Part):
 
     image_size: pixels a side. patch_size: so many pixels a side are folded into channels, exactly; the UNet works at
         image_size / patch_size. channels: at each resolution, each half of the one before. attention: at which of them
-        pixels look at the latents. layers_per_block, head_width: of each resolution, and of an attention head.
+        pixels look at the latents; null: at all. layers_per_block: layers of each resolution. head_width: channels of
+        an attention head. num_train_steps: noise levels in training.
     prediction: what the UNet predicts of a noisy image. "sample", the clean image, learns fastest by far where patches
         are folded: noise is as wide as a patch, a narrow UNet cannot pass it on (measured in docs/paint.md; arXiv
         2511.13720 says why). scheduler: of painting, a class of diffusers; it can be replaced later.
@@ -27,7 +28,7 @@ class PixelDecoder(Part):
     image_size: int = Field(32, gt=0, le=MAX_SIDE)
     patch_size: int = Field(4, gt=0, le=MAX_SIDE)
     channels: list[Annotated[int, Field(gt=0, le=MAX_WIDTH)]] = Field([64, 128], min_length=1, max_length=10)
-    attention: list[bool] | None = Field(None, description="None: everywhere")
+    attention: list[bool] | None = None
     layers_per_block: int = Field(1, ge=1, le=MAX_LAYERS)
     head_width: int = Field(32, gt=0, le=MAX_WIDTH)
     prediction: Prediction = "sample"
@@ -81,10 +82,11 @@ class StableDiffusionDecoder(Part):
 
     pretrained: folder with unet/, vae/ and scheduler/. Where the UNet attends to latents of another width than the
         model gives, those key and value matrices start anew, as in Emu; all else keeps its weights.
+    prediction: what the UNet predicts of a noisy image; null: what it was pretrained for.
     """
 
     pretrained: str
-    prediction: Literal["epsilon", "v_prediction", "sample"] | None = Field(None, description="None: as pretrained")
+    prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
 
     def build(self, latent_width: int) -> VisualDecoder:
         """Raises ConfigError if the folder does not load."""

@@ -40,7 +40,16 @@ class OmniParts(ModelPart):
         its sizes win over the fields here, and the image modality has to fit it.
     orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`.
     tell_next: the model is told where the next latent is; null: where some order is neither raster nor time.
-    max_length: positions of a packed row. The rest is `OmniConfig`'s.
+    max_length: positions of a packed row.
+    hidden_size: width of the latents and of every layer. num_hidden_layers: layers of the transformer.
+    num_attention_heads: heads of each layer. intermediate_size: width of the MLPs; null: 8/3 * hidden_size, cut to a
+        multiple of 8. layerscale_value: factor on what each layer adds, at the start (learned); null leaves it out.
+    drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
+    rope_split: rotary frequencies for time, height and width, which sum to half a head's width; null gives a half to
+        time and a quarter to each other. [0, n, n] is NEPA's.
+    density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
+        them with weights. num_components: directions of a mixture. max_cosine: the mean cosine that a component expects
+        at most.
     """
 
     task: ClassVar[str] = "multimodal"
@@ -54,9 +63,7 @@ class OmniParts(ModelPart):
     hidden_size: int = Field(768, gt=0, le=MAX_WIDTH)
     num_hidden_layers: int = Field(12, gt=0, le=MAX_LAYERS)
     num_attention_heads: int = Field(12, gt=0, le=MAX_WIDTH)
-    intermediate_size: int | None = Field(
-        None, gt=0, le=4 * MAX_WIDTH, description="None: 8/3 * hidden_size, a multiple of 8"
-    )
+    intermediate_size: int | None = Field(None, gt=0, le=4 * MAX_WIDTH)
     layerscale_value: float | None = Field(1e-5, ge=0, le=100)
     drop_path_prob: float = Field(0.0, ge=0, le=0.99)
     rope_split: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
