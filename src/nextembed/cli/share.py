@@ -96,6 +96,8 @@ def convert(
         f"Model:  width {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} heads, "
         f"{config.image_shape[0]} px, {'causal' if config.is_causal else 'full'} attention"
     )
+    if to is not Layout.nextembed and found.objective is not None:
+        print("        Its objective, which reads its features or generates, is left out of this layout.")
     if to is not Layout.stable_pretraining and found.processor is None:
         print("        It has no image processor: normalise pixels as in its training.")
 
@@ -142,7 +144,8 @@ def push(
     name_recipe(facts)
     if dry_run is not None:
         folder = write_hub_folder(facts, dry_run, repo_id, license)
-        print(f"Saved:  {os.path.relpath(folder)}: {', '.join(sorted(file.name for file in folder.iterdir()))}")
+        names = sorted(file.name + "/" * file.is_dir() for file in folder.iterdir())
+        print(f"Saved:  {os.path.relpath(folder)}: {', '.join(names)}")
         print(f"Upload: nextembed push {target} {repo_id}")
     else:
         print(f"Uploaded: {push_to_hub(facts, repo_id, private=private, license=license)}")

@@ -233,7 +233,7 @@ class Objective(nn.Module):
         if not (self.reads_itself or self.generates):
             return {}
         settings = self.settings.model_dump(mode="json", serialize_as_any=True)
-        return {FOLDER: ({"kind": FOLDER, "settings": settings}, state)}
+        return {FOLDER: ({"kind": FOLDER, "reads_itself": self.reads_itself, "settings": settings}, state)}
 
 
 class PretrainingModel(nn.Module):

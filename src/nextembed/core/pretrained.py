@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from unittest.mock import patch
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import PreTrainedModel, dynamic_module_utils
 
 from ..errors import ConfigError, NextEmbedError, shortened
@@ -61,6 +63,14 @@ def load_whole(
             raise ConfigError(f"the model in {folder} {words} parameter {first} ({len(names)} such in all)")
     found: PreTrainedModel = model.eval()
     return found
+
+
+def hub_file(repo_id: str, name: str) -> Path | None:
+    """A file of a hub repository, downloaded or kept from before; None where it is not there, or cannot be had."""
+    try:
+        return Path(hf_hub_download(repo_id, name, local_files_only=unreachable() is not None))
+    except (HfHubHTTPError, HFValidationError, OSError):
+        return None
 
 
 class Processor(Protocol):

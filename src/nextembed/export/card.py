@@ -172,6 +172,8 @@ def _use(facts: Facts, repo_id: str) -> str:
         ]
         return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
     row = _best(facts)
+    if facts.reader is not None:
+        return _use_of_objective(facts.reader, repo_id, row)
     layer = row.layer if row else -1
     causal = "" if row is None else f", is_causal={row.attention == 'causal'}"
     pooled = {"last": "[:, -1]", "first": "[:, 0]"}.get(row.pooling if row else "mean", "[:, 1:].mean(1)")
@@ -189,6 +191,21 @@ def _use(facts: Facts, repo_id: str) -> str:
     if facts.config.num_channels == 1:
         code = [line.replace('convert("RGB")', 'convert("L")') for line in code]
     return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
+
+
+def _use_of_objective(reader: str, repo_id: str, row: Row | None) -> str:
+    """Features that the objective reads: the transformer alone would give others."""
+    place = "" if row is None else f', layer={row.layer}, pooling="{row.pooling}", attention="{row.attention}"'
+    lines = [
+        "import nextembed",
+        "",
+        f'features = nextembed.encode("{repo_id}", "picture.jpg"{place})  # [1, width]',
+    ]
+    note = (
+        f"Features are read by the training objective {code(reader)}, which lies in `objective/`; `AutoModel` alone "
+        "gives other hidden states."
+    )
+    return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *lines, "```", "", note])
 
 
 def _data(facts: Facts) -> str:

@@ -15,6 +15,7 @@ from ..core.verdicts import judge
 from ..data import sources  # noqa: F401  registers its kinds
 from ..errors import ConfigError, NextEmbedError
 from ..models.nepa import ViTNepaConfig
+from ..objectives.saved import ObjectiveFile, objective_beside
 from ..report.settings import Settings, settings_of
 from .graph import class_names
 from .loading import is_classifier, preprocessing, read_model_config
@@ -30,7 +31,8 @@ class Facts:
     folder: its Hugging Face folder. weights: "raw" or "ema". settings: the run's resolved config, flat, by dotted name.
     recipe, changes: the recipe's name and (setting, recipe's value, run's value) where the run differs. data: name of
     the data; dataset: its hub id, if it is one. splits: (role, split, number of images or None). scores: scores.json.
-    skipped: lines of skipped.jsonl.
+    skipped: lines of skipped.jsonl. objective: folder of the one saved with the model; reader: its kind, where features
+    are those that it reads.
     """
 
     folder: Path
@@ -43,6 +45,8 @@ class Facts:
     std: list[float] | None = None
     num_parameters: int = 0
     run: Path | None = None
+    objective: Path | None = None
+    reader: str | None = None
     settings: dict[str, object] = field(default_factory=dict)
     recipe: str | None = None
     changes: list[tuple[str, object, object]] = field(default_factory=list)
@@ -76,6 +80,9 @@ def gather(path: str | Path, weights: str | None = None) -> Facts:
     facts = Facts(folder, config, is_classifier(config), "ema" if folder.name == "ema" else "raw")
     facts.num_parameters = count_parameters(folder)
     facts.mean, facts.std = preprocessing(folder)
+    facts.objective = objective_beside(folder)
+    if facts.objective is not None and (saved := ObjectiveFile.load(facts.objective)).reads_itself:
+        facts.reader = saved.name
     if facts.is_classifier:
         facts.class_names, facts.num_classes = class_names(config), len(config.id2label or {})
     if run is not None:

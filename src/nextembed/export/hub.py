@@ -8,8 +8,12 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..core.files import check_target, first_line, new_folder
+from ..core.files import check_target, first_line, new_folder, write_json
+from ..core.objective import FOLDER
+from ..core.saved import read_json
 from ..errors import ConfigError, NextEmbedError
+from ..objectives.saved import FILES as OBJECTIVE_FILES
+from ..objectives.saved import ObjectiveFile
 from .card import model_card
 from .facts import Facts, gather
 
@@ -21,7 +25,8 @@ class UploadError(NextEmbedError):
 
 
 def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: str | None = None) -> Path:
-    """Writes what the hub gets: weights as safetensors, configuration, image processor, README.md. No optimizer state.
+    """Writes what the hub gets: weights as safetensors, configuration, image processor, README.md, and the
+    objective where one was saved with the model. No optimizer state.
 
     Args:
         facts: of the model, see `facts.gather`.
@@ -38,12 +43,33 @@ def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: st
     files = sorted({file for pattern in FILES for file in facts.folder.glob(pattern)})
     if not any(file.suffix == ".safetensors" for file in files):
         raise ConfigError(f"{facts.folder} has no safetensors weights; `nextembed convert` writes them")
+    check_objective(facts)
     card = model_card(facts, repo_id, license)
     with new_folder(target) as folder:
         for file in files:
             shutil.copyfile(file, folder / file.name)
+        if facts.objective is not None:
+            _add_objective(facts.objective, folder)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return target
+
+
+def _add_objective(objective: Path, folder: Path) -> None:
+    """Copies what reads the model's features, or generates, and says so in config.json."""
+    (folder / FOLDER).mkdir()
+    for name in OBJECTIVE_FILES:
+        shutil.copyfile(objective / name, folder / FOLDER / name)
+    values = read_json(folder / "config.json")
+    write_json(folder / "config.json", values | {"nextembed_objective": True}, indent=2)
+
+
+def check_objective(facts: Facts) -> None:
+    """Raises ConfigError for an objective in a file of one's own: whoever downloads the model has not got it."""
+    if facts.objective is not None and ":" in (name := ObjectiveFile.load(facts.objective).name):
+        raise ConfigError(
+            f"{facts.folder} needs the objective {name}, whose code cannot be uploaded with it; to share the model "
+            f"alone, copy {facts.folder} to another folder and push that"
+        )
 
 
 def push_to_hub(
@@ -71,6 +97,7 @@ def push_to_hub(
     """
     _check_repo_id(repo_id)
     facts = model if isinstance(model, Facts) else gather(model, weights)
+    check_objective(facts)
     if api is None and get_token() is None:
         raise UploadError("no Hugging Face token: run `hf auth login`, or set HF_TOKEN")
     api = api or HfApi()

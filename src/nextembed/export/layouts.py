@@ -1,5 +1,6 @@
 """Checkpoints in other layouts: read any of NEPA, write the official one, ours, or stable-pretraining's; Emu's too."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, cast
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from transformers import AutoImageProcessor, BaseImageProcessor, ViTImageProcessor
 
 from ..core.files import check_target, new_folder, write_json
+from ..core.objective import FOLDER
 from ..core.pretrained import load_pretrained, load_whole
 from ..core.quiet import no_progress_bar
 from ..core.run_folder import find_saved
@@ -27,6 +29,7 @@ from ..models.conversion import (
 )
 from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaForPreTraining, ViTNepaPreTrainedModel
 from ..models.nepa_spt import SptNepaConfig, SptNepaForPreTraining
+from ..objectives.saved import objective_beside
 from .emu import Converted, convert_emu, is_emu
 from .lazy_state import LazyState, load_torch, tensors
 from .loading import is_classifier, read_model_config
@@ -40,11 +43,13 @@ EMU_ONLY = ("tokenizer", "adapter", "lora_alpha", "dtype", "max_shard_size", "vi
 
 
 class Source(NamedTuple):
-    """A checkpoint that was read. layout: what it was in; processor: its image processor, None if it had none."""
+    """A checkpoint that was read. layout: what it was in; processor: its image processor, None if it had none;
+    objective: folder of the one that was saved with it, which no other layout holds."""
 
     model: ViTNepaPreTrainedModel
     layout: str
     processor: BaseImageProcessor | None
+    objective: Path | None = None
 
 
 def convert(source: str | Path, target: str | Path, to: Layout = "nextembed", **options: Any) -> Source | Converted:
@@ -104,6 +109,8 @@ def convert_nepa(
             found.model.save_pretrained(folder)
             if found.processor is not None:
                 found.processor.save_pretrained(folder)
+            if to == "nextembed" and found.objective is not None:
+                shutil.copytree(found.objective, folder / FOLDER)
     return found
 
 
@@ -136,7 +143,8 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
     processor = None
     if (folder / "preprocessor_config.json").is_file():
         processor = load_pretrained(AutoImageProcessor, folder, f"cannot read {folder / 'preprocessor_config.json'}")
-    return Source(model, "stable-pretraining" if kind is SptNepaForPreTraining else "official", processor)
+    layout = "stable-pretraining" if kind is SptNepaForPreTraining else "official"
+    return Source(model, layout, processor, objective_beside(folder))
 
 
 def read_state(file: Path, weights: str | None = None) -> State:

@@ -11,6 +11,7 @@ from ..core.run_folder import find_saved, read_model_file
 from ..errors import ConfigError
 from ..models import loading, nepa_spt
 from ..models.nepa import ViTNepaConfig, ViTNepaForImageClassification, ViTNepaPreTrainedModel
+from ..objectives.saved import ObjectiveFile, objective_beside
 
 Task = Literal["features", "classification"]
 
@@ -55,15 +56,28 @@ def load_model(path: str | Path, task: Task | None = None, weights: str | None =
         weights: "raw", "ema" or "best"; None takes the first there is.
 
     Raises:
-        ConfigError: for a checkpoint of another model type, without a classifier, or broken.
+        ConfigError: for a checkpoint of another model type, without a classifier, or broken; for features that its
+            objective reads.
     """
     folder = find_saved(path).local_folder(weights)
     has_head = is_classifier(read_model_config(folder))
     if task == "classification" and not has_head:
         raise ConfigError(f"{folder} has no classifier (its config.json says so); fine-tune first, or --task features")
+    if not (has_head and task != "features"):
+        check_reader(folder)
     kind = AutoModelForImageClassification if has_head and task != "features" else AutoModel
     model = cast(ViTNepaPreTrainedModel, loading.load_model(folder, kind, "cpu", dtype=torch.float32))
     return Loaded(model, folder, *preprocessing(folder))
+
+
+def check_reader(folder: Path) -> None:
+    """Raises ConfigError for a model whose features its objective reads: an exported file would give others."""
+    beside = objective_beside(folder)
+    if beside is not None and (file := ObjectiveFile.load(beside)).reads_itself:
+        raise ConfigError(
+            f"the features of {folder} are read by its objective {file.name} ({beside}), which cannot be exported; use "
+            "nextembed embed, probe or push"
+        )
 
 
 def preprocessing(folder: Path) -> tuple[list[float] | None, list[float] | None]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from ...core.objective import Objective
-from ...core.pretrained import load_pretrained
+from ...core.pretrained import hub_file, load_pretrained
 from ...core.probe_table import ProbeTable, Row, percent
 from ...core.run_folder import Processor, find_saved, read_config, read_processor, run_folder
 from ...core.types import AttentionMode, Batch, Encodes, LayeredConfig
@@ -312,7 +312,11 @@ def _preprocessing(config: ViTNepaConfig, run: Path | None = None, folder: Path 
         if isinstance(data.get("background"), list):
             found["background"] = tuple(data["background"])
         return default._replace(**found)
-    saved = read_processor(folder) if isinstance(folder, Path) else Processor()
+    if isinstance(folder, str):  # a hub id
+        file = hub_file(folder, "preprocessor_config.json") if folder else None
+        saved = Processor() if file is None else read_processor(file.parent)
+    else:
+        saved = read_processor(folder)
     if saved.image_mean and saved.image_std:
         if len(set(saved.image_mean)) > 1 or len(set(saved.image_std)) > 1:
             raise ConfigError(f"{folder}: each channel has a mean of its own, which is not supported")
