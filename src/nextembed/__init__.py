@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .evaluation.features.embed import embed as embed
     from .evaluation.features.encoder import Encoder as Encoder
     from .evaluation.features.encoder import encode as encode
+    from .evaluation.features.index import build_index as build_index
     from .evaluation.features.search import search as search
     from .evaluation.probes.sweep import ProbeConfig as ProbeConfig
     from .export.formats import export_onnx as export_onnx
@@ -112,6 +113,7 @@ _PUBLIC = {
     "evaluation.features.encoder": "Encoder encode",
     "evaluation.probes.sweep": "ProbeConfig",
     "inference.conversation": "Conversation",
+    "evaluation.features.index": "build_index",
     "evaluation.features.search": "search",
     "inference.chat": "Talker",
     "inference.settings": "Sampling",

@@ -20,6 +20,7 @@ EXTRAS = {
     "timm": ("finetune", "RandAugment; the model beside ours in benchmarks"),
     "peft": ("finetune", "LoRA"),
     "torchmetrics": ("segment", "mIoU"),
+    "faiss-cpu": ("search", "an index of many features"),
     "onnxruntime": ("export", "ONNX files and int8"),
     "mkdocs-material": ("docs", "building the documentation"),
     "pytest": ("dev", "running the tests"),

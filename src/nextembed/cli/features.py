@@ -1,24 +1,20 @@
-"""`embed` and `search`: features of any number of images in one file, and what lies near what."""
+"""`embed`: features of any number of images in one file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.files import checked_file
 from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError
-from .app import Settings, app
+from .app import Settings
 from .options import command
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from ..data.sources import ImageData
     from ..evaluation.features.embed import Embedded, Report
     from ..evaluation.features.encoder import Encoder
-    from ..evaluation.features.search import FeatureFile, Hit, Retrieval
     from ..evaluation.features.settings import EmbedSettings
 
 
@@ -122,95 +118,3 @@ class _progress:
         if self.bar.disable and now - self.said >= 10:
             self.said = now
             self.console.print(f"{done:,} of {total:,}  {rate}" if total else f"{done:,}  {rate}")
-
-
-@app.command()
-def search(
-    features: Annotated[str, typer.Argument(metavar="FEATURES", help="A file that `nextembed embed` wrote.")],
-    query: Annotated[
-        str | None, typer.Argument(metavar="QUERY", help="An image file, or the key of a row of FEATURES.")
-    ] = None,
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="How many.")] = 12,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PNG", help="Write a contact sheet, too.")
-    ] = None,
-    checkpoint: Annotated[
-        str | None, typer.Option(metavar="CHECKPOINT", help="Where the model lies, if it was moved.")
-    ] = None,
-    by_label: Annotated[
-        bool, typer.Option("--score", help="Measure instead how often near images share a label.")
-    ] = False,
-) -> None:
-    """Find the images nearest to one, by cosine, in a file of features.
-
-    Prints a table; with -o it writes the pictures side by side.
-    """
-    check_here(features, "no such file", hub=False)
-    from ..evaluation.features import search as search_module
-
-    if output is not None:
-        checked_file(output)
-    file = search_module.FeatureFile(features)
-    if by_label:
-        if query is not None:
-            raise ConfigError("--score takes every image as a query; leave QUERY out")
-        print(_say_score(search_module.score(file)))
-        return
-    if query is None:
-        raise ConfigError("name an image file or a key to search for, or add --score")
-    if output is not None and output.suffix.lower() != ".png":
-        raise ConfigError(f"--output should end in .png, got {output}")
-    vector, own = search_module.query_vector(file, query, checkpoint)
-    hits = search_module.nearest(file, vector, top, own)
-    _print_hits(hits)
-    if output is not None:
-        print(f"Sheet:  {_write_sheet(file, query, own, hits, output)}")
-
-
-def _print_hits(hits: list["Hit"]) -> None:
-    from rich.table import Table
-
-    from ..core.console import PlainConsole
-
-    labelled = any(hit.label is not None or hit.label_name for hit in hits)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("rank", justify="right")
-    table.add_column("cosine", justify="right")
-    table.add_column("key", overflow="fold")
-    if labelled:
-        table.add_column("label", overflow="fold")
-    for hit in hits:
-        label = hit.label_name or ("" if hit.label is None else str(hit.label))
-        numbers = str(hit.rank), f"{hit.cosine:.4f}"
-        table.add_row(*numbers, *((hit.key, label) if labelled else (hit.key,)))
-    PlainConsole().print(table)
-
-
-def _write_sheet(file: "FeatureFile", query: str, own: int | None, hits: list["Hit"], output: Path) -> Path:
-    from ..evaluation.features.search import Hit
-    from ..evaluation.features.sheet import contact_sheet, images_of, save_sheet
-
-    pictures = images_of(file, hits)
-    image: Image | str | None = query
-    if own is not None:
-        row = file.rows([own])[0]
-        image = images_of(file, [Hit(0, 1.0, row.get("row", own), query, row.get("path"), None, None)])[0]
-    made = file.origin
-    named = f"layer {made.layer} of {made.num_layers}, {made.pooling}, {made.attention}"
-    where = [named] if made.layer is not None else []
-    title = " · ".join([f"{file.num_rows:,} images", *where, "cosine"])
-    name = query if own is not None else Path(query).name
-    return save_sheet(contact_sheet(image, name, hits, pictures, title), output)
-
-
-def _say_score(found: "Retrieval") -> str:
-    lines = [
-        f"Nearest image has the same label (recall@1):  {100 * found.recall_at_1:.1f} %",
-        f"Same label among the {found.k} nearest (precision@{found.k}):  {100 * found.precision_at_k:.1f} %",
-        f"Mean average precision:  {100 * found.mean_average_precision:.1f} %",
-        f"A random order would give about {100 * found.chance:.1f} % for each.",
-        f"{found.num_queries:,} queries, each against all other {found.num_images - 1:,} images"
-        + (f"; {found.num_left_out:,} rows without a label or alone with theirs were no queries." if found.num_left_out
-           else "."),
-    ]  # fmt: skip
-    return "\n".join(lines)

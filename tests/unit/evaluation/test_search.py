@@ -14,8 +14,9 @@ from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.features.embed import embed
 from nextembed.evaluation.features.parts import METADATA
-from nextembed.evaluation.features.search import FeatureFile, Hit, score, search
+from nextembed.evaluation.features.search import Hit, score, search
 from nextembed.evaluation.features.sheet import contact_sheet, images_of, save_sheet
+from nextembed.evaluation.features.stored import FeatureFile
 
 PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 

@@ -1,41 +1,23 @@
-"""Nearest images in a file of features: exact, a row group at a time, so that the file need not fit in memory."""
+"""Nearest images among embedded ones, and how often near means alike."""
 
-import difflib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...core.files import from_json
 from ...core.run_folder import find_saved
-from ...core.saved import checked
-from ...core.types import AttentionMode
+from ...data.rows import row_key, rows_in_order
+from ...data.sources import ImageData
 from ...errors import ConfigError, DataError
 from .encoder import Checkpoint, Encoder, Picture, encode
-from .extract import Pooling, Precision
-from .parts import METADATA
+from .index import FeatureIndex, open_features
+from .stored import FeatureFile
 
-KEYS_COMPARED = 100_000  # for the nearest spelling of a key
 SCORE_BYTES = 256 * 2**20  # similarities of a chunk of queries, while scoring
 SCORE_QUERIES = 2_000
-
-
-class StoredRow(TypedDict, total=False):
-    """A row of a file of features, without them; other files may lack any of it."""
-
-    row: int
-    key: str
-    path: str | None
-    label: int | None
-    label_name: str | None
+Bank = FeatureFile | FeatureIndex
 
 
 class Hit(NamedTuple):
@@ -50,112 +32,8 @@ class Hit(NamedTuple):
     label_name: str | None
 
 
-@dataclass
-class Origin:
-    """How a file was made: what of its metadata is read again. All is None where something else wrote it."""
-
-    checkpoint: str | None = None
-    weights: str | None = None
-    weights_digest: str | None = None
-    layer: int | None = None
-    num_layers: int | None = None
-    pooling: Pooling | None = None
-    attention: AttentionMode | None = None
-    precision: Precision = "float32"
-    mean: float | None = None
-    std: float | None = None
-    background: tuple[int, int, int] | None = None
-    data: dict[str, object] | None = None
-
-
-class FeatureFile:
-    """A file that `embed` wrote, or any Parquet file with a fixed-size list column "embedding".
-
-    Raises ConfigError for a file that is none of this.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise ConfigError(f"no such features file: {path}")
-        try:
-            self.file = pq.ParquetFile(self.path)
-        except (pa.ArrowException, OSError) as err:
-            raise ConfigError(f"{path} is not a Parquet file: {str(err).splitlines()[0]}") from None
-        names = self.file.schema_arrow.names
-        if "embedding" not in names:
-            raise ConfigError(f"{path} has no column 'embedding'; its columns: {', '.join(names)}")
-        kind = self.file.schema_arrow.field("embedding").type
-        if not pa.types.is_fixed_size_list(kind) or not pa.types.is_floating(kind.value_type):
-            raise ConfigError(f"{path}: column 'embedding' should be a fixed-size list of floats, it is {kind}")
-        self.width: int = kind.list_size
-        self.columns = [name for name in names if name != "embedding"]
-        self.num_rows: int = self.file.metadata.num_rows
-        try:
-            values = from_json((self.file.schema_arrow.metadata or {})[METADATA])
-        except (KeyError, ValueError):
-            values = {}
-        self.origin = checked(Origin, values, self.path)
-
-    def groups(self, columns: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table]]:
-        """(number of the first row, table) of each row group."""
-        begin = 0
-        for number in range(self.file.num_row_groups):
-            table = self.file.read_row_group(number, columns=list(columns) or None)
-            yield begin, table
-            begin += table.num_rows
-
-    def unit_vectors(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first row, [n, D] of length 1) of each row group. Raises DataError for features that are not
-        finite."""
-        for begin, table in self.groups(["embedding"]):
-            values = _matrix(table)
-            if (wrong := ~torch.isfinite(values).all(1)).any():
-                raise DataError(
-                    f"{self.path}: the features of row {begin + int(wrong.int().argmax())} are not finite numbers "
-                    f"({int(wrong.sum())} of the {len(values)} rows from {begin} on); embed them anew"
-                )
-            yield begin, F.normalize(values.to(dtype), dim=1)
-
-    def find(self, key: str) -> tuple[int, Tensor]:
-        """Number and features [D] of the row with a key. Raises ConfigError, with the nearest spelling, if none has."""
-        if "key" not in self.columns:
-            raise ConfigError(f"{self.path} has no column 'key' to look '{key}' up in")
-        seen: list[str] = []
-        for number in range(self.file.num_row_groups):
-            keys = self.file.read_row_group(number, columns=["key"]).column("key").to_pylist()
-            if key in keys:
-                begin = sum(self.file.metadata.row_group(g).num_rows for g in range(number))
-                table = self.file.read_row_group(number, columns=["embedding"]).slice(keys.index(key), 1)
-                return begin + keys.index(key), _matrix(table)[0]
-            seen += keys[: max(0, KEYS_COMPARED - len(seen))]
-        near = difflib.get_close_matches(key, [k for k in seen if k is not None], n=1)
-        hint = f". Did you mean '{near[0]}'?" if near else f"; keys look like '{seen[0]}'" if seen else ""
-        raise ConfigError(f"'{key}' is neither an image file nor a key in {self.path}{hint}")
-
-    def rows(self, numbers: Sequence[int]) -> list[StoredRow]:
-        """Everything but the features of some rows, in the order asked for."""
-        found: dict[int, StoredRow] = {}
-        begin = 0
-        for group in range(self.file.num_row_groups):
-            end = begin + self.file.metadata.row_group(group).num_rows
-            if inside := [n for n in numbers if begin <= n < end]:
-                table = self.file.read_row_group(group, columns=self.columns)
-                taken = table.take([n - begin for n in inside]).to_pylist()
-                found.update(zip(inside, taken))
-            begin = end
-        return [found[n] for n in numbers]
-
-
-def _matrix(table: pa.Table) -> Tensor:
-    """The features of a table, float32 [n, D]."""
-    column = table.column("embedding").combine_chunks()
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
-    return torch.from_numpy(values).view(len(column), -1)
-
-
 def search(
-    features: str | os.PathLike[str] | FeatureFile,
+    features: str | os.PathLike[str] | Bank,
     query: Picture | Tensor,
     top: int = 12,
     checkpoint: Checkpoint | None = None,
@@ -163,7 +41,7 @@ def search(
     """The rows nearest to a query, by cosine, nearest first; of equally near ones the first in the file.
 
     Args:
-        features: a file that `embed` wrote.
+        features: a file that `embed` wrote, or a folder that `index` wrote.
         query: an image, which is embedded as the file's were, the key of a row (it is left out of the hits), or a
             feature vector [D].
         top: how many.
@@ -172,15 +50,15 @@ def search(
     Raises:
         ConfigError: for an unknown key, a file without features, or a model that is not the file's.
     """
-    file = features if isinstance(features, FeatureFile) else FeatureFile(features)
+    bank = features if isinstance(features, FeatureFile | FeatureIndex) else open_features(features)
     if top < 1:
         raise ConfigError(f"top should be at least 1, got {top}")
-    vector, own = query_vector(file, query, checkpoint)
-    return nearest(file, vector, top, own)
+    vector, own = query_vector(bank, query, checkpoint)
+    return nearest(bank, vector, top, own)
 
 
 def query_vector(
-    file: FeatureFile, query: Picture | Tensor, checkpoint: Checkpoint | None = None
+    file: Bank, query: Picture | Tensor, checkpoint: Checkpoint | None = None
 ) -> tuple[Tensor, int | None]:
     """Features [D] of a query, and its row number if it is a row of the file."""
     if isinstance(query, Tensor):
@@ -190,12 +68,12 @@ def query_vector(
             )
         return query.float(), None
     if isinstance(query, str) and not Path(query).is_file():
-        number, vector = file.find(query)
-        return vector, number
+        number = file.number_of(query)
+        return file.vector(number), number
     return encode(encoder_of(file, checkpoint), query)[0], None
 
 
-def encoder_of(file: FeatureFile, checkpoint: Checkpoint | None = None) -> Encoder:
+def encoder_of(file: Bank, checkpoint: Checkpoint | None = None) -> Encoder:
     """What embedded a file's images, loaded again. Raises ConfigError if it is gone, or no longer the same."""
     origin = file.origin
     checkpoint = checkpoint or origin.checkpoint
@@ -218,24 +96,9 @@ def encoder_of(file: FeatureFile, checkpoint: Checkpoint | None = None) -> Encod
     return encoder
 
 
-def nearest(file: FeatureFile, vector: Tensor, top: int, leave_out: int | None = None) -> list[Hit]:
+def nearest(bank: Bank, vector: Tensor, top: int, leave_out: int | None = None) -> list[Hit]:
     """The `top` rows with the highest cosine to vector [D]."""
-    unit = F.normalize(vector.double(), dim=0)
-    best_cosine, best_row = torch.empty(0, dtype=torch.double), torch.empty(0, dtype=torch.long)
-    for begin, bank in file.unit_vectors(torch.double):
-        # A matrix product rounds by a row's place in it: equal rows are to be equally near.
-        cosine = (bank @ unit).round(decimals=12)  # [n]
-        if leave_out is not None and begin <= leave_out < begin + len(bank):
-            cosine[leave_out - begin] = -2.0
-        place = cosine.argsort(descending=True, stable=True)[:top]
-        best_cosine = torch.cat((best_cosine, cosine[place]))
-        best_row = torch.cat((best_row, place + begin))
-        # Sorted by row first, and then stably: equal ones stay in the order of the file.
-        by_row = best_row.argsort()
-        best_cosine, best_row = best_cosine[by_row], best_row[by_row]
-        keep = best_cosine.argsort(descending=True, stable=True)[:top]
-        best_cosine, best_row = best_cosine[keep], best_row[keep]
-    kept = best_row[best_cosine >= -1.5].tolist()
+    cosines, numbers = bank.nearest(vector, top, leave_out)
     return [
         Hit(
             rank,
@@ -246,8 +109,35 @@ def nearest(file: FeatureFile, vector: Tensor, top: int, leave_out: int | None =
             row.get("label"),
             row.get("label_name"),
         )
-        for rank, (cosine, number, row) in enumerate(zip(best_cosine.tolist(), kept, file.rows(kept)), start=1)
+        for rank, (cosine, number, row) in enumerate(
+            zip(cosines.tolist(), numbers.tolist(), bank.rows(numbers.tolist())), start=1
+        )
     ]
+
+
+class FolderHits(NamedTuple):
+    """Hits by query, and why images were left out, both by key."""
+
+    hits: dict[str, list[Hit]]
+    skipped: dict[str, str]
+
+
+def search_folder(
+    bank: Bank, folder: str | os.PathLike[str], top: int = 12, checkpoint: Checkpoint | None = None
+) -> FolderHits:
+    """The rows nearest to each image of a folder, as `search` for each. Raises ConfigError for one without images."""
+    encoder = encoder_of(bank, checkpoint)
+    rows = ImageData(source=os.fspath(folder), folders="classes").rows("train")  # every image, whatever its folder
+    found = FolderHits({}, {})
+    for place, row in rows_in_order(rows):
+        key = row_key(row, place.row - 1)
+        try:
+            vector = encode(encoder, row["image"])[0]
+        except DataError as err:
+            found.skipped[key] = str(err)
+            continue
+        found.hits[key] = nearest(bank, vector, top)
+    return found
 
 
 class Retrieval(NamedTuple):
@@ -291,7 +181,7 @@ def score(features: str | os.PathLike[str] | FeatureFile, k: int = 10, max_queri
         raise DataError(f"{file.path}: no two rows share a label, so there is nothing to score by")
     order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(0))[:max_queries]
     queries = usable[order].sort().values
-    vectors = _gather(file, queries)
+    vectors = file.gather(queries)
     sums = torch.zeros(3, dtype=torch.float64)
     for chunk in torch.arange(len(queries)).split(max(1, SCORE_BYTES // (16 * len(labels)))):
         cosine = torch.cat([vectors[chunk] @ bank.T for _, bank in file.unit_vectors()], dim=1)  # [q, N]
@@ -307,11 +197,3 @@ def score(features: str | os.PathLike[str] | FeatureFile, k: int = 10, max_queri
     first, at_k, average_precision = (sums / len(queries)).tolist()
     left_out = len(labels) - len(usable)
     return Retrieval(first, at_k, average_precision, chance, k, len(queries), int(known.sum()), left_out)
-
-
-def _gather(file: FeatureFile, numbers: Tensor) -> Tensor:
-    """Unit vectors of some rows, by ascending number."""
-    found = [
-        bank[numbers[(numbers >= begin) & (numbers < begin + len(bank))] - begin] for begin, bank in file.unit_vectors()
-    ]
-    return torch.cat(found)

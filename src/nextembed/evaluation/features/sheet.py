@@ -18,14 +18,15 @@ from ...data.sources import ImageData
 from ...data.transforms import ImageReader, Unreadable
 from ...errors import NextEmbedError
 from .encoder import Picture
-from .search import FeatureFile, Hit
+from .search import Hit
+from .stored import StoredRows
 
 TILE, GAP, MARGIN, CAPTION, HEADER = 176, 18, 28, 58, 66
 INK, SOFT, PAGE, CARD, LINE, ACCENT = "#1b2330", "#5b6675", "#f6f7f9", "#ffffff", "#dfe4ea", "#d55e00"
 SCALE = 2  # drawn at twice the size: sharp on any screen
 
 
-def images_of(file: FeatureFile, hits: Sequence[Hit]) -> list[Image.Image | None]:
+def images_of(file: StoredRows, hits: Sequence[Hit]) -> list[Image.Image | None]:
     """The pictures of hits: by path, else read again from the source; None where that is not possible."""
     found: dict[int, Picture] = {hit.row: hit.path for hit in hits if hit.path and Path(hit.path).is_file()}
     missing = {hit.row: hit.key for hit in hits if hit.row not in found}
@@ -33,7 +34,7 @@ def images_of(file: FeatureFile, hits: Sequence[Hit]) -> list[Image.Image | None
     return [_picture(found[hit.row]) if hit.row in found else None for hit in hits]
 
 
-def _from_source(file: FeatureFile, wanted: dict[int, str]) -> dict[int, Picture]:
+def _from_source(file: StoredRows, wanted: dict[int, str]) -> dict[int, Picture]:
     """Images by row, of rows that still have the same key. A stream is read only where it lies on this machine."""
     values = file.origin.data
     if values is None:
