@@ -13,22 +13,22 @@ from ..core.code import allow_code, one_command
 from ..core.signals import TidyStop
 from ..core.terminal import one_line, print
 from ..errors import ConfigError, NextEmbedError, shortened
-from .completing import offer_settings
+
+HELP = """Pretrain a transformer to predict the next embedding, see what it learned, use it anywhere.
+
+\b
+Examples:
+  nextembed train nepa_demo
+  nextembed probe runs/nepa_demo
+"""
 
 app = typer.Typer(
-    help="Pretrain a transformer to predict the next embedding, see what it learned, use it anywhere.",
+    help=HELP,
     rich_markup_mode=None,
     no_args_is_help=True,
     context_settings={"max_content_width": 110},
     pretty_exceptions_enable=False,
 )
-
-Settings = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Settings to change, e.g. train.max_steps=100.", autocompletion=offer_settings
-    ),
-]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -126,7 +126,9 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     code: Annotated[
         list[Path] | None,

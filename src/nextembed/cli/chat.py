@@ -10,9 +10,10 @@ from ..core.files import free_file, replacing
 from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError, NextEmbedError, unknown
+from .arguments import Model
 from .generate import is_omni, say
 from .options import Group, command
-from .prompting import Checkpoint, Frames, Loading
+from .prompting import Frames, Loading
 
 if TYPE_CHECKING:
     from ..inference.chat import Talker
@@ -33,16 +34,23 @@ Write, and press Enter. A line that begins with / does something:
 
 @command(sampling=ANSWERS, painting="inference.settings:Painting", loading=Loading)
 def chat(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     sampling: "Sampling",
     painting: "Painting",
     loading: Loading,
-    system: Annotated[str | None, typer.Option(help="What is said before all; Emu's own line if left out.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="What is said before all else; Emu's own line if left out.")
+    ] = None,
     frames: Frames = 8,
 ) -> None:
-    """Talk with an Emu model about images and videos, in the terminal or from a pipe.
+    """Talk with an Emu model about images and videos, in the terminal or a pipe.
 
-    /help says what there is.
+    Write, and press Enter; /image FILE shows an image, and /help says what else there is.
+
+    \b
+    Examples:
+      nextembed chat runs/emu
+      printf "/image dog.png\\nWhat is it doing?\\n" | nextembed chat runs/emu --max-new-tokens 40
     """
     if sampling.do_sample and sampling.num_beams > 1:
         raise ConfigError("--sample goes with --beams 1")

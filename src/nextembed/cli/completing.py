@@ -1,32 +1,78 @@
-"""What the shell offers when Tab is pressed: recipes, settings, runs. Nothing heavy is loaded."""
+"""What the shell offers when Tab is pressed: recipes, settings, runs and what lies in them. Nothing heavy is loaded."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import typer
 
 from ..core.described import first_sentence
 from ..recipes import listed
 from .known import settings
+from .words import PATHS
 
 Offers = list[tuple[str, str]]  # a word, and what it is
+IN_RUNS = ("model", "ema", "best", "checkpoints/step-*")  # where a model may lie
 
 
 def offer_settings(incomplete: str) -> Offers:
     """Settings that begin so, or the words that one may be."""
-    name, equals, _ = incomplete.partition("=")
-    if equals and name in settings():
+    name, equals, value = incomplete.partition("=")
+    if equals and name in PATHS:
+        found = [(f"{name}={place}", text) for place, text in offer_models(value)]
+    elif equals and name in settings():
         found = [(f"{name}={word}", "") for word in settings()[name].choices]
     else:
         found = [(f"{name}=", first_sentence(own.text, 60)) for name, own in settings().items()]
-    return [(word, text) for word, text in found if word.startswith(incomplete)]
+    return beginning(found, incomplete)
+
+
+def offer_data_settings(incomplete: str) -> Offers:
+    """Settings of the data, where no others mean anything."""
+    return [(word, text) for word, text in offer_settings(incomplete) if word.startswith("data.")]
 
 
 def offer_recipes(incomplete: str) -> Offers:
     """Recipes and settings."""
-    recipes = [(name, place.line) for name, place in listed().items() if name.startswith(incomplete)]
-    return recipes + offer_settings(incomplete)
+    return beginning([(name, place.line) for name, place in listed().items()], incomplete) + offer_settings(incomplete)
 
 
 def offer_runs(incomplete: str) -> Offers:
     """Run folders below the one that is being typed, or below runs/."""
     folder = Path(incomplete).parent if "/" in incomplete else Path("runs")
-    found = sorted(file.parent.as_posix() for file in folder.glob("*/config.yaml"))
-    return [(name, "") for name in found if name.startswith(incomplete)]
+    return beginning([(path, "") for path in places(folder.glob("*/config.yaml"))], incomplete)
+
+
+def offer_models(incomplete: str) -> Offers:
+    """Run folders; below one that is named, its models and checkpoints."""
+    run = next(
+        (path for path in (Path(incomplete), *Path(incomplete).parents) if (path / "config.yaml").is_file()), None
+    )
+    if run is None or "/" not in incomplete.removeprefix(run.as_posix()):
+        return offer_runs(incomplete)
+    found = [path for pattern in IN_RUNS for path in places(run.glob(f"{pattern}/config.json"))]
+    return beginning([(path, "") for path in found], incomplete)
+
+
+def places(files: Iterable[Path]) -> list[str]:
+    """The folders that these files lie in."""
+    return sorted(file.parent.as_posix() for file in files)
+
+
+def beginning(offers: Offers, incomplete: str) -> Offers:
+    """Those that begin as what is typed."""
+    return [(word, text) for word, text in offers if word.startswith(incomplete)]
+
+
+def of_words(offer: Callable[[str], Offers]) -> Callable[[typer.Context, str], Offers]:
+    """The same for words that may have a "=" in them, which bash takes for a word of its own."""
+
+    def complete(context: typer.Context, incomplete: str) -> Offers:
+        before = [word for value in context.params.values() if isinstance(value, list) for word in value]
+        if before and not incomplete and before[-1] in settings():
+            before.append("=")  # which click leaves out
+        if before[-1:] != ["="] or len(before) < 2:
+            return offer(incomplete)
+        begun = f"{before[-2]}="
+        return [(word.removeprefix(begun), text) for word, text in offer(begun + incomplete)]
+
+    return complete

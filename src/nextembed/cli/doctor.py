@@ -9,7 +9,15 @@ from .app import app
 
 @app.command()
 def doctor() -> None:
-    """Say what machine, versions and extras are here."""
+    """Say what machine, versions and extras are here.
+
+    What is missing or broken is said in a line, with the command that installs it.
+
+    \b
+    Examples:
+      nextembed doctor
+      nextembed doctor > doctor.txt
+    """
     print("\n".join(f"{name:14} {text}" for name, text in diagnosis()))
 
 

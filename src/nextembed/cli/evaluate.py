@@ -11,52 +11,38 @@ from ..core.files import checked_file
 from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError
-from .app import Settings, app
-from .completing import offer_runs
+from .app import app
+from .arguments import Decoders, Labelled, LocalModel, Model, Settings
 from .options import command
 
 if TYPE_CHECKING:
     from ..runs import Run, RunConfig
 
 
-Target = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs
-    ),
-]
-
-
 @app.command()
 def probe(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs
-        ),
-    ],
+    target: Model,
     overrides: Settings = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Hub id, folder or file with labels; the run's own if left out."),
-    ] = None,
+    data: Labelled = None,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Where probe.json goes; RUN/probe.json if left out.")
+        Path | None, typer.Option(metavar="FILE", help="Where the table goes as JSON; RUN/probe.json if left out.")
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show every layer, pooling and attention, too.")] = False,
 ) -> None:
     """Measure what frozen features hold: kNN and linear probes.
 
-    Over layer x pooling (mean, last, first) x attention (causal, full) x weights (raw, EMA, untrained), beside raw
-    pixels. Settings are those of the run: data.label_column=species, probe.layers=[3,6], ...
-    Of an Omni any modality: --data speech probe.modality=audio probe.column=audio probe.label_column=category; without
-    probe.modality, images. The table answers what was learned: the best row beside the same network untrained and raw
-    pixels; --all shows the whole sweep.
+    The table answers what was learned: the best row stands beside the same network untrained and raw pixels. --all
+    shows the whole sweep over layer, pooling (mean, last, first), attention (causal, full) and weights (raw, EMA,
+    untrained).
+
+    Settings are those of the run: data.label_column=species, probe.layers=[3,6]. Of an Omni, images are probed, or the
+    modality that probe.modality names.
 
     \b
     Examples:
       nextembed probe runs/mine
-      nextembed probe runs/mine --data path/to/labelled/images --all
+      nextembed probe runs/mine --data photos data.label_column=species --all
+      nextembed probe runs/omni --data speech probe.modality=audio probe.label_column=category
     """
     check_here(target, NO_RUN)
     if data is not None:
@@ -106,21 +92,26 @@ class Language:
 
     task: Annotated[
         str | None,
-        typer.Option(metavar="TASK", help="Of an Emu model: caption, vqa, video_qa, retrieval or text_to_image."),
+        typer.Option(
+            metavar="TASK", help="What an Emu model is to do: caption, vqa, video_qa, retrieval or text_to_image."
+        ),
     ] = None
     images: Annotated[
-        str | None, typer.Option(metavar="DIR", help="With --task: the folder of images; that of the file if left out.")
+        str | None, typer.Option(metavar="DIR", help="The folder of images, with --task; that of the file if left out.")
     ] = None
     annotations: Annotated[
-        str | None, typer.Option(metavar="FILE", help="With --task: answers of VQA, relevance of VisDial.")
+        str | None,
+        typer.Option(metavar="FILE", help="A second file, with --task: answers of VQA, relevance of VisDial."),
     ] = None
-    format: Annotated[str, typer.Option(help="With --task: table, coco, vqav2, okvqa, vizwiz, visdial or mmvet.")] = (
-        "table"
-    )
-    shots: Annotated[int, typer.Option(metavar="K", help="With --task: solved examples in front of each item.")] = 0
-    choose: Annotated[str, typer.Option(help="With --task: shots at random, or similar ones.")] = "random"
+    format: Annotated[
+        str, typer.Option(help="Layout of the file, with --task: table, coco, vqav2, okvqa, vizwiz, visdial or mmvet.")
+    ] = "table"
+    shots: Annotated[
+        int, typer.Option(metavar="K", help="How many solved examples stand in front of each item, with --task.")
+    ] = 0
+    choose: Annotated[str, typer.Option(help="Which examples these are: random or similar ones.")] = "random"
     paintings: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --task text_to_image: keeps the painted images.")
+        Path | None, typer.Option(metavar="DIR", help="Keep the painted images of --task text_to_image in this folder.")
     ] = None
 
     def given(self) -> dict[str, str | int]:
@@ -133,32 +124,34 @@ class Language:
 
 @command(language=Language)
 def evaluate(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs
-        ),
-    ],
+    target: Model,
     language: Language,
     overrides: Settings = None,
-    data: Annotated[
-        str | None,
-        typer.Option(metavar="SOURCE", help="Hub id, folder or file with labels; the run's own if left out."),
-    ] = None,
+    data: Labelled = None,
     split: Annotated[
-        str | None, typer.Option(metavar="SPLIT", help="test, validation or train; the first there is if left out.")
+        str | None,
+        typer.Option(metavar="SPLIT", help="Score on test, validation or train; on the first there is if left out."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where the scores go; RUN/scores.json if left out."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where the scores go as JSON; RUN/scores.json if left out."
+        ),
     ] = None,
 ) -> None:
-    """Score a fine-tuned model on labelled images, or with --task an Emu model on captions, questions or paintings.
+    """Score a fine-tuned model on labelled images, or an Emu model on a --task.
 
-    Of a classifier: top-1 and top-5, accuracy of each class, most frequent confusions; a run is scored with its best
-    weights. Settings are those of the run: data.where={vendor: noto}, probe.num_test=50000, ...
-    With --task, settings are those of the evaluation: columns.references=name, where.split=test, num_examples=100,
-    prompt="{image} It shows", num_beams=1, ...
+    A classifier gets top-1 and top-5, the accuracy of each class and the most frequent confusions; a run is scored with
+    its best weights. Its settings are those of the run: data.where={vendor: noto}, probe.num_test=50000.
+
+    An Emu model is scored on captions, questions or paintings; settings are then those of the evaluation:
+    columns.references=name, where.split=test, num_examples=100, num_beams=1.
+
+    \b
+    Examples:
+      nextembed evaluate runs/finetuned
+      nextembed evaluate runs/finetuned --data photos --split test
+      nextembed evaluate runs/emu --task caption --data captions.jsonl columns.references=name
     """
     check_here(target, NO_RUN)
     task, given = language.task, language.given()
@@ -200,16 +193,19 @@ def evaluate_classifier(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=offer_runs)],
-    decoder: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="A run of the recipe latent_decoder; may be repeated.")
-    ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    run: LocalModel,
+    decoder: Decoders = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what the run holds as JSON, without a page.")] = False,
 ) -> None:
     """Write RUN/report.html anew.
 
-    One self-contained page: curves, diagnostics, probes, attention and similarity maps, latents as pixels.
+    It is one self-contained page of curves, diagnostics, probes, attention and similarity maps, and latents as pixels.
+
+    \b
+    Examples:
+      nextembed report runs/mine --open
+      nextembed report runs/mine --decoder runs/latent_decoder
     """
     check_here(run, NO_RUN, hub=False)
     from ..core.files import to_json

@@ -13,6 +13,7 @@ from ..core.files import checked_file
 from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError
+from .arguments import LocalModel
 from .options import command
 
 if TYPE_CHECKING:
@@ -54,14 +55,21 @@ class Weights(enum.StrEnum):
 class Graph:
     """What the file computes."""
 
-    task: Annotated[Task | None, typer.Option(help="What the checkpoint was saved for if left out.")] = None
-    layer: Annotated[int, typer.Option(help="Where features are read: 0 = latents, -1 = output.")] = -1
-    pooling: Annotated[Pooling, typer.Option(help="Of the embedding.")] = Pooling.mean
-    attention: Annotated[Attention | None, typer.Option(help="The model's own if left out.")] = None
-    weights: Annotated[Weights | None, typer.Option(help="Of a run or checkpoint that has both.")] = None
-    size: Annotated[str | None, typer.Option(metavar="H,W", help="Fix the image size; open if left out.")] = None
+    task: Annotated[
+        Task | None, typer.Option(help="What the file computes; what the checkpoint was saved for if left out.")
+    ] = None
+    layer: Annotated[int, typer.Option(help="Where features are read: 0 is the latents, -1 the output.")] = -1
+    pooling: Annotated[Pooling, typer.Option(help="How the latents of an image become one vector.")] = Pooling.mean
+    attention: Annotated[Attention | None, typer.Option(help="Who sees whom; the model's own if left out.")] = None
+    weights: Annotated[
+        Weights | None, typer.Option(help="Trained weights (raw) or their average (ema), where there are both.")
+    ] = None
+    size: Annotated[
+        str | None, typer.Option(metavar="H,W", help="Fix the image size, which stays open if left out.")
+    ] = None
     with_preprocessing: Annotated[
-        bool, typer.Option("--with-preprocessing", help="Take uint8 images [B, H, W, C]; normalise in the graph.")
+        bool,
+        typer.Option("--with-preprocessing", help="Take uint8 images [B, H, W, C] and normalise them in the graph."),
     ] = False
 
     def spec(self, loaded: "Loaded", fixed: tuple[int, int] | None) -> "GraphSpec":
@@ -86,19 +94,27 @@ class Graph:
 
 @command(graph=Graph)
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a model.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="model.onnx, or model.pt2.")],
+    checkpoint: LocalModel,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write: model.onnx or model.pt2.")
+    ],
     graph: Graph,
-    format: Annotated[Format | None, typer.Option(help="By the file's ending if left out.")] = None,
-    opset: Annotated[int | None, typer.Option(help="ONNX operator set; at least 18.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="int8 weights (ONNX), with what they cost.")] = False,
+    format: Annotated[Format | None, typer.Option(help="Format of the file; by its ending if left out.")] = None,
+    opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators, at least 18.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Write int8 weights (ONNX), and say what they cost.")] = False,
     data: Annotated[
-        str | None, typer.Option(metavar="SOURCE", help="Images for the cost of int8; the run's own if left out.")
+        str | None,
+        typer.Option(metavar="SOURCE", help="Images on which the cost of int8 is measured; the run's own if left out."),
     ] = None,
 ) -> None:
     """Write a model as ONNX or torch.export file, compared with PyTorch.
 
     Batch and image size stay open. Nothing is written if the outputs differ by more than 1e-4.
+
+    \b
+    Examples:
+      nextembed export runs/mine -o model.onnx
+      nextembed export runs/mine -o small.onnx --int8 --data photos
     """
     kind = file_format(output, format)
     if int8 and kind is not Format.onnx:

@@ -8,7 +8,7 @@ import typer
 from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError
-from .app import Settings
+from .arguments import DataSettings, Model
 from .options import command
 
 if TYPE_CHECKING:
@@ -20,21 +20,26 @@ if TYPE_CHECKING:
 
 @command(settings="evaluation.features.settings:EmbedSettings")
 def embed(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, a saved model or a hub id.")
+    checkpoint: Model,
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="Images: a folder, a file or a hub id, as data.source takes them.")
     ],
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Images, as data.source takes them.")],
     settings: "EmbedSettings",
-    overrides: Settings = None,
+    overrides: DataSettings = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")] = Path(
         "features.parquet"
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write features of all images of a source to a Parquet file.
 
-    Any number of images; started again after a stop, it goes on where it was. Settings are those of data:
-    data.split=test, data.streaming=true, data.label_column=species, ...
+    There may be any number of images; started again after a stop, it goes on where it was. Settings are those of the
+    data: data.split=test, data.streaming=true, data.label_column=species.
+
+    \b
+    Examples:
+      nextembed embed runs/mine photos -o photos.parquet
+      nextembed embed runs/mine emoji data.split=test --layer -1 --pooling mean
     """
     check_here(checkpoint, NO_RUN)
     check_source(source)

@@ -21,8 +21,9 @@ from ..core.files import (
 from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
+from .arguments import Model
 from .options import command
-from .prompting import Checkpoint, Given, Loading, Wanted
+from .prompting import Given, Loading, Wanted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -43,7 +44,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
     loading=Loading,
 )
 def generate(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     given: Given,
     wanted: Wanted,
     sampling: "Sampling",
@@ -54,10 +55,17 @@ def generate(
         typer.Argument(metavar="PIECE", help="Text, image files and video files, in reading order."),
     ] = None,
 ) -> None:
-    """Let an Emu or Omni model go on after text, images, videos and sounds: with text, a picture, or what it makes.
+    """Let an Emu or Omni model go on after text, images, videos and sounds.
 
-    An image alone is captioned, --question is answered, two images are blended with --target image, examples before
+    It goes on with text, with a picture, or with whatever its modalities are.
+    An image alone is captioned, --question is answered, two images are blended with --target image, and examples before
     the last piece are in-context learning. With --sample or --stream there is one beam.
+
+    \b
+    Examples:
+      nextembed generate runs/emu dog.png --question "What is it doing?"
+      nextembed generate runs/emu "a red apple" -o apple.png
+      nextembed generate runs/omni --text "a red apple" --target image -o apple.png
     """
     check_here(checkpoint, NO_RUN)
     if is_omni(checkpoint):
@@ -70,6 +78,19 @@ def generate(
     if given.audio or given.series or given.piece:
         raise ConfigError("--audio, --series and --piece are for Omni models")
     words = [*(pieces or []), *(value for _, value in given.named)]
+    write_or_paint(checkpoint, words, given, wanted, sampling, painting, loading)
+
+
+def write_or_paint(
+    checkpoint: str,
+    words: list[str],
+    given: Given,
+    wanted: Wanted,
+    sampling: "Sampling",
+    painting: "Painting",
+    loading: Loading,
+) -> None:
+    """What an Emu model makes of pieces, which are words or names of files."""
     task = _task(wanted.target, wanted.output, given.prompts)
     sampling = with_beams(sampling, wanted.stream)
     one_by_one = wanted.stream or task == "mixed"

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
-from .app import Settings
+from .arguments import Settings
+from .completing import offer_recipes
 from .options import command
 from .words import check_recipe, check_settings
 
@@ -28,12 +29,29 @@ ROWS = {
 
 @command(settings="planning.settings:PlanSettings")
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe, config.yaml or my_file.py:my_recipe.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe, config.yaml, run folder or my_file.py:my_recipe.",
+            autocompletion=offer_recipes,
+        ),
+    ],
     settings: "PlanSettings",
     overrides: Settings = None,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it all as JSON.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON to this file.")
+    ] = None,
 ) -> None:
-    """Say what a run will need, before it is started: memory, FLOPs, hours."""
+    """Say what a run will need, before it is started: memory, FLOPs, hours.
+
+    Nothing is allocated: a plan of a model of any size takes seconds on any machine.
+
+    \b
+    Examples:
+      nextembed plan nepa_demo
+      nextembed plan nepa_base_imagenet --devices 8 --peak-tflops h100 --samples 1281167
+    """
     check_recipe(recipe)
     check_settings(overrides or [])
     from .. import recipes

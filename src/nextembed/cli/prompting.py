@@ -6,22 +6,21 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint, a saved model or a hub id.")
-]
-Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text.")]
-PieceFiles = Annotated[
-    list[str] | None, typer.Option(metavar="FILE", help="A piece; after those without a name: images, videos, ...")
-]
-Frames = Annotated[int, typer.Option(min=1, max=10**6, help="Of a video.")]
+AFTER = "behind the pieces without a name; may be repeated."
+Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text; may be repeated.")]
+Frames = Annotated[int, typer.Option(min=1, max=10**6, help="How many frames of a video are shown.")]
 
 
 @dataclass
 class Loading:
     """How a model is loaded."""
 
-    weights: Annotated[str | None, typer.Option(help="raw or ema; what there is if left out.")] = None
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, ...; the accelerator if there is one.")] = None
+    weights: Annotated[
+        str | None, typer.Option(help="Trained weights (raw) or their average (ema); what there is if left out.")
+    ] = None
+    device: Annotated[
+        str | None, typer.Option(help="Where the model runs: cpu, cuda or mps; an accelerator if there is one.")
+    ] = None
 
 
 @dataclass
@@ -29,18 +28,24 @@ class Given:
     """What the model reads."""
 
     text: Pieces = None
-    image: PieceFiles = None
-    video: PieceFiles = None
-    audio: PieceFiles = None
-    series: PieceFiles = None
+    image: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"An image, {AFTER}")] = None
+    video: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"A video, {AFTER}")] = None
+    audio: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"A sound, {AFTER}")] = None
+    series: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"A series of values, {AFTER}")] = None
     piece: Annotated[
         list[str] | None, typer.Option(metavar="NAME=FILE", help="A piece of a modality of your own, by its name.")
     ] = None
-    question: Annotated[str | None, typer.Option(help="Ask about the pieces.")] = None
+    question: Annotated[str | None, typer.Option(help="A question about the pieces.")] = None
     prompts: Annotated[
-        Path | None, typer.Option("--input", "-i", metavar="JSONL", help="Many prompts, one a line: pieces, question.")
+        Path | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="JSONL",
+            help="A file of many prompts, one a line, each with pieces and perhaps a question.",
+        ),
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Prompts at once.")] = 8
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="How many prompts are read at once.")] = 8
     frames: Frames = 8
 
     @property
@@ -58,14 +63,17 @@ class Wanted:
     target: Annotated[
         str,
         typer.Option(
-            help="What comes: text, image, mixed (text and images); of an Omni any of its modalities. auto: a picture "
-            "if -o names one, else text; an Omni chooses."
+            help="What is to come: text, image or mixed (text and images); of an Omni any of its modalities. auto is a "
+            "picture if -o names one, else text; an Omni chooses."
         ),
     ] = "auto"
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="A picture, sound; of --input a .jsonl; of --target mixed a folder."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where the picture or sound goes; with --input a .jsonl file, with --target mixed a folder.",
         ),
     ] = None
     stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False

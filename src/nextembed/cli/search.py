@@ -10,6 +10,7 @@ from ..core.places import check_here
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
+from .completing import offer_models
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,13 +27,14 @@ def search(
         str | None,
         typer.Argument(metavar="QUERY", help="An image file, a folder of them, or the key of a row of FEATURES."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="How many.")] = 12,
+    top: Annotated[int, typer.Option(min=1, max=10**6, help="How many images to show.")] = 12,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write a contact sheet (.png) or a table (.csv), too."),
     ] = None,
     checkpoint: Annotated[
-        str | None, typer.Option(metavar="CHECKPOINT", help="Where the model lies, if it was moved.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Where the model lies, if it was moved.", autocompletion=offer_models),
     ] = None,
     by_label: Annotated[
         bool, typer.Option("--score", help="Measure instead how often near images share a label.")
@@ -40,12 +42,11 @@ def search(
 ) -> None:
     """Find the images nearest to one, by cosine, among embedded images.
 
-    Prints a table; -o writes the pictures side by side, or the table. A folder asks with each of its images.
+    It prints a table; -o writes the pictures side by side, or the table. A folder asks with each of its images.
 
+    \b
     Examples:
-
       nextembed search features.parquet cat.png --top 12 -o nearest.png
-
       nextembed search index/ path/to/new/images --top 3 -o nearest.csv
     """
     check_here(features, "no such file", hub=False)
@@ -111,7 +112,9 @@ def _write_table(hits: dict[str, list["Hit"]], output: Path) -> None:
 @app.command()
 def index(
     features: Annotated[str, typer.Argument(metavar="FEATURES", help="A file that `nextembed embed` wrote.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")] = Path("index"),
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="The new folder to write.")] = Path(
+        "index"
+    ),
     recall: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the true nearest 10 that a search has to find.")
     ] = 0.95,
@@ -121,10 +124,9 @@ def index(
     Below 100,000 rows it is exact; above, it finds the wanted share of the true nearest rows, and says what share that
     is. It needs faiss: pip install 'nextembed[search]'.
 
+    \b
     Examples:
-
       nextembed index features.parquet -o index/
-
       nextembed index features.parquet -o index/ --recall 0.99
     """
     check_here(features, "no such file", hub=False)

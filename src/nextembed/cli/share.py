@@ -12,6 +12,8 @@ from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
+from .arguments import LocalModel
+from .completing import offer_models
 from .export import Weights, megabytes
 from .options import command
 
@@ -41,11 +43,21 @@ class Dtype(enum.StrEnum):
 class Bare:
     """What bare weights do not tell."""
 
-    weights: Annotated[Weights | None, typer.Option(help="Where there are both.")] = None
-    heads: Annotated[int | None, typer.Option(help="Attention heads, where bare weights do not tell.")] = None
-    image_size: Annotated[int | None, typer.Option(help="Pixels, where bare weights do not tell.")] = None
-    qk_norm: Annotated[bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Of bare weights; norm.")] = None
-    causal: Annotated[bool | None, typer.Option("--causal/--full", help="Attention, of bare weights.")] = None
+    weights: Annotated[
+        Weights | None, typer.Option(help="Trained weights (raw) or their average (ema), where there are both.")
+    ] = None
+    heads: Annotated[
+        int | None, typer.Option(help="How many attention heads there are, where bare weights do not tell.")
+    ] = None
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side of an image, where bare weights do not tell.")
+    ] = None
+    qk_norm: Annotated[
+        bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Whether bare weights norm queries and keys.")
+    ] = None
+    causal: Annotated[
+        bool | None, typer.Option("--causal/--full", help="Who sees whom in a model of bare weights.")
+    ] = None
 
 
 @dataclass
@@ -53,30 +65,50 @@ class OfEmu:
     """Options for Emu's checkpoints."""
 
     tokenizer: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Emu: LLaMA's tokenizer.model, or a folder.")
+        Path | None, typer.Option(metavar="PATH", help="For Emu: LLaMA's tokenizer.model, or a folder.")
     ] = None
-    adapter: Annotated[Adapter | None, typer.Option(help="Emu: LoRA into the weights, if left out.")] = None
-    lora_alpha: Annotated[float | None, typer.Option(help="Emu: of LoRA; 16 if left out.")] = None
-    dtype: Annotated[Dtype | None, typer.Option(help="Emu: of what is written; as it is if left out.")] = None
+    adapter: Annotated[
+        Adapter | None,
+        typer.Option(help="For Emu: merge LoRA into the weights, as if left out, or keep it beside them."),
+    ] = None
+    lora_alpha: Annotated[float | None, typer.Option(help="For Emu: the alpha of LoRA; 16 if left out.")] = None
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="For Emu: the type of the weights that are written; as it is if left out.")
+    ] = None
     max_shard_size: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Emu: of a file of weights; 5GB if left out.")
+        str | None,
+        typer.Option(metavar="SIZE", help="For Emu: the size of a file of weights, at most; 5GB if left out."),
     ] = None
-    vision_heads: Annotated[int | None, typer.Option(help="Emu: of the tower, where it has not EVA's 88.")] = None
-    relative_max_distance: Annotated[int | None, typer.Option(help="Emu: of the causal former; 128.")] = None
+    vision_heads: Annotated[
+        int | None, typer.Option(help="For Emu: heads of the vision tower, where they are not 88 wide as EVA's.")
+    ] = None
+    relative_max_distance: Annotated[
+        int | None, typer.Option(help="For Emu: the furthest relative position of the causal former; 128 if left out.")
+    ] = None
 
 
 @command(bare=Bare, emu=OfEmu)
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A run, a folder, or a file of weights.")],
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="A new folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A run folder, a saved model, or a file of weights.", autocompletion=offer_models
+        ),
+    ],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The new folder to write.")],
     bare: Bare,
     emu: OfEmu,
-    to: Annotated[Layout, typer.Option(help="What to write.")] = Layout.nextembed,
+    to: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.nextembed,
 ) -> None:
     """Write a checkpoint in the official layout, ours, or stable-pretraining's.
 
-    Reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are; of Emu also
+    It reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are; of Emu also
     the released folders and files.
+
+    \b
+    Examples:
+      nextembed convert runs/mine official --to official
+      nextembed convert theirs.ckpt ours --heads 12 --image-size 224
     """
     check_here(source, NO_RUN, hub=False)
     from ..export.emu import Converted
@@ -126,16 +158,28 @@ def written_emu(source: str, target: Path, found: "Converted") -> str:
 
 @app.command()
 def push(
-    target: Annotated[str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="A run, a checkpoint or a saved model.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="USER/NAME on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="Only you see it.")] = False,
-    weights: Annotated[Weights | None, typer.Option(help="Those of the best probe if left out.")] = None,
-    license: Annotated[str | None, typer.Option(metavar="ID", help="Of the weights, e.g. apache-2.0.")] = None,
+    target: LocalModel,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="What the model is called on the hub, USER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Let nobody else see the model.")] = False,
+    weights: Annotated[
+        Weights | None,
+        typer.Option(help="Trained weights (raw) or their average (ema); those of the best probe if left out."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(metavar="ID", help="The licence of the weights, e.g. apache-2.0.")
+    ] = None,
     dry_run: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Write what would be uploaded; upload nothing.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write what would be uploaded to this folder, and upload nothing."),
     ] = None,
 ) -> None:
-    """Upload a model with a card that says data, recipe and scores."""
+    """Upload a model with a card that says data, recipe and scores.
+
+    \b
+    Examples:
+      nextembed push runs/mine me/mine --license apache-2.0
+      nextembed push runs/mine me/mine --dry-run card
+    """
     check_here(target, NO_RUN, hub=False)
     from ..export.facts import gather
     from ..export.hub import push_to_hub, write_hub_folder

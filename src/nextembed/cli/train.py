@@ -11,8 +11,9 @@ import typer
 from ..core.places import check_here
 from ..core.terminal import print
 from ..errors import ConfigError
-from .app import Settings, app
-from .completing import offer_recipes, offer_runs
+from .app import app
+from .arguments import Settings
+from .completing import of_words, offer_models, offer_recipes
 from .words import check_recipe, check_settings
 
 if TYPE_CHECKING:
@@ -26,25 +27,26 @@ def train(
         typer.Argument(
             metavar="RECIPE | KEY=VALUE",
             help="A recipe (see `nextembed recipes`), config.yaml or my_file.py:my_recipe; then settings.",
-            autocompletion=offer_recipes,
+            autocompletion=of_words(offer_recipes),
         ),
     ] = None,
     resume: Annotated[
         Path | None,
         typer.Option(
-            autocompletion=offer_runs,
+            autocompletion=offer_models,
             metavar="RUN",
             help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE.",
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(min=0.1, max=1e6, help="Of training; the recipe nepa_images chooses sizes by it.")
+        float | None,
+        typer.Option(min=0.1, max=1e6, help="How long training may take; the recipe nepa_images chooses sizes by it."),
     ] = None,
     dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop before training.")] = False,
 ) -> None:
     """Train by a recipe, probe, and write a report.
 
-    Says first where the run goes, what was found of the data, how large the model is and how long it will take;
+    It says first where the run goes, what was found of the data, how large the model is and how long it will take;
     --dry-run ends there.
 
     \b
@@ -172,11 +174,22 @@ def summary(run: "Run") -> str:
 @app.command()
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Print its settings as YAML.", autocompletion=offer_recipes)
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="The recipe whose settings are printed.", autocompletion=of_words(offer_recipes)
+        ),
     ] = None,
     overrides: Settings = None,
 ) -> None:
-    """List the recipes, or print all settings of one."""
+    """List the recipes, or print all settings of one.
+
+    The settings are YAML with a comment on each; saved as a file, they train the same.
+
+    \b
+    Examples:
+      nextembed recipes
+      nextembed recipes nepa_demo train.max_steps=2000 > mine.yaml
+    """
     from .. import recipes
 
     if name is None:

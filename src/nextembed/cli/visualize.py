@@ -11,6 +11,7 @@ import typer
 from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
+from .arguments import Decoders, Model
 from .options import command
 
 
@@ -18,32 +19,39 @@ from .options import command
 class Look:
     """What is looked at."""
 
-    index: Annotated[int, typer.Option(metavar="N", help="Which image of a data source.")] = 0
+    index: Annotated[int, typer.Option(metavar="N", help="Which image of a data source, counted from 0.")] = 0
     patch: Annotated[
-        str | None, typer.Option(metavar="N|ROW,COL", help="The query patch, counted from 0; else a striking one.")
+        str | None,
+        typer.Option(metavar="N|ROW,COL", help="The query patch, counted from 0; a striking one if left out."),
     ] = None
     layer: Annotated[
-        str | None, typer.Option(metavar="N,...", help="Of attention and PCA; 0 the latents, -1 the output.")
+        str | None, typer.Option(metavar="N,...", help="Layers of attention and PCA; 0 is the latents, -1 the output.")
     ] = None
-    head: Annotated[str | None, typer.Option(metavar="N,...", help="Heads from 1; else all, 16 at most.")] = None
-    attention: Annotated[str | None, typer.Option(metavar="causal|full", help="Else as it was trained.")] = None
-    weights: Annotated[str, typer.Option(metavar="raw|ema", help="Which weights.")] = "raw"
-    decoder: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="A run of the recipe latent_decoder; may be repeated.")
+    head: Annotated[
+        str | None, typer.Option(metavar="N,...", help="Heads, counted from 1; all, at most 16, if left out.")
     ] = None
+    attention: Annotated[
+        str | None, typer.Option(metavar="causal|full", help="Who sees whom; as it was trained, if left out.")
+    ] = None
+    weights: Annotated[str, typer.Option(metavar="raw|ema", help="Trained weights (raw) or their average (ema).")] = (
+        "raw"
+    )
+    decoder: Decoders = None
     size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Pixels that patches divide; else the model's own.")
+        str | None,
+        typer.Option(metavar="N|HxW", help="Size in pixels, which patches divide; the model's own if left out."),
     ] = None
     known: Annotated[
-        int | None, typer.Option(metavar="N", help="Patches that the rollout starts from; else the top half.")
+        int | None,
+        typer.Option(metavar="N", help="How many patches the rollout starts from; the top half if left out."),
     ] = None
     length: Annotated[
         str,
         typer.Option(
-            metavar="mean|true", help="Of predictions, for least squares: the image's mean, or each true one."
+            metavar="mean|true", help="Length of predictions, for least squares: the image's mean, or each true one."
         ),
     ] = "mean"
-    foreground: Annotated[bool, typer.Option("--foreground", help="PCA of the foreground only.")] = False
+    foreground: Annotated[bool, typer.Option("--foreground", help="Take the PCA of the foreground only.")] = False
 
     def options(self) -> dict[str, Any]:
         """As `nextembed.visualize` takes them. Raises ConfigError for a word that it does not know."""
@@ -67,9 +75,9 @@ class Look:
 
 @command(look=Look)
 def visualize(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A run, a checkpoint or a saved model.")],
+    checkpoint: Model,
     image: Annotated[
-        str, typer.Argument(metavar="IMAGE", help="An image file; or emoji, a folder or hub id, with --index.")
+        str, typer.Argument(metavar="IMAGE", help="An image file; or, with --index, a folder, a hub id or emoji.")
     ],
     look: Look,
     output: Annotated[
@@ -79,8 +87,13 @@ def visualize(
 ) -> None:
     """Show what goes on inside a model on one image.
 
-    Attention of a query patch, cosine map of its prediction, surprise, PCA of features, latents turned back into
-    pixels, and a rollout: one PNG.
+    One PNG shows the attention of a query patch, the cosine map of its prediction, surprise, PCA of features, latents
+    turned back into pixels, and a rollout.
+
+    \b
+    Examples:
+      nextembed visualize runs/mine dog.png
+      nextembed visualize runs/mine emoji --index 7 --patch 2,1 -o panels
     """
     options = look.options()
     check_here(checkpoint, NO_RUN)

@@ -49,11 +49,11 @@ class SampleSettings(Config):
     """How an objective draws new signals; each reads the settings that it has a use for.
 
     guidance: how far towards the class; 1: not at all beyond it, 0: without it.
-    temperature: above 1 is bolder, 0 takes the likeliest. top_k: draw each token among so many of the likeliest; 0:
-    all.
+    temperature: how boldly it is drawn; above 1 is bolder, 0 takes the likeliest. top_k: draw each token among so many
+    of the likeliest; 0: all.
     top_p: draw each token among the likeliest that have this share.
     num_steps: passes over an image that is drawn in random order; else the objective's own.
-    num_denoising_steps: of a diffusion or flow head, for each token; else the objective's own.
+    num_denoising_steps: steps of a diffusion or flow head for each token; else the objective's own.
     Source: classifier-free guidance (arXiv 2207.12598), as u + s (c - u) of what comes without a class (u) and with it.
     """
 

@@ -14,10 +14,10 @@ class Sampling(Config):
     length_penalty: which length of answers beams favour; below 0, short ones.
     repetition_penalty: above 1, the model repeats itself less.
     do_sample: draw tokens, with temperature, top-k and top-p; needs 1 beam.
-    temperature: of drawn tokens; above 1 is bolder.
+    temperature: how boldly tokens are drawn; above 1 is bolder.
     top_k: draw among so many of the likeliest tokens; 0: all.
     top_p: draw among the likeliest tokens that have this share.
-    seed: seed of drawn tokens and of painting.
+    seed: what tokens and paintings are drawn by.
     """
 
     num_beams: int = Field(5, ge=1, le=1000, json_schema_extra={"option": "--beams"})
