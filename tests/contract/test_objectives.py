@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "cpc": {"vit_nepa": [{}]},
     "igpt": {"vit_nepa": [{"num_codes": 8}]},
     "beit": {"vit_nepa": [{"num_codes": 8}]},
+    "tokenizer": {"vit_nepa": [{"num_codes": 8, "width": 8}, {"num_codes": 8, "width": 8, "scales": [1, 2, 4]}]},
     "simsiam": {"vit_nepa": [{"width": 16}]},
     "lejepa": {"vit_nepa": [{"width": 8, "num_directions": 16}]},
     "classification": {"vit_nepa_classifier": [{}, {"mixup_alpha": 0.8}]},

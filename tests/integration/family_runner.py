@@ -10,6 +10,7 @@ from nextembed.core import distributed
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.quantize import Codebook
 from nextembed.objectives.joint_embedding import LeJepaSettings, SimSiamSettings
+from nextembed.objectives.tokenizer import TokenizerSettings
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
          "num_channels": 1, "layerscale_value": 1.0, "pos_embed_rescale": None}  # fmt: skip
@@ -38,10 +39,26 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
         for name, buffer in objective.named_buffers():
             if "running" in name:
                 found[f"{settings.kind}.{name}"] = buffer / world
+    found |= tokenizer_gradients(rank, crops[rows, 0], world)
     book = Codebook(4, 3)
     x = torch.randn(40, 3, generator=generator)
     book.fit(x[rank * 40 // world : (rank + 1) * 40 // world])
     return found | {"codes": book.codes / world}
+
+
+def tokenizer_gradients(rank: int, pixels: torch.Tensor, world: int) -> dict[str, torch.Tensor]:
+    """Of the codes and the nets; and how often each code was used, which all ranks know."""
+    torch.manual_seed(0)
+    backbone = NepaModel(**SIZES).build()
+    objective = TokenizerSettings(num_codes=6, width=8, revive_steps=2, scales=[1, 2]).build(backbone).train()
+    objective.prepare(backbone, [{"pixel_values": pixels}])
+    (objective(backbone, {"pixel_values": pixels}).loss_sum / NUM).backward()
+    objective.after_step(backbone, 1, 4)
+    found = {f"tokenizer.{n}": p.grad for n, p in objective.named_parameters() if p.grad is not None}
+    return found | {
+        "usage": objective.usage.float() / world,
+        "started": objective.tokenizer.quantizer.codes.detach() / world,
+    }
 
 
 if __name__ == "__main__":

@@ -127,6 +127,10 @@ class ObjectiveSettings(Part):
         """What a run did, from its logged lines: is it learning, copying, collapsed?"""
         return Verdict("undecided", "No diagnostics were logged.")
 
+    def usage(self, folder: str) -> str | None:
+        """A command that uses a finished run in `folder`; None leaves it to the task."""
+        return None
+
 
 OBJECTIVES = Registry("objective", ObjectiveSettings)
 

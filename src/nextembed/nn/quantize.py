@@ -29,9 +29,7 @@ class Codebook(nn.Module):
 
     def ids(self, x: Tensor) -> Tensor:
         """The nearest code of each vector, [..., V] -> int64 [...]; of equally near ones the first."""
-        flat = x.detach().float().flatten(0, -2)
-        found = [torch.cdist(part, self.codes).argmin(-1) for part in flat.split(CHUNK)]
-        return torch.cat(found).view(x.shape[:-1]) if found else flat.new_zeros(x.shape[:-1], dtype=torch.int64)
+        return nearest(x, self.codes)
 
     def decode(self, ids: Tensor) -> Tensor:
         """The codes' vectors, int64 [...] -> [..., V]."""
@@ -72,6 +70,13 @@ class Codebook(nn.Module):
             moved[empty] = codes[empty]
             moved[empty[0]] = vector[0]
         return moved
+
+
+def nearest(x: Tensor, codes: Tensor) -> Tensor:
+    """The nearest of the codes [K, V] to each vector, [..., V] -> int64 [...]; of equally near ones the first."""
+    flat = x.detach().float().flatten(0, -2)
+    found = [torch.cdist(part, codes).argmin(-1) for part in flat.split(CHUNK)]
+    return torch.cat(found).view(x.shape[:-1]) if found else flat.new_zeros(x.shape[:-1], dtype=torch.int64)
 
 
 def first_codes(x: Tensor, num: int, generator: torch.Generator) -> Tensor:

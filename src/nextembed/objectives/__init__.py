@@ -10,6 +10,7 @@ from .pixels import Aim, AimSettings, Mae, MaeSettings
 from .readout import ReadoutSettings, load_readouts
 from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
+from .tokenizer import TokenizerSettings, Tokenizing, load_tokenizer
 from .tokens import Beit, BeitSettings, Igpt, IgptSettings
 from .visual_decoder import VisualDecoderSettings, VisualDecoding
 
@@ -39,8 +40,11 @@ __all__ = [
     "SegmentationSettings",
     "SimSiam",
     "SimSiamSettings",
+    "TokenizerSettings",
+    "Tokenizing",
     "VisualDecoderSettings",
     "VisualDecoding",
     "load_decoder",
     "load_readouts",
+    "load_tokenizer",
 ]

@@ -9,6 +9,7 @@ MODULES = (
     "nepa",
     "images",
     "families",
+    "tokens",
     "finetuning",
     "segmentation",
     "decoder",

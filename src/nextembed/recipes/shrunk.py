@@ -10,6 +10,7 @@ from ..models.nepa import NepaModel, NepaSegmenter
 from ..models.nepa.settings import NepaClassifier
 from ..models.omni import OmniParts
 from ..objectives.latent_decoder import LatentDecoderSettings
+from ..objectives.tokenizer import TokenizerSettings
 from ..objectives.tokens import TokenSettings
 from ..objectives.visual_decoder import VisualDecoderSettings
 from ..runs import RunConfig
@@ -102,6 +103,9 @@ def _omni(model: OmniParts, data: Part) -> list[str]:
 def _objective(config: RunConfig) -> list[str]:
     if isinstance(config.objective, TokenSettings):
         return ["objective.num_codes=8"]
+    if isinstance(config.objective, TokenizerSettings):
+        scales = [] if config.objective.scales is None else ["objective.scales=[1, 3]"]
+        return ["objective.num_codes=8", "objective.width=8", *scales]
     if isinstance(config.objective, LatentDecoderSettings):
         return ["objective.width=32", "objective.num_layers=1", "objective.num_heads=2"]
     if isinstance(config.objective, VisualDecoderSettings):

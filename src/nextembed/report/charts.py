@@ -39,7 +39,13 @@ CHARTS = (
     Chart(
         "PSNR of decoded pixels",
         {"psnr": "decoder", "psnr_flat": "each patch's mean colour"},
-        "How well pixels are read from the frozen latents, in dB; above the flat patches, shapes are read, too.",
+        "How well pixels are read from codes or frozen latents, in dB; above the flat patches, shapes are read, too.",
+    ),
+    Chart(
+        "Codes in use",
+        {"code_perplexity": "by entropy", "codes_revived": "revived"},
+        "As if the batch's tokens were spread evenly over so many codes; and how many unused ones were moved last.",
+        (0, None),
     ),
     Chart(
         "Accuracy",

@@ -96,7 +96,8 @@ class Pretraining(Task):
         return sentence(table) if table is not None else ["No probe was run."]
 
     def usage(self, run: OpenRun, folder: str) -> str:
-        return f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/model")'
+        plain = f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/model")'
+        return run.config.objective.usage(folder) or plain
 
 
 def probe(

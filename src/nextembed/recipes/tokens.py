@@ -1,0 +1,37 @@
+"""Tokenizers of images, and models of their tokens that draw new images: a chain of two runs.
+
+For Fashion-MNIST take the data and model of `fashion_mnist`, of the same size for both runs; for your own images
+data.source=path/to/images.
+"""
+
+from ..core.objective import ObjectiveSettings
+from ..evaluation.probes.sweep import ProbeConfig
+from ..objectives.tokenizer import TokenizerSettings
+from ..runs import RunConfig
+from .nepa import nepa_demo
+
+PATCH = 4  # pixels of a cell: 8 x 8 of them
+
+
+def vq_demo() -> RunConfig:
+    """A VQ tokenizer of the bundled emoji pictures: 8 x 8 codes an image."""
+    return _tokenizer("vq_demo", TokenizerSettings())
+
+
+def msvq_demo() -> RunConfig:
+    """A multi-scale VQ tokenizer of the bundled emoji pictures: codes of 1, 2, 4 and 8 cells a side."""
+    return _tokenizer("msvq_demo", TokenizerSettings(scales=[1, 2, 4, 8], code_width=16))
+
+
+def _tokenizer(name: str, objective: ObjectiveSettings) -> RunConfig:
+    demo = nepa_demo()
+    train = demo.train.model_copy(update={"batch_size": 64, "max_steps": 600, "ema_decay": None})
+    changes = {
+        "name": name,
+        "model": demo.model.model_copy(update={"patch_size": PATCH}),
+        "objective": objective,
+        "optim": type(objective).defaults,
+        "train": train,
+        "probe": ProbeConfig(enabled=False),  # its model is not trained
+    }
+    return demo.model_copy(update=changes)
