@@ -9,6 +9,7 @@ from rank_runner import fork_ranks
 from nextembed.core import distributed
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.quantize import Codebook
+from nextembed.objectives.jepa import IjepaSettings
 from nextembed.objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from nextembed.objectives.tokenizer import TokenizerSettings
 
@@ -40,6 +41,7 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
             if "running" in name:
                 found[f"{settings.kind}.{name}"] = buffer / world
     found |= tokenizer_gradients(rank, crops[rows, 0], world)
+    found |= of_jepa(rows, generator)
     book = Codebook(4, 3)
     x = torch.randn(40, 3, generator=generator)
     book.fit(x[rank * 40 // world : (rank + 1) * 40 // world])
@@ -59,6 +61,24 @@ def tokenizer_gradients(rank: int, pixels: torch.Tensor, world: int) -> dict[str
         "usage": objective.usage.float() / world,
         "started": objective.tokenizer.quantizer.codes.detach() / world,
     }
+
+
+def of_jepa(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Of a teacher's targets; each image draws its own blocks, wherever it is."""
+    torch.manual_seed(0)
+    settings = IjepaSettings(predictor_width=8, predictor_layers=1, predictor_heads=2)
+    backbone = NepaModel(**{**SIZES, "image_size": 16}).build()
+    objective = settings.build(backbone)
+    images, mask = torch.randn(NUM, 1, 16, 16, generator=generator), torch.ones(17, dtype=torch.bool)
+    drawn = [settings.draw({"pixel_values": image, "latent_mask": mask}, torch.Generator().manual_seed(number))
+             for number, image in enumerate(images)]  # fmt: skip
+    parts = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    whole = {"pixel_values": images, "latent_mask": mask.expand(NUM, -1), **parts}
+    output = objective(backbone, {name: value[rows] for name, value in whole.items()})
+    (output.loss_sum / objective.count_targets(whole)).backward()
+    modules = (backbone, objective)
+    return {f"ijepa.{type(module).__name__}.{name}": parameter.grad for module in modules
+            for name, parameter in module.named_parameters() if parameter.grad is not None}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Batch norms, SIGReg and the codebook over two ranks are those of the whole batch on one."""
+"""Batch norms, SIGReg, the codebook and blocks of I-JEPA over two ranks are those of the whole batch on one."""
 
 import subprocess
 import sys

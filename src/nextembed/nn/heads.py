@@ -1,10 +1,11 @@
-"""Heads that belong to an objective and are thrown away: token-wise networks, projectors, a decoder of positions."""
+"""Heads that belong to an objective and are thrown away: token-wise networks, projectors, predictors of places."""
 
 from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import distributed
@@ -48,10 +49,7 @@ class PlaceDecoder(nn.Module):
         self.enter, self.place = nn.Linear(width_in, width), nn.Linear(4 * NUM_FREQUENCIES, width)
         self.unknown = nn.Parameter(torch.zeros(width))  # stands where nothing was read
         nn.init.normal_(self.unknown, std=0.02)
-        block = nn.TransformerEncoderLayer(
-            width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(block, num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.blocks = layers(width, num_layers, num_heads)
         self.leave = nn.Linear(width, out)
 
     def forward(self, known: Tensor, kept: Tensor, coordinates: Tensor) -> Tensor:
@@ -64,9 +62,55 @@ class PlaceDecoder(nn.Module):
         tokens = self.enter(known)
         every = self.unknown.to(tokens.dtype).expand(len(known), coordinates.shape[1], -1)
         every = every.scatter(1, kept[..., None].expand(-1, -1, every.shape[-1]), tokens)
-        angles = coordinates[..., None] * torch.arange(1, NUM_FREQUENCIES + 1, device=every.device) * (torch.pi / 2)
-        waves = torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(2)
-        return cast(Tensor, self.leave(self.blocks(every + self.place(waves.to(every.dtype)))))
+        return cast(Tensor, self.leave(self.blocks(every + self.place(waves(coordinates).to(every.dtype)))))
+
+
+class Predictor(nn.Module):
+    """A narrow transformer that says what stands at some places from what stands at others.
+
+    num_axes: A, of a place. num_kinds: kinds of questions; each has a vector of its own that stands where nothing is
+    known.
+    Source: the predictors of I-JEPA (arXiv 2301.08243) and V-JEPA (arXiv 2404.08471), fixed sine and cosine positions.
+    """
+
+    def __init__(self, width_in: int, width: int, num_layers: int, num_heads: int, num_axes: int, num_kinds: int = 1):
+        super().__init__()
+        self.enter, self.place = nn.Linear(width_in, width), nn.Linear(2 * num_axes * NUM_FREQUENCIES, width)
+        self.unknown = nn.Parameter(torch.zeros(num_kinds, width))
+        nn.init.normal_(self.unknown, std=0.02)
+        self.blocks = layers(width, num_layers, num_heads)
+        self.leave = nn.Linear(width, width_in)
+
+    def forward(self, known: Tensor, places: Tensor, wanted: Tensor, valid: Tensor, kind: int = 0) -> Tensor:
+        """What stands at the places `wanted`, [B, Q, D].
+
+        Args:
+            known: hidden states [B, K, D].
+            places: where they stand, coordinates [B, K, A].
+            wanted: places that are asked for, [B, Q, A].
+            valid: bool [B, Q]; False where there is no question.
+            kind: of the questions.
+        """
+        num = known.shape[1]
+        unknown = self.unknown[kind].to(known.dtype).expand(*wanted.shape[:2], -1)
+        where = self.place(waves(torch.cat((places, wanted), dim=1)).to(known.dtype))
+        hidden = F.pad(~valid, (num, 0))
+        tokens = self.blocks(torch.cat((self.enter(known), unknown), dim=1) + where, src_key_padding_mask=hidden)
+        return cast(Tensor, self.leave(tokens[:, num:]))
+
+
+def waves(coordinates: Tensor) -> Tensor:
+    """Sines and cosines of places [B, T, A] in [-1, 1], [B, T, 2 A NUM_FREQUENCIES]."""
+    angles = coordinates[..., None] * torch.arange(1, NUM_FREQUENCIES + 1, device=coordinates.device) * (torch.pi / 2)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(2)
+
+
+def layers(width: int, num_layers: int, num_heads: int) -> nn.TransformerEncoder:
+    """A transformer with full attention, [B, T, width] -> [B, T, width]."""
+    block = nn.TransformerEncoderLayer(
+        width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+    )
+    return nn.TransformerEncoder(block, num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
 
 class SyncedBatchNorm(nn.BatchNorm1d):
@@ -116,13 +160,13 @@ def summed(x: Tensor) -> Tensor:
 def projector(widths: list[int], last_affine: bool | None = None) -> nn.Sequential:
     """Linear layers with batch norm and ReLU between them. last_affine: whether a batch norm ends it, and with
     parameters; None: a linear layer ends it."""
-    layers: list[nn.Module] = []
+    found: list[nn.Module] = []
     for number, (a, b) in enumerate(pairwise(widths)):
         ends = number == len(widths) - 2
         norm = not ends or last_affine is not None
-        layers.append(nn.Linear(a, b, bias=not norm))
+        found.append(nn.Linear(a, b, bias=not norm))
         if norm:
-            layers.append(SyncedBatchNorm(b, affine=not ends or bool(last_affine)))
+            found.append(SyncedBatchNorm(b, affine=not ends or bool(last_affine)))
         if not ends:
-            layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+            found.append(nn.ReLU())
+    return nn.Sequential(*found)

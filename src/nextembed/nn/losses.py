@@ -82,8 +82,8 @@ def smooth_l1(pred: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
 
 def regression_distance(pred: Tensor, target: Tensor, distance: str) -> Tensor:
     """Distance between predicted and true embeddings by name, [..., D] -> [...]: "mse", "cosine" (minus the cosine, as
-    NEPA has it) or "smooth_l1"."""
-    return {"mse": mse, "cosine": negative_cosine, "smooth_l1": smooth_l1}[distance](pred, target)
+    NEPA has it), "l1" or "smooth_l1"."""
+    return {"mse": mse, "cosine": negative_cosine, "l1": l1, "smooth_l1": smooth_l1}[distance](pred, target)
 
 
 def token_cross_entropy(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from ..core.objective import OBJECTIVES
 from .contrastive import Cpc, CpcSettings
 from .emu import EmuObjective, EmuSettings
+from .jepa import IjepaSettings, Jepa
 from .joint_embedding import LeJepa, LeJepaSettings, SimSiam, SimSiamSettings
 from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
@@ -28,6 +29,8 @@ __all__ = [
     "EmuSettings",
     "Igpt",
     "IgptSettings",
+    "IjepaSettings",
+    "Jepa",
     "LatentDecoderSettings",
     "LeJepa",
     "LeJepaSettings",

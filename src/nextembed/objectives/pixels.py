@@ -3,6 +3,7 @@
 Shapes: B images, P patches in raster order, T = P + 1 latents (the begin latent first), V values a patch.
 """
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -49,6 +50,14 @@ def patch_shape_of(backbone: Backbone, kind: str) -> tuple[int, int]:
     if (height // shape[0]) * (width // shape[1]) < 4:
         raise ConfigError(f"objective {kind} needs four patches or more; make model.patch_size smaller")
     return int(shape[0]), int(shape[1])
+
+
+def grid_of(sample: Mapping[str, Tensor]) -> tuple[int, int]:
+    """Rows and columns of patches of a sample, by its pixels and its latents."""
+    height, width = sample["pixel_values"].shape[-2:]
+    num = len(sample["latent_mask"]) - 1
+    columns = max(1, round(math.sqrt(num * width / height)))
+    return num // columns, columns
 
 
 def pixel_targets(pixels: Tensor, shape: tuple[int, int], normalise: bool) -> Tensor:

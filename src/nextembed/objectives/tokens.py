@@ -19,7 +19,7 @@ from ..core.types import Attention, Backbone, Batch, Hidden
 from ..errors import ConfigError
 from ..nn.quantize import Codebook
 from ..nn.readout import to_image, to_patches
-from .pixels import patch_shape_of
+from .pixels import grid_of, patch_shape_of
 
 
 class TokenSettings(ObjectiveSettings):
@@ -149,10 +149,9 @@ class BeitSettings(TokenSettings):
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """input_mask [T]: masked patches."""
-        height, width = sample["pixel_values"].shape[-2:]
+        rows, columns = grid_of(sample)
         num = len(sample["latent_mask"]) - 1
-        columns = max(1, round(math.sqrt(num * width / height)))
-        rows, wanted = num // columns, max(1, min(num - 1, round(self.mask_rate * num)))
+        wanted = max(1, min(num - 1, round(self.mask_rate * num)))
         mask = torch.zeros(rows, columns, dtype=torch.bool)
         while (left := wanted - int(mask.sum())) > 0:
             block = self._block(rows, columns, left, generator)

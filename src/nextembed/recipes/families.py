@@ -5,6 +5,7 @@ For your own images: data.source=path/to/images; for Fashion-MNIST as `fashion_m
 
 from ..core.objective import ObjectiveSettings
 from ..objectives.contrastive import CpcSettings
+from ..objectives.jepa import IjepaSettings
 from ..objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from ..objectives.pixels import AimSettings, MaeSettings
 from ..objectives.tokens import BeitSettings, IgptSettings
@@ -30,6 +31,14 @@ def beit_demo() -> RunConfig:
 def mae_demo() -> RunConfig:
     """MAE on the bundled emoji pictures: the pixels of the 75 % of patches that were dropped."""
     return _demo("mae_demo", MaeSettings())
+
+
+def ijepa_demo() -> RunConfig:
+    """I-JEPA on the bundled emoji pictures: what a teacher sees in four blocks, from other patches."""
+    demo = _demo("ijepa_demo", IjepaSettings())
+    data = demo.data.model_copy(update={"crop_scale": (0.3, 1.0), "flip_rate": 0.0})  # as the paper
+    train = demo.train.model_copy(update={"ema_decay": None})  # the teacher is the average that is read
+    return demo.model_copy(update={"data": data, "train": train})
 
 
 def cpc_demo() -> RunConfig:
