@@ -68,7 +68,7 @@ class Conversation:
         """
         if self.turns and self.turns[-1].role == "user":
             raise ConfigError("the last question has no answer yet")
-        found = [as_segment({"text": piece} if isinstance(piece, str) else piece) for piece in pieces]
+        found = [as_segment(piece) for piece in pieces]
         if not any(s["kind"] != "text" or s["value"].strip() for s in found):
             raise ConfigError("an empty question")
         self.turns.append(Turn("user", found, sources or []))
@@ -102,8 +102,10 @@ class Conversation:
         """
         if not self.turns or self.turns[-1].role != "user":
             raise ConfigError("there is no question to answer")
-        system = self.system_line() if style.instruct or self.system is not None else ""
-        turns = [(turn.role, turn.segments) for turn in self.turns]
+        turns: list[tuple[str, list[Segment]]] = [(turn.role, turn.segments) for turn in self.turns]
+        system = self.system_line() if style.instruct and self.system is None else ""
+        if self.system:  # a user's words, in which nothing is a token
+            turns.insert(0, ("system", [{"kind": "text", "value": self.system}]))
         return {"key": "", "segments": render(turns, style.user, style.assistant, system, style.turn_end, reply=True)}
 
     def to_messages(self) -> dict[str, object]:

@@ -132,7 +132,8 @@ class LanguageEval(Config):
 
 
 def fill(template: str, example: Example, images: bool = True) -> list[Segment]:
-    """A prompt as segments: the template's text with the example's pictures and texts in their places."""
+    """A prompt as segments: the template's text with the example's pictures and texts in their places. Special tokens
+    are tokens in the template alone."""
     found: list[Segment] = []
     for piece in re.split(r"(\{image\}|\{question\}|\{before\}|\{text\})", template):
         if piece == "{image}":
@@ -144,6 +145,9 @@ def fill(template: str, example: Example, images: bool = True) -> list[Segment]:
             piece = example.before
         elif piece == "{text}":
             piece = example.question or (example.references[0] if example.references else "")
+        else:
+            found.append({"kind": "text", "value": piece, "tokens": [(0, len(piece))]})
+            continue
         found.append({"kind": "text", "value": piece})
     return joined(found)
 
@@ -153,17 +157,30 @@ def joined(segments: list[Segment]) -> list[Segment]:
     found: list[Segment] = []
     for segment in segments:
         if segment["kind"] == "text" and found and found[-1]["kind"] == "text":
-            found[-1] = {"kind": "text", "value": found[-1]["value"] + segment["value"]}  # type: ignore[operator]
+            before = len(found[-1]["value"])
+            moved = [(begin + before, end + before) for begin, end in segment.get("tokens", [])]
+            tokens = [*found[-1].get("tokens", []), *moved]
+            found[-1] = {"kind": "text", "value": found[-1]["value"] + segment["value"], "tokens": tokens}
         else:
             found.append(segment)
-    for segment in found:
-        if segment["kind"] == "text":
-            segment["value"] = re.sub(r" {2,}", " ", segment["value"])  # type: ignore[arg-type]
-    while found and found[0]["kind"] == "text" and not str(found[0]["value"]).strip():
+    found = [without(segment, r"(?<= ) +") if segment["kind"] == "text" else segment for segment in found]
+    while found and found[0]["kind"] == "text" and not found[0]["value"].strip():
         found.pop(0)
     if found and found[0]["kind"] == "text":
-        found[0]["value"] = str(found[0]["value"]).lstrip()
+        found[0] = without(found[0], r"^\s+")
     return [segment for segment in found if segment["kind"] != "text" or segment["value"]]
+
+
+def without(segment: Segment, pattern: str) -> Segment:
+    """A text segment without what fits a pattern; its tokens stay where they were in the text."""
+    text = segment["value"]
+    gone = [match.span() for match in re.finditer(pattern, text)]
+
+    def moved(place: int) -> int:
+        return place - sum(max(0, min(place, end) - begin) for begin, end in gone)
+
+    tokens = [(moved(begin), moved(end)) for begin, end in segment.get("tokens", [])]
+    return {"kind": "text", "value": re.sub(pattern, "", text), "tokens": tokens}
 
 
 def with_shots(template: str, example: Example, shots: list[Example], images: bool, end: str) -> list[Segment]:
@@ -174,5 +191,6 @@ def with_shots(template: str, example: Example, shots: list[Example], images: bo
         if shot.target is not None:
             answer = shot.candidates[shot.target]
         found.extend(fill(template, shot, images))
-        found.append({"kind": "text", "value": f" {answer}{end}"})
+        found.append({"kind": "text", "value": f" {answer}"})
+        found.append({"kind": "text", "value": end, "tokens": [(0, len(end))]})
     return joined(found + fill(template, example))

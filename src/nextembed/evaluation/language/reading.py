@@ -13,7 +13,6 @@ from .protocols import FITS, LanguageEval
 from .speaker import Speaker
 from .tables import read_table
 
-SPECIAL = ("[IMG]", "[/IMG]", "<image>", "[USER]", "[ASSISTANT]", "[PAD]")
 MOST_CANDIDATES = 5000  # of a pool made of all answers
 
 
@@ -29,8 +28,7 @@ def read_examples(
 
     Raises:
         ConfigError: for a file, folder or column that is not there.
-        DataError: for one that has not the layout, an image that is not there or leads out of its folder, or a text
-            with a special token in it.
+        DataError: for one that has not the layout, or an image that is not there or leads out of its folder.
     """
     source = data or settings.data
     file = EMOJI if source == "emoji" else Path(source).expanduser()
@@ -45,10 +43,6 @@ def read_examples(
         if not file.is_file():
             raise ConfigError(f"no such file: {file}")
         found = READERS[settings.format](file, folder or ImageFolder(file.parent), other)
-    for example in found:
-        for text in (example.question, example.before, *example.references, *example.candidates):
-            if token := next((token for token in SPECIAL if token in text), None):
-                raise DataError(f"{example.key}: the text has the special token {token} in it")
     return found
 
 

@@ -219,7 +219,7 @@ def paint(
     template = settings.template()
     painted, real = [], []
     for part in batches(len(items), settings.batch_size, progress):
-        prompts = [[segment["value"] for segment in fill(template, example, images=False)] for example in items[part]]
+        prompts = [[dict(segment) for segment in fill(template, example, images=False)] for example in items[part]]
         painted += pipeline(
             prompts,
             num_inference_steps=settings.num_inference_steps,

@@ -34,8 +34,8 @@ class EmuProcessor(ProcessorMixin):
         processor([[image, "the same in winter"], ["an apple"]])
 
     A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or
-    any of these}, {"video": frames} or {"text": ...}. Special tokens of the tokenizer are tokens in a plain text, and
-    text like any other in {"text": ...}: a user's words belong there. Images become upright RGB (transparent ones on
+    any of these}, {"video": frames} or {"text": ...}. What reads like a special token (`<image>`, `[USER]`) is text
+    like any other; in {"markup": "[USER]: hello"} it is the token. Images become upright RGB (transparent ones on
     white, 16-bit grey scaled to 8 bit), squashed to the encoder's size; each stands as `[IMG]`, N times `<image>`,
     `[/IMG]`. White space beside an image is stripped, and a begin token, where the tokenizer has one, comes first.
     Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
@@ -204,14 +204,18 @@ def as_document(pieces: Sequence[Piece]) -> Document:
 def as_segment(piece: Piece) -> Segment:
     """A piece of a prompt as a segment. Raises ValueError for what is none."""
     if isinstance(piece, str):
-        return {"kind": "text", "value": piece, "tokens": [(0, len(piece))]}
+        return {"kind": "text", "value": piece}
     if isinstance(piece, dict):
         if "kind" in piece:
             return piece  # type: ignore[return-value]
+        if "markup" in piece:
+            return {"kind": "text", "value": piece["markup"], "tokens": [(0, len(piece["markup"]))]}
         for kind in ("text", "image", "video"):
             if kind in piece:
                 return {"kind": kind, "value": piece[kind]}  # type: ignore[typeddict-item]
-        raise ValueError(f"a piece of a document has 'text', 'image' or 'video', not {', '.join(map(str, piece))}")
+        raise ValueError(
+            f"a piece of a document has 'text', 'markup', 'image' or 'video', not {', '.join(map(str, piece))}"
+        )
     return {"kind": "image", "value": piece}
 
 

@@ -143,14 +143,19 @@ def test_similar_shots_are_the_nearest_images_nearest_last(folder, speaker):
 
 
 def test_prompts():
+    def said(segments):
+        return [one["value"] for one in segments]
+
     image = {"kind": "image", "value": "x"}
     shot = Example("s", [image], "Big?", references=["yes"])
     one = Example("e", [image], "Red?", "a cat.")
-    assert fill("{image}{before} Question: {question}", shot) == [image, {"kind": "text", "value": " Question: Big?"}]
-    assert fill("Look: {image}Say {question}", one, images=False) == [{"kind": "text", "value": "Look: Say Red?"}]
-    assert with_shots("{image}Q: {question} A:", one, [shot], True, "\n") == [
-        image, {"kind": "text", "value": "Q: Big? A: yes\n"}, image, {"kind": "text", "value": "Q: Red? A:"}
-    ]  # fmt: skip
+    assert said(fill("{image}{before} Question: {question}", shot)) == ["x", " Question: Big?"]
+    assert said(fill("Look: {image}Say {question}", one, images=False)) == ["Look: Say Red?"]
+    prompt = with_shots("{image}Q: {question} A:", one, [shot], True, "\n")
+    assert said(prompt) == ["x", "Q: Big? A: yes\n", "x", "Q: Red? A:"]
+    assert [prompt[1]["value"][a:b] for a, b in prompt[1]["tokens"]] == ["Q: ", " A:", "\n"]  # of the template
+    wide = fill("  {image}  Q:  {question}  A:", Example("w", [], "a  b"))
+    assert said(wide) == ["Q: a b A:"] and [wide[0]["value"][a:b] for a, b in wide[0]["tokens"]][-2:] == ["Q: ", " A:"]
     ranked = Example("r", [image], "Big?", references=["no"], candidates=["yes", "no"], target=1)
     assert with_shots("{question}", one, [ranked], False, ".")[0]["value"] == "Big? no.Red?"
 
@@ -180,7 +185,7 @@ class Painter:
 
     def __call__(self, prompts, seed, **options):
         assert len(seed) == len(prompts) and options["guidance_scale"] == 7.5
-        return [Image.new("RGB", (16, 16), prompt[0].split()[1]) for prompt in prompts]
+        return [Image.new("RGB", (16, 16), prompt[0]["value"].split()[1]) for prompt in prompts]
 
 
 def test_paintings_of_the_right_colour_are_found(folder, speaker, tmp_path):
