@@ -21,7 +21,8 @@ ROWS = [
     ["tasks", "inference", "export"],
     ["runs"],
     ["run"],
-    ["recipes", "planning", "compare"],
+    ["recipes", "planning"],
+    ["comparison"],  # above recipes: what is compared is named by them
     ["cli", "studio"],
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

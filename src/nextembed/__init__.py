@@ -11,6 +11,9 @@ from .models.waiting import wait
 
 if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _PUBLIC says the same at run time
     from . import recipes as recipes
+    from .comparison.compare import compare as compare
+    from .comparison.settings import CompareSettings as CompareSettings
+    from .comparison.table import Comparison as Comparison
     from .core.code import allow_code as allow_code
     from .core.config import DATA as DATA
     from .core.config import MODELS as MODELS
@@ -96,6 +99,9 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
 _PUBLIC = {
     "recipes.fitting": "fit",
     "runs": "Run RunConfig open_run",
+    "comparison.compare": "compare",
+    "comparison.settings": "CompareSettings",
+    "comparison.table": "Comparison",
     "core.code": "allow_code",
     "core.config": "Config Part",
     "core.objective": "Objective ObjectiveOutput ObjectiveSettings SampleSettings ViewSettings",

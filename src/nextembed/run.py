@@ -1,6 +1,7 @@
 """One run: where data, model, objective, training, judgement and report meet."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -36,7 +37,7 @@ from .training.folder import opened
 from .training.loop import Judges, Loop, Source
 from .training.memory import check_memory
 from .training.record import write_settings
-from .training.watch import ProgressBar, Records, Say
+from .training.watch import ProgressBar, Records, Say, Watcher
 
 
 def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Run:
@@ -104,19 +105,28 @@ def fit_stage(config: RunConfig) -> None:
 
 def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run:
     """A run in its folder, from the named checkpoint, or its last one, or the start."""
+    ready = train_steps(run_dir, config, named)
+    metrics = finish(open_run(run_dir), ready.progress.say)
+
+    run = Run(run_dir, run_dir, config)
+    run.metrics, run.trained = metrics, ready.backbone.eval()
+    return run
+
+
+def train_steps(
+    run_dir: Path, config: RunConfig, named: Path | None = None, watchers: Sequence[Watcher] = ()
+) -> "Ready":
+    """The training of `train_in`, without judgement and report. watchers: see each logged line before it is written."""
     ready = prepare(run_dir, config, named)
     loop, progress = ready.loop, ready.progress
+    loop.watchers[:0] = watchers
     write_settings(run_dir, config, config.seed, ready.trained)
     try:
         loop.train(ready.checkpoint)
     finally:
         progress.close()
     loop.save_folders()
-    metrics = finish(open_run(run_dir), progress.say)
-
-    run = Run(run_dir, run_dir, config)
-    run.metrics, run.trained = metrics, ready.backbone.eval()
-    return run
+    return ready
 
 
 class Ready(NamedTuple):

@@ -20,7 +20,7 @@ from .config import Config, Part, Registry
 from .optim import OptimConfig
 from .randomness import drawn_by
 from .sizes import MAX_SIDE
-from .types import Attention, Backbone, Batch, Hidden, Metrics, Scoring, ScoringBackbone, SteppedBackbone
+from .types import Attention, AttentionMode, Backbone, Batch, Hidden, Metrics, Scoring, ScoringBackbone, SteppedBackbone
 
 FOLDER = "objective"  # beside the model, of an objective that reads features itself
 Accumulation = Literal["exact", "per micro batch"]
@@ -76,10 +76,12 @@ class Verdict(NamedTuple):
 class ObjectiveSettings(Part):
     """Settings of an objective, and what can be said of it without a network.
 
-    defaults: what a recipe of this objective starts from. trains_backbone: False for what is trained on a frozen one.
+    defaults: what a recipe of this objective starts from. attends: how a model that it trained attends by itself, where
+    nobody says it: as it was trained. trains_backbone: False for what is trained on a frozen one.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig()
+    attends: ClassVar[AttentionMode] = "full"
     trains_backbone: ClassVar[bool] = True
 
     @property

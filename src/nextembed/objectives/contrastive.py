@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.objective import OBJECTIVES, Accumulation, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
-from ..core.types import Backbone, Batch, CountsLatents, SizedConfig
+from ..core.types import AttentionMode, Backbone, Batch, CountsLatents, SizedConfig
 from ..errors import ConfigError
 
 
@@ -31,6 +31,7 @@ class CpcSettings(ObjectiveSettings):
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)
+    attends: ClassVar[AttentionMode] = "causal"
 
     steps: int = Field(3, ge=1, le=1000)
 

@@ -19,6 +19,7 @@ from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, Ob
 from ..core.randomness import normal
 from ..core.sizes import MAX_WIDTH
 from ..core.types import (
+    AttentionMode,
     Backbone,
     Batch,
     CountsLatents,
@@ -69,6 +70,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
     """
 
     also_for: ClassVar[tuple[str, ...]] = ("multimodal",)
+    attends: ClassVar[AttentionMode] = "causal"
 
     shift: bool = True
     stop_gradient: bool = True

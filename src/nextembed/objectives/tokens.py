@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
-from ..core.types import Attention, Backbone, Batch, Hidden
+from ..core.types import Attention, AttentionMode, Backbone, Batch, Hidden
 from ..errors import ConfigError
 from ..nn.quantize import Codebook
 from ..nn.readout import to_image, to_patches
@@ -104,6 +104,8 @@ class IgptSettings(TokenSettings):
     the backbone reads patches; a code enters as its own pixels through the model's patch embedding, in place of a
     table. The head starts at zero and is not tied, as there. Features are those of quantised images.
     """
+
+    attends: ClassVar[AttentionMode] = "causal"
 
     def build(self, backbone: Backbone) -> "Igpt":
         return Igpt(self, backbone)

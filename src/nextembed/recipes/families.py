@@ -20,7 +20,7 @@ def aim_demo() -> RunConfig:
 
 def igpt_demo() -> RunConfig:
     """iGPT on the bundled emoji pictures: the code of the next patch, of a codebook of their patches."""
-    return _demo("igpt_demo", IgptSettings(), causal=True)
+    return _demo("igpt_demo", IgptSettings())
 
 
 def beit_demo() -> RunConfig:
@@ -43,7 +43,7 @@ def ijepa_demo() -> RunConfig:
 
 def cpc_demo() -> RunConfig:
     """CPC on the bundled emoji pictures: which patch comes 1, 2 and 3 places on, among others."""
-    return _demo("cpc_demo", CpcSettings(), causal=True)
+    return _demo("cpc_demo", CpcSettings())
 
 
 def simsiam_demo() -> RunConfig:
@@ -57,12 +57,9 @@ def lejepa_demo() -> RunConfig:
     return _demo("lejepa_demo", base.model_copy(update={"crops": base.crops.model_copy(update={"local_size": 16})}))
 
 
-def _demo(name: str, objective: ObjectiveSettings, causal: bool = False) -> RunConfig:
-    """Data, model, batch and steps of nepa_demo; rates and decay that the objective starts from.
-
-    causal: how the finished model attends by itself, where nobody says it: as it was trained.
-    """
+def _demo(name: str, objective: ObjectiveSettings) -> RunConfig:
+    """Data, model, batch and steps of nepa_demo; rates, decay and attention that the objective starts from."""
     demo = nepa_demo()
-    model = demo.model.model_copy(update={"is_causal": causal})
+    model = demo.model.model_copy(update={"is_causal": objective.attends == "causal"})
     changes = {"name": name, "model": model, "objective": objective, "optim": type(objective).defaults}
     return demo.model_copy(update=changes)

@@ -236,6 +236,8 @@ class Loop:
             self.log(results)
         if self.step % self.config.save_steps == 0 or self.step == self.max_steps or self.stop_signal:
             self.save()
+        for watcher in self.watchers:
+            watcher.ready(self)
 
     # -- logs
 

@@ -57,6 +57,9 @@ class Watcher:
     def logged(self, loop: Training, line: dict[str, Any]) -> None:
         """With each line of metrics; what is added to it is recorded by those that come after."""
 
+    def ready(self, loop: Training) -> None:
+        """Before the next step, when what followed the last one (probe, log, checkpoint) is done."""
+
 
 class EmaWeights:
     """Exponential moving average of the backbone's parameters that train; the others stay as they are.

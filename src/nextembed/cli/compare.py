@@ -1,0 +1,92 @@
+"""`compare`."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..core.places import check_here, check_source
+from ..core.terminal import print
+from ..errors import ConfigError
+from .completing import offer_recipes
+from .options import command
+from .words import check_settings
+
+if TYPE_CHECKING:
+    from ..comparison.settings import CompareSettings
+
+
+@command(settings="comparison.settings:CompareSettings")
+def compare(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE | RUN ... | KEY=VALUE",
+            help="A recipe, config.yaml, or images as of data.source; or runs; then settings of all rows.",
+            autocompletion=offer_recipes,
+        ),
+    ],
+    settings: "CompareSettings",
+    objectives: Annotated[
+        str | None, typer.Option(metavar="NAME,NAME", help="nepa, mae, ...; all that fit images if left out.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", "-o", metavar="FOLDER", help="Where it goes; runs/compare-SOURCE.")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+) -> None:
+    """Train several objectives at equal cost, with seeds and baselines, and put them into one table.
+
+    All have the same images, model, batch and budget. Stopped and started again it goes on where it was; the folder
+    then has comparison.json, .md, .csv and .html.
+
+    \b
+    Examples:
+      nextembed compare fashion_mnist --objectives nepa,mae --minutes 5 --seeds 3
+      nextembed compare photos --images-seen 200000 --tune 3
+      nextembed compare runs/a runs/b
+    """
+    named = [word for word in words if "=" not in word]
+    overrides = [word for word in words if "=" in word]
+    check_words(named, overrides)
+    from ..comparison.compare import base_config, compare_objectives, is_run
+    from ..comparison.compare import compare as compare_runs
+    from ..core.console import PlainConsole
+
+    names = [name.strip() for name in objectives.split(",")] if objectives else None
+    if all(is_run(word) for word in named) and (len(named) > 1 or names is None):
+        if overrides or names:
+            raise ConfigError("runs that are there are compared as they are: without --objectives and settings")
+        found = compare_runs(named, None, folder, settings)
+    else:
+        if len(named) > 1:
+            missing = next(word for word in named if not is_run(word))
+            raise ConfigError(f"{missing} is no run; name several runs, or one recipe or data source")
+        base = base_config(named[0], settings.budget_minutes, overrides)
+        found = compare_objectives(base, named[0], names, settings, folder)
+    console = PlainConsole()
+    console.print(found.render())
+    for note in found.notes:
+        print(f"- {note}")
+    page = Path(found.folder) / "comparison.html"
+    print(f"Page:  {os.path.relpath(page)}; beside it comparison.json, .md and .csv")
+    if open_page:
+        import webbrowser
+
+        webbrowser.open(page.resolve().as_uri())
+
+
+def check_words(named: list[str], overrides: list[str]) -> None:
+    """What can be said without torch. Raises ConfigError."""
+    from ..recipes import listed
+
+    if not named:
+        raise ConfigError("name a recipe, a data source, or runs to compare; `nextembed recipes` lists the recipes")
+    for word in named:
+        if word.removesuffix("_tiny") not in listed() and ".py:" not in word:
+            if len(named) > 1:
+                check_here(word, "no such run", hub=False)
+            else:
+                check_source(word)
+    check_settings(overrides)

@@ -1,0 +1,1 @@
+"""Several objectives at equal cost, with seeds and baselines, as one table."""

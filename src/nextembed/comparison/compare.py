@@ -1,0 +1,383 @@
+"""`nextembed.compare`: objectives at equal cost, or runs that are there, as one table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.code import allowed_files
+from ..core.config import apply_overrides, to_yaml, validated, with_values
+from ..core.files import acquire, write_json
+from ..core.run_folder import run_folder
+from ..core.saved import load
+from ..data.images import ImagePart
+from ..errors import ConfigError
+from ..recipes.fitting import dotted
+from ..recipes.listing import listed
+from ..recipes.loading import load as load_recipe
+from ..runs import RunConfig, open_run
+from .budget import Pace, checked_steps
+from .configs import (
+    chosen_objectives,
+    checked_base,
+    label_counts,
+    row_config,
+    supervised_config,
+    trials,
+    with_length,
+)
+from .jobs import Job
+from .overview import Overview
+from .page import write_page
+from .pool import Pool
+from .scores import RunScores, load_scores
+from .settings import CompareSettings
+from .table import Comparison, rows_of
+
+SUPERVISED = "from scratch"
+UNTRAINED = "untrained"
+TRIAL_SHARE = 0.25  # of the budget, for each trial
+
+
+@dataclass
+class Asked:
+    """settings.json of a comparison: what may not change when it goes on."""
+
+    config: str
+    settings: dict[str, Any]
+    threads: int
+
+
+def compare(
+    what: str | Sequence[str | Path],
+    objectives: Sequence[str] | None = None,
+    folder: str | Path | None = None,
+    settings: CompareSettings | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> Comparison:
+    """Trains several objectives on the same images, model and budget, and scores them in the same way; or scores runs
+    that are there.
+
+        found = nextembed.compare("fashion_mnist", ["nepa", "mae"], settings={"minutes": 5, "seeds": 3})
+        found = nextembed.compare(["runs/a", "runs/b"])
+
+    The same call goes on where it was stopped; more objectives or seeds are added to what is there.
+
+    Args:
+        what: a recipe's name, a config.yaml, a folder of images, a Parquet file or a hub id: the data, and the size of
+            the model. Or run folders.
+        objectives: NAME of the recipes NAME_demo: "nepa", "mae", ...; None takes all that fit images.
+        folder: of the comparison; None is runs/compare-NAME.
+        settings: budget, seeds and the like, see `CompareSettings`.
+        **overrides: settings of the base to change, as of `fit`: `data={"flip_rate": 0}`.
+
+    Returns:
+        The comparison; its files are in its folder: comparison.json, .md, .csv and .html.
+
+    Raises:
+        ConfigError: before anything is trained: an objective that is unknown, named twice or does not fit, a budget too
+            small for one step, a folder of another comparison.
+        TrainingError: a process ended before its job was done.
+    """
+    given = settings if isinstance(settings, CompareSettings) else validated(CompareSettings, dict(settings or {}))
+    words = [what] if isinstance(what, str | Path) else list(what)
+    if not words:
+        raise ConfigError("name a recipe, a data source, or runs to compare")
+    if all(is_run(word) for word in words) and (len(words) > 1 or objectives is None):
+        if overrides or objectives:
+            raise ConfigError("runs that are there are compared as they are: without objectives and settings")
+        return compare_runs([str(word) for word in words], given, folder)
+    if len(words) > 1:
+        missing = next(word for word in words if not is_run(word))
+        raise ConfigError(f"{missing} is no run; name several runs, or one recipe or data source")
+    base = base_config(str(words[0]), given.budget_minutes)
+    if overrides:
+        base = with_values(base, dotted(overrides))
+    return compare_objectives(base, str(words[0]), objectives, given, folder)
+
+
+def is_run(word: str | Path) -> bool:
+    place = Path(word).expanduser()
+    return place.is_dir() and run_folder(place) == place.resolve()
+
+
+def base_config(source: str, minutes: float | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The recipe or settings of this name; of anything else, images of which size, patch and batch are chosen by
+    `nepa_images`."""
+    place = Path(source).expanduser()
+    named = source.removesuffix("_tiny") in listed() or ".py:" in source or place.suffix in (".yaml", ".yml")
+    if named or is_run(place):
+        config = load_recipe(source)
+    else:
+        config = load_recipe("nepa_images", data=source, minutes=minutes or 10.0)
+    return apply_overrides(config, overrides)
+
+
+def compare_objectives(
+    base: RunConfig,
+    name: str,
+    objectives: Sequence[str] | None,
+    settings: CompareSettings,
+    folder: str | Path | None = None,
+) -> Comparison:
+    """See `compare`. base: settings of data, model and batch."""
+    own = chosen_objectives(list(objectives) if objectives else None)
+    base = checked_base(base)
+    if settings.num_probe is not None:
+        base = base.model_copy(update={"probe": base.probe.model_copy(update={"num_train": settings.num_probe})})
+    title = Path(name).stem or name
+    place = Path(folder) if folder else Path(base.output_dir).expanduser() / f"compare-{title}"
+    plan = Plan(base, own, settings, place, title)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = acquire(place / ".lock", f"another process is comparing in {place}: wait for it, or stop it")
+    try:
+        plan.check_folder()
+        return plan.run(Overview())
+    finally:
+        lock.close()
+
+
+class Plan:
+    """All jobs of a comparison, in their order."""
+
+    def __init__(
+        self, base: RunConfig, own: dict[str, RunConfig], settings: CompareSettings, place: Path, title: str
+    ):
+        self.base, self.own, self.settings, self.place, self.title = base, own, settings, place, title
+        self.threads = settings.threads or torch.get_num_threads()
+        self.on_cpu = base.train.on_cpu()
+        assert isinstance(base.data, ImagePart)
+        self.labels = label_counts(base.data)
+        self.classes = len(base.data.class_names()) if self.labels else 0
+        self.code = [str(file) for file in allowed_files()]
+
+    def check_folder(self) -> None:
+        """Raises ConfigError for a folder of a comparison with other settings: its figures would not be comparable."""
+        free = {"seeds", "jobs", "threads"}
+        asked = Asked(to_yaml(self.base), self.settings.model_dump(mode="json", exclude=free), self.threads)
+        file = self.place / "settings.json"
+        if file.is_file():
+            before = load(Asked, file)
+            changed = [name for name, value in asked.settings.items() if before.settings.get(name) != value]
+            if before.config != asked.config:
+                changed.append("its data, model or training")
+            if changed:
+                raise ConfigError(
+                    f"{self.place} holds a comparison with other settings ({', '.join(changed)}); "
+                    "give another --folder, or the settings that it has"
+                )
+            self.threads = before.threads  # of the budget
+            return
+        write_json(file, asdict(asked))
+
+    def job(self, do: str, row: str, where: str, config: RunConfig, seed: int = 0, **more: Any) -> Job:
+        scored = do in ("run", "scratch")
+        return Job(
+            do=do,  # type: ignore[arg-type]  # checked where a worker reads it
+            folder=str(self.place / where),
+            row=row,
+            config=to_yaml(config),
+            seed=seed,
+            minutes=self.settings.budget_minutes,
+            labels=self.labels if scored else {},
+            classes=self.classes,
+            finetune_steps=self.settings.finetune_steps,
+            code=self.code,
+            **more,
+        )
+
+    def run(self, overview: Overview) -> Comparison:
+        pool = Pool(self.settings.jobs, self.threads, overview.changed, overview.tick)
+        for note in self.missing():
+            overview.say(note)
+        steps = self.paces(pool, overview)
+        chosen = self.tuned(pool, overview, steps)
+        jobs = self.jobs(steps, chosen)
+        with overview.of(jobs):
+            changed = pool.watch
+
+            def watch(state: Any) -> None:
+                changed(state)
+                if state.state == "done":
+                    self.collect(jobs).save(self.place)
+
+            pool.watch = watch  # after each job: what is done can be looked at
+            pool.run(jobs)
+        found = self.collect(jobs)
+        found.save(self.place)
+        write_page(found, self.place)
+        return found
+
+    def paces(self, pool: Pool, overview: Overview) -> dict[str, int]:
+        """Steps of each row, from what a step costs, measured one after another. Raises ConfigError, of the first row
+        that cannot run, before any is trained."""
+        configs = {name: row_config(self.base, config) for name, config in self.own.items()}
+        if self.labels:
+            configs[SUPERVISED] = supervised_config(self.base)
+        jobs = [self.job("pace", name, f"{folder_of(name)}/pace", config) for name, config in configs.items()]
+        with overview.of(jobs):
+            pool.run(jobs, side_by_side=False)
+        found = {job.row: load(Pace, job.result) for job in jobs}
+        return {
+            name: checked_steps(name, pace, self.settings, self.threads, self.on_cpu) for name, pace in found.items()
+        }
+
+    def trial_jobs(self, steps: dict[str, int]) -> dict[str, list[Job]]:
+        found: dict[str, list[Job]] = {}
+        for name, config in self.own.items():
+            short = max(1, round(TRIAL_SHARE * steps[name]))
+            found[name] = [
+                self.job(
+                    "trial",
+                    name,
+                    f"{name}/trial-{number}",
+                    with_length(row_config(self.base, config, 0, factors), short),
+                    tuned=factors,
+                )
+                for number, factors in enumerate(trials(self.settings.tune))
+            ]
+        return found
+
+    def tuned(self, pool: Pool, overview: Overview, steps: dict[str, int]) -> dict[str, dict[str, float]]:
+        """Factors of each objective's settings: those whose short run is best on validation."""
+        by_name = self.trial_jobs(steps)
+        jobs = [job for own in by_name.values() for job in own]
+        with overview.of(jobs):
+            pool.run(jobs)
+        found = {}
+        for name, own in by_name.items():
+            scores = [load_scores(job.result)[0] for job in own]
+            best = max(scores, key=lambda one: one.values.get("linear", -1.0), default=None)
+            found[name] = dict(best.tuned) if best is not None else {}
+        return found
+
+    def jobs(self, steps: dict[str, int], chosen: dict[str, dict[str, float]]) -> list[Job]:
+        """One seed after another, so that a table is there early."""
+        found = []
+        for seed in range(self.settings.seeds):
+            for name, config in self.own.items():
+                settings = with_length(row_config(self.base, config, seed, chosen[name]), steps[name])
+                found.append(self.job("run", name, f"{name}/seed-{seed}", settings, seed, tuned=chosen[name]))
+            if self.labels:
+                config = self.base.model_copy(update={"seed": seed})
+                found.append(self.job("untrained", UNTRAINED, f"{UNTRAINED}/seed-{seed}", config, seed))
+                settings = with_length(supervised_config(self.base, seed), steps[SUPERVISED])
+                where = f"{folder_of(SUPERVISED)}/seed-{seed}"
+                found.append(self.job("scratch", SUPERVISED, where, without_probe(settings), seed))
+        return found
+
+    def collect(self, jobs: Sequence[Job]) -> Comparison:
+        """What is there so far."""
+        runs = [one for job in jobs if job.result.is_file() for one in load_scores(job.result)]
+        tried = [self.place / name / f"trial-{number}" / "scores.json" for name in self.own for number in range(9)]
+        return Comparison(
+            name=self.title,
+            budget=self.settings.budget_in_words(self.threads, self.on_cpu),
+            rows=rows_of(runs),
+            runs=runs,
+            trials=[one for file in tried if file.is_file() for one in load_scores(file)],
+            notes=[*self.missing(), *self.notes()],
+            settings=self.settings.model_dump(mode="json") | {"threads": self.threads, "base": to_yaml(self.base)},
+            folder=str(self.place),
+        )
+
+    def missing(self) -> list[str]:
+        """What cannot be measured, and why."""
+        if self.labels:
+            return []
+        return [
+            "The training images have no labels, or only one class: probes and fine-tuning cannot be measured "
+            "(data.label_column, data.label_file); the table has speed, memory, parameters and verdicts."
+        ]
+
+    def notes(self) -> list[str]:
+        found = [
+            f"Budget of each run: {self.settings.budget_in_words(self.threads, self.on_cpu)}; probes, checkpoints and "
+            "the few seconds in which a step's cost is measured are not counted. The number of steps follows from that "
+            "cost, so that the learning rate falls to its end with the budget.",
+        ]
+        if self.settings.seeds > 1:
+            found.append(f"± is the standard deviation over {self.settings.seeds} seeds.")
+        if self.labels:
+            assert isinstance(self.base.data, ImagePart)
+            few = " and ".join(str(self.classes * one) for one in self.labels.values())
+            found.append(
+                "Layer, pooling and attention of the probes are chosen on validation images and measured once on test; "
+                "the output columns choose nothing."
+            )
+            if self.settings.finetune_steps:
+                found.append(
+                    f"Fine-tuning: {few} labels, drawn anew for each seed, {self.settings.finetune_steps} steps for "
+                    "every row, full attention, mean over patches; the weights of the last step count. From scratch "
+                    "has as many on these, and on all labels the whole budget."
+                )
+        if self.settings.tune:
+            found.append(
+                f"Tuning: {self.settings.tune} trials of each objective, of {TRIAL_SHARE:.0%} of the budget, judged by "
+                "a linear probe on validation images: "
+                + "; ".join(", ".join(f"{name} x {value:.2g}" for name, value in one.items())
+                            for one in trials(self.settings.tune)) + "."
+            )  # fmt: skip
+        return found
+
+
+def without_probe(config: RunConfig) -> RunConfig:
+    """A supervised run without looks at validation images on the way: its last weights count."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"probe_steps": None})})
+
+
+def folder_of(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def compare_runs(words: Sequence[str], settings: CompareSettings, folder: str | Path | None = None) -> Comparison:
+    """Runs that are there, as they are; those that differ in their seed alone are one row."""
+    place = Path(folder) if folder else Path("runs") / "compare-runs"
+    if len({str(Path(word).resolve()) for word in words}) < len(words):
+        raise ConfigError("a run is named twice")
+    jobs = existing_jobs(words, settings, place)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = acquire(place / ".lock", f"another process is comparing in {place}: wait for it, or stop it")
+    try:
+        overview = Overview()
+        pool = Pool(settings.jobs, settings.threads or torch.get_num_threads(), overview.changed, overview.tick)
+        with overview.of(jobs):
+            pool.run(jobs)
+        runs: list[RunScores] = [one for job in jobs for one in load_scores(job.result)]
+        notes = ["Runs as they are: their budgets and settings may differ."]
+        found = Comparison("runs", "as trained", rows_of(runs), runs, notes=notes, folder=str(place))
+        found.save(place)
+        write_page(found, place)
+        return found
+    finally:
+        lock.close()
+
+
+def existing_jobs(words: Sequence[str], settings: CompareSettings, place: Path) -> list[Job]:
+    """Raises ConfigError for a folder without a finished model."""
+    rows: dict[str, str] = {}  # by settings without name and seed
+    found = []
+    for word in words:
+        opened = open_run(word)
+        config = opened.config
+        opened.saved()
+        same = to_yaml(config.model_copy(update={"name": "run", "seed": 0, "output_dir": "runs"}))
+        row = rows.setdefault(same, Path(word).name)
+        labels = label_counts(config.data) if isinstance(config.data, ImagePart) else {}
+        found.append(
+            Job(
+                do="existing",
+                folder=str(place / Path(word).name),
+                row=row,
+                seed=config.seed,
+                labels=labels if settings.finetune_steps and config.model.task == "pretraining" else {},
+                classes=len(config.data.class_names()) if labels and isinstance(config.data, ImagePart) else 0,
+                finetune_steps=settings.finetune_steps,
+                path=str(word),
+                code=[str(file) for file in allowed_files()],
+            )
+        )
+    return found
+

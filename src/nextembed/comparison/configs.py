@@ -1,0 +1,167 @@
+"""Run settings of each row: one data, model, batch and length; objective, rates and attention of the row's own."""
+
+from typing import Any
+
+from ..core.objective import ObjectiveSettings, ViewSettings
+from ..core.optim import OptimConfig
+from ..core.types import IGNORE_LABEL
+from ..data.images import ImagePart
+from ..data.labels import labels_of
+from ..data.rows import Rows
+from ..errors import ConfigError, MissingSplit, unknown
+from ..models.nepa.settings import NepaClassifier, NepaModel
+from ..objectives.supervised import ClassificationSettings
+from ..recipes.listing import listed
+from ..recipes.loading import load
+from ..runs import RunConfig
+from ..training.settings import TrainConfig
+
+ENDING = "_demo"  # of the recipes that name objectives: nepa_demo, mae_demo
+NUM_LOGS, NUM_PROBES, NUM_SAVES = 60, 6, 6  # of each run
+FRACTIONS = {"finetune_1": 0.01, "finetune_10": 0.1}
+RATES, DECAYS = (1.0, 3.0, 1 / 3), (1.0, 5.0, 1 / 5)  # factors that are tried
+
+
+def known_objectives() -> dict[str, RunConfig]:
+    """Settings of the recipe NAME_demo of each objective that learns from images without labels, by NAME."""
+    found = {name: load(name) for name in listed() if name.endswith(ENDING)}
+    fitting = {name: config for name, config in found.items() if fits_images(config)}
+    return {name.removesuffix(ENDING): config for name, config in fitting.items()}
+
+
+def fits_images(config: RunConfig) -> bool:
+    return (
+        isinstance(config.model, NepaModel)
+        and isinstance(config.data, ImagePart)
+        and config.objective.task == "pretraining"
+        and config.objective.trains_backbone
+    )
+
+
+def chosen_objectives(names: list[str] | None) -> dict[str, RunConfig]:
+    """Those that were asked for, else all. Raises ConfigError for a name that is unknown or comes twice."""
+    known = known_objectives()
+    if not names:
+        return known
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"objective '{name}' is named twice")
+        if name not in known and f"{name}{ENDING}" in listed():
+            raise ConfigError(f"objective '{name}' does not fit images in a NEPA model; Allowed: {', '.join(known)}")
+        if name not in known:
+            raise ConfigError(unknown("objective", name, known))
+    return {name: known[name] for name in names}
+
+
+def checked_base(config: RunConfig) -> RunConfig:
+    """What all rows share: images and a new NEPA model. Where labelled data has no validation split, a tenth of the
+    training images is kept apart to choose on. Raises ConfigError for other data or models."""
+    if not isinstance(config.data, ImagePart):
+        raise ConfigError(f"a comparison needs images, and data.kind {config.data.kind} gives none")
+    if not isinstance(config.model, NepaModel) or config.model.pretrained is not None:
+        raise ConfigError("a comparison trains new models: model.kind=vit_nepa without model.pretrained")
+    if config.train.fsdp:
+        raise ConfigError("a comparison runs each model on one device: train.fsdp=false")
+    data = config.data
+    if data.class_names() and data.validation_rate is None and isinstance(data.training_rows(), Rows):
+        try:
+            data.split_rows("validation")
+        except MissingSplit:
+            return config.model_copy(update={"data": data.model_copy(update={"validation_rate": 0.1})})
+    return config
+
+
+def row_config(base: RunConfig, own: RunConfig, seed: int = 0, tuned: dict[str, float] | None = None) -> RunConfig:
+    """The base with a row's objective. own: the objective's recipe. tuned: factors of its settings."""
+    assert isinstance(base.model, NepaModel)
+    objective = own.objective
+    if type(objective) is type(base.objective):
+        objective, optim = base.objective, base.optim
+    else:
+        objective, optim = fitted(objective, base.model), own.optim
+    for name, factor in (tuned or {}).items():
+        optim = optim.model_copy(update={name: factor * float(vars(optim)[name])})
+    averaged = base.train.ema_decay if own.train.ema_decay is not None else None
+    return base.model_copy(
+        update={
+            "seed": seed,
+            "model": base.model.model_copy(update={"is_causal": objective.attends == "causal"}),
+            "objective": objective,
+            "optim": optim,
+            "train": base.train.model_copy(update={"ema_decay": averaged, "trackers": []}),
+            "after": [],
+        }
+    )
+
+
+def fitted(objective: ObjectiveSettings, model: NepaModel) -> ObjectiveSettings:
+    """Its settings with small crops that the model's patches divide: half as wide as the image, about."""
+    side = max(1, model.image_size // model.patch_size // 2) * model.patch_size
+    views = {name: value for name, value in objective if isinstance(value, ViewSettings) and value.num_local}
+    return objective.model_copy(
+        update={name: value.model_copy(update={"local_size": side}) for name, value in views.items()}
+    )
+
+
+def with_length(config: RunConfig, steps: int) -> RunConfig:
+    """So many steps; logs, quick probes and checkpoints at the same parts of every run."""
+    log = max(1, steps // NUM_LOGS)
+    probe = log * max(1, steps // log // NUM_PROBES)
+    save = log * max(1, steps // log // NUM_SAVES)
+    every = {"log_steps": log, "probe_steps": probe, "save_steps": save, "keep_checkpoints": 1}
+    return config.model_copy(
+        update={"train": config.train.model_copy(update={"max_steps": steps, "epochs": None, **every})}
+    )
+
+
+def supervised_config(base: RunConfig, seed: int = 0) -> RunConfig:
+    """From scratch: the base's model with a classifier on it, and all labels."""
+    train = base.train.model_copy(update={"trackers": [], "ema_decay": None})
+    changes: dict[str, Any] = {
+        "seed": seed,
+        "model": NepaClassifier(architecture=base.model),
+        "objective": ClassificationSettings(label_smoothing=0.1),
+        "optim": OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1),
+        "train": train,
+        "after": [],
+    }
+    return base.model_copy(update=changes)
+
+
+def finetune_config(
+    base: RunConfig, pretrained: str | None, per_class: int, seed: int, steps: int, num_labels: int
+) -> RunConfig:
+    """A few labels of each class, drawn by the seed; the same number of steps for every row. pretrained: a model
+    folder; None starts anew."""
+    config = supervised_config(base, seed)
+    batch = max(2, min(64, num_labels))
+    changes: dict[str, Any] = {
+        "data": base.data.model_copy(update={"labels_per_class": per_class, "labels_seed": seed}),
+        "train": TrainConfig(
+            batch_size=batch, max_steps=steps, log_steps=max(1, steps // 10), save_steps=steps, trackers=[],
+            precision=base.train.precision, device=base.train.device,
+        ),
+    }  # fmt: skip
+    if pretrained is not None:
+        changes["model"] = NepaClassifier(pretrained=pretrained, new_head=True)
+        changes["optim"] = OptimConfig(learning_rate=5e-4, layer_decay=0.75, weight_decay=0.05, warmup_rate=0.1)
+    return config.model_copy(update=changes)
+
+
+def label_counts(data: ImagePart) -> dict[str, int]:
+    """Labels of each class for fine-tuning, by column; empty where there are no labels. A class that has fewer bounds
+    it."""
+    rows = data.training_rows()
+    if not isinstance(rows, Rows) or not data.class_names():
+        return {}
+    labels = [label for label in labels_of(rows) if label != IGNORE_LABEL]
+    classes = set(labels)
+    if len(classes) < 2:
+        return {}
+    fewest = min(labels.count(one) for one in classes)
+    return {name: max(1, min(fewest, round(part * len(labels) / len(classes)))) for name, part in FRACTIONS.items()}
+
+
+def trials(number: int) -> list[dict[str, float]]:
+    """Factors of learning rate and weight decay that are tried, in this order."""
+    return [{"learning_rate": rate, "weight_decay": decay} for decay in DECAYS for rate in RATES][:number]
