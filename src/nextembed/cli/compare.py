@@ -36,7 +36,7 @@ def compare(
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
-    """Train several objectives at equal cost, with seeds and baselines, and put them into one table.
+    """Compare objectives at equal cost, with seeds and baselines, in one table.
 
     All have the same images, model, batch and budget. Stopped and started again it goes on where it was; the folder
     then has comparison.json, .md, .csv and .html.

@@ -20,8 +20,8 @@ from ..recipes.loading import load as load_recipe
 from ..runs import RunConfig, open_run
 from .budget import Pace, checked_steps
 from .configs import (
-    chosen_objectives,
     checked_base,
+    chosen_objectives,
     label_counts,
     row_config,
     supervised_config,
@@ -142,9 +142,7 @@ def compare_objectives(
 class Plan:
     """All jobs of a comparison, in their order."""
 
-    def __init__(
-        self, base: RunConfig, own: dict[str, RunConfig], settings: CompareSettings, place: Path, title: str
-    ):
+    def __init__(self, base: RunConfig, own: dict[str, RunConfig], settings: CompareSettings, place: Path, title: str):
         self.base, self.own, self.settings, self.place, self.title = base, own, settings, place, title
         self.threads = settings.threads or torch.get_num_threads()
         self.on_cpu = base.train.on_cpu()
@@ -380,4 +378,3 @@ def existing_jobs(words: Sequence[str], settings: CompareSettings, place: Path) 
             )
         )
     return found
-

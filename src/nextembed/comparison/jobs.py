@@ -125,7 +125,11 @@ def trial(job: Job, alone: bool) -> list[RunScores]:
 
 def untrained(job: Job, alone: bool) -> list[RunScores]:
     """The network as it is drawn, and raw pixels."""
-    config, scores, pixels = job.settings(), RunScores(job.row, kind="baseline"), RunScores("raw pixels", kind="baseline")
+    config, scores, pixels = (
+        job.settings(),
+        RunScores(job.row, kind="baseline"),
+        RunScores("raw pixels", kind="baseline"),
+    )
     if job.classes:
         assert isinstance(config.model, ModelPart)
         torch.manual_seed(config.seed)

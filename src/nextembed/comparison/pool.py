@@ -144,5 +144,3 @@ def logging_to(job: Job) -> Iterator[IO[str]]:
         log.write(json.dumps({"begins": job.do, "row": job.row, "seed": job.seed}) + "\n")
         log.flush()
         yield log
-
-

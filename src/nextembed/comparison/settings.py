@@ -18,19 +18,28 @@ class CompareSettings(Config):
     """
 
     minutes: float | None = Field(
-        None, gt=0, le=1e6, description="Of training each: on CPU as CPU time (x threads), on GPU wall-clock; 10."
+        None, gt=0, le=1e6, description="Minutes of training for each run: on a CPU as CPU time (x threads); 10."
     )
-    images_seen: int | None = Field(None, ge=1, le=10**15, description="Budget in images, in place of minutes.")
-    flops: float | None = Field(None, gt=0, le=1e40, description="Budget in FLOPs, in place of minutes.")
-    seeds: int = Field(3, ge=1, le=1000, description="Runs of each objective; the table has mean and deviation.")
+    images_seen: int | None = Field(None, ge=1, le=10**15, description="A budget in images, in place of minutes.")
+    flops: float | None = Field(None, gt=0, le=1e40, description="A budget in FLOPs, in place of minutes.")
+    seeds: int = Field(
+        3, ge=1, le=1000, description="How many runs of each objective; the table has mean and standard deviation."
+    )
     tune: int = Field(
-        0, ge=0, le=9, description="Trials of each objective on validation: learning rate, then weight decay."
+        0,
+        ge=0,
+        le=9,
+        description="How many settings each objective tries on validation: learning rate, then weight decay.",
     )
-    jobs: int = Field(1, ge=0, le=256, description="Runs side by side, one a GPU; 0: all in this process.")
-    threads: int | None = Field(None, ge=1, le=4096, description="Of the machine, shared by the jobs; all.")
-    finetune_steps: int = Field(300, ge=0, le=10**9, description="Fine-tuning on 1 and 10 % of the labels; 0: none.")
+    jobs: int = Field(1, ge=0, le=256, description="How many runs side by side, one a GPU; 0: all in this process.")
+    threads: int | None = Field(
+        None, ge=1, le=4096, description="CPU threads that the runs share; all of the machine if left out."
+    )
+    finetune_steps: int = Field(
+        300, ge=0, le=10**9, description="Steps of fine-tuning on 1 and 10 % of the labels; 0: none."
+    )
     num_probe: int | None = Field(
-        None, ge=10, le=MAX_NUMBER, description="Training images of the probes, in place of probe.num_train."
+        None, ge=10, le=MAX_NUMBER, description="How many training images the probes see, in place of probe.num_train."
     )
 
     @model_validator(mode="after")
