@@ -29,7 +29,8 @@ def compare(
     ],
     settings: "CompareSettings",
     objectives: Annotated[
-        str | None, typer.Option(metavar="NAME,NAME", help="nepa, mae, ...; all that fit images if left out.")
+        str | None,
+        typer.Option(metavar="NAME,NAME", help="Which objectives; all that fit images if left out."),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("--folder", "-o", metavar="FOLDER", help="Where it goes; runs/compare-SOURCE.")
