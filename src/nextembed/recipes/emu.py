@@ -205,6 +205,52 @@ def emu_emoji_decoder() -> RunConfig:
     )
 
 
+def emu_smol() -> RunConfig:
+    """Emu on SmolLM2-135M: captions, answers in sentences and conversations about emoji; 40 minutes on two cores.
+
+    The language model is frozen but for LoRA; the encoder is runs/nepa_demo/model. model.language is any causal model
+    of Hugging Face: a hub id, a folder, or a GGUF file.
+    """
+    return RunConfig(
+        name="emu_smol",
+        data=EmojiDocuments(
+            kinds=KindWeights(caption=3, paint=1, tags=1, question=2, context=1, chat=3),
+            max_shift=0.1,
+            max_scale=0.1,
+            restyle_rate=0.7,
+            num_workers=0,
+        ),
+        model=EmuParts(
+            vision=ENCODER,
+            vision_config={"is_causal": False},
+            language="HuggingFaceTB/SmolLM2-135M-Instruct",
+            num_image_latents=4,
+            causal_former=_small_former(),
+            latent_std=0.1,
+            max_length=128,
+        ),
+        objective=EmuSettings(),
+        optim=OptimConfig(
+            kind="muon",
+            learning_rate=2e-3,
+            betas=(0.9, 0.98),
+            weight_decay=0.01,
+            warmup_rate=0.05,
+            part_lr_rates={"visual": 0.3, "connector": 0.5},
+        ),
+        train=TrainConfig(
+            batch_size=4,
+            max_steps=1000,
+            precision="bf16",
+            lora=LLAMA_LORA.model_copy(update={"dropout": 0.0, "whole": ["visual", "visual_norm", "connector"]}),
+            log_steps=20,
+            save_steps=250,
+        ),
+        probe=ProbeConfig(enabled=False),
+        after=["nepa_demo"],
+    )
+
+
 def _small_llama() -> dict[str, str | int | bool]:
     return {
         "model_type": "llama",

@@ -17,6 +17,8 @@ from ..data.rows import Rows
 from ..data.tables import DocumentTable, field, words
 from ..data.transforms import Unreadable
 from ..errors import ConfigError
+from .emoji_chat import Facts, conversation
+from .restyle import restyled
 
 CACHE_BYTES = 256 * 2**20
 
@@ -43,7 +45,7 @@ class KindWeights(Config):
 
     caption: how often "<image> name." is made; paint: how often "name: <image>"; tags: how often "<image> keywords: a,
     b."; question: how often a question about the group, with loss on the answer alone; context: how often two captioned
-    images.
+    images; chat: how often one or two questions answered in sentences.
     """
 
     caption: float = Field(3.0, ge=0, le=1e9)
@@ -51,6 +53,7 @@ class KindWeights(Config):
     tags: float = Field(1.0, ge=0, le=1e9)
     question: float = Field(2.0, ge=0, le=1e9)
     context: float = Field(1.0, ge=0, le=1e9)
+    chat: float = Field(0.0, ge=0, le=1e9)
 
     @model_validator(mode="after")
     def _some(self) -> "KindWeights":
@@ -68,6 +71,8 @@ class EmojiDocuments(DocumentTable, DocumentPart):
     kinds: how often each kind of document is made. forms: the questions that are asked, "train" or "heldout".
     max_shift, max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its
     white ground; 0 leaves it as it is.
+    restyle_rate: share of the pictures to be read, not painted, that are changed as if another hand had drawn them:
+    colours, flat areas, lines, a turn, something covered.
     """
 
     source: str = "emoji"
@@ -76,6 +81,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
     forms: Literal["train", "heldout"] = "train"
     max_shift: float = Field(0.0, ge=0, lt=1)
     max_scale: float = Field(0.0, ge=0, lt=1)
+    restyle_rate: float = Field(0.0, ge=0, le=1)
 
     def rows(self, split: Role) -> Rows:
         if self.streaming:
@@ -104,7 +110,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         kinds = list(self.kinds.model_dump().items())
         at = draw.share() * sum(weight for _, weight in kinds)
         kind = drawn_kind(kinds, at)
-        make = {"caption": self.caption, "paint": self.paint, "tags": self.keywords}
+        make = {"caption": self.caption, "paint": self.paint, "tags": self.keywords, "chat": self.chat}
         if kind == "question":
             return self.question(row, seed, draw.below(len(FORMS[self.forms])))
         if kind == "context":
@@ -117,13 +123,10 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         return self._made(row, [self.picture(row, seed), text(f"{name_of(row)}.")])
 
     def paint(self, row: "EmojiRow", seed: int | None = None) -> Document:
-        return self._made(row, [text(f"{name_of(row)}:"), self.picture(row, seed)])
+        return self._made(row, [text(f"{name_of(row)}:"), self.picture(row, seed, painted=True)])
 
     def keywords(self, row: "EmojiRow", seed: int | None = None) -> Document:
-        found = field(row, "tags") or []
-        if not isinstance(found, list) or not all(isinstance(tag, str) for tag in found):
-            raise Unreadable("'tags' is not a list of texts")
-        tags = ", ".join(found) or name_of(row)
+        tags = ", ".join(tags_of(row)) or name_of(row)
         return self._made(row, [self.picture(row, seed), text("keywords:", loss=False), text(f" {tags}.")])
 
     def question(self, row: "EmojiRow", seed: int | None = None, form: int = 0) -> Document:
@@ -139,17 +142,28 @@ class EmojiDocuments(DocumentTable, DocumentPart):
             segments += [self.picture(row, own), text(f"{name_of(row)}.")]
         return self._made(rows[0], segments)
 
+    def chat(self, row: "EmojiRow", seed: int | None = None) -> Document:
+        """One question or two, answered in sentences."""
+        facts = Facts(name_of(row), tags_of(row), words(field(row, "group"), "group"))
+        picture = self.picture(row, seed, loss=False)
+        return self._made(row, conversation(picture, facts, Draws(sample_seed(seed or 0, 0, "chat"))))
+
     def _made(self, row: "EmojiRow", segments: list[Segment]) -> Document:
         return {"key": row.key, "segments": segments}
 
-    def picture(self, row: "EmojiRow", seed: int | None, loss: bool = True) -> Segment:
-        """The emoji on its ground, uint8 [3, H, W]; shifted and scaled where there is a seed. Raises Unreadable."""
+    def picture(self, row: "EmojiRow", seed: int | None, loss: bool = True, painted: bool = False) -> Segment:
+        """The emoji on its ground, uint8 [3, H, W]; shifted, scaled and restyled where there is a seed. Raises
+        Unreadable."""
         pixels = row.pixels
         if pixels is None:
             pixels = self.reader().read(row.folder.read(field(row, "image")))
             row.others.keep(row, pixels)
         if seed is not None and (self.max_shift or self.max_scale):
             pixels = moved(pixels, Draws(sample_seed(seed, 0, "move")), self.max_shift, self.max_scale, self.background)
+        if seed is not None and self.restyle_rate and not painted:
+            draw = Draws(sample_seed(seed, 0, "style"))
+            if draw.share() < self.restyle_rate:
+                pixels = restyled(pixels, draw, self.background)
         return {"kind": "image", "value": pixels, "loss": loss}
 
 
@@ -165,6 +179,13 @@ def drawn_kind(kinds: list[tuple[str, float]], at: float) -> str:
 
 def name_of(row: Record) -> str:
     return words(field(row, "name"), "name")
+
+
+def tags_of(row: Record) -> list[str]:
+    found = field(row, "tags") or []
+    if not isinstance(found, list) or not all(isinstance(tag, str) for tag in found):
+        raise Unreadable("'tags' is not a list of texts")
+    return found
 
 
 def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, background: tuple[int, int, int]) -> Tensor:

@@ -28,7 +28,8 @@ class LoraSettings(Config):
 
     rank: rank of the update. alpha: the update is scaled by alpha / rank. dropout: of what the update reads. targets:
     linear layers, by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj. within: only
-    layers of this part of the model, e.g. "language_model".
+    layers of this part of the model, e.g. "language_model". whole: parts of the trunk that learn as a whole, too, e.g.
+    ["visual", "connector"].
     Source: LoRA (arXiv 2106.09685).
     """
 
@@ -37,6 +38,7 @@ class LoraSettings(Config):
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] = Field(["query", "value"], min_length=1)
     within: str | None = None
+    whole: list[str] = []
 
 
 class Adaptation(Protocol):
@@ -112,6 +114,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
     head = head_modules(backbone)
     layers = [n for n, m in backbone.named_modules() if isinstance(m, nn.Linear) and n.partition(".")[0] not in head]
     layers = [n for n in layers if settings.within is None or f".{settings.within}." in f".{n}."]
+    layers = [n for n in layers if not any(f".{part}." in f".{n}." for part in settings.whole)]
     if not layers:
         names = {part for n, _ in backbone.named_modules() for part in n.split(".") if not part.isdigit()}
         raise ConfigError(unknown("train.lora.within: part", str(settings.within), names))
@@ -124,20 +127,32 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
     if settings.rank > smallest:
         raise ConfigError(f"train.lora.rank {settings.rank}: the smallest of the layers is {smallest} wide")
     targets: Any = settings.targets
-    if settings.within is not None:  # whole names: peft itself looks at their ends only
+    if settings.within is not None or settings.whole:  # whole names: peft itself looks at their ends only
         targets = reached
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number does
         lora_dropout=settings.dropout,
         target_modules=targets,
-        exclude_modules=head or None,
+        exclude_modules=[*head, *settings.whole] or None,  # where `write_adapter` finds them, too
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, backbone)
     for name, param in backbone.named_parameters():
         param.requires_grad_(LORA in name or name.partition(".")[0] in head)
+    train_whole(backbone, settings.whole)
+
+
+def train_whole(backbone: nn.Module, parts: Sequence[str]) -> None:
+    """Lets parts of a model learn. Raises ConfigError for one that is not there."""
+    for part in parts:
+        found = [param for name, param in backbone.named_parameters() if f".{part}." in f".{name}"]
+        if not found:
+            names = {word for name, _ in backbone.named_modules() for word in name.split(".") if not word.isdigit()}
+            raise ConfigError(unknown("train.lora.whole: part", part, names))
+        for param in found:
+            param.requires_grad_(True)
 
 
 def head_modules(backbone: nn.Module) -> list[str]:
@@ -166,14 +181,16 @@ def merged(backbone: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Ten
 
 
 def write_adapter(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
-    """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters and the head."""
-    head = head_modules(backbone)
+    """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters, the head, and what learned as a
+    whole."""
     config: Any = copy.copy(backbone.peft_config["default"])
+    kept = sorted(config.exclude_modules or [])
+    head = [n for n, _ in backbone.named_modules() if any(f".{n}".endswith(f".{part}") for part in kept)]
     config.target_modules = sorted(config.target_modules)
     config.modules_to_save, config.exclude_modules, config.inference_mode = head or None, None, True
     config.base_model_name_or_path = backbone.config._name_or_path or None
     config.save_pretrained(str(folder))
-    own = {n: t for n, t in state.items() if LORA in n or n.partition(".")[0] in head}
+    own = {n: t for n, t in state.items() if LORA in n or any(n.startswith(f"{part}.") for part in head)}
     names = {n: f"base_model.model.{n.replace('.default.', '.') if LORA in n else n}" for n in own}
     save_file({names[n]: t.contiguous().clone() for n, t in own.items()}, folder / "adapter_model.safetensors")
 

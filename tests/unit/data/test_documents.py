@@ -20,6 +20,7 @@ from nextembed.data.messages import render
 from nextembed.data.transforms import Unreadable
 from nextembed.data.video import Span, VideoReader, frame_indices, parse_subtitles, within
 from nextembed.errors import ConfigError, DataError, MissingExtra
+from nextembed.inference.conversation import Conversation, Style
 
 
 def png(colour: int, size: int = 4) -> bytes:
@@ -326,6 +327,44 @@ def test_emoji_documents():
     a, b = moving.picture(test[0], 5)["value"], moving.picture(test[0], 6)["value"]
     assert a.shape == plain.shape and not torch.equal(a, plain) and not torch.equal(a, b)
     assert torch.equal(a, moving.picture(test[0], 5)["value"])
+
+
+def test_emoji_in_other_styles_and_in_conversations():
+    part = DATA.parse({"kind": "emoji_documents", "restyle_rate": 1.0})
+    rows = part.rows("train")
+    plain = part.picture(rows[0], None)["value"]
+    drawn = [part.picture(rows[0], seed)["value"] for seed in range(8)]
+    assert all(picture.shape == plain.shape and picture.dtype == torch.uint8 for picture in drawn)
+    assert sum(not torch.equal(picture, plain) for picture in drawn) >= 7
+    assert torch.equal(drawn[3], part.picture(rows[0], 3)["value"])
+    assert torch.equal(part.paint(rows[0], 3)["segments"][1]["value"], plain)  # what is to be painted stays as it is
+    talks = [part.chat(rows[0], seed)["segments"] for seed in range(20)]
+    for talk in talks:
+        assert talk[0]["value"] == "Question:" and talk[1]["kind"] == "image" and not talk[1]["loss"]
+        answers = [segment["value"] for segment in talk if segment["loss"] and segment["value"].strip()]
+        assert answers and all(rows[0]["name"] in answer or rows[0]["group"] in answer for answer in answers)
+        assert all(answer.endswith(".") for answer in answers)
+    assert len({len(talk) for talk in talks}) > 1 and len({talk[2]["value"] for talk in talks}) > 3
+
+
+def test_a_conversation_about_emoji_is_written_as_chat_writes_one():
+    part = DATA.parse({"kind": "emoji_documents"})
+    rows = part.rows("train")
+    talk = next(t for t in (part.chat(rows[0], seed)["segments"] for seed in range(50)) if len(t) > 5)
+    asked = Conversation()
+    asked.ask(talk[1]["value"], talk[2]["value"].removesuffix(" Answer:"))
+    asked.answer(talk[3]["value"].strip())
+    asked.ask(second_question(talk))
+    style = Style("Question", "Answer", "\n", False)
+    written = asked.to_document(style)["segments"]
+    assert "".join(s["value"] for s in written if s["kind"] == "text") == "".join(
+        s["value"] for s in talk[:-1] if s["kind"] == "text"
+    )
+
+
+def second_question(talk):
+    """Its words."""
+    return talk[-2]["value"].removeprefix(" Question: ").removesuffix(" Answer:")
 
 
 def test_emoji_documents_that_cannot_work(tmp_path):

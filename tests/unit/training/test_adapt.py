@@ -159,6 +159,25 @@ def test_the_adapter_folder_loads_with_peft(pixels, tmp_path):
     assert model.peft_config["default"].modules_to_save is None  # training's own settings are untouched
 
 
+def test_parts_that_learn_as_a_whole_beside_the_adapters(pixels, tmp_path):
+    whole = "vit_nepa.embeddings"
+    model = classifier(LoraSettings(rank=2, targets=["query", "dense"], whole=["embeddings"])).backbone
+    for name, param in model.named_parameters():
+        learns = ".lora_" in name or name.startswith(whole) or not name.startswith("vit_nepa.")
+        assert param.requires_grad == learns, name
+    state = shaken(model).state_dict()
+    with torch.no_grad():
+        model.vit_nepa.embeddings.cls_token += 1
+    write_adapter(model, state, tmp_path)
+    base = NepaClassifier(architecture=NepaModel(**SIZES)).build(NAMES)
+    base.vit_nepa.load_state_dict(classifier().backbone.vit_nepa.state_dict())
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(pixel_values=pixels).logits, model(pixels).logits)
+    with pytest.raises(ConfigError, match=r"^train.lora.whole: part 'embedings' is not known. Did you mean"):
+        classifier(LoraSettings(whole=["embedings"]))
+
+
 def test_pretraining_with_lora_trains_the_adapters_alone():
     backbone = NepaModel(**SIZES).build()
     adapt(backbone, TrainConfig(max_steps=1, lora=LoraSettings(rank=2)))

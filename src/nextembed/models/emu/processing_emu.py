@@ -255,10 +255,11 @@ def to_rgb(image: object) -> Image.Image:
 
 def add_emu_tokens(tokenizer: PreTrainedTokenizerBase, instruct: bool = False) -> int:
     """Adds `[PAD]`, `[IMG]`, `[/IMG]`, `<image>`, and for dialogue `[USER]`, `[ASSISTANT]`, in the released order, to a
-    tokenizer, in place. Gives how many were new. `[PAD]` is added only where there is no padding token."""
+    tokenizer, in place. Gives how many were new. `[PAD]` is added only where there is no padding token, or where the
+    end pads: padding is never written, the end has to be."""
     names = [START, END, IMAGE, *([USER, ASSISTANT] if instruct else [])]
     added = 0
-    if tokenizer.pad_token is None:
+    if tokenizer.pad_token in (None, tokenizer.eos_token):
         added += tokenizer.add_special_tokens({"pad_token": bare_token(PAD)})
     return added + tokenizer.add_tokens([bare_token(name) for name in names], special_tokens=True)
 

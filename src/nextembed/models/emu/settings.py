@@ -25,6 +25,7 @@ from ...core.pretrained import load_pretrained
 from ...core.sizes import MAX_LENGTH
 from ...core.types import IGNORE_LABEL, Batch, Draw, Loading
 from ...errors import ConfigError, MissingExtra
+from ..gguf import gguf_file, gguf_model, gguf_tokenizer
 from ..parts import POSITION, ModelPart, load_part
 from .configuration_emu import Connector, EmuConfig, as_config
 from .connectors import standardise
@@ -43,9 +44,10 @@ class EmuParts(ModelPart):
 
     pretrained: an Emu folder or hub id to go on from, with its processor; then only `max_length` and
         `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's weights.
-    vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ... language: HF folder or hub
-        id of a causal language model. vision_config, language_config: in place of that model, a new one, {model_type:
-        ..., ...}; beside it, changes to its configuration, e.g. vision_config={is_causal: false}.
+    vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ...; of an Emu, its
+        encoder. language: HF folder or hub id of a causal language model, or its GGUF file. vision_config,
+        language_config: in place of that model, a new one, {model_type: ..., ...}; beside it, changes to its
+        configuration, e.g. vision_config={is_causal: false}.
     tokenizer: folder or hub id; null: the language model's; "bundled": a small English one that comes with the package.
         Emu's special tokens are added; new rows of the language model are the mean of its old ones.
     connector: from patches to image latents: "causal_former" (Emu), "pooled_grid" (Emu2) or "identity" (every patch).
@@ -135,7 +137,8 @@ class EmuParts(ModelPart):
         if name is None:
             raise ConfigError("model.tokenizer: a new language model needs one; 'bundled' is a small English one")
         path = str(BUNDLED_TOKENIZER) if name == "bundled" else name
-        tokenizer = load_part(AutoTokenizer, path, "tokenizer")
+        file = gguf_file(path)
+        tokenizer = gguf_tokenizer(file) if file else load_part(AutoTokenizer, path, "tokenizer")
         add_emu_tokens(tokenizer, self.instruct)
         return tokenizer
 
@@ -206,6 +209,9 @@ class EmuParts(ModelPart):
         config = self._vision_config()
         if self.vision is None:
             return build_visual(config)
+        if isinstance(load_part(AutoConfig, self.vision, "vision"), EmuConfig):
+            emu = load_part(EmuForConditionalGeneration, self.vision, "vision", dtype=torch.float32)
+            return emu.model.visual
         return load_part(AutoModel, self.vision, "vision", config=config, dtype=torch.float32)
 
     def _language(self) -> PreTrainedModel:
@@ -214,6 +220,10 @@ class EmuParts(ModelPart):
                 return AutoModelForCausalLM.from_config(as_config(self.language_config, None), trust_remote_code=False)
             except (ValueError, TypeError) as err:
                 raise ConfigError(f"model.language_config: {str(err).splitlines()[0]}") from None
+        if file := gguf_file(self.language):
+            if self.quantize is not None:
+                raise ConfigError("model.quantize: a GGUF file is read as float32; name a folder of safetensors")
+            return gguf_model(file)
         options: dict[str, Any] = {"dtype": torch.float32}
         if self.quantize is not None:
             options = {"quantization_config": quantization(self.quantize)}
