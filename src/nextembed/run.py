@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from .core import distributed
 from .core.files import next_folder
 from .core.objective import Objective, PretrainingModel
+from .core.run_folder import DataCounts
 from .core.sizes import building
 from .core.types import Backbone, Loading
 from .data.draws import DrawnEncode, drawing
@@ -24,8 +25,8 @@ from .training.banner import (
     Pace,
     announce,
     busy,
-    data_lines,
     device_line,
+    found_data,
     length_line,
     minutes,
     model_line,
@@ -120,7 +121,7 @@ def train_steps(
     ready = prepare(run_dir, config, named)
     loop, progress = ready.loop, ready.progress
     loop.watchers[:0] = watchers
-    write_settings(run_dir, config, config.seed, ready.trained)
+    write_settings(run_dir, config, config.seed, ready.trained, ready.data)
     try:
         loop.train(ready.checkpoint)
     finally:
@@ -130,13 +131,14 @@ def train_steps(
 
 
 class Ready(NamedTuple):
-    """A run before its next step. trained: parameters that train, and all."""
+    """A run before its next step. trained: parameters that train, and all; data: what was found of it."""
 
     loop: Loop
     progress: ProgressBar
     backbone: PreTrainedModel
     checkpoint: Path | None
     trained: tuple[int, int]
+    data: DataCounts
 
 
 def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | None = None) -> Ready:
@@ -147,7 +149,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     announce(device_line(config.train))
     with busy("         opening the data", announce):
         class_names = task.class_names(config.data)
-        found = data_lines(config.data, config.train.batch_size, size_of(part)) if distributed.is_main() else []
+        found, counts = distributed.on_main(lambda: found_data(config.data, config.train.batch_size, size_of(part)))
     for line in found:
         announce(line)
     torch.manual_seed(config.seed)
@@ -197,7 +199,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     if words := trained_words(trained, objective):
         progress.say(words)
     announce(length_line(loop))
-    return Ready(loop, progress, backbone, checkpoint, trained)
+    return Ready(loop, progress, backbone, checkpoint, trained, counts)
 
 
 def size_of(part: ModelPart) -> int | None:
@@ -236,6 +238,6 @@ def finish(run: Run, say: Say) -> dict[str, Any]:
     """Judges a run, on every rank, and writes its report. Gives `Run.metrics`: the last logged line, what the task
     scored, and the word of the verdict."""
     metrics = run.metrics | run.task.finish(run, say)
-    metrics["verdict"] = run.verdict().word
+    metrics |= {"verdict": run.verdict().word, "skipped": len(run.skipped())}
     distributed.on_main(run.report)
     return metrics

@@ -12,6 +12,7 @@ from nextembed.cli.train import summary
 from nextembed.core.answers import Answer, Answers, most_frequent
 from nextembed.core.objective import OBJECTIVES, Verdict
 from nextembed.core.probe_table import ProbeTable, Row
+from nextembed.core.run_folder import DataCounts
 from nextembed.core.scores import ClassArea, ClassScores, SegmentScores
 from nextembed.core.verdicts import against_baselines, judge
 from nextembed.errors import ConfigError
@@ -142,7 +143,7 @@ def test_the_terminal_the_report_the_card_and_a_notebook_say_the_same(tmp_path: 
     config = recipes.load("nepa_demo_tiny")
     run = tmp_path / "run"
     config.model.build([]).save_pretrained(run / "model")
-    write_settings(run, config, 0, (1, 1))
+    write_settings(run, config, 0, (1, 1), DataCounts())
     (run / "metrics.jsonl").write_text(json.dumps(LIVING) + "\n")
     table(0.58, 0.662).save(run / "probe.json")
     opened = open_run(run)

@@ -3,8 +3,9 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import ConfigError
 from .answers import Answers
@@ -231,11 +232,28 @@ class Parameters:
 
 
 @dataclass
+class DataCounts:
+    """What a run found of its data when it began; the same figures are said everywhere.
+
+    train, validation, test: images or documents of each split, 0 where there is no such split; None: not counted, as of
+    a stream, or of what would have to be downloaded. classes: 0 where there are none.
+    """
+
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+    classes: Count = 0
+    what: Literal["images", "documents"] = "images"
+
+
+@dataclass
 class Environment:
-    """What of environment.json is more than shown."""
+    """What of environment.json is more than shown. started: when the run began."""
 
     parameters: Parameters | None = None
     command: list[str] = field(default_factory=list)
+    started: datetime | None = None
+    data: DataCounts = field(default_factory=DataCounts)
 
 
 def read_environment(run: Path) -> Environment:

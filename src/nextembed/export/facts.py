@@ -2,14 +2,22 @@
 
 import contextlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.config import DATA
 from ..core.objective import Verdict
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import find_saved, read_config, read_history, read_skipped, run_folder
+from ..core.run_folder import (
+    DataCounts,
+    find_saved,
+    read_config,
+    read_environment,
+    read_history,
+    read_skipped,
+    run_folder,
+)
 from ..core.scores import ClassScores
 from ..core.verdicts import judge
 from ..data import sources  # noqa: F401  registers its kinds
@@ -112,15 +120,17 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
 
 
 def _splits(data: dict[str, object], settings: Settings, facts: Facts) -> list[tuple[str, str, int | None]]:
-    """Names of the splits, with their number of images: counted where the data is here (nothing is downloaded for it),
-    else as far as the run's files tell."""
+    """Names of the splits, with their number of images: as the run counted them when it began; else counted where the
+    data is here (nothing is downloaded for it), else as far as the run's files tell."""
     own, probe = settings.data, settings.probe
+    counted = read_environment(facts.run).data if facts.run is not None else DataCounts()
     names = dict(zip(ROLES, (own.split, own.validation, own.test)))
     wanted = dict(zip(ROLES, (0, probe.num_validation or 0, probe.num_test or 0)))
     found: list[tuple[str, str, int | None]] = []
     here = None if facts.dataset else _count(data)
     for role in ROLES:
         size = _recorded(role, wanted[role], facts) if here is None else here.get(role)
+        size = own_count if (own_count := asdict(counted)[role]) is not None else size
         if size or (here is None and names[role]):
             found.append((role, names[role] or role, size))
     return found

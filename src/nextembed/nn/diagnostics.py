@@ -157,8 +157,9 @@ def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
         for text in warned:
             if text.startswith(word):
                 return Verdict(word, text.partition(": ")[2])
+    nearer = "nearer" if last["cos_gap"] > 0 else "no nearer"
     figures = (
-        f"predictions are nearer to the next latent (cosine {last['cos_next']:.2f}) than to the current one "
+        f"predictions are {nearer} to the next latent (cosine {last['cos_next']:.2f}) than to the current one "
         f"({last['cos_current']:.2f})"
     )
     if "cos_neighbours" in last:

@@ -10,7 +10,9 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import MaxNLocator
+
+from .axes import Curve, hover, step_limits, tick, value_limits
 
 MAX_POINTS = 400
 SIZE = (4.0, 2.15)  # of a chart, inches
@@ -19,6 +21,20 @@ DIGIT = 0.084  # width of one in its labels, inches
 # Stand-ins that matplotlib draws with; the page's CSS says what they look like.
 INK, GRID, SERIES = "#010101", "#020202", ("#0a0101", "#0a0202", "#0a0303", "#0a0404")
 COLOURS = {INK: "var(--soft)", GRID: "var(--line)"} | {c: f"var(--c{i + 1})" for i, c in enumerate(SERIES)}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 0.8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "path.simplify": True,
+}
+FEW_POINTS = 12  # that are marked
 DASHES: tuple[object, ...] = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 
 
@@ -186,7 +202,9 @@ BY_MODALITY = {
 def render_charts(history: Sequence[Mapping[str, object]]) -> str:
     """Cards for every chart that has data; history: lines of metrics.jsonl, oldest first."""
     charts = [*CHARTS[:1], *modality_charts(history), *CHARTS[1:]]
-    cards = [_card(chart, number, history) for number, chart in enumerate(charts)]
+    steps = [float(row["step"]) for row in history if _number(row.get("step"))]  # type: ignore[arg-type]
+    ends = step_limits(steps) if steps else (0.0, 1.0)
+    cards = [_card(chart, number, history, ends) for number, chart in enumerate(charts)]
     return "".join(card for card in cards if card)
 
 
@@ -203,7 +221,7 @@ def modality_charts(history: Sequence[Mapping[str, object]]) -> list[Chart]:
     return found
 
 
-def points(history: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
+def points(history: Sequence[Mapping[str, Any]], name: str) -> Curve:
     """Steps and values of a metric, thinned to at most 400 points, the last one kept."""
     rows = [(row["step"], row[name]) for row in history if _number(row.get(name)) and _number(row.get("step"))]
     stride = -(-len(rows) // MAX_POINTS) or 1
@@ -215,7 +233,7 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and abs(value) < float("inf")
 
 
-def _card(chart: Chart, number: int, history: Sequence[Mapping[str, object]]) -> str:
+def _card(chart: Chart, number: int, history: Sequence[Mapping[str, object]], ends: tuple[float, float]) -> str:
     found = {name: xy for name in chart.series if (xy := points(history, name))[0]}
     if not found:
         return ""
@@ -227,7 +245,7 @@ def _card(chart: Chart, number: int, history: Sequence[Mapping[str, object]]) ->
     ]
     return (
         f'<figure class="card"><h3>{escape(chart.title)}</h3><div class="chips">{"".join(chips)}</div>'
-        f"{_svg(chart, number, found)}<figcaption>{escape(chart.text)}</figcaption></figure>"
+        f"{_svg(chart, number, found, ends)}<figcaption>{escape(chart.text)}</figcaption></figure>"
     )
 
 
@@ -237,49 +255,44 @@ def _show(value: float, percent: bool) -> str:
     return f"{value:.2e}" if value and abs(value) < 1e-3 else f"{value:.4g}"
 
 
-def _svg(chart: Chart, number: int, found: Mapping[str, tuple[list[float], list[float]]]) -> str:
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": f"chart{number}",  # ids differ between charts and not between runs
-        "font.size": 9.5,
-        "axes.edgecolor": GRID,
-        "axes.linewidth": 0.8,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "xtick.major.size": 0,
-        "ytick.major.size": 0,
-        "path.simplify": True,
-    }
+def _svg(chart: Chart, number: int, found: Mapping[str, Curve], ends: tuple[float, float]) -> str:
+    """ends: of the step axis, the same for all charts of a run."""
+    style = STYLE | {"svg.hashsalt": f"chart{number}"}  # ids differ between charts and not between runs
+    curves = {list(chart.series).index(name): curve for name, curve in found.items()}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=SIZE)
+        figure = Figure(figsize=SIZE, dpi=72)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        for spine in ("top", "right", "left"):
-            axes.spines[spine].set_visible(False)
-        axes.grid(axis="y", color=GRID, linewidth=0.7)
-        axes.set_axisbelow(True)
-        if chart.zero:
-            axes.axhline(0, color=INK, linewidth=0.8)
-        for name, (xs, ys) in found.items():
-            i = list(chart.series).index(name)
-            marker = "o" if len(xs) < 3 else None
-            axes.plot(xs, ys, color=SERIES[i], linestyle=DASHES[i], linewidth=1.7, marker=marker, markersize=4)
-        axes.margins(x=0.01)
-        low, high = chart.limits
-        axes.set_ylim(low, None if high is None else max(high, axes.get_ylim()[1] if low is None else high))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        if isinstance(plain := axes.yaxis.get_major_formatter(), ScalarFormatter):
-            plain.set_powerlimits((-3, 5))
-        if chart.percent:
-            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        axes.set_xlabel("optimizer steps")
+        _set_up(axes, chart, [value for _, ys in found.values() for value in ys], ends)
+        for i, (xs, ys) in curves.items():
+            marker = "o" if len(xs) <= FEW_POINTS else None
+            axes.plot(xs, ys, color=SERIES[i], linestyle=DASHES[i], linewidth=1.7, marker=marker, markersize=4,
+                      clip_on=False)  # fmt: skip
         _fit_margins(figure, axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(out.getvalue(), chart.title)
+        strips = hover(axes, 72 * SIZE[1], curves, lambda value: _show(value, chart.percent))
+    return _inline(out.getvalue(), chart.title).replace("</svg>", f"{strips}</svg>")
+
+
+def _set_up(axes: Any, chart: Chart, values: Sequence[float], ends: tuple[float, float]) -> None:
+    """Spines, grid, limits and ticks."""
+    for spine in ("top", "right", "left"):
+        axes.spines[spine].set_visible(False)
+    axes.grid(axis="y", color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    if chart.zero:
+        axes.axhline(0, color=INK, linewidth=0.8)
+        values = [*values, 0.0]
+    axes.set_xlim(*ends)
+    axes.set_ylim(*value_limits(values, chart.limits, chart.percent))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    if ends[1] - ends[0] == 2:  # one step alone
+        axes.set_xticks([sum(ends) / 2])
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %" if chart.percent else tick(value))
+    axes.set_xlabel("optimizer steps")
 
 
 def _fit_margins(figure: Figure, axes: Any) -> None:

@@ -11,7 +11,7 @@ from ..core.scores import ClassScores, Mistake
 from ..core.types import Role
 from ..data.images import ImagePart
 from ..errors import ConfigError, NextEmbedError
-from .page import head, percent
+from .page import head, percent, verdict_card
 from .pictures import data_uri, to_array
 from .view import RunView, looking
 
@@ -22,17 +22,12 @@ MAX_LABEL = 26  # characters
 
 def header(view: RunView) -> str:
     """Top-1 with its range, and the last figures."""
-    scores, last = scores_of(view), view.last
+    scores = scores_of(view)
     facts: list[tuple[str, str]] = []
     if scores:
         facts.append((percent(scores.top5), f"top-5 of {len(scores.class_names)} classes"))
         if scores.step is not None:
             facts.append((f"{scores.step:,}", "step of the best weights" + ", averaged" * (scores.weights == "ema")))
-    if "samples_seen" in last:
-        facts.append((f"{last['samples_seen']:,}", f"images seen in {last.get('step', 0):,} steps"))
-    if sizes := view.environment.parameters:
-        share = f"of {sizes.all / 1e6:.2f} M parameters trained"
-        facts.append((f"{sizes.trained / 1e6:.2f} M" if sizes.trained >= 1e5 else f"{sizes.trained:,}", share))
     card = ""
     if scores:
         card = (
@@ -40,6 +35,7 @@ def header(view: RunView) -> str:
             f"{scores.num_images:,} {escape(scores.split)} images</span></div>{_scale(scores)}"
             f"<p>{escape(scores.sentence())}</p></div>"
         )
+    card += verdict_card(view)
     return head(view, f"Fine-tuning on {view.settings.data.source or 'its data'}", card, facts)
 
 

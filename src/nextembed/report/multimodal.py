@@ -38,8 +38,6 @@ def header(view: RunView) -> str:
     """What was trained, the verdict on its latents, the last step's figures."""
     last = view.last
     facts: list[tuple[str, str]] = []
-    if "step" in last:
-        facts.append((f"{last['step']:,}", "optimizer steps"))
     if "text_loss" in last:
         facts.append((f"{last['text_loss']:.3f}", "text loss, nats a token"))
     if "text_accuracy" in last:
@@ -53,8 +51,6 @@ def header(view: RunView) -> str:
         facts.append((f"{last['regression_loss']:.4g}", "distance to the next latent"))
     if "psnr" in last:
         facts.append((f"{last['psnr']:.1f} dB", "PSNR of images cleaned in one step"))
-    if sizes := view.environment.parameters:
-        facts.append((f"{sizes.trained / 1e6:.2f} M", f"of {sizes.all / 1e6:.2f} M parameters trained"))
     what = _listed(names_of(view)) or "Text and images"
     return head(view, f"{what} on {view.settings.data.source or 'its documents'}", verdict_card(view), facts)
 

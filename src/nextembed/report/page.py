@@ -11,13 +11,6 @@ from .charts import render_charts
 from .style import CSS
 from .view import RunView
 
-WORDS = {
-    "learning": "Learning",
-    "copying": "Copying",
-    "collapsed": "Collapsed",
-    "undecided": "Not decided yet",
-    "decoder": "A decoder",
-}
 NUM_SKIPPED = 50
 
 
@@ -35,19 +28,64 @@ def page(view: RunView, sections: Sequence[str]) -> str:
 
 
 def head(view: RunView, kicker: str, card: str, facts: Sequence[tuple[str, str]]) -> str:
-    """The top of the page: what was done on what, the card with the result, and figures as (value, name)."""
+    """The top of the page: what was done on what and when, the card with the result, and figures as (value, name)."""
+    facts = [*facts, *common_facts(view)]
     cards = "".join(f"<div><b>{escape(value)}</b><span>{escape(name)}</span></div>" for value, name in facts)
-    return f'<p class="kicker">{escape(kicker)}</p><h1>{escape(view.name)}</h1>{card}' + (
+    return f'<p class="kicker">{escape(kicker)}</p><h1>{escape(view.name)}</h1>{when(view)}{card}' + (
         f'<div class="facts">{cards}</div>' if cards else ""
     )
 
 
-def verdict_card(view: RunView) -> str:
-    """The verdict on the run and its reason."""
+def common_facts(view: RunView) -> list[tuple[str, str]]:
+    """Steps, data and parameters: the same figures on the page of every task."""
+    last, data, found = view.last, view.environment.data, []
+    if "step" in last:
+        total = view.settings.train.max_steps
+        found.append((f"{last['step']:,}" + (f" of {total:,}" if total else ""), "optimizer steps"))
+    if "samples_seen" in last:
+        found.append((f"{last['samples_seen']:,}", "training samples seen"))
+    if data.train is not None:
+        classes = f", {data.classes:,} classes" if data.classes else ""
+        found.append((f"{data.train:,}", f"training {data.what}{classes}"))
+    if sizes := view.environment.parameters:
+        found.append((compact(sizes.all), f"parameters, {compact(sizes.trained)} trained"))
+    if view.skipped:
+        found.append((f"{len(view.skipped):,}", "skipped files or rows"))
+    return found
+
+
+def compact(number: int) -> str:
+    """ "24,576" or "2.71 M"."""
+    return f"{number:,}" if number < 1e5 else f"{number / 1e6:.2f} M"
+
+
+def when(view: RunView) -> str:
+    """When the run began, and how long it trained."""
+    started, seconds = view.environment.started, view.training_seconds
+    said = [f"Started {started.day} {started:%B %Y, %H:%M %Z}".rstrip()] if started else []
+    said += [f"{'trained' if said else 'Trained'} for {duration(seconds)}"] if seconds else []
+    return f'<p class="soft when">{escape(", ".join(said))}</p>' if said else ""
+
+
+def duration(seconds: float) -> str:
+    """ "42 s", "3 min 12 s", "5 h 7 min" or "2 d 3 h"."""
+    total = round(seconds)
+    if total < 1:
+        return f"{seconds:.1f} s"
+    for large, small, size in (("d", "h", 3600), ("h", "min", 60), ("min", "s", 1)):
+        ratio = 24 if large == "d" else 60
+        if total >= size * ratio:
+            many, rest = divmod(round(total / size), ratio)
+            return f"{many} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{total} s"
+
+
+def verdict_card(view: RunView, more: str = "") -> str:
+    """The verdict on the run and its reason. more: what else is to be said."""
     found = view.verdict
     return (
-        f'<div class="card verdict {escape(found.word)}"><b>{escape(WORDS.get(found.word, found.word))}</b>'
-        f"<p>{escape(found.sentence)}</p></div>"
+        f'<div class="card verdict {escape(found.word)}"><b>{escape(found.word.capitalize())}</b>'
+        f"<p>{escape(' '.join((found.sentence, more)).strip())}</p></div>"
     )
 
 

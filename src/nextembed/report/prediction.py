@@ -33,7 +33,6 @@ class Looked:
     """What a model makes of images of its data. inside_images: numbers of the scene's images that `inside` shows."""
 
     config: PretrainedConfig
-    num_parameters: int
     split: str
     scene: Scene
     inside: Inside | None = None
@@ -68,7 +67,7 @@ def look(
         raise ConfigError(f"data of kind {data.kind} gives no images to look at")
     pixels, split = images_of(data, model.config)
     scene = build_scene(model, pixels, data.mean, data.std, causal)
-    looked = Looked(model.config, sum(p.numel() for p in model.parameters()), split, scene)
+    looked = Looked(model.config, split, scene)
     looked.inside_images = scene.spread(NUM_INSIDE)
     loaded = [load_decoder(folder) for folder in decoders]
     mode: AttentionMode = "causal" if causal else "full"
@@ -93,19 +92,13 @@ def header(view: RunView, looked: Looked | None) -> str:
     """The verdict and the last figures. looked: what was read of the model, where there is one."""
     last = view.last
     facts: list[tuple[str, str]] = []
-    if "step" in last:
-        total = view.settings.train.max_steps
-        facts.append((f"{last['step']:,}" + (f" of {total:,}" if total else ""), "optimizer steps"))
-    if "samples_seen" in last:
-        facts.append((f"{last['samples_seen']:,}", "images seen"))
     if "loss" in last:
         facts.append((f"{last['loss']:.4f}", "last loss"))
     if looked is not None:
         model = looked.config
-        layers = f"parameters: {model.num_hidden_layers} layers x {model.hidden_size}"
-        facts.append((f"{looked.num_parameters / 1e6:.2f} M", layers))
+        facts.append((f"{model.num_hidden_layers} x {model.hidden_size}", "layers x width"))
         size, patch = model.image_shape[0], model.patch_shape[0]
-        facts.append((f"{size} px / {patch} px", f"image / patch: {(size // patch) ** 2} patches"))
+        facts.append((f"{size} / {patch} px", f"image / patch, {(size // patch) ** 2} patches"))
     if view.probes and (best := view.probes.best()):
         facts.append((percent(value_of(best)), f"best {TITLES[best.probe].lower()}"))
     task = "Latent decoder" if is_decoder(view) else "Next-embedding pretraining"

@@ -22,7 +22,7 @@ from ..errors import ConfigError, MissingSplit
 from ..models.nepa import ViTNepaConfig
 from ..models.nepa.segmenter import trunk_config
 from ..nn.windows import sliding_logits
-from .page import head
+from .page import head, verdict_card
 from .pictures import data_uri
 from .view import RunView
 
@@ -53,10 +53,9 @@ class Shown:
 
 @dataclass
 class Overlays:
-    """What a segmenter makes of images. config, num_parameters: of its transformer, and of all of it."""
+    """What a segmenter makes of images. config: of its transformer."""
 
     config: ViTNepaConfig
-    num_parameters: int
     class_names: list[str] = field(default_factory=list)
     images: list[Shown] = field(default_factory=list)
     split: str = "validation"
@@ -79,7 +78,7 @@ def look(model: PreTrainedModel, data: Part, stride: int | None, num_images: int
     trunk = trunk_config(model.config)
     labels = dict(model.config.id2label or {})
     names = [str(name) for _, name in sorted(labels.items())]
-    found = Overlays(trunk, sum(parameter.numel() for parameter in model.parameters()), names)
+    found = Overlays(trunk, names)
     window = trunk.image_shape[0]
     samples, found.split = _samples(data, window, trunk.num_channels, num_images)
     stride = stride or max(1, round(window * 2 / 3))
@@ -161,23 +160,19 @@ def mistakes(shown: Shown) -> np.ndarray:
 
 def header(view: RunView, overlays: Overlays | None) -> str:
     """What the run reached, in plain words, and its figures."""
-    scores, last = scores_of(view), view.last
+    scores = scores_of(view)
     facts: list[tuple[str, str]] = []
     if scores:
         facts.append((f"{100 * scores.miou:.1f} %", f"mIoU, {scores.num_images:,} {scores.split} images"))
         facts.append((f"{100 * scores.pixel_accuracy:.1f} %", "of the pixels right"))
-    if "step" in last:
-        facts.append((f"{last['step']:,}", "optimizer steps"))
-    if "samples_seen" in last:
-        facts.append((f"{last['samples_seen']:,}", "images seen"))
     if overlays is not None:
         config = overlays.config
-        layers = f"{config.num_hidden_layers} layers x {config.hidden_size}, {view.settings.model.head} head"
-        facts.append((f"{overlays.num_parameters / 1e6:.2f} M", f"parameters: {layers}"))
-        facts.append((f"{config.image_shape[0]} px / {config.patch_shape[0]} px", "window / patch"))
+        layers = f"{config.num_hidden_layers} x {config.hidden_size}"
+        facts.append((layers, f"layers x width, {view.settings.model.head} head"))
+        facts.append((f"{config.image_shape[0]} / {config.patch_shape[0]} px", "window / patch"))
     data = view.settings.data
     source = str(data.source or data.kind or "its data").replace("_", " ")
-    card = f'<div class="card verdict"><p>{escape(scores.sentence())}</p></div>' if scores else ""
+    card = verdict_card(view, scores.sentence() if scores else "")
     return head(view, f"Segmentation of {source}", card, facts)
 
 

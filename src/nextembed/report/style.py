@@ -17,17 +17,22 @@ p { margin: 6px 0 12px; max-width: 92ch; }
 .soft, figcaption { color: var(--soft); font-size: .875rem; line-height: 1.45; }
 .kicker { color: var(--soft); font-size: .8rem; letter-spacing: .06em; text-transform: uppercase; margin: 0 0 2px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 16px 18px; margin: 0; }
-.verdict { border-left: 6px solid var(--tone); margin-top: 18px; }
+.verdict { --tone: var(--c1); border-left: 6px solid var(--tone); margin-top: 18px; }
 .verdict b { color: var(--tone); font-size: 1.15rem; }
-.verdict p { margin: 4px 0 0; }
-.learning { --tone: var(--good); } .copying { --tone: var(--warn); } .collapsed { --tone: var(--bad); }
-.undecided { --tone: var(--soft); }
+.verdict p { margin: 4px 0 0; max-width: none; } .when { margin: 4px 0 0; }
+.verdict.learning { --tone: var(--good); } .verdict.copying { --tone: var(--warn); }
+.verdict.collapsed { --tone: var(--bad); }
+.verdict.undecided { --tone: var(--soft); }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 10px; margin: 14px 0; }
 .facts div { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 9px 14px; }
 .facts b { display: block; font-size: 1.2rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .facts span { color: var(--soft); font-size: .8rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 14px; }
 .grid figcaption { margin-top: 6px; }
+.at { opacity: 0; } .at:hover { opacity: 1; } .at rect { fill: transparent; pointer-events: all; }
+.at path { stroke: var(--soft); stroke-width: .7; } .at text { fill: var(--soft); font: 9.5px var(--font); }
+.at .s1 { fill: var(--c1); } .at .s2 { fill: var(--c2); } .at .s3 { fill: var(--c3); } .at .s4 { fill: var(--c4); }
+.at tspan { font-weight: 600; }
 .card svg { display: block; width: 100%; height: auto; }
 .chips { display: flex; flex-wrap: wrap; gap: 2px 14px; font-size: .8rem; color: var(--soft); min-height: 1.5em; }
 .chip b { color: var(--ink); font-variant-numeric: tabular-nums; }
@@ -71,7 +76,6 @@ image, .patch { image-rendering: pixelated; }
   align-self: end; line-height: 1.25; }
 .read { display: block; width: 100%; height: auto; border-radius: 6px; image-rendering: pixelated; }
 ul.soft { padding-left: 1.2em; margin: 8px 0 0; max-width: 100ch; }
-.decoder { --tone: var(--c1); }
 .found { display: grid; grid-template-columns: minmax(72px, 1.6fr) minmax(40px, 1fr) 6px repeat(6, minmax(36px, 1fr));
   gap: 7px; align-items: center; min-width: 420px; }
 .found .wide { grid-column: span 6; text-align: left; }

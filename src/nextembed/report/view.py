@@ -54,6 +54,16 @@ class RunView:
         """What the run came to, by its curves, probes, scores and answers."""
         return judge(self.config.get("objective"), self.history, self.probes, self.scores, self.answers)
 
+    @property
+    def training_seconds(self) -> float:
+        """How long its steps took, without what is measured between them: from the speed of each logged line."""
+        seconds, before = 0.0, 0
+        for line in self.history:
+            seen, speed = line.get("samples_seen"), line.get("images_per_second")
+            if seen is not None and speed:
+                seconds, before = seconds + (seen - before) / speed, seen
+        return seconds
+
     def read(self, what: str, reader: Callable[[], T], otherwise: T) -> T:
         """What `reader` gives; where a file holds something else, `otherwise`, and `missing` says why."""
         try:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.config import DATA, Config
 from ..core.types import Document, Role, Segment
-from ..data.documents import DocumentPart, text
+from ..data.documents import DocumentPart, RowSource, text
 from ..data.draws import Draws, sample_seed
 from ..data.record import Record
 from ..data.rows import Rows
@@ -70,9 +70,9 @@ class EmojiDocuments(DocumentTable, DocumentPart):
     tags and group, and perhaps vendor. vendor: keeps the pictures of one, or of some; null: all.
     kinds: how often each kind of document is made. forms: the questions that are asked, "train" or "heldout".
     max_shift, max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its
-    white ground; 0 leaves it as it is.
-    restyle_rate: share of the pictures to be read, not painted, that are changed as if another hand had drawn them:
-    colours, flat areas, lines, a turn, something covered.
+    white ground, in training; 0 leaves it as it is.
+    restyle_rate: share of the pictures to be read, not painted, that are changed in training as if another hand had
+    drawn them: colours, flat areas, lines, a turn, something covered.
     """
 
     source: str = "emoji"
@@ -87,6 +87,13 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         if self.streaming:
             raise ConfigError("data.streaming: documents about emoji are made of tables that can be indexed")
         return EmojiRows(self._vendored().table(split))
+
+    def row_sources(self, split: Role) -> list[RowSource]:
+        """Pictures are changed in training alone."""
+        if split == "train" or not (self.max_shift or self.max_scale or self.restyle_rate):
+            return super().row_sources(split)
+        still = {"max_shift": 0.0, "max_scale": 0.0, "restyle_rate": 0.0}
+        return self.model_copy(update=still).row_sources(split)
 
     def table(self, split: Role) -> Rows:
         rows = super().rows(split)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..core import distributed
 from ..core.config import Part
+from ..core.run_folder import DataCounts
 from ..core.terminal import print
 from ..core.types import Role
 from ..data.documents import DocumentPart, total_length
@@ -28,7 +29,6 @@ from .watch import Say, Training, Watcher
 
 FEW = 100  # images, below which nothing general is learned
 SMALLER = 8  # times, from which on it is said that images are shrunk
-OTHERS: tuple[Role, ...] = ("validation", "test")
 
 
 def announce(text: str) -> None:
@@ -58,23 +58,29 @@ def device_line(train: TrainConfig) -> str:
     return f"Device:  {text}" + (f", {ranks} ranks" if ranks > 1 else "") + f", {train.precision}"
 
 
-def data_lines(data: Part, batch_size: int, image_size: int | None) -> list[str]:
-    """What was found of the data, and what is odd about it."""
+def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[list[str], DataCounts]:
+    """What was found of the data and what is odd about it, in lines, and in figures."""
     source = getattr(data, "source", None) or data.kind
     if isinstance(data, DocumentPart):
         num = total_length(data.row_sources("train"))
-        return [f"Data:    {source}: {'a stream of' if num is None else f'{num:,}'} documents for training"]
+        line = f"Data:    {source}: {'a stream of' if num is None else f'{num:,}'} documents for training"
+        return [line], DataCounts(num, what="documents")
     if not isinstance(data, ImagePart | MaskPart):
-        return [f"Data:    {source}"]
+        return [f"Data:    {source}"], DataCounts()
     rows = data.training_rows() if isinstance(data, ImagePart) else data.rows("train")
     if not isinstance(rows, Rows):
-        return [f"Data:    {source}: a stream of images"]
-    text = f"Data:    {source}: {len(rows):,} images for training{class_words(data.class_names())}"
+        return [f"Data:    {source}: a stream of images"], DataCounts()
+    names = data.class_names()
+    counts = DataCounts(len(rows), classes=len(names))
+    text = f"Data:    {source}: {len(rows):,} images for training{class_words(names)}"
+    said: list[str] = []
     if here(data):
-        text += "".join(f"; {role} {num}" for role in OTHERS for num in [count(data, role)])
-    said = data.summary("train").lines()[1:] if here(data) else []
+        counts.validation, counts.test = count(data, "validation"), count(data, "test")
+        for role, num in (("validation", counts.validation), ("test", counts.test)):
+            text += f"; {role} " + ("a stream" if num is None else f"{num:,}" if num else "none")
+        said = data.summary("train").lines()[1:]
     left_out = [line for line in said if not line.startswith("splits: ")]  # they are counted above
-    return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, image_size)))]
+    return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, image_size)))], counts
 
 
 def here(data: Part) -> bool:
@@ -83,13 +89,13 @@ def here(data: Part) -> bool:
     return source == "emoji" or Path(str(source)).expanduser().exists()
 
 
-def count(data: "ImagePart | MaskPart", role: Role) -> str:
-    """How many images a split has."""
+def count(data: "ImagePart | MaskPart", role: Role) -> int | None:
+    """How many images a split has; 0 where there is no such split, None for a stream."""
     try:
         rows = data.split_rows(role) if isinstance(data, ImagePart) else data.rows(role)
     except NextEmbedError:
-        return "none"
-    return f"{len(rows):,}" if isinstance(rows, Rows) else "a stream"
+        return 0
+    return len(rows) if isinstance(rows, Rows) else None
 
 
 def class_words(names: list[str], shown: int = 4) -> str:

@@ -5,6 +5,8 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -13,21 +15,23 @@ import torch
 from ..core import distributed
 from ..core.config import Config, to_yaml
 from ..core.files import write_json, write_text
+from ..core.run_folder import DataCounts
 
 
-def write_settings(run_dir: Path, config: Config, seed: int, trained: tuple[int, int]) -> None:
+def write_settings(run_dir: Path, config: Config, seed: int, trained: tuple[int, int], data: DataCounts) -> None:
     """config.yaml, as it is now; environment.json, as it was at the start of the run."""
 
     def write() -> None:
         write_text(run_dir / "config.yaml", to_yaml(config))
         if not (run_dir / "environment.json").exists():
-            write_json(run_dir / "environment.json", environment(seed, trained))
+            write_json(run_dir / "environment.json", environment(seed, trained, data))
 
     distributed.on_main(write)
 
 
-def environment(seed: int, trained: tuple[int, int]) -> dict[str, object]:
-    """What this run ran on: versions, machine, git commit of the current folder; and how much of the backbone trains.
+def environment(seed: int, trained: tuple[int, int], data: DataCounts) -> dict[str, object]:
+    """What this run ran on: versions, machine, git commit of the current folder; how much of the backbone trains, on
+    how much data.
 
     trained: parameters that do, and all.
     """
@@ -39,6 +43,7 @@ def environment(seed: int, trained: tuple[int, int]) -> dict[str, object]:
     with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository here
         commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
     return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "packages": versions,
         "python": sys.version.split()[0],
         "torch_build": torch.__config__.show().splitlines(),
@@ -49,5 +54,6 @@ def environment(seed: int, trained: tuple[int, int]) -> dict[str, object]:
         "git_commit": commit,
         "seed": seed,
         "parameters": {"trained": trained[0], "all": trained[1]},
+        "data": asdict(data),
         "command": sys.argv,
     }

@@ -21,6 +21,7 @@ from nextembed.data.transforms import Unreadable
 from nextembed.data.video import Span, VideoReader, frame_indices, parse_subtitles, within
 from nextembed.errors import ConfigError, DataError, MissingExtra
 from nextembed.inference.conversation import Conversation, Style
+from nextembed.toys.emoji_documents import EmojiDocuments
 
 
 def png(colour: int, size: int = 4) -> bytes:
@@ -374,3 +375,15 @@ def test_emoji_documents_that_cannot_work(tmp_path):
         )
     with pytest.raises(ConfigError, match="has no column 'vendor'"):
         documents(kind="emoji_documents", vendor="noto")
+
+
+def test_pictures_of_emoji_move_in_training_alone() -> None:
+    still, moving = (EmojiDocuments(num_workers=0, max_shift=shift) for shift in (0.0, 0.3))
+
+    def pictures(part: EmojiDocuments, split: str) -> list[torch.Tensor]:
+        found = [d["segments"] for d in part.documents(split, 6)]
+        return [s["value"] for segments in found for s in segments if s["kind"] == "image"]
+
+    for split, same in (("validation", True), ("test", True), ("train", False)):
+        pairs = zip(pictures(still, split), pictures(moving, split), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs) == same

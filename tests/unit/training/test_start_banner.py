@@ -11,7 +11,7 @@ from PIL import Image
 from nextembed.core.files import next_folder
 from nextembed.data.pairs import TextData
 from nextembed.data.sources import ImageData
-from nextembed.training.banner import Pace, busy, class_words, data_lines, minutes, odd, place_line, short_side
+from nextembed.training.banner import Pace, busy, class_words, found_data, minutes, odd, place_line, short_side
 
 
 def test_the_place_says_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +84,10 @@ def test_the_data_are_counted(tmp_path: Path) -> None:
             (tmp_path / role / name).mkdir(parents=True)
             for i in range(num):
                 Image.new("RGB", (20, 20), (i, 9, 9)).save(tmp_path / role / name / f"{i}.png")
-    first, *others = data_lines(ImageData(source=str(tmp_path), num_workers=0), 4, 16)
+    first, *others = found_data(ImageData(source=str(tmp_path), num_workers=0), 4, 16)[0]
     assert first.endswith(": 6 images for training in 2 classes (cats, dogs); validation 4; test none")
     assert others == ["         6 images are very few: a model learns them by heart, and nothing of others"]
-    (line,) = data_lines(TextData(source="glosses"), 4, None)
+    (line,) = found_data(TextData(source="glosses"), 4, None)[0]
     assert line.startswith("Data:    glosses: ") and line.endswith(" documents for training")
 
 
