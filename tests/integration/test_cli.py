@@ -12,6 +12,8 @@ import pytest
 import nextembed.run
 from nextembed.cli import main
 from nextembed.cli.doctor import diagnosis
+from nextembed.cli.words import check_data, check_model
+from nextembed.core.places import NO_RUN, NO_SOURCE
 from nextembed.training.watch import Interrupted
 
 # -- fast and plain
@@ -23,24 +25,89 @@ def in_a_new_process(code: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("line", "code"),
-    [
-        *((f"{command} --help", 0) for command in ("", "train", "recipes", "generate", "embed", "plan")),
-        ("--version", 0),
-        ("recipes", 0),
-        ("train --no-such-option", 2),
-        ("train nepa_dmo", 2),
-        ("recipes nepa_dmo", 2),
-        ("train runs/mien/config.yaml", 2),
-    ],
-)
-def test_help_lists_and_usage_errors_load_nothing_heavy(line: str, code: int) -> None:
+HELP = [
+    *((f"{command} --help", 0) for command in ("", "train", "recipes", "generate", "embed", "plan")),
+    ("--version", 0),
+]
+UNKNOWN = """recipes nepa_dmo
+recipes nepa_demo lr=3
+train --no-such-option
+train nepa_dmo
+train nepa_demo --max-steps 10
+train nepa_demo max_steps=10
+train nepa_demo train.max_stps=10
+train nepa_demo --lr 3e-4
+train nepa_demo data.source=fotos
+train nepa_demo data.source=org/nothing
+train nepa_demo model.pretrained=runs/mien
+train nepa_demo model.pretrained=org/nothing
+train runs/mien/config.yaml
+train --resume runs/mien
+plan nepa_dmo
+plan runs/mien
+probe fotos
+probe runs/mien
+probe runs/mine --data fotos
+probe runs/mine probe.layrs=[3]
+probe org/nothing
+probe org/nothing --data photos
+evaluate runs/mien
+evaluate org/nothing
+evaluate org/nothing --data photos
+evaluate org/nothing --task caption --data items.jsonl
+report runs/mien
+report org/nothing
+embed runs/mien photos
+embed runs/mine fotos
+embed runs/mine photos data.soruce=x
+embed org/nothing photos
+search fotos.parquet photos
+index fotos.parquet
+generate runs/mien hello
+generate org/nothing hello
+chat runs/mien
+chat org/nothing
+visualize runs/mien photos
+visualize runs/mine dgo.png
+visualize org/nothing photos
+export runs/mien -o model.onnx
+export org/nothing -o model.onnx
+convert runs/mien out
+push runs/mien me/mine
+push org/nothing me/mine""".splitlines()
+
+
+def test_help_lists_and_usage_errors_load_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "nothing"))
+    for folder in ("photos", "runs/mine"):
+        (tmp_path / folder).mkdir(parents=True)
+    lines = [*HELP, ("recipes", 0), *((line, 2) for line in UNKNOWN)]
     out = in_a_new_process(
-        f"import sys; sys.argv = ['nextembed', *{line.split()}]; import nextembed_cli; code = nextembed_cli.main();"
-        "print(code, [m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules])"
+        f"import sys, nextembed_cli\nfor line, code in {lines}:\n    sys.argv = ['nextembed', *line.split()]\n"
+        "    found = nextembed_cli.main()\n"
+        "    heavy = [m for m in ('torch', 'transformers', 'datasets', 'matplotlib') if m in sys.modules]\n"
+        "    assert found == code and not heavy, (line, found, heavy)\nprint('all')"
     )
-    assert out.splitlines()[-1] == f"{code} []"
+    assert out.splitlines()[-1] == "all"
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("nextembed.core.hub.unreachable", lambda: "the hub is away")
+    for line, what in (("chat org/nothing", NO_RUN), ("train nepa_demo data.source=org/nothing", NO_SOURCE)):
+        assert main(line.split()) == 2
+        why = "nothing of it is kept from an earlier download, and the hub is away"
+        assert capsys.readouterr().err == f"nextembed: {what}: org/nothing ({why})\n"
+    (tmp_path / "models--org--nothing").mkdir()
+    (tmp_path / "org___nothing").mkdir()
+    check_model("org/nothing")
+    check_data("org/nothing")
 
 
 def test_importing_nextembed_loads_nothing_heavy() -> None:

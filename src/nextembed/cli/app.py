@@ -84,7 +84,7 @@ def allowing(words: list[str]) -> list[str]:
 def _setting_meant(err: Exception, words: list[str]) -> str:
     """What `--max-steps 10` should have been, of a command that takes settings."""
     name = getattr(err, "option_name", None)
-    if not isinstance(name, str) or not words or words[0] not in ("train", "plan", "recipes"):
+    if not isinstance(name, str) or not words or words[0] not in ("train", "plan", "recipes", "probe", "evaluate"):
         return ""
     from .known import meant
 

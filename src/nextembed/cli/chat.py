@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import free_file, replacing
-from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError, NextEmbedError, unknown
 from .arguments import Model
 from .generate import is_omni, say
 from .options import Group, command
 from .prompting import Frames, Loading
+from .words import check_model
 
 if TYPE_CHECKING:
     from ..inference.chat import Talker
@@ -54,7 +54,7 @@ def chat(
     """
     if sampling.do_sample and sampling.num_beams > 1:
         raise ConfigError("--sample goes with --beams 1")
-    check_here(checkpoint, NO_RUN)
+    check_model(checkpoint)
     if is_omni(checkpoint):
         raise ConfigError(
             f"{checkpoint} is an Omni model, which does not chat; nextembed generate {checkpoint} goes on"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import checked_file
-from ..core.places import NO_RUN, check_here, check_source
+from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError
 from .app import app
 from .arguments import Decoders, Labelled, LocalModel, Model, Settings
 from .options import command
+from .words import check_data, check_model, check_settings
 
 if TYPE_CHECKING:
     from ..runs import Run, RunConfig
@@ -44,9 +45,9 @@ def probe(
       nextembed probe runs/mine --data photos data.label_column=species --all
       nextembed probe runs/omni --data speech probe.modality=audio probe.label_column=category
     """
-    check_here(target, NO_RUN)
-    if data is not None:
-        check_source(data)
+    check_model(target)
+    check_labelled(target, data)
+    check_settings(overrides or [])
     from ..core.console import PlainConsole
     from ..core.probe_table import sentence
     from ..runs import open_run
@@ -62,6 +63,14 @@ def probe(
     file = output or (run.dir / "probe.json" if run.values and data is None else None)
     if file:
         print(f"Saved:  {os.path.relpath(table.save(file))}")
+
+
+def check_labelled(target: str, data: str | None) -> None:
+    """Raises ConfigError for a source that is not there, or for none beside a model from the hub."""
+    if data is not None:
+        check_data(data)
+    elif not Path(target).expanduser().exists():
+        raise ConfigError(f"{target} is not in a run folder, so name labelled images or rows: --data SOURCE")
 
 
 def probe_settings(run: "Run", source: str | None, overrides: list[str]) -> "RunConfig":
@@ -153,9 +162,9 @@ def evaluate(
       nextembed evaluate runs/finetuned --data photos --split test
       nextembed evaluate runs/emu --task caption --data captions.jsonl columns.references=name
     """
-    check_here(target, NO_RUN)
     task, given = language.task, language.given()
     if task is not None:
+        check_model(target)
         from .language import evaluate_language
 
         given |= {"split": split} if split else {}
@@ -171,8 +180,9 @@ def evaluate(
 def evaluate_classifier(
     target: str, overrides: list[str], data: str | None, split: str | None, output: Path | None
 ) -> None:
-    if data is not None:
-        check_source(data)
+    check_here(target, NO_RUN, hub=False)
+    check_labelled(target, data)
+    check_settings(overrides)
     from ..core.console import PlainConsole
     from ..runs import open_run
     from ..tasks.base import SPLITS

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
-from ..errors import ConfigError
+from ..errors import ConfigError, unknown
 from .arguments import DataSettings, Model
+from .known import fields_of
 from .options import command
+from .words import check_data, check_model, check_settings
 
 if TYPE_CHECKING:
     from ..data.sources import ImageData
@@ -41,8 +42,9 @@ def embed(
       nextembed embed runs/mine photos -o photos.parquet
       nextembed embed runs/mine emoji data.split=test --layer -1 --pooling mean
     """
-    check_here(checkpoint, NO_RUN)
-    check_source(source)
+    check_model(checkpoint)
+    check_data(source)
+    check_data_settings(overrides or [])
     from ..evaluation.features.embed import embed as write
     from ..evaluation.features.embed import encoder_of, fitting
     from ..evaluation.features.parts import Parts
@@ -60,10 +62,19 @@ def data_settings(data: "ImageData", overrides: list[str]) -> "ImageData":
     """A data part with `data.name=value` settings applied. Raises ConfigError for settings of anything else."""
     from ..core.config import apply_overrides
 
+    check_data_settings(overrides)
+    return apply_overrides(data, [text.removeprefix("data.") for text in overrides])
+
+
+def check_data_settings(overrides: list[str]) -> None:
+    """Raises ConfigError for settings of anything but the data."""
     for text in overrides:
         if not text.startswith("data."):
             raise ConfigError(f"'{text}': only settings of the data mean anything here, e.g. data.split=test")
-    return apply_overrides(data, [text.removeprefix("data.") for text in overrides])
+        name, known = text.partition("=")[0].split(".")[1], fields_of("ImageData")
+        if name not in known:
+            raise ConfigError(unknown("data: field", name, known))
+    check_settings(overrides)
 
 
 def _say_what(encoder: "Encoder", data: "ImageData") -> None:

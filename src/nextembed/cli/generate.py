@@ -18,12 +18,12 @@ from ..core.files import (
     write_json,
     write_text,
 )
-from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
 from .arguments import Model
 from .options import command
 from .prompting import Given, Loading, Wanted
+from .words import check_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,7 +67,7 @@ def generate(
       nextembed generate runs/emu "a red apple" -o apple.png
       nextembed generate runs/omni --text "a red apple" --target image -o apple.png
     """
-    check_here(checkpoint, NO_RUN)
+    check_model(checkpoint)
     if is_omni(checkpoint):
         from .omni import continue_document
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core.places import NO_RUN, check_here, check_source
 from ..core.terminal import print
 from ..errors import ConfigError, unknown
 from .arguments import Decoders, Model
 from .options import command
+from .words import check_data, check_model
 
 
 @dataclass
@@ -96,8 +96,8 @@ def visualize(
       nextembed visualize runs/mine emoji --index 7 --patch 2,1 -o panels
     """
     options = look.options()
-    check_here(checkpoint, NO_RUN)
-    check_source(image)
+    check_model(checkpoint)
+    check_data(image)
     from ..report.visualize import visualize as make
 
     found = make(checkpoint, image, output or f"{Path(image).stem or 'image'}_inside.png", **options)

@@ -7,12 +7,14 @@ at once. What is more than a name is checked by the classes themselves.
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..core.places import check_here, check_source, near_path
+from ..core.hub import check_reachable
+from ..core.places import NO_RUN, NO_SOURCE, check_here, check_source, is_hub_id, near_path
 from ..errors import ConfigError, unknown
 from .known import meant, settings
 
 PATHS = ("model.pretrained", "model.vision", "model.language", "model.tokenizer", "model.nepa")
 HERE = "no such run, checkpoint or folder"
+FIXED = ("train", "optim", "probe")  # groups that are the same whatever kinds a run has
 
 
 def check_recipe(spec: str) -> None:
@@ -26,6 +28,20 @@ def check_recipe(spec: str) -> None:
         what = "file" if path.suffix in (".yaml", ".yml") else "run or file"
         raise ConfigError(f"no such {what}: {spec}{near_path(path)}")
     raise ConfigError(unknown("recipe", spec, listed()))
+
+
+def check_model(name: str, what: str = NO_RUN) -> None:
+    """Raises ConfigError for a model that is neither here nor on a hub that can be reached."""
+    check_here(name, what)
+    if not Path(name).expanduser().exists():
+        check_reachable(name, what)
+
+
+def check_data(source: str) -> None:
+    """Raises ConfigError for a data source that is neither here nor on a hub that can be reached."""
+    check_source(source)
+    if not Path(source).expanduser().exists() and is_hub_id(source):
+        check_reachable(source, NO_SOURCE, "dataset")
 
 
 def check_settings(words: Iterable[str]) -> None:
@@ -42,10 +58,14 @@ def check_settings(words: Iterable[str]) -> None:
             raise ConfigError(f"'{word}' is not an override; write field.name=value{meant(name, value)}")
         if "." not in name and name not in settings():
             raise ConfigError(f"field '{name}' is not known{meant(name, value) or unknown_group(name)}")
+        group, _, field = name.partition(".")
+        if group in FIXED and field and ".".join(name.split(".")[:2]) not in settings():
+            fields = [full.split(".")[1] for full in settings() if full.startswith(f"{group}.")]
+            raise ConfigError(unknown(f"{group}: field", field, set(fields)))
         if name == "data.source" and value:
-            check_source(value)
+            check_data(value)
         elif name in PATHS and value not in ("", "null", "~", "bundled"):
-            check_here(value, f"{name}: {HERE}")
+            check_model(value, f"{name}: {HERE}")
 
 
 def unknown_group(name: str) -> str:

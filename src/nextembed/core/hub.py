@@ -5,7 +5,11 @@ import socket
 import threading
 import urllib.request
 from functools import cache
+from pathlib import Path
+from typing import Literal
 from urllib.parse import urlparse
+
+from ..errors import ConfigError
 
 SECONDS = 4.0  # for a first connection
 
@@ -29,6 +33,24 @@ def unreachable() -> str | None:
     constants.HF_HUB_OFFLINE = True
     os.environ["HF_HUB_OFFLINE"] = "1"  # of worker processes
     return f"{host} cannot be reached ({problem})"
+
+
+def check_reachable(name: str, what: str, kind: Literal["model", "dataset"] = "model") -> None:
+    """Raises ConfigError, "WHAT: NAME ...", for a hub id of which nothing is kept here where the hub cannot be reached.
+
+    Needs no torch.
+    """
+    if not is_kept(name, kind) and (away := unreachable()):
+        raise ConfigError(f"{what}: {name} (nothing of it is kept from an earlier download, and {away})")
+
+
+def is_kept(name: str, kind: Literal["model", "dataset"]) -> bool:
+    """Whether anything of a repository was downloaded before."""
+    from huggingface_hub import constants
+
+    tables = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
+    raw = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}"
+    return raw.exists() or (kind == "dataset" and (Path(tables) / name.replace("/", "___")).exists())
 
 
 def _no_connection(host: str, port: int) -> str | None:

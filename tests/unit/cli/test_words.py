@@ -66,6 +66,8 @@ def test_what_was_meant(word: str, value: str, words: str) -> None:
         ("data.source=fotos", "data.source: no such file or folder: fotos. Did you mean 'photos'?"),
         ("model.pretrained=runs/mien", "model.pretrained: no such run, checkpoint or folder: runs/mien"),
         ("model.tokenizer=tokens", "model.tokenizer: no such run, checkpoint or folder: tokens"),
+        ("train.max_stps=3", "train: field 'max_stps' is not known. Did you mean 'max_steps'?"),
+        ("probe.layrs=[1]", "probe: field 'layrs' is not known. Did you mean 'layers'?"),
         ("zzzz=1", "field 'zzzz' is not known. Allowed: after, data, model"),
     ],
 )
@@ -80,11 +82,13 @@ def test_words_that_are_no_settings(word: str, said: str, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "word",
     ["data.source=emoji", "data.source=owner/name", "data.source=photos", "data={kind: text, source: glosses}",
-     "model.pretrained=null", "model.pretrained=owner/name", "name=x", "train.max_stps=3", "data.source=my.py:Mine"],
+     "model.pretrained=null", "model.pretrained=owner/name", "name=x",
+     "objective.shfit=false", "train.lora.rnk=3", "data.source=my.py:Mine"],
 )  # fmt: skip
 def test_words_that_the_classes_check(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nextembed.core.hub.unreachable", lambda: None)
     check_settings([word])
 
 
