@@ -56,15 +56,22 @@ def _read(node: ast.ClassDef) -> Read:
         for part in node.body
         if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.target.id[0] != "_"
     ]
-    names = {part.target.id: ast.unparse(part.annotation) for part in own if isinstance(part.target, ast.Name)}
-    for name, kind in names.items():
+    for part in own:
+        name, kind = ast.unparse(part.target), ast.unparse(part.annotation)
         if not kind.startswith("ClassVar"):
             words = re.findall(r"'([^']*)'", "".join(re.findall(r"Literal\[[^\]]*\]", kind)))
-            read.fields[name] = Setting(kind, "", tuple(words))
+            read.fields[name] = Setting(kind, _described(part.value), tuple(words))
     for call in node.decorator_list:
         if found := re.fullmatch(r"(\w+)\.register\('(\w+)'\)", ast.unparse(call)):
             read.slot, read.kind = SLOTS.get(found[1], ""), found[2]
     return read
+
+
+def _described(value: ast.expr | None) -> str:
+    """`Field(description="...")`."""
+    given = value.keywords if isinstance(value, ast.Call) else []
+    texts = [own.value for own in given if own.arg == "description"]
+    return str(texts[0].value) if texts and isinstance(texts[0], ast.Constant) else ""
 
 
 def fields_of(name: str) -> dict[str, Setting]:
@@ -75,7 +82,10 @@ def fields_of(name: str) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     for base in reversed(read.bases):
         found |= fields_of(base)
-    found |= {own: new._replace(text=found[own].text if own in found else "") for own, new in read.fields.items()}
+    found |= {
+        own: new._replace(text=new.text or (found[own].text if own in found else ""))
+        for own, new in read.fields.items()
+    }
     return found | {own: found[own]._replace(text=text) for own, text in describe(read.doc, found).items()}
 
 

@@ -19,8 +19,8 @@ NUM_TRIES = 20
 class BlockSettings(Config):
     """Blocks of patches, and how many of the others are seen.
 
-    num_blocks: M. scale: share of the patches that a block takes. aspect: its height by its width. Both are drawn for
-    each block, apart from each other.
+    num_blocks: M, the number of blocks. scale: share of the patches that a block takes. aspect: its height by its
+    width. Both are drawn for each block, apart from each other.
     context_rate: share of the patches that are seen: always the same number, at least 4, at random among those that no
     block holds.
     """

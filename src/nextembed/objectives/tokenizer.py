@@ -214,7 +214,7 @@ def _psnr(error: Tensor) -> Tensor:
 
 
 class TokenizerFile(Config):
-    """What RUN/tokenizer/config.json holds."""
+    """What RUN/tokenizer/config.json holds. kind: what is saved there; shape: what it is built from."""
 
     kind: Literal["tokenizer"]
     shape: TokenizerShape

@@ -61,7 +61,7 @@ def test_what_completion_reads_from_the_files_is_the_same() -> None:
     for name in set(classes()) & set(real) - {"Config"}:
         assert {own: one.text for own, one in fields_of(name).items()} == {
             own: text_of(real[name], own) for own in real[name].model_fields
-        }, f"say it in the docstring of {name}, not in Field(description=)"
+        }
     assert all(len(one.text.split()) >= FEWEST_WORDS for one in settings().values())
 
 
