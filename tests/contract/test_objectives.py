@@ -48,6 +48,8 @@ MODELS: dict[str, list[dict[str, Any]]] = {
 }
 CLASSES = ["a", "b", "c"]
 PIXELS = {"kind": "pixels", "image_size": 8, "patch_size": 2, "channels": [8, 16], "head_width": 8}
+CODED = {"image_shape": [16, 16], "patch_shape": [4, 4], "num_channels": 3, "num_codes": 8, "code_width": 4, "width": 8,
+         "num_blocks": 0}  # fmt: skip
 SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "next_embedding": {
         "vit_nepa": [
@@ -63,6 +65,8 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "igpt": {"vit_nepa": [{"num_codes": 8}]},
     "beit": {"vit_nepa": [{"num_codes": 8}]},
     "tokenizer": {"vit_nepa": [{"num_codes": 8, "width": 8}, {"num_codes": 8, "width": 8, "scales": [1, 2, 4]}]},
+    "llamagen": {"vit_nepa": [{"num_classes": 3, "tokenizer_shape": CODED}]},
+    "var": {"vit_nepa": [{"num_classes": 3, "tokenizer_shape": {**CODED, "scales": [1, 2, 4]}}]},
     "simsiam": {"vit_nepa": [{"width": 16}]},
     "lejepa": {"vit_nepa": [{"width": 8, "num_directions": 16}]},
     "classification": {"vit_nepa_classifier": [{}, {"mixup_alpha": 0.8}]},

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypedDict, cast, runtime_
 
 import torch
 from torch import Generator, Tensor, nn
+from transformers.cache_utils import Cache
 
 Draw = Callable[[Mapping[str, Tensor], Generator], dict[str, Tensor]]  # `ObjectiveSettings.draw`
 AttentionMode = Literal["causal", "full"]
@@ -134,6 +135,7 @@ class Batch(TypedDict, total=False):
     context_KIND [B, 1 + K], targets_KIND [B, M, Q], int64: what JEPAs draw, see `objectives.jepa`.
     global_views [B, V, C, H, W], local_views [B, L, C, h, w]: of objectives that want several crops of an image
         (`core.objective.ViewSettings`); then pixel_values is the first of them.
+    class_dropped [B], bool: whose class is not told, see `nn.sampling`.
     seeds [B], int64: of what a network draws for each sample in training (`core.randomness`).
     position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
         so that a resumed run goes on at the next sample.
@@ -149,6 +151,7 @@ class Batch(TypedDict, total=False):
     regression_mask: Tensor
     prefix_length: Tensor
     kept: Tensor
+    class_dropped: Tensor
     kinds: Tensor
     coordinates: Tensor
     next_coordinates: Tensor
@@ -275,6 +278,18 @@ class SteppedBackbone(Protocol):
 
     def after_step(self) -> None:
         """Called after every optimizer step, on every rank."""
+
+
+@runtime_checkable
+class CachedBackbone(Protocol):
+    """A backbone that goes on after latents that it has read."""
+
+    def new_cache(self) -> Cache:
+        """A cache of nothing, for `encode_next`."""
+
+    def encode_next(self, latents: Latents, attention: AttentionMode, cache: Cache) -> Hidden:
+        """Hidden states of latents that follow those in the cache, which takes them in. With attention "full" they see
+        each other and all that the cache holds."""
 
 
 @runtime_checkable

@@ -9,8 +9,10 @@ from .latent_decoder import LatentDecoderSettings, load_decoder
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
 from .pixels import Aim, AimSettings, Mae, MaeSettings
 from .readout import ReadoutSettings, load_readouts
+from .scales import Var, VarSettings
 from .segmentation import Segmentation, SegmentationSettings
 from .supervised import Classification, ClassificationSettings
+from .tokenized import LlamaGen, LlamaGenSettings
 from .tokenizer import TokenizerSettings, Tokenizing, load_tokenizer
 from .tokens import Beit, BeitSettings, Igpt, IgptSettings
 from .visual_decoder import VisualDecoderSettings, VisualDecoding
@@ -34,6 +36,8 @@ __all__ = [
     "LatentDecoderSettings",
     "LeJepa",
     "LeJepaSettings",
+    "LlamaGen",
+    "LlamaGenSettings",
     "Mae",
     "MaeSettings",
     "NextEmbedding",
@@ -45,6 +49,8 @@ __all__ = [
     "SimSiamSettings",
     "TokenizerSettings",
     "Tokenizing",
+    "Var",
+    "VarSettings",
     "VisualDecoderSettings",
     "VisualDecoding",
     "load_decoder",

@@ -31,16 +31,19 @@ class TokenSettings(ObjectiveSettings):
     num_codes: int = Field(128, ge=2, le=65536)
 
     def verdict(self, history: History) -> Verdict:
-        found = [line for line in history if "token_top1" in line]
-        if not found:
-            return Verdict("undecided", "No diagnostics were logged.")
-        top1, common = found[-1]["token_top1"], found[-1]["token_chance"]
-        said = (
-            f"{100 * top1:.1f} % of the tokens are right, where always the most frequent one gets {100 * common:.1f} %"
-        )
-        if top1 < common + 0.02:
-            return Verdict("undecided", f"Little more than the most frequent token is known: {said}. Train longer.")
-        return Verdict("learning", f"{said[0].upper()}{said[1:]}.")
+        return token_verdict(history)
+
+
+def token_verdict(history: History) -> Verdict:
+    """By the share of tokens that are right, beside that of the most frequent one."""
+    found = [line for line in history if "token_top1" in line]
+    if not found:
+        return Verdict("undecided", "No diagnostics were logged.")
+    top1, common = found[-1]["token_top1"], found[-1]["token_chance"]
+    said = f"{100 * top1:.1f} % of the tokens are right, where always the most frequent one gets {100 * common:.1f} %"
+    if top1 < common + 0.02:
+        return Verdict("undecided", f"Little more than the most frequent token is known: {said}. Train longer.")
+    return Verdict("learning", f"{said[0].upper()}{said[1:]}.")
 
 
 class Tokens(Objective):
@@ -81,16 +84,20 @@ class Tokens(Objective):
         pixels = to_image(self.codebook.decode(self.tokens(batch)), grid, self.patch_shape)
         return cast(Batch, {**batch, "pixel_values": pixels.to(batch["pixel_values"].dtype)})
 
-    def classified(self, hidden: Tensor, tokens: Tensor, mask: Tensor) -> ObjectiveOutput:
-        """Cross-entropy of hidden states [B, P, D], summed over the patches of `mask` [B, P]."""
-        logits = self.head(hidden).float()
-        loss = F.cross_entropy(logits.mT, tokens, reduction="none") * mask
-        count, metrics = mask.sum(), None
-        if self.diagnose:
-            right = ((logits.argmax(-1) == tokens) & mask).sum()
-            common = tokens[mask].bincount().max() if bool(mask.any()) else right
-            metrics = {"token_top1": (right, count), "token_chance": (common, count)}
-        return ObjectiveOutput(loss_sum=loss.sum(), num_targets=count, metrics=metrics)
+
+def classified(logits: Tensor, tokens: Tensor, mask: Tensor, diagnose: bool) -> ObjectiveOutput:
+    """Cross-entropy of logits [B, P, K], summed over the tokens of `mask` [B, P].
+
+    metrics: token_top1, the share that is right, and token_chance, that of the batch's most frequent token.
+    """
+    logits = logits.float()
+    loss = F.cross_entropy(logits.mT, tokens, reduction="none") * mask
+    count, metrics = mask.sum(), None
+    if diagnose:
+        right = ((logits.argmax(-1) == tokens) & mask).sum()
+        common = tokens[mask].bincount().max() if bool(mask.any()) else right
+        metrics = {"token_top1": (right, count), "token_chance": (common, count)}
+    return ObjectiveOutput(loss_sum=loss.sum(), num_targets=count, metrics=metrics)
 
 
 @OBJECTIVES.register("igpt")
@@ -122,7 +129,7 @@ class Igpt(Tokens):
     def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
         latents = backbone.embed(self.quantised(batch))
         hidden = backbone.encode(latents.until(latents.z.shape[1] - 1), "causal").last
-        return self.classified(hidden, self.tokens(batch), batch["latent_mask"][:, 1:])
+        return classified(self.head(hidden), self.tokens(batch), batch["latent_mask"][:, 1:], self.diagnose)
 
     def read(
         self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
@@ -193,7 +200,7 @@ class Beit(Tokens):
         latents = backbone.embed(batch)
         z = torch.where(batch["input_mask"][..., None], self.unknown.to(latents.z.dtype), latents.z)
         hidden = backbone.encode(latents._replace(z=z), "full").last[:, 1:]
-        return self.classified(hidden, self.tokens(batch), self.masked(batch))
+        return classified(self.head(hidden), self.tokens(batch), self.masked(batch), self.diagnose)
 
     def read(
         self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False

@@ -10,6 +10,7 @@ from ..models.nepa import NepaModel, NepaSegmenter
 from ..models.nepa.settings import NepaClassifier
 from ..models.omni import OmniParts
 from ..objectives.latent_decoder import LatentDecoderSettings
+from ..objectives.tokenized import TokenizedSettings
 from ..objectives.tokenizer import TokenizerSettings
 from ..objectives.tokens import TokenSettings
 from ..objectives.visual_decoder import VisualDecoderSettings
@@ -103,6 +104,9 @@ def _omni(model: OmniParts, data: Part) -> list[str]:
 def _objective(config: RunConfig) -> list[str]:
     if isinstance(config.objective, TokenSettings):
         return ["objective.num_codes=8"]
+    if isinstance(config.objective, TokenizedSettings) and isinstance(config.model, NepaModel):
+        shape = _tokenizer(config.objective, config.model)
+        return ["objective.tokenizer=null", f"objective.tokenizer_shape={shape}"]
     if isinstance(config.objective, TokenizerSettings):
         scales = [] if config.objective.scales is None else ["objective.scales=[1, 3]"]
         return ["objective.num_codes=8", "objective.width=8", *scales]
@@ -111,6 +115,14 @@ def _objective(config: RunConfig) -> list[str]:
     if isinstance(config.objective, VisualDecoderSettings):
         return ["objective.decoder={kind: pixels, image_size: 16, channels: [16, 32], head_width: 8}"]
     return []
+
+
+def _tokenizer(objective: TokenizedSettings, model: NepaModel) -> str:
+    """Sizes of an untrained one, which needs no other run."""
+    side, scales = 3 * model.patch_size, [1, 3] if objective.kind == "var" else []
+    images = f"image_shape: [{side}, {side}], patch_shape: [{model.patch_size}, {model.patch_size}]"
+    nets = f"num_channels: {model.num_channels}, num_codes: 8, code_width: 4, width: 8, num_blocks: 0"
+    return f"{{{images}, {nets}, scales: {scales}}}"
 
 
 def _length(config: RunConfig) -> list[str]:

@@ -6,6 +6,8 @@ data.source=path/to/images.
 
 from ..core.objective import ObjectiveSettings
 from ..evaluation.probes.sweep import ProbeConfig
+from ..objectives.scales import VarSettings
+from ..objectives.tokenized import LlamaGenSettings, TokenizedSettings
 from ..objectives.tokenizer import TokenizerSettings
 from ..runs import RunConfig
 from .nepa import nepa_demo
@@ -21,6 +23,29 @@ def vq_demo() -> RunConfig:
 def msvq_demo() -> RunConfig:
     """A multi-scale VQ tokenizer of the bundled emoji pictures: codes of 1, 2, 4 and 8 cells a side."""
     return _tokenizer("msvq_demo", TokenizerSettings(scales=[1, 2, 4, 8], code_width=16))
+
+
+def llamagen_demo() -> RunConfig:
+    """LlamaGen on the bundled emoji pictures: the next code of the tokenizer of vq_demo, told the emoji's group."""
+    return _of_tokens("llamagen_demo", LlamaGenSettings(tokenizer="runs/vq_demo", num_classes=9), "vq_demo")
+
+
+def var_demo() -> RunConfig:
+    """VAR on the bundled emoji pictures: the next map of the tokenizer of msvq_demo, told the emoji's group."""
+    return _of_tokens("var_demo", VarSettings(tokenizer="runs/msvq_demo", num_classes=9), "msvq_demo")
+
+
+def _of_tokens(name: str, objective: TokenizedSettings, after: str) -> RunConfig:
+    demo = nepa_demo()
+    changes = {
+        "name": name,
+        "model": demo.model.model_copy(update={"patch_size": PATCH, "is_causal": name == "llamagen_demo"}),
+        "objective": objective,
+        "optim": type(objective).defaults,
+        "train": demo.train.model_copy(update={"batch_size": 64, "ema_decay": None}),
+        "after": [after],
+    }
+    return demo.model_copy(update=changes)
 
 
 def _tokenizer(name: str, objective: ObjectiveSettings) -> RunConfig:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from ...core.types import Attention, Batch, Hidden, Latents
+from ...core.types import Attention, AttentionMode, Batch, Hidden, Latents
 from ...nn.losses import next_embedding
 from ...nn.masks import attention_arguments
 from ...nn.positions import augment_coordinates, once, patch_coordinates, rotary_tables
@@ -224,6 +224,20 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
             output_layers: whether every layer is given, the latents first.
         """
         return self.vit_nepa.encode(latents, attention, output_layers)
+
+    def new_cache(self) -> Cache:
+        """A cache of nothing, for `encode_next`."""
+        return DynamicCache(config=self.config)
+
+    def encode_next(self, latents: Latents, attention: AttentionMode, cache: Cache) -> Hidden:
+        """Hidden states of latents that follow those in the cache, which takes them in.
+
+        Args:
+            latents: as `embed` gives them, or others of this width, of the next positions only.
+            attention: "full" lets them see each other and all that the cache holds.
+            cache: of `new_cache`.
+        """
+        return self.vit_nepa.encode(latents, attention, past_key_values=cache)
 
     @can_return_tuple
     def forward(
