@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from .models.waiting import wait
 
+__version__: str
+
 if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _PUBLIC says the same at run time
     from . import recipes as recipes
     from .comparison.compare import compare as compare
@@ -144,16 +146,18 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-    if name == "recipes":
-        return importlib.import_module(".recipes", __name__)
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker that sees it takes any name for one of ours
 
-        return version("nextembed")
-    raise AttributeError(f"module 'nextembed' has no attribute '{name}'")
+    def __getattr__(name: str) -> Any:
+        if name in _MODULE_OF:
+            return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+        if name == "recipes":
+            return importlib.import_module(".recipes", __name__)
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("nextembed")
+        raise AttributeError(f"module 'nextembed' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

@@ -223,7 +223,11 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ("generate emu dog.png", 2, "no such file: dog.png"),
         ("generate emu broken.png", 1, "cannot read the image broken.png"),
         ("generate emu cat.png --target image", 2, "-o FILE.png"),
-        ("generate emu cat.png -o new.png", 2, "has no visual_decoder/ folder"),
+        (
+            "generate emu cat.png -o new.png",
+            2,
+            "For a small one: nextembed train emu_emoji_decoder after=[] model.pretrained=emu",
+        ),
         ("generate emu cat.png -o nowhere/new.png", 2, "no such folder: nowhere"),
         ("generate emu cat.png --target pictur", 2, "'pictur' is not known"),
         ("generate emu cat.png --sample --beams 3", 2, "--sample goes with --beams 1"),

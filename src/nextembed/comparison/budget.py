@@ -126,7 +126,13 @@ class Stopwatch(Watcher):
 def measure_pace(config: RunConfig, minutes: float | None, clock: Clock = read_clock) -> Pace:
     """Trains a few seconds, in a folder that is gone afterwards. Raises what `fit` raises before its first step."""
     seconds = min(MOST, max(LEAST, 60 * SHARE * minutes)) if minutes else MOST / 2
-    endless = {"max_steps": 10**6, "epochs": None, "save_steps": 10**6, "probe_steps": None, "trackers": []}
+    endless: dict[str, object] = {
+        "max_steps": 10**6,
+        "epochs": None,
+        "save_steps": 10**6,
+        "probe_steps": None,
+        "trackers": [],
+    }
     config = config.model_copy(update={"train": config.train.model_copy(update=endless)})
     with tempfile.TemporaryDirectory() as scratch:
         loop = prepare(Path(scratch), config, None).loop

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
@@ -66,12 +66,14 @@ class Config(BaseModel):
     # Pydantic's own mark: nested configs do not come through here, so that an error knows its whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
-    def __setattr__(self, name: str, value: object) -> None:
-        try:
-            with trusting(True):
-                super().__setattr__(name, value)
-        except ValidationError as err:
-            raise ConfigError(explain(err, type(self))) from None
+    if not TYPE_CHECKING:  # a type checker that sees it takes any name for a field
+
+        def __setattr__(self, name: str, value: object) -> None:
+            try:
+                with trusting(True):
+                    super().__setattr__(name, value)
+            except ValidationError as err:
+                raise ConfigError(explain(err, type(self))) from None
 
 
 def _inherited(cls: type[BaseModel], name: str) -> str | None:

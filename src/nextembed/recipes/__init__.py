@@ -5,11 +5,13 @@ any machine. What there is, is read from the files' text: a list of names needs 
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .listing import listed
 
 if TYPE_CHECKING:
+    from ..runs import RunConfig
     from .loading import load as load
     from .loading import missing_stages as missing_stages
     from .loading import named as named
@@ -19,11 +21,12 @@ if TYPE_CHECKING:
 HELPERS = {"load": "loading", "recipes": "loading", "named": "loading", "missing_stages": "loading", "tiny": "shrunk"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Callable[..., RunConfig]":
     module = HELPERS.get(name) or (listed()[name].module if name in listed() else None)
     if module is None:
         raise AttributeError(f"module 'nextembed.recipes' has no attribute '{name}'")
-    return getattr(importlib.import_module(f".{module}", __name__), name)
+    found: Callable[..., RunConfig] = getattr(importlib.import_module(f".{module}", __name__), name)
+    return found
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,106 @@
+"""What a command cannot do is one line that says what would do it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nextembed import recipes
+from nextembed.cli import main
+from nextembed.cli.train import train_stages
+from nextembed.runs import RunConfig
+from nextembed.training.watch import Interrupted
+
+
+def fails(line: list[str], capsys: pytest.CaptureFixture) -> str:
+    """What a command says that goes wrong: one line."""
+    assert main(line) == 2
+    err: str = capsys.readouterr().err
+    assert err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def model(folder: Path, kind: str, cls: str) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [cls]}))
+    return str(folder)
+
+
+def test_an_omni_does_not_chat(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    omni = model(tmp_path / "omni", "omni", "OmniForPreTraining")
+    assert f"is an Omni model, which does not chat; nextembed generate {omni}" in fails(["chat", omni], capsys)
+
+
+def test_an_emu_is_evaluated_on_a_task(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    emu = model(tmp_path / "emu", "emu", "EmuForConditionalGeneration")
+    said = fails(["evaluate", emu, "--data", "emoji"], capsys)
+    assert "it is an Emu: nextembed evaluate RUN --task caption --data SOURCE" in said
+
+
+def test_a_plan_of_parts_from_the_hub_needs_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("nextembed.core.pretrained.unreachable", lambda: "the hub is away")
+    said = fails(["plan", "emu_pretrain"], capsys)
+    assert (
+        "it is neither here nor kept from an earlier download, and the hub is away; name a folder that is here" in said
+    )
+
+
+def test_a_command_line_without_typer_says_what_to_install() -> None:
+    code = (
+        "import sys\nsys.modules['typer'] = None\nimport nextembed_cli\n"
+        "code = nextembed_cli.main()\nprint(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 False\n"
+    assert done.stderr == "nextembed: the package typer is missing here: pip install typer\n"
+
+
+# -- stages
+
+
+@pytest.fixture
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """The last of three stages, none of which is there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["nextembed", "train", "emu_emoji", "train.max_steps=7", "name=my run"])
+    return recipes.load("emu_emoji")
+
+
+def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
+    chain: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    trained: list[str] = []
+
+    def fit_stage(stage: RunConfig) -> None:
+        trained.append(stage.name)
+        if len(trained) == 2:
+            raise Interrupted("stopped and saved; go on with: nextembed train --resume runs/x", 2)
+
+    monkeypatch.setattr("nextembed.run.fit_stage", fit_stage)
+    with pytest.raises(Interrupted) as stopped:
+        train_stages(chain, ["train.max_steps=7"])
+    assert trained == ["nepa_demo", "emu_emoji_language"] and stopped.value.exit_code == 130
+    assert str(stopped.value) == (
+        "stopped and saved in stage 2 of 3; the same command goes on with all of them: "
+        "nextembed train emu_emoji train.max_steps=7 'name=my run'"
+    )
+    said = capsys.readouterr().out
+    assert "3 stages, one after another" in said and "  1 of 3  nepa_demo: " in said and "  3 of 3  emu_emoji: " in said
+    assert "The settings of this command (train.max_steps=7) are for emu_emoji alone." in said
+    assert said.index("3 of 3") < said.index("Stage 1 of 3: nepa_demo")
+
+
+def test_stages_that_are_there_are_not_trained_again(chain: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr("nextembed.run.fit_stage", lambda stage: trained.append(stage.name))
+    Path("runs/nepa_demo/model").mkdir(parents=True)
+    train_stages(chain, [])
+    assert trained == ["emu_emoji_language"]
+    shutil.rmtree("runs")
