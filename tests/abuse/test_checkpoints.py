@@ -89,7 +89,7 @@ def test_damage_is_named_with_the_checkpoint_before(run, capsys, name, damage):
     before = everything(run)
     said = refused(run, capsys)
     assert f"{run / NEWEST}/" in said and (name in said or name == "checksums.json")
-    assert f"go on from the one before: nextembed train --resume {run / BEFORE}" in said
+    assert f"resume from the one before: nextembed train --resume {run / BEFORE}" in said
     assert everything(run) == before
 
 

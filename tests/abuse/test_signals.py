@@ -44,7 +44,7 @@ def steps(run: Path) -> list[int]:
 def test_a_signal_to_the_group_saves_and_names_the_command_that_resumes(results, folder, name, code):
     assert results[name][:2] == [
         code,
-        f"nextembed: stopped and saved; go on with: nextembed train --resume {folder / name}",
+        f"nextembed: stopped and saved; resume with: nextembed train --resume {folder / name}",
     ]
     assert 0 < steps(folder / name)[0] < 25
 
@@ -86,7 +86,7 @@ def test_torchrun_passes_sigterm_on_and_all_ranks_save_the_same_step(tmp_path):
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
         said = process.communicate(timeout=60)[1]
-    assert f"stopped and saved; go on with: nextembed train --resume {tmp_path / 'run'}" in said
+    assert f"stopped and saved; resume with: nextembed train --resume {tmp_path / 'run'}" in said
     (step,) = steps(tmp_path / "run")
     assert len(json.loads((tmp_path / "run" / f"checkpoints/step-{step:06d}/progress.json").read_text())["ranks"]) == 2
 

@@ -206,7 +206,7 @@ def test_an_unexpected_error_is_one_line_and_code_1(tmp_path: Path, capsys: pyte
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (Interrupted("stopped and saved; go on with: nextembed train --resume runs/x", 2), 130, "--resume runs/x"),
+        (Interrupted("stopped and saved; resume with: nextembed train --resume runs/x", 2), 130, "--resume runs/x"),
         (KeyboardInterrupt(), 130, "stopped"),
         (nextembed.TrainingError("step 3: the loss is not a number"), 1, "step 3: the loss is not a number"),
         (nextembed.DataError("5 % of the images are unreadable"), 1, "5 % of the images are unreadable"),

@@ -36,7 +36,13 @@ def test_a_run_leaves_scores_report_and_a_model_for_the_pipeline(head, tmp_path)
     best = json.loads((run.dir / "best" / "score.json").read_text())
     assert best["metric"] == ("eval/ema_miou" if head == "linear" else "eval/miou")
     report = (run.dir / "report.html").read_text()
-    for words in ("Segmentation of emoji scenes", "Every class", "What it sees", "mIoU on validation", "mistakes"):
+    for words in (
+        "Segmentation of emoji scenes",
+        "IoU by class",
+        "Predictions on images",
+        "Validation mIoU",
+        "mistakes",
+    ):
         assert words in report
     for words in ("probe table", "no pictures", "What it predicts", "Linear probe"):
         assert words not in report

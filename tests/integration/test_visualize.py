@@ -161,7 +161,7 @@ def test_reports_show_pixels(runs: Path, capsys: pytest.CaptureFixture) -> None:
         "predictions, decoder of predictions",
     ):
         assert words in html
-    assert "What it predicts" not in html and "There is no probe table" not in html
+    assert "Nearest patches" not in html and "There is no probe table" not in html
     assert "<h2>Rollout</h2>" in html and len(html) < 1_000_000
     open_run(runs / "nepa").report()
     assert "the rest, decoder of latents" not in (runs / "nepa/report.html").read_text()

@@ -67,7 +67,7 @@ def test_values_under_the_pointer_are_those_of_their_step() -> None:
     history = [{"step": s, "cos_next": 0.5 + s / 1000, "cos_current": 0.4} for s in (1, 10, 20)]
     history[1].pop("cos_current")
     html = render_charts(history)
-    card = next(part for part in html.split("</figure>") if "What the prediction looks like" in part)
+    card = next(part for part in html.split("</figure>") if "Cosine of the prediction" in part)
     found = re.findall(r"<text[^>]*>step (\d+)((?: <tspan.*?</tspan>)+)", card)
     said = {step: re.findall(r'class="(s\d)">([^<]+)', words) for step, words in found}
     assert said == {

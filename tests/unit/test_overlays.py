@@ -54,9 +54,9 @@ def scores(num):
 
 @pytest.mark.parametrize("num", [3, 60])
 def test_bars_of_every_class(num):
-    html = answers(View(scores(num)), Overlays(None, 0, [f"<c{i}>" for i in range(num)], [shown()]))
+    html = answers(View(scores(num)), Overlays(None, [f"<c{i}>" for i in range(num)], [shown()]))
     assert html.count("&lt;c2&gt;") >= 1 and "<c2>" not in html and "a &lt;b&gt;" in html
-    assert "Never seen, neither true nor predicted: &lt;c1&gt;" in html
+    assert "Absent from labels and predictions: &lt;c1&gt;" in html
     assert ("Worst classes" in html) is (num == 60)
     assert html.count("data:image/png") == 4 and "no label (hatched)" in html
     assert answers(View(None), None) == ""
@@ -67,5 +67,5 @@ def test_a_run_without_model_still_has_a_page(tmp_path):
     line = {"step": 1, "loss": 2.0, "samples_seen": 8, "eval/miou": 0.1}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     html = open_run(tmp_path).report().read_text()
-    assert "There are no pictures" in html and "mIoU on validation" in html
-    assert "Next-embedding pretraining" not in html and "What was learned" not in html
+    assert "There are no pictures" in html and "Validation mIoU" in html
+    assert "Next-embedding pretraining" not in html and "Probes on frozen features" not in html

@@ -106,8 +106,8 @@ def test_report_is_whole_and_self_contained(run):
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
     assert "script" not in page.tags
-    headings = ["What was learned", "Training", "Warnings", "What it predicts", "Where it looks", "Skipped files"]
-    headings += ["Where it is surprised, and what it tells apart", "Latents as pixels", "Rollout"]
+    headings = ["Probes on frozen features", "Training", "Warnings", "Predictions", "Attention maps", "Skipped files"]
+    headings += ["Surprise and features", "Latents as pixels", "Rollout"]
     for heading in headings:
         assert f"<h2>{heading}</h2>" in html
     names = {name for name in re.findall(r'href="#(image\d+)"', html)}
@@ -137,14 +137,14 @@ def test_interrupted_run_with_curves_only(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics()[0]) + "\n")
     page = Page(open_run(tmp_path).report().read_text(encoding="utf-8"))
     assert "There are no pictures" in page.text and "There is no probe table" in page.text
-    assert "Loss" in page.text and "What it predicts" not in page.text
+    assert "Loss" in page.text and "Nearest patches" not in page.text
 
 
 def test_run_that_logged_nothing(run):
     (run / "metrics.jsonl").unlink()
     (run / "probe.json").write_text("{cut")
     text = Page(open_run(run).report().read_text(encoding="utf-8")).text
-    assert "There are no curves" in text and "What it predicts" in text
+    assert "There are no curves" in text and "Nearest patches" in text
     assert f"The probes are left out: {run / 'probe.json'} is not JSON" in text
 
 

@@ -41,22 +41,22 @@ def test_the_page_shows_curves_texts_and_pictures(run):
     assert "Text and image on" in page, page[:3000]
     assert "31.0 %" in page and "top-1, text" in page
     for title in (
-        "What it writes",
-        "What it paints",
+        "Generated text",
+        "Generated images",
         "Next latent, by modality",
         "Top-1 accuracy, by modality (validation)",
     ):
         assert title in page
     assert "Documents of the validation split" in page
     assert page.count("data:image/png") >= 24  # 12 pictures painted, beside the true ones
-    assert "There is nothing made" not in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "There are no generated samples" not in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
 def test_a_run_without_its_model_says_so(run, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / name).write_text((run / name).read_text())
     page = open_run(tmp_path).report().read_text()
-    assert "There is nothing made" in page and "Next latent, by modality" in page
+    assert "There are no generated samples" in page and "Next latent, by modality" in page
 
 
 def test_no_more_curves_in_a_chart_than_colours():

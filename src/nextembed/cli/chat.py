@@ -57,7 +57,7 @@ def chat(
     check_model(checkpoint)
     if is_omni(checkpoint):
         raise ConfigError(
-            f"{checkpoint} is an Omni model, which does not chat; nextembed generate {checkpoint} goes on"
+            f"{checkpoint} is an Omni model, which does not chat; nextembed generate {checkpoint} continues a document"
         )
     from ..inference.chat import Talker
 

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Compare objectives at equal cost, with seeds and baselines, in one table.
 
-    All have the same images, model, batch and budget. Stopped and started again it goes on where it was; the folder
+    All have the same images, model, batch and budget. Stopped and started again it resumes where it was; the folder
     then has comparison.json, .md, .csv and .html.
 
     \b

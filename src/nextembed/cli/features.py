@@ -34,7 +34,7 @@ def embed(
 ) -> None:
     """Write features of all images of a source to a Parquet file.
 
-    There may be any number of images; started again after a stop, it goes on where it was. Settings are those of the
+    There may be any number of images; started again after a stop, it resumes where it was. Settings are those of the
     data: data.split=test, data.streaming=true, data.label_column=species.
 
     \b
@@ -120,7 +120,7 @@ class _progress:
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
         if error and error[0] is KeyboardInterrupt:
-            self.console.print("what is done is kept: the same command goes on from here")
+            self.console.print("what is done is kept: the same command resumes from here")
 
     def report(self, done: int, total: int | None) -> None:
         import time

@@ -55,9 +55,9 @@ def generate(
         typer.Argument(metavar="PIECE", help="Text, image files and video files, in reading order."),
     ] = None,
 ) -> None:
-    """Let an Emu or Omni model go on after text, images, videos and sounds.
+    """Let an Emu or Omni model continue text, images, videos and sounds.
 
-    It goes on with text, with a picture, or with whatever its modalities are.
+    It continues with text, with a picture, or with whatever its modalities are.
     An image alone is captioned, --question is answered, two images are blended with --target image, and examples before
     the last piece are in-context learning. With --sample or --stream there is one beam.
 

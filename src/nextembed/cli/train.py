@@ -35,7 +35,7 @@ def train(
         typer.Option(
             autocompletion=offer_models,
             metavar="RUN",
-            help="Go on with a run folder, or from one of its checkpoints, in place of RECIPE.",
+            help="Resume a run folder, or from one of its checkpoints, in place of RECIPE.",
         ),
     ] = None,
     minutes: Annotated[
@@ -116,7 +116,7 @@ def length(config: "RunConfig") -> str:
 
 
 def train_stages(config: "RunConfig", overrides: list[str]) -> None:
-    """Trains what a run starts from. After Ctrl-C the same command goes on with the whole chain, and that is said."""
+    """Trains what a run starts from. After Ctrl-C the same command resumes the whole chain, and that is said."""
     from ..core import distributed
     from ..run import fit_stage
     from ..training.watch import Interrupted
@@ -130,7 +130,7 @@ def train_stages(config: "RunConfig", overrides: list[str]) -> None:
         except Interrupted as stopped:
             words = " ".join(shlex.quote(word) for word in sys.argv[1:])
             raise Interrupted(
-                f"stopped and saved in stage {number} of {len(stages) + 1}; the same command goes on with all of them: "
+                f"stopped and saved in stage {number} of {len(stages) + 1}; the same command resumes all of them: "
                 f"nextembed {words}",
                 stopped.exit_code - 128,
             ) from None

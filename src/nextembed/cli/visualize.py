@@ -85,7 +85,7 @@ def visualize(
         typer.Option("--output", "-o", metavar="PATH", help="A .png file, or a folder for the single panels too."),
     ] = None,
 ) -> None:
-    """Show what goes on inside a model on one image.
+    """Show what happens inside a model on one image.
 
     One PNG shows the attention of a query patch, the cosine map of its prediction, surprise, PCA of features, latents
     turned back into pixels, and a rollout.

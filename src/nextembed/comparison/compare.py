@@ -63,7 +63,7 @@ def compare(
         found = nextembed.compare("fashion_mnist", ["nepa", "mae"], settings={"minutes": 5, "seeds": 3})
         found = nextembed.compare(["runs/a", "runs/b"])
 
-    The same call goes on where it was stopped; more objectives or seeds are added to what is there.
+    The same call resumes where it was stopped; more objectives or seeds are added to what is there.
 
     Args:
         what: a recipe's name, a config.yaml, a folder of images, a Parquet file or a hub id: the data, and the size of

@@ -32,7 +32,7 @@ class ClassScores:
 
     confusion[i][j]: images of class i that were called j. top1, top5 in [0, 1]; loss: mean cross-entropy, None if it
     is not a number. num_unlabelled: images without a label, left out. weights: "raw" or "ema"; step: of the weights,
-    None if unknown; errors: the surest wrong answers.
+    None if unknown; errors: the most confident wrong answers.
     """
 
     split: str
@@ -93,7 +93,7 @@ class ClassScores:
     def render(self) -> RenderableType:
         """For the terminal: accuracy of each class, worst first, beside the most frequent confusions."""
         classes = Table(title=f"Top-1 {self.top1:.1%}   top-5 {self.top5:.1%}", title_justify="left")
-        for name, side in (("class", "left"), ("images", "right"), ("right", "right")):
+        for name, side in (("class", "left"), ("images", "right"), ("accuracy", "right")):
             classes.add_column(name, justify=side)  # type: ignore[arg-type]
         rows = [(r, i) for i, r in enumerate(self.recalls) if r is not None]
         for recall, i in sorted(rows)[:MAX_ROWS]:
@@ -101,7 +101,7 @@ class ClassScores:
         if len(rows) > MAX_ROWS:
             classes.caption = f"the {MAX_ROWS} worst of {len(rows)} classes"
         mistakes = Table(title="Most frequent confusions", title_justify="left")
-        for name, side in (("class", "left"), ("called", "left"), ("images", "right")):
+        for name, side in (("class", "left"), ("predicted", "left"), ("images", "right")):
             mistakes.add_column(name, justify=side)  # type: ignore[arg-type]
         for label, answer, count in self.confusions():
             mistakes.add_row(self.class_names[label], self.class_names[answer], f"{count:,}")
@@ -195,7 +195,7 @@ class SegmentScores:
         left_out = f" {len(self.skipped)} could not be used." if self.skipped else ""
         return (
             f"mIoU {self.miou:.1%} over {sum(one.iou is not None for one in self.per_class)} classes, "
-            f"{self.pixel_accuracy:.1%} of the pixels right, on {self.num_images:,} {self.split} images; "
+            f"{self.pixel_accuracy:.1%} pixel accuracy, on {self.num_images:,} {self.split} images; "
             f"{chosen}{averaged}. Always guessing '{self.largest.name}': mIoU {self.guess:.1%}, "
             f"{self.largest.share:.1%} of the pixels.{left_out}"
         )

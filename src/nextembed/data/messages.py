@@ -126,7 +126,7 @@ def render(
     """`{system} [USER]: {words and images} [ASSISTANT]: {answer}`, as Emu was instructed. Loss on answers only.
 
     user, assistant: the two markers. turn_end: after answers that are not the last one. reply: the assistant's marker
-    stands at the end, for a model to go on. Answers and what closes them are segments, so tokens, of their own.
+    stands at the end, for a model to continue. Answers and what closes them are segments, so tokens, of their own.
     """
     segments: list[Segment] = []
 

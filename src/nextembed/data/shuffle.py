@@ -21,7 +21,7 @@ class Mark(NamedTuple):
 
 
 START = Mark()
-CHANGED = "the data, or data.shuffle_buffer, is not as before the stop: the run cannot go on at the same row"
+CHANGED = "the data, or data.shuffle_buffer, is not as before the stop: the run cannot resume at the same row"
 
 
 @runtime_checkable

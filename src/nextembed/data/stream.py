@@ -138,7 +138,7 @@ class MapStream(IterableDataset[Batch]):
         self.rows, self.view, self.collate, self.log = rows, view, collate, log
         self.loading, self.cache = loading, cache
         if loading.start is not None and "next" not in loading.start:
-            raise ConfigError("data.streaming: the run to resume was streaming; it cannot go on without")
+            raise ConfigError("data.streaming: the run to resume was streaming; it cannot continue without")
         self.first = 0 if loading.start is None else int(loading.start["next"])
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -211,7 +211,7 @@ class SequentialStream(IterableDataset[Batch]):
         self.num_readers = loading.world_size * self.num_workers
         start = loading.start
         if start is not None and "readers" not in start:
-            raise ConfigError("data.streaming: the run to resume was not streaming; it cannot go on with it")
+            raise ConfigError("data.streaming: the run to resume was not streaming; it cannot continue with it")
         for name, now in (("num_workers", self.num_workers), ("num_readers", self.num_readers)):
             if start is not None and start[name] != now:
                 what = "data.num_workers" if name == "num_workers" else "number of ranks x data.num_workers"

@@ -19,7 +19,7 @@ def fit(config: RunConfig | str | None = None, resume: str | Path | None = None,
         config: settings, or what `nextembed train` takes: a recipe's name, a config.yaml, `my_file.py:my_recipe`. A
             new run never touches a folder that exists: with `runs/demo` taken it goes to `runs/demo-2`. With `resume`
             None takes RUN/config.yaml; a changed one has to fit the same model.
-        resume: a run folder; training goes on from its last checkpoint, bit for bit as if it had never stopped. Or one
+        resume: a run folder; training resumes from its last checkpoint, bit for bit as if it had never stopped. Or one
             of its checkpoints, RUN/checkpoints/step-000080; later ones are renamed to unused-step-...
         **overrides: settings to change. Of data, model, optim, train and probe a dict changes the fields that it
             names; one with "kind" replaces the part. Dotted names: `**{"train.max_steps": 100}`.

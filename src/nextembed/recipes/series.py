@@ -42,7 +42,7 @@ def omni_series() -> RunConfig:
 def omni_series_classes() -> RunConfig:
     """omni_series, with the class written behind each recording: it answers with `score`; a minute on one core.
 
-    It goes on from runs/omni_series.
+    It starts from runs/omni_series.
     """
     config = omni_series()
     config.name, config.after = "omni_series_classes", ["omni_series"]

@@ -24,14 +24,14 @@ def answered(run: DocumentRun) -> str:
         with looking(run.dir):
             found, split = answers(run)
     except NextEmbedError as err:
-        return f'<p class="note">There is nothing made: {escape(str(err))}.</p>'
+        return f'<p class="note">There are no generated samples: {escape(str(err))}.</p>'
     text = (
         f'<p class="soft">Documents of the {escape(split)} split, up to their last segment; the likeliest latent each '
         "time.</p>"
     )
     sections: Any = (
-        ("What it writes", text + '<p class="soft">Green: word for word what stands there.</p>', written_card),
-        ("What it paints", text + '<p class="soft">Left: what it paints; right: the true one.</p>', painted_card),
+        ("Generated text", text + '<p class="soft">Green: exactly the true text.</p>', written_card),
+        ("Generated images", text + '<p class="soft">Left: generated; right: true.</p>', painted_card),
     )
     out = ""
     for (title, note, card), rows in zip(sections, found):
@@ -84,7 +84,7 @@ def written_card(before: list[Segment], value: str, true: str) -> str:
     same = " same" if said == true else ""
     return (
         f'<div class="card">{shown(before)}<p class="said{same}">{escape(said) or "(nothing)"}</p>'
-        f'<p class="soft">is: {escape(true)}</p></div>'
+        f'<p class="soft">true: {escape(true)}</p></div>'
     )
 
 

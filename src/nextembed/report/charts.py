@@ -66,16 +66,16 @@ CHARTS = (
     Chart(
         "Accuracy",
         {"eval/accuracy": "validation", "eval/ema_accuracy": "validation, EMA", "train_accuracy": "training"},
-        "Training images are cropped, augmented and mixed, so that curve may well lie below the others.",
+        "Training images are cropped, augmented and mixed, so that curve may lie below the others.",
         percent=True,
     ),
     Chart(
         "Validation loss",
         {"eval/loss": "raw", "eval/ema_loss": "EMA"},
-        "Cross-entropy, not smoothed. If it rises while accuracy stands still, the model is too sure of its mistakes.",
+        "Cross-entropy, not smoothed. If it rises while accuracy stays the same, the model grows overconfident.",
     ),
     Chart(
-        "What the prediction looks like",
+        "Cosine of the prediction",
         {"cos_next": "next", "cos_current": "current", "cos_neighbours": "copying would score"},
         "Cosine of the prediction with the next and with the current latent. Learning means that next is on top and "
         "above what plain copying would score.",
@@ -96,13 +96,13 @@ CHARTS = (
     Chart(
         "Effective rank",
         {"latent_rank": "latents", "hidden_rank": "hidden states"},
-        "How many directions are really used. A fall is a partial collapse that the loss does not show.",
+        "Effective number of directions that are used. A fall is a partial collapse that the loss does not show.",
         (0, None),
     ),
     Chart(
         "Spread",
         {"latent_std": "latents", "hidden_std": "hidden states"},
-        "1: directions as different as can be; near 0: all latents point the same way, a collapse.",
+        "1: directions are as different as possible; near 0: all latents point the same way, a collapse.",
         (0, 1.02),
     ),
     Chart(
@@ -112,7 +112,7 @@ CHARTS = (
         (0, None),
     ),
     Chart(
-        "Tokens right",
+        "Token accuracy",
         {"text_accuracy": "training", "eval/text_accuracy": "validation"},
         "Share of text targets that score highest of all tokens.",
         percent=True,
@@ -129,15 +129,15 @@ CHARTS = (
         percent=True,
     ),
     Chart(
-        "Tokens right",
+        "Token accuracy",
         {"token_top1": "top-1", "token_chance": "always the most frequent"},
-        "Share of the predicted tokens that are right.",
+        "Share of the predicted tokens that are correct.",
         percent=True,
     ),
     Chart(
-        "Right patch picked",
+        "Contrastive accuracy",
         {"contrast_top1": "top-1", "contrast_chance": "chance"},
-        "How often the patch that comes is picked among the candidates.",
+        "How often the true patch scores highest among the candidates.",
         percent=True,
     ),
     Chart(
@@ -157,13 +157,13 @@ CHARTS = (
         percent=True,
     ),
     Chart(
-        "mIoU on validation",
+        "Validation mIoU",
         {"eval/miou": "raw weights", "eval/ema_miou": "averaged (EMA)"},
         "Mean over classes of intersection over union; the weights of its highest point are kept.",
         percent=True,
     ),
     Chart(
-        "Pixels right",
+        "Pixel accuracy",
         {
             "eval/pixel_accuracy": "validation, raw weights",
             "eval/ema_pixel_accuracy": "validation, averaged",

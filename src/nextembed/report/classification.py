@@ -97,9 +97,9 @@ def _classes(scores: ClassScores) -> str:
     left_out = sum(1 for row in confusion if sum(row)) - len(shown)
     more = f" {left_out} classes with fewer mistakes are left out." if left_out else ""
     return (
-        "<h2>Each class</h2>"
-        '<p class="soft">Share of its images that are called by its name; the line is the 95 % range, which is wide '
-        f'where there are few images.{more}</p><div class="card classes">{rows}</div>'
+        "<h2>Accuracy by class</h2>"
+        '<p class="soft">Share of its images that are classified correctly (recall); the line is the 95 % range, '
+        f'which is wide where there are few images.{more}</p><div class="card classes">{rows}</div>'
     )
 
 
@@ -127,7 +127,7 @@ def _matrix(scores: ClassScores) -> str:
             count, share = confusion[i][j], confusion[i][j] / max(1, total)
             kind = "none" if not count else "right" if i == j else "wrong"
             box = f'x="{left + x * size:.1f}" y="{left + y * size:.1f}" width="{size:.1f}" height="{size:.1f}"'
-            tip = f"{scores.class_names[i]}, called {scores.class_names[j]}: {count} of {total}"
+            tip = f"true {scores.class_names[i]}, predicted {scores.class_names[j]}: {count} of {total}"
             cells += f'<rect class="cell {kind}" {box} rx="4" style="--v:{15 + 85 * share:.0f}%">'
             cells += f"<title>{escape(tip)}</title></rect>"
             if numbers and count:
@@ -145,10 +145,12 @@ def _matrix(scores: ClassScores) -> str:
         f"<td>{n:,} of {sum(confusion[i]):,}</td></tr>"
         for n, i, j in sorted(rest, key=lambda row: (-row[0], row[1:]))[:12]
     )
-    found = f"<table><tr><th>is</th><th class='left'>called</th><th>images</th></tr>{table}</table>" if table else ""
+    found = (
+        f"<table><tr><th>true</th><th class='left'>predicted</th><th>images</th></tr>{table}</table>" if table else ""
+    )
     return (
         "<h2>Confusion matrix</h2>"
-        '<p class="soft">Rows: what the image is; columns: what it is called. <span class="key right"></span> right, '
+        '<p class="soft">Rows: true class; columns: predicted class. <span class="key right"></span> correct, '
         '<span class="key wrong"></span> wrong; the deeper the colour, the greater the share of the row.</p>'
         f'<div class="two"><div class="card scroll"><svg class="matrix" viewBox="0 0 {side + 60:.0f} {side + 4:.0f}" '
         f'role="img" aria-label="confusion matrix" style="min-width:{min(side, 480):.0f}px">{cells}</svg>'
@@ -166,14 +168,14 @@ def _mistakes(scores: ClassScores, pictures: Callable[[ClassScores], list[Pictur
         return f'<h2>Most confident mistakes</h2><p class="note">There are no pictures: {escape(str(err))}</p>'
     cards = "".join(
         f'<div class="card"><img alt="{escape(error.key)}" src="{picture}"><p>'
-        f'is <span class="is">{_name(scores, error.label)}</span><br>'
-        f'called <span class="called">{_name(scores, error.answer)}</span>, '
+        f'true <span class="is">{_name(scores, error.label)}</span><br>'
+        f'predicted <span class="called">{_name(scores, error.answer)}</span>, '
         f"{percent(error.probability)}</p></div>"
         for error, picture in found
     )
     return (
         "<h2>Most confident mistakes</h2>"
-        '<p class="soft">Wrong answers with the highest probability. Often the label is what is wrong, or the picture '
+        '<p class="soft">Wrong answers with the highest probability. Often the label is wrong, or the picture '
         f'shows two things.</p><div class="mistakes">{cards}</div>'
     )
 
@@ -224,7 +226,7 @@ def what_was_trained(view: RunView) -> str:
                           + (f" rising to {end:g}" if end is not None else "")),
     ]  # fmt: skip
     body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<h2>What was trained</h2><div class="card scroll trained"><table>{body}</table></div>'
+    return f'<h2>Training setup</h2><div class="card scroll trained"><table>{body}</table></div>'
 
 
 def _name(scores: ClassScores, i: int) -> str:

@@ -103,7 +103,7 @@ def first_section(inside: Inside, patch: int, foreground: bool) -> Section:
         "PCA: the first three components of the patches' features as red, green, blue"
         + (", foreground only (split by the first component)." if foreground else ".")
     )
-    return Section("What it predicts, and where it is surprised", text, [panels])
+    return Section("Prediction and surprise", text, [panels])
 
 
 def attention_section(inside: Inside, patch: int, heads: list[int]) -> Section:
@@ -122,7 +122,7 @@ def attention_section(inside: Inside, patch: int, heads: list[int]) -> Section:
         f"Weights of the query patch (dashed blue) to all patches, {inside.mode} attention, each map from none to its "
         "greatest; 'begin' is the share that goes to the begin token."
     )
-    return Section("Where it looks", text, rows)
+    return Section("Attention maps", text, rows)
 
 
 def readout_section(inside: Inside) -> Section:
@@ -157,7 +157,7 @@ def rollout_section(inside: Inside) -> Section:
             panels.append(Panel(f"rollout{number + 1}", f"the rest, {short(readout.name)}", found))
     panels.append(Panel("rollout_truth", "the image", image))
     text = (
-        f"The model is given {inside.num_known} of {inside.num_patches} patches and goes on by itself: each "
+        f"The model is given {inside.num_known} of {inside.num_patches} patches and continues on its own: each "
         "prediction is fed back, at the mean length of the known latents, as the latent that the next one is predicted "
         "from."
     )

@@ -37,7 +37,7 @@ def _surprise(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
         found = [tiles.tile(None, overlay=opaque(picture), label="PCA") for picture in colours]
         columns.append((names.get(layer, f"PCA, layer {layer}"), found))
     return (
-        "<h2>Where it is surprised, and what it tells apart</h2>"
+        "<h2>Surprise and features</h2>"
         f'<p class="soft">Surprise: 1 - cosine of each patch with the prediction made {when} '
         f'(<span class="ramp inferno"></span> 0 to {top:.2f}, the same for all images; the mean is '
         f"{inside.surprise.mean():.3f}, which is 1 + NEPA's loss). PCA: the first three principal components of the "
@@ -86,9 +86,9 @@ def _rollout(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
     columns.append(("image", [tiles.tile(number, label="image") for number in numbers]))
     return (
         "<h2>Rollout</h2>"
-        f'<p class="soft">The model is given {inside.num_known} of {inside.num_patches} patches and goes on by itself: '
-        "each prediction is fed back, at the mean length of the given latents, as the latent that the next one is "
-        f"predicted from.</p>{_cards(columns, len(numbers))}"
+        f'<p class="soft">The model is given {inside.num_known} of {inside.num_patches} patches and continues on '
+        "its own: each prediction is fed back, at the mean length of the given latents, as the latent that the next "
+        f"one is predicted from.</p>{_cards(columns, len(numbers))}"
     )
 
 

@@ -41,7 +41,7 @@ def header(view: RunView) -> str:
     if "text_loss" in last:
         facts.append((f"{last['text_loss']:.3f}", "text loss, nats a token"))
     if "text_accuracy" in last:
-        facts.append((f"{100 * last['text_accuracy']:.1f} %", "of tokens right"))
+        facts.append((f"{100 * last['text_accuracy']:.1f} %", "token accuracy"))
     for name in names_of(view):
         if f"top1/{name}" in last:
             facts.append((f"{100 * last[f'top1/{name}']:.1f} %", f"top-1, {name}"))

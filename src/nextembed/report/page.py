@@ -115,7 +115,7 @@ def probes(view: RunView) -> str:
     shown = [_grid(table, probe, row.weights) for probe in SWEPT if (row := table.best(probe))]
     bars = "".join(_bars(table, probe) for probe in TITLES)
     return (
-        f'<h2>What was learned</h2><p class="soft">{escape(text)}</p><div class="two">{bars}</div>'
+        f'<h2>Probes on frozen features</h2><p class="soft">{escape(text)}</p><div class="two">{bars}</div>'
         f'<div class="two">{"".join(shown)}</div>'
         f'<details><summary>Every table: all weights</summary><div class="two">{"".join(more)}</div></details>'
     )
@@ -232,7 +232,7 @@ def settings(view: RunView) -> str:
     shown = "".join(
         f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>" for name, text in blocks if text
     )
-    return f"<h2>How it was made</h2>{shown}" if shown else ""
+    return f"<h2>Settings and environment</h2>{shown}" if shown else ""
 
 
 def _plain(values: Mapping[str, object], indent: str = "") -> str:

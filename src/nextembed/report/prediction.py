@@ -139,9 +139,10 @@ def _similarity(tiles: Tiles, split: str) -> str:
             )
     found = ranks(scene)
     return (
-        "<h2>What it predicts</h2>"
-        '<p class="soft">Left: what the model has read; the rest is veiled. Right: cosine of its prediction with the '
-        'latent of every patch of the image, also those it has not read (<span class="ramp viridis"></span> low to '
+        "<h2>Predictions</h2>"
+        '<p class="soft">Left: the patches that the model has read; the rest is veiled. Right: cosine of its '
+        "prediction with the latent of every patch of the image, also those it has not read "
+        '(<span class="ramp viridis"></span> low to '
         'high, each map on its own scale). <span class="key next"></span> the true next patch, '
         f'<span class="key current"></span> the current one. Images are from the {escape(split)} data; in each '
         "third of an image, the patch with the most contrast is shown.</p>"
@@ -179,9 +180,10 @@ def _retrieval(tiles: Tiles) -> str:
         if part
     )
     return (
-        "<h2>What the predictions look like</h2>"
-        f'<p class="soft">A prediction is no image. These are the patches of {len(scene.images) - 1:,} other images '
-        "whose latents are nearest to it, nearest first; patches that look exactly alike are shown once.</p>"
+        "<h2>Nearest patches to the predictions</h2>"
+        f'<p class="soft">A prediction is a latent, not an image. These are the patches of '
+        f"{len(scene.images) - 1:,} other images whose latents are nearest to it, "
+        "nearest first; patches that look exactly alike are shown once.</p>"
         f'<div class="two">{cards}</div>'
     )
 
@@ -208,7 +210,7 @@ def _attention(tiles: Tiles) -> str:
                     overlay = heat(weights, scene.grid, low=0.0, cmap="inferno")
                     cells += tiles.tile(image, overlay, dim=True, marks=[("next", patch)], label="attention")
     return (
-        "<h2>Where it looks</h2>"
+        "<h2>Attention maps</h2>"
         '<p class="soft">Attention weights of one patch (<span class="key next"></span>) to all patches, for some '
         'layers and heads (<span class="ramp inferno"></span> none to most, each map on its own scale; the begin '
         "token is left out). Under causal attention a patch sees itself and what comes before it.</p>"

@@ -164,7 +164,7 @@ def header(view: RunView, overlays: Overlays | None) -> str:
     facts: list[tuple[str, str]] = []
     if scores:
         facts.append((f"{100 * scores.miou:.1f} %", f"mIoU, {scores.num_images:,} {scores.split} images"))
-        facts.append((f"{100 * scores.pixel_accuracy:.1f} %", "of the pixels right"))
+        facts.append((f"{100 * scores.pixel_accuracy:.1f} %", "pixel accuracy"))
     if overlays is not None:
         config = overlays.config
         layers = f"{config.num_hidden_layers} x {config.hidden_size}"
@@ -204,7 +204,7 @@ def what_was_trained(view: RunView, overlays: Overlays | None) -> str:
                           f", layer decay {optim.layer_decay:g}"),
     ]  # fmt: skip
     body = "".join(f"<tr><td>{name}</td><td>{escape(str(text))}</td></tr>" for name, text in rows)
-    return f'<h2>What was trained</h2><div class="card scroll"><table class="trained">{body}</table></div>'
+    return f'<h2>Training setup</h2><div class="card scroll"><table class="trained">{body}</table></div>'
 
 
 def _bars(scores: SegmentScores) -> str:
@@ -220,12 +220,10 @@ def _bars(scores: SegmentScores) -> str:
     else:
         half = -(-len(drawn) // 2)
         shown = f'<div class="two">{_card("", drawn[:half])}{_card("", drawn[half:])}</div>'
-    left_out = (
-        f"<p class='soft'>Never seen, neither true nor predicted: {escape(', '.join(never))}.</p>" if never else ""
-    )
+    left_out = f"<p class='soft'>Absent from labels and predictions: {escape(', '.join(never))}.</p>" if never else ""
     return (
-        '<h2>Every class</h2><p class="soft">Intersection over union: pixels that are of the class and called so, over '
-        "pixels that are either. Counted over the whole split, not image by image. In brackets: the class's share of "
+        '<h2>IoU by class</h2><p class="soft">Intersection over union of the true and the predicted pixels of a class, '
+        "counted over the whole split, not image by image. In brackets: the class's share of "
         f"the true pixels.</p>{shown}{left_out}"
     )
 
@@ -262,14 +260,15 @@ def _images(overlays: Overlays) -> str:
         legend += '<span class="chip"><i class="swatch" style="--c:rgb(128,128,128)"></i>no label (hatched)</span>'
     cards = "".join(_four(shown, colours) for shown in overlays.images)
     return (
-        f'<h2>What it sees</h2><p class="soft">Images of the {escape(overlays.split)} data, drawn at random: as they '
-        "are, with the true classes, with the classes that the model gives, and in red where the two differ.</p>"
+        f'<h2>Predictions on images</h2><p class="soft">Images of the {escape(overlays.split)} data, drawn '
+        "at random: as they are, with the true classes, with the classes that the model gives, and in "
+        "red where the two differ.</p>"
         f'<div class="chips legend">{legend}</div><div class="segments">{cards}</div>'
     )
 
 
 def _four(shown: Shown, colours: Sequence[tuple[int, int, int] | None]) -> str:
-    right = "" if shown.right is None else f" {100 * shown.right:.1f} % of the pixels right"
+    right = "" if shown.right is None else f" {100 * shown.right:.1f} % pixel accuracy"
     tiles = (
         ("image", shown.pixels),
         ("truth", painted(shown.pixels, shown.truth, colours)),

@@ -93,5 +93,5 @@ def last_losses(last: Mapping[str, Any]) -> list[str]:
         return [f"{line}." + (f" Top-1: {more}." if more else "")]
     if "text_loss" not in last:
         return []
-    text = f"Text: {last['text_loss']:.3f} nats a token, {100 * last['text_accuracy']:.1f} % right"
+    text = f"Text: {last['text_loss']:.3f} nats a token, {100 * last['text_accuracy']:.1f} % token accuracy"
     return [f"{text}. Latents: distance {last['regression_loss']:.4f}."]

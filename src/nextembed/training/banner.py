@@ -42,7 +42,7 @@ def place_line(run_dir: Path, wanted: Path, resumes: bool) -> str:
     """ "Run:     runs/mine-2 (runs/mine exists)"."""
     where = os.path.relpath(run_dir)
     if resumes:
-        return f"Run:     {where}, going on"
+        return f"Run:     {where}, resumed"
     return f"Run:     {where}" + (f" ({os.path.relpath(wanted)} exists)" if run_dir.name != wanted.name else "")
 
 

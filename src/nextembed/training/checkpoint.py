@@ -90,7 +90,7 @@ def resume_place(path: str | Path) -> tuple[Path, Path | None]:
 def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
     """The checkpoint to go on from: the named one, else the newest; None where there is none.
 
-    Raises ConfigError if it is not there or damaged, with the command that goes on from the one before it.
+    Raises ConfigError if it is not there or damaged, with the command that resumes from the one before it.
     """
     folder = named or last_checkpoint(run_dir)
     if folder is None:
@@ -102,7 +102,7 @@ def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
         return folder
     before = [path for path in checkpoints(run_dir) if checkpoint_step(path) < checkpoint_step(folder)]
     good = next((path for path in reversed(before) if not damage(path)), None)
-    then = f"go on from the one before: nextembed train --resume {good}" if good else "none before it is whole"
+    then = f"resume from the one before: nextembed train --resume {good}" if good else "none before it is whole"
     raise ConfigError(f"{reason}; {then}")
 
 

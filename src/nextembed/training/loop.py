@@ -164,7 +164,7 @@ class Loop:
         if self.stop_signal:
             kill_workers()  # one that hangs does not hold up the end
             command = f"nextembed train --resume {self.run_dir}"
-            raise Interrupted(f"stopped and saved; go on with: {command}", self.stop_signal)
+            raise Interrupted(f"stopped and saved; resume with: {command}", self.stop_signal)
 
     def window(self, batches: Iterator[Batch]) -> list[Batch]:
         """The micro batches of one optimizer step; where the data goes on is noted."""

@@ -93,7 +93,7 @@ def test_saved_scores_say_what_they_are(tmp_path):
     values = json.loads(scores.save(tmp_path / "scores.json").read_text())
     assert values["task"] == "segmentation" and values["split"] == "test" and values["num_images"] == 2
     assert values["sentence"] == scores.sentence()
-    assert "mIoU 34.8% over 3 classes, 66.7% of the pixels right, on 2 test images" in values["sentence"]
+    assert "mIoU 34.8% over 3 classes, 66.7% pixel accuracy, on 2 test images" in values["sentence"]
     assert "step 30, the best on validation, averaged (EMA)" in values["sentence"]
     assert "Always guessing 'a': mIoU 17.8%, 53.3% of the pixels." in values["sentence"]
     assert scores.render().row_count == 4

@@ -23,7 +23,7 @@ def test_the_place_says_what_is_taken(tmp_path: Path, monkeypatch: pytest.Monkey
     assert next_folder(mine) == Path("runs/mine-3")
     assert place_line(mine, mine, False) == "Run:     runs/mine"
     assert place_line(Path("runs/mine-3"), mine, False) == "Run:     runs/mine-3 (runs/mine exists)"
-    assert place_line(mine, mine, True) == "Run:     runs/mine, going on"
+    assert place_line(mine, mine, True) == "Run:     runs/mine, resumed"
 
 
 @pytest.mark.parametrize(

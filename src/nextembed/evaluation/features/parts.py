@@ -167,7 +167,7 @@ class Parts:
         if file.is_file() and found != settings and not overwrite:
             raise ConfigError(
                 f"{self.folder} holds a part of the work under other settings ({_first_change(found, settings)}): "
-                "repeat the command as it was to go on, or add --overwrite to start anew"
+                "repeat the command as it was to resume, or add --overwrite to start anew"
             )
         if self.output.exists() and not overwrite and not _made_with(self.output, settings):
             raise ConfigError(f"{self.output} exists; --overwrite replaces it")

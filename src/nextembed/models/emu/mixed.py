@@ -68,7 +68,7 @@ class Writing:
 def generate_document(
     model: EmuForConditionalGeneration, processor: EmuProcessor, pieces: Sequence[Any], writing: Writing
 ) -> list[Made]:
-    """How a document of text and images goes on, span by span, from one cache.
+    """How a document of text and images continues, span by span, from one cache.
 
     Where the text head gives `[IMG]` (models trained with `image_start_is_target` do), N latents are regressed, each
     read as the next embedding, `[/IMG]` closes the image and text goes on. Ends at the end token, at `max_new_tokens`

@@ -406,7 +406,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         """N latents [rows, N, D] after each row of the prompts, which end with `[IMG]`.
 
         prompts: (embeddings [B, T, D], mask [B, T], padded left), of any lengths; each is read by itself, so that short
-        ones cost little, and then all go on in one batch with one static cache.
+        ones cost little, and then all continue in one batch with one static cache.
         """
         num, length = self.config.num_image_latents, max(embeds.shape[1] for embeds, _ in prompts)
         self.model.check_length(length - 1, num)  # the [IMG], and all latents but the last, are read

@@ -42,7 +42,7 @@ BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
 class EmuParts(ModelPart):
     """An Emu model: a visual encoder, a connector, a language model, two heads.
 
-    pretrained: an Emu folder or hub id to go on from, with its processor; then only `max_length` and
+    pretrained: an Emu folder or hub id to continue from, with its processor; then only `max_length` and
         `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's weights.
     vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ...; of an Emu, its
         encoder. language: HF folder or hub id of a causal language model, or its GGUF file. vision_config,

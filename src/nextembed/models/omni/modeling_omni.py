@@ -359,7 +359,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         candidates: Sequence[Piece | Sequence[Piece]],
         against: Sequence[Sequence[Piece]] = (),
     ) -> Tensor:
-        """How well each of C candidates goes on after a document, [C]; higher is better.
+        """How well each of C candidates continues a document, [C]; higher is better.
 
         Args:
             segments: pieces of the document.

@@ -32,7 +32,7 @@ NEPA_SIZES = (
 class OmniParts(ModelPart):
     """An Omni model: one transformer, and the modalities at its boundary.
 
-    pretrained: an Omni folder or hub id to go on from, with its processor; then only `max_length` and `orders` count.
+    pretrained: an Omni folder or hub id to start from, with its processor; then only `max_length` and `orders` count.
     modalities: settings by name; a name that is a kind needs no more than {}. `kind: my_file.py:MyModality` takes your
         own. Those of the package: text, image, audio, video, series.
     tokenizer: folder or hub id for text that is no bytes; "bundled": a small English one that comes with the package
