@@ -174,6 +174,12 @@ def without_banner(err: str) -> str:
         ("train --resume no/such/run", "no such run or file: no/such/run"),
         ("probe no/such/run --data emoji", "no such run or checkpoint: no/such/run"),
         ("probe . --nope", "No such option: --nope"),
+        (
+            "train nepa_demo --max-steps 10",
+            "nextembed: No such option: --max-steps; did you mean train.max_steps=10?",
+        ),
+        ("train nepa_demo --lr=3e-4", "nextembed: No such option: --lr; did you mean optim.learning_rate=3e-4?"),
+        ("train nepa_demo max_steps=10", "field 'max_steps' is not known; did you mean train.max_steps=10?"),
         ("report no/such/run", "no/such/run"),
         ("recipes nepa_demoo", "Did you mean 'nepa_demo'?"),
     ],

@@ -150,3 +150,14 @@ def test_the_last_command_of_the_page_trains(tmp_path, monkeypatch):
     ]
     assert main(words) == 0
     assert (tmp_path / "runs" / "clouds" / "model" / "config.json").is_file()
+
+
+def test_the_last_command_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """With few steps and a small model in place of many and a large one."""
+    forget()
+    line = shlex.split(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[-1])
+    assert line[:3] == ["nextembed", "train", "omni_emoji"]
+    sizes = "train.max_steps=1 train.batch_size=4 model.hidden_size=16 model.num_hidden_layers=1 name=last"
+    assert main([*line[1:], *sizes.split(), "model.num_attention_heads=2", "train.device=cpu"]) == 0
+    assert "cloud" in capsys.readouterr().out
+    assert Path("runs/last/model/config.json").is_file()

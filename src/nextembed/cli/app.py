@@ -55,7 +55,9 @@ def main(args: list[str] | None = None) -> int:
                 return _fail("stopped", 130, debug)
             err = err.__cause__  # of a file that ended too early; typer takes it for Ctrl-D
         if hasattr(err, "format_message"):  # typer's usage errors
-            return _fail(f"{err.format_message()}{_setting_meant(err, words)}", 2, debug)
+            said, setting = err.format_message(), _setting_meant(err, words)
+            said = said.partition(" (Possible")[0] if setting else said  # options that are spelled alike
+            return _fail(f"{said}{setting}", 2, debug)
         if known := _of_the_machine(err):
             return _fail(known, 1, debug)
         reason = " ".join(str(err).split()) or "no message"
