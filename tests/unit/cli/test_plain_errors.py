@@ -81,14 +81,14 @@ def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
     def fit_stage(stage: RunConfig) -> None:
         trained.append(stage.name)
         if len(trained) == 2:
-            raise Interrupted("stopped and saved; go on with: nextembed train --resume runs/x", 2)
+            raise Interrupted("stopped and saved; resume with: nextembed train --resume runs/x", 2)
 
     monkeypatch.setattr("nextembed.run.fit_stage", fit_stage)
     with pytest.raises(Interrupted) as stopped:
         train_stages(chain, ["train.max_steps=7"])
     assert trained == ["nepa_demo", "emu_emoji_language"] and stopped.value.exit_code == 130
     assert str(stopped.value) == (
-        "stopped and saved in stage 2 of 3; the same command goes on with all of them: "
+        "stopped and saved in stage 2 of 3; the same command resumes all of them: "
         "nextembed train emu_emoji train.max_steps=7 'name=my run'"
     )
     said = capsys.readouterr().out
