@@ -193,8 +193,9 @@ def feature_of(kind: str) -> Feature:
     return datasets.Value("int64") if last in TAR_NUMBERS else None
 
 
-def archive_rows(files: list[str], kinds: list[str]) -> Iterator[dict[str, object]]:
-    """The samples of archives: text as it is, the bytes of media by where they lie."""
+def archive_rows(files: list[str], kinds: list[str], labels: Mapping[str, int]) -> Iterator[dict[str, object]]:
+    """The samples of archives: text as it is, the bytes of media by where they lie. labels: class ids by key; empty
+    where there are none."""
     for file in files:
         for key, sample in samples_in(file).items():
             row: dict[str, object] = {"__key__": key, "__url__": file}
@@ -208,7 +209,7 @@ def archive_rows(files: list[str], kinds: list[str]) -> Iterator[dict[str, objec
                     row[kind] = _number(read_member(ref))
                 else:
                     row[kind] = {"bytes": None, "path": ref}
-            yield row
+            yield row | ({"label": labels.get(key)} if labels else {})
 
 
 def _number(data: bytes) -> int | None:
@@ -218,31 +219,38 @@ def _number(data: bytes) -> int | None:
         return None
 
 
-def archive_features(kinds: list[str]) -> datasets.Features:
-    named = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string")}
+def archive_classes(origin: Origin, name: str, kinds: list[str]) -> dict[str, str]:
+    """The class of each sample by its key, which is the top folder in the archive; empty where samples have class ids
+    of their own, or there are no classes."""
+    if set(kinds) & set(TAR_NUMBERS):
+        return {}
+    keys = {key for file in origin.of_split(name) for key in samples_in(file)}
+    files = [File(f"{key}.png", key, "image") for key in sorted(keys)]
+    return by_folders(files, "classes", origin.rules.class_folder)[1]
+
+
+def archive_features(kinds: list[str], names: list[str]) -> datasets.Features:
+    """names: of the classes that folders are; empty where there are none."""
+    named: Options = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string")}
+    named |= {"label": datasets.ClassLabel(names=names)} if names else {}
     return datasets.Features({**{kind: feature_of(kind) for kind in kinds}, **named})
 
 
 def archive_table(origin: Origin, name: str, kinds: list[str]) -> datasets.Dataset:
     """The samples of the archives of a split. Where none has a class, the top folder in the archive is one."""
-    rows = list(archive_rows(origin.of_split(name), kinds))
-    columns = {column: [row[column] for row in rows] for column in ("__key__", "__url__", *kinds)}
-    data = datasets.Dataset.from_dict(columns, archive_features(kinds))
-    if set(kinds) & set(TAR_NUMBERS):
-        return data
-    files = [File(f"{row['__key__']}.png", str(number), "image") for number, row in enumerate(rows)]
-    _, classes, _ = by_folders(files, "classes", origin.rules.class_folder)
-    if not classes:
-        return data
-    names = sorted(set(classes.values()))
-    ids = [names.index(classes[file.path]) if file.path in classes else None for file in files]
-    return data.add_column("label", ids, feature=datasets.ClassLabel(names=names))
+    classes = archive_classes(origin, name, kinds)
+    features = archive_features(kinds, names := sorted(set(classes.values())))
+    rows = list(archive_rows(origin.of_split(name), kinds, {key: names.index(one) for key, one in classes.items()}))
+    return datasets.Dataset.from_dict({column: [row[column] for row in rows] for column in features}, features)
 
 
 def archive_stream(origin: Origin, name: str, kinds: list[str]) -> datasets.IterableDataset:
-    """As `archive_table`, an archive a shard, without classes of folders."""
-    given = {"files": origin.of_split(name), "kinds": tuple(kinds)}
-    return datasets.IterableDataset.from_generator(archive_rows, archive_features(kinds), gen_kwargs=given)
+    """As `archive_table`, an archive a shard."""
+    classes = archive_classes(origin, name, kinds)
+    names = sorted(set(classes.values()))
+    labels = {key: names.index(one) for key, one in classes.items()}
+    given = {"files": origin.of_split(name), "kinds": tuple(kinds), "labels": labels}
+    return datasets.IterableDataset.from_generator(archive_rows, archive_features(kinds, names), gen_kwargs=given)
 
 
 def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:

@@ -76,11 +76,12 @@ def member(name: str) -> Member:
     return Member(name, f"ref {name}")
 
 
-def test_class_folders_in_a_tar(tmp_path, pictures):
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_folders_in_a_tar(tmp_path, pictures, streaming):
     names = ["cat/1.jpg", "cat/day/2.jpg", "dog/1.png"]
     tar(tmp_path / "a.tar", {name: pictures["PNG" if "png" in name else "JPEG"] for name in names})
-    data = ImageData(source=str(tmp_path / "a.tar"))
-    rows = list(data.rows("train"))
+    data = ImageData(source=str(tmp_path / "a.tar"), streaming=streaming)
+    rows = [row for _, row in data.rows("train").in_order()]
     assert data.class_names() == ["cat", "dog"] and [row["label"] for row in rows] == [0, 0, 1]
     assert all(data.reader(3).read(row["image"]).shape == (3, 8, 8) for row in rows)
 
