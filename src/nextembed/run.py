@@ -188,7 +188,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         config.train,
         config.optim,
         run_dir,
-        Source(loader, advance, loader.num_rows),
+        Source(loader, advance, loader.num_rows, loader.facts, loader.shares),
         config.seed,
         Judges([records, progress, Pace(progress.say)], probe, task.metric),
         part.processor(),

@@ -106,7 +106,7 @@ def test_report_is_whole_and_self_contained(run):
     assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
     assert not re.search(r"https?:|@import|url\((?!#)", html)
     assert "script" not in page.tags
-    headings = ["Probes on frozen features", "Training", "Warnings", "Predictions", "Attention maps", "Skipped files"]
+    headings = ["Probes on frozen features", "Training", "Warnings", "Predictions", "Attention maps", "Data used"]
     headings += ["Surprise and features", "Latents as pixels", "Rollout"]
     for heading in headings:
         assert f"<h2>{heading}</h2>" in html

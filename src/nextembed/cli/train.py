@@ -154,13 +154,14 @@ def starting() -> None:
 
 def summary(run: "Run") -> str:
     """What was learned, in plain words, and where to go from here."""
-    from ..core.run_folder import skipped_in_words
+    from ..core.run_folder import data_in_words
 
     folder = os.path.relpath(run.dir)
     found = run.verdict()
     lines = ["", *run.task.summary(run), f"Verdict: {found.word}. {found.sentence}", ""]
-    if left_out := skipped_in_words(run.skipped()):
-        lines.append(f"Skipped:   {left_out} ({folder}/skipped.jsonl)")
+    left_out = run.skipped()
+    if used := data_in_words(run.history(), left_out):
+        lines.append(f"Data:      {used}" + (f" ({folder}/skipped.jsonl)" if left_out else ""))
     if (run.dir / "report.html").is_file():
         lines.append(f"Report:    {folder}/report.html    (nextembed report {folder} --open)")
     if use := run.task.usage(run, folder):

@@ -187,6 +187,21 @@ def skipped_in_words(rows: list[dict[str, object]]) -> str:
     return f"{len(rows):,} could not be read and were left out: {named}{'; ...' * (len(reasons) > NUM_REASONS)}"
 
 
+def data_in_words(history: list[dict[str, Any]], rows: list[dict[str, object]]) -> str:
+    """How much of the data a run used, what it left out and why, and how many documents were cut; nothing where that is
+    not known.
+
+    history: lines of metrics.jsonl. rows: lines of skipped.jsonl.
+    """
+    total = next((line["data_rows"] for line in reversed(history) if "data_rows" in line), None)
+    found = [] if total is None else [f"{max(0, int(total) - len(rows)):,} of {int(total):,} used"]
+    found += [skipped_in_words(rows)] if rows else []
+    cut = [float(line["truncated_rate"]) for line in history if "truncated_rate" in line]
+    if any(cut):
+        found.append(f"{sum(cut) / len(cut):.1%} of the documents read were cut at their end (too long)")
+    return "; ".join(found)
+
+
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; a line that a kill cut short is left out, a missing file is empty."""
     rows = []

@@ -1,6 +1,7 @@
 """Documents of text, images and videos as the data of a run: the settings every source shares, and its batches."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, cast
@@ -59,7 +60,16 @@ class DocumentPart(Limits, Part):
     def summary(self, split: Role) -> Found:
         """What opening a split finds: documents used, files that are not. Raises as `rows`."""
         used, found = total_length(self.row_sources(split)), self.around()
-        return replace(found, split=expression_of(self, split), used=used, skipped=self.left_out(split))
+        reasons = Counter(self.unused(split).values()).most_common()
+        notes = tuple(f"{count:,} rows are not used: {reason}" for reason, count in reasons)
+        skipped = self.left_out(split)
+        return replace(
+            found, split=expression_of(self, split), used=used, skipped=skipped, notes=(*found.notes, *notes)
+        )
+
+    def unused(self, split: Role) -> dict[str, str]:
+        """Rows that the settings have no use for, each with the reason; known when the rows were opened."""
+        return {}
 
     def row_sources(self, split: Role) -> list["RowSource"]:
         """What documents are drawn from. Raises ConfigError for a split that does not exist."""
@@ -93,6 +103,7 @@ class DocumentPart(Limits, Part):
         state = State(*sized) if start is None else State.load(start["documents"], *sized)
         log = SkipLog(loading.skipped_path, self.max_skipped_rate, total_length(sources), "documents")
         log.leave_out(self.left_out("train"), loading.rank == 0)
+        log.leave_out(self.unused("train"), loading.rank == 0, counts=False)
         choose = Choose(self.source_weights(), loading.seed)
         stream = DocumentStream(sources, choose, Fit(encode, max_length, self.long), log, loading.seed, state)
         return DocumentLoader(stream, loading, max_length, self.pack_window, self.num_workers)

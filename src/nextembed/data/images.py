@@ -212,12 +212,12 @@ def image_loader(
         log = SkipLog(loading.skipped_path, part.max_skipped_rate)
         log.leave_out(left_out, loading.rank == 0)
         sequence = SequentialStream(rows, view, collate, log, loading, part.num_workers)
-        return TrainLoader(sequence, part.num_workers, loading)
+        return TrainLoader(sequence, part.num_workers, loading, log)
     not_empty(rows, "train")
     log = SkipLog(loading.skipped_path, part.max_skipped_rate, len(rows))
     log.leave_out(left_out, loading.rank == 0)
     cache = build_cache(rows, view, log) if cached and isinstance(view, ImageView) else None
-    return TrainLoader(MapStream(rows, view, collate, log, loading, cache), part.num_workers, loading, len(rows))
+    return TrainLoader(MapStream(rows, view, collate, log, loading, cache), part.num_workers, loading, log, len(rows))
 
 
 def fits(rows: Rows | RowSequence, reader: ImageReader) -> bool:

@@ -18,6 +18,7 @@ from ..core.hub import unreachable
 from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DamagedFile, DataError, MissingSplit, unknown
 from .archives import check_tar, read_member, samples, tar_members
+from .damaged_tables import find_fault
 from .grouping import by_folders
 from .lines import stamp
 from .listing import IMAGES as IMAGE_ENDINGS
@@ -298,6 +299,8 @@ def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tup
     files = (origin.files or {})[name]
     if origin.builder == "imagefolder" and origin.folder is not None:
         return metadata_fault(origin.folder, err)
+    if origin.builder == "parquet" and (fault := find_fault(files)) is not None:
+        return fault
     if len(files) == 1:
         return files[0], err
     for file in files:

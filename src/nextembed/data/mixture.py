@@ -1,5 +1,7 @@
 """Several sources of documents, mixed by weight."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
@@ -8,6 +10,7 @@ from ..core.config import DATA, Part
 from ..core.types import Role
 from ..errors import ConfigError
 from .documents import DocumentPart, RowSource
+from .found import Found
 
 
 def _document_source(value: object) -> Part:
@@ -39,10 +42,29 @@ class Mixture(DocumentPart):
     def source_weights(self) -> list[float]:
         return self.weights or [1.0] * len(self.sources)
 
+    def left_out(self, split: Role) -> dict[str, str]:
+        return self._of_all(lambda part: part.left_out(split))
+
+    def unused(self, split: Role) -> dict[str, str]:
+        return self._of_all(lambda part: part.unused(split))
+
+    def around(self) -> Found:
+        notes: list[str] = []
+        for number, part in enumerate(self.parts()):
+            found = replace(part.around(), split="", used=None, splits=())
+            notes += [f"source {number}: {line}" for line in found.lines("documents")[1:]]
+        return Found("", None, notes=tuple(notes))
+
+    def parts(self) -> list[DocumentPart]:
+        return [part for part in self.sources if isinstance(part, DocumentPart)]
+
+    def _of_all(self, reasons: Callable[[DocumentPart], dict[str, str]]) -> dict[str, str]:
+        found = ((number, reasons(part)) for number, part in enumerate(self.parts()))
+        return {f"{number}/{key}": reason for number, own in found for key, reason in own.items()}
+
     def row_sources(self, split: Role) -> list[RowSource]:
         found: list[RowSource] = []
-        for number, part in enumerate(self.sources):
-            assert isinstance(part, DocumentPart)
+        for number, part in enumerate(self.parts()):
             try:
                 found += part.row_sources(split)
             except ConfigError as err:

@@ -318,11 +318,18 @@ class DocumentLoader(TrainLoader):
 
     def __init__(self, stream: DocumentStream, loading: Loading, max_length: int, window: int, num_workers: int):
         divisors = [n for n in range(1, stream.num_readers + 1) if stream.num_readers % n == 0 and n <= num_workers]
-        super().__init__(stream, max(divisors, default=0), loading, stream.log.length)
+        super().__init__(stream, max(divisors, default=0), loading, stream.log, stream.log.length)
         self.stream, self.size, self.length, self.window = stream, loading.micro_batch_size, max_length, window
         self.pinned = loading.pins
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self._filled = self._total = 0
+        self._told = dict(self.counts)
+
+    def shares(self) -> dict[str, tuple[int, int]]:
+        new = {outcome: count - self._told[outcome] for outcome, count in self.counts.items()}
+        self._told = dict(self.counts)
+        used = new["whole"] + new["truncated"]
+        return {"truncated_rate": (new["truncated"], used)} if used else {}
 
     @property
     def fill_rate(self) -> float:

@@ -25,6 +25,7 @@ from .tables import DocumentTable, field, is_there, words
 from .transforms import Unreadable
 
 PLACE = re.compile(r"\{([^{}]+)\}")
+NOTHING = "it has nothing for any of data.layouts"
 
 
 class Piece(Config):
@@ -76,6 +77,7 @@ class Records(Media, DocumentTable, DocumentPart):
     joins: dict[str, Join] = Field(default_factory=dict)
 
     _found: dict[str, Piece] = PrivateAttr(default_factory=dict)
+    _unused: dict[Role, dict[str, str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _fit_together(self) -> "Records":
@@ -146,7 +148,12 @@ class Records(Media, DocumentTable, DocumentPart):
                 indices.append(index)
         if not indices and len(rows):
             raise ConfigError(f"data.layouts: no row of the {split} split has what one of them needs")
+        stay = set(indices)
+        self._unused[split] = {f"row {index}": NOTHING for index in range(len(rows)) if index not in stay}
         return rows if len(indices) == len(rows) else FewRows(rows, indices)
+
+    def unused(self, split: Role) -> dict[str, str]:
+        return self._unused.get(split, {})
 
     # -- documents
 
@@ -166,7 +173,7 @@ class Records(Media, DocumentTable, DocumentPart):
         draw = Draws(seed)
         names = drawn_layout(self.layouts_known(), lambda name: self.has(row, name), draw)
         if names is None:
-            raise Unreadable("it has nothing for any of data.layouts")
+            raise Unreadable(NOTHING)
         return {"key": row.key, "segments": [self.read(row, name, draw) for name in names]}
 
     def make(self, row: Record, layout: str, seed: int = 0) -> Document:

@@ -43,11 +43,12 @@ class SkipLog:
                 self._write(to_json(entry) + "\n")
         self.check(num_seen)
 
-    def leave_out(self, files: Mapping[str, str], writes: bool = True) -> None:
-        """Names files that were found to be of no use when the data were opened, by the reason; they count as samples.
+    def leave_out(self, files: Mapping[str, str], writes: bool = True, counts: bool = True) -> None:
+        """Names files or rows that were found to be of no use when the data were opened, by the reason; they are
+        samples, too.
 
-        writes: whether this process writes them down, one of those that share the file. Raises DataError if they are
-        too many.
+        writes: whether this process writes them down, one of those that share the file. counts: as of `add`. Raises
+        DataError if they are too many.
         """
         if not files:
             return
@@ -56,9 +57,9 @@ class SkipLog:
         self._read_others()
         new = {key: reason for key, reason in files.items() if f"file {key}" not in self._places}
         for key, reason in new.items():
-            self._note(key, reason, 0, f"file {key}", True)
+            self._note(key, reason, 0, f"file {key}", counts)
         if writes and new and self.path is not None:
-            facts = {"seen": 0, "counts": True}
+            facts = {"seen": 0, "counts": counts}
             entries = ({"key": key, "reason": reason, "place": f"file {key}"} | facts for key, reason in new.items())
             self._write("".join(to_json(entry) + "\n" for entry in entries))
         self.check(0)
@@ -89,6 +90,11 @@ class SkipLog:
                 f"{count} of {among} {self.what} are unreadable ({count / total:.1%}), more than "
                 f"data.max_skipped_rate={self.max_rate:g}: {self.first()}{where}"
             )
+
+    def count(self) -> int:
+        """How many samples were named so far, by all that share the file."""
+        self._read_others()
+        return len(self._places)
 
     def first(self) -> str:
         """The first few with their reasons, in one line whatever the file names hold."""

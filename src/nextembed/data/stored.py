@@ -11,6 +11,7 @@ from pyarrow import Table as ArrowTable
 
 from ..errors import NextEmbedError
 from .archives import check_tar
+from .damaged_tables import find_fault
 from .draws import sample_seed
 from .loading import Table, cannot_read, metadata_fault
 from .origins import Origin
@@ -148,7 +149,8 @@ class StreamedRows(Generic[R]):
 
     def _fault(self, shard: int, err: Exception) -> tuple[object, Exception]:
         if self._is_file(shard):
-            return self.files[shard], err
+            fault = find_fault(self.files, self.files[shard]) if self.origin.builder == "parquet" else None
+            return fault or (self.files[shard], err)
         if self.origin.builder == "imagefolder" and self.origin.folder is not None:
             return metadata_fault(self.origin.folder, err)
         return self._name(shard), err

@@ -316,11 +316,18 @@ def valid_state(state: object) -> bool:
 class TrainLoader(DataLoader[Batch]):
     """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line.
 
-    num_rows: size of the data, None if that is not known.
+    num_rows: size of the data, None if that is not known. log: what could not be used.
     """
 
-    def __init__(self, stream: IterableDataset[Any], num_workers: int, loading: Loading, num_rows: int | None = None):
-        self.num_rows = num_rows
+    def __init__(
+        self,
+        stream: IterableDataset[Any],
+        num_workers: int,
+        loading: Loading,
+        log: SkipLog,
+        num_rows: int | None = None,
+    ):
+        self.num_rows, self.log = num_rows, log
         self.workers: list[BaseProcess] = []
         super().__init__(
             stream,
@@ -332,6 +339,15 @@ class TrainLoader(DataLoader[Batch]):
             generator=torch.Generator().manual_seed(loading.seed),  # else torch draws a seed from the global generator
             worker_init_fn=_start_worker,
         )
+
+    def facts(self) -> dict[str, int]:
+        """Rows and files of the data, where that is known, and how many of them turned out to be of no use so far."""
+        rows = {} if self.log.length is None else {"data_rows": self.log.length}
+        return rows | {"data_skipped": self.log.count()}
+
+    def shares(self) -> dict[str, tuple[int, int]]:
+        """What was done to samples since the last call: by name, to how many, and of how many."""
+        return {}
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         before = multiprocessing.active_children()

@@ -7,7 +7,7 @@ from html import escape
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..core.probe_table import TITLES, WEIGHTS, Row, feature_name, percent, sentence
-from ..core.run_folder import skipped_in_words
+from ..core.run_folder import data_in_words
 from ..core.terminal import one_line
 from ..models.nepa import ViTNepaConfig
 from .facts import Facts
@@ -214,7 +214,8 @@ def _data(facts: Facts) -> str:
     link = f"[{facts.data}](https://huggingface.co/datasets/{facts.dataset})" if facts.dataset else code(facts.data)
     rows = [(role, code(split), f"{num:,}" if num else "not counted") for role, split, num in facts.splits]
     use = "Fine-tuned on the labelled training split." if facts.is_classifier else "Labels were not used in training."
-    left_out = f" {text(skipped_in_words(facts.skipped))}." if facts.skipped else ""
+    used = data_in_words(facts.history, facts.skipped)
+    left_out = f" {text(used[0].upper() + used[1:])}." if used else ""
     return f"{link}. {use}{left_out}\n\n" + _table(("role", "split", "images"), rows)
 
 

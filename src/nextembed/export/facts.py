@@ -39,8 +39,8 @@ class Facts:
     folder: its Hugging Face folder. weights: "raw" or "ema". settings: the run's resolved config, flat, by dotted name.
     recipe, changes: the recipe's name and (setting, recipe's value, run's value) where the run differs. data: name of
     the data; dataset: its hub id, if it is one. splits: (role, split, number of images or None). scores: scores.json.
-    skipped: lines of skipped.jsonl. objective: folder of the one saved with the model; reader: its kind, where features
-    are those that it reads.
+    skipped: lines of skipped.jsonl. history: lines of metrics.jsonl, of which `last` is the last. objective: folder of
+    the one saved with the model; reader: its kind, where features are those that it reads.
     """
 
     folder: Path
@@ -65,6 +65,7 @@ class Facts:
     scores: ClassScores | None = None
     verdict: Verdict | None = None
     last: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, object]] = field(default_factory=list)
 
 
@@ -105,7 +106,7 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
     if facts.is_classifier and (file := run / "scores.json").is_file():
         facts.scores = ClassScores.load(file)
     history = read_history(run)
-    facts.last = history[-1] if history else {}
+    facts.history, facts.last = history, history[-1] if history else {}
     facts.skipped = read_skipped(run)
     if history:
         facts.verdict = judge(values.get("objective"), history, probes, facts.scores)

@@ -102,6 +102,8 @@ def read_prompts(file: str | Path, num_frames: int = NUM_FRAMES) -> list[Prompt]
         pieces = row.get("pieces", [{k: row[k]} for k in ("image", "video", "text") if row.get(k) is not None])
         if not isinstance(pieces, list) or not (pieces or row.get("question")):
             raise DataError(f"{file}, line {number}: no pieces, text, image, video or question")
+        if not isinstance(row.get("question", ""), str | None):
+            raise DataError(f"{file}, line {number}: the question is no text")
         try:
             read = [_piece_of(piece, path.parent, num_frames) for piece in pieces]
         except (ConfigError, DataError) as err:

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from ..core.probe_table import SWEPT, TITLES, WEIGHTS, ProbeTable, Row
-from ..core.run_folder import skipped_in_words
+from ..core.run_folder import data_in_words
 from .charts import render_charts
 from .style import CSS
 from .view import RunView
@@ -211,8 +211,9 @@ def warnings(view: RunView) -> str:
 
 
 def skipped(view: RunView) -> str:
+    said = data_in_words(view.history, view.skipped)
     if not view.skipped:
-        return ""
+        return f"<h2>Data used</h2><p>{escape(said)}.</p>" if said else ""
     rows = "".join(
         f'<tr><td class="wrap">{escape(str(row.get("key", "")))}</td>'
         f'<td class="wrap">{escape(str(row.get("reason", "")))}</td></tr>'
@@ -221,7 +222,7 @@ def skipped(view: RunView) -> str:
     more = len(view.skipped) - NUM_SKIPPED
     rest = f'<p class="soft">and {more:,} more, in skipped.jsonl</p>' if more > 0 else ""
     return (
-        f"<h2>Skipped files</h2><p>{escape(skipped_in_words(view.skipped))}.</p>"
+        f"<h2>Data used</h2><p>{escape(said)}.</p>"
         '<details><summary>Which</summary><div class="scroll"><table>'
         f'<tr><th>file or row</th><th class="left">why</th></tr>{rows}</table></div>{rest}</details>'
     )

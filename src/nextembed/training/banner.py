@@ -18,7 +18,7 @@ from ..core.config import Part
 from ..core.run_folder import DataCounts
 from ..core.terminal import print
 from ..core.types import Role
-from ..data.documents import DocumentPart, total_length
+from ..data.documents import DocumentPart
 from ..data.images import ImagePart
 from ..data.rows import Rows
 from ..data.segmentation import MaskPart
@@ -62,9 +62,11 @@ def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[lis
     """What was found of the data and what is odd about it, in lines, and in figures."""
     source = getattr(data, "source", None) or data.kind
     if isinstance(data, DocumentPart):
-        num = total_length(data.row_sources("train"))
-        line = f"Data:    {source}: {'a stream of' if num is None else f'{num:,}'} documents for training"
-        return [line], DataCounts(num, what="documents")
+        found = data.summary("train")
+        number = "a stream of" if found.used is None else f"{found.used:,}"
+        beside = [line for line in found.lines("documents")[1:] if not line.startswith("splits: ")]
+        lines = [f"Data:    {source}: {number} documents for training", *(f"         {line}" for line in beside)]
+        return lines, DataCounts(found.used, what="documents")
     if not isinstance(data, ImagePart | MaskPart):
         return [f"Data:    {source}"], DataCounts()
     rows = data.training_rows() if isinstance(data, ImagePart) else data.rows("train")

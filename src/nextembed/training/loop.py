@@ -43,11 +43,15 @@ class Source(NamedTuple):
     advance: (state or None, position rows [B, P] of a consumed batch) -> state, JSON values: the `start` of a loader
         that goes on behind that batch. `checkpoint.start_state` reads it back.
     num_samples: size of the data, for the epoch that is logged; None if unknown.
+    facts: what of the data is used, so far, for the lines of metrics. shares: what was done to samples since the last
+        call: by name, to how many, and of how many.
     """
 
     loader: Iterable[Batch]
     advance: Advance
     num_samples: int | None = None
+    facts: Callable[[], dict[str, int]] = dict
+    shares: Callable[[], dict[str, tuple[int, int]]] = dict
 
 
 class Judges(NamedTuple):
@@ -91,7 +95,7 @@ class Loop:
         processor: checkpoint.Saves | None = None,
     ):
         judges = judges or Judges()
-        self.loader, self.advance, self.num_samples = source
+        self.loader, self.advance, self.num_samples, self.facts, self.shares = source
         self.image_processor, self.watchers = processor, list(judges.watchers)
         num_samples, probe, best = source.num_samples, judges.probe, judges.best
         self.config, self.optim_config, self.run_dir, self.seed = config, optim, run_dir, seed
@@ -173,6 +177,8 @@ class Loop:
             raise DataError(f"the data ended at step {self.step}")
         for batch in window:
             self.data_state = self.advance(self.data_state, batch["position"])
+        for name, (count, of) in self.shares().items():
+            self.averages.add(name, torch.tensor(float(count), device=self.device), of)
         return window
 
     def over_ranks(self, counts: list[Tensor]) -> Tensor:
@@ -259,6 +265,7 @@ class Loop:
             "images_per_second": (self.step - self.clock_step) * self.config.batch_size / max(1e-9, now - self.clock),
             **means,
             **results,
+            **self.facts(),
         }
         if self.num_samples:
             line["epoch"] = seen / self.num_samples

@@ -1,5 +1,6 @@
 """What a model is asked and what would be right: one `Example` for every layout of annotations."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,8 +70,9 @@ class ImageFolder:
 
 
 def texts(value: object, what: str) -> list[str]:
-    """A text, or a list of texts or of {"answer": text}, as texts. Raises DataError for anything else."""
-    if value is None:
+    """A text, or a list of texts or of {"answer": text}, as texts; nothing and an empty text are none. Raises DataError
+    for anything else."""
+    if value is None or value == "":
         return []
     values = [value] if isinstance(value, str | int | float) else value
     if not isinstance(values, Sequence):
@@ -80,5 +82,7 @@ def texts(value: object, what: str) -> list[str]:
         one = one.get("answer") if isinstance(one, dict) else one
         if isinstance(one, bool) or not isinstance(one, str | int | float):
             raise DataError(f"{what}: a text or a list of texts, not a list of {type(one).__name__}")
+        if isinstance(one, float) and not math.isfinite(one):
+            raise DataError(f"{what}: {one} is no text")
         found.append(str(one))
     return found

@@ -237,3 +237,14 @@ def test_special_tokens_in_a_text_are_text(tmp_path):
     (tmp_path / "t.csv").write_text("image,question,answer\na.png,What <image> is it?,[IMG]\n")
     (item,) = read_examples(LanguageEval(task="vqa", data=str(tmp_path / "t.csv")))
     assert item.question == "What <image> is it?" and item.references == ["[IMG]"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"), [("NaN", "nan is no text"), ('""', "no reference"), ("[]", "no reference")]
+)
+def test_an_answer_that_is_none(tmp_path, answer, words):
+    picture(tmp_path / "a.png")
+    (tmp_path / "t.jsonl").write_text(f'{{"image": "a.png", "question": "What?", "answer": {answer}}}\n')
+    settings = LanguageEval(task="vqa", data=str(tmp_path / "t.jsonl"))
+    with pytest.raises(DataError, match=words):
+        choose_items(settings, read_examples(settings))

@@ -12,6 +12,7 @@ import nextembed.data.kinds  # noqa: F401
 from nextembed.core.config import DATA
 from nextembed.data.documents import text
 from nextembed.data.messages import render
+from nextembed.errors import DataError
 from nextembed.evaluation.language.examples import Example
 from nextembed.evaluation.language.protocols import INSTRUCTED, with_shots
 from nextembed.inference.conversation import Conversation, style_of
@@ -149,6 +150,12 @@ def test_in_a_file_of_prompts(processor, tmp_path, words):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for prompt in [*read_prompts(tmp_path / "a.jsonl"), Prompt([read_piece(words)])]:
         assert specials(processor, processor(prompt.pieces)["input_ids"][0]) == ["<s>"]
+
+
+def test_a_question_in_a_file_of_prompts_is_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a", "question": 5}\n')
+    with pytest.raises(DataError, match="line 1: the question is no text"):
+        read_prompts(tmp_path / "a.jsonl")
 
 
 @pytest.mark.parametrize("words", WORDS)

@@ -1,0 +1,48 @@
+"""Where a Parquet file is damaged, or has other columns than the files beside it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from ..core.files import first_line
+
+
+def find_fault(files: Sequence[str], suspect: str | None = None) -> tuple[str, ValueError] | None:
+    """The file that is to blame, and why, with its row group and column; None where all can be read.
+
+    files: of one split, of which the first says what columns there are. suspect: the only one that is looked at.
+    """
+    for file in files if suspect is None else [suspect]:
+        try:
+            with parquet.ParquetFile(file) as opened:
+                fault = _schema_fault(files[0], opened.schema_arrow) or _group_fault(opened)
+        except (OSError, pa.ArrowException) as err:
+            fault = first_line(err)
+        if fault:
+            return file, ValueError(fault)
+    return None
+
+
+def _schema_fault(first: str, own: pa.Schema) -> str:
+    try:
+        wanted = parquet.read_schema(first)
+    except (OSError, pa.ArrowException):
+        return ""
+    name = Path(first).name
+    if set(own.names) != set(wanted.names):
+        return f"its columns are {', '.join(own.names)[:200]}; those of {name} are {', '.join(wanted.names)[:200]}"
+    other = next((one for one in own.names if own.field(one).type != wanted.field(one).type), None)
+    return f"column '{other}' holds {own.field(other).type}, in {name} {wanted.field(other).type}" if other else ""
+
+
+def _group_fault(file: parquet.ParquetFile) -> str:
+    """The first column of a row group (from 0) that cannot be read."""
+    for group in range(file.num_row_groups):
+        for column in file.schema_arrow.names:
+            try:
+                file.read_row_group(group, columns=[column])
+            except (OSError, pa.ArrowException) as err:
+                return f"row group {group}, column '{column}': {first_line(err)}"
+    return ""
