@@ -61,6 +61,8 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "aim": {"vit_nepa": [{"head_blocks": 1}, {"head_blocks": 0, "normalise": False}]},
     "mae": {"vit_nepa": [{"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}]},
     "ijepa": {"vit_nepa": [{"predictor_width": 16, "predictor_layers": 1, "predictor_heads": 2}]},
+    "mar": {"vit_nepa": [{"num_classes": 3, "decoder_width": 16, "decoder_heads": 2, "ema_decay": 0.9},
+                         {"head": "diffusion", "decoder_width": 16, "decoder_heads": 2, "ema_decay": None}]},
     "cpc": {"vit_nepa": [{}]},
     "igpt": {"vit_nepa": [{"num_codes": 8}]},
     "beit": {"vit_nepa": [{"num_codes": 8}]},

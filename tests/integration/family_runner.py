@@ -7,10 +7,12 @@ import torch.distributed as dist
 from rank_runner import fork_ranks
 
 from nextembed.core import distributed
+from nextembed.core.randomness import drawn_by
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.quantize import Codebook
 from nextembed.objectives.jepa import IjepaSettings
 from nextembed.objectives.joint_embedding import LeJepaSettings, SimSiamSettings
+from nextembed.objectives.mar import MarSettings
 from nextembed.objectives.tokenizer import TokenizerSettings
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
@@ -42,6 +44,7 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
                 found[f"{settings.kind}.{name}"] = buffer / world
     found |= tokenizer_gradients(rank, crops[rows, 0], world)
     found |= of_jepa(rows, generator)
+    found |= mar_gradients(crops[:, 0], rows)
     book = Codebook(4, 3)
     x = torch.randn(40, 3, generator=generator)
     book.fit(x[rank * 40 // world : (rank + 1) * 40 // world])
@@ -78,6 +81,26 @@ def of_jepa(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
     (output.loss_sum / objective.count_targets(whole)).backward()
     modules = (backbone, objective)
     return {f"ijepa.{type(module).__name__}.{name}": parameter.grad for module in modules
+            for name, parameter in module.named_parameters() if parameter.grad is not None}  # fmt: skip
+
+
+def mar_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+    """Scales of pixels are those of all ranks; images mask different shares, so that ranks have other counts."""
+    torch.manual_seed(0)
+    backbone = NepaModel(**{**SIZES, "patch_size": 2}).build()
+    settings = MarSettings(decoder_width=8, decoder_heads=2, decoder_layers=1, head_blocks=1, num_classes=3)
+    objective = settings.build(backbone)
+    valid = torch.ones(NUM, 17, dtype=torch.bool)
+    drawn = [settings.draw({"latent_mask": valid[i]}, torch.Generator().manual_seed(i)) for i in range(NUM)]
+    batch = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
+    batch |= {"pixel_values": 3 + pixels, "latent_mask": valid, "labels": torch.arange(NUM) % 3}
+    total = objective.count_targets(batch)
+    own = {name: value[rows] for name, value in batch.items()}
+    objective.prepare(backbone, [own])
+    with drawn_by(torch.arange(NUM)[rows]):
+        (objective(backbone, own).loss_sum / total).backward()
+    parts = {"backbone": backbone, "objective": objective}
+    return {f"mar.{part}.{name}": parameter.grad for part, module in parts.items()
             for name, parameter in module.named_parameters() if parameter.grad is not None}  # fmt: skip
 
 

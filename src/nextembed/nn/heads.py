@@ -52,14 +52,17 @@ class PlaceDecoder(nn.Module):
         self.blocks = layers(width, num_layers, num_heads)
         self.leave = nn.Linear(width, out)
 
-    def forward(self, known: Tensor, kept: Tensor, coordinates: Tensor) -> Tensor:
+    def forward(self, known: Tensor, kept: Tensor, coordinates: Tensor, valid: Tensor | None = None) -> Tensor:
         """
         Args:
             known: hidden states [B, K, D] of the tokens that were read.
             kept: where each stands, int64 [B, K].
             coordinates: of all tokens, [B, T, 2].
+            valid: which of `kept` were read, bool [B, K]; None: all.
         """
         tokens = self.enter(known)
+        if valid is not None:
+            tokens = torch.where(valid[..., None], tokens, self.unknown.to(tokens.dtype))
         every = self.unknown.to(tokens.dtype).expand(len(known), coordinates.shape[1], -1)
         every = every.scatter(1, kept[..., None].expand(-1, -1, every.shape[-1]), tokens)
         return cast(Tensor, self.leave(self.blocks(every + self.place(waves(coordinates).to(every.dtype)))))

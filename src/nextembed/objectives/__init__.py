@@ -6,6 +6,7 @@ from .emu import EmuObjective, EmuSettings
 from .jepa import IjepaSettings, Jepa
 from .joint_embedding import LeJepa, LeJepaSettings, SimSiam, SimSiamSettings
 from .latent_decoder import LatentDecoderSettings, load_decoder
+from .mar import Mar, MarSettings
 from .next_embedding import NextEmbedding, NextEmbeddingSettings
 from .pixels import Aim, AimSettings, Mae, MaeSettings
 from .readout import ReadoutSettings, load_readouts
@@ -40,6 +41,8 @@ __all__ = [
     "LlamaGenSettings",
     "Mae",
     "MaeSettings",
+    "Mar",
+    "MarSettings",
     "NextEmbedding",
     "NextEmbeddingSettings",
     "ReadoutSettings",

@@ -7,10 +7,13 @@ from ..core.objective import ObjectiveSettings
 from ..objectives.contrastive import CpcSettings
 from ..objectives.jepa import IjepaSettings
 from ..objectives.joint_embedding import LeJepaSettings, SimSiamSettings
+from ..objectives.mar import MarSettings
 from ..objectives.pixels import AimSettings, MaeSettings
 from ..objectives.tokens import BeitSettings, IgptSettings
 from ..runs import RunConfig
 from .nepa import nepa_demo
+
+NUM_GROUPS = 9  # of emoji
 
 
 def aim_demo() -> RunConfig:
@@ -39,6 +42,15 @@ def ijepa_demo() -> RunConfig:
     data = demo.data.model_copy(update={"crop_scale": (0.3, 1.0), "flip_rate": 0.0})  # as the paper
     train = demo.train.model_copy(update={"ema_decay": None})  # the teacher is the average that is read
     return demo.model_copy(update={"data": data, "train": train})
+
+
+def mar_demo() -> RunConfig:
+    """MAR on the bundled emoji pictures: masked patches of 4 px drawn by a flow, by group; it paints new ones."""
+    config = _demo("mar_demo", MarSettings(num_classes=NUM_GROUPS, ema_decay=0.999))
+    model = config.model.model_copy(update={"patch_size": 4})
+    # Few images a step: each is worth four draws of sixty patches, and a small network is short of steps.
+    train = config.train.model_copy(update={"batch_size": 32, "max_steps": 3000, "ema_decay": 0.999, "log_steps": 50})
+    return config.model_copy(update={"model": model, "train": train})
 
 
 def cpc_demo() -> RunConfig:

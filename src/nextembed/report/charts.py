@@ -129,6 +129,12 @@ CHARTS = (
         percent=True,
     ),
     Chart(
+        "Told by the image",
+        {"context_gain": "hidden patches"},
+        "How much of the error of predicting hidden patches the visible ones take off; without them it is 0.",
+        percent=True,
+    ),
+    Chart(
         "Token accuracy",
         {"token_top1": "top-1", "token_chance": "always the most frequent"},
         "Share of the predicted tokens that are correct.",
