@@ -22,7 +22,7 @@ from ..training.loop import Loop
 from ..training.watch import Training, Watcher
 from .settings import CompareSettings
 
-WARM_UP = 3  # steps that are not measured: the first ones are slower
+WARM_UP, MEASURED = 3, 8  # steps that are not measured, since the first ones are slower; and at least measured ones
 SHARE = 0.05  # of the minutes, that are spent on measuring what a step costs
 LEAST, MOST = 2.0, 20.0  # seconds of it
 
@@ -104,29 +104,30 @@ class Pace:
 
 
 class Stopwatch(Watcher):
-    """Ends a run that only measures, after so many seconds of wall-clock time."""
+    """Ends a run that only measures, after so many seconds of what is counted, and at least MEASURED steps."""
 
-    def __init__(self, seconds: float, clock: Clock = read_clock):
-        self.seconds, self.clock = seconds, clock
+    def __init__(self, seconds: float, on_cpu: bool, clock: Clock = read_clock):
+        self.seconds, self.on_cpu, self.clock = seconds, on_cpu, clock
         self.begun = self.last = Reading(0.0, 0.0)
         self.steps = 0
 
     def stepped(self, loop: Training) -> None:
-        if loop.step % 8 == 0 and torch.accelerator.is_available():
+        if not self.on_cpu and loop.step % MEASURED == 0:
             torch.accelerator.synchronize()
         now = self.clock()
         if loop.step <= WARM_UP:
             self.begun = now
             return
         self.last, self.steps = now, loop.step - WARM_UP
-        if now.wall - self.begun.wall >= self.seconds:
+        spent = now.cpu - self.begun.cpu if self.on_cpu else now.wall - self.begun.wall
+        if spent >= self.seconds and self.steps >= MEASURED:
             loop.max_steps = loop.step
 
 
 def measure_pace(config: RunConfig, minutes: float | None, clock: Clock = read_clock) -> Pace:
     """Trains a few seconds, in a folder that is gone afterwards. Raises what `fit` raises before its first step."""
-    seconds = min(MOST, max(LEAST, 60 * SHARE * minutes)) if minutes else MOST / 2
-    endless: dict[str, object] = {
+    seconds = min(MOST, max(LEAST, 60 * SHARE * minutes)) if minutes else 0.0
+    endless: dict[str, Any] = {
         "max_steps": 10**6,
         "epochs": None,
         "save_steps": 10**6,
@@ -137,7 +138,7 @@ def measure_pace(config: RunConfig, minutes: float | None, clock: Clock = read_c
     with tempfile.TemporaryDirectory() as scratch:
         loop = prepare(Path(scratch), config, None).loop
         flops = step_flops(loop)
-        watch = Stopwatch(seconds, clock)
+        watch = Stopwatch(seconds, config.train.on_cpu(), clock)
         loop.watchers[:] = [watch]
         loop.train()
     cpu, wall = (max(1e-9, b - a) / watch.steps for a, b in zip(watch.begun, watch.last))

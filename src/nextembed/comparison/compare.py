@@ -199,14 +199,11 @@ class Plan:
             def watch(state: Any) -> None:
                 changed(state)
                 if state.state == "done":
-                    self.collect(jobs).save(self.place)
+                    self.collect(jobs, save=True)
 
             pool.watch = watch  # after each job: what is done can be looked at
             pool.run(jobs)
-        found = self.collect(jobs)
-        found.save(self.place)
-        write_page(found, self.place)
-        return found
+        return self.collect(jobs, save=True)
 
     def paces(self, pool: Pool, overview: Overview) -> dict[str, int]:
         """Steps of each row, from what a step costs, measured one after another. Raises ConfigError, of the first row
@@ -231,7 +228,7 @@ class Plan:
                     "trial",
                     name,
                     f"{name}/trial-{number}",
-                    with_length(row_config(self.base, config, 0, factors), short),
+                    with_length(row_config(self.base, config, 0, factors), short, num_probes=1),
                     tuned=factors,
                 )
                 for number, factors in enumerate(trials(self.settings.tune))
@@ -266,20 +263,25 @@ class Plan:
                 found.append(self.job("scratch", SUPERVISED, where, without_probe(settings), seed))
         return found
 
-    def collect(self, jobs: Sequence[Job]) -> Comparison:
-        """What is there so far."""
+    def collect(self, jobs: Sequence[Job], save: bool = False) -> Comparison:
+        """What is there so far; save: as files, too."""
         runs = [one for job in jobs if job.result.is_file() for one in load_scores(job.result)]
         tried = [self.place / name / f"trial-{number}" / "scores.json" for name in self.own for number in range(9)]
-        return Comparison(
+        found = Comparison(
             name=self.title,
             budget=self.settings.budget_in_words(self.threads, self.on_cpu),
             rows=rows_of(runs),
             runs=runs,
             trials=[one for file in tried if file.is_file() for one in load_scores(file)],
             notes=[*self.missing(), *self.notes()],
-            settings=self.settings.model_dump(mode="json") | {"threads": self.threads, "base": to_yaml(self.base)},
+            settings=self.settings.model_dump(mode="json")
+            | {"threads": self.threads, "on_cpu": self.on_cpu, "base": to_yaml(self.base)},
             folder=str(self.place),
         )
+        if save:
+            found.save(self.place)
+            write_page(found, self.place)
+        return found
 
     def missing(self) -> list[str]:
         """What cannot be measured, and why."""
@@ -353,21 +355,31 @@ def compare_runs(words: Sequence[str], settings: CompareSettings, folder: str | 
         lock.close()
 
 
+def short_names(words: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell them apart."""
+    paths = [Path(word).expanduser().resolve() for word in words]
+    for num in range(1, max(len(path.parts) for path in paths)):
+        names = ["/".join(path.parts[-num:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
 def existing_jobs(words: Sequence[str], settings: CompareSettings, place: Path) -> list[Job]:
     """Raises ConfigError for a folder without a finished model."""
     rows: dict[str, str] = {}  # by settings without name and seed
     found = []
-    for word in words:
+    for word, name in zip(words, short_names(words)):
         opened = open_run(word)
         config = opened.config
         opened.saved()
         same = to_yaml(config.model_copy(update={"name": "run", "seed": 0, "output_dir": "runs"}))
-        row = rows.setdefault(same, Path(word).name)
+        row = rows.setdefault(same, name)
         labels = label_counts(config.data) if isinstance(config.data, ImagePart) else {}
         found.append(
             Job(
                 do="existing",
-                folder=str(place / Path(word).name),
+                folder=str(place / name.replace("/", "-")),
                 row=row,
                 seed=config.seed,
                 labels=labels if settings.finetune_steps and config.model.task == "pretraining" else {},

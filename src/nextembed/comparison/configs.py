@@ -18,6 +18,7 @@ from ..training.settings import TrainConfig
 
 ENDING = "_demo"  # of the recipes that name objectives: nepa_demo, mae_demo
 NUM_LOGS, NUM_PROBES, NUM_SAVES = 60, 6, 6  # of each run
+NUM_ONLINE = 1000  # images of each of several quick probes, which cost as much as many steps
 FRACTIONS = {"finetune_1": 0.01, "finetune_10": 0.1}
 RATES, DECAYS = (1.0, 3.0, 1 / 3), (1.0, 5.0, 1 / 5)  # factors that are tried
 
@@ -103,14 +104,18 @@ def fitted(objective: ObjectiveSettings, model: NepaModel) -> ObjectiveSettings:
     )
 
 
-def with_length(config: RunConfig, steps: int) -> RunConfig:
+def with_length(config: RunConfig, steps: int, num_probes: int = NUM_PROBES) -> RunConfig:
     """So many steps; logs, quick probes and checkpoints at the same parts of every run."""
     log = max(1, steps // NUM_LOGS)
-    probe = log * max(1, steps // log // NUM_PROBES)
+    probe = log * max(1, steps // log // num_probes)
     save = log * max(1, steps // log // NUM_SAVES)
     every = {"log_steps": log, "probe_steps": probe, "save_steps": save, "keep_checkpoints": 1}
+    online = config.probe.num_online if num_probes == 1 else min(NUM_ONLINE, config.probe.num_online)
     return config.model_copy(
-        update={"train": config.train.model_copy(update={"max_steps": steps, "epochs": None, **every})}
+        update={
+            "train": config.train.model_copy(update={"max_steps": steps, "epochs": None, **every}),
+            "probe": config.probe.model_copy(update={"num_online": online}),
+        }
     )
 
 

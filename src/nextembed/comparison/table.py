@@ -95,12 +95,17 @@ class Comparison:
         return [name for name in COLUMNS if any(name in row.cells for row in self.rows)]
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(COLUMNS[name].title)}</th>" for name in self.columns)
+        return self.html(self.columns)
+
+    def html(self, names: list[str]) -> str:
+        """Some columns as a table of HTML; of rows that have none of them nothing."""
+        rows = [row for row in self.rows if any(name in row.cells for name in names)]
+        head = "".join(f'<th title="{escape(COLUMNS[name].text)}">{escape(COLUMNS[name].title)}</th>' for name in names)
         body = "".join(
             f"<tr><td>{escape(row.name)}</td>"
-            + "".join(f"<td>{escape(shown(name, row.cells.get(name)))}</td>" for name in self.columns)
+            + "".join(f"<td>{escape(shown(name, row.cells.get(name)))}</td>" for name in names)
             + f"<td>{escape(row.verdict)}</td></tr>"
-            for row in self.rows
+            for row in rows
         )
         return f"<table><tr><th></th>{head}<th>verdict</th></tr>{body}</table>"
 

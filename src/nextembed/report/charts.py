@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -279,6 +279,29 @@ def _svg(chart: Chart, number: int, found: Mapping[str, Curve], ends: tuple[floa
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
         strips = hover(axes, 72 * SIZE[1], curves, lambda value: _show(value, chart.percent))
     return _inline(out.getvalue(), chart.title).replace("</svg>", f"{strips}</svg>")
+
+
+def drawn(title: str, salt: str, draw: Callable[[Any], None]) -> str:
+    """What `draw` puts into the axes as an SVG in the page's colours; the y axis shows shares in percent.
+
+    salt: of the ids, which differ between the charts of a page and not between runs.
+    """
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt}):
+        figure = Figure(figsize=SIZE, dpi=72)
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        for spine in ("top", "right", "left"):
+            axes.spines[spine].set_visible(False)
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.set_axisbelow(True)
+        draw(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
+        _fit_margins(figure, axes)
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _inline(out.getvalue(), title)
 
 
 def _set_up(axes: Any, chart: Chart, values: Sequence[float], ends: tuple[float, float]) -> None:

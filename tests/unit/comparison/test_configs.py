@@ -1,0 +1,128 @@
+"""Settings of rows: what they share, what is their own, and what is refused."""
+
+import pytest
+
+from nextembed import recipes
+from nextembed.comparison.compare import Plan, base_config, compare
+from nextembed.comparison.configs import (
+    checked_base,
+    chosen_objectives,
+    finetune_config,
+    label_counts,
+    row_config,
+    trials,
+    with_length,
+)
+from nextembed.comparison.settings import CompareSettings
+from nextembed.errors import ConfigError
+from nextembed.objectives import LeJepaSettings
+from nextembed.runs import RunConfig
+
+
+@pytest.fixture(scope="module")
+def base() -> RunConfig:
+    return checked_base(recipes.load("nepa_demo_tiny"))
+
+
+def test_every_recipe_of_an_objective_on_images_is_known() -> None:
+    known = chosen_objectives(None)
+    assert {"nepa", "aim", "igpt", "beit", "mae", "cpc", "simsiam", "lejepa"} <= set(known)
+    assert "candle" not in known
+
+
+def test_rows_share_data_model_and_batch(base) -> None:
+    own = chosen_objectives(["nepa", "mae", "cpc"])
+    rows = {name: row_config(base, config, seed=3) for name, config in own.items()}
+    for name, row in rows.items():
+        assert row.data == base.data and row.seed == 3, name
+        assert row.train.batch_size == base.train.batch_size
+        assert row.optim == (base.optim if name == "nepa" else own[name].optim)
+    assert [row.model.is_causal for row in rows.values()] == [True, False, True]
+    assert rows["mae"].objective.kind == "mae"
+
+
+def test_small_crops_fit_the_patches(base) -> None:
+    row = row_config(base, chosen_objectives(["lejepa"])["lejepa"])
+    assert isinstance(row.objective, LeJepaSettings)
+    assert row.objective.crops.local_size % row.model.patch_size == 0
+    assert 0 < row.objective.crops.local_size < row.model.image_size
+
+
+def test_tuned_settings_are_factors(base) -> None:
+    own = chosen_objectives(["mae"])["mae"]
+    row = row_config(base, own, tuned={"learning_rate": 3.0, "weight_decay": 0.2})
+    assert row.optim.learning_rate == pytest.approx(3 * own.optim.learning_rate)
+    assert row.optim.weight_decay == pytest.approx(0.2 * own.optim.weight_decay)
+
+
+def test_as_many_trials_as_asked_for_the_first_being_the_defaults() -> None:
+    assert trials(0) == []
+    assert trials(3)[0] == {"learning_rate": 1.0, "weight_decay": 1.0}
+    assert len({tuple(one.values()) for one in trials(9)}) == 9
+
+
+def test_logs_fall_on_probes_and_checkpoints(base) -> None:
+    for steps in (1, 7, 100, 12345):
+        train = with_length(base, steps).train
+        assert train.max_steps == steps
+        assert train.probe_steps % train.log_steps == 0 and train.save_steps % train.log_steps == 0
+
+
+def test_labels_of_fine_tuning(base) -> None:
+    counts = label_counts(base.data)
+    assert counts == {"finetune_1": 2, "finetune_10": 18}  # of 1,641 images in 9 classes
+    config = finetune_config(base, None, 2, seed=5, steps=7, num_labels=18)
+    assert (config.data.labels_per_class, config.data.labels_seed) == (2, 5)
+    assert (config.train.batch_size, config.train.max_steps) == (18, 7)
+
+
+def test_validation_is_kept_apart_where_there_is_none(tmp_path) -> None:
+    from PIL import Image
+
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("RGB", (32, 32), colour).save(tmp_path / name / f"{i}.png")
+    found = checked_base(base_config(str(tmp_path), 1.0))
+    assert found.data.validation_rate == 0.1
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["nepa", "mea"], "objective 'mea' is not known. Did you mean 'mae'?"),
+        (["nepa", "nepa"], "objective 'nepa' is named twice"),
+    ],
+)
+def test_wrong_objectives(names: list[str], words: str, tmp_path) -> None:
+    with pytest.raises(ConfigError) as err:
+        compare("nepa_demo_tiny", names, tmp_path / "out")
+    assert str(err.value).startswith(words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ([], "name a recipe"),
+        ("omni_emoji", "a comparison needs images"),
+        ("nepa_dmeo", "no such"),
+        (["runs/nowhere-a", "runs/nowhere-b"], "runs/nowhere-a is no run"),
+        ("finetune", "a comparison trains new models"),
+    ],
+)
+def test_wrong_sources(what, words: str, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        compare(what, ["nepa"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_comparison(base, tmp_path) -> None:
+    own = chosen_objectives(["nepa"])
+    Plan(base, own, CompareSettings(images_seen=100, seeds=1), tmp_path, "x").check_folder()
+    Plan(base, own, CompareSettings(images_seen=100, seeds=2, jobs=2), tmp_path, "x").check_folder()  # more seeds
+    with pytest.raises(ConfigError, match=r"other settings \(images_seen\); give another --folder"):
+        Plan(base, own, CompareSettings(images_seen=200), tmp_path, "x").check_folder()
+    other = base.model_copy(update={"train": base.train.model_copy(update={"batch_size": 4})})
+    with pytest.raises(ConfigError, match="its data, model or training"):
+        Plan(other, own, CompareSettings(images_seen=100), tmp_path, "x").check_folder()
