@@ -90,7 +90,7 @@ def test_validation_is_kept_apart_where_there_is_none(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["nepa", "mea"], "objective 'mea' is not known. Did you mean 'mae'?"),
+        (["nepa", "simsima"], "objective 'simsima' is not known. Did you mean 'simsiam'?"),
         (["nepa", "nepa"], "objective 'nepa' is named twice"),
     ],
 )
