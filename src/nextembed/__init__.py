@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .export.layouts import convert as convert
     from .inference.chat import Talker as Talker
     from .inference.conversation import Conversation as Conversation
+    from .inference.samples import Sampler as Sampler
     from .inference.settings import Sampling as Sampling
     from .modalities import MODALITIES as MODALITIES
     from .modalities import Modality as Modality
@@ -124,6 +125,7 @@ _PUBLIC = {
     "evaluation.features.index": "build_index",
     "evaluation.features.search": "search",
     "inference.chat": "Talker",
+    "inference.samples": "Sampler",
     "inference.settings": "Sampling",
     "export.formats": "export_onnx export_program",
     "export.hub": "push_to_hub",

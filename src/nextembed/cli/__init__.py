@@ -6,7 +6,7 @@ answer at once.
 """
 
 # They register themselves; --help lists them in this order.
-from . import train, compare, plan, evaluate, features, search, generate, chat, visualize, export, share, doctor  # noqa: F401, I001
+from . import train, compare, plan, evaluate, features, search, generate, sample, chat, visualize, export, share, doctor  # noqa: F401, I001
 from .app import app, main
 
 __all__ = ["app", "main"]

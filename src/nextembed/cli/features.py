@@ -53,7 +53,7 @@ def embed(
     encoder = encoder_of(checkpoint, settings)
     data = data_settings(fitting(source, encoder.preprocessing), overrides or [])
     _say_what(encoder, data)
-    with _progress() as report:
+    with progress("embedding", "what is done is kept: the same command resumes from here") as report:
         done = write(encoder, data, output, overwrite=overwrite, report=report, **settings.model_dump())
     _say_done(done, encoder.width)
 
@@ -99,8 +99,12 @@ def _say_done(done: "Embedded", width: int) -> None:
         )
 
 
-class _progress:
-    """A live bar with images/s on a terminal; elsewhere a line every ten seconds."""
+class progress:
+    """A live bar with images/s on a terminal; elsewhere a line every ten seconds. title: what is done; stopped: what is
+    said after Ctrl-C."""
+
+    def __init__(self, title: str, stopped: str = ""):
+        self.title, self.stopped = title, stopped
 
     def __enter__(self) -> "Report":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -108,7 +112,7 @@ class _progress:
         from ..core.console import PlainConsole
 
         console = PlainConsole(stderr=True)
-        columns = (TextColumn("embedding"), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        columns = (TextColumn(self.title), BarColumn(None), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
         self.bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
         self.task = self.bar.add_task("", total=None, rate="")
         self.console = console
@@ -119,8 +123,8 @@ class _progress:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
-        if error and error[0] is KeyboardInterrupt:
-            self.console.print("what is done is kept: the same command resumes from here")
+        if error and error[0] is KeyboardInterrupt and self.stopped:
+            self.console.print(self.stopped)
 
     def report(self, done: int, total: int | None) -> None:
         import time

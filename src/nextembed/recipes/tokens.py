@@ -42,7 +42,7 @@ def _of_tokens(name: str, objective: TokenizedSettings, after: str) -> RunConfig
         "model": demo.model.model_copy(update={"patch_size": PATCH, "is_causal": name == "llamagen_demo"}),
         "objective": objective,
         "optim": type(objective).defaults,
-        "train": demo.train.model_copy(update={"batch_size": 64, "ema_decay": None}),
+        "train": demo.train.model_copy(update={"batch_size": 32, "ema_decay": None}),
         "after": [after],
     }
     return demo.model_copy(update=changes)

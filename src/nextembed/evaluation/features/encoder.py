@@ -87,13 +87,13 @@ class Encoder:
             self.config = _load_config(saved.folder(weights))
             self.place = choose(saved.path, self.config, list(saved.folders), *wanted)
             folder = saved.folder(self.place.weights)
-            self.preprocessing = _preprocessing(self.config, saved.run, folder)
+            self.preprocessing = preprocessing_of(self.config, saved.run, folder)
             self.trunk, self.objective = load_network(folder)
         else:
             self.trunk, self.objective = trunk_of(checkpoint), None
             self.config = self.trunk.config
             self.place = choose(None, self.config, ["given"], *wanted)
-            self.preprocessing = _preprocessing(self.config)
+            self.preprocessing = preprocessing_of(self.config)
         self.checkpoint = str(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
         self.precision: Precision = precision
         self._short = cut(self.trunk, self.place.key.layer)
@@ -303,7 +303,7 @@ def load_trunk(folder: Path | str) -> Network:
     return trunk_of(trunk)
 
 
-def _preprocessing(config: ViTNepaConfig, run: Path | None = None, folder: Path | str = "") -> Preprocessing:
+def preprocessing_of(config: ViTNepaConfig, run: Path | None = None, folder: Path | str = "") -> Preprocessing:
     """As the run's data were, else as the model's preprocessor_config.json says, else pixels in [-1, 1]."""
     default = Preprocessing(config.image_shape[0], config.num_channels)
     data = read_config(run).get("data") if run else None

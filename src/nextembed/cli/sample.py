@@ -1,0 +1,82 @@
+"""`sample`: new images from a run whose objective draws them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..core.files import check_target, checked_file, open_folder, replacing
+from ..core.places import NO_RUN, check_here
+from ..core.terminal import print
+from ..errors import ConfigError
+from .completing import offer_runs
+from .features import progress
+from .generate import PICTURES
+from .options import command
+from .prompting import Loading
+
+if TYPE_CHECKING:
+    from ..core.objective import SampleSettings
+
+
+@dataclass
+class Drawn:
+    """Which images."""
+
+    classes: Annotated[
+        list[str] | None,
+        typer.Option("--class", metavar="CLASS", help="Number or name; may be repeated. All in turn if left out."),
+    ] = None
+    num: Annotated[int, typer.Option(min=1, max=10**6, help="Images.")] = 64
+    columns: Annotated[int | None, typer.Option(min=1, max=10**4, help="Of the picture.")] = None
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all random numbers.")] = 0
+    batch_size: Annotated[int, typer.Option(min=1, max=10**5, help="Images at once.")] = 64
+
+
+@command(drawn=Drawn, settings="core.objective:SampleSettings", loading=Loading)
+def sample(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs),
+    ],
+    drawn: Drawn,
+    settings: "SampleSettings",
+    loading: Loading,
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="PATH", help="A picture of all of them; or a new folder of pictures."),
+    ] = Path("sheet.png"),
+) -> None:
+    """Draw new images with a run that has learned to, such as those of the recipes llamagen_demo and var_demo.
+
+    \b
+    Examples:
+      nextembed sample runs/var_demo --class 3 --num 64 -o sheet.png --guidance 2 --seed 0
+      nextembed sample runs/llamagen_demo --num 1000 -o drawn --top-k 50
+    """
+    check_here(target, NO_RUN)
+    picture = output.suffix.lower() in PICTURES
+    if drawn.columns is not None and not picture:
+        raise ConfigError("--columns is for a picture of all: -o sheet.png")
+    if picture:
+        checked_file(output)
+    else:
+        check_target(output)
+    from PIL import Image
+
+    from ..inference.samples import Sampler, sheet
+
+    sampler = Sampler(target, loading.weights, loading.device)
+    labels = sampler.labels(drawn.num, drawn.classes or ())
+    with progress("sampling") as report:
+        images = sampler(labels, settings, drawn.seed, drawn.batch_size, report)
+    if picture:
+        with replacing(output) as file:
+            sheet(images, drawn.columns).save(file)
+    else:
+        open_folder(output)
+        for number, image in enumerate(images.expand(-1, 3, -1, -1)):
+            with replacing(output / f"{number:05d}.png") as file:
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(file)
+    print(f"Saved:  {output} ({drawn.num} image{'s' if drawn.num > 1 else ''})")

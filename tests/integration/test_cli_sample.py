@@ -1,0 +1,96 @@
+"""`sample` at the command line: what it writes, what it says, and how it fails."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import nextembed
+from nextembed import SampleSettings
+from nextembed.cli import main
+from nextembed.inference.samples import Sampler, sheet
+from nextembed.runs import Run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Two steps of a VAR with an untrained tokenizer, 12 px."""
+    folder = tmp_path_factory.mktemp("sampled")
+    return nextembed.fit("var_demo_tiny", output_dir=str(folder), probe={"enabled": False})
+
+
+def test_a_sheet_has_every_class_in_turn_and_the_seed_decides(run: Run, tmp_path: Path, capsys) -> None:
+    words = ["sample", str(run.dir), "--num", "10", "--batch-size", "4", "--guidance", "2", "--device", "cpu"]
+    files = [tmp_path / f"{name}.png" for name in "abc"]
+    for file, seed in zip(files, (0, 0, 1), strict=True):
+        assert main([*words, "-o", str(file), "--seed", str(seed)]) == 0
+        assert f"Saved:  {file} (10 images)" in capsys.readouterr().out
+    first, again, other = (np.asarray(Image.open(file)) for file in files)
+    assert first.shape == (3 * 98 + 2, 4 * 98 + 2, 3)  # four columns of 12 px, eight times as large
+    assert (first == again).all() and (first != other).any()
+    sampler = Sampler(run.dir, device="cpu")
+    assert sampler.labels(10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 0]
+    drawn = sampler(sampler.labels(10), SampleSettings(guidance=2.0), batch_size=4)
+    assert drawn.dtype == torch.uint8 and drawn.shape == (10, 3, 12, 12)
+    assert (np.asarray(sheet(drawn)) == first).all()
+
+
+def test_a_folder_and_classes_by_name(run: Run, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "drawn"
+    words = ["sample", str(run.dir), "-o", str(folder), "--num", "2", "--class", "food & drink", "--class", "0"]
+    assert main(words) == 0
+    assert [file.name for file in sorted(folder.iterdir())] == ["00000.png", "00001.png"]
+    assert Image.open(folder / "00001.png").size == (12, 12)
+    assert main(words) == 2 and "exists; name a new folder" in capsys.readouterr().err
+    assert Sampler(run.dir).labels(3, ["food & drink", "0"]).tolist() == [3, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--class", "9"], "class 9: the model knows 9 classes, from 0 to 8"),
+        (["--class", "foods & drink"], "class 'foods & drink' is not known. Did you mean 'food & drink'?"),
+        (["--top-p", "0"], "sample.top_p: should be greater than 0"),
+        (["--columns", "2", "-o", "somewhere"], "--columns is for a picture of all: -o sheet.png"),
+        (["--weights", "best"], "has no best weights"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(run: Run, tmp_path: Path, capsys, monkeypatch, more: list[str], words: str):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(run.dir), *more]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_draws_nothing_says_so(tmp_path: Path, capsys) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    nextembed.NepaModel(**sizes).build().save_pretrained(tmp_path / "run" / "model")
+    (tmp_path / "run" / "config.yaml").write_text("objective: {kind: mae}")
+    capsys.readouterr()
+    assert main(["sample", str(tmp_path / "run"), "-o", str(tmp_path / "a.png")]) == 1
+    err = capsys.readouterr().err
+    assert "objective mae draws no images" in err and err.count("\n") == 1
+
+
+def test_the_python_of_the_docs(run: Run) -> None:
+    page = (Path(__file__).parents[2] / "docs/families.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    names = {"nextembed": nextembed}
+    exec(compile(text.replace("runs/var_demo", str(run.dir)), "docs", "exec"), names)
+    assert names["images"].shape == (16, 3, 12, 12)  # type: ignore[attr-defined]
+
+
+def test_a_run_keeps_its_tokenizer(run: Run, tmp_path: Path) -> None:
+    """What was trained draws the same as what was saved, wherever the folder is."""
+    moved = tmp_path / "moved"
+    run.dir.rename(moved)
+    try:
+        sampler = Sampler(moved / "model", device="cpu")
+        assert sampler.objective.tokenizer.shape.scales == [1, 3]  # type: ignore[union-attr]
+        assert sampler.class_names()[0] == "activities"
+    finally:
+        moved.rename(run.dir)
