@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core.files import check_target, checked_file, open_folder, replacing
-from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
 from ..errors import ConfigError
-from .completing import offer_runs
+from .arguments import Model
 from .features import progress
 from .generate import PICTURES
 from .options import command
 from .prompting import Loading
+from .words import check_model
 
 if TYPE_CHECKING:
     from ..core.objective import SampleSettings
@@ -26,36 +26,37 @@ class Drawn:
 
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", metavar="CLASS", help="Number or name; may be repeated. All in turn if left out."),
+        typer.Option("--class", metavar="CLASS", help="A number or a name, to be repeated; all in turn if left out."),
     ] = None
-    num: Annotated[int, typer.Option(min=1, max=10**6, help="Images.")] = 64
-    columns: Annotated[int | None, typer.Option(min=1, max=10**4, help="Of the picture.")] = None
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of all random numbers.")] = 0
-    batch_size: Annotated[int, typer.Option(min=1, max=10**5, help="Images at once.")] = 64
+    num: Annotated[int, typer.Option(min=1, max=10**6, help="How many images are drawn.")] = 64
+    columns: Annotated[
+        int | None, typer.Option(min=1, max=10**4, help="Images in a row of the picture; about square if left out.")
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Where all random numbers begin.")] = 0
+    batch_size: Annotated[int, typer.Option(min=1, max=10**5, help="How many images are drawn at once.")] = 64
 
 
 @command(drawn=Drawn, settings="core.objective:SampleSettings", loading=Loading)
 def sample(
-    target: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="A run, a checkpoint or a saved model.", autocompletion=offer_runs),
-    ],
+    target: Model,
     drawn: Drawn,
     settings: "SampleSettings",
     loading: Loading,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="PATH", help="A picture of all of them; or a new folder of pictures."),
+        typer.Option("--output", "-o", metavar="PATH", help="A picture of all of them, or a new folder of pictures."),
     ] = Path("sheet.png"),
 ) -> None:
-    """Draw new images with a run that has learned to, such as those of the recipes llamagen_demo and var_demo.
+    """Draw new images with a run that has learned to.
+
+    Such runs are those of the recipes llamagen_demo and var_demo.
 
     \b
     Examples:
       nextembed sample runs/var_demo --class 3 --num 64 -o sheet.png --guidance 2 --seed 0
       nextembed sample runs/llamagen_demo --num 1000 -o drawn --top-k 50
     """
-    check_here(target, NO_RUN)
+    check_model(target)
     picture = output.suffix.lower() in PICTURES
     if drawn.columns is not None and not picture:
         raise ConfigError("--columns is for a picture of all: -o sheet.png")

@@ -87,7 +87,7 @@ def test_every_command_offers_runs_where_it_takes_a_model(runs: Path) -> None:
         for one in command.get_params(command.context_class(command))
         if one.metavar in MODELS
     }
-    models = "probe evaluate report embed search generate chat visualize export push"
+    models = "probe evaluate report embed search generate sample chat visualize export push"
     assert {name for name, _ in found} == {*models.split(), "train"}
     for name, metavar in [*found, ("convert", "SOURCE")]:
         assert offered(name, metavar, "runs/m") == ["runs/mine", "runs/mine-2"], name
