@@ -19,7 +19,7 @@ import nextembed.objectives  # noqa: F401
 from nextembed.core import config as parts
 from nextembed.core.config import common_task
 from nextembed.core.objective import OBJECTIVES, PretrainingModel, SampleSettings, Verdict
-from nextembed.core.types import Batch, Encodes, Hidden
+from nextembed.core.types import Batch, Encodes, Hidden, reads_clips
 from nextembed.data.collate import Collate
 from nextembed.data.draws import DrawnEncode, drawing, signed
 from nextembed.data.packing import pack
@@ -27,6 +27,8 @@ from nextembed.errors import ConfigError, NotGenerative
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "layerscale_value": 1.0}
 NEPA = {**SIZES, "image_size": 16, "patch_size": 4, "drop_path_prob": 0.2}
+CLIPS = {**NEPA, "hidden_size": 48, "num_frames": 4}
+OF_CLIPS = ("vjepa", "next_embedding", "cpc")  # objectives that read them, tested on a model of clips, too
 DRAWN_PATHS = {"architecture": NEPA, "drop_path_prob": 0.2}
 UPERNET = {"head": "upernet", "head_width": 16, "architecture": {**NEPA, "num_hidden_layers": 4}}
 BOUNDARY = {"text": {}, "image": {"image_size": 8, "patch_size": 4}, "touch": {"kind": "series", "channels": 2,
@@ -100,7 +102,7 @@ def cases() -> list[Any]:
                 for settings in SETTINGS.get(kind, {}).get(model, [{}]):
                     name = f"{kind}-{model}{number or ''}-{settings}"
                     found.append(pytest.param(model, model_settings, kind, settings, id=name))
-    return found
+    return found + [pytest.param("vit_nepa", CLIPS, kind, {}, id=f"{kind}-clips") for kind in OF_CLIPS]
 
 
 CASES = cases()
@@ -121,10 +123,12 @@ def made() -> dict[str, PretrainingModel]:
 def images(model: PretrainingModel, num: int) -> Batch:
     settings = model.objective.settings
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(0, 256, (num, 3, 16, 16), generator=generator).float()
+    config = model.backbone.config
+    frames = config.num_frames if reads_clips(config) else 1
+    pixels = torch.randint(0, 256, (num, 3 * frames, 16, 16), generator=generator).float()
     shape = (num, 16, 16) if settings.task == "segmentation" else (num,)
     labels = torch.randint(0, len(CLASSES), shape, generator=generator)
-    collate = Collate(0.5, 0.5, 17, drawing(settings))
+    collate = Collate(0.5, 0.5, 17 if frames == 1 else 1 + 16 * frames // 2, drawing(settings))
     batch = collate([pixels], [0] * num, torch.zeros(num, 3, dtype=torch.int64), [2**40 + i for i in range(num)])
     batch["labels"] = labels
     batch["latent_mask"][0, 9:] = False  # the number of targets differs from sample to sample

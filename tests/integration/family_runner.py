@@ -10,7 +10,7 @@ from nextembed.core import distributed
 from nextembed.core.randomness import drawn_by
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.quantize import Codebook
-from nextembed.objectives.jepa import IjepaSettings
+from nextembed.objectives.jepa import IjepaSettings, JepaSettings, VjepaSettings
 from nextembed.objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from nextembed.objectives.mar import MarSettings
 from nextembed.objectives.tokenizer import TokenizerSettings
@@ -68,11 +68,21 @@ def tokenizer_gradients(rank: int, pixels: torch.Tensor, world: int) -> dict[str
 
 def of_jepa(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Of a teacher's targets; each image draws its own blocks, wherever it is."""
+    predictor = {"predictor_width": 8, "predictor_layers": 1, "predictor_heads": 2}
+    clips = {**SIZES, "hidden_size": 24, "num_channels": 3, "num_frames": 4}
+    return of(IjepaSettings(**predictor), SIZES, rows, generator) | of(
+        VjepaSettings(**predictor), clips, rows, generator
+    )
+
+
+def of(
+    settings: JepaSettings, sizes: dict[str, int], rows: slice, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    settings = IjepaSettings(predictor_width=8, predictor_layers=1, predictor_heads=2)
-    backbone = NepaModel(**{**SIZES, "image_size": 16}).build()
+    backbone = NepaModel(**{**sizes, "image_size": 16}).build()
     objective = settings.build(backbone)
-    images, mask = torch.randn(NUM, 1, 16, 16, generator=generator), torch.ones(17, dtype=torch.bool)
+    images = torch.randn(NUM, backbone.config.num_channels, 16, 16, generator=generator)
+    mask = torch.ones(backbone.num_latents(16, 16), dtype=torch.bool)
     drawn = [settings.draw({"pixel_values": image, "latent_mask": mask}, torch.Generator().manual_seed(number))
              for number, image in enumerate(images)]  # fmt: skip
     parts = {name: torch.stack([one[name] for one in drawn]) for name in drawn[0]}
@@ -80,7 +90,7 @@ def of_jepa(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
     output = objective(backbone, {name: value[rows] for name, value in whole.items()})
     (output.loss_sum / objective.count_targets(whole)).backward()
     modules = (backbone, objective)
-    return {f"ijepa.{type(module).__name__}.{name}": parameter.grad for module in modules
+    return {f"{settings.kind}.{type(module).__name__}.{name}": parameter.grad for module in modules
             for name, parameter in module.named_parameters() if parameter.grad is not None}  # fmt: skip
 
 

@@ -20,6 +20,9 @@ from .quiet import no_progress_bar
 MAX_LAYERS = 1000
 MAX_WIDTH = 2**17  # of latents
 MAX_SIDE = 2**14  # of an image, pixels
+MAX_FRAMES = 2**10  # of a clip
+COLOURS = 3  # channels of a frame of a clip
+TUBELET = 2  # frames that one latent of a clip holds
 MAX_LENGTH = 2**20  # positions of a row
 MAX_NUMBER = 2**31 - 1  # of samples, or what is not limited in another way
 MAX_TENSORS = 100_000  # of a model
@@ -27,6 +30,7 @@ MAX_TENSORS = 100_000  # of a model
 LIMITS = (  # of what config.json says, by the names that Hugging Face's models use; the first that fits counts
     (r"(num_|n_)?(\w+_)?(layers?|blocks|depths?)", MAX_LAYERS),
     (r"(\w+_)?(image|patch)_size", MAX_SIDE),
+    (r"num_frames", MAX_FRAMES),
     (r"(hidden|embed\w*|model)_(size|dim)|[dn]_(model|embd?|kv|ff)|num_\w*heads|n_head|num_components", 4 * MAX_WIDTH),
     (r"(intermediate|head)_(size|dim)|\w+_num_buckets", 16 * MAX_WIDTH),
     (r"vocab(_size|ulary)|num_(labels|channels|image_latents)|channels", MAX_NUMBER),

@@ -122,7 +122,8 @@ class DocumentSource(Protocol):
 class Batch(TypedDict, total=False):
     """What the collator gives to the model; every value is a tensor, mostly with B as its first axis.
 
-    pixel_values [B, C, H, W], float32, normalised to about [-1, 1].
+    pixel_values [B, C, H, W], float32, normalised to about [-1, 1]; of clips of F frames [B, 3 F, H, W], one frame
+        after the other.
     labels [B], int64, -100 where there is none; for segmentation [B, H, W], 255 where a pixel has none.
     latent_mask [B, T], bool: False where a latent is padding. T counts the first (begin) token.
     input_mask [B, T], bool: True where the autoregressor may not see the latent (still a target).
@@ -303,6 +304,18 @@ class PatchConfig(Protocol):
     def patch_shape(self) -> tuple[int, int]: ...
     @property
     def image_shape(self) -> tuple[int, int]: ...
+
+
+@runtime_checkable
+class ClipConfig(Protocol):
+    """A configuration that may be of a model of clips; num_channels is then that of all frames together."""
+
+    num_frames: int
+
+
+def reads_clips(config: object) -> bool:
+    """Whether a model reads clips of several frames in place of images."""
+    return isinstance(config, ClipConfig) and config.num_frames > 1
 
 
 @runtime_checkable

@@ -11,9 +11,11 @@ from torch.utils.data import Dataset
 
 from ..core.config import Part
 from ..core.objective import ViewSettings
+from ..core.sizes import COLOURS
 from ..core.types import IGNORE_LABEL, IGNORE_PIXEL, Loading, Role, Sample
 from ..errors import ConfigError, DataError, MissingSplit
 from .augment import Augment
+from .clips import reader_of
 from .collate import Collate
 from .draws import Draw, sample_seed
 from .found import Found, counted
@@ -89,7 +91,8 @@ class ImagePart(Limits, Part):
         """The rows of a split: a list, or anything with `__len__` and `__getitem__`, of dicts with
 
         "image": file bytes, a path, a PIL image or a uint8 array [H, W] or [H, W, C]; not decoded yet if it
-        is large. "label" (optional): class id, an int. "key" (optional): a name that is unique and stays;
+        is large. For models of clips: a video as bytes or a path, or a uint8 array [F, H, W, 3].
+        "label" (optional): class id, an int. "key" (optional): a name that is unique and stays;
         else the row number. For data that only comes in sequence: an object with `read(epoch, reader,
         num_readers)` (see `RowSequence`).
         """
@@ -155,6 +158,8 @@ class ImagePart(Limits, Part):
         """
         crops, num_global = self.crops(image_size, views)
         augments = self.rand_augment is not None or self.erase_rate > 0
+        if augments and num_channels > COLOURS:
+            raise ConfigError("data.rand_augment and erase_rate are for images; of clips leave them out")
         augment = Augment(image_size, self.rand_augment, self.erase_rate) if augments else None
         rows, view = self.training_rows(), ImageView(self.reader(num_channels), crops)
         collate = Collate(self.mean, self.std, num_latents, draw, augment, num_global)
@@ -193,8 +198,9 @@ class ImagePart(Limits, Part):
         return EvalSamples(self, rows, view, self.class_names(), Choice(split, image_size, num_samples, seed))
 
     def reader(self, num_channels: int) -> ImageReader:
-        """The decoder with this part's limits. Raises ConfigError unless num_channels is 1 or 3."""
-        return ImageReader(checked_channels(num_channels), self.background, self.max_pixels, self.max_bytes)
+        """The decoder with this part's limits: of images with 1 or 3 channels, of clips with 3 times their frames.
+        Raises ConfigError for any other number."""
+        return reader_of(num_channels, self.background, self.max_pixels, self.max_bytes)
 
 
 def checked_channels(num_channels: int) -> int:

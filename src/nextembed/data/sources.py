@@ -35,9 +35,9 @@ class ImageData(TableSettings, ImagePart):
     of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives ("shards/*.tar");
     or "emoji", the sample that comes with the package. subset, split, validation, test, where, split_column, streaming,
     shuffle_buffer: see `TableSettings`.
-    image_column: where the image is in a row; null finds it. label_column: where its label is, a class id, an integer
-    or text; null finds it. label_file: a CSV file
-    with a column of image files, relative to the source's folder, and one of labels.
+    image_column: where the image, or the video for a model of clips, is in a row; null finds it. label_column: where
+    its label is, a class id, an integer or text; null finds it. label_file: a CSV file with a column of image files,
+    relative to the source's folder, and one of labels.
     """
 
     image_column: str | None = None
@@ -170,9 +170,9 @@ class Columns(NamedTuple):
             image = image_column(features)
         if image is None:
             raise ConfigError(
-                f"data.image_column: none of the columns of '{source}' holds images: {', '.join(features)}"
+                f"data.image_column: none of the columns of '{source}' holds images or videos: {', '.join(features)}"
             )
-        if not is_image(features[image]):
+        if not is_image(features[image]) and media_of(features[image]) != "video":
             raise ConfigError(f"data.image_column: '{image}' holds no images but {features[image]}")
         if label is None:
             classes = [name for name, feature in features.items() if media_of(feature) == "label"]
@@ -182,10 +182,12 @@ class Columns(NamedTuple):
 
 
 def image_column(features: Mapping[str, Feature]) -> str | None:
-    """The column of images: by its name, else by what it is said to hold, else by bytes; None where there is none."""
+    """The column of images: by its name, else by what it is said to hold, else by bytes; where there is none, that of
+    videos, which models of clips read, or None."""
     likely = [name for name, feature in features.items() if is_image(feature)]
     said = [name for name in likely if media_of(features[name]) == "image" or isinstance(features[name], dict)]
-    return next((name for name in (*IMAGES, *said, *likely) if name in likely), None)
+    videos = [name for name, feature in features.items() if media_of(feature) == "video"]
+    return next((name for name in (*IMAGES, *said, *likely) if name in likely), next(iter(videos), None))
 
 
 class ToImage(NamedTuple):

@@ -116,6 +116,8 @@ class ImageReader:
         if isinstance(image, Unreadable):  # of a row that could not be read
             raise image
         if isinstance(image, np.ndarray):
+            if image.ndim == 4:
+                raise Unreadable("a clip, not an image; models of clips have model.num_frames")
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         if isinstance(image, (str, os.PathLike)):
             image = self._read_file(Path(image))

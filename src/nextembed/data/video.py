@@ -35,6 +35,13 @@ def frame_indices(num_total: int, num_frames: int) -> list[int]:
     return [int(step / 2) + round(step * i) for i in range(num_frames)]
 
 
+def even_indices(num_total: int, num_frames: int) -> list[int]:
+    """Which frames of a clip are taken, the first and the last among them. Raises Unreadable for a single one."""
+    if num_total < 2:
+        raise Unreadable("a single frame is no clip")
+    return [round(i * (num_total - 1) / (num_frames - 1)) for i in range(num_frames)]
+
+
 def spread_indices(times: list[float], num_frames: int) -> list[int]:
     """`frame_indices`; where frames do not come evenly, those that are shown at the same moments of the video."""
     indices, last = frame_indices(len(times), num_frames), len(times) - 1
@@ -85,6 +92,10 @@ class VideoReader:
         """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
         data = self.files.load(video)
         return self._frames(data, lambda times: spread_indices(times, num_frames))
+
+    def read_clip(self, video: object, num_frames: int) -> Tensor:
+        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W]. A single frame is no clip."""
+        return self._frames(self.files.load(video), lambda times: even_indices(len(times), num_frames))
 
     def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""

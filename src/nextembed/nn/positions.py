@@ -19,6 +19,13 @@ def patch_coordinates(height: int, width: int, device: torch.device | str | None
     return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
 
 
+def tubelet_coordinates(patches: Tensor, num: int) -> Tensor:
+    """Coordinates of the patches [P, 2] of a clip at `num` times, [num * P, 3], (time, y, x) in [-1, 1], time first."""
+    time = (torch.arange(num, device=patches.device, dtype=torch.float32) + 0.5) * (2 / num) - 1
+    times = time[:, None, None].expand(-1, len(patches), -1)
+    return torch.cat((times, patches.expand(num, -1, -1)), dim=-1).flatten(0, 1)
+
+
 def augment_coordinates(
     coordinates: Tensor, shift: float | None = None, jitter: float | None = None, rescale: float | None = None
 ) -> Tensor:

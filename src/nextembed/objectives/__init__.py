@@ -3,7 +3,7 @@
 from ..core.objective import OBJECTIVES
 from .contrastive import Cpc, CpcSettings
 from .emu import EmuObjective, EmuSettings
-from .jepa import IjepaSettings, Jepa
+from .jepa import IjepaSettings, Jepa, VjepaSettings
 from .joint_embedding import LeJepa, LeJepaSettings, SimSiam, SimSiamSettings
 from .latent_decoder import LatentDecoderSettings, load_decoder
 from .mar import Mar, MarSettings
@@ -56,6 +56,7 @@ __all__ = [
     "VarSettings",
     "VisualDecoderSettings",
     "VisualDecoding",
+    "VjepaSettings",
     "load_decoder",
     "load_readouts",
     "load_tokenizer",

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..core.config import Config
 from ..errors import ConfigError
 
-MIN_CONTEXT = 4  # patches: fewer say little
 NUM_TRIES = 20
 
 
@@ -21,14 +20,15 @@ class BlockSettings(Config):
 
     num_blocks: M, the number of blocks. scale: share of the patches that a block takes. aspect: its height by its
     width. Both are drawn for each block, apart from each other.
-    context_rate: share of the patches that are seen: always the same number, at least 4, at random among those that no
-    block holds.
+    context_rate: share of the patches that are seen: always the same number, at least min_context, at random among
+    those that no block holds. min_context: patches of context at least.
     """
 
     num_blocks: int = Field(4, ge=1, le=64)
     scale: tuple[float, float] = (0.15, 0.2)
     aspect: tuple[float, float] = (0.75, 1.5)
     context_rate: float = Field(0.3, gt=0, lt=1)
+    min_context: int = Field(4, ge=1, le=10**6)
 
     @model_validator(mode="after")
     def _ranges(self) -> "BlockSettings":
@@ -40,7 +40,7 @@ class BlockSettings(Config):
 
     def num_context(self, num_patches: int) -> int:
         """K."""
-        return max(MIN_CONTEXT, round(self.context_rate * num_patches))
+        return max(self.min_context, round(self.context_rate * num_patches))
 
     def largest(self, num_patches: int) -> int:
         """No block has more patches than this."""

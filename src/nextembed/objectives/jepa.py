@@ -1,4 +1,5 @@
-"""Joint-embedding prediction: what a teacher sees in hidden blocks, from the patches that are left. I-JEPA.
+"""Joint-embedding prediction: what a teacher sees in hidden blocks, from the patches that are left. I-JEPA of
+images, V-JEPA of clips.
 
 Shapes: B samples, P patches in raster order, T = P + 1 latents (the begin latent first), K patches of context, M
 questions of up to Q patches each, D width.
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
-from ..core.sizes import MAX_LAYERS, MAX_WIDTH
-from ..core.types import Attention, Backbone, Batch, Hidden, Latents, by_name
+from ..core.sizes import COLOURS, MAX_LAYERS, MAX_WIDTH, TUBELET
+from ..core.types import Attention, Backbone, Batch, Hidden, Latents, PatchConfig, by_name, reads_clips
 from ..errors import ConfigError
 from ..nn.diagnostics import COLLAPSED_RANK, COLLAPSED_STD, MAX_ROWS, effective_rank, spread
 from ..nn.ema import Teacher, decay_at
@@ -232,3 +233,51 @@ class IjepaSettings(JepaSettings):
         largest = min(rows * columns, self.blocks.largest(rows * columns))
         seen = places(context, self.blocks.num_context(rows * columns))
         return {"context_block": F.pad(seen, (1, 0)), "targets_block": places(blocks, largest)}
+
+
+@OBJECTIVES.register("vjepa")
+class VjepaSettings(JepaSettings):
+    """What a teacher sees in hidden parts of a clip, from the other parts; a part is hidden at all times.
+
+        s = layer_norm(teacher(clip))                                # the whole clip, full attention
+        for two masks: h = transformer(z of the context, full attention)
+            loss = mean over hidden tubelets of |predictor(h, places, kind of mask) - stop_gradient(s)|
+        teacher := decay teacher + (1 - decay) transformer           # after each step
+
+    short, long: the two masks: many small blocks, and few large ones. Each has its own vector in the predictor.
+    Source: V-JEPA (arXiv 2404.08471), its masks and L1. Ours has NEPA's backbone, with rotary positions in time,
+        height and width; a latent is a patch of two frames, as there. The context of a mask has the same number of
+        patches in all clips, at all times, drawn from those that no block holds; the paper cuts the contexts of a batch
+        to the shortest, which drops the last frames. The decay rises from 0.998 to 1, as there, and from 0.2 at the
+        start, see `IjepaSettings`; weight decay is constant.
+    Features are the teacher's.
+    """
+
+    questions: ClassVar[tuple[str, ...]] = ("short", "long")
+
+    distance: Literal["smooth_l1", "l1", "mse"] = "l1"
+    teacher_decay: float = Field(0.998, ge=0, le=1)
+    short: BlockSettings = BlockSettings(num_blocks=8, scale=(0.15, 0.15), context_rate=0.25, min_context=1)
+    long: BlockSettings = BlockSettings(num_blocks=2, scale=(0.7, 0.7), context_rate=0.1, min_context=1)
+
+    def build(self, backbone: Backbone) -> "Jepa":
+        if not isinstance(backbone.config, PatchConfig) or not reads_clips(backbone.config):
+            raise ConfigError("objective vjepa learns from clips: model.kind=vit_nepa with model.num_frames, e.g. 8")
+        shape, size = backbone.config.patch_shape, backbone.config.image_shape
+        for blocks in (self.short, self.long):
+            self.check((size[0] // shape[0]) * (size[1] // shape[1]), blocks)
+        return Jepa(self, backbone, num_axes=3)
+
+    def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """context_KIND [1 + K], targets_KIND [1, Q], int64, of both masks: places of latents."""
+        times = sample["pixel_values"].shape[0] // (COLOURS * TUBELET)
+        num = (len(sample["latent_mask"]) - 1) // times  # patches of a frame
+        rows, columns = grid_of({**sample, "latent_mask": sample["latent_mask"][: num + 1]})
+        found = {}
+        for kind, settings in zip(self.questions, (self.short, self.long), strict=True):
+            context, blocks = settings.draw(rows, columns, generator)
+            num_seen = settings.num_context(num)
+            hidden = places(blocks.any(0).repeat(times)[None], (num - num_seen) * times)
+            found[f"context_{kind}"] = F.pad(places(context.repeat(times), num_seen * times), (1, 0))
+            found[f"targets_{kind}"] = hidden
+        return found

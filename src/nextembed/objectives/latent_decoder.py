@@ -17,7 +17,7 @@ from ..core.files import first_line
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.saved import Number, checked, read_json
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH, building
-from ..core.types import Backbone, Batch, PatchConfig
+from ..core.types import Backbone, Batch, PatchConfig, reads_clips
 from ..errors import ConfigError
 from ..nn.losses import l1, masked_sum, mse
 from ..nn.readout import LatentDecoder, to_patches
@@ -70,6 +70,8 @@ class LatentDecoderSettings(ObjectiveSettings):
         """Raises ConfigError if the backbone is no model of image patches."""
         if not isinstance(backbone.config, PatchConfig):
             raise ConfigError("objective latent_decoder needs a model of image patches: its config has no patch_shape")
+        if reads_clips(backbone.config):
+            raise ConfigError("objective latent_decoder is for models of images; this one reads clips")
         return LatentDecoding(self, backbone)
 
 

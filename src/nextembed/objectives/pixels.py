@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
 from ..core.sizes import MAX_LAYERS, MAX_WIDTH
-from ..core.types import Attention, Backbone, Batch, Hidden, PatchConfig, Prefix
+from ..core.types import Attention, Backbone, Batch, Hidden, PatchConfig, Prefix, reads_clips
 from ..errors import ConfigError
 from ..nn.heads import PlaceDecoder, TokenHead
 from ..nn.readout import to_patches
@@ -46,6 +46,8 @@ def patch_shape_of(backbone: Backbone, kind: str) -> tuple[int, int]:
     """Raises ConfigError for a backbone without patches, or whose images have fewer than four."""
     if not isinstance(backbone.config, PatchConfig):
         raise ConfigError(f"objective {kind} needs a model of image patches: model.kind=vit_nepa")
+    if reads_clips(backbone.config):
+        raise ConfigError(f"objective {kind} is for images; of clips vjepa, next_embedding and cpc learn")
     shape, (height, width) = backbone.config.patch_shape, backbone.config.image_shape
     if (height // shape[0]) * (width // shape[1]) < 4:
         raise ConfigError(f"objective {kind} needs four patches or more; make model.patch_size smaller")

@@ -5,12 +5,13 @@ For your own images: data.source=path/to/images; for Fashion-MNIST as `fashion_m
 
 from ..core.objective import ObjectiveSettings
 from ..objectives.contrastive import CpcSettings
-from ..objectives.jepa import IjepaSettings
+from ..objectives.jepa import IjepaSettings, VjepaSettings
 from ..objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from ..objectives.mar import MarSettings
 from ..objectives.pixels import AimSettings, MaeSettings
 from ..objectives.tokens import BeitSettings, IgptSettings
 from ..runs import RunConfig
+from ..toys.moving_stamps import MovingStamps
 from .nepa import nepa_demo
 
 NUM_GROUPS = 9  # of emoji
@@ -51,6 +52,19 @@ def mar_demo() -> RunConfig:
     # Few images a step: each is worth four draws of sixty patches, and a small network is short of steps.
     train = config.train.model_copy(update={"batch_size": 32, "max_steps": 3000, "ema_decay": 0.999, "log_steps": 50})
     return config.model_copy(update={"model": model, "train": train})
+
+
+def vjepa_demo() -> RunConfig:
+    """V-JEPA on moving emoji, 8 frames: what a teacher sees in hidden parts of a clip; the classes are ways to move.
+
+    For videos of your own: data={kind: images, source: path/to/table.parquet}, or tar archives of videos.
+    """
+    demo = _demo("vjepa_demo", VjepaSettings())
+    model = demo.model.model_copy(
+        update={"num_frames": 8, "num_attention_heads": 4}
+    )  # positions need 12 numbers a head
+    train = demo.train.model_copy(update={"ema_decay": None, "batch_size": 64, "max_steps": 500})
+    return demo.model_copy(update={"data": MovingStamps(), "model": model, "train": train})
 
 
 def cpc_demo() -> RunConfig:

@@ -17,6 +17,7 @@ from ..objectives.visual_decoder import VisualDecoderSettings
 from ..runs import RunConfig
 from ..toys.candle import Candle
 from ..toys.emoji_documents import EmojiDocuments
+from ..toys.moving_stamps import MovingStamps
 from ..toys.scenes import EmojiScenes
 
 SIZES = "hidden_size: 32, num_attention_heads: 2, intermediate_size: 48"
@@ -53,6 +54,8 @@ def _data(config: RunConfig) -> list[str]:
                 f"data.rand_augment={augment}", f"data.erase_rate={data.erase_rate}"]  # fmt: skip
     if isinstance(data, SegmentationData | EmojiScenes):
         return [f"data={EMOJI_SCENES}"]
+    if isinstance(data, MovingStamps):
+        return ["data.num_clips=32", "data.num_validation=16", "data.num_test=16"]
     if config.model.task != "multimodal":
         return []
     if isinstance(data, Mixture):
@@ -75,7 +78,8 @@ def _model(config: RunConfig) -> list[str]:
     if isinstance(model, NepaModel):
         if model.pretrained is not None:
             return [f"model={{kind: vit_nepa, image_size: 24, patch_size: 8, num_hidden_layers: 2, {SIZES}}}"]
-        return [f"model.image_size={3 * model.patch_size}", "model.num_hidden_layers=2", "model.hidden_size=32",
+        width = 32 if model.num_frames == 1 else 48  # positions of clips have three axes
+        return [f"model.image_size={3 * model.patch_size}", "model.num_hidden_layers=2", f"model.hidden_size={width}",
                 "model.num_attention_heads=2", "model.intermediate_size=48"]  # fmt: skip
     if isinstance(model, NepaClassifier):
         architecture = f"{{image_size: 24, patch_size: 8, num_hidden_layers: 2, {SIZES}}}"

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from ..core.config import Part
 from ..core.objective import ReadFeatures
 from ..core.probe_table import TITLES
-from ..core.types import AttentionMode, Role
+from ..core.types import AttentionMode, Role, reads_clips
 from ..data.images import ImagePart
 from ..errors import ConfigError, MissingSplit
 from ..objectives.latent_decoder import load_decoder
@@ -65,6 +65,8 @@ def look(
     """
     if not isinstance(data, ImagePart):
         raise ConfigError(f"data of kind {data.kind} gives no images to look at")
+    if reads_clips(model.config):
+        raise ConfigError("the model reads clips, and pictures are made of images")
     pixels, split = images_of(data, model.config)
     scene = build_scene(model, pixels, data.mean, data.std, causal)
     looked = Looked(model.config, split, scene)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..core.files import replacing
 from ..core.objective import ReadFeatures
 from ..core.run_folder import find_saved, read_config, read_processor, run_folder
-from ..core.types import AttentionMode, Backbone, PatchConfig
+from ..core.types import AttentionMode, Backbone, PatchConfig, reads_clips
 from ..data.sources import ImageData
 from ..data.transforms import ImageReader, Unreadable, normalize, resize
 from ..errors import ConfigError, DataError, MissingSplit
@@ -179,6 +179,8 @@ def eager(net: PreTrainedModel) -> Iterator[None]:
 
 
 def _check_model(net: PreTrainedModel, name: str) -> None:
+    if reads_clips(net.config):
+        raise ConfigError(f"{name} reads clips, and pictures are made of images")
     if not isinstance(net, Backbone) or not isinstance(net.config, PatchConfig):
         raise ConfigError(
             f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches as NEPA is; "

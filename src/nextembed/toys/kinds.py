@@ -4,6 +4,7 @@ from ..core.config import DATA
 from ..data import kinds as read
 from .candle import Candle
 from .emoji_documents import EmojiDocuments
+from .moving_stamps import MovingStamps
 from .scenes import EmojiScenes
 
-__all__ = ["DATA", "Candle", "EmojiDocuments", "EmojiScenes", "read"]
+__all__ = ["DATA", "Candle", "EmojiDocuments", "EmojiScenes", "MovingStamps", "read"]

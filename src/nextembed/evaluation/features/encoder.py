@@ -20,6 +20,7 @@ from ...core.pretrained import hub_file, load_pretrained
 from ...core.probe_table import ProbeTable, Row, percent
 from ...core.run_folder import Processor, find_saved, read_config, read_processor, run_folder
 from ...core.types import AttentionMode, Batch, Encodes, LayeredConfig
+from ...data.clips import reader_of
 from ...data.transforms import ImageReader, Unreadable, normalize, resize
 from ...errors import ConfigError, DataError
 from ...models.loading import load_model
@@ -105,7 +106,7 @@ class Encoder:
 
     def reader(self, max_pixels: int = 64_000_000, max_bytes: int = 100_000_000) -> ImageReader:
         """What reads images as the model expects them, up to a size."""
-        return ImageReader(self.preprocessing.num_channels, self.preprocessing.background, max_pixels, max_bytes)
+        return reader_of(self.preprocessing.num_channels, self.preprocessing.background, max_pixels, max_bytes)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:

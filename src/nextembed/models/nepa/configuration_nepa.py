@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from ...core.sizes import check_sizes
+from ...core.sizes import TUBELET, check_sizes
 
 
 @strict
@@ -17,6 +17,9 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
     layerscale_value: LayerScale at the start; None leaves LayerScale out. The paper's 1e-5 learns slowly in short runs.
     qk_norm: LayerNorm on each head's query and key; qk_norm_affine, qk_norm_bias: with learned scale, learned shift.
     rope_theta: base of the rotary frequencies. image_size, patch_size: pixels, one number or (height, width).
+    num_channels: of `pixel_values`. num_frames: above 1 the model reads clips: an even number of frames, `num_channels`
+        is that of all of them together, and a latent holds a patch of two frames (a tubelet, as in V-JEPA, arXiv
+        2404.08471). Ours alone; the released models read images.
     is_causal: attention of a forward call that does not say otherwise.
     add_pooling_layer: the classifier pools the mean of the patches and norms it; False reads the last latent.
     drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
@@ -44,6 +47,7 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
     image_size: int | list[int] | tuple[int, int] = 224
     patch_size: int | list[int] | tuple[int, int] = 16
     num_channels: int = 3
+    num_frames: int = 1
     qkv_bias: bool = True
     qk_norm: bool = False
     qk_norm_bias: bool = False
@@ -65,6 +69,8 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         check_sizes(vars(self), self.model_type)
+        if self.num_frames > 1 and (self.num_frames % TUBELET or self.num_channels % self.num_frames):
+            raise ValueError(f"num_frames {self.num_frames} should be even and divide num_channels {self.num_channels}")
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -77,6 +83,11 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
     def patch_shape(self) -> tuple[int, int]:
         """Height and width of a patch, pixels."""
         return _pair(self.patch_size)
+
+    @property
+    def num_tubelets(self) -> int:
+        """How often in time each patch stands: once in an image."""
+        return self.num_frames // TUBELET if self.num_frames > 1 else 1
 
     @property
     def image_shape(self) -> tuple[int, int]:

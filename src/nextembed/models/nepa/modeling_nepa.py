@@ -20,7 +20,7 @@ from transformers.utils.output_capturing import capture_outputs
 from ...core.types import Attention, AttentionMode, Batch, Hidden, Latents
 from ...nn.losses import next_embedding
 from ...nn.masks import attention_arguments
-from ...nn.positions import augment_coordinates, once, patch_coordinates, rotary_tables
+from ...nn.positions import augment_coordinates, once, patch_coordinates, rotary_tables, tubelet_coordinates
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
 from ..parts import CheckedModel
 from .configuration_nepa import ViTNepaConfig
@@ -63,13 +63,15 @@ def attention_mode(is_causal: bool | None) -> Attention | None:
 
 
 class ViTNepaPatchEmbeddings(nn.Module):
-    """Pixels [B, C, height, width] to patch latents [B, patches, D], in raster order, without position."""
+    """Pixels [B, C, height, width] to patch latents [B, patches, D], in raster order, without position; of clips to
+    tubelets, two frames after two frames."""
 
     def __init__(self, config: ViTNepaConfig):
         super().__init__()
         self.num_channels = config.num_channels
-        self.patch_shape = config.patch_shape
-        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, self.patch_shape, self.patch_shape)
+        self.patch_shape, self.num_tubelets = config.patch_shape, config.num_tubelets
+        channels = config.num_channels // self.num_tubelets
+        self.projection = nn.Conv2d(channels, config.hidden_size, self.patch_shape, self.patch_shape)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         channels, height, width = pixel_values.shape[1:]
@@ -78,7 +80,9 @@ class ViTNepaPatchEmbeddings(nn.Module):
         patch_height, patch_width = self.patch_shape
         if height % patch_height or width % patch_width:
             raise ValueError(f"image size {height}x{width} is no multiple of patch size {patch_height}x{patch_width}")
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+        times = pixel_values.unflatten(1, (self.num_tubelets, -1)).flatten(0, 1)
+        patches: Tensor = self.projection(times).flatten(2).transpose(1, 2)  # [B * tubelets, patches of one, D]
+        return patches.reshape(pixel_values.shape[0], -1, patches.shape[-1])
 
 
 class ViTNepaEmbeddings(nn.Module):
@@ -125,7 +129,7 @@ class ViTNepaPreTrainedModel(CheckedModel):
     def num_latents(self, height: int, width: int) -> int:
         """Length of the sequence that an image of this size, in pixels, becomes: the begin token and the patches."""
         patch_height, patch_width = self.config.patch_shape
-        return 1 + (height // patch_height) * (width // patch_width)
+        return 1 + self.config.num_tubelets * (height // patch_height) * (width // patch_width)
 
 
 class ViTNepaTrunk(ViTNepaPreTrainedModel):
@@ -151,7 +155,10 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
         z = self.embeddings(pixel_values)
         patch_height, patch_width = self.config.patch_shape
         height, width = pixel_values.shape[-2] // patch_height, pixel_values.shape[-1] // patch_width
-        coordinates = patch_coordinates(height, width, device=z.device)[None]  # [1, patches, 2]
+        coordinates = patch_coordinates(height, width, device=z.device)  # [patches, 2]
+        if self.config.num_frames > 1:
+            coordinates = tubelet_coordinates(coordinates, self.config.num_tubelets)
+        coordinates = coordinates[None]
         moves = (self.config.pos_embed_shift, self.config.pos_embed_jitter, self.config.pos_embed_rescale)
         if self.training and any(move is not None for move in moves):
             coordinates = augment_coordinates(coordinates.expand(z.shape[0], -1, -1), *moves)

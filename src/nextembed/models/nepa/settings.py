@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from transformers import ViTImageProcessor
 
 from ...core.config import MODELS
-from ...core.sizes import MAX_LAYERS, MAX_SIDE, MAX_WIDTH
+from ...core.sizes import COLOURS, MAX_FRAMES, MAX_LAYERS, MAX_SIDE, MAX_WIDTH, TUBELET
 from ...core.types import AttentionMode
 from ...errors import ConfigError
 from ..parts import ModelPart, load_part
@@ -26,7 +26,8 @@ class NepaModel(ModelPart):
     intermediate_size: width of the MLPs; null: 4 * hidden_size. use_gated_mlp: SwiGLU, whose gate has the full
         intermediate_size, too, in place of a plain MLP. hidden_act: the activation in the MLPs.
     image_size: pixels a side of the images in training. patch_size: pixels a side of a patch; each becomes one latent.
-    num_channels: 3 for colours, 1 for grey images.
+    num_channels: 3 for colours, 1 for grey images. num_frames: above 1 the model reads clips of so many frames, and a
+        latent is a patch of two frames.
     layerscale_value: factor on what each layer adds, at the start (learned): 1e-5 in the paper; 0.1 to 1 learns faster
         in runs of minutes; null leaves it out.
     qk_norm: LayerNorm on each head's query and key. qk_norm_affine: with a learned scale in it. qk_norm_bias: with a
@@ -48,6 +49,7 @@ class NepaModel(ModelPart):
     image_size: int = Field(224, gt=0, le=MAX_SIDE)
     patch_size: int = Field(14, gt=0, le=MAX_SIDE)
     num_channels: Literal[1, 3] = 3
+    num_frames: int = Field(1, gt=0, le=MAX_FRAMES)
     layerscale_value: float | None = Field(1e-5, ge=0, le=100)
     qk_norm: bool = True
     qk_norm_affine: bool = False
@@ -78,11 +80,25 @@ class NepaModel(ModelPart):
                 f"hidden_size / num_attention_heads is {self.hidden_size // self.num_attention_heads}; "
                 "rotary positions need a multiple of 4"
             )
+        if self.num_frames > 1:
+            self._fits_clips()
         return self
+
+    def _fits_clips(self) -> None:
+        if self.num_frames % TUBELET:
+            raise ValueError(f"num_frames {self.num_frames} should be even: a latent holds two frames")
+        if self.num_channels != COLOURS:
+            raise ValueError("num_frames: frames of clips have num_channels=3")
+        if self.hidden_size // self.num_attention_heads % 12:
+            raise ValueError(
+                f"hidden_size / num_attention_heads is {self.hidden_size // self.num_attention_heads}; "
+                "positions in time, height and width need a multiple of 12"
+            )
 
     def hf_config(self) -> ViTNepaConfig:
         """The Hugging Face configuration that these settings describe."""
         fields: dict[str, Any] = self.model_dump(exclude={"kind", "pretrained"})
+        fields["num_channels"] = self.num_channels * self.num_frames
         fields["intermediate_size"] = self.intermediate_size or 4 * self.hidden_size
         return ViTNepaConfig(**fields)
 
@@ -92,9 +108,12 @@ class NepaModel(ModelPart):
             return ViTNepaForPreTraining(self.hf_config())
         return load_part(ViTNepaForPreTraining, self.pretrained, "pretrained")
 
-    def processor(self) -> ViTImageProcessor:
-        """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint."""
+    def processor(self) -> ViTImageProcessor | None:
+        """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint.
+        There is none of clips."""
         config = self.hf_config() if self.pretrained is None else read_config(self.pretrained)
+        if config.num_frames > 1:
+            return None
         return image_processor(config.image_shape, config.num_channels)
 
 

@@ -1,0 +1,109 @@
+"""Emoji that move over plain canvases: clips made on the spot, the same for ever, for models of clips."""
+
+import math
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import Field, model_validator
+
+from ..core.config import DATA
+from ..core.types import Role
+from ..data.draws import Draws, sample_seed
+from ..data.images import ImagePart
+from ..data.labels import labels_of
+from ..data.rows import Row, Rows
+from ..data.sources import ImageData
+from .scenes import RgbaReader
+
+DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
+
+
+@DATA.register("moving_stamps")
+class MovingStamps(ImagePart):
+    """Clips of one emoji that moves straight on, one of 8 ways, at a speed of its own, over a plain colour; what leaves
+    at an edge comes in at the other side.
+
+    So a single frame says nothing of the way it moves: that class is learned from time alone. Splits have emoji of
+    their own.
+
+    label: the class of a clip is the direction, or the group of the emoji. clip_frames, canvas_size: frames of a clip,
+    and pixels a side. stamp_scale: the emoji's side, as a share of the canvas. speed: pixels a frame, [slowest,
+    fastest], drawn for each clip. num_clips, num_validation, num_test: clips of each split. clip_seed: of all clips; a
+    clip depends on it, its split and its number alone.
+    The settings of `ImagePart` are those of images; flips would change directions, so flip_rate and crops are off.
+    """
+
+    label: Literal["direction", "group"] = "direction"
+    clip_frames: int = Field(8, ge=2, le=1024)
+    canvas_size: int = Field(32, ge=8, le=4096)
+    stamp_scale: tuple[float, float] = (0.35, 0.55)
+    speed: tuple[float, float] = (1.5, 3.0)
+    num_clips: int = Field(4000, gt=0, le=1_000_000_000)
+    num_validation: int = Field(500, gt=0, le=1_000_000_000)
+    num_test: int = Field(1000, gt=0, le=1_000_000_000)
+    clip_seed: int = Field(0, ge=0)
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_ratio: tuple[float, float] = (1.0, 1.0)
+    flip_rate: float = Field(0.0, ge=0, le=1)
+    num_workers: int = Field(0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "MovingStamps":
+        if not 0 < self.stamp_scale[0] <= self.stamp_scale[1] <= 1:
+            raise ValueError(f"stamp_scale {list(self.stamp_scale)} should be [smallest, largest], in (0, 1]")
+        if not 0 < self.speed[0] <= self.speed[1] < self.canvas_size / 2:
+            raise ValueError(f"speed {list(self.speed)} should be [slowest, fastest], below half of canvas_size")
+        return self
+
+    def rows(self, split: Role) -> Rows:
+        """The clips of a split."""
+        return Clips(self, split)
+
+    def class_names(self) -> list[str]:
+        return list(DIRECTIONS) if self.label == "direction" else ImageData(source="emoji").class_names()
+
+
+class Clips:
+    """The clips of a split, made when asked for."""
+
+    def __init__(self, part: MovingStamps, split: Role):
+        self.part, self.split = part, split
+        rows = ImageData(source="emoji").rows(split)
+        assert isinstance(rows, Rows)  # it is not streamed
+        self.emoji, self.groups, self.reader = rows, labels_of(rows), RgbaReader()
+        self.num = {"train": part.num_clips, "validation": part.num_validation, "test": part.num_test}[split]
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < self.num:
+            raise IndexError(index)
+        draw, direction, emoji = self._begin(index)
+        label = direction if self.part.label == "direction" else self.groups[emoji]
+        image = self._clip(draw, direction * math.pi / 4, self.reader.read_rgba(self.emoji[emoji]["image"]))
+        return {"image": image, "label": label, "key": f"{self.split} clip {index}"}
+
+    def labels(self) -> list[int]:
+        """Of all clips, without making them."""
+        found = [self._begin(index)[1:] for index in range(self.num)]
+        return [direction if self.part.label == "direction" else self.groups[emoji] for direction, emoji in found]
+
+    def _begin(self, index: int) -> tuple[Draws, int, int]:
+        """What draws a clip, its direction and its emoji."""
+        draw = Draws(sample_seed(self.part.clip_seed, index, f"{self.split} clip"))
+        return draw, draw.below(len(DIRECTIONS)), draw.below(len(self.emoji))
+
+    def _clip(self, draw: Draws, angle: float, picture: Image.Image) -> np.ndarray:
+        """uint8 [F, S, S, 3]."""
+        size, (small, large), (slow, fast) = self.part.canvas_size, self.part.stamp_scale, self.part.speed
+        side = max(2, round(size * (small + draw.share() * (large - small))))
+        resized = picture.convert("RGBa").resize((side, side), Image.Resampling.BILINEAR)
+        plain = Image.new("RGBA", (size, size), (draw.below(256), draw.below(256), draw.below(256), 255))
+        plain.alpha_composite(resized.convert("RGBA"))
+        still = np.asarray(plain.convert("RGB"))
+        speed, top, left = slow + draw.share() * (fast - slow), draw.share() * size, draw.share() * size
+        places = [(round(top + speed * t * math.sin(angle)), round(left + speed * t * math.cos(angle)))
+                  for t in range(self.part.clip_frames)]  # fmt: skip
+        return np.stack([np.roll(still, place, axis=(0, 1)) for place in places])
