@@ -17,7 +17,7 @@ from ..core import distributed
 from ..core.config import Part
 from ..core.run_folder import DataCounts
 from ..core.terminal import print
-from ..core.types import Role
+from ..core.types import Role, reads_clips
 from ..data.documents import DocumentPart
 from ..data.images import ImagePart
 from ..data.rows import Rows
@@ -149,7 +149,8 @@ def model_line(backbone: Any, kind: str) -> str:
     text = f"Model:   {kind}, {sum(p.numel() for p in own.parameters()):,} parameters"
     size, patch = (getattr(backbone.config, name, None) for name in ("image_size", "patch_size"))
     if isinstance(size, int) and isinstance(patch, int):
-        text += f", {size} px in {(size // patch) ** 2} patches of {patch} px"
+        frames = f"{backbone.config.num_frames} frames of " if reads_clips(backbone.config) else ""
+        text += f", {frames}{size} px in {(size // patch) ** 2} patches of {patch} px"
     return text
 
 

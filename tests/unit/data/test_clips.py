@@ -15,6 +15,7 @@ from nextembed.data.video import even_indices
 from nextembed.errors import ConfigError, DataError
 from nextembed.models.nepa import NepaModel
 from nextembed.toys.moving_stamps import DIRECTIONS, MovingStamps
+from nextembed.training.banner import model_line
 
 SIZES = {"image_size": 16, "num_channels": 12, "num_latents": 33}
 
@@ -136,3 +137,4 @@ def test_a_model_of_clips_has_three_axes_and_two_frames_a_latent() -> None:
     hidden = model.encode(latents, "causal").last
     assert torch.allclose(model.encode(model.embed({"pixel_values": later}), "causal").last[:, :17], hidden[:, :17])
     assert part.processor() is None
+    assert model_line(model, "vit_nepa").endswith("4 frames of 16 px in 16 patches of 4 px")
