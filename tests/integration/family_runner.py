@@ -13,6 +13,8 @@ from nextembed.nn.quantize import Codebook
 from nextembed.objectives.jepa import IjepaSettings, JepaSettings, VjepaSettings
 from nextembed.objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from nextembed.objectives.mar import MarSettings
+from nextembed.objectives.scales import VarSettings
+from nextembed.objectives.tokenized import LlamaGenSettings
 from nextembed.objectives.tokenizer import TokenizerSettings
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4,
@@ -42,7 +44,7 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
         for name, buffer in objective.named_buffers():
             if "running" in name:
                 found[f"{settings.kind}.{name}"] = buffer / world
-    found |= tokenizer_gradients(rank, crops[rows, 0], world)
+    found |= tokenizer_gradients(rank, crops[rows, 0], world) | token_gradients(crops[rows, 0], rows)
     found |= of_jepa(rows, generator)
     found |= mar_gradients(crops[:, 0], rows)
     book = Codebook(4, 3)
@@ -112,6 +114,26 @@ def mar_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
     parts = {"backbone": backbone, "objective": objective}
     return {f"mar.{part}.{name}": parameter.grad for part, module in parts.items()
             for name, parameter in module.named_parameters() if parameter.grad is not None}  # fmt: skip
+
+
+def token_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
+    """Of LlamaGen and VAR, on codes of a tokenizer that is not trained."""
+    found = {}
+    labels, dropped = torch.arange(NUM)[rows] % 3, torch.arange(NUM)[rows] == 4
+    shape = {"image_shape": (8, 8), "patch_shape": (4, 4), "num_channels": 1, "num_codes": 5, "code_width": 3, "width": 8,
+             "num_blocks": 0}  # fmt: skip
+    for kind, scales in ((LlamaGenSettings, []), (VarSettings, [1, 2])):
+        torch.manual_seed(0)
+        backbone = NepaModel(**SIZES).build()
+        objective = kind(tokenizer_shape={**shape, "scales": scales}, num_classes=3).build(backbone)
+        torch.nn.init.normal_(objective.head.weight)
+        images = {"pixel_values": pixels, "labels": labels, "class_dropped": dropped,
+                  "latent_mask": torch.ones(len(pixels), 5, dtype=torch.bool)}  # fmt: skip
+        (objective(backbone, images).loss_sum / NUM).backward()
+        for part in (backbone, objective):
+            found |= {f"{kind.__name__}.{type(part).__name__}.{n}": p.grad for n, p in part.named_parameters()
+                      if p.grad is not None}  # fmt: skip
+    return found
 
 
 if __name__ == "__main__":

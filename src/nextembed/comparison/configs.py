@@ -36,7 +36,13 @@ def fits_images(config: RunConfig) -> bool:
         and isinstance(config.data, ImagePart)
         and config.objective.task == "pretraining"
         and config.objective.trains_backbone
+        and not config.after  # a tokenizer of its own would cost what the others do not pay
     )
+
+
+def known_after(name: str) -> list[str]:
+    """What the objective's recipe starts from."""
+    return load(f"{name}{ENDING}").after
 
 
 def chosen_objectives(names: list[str] | None) -> dict[str, RunConfig]:
@@ -48,7 +54,8 @@ def chosen_objectives(names: list[str] | None) -> dict[str, RunConfig]:
         if names.count(name) > 1:
             raise ConfigError(f"objective '{name}' is named twice")
         if name not in known and f"{name}{ENDING}" in listed():
-            raise ConfigError(f"objective '{name}' does not fit images in a NEPA model; Allowed: {', '.join(known)}")
+            why = "starts from another run" if known_after(name) else "does not fit images in a NEPA model"
+            raise ConfigError(f"objective '{name}' {why}; Allowed: {', '.join(known)}")
         if name not in known:
             raise ConfigError(unknown("objective", name, known))
     return {name: known[name] for name in names}

@@ -126,3 +126,9 @@ def test_a_folder_of_another_comparison(base, tmp_path) -> None:
     other = base.model_copy(update={"train": base.train.model_copy(update={"batch_size": 4})})
     with pytest.raises(ConfigError, match="its data, model or training"):
         Plan(other, own, CompareSettings(images_seen=100), tmp_path, "x").check_folder()
+
+
+def test_what_starts_from_another_run_is_left_out() -> None:
+    assert not {"llamagen", "var", "vq"} & set(chosen_objectives(None))
+    with pytest.raises(ConfigError, match="objective 'llamagen' starts from another run; Allowed: "):
+        chosen_objectives(["llamagen"])
