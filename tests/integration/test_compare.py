@@ -128,10 +128,19 @@ def test_each_objective_has_the_same_trials(base, tmp_path) -> None:
     assert any("2 trials of each objective, of 25%" in note for note in found.notes)
 
 
+def test_a_tokenizer_is_part_of_the_budget(base, tmp_path) -> None:
+    given = {"images_seen": 64, "seeds": 1, "jobs": 0, "finetune_steps": 0}
+    found = compare(base, ["var"], tmp_path, given)
+    run = next(run for run in found.runs if run.row == "var")
+    assert run.values["images_seen"] == 64 and run.steps == 6, "of 8 steps two are the tokenizer's"
+    assert run.curve[0].images > 16
+    assert (tmp_path / "var" / "seed-0" / "tokenizer" / "metrics.jsonl").is_file()
+
+
 def test_a_process_that_is_killed_is_named_and_gone_on_with(base, tmp_path) -> None:
     out = tmp_path / "out"
     words = ["-c", "from nextembed.cli import main; raise SystemExit(main())", "compare", base, "--objectives", "nepa",
-             "--images-seen", "4000", "--seeds", "1", "--finetune-steps", "0", "--folder", str(out)]  # fmt: skip
+             "--images-seen", "2000", "--seeds", "1", "--finetune-steps", "0", "--folder", str(out)]  # fmt: skip
     whole = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, start_new_session=True)
     log = out / "nepa" / "seed-0" / "run" / "metrics.jsonl"
     for _ in range(1200):
@@ -146,5 +155,5 @@ def test_a_process_that_is_killed_is_named_and_gone_on_with(base, tmp_path) -> N
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(log.read_text().splitlines()[0]) == before, "it began anew"
     found = Comparison.load(out / "comparison.json")
-    assert found.runs[0].values["images_seen"] == 4000
+    assert found.runs[0].values["images_seen"] == 2000
     assert found.runs[0].values["peak_memory"] > 1e7

@@ -14,16 +14,20 @@ from ..core.run_folder import run_folder
 from ..core.saved import load
 from ..data.images import ImagePart
 from ..errors import ConfigError
+from ..objectives.tokenizer import TokenizerSettings
+from ..objectives.tokens import TokenSettings
 from ..recipes.fitting import dotted
 from ..recipes.listing import listed
 from ..recipes.loading import load as load_recipe
 from ..runs import RunConfig, open_run
 from .budget import Pace, checked_steps
 from .configs import (
+    NUM_PROBES,
     checked_base,
     chosen_objectives,
     label_counts,
     row_config,
+    stage_of,
     supervised_config,
     trials,
     with_length,
@@ -39,6 +43,7 @@ from .table import Comparison, rows_of
 SUPERVISED = "from scratch"
 UNTRAINED = "untrained"
 TRIAL_SHARE = 0.25  # of the budget, for each trial
+STAGE_SHARE = 0.25  # of the budget, for the tokenizer of a row that needs one
 
 
 @dataclass
@@ -209,6 +214,8 @@ class Plan:
         """Steps of each row, from what a step costs, measured one after another. Raises ConfigError, of the first row
         that cannot run, before any is trained."""
         configs = {name: row_config(self.base, config) for name, config in self.own.items()}
+        stages = {name: stage_of(self.base, config) for name, config in self.own.items()}
+        configs |= {tokenizer_of(name): stage for name, stage in stages.items() if stage is not None}
         if self.labels:
             configs[SUPERVISED] = supervised_config(self.base)
         jobs = [self.job("pace", name, f"{folder_of(name)}/pace", config) for name, config in configs.items()]
@@ -219,20 +226,27 @@ class Plan:
             name: checked_steps(name, pace, self.settings, self.threads, self.on_cpu) for name, pace in found.items()
         }
 
+    def row(
+        self, name: str, steps: dict[str, int], seed: int, tuned: dict[str, float], share: float = 1.0
+    ) -> tuple[RunConfig, str]:
+        """Settings of a row's run for a share of the budget, and those of its tokenizer, as YAML, if it has one."""
+        probes = NUM_PROBES if share == 1 else 1
+        stage, text = stage_of(self.base, self.own[name], seed), ""
+        if stage is not None:
+            few = max(1, round(STAGE_SHARE * share * steps[tokenizer_of(name)]))
+            text = to_yaml(without_probe(with_length(stage, few)))
+            share *= 1 - STAGE_SHARE
+        config = row_config(self.base, self.own[name], seed, tuned)
+        return with_length(config, max(1, round(share * steps[name])), probes), text
+
     def trial_jobs(self, steps: dict[str, int]) -> dict[str, list[Job]]:
         found: dict[str, list[Job]] = {}
-        for name, config in self.own.items():
-            short = max(1, round(TRIAL_SHARE * steps[name]))
-            found[name] = [
-                self.job(
-                    "trial",
-                    name,
-                    f"{name}/trial-{number}",
-                    with_length(row_config(self.base, config, 0, factors), short, num_probes=1),
-                    tuned=factors,
-                )
-                for number, factors in enumerate(trials(self.settings.tune))
-            ]
+        for name in self.own:
+            found[name] = []
+            for number, factors in enumerate(trials(self.settings.tune)):
+                config, stage = self.row(name, steps, 0, factors, TRIAL_SHARE)
+                where = f"{name}/trial-{number}"
+                found[name].append(self.job("trial", name, where, config, stage=stage, tuned=factors))
         return found
 
     def tuned(self, pool: Pool, overview: Overview, steps: dict[str, int]) -> dict[str, dict[str, float]]:
@@ -252,9 +266,9 @@ class Plan:
         """One seed after another, so that a table is there early."""
         found = []
         for seed in range(self.settings.seeds):
-            for name, config in self.own.items():
-                settings = with_length(row_config(self.base, config, seed, chosen[name]), steps[name])
-                found.append(self.job("run", name, f"{name}/seed-{seed}", settings, seed, tuned=chosen[name]))
+            for name, tuned in chosen.items():
+                settings, stage = self.row(name, steps, seed, tuned)
+                found.append(self.job("run", name, f"{name}/seed-{seed}", settings, seed, stage=stage, tuned=tuned))
             if self.labels:
                 config = self.base.model_copy(update={"seed": seed})
                 found.append(self.job("untrained", UNTRAINED, f"{UNTRAINED}/seed-{seed}", config, seed))
@@ -292,8 +306,21 @@ class Plan:
             "(data.label_column, data.label_file); the table has speed, memory, parameters and verdicts."
         ]
 
+    def fewer_codes(self) -> list[str]:
+        """ "igpt 18", of rows whose codebook was made to fit."""
+        found = []
+        for name, own in self.own.items():
+            config, stage = row_config(self.base, own), stage_of(self.base, own)
+            for default, fitted in ((own, config), (stage and load_recipe(own.after[-1]), stage)):
+                before, now = (codes_of(one) for one in (default, fitted))
+                if before is not None and now is not None and now < before:
+                    found.append(f"{name} {now}")
+        return found
+
     def notes(self) -> list[str]:
+        fewer = self.fewer_codes()
         found = [
+            *([f"Fewer codes than by default, for so small a batch: {', '.join(fewer)}."] if fewer else []),
             f"Budget of each run: {self.settings.budget_in_words(self.threads, self.on_cpu)}; probes, checkpoints and "
             "the few seconds in which a step's cost is measured are not counted. The number of steps follows from that "
             "cost, so that the learning rate falls to its end with the budget.",
@@ -313,6 +340,12 @@ class Plan:
                     "every row, full attention, mean over patches; the weights of the last step count. From scratch "
                     "has as many on these, and on all labels the whole budget."
                 )
+        staged = [name for name, config in self.own.items() if stage_of(self.base, config) is not None]
+        if staged:
+            found.append(
+                f"{' and '.join(staged)}: {STAGE_SHARE:.0%} of the budget trains the tokenizer, on the same images, "
+                "and is counted in minutes and images; no classes are told."
+            )
         if self.settings.tune:
             found.append(
                 f"Tuning: {self.settings.tune} trials of each objective, of {TRIAL_SHARE:.0%} of the budget, judged by "
@@ -326,6 +359,16 @@ class Plan:
 def without_probe(config: RunConfig) -> RunConfig:
     """A supervised run without looks at validation images on the way: its last weights count."""
     return config.model_copy(update={"train": config.train.model_copy(update={"probe_steps": None})})
+
+
+def codes_of(config: RunConfig | None) -> int | None:
+    """Of its codebook, where it has one."""
+    objective = config.objective if config is not None else None
+    return objective.num_codes if isinstance(objective, TokenSettings | TokenizerSettings) else None
+
+
+def tokenizer_of(name: str) -> str:
+    return f"{name} tokenizer"
 
 
 def folder_of(name: str) -> str:

@@ -11,6 +11,9 @@ from ..data.rows import Rows
 from ..errors import ConfigError, MissingSplit, unknown
 from ..models.nepa.settings import NepaClassifier, NepaModel
 from ..objectives.supervised import ClassificationSettings
+from ..objectives.tokenized import TokenizedSettings
+from ..objectives.tokenizer import TokenizerSettings
+from ..objectives.tokens import TokenSettings
 from ..recipes.listing import listed
 from ..recipes.loading import load
 from ..runs import RunConfig
@@ -82,11 +85,11 @@ def checked_base(config: RunConfig) -> RunConfig:
 def row_config(base: RunConfig, own: RunConfig, seed: int = 0, tuned: dict[str, float] | None = None) -> RunConfig:
     """The base with a row's objective. own: the objective's recipe. tuned: factors of its settings."""
     assert isinstance(base.model, NepaModel)
-    objective = own.objective
+    objective = of_tokens(base, own).objective
     if type(objective) is type(base.objective):
         objective, optim = base.objective, base.optim
     else:
-        objective, optim = fitted(objective, base.model), own.optim
+        objective, optim = fitted(objective, base), own.optim
     for name, factor in (tuned or {}).items():
         optim = optim.model_copy(update={name: factor * float(vars(optim)[name])})
     averaged = base.train.ema_decay if own.train.ema_decay is not None else None
@@ -102,13 +105,53 @@ def row_config(base: RunConfig, own: RunConfig, seed: int = 0, tuned: dict[str, 
     )
 
 
-def fitted(objective: ObjectiveSettings, model: NepaModel) -> ObjectiveSettings:
-    """Its settings with small crops that the model's patches divide: half as wide as the image, about."""
-    side = max(1, model.image_size // model.patch_size // 2) * model.patch_size
-    views = {name: value for name, value in objective if isinstance(value, ViewSettings) and value.num_local}
-    return objective.model_copy(
-        update={name: value.model_copy(update={"local_size": side}) for name, value in views.items()}
-    )
+def stage_of(base: RunConfig, own: RunConfig, seed: int = 0) -> RunConfig | None:
+    """The tokenizer that a row's objective needs, of the base's images and patches; None for the others."""
+    if not isinstance(own.objective, TokenizedSettings):
+        return None
+    assert isinstance(base.model, NepaModel)
+    stage = load(own.after[-1])
+    assert isinstance(stage.objective, TokenizerSettings)
+    grid, scales = base.model.image_size // base.model.patch_size, stage.objective.scales
+    if scales is not None:
+        scales = sorted({grid >> halved for halved in range(grid.bit_length())})
+    train = base.train.model_copy(update={"ema_decay": None, "trackers": []})
+    changes = {"seed": seed, "optim": stage.optim, "train": train, "after": [],
+               "objective": fitted(stage.objective.model_copy(update={"scales": scales}), base)}  # fmt: skip
+    return base.model_copy(update=changes)
+
+
+def of_tokens(base: RunConfig, own: RunConfig) -> RunConfig:
+    """A row of tokens, which learns without labels; until its tokenizer is trained, with one of its sizes."""
+    stage = stage_of(base, own)
+    if stage is None:
+        return own
+    assert isinstance(stage.objective, TokenizerSettings) and isinstance(base.model, NepaModel)
+    shape = stage.objective.shape_for(base.model.hf_config())
+    changes = {"tokenizer": None, "tokenizer_shape": shape, "num_classes": 0}
+    return own.model_copy(update={"objective": own.objective.model_copy(update=changes)})
+
+
+def with_tokenizer(config: RunConfig, folder: str) -> RunConfig:
+    """The row with a tokenizer that was trained in a folder."""
+    changes = {"tokenizer": folder, "tokenizer_shape": None}
+    return config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
+
+
+def fitted(objective: ObjectiveSettings, base: RunConfig) -> ObjectiveSettings:
+    """Its settings for the base's images: small crops that the patches divide, half as wide as the image, about; and no
+    more codes than a quarter of the patches of a step."""
+    assert isinstance(base.model, NepaModel)
+    grid = base.model.image_size // base.model.patch_size
+    side = max(1, grid // 2) * base.model.patch_size
+    changes: dict[str, Any] = {
+        name: value.model_copy(update={"local_size": side})
+        for name, value in objective
+        if isinstance(value, ViewSettings) and value.num_local
+    }
+    if isinstance(objective, TokenSettings | TokenizerSettings):
+        changes["num_codes"] = min(objective.num_codes, max(2, base.train.batch_size * grid**2 // 4))
+    return objective.model_copy(update=changes)
 
 
 def with_length(config: RunConfig, steps: int, num_probes: int = NUM_PROBES) -> RunConfig:

@@ -5,6 +5,7 @@ import resource
 import shutil
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,22 +26,25 @@ from ..runs import Run, RunConfig, open_run
 from ..tasks.pretraining import readers_of
 from ..training.folder import opened
 from .budget import Meter, measure_pace
-from .configs import finetune_config
+from .configs import finetune_config, with_tokenizer
 from .scores import Point, RunScores, read_pixels, read_probes, save_scores
 
 FAILURES = (TrainingError, DataError)  # of one row, while the others go on
 SCORES, PACE, TRAINED, PROBES = "scores.json", "pace.json", "trained.json", "probe.json"
+STAGE = "tokenizer"  # the folder of what a run starts from
 
 
 @dataclass
 class Job:
-    """do: what. config: of the run, as YAML. minutes: of the budget. labels: of each class, by column of fine-tuning.
-    classes: in the data; 0 where it has no labels. code: files of the user's that may be run."""
+    """do: what. config: of the run, as YAML; stage: of what it starts from, a tokenizer, else empty. minutes: of the
+    budget. labels: of each class, by column of fine-tuning. classes: in the data; 0 where it has no labels. code: files
+    of the user's that may be run."""
 
     do: Literal["pace", "trial", "run", "untrained", "scratch", "existing"]
     folder: str
     row: str
     config: str = ""
+    stage: str = ""
     seed: Count = 0
     minutes: Number | None = None
     tuned: dict[str, Number] = field(default_factory=dict)
@@ -60,8 +64,12 @@ class Job:
         return self.place / (PACE if self.do == "pace" else SCORES)
 
     def settings(self) -> RunConfig:
-        found: RunConfig = from_yaml(RunConfig, self.config, f"{self.row}: config")
-        return found.model_copy(update={"output_dir": self.folder, "name": "run"})
+        return self.read(self.config, "run")
+
+    def read(self, text: str, name: str) -> RunConfig:
+        """Settings of a run in the job's folder."""
+        found: RunConfig = from_yaml(RunConfig, text, f"{self.row}: config")
+        return found.model_copy(update={"output_dir": self.folder, "name": name})
 
 
 @dataclass
@@ -108,7 +116,8 @@ def run(job: Job, alone: bool) -> list[RunScores]:
             found.report()
         read_probes(table, None, scores)
     finetune_all(job, config, str(found.saved().first_of("ema", "raw")), scores)
-    shutil.rmtree(found.dir / "checkpoints", ignore_errors=True)  # of a finished run; its models stay
+    for name in ("run", STAGE):  # of a finished run; its models stay
+        shutil.rmtree(job.place / name / "checkpoints", ignore_errors=True)
     return [scores]
 
 
@@ -119,7 +128,8 @@ def trial(job: Job, alone: bool) -> list[RunScores]:
     scores.measured_on = "validation"
     if scores.curve:
         scores.values["linear"] = scores.validation["linear"] = scores.curve[-1].linear
-    shutil.rmtree(found.dir, ignore_errors=True)
+    for name in ("run", STAGE):
+        shutil.rmtree(job.place / name, ignore_errors=True)
     return [scores]
 
 
@@ -173,16 +183,28 @@ def existing(job: Job, alone: bool) -> list[RunScores]:
 
 def trained_run(job: Job, config: RunConfig, alone: bool) -> Run:
     """The run in the job's folder, trained to its end, from wherever it stands."""
-    place, file = config.dir, job.place / TRAINED
+    file = job.place / TRAINED
+    if not file.is_file():
+        if job.stage:
+            stage = job.read(job.stage, STAGE)
+            if not (done := job.place / f"{STAGE}.json").is_file():
+                write_json(done, asdict(Trained(*train_in_place(stage).parameters, None)))
+            config = with_tokenizer(config, str(stage.dir))
+        meter = train_in_place(config)
+        write_json(file, asdict(Trained(*meter.parameters, peak_memory() if alone else None)))
+    return open_run(config.dir)
+
+
+def train_in_place(config: RunConfig) -> Meter:
+    """A run in its own folder and no other, from wherever it stands, to its end."""
+    place = config.dir
     if place.is_dir() and not (place / "config.yaml").is_file():
         shutil.rmtree(place)  # it was stopped before its first line
     resumes = place.is_dir()
-    if not file.is_file():
-        meter = Meter(read_history(place), config.train.log_steps)
-        with opened(place, resume=resumes, exact=not resumes) as run_dir:
-            train_steps(run_dir, config, watchers=[meter])
-        write_json(file, asdict(Trained(*meter.parameters, peak_memory() if alone else None)))
-    return open_run(place)
+    meter = Meter(read_history(place), config.train.log_steps)
+    with opened(place, resume=resumes, exact=not resumes) as run_dir:
+        train_steps(run_dir, config, watchers=[meter])
+    return meter
 
 
 def scores_of(found: Run, row: str) -> RunScores:
@@ -195,7 +217,8 @@ def scores_of(found: Run, row: str) -> RunScores:
 
 def fill(scores: RunScores, found: Run) -> None:
     """Speed, size, cost and curve of a finished run."""
-    history, values = found.history(), scores.values
+    before, values = read_history(found.dir.parent / STAGE), scores.values
+    history = after(found.history(), before[-1] if before else {})
     last = history[-1] if history else {}
     scores.steps = int(last.get("step", 0))
     values["images_seen"] = float(last.get("samples_seen", 0))
@@ -213,6 +236,12 @@ def fill(scores: RunScores, found: Run) -> None:
     elif (sizes := found.environment().parameters) is not None:
         values["parameters_backbone"] = sizes.all
     scores.curve = curve(history)
+
+
+def after(history: list[dict[str, Any]], stage: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Lines of a run that counts from where its stage ended: images and seconds."""
+    counted = {name: stage[name] for name in ("samples_seen", "cpu_seconds", "wall_seconds") if name in stage}
+    return [line | {name: line[name] + own for name, own in counted.items() if name in line} for line in history]
 
 
 def curve(history: list[dict[str, Any]]) -> list[Point]:

@@ -22,7 +22,7 @@ from ..core.objective import (
     Verdict,
 )
 from ..core.optim import OptimConfig
-from ..core.types import Attention, Backbone, Batch, CachedBackbone, Hidden, Latents
+from ..core.types import Attention, AttentionMode, Backbone, Batch, CachedBackbone, Hidden, Latents
 from ..errors import ConfigError
 from ..nn.positions import patch_coordinates
 from ..nn.sampling import ClassTable, draw_tokens, drop_class, guided, told_labels, with_and_without
@@ -134,6 +134,8 @@ class LlamaGenSettings(TokenizedSettings):
     the class is added to its begin latent, which is not rotated. Features are read from the codes of an image, without
     a class, under causal attention.
     """
+
+    attends: ClassVar[AttentionMode] = "causal"
 
     def build(self, backbone: Backbone) -> "LlamaGen":
         """Raises ConfigError for a tokenizer that is not there or does not fit, or has several maps."""

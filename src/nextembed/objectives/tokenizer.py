@@ -21,7 +21,7 @@ from ..core.objective import OBJECTIVES, Folder, History, Objective, ObjectiveOu
 from ..core.optim import OptimConfig
 from ..core.saved import checked, read_json
 from ..core.sizes import MAX_SIDE, MAX_WIDTH, building
-from ..core.types import Backbone, Batch, Metrics
+from ..core.types import Backbone, Batch, Metrics, PatchConfig
 from ..errors import ConfigError, shortened
 from ..nn.quantize import first_codes
 from ..nn.readout import to_patches
@@ -69,7 +69,10 @@ class TokenizerSettings(ObjectiveSettings):
     def build(self, backbone: Backbone) -> "Tokenizing":
         """Raises ConfigError for a model without patches, or scales that do not end at their grid."""
         patch_shape_of(backbone, "tokenizer")
-        config = backbone.config
+        return Tokenizing(self, ImageTokenizer(self.shape_for(backbone.config)))
+
+    def shape_for(self, config: PatchConfig) -> TokenizerShape:
+        """Sizes for images and patches of a model. Raises ConfigError for scales that do not end at their grid."""
         shape = TokenizerShape(
             image_shape=config.image_shape, patch_shape=config.patch_shape, num_channels=config.num_channels,
             num_codes=self.num_codes, code_width=self.code_width, width=self.width, num_blocks=self.num_blocks,
@@ -79,7 +82,7 @@ class TokenizerSettings(ObjectiveSettings):
         if self.scales is not None and (self.scales[-1] != rows or rows != columns):
             raise ConfigError(f"objective.scales: the last should be the model's grid of patches, {rows} x {columns}"
                               f"{', which has to be square' if rows != columns else ''}")  # fmt: skip
-        return Tokenizing(self, ImageTokenizer(shape))
+        return shape
 
     def warnings(self, history: History) -> list[str]:
         found = [line for line in history if "code_perplexity" in line]

@@ -39,7 +39,7 @@ def _of_tokens(name: str, objective: TokenizedSettings, after: str) -> RunConfig
     demo = nepa_demo()
     changes = {
         "name": name,
-        "model": demo.model.model_copy(update={"patch_size": PATCH, "is_causal": name == "llamagen_demo"}),
+        "model": demo.model.model_copy(update={"patch_size": PATCH, "is_causal": objective.attends == "causal"}),
         "objective": objective,
         "optim": type(objective).defaults,
         "train": demo.train.model_copy(update={"batch_size": 32, "ema_decay": None}),
