@@ -16,6 +16,9 @@ import nextembed
 from nextembed import recipes
 from nextembed.cli import app
 from nextembed.cli.language import language_settings
+from nextembed.comparison.scores import RunScores
+from nextembed.comparison.settings import CompareSettings
+from nextembed.comparison.table import rows_of
 from nextembed.core.config import apply_overrides
 from nextembed.evaluation.language import LanguageEval
 
@@ -158,6 +161,15 @@ def test_export_python(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {"mine.onnx", "mine.pt2", "hub_folder"} <= {path.name for path in tmp_path.iterdir()}
     about = (tmp_path / "hub_folder" / "README.md").read_text()
     assert "nothing" in about.lower() and str(tmp_path) not in about
+
+
+def test_compare_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [RunScores("nepa", seed, values={"linear": 0.5 + 0.1 * seed}) for seed in range(3)]
+    made = nextembed.Comparison("demo", "5 minutes", rows_of(runs), runs)
+    give = lambda *_, settings: made if CompareSettings(**settings) else None  # noqa: E731
+    monkeypatch.setattr(nextembed, "compare", give, raising=False)
+    names = run_python([text for page, _, text in blocks("python") if page == "docs/compare.md"], monkeypatch)
+    assert names["best"] == "nepa" and names["spread"] == pytest.approx(0.1)
 
 
 def test_features_python(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
