@@ -3,7 +3,8 @@
     python benchmarks/omni_candle.py --emoji EMOJI_FOLDER --out benchmarks/results/omni_candle.json \
         --figure docs/assets/omni_candle.png --calibration docs/assets/omni_candle_calibration.png
 
-Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density) and `omni_candle_point` (a point)
+Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density), `omni_candle_point` (a point),
+`omni_candle_flow` and `omni_candle_energy` (draws)
 with `--seeds` seeds each, where RUNS/NAME_SEED is not there yet, and measures on pictures as they were never seen:
   known      the things trained on, in the same drawings, shifted and scaled anew
   style      the same things as drawn by others (twemoji; EMOJI_FOLDER: Parquet with image, vendor, name)
@@ -32,10 +33,12 @@ from nextembed.core.config import apply_overrides
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.inference.generate import load_omni
 from nextembed.models.omni.generation import Rollout, code_scores
+from nextembed.nn.sampled import SampledDensity
 from nextembed.run import fit
 from nextembed.toys.candle import END, QUESTIONS, Candle, temperatures
 
-VARIANTS = {"mixture": "omni_candle", "single": "omni_candle_single", "point": "omni_candle_point"}
+VARIANTS = {"mixture": "omni_candle", "single": "omni_candle_single", "point": "omni_candle_point",
+            "flow": "omni_candle_flow", "energy": "omni_candle_energy"}  # fmt: skip
 TOUCHED = (0, 1, 2, 4, 8)  # latents
 PATCH = 4  # samples a latent
 KINDS = ("room", "hot", "cold")
@@ -139,8 +142,12 @@ def side(model: Any, shown: list[View], bank: Bank, num: int, real: bool, seed: 
         found, mean = bank.kind(hidden)[:, None], hidden
         weights = torch.ones(len(shown), 1)
     else:
-        density = model.density_head(hidden)
-        found, mean, weights = bank.kind(density.directions), density.mean(), density.log_weights.exp()
+        density, mean = model.density_head(hidden), model.density_head(hidden).mean()
+        if isinstance(density, SampledDensity):  # its draws are its components
+            directions = density.several(NUM_SAMPLES)
+            found, weights = bank.kind(directions), torch.full(directions.shape[:2], 1 / NUM_SAMPLES)
+        else:
+            found, weights = bank.kind(density.directions), density.log_weights.exp()
     on_side = (weights * (found == wanted[:, None])).sum(-1)
     room = (weights * (found == 0)).sum(-1)
     result = {
@@ -311,7 +318,7 @@ def summarise(runs: list[dict[str, Any]], name: str, shown: list[View]) -> dict[
 # -- figures
 
 BLUE, ORANGE, GREEN, INK, SOFT, LINE = "#0072b2", "#d55e00", "#009e73", "#1b2330", "#5b6675", "#d5dae2"
-COLOURS = {"mixture": BLUE, "single": GREEN, "point": ORANGE}
+COLOURS = {"mixture": BLUE, "single": GREEN, "point": ORANGE, "flow": "#cc79a7", "energy": "#56b4e9"}
 
 
 def dress(axes: Any, title: str, x: str, y: str) -> None:
@@ -401,6 +408,31 @@ def calibration(model: Any, data: Candle, num: int) -> tuple[Any, dict[str, Any]
     return found, brief
 
 
+@torch.no_grad()
+def sampled_calibration(model: Any, data: Candle, num: int) -> dict[str, Any]:
+    """Of densities without a formula, over touch latents of new views: the cosine that the mean is expected to have and
+    the one it has; how often what came is nearer to the mean than half, and than all but a tenth, of the draws."""
+    kind = 2 + model.processor.names.index("touch")
+    rows = data.model_copy(update={"repeats": 1}).rows("train")
+    found: dict[str, list[Tensor]] = {"expected_cosine": [], "cosine": [], "region_50": [], "region_90": []}
+    for seed in range(num):
+        documents = [
+            data.make(rows[i], "picture touch", 5000 + seed, None, data.num_samples)[0] for i in range(len(rows))
+        ]
+        inputs = model.processor([d["segments"] for d in documents])
+        latents = model.embed(inputs)
+        own = inputs["kinds"][:, 1:] == kind
+        density = model.density_head(model.encode(latents).last[:, :-1][own])
+        mean, truth = density.mean(), F.normalize(latents.z[:, 1:][own], dim=-1)
+        draws = (density.several(NUM_SAMPLES) * mean[:, None]).sum(-1)
+        nearer = ((truth * mean).sum(-1)[:, None] < draws).float().mean(1)  # share of draws nearer than what came
+        found["expected_cosine"].append(density.expected_cosine())
+        found["cosine"].append((truth * mean).sum(-1))
+        found["region_50"].append((nearer <= 0.5).float())
+        found["region_90"].append((nearer <= 0.9).float())
+    return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+
+
 def trained(variant: str, seed: int, folder: Path, overrides: list[str]) -> Any:
     name = f"{VARIANTS[variant]}_{seed}"
     if not (folder / name / "model").is_dir():
@@ -453,6 +485,8 @@ def main() -> None:
             if variant == "mixture":
                 file = found["all"].save(Path(args.out).with_suffix(".calibration.json"))
                 write_calibration(json.loads(file.read_text()), args.calibration)
+        for variant in [v for v in ("flow", "energy") if v in models]:
+            result["calibration"][variant] = sampled_calibration(models[variant][0], data, 2)
     if args.figure:
         figure(args.figure, {v: own[0] for v, own in models.items()}, sets["known"], summary)
     result["minutes"] = (time.monotonic() - started) / 60

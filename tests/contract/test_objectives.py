@@ -45,7 +45,12 @@ MODELS: dict[str, list[dict[str, Any]]] = {
     "vit_nepa": [NEPA],
     "vit_nepa_classifier": [DRAWN_PATHS],
     "vit_nepa_segmenter": [DRAWN_PATHS, UPERNET],
-    "omni": [OMNI, {**OMNI, "density": "mixture", "orders": {"image": "random"}}],
+    "omni": [
+        OMNI,
+        {**OMNI, "density": "mixture", "orders": {"image": "random"}},
+        {**OMNI, "density": "flow"},
+        {**OMNI, "density": "energy"},
+    ],
     "emu": [EMU],
 }
 CLASSES = ["a", "b", "c"]
@@ -58,7 +63,7 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
             {}, {"input_mask_rate": 0.4, "every_layer": True}, {"target": "teacher", "target_layer": -1},
             {"distance": "sigreg", "sigreg_width": 8, "steps_ahead": [1, 3]}, {"distance": "info_nce"},
         ],
-        "omni": [{"distance": "vocabulary"}],
+        "omni": [{"distance": "vocabulary"}, {"distance": "vocabulary", "context_drop_rate": 0.5}],
     },
     "aim": {"vit_nepa": [{"head_blocks": 1}, {"head_blocks": 0, "normalise": False}]},
     "mae": {"vit_nepa": [{"decoder_width": 16, "decoder_layers": 1, "decoder_heads": 2}]},

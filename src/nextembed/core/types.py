@@ -32,6 +32,7 @@ class Blocks(NamedTuple):
 
 Attention = AttentionMode | Prefix | Blocks  # who sees whom; `nn.masks` makes masks of it
 
+BEGIN = 1  # kind of the latents that begin a signal or end a document
 IGNORE_LABEL = -100
 IGNORE_PIXEL = 255  # in masks and in labels [B, H, W]
 

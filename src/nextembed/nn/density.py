@@ -142,3 +142,11 @@ class DensityHead(nn.Module):
         directions = F.normalize(at_least_float32(directions), dim=-1)
         pull = (MOST_PULL / kappas.detach()).clamp(max=1)[..., None]
         return Density(directions.detach() + pull * (directions - directions.detach()), kappas, log_weights)
+
+    def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+        """Minus the log density of what came after hidden states, [B, T, D] each, where mask [B, T] says; [B, T], 0
+        elsewhere."""
+        if mask is None:
+            return -self(pred).log_prob(target)
+        found = -self(pred[mask]).log_prob(target[mask])
+        return found.new_zeros(mask.shape).masked_scatter(mask, found)

@@ -55,15 +55,16 @@ class ConditionedMlp(nn.Module):
     """Values [..., V] under a hidden state [..., D] and, of some, a time [...] -> values [..., out].
 
     Residual blocks whose norms are scaled and shifted by the condition and whose updates are gated by it; the gates
-    start at zero (adaLN-zero).
+    start at zero (adaLN-zero); where there is a time, so does what comes out.
     Source: MAR's head (arXiv 2406.11838), after DiT (arXiv 2212.09748).
     """
 
-    def __init__(self, num_values: int, out: int, hidden_size: int, width: int, num_blocks: int, starts_at_zero: bool):
+    def __init__(self, num_values: int, out: int, hidden_size: int, width: int, num_blocks: int, timed: bool):
         super().__init__()
-        self.starts_at_zero = starts_at_zero
         self.enter, self.condition = nn.Linear(num_values, width), nn.Linear(hidden_size, width)
-        self.time = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time: nn.Module | None = None
+        if timed:
+            self.time = nn.Sequential(nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(num_blocks))
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)) for _ in range(num_blocks)
@@ -77,13 +78,13 @@ class ConditionedMlp(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        zero = [*self.modulation, self.last_modulation, *([self.leave] if self.starts_at_zero else [])]
+        zero = [*self.modulation, self.last_modulation, *([] if self.time is None else [self.leave])]
         for linear in cast(list[nn.Linear], zero):
             nn.init.zeros_(linear.weight)
 
     def forward(self, x: Tensor, hidden: Tensor, time: Tensor | None) -> Tensor:
         condition = self.condition(hidden)
-        if time is not None:
+        if self.time is not None and time is not None:
             powers = torch.linspace(0, 1, NUM_FREQUENCIES, device=x.device)
             angles = time[..., None].float() * (2 * torch.pi * MOST_FREQUENT**powers)
             condition = condition + self.time(torch.cat((angles.sin(), angles.cos()), -1).to(condition.dtype))

@@ -19,6 +19,7 @@ from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, Ob
 from ..core.randomness import normal
 from ..core.sizes import MAX_WIDTH
 from ..core.types import (
+    BEGIN,
     AttentionMode,
     Backbone,
     Batch,
@@ -49,6 +50,8 @@ class NextEmbeddingSettings(ObjectiveSettings):
     stop_gradient: no gradient into the targets; False collapses.
     causal: attention of the autoregressor.
     input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
+    context_drop_rate: of documents, how often what stands before the last signal is neither seen (zeros stand there)
+        nor a target: the other half of guidance.
     target: what is predicted: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own layer
         `target_layer`).
     target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
@@ -76,6 +79,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
     stop_gradient: bool = True
     causal: bool = True
     input_mask_rate: float = Field(0.0, ge=0, lt=1)
+    context_drop_rate: float = Field(0.0, ge=0, lt=1)
     target: Literal["latents", "teacher", "hidden"] = "latents"
     target_layer: int = 0
     teacher_decay: float = Field(0.996, ge=0, le=1)
@@ -124,12 +128,24 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return NextEmbedding(self, backbone)
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """input_mask [T]: each patch hidden with probability `input_mask_rate`; the begin token never."""
+        """input_mask [T]: each patch hidden with probability `input_mask_rate`; the begin token never. Of documents all
+        before the last signal, with probability `context_drop_rate`; latent_mask [T] is then without it."""
+        if "kinds" in sample and self.context_drop_rate > 0:
+            return self._without_context(sample, generator)
         if self.input_mask_rate == 0:
             return {}
         mask = torch.rand(1, len(sample["latent_mask"]), generator=generator)[0] < self.input_mask_rate
         mask[0] = False
         return {"input_mask": mask}
+
+    def _without_context(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """A begin latent stands before each signal; one at the end of a document only ends it."""
+        begins = (sample["kinds"][:-1] == BEGIN).nonzero()[:, 0]
+        first = int(begins[-1]) if len(begins) else 0
+        dropped = bool(torch.rand((), generator=generator) < self.context_drop_rate)
+        places = torch.arange(len(sample["kinds"]))
+        mask = (places < first) & dropped
+        return {"input_mask": mask, "latent_mask": sample["latent_mask"] & ((places > first) | (not dropped))}
 
     def warnings(self, history: History) -> list[str]:
         """Of copying and collapse that last; see `nn.diagnostics`."""
@@ -153,6 +169,8 @@ class NextEmbeddingSettings(ObjectiveSettings):
                     "input_mask_rate=0"
                 )
             return
+        if self.context_drop_rate > 0:
+            raise ConfigError("objective.context_drop_rate needs documents of several signals: model.kind=omni")
         if self.distance == "vocabulary":
             raise ConfigError("objective.distance=vocabulary needs a model with a table of tokens: model.kind=omni")
         if self.distance == "likelihood":

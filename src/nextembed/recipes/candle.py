@@ -72,5 +72,15 @@ def omni_candle_single() -> RunConfig:
     return _variant("single", "model.density=von_mises_fisher")
 
 
+def omni_candle_flow() -> RunConfig:
+    """omni_candle whose next latents are drawn by a flow: its loss is a mean over numbers, so touch weighs more."""
+    return _variant("flow", "model.density=flow", "objective.weights={touch: 4, image: 0.04}")
+
+
+def omni_candle_energy() -> RunConfig:
+    """omni_candle whose next latents are drawn in one pass, trained by the energy score."""
+    return _variant("energy", "model.density=energy", "objective.weights={touch: 4, image: 0.04}")
+
+
 def _variant(name: str, *changes: str) -> RunConfig:
     return apply_overrides(omni_candle(), [f"name=omni_candle_{name}", *changes])

@@ -8,8 +8,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from ...core.sizes import check_sizes
+from ...core.types import BEGIN as BEGIN
 
-PADDING, BEGIN, FIRST = 0, 1, 2  # kinds of positions: FIRST + i is the i-th modality
+DENSITIES = ("none", "von_mises_fisher", "mixture", "flow", "energy")
+PADDING, FIRST = 0, BEGIN + 1  # kinds of positions: FIRST + i is the i-th modality
 
 
 @strict
@@ -26,7 +28,8 @@ class OmniConfig(PreTrainedConfig):
         time and a quarter to each other. [0, n, n] is NEPA's.
     tell_next: the model is told where the latent is that it must predict, which orders other than raster and time need.
     density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
-        them with weights. max_cosine: the mean cosine that a component expects at most.
+        them with weights; "flow" and "energy" what draws come from (`nn.sampled`). max_cosine: the mean cosine that a
+        component expects at most.
     token_softmax: whether latents that are rows of tables (tokens, begin latents) are read by a softmax over cosines
         even where there is a density; objective `vocabulary` sets it.
     Source: the essay behind NEPA ("Omnimodality from First Principles"); layers of NEPA (arXiv 2512.16922).
@@ -70,8 +73,8 @@ class OmniConfig(PreTrainedConfig):
         for name in self.modalities:
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 raise ValueError(f"'{name}' is no name for a modality: letters, digits and _")
-        if self.density not in ("none", "von_mises_fisher", "mixture"):
-            raise ValueError(f"density is none, von_mises_fisher or mixture, not '{self.density}'")
+        if self.density not in DENSITIES:
+            raise ValueError(f"density is {', '.join(DENSITIES[:-1])} or {DENSITIES[-1]}, not '{self.density}'")
         if self.hidden_size % self.num_attention_heads or self.head_dim % 4:
             raise ValueError(
                 f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads is no multiple of 4 a head"

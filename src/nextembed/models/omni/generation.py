@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ...core.types import Attention, Batch, Hidden, Latents
 from ...errors import ConfigError, unknown
 from ...modalities import Modality
-from ...nn.density import DensityHead
+from ...nn.generative import Guidance
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
+from ...nn.sampled import AnyDensityHead, SampledHead
 from .cache import growing_cache
 from .configuration_omni import OmniConfig
 from .processing_omni import BEGIN_PLACE, OmniProcessor, Piece, next_places, pad_left
@@ -33,7 +34,7 @@ class Omni(Protocol):
     """What of an `OmniForPreTraining` is needed here."""
 
     config: OmniConfig
-    density_head: DensityHead | None
+    density_head: AnyDensityHead | None
     log_scale: nn.Parameter
 
     @property
@@ -68,6 +69,7 @@ class Drawing:
     temperature: float = 0.0
     top_k: int = 0
     seed: int = 0
+    guidance: float = 1.0
     on_latent: OnLatent | None = None
 
 
@@ -85,24 +87,45 @@ class Made(NamedTuple):
 class Rollout:
     """B documents that go on, one latent at a time; nothing is computed twice.
 
-    inputs: of the processor, padded on the left. hidden [B, D]: what the next latent is predicted from.
+    inputs: of the processor, padded on the left. twice: each document goes on a second time, in the same cache, behind
+    zeros in place of what stands in it, as `context_drop_rate` trains it. hidden [B, D]: what the next latent is
+    predicted from; without [B, D]: the same of the second time.
     """
 
-    def __init__(self, model: Omni, inputs: Batch):
-        self.model, self.cache = model, growing_cache()
+    without: Tensor | None = None
+
+    def __init__(self, model: Omni, inputs: Batch, twice: bool = False):
+        self.model, self.cache, self.twice = model, growing_cache(), twice
         self.documents: Tensor = inputs["document_ids"]
         self.padded = bool((self.documents == 0).any())
         self.time = inputs["coordinates"][..., 0].amax(1)  # [B]: when the last latent was
-        self.hidden = model.encode(model.embed(inputs), past_key_values=self.cache).last[:, -1]
+        latents = model.embed(inputs)
+        if twice:
+            again = [None if part is None else torch.cat((part, part)) for part in latents[2:]]
+            latents = Latents(
+                torch.cat((latents.z, torch.zeros_like(latents.z))),
+                torch.cat((latents.coordinates, latents.coordinates)),
+                *again,
+            )
+        self._keep(model.encode(latents, past_key_values=self.cache).last[:, -1])
+
+    def _keep(self, hidden: Tensor) -> None:
+        self.hidden = hidden
+        if self.twice:
+            self.hidden, self.without = hidden.chunk(2)
 
     def feed(self, z: Tensor, places: Tensor, told: Tensor | None = None) -> None:
         """z [B, D] at places [B, 3]; told [B, 3]: where the next one is, see `next_places`."""
+        self.time = torch.maximum(self.time, places[:, 0])
         self.documents = F.pad(self.documents, (0, 1), value=1)
+        documents = self.documents
+        if self.twice:
+            z, places, documents = (torch.cat((part, part)) for part in (z, places, documents))
+            told = None if told is None else torch.cat((told, told))
         following = None if told is None else told[:, None]
         # One latent at the end sees all there is: that needs no mask, and goes faster without.
-        latents = Latents(z[:, None], places[:, None], self.documents if self.padded else None, following)
-        self.hidden = self.model.encode(latents, "full", past_key_values=self.cache).last[:, -1]
-        self.time = torch.maximum(self.time, places[:, 0])
+        latents = Latents(z[:, None], places[:, None], documents if self.padded else None, following)
+        self._keep(self.model.encode(latents, "full", past_key_values=self.cache).last[:, -1])
 
     def begin(self, index: int, told: Tensor | None = None) -> None:
         """The begin latent of a modality, by its number."""
@@ -128,12 +151,16 @@ class Sampler(NamedTuple):
             scores = scores.masked_fill(scores < least, float("-inf"))
         return torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator)[..., 0].to(scores.device)
 
-    def direction(self, model: Omni, hidden: Tensor) -> Tensor:
-        """The chosen direction [B, D] after hidden states [B, D]: of a component of the density; without a density the
-        predicted one."""
-        if model.density_head is None:
+    def direction(self, model: Omni, hidden: Tensor, away: Guidance | None = None) -> Tensor:
+        """The chosen direction [B, D] after hidden states [B, D]: of a component of the density, or a draw from it;
+        without a density the predicted one. away: of a flow or energy density."""
+        head = model.density_head
+        if head is None:
             return F.normalize(hidden, dim=-1)
-        density = model.density_head(hidden)
+        if isinstance(head, SampledHead):
+            drawn = head(hidden)
+            return drawn.mode(away) if self.temperature == 0 else drawn.sample(self.generator, self.temperature, away)
+        density = head(hidden)
         return density.mode() if self.temperature == 0 else density.component(self.generator, self.temperature)
 
 
@@ -149,7 +176,7 @@ def generate(
     """What comes after each document, in one modality. See `OmniForPreTraining.generate`."""
     sampler = Sampler(drawing.temperature, drawing.top_k, torch.Generator().manual_seed(drawing.seed))
     inputs = on_device(model, processor(documents))
-    rollout = Rollout(model, inputs)
+    rollout = Rollout(model, inputs, drawing.guidance != 1)
     name = target or chosen_modality(model, rollout, sampler)
     if name is None:
         return []
@@ -157,6 +184,8 @@ def generate(
         raise ConfigError(unknown("target:", name, processor.names))
     if processor.readers[name].value_size is None:
         return write(model, processor, rollout, name, sampler, drawing)
+    if drawing.guidance != 1 and not isinstance(model.density_head, SampledHead):
+        raise ConfigError("guidance: of latents that are no tokens only model.density=flow and energy are led")
     return paint(model, processor, rollout, name, sampler, drawing)
 
 
@@ -171,8 +200,9 @@ def chosen_modality(model: Omni, rollout: Rollout, sampler: Sampler) -> str | No
 
 def code_scores(model: Omni, hidden: Tensor, table: Tensor) -> Tensor:
     """Logits [B, V] of the rows of a table [V, D] being the next latent: log densities, or scaled cosines."""
-    if model.density_head is not None and not model.config.token_softmax:
-        density = model.density_head(hidden)
+    head = model.density_head
+    if head is not None and not isinstance(head, SampledHead) and not model.config.token_softmax:
+        density = head(hidden)
         return density.at((slice(None), None)).log_prob(table[None])
     cosines = F.normalize(hidden.float(), dim=-1) @ F.normalize(table.float(), dim=-1).T
     return cosines * model.log_scale.float().exp()
@@ -195,7 +225,11 @@ def write(
     ids: list[list[int]] = [[] for _ in range(size)]
     done = torch.zeros(size, dtype=torch.bool, device=model.device)
     for _ in range(drawing.max_latents):
-        codes = sampler.code(code_scores(model, rollout.hidden, table))
+        scores = code_scores(model, rollout.hidden, table)
+        if rollout.without is not None:
+            untold = code_scores(model, rollout.without, table)
+            scores = untold + drawing.guidance * (scores - untold)
+        codes = sampler.code(scores)
         done = done | (codes < first)
         if bool(done.all()):
             break
@@ -241,7 +275,9 @@ def paint(
     values: list[Tensor] = []
     ended = False
     for step, place in enumerate(steps):
-        direction = sampler.direction(model, rollout.hidden)
+        scale = 1 + (drawing.guidance - 1) * (step + 1) / len(steps)
+        away = None if rollout.without is None else Guidance(rollout.without, scale)
+        direction = sampler.direction(model, rollout.hidden, away)
         if shape is None and step > 0 and bool((nearest_begin(model, direction) > STOP_COSINE).all()):
             ended = True
             break
@@ -331,8 +367,8 @@ def score(
 
 def log_likelihoods(model: Omni, inputs: Batch, before: Context | None = None) -> Tensor:
     """For each position how likely its latent was after those before it, [B, T], 0 at the first of each document and
-    where there is none: the log density relative to the uniform one; without a density the log softmax for rows of
-    tables, else the cosine. before: what all documents go on after."""
+    where there is none: the log density relative to the uniform one, or what stands for it (`nn.sampled`); of
+    rows of tables that are read by a softmax its logarithm; else the cosine. before: what all documents go on after."""
     present = inputs["document_ids"] > 0
     cache = None
     if before is not None:
@@ -352,7 +388,8 @@ def log_likelihoods(model: Omni, inputs: Batch, before: Context | None = None) -
         found = model.density_head(hidden).log_prob(target)
     else:
         found = -negative_cosine(hidden, target)
-    if model.density_head is None or model.config.token_softmax:
+    softmax = model.config.token_softmax or isinstance(model.density_head, SampledHead)
+    if model.density_head is None or softmax:
         table, codes, _ = model.codes(inputs)
         chosen = codes[:, 1:] >= 0
         scores = code_scores(model, hidden[chosen], table)

@@ -21,12 +21,12 @@ from ...core.pretrained import load_pretrained
 from ...core.types import Attention, Batch, Hidden, Latents, Scoring, by_name
 from ...errors import ConfigError
 from ...modalities import MODALITIES, Modality
-from ...nn.density import DensityHead
 from ...nn.linear_inverse import LinearInverse, ValueStatistics
 from ...nn.losses import next_embedding
 from ...nn.masks import attention_arguments
 from ...nn.modes import evaluating
 from ...nn.positions import rotary_tables
+from ...nn.sampled import AnyDensityHead, density_head
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
 from ..parts import CheckedModel
 from . import scoring as scorers
@@ -199,15 +199,9 @@ class OmniForPreTraining(OmniPreTrainedModel):
         super().__init__(config)
         self.model = OmniModel(config)
         self.log_scale = nn.Parameter(torch.tensor(START_LOG_SCALE))
-        self.density_head: DensityHead | None = None
-        if config.density != "none":
-            several = config.density == "mixture"
-            self.density_head = DensityHead(
-                config.hidden_size,
-                "mixture" if several else "von_mises_fisher",
-                config.num_components if several else 1,
-                config.max_cosine,
-            )
+        self.density_head: AnyDensityHead | None = density_head(
+            config.density, config.hidden_size, config.num_components, config.max_cosine
+        )
         self.readouts: dict[str, nn.Module] = {}  # latents to values, trained apart; not saved with the model
         self._processor: OmniProcessor | None = None
         self.post_init()
@@ -338,7 +332,10 @@ class OmniForPreTraining(OmniPreTrainedModel):
             target: the modality of what comes; None lets the model choose (a single document).
             options: max_latents (64), of text and signals without a fixed length; shape, of those with one; temperature
                 (0: the likeliest latent; above, it is drawn: tokens from their softmax, others from the components of a
-                density, of which only a mixture has several); top_k, of tokens (0: all); seed; on_latent: called with
+                density, of which only a mixture has several, or from a flow or energy density); top_k, of tokens (0:
+                all); seed; guidance (1: none): how far tokens, and draws of a flow or energy density, are led away from
+                what comes without the document, growing along a signal, of a model trained with
+                `objective.context_drop_rate`; on_latent: called with
                 the text so far, or with how many latents there are.
 
         Returns:

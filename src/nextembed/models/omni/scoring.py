@@ -11,8 +11,8 @@ from torch import Tensor
 from ...core.types import Batch, Metrics, Scoring
 from ...errors import ConfigError, unknown
 from ...nn import losses
-from ...nn.density import DensityHead
 from ...nn.diagnostics import diagnose_pairs
+from ...nn.sampled import AnyDensityHead, SampledHead
 from .configuration_omni import BEGIN
 
 
@@ -31,7 +31,7 @@ class Codes(NamedTuple):
 class ScoredModel(Protocol):
     """What of an `OmniForPreTraining` is needed here."""
 
-    density_head: DensityHead | None
+    density_head: AnyDensityHead | None
 
     @property
     def kind_names(self) -> list[str]: ...
@@ -45,6 +45,10 @@ def check(model: ScoredModel, scoring: Scoring) -> None:
             raise ConfigError("objective.distance=likelihood needs model.density=von_mises_fisher or mixture")
     elif scoring.distance not in ("likelihood", "vocabulary"):
         raise ConfigError("model.density is trained by objective.distance=likelihood or vocabulary")
+    elif isinstance(model.density_head, SampledHead) and scoring.distance == "likelihood":
+        raise ConfigError(
+            "model.density=flow and energy have no likelihood of tokens: train them by objective.distance=vocabulary"
+        )
     if scoring.distance in ("info_nce", "sigreg"):
         raise ConfigError(f"objective.distance={scoring.distance} is for images, not for packed documents")
     for name in scoring.weights:
@@ -73,7 +77,7 @@ class OmniScorer:
             found = self._vocabulary(pred, target, mask)
         elif kind == "likelihood":
             assert self.density is not None  # `check` saw to it
-            found = -self.density(pred).log_prob(target)
+            found = self.density.distance(pred, target, None)
         else:
             found = losses.regression_distance(pred, target, kind)
         found = found + 0.0 * self.codes.log_scale  # ranks have to reach every parameter in every step
@@ -87,11 +91,11 @@ class OmniScorer:
         others = wanted & ~chosen  # a density of many directions is not worth having where it is not asked for
         if self.density is None:
             found = losses.negative_cosine(pred[others], target[others])
+            distances = found.new_zeros(codes.shape).masked_scatter(others, found)
         else:
-            found = -self.density(pred[others]).log_prob(target[others])
+            distances = self.density.distance(pred, target, others)
         table = table.detach() if self.scoring.stop_gradient_table else table
         scores = losses.vocabulary_scores(pred[chosen], table, self.codes.log_scale)
-        distances = found.new_zeros(codes.shape).masked_scatter(others, found)
         return distances.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
 
     @torch.no_grad()

@@ -48,8 +48,8 @@ class OmniParts(ModelPart):
     rope_split: rotary frequencies for time, height and width, which sum to half a head's width; null gives a half to
         time and a quarter to each other. [0, n, n] is NEPA's.
     density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
-        them with weights. num_components: directions of a mixture. max_cosine: the mean cosine that a component expects
-        at most.
+        them with weights; "flow" and "energy" a network that draws it (`nn.sampled`). num_components:
+        directions of a mixture. max_cosine: the mean cosine that a component expects at most.
     """
 
     task: ClassVar[str] = "multimodal"
@@ -67,7 +67,7 @@ class OmniParts(ModelPart):
     layerscale_value: float | None = Field(1e-5, ge=0, le=100)
     drop_path_prob: float = Field(0.0, ge=0, le=0.99)
     rope_split: Annotated[list[int], Field(min_length=3, max_length=3)] | None = None
-    density: Literal["none", "von_mises_fisher", "mixture"] = "none"
+    density: Literal["none", "von_mises_fisher", "mixture", "flow", "energy"] = "none"
     num_components: int = Field(8, ge=2, le=4096)
     max_cosine: float = Field(0.95, gt=0, lt=1)
 

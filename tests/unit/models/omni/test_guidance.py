@@ -1,0 +1,98 @@
+"""Guidance: what is drawn is led away from what comes without the document, both in one cache."""
+
+import pytest
+import torch
+
+from nextembed.errors import ConfigError
+from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
+from nextembed.models.omni.generation import Rollout
+from nextembed.objectives.next_embedding import NextEmbeddingSettings
+
+BOUNDARY = {"text": {}, "image": {"image_size": 8, "patch_size": 4}}
+
+
+def small(density: str) -> OmniForPreTraining:
+    torch.manual_seed(0)
+    model = OmniForPreTraining(OmniConfig(modalities=BOUNDARY, hidden_size=32, num_hidden_layers=2,
+                               num_attention_heads=2, intermediate_size=48, layerscale_value=1.0, density=density,
+                               token_softmax=True))  # fmt: skip
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(1 if "density" in name else 8)
+        if model.density_head is not None:
+            for parameter in model.density_head.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.processor = OmniProcessor(BOUNDARY)
+    return model.eval()
+
+
+def test_the_second_time_is_the_document_of_zeros() -> None:
+    model = small("flow")
+    with torch.no_grad():
+        inputs = model.processor([["a red dog"], ["it"]])
+        both = Rollout(model, inputs, twice=True)
+        plain = Rollout(model, inputs)
+        assert both.without is not None
+        assert torch.allclose(both.hidden, plain.hidden, atol=1e-5)
+        latents = model.embed(inputs)
+        zeros = model.encode(latents._replace(z=0 * latents.z)).last[:, -1]
+        assert torch.allclose(both.without, zeros, atol=1e-5)
+        for rollout in (both, plain):
+            rollout.begin(1)
+        assert torch.allclose(both.hidden, plain.hidden, atol=1e-5)
+        assert not torch.allclose(both.without, plain.hidden, atol=1e-3)
+        assert torch.equal(both.time, plain.time)
+
+
+@pytest.mark.parametrize("density", ["flow", "energy"])
+def test_pictures_go_by_seed_temperature_and_guidance(density: str) -> None:
+    model = small(density)
+
+    def made(**options: object) -> torch.Tensor:
+        found = model.generate(["a dog"], target="image", **options)
+        return found.latents  # type: ignore[no-any-return]
+
+    first = made(temperature=1.0, seed=1)
+    assert torch.equal(made(temperature=1.0, seed=1), first)
+    assert not torch.allclose(made(temperature=1.0, seed=2), first, atol=1e-3)
+    assert not torch.allclose(made(temperature=1.0, seed=1, guidance=4.0), first, atol=1e-3)
+    assert torch.equal(made(), made(seed=3))  # at temperature 0 nothing is drawn
+
+
+def test_text_is_guided_too_and_other_densities_are_not_led() -> None:
+    model = small("flow")
+    assert model.generate(["a dog"], target="text", guidance=3.0, max_latents=4) is not None
+    with pytest.raises(ConfigError, match=r"only model\.density=flow and energy are led"):
+        small("mixture").generate(["a dog"], target="image", guidance=3.0)
+
+
+def test_scores_of_candidates_are_finite_and_tokens_keep_their_softmax() -> None:
+    model, plain = small("energy"), small("none")
+    picture = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    scores = model.score(["a dog"], [[picture], [255 - picture]])
+    assert scores.shape == (2,) and scores.isfinite().all() and scores[0] != scores[1]
+    plain.load_state_dict(model.state_dict(), strict=False)
+    said = [one.score(["a dog"], ["it", "no"]) for one in (model, plain)]
+    assert torch.allclose(*said, atol=1e-5)
+
+
+def test_a_dropped_context_is_neither_seen_nor_a_target() -> None:
+    settings = NextEmbeddingSettings(distance="vocabulary", context_drop_rate=0.5)
+    processor = OmniProcessor(BOUNDARY)
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    segments = [{"kind": "text", "value": "a dog"}, {"kind": "image", "value": picture}]
+    positions = processor.encode_document({"key": "a", "segments": segments}).positions  # type: ignore[typeddict-item]
+    begin = 6  # a begin latent, five letters, and the picture's begin latent, which is still seen
+    assert int(positions["kinds"][begin]) == 1 and int(positions["kinds"][-1]) == 1
+    dropped = 0
+    for seed in range(60):
+        drawn = settings.draw(positions, torch.Generator().manual_seed(seed))
+        if bool(drawn["input_mask"].any()):
+            dropped += 1
+            assert drawn["input_mask"].tolist() == [True] * begin + [False] * (len(positions["kinds"]) - begin)
+            assert not drawn["latent_mask"][: begin + 1].any()
+            assert torch.equal(drawn["latent_mask"][begin + 1 :], positions["latent_mask"][begin + 1 :])
+        else:
+            assert torch.equal(drawn["latent_mask"], positions["latent_mask"])
+    assert 15 <= dropped <= 45
