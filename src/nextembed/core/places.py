@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 FOLDERS = {"runs", "run", "data", "datasets", "models", "checkpoints", "images", "photos", "pictures", "tmp", "home"}
 ENDINGS = re.compile(
     r"\.(png|jpe?g|gif|webp|bmp|tiff?|avif|heic|mp4|mov|webm|mkv|avi|wav|mp3|flac|ogg|npy|npz|csv|tsv|jsonl?|ndjson|"
-    r"parquet|txt|tar|zip|gz|tgz|7z|ya?ml|py|pt|pth|ckpt|safetensors|bin|onnx|html)$",
+    r"parquet|txt|tar|zip|gz|tgz|7z|ya?ml|py|pt|pth|ckpt|safetensors|gguf|bin|onnx|html)$",
     re.IGNORECASE,
 )
 

@@ -147,3 +147,8 @@ def test_a_file_that_is_cut_short(tmp_path):
         with pytest.raises(ConfigError, match=r"cannot load|it is damaged") as error:
             gguf_model(file)
         assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_here_is_no_hub_id():
+    with pytest.raises(ConfigError, match=r"no such run, checkpoint or folder: smollm2/model\.gguf"):
+        EmuParts(vision_config={"model_type": "vit_nepa"}, language="smollm2/model.gguf").tokens()
