@@ -120,8 +120,8 @@ def token_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor
     """Of LlamaGen and VAR, on codes of a tokenizer that is not trained."""
     found = {}
     labels, dropped = torch.arange(NUM)[rows] % 3, torch.arange(NUM)[rows] == 4
-    shape = {"image_shape": (8, 8), "patch_shape": (4, 4), "num_channels": 1, "num_codes": 5, "code_width": 3, "width": 8,
-             "num_blocks": 0}  # fmt: skip
+    shape = {"image_shape": (8, 8), "patch_shape": (4, 4), "num_channels": 1, "num_codes": 5, "code_width": 3,
+             "width": 8, "num_blocks": 0}  # fmt: skip
     for kind, scales in ((LlamaGenSettings, []), (VarSettings, [1, 2])):
         torch.manual_seed(0)
         backbone = NepaModel(**SIZES).build()

@@ -54,7 +54,7 @@ def test_a_folder_and_classes_by_name(run: Run, tmp_path: Path, capsys) -> None:
         (["--class", "9"], "class 9: the model knows 9 classes, from 0 to 8"),
         (["--class", "foods & drink"], "class 'foods & drink' is not known. Did you mean 'food & drink'?"),
         (["--top-p", "0"], "sample.top_p: should be greater than 0"),
-        (["--columns", "2", "-o", "somewhere"], "--columns is for a picture of all: -o sheet.png"),
+        (["--columns", "2", "-o", "somewhere"], "--columns and --nearest are for a picture of all: -o sheet.png"),
         (["--weights", "best"], "has no best weights"),
     ],
 )
@@ -64,6 +64,23 @@ def test_what_cannot_be_drawn_is_one_line(run: Run, tmp_path: Path, capsys, monk
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_nearest_training_images_lie_below(run: Run, tmp_path: Path, capsys) -> None:
+    sampler = Sampler(run.dir, device="cpu")
+    data = sampler.data()
+    assert data is not None
+    samples = data.eval_samples("train", image_size=12, num_channels=3)
+    known = sampler.plain(torch.stack([samples[i]["pixel_values"] for i in (3, 77)]))
+    found, distance = sampler.nearest(known)
+    assert torch.equal(found, known) and (distance < 0.1).all()
+    shifted, distance = sampler.nearest((known.float() + 2).clamp(max=255).to(torch.uint8))
+    assert torch.equal(shifted, known) and (distance <= 2.01).all() and distance.max() > 0.5
+    file = tmp_path / "a.png"
+    assert main(["sample", str(run.dir), "--num", "3", "--columns", "2", "--nearest", "-o", str(file)]) == 0
+    assert "Nearest training images differ by" in capsys.readouterr().out
+    page = np.asarray(Image.open(file))
+    assert page.shape == (4 * 98 + 2, 2 * 98 + 2, 3) and (page[-95:, -95:] == 255).all()  # nothing was left to show
 
 
 def test_a_model_that_draws_nothing_says_so(tmp_path: Path, capsys) -> None:

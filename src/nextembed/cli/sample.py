@@ -1,5 +1,6 @@
 """`sample`: new images from a run whose objective draws them."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -34,6 +35,10 @@ class Drawn:
     ] = None
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Where all random numbers begin.")] = 0
     batch_size: Annotated[int, typer.Option(min=1, max=10**5, help="How many images are drawn at once.")] = 64
+    nearest: Annotated[
+        bool,
+        typer.Option("--nearest", help="Below each row of the picture, the training images nearest in pixels."),
+    ] = False
 
 
 @command(drawn=Drawn, settings="core.objective:SampleSettings", loading=Loading)
@@ -58,23 +63,29 @@ def sample(
     """
     check_model(target)
     picture = output.suffix.lower() in PICTURES
-    if drawn.columns is not None and not picture:
-        raise ConfigError("--columns is for a picture of all: -o sheet.png")
+    if (drawn.columns is not None or drawn.nearest) and not picture:
+        raise ConfigError("--columns and --nearest are for a picture of all: -o sheet.png")
     if picture:
         checked_file(output)
     else:
         check_target(output)
     from PIL import Image
 
-    from ..inference.samples import Sampler, sheet
+    from ..inference.samples import Sampler, in_pairs, sheet
 
     sampler = Sampler(target, loading.weights, loading.device)
     labels = sampler.labels(drawn.num, drawn.classes or ())
     with progress("sampling") as report:
         images = sampler(labels, settings, drawn.seed, drawn.batch_size, report)
     if picture:
+        columns = drawn.columns or math.ceil(math.sqrt(drawn.num))
+        if drawn.nearest:
+            found, distance = sampler.nearest(images)
+            images = in_pairs(images, found, columns)
+            print(f"Nearest training images differ by {distance.mean():.1f} of 255 (root mean square); "
+                  f"the nearest of all by {distance.min():.1f}")  # fmt: skip
         with replacing(output) as file:
-            sheet(images, drawn.columns).save(file)
+            sheet(images, columns).save(file)
     else:
         open_folder(output)
         for number, image in enumerate(images.expand(-1, 3, -1, -1)):

@@ -13,7 +13,7 @@ from ..core.code import check_code
 from ..core.config import DATA
 from ..core.objective import Objective, SampleSettings
 from ..core.run_folder import find_saved, read_config
-from ..core.types import IGNORE_LABEL, Backbone
+from ..core.types import IGNORE_LABEL, Backbone, Role
 from ..data.images import ImagePart
 from ..errors import ConfigError, NotGenerative, unknown
 from ..evaluation.features.encoder import preprocessing_of
@@ -22,6 +22,7 @@ from ..models.nepa import ViTNepaConfig
 from ..objectives.saved import objective_of
 
 GAP = 2  # pixels between the images of a sheet
+MOST_COMPARED, CHUNK = 50_000, 1000  # images that samples are compared with, and at once
 SMALLEST = 96  # pixels a side of an image on a sheet: small ones are enlarged by whole numbers
 
 Report = Callable[[int, int], None]  # images that are done, of how many
@@ -53,13 +54,50 @@ class Sampler:
         self._data: object = values.get("data")
         self._config = None if saved.run is None else saved.run / "config.yaml"
 
+    def data(self) -> ImagePart | None:
+        """The data that the run was trained on; None for a lone model."""
+        if self._config is None or self._data is None:
+            return None
+        check_code({"data": self._data}, self._config)
+        found = DATA.parse(self._data)
+        return found if isinstance(found, ImagePart) else None
+
     def class_names(self) -> list[str]:
         """Of the run's data, by class id; empty where it names none."""
-        if self._config is None or self._data is None:
-            return []
-        check_code({"data": self._data}, self._config)
-        data = DATA.parse(self._data)
-        return data.class_names() if isinstance(data, ImagePart) else []
+        data = self.data()
+        return [] if data is None else data.class_names()
+
+    def nearest(self, images: Tensor, split: Role = "train") -> tuple[Tensor, Tensor]:
+        """The image of the run's data that is nearest to each image in pixels: is it remembered?
+
+        Args:
+            images: uint8 [N, C, H, W].
+            split: which part of the data; at most 50,000 images of it are looked at, without augmentation.
+
+        Returns:
+            Those images, uint8 [N, C, H, W], and the root mean square difference of pixels in 0..255, [N].
+
+        Raises:
+            ConfigError: the model is not part of a run on images.
+        """
+        data = self.data()
+        if data is None:
+            raise ConfigError("the model is not part of a run on images, so there are no training images to compare")
+        sizes = {"image_size": self.pixels.size, "num_channels": self.pixels.num_channels}
+        samples = data.eval_samples(split, num_samples=MOST_COMPARED, **sizes)
+        best, where = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
+        for start in range(0, len(samples), CHUNK):
+            part = [samples[i]["pixel_values"] for i in range(start, min(start + CHUNK, len(samples)))]
+            found = torch.cdist(images.float().flatten(1), self.plain(torch.stack(part)).float().flatten(1)).min(1)
+            where = torch.where(found.values < best, found.indices + start, where)
+            best = torch.minimum(best, found.values)
+        shown = torch.stack([samples[int(i)]["pixel_values"] for i in where])
+        return self.plain(shown), best / images[0].numel() ** 0.5
+
+    def plain(self, pixels: Tensor) -> Tensor:
+        """Pixels as the model reads them, as uint8."""
+        values = (pixels.float().cpu() * self.pixels.std + self.pixels.mean) * 255
+        return values.round().clamp(0, 255).to(torch.uint8)
 
     def class_id(self, name: str) -> int:
         """The class of this number or name. Raises ConfigError where there is none."""
@@ -104,11 +142,17 @@ class Sampler:
         for part in labels.split(batch_size):
             told = {"labels": part.to(self.model.device)}
             drawn = self.objective.sample(cast(Backbone, self.model), told, settings, generator)  # type: ignore[arg-type]
-            values = (drawn.float().cpu() * self.pixels.std + self.pixels.mean) * 255
-            done.append(values.round().clamp(0, 255).to(torch.uint8))
+            done.append(self.plain(drawn))
             if report is not None:
                 report(sum(map(len, done)), len(labels))
         return torch.cat(done)
+
+
+def in_pairs(images: Tensor, others: Tensor, columns: int) -> Tensor:
+    """For a sheet: a row of images, below it a row of the others, and so on; the last rows are filled with white."""
+    white = -len(images) % columns
+    rows = [torch.cat((one, one.new_full((white, *one.shape[1:]), 255))).split(columns) for one in (images, others)]
+    return torch.cat([row for pair in zip(*rows, strict=True) for row in pair])
 
 
 def sheet(images: Tensor, columns: int | None = None) -> Image.Image:
