@@ -10,7 +10,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.code import check_code
-from ..core.config import DATA
 from ..core.objective import Objective, SampleSettings
 from ..core.run_folder import find_saved, read_config
 from ..core.types import IGNORE_LABEL, Backbone, Role
@@ -20,6 +19,7 @@ from ..evaluation.features.encoder import preprocessing_of
 from ..models.loading import load_model
 from ..models.nepa import ViTNepaConfig
 from ..objectives.saved import objective_of
+from ..toys.kinds import DATA
 
 GAP = 2  # pixels between the images of a sheet
 MOST_COMPARED, CHUNK = 50_000, 1000  # images that samples are compared with, and at once
