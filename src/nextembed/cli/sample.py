@@ -54,7 +54,7 @@ def sample(
 ) -> None:
     """Draw new images with a run that has learned to.
 
-    Such runs are those of the recipes llamagen_demo and var_demo.
+    Such runs are those of the recipes llamagen_demo, var_demo and mar_demo.
 
     \b
     Examples:
