@@ -14,6 +14,7 @@ from ..core.run_folder import run_folder
 from ..core.saved import load
 from ..data.images import ImagePart
 from ..errors import ConfigError
+from ..models.nepa.settings import NepaModel
 from ..objectives.tokenizer import TokenizerSettings
 from ..objectives.tokens import TokenSettings
 from ..recipes.fitting import dotted
@@ -128,7 +129,8 @@ def compare_objectives(
     folder: str | Path | None = None,
 ) -> Comparison:
     """See `compare`. base: settings of data, model and batch."""
-    own = chosen_objectives(list(objectives) if objectives else None)
+    num_frames = base.model.num_frames if isinstance(base.model, NepaModel) else 1
+    own = chosen_objectives(list(objectives) if objectives else None, num_frames)
     base = checked_base(base)
     if settings.num_probe is not None:
         base = base.model_copy(update={"probe": base.probe.model_copy(update={"num_train": settings.num_probe})})

@@ -26,39 +26,36 @@ FRACTIONS = {"finetune_1": 0.01, "finetune_10": 0.1}
 RATES, DECAYS = (1.0, 3.0, 1 / 3), (1.0, 5.0, 1 / 5)  # factors that are tried
 
 
-def known_objectives() -> dict[str, RunConfig]:
-    """Settings of the recipe NAME_demo of each objective that learns from images without labels, by NAME."""
+def known_objectives(num_frames: int = 1) -> dict[str, RunConfig]:
+    """Settings of the recipe NAME_demo of each objective that learns without labels from images, or from clips of so
+    many frames, by NAME."""
     found = {name: load(name) for name in listed() if name.endswith(ENDING)}
-    fitting = {name: config for name, config in found.items() if fits_images(config)}
+    fitting = {name: config for name, config in found.items() if fits_images(config, num_frames)}
     return {name.removesuffix(ENDING): config for name, config in fitting.items()}
 
 
-def fits_images(config: RunConfig) -> bool:
+def fits_images(config: RunConfig, num_frames: int) -> bool:
     return (
         isinstance(config.model, NepaModel)
+        and (config.model.num_frames > 1) == (num_frames > 1)
         and isinstance(config.data, ImagePart)
         and config.objective.task == "pretraining"
         and config.objective.trains_backbone
-        and not config.after  # a tokenizer of its own would cost what the others do not pay
+        and (not config.after or isinstance(config.objective, TokenizedSettings))  # whose tokenizer is `stage_of`
     )
 
 
-def known_after(name: str) -> list[str]:
-    """What the objective's recipe starts from."""
-    return load(f"{name}{ENDING}").after
-
-
-def chosen_objectives(names: list[str] | None) -> dict[str, RunConfig]:
+def chosen_objectives(names: list[str] | None, num_frames: int = 1) -> dict[str, RunConfig]:
     """Those that were asked for, else all. Raises ConfigError for a name that is unknown or comes twice."""
-    known = known_objectives()
+    known = known_objectives(num_frames)
     if not names:
         return known
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"objective '{name}' is named twice")
         if name not in known and f"{name}{ENDING}" in listed():
-            why = "starts from another run" if known_after(name) else "does not fit images in a NEPA model"
-            raise ConfigError(f"objective '{name}' {why}; Allowed: {', '.join(known)}")
+            what = "clips" if num_frames > 1 else "images"
+            raise ConfigError(f"objective '{name}' does not fit {what} in a NEPA model. Allowed: {', '.join(known)}")
         if name not in known:
             raise ConfigError(unknown("objective", name, known))
     return {name: known[name] for name in names}

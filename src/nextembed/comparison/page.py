@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..core.files import write_text
-from ..report.charts import GRID, INK, SERIES, drawn
+from ..report.charts import INK, SERIES, drawn
 from ..report.style import CSS
 from .scores import ACCURACIES, COLUMNS, Point, RunScores
 from .table import Comparison, TableRow, shown
@@ -143,7 +143,7 @@ def chart(name: str, lines: dict[str, Curve], salt: str, unit: str) -> str:
     def draw(axes: Any) -> None:
         for other, line in lines.items():
             if other != name:
-                axes.plot(line.x, line.y, color=GRID, linewidth=1.3)
+                axes.plot(line.x, line.y, color=INK, alpha=0.3, linewidth=1)
         own = lines[name]
         axes.errorbar(own.x, own.y, own.sd or None, color=SERIES[0], linewidth=2, elinewidth=1.1, marker="o",
                       markersize=3.2)  # fmt: skip

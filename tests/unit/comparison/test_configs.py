@@ -10,8 +10,10 @@ from nextembed.comparison.configs import (
     finetune_config,
     label_counts,
     row_config,
+    stage_of,
     trials,
     with_length,
+    with_tokenizer,
 )
 from nextembed.comparison.settings import CompareSettings
 from nextembed.errors import ConfigError
@@ -128,7 +130,18 @@ def test_a_folder_of_another_comparison(base, tmp_path) -> None:
         Plan(other, own, CompareSettings(images_seen=100), tmp_path, "x").check_folder()
 
 
-def test_what_starts_from_another_run_is_left_out() -> None:
-    assert not {"llamagen", "var", "vq"} & set(chosen_objectives(None))
-    with pytest.raises(ConfigError, match="objective 'llamagen' starts from another run; Allowed: "):
-        chosen_objectives(["llamagen"])
+def test_a_tokenizer_is_of_the_images_of_the_comparison(base) -> None:
+    own = chosen_objectives(["nepa", "llamagen", "var"])
+    assert stage_of(base, own["nepa"]) is None
+    for name, scales in (("llamagen", None), ("var", [1, 3])):  # 3 x 3 patches
+        stage, row = stage_of(base, own[name], seed=4), row_config(base, own[name])
+        assert stage.objective.scales == scales and stage.seed == 4
+        assert stage.data == row.data == base.data and stage.model.patch_size == base.model.patch_size
+        assert row.objective.num_classes == 0, "no classes are told"
+        assert with_tokenizer(row, "here").objective.tokenizer == "here"
+
+
+@pytest.mark.parametrize("name", ["vjepa", "vq"])
+def test_what_is_of_no_images_or_trains_no_model(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"objective '{name}' does not fit images in a NEPA model. Allowed: "):
+        chosen_objectives([name])
