@@ -98,6 +98,7 @@ def test_image_to_text(folder: Path, capsys: pytest.CaptureFixture) -> None:
     for seed in (first, second):
         out = run(f"{line} --temperature 30 --seed {seed} -o said.txt", capsys)
         assert out == f"{bold[seed]}\nSaved:  said.txt\n" and Path("said.txt").read_text() == f"{bold[seed]}\n"
+    assert run(f"{line} --guidance 3", capsys) == said(0, guidance=3.0) + "\n"
 
 
 def test_text_to_image(folder: Path, capsys: pytest.CaptureFixture) -> None:

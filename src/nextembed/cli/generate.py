@@ -73,7 +73,8 @@ def generate(
 
         if given.prompts or given.question or "num_beams" in sampling.model_fields_set or wanted.stream:
             raise ConfigError("--input, --question, --beams and --stream are for Emu models")
-        continue_document(checkpoint, pieces or [], given, wanted, sampling, loading)
+        guidance = painting.guidance_scale if "guidance_scale" in painting.model_fields_set else 1.0
+        continue_document(checkpoint, pieces or [], given, wanted, sampling, loading, guidance)
         return
     if given.audio or given.series or given.piece:
         raise ConfigError("--audio, --series and --piece are for Omni models")

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def continue_document(
-    checkpoint: str, words: list[str], given: "Given", wanted: "Wanted", sampling: "Sampling", loading: "Loading"
+    checkpoint: str,
+    words: list[str],
+    given: "Given",
+    wanted: "Wanted",
+    sampling: "Sampling",
+    loading: "Loading",
+    guidance: float = 1.0,
 ) -> None:
     """words: pieces in order; what ends like a file of some modality is one, else it is text. wanted.target: "auto" is
     what the output is named like, else what the model chooses."""
@@ -48,6 +54,7 @@ def continue_document(
             temperature=sampling.temperature if drawn else 0.0,
             top_k=sampling.top_k if drawn else 0,
             seed=sampling.seed,
+            guidance=guidance,
         )
     except ValueError as err:
         raise ConfigError(str(err)) from None
