@@ -11,36 +11,30 @@ DEFAULT_MINUTES = 10.0
 class CompareSettings(Config):
     """How much each objective may train, how often, and what is measured afterwards.
 
-    minutes | images_seen | flops: the budget of each run, at most one of them; 10 minutes where none is given. On a CPU
-    minutes are counted as CPU time of the training process and its data workers (minutes x threads), so that a busy
-    machine gives the same result; on an accelerator as wall-clock time. Probes, checkpoints and starting are not
-    counted.
+    One budget of each run: minutes, images_seen or flops; 10 minutes where none is given. Probes, checkpoints and
+    starting are not counted.
+
+    minutes: of training: on a CPU counted as CPU time of the training process and its data workers (minutes x threads),
+        so that a busy machine gives the same result; on an accelerator as wall-clock time.
+    images_seen: a budget in images, in place of minutes.
+    flops: a budget in FLOPs of matrix products, in place of minutes.
+    seeds: how many runs of each objective; the table has mean and standard deviation.
+    tune: how many settings each objective tries on validation: learning rate, from the fourth on weight decay, too.
+    jobs: how many runs side by side, one a GPU; 0: all in this process.
+    threads: CPU threads that the runs share; all of the machine if left out.
+    finetune_steps: steps of fine-tuning on 1 and 10 % of the labels; 0: none.
+    num_probe: how many training images the probes see, in place of probe.num_train.
     """
 
-    minutes: float | None = Field(
-        None, gt=0, le=1e6, description="Minutes of training for each run: on a CPU as CPU time (x threads); 10."
-    )
-    images_seen: int | None = Field(None, ge=1, le=10**15, description="A budget in images, in place of minutes.")
-    flops: float | None = Field(None, gt=0, le=1e40, description="A budget in FLOPs, in place of minutes.")
-    seeds: int = Field(
-        3, ge=1, le=1000, description="How many runs of each objective; the table has mean and standard deviation."
-    )
-    tune: int = Field(
-        0,
-        ge=0,
-        le=9,
-        description="How many settings each objective tries on validation: learning rate, then weight decay.",
-    )
-    jobs: int = Field(1, ge=0, le=256, description="How many runs side by side, one a GPU; 0: all in this process.")
-    threads: int | None = Field(
-        None, ge=1, le=4096, description="CPU threads that the runs share; all of the machine if left out."
-    )
-    finetune_steps: int = Field(
-        300, ge=0, le=10**9, description="Steps of fine-tuning on 1 and 10 % of the labels; 0: none."
-    )
-    num_probe: int | None = Field(
-        None, ge=10, le=MAX_NUMBER, description="How many training images the probes see, in place of probe.num_train."
-    )
+    minutes: float | None = Field(None, gt=0, le=1e6)
+    images_seen: int | None = Field(None, ge=1, le=10**15)
+    flops: float | None = Field(None, gt=0, le=1e40)
+    seeds: int = Field(3, ge=1, le=1000)
+    tune: int = Field(0, ge=0, le=9)
+    jobs: int = Field(1, ge=0, le=256)
+    threads: int | None = Field(None, ge=1, le=4096)
+    finetune_steps: int = Field(300, ge=0, le=10**9)
+    num_probe: int | None = Field(None, ge=10, le=MAX_NUMBER)
 
     @model_validator(mode="after")
     def _one_budget(self) -> "CompareSettings":
