@@ -111,11 +111,14 @@ class Part(Config):
     task: what models and objectives are for; those of a run have to agree ("pretraining", "classification", ...).
     also_for: tasks of models that an objective takes besides its own.
 
+    becomes: kinds that a part turns into where a setting is given that it lacks and they have: {"source": "images"}.
+
     kind: which of the kinds it is: set by the registry, or `my_file.py:MyPart`.
     """
 
     task: ClassVar[str] = "pretraining"
     also_for: ClassVar[tuple[str, ...]] = ()
+    becomes: ClassVar[Mapping[str, str]] = {}
 
     kind: str = ""
 
@@ -165,6 +168,9 @@ class Registry(Generic[P]):
         if not isinstance(value, dict) or not isinstance(value.get("kind"), str):
             raise ConfigError(f"{self.slot}: needs 'kind', one of: {', '.join(sorted(self.classes))}")
         cls = self.find(value["kind"])
+        if other := next((kind for name, kind in cls.becomes.items() if name in value), None):
+            own = {name for name in cls.model_fields if name not in self.find(other).model_fields}
+            return self.parse({name: given for name, given in value.items() if name not in own} | {"kind": other})
         kind = value["kind"] if value["kind"] in self.classes else _own_kind(cls)
         part = validated(cls, {**value, "kind": kind}, self.slot)
         assert isinstance(part, self.base)

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ..core.sizes import COLOURS, TUBELET
 from ..errors import ConfigError
-from .transforms import FORMATS, Colour, ImageReader, RandomResizedCrop, Unreadable
+from .transforms import FORMATS, Colour, ImageReader, RandomResizedCrop, Unreadable, WrongKind
 from .video import VideoReader, even_indices
 
 MAX_SECONDS = 3600.0
+NO_CLIP = "an image, not a clip; models of images have model.num_frames=1; beside videos, data.format=videos"
 
 
 def reader_of(num_channels: int, background: Colour, max_pixels: int, max_bytes: int) -> ImageReader:
@@ -39,6 +40,8 @@ class ClipReader(ImageReader):
 
     def read(self, image: object) -> Tensor:
         if isinstance(image, np.ndarray):
+            if image.ndim < 4:
+                raise WrongKind(NO_CLIP)
             if image.ndim != 4 or image.shape[-1] != COLOURS:
                 raise Unreadable(f"no clip: an array of shape {list(image.shape)}")
             self._check(*image.shape[1:3])
@@ -46,7 +49,7 @@ class ClipReader(ImageReader):
         else:
             data = self._load(image)
             if not isinstance(data, bytes) or is_still(data):
-                raise Unreadable("an image, not a clip; models of images have model.num_frames=1")
+                raise WrongKind(NO_CLIP)
             frames = VideoReader(self.max_bytes, self.max_pixels, MAX_SECONDS).read_clip(data, self.num_frames)
         return frames.flatten(0, 1).contiguous()
 

@@ -24,6 +24,10 @@ WRAPPERS = frozenset(
         "jpg",
         "jpegs",
         "jpegimages",
+        "videos",
+        "video",
+        "clips",
+        "mp4",
         "all",
     ]
 )
@@ -61,7 +65,7 @@ def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[Fil
 def by_folders(
     files: list[File], folders: Folders, class_folder: Literal["top", "last", "none"]
 ) -> tuple[Groups, dict[str, str], list[File]]:
-    """Images by the split that a folder above them stands for; the class by path; and files that are left out.
+    """Images or videos by the split that a folder above them stands for; the class by path; and files left out.
 
     A class is the top folder below the split, or above it. Raises ConfigError if some folders are splits and others
     are none.
@@ -110,8 +114,8 @@ def _split_in(file: File, parts: tuple[str, ...]) -> str | None:
 
 
 def splits_of_path(file: File) -> set[str]:
-    """The splits that the folders above a file, and its own name if it is no image, stand for."""
-    parts = file.folders if file.kind == "image" else file.name.split("/")
+    """The splits that the folders above a file, and its own name if it is no image or video, stand for."""
+    parts = file.folders if file.kind in ("image", "video") else file.name.split("/")
     return {split for part in parts for split in splits_named(part)}
 
 

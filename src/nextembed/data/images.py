@@ -23,7 +23,17 @@ from .labels import FewRows, draw_few, hold_out, labels_of
 from .limits import Limits, expression_of
 from .rows import Rows, RowSequence, row_key
 from .skipped import SkipLog
-from .stream import ImageView, MapStream, SequentialStream, TrainLoader, View, build_cache, decoded_bytes, tries
+from .stream import (
+    ImageView,
+    MapStream,
+    SequentialStream,
+    TrainLoader,
+    View,
+    build_cache,
+    check_kind,
+    decoded_bytes,
+    tries,
+)
 from .transforms import ImageReader, RandomResizedCrop, Unreadable, normalize
 
 CACHE_BYTES = 512 * 2**20
@@ -162,6 +172,8 @@ class ImagePart(Limits, Part):
             raise ConfigError("data.rand_augment and erase_rate are for images; of clips leave them out")
         augment = Augment(image_size, self.rand_augment, self.erase_rate) if augments else None
         rows, view = self.training_rows(), ImageView(self.reader(num_channels), crops)
+        if isinstance(rows, Rows):
+            check_kind(rows, view.reader)
         collate = Collate(self.mean, self.std, num_latents, draw, augment, num_global)
         cached = self.cache == "on" or (self.cache == "auto" and fits(rows, view.reader))
         return image_loader(self, rows, view, collate, loading, cached)
@@ -195,6 +207,7 @@ class ImagePart(Limits, Part):
                 raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")
             rows = list(itertools.islice(rows.read(seed, 0, 0, 1), num_samples))
         view = ImageView(self.reader(num_channels), (RandomResizedCrop(image_size),))
+        check_kind(rows, view.reader)
         return EvalSamples(self, rows, view, self.class_names(), Choice(split, image_size, num_samples, seed))
 
     def reader(self, num_channels: int) -> ImageReader:

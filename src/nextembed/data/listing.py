@@ -36,6 +36,24 @@ IMAGES = frozenset(
         ".pnm",
     ]
 )
+VIDEOS = frozenset(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".mpg",
+        ".mpeg",
+        ".mts",
+        ".m2ts",
+        ".wmv",
+        ".flv",
+        ".ogv",
+        ".3gp",
+    ]
+)
 HEIC = frozenset({".heic", ".heif", ".hif"})
 UNREAD = frozenset(
     [
@@ -102,8 +120,8 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 class File(NamedTuple):
     """A file below a folder.
 
-    name: relative, with slashes. kind: "image", one of `KINDS`, "metadata", "packed" (an archive that is not read),
-    "other"; reason: why it cannot be used, though it may be data. A name that is no UTF-8 has surrogates."""
+    name: relative, with slashes. kind: "image", "video", one of `KINDS`, "metadata", "packed" (an archive that is not
+    read), "other"; reason: why it cannot be used, though it may be data. A name that is no UTF-8 has surrogates."""
 
     name: str
     path: str
@@ -194,8 +212,8 @@ def _by_ending(name: str) -> str:
     if base in METADATA:
         return "metadata"
     ending = os.path.splitext(base)[1]
-    if ending in IMAGES:
-        return "image"
+    if ending in IMAGES or ending in VIDEOS:
+        return "image" if ending in IMAGES else "video"
     if ending in HEIC or ending in UNREAD:
         return "heic" if ending in HEIC else "unread"
     if base.endswith(PACKED):

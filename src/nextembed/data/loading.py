@@ -23,6 +23,7 @@ from .grouping import by_folders
 from .lines import stamp
 from .listing import IMAGES as IMAGE_ENDINGS
 from .listing import METADATA, File, shown
+from .listing import VIDEOS as VIDEO_ENDINGS
 from .naming import Part, parse_split, splits_named
 from .origins import Origin
 from .record import stored_path
@@ -100,7 +101,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
         options["name"] = subset
     else:
         name = origin.named(name)
-        if origin.builder == "images":
+        if origin.builder in ("images", "videos"):
             data = image_table(origin, name)
             return take(data, part) if not streaming else as_stream(data)
         if origin.builder == "webdataset" and (kinds := kinds_in(origin, name)):
@@ -116,7 +117,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
             data = _opened(origin.builder, options)
     except Exception as err:  # whatever the bytes of a file lead to
         if "corresponds to no data" in str(err):
-            kind = "images" if origin.builder == "imagefolder" else "rows"
+            kind = {"imagefolder": "images", "videofolder": "videos"}.get(origin.builder, "rows")
             raise MissingSplit(
                 f"data: split '{split}' of {origin.folder or origin.builder} is empty: it has no {kind}"
             ) from None
@@ -137,13 +138,16 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
 
 
 def image_table(origin: Origin, name: str) -> datasets.Dataset:
-    """The image files of a split, with their classes where the folder has any. The rows hold paths."""
+    """The files of images or videos of a split, with their classes where the folder has any. The rows hold paths."""
     files = (origin.files or {})[name]
     if not files:
         lost = next((f": {file.name} ({file.reason})" for file in origin.left_out), "")
-        raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: it has no images that can be used{lost}")
-    columns: Options = {"image": [{"bytes": None, "path": stored_path(file)} for file in files]}
-    features: Options = {"image": datasets.Image(decode=False)}
+        raise MissingSplit(
+            f"data: split '{name}' of {origin.folder} is empty: it has no {origin.builder} that can be used{lost}"
+        )
+    name = origin.builder.removesuffix("s")
+    columns: Options = {name: [{"bytes": None, "path": stored_path(file)} for file in files]}
+    features: Options = {name: (datasets.Video if name == "video" else datasets.Image)(decode=False)}
     classes = [origin.classes.get(file) for file in files]
     if any(name is not None for name in classes):
         names = sorted({shown(name) for name in classes if name is not None})
@@ -187,7 +191,7 @@ def feature_of(kind: str) -> Feature:
         return datasets.Image(decode=False)
     if last in WebDataset.AUDIO_EXTENSIONS:
         return datasets.Audio(decode=False)
-    if last in WebDataset.VIDEO_EXTENSIONS:
+    if f".{last}" in VIDEO_ENDINGS:
         return datasets.Video(decode=False)
     if last in TAR_TEXTS:
         return datasets.Value("string")
@@ -297,7 +301,7 @@ def _opened(builder: str, options: Options) -> Table:
 def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tuple[object, Exception]:
     """The file that cannot be read, and why; the folder if each can, but not all together."""
     files = (origin.files or {})[name]
-    if origin.builder == "imagefolder" and origin.folder is not None:
+    if origin.builder in ("imagefolder", "videofolder") and origin.folder is not None:
         return metadata_fault(origin.folder, err)
     if origin.builder == "parquet" and (fault := find_fault(files)) is not None:
         return fault

@@ -21,12 +21,13 @@ SAMPLE = Path(__file__).parent / "sample"
 EMOJI = SAMPLE / "emoji32.parquet"
 GLOSSES = SAMPLE / "glosses.parquet"
 
-Format = Literal["images", "parquet", "tar", "zip", "jsonl", "json", "csv", "txt"]
+Format = Literal["images", "videos", "parquet", "tar", "zip", "jsonl", "json", "csv", "txt"]
 BUILDERS = {"parquet": "parquet", "tar": "webdataset", "zip": "zip", "jsonl": "text", "txt": "text", "json": "json",
             "csv": "csv"}  # fmt: skip
-OF_IMAGES = ("image", "parquet", "tar", "zip")
+OF_IMAGES = ("image", "video", "parquet", "tar", "zip")
 OF_ROWS = ("parquet", "tar", "zip", "jsonl", "csv")
-NAMES = {"image": "image", "tar": ".tar archive", "zip": ".zip archive"}
+FORMATS = {"image": "images", "video": "videos"}  # as `data.format` says it
+NAMES = {"image": "image", "video": "video", "tar": ".tar archive", "zip": ".zip archive"}
 
 
 class Rules(NamedTuple):
@@ -44,10 +45,11 @@ PLAIN = Rules()
 class Origin(NamedTuple):
     """Where rows come from.
 
-    builder: "images", "imagefolder" (with metadata), "parquet", "webdataset", "zip", "text", "json", "csv", or a hub
-    id. files: by split, for local builders. folder: what file paths are relative to, and may not leave; None for the
-    hub. classes: of image files, those that have one. left_out: what may be data and cannot be used, with reasons.
-    beside: how many files there are of other kinds, by ending. unclear: why it cannot be told which files train."""
+    builder: "images", "videos", "imagefolder" and "videofolder" (with metadata), "parquet", "webdataset", "zip",
+    "text", "json", "csv", or a hub id. files: by split, for local builders. folder: what file paths are relative to,
+    and may not leave; None for the hub. classes: of files of images and videos, those that have one. left_out: what may
+    be data and cannot be used, with reasons. beside: how many files there are of other kinds, by ending. unclear: why
+    it cannot be told which files train."""
 
     builder: str
     files: dict[str, list[str]] | None
@@ -140,7 +142,7 @@ def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
     left_out = [file for file in own if file.reason]
     good = [file for file in own if not file.reason]
     rest = [file for file in files if file.kind != kind]
-    if kind != "image":
+    if kind not in FORMATS:
         groups, unclear, more = by_names(good, rules.folders)
         if kind == "zip":
             left_out += more
@@ -151,14 +153,14 @@ def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
         for split in groups:
             groups[split] += [file for file in rest if file.kind == "metadata" and _belongs(file, groups[split])]
         rest, classes = [file for file in rest if file.kind != "metadata"], {}
-        return Origin("imagefolder", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
-    return Origin("images", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
+        return Origin(f"{kind}folder", _paths(groups), folder, classes, (*left_out, *more), endings(rest))
+    return Origin(FORMATS[kind], _paths(groups), folder, classes, (*left_out, *more), endings(rest))
 
 
 def _from_zips(archives: dict[str, list[str]], folder: Path, rules: Rules, left_out: Sequence[File] = ()) -> Origin:
-    """The images in zip archives, as if each lay unpacked; what the archives are called says the split, else folders
-    inside. Raises ConfigError for an archive that cannot be read or has no images."""
-    files, others = [], []
+    """The images, or else the videos, in zip archives, as if each lay unpacked; what the archives are called says the
+    split, else folders inside. Raises ConfigError for an archive that cannot be read or has neither."""
+    files = []
     for split, names in archives.items():
         for name in names:
             try:
@@ -166,15 +168,20 @@ def _from_zips(archives: dict[str, list[str]], folder: Path, rules: Rules, left_
             except (OSError, ValueError) as err:
                 raise ConfigError(f"data.source: cannot read '{name}' as zip: {err}") from None
             above = f"{split}/" if len(archives) > 1 else ""
-            found = [member_file(above + one.name, one.ref) for one in members]
-            files += [file for file in found if file.kind == "image"]
-            others += [file for file in found if file.kind not in ("image", "junk")]
-    if not files:
-        raise ConfigError(f"data.source: {folder} has no images in its zip archives: {_counted(others) or 'empty'}")
+            files += [member_file(above + one.name, one.ref) for one in members]
+    kind = next((kind for kind in FORMATS if any(file.kind == kind for file in files)), "")
+    others = [file for file in files if file.kind not in (kind, "junk")]
+    if not kind:
+        raise ConfigError(
+            f"data.source: {folder} has no images or videos in its zip archives: {_counted(others) or 'empty'}"
+        )
+    files = [file for file in files if file.kind == kind]
     good = [file for file in files if not file.reason]
     groups, classes, more = by_folders(good, rules.folders, rules.class_folder)
     lost = [file for file in files if file.reason]
-    return Origin("images", _paths(groups), folder, classes, (*left_out, *lost, *more), endings(others), rules=rules)
+    return Origin(
+        FORMATS[kind], _paths(groups), folder, classes, (*left_out, *lost, *more), endings(others), rules=rules
+    )
 
 
 def _belongs(metadata: File, images: list[File]) -> bool:
@@ -186,31 +193,35 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
     """Which kind of files the folder's data are. Raises ConfigError if there are several, or none."""
     held = Counter(file.kind for file in files)
     if rules.format is not None:
-        kind = "image" if rules.format == "images" else rules.format
+        kind = rules.format.removesuffix("s") if rules.format in FORMATS.values() else rules.format
         if not held[kind]:
             raise ConfigError(f"data.format: {folder} has no {rules.format}: it holds {_counted(files)}")
         return kind
     there = [kind for kind in kinds if held[kind]]
-    if kinds is OF_IMAGES and there[:2] == ["image", "parquet"]:
-        there = [kind for kind in there if kind != unneeded(files)]
+    if there[:2] == ["image", "video"]:
+        there.remove("video")  # as phones lay them down; data.format=videos takes them
+    if kinds is OF_IMAGES and there[:1] != ["parquet"] and "parquet" in there:
+        there = [kind for kind in there if kind != unneeded(files, there[0])]
     if len(there) > 1:
         named = " and ".join(_some(kind, [file for file in files if file.kind == kind]) for kind in there)
-        ways = " or ".join(f"data.format={'images' if kind == 'image' else kind}" for kind in there)
+        ways = " or ".join(f"data.format={FORMATS.get(kind, kind)}" for kind in there)
         raise ConfigError(f"data.source: {folder} holds {named} beside each other; which are the data? {ways} says it")
     if not there:
         order = ("image", "json", "txt") if held["metadata"] else ("json", "txt", "image")
         there = [kind for kind in order if held[kind] and (kind == "image" or kinds is OF_ROWS)]
     if not there:
-        raise ConfigError(f"data.source: {folder} has no {'rows' if kinds is OF_ROWS else 'images'}: {_counted(files)}")
+        raise ConfigError(
+            f"data.source: {folder} has no {'rows' if kinds is OF_ROWS else 'images or videos'}: {_counted(files)}"
+        )
     return there[0]
 
 
-def unneeded(files: list[File]) -> str:
-    """Of images and Parquet files beside each other, which are no data of their own: tables that hold no images, such
-    as features; images that the tables name. "": neither."""
-    names = {file.path for file in files if file.kind == "image"}
+def unneeded(files: list[File], media: str) -> str:
+    """Of images (or videos) and Parquet files beside each other, which are no data of their own: tables that hold no
+    images, such as features; images that the tables name. "": neither."""
+    names = {file.path for file in files if file.kind == media}
     found = {held_in(Path(file.path), names) for file in files if file.kind == "parquet"}
-    return "parquet" if found == {"nothing"} else "image" if found == {"names"} else ""
+    return "parquet" if found == {"nothing"} else media if found == {"names"} else ""
 
 
 def held_in(table: Path, images: set[str]) -> str:
@@ -232,7 +243,7 @@ def held_in(table: Path, images: set[str]) -> str:
 
 def _some(kind: str, files: list[File]) -> str:
     what = NAMES.get(kind, f".{kind} file") + ("s" if len(files) > 1 else "")
-    return f"{len(files)} {what}" + ("" if kind == "image" else f" ({files[0].name}{', ...' * (len(files) > 1)})")
+    return f"{len(files)} {what}" + ("" if kind in FORMATS else f" ({files[0].name}{', ...' * (len(files) > 1)})")
 
 
 def endings(files: list[File]) -> dict[str, int]:

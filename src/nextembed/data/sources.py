@@ -31,8 +31,8 @@ FILE_LABEL = "label of label_file"
 class ImageData(TableSettings, ImagePart):
     """Images that Hugging Face `datasets` can read.
 
-    source: a hub id ("org/name"); a folder of images (class folders give labels); a Parquet file, or a folder
-    of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives ("shards/*.tar");
+    source: a hub id ("org/name"); a folder of images or of videos (class folders give labels); a Parquet file, or a
+    folder of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives ("shards/*.tar");
     or "emoji", the sample that comes with the package. subset, split, validation, test, where, split_column, streaming,
     shuffle_buffer: see `TableSettings`.
     image_column: where the image, or the video for a model of clips, is in a row; null finds it. label_column: where
@@ -125,9 +125,9 @@ def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> T
     if streaming or folder is None:
         raise ConfigError("data.label_file needs local files and streaming=false")
     labels = read_labels(label_file)
-    column = next((n for n, feature in data.features.items() if media_of(feature) == "image"), None)
+    column = next((n for n, feature in data.features.items() if media_of(feature) in ("image", "video")), None)
     if column is None:
-        raise ConfigError("data.label_file needs images with file names")
+        raise ConfigError("data.label_file needs images or videos with file names")
     paths = data.data.column(column).combine_chunks().field("path").to_pylist()
     names = [Path(p).relative_to(folder).as_posix() if p and Path(p).is_relative_to(folder) else p for p in paths]
     keep = [i for i, name in enumerate(names) if name in labels]
@@ -135,7 +135,7 @@ def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> T
         raise ConfigError(f"data.label_file: {label_file} names none of the images, e.g. '{names[0]}'")
     lost = (
         [name for name in labels if not (folder / name).is_file()]
-        if origin.builder in ("images", "imagefolder")
+        if origin.builder in ("images", "videos", "imagefolder", "videofolder")
         else []
     )
     if lost:
@@ -165,9 +165,10 @@ class Columns(NamedTuple):
                 raise ConfigError(unknown(f"data.{field}:", name, features))
         others: tuple[str, ...] = ()
         if image is None:
-            if "__key__" in features:
-                others = tuple(name for name, feature in features.items() if media_of(feature) == "image")
             image = image_column(features)
+            if image is not None and "__key__" in features:
+                kind = media_of(features[image]) or "image"
+                others = tuple(name for name, feature in features.items() if media_of(feature) == kind)
         if image is None:
             raise ConfigError(
                 f"data.image_column: none of the columns of '{source}' holds images or videos: {', '.join(features)}"

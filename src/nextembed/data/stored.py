@@ -151,7 +151,7 @@ class StreamedRows(Generic[R]):
         if self._is_file(shard):
             fault = find_fault(self.files, self.files[shard]) if self.origin.builder == "parquet" else None
             return fault or (self.files[shard], err)
-        if self.origin.builder == "imagefolder" and self.origin.folder is not None:
+        if self.origin.builder in ("imagefolder", "videofolder") and self.origin.folder is not None:
             return metadata_fault(self.origin.folder, err)
         return self._name(shard), err
 

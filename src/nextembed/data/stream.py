@@ -30,11 +30,12 @@ from .draws import sample_seed, view_seed
 from .rows import Row, Rows, RowSequence, row_key, row_label, rows_in_order
 from .shuffle import START, Mark, read_on
 from .skipped import SkipLog
-from .transforms import ImageReader, RandomResizedCrop, Unreadable, resize
+from .transforms import ImageReader, RandomResizedCrop, Unreadable, WrongKind, resize
 
 R = TypeVar("R")
 S = TypeVar("S")
 State = dict[str, Any]  # where a run is in its data, as JSON
+NUM_LOOKED = 4  # rows that tell images from clips
 DOCUMENT_MARK = -1  # begins the positions of packed documents, which `packing.State` reads
 
 
@@ -123,6 +124,23 @@ def tries(index: int, total: int, seed: int) -> Iterator[int]:
     yield from (at for at in ((start + step * stride) % total for step in range(total)) if at != index)
 
 
+def check_kind(rows: Rows, reader: ImageReader) -> None:
+    """Raises ConfigError if the first rows that can be read are clips for a model of images, or the other way."""
+    wrong = ""
+    for at in range(min(NUM_LOOKED, len(rows))):
+        row = rows[at]
+        try:
+            reader.read_size(row.get("image"))
+        except WrongKind as err:
+            wrong = wrong or f"data: {row_key(row, at)}: {err}"
+        except Unreadable:
+            continue
+        else:
+            return
+    if wrong:
+        raise ConfigError(wrong)
+
+
 class MapStream(IterableDataset[Batch]):
     """Endless batches of rows that can be indexed: epoch after epoch, each a permutation from (seed, epoch).
 
@@ -208,6 +226,7 @@ class SequentialStream(IterableDataset[Batch]):
     ):
         self.rows, self.view, self.collate, self.log = rows, view, collate, log
         self.loading, self.num_workers = loading, max(1, num_workers)
+        self.num_good, self.num_wrong = 0, 0  # what this process has read, and what is of the wrong kind
         self.num_readers = loading.world_size * self.num_workers
         start = loading.start
         if start is not None and "readers" not in start:
@@ -244,7 +263,11 @@ class SequentialStream(IterableDataset[Batch]):
         except Unreadable as err:
             own = row.get("place") or row.get("key") or f"{reader}/{mark.passed}"
             self.log.add(key, str(err), seen, str(own))
+            self.num_wrong += isinstance(err, WrongKind)
+            if self.num_good == 0 and self.num_wrong == NUM_LOOKED:
+                raise ConfigError(f"data: {key}: {err}") from None
             return False, None
+        self.num_good += 1
         return True, (crops, label, [reader, self.num_readers, self.num_workers, epoch, *mark], seed)
 
 

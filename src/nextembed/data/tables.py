@@ -38,10 +38,11 @@ class TableSettings(Config):
     split_column: column that names each row's split, for sources that keep all splits in one file. streaming: reads in
     sequence, without a local copy;
     shuffle_buffer: rows of a stream that are mixed with each other.
-    format: which of the files in a folder are the data, where it holds several kinds: images, parquet, tar, zip, jsonl,
-    json, csv or txt. folders: how names like "train" are understood where that is not clear: "splits" leaves out what
-    fits none, "classes" takes no name for a split. class_folder: which of the folders below a split is the class of an
-    image, where they are nested: the top or the last one, or none. hidden: uses names with a leading dot.
+    format: which of the files in a folder are the data, where it holds several kinds: images, videos, parquet, tar,
+    zip, jsonl, json, csv or txt. folders: how names like "train" are understood where that is not clear: "splits"
+    leaves out what fits none, "classes" takes no name for a split. class_folder: which of the folders below a
+    split is the class of an image, where they are nested: the top or the last one, or none. hidden: uses names with a
+    leading dot.
     """
 
     source: str

@@ -18,7 +18,7 @@ from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
@@ -37,6 +37,8 @@ FORMATS: list[str] = [
 
 SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{32})", re.DOTALL)  # where a JPEG 2000 codestream begins
 SMALL = 64  # pixels a side up to which a whole batch is cropped at once
+NO_IMAGE = "a clip, not an image; models of clips have model.num_frames, e.g. 8"
+VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3")
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
 GAP = 2.0  # a reduced scale keeps this many times the pixels wanted, as Pillow's own thumbnails do
 
@@ -55,6 +57,10 @@ class Box(NamedTuple):
 
 class Unreadable(Exception):
     """One image that cannot be decoded within the limits; the text is the reason."""
+
+
+class WrongKind(Unreadable):
+    """A clip where images are wanted, or an image where clips are."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ class ImageReader:
             raise image
         if isinstance(image, np.ndarray):
             if image.ndim == 4:
-                raise Unreadable("a clip, not an image; models of clips have model.num_frames")
+                raise WrongKind(NO_IMAGE)
             image = Image.fromarray(image.squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image)
         if isinstance(image, (str, os.PathLike)):
             image = self._read_file(Path(image))
@@ -134,7 +140,12 @@ class ImageReader:
         if not isinstance(data, bytes):
             self._check(data.height, data.width)
             return data
-        img = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            img = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            if is_video(data):
+                raise WrongKind(NO_IMAGE) from None
+            raise
         self._check(img.height, img.width)
         if (room := _decoder_pixels(img, data)) > self.max_pixels:
             raise Unreadable(f"its decoder needs room for {room} pixels, more than max_pixels={self.max_pixels}")
@@ -173,6 +184,14 @@ class _unreadable:
             if "cannot identify image" in reason:
                 reason = "not an image file of a known format"
             raise Unreadable(reason[:200]) from None
+
+
+def is_video(data: bytes) -> bool:
+    """Whether a file that is no image of a known format is a video, by its first bytes."""
+    moves = data[4:8] in (b"moov", b"mdat", b"wide") or (
+        data[4:8] == b"ftyp" and data[8:12] not in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"hevc", b"M4A ")
+    )
+    return moves or data.startswith(VIDEO_STARTS) or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
 
 
 def _decoder_pixels(img: Image.Image, data: bytes) -> int:

@@ -26,6 +26,7 @@ from .blocks import BlockSettings, block, places
 from .pixels import EXPLAINED, grid_of, patch_shape_of
 
 LASTING = 5  # logged lines
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # predictions, targets [N, D], their places, sample and question [N]
 
 
 class JepaSettings(ObjectiveSettings):
@@ -54,22 +55,24 @@ class JepaSettings(ObjectiveSettings):
             )
 
     def verdict(self, history: History) -> Verdict:
-        """By what a teacher's targets differ in, and by the share of it that is predicted."""
+        """By what a teacher's targets differ in, and by the share of it that is predicted; of clips, of its changes."""
         found = [line for line in history if "target_spread" in line]
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
         last = found[-1]
-        far, rank, explained = last["target_spread"], last["target_rank"], last["explained"]
-        said = (
-            f"{100 * explained:.1f} % of what the teacher sees in hidden patches is predicted, of which places "
-            f"alone say nothing; its targets have spread {far:.2f} of 1 and effective rank {rank:.1f}"
-        )
+        far, rank, known = last["target_spread"], last["target_rank"], last["explained"]
+        said = f"{100 * known:.1f} % of what the teacher sees in hidden patches is predicted, beyond their places"
+        little = "the places of patches"
+        if (changes := last.get("changes_explained")) is not None:
+            said += f", and {100 * changes:.1f} % of how that changes within a clip"
+            known, little = changes, "what stays the same in a clip"
+        said += f"; its targets have spread {far:.2f} of 1 and effective rank {rank:.1f}"
         if far < COLLAPSED_STD or rank < COLLAPSED_RANK:
             return Verdict(
                 "collapsed", f"The teacher says nearly the same of all patches: {said}. Lower the learning rate."
             )
-        if explained < EXPLAINED:
-            return Verdict("undecided", f"Little more than the places of patches is known: {said}. Train longer.")
+        if known < EXPLAINED:
+            return Verdict("undecided", f"Little more than {little} is known: {said}. Train longer.")
         return Verdict("learning", f"{said}.")
 
     def warnings(self, history: History) -> list[str]:
@@ -136,26 +139,35 @@ class Jepa(Objective):
 
     def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
         seen, latents = self.targets(batch)
-        losses, rows = [], []
+        losses: list[Tensor] = []
+        rows: list[Rows] = []
         for number, question in enumerate(self.settings.questions):
             index, valid = by_name(batch)[f"targets_{question}"], self.valid(batch, question)
             target = at(seen, index.flatten(1)).unflatten(1, index.shape[1:])
             pred = self.predicted(backbone, batch, number, latents.coordinates)
             losses.append(masked_sum(regression_distance(pred, target, self.settings.distance), valid)[0])
             if self.diagnose:
-                rows.append((pred[valid].detach().float(), target[valid], index[valid]))
-        metrics = None
-        if self.diagnose:
-            pred, target, index = (torch.cat(part) for part in zip(*rows, strict=True))
-            metrics = {
-                "explained": explained(pred, target, index),
-                "target_spread": spread(target),
-                "target_rank": effective_rank(target[:MAX_ROWS]),
-                "prediction_spread": spread(pred),
-            }
+                sample = torch.arange(index.shape[0], device=index.device)[:, None, None] + number * index.shape[0]
+                rows.append((pred[valid].detach().float(), target[valid], index[valid], sample.expand_as(index)[valid]))
+        metrics = self.measured(rows, backbone) if self.diagnose else None
         return ObjectiveOutput(
             loss_sum=torch.stack(losses).sum(), num_targets=self.count_targets(batch), metrics=metrics
         )
+
+    def measured(self, rows: list[Rows], backbone: Backbone) -> dict[str, Tensor]:
+        """Diagnostics of what was asked; of clips also of how they change."""
+        pred, target, index, sample = (torch.cat(part) for part in zip(*rows, strict=True))
+        found = {
+            "explained": explained(pred, target, index),
+            "target_spread": spread(target),
+            "target_rank": effective_rank(target[:MAX_ROWS]),
+            "prediction_spread": spread(pred),
+        }
+        if isinstance(backbone.config, PatchConfig) and reads_clips(backbone.config):
+            num = patches_of(backbone.config)
+            at_rest = sample * num + (index - 1) % num  # one question's place in a clip, at all times
+            found["changes_explained"] = explained(changing(pred, at_rest), changing(target, at_rest), index)
+        return found
 
     def read(
         self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
@@ -168,6 +180,12 @@ class Jepa(Objective):
         start = self.settings.teacher_decay
         decay = start + (1 - start) * step / max(1, max_steps)
         self.teacher.follow(cast(nn.Module, backbone), decay_at(decay, step))
+
+
+def patches_of(config: PatchConfig) -> int:
+    """Patches of an image, or of a frame."""
+    (height, width), (rows, columns) = config.image_shape, config.patch_shape
+    return (height // rows) * (width // columns)
 
 
 def at(values: Tensor, index: Tensor) -> Tensor:
@@ -187,6 +205,13 @@ def explained(pred: Tensor, target: Tensor, index: Tensor) -> Tensor:
     unbiased = count[index] / (count[index] - 1).clamp(min=1)
     variance = ((target - mean[index]).square().mean(-1) * unbiased)[several].sum()
     return 1 - (pred - target).square().mean(-1)[several].sum() / variance.clamp(min=1e-12)
+
+
+def changing(values: Tensor, group: Tensor) -> Tensor:
+    """Values [N, D] less the mean of their group [N]."""
+    _, inverse, count = group.unique(return_inverse=True, return_counts=True)
+    mean = values.new_zeros(len(count), values.shape[1]).index_add(0, inverse, values) / count[:, None]
+    return values - mean[inverse]
 
 
 @OBJECTIVES.register("ijepa")
@@ -221,8 +246,8 @@ class IjepaSettings(JepaSettings):
         return self
 
     def build(self, backbone: Backbone) -> "Jepa":
-        shape, size = patch_shape_of(backbone, "ijepa"), backbone.config.image_shape
-        self.check((size[0] // shape[0]) * (size[1] // shape[1]), self.blocks)
+        patch_shape_of(backbone, "ijepa")
+        self.check(patches_of(cast(PatchConfig, backbone.config)), self.blocks)
         return Jepa(self, backbone, num_axes=2)
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -263,9 +288,8 @@ class VjepaSettings(JepaSettings):
     def build(self, backbone: Backbone) -> "Jepa":
         if not isinstance(backbone.config, PatchConfig) or not reads_clips(backbone.config):
             raise ConfigError("objective vjepa learns from clips: model.kind=vit_nepa with model.num_frames, e.g. 8")
-        shape, size = backbone.config.patch_shape, backbone.config.image_shape
         for blocks in (self.short, self.long):
-            self.check((size[0] // shape[0]) * (size[1] // shape[1]), blocks)
+            self.check(patches_of(backbone.config), blocks)
         return Jepa(self, backbone, num_axes=3)
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ def mar_demo() -> RunConfig:
 def vjepa_demo() -> RunConfig:
     """V-JEPA on moving emoji, 8 frames: what a teacher sees in hidden parts of a clip; the classes are ways to move.
 
-    For videos of your own: data={kind: images, source: path/to/table.parquet}, or tar archives of videos.
+    For videos of your own: data.source=path/to/videos.
     """
     demo = _demo("vjepa_demo", VjepaSettings())
     model = demo.model.model_copy(

@@ -1,7 +1,8 @@
-"""Emoji that move over plain canvases: clips made on the spot, the same for ever, for models of clips."""
+"""Emoji that move over textures that move otherwise: clips made on the spot, the same for ever, for models of clips."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,20 +22,24 @@ DIRECTIONS = ("right", "down right", "down", "down left", "left", "up left", "up
 
 @DATA.register("moving_stamps")
 class MovingStamps(ImagePart):
-    """Clips of one emoji that moves straight on, one of 8 ways, at a speed of its own, over a plain colour; what leaves
-    at an edge comes in at the other side.
+    """Clips of one emoji that moves straight on, one of 8 ways, at a speed of its own; what leaves at an edge comes in
+    at the other side.
 
     So a single frame says nothing of the way it moves: that class is learned from time alone. Splits have emoji of
-    their own.
+    their own. Behind it is a texture of random colours, from a gradient to noise, that in half of the clips rests and
+    in the others moves on its own way, so that patches of a clip do not share one colour.
 
-    label: the class of a clip is the direction, or the group of the emoji. clip_frames, canvas_size: frames of a clip,
-    and pixels a side. stamp_scale: the emoji's side, as a share of the canvas. speed: pixels a frame, [slowest,
-    fastest], drawn for each clip. num_clips, num_validation, num_test: clips of each split. clip_seed: of all clips; a
-    clip depends on it, its split and its number alone.
+    label: the class of a clip is the direction of the emoji, or its group. canvas: "textured", or "plain": one colour.
+    clip_frames, canvas_size: frames of a clip, and pixels a side. stamp_scale: the emoji's side, as a share of the
+    canvas. speed: pixels a frame, [slowest, fastest], drawn for each clip. num_clips, num_validation, num_test: clips of each split.
+    clip_seed: of all clips; a clip depends on it, its split and its number alone.
     The settings of `ImagePart` are those of images; flips would change directions, so flip_rate and crops are off.
     """
 
+    becomes: ClassVar[Mapping[str, str]] = {"source": "images"}  # data.source=path/to/videos
+
     label: Literal["direction", "group"] = "direction"
+    canvas: Literal["textured", "plain"] = "textured"
     clip_frames: int = Field(8, ge=2, le=1024)
     canvas_size: int = Field(32, ge=8, le=4096)
     stamp_scale: tuple[float, float] = (0.35, 0.55)
@@ -100,10 +105,49 @@ class Clips:
         size, (small, large), (slow, fast) = self.part.canvas_size, self.part.stamp_scale, self.part.speed
         side = max(2, round(size * (small + draw.share() * (large - small))))
         resized = picture.convert("RGBa").resize((side, side), Image.Resampling.BILINEAR)
-        plain = Image.new("RGBA", (size, size), (draw.below(256), draw.below(256), draw.below(256), 255))
-        plain.alpha_composite(resized.convert("RGBA"))
-        still = np.asarray(plain.convert("RGB"))
-        speed, top, left = slow + draw.share() * (fast - slow), draw.share() * size, draw.share() * size
-        places = [(round(top + speed * t * math.sin(angle)), round(left + speed * t * math.cos(angle)))
-                  for t in range(self.part.clip_frames)]  # fmt: skip
-        return np.stack([np.roll(still, place, axis=(0, 1)) for place in places])
+        stamp = Image.new("RGBa", (size, size))
+        stamp.paste(resized)
+        path = Path(slow + draw.share() * (fast - slow), angle, draw.share() * size, draw.share() * size)
+        if self.part.canvas == "textured":
+            behind, angle = texture(draw, size), draw.share() * 2 * math.pi
+            rests = draw.below(2) == 0
+            way = Path(0.0 if rests else draw.share() * fast, angle, 0.0, 0.0)
+        else:
+            behind = np.full((size, size, 3), [draw.below(256) for _ in range(3)], np.uint8)
+            way = Path(0.0, 0.0, 0.0, 0.0)
+        above = np.asarray(stamp, np.uint16)
+        return np.stack([over(np.roll(above, path.at(t), (0, 1)), np.roll(behind, way.at(t), (0, 1)))
+                         for t in range(self.part.clip_frames)])  # fmt: skip
+
+
+class Path(NamedTuple):
+    """The way of what moves straight on. speed: pixels a frame; angle: radians; top, left: where it begins."""
+
+    speed: float
+    angle: float
+    top: float
+    left: float
+
+    def at(self, time: int) -> tuple[int, int]:
+        """Rows and columns from the corner, at a frame."""
+        far = self.speed * time
+        return round(self.top + far * math.sin(self.angle)), round(self.left + far * math.cos(self.angle))
+
+
+def over(above: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """A picture, uint16 [S, S, 4], colours times alpha, on an opaque one, uint8 [S, S, 3]."""
+    alpha = above[..., 3:]
+    return (above[..., :3] + (behind * (255 - alpha) + 127) // 255).clip(max=255).astype(np.uint8)
+
+
+def texture(draw: Draws, size: int) -> np.ndarray:
+    """Random colours at 2 to S / 4 points a side, blended between them and over the edges, uint8 [S, S, 3]: a smooth
+    gradient of two, noise of many."""
+    num = 2 ** (1 + draw.below(int(math.log2(size)) - 2))
+    colours = np.array([draw.share() for _ in range(num * num * 3)]).reshape(num, num, 3)
+    at = np.arange(size) * num / size
+    low, share = np.floor(at).astype(int), at % 1
+    weights = np.zeros((size, num))
+    weights[np.arange(size), low] += 1 - share
+    weights[np.arange(size), (low + 1) % num] += share
+    return np.rint(255 * np.einsum("yi,xj,ijc->yxc", weights, weights, colours, optimize=True)).astype(np.uint8)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from videos import write_video
 
 from nextembed.core.types import Loading
 from nextembed.data.clips import ClipReader, reader_of
@@ -12,7 +13,7 @@ from nextembed.data.images import ImagePart
 from nextembed.data.rows import Row
 from nextembed.data.transforms import ImageReader, RandomResizedCrop, Unreadable
 from nextembed.data.video import even_indices
-from nextembed.errors import ConfigError, DataError
+from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.toys.moving_stamps import DIRECTIONS, MovingStamps
 from nextembed.training.banner import model_line
@@ -51,16 +52,8 @@ def test_a_crop_is_the_same_in_all_frames() -> None:
 
 
 def test_videos_of_a_table_are_read(tmp_path: Path) -> None:
-    av = pytest.importorskip("av")
-    for name, colours in (("one", (20, 230)), ("two", (230, 20))):
-        (tmp_path / name).mkdir()
-        with av.open(str(tmp_path / name / "clip.mp4"), "w") as file:
-            stream = file.add_stream("mpeg4", rate=8)
-            stream.width = stream.height = 32
-            for colour in np.linspace(*colours, 9):
-                pixels = np.full((32, 32, 3), round(colour), np.uint8)
-                file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            file.mux(stream.encode())
+    write_video(tmp_path / "one" / "clip.mp4", 20, 230)
+    write_video(tmp_path / "two" / "clip.mp4", 230, 20)
     names = ["one", "two"]
 
     class Videos(ImagePart):
@@ -77,7 +70,7 @@ def test_videos_of_a_table_are_read(tmp_path: Path) -> None:
 
 
 def test_a_stamp_moves_straight_on_and_one_frame_does_not_tell_where_to() -> None:
-    part = MovingStamps(clip_frames=4, canvas_size=24, speed=(2.0, 2.0), num_clips=200)
+    part = MovingStamps(canvas="plain", clip_frames=4, canvas_size=24, speed=(2.0, 2.0), num_clips=200)
     rows = part.rows("train")
     assert part.class_names() == list(DIRECTIONS) and rows.labels() == [rows[i]["label"] for i in range(200)]
     assert set(rows.labels()) == set(range(8))
@@ -95,6 +88,19 @@ def test_a_stamp_moves_straight_on_and_one_frame_does_not_tell_where_to() -> Non
     assert len(groups.class_names()) == 9 and set(groups.rows("test").labels()) <= set(range(9))
 
 
+def test_canvases_are_textures_that_rest_or_move_on_their_own() -> None:
+    rows = MovingStamps(clip_frames=3, canvas_size=32, stamp_scale=(0.1, 0.1)).rows("train")
+    clips = [rows[index]["image"] for index in range(40)]
+    assert all(np.array_equal(clip, rows[index]["image"]) for index, clip in enumerate(clips))
+    corners = [len(np.unique(clip[0, :8, :8].reshape(-1, 3), axis=0)) for clip in clips]
+    assert sum(number > 1 for number in corners) == 40
+    same = [(clip[0] == clip[1]).all(-1).mean() for clip in clips]  # the emoji is 3 pixels a side
+    assert 8 < sum(share > 0.9 for share in same) < 32
+    moved = next(clip for clip, share in zip(clips, same) if share < 0.5)
+    ways = [np.roll(moved[0], (y, x), (0, 1)) == moved[1] for y in range(-3, 4) for x in range(-3, 4)]
+    assert max(way.all(-1).mean() for way in ways) > 0.9
+
+
 def test_splits_have_emoji_of_their_own_and_batches_are_those_of_clips() -> None:
     part = MovingStamps(clip_frames=4, canvas_size=16, num_clips=20, num_validation=5)
     train = part.train_loader(Loading(3), **SIZES)
@@ -107,11 +113,11 @@ def test_splits_have_emoji_of_their_own_and_batches_are_those_of_clips() -> None
 
 
 def test_a_model_of_images_and_clips_and_one_of_clips_and_images_do_not_go_together() -> None:
-    with pytest.raises(DataError, match="a clip, not an image"):
+    with pytest.raises(ConfigError, match="a clip, not an image"):
         MovingStamps(num_clips=20).train_loader(Loading(3), image_size=16, num_channels=3, num_latents=17)
     from nextembed.data.sources import ImageData
 
-    with pytest.raises(DataError, match="an image, not a clip"):
+    with pytest.raises(ConfigError, match="an image, not a clip"):
         next(iter(ImageData(source="emoji", num_workers=0, cache="off").train_loader(Loading(3), **SIZES)))
     with pytest.raises(ConfigError, match="rand_augment and erase_rate are for images"):
         MovingStamps(num_clips=20, erase_rate=0.5).train_loader(Loading(3), **SIZES)

@@ -9,7 +9,7 @@ from nextembed.core.types import Batch
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.objectives.blocks import BlockSettings
-from nextembed.objectives.jepa import IjepaSettings, VjepaSettings
+from nextembed.objectives.jepa import IjepaSettings, VjepaSettings, changing, explained
 from nextembed.objectives.pixels import AimSettings
 
 FRAMES, SIDE = 4, 4  # frames, and patches a side: two times of 16 patches
@@ -116,6 +116,40 @@ def test_the_two_masks_have_vectors_of_their_own() -> None:
     objective(backbone, batch(clips())).loss_sum.backward()
     assert (objective.predictor.unknown.grad != 0).any(1).all()
     assert all(p.grad is None for p in objective.teacher.parameters())
+
+
+def test_what_stays_the_same_in_a_clip_explains_none_of_its_changes() -> None:
+    still, place = torch.randn(40, 1, 8, generator=seeded(0)), torch.randn(1, 4, 8, generator=seeded(1))
+    change = torch.randn(40, 4, 8, generator=seeded(2))
+    target = (3 * still + place + change).flatten(0, 1)
+    clip, index = torch.arange(40).repeat_interleave(4), torch.arange(4).repeat(40)
+
+    def measured(pred: torch.Tensor) -> float:
+        pred = pred.expand(40, 4, 8).flatten(0, 1)
+        return float(explained(changing(pred, clip), changing(target, clip), index))
+
+    known = 3 * still + place + torch.zeros(40, 4, 8)
+    assert explained(known.flatten(0, 1), target, index) > 0.8
+    assert measured(known) == pytest.approx(0, abs=0.05) == measured(place.clone())
+    assert measured(known + change) == pytest.approx(1)
+    assert measured(place + change) == pytest.approx(1)  # all that changes, and nothing else
+    assert measured(known + change / 2) == pytest.approx(0.75, abs=0.05)
+
+
+def test_the_verdict_goes_by_what_changes() -> None:
+    line = {"explained": 0.9, "changes_explained": 0.01, "target_spread": 0.8, "target_rank": 20.0}
+    verdict = VjepaSettings().verdict([line])
+    assert verdict.word == "undecided" and verdict.sentence.startswith("Little more than what stays the same in a clip")
+    assert VjepaSettings().verdict([{**line, "changes_explained": 0.4}]).word == "learning"
+
+
+def test_changes_are_measured_of_both_masks() -> None:
+    backbone = NepaModel(**SIZES).build()
+    objective = SETTINGS.build(backbone)
+    objective.diagnose = True
+    metrics = objective(backbone, batch(clips(8))).metrics
+    assert set(metrics) == {"explained", "changes_explained", "target_spread", "target_rank", "prediction_spread"}
+    assert metrics["changes_explained"] < 0.5  # nothing was learned
 
 
 def test_what_does_not_fit_is_one_line() -> None:
