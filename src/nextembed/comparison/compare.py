@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core.code import allowed_files
-from ..core.config import apply_overrides, to_yaml, validated, with_values
+from ..core.config import apply_overrides, from_yaml, to_yaml, validated, with_values
 from ..core.files import acquire, write_json
 from ..core.run_folder import run_folder
 from ..core.saved import load
@@ -166,7 +166,7 @@ class Plan:
         if file.is_file():
             before = load(Asked, file)
             changed = [name for name, value in asked.settings.items() if before.settings.get(name) != value]
-            if before.config != asked.config:
+            if to_yaml(from_yaml(RunConfig, before.config, str(file))) != asked.config:  # whatever its comments were
                 changed.append("its data, model or training")
             if changed:
                 raise ConfigError(
