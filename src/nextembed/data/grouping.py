@@ -1,6 +1,7 @@
 """The rules for splits and classes: what names of files and folders say, for tables and for images."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,6 +10,7 @@ from .listing import File
 from .naming import split_of, splits_named
 
 Folders = Literal["splits", "classes"] | None
+ClassFolder = Literal["top", "last", "none"] | None
 Groups = dict[str, list[File]]
 WRAPPERS = frozenset(
     [
@@ -63,12 +65,12 @@ def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[Fil
 
 
 def by_folders(
-    files: list[File], folders: Folders, class_folder: Literal["top", "last", "none"]
+    files: list[File], folders: Folders, class_folder: ClassFolder
 ) -> tuple[Groups, dict[str, str], list[File]]:
     """Images or videos by the split that a folder above them stands for; the class by path; and files left out.
 
     A class is the top folder below the split, or above it. Raises ConfigError if some folders are splits and others
-    are none.
+    are none, or if there are several above the splits as well as below.
     """
     groups: Groups = {}
     rest, below = [], {}
@@ -90,11 +92,37 @@ def by_folders(
         others = _names(file.folders[0] if file.folders else file.name for file in rest)
         raise ConfigError(f"data.source: {_names(splits)} may be splits or classes: beside them are {others}; {ASK}")
     left_out = [file._replace(reason="it lies in no split's folder") for file in rest]
-    used = {file.path: below[file.path] for found in groups.values() for file in found}
-    return groups, _classes(used, class_folder), left_out
+    used = [file for found in groups.values() for file in found]
+    if folders != "classes" and class_folder is None and _are_below(used):
+        below = {file.path: _around_split(file)[1] for file in used}
+    return groups, _classes({file.path: below[file.path] for file in used}, class_folder), left_out
 
 
-def _classes(below: dict[str, tuple[str, ...]], class_folder: Literal["top", "last", "none"]) -> dict[str, str]:
+def _around_split(file: File) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The folders above the first that names a split, and those below it that name none; all are below where no folder
+    names one."""
+    at = next((at for at, part in enumerate(file.folders) if splits_named(part)), -1)
+    return file.folders[: max(at, 0)], tuple(part for part in file.folders[at + 1 :] if not splits_named(part))
+
+
+def _are_below(files: list[File]) -> bool:
+    """Whether the classes are folders below those of splits. Raises ConfigError if they may be above as well:
+    `v1/train/cat` says the version, `cat/train/monday` the class first."""
+    sides: tuple[set[str], set[str]] = set(), set()
+    for file in files:
+        above, below = _around_split(file)
+        sides[0].update(above[-1:])
+        sides[1].update(below[:1])
+    are_above, are_below = (len({side.lower() for side in found} - WRAPPERS) > 1 for found in sides)
+    if are_above and are_below:
+        raise ConfigError(
+            f"data.source: the classes may be {_names(sorted(sides[0]))} above the splits, or "
+            f"{_names(sorted(sides[1]))} below; data.class_folder=top takes those above, last the lowest, none neither"
+        )
+    return are_below
+
+
+def _classes(below: dict[str, tuple[str, ...]], class_folder: ClassFolder) -> dict[str, str]:
     """The class of each file that has one, by the folders above it that are no splits; empty if there is only one."""
     while (tops := {parts[:1] for parts in below.values()}) and len(tops) == 1:
         (top,) = tops
@@ -102,7 +130,7 @@ def _classes(below: dict[str, tuple[str, ...]], class_folder: Literal["top", "la
             break
         below = {path: parts[1:] for path, parts in below.items()}
     at = -1 if class_folder == "last" else 0
-    found = {path: parts[at] for path, parts in below.items() if parts}
+    found = {path: unicodedata.normalize("NFC", parts[at]) for path, parts in below.items() if parts}
     return found if class_folder != "none" and len(set(found.values())) > 1 else {}
 
 

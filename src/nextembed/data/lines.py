@@ -3,6 +3,7 @@
 import codecs
 import csv
 import itertools
+import re
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
@@ -99,14 +100,12 @@ def read_json_list(file: str | Path) -> list[object]:
 def read_fields(file: str | Path) -> Iterator[tuple[int, list[str]]]:
     """(number of its first line, fields) of each row of a CSV or TSV file, the header too; blank lines are none.
 
-    Fields are parted by tabs in .tsv and .tab; else by commas or, where the first line has no comma, by the semicolons
-    or tabs it has. Raises DataError, with the line, for quotes that do not end or stand in the middle.
+    Fields are parted by tabs in .tsv and .tab; else by the comma, semicolon, tab or bar of which the first line has
+    most outside of quotes. Raises DataError, with the line, for quotes that do not end or stand in the middle.
     """
     with opened(file, "") as found:
         first = found.readline()
-        delimiter = "\t" if Path(file).suffix.lower() in TABS else ","
-        if delimiter == "," and "," not in first:
-            delimiter = next((mark for mark in ";\t" if mark in first), ",")
+        delimiter = "\t" if Path(file).suffix.lower() in TABS else delimiter_of(file, first)
         rows, begin = csv.reader(itertools.chain([first], found), delimiter=delimiter, strict=True), 1
         while True:
             try:
@@ -118,6 +117,18 @@ def read_fields(file: str | Path) -> Iterator[tuple[int, list[str]]]:
             if row:
                 yield begin, row
             begin = rows.line_num + 1
+
+
+def delimiter_of(file: str | Path, first: str) -> str:
+    """What parts the fields of a first line. Raises ConfigError for one that may be read in two ways."""
+    bare = re.sub(r'"[^"]*"', "", first)
+    counts = {mark: bare.count(mark) for mark in ",;\t|"}
+    most = [mark for mark in counts if counts[mark] == max(counts.values())]
+    if len(most) > 1 and counts[","]:
+        raise ConfigError(
+            f"{file}: its first line may be parted by '{most[0]}' or by {most[1]!r}; put quotes around names with one"
+        )
+    return most[0]
 
 
 def read_header(file: str | Path) -> list[str]:

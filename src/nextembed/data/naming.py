@@ -9,22 +9,24 @@ from ..errors import ConfigError, MissingSplit, unknown
 EXTRA = r"(s|set|sets|data|dataset|images?|imgs?|labels?|masks?|files?|split|samples)?"
 WORDS = {
     "train": re.compile(rf"(train|training|trn){EXTRA}"),
-    "validation": re.compile(rf"(val|valid|validation|validate|dev|devel|minival){EXTRA}"),
+    "validation": re.compile(rf"(val|valid|validation|validate|dev|devel|development|minival){EXTRA}"),
     "test": re.compile(rf"(test|testing|tst|eval|evaluation|holdout|heldout){EXTRA}"),
 }
 WHOLE = {"imagestr": "train", "labelstr": "train", "imagests": "test", "labelsts": "test"}  # as nnU-Net writes them
 TOKEN = re.compile(r"[^\W\d_]+")
+OUT = re.compile(r"(?<=held|hold)[-_. ]out", re.IGNORECASE)
 CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
 def splits_named(name: str) -> set[str]:
-    """The splits whose words stand in a name, without its endings; several for `train_test_pairs`."""
-    stem = name.split(".")[0] if name.split(".")[0] else name
-    if stem.lower() in WHOLE:
-        return {WHOLE[stem.lower()]}
-    if TOKEN.findall(stem.lower())[:1] == ["trainval"]:
+    """The splits whose words stand anywhere in a name (`wiki.test.raw.txt`); several for `train_test_pairs`."""
+    stem = name.split(".")[0].lower()
+    if stem in WHOLE:
+        return {WHOLE[stem]}
+    if TOKEN.findall(stem)[:1] == ["trainval"]:
         return {"train"}
-    tokens = [token.lower() for part in TOKEN.findall(stem) for token in (part, *CAMEL.split(part))]
+    parts = TOKEN.findall(OUT.sub("out", name))
+    tokens = [token.lower() for part in parts for token in (part, *CAMEL.split(part))]
     found = {split for split, word in WORDS.items() if any(word.fullmatch(token) for token in tokens)}
     return found - {"validation"} if "test" in found and "train" not in found else found  # COCO's test-dev
 

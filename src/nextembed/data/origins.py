@@ -13,7 +13,7 @@ from pyarrow import parquet
 from ..core.places import NO_SOURCE, check_here
 from ..errors import ConfigError
 from .archives import zip_members
-from .grouping import Folders, by_folders, by_names
+from .grouping import ClassFolder, Folders, by_folders, by_names
 from .listing import KINDS, File, listed, member_file
 from .naming import WORDS, in_files
 
@@ -26,6 +26,7 @@ BUILDERS = {"parquet": "parquet", "tar": "webdataset", "zip": "zip", "jsonl": "t
             "csv": "csv"}  # fmt: skip
 OF_IMAGES = ("image", "video", "parquet", "tar", "zip")
 OF_ROWS = ("parquet", "tar", "zip", "jsonl", "csv")
+JSON_HINT = " (a .json file is data if it holds a list; JSON lines are called .jsonl)"
 FORMATS = {"image": "images", "video": "videos"}  # as `data.format` says it
 NAMES = {"image": "image", "video": "video", "tar": ".tar archive", "zip": ".zip archive"}
 
@@ -35,7 +36,7 @@ class Rules(NamedTuple):
 
     format: Format | None = None
     folders: Folders = None
-    class_folder: Literal["top", "last", "none"] = "top"
+    class_folder: ClassFolder = None
     hidden: bool = False
 
 
@@ -210,9 +211,9 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
         order = ("image", "json", "txt") if held["metadata"] else ("json", "txt", "image")
         there = [kind for kind in order if held[kind] and (kind == "image" or kinds is OF_ROWS)]
     if not there:
-        raise ConfigError(
-            f"data.source: {folder} has no {'rows' if kinds is OF_ROWS else 'images or videos'}: {_counted(files)}"
-        )
+        hint = JSON_HINT if kinds is OF_ROWS and any(file.name.lower().endswith(".json") for file in files) else ""
+        what = "rows" if kinds is OF_ROWS else "images or videos"
+        raise ConfigError(f"data.source: {folder} has no {what}: {_counted(files)}{hint}")
     return there[0]
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from ..core.files import first_line, from_json
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .found import Found
-from .grouping import Folders, splits_of_path
+from .grouping import ClassFolder, Folders, splits_of_path
 from .lines import read_delimited, read_json_list, read_lines
 from .listing import shown
 from .loading import Table, choose, class_names, is_empty, load, take
@@ -41,8 +41,8 @@ class TableSettings(Config):
     format: which of the files in a folder are the data, where it holds several kinds: images, videos, parquet, tar,
     zip, jsonl, json, csv or txt. folders: how names like "train" are understood where that is not clear: "splits"
     leaves out what fits none, "classes" takes no name for a split. class_folder: which of the folders below a
-    split is the class of an image, where they are nested: the top or the last one, or none. hidden: uses names with a
-    leading dot.
+    split is the class of an image, where they are nested: the top (null, too, unless folders lie above splits as
+    well) or the last one, or none. hidden: uses names with a leading dot.
     """
 
     source: str
@@ -56,7 +56,7 @@ class TableSettings(Config):
     shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
     format: Format | None = None
     folders: Folders = None
-    class_folder: Literal["top", "last", "none"] = "top"
+    class_folder: ClassFolder = None
     hidden: bool = False
 
     def rules(self) -> Rules:

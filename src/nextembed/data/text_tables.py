@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
-from ..errors import ConfigError, DataError, NextEmbedError
+from ..errors import ConfigError, DataError, MissingSplit, NextEmbedError
 from .lines import read_delimited, read_header, read_units, stamp
 from .loading import Stamped, Table, cannot_read, streamed_text, take, text_table
 from .naming import parse_split
@@ -27,6 +28,8 @@ def load_text(origin: Origin, expression: str, streaming: bool, unit: str) -> Ta
     except OSError as err:
         raise cannot_read(err.filename, err, origin.builder) from None
     rows = partial(rows_of, unit)
+    if next(rows(stamped), None) is None:
+        raise MissingSplit(f"data: split '{expression}' of {origin.folder} is empty: {_some(files)} has no rows")
     if streaming:
         return streamed_text(rows, columns, stamped)
     try:
@@ -35,6 +38,10 @@ def load_text(origin: Origin, expression: str, streaming: bool, unit: str) -> Ta
         cause = err.__cause__ or err
         raise (cause if isinstance(cause, NextEmbedError) else cannot_read(origin.folder, err, origin.builder)) from err
     return take(data, part)
+
+
+def _some(files: list[str]) -> str:
+    return Path(files[0]).name + (f" (and {len(files) - 1:,} more)" if len(files) > 1 else "")
 
 
 def rows_of(unit: str, files: list[Stamped]) -> Iterator[Mapping[str, str | None]]:

@@ -129,6 +129,36 @@ def test_semicolons_and_long_cells(tmp_path):
     assert [row["text"] for _, row in read_delimited(file)] == ["1,5", long]
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [("text|label", "a,b;c|1"), ("text;note, if any;label", "a,b;c;1"), ('"text";"a, b";c', "a,b;c;1")],
+)
+def test_the_first_line_says_what_parts_fields(tmp_path, header, row):
+    file = written(tmp_path / "a.csv", f"{header}\n{row}\n")
+    mark = "|" if "|" in header else ";"
+    assert [list(found.values()) for _, found in read_delimited(file)] == [row.split(mark)]
+
+
+def test_a_first_line_of_two_readings_asks(tmp_path):
+    file = written(tmp_path / "a.csv", "title, long;text\nhello;foo, bar\n")
+    with pytest.raises(ConfigError, match=r"may be parted by ',' or by ';'"):
+        list(read_delimited(file))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "text,label\n"), ("a.jsonl", ""), ("a.txt", "\n\n")])
+def test_files_without_rows_are_named(tmp_path, name, content, streaming):
+    written(tmp_path / name, content)
+    with pytest.raises(ConfigError, match=f"is empty: {name} has no rows"):
+        texts(tmp_path, streaming=streaming)
+
+
+def test_json_lines_named_json_are_told(tmp_path):
+    written(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(ConfigError, match=r"JSON lines are called \.jsonl"):
+        texts(tmp_path)
+
+
 def test_headers(tmp_path):
     file = written(tmp_path / "a.csv", ",text\n0,a\n")
     assert list(read_delimited(file)) == [(2, {"column 1": "0", "text": "a"})]

@@ -17,10 +17,12 @@ from nextembed.errors import ConfigError, DataError, MissingSplit
 
 NAMES = {
     "train": "train training Train TRAIN train2017 train_images trainset train1 mnist_train.parquet trainImages trainA "
-    "train-00000-of-00004.parquet captions_train2014.json train.tar.gz images_train imagesTr my-train-v2.csv trainval",
+    "train-00000-of-00004.parquet captions_train2014.json train.tar.gz images_train imagesTr my-train-v2.csv trainval "
+    "wiki.train.raw.txt v1.0-train.parquet trn",
     "validation": "val valid validation dev val2017 VAL valset mnist-val.parquet dev-clean instances_val2017.json "
-    "minival",
-    "test": "test testing Test test2015 test_images mnist_test.parquet testset eval holdout t_test test-dev imagesTs",
+    "minival wiki.valid.raw.txt part.1.val.parquet development",
+    "test": "test testing Test test2015 test_images mnist_test.parquet testset eval holdout t_test test-dev imagesTs "
+    "foo.test.parquet v1.0_test-00000-of-00001.parquet held-out hold_out.jsonl",
 }
 
 
@@ -29,7 +31,9 @@ def test_names_in_any_usual_form(split):
     assert {split_of(name) for name in NAMES[split].split()} == {split}
 
 
-NO_SPLITS = "cat contest latest testament device developer invalid 0000.parquet attest valley trainers"
+NO_SPLITS = (
+    "cat contest latest testament device developer invalid 0000.parquet attest valley trainers v1.0.parquet out old-out"
+)
 
 
 @pytest.mark.parametrize("name", NO_SPLITS.split())
@@ -165,6 +169,24 @@ def test_other_classes_if_told(tmp_path, make_images):
     source = make(tmp_path / "d", make_images, "a/x a/y b/x")
     assert labels(source, class_folder="last")[1] == ["x", "y"]
     assert labels(source, class_folder="none")[1] == []
+
+
+def test_classes_above_and_below_splits_ask(tmp_path, make_images):
+    source = make(tmp_path / "d", make_images, "v1/train/cat v1/train/dog v2/train/cat v2/val/cat")
+    with pytest.raises(ConfigError, match=r"'v1', 'v2' above the splits, or 'cat', 'dog' below"):
+        labels(source)
+    assert labels(source, class_folder="last")[:2] == (6, ["cat", "dog"])
+    assert labels(source, class_folder="top")[:2] == (6, ["v1", "v2"])
+
+
+@pytest.mark.parametrize("folders", ["cat/train dog/train cat/test", "data/train/cat data/train/dog old/test/cat"])
+def test_classes_on_one_side_of_splits_need_no_asking(tmp_path, make_images, folders):
+    assert labels(make(tmp_path / "d", make_images, folders))[:2] == (4, ["cat", "dog"])
+
+
+def test_a_class_in_two_unicode_forms_is_one(tmp_path, make_images):
+    source = make(tmp_path / "d", make_images, "train/caf\u00e9 train/cafe\u0301 train/dog")
+    assert labels(source) == (6, ["caf\u00e9", "dog"], {0, 1})
 
 
 def test_an_image_in_no_class_folder_has_no_label(tmp_path, make_images):
