@@ -18,6 +18,7 @@ from .data.draws import DrawnEncode, drawing
 from .data.stream import advance
 from .errors import ConfigError
 from .models.parts import ModelPart, model_folder
+from .objectives.saved import other_features
 from .runs import Run, RunConfig, open_run, read_run_config
 from .tasks import model_part, task_of
 from .training.adapt import adapt, trained_parameters
@@ -171,7 +172,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     else:
         part.prepare(backbone, config.data)
 
-    announce(model_line(backbone, part.kind))
+    announce(model_words(backbone, part))
 
     # data and training
     data, skipped, state = cast(Any, config.data), run_dir / "skipped.jsonl", start_state(checkpoint)
@@ -222,6 +223,12 @@ def loader_arguments(part: ModelPart, backbone: PreTrainedModel, objective: Obje
     if "encode" in found:
         return found if draw is None else {**found, "encode": DrawnEncode(found["encode"], draw)}
     return {**found, "draw": draw, "views": objective.settings.views}
+
+
+def model_words(backbone: PreTrainedModel, part: ModelPart) -> str:
+    """The model; and where features of what is fine-tuned are not its own, that they are left behind."""
+    left = other_features(part.pretrained) if part.pretrained and part.task != "pretraining" else ""
+    return model_line(backbone, part.kind) + (f"\n         {left}" if left else "")
 
 
 def trained_words(trained: tuple[int, int], objective: Objective) -> str:

@@ -15,7 +15,7 @@ import torch
 from ..core.config import from_yaml
 from ..core.files import write_json
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import read_history
+from ..core.run_folder import TEACHER, read_history
 from ..core.saved import Count, Number, load
 from ..errors import ConfigError, DataError, NextEmbedError, TrainingError
 from ..evaluation.probes.samples import load_data
@@ -115,7 +115,7 @@ def run(job: Job, alone: bool) -> list[RunScores]:
             table.save(file)
             found.report()
         read_probes(table, None, scores)
-    finetune_all(job, config, str(found.saved().first_of("ema", "raw")), scores)
+    finetune_all(job, config, str(found.saved().first_of(TEACHER, "ema", "raw")), scores)
     for name in ("run", STAGE):  # of a finished run; its models stay
         shutil.rmtree(job.place / name / "checkpoints", ignore_errors=True)
     return [scores]
@@ -177,7 +177,7 @@ def existing(job: Job, alone: bool) -> list[RunScores]:
         table.save(own)
     if table is not None:
         read_probes(table, None, scores)
-    finetune_all(job, config, str(found.saved().first_of("ema", "raw")), scores)
+    finetune_all(job, config, str(found.saved().first_of(TEACHER, "ema", "raw")), scores)
     return [scores]
 
 

@@ -230,6 +230,11 @@ class Objective(nn.Module):
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Called after every optimizer step, e.g. to move the EMA teacher."""
 
+    def teacher_network(self) -> PreTrainedModel | None:
+        """The network that `read` reads, where that is another one of the backbone's class. Its weights are kept beside
+        RUN/model, in RUN/teacher, for fine-tuning to start from."""
+        return None
+
     def folders(self, state: dict[str, Tensor]) -> Mapping[str, Folder]:
         """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
         into the new, empty folder.

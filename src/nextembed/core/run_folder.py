@@ -17,6 +17,8 @@ from .saved import Count, Number, checked, load, read_json
 from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
 
+TEACHER = "teacher"  # weights, and the folder in a run, of the network that features are read from
+
 NUM_REASONS = 3  # that are named
 
 
@@ -25,7 +27,8 @@ class Saved:
     """What lies at a path.
 
     path: as it was given. run: the run folder that it is, or lies in; None for a model alone. folders: of models, by
-    the name of their weights: "raw", "ema", "best" (of a run: best on validation), in this order; a lone hub id stands
+    the name of their weights: "raw", "ema", "teacher" (where features are read from another network of the same
+    class), "best" (of a run: best on validation), in this order; a lone hub id stands
     for its folder.
     """
 
@@ -74,7 +77,7 @@ def find_saved(path: str | os.PathLike[str]) -> Saved:
 
 
 def weights_folders(path: str | Path) -> dict[str, Path]:
-    """Model folders by the name of their weights ("raw", "ema").
+    """Model folders by the name of their weights ("raw", "ema", "teacher").
 
     path: a run folder (its finished model, else its newest checkpoint), a checkpoint, or any saved model.
     Raises ConfigError if there is no model in it, or one whose config.json names sizes that cannot be.
@@ -86,7 +89,7 @@ def weights_folders(path: str | Path) -> dict[str, Path]:
     if (path / "config.json").is_file():
         found = {"ema": path} if path.name == "ema" else {"raw": path, "ema": path / "ema"}
     elif (path / "model" / "config.json").is_file():
-        found = {"raw": path / "model", "ema": path / "ema"}
+        found = {"raw": path / "model", "ema": path / "ema", TEACHER: path / TEACHER}
     elif checkpoints:
         found = {"raw": checkpoints[-1].parent, "ema": checkpoints[-1].parent / "ema"}
     else:

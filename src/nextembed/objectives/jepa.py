@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.optim import OptimConfig
@@ -174,6 +175,9 @@ class Jepa(Objective):
     ) -> Hidden:
         teacher = cast(Backbone, self.teacher.network)
         return teacher.encode(teacher.embed(batch), attention or "full", output_layers)
+
+    def teacher_network(self) -> PreTrainedModel:
+        return cast(PreTrainedModel, self.teacher.network)
 
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
         """Moves the teacher towards the backbone."""

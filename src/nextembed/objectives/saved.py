@@ -12,6 +12,7 @@ from ..core.code import check_code
 from ..core.files import first_line
 from ..core.objective import FOLDER, OBJECTIVES, Objective
 from ..core.pretrained import hub_file
+from ..core.run_folder import TEACHER
 from ..core.saved import load
 from ..core.sizes import building
 from ..core.types import Backbone
@@ -59,6 +60,22 @@ def objective_beside(model: Path | str) -> Path | None:
         return objective_on_hub(model)
     places = [model / FOLDER, *([model.parent / FOLDER] if model.name in MODELS else [])]
     return next((place for place in places if (place / "config.json").is_file()), None)
+
+
+def other_features(model: str) -> str:
+    """What to say where a model is to be fine-tuned whose features are not its own; else nothing.
+
+    model: its folder, or the run that it lies in; a hub id is not asked.
+    """
+    path = Path(model).expanduser()
+    if not path.exists():
+        return ""
+    beside = objective_beside(path / MODELS[0] if (path / MODELS[0]).is_dir() else path)
+    if beside is None or not (file := ObjectiveFile.load(beside)).reads_itself:
+        return ""
+    teacher = beside.parent / TEACHER
+    better = f"; model.pretrained={teacher} starts from what they are read from" if teacher.is_dir() else ""
+    return f"features of {model} are read by its objective {file.name}, and this starts from the model alone{better}"
 
 
 def objective_on_hub(repo_id: str) -> Path | None:

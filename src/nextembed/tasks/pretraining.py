@@ -12,6 +12,7 @@ from ..core.config import Part
 from ..core.objective import Objective, ReadFeatures
 from ..core.pretrained import ModelT
 from ..core.probe_table import ProbeTable, sentence
+from ..core.run_folder import TEACHER
 from ..core.types import IGNORE_LABEL, Encodes
 from ..errors import ConfigError, DataError, NextEmbedError
 from ..evaluation.probes.records import segment_data
@@ -96,7 +97,8 @@ class Pretraining(Task):
         return sentence(table) if table is not None else ["No probe was run."]
 
     def usage(self, run: OpenRun, folder: str) -> str:
-        plain = f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/model")'
+        name = TEACHER if TEACHER in run.saved().folders else "model"
+        plain = f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/{name}")'
         return run.config.objective.usage(folder) or plain
 
 

@@ -31,8 +31,8 @@ class MovingStamps(ImagePart):
 
     label: the class of a clip is the direction of the emoji, or its group. canvas: "textured", or "plain": one colour.
     clip_frames, canvas_size: frames of a clip, and pixels a side. stamp_scale: the emoji's side, as a share of the
-    canvas. speed: pixels a frame, [slowest, fastest], drawn for each clip. num_clips, num_validation, num_test: clips of each split.
-    clip_seed: of all clips; a clip depends on it, its split and its number alone.
+    canvas. speed: pixels a frame, [slowest, fastest], drawn for each clip. num_clips, num_validation, num_test: clips
+    of each split. clip_seed: of all clips; a clip depends on it, its split and its number alone.
     The settings of `ImagePart` are those of images; flips would change directions, so flip_rate and crops are off.
     """
 

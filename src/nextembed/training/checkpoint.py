@@ -32,6 +32,7 @@ from ..core import distributed, files
 from ..core.files import new_folder, saving, write_json
 from ..core.objective import FOLDER, PretrainingModel
 from ..core.quiet import no_progress_bar
+from ..core.run_folder import TEACHER
 from ..data.stream import valid_state
 from ..errors import ConfigError, TrainingError
 from .adapt import LORA, has_lora, merged, write_adapter
@@ -243,7 +244,7 @@ def own_state(model: PretrainingModel) -> dict[str, Tensor]:
 
 
 def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, image_processor: Saves | None) -> None:
-    """RUN/model, RUN/ema and what the objective keeps beside them. Every rank must call it."""
+    """RUN/model, RUN/ema, RUN/teacher and what the objective keeps beside them. Every rank must call it."""
     backbone = model.backbone
     weights: dict[str, Mapping[str, Tensor] | None] = {"model": None} | (
         {"ema": ema.weights} if ema and ema.weights else {}
@@ -251,6 +252,9 @@ def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, 
     for name, averaged in weights.items():
         with folder_of_all(run_dir / name, "saving the model") as scratch:
             write_model(scratch, backbone, averaged, image_processor)
+    if (teacher := model.objective.teacher_network()) is not None:
+        with folder_of_all(run_dir / TEACHER, "saving the teacher") as scratch:
+            write_model(scratch, teacher, None, image_processor)
     for name, parts in model.objective.folders(own_state(model)).items():
         with folder_of_all(run_dir / name, f"saving {name}") as scratch:
             if distributed.is_main():

@@ -1,17 +1,21 @@
 """I-JEPA: its blocks, its loss worked by hand, and what its predictions may not see."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nextembed import fit, recipes
 from nextembed.core.types import Batch
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
+from nextembed.models.nepa.settings import NepaClassifier
 from nextembed.nn.ema import decay_at
 from nextembed.objectives.blocks import BlockSettings, places
 from nextembed.objectives.jepa import IjepaSettings, explained
+from nextembed.objectives.saved import objective_of, other_features
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -218,3 +222,26 @@ def test_what_does_not_fit_is_one_line() -> None:
             BlockSettings(**wrong)
     with pytest.raises(ConfigError, match="context_scale"):
         IjepaSettings(context_scale=(0.9, 1.2))
+
+
+def test_fine_tuning_starts_from_the_teacher_or_says_that_it_does_not(tmp_path: Path) -> None:
+    config = recipes.load("ijepa_demo_tiny").model_copy(update={"output_dir": str(tmp_path)})
+    config.probe.enabled = False
+    config.optim.learning_rate = 0.01
+    run = fit(config)
+    teacher = run.saved().folder("teacher")
+    model, follows = run.model("teacher"), run.model()
+    objective = objective_of(run.dir / "model", follows)
+    assert objective is not None and objective_of(teacher, model) is None and not other_features(str(teacher))
+    given: Any = {"pixel_values": torch.randn(2, 3, *follows.config.image_shape, generator=seeded(0))}
+    with torch.no_grad():
+        seen, own = objective.read(follows, given).last, follows.encode(follows.embed(given), "full").last
+        assert torch.equal(model.encode(model.embed(given), "full").last, seen) and not torch.allclose(own, seen)
+    for start in (run.dir, run.dir / "model"):
+        said = other_features(str(start))
+        assert said.startswith(f"features of {start} are read by its objective ijepa, and this starts from the model")
+        assert said.endswith(f"model.pretrained={teacher} starts from what they are read from")
+    classifier = NepaClassifier(pretrained=str(teacher)).build(["a", "b"])
+    weights = model.state_dict()
+    kept = {name: value for name, value in classifier.state_dict().items() if name in weights}
+    assert kept and all(torch.equal(value, weights[name]) for name, value in kept.items())
