@@ -35,7 +35,8 @@ class EmuProcessor(ProcessorMixin):
 
     A piece is text, an image (PIL, uint8 array [H, W] or [H, W, C], uint8 tensor [C, H, W]), {"image": path or URL or
     any of these}, {"video": frames} or {"text": ...}. What reads like a special token (`<image>`, `[USER]`) is text
-    like any other; in {"markup": "[USER]: hello"} it is the token. Images become upright RGB (transparent ones on
+    like any other (a plain "<image>" beside images is refused, since it may be meant as the place of one; {"text": ...}
+    holds it); in {"markup": "[USER]: hello"} it is the token. Images become upright RGB (transparent ones on
     white, 16-bit grey scaled to 8 bit), squashed to the encoder's size; each stands as `[IMG]`, N times `<image>`,
     `[/IMG]`. White space beside an image is stripped, and a begin token, where the tokenizer has one, comes first.
     Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
@@ -197,8 +198,16 @@ class EmuProcessor(ProcessorMixin):
 
 
 def as_document(pieces: Sequence[Piece]) -> Document:
-    """The pieces of a prompt as a document. Raises ValueError for what is none of them."""
-    return {"key": "", "segments": [as_segment(piece) for piece in pieces]}
+    """The pieces of a prompt as a document. Raises ValueError for what is none of them, and for a plain "<image>" beside
+    images: it may be meant as the place of one."""
+    segments = [as_segment(piece) for piece in pieces]
+    plain = any(isinstance(piece, str) and IMAGE in piece for piece in pieces)
+    if plain and any(segment["kind"] != "text" for segment in segments):
+        raise ValueError(
+            f"the prompt has images, and '{IMAGE}' as text: images stand where they are in the list; if it is meant as "
+            "text, write {'text': ...}"
+        )
+    return {"key": "", "segments": segments}
 
 
 def as_segment(piece: Piece) -> Segment:

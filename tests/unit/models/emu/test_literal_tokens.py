@@ -170,3 +170,11 @@ def test_words_without_tokens_are_as_before(processor):
     segments = render([("user", [text("what is it?")])], "[USER]", "[ASSISTANT]", reply=True)
     ids = processor.encode_document({"key": "", "segments": segments}, end=False).positions["input_ids"].tolist()
     assert ids == [1, *processor.tokenizer(whole.strip(), add_special_tokens=False)["input_ids"]]
+
+
+def test_a_plain_placeholder_beside_images_is_refused(processor):
+    for pieces in ([PICTURE, "a <image> tag"], ["<image>\nwhat is it?", PICTURE]):
+        with pytest.raises(ValueError, match="the prompt has images, and '<image>' as text: .* write {'text': ...}"):
+            processor(pieces)
+    ids = processor([PICTURE, {"text": "a <image> tag"}])["input_ids"][0]
+    assert specials(processor, ids) == ["<s>", "[IMG]", *["<image>"] * N, "[/IMG]"]
