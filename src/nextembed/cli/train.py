@@ -157,18 +157,19 @@ def summary(run: "Run") -> str:
     from ..core.run_folder import data_in_words
 
     folder = os.path.relpath(run.dir)
+    typed = shlex.quote(folder)
     found = run.verdict()
     lines = ["", *run.task.summary(run), f"Verdict: {found.word}. {found.sentence}", ""]
     left_out = run.skipped()
     if used := data_in_words(run.history(), left_out):
         lines.append(f"Data:      {used}" + (f" ({folder}/skipped.jsonl)" if left_out else ""))
     if (run.dir / "report.html").is_file():
-        lines.append(f"Report:    {folder}/report.html    (nextembed report {folder} --open)")
+        lines.append(f"Report:    {folder}/report.html    (nextembed report {typed} --open)")
     if use := run.task.usage(run, folder):
         lines.append(f"Use it:    {use}")
     length = run.config.train
     longer = f"max_steps={2 * length.max_steps}" if length.max_steps else f"epochs={2 * (length.epochs or 0):g}"
-    lines.append(f"Longer:    nextembed train --resume {folder} train.{longer}")
+    lines.append(f"Longer:    nextembed train --resume {typed} train.{longer}")
     return "\n".join(lines)
 
 

@@ -202,7 +202,8 @@ DECODERS = Registry("objective.decoder", Part)
 def apply_overrides(config: C, overrides: Iterable[str]) -> C:
     """A new config with `a.b.c=value` settings applied, checked once all are in.
 
-    Values are read as YAML: `null`, `true`, `[1, 2]`, `3e-4`, `{kind: x, field: 1}`, text. `objective.kind=x`
+    Values are read as YAML: `null`, `true`, `[1, 2]`, `3e-4`, `{kind: x, field: 1}`, text (as it stands there,
+    without comments). `objective.kind=x`
     switches to another kind with its default settings; `data.kind=my_file.py:MyData` runs the caller's own file. Raises
     ConfigError naming the field, the nearest spelling and the allowed fields.
     """
@@ -212,6 +213,8 @@ def apply_overrides(config: C, overrides: Iterable[str]) -> C:
         if not eq or not path:
             raise ConfigError(f"'{text}' is not an override; write field.name=value")
         value = read_yaml(raw, f"value of {path}") if raw else ""
+        if isinstance(value, str) and raw.strip()[:1] not in ("'", '"'):
+            value = raw.strip()  # a folder may be called "a #1"
         for key in value if isinstance(value, dict) else ():
             if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
                 raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")

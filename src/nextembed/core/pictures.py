@@ -42,8 +42,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey (modes I;16 and I) scaled, not clipped as by Pillow: 65535 becomes 255."""
+    """16-bit grey (modes I;16 and I) scaled, not clipped as by Pillow: 65535 becomes 255.
+
+    Raises ValueError for pixels whose range nothing tells, such as those of 32 bits in a TIFF.
+    """
     values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+    of_32_bits = image.format == "TIFF" and image.mode == "I"  # of PNG, Pillow once gave 16 bits so
+    if of_32_bits or values.dtype.kind == "f" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
         raise ValueError(f"pixels of mode {image.mode} have no known range")
     return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))

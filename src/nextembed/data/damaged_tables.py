@@ -25,12 +25,26 @@ def find_fault(files: Sequence[str], suspect: str | None = None) -> tuple[str, V
     return None
 
 
+def with_rows(files: Sequence[str]) -> list[str]:
+    """Parquet files without those that hold no row, as Spark writes for empty partitions; damaged ones stay."""
+    return [file for file in files if _num_rows(file) != 0]
+
+
+def _num_rows(file: str) -> int | None:
+    try:
+        return int(parquet.read_metadata(file).num_rows)
+    except (OSError, pa.ArrowException):
+        return None
+
+
 def _schema_fault(first: str, own: pa.Schema) -> str:
     try:
         wanted = parquet.read_schema(first)
     except (OSError, pa.ArrowException):
         return ""
     name = Path(first).name
+    if twice := next((one for one in own.names if own.names.count(one) > 1), None):
+        return f"it has two columns '{twice}'"
     if set(own.names) != set(wanted.names):
         return f"its columns are {', '.join(own.names)[:200]}; those of {name} are {', '.join(wanted.names)[:200]}"
     other = next((one for one in own.names if own.field(one).type != wanted.field(one).type), None)

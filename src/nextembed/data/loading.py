@@ -12,13 +12,14 @@ from typing import Any, TypeAlias
 
 import datasets
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from pyarrow import compute
 
 from ..core.files import first_line, from_json
 from ..core.hub import unreachable
 from ..core.text import MARK_BYTES
 from ..errors import ConfigError, DamagedFile, DataError, MissingSplit, unknown
 from .archives import check_tar, read_member, samples, tar_members
-from .damaged_tables import find_fault
+from .damaged_tables import find_fault, with_rows
 from .grouping import by_folders
 from .lines import stamp
 from .listing import IMAGES as IMAGE_ENDINGS
@@ -80,6 +81,14 @@ def is_empty(data: Table, column: str) -> bool:
     )
 
 
+def overlap(data: Table, one: str, other: str) -> bool:
+    """Whether some row has a value in both columns; not known of a stream of archives, whose samples differ."""
+    if not isinstance(data, datasets.Dataset):
+        return "__key__" not in (data.features or {})
+    there, also = (data.data.column(name).combine_chunks().is_valid() for name in (one, other))
+    return bool(compute.any(compute.and_(there, also)).as_py())
+
+
 def dtype_of(feature: Feature) -> str:
     """The type of plain values; "" for anything else."""
     return str(feature.dtype) if isinstance(feature, datasets.Value | datasets.ClassLabel) else ""
@@ -108,7 +117,10 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
             data = archive_stream(origin, name, kinds) if streaming else archive_table(origin, name, kinds)
             return take(data, part)
         options["split"] = name
-        options["data_files"] = {name: list(map(_plain, origin.files[name]))}
+        files = with_rows(origin.files[name]) if origin.builder == "parquet" else origin.files[name]
+        if not files:
+            raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: it has no rows")
+        options["data_files"] = {name: list(map(_plain, files))}
         if origin.builder == "parquet" and not streaming:  # one replaced under its old time is seen
             stamps = blake2b("".join(map(stamp, origin.files[name])).encode(), digest_size=16).hexdigest()
             options["cache_dir"] = str(Path(datasets.config.HF_DATASETS_CACHE) / "stamped" / stamps)
@@ -173,7 +185,19 @@ def kinds_in(origin: Origin, name: str) -> list[str]:
                     f"data.source: {file} has the folder '{min(others)}', which names a split; pack each split in an "
                     "archive of its own (train.tar, test.tar), or data.folders=classes takes no folder for a split"
                 )
+    if not kinds:
+        raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: its archives have no files with endings")
     return list(kinds) if all(feature_of(kind) for kind in kinds) else []
+
+
+def named_kinds(files: list[str], kinds: list[str]) -> frozenset[str]:
+    """Kinds that are numbers as a rule, but names in the first sample that has one: `.cls` files that say "cat"."""
+    found = set()
+    for kind in (kind for kind in kinds if kind.split(".")[-1] in TAR_NUMBERS):
+        refs = (sample[kind] for file in files for sample in samples_in(file).values() if kind in sample)
+        if (ref := next(refs, None)) is not None and _number(read_member(ref)) is None:
+            found.add(kind)
+    return frozenset(found)
 
 
 def samples_in(file: str) -> dict[str, dict[str, str]]:
@@ -198,9 +222,11 @@ def feature_of(kind: str) -> Feature:
     return datasets.Value("int64") if last in TAR_NUMBERS else None
 
 
-def archive_rows(files: list[str], kinds: list[str], labels: Mapping[str, int]) -> Iterator[dict[str, object]]:
+def archive_rows(
+    files: list[str], kinds: list[str], labels: Mapping[str, int], named: frozenset[str]
+) -> Iterator[dict[str, object]]:
     """The samples of archives: text as it is, the bytes of media by where they lie. labels: class ids by key; empty
-    where there are none."""
+    where there are none. named: see `named_kinds`."""
     for file in files:
         for key, sample in samples_in(file).items():
             row: dict[str, object] = {"__key__": key, "__url__": file}
@@ -210,6 +236,8 @@ def archive_rows(files: list[str], kinds: list[str], labels: Mapping[str, int]) 
                     row[kind] = None
                 elif last in TAR_TEXTS:
                     row[kind] = read_member(ref).decode("utf-8", MARK_BYTES)
+                elif kind in named:
+                    row[kind] = read_member(ref).decode("utf-8", MARK_BYTES).strip() or None
                 elif last in TAR_NUMBERS:
                     row[kind] = _number(read_member(ref))
                 else:
@@ -234,18 +262,20 @@ def archive_classes(origin: Origin, name: str, kinds: list[str]) -> dict[str, st
     return by_folders(files, "classes", origin.rules.class_folder)[1]
 
 
-def archive_features(kinds: list[str], names: list[str]) -> datasets.Features:
-    """names: of the classes that folders are; empty where there are none."""
-    named: Options = {"__key__": datasets.Value("string"), "__url__": datasets.Value("string")}
-    named |= {"label": datasets.ClassLabel(names=names)} if names else {}
-    return datasets.Features({**{kind: feature_of(kind) for kind in kinds}, **named})
+def archive_features(kinds: list[str], names: list[str], named: frozenset[str]) -> datasets.Features:
+    """names: of the classes that folders are; empty where there are none. named: see `named_kinds`."""
+    own: Options = {kind: datasets.Value("string") if kind in named else feature_of(kind) for kind in kinds}
+    own |= {"__key__": datasets.Value("string"), "__url__": datasets.Value("string")}
+    return datasets.Features(own | ({"label": datasets.ClassLabel(names=names)} if names else {}))
 
 
 def archive_table(origin: Origin, name: str, kinds: list[str]) -> datasets.Dataset:
     """The samples of the archives of a split. Where none has a class, the top folder in the archive is one."""
     classes = archive_classes(origin, name, kinds)
-    features = archive_features(kinds, names := sorted(set(classes.values())))
-    rows = list(archive_rows(origin.of_split(name), kinds, {key: names.index(one) for key, one in classes.items()}))
+    named = named_kinds(origin.of_split(name), kinds)
+    features = archive_features(kinds, names := sorted(set(classes.values())), named)
+    labels = {key: names.index(one) for key, one in classes.items()}
+    rows = list(archive_rows(origin.of_split(name), kinds, labels, named))
     return datasets.Dataset.from_dict({column: [row[column] for row in rows] for column in features}, features)
 
 
@@ -254,8 +284,10 @@ def archive_stream(origin: Origin, name: str, kinds: list[str]) -> datasets.Iter
     classes = archive_classes(origin, name, kinds)
     names = sorted(set(classes.values()))
     labels = {key: names.index(one) for key, one in classes.items()}
-    given = {"files": origin.of_split(name), "kinds": tuple(kinds), "labels": labels}
-    return datasets.IterableDataset.from_generator(archive_rows, archive_features(kinds, names), gen_kwargs=given)
+    named = named_kinds(origin.of_split(name), kinds)
+    given = {"files": origin.of_split(name), "kinds": tuple(kinds), "labels": labels, "named": named}
+    features = archive_features(kinds, names, named)
+    return datasets.IterableDataset.from_generator(archive_rows, features, gen_kwargs=given)
 
 
 def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:

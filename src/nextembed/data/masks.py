@@ -139,7 +139,9 @@ class PairReader(ImageReader):
         return image, ids
 
     def ids(self, mask: Image.Image) -> np.ndarray:
-        """Class ids of a mask, uint8. Raises Unreadable for a colour picture or an id out of range."""
+        """Class ids of a mask, uint8. Raises Unreadable for a colour picture, a JPEG or an id out of range."""
+        if mask.format in ("JPEG", "MPO"):
+            raise Unreadable("it is a JPEG, which does not keep the values of its pixels; masks are PNG or TIFF")
         values = np.asarray(mask)
         if values.ndim != 2 or values.dtype.kind == "f":
             raise Unreadable(f"it is a picture of mode {mask.mode}; class ids are grey values or a palette's indices")

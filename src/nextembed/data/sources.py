@@ -15,7 +15,7 @@ from .found import Found
 from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
 from .listing import shown
-from .loading import Feature, Table, class_names_of, dtype_of, is_image, media_of, values_of
+from .loading import Feature, Table, class_names_of, dtype_of, is_image, media_of, overlap, values_of
 from .origins import Origin, find_origin
 from .pairs import IMAGES
 from .record import Folder, plain_path
@@ -46,6 +46,7 @@ class ImageData(TableSettings, ImagePart):
 
     _class_names: list[str] | None = PrivateAttr(None)
     _unnamed: int = PrivateAttr(0)  # rows that label_file does not name
+    _unused: list[str] = PrivateAttr(default_factory=list)  # other columns of images, and the one that is used
 
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
@@ -53,6 +54,7 @@ class ImageData(TableSettings, ImagePart):
         with self.asked_for(split):
             data = self.opened(origin, split)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
+        self._unused = unused_images(data, columns.image) if self.image_column is None else []
         ids = self._label_ids(data, columns.label, split)
         wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
         data = data.select_columns([c for c in wanted if c in (data.column_names or [])])
@@ -80,8 +82,11 @@ class ImageData(TableSettings, ImagePart):
         return named
 
     def around(self) -> Found:
-        notes = (f"{self._unnamed:,} images are not in {self.label_file}",) if self._unnamed else ()
-        return replace(super().around(), notes=notes)
+        notes = [f"{self._unnamed:,} images are not in {self.label_file}"] if self._unnamed else []
+        if self._unused:
+            used, *others = self._unused
+            notes.append(f"images are those of '{used}', not of {', '.join(others)} (data.image_column={others[0]})")
+        return replace(super().around(), notes=tuple(notes))
 
     def _label_ids(self, data: Table, column: str | None, split: Role) -> dict[object, int]:
         """The class id of each label value; empty if the values are ids already.
@@ -189,6 +194,17 @@ def image_column(features: Mapping[str, Feature]) -> str | None:
     said = [name for name in likely if media_of(features[name]) == "image" or isinstance(features[name], dict)]
     videos = [name for name, feature in features.items() if media_of(feature) == "video"]
     return next((name for name in (*IMAGES, *said, *likely) if name in likely), next(iter(videos), None))
+
+
+def unused_images(data: Table, used: str) -> list[str]:
+    """The column of images that is used, and others that are said to hold images in the same rows; empty where there
+    are none."""
+    features = data.features or {}
+    said = [
+        name for name, one in features.items() if media_of(one) == "image" or (isinstance(one, dict) and is_image(one))
+    ]
+    others = [name for name in sorted(said) if name != used and overlap(data, name, used)]
+    return [used, *others] if others else []
 
 
 class ToImage(NamedTuple):

@@ -1,5 +1,6 @@
 """Documents of several modalities: judged by the losses on validation documents, and by what the model says."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -75,8 +76,8 @@ class Multimodal(Task):
 
     def usage(self, run: OpenRun, folder: str) -> str | None:
         if (run.dir / "visual_decoder").is_dir():
-            return f'nextembed generate {folder} "red apple:" --target image -o apple.png'
-        return model_part(run.config).usage(folder)
+            return f'nextembed generate {shlex.quote(folder)} "red apple:" --target image -o apple.png'
+        return model_part(run.config).usage(shlex.quote(folder))
 
 
 def says_text(model: str, objective: str) -> bool:

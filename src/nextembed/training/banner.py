@@ -74,7 +74,7 @@ def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[lis
         return [f"Data:    {source}: a stream of images"], DataCounts()
     names = data.class_names()
     counts = DataCounts(len(rows), classes=len(names))
-    text = f"Data:    {source}: {len(rows):,} images for training{class_words(names)}"
+    text = f"Data:    {source}: {len(rows):,} image{'s' * (len(rows) != 1)} for training{class_words(names)}"
     said: list[str] = []
     if here(data):
         counts.validation, counts.test = count(data, "validation"), count(data, "test")
@@ -113,7 +113,8 @@ def odd(rows: Rows, batch_size: int, image_size: int | None) -> list[str]:
     """What somebody should know before minutes are spent."""
     found = []
     if len(rows) < FEW:
-        found.append(f"{len(rows)} images are very few: a model learns them by heart, and nothing of others")
+        few = "1 image is" if len(rows) == 1 else f"{len(rows)} images are"
+        found.append(f"{few} very few: a model learns them by heart, and nothing of others")
     if 0 < len(rows) < batch_size:
         times = batch_size / len(rows)
         found.append(

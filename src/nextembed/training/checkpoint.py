@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -103,7 +104,8 @@ def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
         return folder
     before = [path for path in checkpoints(run_dir) if checkpoint_step(path) < checkpoint_step(folder)]
     good = next((path for path in reversed(before) if not damage(path)), None)
-    then = f"resume from the one before: nextembed train --resume {good}" if good else "none before it is whole"
+    command = f"nextembed train --resume {shlex.quote(str(good))}"
+    then = f"resume from the one before: {command}" if good else "none before it is whole"
     raise ConfigError(f"{reason}; {then}")
 
 

@@ -9,6 +9,7 @@
 - Nothing waits for the device within a step; sums stay there until they are logged.
 """
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -167,7 +168,7 @@ class Loop:
         self.trackers.close()
         if self.stop_signal:
             kill_workers()  # one that hangs does not hold up the end
-            command = f"nextembed train --resume {self.run_dir}"
+            command = f"nextembed train --resume {shlex.quote(str(self.run_dir))}"
             raise Interrupted(f"stopped and saved; resume with: {command}", self.stop_signal)
 
     def window(self, batches: Iterator[Batch]) -> list[Batch]:

@@ -76,6 +76,36 @@ def member(name: str) -> Member:
     return Member(name, f"ref {name}")
 
 
+@pytest.mark.parametrize(
+    ("values", "names", "labels"),
+    [("1 0 1", ["0", "1"], [1, 0, 1]), ("dog cat dog", ["cat", "dog"], [1, 0, 1]), ("7 x 7", ["7"], [0, -100, 0])],
+)
+def test_class_files_hold_ids_or_names(tmp_path, pictures, values, names, labels):
+    files = {}
+    for number, value in enumerate(values.split()):
+        files |= {f"{number}.png": pictures["PNG"], f"{number}.cls": f"{value}\n".encode()}
+    data = ImageData(source=str(tar(tmp_path / "train.tar", files)))
+    assert [row["label"] for _, row in data.rows("train").in_order()] == labels
+    assert data.class_names() == names
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_archive_without_samples_is_empty(tmp_path, streaming):
+    with pytest.raises(ConfigError, match="its archives have no files"):
+        ImageData(source=str(tar(tmp_path / "train.tar", {})), streaming=streaming).rows("train")
+
+
+def test_other_images_of_a_sample_are_said(tmp_path, pictures):
+    files = {f"{i}.{side}.png": pictures["PNG"] for i in range(3) for side in ("left", "right")}
+    data = ImageData(source=str(tar(tmp_path / "train.tar", files)))
+    assert data.summary("train").notes == (
+        "images are those of 'left.png', not of right.png (data.image_column=right.png)",
+    )
+    assert ImageData(source=data.source, image_column="right.png").summary("train").notes == ()
+    mixed = {"1.png": pictures["PNG"], "2.jpg": pictures["JPEG"]}
+    assert ImageData(source=str(tar(tmp_path / "mixed.tar", mixed))).summary("train").notes == ()
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_class_folders_in_a_tar(tmp_path, pictures, streaming):
     names = ["cat/1.jpg", "cat/day/2.jpg", "dog/1.png"]

@@ -97,3 +97,11 @@ def test_a_replaced_parquet_file_is_read_anew(folder):
         pq.write_table(pa.table({"text": [text], "image": ["0.png"]}), file)
         os.utime(file, (1_700_000_000, 1_700_000_000))
         assert pairs(file)[0] == [text]
+
+
+def test_other_columns_of_images_are_said(folder):
+    images = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(4)]
+    pq.write_table(pa.table({"thumbnail": images, "photo": images, "checksum": [b"0"] * 4}), folder / "train.parquet")
+    data = ImageData(source=str(folder / "train.parquet"))
+    assert data.summary("train").notes == ("images are those of 'thumbnail', not of photo (data.image_column=photo)",)
+    assert ImageData(source=data.source, image_column="photo").summary("train").notes == ()

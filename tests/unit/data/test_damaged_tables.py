@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from nextembed.data.pairs import TextData
-from nextembed.errors import DataError
+from nextembed.errors import DataError, MissingSplit
 
 
 def written(file: Path, table: pa.Table | None = None) -> Path:
@@ -23,6 +23,10 @@ def other_columns(file: Path) -> None:
 
 def other_type(file: Path) -> None:
     written(file, pa.table({"text": ["a", "b"], "n": ["c", "d"]}))
+
+
+def twice_a_column(file: Path) -> None:
+    written(file, pa.Table.from_arrays([pa.array(["a"]), pa.array([1]), pa.array([2])], names=["text", "n", "n"]))
 
 
 def cut_off(file: Path) -> None:
@@ -47,6 +51,7 @@ def emptied(file: Path) -> None:
     [
         (other_columns, "its columns are text, m; those of a.parquet are text, n"),
         (other_type, "column 'n' holds string, in a.parquet int64"),
+        (twice_a_column, "it has two columns 'n'"),
         (cut_off, "footer"),
         (broken_page, "row group 1, column 'text': "),
         (emptied, "b.parquet' as parquet: "),
@@ -59,3 +64,13 @@ def test_file_row_group_and_column(tmp_path, damage, words, streaming):
         list(TextData(source=str(tmp_path), streaming=streaming).documents("train"))
     said = str(error.value)
     assert words in said and str(tmp_path / "b.parquet") in said and "\n" not in said and len(said) < 500
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_without_rows(tmp_path, streaming):
+    none = pa.table({"text": pa.array([], pa.string()), "n": pa.array([], pa.int64())})
+    written(tmp_path / "part-0.parquet", none)
+    with pytest.raises(MissingSplit, match="it has no rows"):
+        list(TextData(source=str(tmp_path), streaming=streaming).documents("train"))
+    written(tmp_path / "part-1.parquet")
+    assert len(list(TextData(source=str(tmp_path), streaming=streaming).documents("train"))) == 300

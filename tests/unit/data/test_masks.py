@@ -124,6 +124,13 @@ def test_palette_and_16_bit_masks_are_ids_not_colours():
         assert np.array_equal(reader().read_pair({"image": image, "mask": mask})[1], ids)
 
 
+def test_a_jpeg_is_no_mask(tmp_path):
+    image, ids = pair(0)
+    image.save(tmp_path / "image.jpg"), Image.fromarray(ids).save(tmp_path / "mask.jpg")
+    with pytest.raises(Unreadable, match="mask: it is a JPEG"):
+        reader().read_pair({"image": tmp_path / "image.jpg", "mask": tmp_path / "mask.jpg"})
+
+
 def test_reduce_labels_ignores_zero_and_shifts():
     image = Image.new("RGB", (4, 1))
     mask = Image.fromarray(np.array([[0, 1, 3, 255]], np.uint8))

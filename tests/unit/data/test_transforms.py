@@ -251,3 +251,13 @@ def test_normalize():
 def test_a_row_that_could_not_be_read_keeps_its_reason():
     with pytest.raises(Unreadable, match="text that is not UTF-8"):
         ImageReader().read(Unreadable("text that is not UTF-8"))
+
+
+@pytest.mark.parametrize("highest", [250, 65535])
+def test_grey_of_32_bits_has_no_known_range(tmp_path, highest):
+    Image.fromarray(np.full((4, 4), highest, np.int32)).save(tmp_path / "a.tif")
+    Image.fromarray(np.full((4, 4), highest, np.uint16)).save(tmp_path / "b.tif")
+    reader = ImageReader()
+    with pytest.raises(Unreadable, match="mode I have no known range"):
+        reader.read(tmp_path / "a.tif")
+    assert reader.read(tmp_path / "b.tif").unique().tolist() == [round(highest * 255 / 65535)]

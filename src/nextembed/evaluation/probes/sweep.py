@@ -187,7 +187,8 @@ def _probe_pixels(table: ProbeTable, data: ProbeData, config: ProbeConfig) -> No
     train = _labelled(pixels(data.train), "training")
     validation = None if data.validation is None else _labelled(pixels(data.validation), "validation")
     if train.labels.unique().numel() < 2:
-        raise DataError(f"probes need at least two classes, but all training {data.things} have the same label")
+        fitted = f"{len(train.labels):,} training {data.things} that they are fitted on"
+        raise DataError(f"probes need at least two classes, but all of the {fitted} have the same label")
     fits = fit_probes(train, validation, config)[PIXELS]
     table.pixels_validation = {probe: fit.accuracy for probe, fit in fits.items()}
     table.chance = train.labels.bincount().max().item() / len(train.labels)
