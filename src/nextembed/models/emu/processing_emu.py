@@ -204,7 +204,7 @@ def as_document(pieces: Sequence[Piece]) -> Document:
     plain = any(isinstance(piece, str) and IMAGE in piece for piece in pieces)
     if plain and any(segment["kind"] != "text" for segment in segments):
         raise ValueError(
-            f"the prompt has images, and '{IMAGE}' as text: images stand where they are in the list; if it is meant as "
+            f"images beside the text '{IMAGE}': images stand where they are in the list; if it is meant as "
             "text, write {'text': ...}"
         )
     return {"key": "", "segments": segments}
