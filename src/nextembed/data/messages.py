@@ -83,8 +83,8 @@ def read_turns(row: Values, messages_column: str | None, images_column: str | No
                 places += 1
                 value = waiting.pop(0) if waiting else None
             pieces.append({"kind": kind, "value": value})  # type: ignore[typeddict-item]
-        if role == "assistant" and not any(piece["kind"] != "text" or piece["value"].strip() for piece in pieces):
-            raise Unreadable("an answer is empty")
+        if role != "system" and not any(piece["kind"] != "text" or piece["value"].strip() for piece in pieces):
+            raise Unreadable("an answer is empty" if role == "assistant" else "a question is empty")
         turns.append((role, pieces))
     if places != num_images:
         raise Unreadable(f"{places} places for {num_images} images")

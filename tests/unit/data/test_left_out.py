@@ -127,3 +127,12 @@ def test_empty_answers(tmp_path, row):
                        "messages_column": "conversations" if "conversations" in row else "messages"})  # fmt: skip
     found = part.documents("train")
     assert len(list(found)) == 1 and found.skipped.reasons == {"0": "an answer is empty"}
+
+
+@pytest.mark.parametrize("question", ["", " \n", [], [{"type": "text", "text": " "}]])
+def test_empty_questions(tmp_path, question):
+    row = {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": "yes"}]}
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(one) + "\n" for one in (row, said("yes"))))
+    source = {"kind": "messages", "source": str(tmp_path / "a.jsonl"), "max_skipped_rate": 1.0}
+    found = DATA.parse(source).documents("train")
+    assert len(list(found)) == 1 and found.skipped.reasons == {"0": "a question is empty"}
