@@ -6,7 +6,8 @@ validation of Noto, and test of Twemoji.
     python benchmarks/make_emoji_styles.py path/to/emoji -o emoji_styles
     nextembed compare nepa_demo data.source=emoji_styles data.label_column=group --minutes 5 --tune 3
 
-Validation is Noto's emoji that its train table lacks; the test holds all of Twemoji: known things in a style never seen.
+Validation is Noto's emoji that its train table lacks; the test holds all of Twemoji: known things in a style never
+seen.
 """
 
 import argparse

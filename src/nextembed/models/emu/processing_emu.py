@@ -198,8 +198,8 @@ class EmuProcessor(ProcessorMixin):
 
 
 def as_document(pieces: Sequence[Piece]) -> Document:
-    """The pieces of a prompt as a document. Raises ValueError for what is none of them, and for a plain "<image>" beside
-    images: it may be meant as the place of one."""
+    """The pieces of a prompt as a document. Raises ValueError for what is none of them, and for a plain "<image>"
+    beside images: it may be meant as the place of one."""
     segments = [as_segment(piece) for piece in pieces]
     plain = any(isinstance(piece, str) and IMAGE in piece for piece in pieces)
     if plain and any(segment["kind"] != "text" for segment in segments):

@@ -174,7 +174,7 @@ def test_words_without_tokens_are_as_before(processor):
 
 def test_a_plain_placeholder_beside_images_is_refused(processor):
     for pieces in ([PICTURE, "a <image> tag"], ["<image>\nwhat is it?", PICTURE]):
-        with pytest.raises(ValueError, match="images beside the text '<image>': .* write {'text': ...}"):
+        with pytest.raises(ValueError, match=r"images beside the text '<image>': .* write {'text': ...}"):
             processor(pieces)
     ids = processor([PICTURE, {"text": "a <image> tag"}])["input_ids"][0]
     assert specials(processor, ids) == ["<s>", "[IMG]", *["<image>"] * N, "[/IMG]"]
