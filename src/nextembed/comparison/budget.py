@@ -127,7 +127,7 @@ class Stopwatch(Watcher):
 def measure_pace(config: RunConfig, minutes: float | None, clock: Clock = read_clock) -> Pace:
     """Trains a few seconds, in a folder that is gone afterwards. Raises what `fit` raises before its first step."""
     seconds = min(MOST, max(LEAST, 60 * SHARE * minutes)) if minutes else 0.0
-    endless: dict[str, Any] = {
+    endless: dict[str, object] = {
         "max_steps": 10**6,
         "epochs": None,
         "save_steps": 10**6,

@@ -36,7 +36,7 @@ from .configs import (
 from .jobs import Job
 from .overview import Overview
 from .page import write_page
-from .pool import Pool
+from .pool import Pool, State
 from .scores import RunScores, load_scores
 from .settings import CompareSettings
 from .table import Comparison, rows_of
@@ -52,7 +52,7 @@ class Asked:
     """settings.json of a comparison: what may not change when it goes on."""
 
     config: str
-    settings: dict[str, Any]
+    settings: dict[str, object]
     threads: int
 
 
@@ -60,8 +60,8 @@ def compare(
     what: str | Sequence[str | Path],
     objectives: Sequence[str] | None = None,
     folder: str | Path | None = None,
-    settings: CompareSettings | Mapping[str, Any] | None = None,
-    **overrides: Any,
+    settings: CompareSettings | Mapping[str, object] | None = None,
+    **overrides: object,
 ) -> Comparison:
     """Trains several objectives on the same images, model and budget, and scores them in the same way; or scores runs
     that are there.
@@ -203,7 +203,7 @@ class Plan:
         with overview.of(jobs):
             changed = pool.watch
 
-            def watch(state: Any) -> None:
+            def watch(state: State) -> None:
                 changed(state)
                 if state.state == "done":
                     self.collect(jobs, save=True)

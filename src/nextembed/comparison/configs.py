@@ -1,7 +1,5 @@
 """Run settings of each row: one data, model, batch and length; objective, rates and attention of the row's own."""
 
-from typing import Any
-
 from ..core.objective import ObjectiveSettings, ViewSettings
 from ..core.optim import OptimConfig
 from ..core.types import IGNORE_LABEL
@@ -141,7 +139,7 @@ def fitted(objective: ObjectiveSettings, base: RunConfig) -> ObjectiveSettings:
     assert isinstance(base.model, NepaModel)
     grid = base.model.image_size // base.model.patch_size
     side = max(1, grid // 2) * base.model.patch_size
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         name: value.model_copy(update={"local_size": side})
         for name, value in objective
         if isinstance(value, ViewSettings) and value.num_local
@@ -169,7 +167,7 @@ def with_length(config: RunConfig, steps: int, num_probes: int = NUM_PROBES) -> 
 def supervised_config(base: RunConfig, seed: int = 0) -> RunConfig:
     """From scratch: the base's model with a classifier on it, and all labels."""
     train = base.train.model_copy(update={"trackers": [], "ema_decay": None})
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "seed": seed,
         "model": NepaClassifier(architecture=base.model),
         "objective": ClassificationSettings(label_smoothing=0.1),
@@ -187,7 +185,7 @@ def finetune_config(
     folder; None starts anew."""
     config = supervised_config(base, seed)
     batch = max(2, min(64, num_labels))
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "data": base.data.model_copy(update={"labels_per_class": per_class, "labels_seed": seed}),
         "train": TrainConfig(
             batch_size=batch, max_steps=steps, log_steps=max(1, steps // 10), save_steps=steps, trackers=[],

@@ -15,7 +15,7 @@ import torch
 from ..core.config import from_yaml
 from ..core.files import write_json
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import TEACHER, read_history
+from ..core.run_folder import TEACHER, Line, read_history
 from ..core.saved import Count, Number, load
 from ..errors import ConfigError, DataError, NextEmbedError, TrainingError
 from ..evaluation.probes.samples import load_data
@@ -238,13 +238,13 @@ def fill(scores: RunScores, found: Run) -> None:
     scores.curve = curve(history)
 
 
-def after(history: list[dict[str, Any]], stage: Mapping[str, float]) -> list[dict[str, Any]]:
+def after(history: list[Line], stage: Mapping[str, float]) -> list[Line]:
     """Lines of a run that counts from where its stage ended: images and seconds."""
     counted = {name: stage[name] for name in ("samples_seen", "cpu_seconds", "wall_seconds") if name in stage}
     return [line | {name: line[name] + own for name, own in counted.items() if name in line} for line in history]
 
 
-def curve(history: list[dict[str, Any]]) -> list[Point]:
+def curve(history: list[Line]) -> list[Point]:
     """The quick probes: of the averaged weights where there are some, the better of output and middle layer."""
     points = []
     for line in history:

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
 
 from ..core.files import write_text
 from ..report.charts import INK, SERIES, drawn
@@ -140,7 +142,7 @@ def curves(found: Comparison, title: str, axis: str) -> str:
 
 
 def chart(name: str, lines: dict[str, Curve], salt: str, unit: str) -> str:
-    def draw(axes: Any) -> None:
+    def draw(axes: Axes) -> None:
         for other, line in lines.items():
             if other != name:
                 axes.plot(line.x, line.y, color=INK, alpha=0.3, linewidth=1)

@@ -19,6 +19,7 @@ from .sizes import check_folder
 
 TEACHER = "teacher"  # weights, and the folder in a run, of the network that features are read from
 
+Line = dict[str, Any]  # of metrics.jsonl: finite numbers by name, and "warnings"
 NUM_REASONS = 3  # that are named
 
 
@@ -125,7 +126,7 @@ class RunFolder:
         """config.yaml as plain values."""
         return read_config(self.dir)
 
-    def history(self) -> list[dict[str, Any]]:
+    def history(self) -> list[Line]:
         return read_history(self.dir)
 
     def environment(self) -> "Environment":
@@ -190,7 +191,7 @@ def skipped_in_words(rows: list[dict[str, object]]) -> str:
     return f"{len(rows):,} could not be read and were left out: {named}{'; ...' * (len(reasons) > NUM_REASONS)}"
 
 
-def data_in_words(history: list[dict[str, Any]], rows: list[dict[str, object]]) -> str:
+def data_in_words(history: list[Line], rows: list[dict[str, object]]) -> str:
     """How much of the data a run used, what it left out and why, and how many documents were cut; nothing where that is
     not known.
 
@@ -205,7 +206,7 @@ def data_in_words(history: list[dict[str, Any]], rows: list[dict[str, object]]) 
     return "; ".join(found)
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
+def read_lines(file: Path) -> list[Line]:
     """The objects of a .jsonl file; a line that a kill cut short is left out, a missing file is empty."""
     rows = []
     if file.is_file():
@@ -219,14 +220,14 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_history(run: Path) -> list[dict[str, Any]]:
+def read_history(run: Path) -> list[Line]:
     """Lines of RUN/metrics.jsonl, oldest first: finite numbers by name, and "warnings", a list of sentences. What was
     not a number is left out of its line.
 
     Raises ConfigError that names line and metric where something else stands there.
     """
     file = run / "metrics.jsonl"
-    rows: list[dict[str, Any]] = []
+    rows: list[Line] = []
     for number, row in enumerate(read_lines(file), 1):
         given = {name: value for name, value in finite(row).items() if value is not None}
         where = f"{file}, line {number}"

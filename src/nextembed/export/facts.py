@@ -11,6 +11,7 @@ from ..core.objective import Verdict
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import (
     DataCounts,
+    Line,
     find_saved,
     read_config,
     read_environment,
@@ -65,7 +66,7 @@ class Facts:
     scores: ClassScores | None = None
     verdict: Verdict | None = None
     last: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Line] = field(default_factory=list)
     skipped: list[dict[str, object]] = field(default_factory=list)
 
 

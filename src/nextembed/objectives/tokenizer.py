@@ -260,8 +260,9 @@ def check_tokenizer(shape: TokenizerShape, backbone: Backbone, name: str) -> Non
     config = backbone.config
     ours = {"num_channels": config.num_channels, "image_shape": config.image_shape, "patch_shape": config.patch_shape}
     said = {"num_channels": "channels", "image_shape": "pixels", "patch_shape": "pixels a patch"}
+    values = shape.model_dump()
     for field, value in ours.items():
-        own = getattr(shape, field)
+        own = values[field]
         if own != value:
             own, value = (" x ".join(map(str, one)) if isinstance(one, tuple) else one for one in (own, value))
             raise ConfigError(f"objective.tokenizer: {name} was trained on {own} {said[field]}, the model has {value}")

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -281,7 +282,7 @@ def _svg(chart: Chart, number: int, found: Mapping[str, Curve], ends: tuple[floa
     return _inline(out.getvalue(), chart.title).replace("</svg>", f"{strips}</svg>")
 
 
-def drawn(title: str, salt: str, draw: Callable[[Any], None]) -> str:
+def drawn(title: str, salt: str, draw: Callable[[Axes], None]) -> str:
     """What `draw` puts into the axes as an SVG in the page's colours; the y axis shows shares in percent.
 
     salt: of the ids, which differ between the charts of a page and not between runs.
@@ -304,7 +305,7 @@ def drawn(title: str, salt: str, draw: Callable[[Any], None]) -> str:
     return _inline(out.getvalue(), title)
 
 
-def _set_up(axes: Any, chart: Chart, values: Sequence[float], ends: tuple[float, float]) -> None:
+def _set_up(axes: Axes, chart: Chart, values: Sequence[float], ends: tuple[float, float]) -> None:
     """Spines, grid, limits and ticks."""
     for spine in ("top", "right", "left"):
         axes.spines[spine].set_visible(False)
@@ -324,10 +325,12 @@ def _set_up(axes: Any, chart: Chart, values: Sequence[float], ends: tuple[float,
     axes.set_xlabel("optimizer steps")
 
 
-def _fit_margins(figure: Figure, axes: Any) -> None:
+def _fit_margins(figure: Figure, axes: Axes) -> None:
     """Room for the longest number beside the axis. matplotlib's own layouts draw everything to find it, which takes
     twice as long as the chart."""
-    longest = max(map(len, axes.yaxis.get_major_formatter().format_ticks(axes.yaxis.get_majorticklocs())), default=1)
+    longest = max(
+        map(len, axes.yaxis.get_major_formatter().format_ticks(list(axes.yaxis.get_majorticklocs()))), default=1
+    )
     width, height = SIZE
     left = 0.12 + DIGIT * longest
     figure.subplots_adjust(left / width, 0.45 / height, 1 - 0.1 / width, 1 - 0.2 / height)

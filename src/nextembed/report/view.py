@@ -11,7 +11,7 @@ from ..core.code import check_code
 from ..core.files import first_line
 from ..core.objective import Verdict
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import Environment, RunFolder
+from ..core.run_folder import Environment, Line, RunFolder
 from ..core.scores import ClassScores, SegmentScores
 from ..core.verdicts import judge
 from ..errors import ConfigError, NextEmbedError
@@ -31,7 +31,7 @@ class RunView:
     dir: Path
     config: dict[str, Any]
     settings: Settings
-    history: list[dict[str, Any]] = field(default_factory=list)
+    history: list[Line] = field(default_factory=list)
     listed: dict[str, object] = field(default_factory=dict)
     environment: Environment = field(default_factory=Environment)
     probes: ProbeTable | None = None

@@ -11,7 +11,7 @@ from ..core.answers import Answers
 from ..core.config import MODELS, Part, common_task
 from ..core.objective import OBJECTIVES, Objective, ObjectiveSettings
 from ..core.probe_table import ProbeTable
-from ..core.run_folder import Saved
+from ..core.run_folder import Line, Saved
 from ..core.saved import load
 from ..core.scores import BestScore, ClassScores, SegmentScores
 from ..errors import ConfigError, DataError, NextEmbedError, unknown
@@ -46,7 +46,7 @@ class OpenRun(Protocol):
 
     @property
     def config(self) -> RunSettings: ...
-    def history(self) -> list[dict[str, Any]]: ...
+    def history(self) -> list[Line]: ...
     def source(self) -> Part:
         """The data part of its settings."""
 
