@@ -80,6 +80,8 @@ class Classification(Task):
 
     def usage(self, run: OpenRun, folder: str) -> str:
         model = "best" if (run.dir / "best").is_dir() else "model"
+        if not (run.dir / model / "preprocessor_config.json").is_file():
+            return f"nextembed evaluate {folder}"  # of clips, which pipelines of images cannot read
         use = f'transformers.pipeline("image-classification", model="{folder}/{model}")'
         return f"import nextembed, transformers; {use}"
 

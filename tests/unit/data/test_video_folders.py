@@ -130,15 +130,20 @@ def test_a_source_of_ones_own_takes_the_place_of_moving_stamps(videos: Path) -> 
     assert DATA.parse({"kind": "moving_stamps", "num_clips": 9}).kind == "moving_stamps"
 
 
-def test_the_documented_commands_train_on_a_folder_of_videos(videos: Path, tmp_path: Path) -> None:
+def test_the_documented_command_trains_on_a_folder_of_videos(videos: Path, tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs/families.md").read_text()
-    lines = [line for line in page.splitlines() if line.startswith("nextembed train vjepa_demo data.source=")]
-    assert len(lines) == 2
-    small = {"model.image_size": "24", "model.num_frames": "4"}
-    for number, line in enumerate(lines):
-        words = [word.partition("=") for word in line.replace("path/to/videos", str(videos)).split()[3:]]
-        own = [f"{name}={small.get(name, value)}" for name, _, value in words]
-        config = apply_overrides(load("vjepa_demo_tiny"), [*own, f"output_dir={tmp_path}", f"name=run{number}"])
-        config.probe.enabled = False
-        run = fit(config)
-        assert run.trained is not None and (run.dir / "report.html").is_file()
+    line = next(line for line in page.splitlines() if line.startswith("nextembed train vjepa_demo data.source="))
+    settings = line.replace("path/to/videos", str(videos)).split()[3:]
+    run = fit(apply_overrides(load("vjepa_demo_tiny"), [*settings, f"output_dir={tmp_path}", "probe.enabled=false"]))
+    assert run.config.data.kind == "images" and run.metrics["data_rows"] == 4
+
+
+def test_a_classifier_of_videos_starts_from_the_teacher(videos: Path, tmp_path: Path) -> None:
+    own = [f"data.source={videos}", f"output_dir={tmp_path}"]
+    config = apply_overrides(load("vjepa_demo_tiny"), [*own, "probe.enabled=false"])
+    teacher = fit(config).saved().folder("teacher")
+    settings = [*own, f"model.pretrained={teacher}", "train.max_steps=1", "train.batch_size=2"]
+    run = fit(apply_overrides(load("finetune"), [*settings, "train.device=cpu", "data.num_workers=0"]))
+    assert run.config.model.kind == "vit_nepa_classifier" and run.config.model.processor() is None
+    assert run.task.usage(run, "RUN") == "nextembed evaluate RUN"
+    assert run.metrics["top1"] in (0.0, 1.0)  # of one clip

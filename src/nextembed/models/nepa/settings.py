@@ -168,8 +168,10 @@ class NepaClassifier(ModelPart):
             return model
         return with_pretrained_weights(model, self.pretrained, head=("fc_norm.", "classifier."), new_head=self.new_head)
 
-    def processor(self) -> ViTImageProcessor:
+    def processor(self) -> ViTImageProcessor | None:
         config = base_config(self.pretrained, self.architecture)
+        if config.num_frames > 1:
+            return None
         shape = config.image_shape if self.image_size is None else (self.image_size, self.image_size)
         return image_processor(shape, config.num_channels)
 
