@@ -7,6 +7,7 @@ sequence (`SequentialStream`) on the number of readers (ranks x workers) as well
 
 import atexit
 import contextlib
+import gc
 import itertools
 import math
 import multiprocessing
@@ -374,6 +375,8 @@ class TrainLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         before = multiprocessing.active_children()
+        if self.num_workers:
+            gc.collect()  # lest a worker does, before it has started
         with held_back():
             batches = super().__iter__()
         atexit.register(kill_workers)
@@ -419,5 +422,6 @@ def worker_of() -> tuple[int, int]:
 
 
 def _start_worker(worker: int) -> None:
+    gc.freeze()  # video decoders that the parent left as garbage would wait for ever for threads that are not here
     left_to_parent()
     torch.set_num_threads(1)
