@@ -82,6 +82,7 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
     "latent_decoder": {"vit_nepa": [{"width": 16, "num_layers": 1, "num_heads": 2, "source": source, "edge_weight": 1.0}
                                     for source in ("latents", "predictions")]},
     "readout": {"omni": [{}, {"source": "predictions", "decoder": "conv", "width": 8}]},
+    "emu": {"emu": [{}, {"regression": "flow"}]},
     "visual_decoder": {"emu": [{"decoder": PIXELS, "ema_decay": 0.9}]},
 }  # fmt: skip
 

@@ -73,6 +73,10 @@ def generate(
 
         if given.prompts or given.question or "num_beams" in sampling.model_fields_set or wanted.stream:
             raise ConfigError("--input, --question, --beams and --stream are for Emu models")
+        if painting.model_fields_set & {"latent_temperature", "latent_guidance"}:
+            raise ConfigError(
+                "--latent-temperature and --latent-guidance are for Emu models; take --temperature and --guidance"
+            )
         guidance = painting.guidance_scale if "guidance_scale" in painting.model_fields_set else 1.0
         continue_document(checkpoint, pieces or [], given, wanted, sampling, loading, guidance)
         return
@@ -113,7 +117,7 @@ def write_or_paint(
 
         _paint(paint, rows, wanted.output, many=given.prompts is not None)
     elif task == "mixed":
-        _mixed(talker, rows[0], wanted.output, sampling, painting.num_inference_steps)
+        _mixed(talker, rows[0], wanted.output, sampling, painting)
     elif given.prompts is not None:
         _many(talker, rows, wanted.output, sampling, given.batch_size)
     else:
@@ -203,11 +207,15 @@ def _paint(paint: Callable[["Prompt"], "Image"], rows: list["Prompt"], output: P
     print(f"Saved:  {folder} ({len(rows)} pictures)")
 
 
-def _mixed(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Sampling", steps: int) -> None:
+def _mixed(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Sampling", painting: "Painting") -> None:
     """Text to the terminal, pictures and document.json to the folder."""
+    from ..nn.latent_flow import LatentSampling
+
     options = sampling.model_dump(include={"max_new_tokens", "do_sample", "temperature", "top_k", "top_p",
                                            "repetition_penalty", "seed"})  # fmt: skip
-    made = talker.document(talker.pieces_of(row), num_inference_steps=steps, **options)
+    how = LatentSampling(painting.latent_temperature, painting.latent_guidance)
+    steps = painting.num_inference_steps
+    made = talker.document(talker.pieces_of(row), num_inference_steps=steps, sampling=how, **options)
     lines: list[dict[str, str | None]] = []
     pictures: dict[str, Image] = {}
     for span in made:

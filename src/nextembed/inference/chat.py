@@ -19,6 +19,7 @@ from ..models.emu.mixed import Made, Writing, generate_document
 from ..models.emu.pipeline_emu import decoder_folder
 from ..models.emu.processing_emu import Piece, as_segment
 from ..models.loading import open_pair
+from ..nn.latent_flow import LatentSampling
 from .conversation import Conversation, Style, style_of
 from .prompts import Prompt
 from .settings import Sampling
@@ -228,6 +229,8 @@ class Talker:
         guidance_scale: float = 7.5,
         seed: int = 0,
         progress: bool = False,
+        latent_temperature: float = 1.0,
+        latent_guidance: float = 1.0,
     ) -> Image.Image:
         """The image that would follow a prompt; two images are blended.
 
@@ -237,14 +240,19 @@ class Talker:
             guidance_scale: away from the empty prompt; off at 1 or less.
             seed: of the noise.
             progress: whether a bar is shown.
+            latent_temperature: of image latents, where the regression head is a flow.
+            latent_guidance: of the same, away from the empty prompt; 1: off.
 
         Raises:
-            ConfigError: also where the checkpoint has no visual decoder.
+            ConfigError: also where the checkpoint has no visual decoder, or draws no latents but is told how.
         """
         pipeline = self.pipeline
+        how = LatentSampling(latent_temperature, latent_guidance)
         self.room(self.encode([prompt])["input_ids"].shape[1], self.model.config.num_image_latents + 1)
         with self._one_line():
-            (image,) = pipeline([list(prompt)], num_inference_steps, guidance_scale, seed, progress=progress)
+            (image,) = pipeline(
+                [list(prompt)], num_inference_steps, guidance_scale, seed, progress=progress, sampling=how
+            )
             return image
 
     def document(

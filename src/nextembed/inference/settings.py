@@ -37,7 +37,11 @@ class Painting(Config):
 
     num_inference_steps: denoising steps of a picture.
     guidance_scale: how far a picture goes away from the empty prompt; off at 1 or less.
+    latent_temperature: how boldly image latents are drawn, by a model whose regression head is a flow.
+    latent_guidance: how far they are led away from what the empty prompt gives; 1: off.
     """
 
     num_inference_steps: int = Field(50, ge=1, le=10**6, json_schema_extra={"option": "--steps"})
     guidance_scale: float = Field(7.5, ge=-1000, le=1000, json_schema_extra={"option": "--guidance"})
+    latent_temperature: float = Field(1.0, ge=0, le=1e4)
+    latent_guidance: float = Field(1.0, ge=0, le=1000)

@@ -5,7 +5,7 @@ of a target, of mean 0 and variance about 1; K noise draws a target in training.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -21,6 +21,7 @@ NEAREST = 0.05  # to the end of a flow, where an error of the target counts (1 /
 FIRST_TIME = 0.98  # of diffusion, where a thousandth of the signal is left: noise for all that a network sees
 
 Predicts = Literal["velocity", "sample"]
+Generators = torch.Generator | Sequence[torch.Generator | None] | None  # one for all rows, or one each
 
 
 class Guidance(NamedTuple):
@@ -89,7 +90,7 @@ class ConditionedMlp(nn.Module):
             angles = time[..., None].float() * (2 * torch.pi * MOST_FREQUENT**powers)
             condition = condition + self.time(torch.cat((angles.sin(), angles.cos()), -1).to(condition.dtype))
         condition = F.silu(condition)
-        x = self.enter(x)
+        x = self.enter(x.to(self.enter.weight.dtype))
         for modulation, block in zip(self.modulation, self.blocks, strict=True):
             scale, shift, gate = modulation(condition).chunk(3, -1)
             x = x + gate * block(_norm(x) * (1 + scale) + shift)
@@ -161,7 +162,7 @@ class FlowHead(nn.Module):
     def sample(
         self,
         hidden: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         temperature: float = 1.0,
         guidance: Guidance | None = None,
         num_steps: int | None = None,
@@ -307,7 +308,9 @@ def guided(
     return follow
 
 
-def drawn(num: int, size: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+def drawn(num: int, size: int, generator: Generators, device: torch.device) -> Tensor:
     """Standard normal numbers [num, size], the same on every device."""
+    if isinstance(generator, Sequence):
+        return torch.cat([drawn(1, size, one, device) for one in generator])
     where = device if generator is None else generator.device
     return torch.randn(num, size, generator=generator, device=where).to(device)

@@ -1,20 +1,33 @@
 """Emu's two-headed loss: the next text token by classification, the next visual latent by regression."""
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..core import distributed
 from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.randomness import drawn_by, seeds_within
 from ..core.types import IGNORE_LABEL, Backbone, Batch
 from ..errors import ConfigError
 from ..nn.diagnostics import diagnose, lasting_warnings, verdict
+from ..nn.latent_flow import LatentFlow
 from ..nn.losses import regression_distance, token_cross_entropy
 
 CHUNK = 2048  # positions whose scores over the vocabulary are in memory at a time
+
+
+@runtime_checkable
+class TwoHeaded(Protocol):
+    """A language model with a second head, of image latents."""
+
+    @property
+    def draws_latents(self) -> bool: ...
+    def text_logits(self, hidden: Tensor) -> Tensor: ...
+    def regress_by_flow(self) -> None: ...
 
 
 @OBJECTIVES.register("emu")
@@ -22,6 +35,9 @@ class EmuSettings(ObjectiveSettings):
     """Next token and next latent of interleaved documents.
 
     text_weight, regression_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
+    regression: head of the latents: "linear", Emu's matrix, or "flow", which learns how the next latent is distributed
+        and draws it (flow matching; `distance` has no part in it). A flow takes the place of a matrix that a pretrained
+        model has, and starts anew.
     distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
     detach_targets: False lets gradient into the true latents too, which invites collapse; watch latent_std and
         latent_rank. Source: Emu (arXiv 2307.05222), equation 2; the release can only train text.
@@ -31,8 +47,15 @@ class EmuSettings(ObjectiveSettings):
 
     text_weight: float = Field(1.0, ge=0, le=1e6)
     regression_weight: float = Field(1.0, ge=0, le=1e6)
+    regression: Literal["linear", "flow"] = "linear"
     distance: Literal["mse", "cosine", "smooth_l1"] = "mse"
     detach_targets: bool = True
+
+    @model_validator(mode="after")
+    def _distance_is_used(self) -> "EmuSettings":
+        if self.regression == "flow" and self.distance != "mse":
+            raise ValueError(f"distance={self.distance} means nothing with regression=flow, a loss of its own")
+        return self
 
     def warnings(self, history: History) -> list[str]:
         return lasting_warnings(history)
@@ -49,11 +72,15 @@ class EmuSettings(ObjectiveSettings):
         return Verdict("language model", f"Trained on text alone, so no image latents are judged: {figures}.")
 
     def build(self, backbone: Backbone) -> "EmuObjective":
-        """Raises ConfigError if both weights are 0, or the model has not both heads."""
+        """Raises ConfigError if both weights are 0, the model has not both heads, or its flow is to be a matrix."""
         if self.text_weight == 0 and self.regression_weight == 0:
             raise ConfigError("objective: text_weight and regression_weight are both 0, so nothing is learned")
-        if not hasattr(backbone, "regression_head") or not hasattr(backbone, "text_logits"):
+        if not isinstance(backbone, TwoHeaded):
             raise ConfigError("objective emu needs a model with a text and a regression head, like model.kind=emu")
+        if self.regression == "linear" and self.regression_weight > 0 and backbone.draws_latents:
+            raise ConfigError("objective: the model's regression head is a flow; set objective.regression=flow")
+        if self.regression == "flow":
+            backbone.regress_by_flow()
         return EmuObjective(self)
 
 
@@ -83,10 +110,10 @@ class EmuObjective(Objective):
         text = batch["labels"][:, 1:] != IGNORE_LABEL
         text_sum, text_count, right = self.text_term(backbone, hidden[:, :-1][text], batch["labels"][:, 1:][text])
         mask = batch["regression_mask"][:, 1:]
-        pred, target = backbone.regression_head(hidden[:, :-1][mask]), embeds[:, 1:][mask]
+        target = embeds[:, 1:][mask]
         if settings.detach_targets:
             target = target.detach()
-        regression_sum, regression_count = regression_distance(pred, target, settings.distance).sum(), mask.sum()
+        regression_sum, regression_count = self.regression_term(backbone, hidden[:, :-1], target, mask), mask.sum()
         loss = torch.stack([settings.text_weight * text_sum, settings.regression_weight * regression_sum])
         if idle:
             assert latents is not None
@@ -100,6 +127,26 @@ class EmuObjective(Objective):
             }
             output.metrics |= latent_diagnostics(backbone, batch, embeds, hidden)
         return output
+
+    def regression_term(self, backbone: Any, hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Sum over targets [N, D], which come after hidden states [B, T, D] where mask [B, T] says."""
+        head = backbone.regression_head
+        if isinstance(head, LatentFlow):
+            with drawn_by(seeds_within(mask.nonzero()[:, 0].contiguous())):  # noise is that of a target, in any batch
+                return head.loss(hidden[mask], target).sum()
+        return regression_distance(head(hidden[mask]), target, self.settings.distance).sum()
+
+    @torch.no_grad()
+    def prepare(self, backbone: Any, window: Sequence[Batch]) -> bool:
+        """Measures the latents that a new flow is to draw, on all ranks."""
+        head = backbone.regression_head
+        if not isinstance(head, LatentFlow) or bool(head.measured):
+            return True
+        was_training = backbone.training
+        backbone.eval()  # what training draws would make them depend on how the batch is divided
+        found = [backbone.image_latents(batch["pixel_values"]) for batch in window if len(batch["pixel_values"])]
+        backbone.train(was_training)
+        return head.measure(torch.cat(found) if found else head.center[None, None, :][:0])
 
     def text_term(self, backbone: Any, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sum, count and how many tokens scored highest. Scores over the vocabulary are made anew in the backward pass,

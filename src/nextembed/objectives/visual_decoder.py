@@ -98,6 +98,8 @@ class ImageTextBackbone(Protocol):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         guidance: bool = False,
+        *,
+        seed: int | Sequence[int] | None = 0,
     ) -> Tensor: ...
 
 
@@ -179,9 +181,13 @@ class VisualDecoding(Objective):
             chosen = drawn & has_context(batch, backbone.config)
             if bool(chosen.any()):
                 prompts = contexts(batch, chosen, backbone.config)
+                seeds = image_seeds(batch, backbone.config)
                 latents = latents.clone()
                 latents[chosen] = backbone.generate_image_embeddings(
-                    prompts["input_ids"], prompts["pixel_values"], prompts["attention_mask"]
+                    prompts["input_ids"],
+                    prompts["pixel_values"],
+                    prompts["attention_mask"],
+                    seed=None if seeds is None else seeds[chosen].tolist(),
                 ).to(latents.dtype)
         return latents
 

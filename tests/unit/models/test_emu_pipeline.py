@@ -13,6 +13,7 @@ from emu_painting import emu_parts, latent_decoder, picture, pixel_decoder, safe
 
 from nextembed.errors import ConfigError
 from nextembed.models.emu import EmuPipeline, VisualDecoder
+from nextembed.nn.latent_flow import LatentSampling
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +136,15 @@ def test_saved_whole(pipeline, tmp_path):
     loaded = EmuPipeline.from_pretrained(tmp_path / "again")
     assert isinstance(loaded.decoder, VisualDecoder)
     assert loaded(["an apple"], **QUICK).tobytes() == pipeline(["an apple"], **QUICK).tobytes()
+
+
+def test_latents_are_drawn_where_the_head_is_a_flow(pipeline):
+    with pytest.raises(ConfigError, match="need a model that draws its image latents"):
+        pipeline(["an apple"], sampling=LatentSampling(guidance=2.0), **QUICK)
+    pipeline.model.regress_by_flow()
+    torch.manual_seed(0)
+    for parameter in pipeline.model.regression_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    found = [pipeline(["an apple"], seed=3, sampling=LatentSampling(*how), **QUICK).tobytes()
+             for how in ((), (), (0.1,), (1.0, 3.0))]  # fmt: skip
+    assert found[0] == found[1] and len(set(found)) == 3

@@ -11,6 +11,7 @@ from ...core.sizes import check_sizes
 Connector = Literal["causal_former", "pooled_grid", "identity"]
 CONNECTORS = ("causal_former", "pooled_grid", "identity")
 DISTANCES = ("mse", "cosine", "smooth_l1")
+REGRESSION_HEADS = ("linear", "flow")
 
 
 @strict
@@ -25,9 +26,10 @@ class EmuConfig(PreTrainedConfig):
     num_image_latents: N. text_config: of any causal language model; its hidden_size D is the width of the latents.
     image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: its tokens;
         user_token_id, assistant_token_id: of the instructed variant.
+    regression_head: "linear", Emu's matrix, or "flow", which draws the next latent (`nn.latent_flow`).
     text_weight, regression_weight, regression_distance ("mse" | "cosine" | "smooth_l1"): of the loss that `forward`
         gives with labels. regress_image_end: whether the last latent is to predict the `[/IMG]` embedding.
-    Raises ValueError for a connector, distance or number of latents that cannot be.
+    Raises ValueError for a connector, head, distance or number of latents that cannot be.
     """
 
     model_type = "emu"
@@ -49,6 +51,7 @@ class EmuConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 2
     user_token_id: int | None = None
     assistant_token_id: int | None = None
+    regression_head: str = "linear"
     text_weight: float | int = 1.0
     regression_weight: float | int = 1.0
     regression_distance: str = "mse"
@@ -73,6 +76,8 @@ class EmuConfig(PreTrainedConfig):
             raise ValueError(f"connector is one of {', '.join(CONNECTORS)}, not '{self.connector}'")
         if self.regression_distance not in DISTANCES:
             raise ValueError(f"regression_distance is one of {', '.join(DISTANCES)}, not '{self.regression_distance}'")
+        if self.regression_head not in REGRESSION_HEADS:
+            raise ValueError(f"regression_head is one of {', '.join(REGRESSION_HEADS)}, not '{self.regression_head}'")
         num = self.num_image_latents
         if num < 1:
             raise ValueError(f"num_image_latents should be at least 1, not {num}")

@@ -10,6 +10,7 @@ from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from ...nn.latent_flow import LatentSampling
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
 
@@ -35,7 +36,8 @@ class Writing:
     """How a document goes on.
 
     max_images: no more images are begun after so many. begin_image: the first thing is an image. paint: latents
-    [N, D] to a picture. on_text: is given text as it comes. The rest as in `GenerationMixin.generate`.
+    [N, D] to a picture. on_text: is given text as it comes. sampling: how a flow draws latents.
+    The rest as in `GenerationMixin.generate`.
     """
 
     max_new_tokens: int = 200
@@ -49,6 +51,7 @@ class Writing:
     begin_image: bool = False
     paint: Paint | None = None
     on_text: Callable[[str], None] | None = None
+    sampling: LatentSampling | None = None
 
     def warpers(self) -> LogitsProcessorList:
         """What changes the scores of tokens before one is chosen."""
@@ -76,7 +79,7 @@ def generate_document(
     Raises ValueError for an empty prompt or one longer than the context.
     """
     model.eval()
-    config = model.config
+    config, sampling = model.config, model.latent_sampling(writing.sampling)
     inputs = processor([*pieces]).to(model.device)
     pixels = inputs.get("pixel_values")
     latents = None if pixels is None else model.image_latents(pixels.to(model.dtype))
@@ -100,7 +103,7 @@ def generate_document(
         if token == begin:
             if not writer.room(size):
                 break
-            found = writer.image()
+            found = writer.image(sampling, generator)
             spans.add_image(found, None if writing.paint is None else writing.paint(found))
         elif spans.num_tokens == writing.max_new_tokens:
             break
@@ -173,14 +176,19 @@ class _Writer:
         self.ids = torch.cat([self.ids, ids], dim=1)
         self.read(self.model.get_input_embeddings()(ids))
 
-    def image(self) -> Tensor:
-        """Latents [N, D]; reads `[IMG]`, each of them, and `[/IMG]`."""
+    def image(self, sampling: LatentSampling, generator: torch.Generator) -> Tensor:
+        """Latents [N, D]; reads `[IMG]`, each of them, and `[/IMG]`. With guidance an empty prompt reads them, too."""
         config = self.model.config
         self.read_token(config.image_start_token_id)
+        writers = [self]
+        if sampling.guidance != 1:
+            writers.append(_Writer(self.model, self.model.empty_prompt(self.ids.device)))
         found = []
         for _ in range(config.num_image_latents):
-            found.append(self.model.regression_head(self.hidden))
-            self.read(found[-1])
+            hidden = torch.cat([writer.hidden for writer in writers])
+            found.append(self.model.next_latent(hidden, [generator], sampling)[:1])
+            for writer in writers:
+                writer.read(found[-1])
         self.read_token(config.image_end_token_id)
         return torch.cat(found, dim=1)[0]
 

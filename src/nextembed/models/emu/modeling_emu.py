@@ -5,59 +5,27 @@ Shapes: B rows, T positions, I images of all rows in reading order, N latents an
 Source: Emu (arXiv 2307.05222); where the paper is silent, the released inference code.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
-from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
-from transformers.utils import ModelOutput
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
 
 from ...core.types import IGNORE_LABEL, Attention, Batch, Hidden, Latents
 from ...errors import ConfigError
+from ...nn.latent_flow import LatentFlow, LatentSampling, row_generators
 from ...nn.losses import regression_distance, token_cross_entropy
 from ..parts import CheckedModel
 from .configuration_emu import EmuConfig
 from .connectors import CausalFormer, build_connector
+from .outputs import EmuModelOutput, EmuOutput
 from .packed import document_mask, positions_in_documents
-
-
-@dataclass
-class EmuModelOutput(ModelOutput):
-    """last_hidden_state [B, T, D] after the language model's final norm; inputs_embeds [B, T, D]: what it read;
-    image_latents [I, N, D]; cache: keys and values; hidden_states, attentions: of the language model, if asked for."""
-
-    last_hidden_state: Tensor | None = None
-    inputs_embeds: Tensor | None = None
-    image_latents: Tensor | None = None
-    cache: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class EmuOutput(ModelOutput):
-    """loss []: text_weight x text_loss + regression_weight x regression_loss, each a mean over its own targets;
-    logits [B, T, V]; regression_pred, regression_target [pairs, D], in reading order; the rest as in `EmuModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    text_loss: Tensor | None = None
-    regression_loss: Tensor | None = None
-    logits: Tensor | None = None
-    regression_pred: Tensor | None = None
-    regression_target: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    inputs_embeds: Tensor | None = None
-    image_latents: Tensor | None = None
-    cache: Any = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+from .visual import build_visual, without_norm
 
 
 class EmuPreTrainedModel(CheckedModel):
@@ -212,8 +180,8 @@ class EmuModel(EmuPreTrainedModel):
 
 
 class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
-    """Emu with both heads: the language model's own, and `regression_head`, a matrix D x D from the hidden state at
-    `[IMG]` or a latent to the next latent.
+    """Emu with both heads: the language model's own, and `regression_head`, from the hidden state at `[IMG]` or a
+    latent to the next latent: a matrix D x D, or a `LatentFlow`.
 
     visual, language_model: parts that exist already; those of the configuration are new.
     """
@@ -223,8 +191,21 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     ):
         super().__init__(config)
         self.model = EmuModel(config, visual, language_model)
-        self.regression_head = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.regression_head: nn.Linear | LatentFlow = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.post_init()
+        if config.regression_head == "flow":
+            self.regress_by_flow()
+
+    @property
+    def draws_latents(self) -> bool:
+        """Whether the regression head is a flow."""
+        return isinstance(self.regression_head, LatentFlow)
+
+    def regress_by_flow(self) -> None:
+        """A new flow in place of the matrix; one that is there stays."""
+        if not isinstance(self.regression_head, LatentFlow):
+            self.regression_head = LatentFlow(self.config.hidden_size).to(self.regression_head.weight)
+            self.config.regression_head = "flow"
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -333,7 +314,10 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             mask = self.regression_mask(input_ids) if regression_mask is None else regression_mask
             pred = self.regression_head(hidden[:, :-1][mask[:, 1:]])
             target = embeds[:, 1:][mask[:, 1:]].detach()
-            distances = regression_distance(pred, target, self.config.regression_distance)
+            if isinstance(self.regression_head, LatentFlow):
+                distances = self.regression_head.loss(hidden[:, :-1][mask[:, 1:]], target)
+            else:
+                distances = regression_distance(pred, target, self.config.regression_distance)
             terms |= {"regression_pred": pred, "regression_target": target}
             terms["regression_loss"] = distances.sum() / max(1, len(distances))
             weighted = self.config.regression_weight * terms["regression_loss"]
@@ -376,11 +360,15 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
         guidance: bool = False,
+        sampling: LatentSampling | None = None,
+        seed: int | Sequence[int] | None = 0,
     ) -> Tensor:
         """The latents [B, N, D] of the image that would follow each prompt, one after the other, from a cache.
 
         Each is the regression head's output at the position before, and is read as the next embedding. The prompt is
         without the `[IMG]` that begins the new image. guidance: gives [2 B, N, D], the second half for empty prompts.
+        sampling, seed (one, or one a row; None: random): how a flow draws; the empty prompt's are always those of seed
+        0, as a visual decoder learned them. Raises ConfigError for `sampling` of a head that draws nothing.
         Source: Emu (arXiv 2307.05222), section 2.2; the release runs the whole sequence anew for each latent.
         """
         if attention_mask is None:
@@ -390,11 +378,39 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         start = input_ids.new_full((len(embeds), 1), self.config.image_start_token_id)
         embeds = torch.cat([embeds, self.get_input_embeddings()(start)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        one = self.empty_prompt(input_ids.device)
+        prompt, empty = (embeds, mask), (one, mask.new_ones(one.shape[:2]))
+        sampling, rows = self.latent_sampling(sampling), len(embeds)
+        if sampling.guidance != 1:  # each prompt beside an empty one that reads the same latents
+            beside = (one.expand(rows, -1, -1), empty[1].expand(rows, -1))
+            found = self.regress_latents([prompt, beside], sampling, seed)[:rows]
+        elif self.draws_latents or not guidance:
+            found = self.regress_latents([prompt], sampling, seed)
         if not guidance:
-            return self.regress_latents([(embeds, mask)])
-        empty = self.empty_prompt(input_ids.device)
-        found = self.regress_latents([(embeds, mask), (empty, mask.new_ones(empty.shape[:2]))])
-        return torch.cat([found[:-1], found[-1:].expand(len(embeds), -1, -1)])  # every empty prompt is the same
+            return found
+        if self.draws_latents:
+            without = self.regress_latents([empty])
+        else:
+            found, without = self.regress_latents([prompt, empty]).split([rows, 1])
+        return torch.cat([found, without.expand(rows, -1, -1)])  # every empty prompt is the same
+
+    def latent_sampling(self, sampling: LatentSampling | None) -> LatentSampling:
+        """Raises ConfigError where the head draws nothing, but is told how."""
+        sampling = sampling or LatentSampling()
+        if sampling != LatentSampling() and not self.draws_latents:
+            raise ConfigError(
+                "latent temperature and guidance need a model that draws its image latents "
+                "(objective.regression=flow); this one's regression head gives their mean"
+            )
+        return sampling
+
+    def next_latent(
+        self, hidden: Tensor, generators: Sequence[torch.Generator | None], sampling: LatentSampling
+    ) -> Tensor:
+        """The latent that is read after hidden states [rows, 1, D]; see `LatentFlow.sample`."""
+        if isinstance(self.regression_head, LatentFlow):
+            return self.regression_head.sample(hidden, generators, sampling)
+        return self.regression_head(hidden)
 
     def empty_prompt(self, device: torch.device | None = None) -> Tensor:
         """Embeddings [1, 1 or 2, D] of a prompt without anything: the begin token, where there is one, and `[IMG]`."""
@@ -402,7 +418,12 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         ids = [self.config.image_start_token_id] if bos is None else [bos, self.config.image_start_token_id]
         return self.get_input_embeddings()(torch.tensor([ids], device=device))
 
-    def regress_latents(self, prompts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    def regress_latents(
+        self,
+        prompts: list[tuple[Tensor, Tensor]],
+        sampling: LatentSampling = LatentSampling(),  # noqa: B008  (it cannot be changed)
+        seed: int | Sequence[int] | None = 0,
+    ) -> Tensor:
         """N latents [rows, N, D] after each row of the prompts, which end with `[IMG]`.
 
         prompts: (embeddings [B, T, D], mask [B, T], padded left), of any lengths; each is read by itself, so that short
@@ -417,7 +438,8 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             embeds = torch.cat([nn.functional.pad(one, (0, 0, length - one.shape[1], 0)) for one, _ in prompts])
             prompts = [(embeds, mask[:, :length])]
         cache, hidden = self.read_prompts(prompts, length + num - 1)
-        found = [self.regression_head(hidden)]
+        generators = row_generators(seed, len(hidden) // (1 if sampling.guidance == 1 else 2))
+        found = [self.next_latent(hidden, generators, sampling)]
         for last in range(length + 1, length + num):
             out = self.model(
                 inputs_embeds=found[-1].to(prompts[0][0].dtype),  # autocast's bf16 would not fit the cache
@@ -426,7 +448,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
                 cache=cache,
                 use_cache=True,
             )
-            found.append(self.regression_head(out.last_hidden_state))
+            found.append(self.next_latent(out.last_hidden_state, generators, sampling))
         return torch.cat(found, dim=1)
 
     def read_prompts(self, prompts: list[tuple[Tensor, Tensor]], size: int) -> tuple[StaticCache, Tensor]:
@@ -461,20 +483,6 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
 def keeps_all(text_config: Any) -> bool:
     """Whether every layer of a language model keeps all keys and values: no windows, no running states."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=text_config).layers)
-
-
-def build_visual(vision: Any) -> PreTrainedModel:
-    """The vision model of a configuration, with new weights."""
-    if vision.model_type == "blip_2_vision_model":
-        return without_norm(Blip2VisionModel._from_config(vision))
-    return AutoModel.from_config(vision, trust_remote_code=False)
-
-
-def without_norm(visual: Any) -> PreTrainedModel:
-    """An EVA tower without its final norm, which Emu does not use; others as they are."""
-    if type(visual) is Blip2VisionModel:
-        setattr(visual, "post_layernorm", nn.Identity())  # noqa: B010  (of another type)
-    return visual
 
 
 def pad_left(embeds: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ BACK = (
     (r"^model\.visual_norm\.", "ln_visual."),
     (r"^model\.connector\.(causal_tokens|projection\.)", r"cformer.\1"),
     (r"^model\.connector\.stack\.", "cformer.cformer."),
-    (r"^regression_head\.", "decoder.lm.stu_regress_head."),
+    (r"^regression_head\.weight$", "decoder.lm.stu_regress_head.weight"),
     (r"^model\.language_model\.", "decoder.lm."),
 )
 BIAS = re.compile(r"^visual\.blocks\.(\d+)\.attn\.([qv])_bias$")

@@ -14,6 +14,7 @@ from ...core.hub import unreachable
 from ...core.pretrained import load_pair
 from ...core.run_folder import find_saved
 from ...errors import ConfigError
+from ...nn.latent_flow import LatentSampling
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
 from .visual_decoder import FOLDER, VisualDecoder
@@ -96,11 +97,13 @@ class EmuPipeline:
         height: int | None = None,
         width: int | None = None,
         progress: bool = True,
+        sampling: LatentSampling | None = None,
     ) -> Any:
         """A PIL image; for a list of prompts (each a list) a list of them, painted in one batch.
 
         guidance_scale: how far to go from what the empty prompt gives towards the prompt; off at <= 1. seed: of the
-        noise, one for all or one for each prompt; None: random. height, width: pixels; None: as trained.
+        noise, one for all or one for each prompt; None: random. height, width: pixels; None: as trained. sampling: how
+        a flow draws the latents that are painted.
         Raises ConfigError for a prompt or size that cannot be.
         """
         several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], list | tuple)
@@ -111,7 +114,7 @@ class EmuPipeline:
         guided = guidance_scale > 1
         try:
             inputs = self.processor(prompt).to(self.model.device)
-            latents = self.model.generate_image_embeddings(**inputs, guidance=guided)
+            latents = self.model.generate_image_embeddings(**inputs, guidance=guided, sampling=sampling, seed=seed)
         except ValueError as err:
             raise ConfigError(f"prompt: {err}") from None
         conditional, empty = latents.chunk(2) if guided else (latents, None)

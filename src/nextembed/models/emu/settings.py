@@ -29,8 +29,9 @@ from ..gguf import gguf_file, gguf_model, gguf_tokenizer
 from ..parts import POSITION, ModelPart, load_part
 from .configuration_emu import Connector, EmuConfig, as_config
 from .connectors import standardise
-from .modeling_emu import EmuForConditionalGeneration, build_visual
+from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import ASSISTANT, END, IMAGE, START, USER, EmuProcessor, add_emu_tokens
+from .visual import build_visual
 from .vocabulary import grow_vocabulary
 
 EXAMPLE_TEXT = 30  # tokens beside each image, as in a short caption

@@ -18,6 +18,7 @@ from ...core.files import new_folder
 from ...core.quiet import no_progress_bar
 from ...core.saved import checked, read_json
 from ...errors import ConfigError, MissingExtra, unknown
+from ...nn.latent_flow import row_generators
 
 FOLDER = "visual_decoder"  # beside the model it belongs to
 PARTS = ("unet", "vae", "scheduler", "feature_extractor", "safety_checker")  # the folders in it, as Stable Diffusion's
@@ -121,7 +122,7 @@ class VisualDecoder(nn.Module):
         rows = len(latents)
         self.check_width(latents.shape[-1])
         shape = self._shape(height, width)
-        generators = _generators(seed, rows)
+        generators = row_generators(seed, rows)
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.unet.device)
         guided = empty is not None and guidance_scale > 1
         condition = torch.cat((latents, empty.expand_as(latents))) if guided and empty is not None else latents
@@ -283,16 +284,6 @@ def scheduler_class(name: str) -> Any:
     if name not in known:
         raise ConfigError(unknown("scheduler", name, known))
     return getattr(library, name)
-
-
-def _generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator | None]:
-    """One for each image, on the CPU: the same noise on every device."""
-    if seed is None:
-        return [None] * rows
-    seeds = [seed] * rows if isinstance(seed, int) else list(seed)
-    if len(seeds) != rows:
-        raise ConfigError(f"{len(seeds)} seeds for {rows} images: give one seed, or one for each")
-    return [torch.Generator().manual_seed(s) for s in seeds]
 
 
 def _watched(steps: Tensor, progress: bool) -> Iterable[Tensor]:
