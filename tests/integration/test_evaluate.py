@@ -137,8 +137,9 @@ def test_report_of_a_classifier(run: Path) -> None:
     html, scores = page(run), json.loads((run / "scores.json").read_text())
     for heading in ("Accuracy by class", "Confusion matrix", "Most confident mistakes", "Training", "Training setup"):
         assert f"<h2>{heading}</h2>" in html
-    for word in ("Verdict", "verdict ", "probe table", "Nearest patches", "Attention maps", "Copying", "Collapsed"):
+    for word in ("Verdict", "probe table", "Nearest patches", "Attention maps", "Copying", "Collapsed"):
         assert word not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+    assert '<div class="card verdict classifier">' in html
     assert f"{100 * scores['top1']:.1f} %" in html and scores["sentence"] in html
     assert "<h3>Accuracy</h3>" in html and "everything but patch_embeddings" in html
     assert html.count('<div class="card"><img') == min(12, len(scores["errors"]))

@@ -156,7 +156,7 @@ def test_reports_show_pixels(runs: Path, capsys: pytest.CaptureFixture) -> None:
     html = (runs / "predictions/report.html").read_text()
     for words in (
         "Latent decoder on emoji",
-        "A decoder",
+        '<div class="card verdict decoder">',
         "PSNR of decoded pixels",
         "predictions, decoder of predictions",
     ):

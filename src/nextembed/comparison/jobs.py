@@ -17,6 +17,7 @@ from ..core.files import write_json
 from ..core.probe_table import ProbeTable
 from ..core.run_folder import TEACHER, Line, read_history
 from ..core.saved import Count, Number, load
+from ..core.terminal import print
 from ..errors import ConfigError, DataError, NextEmbedError, TrainingError
 from ..evaluation.probes.samples import load_data
 from ..evaluation.probes.sweep import sweep

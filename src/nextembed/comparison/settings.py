@@ -14,8 +14,8 @@ class CompareSettings(Config):
     One budget of each run: minutes, images_seen or flops; 10 minutes where none is given. Probes, checkpoints and
     starting are not counted.
 
-    minutes: how long each run trains: on a CPU counted as CPU time of the training process and its data workers (minutes x threads),
-        so that a busy machine gives the same result; on an accelerator as wall-clock time.
+    minutes: how long each run trains: on a CPU counted as CPU time of the training process and its data workers
+        (minutes x threads), so that a busy machine gives the same result; on an accelerator as wall-clock time.
     images_seen: a budget in images, in place of minutes.
     flops: a budget in FLOPs of matrix products, in place of minutes.
     seeds: how many runs of each objective; the table has mean and standard deviation.

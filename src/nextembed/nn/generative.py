@@ -6,6 +6,7 @@ of a target, of mean 0 and variance about 1; K noise draws a target in training.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -21,7 +22,16 @@ NEAREST = 0.05  # to the end of a flow, where an error of the target counts (1 /
 FIRST_TIME = 0.98  # of diffusion, where a thousandth of the signal is left: noise for all that a network sees
 
 Predicts = Literal["velocity", "sample"]
-Generators = torch.Generator | Sequence[torch.Generator | None] | None  # one for all rows, or one each
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The same `num` draws, of a fixed seed, for each position: rows are positions x num."""
+
+    num: int
+
+
+Generators = torch.Generator | Sequence[torch.Generator | None] | Shared | None
 
 
 class Guidance(NamedTuple):
@@ -272,7 +282,7 @@ class EnergyHead(nn.Module):
     def sample(
         self,
         hidden: Tensor,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         temperature: float = 1.0,
         guidance: Guidance | None = None,
         num_steps: int | None = None,
@@ -310,6 +320,9 @@ def guided(
 
 def drawn(num: int, size: int, generator: Generators, device: torch.device) -> Tensor:
     """Standard normal numbers [num, size], the same on every device."""
+    if isinstance(generator, Shared):
+        rows = torch.randn(generator.num, size, generator=torch.Generator().manual_seed(0))
+        return rows.to(device).repeat(num // generator.num, 1)
     if isinstance(generator, Sequence):
         return torch.cat([drawn(1, size, one, device) for one in generator])
     where = device if generator is None else generator.device

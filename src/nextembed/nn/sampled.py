@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core.randomness import normal
 from .density import DensityHead
 from .directional import at_least_float32
-from .generative import EnergyHead, FlowHead, Guidance
+from .generative import EnergyHead, FlowHead, Generators, Guidance, Shared
 
 NOISE = 48  # stream of random numbers
 NUM_DRAWS = 16  # that a score, a mode or an expected cosine is made of
@@ -32,7 +32,7 @@ class SampledDensity:
 
     def sample(
         self,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         temperature: float = 1.0,
         guidance: Guidance | None = None,
     ) -> Tensor:
@@ -44,11 +44,11 @@ class SampledDensity:
     component = sample  # here a draw is one of the answers already
 
     def several(self, num: int, guidance: Guidance | None = None) -> Tensor:
-        """Draws by a fixed seed, [..., num, D]."""
+        """Draws by a fixed seed, the same noise at each position, [..., num, D]."""
         many = SampledDensity(self.head, self.hidden[..., None, :].expand(*self.hidden.shape[:-1], num, -1))
         if guidance is not None:
             guidance = guidance._replace(hidden=guidance.hidden.repeat_interleave(num, 0))
-        return many.sample(torch.Generator().manual_seed(0), 1.0, guidance)
+        return many.sample(Shared(num), 1.0, guidance)
 
     def mode(self, guidance: Guidance | None = None) -> Tensor:
         """Of 16 draws by a fixed seed the one that the others are nearest to, [..., D]: an answer, and no mean."""

@@ -179,13 +179,13 @@ def eager(net: PreTrainedModel) -> Iterator[None]:
 
 
 def _check_model(net: PreTrainedModel, name: str) -> None:
-    if reads_clips(net.config):
-        raise ConfigError(f"{name} reads clips, and pictures are made of images")
     if not isinstance(net, Backbone) or not isinstance(net.config, PatchConfig):
         raise ConfigError(
             f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches as NEPA is; "
             "`nextembed report` shows runs of every kind"
         )
+    if reads_clips(net.config):
+        raise ConfigError(f"{name} reads clips, and pictures are made of images")
 
 
 def _decoders(model: Model, decoders: Sequence[str | Path]) -> list[LoadedDecoder]:

@@ -61,7 +61,7 @@ def test_rows_are_mixed_and_one_is_read_for_each_that_is_given():
 
 def test_other_rows_are_no_way_on():
     mark = list(mixed(stored([20, 20]), 8, 0))[28][0]
-    with pytest.raises(DataError, match="cannot go on"):
+    with pytest.raises(DataError, match="cannot resume at the same row"):
         list(mixed(stored([20, 6], mark), 8, 0, mark))
     with pytest.raises(DataError, match="shuffle_buffer"):
         list(mixed(stored([20, 20], mark), 30, 0, mark))
