@@ -43,16 +43,16 @@ class SampledDensity:
 
     component = sample  # here a draw is one of the answers already
 
-    def several(self, num: int, guidance: Guidance | None = None) -> Tensor:
-        """Draws by a fixed seed, the same noise at each position, [..., num, D]."""
+    def several(self, num: int, guidance: Guidance | None = None, shared: bool = False) -> Tensor:
+        """Draws by a fixed seed, [..., num, D]. shared: of the same noise at each position."""
         many = SampledDensity(self.head, self.hidden[..., None, :].expand(*self.hidden.shape[:-1], num, -1))
         if guidance is not None:
             guidance = guidance._replace(hidden=guidance.hidden.repeat_interleave(num, 0))
-        return many.sample(Shared(num), 1.0, guidance)
+        return many.sample(Shared(num) if shared else torch.Generator().manual_seed(0), 1.0, guidance)
 
     def mode(self, guidance: Guidance | None = None) -> Tensor:
         """Of 16 draws by a fixed seed the one that the others are nearest to, [..., D]: an answer, and no mean."""
-        draws = self.several(NUM_DRAWS, guidance)
+        draws = self.several(NUM_DRAWS, guidance, shared=True)  # however positions are batched
         inner = (draws @ draws.mT).sum(-1).argmax(-1)[..., None, None]
         return draws.gather(-2, inner.expand(*inner.shape[:-1], draws.shape[-1]))[..., 0, :]
 
