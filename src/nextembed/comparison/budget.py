@@ -64,8 +64,10 @@ class Meter(Watcher):
         known = [line for line in self.history if line.get("step", 0) <= loop.step and "cpu_seconds" in line]
         if known:
             self.spent = Reading(float(known[-1]["cpu_seconds"]), float(known[-1]["wall_seconds"]))
-        parts = (loop.bare.backbone, loop.bare.objective)
-        self.parameters = tuple(sum(p.numel() for p in part.parameters()) for part in parts)  # type: ignore[assignment]
+        backbone, objective = (
+            sum(p.numel() for p in part.parameters()) for part in (loop.bare.backbone, loop.bare.objective)
+        )
+        self.parameters = (backbone, objective)
         self.begun = self.clock()
 
     def stepped(self, loop: Training) -> None:
