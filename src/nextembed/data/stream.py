@@ -11,6 +11,8 @@ import gc
 import itertools
 import math
 import multiprocessing
+import re
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -397,13 +399,25 @@ def checked_workers(loader: object) -> Iterator[None]:
         yield
     except NextEmbedError:
         raise
-    except Exception:
+    except Exception as err:
         workers = loader.workers if isinstance(loader, TrainLoader) else []
         wait([worker.sentinel for worker in workers], timeout=5)  # its connections end a moment before it does
         for worker in workers:
             if worker.exitcode:
                 raise DataError(_death(worker.exitcode)) from None
+        if code := _exit_code_in(str(err)):
+            raise DataError(_death(code)) from None
         raise
+
+
+def _exit_code_in(message: str) -> int | None:
+    """What torch's message says of a worker's end, as an exit code. It is needed where torch raised in the very moment
+    in which the exit code had been read from the system but not noted yet: it is lost then."""
+    if ended := re.search(r"DataLoader worker \(pid \d+\) exited unexpectedly with exit code (\d+)", message):
+        return int(ended[1])
+    if killed := re.search(r"DataLoader worker \(pid \d+\) is killed by signal: ([^.]+)\.", message):
+        return -next((n for n in signal.valid_signals() if signal.strsignal(n) == killed[1]), 0) or None
+    return None
 
 
 def _death(exit_code: int) -> str:

@@ -206,11 +206,11 @@ def emu_emoji_decoder() -> RunConfig:
 
 
 def emu_smol() -> RunConfig:
-    """Emu on SmolLM2-135M: captions, answers in sentences and conversations about emoji; about 40 minutes on two
-    cores, by its step cost; not run whole yet.
+    """Emu on SmolLM2-135M: captions, answers in sentences and conversations about emoji.
 
-    The language model is frozen but for LoRA; the encoder is runs/nepa_demo/model. model.language is any causal model
-    of Hugging Face: a hub id, a folder, or a GGUF file.
+    About 40 minutes on two cores, by its step cost; not run whole yet. The language model is frozen but for LoRA; the
+    encoder is runs/nepa_demo/model. model.language is any causal model of Hugging Face: a hub id, a folder, or a GGUF
+    file.
     """
     return RunConfig(
         name="emu_smol",
