@@ -40,13 +40,17 @@ ObjectivePart = Annotated[SerializeAsAny[ObjectiveSettings], BeforeValidator(OBJ
 class RunConfig(Config):
     """All settings of a run; RUN/config.yaml holds them, defaults included.
 
-    name: of the run folder in output_dir. seed: of weights, data order, augmentation and all draws in training.
-    output_dir: the folder of run folders.
-    data: what is read; chosen by `kind`, also `my_file.py:MyData`. model: the backbone that is trained; chosen by
-    `kind`, also `my_file.py:MyModel`. objective: what is learned; chosen by `kind`, also `my_file.py:MyObjective`.
-    optim: the optimizer and its schedule. train: how long, how large and how precise. probe: what frozen features are
-    measured on.
-    after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
+    Attributes:
+        name: of the run folder in output_dir.
+        seed: of weights, data order, augmentation and all draws in training.
+        output_dir: the folder of run folders.
+        data: what is read; chosen by `kind`, also `my_file.py:MyData`.
+        model: the backbone that is trained; chosen by `kind`, also `my_file.py:MyModel`.
+        objective: what is learned; chosen by `kind`, also `my_file.py:MyObjective`.
+        optim: the optimizer and its schedule.
+        train: how long, how large and how precise.
+        probe: what frozen features are measured on.
+        after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
     name: str = "run"
@@ -223,7 +227,11 @@ def figure(value: float | str) -> str:
 
 
 class _Seed(Config):
-    """The only setting that is needed of a run. seed: of all its draws."""
+    """The only setting that is needed of a run.
+
+    Attributes:
+        seed: of all its draws.
+    """
 
     seed: int = Field(0, ge=0, lt=2**32)
 

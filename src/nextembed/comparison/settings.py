@@ -14,16 +14,17 @@ class CompareSettings(Config):
     One budget of each run: minutes, images_seen or flops; 10 minutes where none is given. Probes, checkpoints and
     starting are not counted.
 
-    minutes: how long each run trains: on a CPU counted as CPU time of the training process and its data workers
-        (minutes x threads), so that a busy machine gives the same result; on an accelerator as wall-clock time.
-    images_seen: a budget in images, in place of minutes.
-    flops: a budget in FLOPs of matrix products, in place of minutes.
-    seeds: how many runs of each objective; the table has mean and standard deviation.
-    tune: how many settings each objective tries on validation: learning rate, from the fourth on weight decay, too.
-    jobs: how many runs side by side, one a GPU; 0: all in this process.
-    threads: CPU threads that the runs share; all of the machine if left out.
-    finetune_steps: steps of fine-tuning on 1 and 10 % of the labels; 0: none.
-    num_probe: how many training images the probes see, in place of probe.num_train.
+    Attributes:
+        minutes: how long each run trains: on a CPU counted as CPU time of the training process and its data workers
+            (minutes x threads), so that a busy machine gives the same result; on an accelerator as wall-clock time.
+        images_seen: a budget in images, in place of minutes.
+        flops: a budget in FLOPs of matrix products, in place of minutes.
+        seeds: how many runs of each objective; the table has mean and standard deviation.
+        tune: how many settings each objective tries on validation: learning rate, from the fourth on weight decay, too.
+        jobs: how many runs side by side, one a GPU; 0: all in this process.
+        threads: CPU threads that the runs share; all of the machine if left out.
+        finetune_steps: steps of fine-tuning on 1 and 10 % of the labels; 0: none.
+        num_probe: how many training images the probes see, in place of probe.num_train.
     """
 
     minutes: float | None = Field(None, gt=0, le=1e6)

@@ -108,12 +108,12 @@ def check_plain(value: object) -> None:
 class Part(Config):
     """Settings of a part that comes in kinds.
 
-    task: what models and objectives are for; those of a run have to agree ("pretraining", "classification", ...).
-    also_for: tasks of models that an objective takes besides its own.
-
-    becomes: kinds that a part turns into where a setting is given that it lacks and they have: {"source": "images"}.
-
-    kind: which of the kinds it is: set by the registry, or `my_file.py:MyPart`.
+    Attributes:
+        task: what models and objectives are for; those of a run have to agree ("pretraining", "classification", ...).
+        also_for: tasks of models that an objective takes besides its own.
+        becomes: kinds that a part turns into where a setting is given that it lacks and they have: {"source":
+            "images"}.
+        kind: which of the kinds it is: set by the registry, or `my_file.py:MyPart`.
     """
 
     task: ClassVar[str] = "pretraining"

@@ -1,16 +1,37 @@
-"""What a class says of its fields: the `name: what it is.` parts of its docstring, for help and comments."""
+"""What a class says of its fields: the `Attributes:` (or `Args:`) section of its docstring, for help and comments."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+
+SECTION = re.compile(r"^([ \t]*)(?:Attributes|Args):[ \t]*\n((?:(?:\1[ \t]+.*|[ \t]*)(?:\n|\Z))*)", re.MULTILINE)
+ENTRY = re.compile(r"^(\w+(?:, \w+)*)(?: \([^)]*\))?:\s+(.*)", re.DOTALL)
 
 
 def describe(doc: str | None, names: Collection[str]) -> dict[str, str]:
-    """What a docstring says of each of these names. One text may stand for several: `log_steps, save_steps: every ...`.
+    """What a docstring says of each of these names, in a Google-style section.
 
-    A name begins a line or follows the end of a sentence.
+    Without such a section, `name: what it is.` counts where a line or a sentence begins with it. One text may stand for
+    several names: `log_steps, save_steps: every ...`.
     """
     if not doc or not names:
         return {}
+    if sections := list(SECTION.finditer(doc)):
+        entries = [entry for section in sections for entry in _entries(section[2])]
+        return {name: text for own, text in reversed(entries) for name in own.split(", ") if name in names}
+    return _in_prose(doc, names)
+
+
+def _entries(section: str) -> Iterator[tuple[str, str]]:
+    """(names, text) of a section; lines that are indented further go on with the entry above them."""
+    lines = [line for line in section.splitlines() if line.strip()]
+    depth = min((len(line) - len(line.lstrip()) for line in lines), default=0)
+    for entry in re.split(rf"\n(?=[ \t]{{{depth}}}\S)", "\n".join(lines)):
+        if found := ENTRY.match(entry.strip()):
+            yield found[1], " ".join(found[2].split())
+
+
+def _in_prose(doc: str, names: Collection[str]) -> dict[str, str]:
+    """`name: what it is.` anywhere in a docstring without sections."""
     one = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
     start = re.compile(rf"(?:\n\s*|[.;]\s+)((?:{one})(?:(?:,\s+|\s\|\s|\sand\s)(?:{one}))*):\s")
     found: dict[str, str] = {}
@@ -19,8 +40,7 @@ def describe(doc: str | None, names: Collection[str]) -> dict[str, str]:
         text = doc[place.end() : after]
         text = " ".join(re.split(r"\n\s*\n|\n\s*(?:Source|Args|Raises|Returns):", text)[0].split())
         for name in re.split(r",\s+|\s\|\s|\sand\s", place[1]):
-            if not text.startswith("see `"):  # the class that is named says it
-                found.setdefault(name, text.rstrip(";,"))
+            found.setdefault(name, text.rstrip(";,"))
     return found
 
 

@@ -32,10 +32,15 @@ Folder = tuple[dict[str, Any], dict[str, Tensor]] | Callable[[Path], None]
 class ViewSettings(Config):
     """Crops of each image that an objective compares.
 
-    num_global: number of large crops. global_scale: [smallest, largest] share of the image's area that they take.
-        num_local: number of small crops. local_scale: [smallest, largest] share that these take. local_size: pixels a
-        side of the small ones; the large ones have the model's size.
-    Source: multi-crop (SwAV, arXiv 2006.09882).
+    Attributes:
+        num_global: number of large crops.
+        global_scale: [smallest, largest] share of the image's area that they take.
+        num_local: number of small crops.
+        local_scale: [smallest, largest] share that these take.
+        local_size: pixels a side of the small ones; the large ones have the model's size.
+
+    Source:
+        multi-crop (SwAV, arXiv 2006.09882).
     """
 
     num_global: int = Field(2, ge=1, le=64)
@@ -48,13 +53,16 @@ class ViewSettings(Config):
 class SampleSettings(Config):
     """How an objective draws new signals; each reads the settings that it has a use for.
 
-    guidance: how far towards the class; 1: not at all beyond it, 0: without it.
-    temperature: how boldly it is drawn; above 1 is bolder, 0 takes the likeliest. top_k: draw each token among so many
-    of the likeliest; 0: all.
-    top_p: draw each token among the likeliest that have this share.
-    num_steps: passes over an image that is drawn in random order; else the objective's own.
-    num_denoising_steps: steps of a diffusion or flow head for each token; else the objective's own.
-    Source: classifier-free guidance (arXiv 2207.12598), as u + s (c - u) of what comes without a class (u) and with it.
+    Attributes:
+        guidance: how far towards the class; 1: not at all beyond it, 0: without it.
+        temperature: how boldly it is drawn; above 1 is bolder, 0 takes the likeliest.
+        top_k: draw each token among so many of the likeliest; 0: all.
+        top_p: draw each token among the likeliest that have this share.
+        num_steps: passes over an image that is drawn in random order; else the objective's own.
+        num_denoising_steps: steps of a diffusion or flow head for each token; else the objective's own.
+
+    Source:
+        classifier-free guidance (arXiv 2207.12598), as u + s (c - u) of what comes without a class (u) and with it.
     """
 
     guidance: float = Field(1.0, ge=0, le=100)
@@ -76,8 +84,10 @@ class Verdict(NamedTuple):
 class ObjectiveSettings(Part):
     """Settings of an objective, and what can be said of it without a network.
 
-    defaults: what a recipe of this objective starts from. attends: how a model that it trained attends by itself, where
-    nobody says it: as it was trained. trains_backbone: False for what is trained on a frozen one.
+    Attributes:
+        defaults: what a recipe of this objective starts from.
+        attends: how a model that it trained attends by itself, where nobody says it: as it was trained.
+        trains_backbone: False for what is trained on a frozen one.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig()

@@ -13,24 +13,30 @@ Beta = Annotated[float, Field(ge=0, le=1 - 1e-9)]  # 1 would divide by 0
 class OptimConfig(Config):
     """The optimizer and its schedule.
 
-    kind: "adamw", or "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers inside
-        layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps are of AdamW.
-    learning_rate: at the peak, of train.batch_size samples a step. For another batch size take another rate: twice the
-        batch, up to twice the rate.
-    betas: decay of AdamW's averages of gradients and of their squares. eps: AdamW's term against a division by zero.
-    warmup_steps, warmup_epochs: linear warm-up of the learning rate, in optimizer steps or passes over the data; at
-        most one of warmup_steps, warmup_epochs and warmup_rate. warmup_rate: the same as a share of the run.
-    schedule: "cosine" falls to min_lr_rate x peak at the last step, "constant" stays at the peak.
-    min_lr_rate: learning rate at the end of "cosine", as a share of the peak.
-    weight_decay: of matrices, and of the first token; not of norms, biases and LayerScale (parameters with one axis).
-    max_grad_norm: gradients are scaled down to this norm; null clips nothing.
-    layer_decay: each layer's learning rate is this times that of the layer above it.
-    layer_decay_end: the layer decay rises (half a cosine) to this at the last step; null stays at layer_decay.
-    layer_warmup: the warm-up of a layer that learns at x times the top's rate takes (1 - x) of the warm-up steps, so
-        lower layers wait longer and the head starts at once (NEPA's released fine-tuning).
-    embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
-    part_lr_rates: learning rates of parts of the model, relative to the rest, by their names or dotted parts of names:
-        {visual: 0.4, language_model: 0.3}.
+    Attributes:
+        kind: "adamw", or "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers
+            inside layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps are of AdamW.
+        learning_rate: at the peak, of train.batch_size samples a step. For another batch size take another rate: twice
+            the batch, up to twice the rate.
+        betas: decay of AdamW's averages of gradients and of their squares.
+        eps: AdamW's term against a division by zero.
+        warmup_steps: linear warm-up of the learning rate, in optimizer steps or passes over the data; at most one of
+            warmup_steps, warmup_epochs and warmup_rate.
+        warmup_epochs: linear warm-up of the learning rate, in optimizer steps or passes over the data; at most one of
+            warmup_steps, warmup_epochs and warmup_rate.
+        warmup_rate: the same as a share of the run.
+        schedule: "cosine" falls to min_lr_rate x peak at the last step, "constant" stays at the peak.
+        min_lr_rate: learning rate at the end of "cosine", as a share of the peak.
+        weight_decay: of matrices, and of the first token; not of norms, biases and LayerScale (parameters with one
+            axis).
+        max_grad_norm: gradients are scaled down to this norm; null clips nothing.
+        layer_decay: each layer's learning rate is this times that of the layer above it.
+        layer_decay_end: the layer decay rises (half a cosine) to this at the last step; null stays at layer_decay.
+        layer_warmup: the warm-up of a layer that learns at x times the top's rate takes (1 - x) of the warm-up steps,
+            so lower layers wait longer and the head starts at once (NEPA's released fine-tuning).
+        embed_lr_rate: learning rate of the input embedding (patches and first token), relative to the rest.
+        part_lr_rates: learning rates of parts of the model, relative to the rest, by their names or dotted parts of
+            names: {visual: 0.4, language_model: 0.3}.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"

@@ -38,10 +38,11 @@ class DocumentPart(Limits, Part):
             def document(self, row, seed):
                 return {"key": row["key"], "segments": [self.image(row["picture"]), text(row["words"])]}
 
-    long: of documents above `max_length`, "truncate" cuts the end off (never through an image), "skip" leaves them out.
-    pack_window: documents that wait for a row with room for them; more leave less padding. num_readers: parts of the
-    data that a rank reads by turns; a run has to resume with the same. background, max_pixels, max_bytes,
-    max_skipped_rate, num_workers: see `Limits`; at most one worker a reader, and their number changes nothing.
+    Attributes:
+        long: of documents above `max_length`, "truncate" cuts the end off (never through an image), "skip" leaves them
+            out.
+        pack_window: documents that wait for a row with room for them; more leave less padding.
+        num_readers: parts of the data that a rank reads by turns; a run has to resume with the same.
     """
 
     long: Literal["truncate", "skip"] = "truncate"

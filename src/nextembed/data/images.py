@@ -64,17 +64,19 @@ class ImagePart(Limits, Part):
                     raise MissingSplit(f"there is no {split} split")
                 return [{"image": path, "label": 0, "key": path.name} for path in Path(self.folder).glob("*.png")]
 
-    crop_scale: [smallest, largest] share of the area that the random crop takes. crop_ratio: [smallest, largest] aspect
-    ratio of the random crop. flip_rate: share of images that are flipped horizontally.
-    rand_augment: [magnitude, its standard deviation] of RandAugment after the crop, e.g. [9, 0.5]; null: none.
-    erase_rate: share of training images of which a random rectangle is erased to mid-grey.
-    labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all. labels_seed: of the
-    draws of labels_per_class and validation_rate.
-    validation_rate: where there is no validation split, this share of each class of the training images, drawn with
-    labels_seed, is kept apart as one; null: nothing is.
-    mean, std: of the pixels, in [0, 1]; they are normalised by it. background, max_pixels, max_bytes, max_skipped_rate,
-    num_workers: see `Limits`.
-    cache: "auto" decodes data of up to 512 MB once and keeps it in memory; "on" any size, "off" never.
+    Attributes:
+        crop_scale: [smallest, largest] share of the area that the random crop takes.
+        crop_ratio: [smallest, largest] aspect ratio of the random crop.
+        flip_rate: share of images that are flipped horizontally.
+        rand_augment: [magnitude, its standard deviation] of RandAugment after the crop, e.g. [9, 0.5]; null: none.
+        erase_rate: share of training images of which a random rectangle is erased to mid-grey.
+        labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all.
+        labels_seed: of the draws of labels_per_class and validation_rate.
+        validation_rate: where there is no validation split, this share of each class of the training images, drawn with
+            labels_seed, is kept apart as one; null: nothing is.
+        mean: of the pixels, in [0, 1]; they are normalised by it.
+        std: of the pixels, in [0, 1]; they are normalised by it.
+        cache: "auto" decodes data of up to 512 MB once and keeps it in memory; "on" any size, "off" never.
     """
 
     crop_scale: tuple[float, float] = (0.08, 1.0)

@@ -28,14 +28,17 @@ MARKS = ("type", "value", "loss", "order", "bytes", "path")
 class Interleaved(Media, DocumentTable, DocumentPart):
     """Documents in which text, images and other modalities alternate; all of them are learned.
 
-    layout: "segments", {"segments": [{"text": ...}, {"image": "a.jpg"}, {"type": "audio", "value": "b.flac"}]}, each
-    with an optional "loss"; "obelics", lists `images` and `texts` of one length, one of the two null at each place;
-    "mmc4", `text_list` and `image_info` with image_name and matched_text_index. "auto" tells by the columns.
-    images_from: folder of the files that a row names, within the source's. place: of an MMC4 image, before or after
-    the text that it is matched with; "random" draws for each image.
-    missing_images: of an image, video, sound or series that cannot be read, "skip" leaves its document out (and logs
-    it), "drop" the segment alone, "error" stops the run. unknown_kinds: the same of a segment of another kind.
-    max_images: what comes after so many images and videos in a document is left out; null: all.
+    Attributes:
+        layout: "segments", {"segments": [{"text": ...}, {"image": "a.jpg"}, {"type": "audio", "value": "b.flac"}]},
+            each with an optional "loss"; "obelics", lists `images` and `texts` of one length, one of the two null at
+            each place; "mmc4", `text_list` and `image_info` with image_name and matched_text_index. "auto" tells by the
+            columns.
+        images_from: folder of the files that a row names, within the source's.
+        place: of an MMC4 image, before or after the text that it is matched with; "random" draws for each image.
+        missing_images: of an image, video, sound or series that cannot be read, "skip" leaves its document out (and
+            logs it), "drop" the segment alone, "error" stops the run.
+        unknown_kinds: the same of a segment of another kind.
+        max_images: what comes after so many images and videos in a document is left out; null: all.
     """
 
     layout: Literal["auto"] | Layout = "auto"

@@ -19,8 +19,10 @@ from .transforms import Unreadable
 class Join(Config):
     """Another table, whose columns are then called NAME.column.
 
-    source: as of the data. by: column that both have; of several rows with one value the first is taken. where: keeps
-    rows of the other table whose column has this value, or one of these.
+    Attributes:
+        source: as of the data.
+        by: column that both have; of several rows with one value the first is taken.
+        where: keeps rows of the other table whose column has this value, or one of these.
     """
 
     source: str

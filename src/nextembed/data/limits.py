@@ -13,9 +13,12 @@ from .transforms import Colour
 class Limits(Config):
     """How pictures are decoded, and how much of the data may be unreadable.
 
-    background: RGB under transparent pixels. max_pixels: an image of more is unreadable, unread. max_bytes: a file of
-    more is unreadable, unread. max_skipped_rate: share of unreadable samples above which a run stops. num_workers:
-    processes a rank that read and decode; 0 is none but this one.
+    Attributes:
+        background: RGB under transparent pixels.
+        max_pixels: an image of more is unreadable, unread.
+        max_bytes: a file of more is unreadable, unread.
+        max_skipped_rate: share of unreadable samples above which a run stops.
+        num_workers: processes a rank that read and decode; 0 is none but this one.
     """
 
     background: Colour = (255, 255, 255)

@@ -30,14 +30,17 @@ NUM_TRIES = 10  # of a crop that one class does not fill
 class MaskPart(Limits, Part):
     """Settings of images with masks, whatever they come from. A subclass says what the rows and the classes are.
 
-    scale_range: the shorter side becomes so many times the crop's side, at random, before the crop; what is missing is
-        filled with mid-grey and ignored. flip_rate: share of images that are flipped.
-    max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
-    distort_colours: random brightness, contrast, saturation and hue.
-    mean, std: of the pixels, in [0, 1]; they are normalised by it. reduce_labels: id 0 of the files is no label, id k
-        is class k - 1, as in ADE20K. mask_values: which value of the files is which class where it is not its id: {255:
-        1} for masks of 0 and 255; 255 on the right is no label.
-    background, max_pixels, max_bytes, max_skipped_rate, num_workers: see `Limits`.
+    Attributes:
+        scale_range: the shorter side becomes so many times the crop's side, at random, before the crop; what is missing
+            is filled with mid-grey and ignored.
+        flip_rate: share of images that are flipped.
+        max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
+        distort_colours: random brightness, contrast, saturation and hue.
+        mean: of the pixels, in [0, 1]; they are normalised by it.
+        std: of the pixels, in [0, 1]; they are normalised by it.
+        reduce_labels: id 0 of the files is no label, id k is class k - 1, as in ADE20K.
+        mask_values: which value of the files is which class where it is not its id: {255: 1} for masks of 0 and 255;
+            255 on the right is no label.
     """
 
     has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe

@@ -30,9 +30,12 @@ OwnKinds = Annotated[dict[str, Kind | Literal["raw"]], BeforeValidator(_raw_wher
 class Media(Limits):
     """How segments of text, images, videos, sounds, series, and modalities of your own are decoded.
 
-    num_frames: frames that are read of a video. max_seconds: of a video or a sound; a longer one cannot be read.
-    own_kinds: kinds of segments beside text, image, video, audio and series, each with what it is read as: {"touch":
-    "series", "points": "raw"}; raw is the value as it stands in the row, and a list of names makes all of them raw.
+    Attributes:
+        num_frames: frames that are read of a video.
+        max_seconds: of a video or a sound; a longer one cannot be read.
+        own_kinds: kinds of segments beside text, image, video, audio and series, each with what it is read as:
+            {"touch": "series", "points": "raw"}; raw is the value as it stands in the row, and a list of names makes
+            all of them raw.
     """
 
     num_frames: int = Field(8, gt=0, le=10_000)

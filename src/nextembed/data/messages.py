@@ -32,11 +32,14 @@ class Messages(DocumentTable, DocumentPart):
     without a path of their own ("image": "a.jpg"); in a text, "<image>" is the place of one. `conversations` with
     "from" and "value", and a single `image`, are read as well.
 
-    messages_column: where the messages are in a row; null finds it. images_column: where the images are; null finds it.
-    images_from: folder of the images that a row names.
-    system: said first where the conversation has no system message. user: what stands before the user's words.
-    assistant: what stands before the model's words. turn_end: what follows an answer that is not the last; after the
-    last one stands the model's own end token.
+    Attributes:
+        messages_column: where the messages are in a row; null finds it.
+        images_column: where the images are; null finds it.
+        images_from: folder of the images that a row names.
+        system: said first where the conversation has no system message.
+        user: what stands before the user's words.
+        assistant: what stands before the model's words.
+        turn_end: what follows an answer that is not the last; after the last one stands the model's own end token.
     """
 
     messages_column: str | None = None

@@ -24,10 +24,11 @@ def _document_source(value: object) -> Part:
 class Mixture(DocumentPart):
     """Documents drawn from several sources.
 
-    sources: settings of each, with its `kind`. weights: how often a document (not a token) comes from each; null:
-    equally often. Each source goes through its own epochs, so a small one with much weight comes round more often.
-    Which source is next depends on the seed alone. Settings of packing, workers and max_skipped_rate count here, not
-    in `sources`.
+    Attributes:
+        sources: settings of each, with its `kind`.
+        weights: how often a document (not a token) comes from each; null: equally often. Each source goes through its
+            own epochs, so a small one with much weight comes round more often. Which source is next depends on the seed
+            alone. Settings of packing, workers and max_skipped_rate count here, not in `sources`.
     """
 
     sources: list[Annotated[SerializeAsAny[Part], BeforeValidator(_document_source)]] = Field(min_length=1)

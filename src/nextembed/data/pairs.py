@@ -19,10 +19,11 @@ TEXTS = ("text", "txt", "caption", "json.caption", "json.text", "captions", "tit
 class PairData(DocumentTable, DocumentPart):
     """An image and its text; both are learned from each other.
 
-    image_column: where the image is in a row; null finds it; "json.image" is a field inside a column. text_column:
-    where its text is; null finds it. A text column may hold a list of captions, of which one is drawn.
-    order: which comes first; "random" draws it for each pair in each epoch, as Emu does.
-    prompts: what is written of a text; one is drawn. "{text}" stands for it.
+    Attributes:
+        image_column: where the image is in a row; null finds it; "json.image" is a field inside a column.
+        text_column: where its text is; null finds it. A text column may hold a list of captions, of which one is drawn.
+        order: which comes first; "random" draws it for each pair in each epoch, as Emu does.
+        prompts: what is written of a text; one is drawn. "{text}" stands for it.
     """
 
     image_column: str | None = None
@@ -59,7 +60,9 @@ def ordered(shown: Segment, written: Segment, order: str, seed: int) -> list[Seg
 class TextData(DocumentTable, DocumentPart):
     """Plain text; each row is a document.
 
-    text_column: where it is in a row; null finds it. sample_by: what a row of .txt files is.
+    Attributes:
+        text_column: where it is in a row; null finds it.
+        sample_by: what a row of .txt files is.
     """
 
     text_column: str | None = None

@@ -31,11 +31,13 @@ NOTHING = "it has nothing for any of data.layouts"
 class Piece(Config):
     """What one segment of a document is.
 
-    kind: text, image, video, audio, series, or one of `own_kinds`. column: where it is in a row, "captions.es" being a
-    field inside a column; null: the column that is called like the piece. A column of texts may hold a list, of which
-    one is drawn.
-    prompts: of text; how it is written, one is drawn. "{text}" stands for the column's text, "{other}" for that of the
-    column `other`. Prompts without {text} need no column: "What is it?". loss: whether it is to be predicted.
+    Attributes:
+        kind: text, image, video, audio, series, or one of `own_kinds`.
+        column: where it is in a row, "captions.es" being a field inside a column; null: the column that is called like
+            the piece. A column of texts may hold a list, of which one is drawn.
+        prompts: of text; how it is written, one is drawn. "{text}" stands for the column's text, "{other}" for that of
+            the column `other`. Prompts without {text} need no column: "What is it?".
+        loss: whether it is to be predicted.
     """
 
     kind: str
@@ -62,14 +64,15 @@ Pieces = Annotated[dict[str, Piece], BeforeValidator(_kind_alone)]
 class Records(Media, DocumentTable, DocumentPart):
     """Documents of the columns of a table: an image and its caption, a sound and what is said, a series and its class.
 
-    pieces: what segments can be made of, by a name of your own: {"caption": "text", "es": {"kind": "text", "column":
-    "captions.es"}}; see `Piece`. null finds them: columns of images, sounds, videos and series, and one of text or of
-    classes.
-    layouts: pieces in reading order, with how often: {"image caption": 2, "caption image": 1, "image caption|es": 1}.
-    Of the names between bars one is drawn. null: every two pieces, in both orders. A row makes those for which it has
-    the values; one that can make none is left out.
-    joins: other tables, by name, whose rows belong to these: {"stamps": {"source": "stamps", "by": "id"}} gives the
-    columns "stamps.image", ...
+    Attributes:
+        pieces: what segments can be made of, by a name of your own: {"caption": "text", "es": {"kind": "text",
+            "column": "captions.es"}}; see `Piece`. null finds them: columns of images, sounds, videos and series, and
+            one of text or of classes.
+        layouts: pieces in reading order, with how often: {"image caption": 2, "caption image": 1, "image caption|es":
+            1}. Of the names between bars one is drawn. null: every two pieces, in both orders. A row makes those for
+            which it has the values; one that can make none is left out.
+        joins: other tables, by name, whose rows belong to these: {"stamps": {"source": "stamps", "by": "id"}} gives the
+            columns "stamps.image", ...
     """
 
     pieces: Pieces | None = None

@@ -31,13 +31,13 @@ FILE_LABEL = "label of label_file"
 class ImageData(TableSettings, ImagePart):
     """Images that Hugging Face `datasets` can read.
 
-    source: a hub id ("org/name"); a folder of images or of videos (class folders give labels); a Parquet file, or a
-    folder of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives ("shards/*.tar");
-    or "emoji", the sample that comes with the package. subset, split, validation, test, where, split_column, streaming,
-    shuffle_buffer: see `TableSettings`.
-    image_column: where the image, or the video for a model of clips, is in a row; null finds it. label_column: where
-    its label is, a class id, an integer or text; null finds it. label_file: a CSV file with a column of image files,
-    relative to the source's folder, and one of labels.
+    Attributes:
+        source: a hub id ("org/name"); a folder of images or of videos (class folders give labels); a Parquet file, or a
+            folder of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives
+            ("shards/*.tar"); or "emoji", the sample that comes with the package.
+        image_column: where the image, or the video for a model of clips, is in a row; null finds it.
+        label_column: where its label is, a class id, an integer or text; null finds it.
+        label_file: a CSV file with a column of image files, relative to the source's folder, and one of labels.
     """
 
     image_column: str | None = None

@@ -31,18 +31,23 @@ PEEKED = 1000  # rows that tell which columns hold something
 class TableSettings(Config):
     """Where rows of a table are, and which of them.
 
-    source: what the rows are read from, see each kind of data. subset: configuration of a hub data set that has
-    several.
-    split: which rows train; as in `load_dataset`: "train[:-5000]". validation: which rows choose, said alike. test:
-    which rows measure, said alike. where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
-    split_column: column that names each row's split, for sources that keep all splits in one file. streaming: reads in
-    sequence, without a local copy;
-    shuffle_buffer: rows of a stream that are mixed with each other.
-    format: which of the files in a folder are the data, where it holds several kinds: images, videos, parquet, tar,
-    zip, jsonl, json, csv or txt. folders: how names like "train" are understood where that is not clear: "splits"
-    leaves out what fits none, "classes" takes no name for a split. class_folder: which of the folders below a
-    split is the class of an image, where they are nested: the top (null, too, unless folders lie above splits as
-    well) or the last one, or none. hidden: uses names with a leading dot.
+    Attributes:
+        source: what the rows are read from, see each kind of data.
+        subset: configuration of a hub data set that has several.
+        split: which rows train; as in `load_dataset`: "train[:-5000]".
+        validation: which rows choose, said alike.
+        test: which rows measure, said alike.
+        where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
+        split_column: column that names each row's split, for sources that keep all splits in one file.
+        streaming: reads in sequence, without a local copy.
+        shuffle_buffer: rows of a stream that are mixed with each other.
+        format: which of the files in a folder are the data, where it holds several kinds: images, videos, parquet, tar,
+            zip, jsonl, json, csv or txt.
+        folders: how names like "train" are understood where that is not clear: "splits" leaves out what fits none,
+            "classes" takes no name for a split.
+        class_folder: which of the folders below a split is the class of an image, where they are nested: the top (null,
+            too, unless folders lie above splits as well) or the last one, or none.
+        hidden: uses names with a leading dot.
     """
 
     source: str
@@ -133,10 +138,11 @@ class TableSettings(Config):
 class DocumentTable(TableSettings):
     """Documents of which each is a row of a table that Hugging Face `datasets` can read.
 
-    source: a Parquet, JSON-lines (.jsonl), JSON (.json: a list), CSV or text file; a folder of such files named by
-    split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with metadata.jsonl; a
-    hub id; or "emoji" and "glosses", which come with the package. Files that rows name are relative to the folder,
-    and may not lie outside.
+    Attributes:
+        source: a Parquet, JSON-lines (.jsonl), JSON (.json: a list), CSV or text file; a folder of such files named by
+            split (train.jsonl, test.parquet); webdataset archives ("shards/*.tar"); an image folder with
+            metadata.jsonl; a hub id; or "emoji" and "glosses", which come with the package. Files that rows name are
+            relative to the folder, and may not lie outside.
     """
 
     def rows(self, split: Role) -> Rows | RowSequence:

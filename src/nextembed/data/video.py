@@ -209,13 +209,17 @@ def _from_text(value: str) -> Iterator[Span]:
 class VideoText(DocumentTable, DocumentPart):
     """A video and its text, or its subtitles between its frames.
 
-    video_column: where the video is in a row; null finds it. text_column: where its text is; null finds it.
-    subtitles_column: where its subtitles are, a list of {"start", "end", "text"} (seconds), or SRT or WebVTT text; null
-    finds it. with_subtitles: true gives, for each of them, frames of its time and its text;
-    false a video and one text, of which `order` says which comes first.
-    num_frames: frames of a video, chosen as Emu's release does; of one with fewer, some come more than once.
-    order: whether the video or its text comes first. frames_per_subtitle: frames of each subtitle. max_seconds: a
-    longer video makes its document unreadable; max_pixels is of a frame.
+    Attributes:
+        video_column: where the video is in a row; null finds it.
+        text_column: where its text is; null finds it.
+        subtitles_column: where its subtitles are, a list of {"start", "end", "text"} (seconds), or SRT or WebVTT text;
+            null finds it.
+        with_subtitles: true gives, for each of them, frames of its time and its text; false a video and one text, of
+            which `order` says which comes first.
+        num_frames: frames of a video, chosen as Emu's release does; of one with fewer, some come more than once.
+        order: whether the video or its text comes first.
+        frames_per_subtitle: frames of each subtitle.
+        max_seconds: a longer video makes its document unreadable; max_pixels is of a frame.
     """
 
     default_bytes: ClassVar[int] = 500_000_000

@@ -8,16 +8,17 @@ from ..core.config import Config
 class Sampling(Config):
     """How text is chosen; the defaults are those of Emu's release.
 
-    num_beams: beams of the search; 1 takes the likeliest token each time, and shows text while it is written.
-    max_new_tokens: tokens of an answer, at most.
-    min_new_tokens: tokens of an answer, at least.
-    length_penalty: which length of answers beams favour; below 0, short ones.
-    repetition_penalty: above 1, the model repeats itself less.
-    do_sample: draw tokens, with temperature, top-k and top-p; needs 1 beam.
-    temperature: how boldly tokens are drawn; above 1 is bolder.
-    top_k: draw among so many of the likeliest tokens; 0: all.
-    top_p: draw among the likeliest tokens that have this share.
-    seed: what tokens and paintings are drawn by.
+    Attributes:
+        num_beams: beams of the search; 1 takes the likeliest token each time, and shows text while it is written.
+        max_new_tokens: tokens of an answer, at most.
+        min_new_tokens: tokens of an answer, at least.
+        length_penalty: which length of answers beams favour; below 0, short ones.
+        repetition_penalty: above 1, the model repeats itself less.
+        do_sample: draw tokens, with temperature, top-k and top-p; needs 1 beam.
+        temperature: how boldly tokens are drawn; above 1 is bolder.
+        top_k: draw among so many of the likeliest tokens; 0: all.
+        top_p: draw among the likeliest tokens that have this share.
+        seed: what tokens and paintings are drawn by.
     """
 
     num_beams: int = Field(5, ge=1, le=1000, json_schema_extra={"option": "--beams"})
@@ -35,10 +36,11 @@ class Sampling(Config):
 class Painting(Config):
     """How a visual decoder paints.
 
-    num_inference_steps: denoising steps of a picture.
-    guidance_scale: how far a picture goes away from the empty prompt; off at 1 or less.
-    latent_temperature: how boldly image latents are drawn, by a model whose regression head is a flow.
-    latent_guidance: how far they are led away from what the empty prompt gives; 1: off.
+    Attributes:
+        num_inference_steps: denoising steps of a picture.
+        guidance_scale: how far a picture goes away from the empty prompt; off at 1 or less.
+        latent_temperature: how boldly image latents are drawn, by a model whose regression head is a flow.
+        latent_guidance: how far they are led away from what the empty prompt gives; 1: off.
     """
 
     num_inference_steps: int = Field(50, ge=1, le=10**6, json_schema_extra={"option": "--steps"})

@@ -36,7 +36,8 @@ class ModelPart(Part):
     """The model of a run: its settings. One of your own is a subclass in your own file, chosen with
     `kind: my_file.py:MyModel`; all but `build` has a default for models of images.
 
-    pretrained: an HF folder or hub id to start from.
+    Attributes:
+        pretrained: an HF folder or hub id to start from.
     """
 
     pretrained: str | None = None

@@ -23,11 +23,15 @@ Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 class TokenizerShape(Config):
     """What an `ImageTokenizer` is built from.
 
-    image_shape, patch_shape: pixels, height and width; a patch is a cell of the finest map. num_channels: channels of
-    an image.
-    num_codes: how many codes the codebook has. code_width: width of a code. width, num_blocks: of the convolution nets.
-    scales: sides of the maps, coarse to fine; empty: one map
-    of normalised codes.
+    Attributes:
+        image_shape: pixels, height and width; a patch is a cell of the finest map.
+        patch_shape: pixels, height and width; a patch is a cell of the finest map.
+        num_channels: channels of an image.
+        num_codes: how many codes the codebook has.
+        code_width: width of a code.
+        width: of the convolution nets.
+        num_blocks: of the convolution nets.
+        scales: sides of the maps, coarse to fine; empty: one map of normalised codes.
     """
 
     image_shape: tuple[Side, Side]

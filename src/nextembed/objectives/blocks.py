@@ -18,10 +18,13 @@ NUM_TRIES = 20
 class BlockSettings(Config):
     """Blocks of patches, and how many of the others are seen.
 
-    num_blocks: M, the number of blocks. scale: share of the patches that a block takes. aspect: its height by its
-    width. Both are drawn for each block, apart from each other.
-    context_rate: share of the patches that are seen: always the same number, at least min_context, at random among
-    those that no block holds. min_context: patches of context at least.
+    Attributes:
+        num_blocks: M, the number of blocks.
+        scale: share of the patches that a block takes.
+        aspect: its height by its width. Both are drawn for each block, apart from each other.
+        context_rate: share of the patches that are seen: always the same number, at least min_context, at random among
+            those that no block holds.
+        min_context: patches of context at least.
     """
 
     num_blocks: int = Field(4, ge=1, le=64)

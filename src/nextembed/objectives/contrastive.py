@@ -25,9 +25,12 @@ class CpcSettings(ObjectiveSettings):
     Candidates are all latents of the same image that are k or more from its start, and those at the place t + k of the
     other images of the micro batch; the true one is among them once.
 
-    steps: how many steps ahead are predicted, k = 1 .. steps.
-    Source: CPC (arXiv 1807.03748, equation 4) and its second version (arXiv 1905.09272) for LayerNorm in place of batch
-    norm, which leaks. Ours has one direction, and no overlapping crops: a patch shares no pixel with the next.
+    Attributes:
+        steps: how many steps ahead are predicted, k = 1 .. steps.
+
+    Source:
+        CPC (arXiv 1807.03748, equation 4) and its second version (arXiv 1905.09272) for LayerNorm in place of batch
+        norm, which leaks. Ours has one direction, and no overlapping crops: a patch shares no pixel with the next.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)

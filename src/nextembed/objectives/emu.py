@@ -34,13 +34,15 @@ class TwoHeaded(Protocol):
 class EmuSettings(ObjectiveSettings):
     """Next token and next latent of interleaved documents.
 
-    text_weight, regression_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
-    regression: head of the latents: "linear", Emu's matrix, or "flow", which learns how the next latent is distributed
-        and draws it (flow matching; `distance` has no part in it). A flow takes the place of a matrix that a pretrained
-        model has, and starts anew.
-    distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
-    detach_targets: False lets gradient into the true latents too, which invites collapse; watch latent_std and
-        latent_rank. Source: Emu (arXiv 2307.05222), equation 2; the release can only train text.
+    Attributes:
+        text_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
+        regression_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
+        regression: head of the latents: "linear", Emu's matrix, or "flow", which learns how the next latent is
+            distributed and draws it (flow matching; `distance` has no part in it). A flow takes the place of a matrix
+            that a pretrained model has, and starts anew.
+        distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
+        detach_targets: False lets gradient into the true latents too, which invites collapse; watch latent_std and
+            latent_rank. Source: Emu (arXiv 2307.05222), equation 2; the release can only train text.
     """
 
     task: ClassVar[str] = "multimodal"

@@ -33,8 +33,12 @@ Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # predictions, targets [N, D], the
 class JepaSettings(ObjectiveSettings):
     """What the JEPAs share.
 
-    distance: of predictions and targets. teacher_decay: of the teacher at the start; it rises linearly to 1 at the
-    last step. predictor_width, predictor_layers, predictor_heads: of the network that is thrown away.
+    Attributes:
+        distance: of predictions and targets.
+        teacher_decay: of the teacher at the start; it rises linearly to 1 at the last step.
+        predictor_width: of the network that is thrown away.
+        predictor_layers: of the network that is thrown away.
+        predictor_heads: of the network that is thrown away.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)
@@ -227,15 +231,18 @@ class IjepaSettings(JepaSettings):
         loss = mean over blocks and their patches of smooth_l1(predictor(h, places of the block), stop_gradient(s))
         teacher := decay teacher + (1 - decay) transformer           # after each step
 
-    blocks: that are predicted. context_scale: share of the image of the square block that the context lies in.
-    Source: I-JEPA (arXiv 2301.08243); smooth L1 as in its code (the paper writes "mse"). Ours has NEPA's backbone
-        (rotary positions, a begin latent that is always seen). Each image has blocks of its own sizes; scale and aspect
-        are two random numbers, and blocks reach the last row and column. The context is as large in all images, drawn
-        from the patches that its block and no target holds: the paper cuts all contexts of a batch to the shortest,
-        at 14 x 14 patches about 0.28 of an image, by dropping what is lowest. The decay of the teacher also rises
-        from 0.2 as (1 + step) / (10 + step), so that short runs do not keep their random start. Weight decay is
-        constant, where the paper's rises from 0.04 to 0.4.
-    Features are the teacher's.
+    Attributes:
+        blocks: that are predicted.
+        context_scale: share of the image of the square block that the context lies in.
+
+    Source:
+        I-JEPA (arXiv 2301.08243); smooth L1 as in its code (the paper writes "mse"). Ours has NEPA's backbone (rotary
+        positions, a begin latent that is always seen). Each image has blocks of its own sizes; scale and aspect are two
+        random numbers, and blocks reach the last row and column. The context is as large in all images, drawn from the
+        patches that its block and no target holds: the paper cuts all contexts of a batch to the shortest, at 14 x 14
+        patches about 0.28 of an image, by dropping what is lowest. The decay of the teacher also rises from 0.2 as (1 +
+        step) / (10 + step), so that short runs do not keep their random start. Weight decay is constant, where the
+        paper's rises from 0.04 to 0.4. Features are the teacher's.
     """
 
     questions: ClassVar[tuple[str, ...]] = ("block",)
@@ -273,13 +280,16 @@ class VjepaSettings(JepaSettings):
             loss = mean over hidden tubelets of |predictor(h, places, kind of mask) - stop_gradient(s)|
         teacher := decay teacher + (1 - decay) transformer           # after each step
 
-    short, long: the two masks: many small blocks, and few large ones. Each has its own vector in the predictor.
-    Source: V-JEPA (arXiv 2404.08471), its masks and L1. Ours has NEPA's backbone, with rotary positions in time,
-        height and width; a latent is a patch of two frames, as there. The context of a mask has the same number of
-        patches in all clips, at all times, drawn from those that no block holds; the paper cuts the contexts of a batch
-        to the shortest, which drops the last frames. The decay rises from 0.998 to 1, as there, and from 0.2 at the
-        start, see `IjepaSettings`; weight decay is constant.
-    Features are the teacher's.
+    Attributes:
+        short: the two masks: many small blocks, and few large ones. Each has its own vector in the predictor.
+        long: the two masks: many small blocks, and few large ones. Each has its own vector in the predictor.
+
+    Source:
+        V-JEPA (arXiv 2404.08471), its masks and L1. Ours has NEPA's backbone, with rotary positions in time, height and
+        width; a latent is a patch of two frames, as there. The context of a mask has the same number of patches in all
+        clips, at all times, drawn from those that no block holds; the paper cuts the contexts of a batch to the
+        shortest, which drops the last frames. The decay rises from 0.998 to 1, as there, and from 0.2 at the start, see
+        `IjepaSettings`; weight decay is constant. Features are the teacher's.
     """
 
     questions: ClassVar[tuple[str, ...]] = ("short", "long")

@@ -33,7 +33,11 @@ COLLAPSED = 0.3  # of the spread of vectors that point everywhere: below, they p
 
 
 class JointSettings(ObjectiveSettings):
-    """What SimSiam and LeJEPA share. crops: which parts of each image are compared."""
+    """What SimSiam and LeJEPA share.
+
+    Attributes:
+        crops: which parts of each image are compared.
+    """
 
     crops: ViewSettings = ViewSettings()
 
@@ -102,10 +106,13 @@ class SimSiamSettings(JointSettings):
         z = projector(f(crop)),  p = predictor(z)
         loss = -1/2 (cosine(p1, sg(z2)) + cosine(p2, sg(z1)))
 
-    width: of the projector's vectors (2048 in the paper); the predictor's hidden layer has a quarter of it.
-    Source: SimSiam (arXiv 2011.10566), Algorithm 1; batch norm in the projector (the last without parameters) and in
-    the hidden layer of the predictor, over all ranks. Ours has NEPA's backbone in place of a ResNet, mean pooling,
-    AdamW in place of SGD, and crops and flips alone: colours are not distorted.
+    Attributes:
+        width: of the projector's vectors (2048 in the paper); the predictor's hidden layer has a quarter of it.
+
+    Source:
+        SimSiam (arXiv 2011.10566), Algorithm 1; batch norm in the projector (the last without parameters) and in the
+        hidden layer of the predictor, over all ranks. Ours has NEPA's backbone in place of a ResNet, mean pooling,
+        AdamW in place of SGD, and crops and flips alone: colours are not distorted.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=5e-4, weight_decay=0.05, warmup_rate=0.1)
@@ -156,10 +163,14 @@ class LeJepaSettings(JointSettings):
     where phi_N is the empirical characteristic function of the N projections a^T z of the batch, on all ranks, and the
     integral is a trapezoid rule with 17 points.
 
-    weight: share of SIGReg in the loss. width: K, of the projector's vectors. num_directions: directions a, drawn anew
-    for each step, the same on all ranks.
-    Source: LeJEPA (arXiv 2511.08544); the factor N, the images of all ranks, is that of the paper's package (other
-    public codes leave it out: their weight is ours times N). Ours divides the distance by K.
+    Attributes:
+        weight: share of SIGReg in the loss.
+        width: K, of the projector's vectors.
+        num_directions: directions a, drawn anew for each step, the same on all ranks.
+
+    Source:
+        LeJEPA (arXiv 2511.08544); the factor N, the images of all ranks, is that of the paper's package (other public
+        codes leave it out: their weight is ours times N). Ours divides the distance by K.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=5e-4, weight_decay=0.05, warmup_rate=0.1)

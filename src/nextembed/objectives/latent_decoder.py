@@ -34,12 +34,15 @@ NUM_MARKS = 8
 class LatentDecoderSettings(ObjectiveSettings):
     """A decoder from the latents of a frozen model to the pixels of each patch.
 
-    source: "latents" are those of the image itself; "predictions" are hidden states, each decoded to the patch that
-        follows, so that pixels show what the model expects (blurred where it cannot know).
-    distance: between pixels, "mse" | "l1". edge_weight: factor of the same distance between neighbouring pixels'
-        differences within a patch, which sharpens edges.
-    width: width of the decoder, a causal transformer over the patches. num_layers: layers of the decoder. num_heads:
-        heads of each layer of it.
+    Attributes:
+        source: "latents" are those of the image itself; "predictions" are hidden states, each decoded to the patch that
+            follows, so that pixels show what the model expects (blurred where it cannot know).
+        distance: between pixels, "mse" | "l1".
+        edge_weight: factor of the same distance between neighbouring pixels' differences within a patch, which sharpens
+            edges.
+        width: width of the decoder, a causal transformer over the patches.
+        num_layers: layers of the decoder.
+        num_heads: heads of each layer of it.
     """
 
     trains_backbone: ClassVar[bool] = False

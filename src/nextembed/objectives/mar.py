@@ -50,17 +50,23 @@ class MarSettings(ObjectiveSettings):
 
     Pixels are brought to mean 0 and variance 1 by two numbers, measured on the first step's images.
 
-    head: "flow" (velocities) or "diffusion" (noise, as the paper); head_blocks, head_width: of the MLP a token (3 to 6
-        blocks of 1024 and more in the paper; null: the decoder's width). draws: how often a target is used, each time
-        with other noise.
-    num_classes: of labels, to draw images of a class; 0 learns none. class_drop_rate: share of images whose
-        class is not told, the other half of guidance.
-    decoder_width, decoder_layers, decoder_heads: the paper's decoder is as large as its encoder.
-    ema_decay: of the averaged decoder, head and classes that images are drawn with (0.9999 in the paper; a short run
-        follows faster); null averages none. Set train.ema_decay alike for the backbone.
-    Source: MAR (arXiv 2406.11838), sections 3 and 4. Ours draws a share for each image where the paper draws one a
-    batch, so that a step does not depend on how it is divided; the encoder is NEPA's backbone with its begin latent,
-    which carries the class, in place of 64 class tokens; and the target is pixels of patches, not those of a VAE.
+    Attributes:
+        head: "flow" (velocities) or "diffusion" (noise, as the paper).
+        head_blocks: of the MLP a token (3 to 6 blocks of 1024 and more in the paper; null: the decoder's width).
+        head_width: of the MLP a token (3 to 6 blocks of 1024 and more in the paper; null: the decoder's width).
+        draws: how often a target is used, each time with other noise.
+        num_classes: of labels, to draw images of a class; 0 learns none.
+        class_drop_rate: share of images whose class is not told, the other half of guidance.
+        decoder_width: the paper's decoder is as large as its encoder.
+        decoder_layers: the paper's decoder is as large as its encoder.
+        decoder_heads: the paper's decoder is as large as its encoder.
+        ema_decay: of the averaged decoder, head and classes that images are drawn with (0.9999 in the paper; a short
+            run follows faster); null averages none. Set train.ema_decay alike for the backbone.
+
+    Source:
+        MAR (arXiv 2406.11838), sections 3 and 4. Ours draws a share for each image where the paper draws one a batch,
+        so that a step does not depend on how it is divided; the encoder is NEPA's backbone with its begin latent, which
+        carries the class, in place of 64 class tokens; and the target is pixels of patches, not those of a VAE.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(

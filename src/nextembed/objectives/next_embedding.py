@@ -46,30 +46,34 @@ class NextEmbeddingSettings(ObjectiveSettings):
 
     It is for images (NEPA) and for packed documents of any modality (Omni) alike.
 
-    shift: predict the next latent; False compares each position with itself (the paper's failing ablation).
-    stop_gradient: no gradient into the targets; False collapses.
-    causal: attention of the autoregressor.
-    input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
-    context_drop_rate: of documents, how often what stands before the last signal is neither seen (zeros stand there)
-        nor a target: the other half of guidance.
-    target: what is predicted: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own layer
-        `target_layer`).
-    target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
-    teacher_decay: of the EMA teacher, for each optimizer step.
-    distance: between prediction and target: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the patches
-        of its image) | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no stop-gradient; LeNEPA)
-        | "vocabulary" (of Omni: where the target is a row of a table, as tokens are, cross-entropy of a softmax over
-        cosines with all rows, with a learned temperature; elsewhere cosine, or the likelihood where there is a density)
-        | "likelihood" (of Omni with a density: -log of the density relative to the uniform one, in nats).
-    stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False
-        trains it as an output, too, as GPT-2 does.
-    weights: factors of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next; 1
-        where nothing is said. For balance only.
-    temperature: of info_nce's softmax. sigreg_weight: factor of SIGReg beside the squared error of "sigreg".
-    sigreg_width: width of the projected space of "sigreg". sigreg_directions: random directions it is measured along.
-    steps_ahead: how far ahead it predicts, or several distances at once; each k beyond the first gets a linear head of
-        its own.
-    every_layer: add the mean loss of the layers before the last.
+    Attributes:
+        shift: predict the next latent; False compares each position with itself (the paper's failing ablation).
+        stop_gradient: no gradient into the targets; False collapses.
+        causal: attention of the autoregressor.
+        input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
+        context_drop_rate: of documents, how often what stands before the last signal is neither seen (zeros stand
+            there) nor a target: the other half of guidance.
+        target: what is predicted: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own
+            layer `target_layer`).
+        target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
+        teacher_decay: of the EMA teacher, for each optimizer step.
+        distance: between prediction and target: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the
+            patches of its image) | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no
+            stop-gradient; LeNEPA) | "vocabulary" (of Omni: where the target is a row of a table, as tokens are,
+            cross-entropy of a softmax over cosines with all rows, with a learned temperature; elsewhere cosine, or the
+            likelihood where there is a density) | "likelihood" (of Omni with a density: -log of the density relative to
+            the uniform one, in nats).
+        stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False
+            trains it as an output, too, as GPT-2 does.
+        weights: factors of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next;
+            1 where nothing is said. For balance only.
+        temperature: of info_nce's softmax.
+        sigreg_weight: factor of SIGReg beside the squared error of "sigreg".
+        sigreg_width: width of the projected space of "sigreg".
+        sigreg_directions: random directions it is measured along.
+        steps_ahead: how far ahead it predicts, or several distances at once; each k beyond the first gets a linear head
+            of its own.
+        every_layer: add the mean loss of the layers before the last.
     """
 
     also_for: ClassVar[tuple[str, ...]] = ("multimodal",)

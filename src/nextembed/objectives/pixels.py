@@ -23,7 +23,11 @@ EXPLAINED = 0.05  # of the variance: below, a model predicts little more than th
 
 
 class PixelSettings(ObjectiveSettings):
-    """What AIM and MAE share. normalise: pixels of each patch to mean 0 and variance 1, as both papers do."""
+    """What AIM and MAE share.
+
+    Attributes:
+        normalise: pixels of each patch to mean 0 and variance 1, as both papers do.
+    """
 
     normalise: bool = True
 
@@ -93,10 +97,14 @@ class AimSettings(PixelSettings):
         h = transformer(z, prefix k)         # h[t] sees z[<= max(t, k)]
         loss = mean over t >= k of |head(h[t]) - normalised pixels of patch t + 1|^2
 
-    head_blocks: blocks of the token-wise MLP that is thrown away (12 in the paper). head_width: width of that MLP (2048
-        in the paper); null: the model's. Features are read with full attention, as the paper does.
-    Source: AIM (arXiv 2401.08541), sections 3.1 to 3.3. Ours has NEPA's backbone (rotary positions, a begin latent that
-    every patch sees) and a prefix drawn for each image.
+    Attributes:
+        head_blocks: blocks of the token-wise MLP that is thrown away (12 in the paper).
+        head_width: width of that MLP (2048 in the paper); null: the model's. Features are read with full attention, as
+            the paper does.
+
+    Source:
+        AIM (arXiv 2401.08541), sections 3.1 to 3.3. Ours has NEPA's backbone (rotary positions, a begin latent that
+        every patch sees) and a prefix drawn for each image.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)
@@ -156,11 +164,15 @@ class MaeSettings(PixelSettings):
         h = transformer(z kept, full attention)
         loss = mean over dropped patches of |decoder(h, unknown elsewhere) - normalised pixels|^2
 
-    mask_rate: share of patches dropped, the same number in each image. decoder_width: width of the
-        decoder (512 in the paper). decoder_layers: its layers (8 in the paper, for 12 and more layers below them).
+    Attributes:
+        mask_rate: share of patches dropped, the same number in each image.
+        decoder_width: width of the decoder (512 in the paper).
+        decoder_layers: its layers (8 in the paper, for 12 and more layers below them).
         decoder_heads: heads of each (16 in the paper).
-    Source: MAE (arXiv 2111.06377). Ours has NEPA's backbone (rotary positions in place of sine and cosine ones, its
-    begin latent in the place of the class token); the decoder's positions are fixed waves of coordinates.
+
+    Source:
+        MAE (arXiv 2111.06377). Ours has NEPA's backbone (rotary positions in place of sine and cosine ones, its begin
+        latent in the place of the class token); the decoder's positions are fixed waves of coordinates.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)

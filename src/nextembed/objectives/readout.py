@@ -35,12 +35,14 @@ MARK_LENGTH, NUM_MARKS = 4, 4  # latents of each modality, and numbers of each, 
 class ReadoutSettings(ObjectiveSettings):
     """Decoders from the latents of a frozen model of packed documents to values, one for each continuous modality.
 
-    source: "latents" are those of the signal itself; "predictions" are hidden states, each decoded to the latent that
-        follows, so that values show what the model expects (blurred where it cannot know).
-    decoder: "linear", "mlp", or "conv" over the grid of each segment, which reads finished signals only.
-        width: width of "mlp" and "conv". num_layers: layers of "mlp" and "conv".
-    modalities: names of those that are decoded; null takes all whose latents have values. The distance is the mean
-    squared error.
+    Attributes:
+        source: "latents" are those of the signal itself; "predictions" are hidden states, each decoded to the latent
+            that follows, so that values show what the model expects (blurred where it cannot know).
+        decoder: "linear", "mlp", or "conv" over the grid of each segment, which reads finished signals only.
+        width: width of "mlp" and "conv".
+        num_layers: layers of "mlp" and "conv".
+        modalities: names of those that are decoded; null takes all whose latents have values. The distance is the mean
+            squared error.
     """
 
     task: ClassVar[str] = "multimodal"

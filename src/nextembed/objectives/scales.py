@@ -24,9 +24,11 @@ class VarSettings(TokenizedSettings):
         loss = mean over codes of -log softmax(head(h)) [code]
 
     Guidance grows with the map, from none at the first: s_k = 1 + (s - 1) k / (S - 1).
-    Source: VAR (arXiv 2404.02905). Ours has NEPA's backbone: centres of cells as rotary positions, in place of learned
-    ones, and the class in what comes first alone, not in every norm. Features are those of what comes first and of the
-    finest map, of an image without a class; that map's own codes are not read.
+
+    Source:
+        VAR (arXiv 2404.02905). Ours has NEPA's backbone: centres of cells as rotary positions, in place of learned
+        ones, and the class in what comes first alone, not in every norm. Features are those of what comes first and of
+        the finest map, of an image without a class; that map's own codes are not read.
     """
 
     def build(self, backbone: Backbone) -> "Var":

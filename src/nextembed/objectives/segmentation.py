@@ -20,8 +20,9 @@ from ..errors import ConfigError
 class SegmentationSettings(ObjectiveSettings):
     """Cross-entropy of the pixels that have a label, at the labels' resolution.
 
-    class_weights: factor of each class, in order; null: all 1. The mean is over pixels, not over weights.
-    label_smoothing: share of the target that is spread over all classes.
+    Attributes:
+        class_weights: factor of each class, in order; null: all 1. The mean is over pixels, not over weights.
+        label_smoothing: share of the target that is spread over all classes.
     """
 
     task: ClassVar[str] = "segmentation"

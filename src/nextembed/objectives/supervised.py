@@ -29,10 +29,16 @@ Alpha = Annotated[float, Field(ge=0, le=1e4), AfterValidator(_drawable)]
 class ClassificationSettings(ObjectiveSettings):
     """Cross-entropy of image classes.
 
-    label_smoothing: share of the target that is spread over all classes.
-    mixup_alpha, cutmix_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the
-        share is drawn from Beta(alpha, alpha). mix_rate: share of micro batches that are mixed at all.
-    Source: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
+    Attributes:
+        label_smoothing: share of the target that is spread over all classes.
+        mixup_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the share is
+            drawn from Beta(alpha, alpha).
+        cutmix_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the share is
+            drawn from Beta(alpha, alpha).
+        mix_rate: share of micro batches that are mixed at all.
+
+    Source:
+        mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
     """
 
     task: ClassVar[str] = "classification"

@@ -35,9 +35,11 @@ from .tokens import classified, token_verdict
 class TokenizedSettings(ObjectiveSettings):
     """What `llamagen` and `var` share.
 
-    tokenizer: a finished run of objective tokenizer, or its folder; it is kept with this run. num_classes: of the data,
-        that samples can be told; 0 learns without. class_drop_rate: how often a class is not told, for guidance.
-    tokenizer_shape: in place of a path, the sizes of a tokenizer that is not trained; to try things out.
+    Attributes:
+        tokenizer: a finished run of objective tokenizer, or its folder; it is kept with this run.
+        num_classes: of the data, that samples can be told; 0 learns without.
+        class_drop_rate: how often a class is not told, for guidance.
+        tokenizer_shape: in place of a path, the sizes of a tokenizer that is not trained; to try things out.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)
@@ -130,9 +132,10 @@ class LlamaGenSettings(TokenizedSettings):
         h = transformer([class, table[code of patch 1], ..., table[code of patch P - 1]], causal)
         loss = mean over t of -log softmax(head(h[t])) [code of patch t + 1]
 
-    Source: LlamaGen (arXiv 2406.06525). Ours has NEPA's backbone (LayerNorm; rotary positions on two axes, as there);
-    the class is added to its begin latent, which is not rotated. Features are read from the codes of an image, without
-    a class, under causal attention.
+    Source:
+        LlamaGen (arXiv 2406.06525). Ours has NEPA's backbone (LayerNorm; rotary positions on two axes, as there); the
+        class is added to its begin latent, which is not rotated. Features are read from the codes of an image, without
+        a class, under causal attention.
     """
 
     attends: ClassVar[AttentionMode] = "causal"

@@ -39,12 +39,18 @@ class TokenizerSettings(ObjectiveSettings):
         q, code_loss = quantise(encoder(image))                 # see `nn.tokenizer.MapQuantizer`
         loss = mean over pixels of |decoder(q) - image|^2 + code_loss
 
-    num_codes, code_width: of the codebook (16,384 of 8 in LlamaGen, 4,096 of 32 in VAR). scales: sides of the maps,
-        coarse to fine, the last one that of the model's patches; null: one map, with normalised codes.
-    width, num_blocks: of the convolution nets; blocks at the size of the patches.
-    revive_steps: every so many steps, codes that no vector was near to take vectors of that step's images.
-    Source: LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2. Ours has a smaller
-    net, no perceptual and no adversarial loss, and codes that start from vectors of the first step.
+    Attributes:
+        num_codes: of the codebook (16,384 of 8 in LlamaGen, 4,096 of 32 in VAR).
+        code_width: of the codebook (16,384 of 8 in LlamaGen, 4,096 of 32 in VAR).
+        scales: sides of the maps, coarse to fine, the last one that of the model's patches; null: one map, with
+            normalised codes.
+        width: of the convolution nets; blocks at the size of the patches.
+        num_blocks: of the convolution nets; blocks at the size of the patches.
+        revive_steps: every so many steps, codes that no vector was near to take vectors of that step's images.
+
+    Source:
+        LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2. Ours has a smaller
+        net, no perceptual and no adversarial loss, and codes that start from vectors of the first step.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(
@@ -217,7 +223,12 @@ def _psnr(error: Tensor) -> Tensor:
 
 
 class TokenizerFile(Config):
-    """What RUN/tokenizer/config.json holds. kind: what is saved there; shape: what it is built from."""
+    """What RUN/tokenizer/config.json holds.
+
+    Attributes:
+        kind: what is saved there.
+        shape: what it is built from.
+    """
 
     kind: Literal["tokenizer"]
     shape: TokenizerShape

@@ -23,8 +23,11 @@ from .pixels import grid_of, patch_shape_of
 
 
 class TokenSettings(ObjectiveSettings):
-    """What iGPT and BEiT share. num_codes: of the codebook, fitted on the patches of the first step's images, on all
-    ranks."""
+    """What iGPT and BEiT share.
+
+    Attributes:
+        num_codes: of the codebook, fitted on the patches of the first step's images, on all ranks.
+    """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)
 
@@ -107,9 +110,10 @@ class IgptSettings(TokenSettings):
         h = transformer(embed(codes' pixels))           # causal: h[t] sees the codes of patches <= t
         loss = mean over t of -log softmax(head(h[t])) [code of patch t + 1]
 
-    Source: iGPT (Chen et al. 2020, ICML). Ours predicts codes of patches in place of pixels' palette colours, since
-    the backbone reads patches; a code enters as its own pixels through the model's patch embedding, in place of a
-    table. The head starts at zero and is not tied, as there. Features are those of quantised images.
+    Source:
+        iGPT (Chen et al. 2020, ICML). Ours predicts codes of patches in place of pixels' palette colours, since the
+        backbone reads patches; a code enters as its own pixels through the model's patch embedding, in place of a
+        table. The head starts at zero and is not tied, as there. Features are those of quantised images.
     """
 
     attends: ClassVar[AttentionMode] = "causal"
@@ -144,10 +148,13 @@ class BeitSettings(TokenSettings):
         h = transformer(embed(image), a learned vector in the place of masked patches; full attention)
         loss = mean over masked patches of -log softmax(head(h)) [code of the patch]
 
-    mask_rate: share of patches masked (75 of 196 in the paper). min_block: patches of a block at least (16 there).
-        Blocks have an aspect ratio from 0.3 to 3.3, log-uniform.
-    Source: BEiT (arXiv 2106.08254), its Algorithm 1. Ours takes a k-means codebook of patches where BEiT takes DALL-E's
-    tokenizer, and cuts the last block, so that each image has the same number of masked patches.
+    Attributes:
+        mask_rate: share of patches masked (75 of 196 in the paper).
+        min_block: patches of a block at least (16 there). Blocks have an aspect ratio from 0.3 to 3.3, log-uniform.
+
+    Source:
+        BEiT (arXiv 2106.08254), its Algorithm 1. Ours takes a k-means codebook of patches where BEiT takes DALL-E's
+        tokenizer, and cuts the last block, so that each image has the same number of masked patches.
     """
 
     mask_rate: float = Field(0.4, gt=0, lt=1)

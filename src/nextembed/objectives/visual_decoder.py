@@ -27,19 +27,24 @@ DecoderPart = Annotated[SerializeAsAny[Part], BeforeValidator(DECODERS.parse)]
 class VisualDecoderSettings(ObjectiveSettings):
     """A diffusion decoder from the image latents of a frozen model to pictures.
 
-    decoder: what paints: "pixels" (small, new) or "stable_diffusion" (from a folder).
-    drop_rate: so often the latents of the empty prompt stand in for the image's own, for guidance when painting.
-    regressed_rate: so often it paints from latents that the model generates from what stands before the image in its
-        document, as it will have to; only images with something before them. Slower: N passes for each batch.
-    standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the
-        images of the first step, which learns faster; it is folded into the weights when they are saved, so that the
-        decoder takes latents as they are (and a decoder that is trained further begins as the one it was).
-    min_snr_gamma: a limit on the weight of noise levels (5 in the paper); null: all weigh the same.
-    ema_decay: of averaged UNet weights, which are the ones that are saved; null: does not average.
-    gradient_checkpointing: computes the UNet's activations again in the backward pass, which saves memory.
-    mean, std: what `pixel_values` were normalised with; they give the targets where the batch has no
-        `target_pixel_values`.
-    Source: Emu (arXiv 2307.05222), section 2.3.
+    Attributes:
+        decoder: what paints: "pixels" (small, new) or "stable_diffusion" (from a folder).
+        drop_rate: so often the latents of the empty prompt stand in for the image's own, for guidance when painting.
+        regressed_rate: so often it paints from latents that the model generates from what stands before the image in
+            its document, as it will have to; only images with something before them. Slower: N passes for each batch.
+        standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the
+            images of the first step, which learns faster; it is folded into the weights when they are saved, so that
+            the decoder takes latents as they are (and a decoder that is trained further begins as the one it was).
+        min_snr_gamma: a limit on the weight of noise levels (5 in the paper); null: all weigh the same.
+        ema_decay: of averaged UNet weights, which are the ones that are saved; null: does not average.
+        gradient_checkpointing: computes the UNet's activations again in the backward pass, which saves memory.
+        mean: what `pixel_values` were normalised with; they give the targets where the batch has no
+            `target_pixel_values`.
+        std: what `pixel_values` were normalised with; they give the targets where the batch has no
+            `target_pixel_values`.
+
+    Source:
+        Emu (arXiv 2307.05222), section 2.3.
     """
 
     task: ClassVar[str] = "multimodal"

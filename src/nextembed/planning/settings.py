@@ -8,12 +8,13 @@ from ..core.config import Config
 class PlanSettings(Config):
     """The machine that trains, and what the settings of a run do not say.
 
-    devices: devices that train together.
-    memory: memory of each device, GiB.
-    utilisation: share of the peak that training reaches.
-    peak: TFLOP/s of a device: a100, h100, h200, b200, mi300x, l40s, a10, 4090, 3090, or a number.
-    samples: training samples, where a length is in epochs.
-    classes: number of classes, where the settings do not list them.
+    Attributes:
+        devices: devices that train together.
+        memory: memory of each device, GiB.
+        utilisation: share of the peak that training reaches.
+        peak: TFLOP/s of a device: a100, h100, h200, b200, mi300x, l40s, a10, 4090, 3090, or a number.
+        samples: training samples, where a length is in epochs.
+        classes: number of classes, where the settings do not list them.
     """
 
     devices: int = Field(1, ge=1, le=10**6)

@@ -103,20 +103,26 @@ class Truth(NamedTuple):
 class Candle(DocumentTable, DocumentPart):
     """Pictures of hot, cold and other things, temperatures on touching them, and questions about them.
 
-    source: "emoji", the sample that comes with the package, or a table like it, with images and names. things: names
-    with their warmth ("hot", "cold" or "room"); null: a list of emoji (`candle.THINGS`). Rows of other names are left
-    out. image_column: where the picture is in a row. name_column: where its name is.
-    real_rate: how often a hot or cold thing is real; else it is a picture or film of one, which feels like the room.
-    real_rates: how often some things are real, by their names.
-    layouts: what documents hold, with how often, in words: picture; touch, the first so many temperatures, drawn from
-    `touch_samples`; what, hot, cold, questions with their answers (what is it? is it hot? is it cold?), with loss on
-    the answer alone; name, the thing's name. {"picture touch hot": 2, "picture what touch": 1}.
-    touch_samples: lengths of a touch, of which one is drawn. num_samples: temperatures of a whole touch. noise:
-    standard deviation of their noise. Values are (degrees Celsius - 20) / 20: a hot thing rises to about 2, a cold one
-    falls to about -1; both come near that within 15 to 30 samples.
-    touch_kind: the kind of the segment of temperatures.
-    max_shift, max_scale: random shift and change of size of the picture, as shares of its side. repeats: documents of
-    each picture in an epoch.
+    Attributes:
+        source: "emoji", the sample that comes with the package, or a table like it, with images and names.
+        things: names with their warmth ("hot", "cold" or "room"); null: a list of emoji (`candle.THINGS`). Rows of
+            other names are left out.
+        image_column: where the picture is in a row.
+        name_column: where its name is.
+        real_rate: how often a hot or cold thing is real; else it is a picture or film of one, which feels like the
+            room.
+        real_rates: how often some things are real, by their names.
+        layouts: what documents hold, with how often, in words: picture; touch, the first so many temperatures, drawn
+            from `touch_samples`; what, hot, cold, questions with their answers (what is it? is it hot? is it cold?),
+            with loss on the answer alone; name, the thing's name. {"picture touch hot": 2, "picture what touch": 1}.
+        touch_samples: lengths of a touch, of which one is drawn.
+        num_samples: temperatures of a whole touch.
+        noise: standard deviation of their noise. Values are (degrees Celsius - 20) / 20: a hot thing rises to about 2,
+            a cold one falls to about -1; both come near that within 15 to 30 samples.
+        touch_kind: the kind of the segment of temperatures.
+        max_shift: random shift and change of size of the picture, as shares of its side.
+        max_scale: random shift and change of size of the picture, as shares of its side.
+        repeats: documents of each picture in an epoch.
     """
 
     source: str = "emoji"

@@ -43,9 +43,13 @@ FORMS: dict[str, tuple[str, ...]] = {
 class KindWeights(Config):
     """How often each kind of document is made.
 
-    caption: how often "<image> name." is made; paint: how often "name: <image>"; tags: how often "<image> keywords: a,
-    b."; question: how often a question about the group, with loss on the answer alone; context: how often two captioned
-    images; chat: how often one or two questions answered in sentences.
+    Attributes:
+        caption: how often "<image> name." is made.
+        paint: how often "name: <image>".
+        tags: how often "<image> keywords: a, b.".
+        question: how often a question about the group, with loss on the answer alone.
+        context: how often two captioned images.
+        chat: how often one or two questions answered in sentences.
     """
 
     caption: float = Field(3.0, ge=0, le=1e9)
@@ -66,13 +70,18 @@ class KindWeights(Config):
 class EmojiDocuments(DocumentTable, DocumentPart):
     """Documents about emoji, drawn anew for each emoji in each epoch.
 
-    source: "emoji", the sample that comes with the package, or a folder like it: Parquet with the columns image, name,
-    tags and group, and perhaps vendor. vendor: keeps the pictures of one, or of some; null: all.
-    kinds: how often each kind of document is made. forms: the questions that are asked, "train" or "heldout".
-    max_shift, max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its
-    white ground, in training; 0 leaves it as it is.
-    restyle_rate: share of the pictures to be read, not painted, that are changed in training as if another hand had
-    drawn them: colours, flat areas, lines, a turn, something covered.
+    Attributes:
+        source: "emoji", the sample that comes with the package, or a folder like it: Parquet with the columns image,
+            name, tags and group, and perhaps vendor.
+        vendor: keeps the pictures of one, or of some; null: all.
+        kinds: how often each kind of document is made.
+        forms: the questions that are asked, "train" or "heldout".
+        max_shift: random shift, as a share of the side, and change of size, as a share, of the picture on its white
+            ground, in training; 0 leaves it as it is.
+        max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its white
+            ground, in training; 0 leaves it as it is.
+        restyle_rate: share of the pictures to be read, not painted, that are changed in training as if another hand had
+            drawn them: colours, flat areas, lines, a turn, something covered.
     """
 
     source: str = "emoji"

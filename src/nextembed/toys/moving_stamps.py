@@ -29,11 +29,18 @@ class MovingStamps(ImagePart):
     their own. Behind it is a texture of random colours, from a gradient to noise, that in half of the clips rests and
     in the others moves on its own way, so that patches of a clip do not share one colour.
 
-    label: the class of a clip is the direction of the emoji, or its group. canvas: "textured", or "plain": one colour.
-    clip_frames, canvas_size: frames of a clip, and pixels a side. stamp_scale: the emoji's side, as a share of the
-    canvas. speed: pixels a frame, [slowest, fastest], drawn for each clip. num_clips, num_validation, num_test: clips
-    of each split. clip_seed: of all clips; a clip depends on it, its split and its number alone.
-    The settings of `ImagePart` are those of images; flips would change directions, so flip_rate and crops are off.
+    Attributes:
+        label: the class of a clip is the direction of the emoji, or its group.
+        canvas: "textured", or "plain": one colour.
+        clip_frames: frames of a clip, and pixels a side.
+        canvas_size: frames of a clip, and pixels a side.
+        stamp_scale: the emoji's side, as a share of the canvas.
+        speed: pixels a frame, [slowest, fastest], drawn for each clip.
+        num_clips: clips of each split.
+        num_validation: clips of each split.
+        num_test: clips of each split.
+        clip_seed: of all clips; a clip depends on it, its split and its number alone. The settings of `ImagePart` are
+            those of images; flips would change directions, so flip_rate and crops are off.
     """
 
     becomes: ClassVar[Mapping[str, str]] = {"source": "images"}  # data.source=path/to/videos

@@ -27,13 +27,19 @@ class EmojiScenes(MaskPart):
     """Scenes of 1 to 5 emoji of random size, place, turn and flip on a background. Class 0 is the background, then come
     the groups of the emoji; of overlapping emoji the one on top counts.
 
-    emoji: "emoji" (the sample that comes with the package), or a Parquet folder with the columns image and group.
-    backgrounds: a folder or Parquet files of pictures; null: plain colours. Splits of both stay apart: no emoji and no
-    picture is in two of them. Backgrounds without a test (validation) split share out those of validation (train) by
-    their names.
-    scene_size: pixels a side. num_scenes, num_validation, num_test: scenes of each split. max_emoji: emoji of a scene,
-    at most. emoji_scale: their side, as a share of the scene's. max_turn: degrees, to either side.
-    scene_seed: of all scenes; a scene depends on it, its split and its number alone.
+    Attributes:
+        emoji: "emoji" (the sample that comes with the package), or a Parquet folder with the columns image and group.
+        backgrounds: a folder or Parquet files of pictures; null: plain colours. Splits of both stay apart: no emoji and
+            no picture is in two of them. Backgrounds without a test (validation) split share out those of validation
+            (train) by their names.
+        scene_size: pixels a side.
+        num_scenes: scenes of each split.
+        num_validation: scenes of each split.
+        num_test: scenes of each split.
+        max_emoji: emoji of a scene, at most.
+        emoji_scale: their side, as a share of the scene's.
+        max_turn: degrees, to either side.
+        scene_seed: of all scenes; a scene depends on it, its split and its number alone.
     """
 
     emoji: str = "emoji"

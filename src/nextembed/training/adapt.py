@@ -26,11 +26,16 @@ BASE, LORA = ".base_layer.", ".lora_"  # in peft's parameter names: the layer as
 class LoraSettings(Config):
     """LoRA: linear layers of the trunk keep their weights and learn an update of low rank; the head learns as a whole.
 
-    rank: rank of the update. alpha: the update is scaled by alpha / rank. dropout: of what the update reads. targets:
-    linear layers, by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj. within: only
-    layers of this part of the model, e.g. "language_model". whole: parts of the trunk that learn as a whole, too, e.g.
-    ["visual", "connector"].
-    Source: LoRA (arXiv 2106.09685).
+    Attributes:
+        rank: rank of the update.
+        alpha: the update is scaled by alpha / rank.
+        dropout: of what the update reads.
+        targets: linear layers, by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj.
+        within: only layers of this part of the model, e.g. "language_model".
+        whole: parts of the trunk that learn as a whole, too, e.g. ["visual", "connector"].
+
+    Source:
+        LoRA (arXiv 2106.09685).
     """
 
     rank: int = Field(8, ge=1, le=MAX_WIDTH)

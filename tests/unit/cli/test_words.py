@@ -132,6 +132,37 @@ def test_descriptions_are_parts_of_the_docstring() -> None:
         "five": "exactly one.",
         "six": "last: of all.",
     }
+
+
+GOOGLE = """A class, one: of prose.
+
+    Attributes:
+        one: the first. It goes on
+            here; two: is no entry.
+        three, four: more of both.
+        five (int): with a type.
+
+            A paragraph of five.
+
+    Source:
+        A paper, six: not a field.
+    """
+
+
+def test_descriptions_are_entries_of_a_google_section() -> None:
+    found = describe(GOOGLE, ["one", "two", "three", "four", "five", "six"])
+    assert found == {
+        "one": "the first. It goes on here; two: is no entry.",
+        "three": "more of both.",
+        "four": "more of both.",
+        "five": "with a type. A paragraph of five.",
+    }
+    assert describe(inspect.cleandoc(GOOGLE), list(found)) == found
+    assert describe("A.\n\nArgs:\n    one: last line.", ["one"]) == {"one": "last line."}
+    assert describe("A.\n\nAttributes:\n    one: without an end.\nMore.", ["one"]) == {"one": "without an end."}
+
+
+def test_a_description_without_words() -> None:
     assert describe(None, ["one"]) == describe("A class.", []) == describe("A class.", ["one"]) == {}
     assert first_sentence("a share, 0.5 of it. More") == "a share, 0.5 of it"
     assert len(first_sentence("word " * 50)) <= 90

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -10,7 +11,7 @@ import pytest
 import nextembed
 from nextembed.cli.known import classes, fields_of, settings
 from nextembed.core.config import DATA, DECODERS, MODELS, Config, Registry, to_yaml
-from nextembed.core.described import first_sentence
+from nextembed.core.described import describe, first_sentence
 from nextembed.core.objective import OBJECTIVES
 from nextembed.core.optim import OptimConfig
 
@@ -55,6 +56,22 @@ def test_every_setting_says_what_it_is() -> None:
     assert not silent, f"say in the docstring of the class what these are: {silent}"
 
 
+def test_settings_are_described_in_a_section_of_their_own() -> None:
+    """Sites and editors show `Attributes:` as a table; `name: text` elsewhere in the docstring would not be in it."""
+    loose = [
+        cls.__name__
+        for cls in all_settings()
+        if cls.__doc__ and "Attributes:" not in cls.__doc__ and describe(cls.__doc__, cls.model_fields)
+    ]
+    unknown = {
+        f"{cls.__name__}.{name}"
+        for cls in all_settings()
+        for name in re.findall(r"^        (\w+): ", (cls.__doc__ or "").partition("Attributes:")[2], re.MULTILINE)
+        if name not in {*cls.model_fields, *cls.__annotations__}
+    }
+    assert not loose and not unknown
+
+
 def test_what_completion_reads_from_the_files_is_the_same() -> None:
     real = {cls.__name__: cls for cls in all_settings()}
     assert set(classes()) & set(real)
@@ -86,6 +103,21 @@ class Above(Config):
 
     size: int = 1
     name: str = "a"
+
+
+class Sections(Config):
+    """Something.
+
+    Attributes:
+        size: how large it is. One more sentence.
+    """
+
+    size: int = 1
+
+
+def test_a_google_section_describes_the_fields() -> None:
+    assert text_of(Sections, "size") == "how large it is. One more sentence."
+    assert "size: 1  # how large it is\n" in to_yaml(Sections())
 
 
 class Own(Above):

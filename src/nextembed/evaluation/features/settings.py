@@ -11,16 +11,17 @@ class EmbedSettings(Config):
     """Where features are read, and how the file is written. What of the first four is not named is taken from the best
     row of RUN/probe.json that agrees with what is; see `Encoder`.
 
-    layer: 0 is the latents, -1 the output; if left out, what RUN/probe.json found best.
-    pooling: how the latents of an image become one vector.
-    attention: who sees whom; as it was trained, if left out.
-    weights: trained weights, or their average.
-    precision: precision of the forward pass.
-    dtype: type of the features in the file.
-    batch_size: images a forward pass.
-    num_workers: threads that read and decode.
-    limit: only the first so many images.
-    part_seconds: seconds of work that a kill may cost, at most.
+    Attributes:
+        layer: 0 is the latents, -1 the output; if left out, what RUN/probe.json found best.
+        pooling: how the latents of an image become one vector.
+        attention: who sees whom; as it was trained, if left out.
+        weights: trained weights, or their average.
+        precision: precision of the forward pass.
+        dtype: type of the features in the file.
+        batch_size: images a forward pass.
+        num_workers: threads that read and decode.
+        limit: only the first so many images.
+        part_seconds: seconds of work that a kill may cost, at most.
     """
 
     layer: int | None = None

@@ -50,23 +50,32 @@ Penalty = Annotated[float, Field(ge=1e-12, le=1e6)]
 class ProbeConfig(Config):
     """Which features are probed, on how many images.
 
-    enabled: probe at the end of a run. layers: "all" or a list; 0 = latents, -1 = output.
-    poolings: how the latents of an image become one vector. attentions: who sees whom while features are read.
-    num_train, num_validation, num_test: at most so many images of this split, drawn once with a fixed seed.
-    num_online: at most so many images for the quick probes while training.
-    k: how many nearest neighbours vote. penalties: on the linear probe's weights; validation chooses one.
-    batch_size: images a forward pass. precision: of the forward pass that reads features.
-    stride: step of the sliding window in segmentation, pixels; null: two thirds of the window.
-    modality: which modality of an Omni is probed; null: images. column: where its values are in a row; null finds it.
-    label_column: what is to be told from them; null finds it. folds: parts of the cross-validation that chooses where
-    such rows have no validation split.
-
-    seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN are
-    fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so many times.
-    attentive: fit an attentive probe, too, on the best linear row's layer and attention (slow: minutes).
-    attentive_epochs: passes of the attentive probe over its images. attentive_learning_rates: those of which validation
-    chooses one for it. attentive_weight_decays: those of which validation chooses one for it. attentive_gigabytes:
-    memory for its training patches; it takes fewer images if they do not fit, and says so.
+    Attributes:
+        enabled: probe at the end of a run.
+        layers: "all" or a list; 0 = latents, -1 = output.
+        poolings: how the latents of an image become one vector.
+        attentions: who sees whom while features are read.
+        num_train: at most so many images of this split, drawn once with a fixed seed.
+        num_validation: at most so many images of this split, drawn once with a fixed seed.
+        num_test: at most so many images of this split, drawn once with a fixed seed.
+        num_online: at most so many images for the quick probes while training.
+        k: how many nearest neighbours vote.
+        penalties: on the linear probe's weights; validation chooses one.
+        batch_size: images a forward pass.
+        precision: of the forward pass that reads features.
+        stride: step of the sliding window in segmentation, pixels; null: two thirds of the window.
+        modality: which modality of an Omni is probed; null: images.
+        column: where its values are in a row; null finds it.
+        label_column: what is to be told from them; null finds it.
+        folds: parts of the cross-validation that chooses where such rows have no validation split.
+        seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN
+            are fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so
+            many times.
+        attentive: fit an attentive probe, too, on the best linear row's layer and attention (slow: minutes).
+        attentive_epochs: passes of the attentive probe over its images.
+        attentive_learning_rates: those of which validation chooses one for it.
+        attentive_weight_decays: those of which validation chooses one for it.
+        attentive_gigabytes: memory for its training patches; it takes fewer images if they do not fit, and says so.
     """
 
     enabled: bool = True

@@ -43,23 +43,30 @@ BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
 class EmuParts(ModelPart):
     """An Emu model: a visual encoder, a connector, a language model, two heads.
 
-    pretrained: an Emu folder or hub id to continue from, with its processor; then only `max_length` and
-        `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's weights.
-    vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ...; of an Emu, its
-        encoder. language: HF folder or hub id of a causal language model, or its GGUF file. vision_config,
+    Attributes:
+        pretrained: an Emu folder or hub id to continue from, with its processor; then only `max_length` and
+            `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's
+            weights.
+        vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ...; of an Emu, its
+            encoder.
+        language: HF folder or hub id of a causal language model, or its GGUF file.
+        vision_config: in place of that model, a new one, {model_type: ..., ...}; beside it, changes to its
+            configuration, e.g. vision_config={is_causal: false}.
         language_config: in place of that model, a new one, {model_type: ..., ...}; beside it, changes to its
-        configuration, e.g. vision_config={is_causal: false}.
-    tokenizer: folder or hub id; null: the language model's; "bundled": a small English one that comes with the package.
-        Emu's special tokens are added; new rows of the language model are the mean of its old ones.
-    connector: from patches to image latents: "causal_former" (Emu), "pooled_grid" (Emu2) or "identity" (every patch).
-    num_image_latents: latents of an image. causal_former: changes to the T5-base that "causal_former" is made like.
-    vision_layer: which hidden state of the vision model is read; null: the last one.
-    instruct: adds the tokens `[USER]` and `[ASSISTANT]`. image_start_is_target: the text head learns when an image
-    begins.
-    latent_std: the connector starts with latents of this standard deviation over some training images; null
-        leaves it as it is. Runs of minutes need it: latents that are all alike else stay so.
-    max_length: positions of a packed row. quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs
-        train.lora).
+            configuration, e.g. vision_config={is_causal: false}.
+        tokenizer: folder or hub id; null: the language model's; "bundled": a small English one that comes with the
+            package. Emu's special tokens are added; new rows of the language model are the mean of its old ones.
+        connector: from patches to image latents: "causal_former" (Emu), "pooled_grid" (Emu2) or "identity" (every
+            patch).
+        num_image_latents: latents of an image.
+        causal_former: changes to the T5-base that "causal_former" is made like.
+        vision_layer: which hidden state of the vision model is read; null: the last one.
+        instruct: adds the tokens `[USER]` and `[ASSISTANT]`.
+        image_start_is_target: the text head learns when an image begins.
+        latent_std: the connector starts with latents of this standard deviation over some training images; null leaves
+            it as it is. Runs of minutes need it: latents that are all alike else stay so.
+        max_length: positions of a packed row.
+        quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs train.lora).
     """
 
     task: ClassVar[str] = "multimodal"

@@ -16,13 +16,18 @@ from .visual_decoder import VisualDecoder, check_parameters, diffusers, schedule
 class PixelDecoder(Part):
     """A small UNet on pixels, without a VAE: trains in minutes on a CPU.
 
-    image_size: pixels a side. patch_size: so many pixels a side are folded into channels, exactly; the UNet works at
-        image_size / patch_size. channels: at each resolution, each half of the one before. attention: at which of them
-        pixels look at the latents; null: at all. layers_per_block: layers of each resolution. head_width: channels of
-        an attention head. num_train_steps: noise levels in training.
-    prediction: what the UNet predicts of a noisy image. "sample", the clean image, learns fastest by far where patches
-        are folded: noise is as wide as a patch, a narrow UNet cannot pass it on (measured in docs/paint.md; arXiv
-        2511.13720 says why). scheduler: of painting, a class of diffusers; it can be replaced later.
+    Attributes:
+        image_size: pixels a side.
+        patch_size: so many pixels a side are folded into channels, exactly; the UNet works at image_size / patch_size.
+        channels: at each resolution, each half of the one before.
+        attention: at which of them pixels look at the latents; null: at all.
+        layers_per_block: layers of each resolution.
+        head_width: channels of an attention head.
+        num_train_steps: noise levels in training.
+        prediction: what the UNet predicts of a noisy image. "sample", the clean image, learns fastest by far where
+            patches are folded: noise is as wide as a patch, a narrow UNet cannot pass it on (measured in docs/paint.md;
+            arXiv 2511.13720 says why).
+        scheduler: of painting, a class of diffusers; it can be replaced later.
     """
 
     image_size: int = Field(32, gt=0, le=MAX_SIDE)
@@ -80,9 +85,10 @@ class PixelDecoder(Part):
 class StableDiffusionDecoder(Part):
     """The UNet of a Stable Diffusion (or of an earlier visual decoder) with its VAE, which stays frozen.
 
-    pretrained: folder with unet/, vae/ and scheduler/. Where the UNet attends to latents of another width than the
-        model gives, those key and value matrices start anew, as in Emu; all else keeps its weights.
-    prediction: what the UNet predicts of a noisy image; null: what it was pretrained for.
+    Attributes:
+        pretrained: folder with unet/, vae/ and scheduler/. Where the UNet attends to latents of another width than the
+            model gives, those key and value matrices start anew, as in Emu; all else keeps its weights.
+        prediction: what the UNet predicts of a noisy image; null: what it was pretrained for.
     """
 
     pretrained: str

@@ -33,19 +33,23 @@ def trunk_config(config: PreTrainedConfig) -> ViTNepaConfig:
 class NepaSegmenter(ModelPart):
     """A NEPA model that gives every pixel a class of the data.
 
-    head: "linear", one 1x1 convolution over the patches; or "upernet", a pyramid of four layers under transformers'
-        UPerNet (arXiv 1807.10221).
-    pretrained: HF folder or hub id of a NEPA model, pretrained or fine-tuned. architecture: in its place, the sizes of
-        a network that is trained from scratch. from_scratch: keeps the sizes of `pretrained`, not its weights.
-    attention: "full" as in the paper's segmentation, or "causal" as pretrained.
-    num_layers: the first so many layers only. layers: those that the head reads, 1 the first; null: the last for a
-        linear head, those at 1/3, 1/2, 2/3 and the end for UPerNet, as BEiT.
-    image_size: pixels a side of training crops and of the sliding window; null: as pretrained.
-    drop_path_prob: of the last layer, rising linearly from 0.
-    layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
-    head_width: channels of UPerNet. auxiliary_loss_weight: of its second, convolutional head, which reads the third
-        layer in training; 0: there is none.
-    new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
+    Attributes:
+        head: "linear", one 1x1 convolution over the patches; or "upernet", a pyramid of four layers under transformers'
+            UPerNet (arXiv 1807.10221).
+        pretrained: HF folder or hub id of a NEPA model, pretrained or fine-tuned.
+        architecture: in its place, the sizes of a network that is trained from scratch.
+        from_scratch: keeps the sizes of `pretrained`, not its weights.
+        attention: "full" as in the paper's segmentation, or "causal" as pretrained.
+        num_layers: the first so many layers only.
+        layers: those that the head reads, 1 the first; null: the last for a linear head, those at 1/3, 1/2, 2/3 and the
+            end for UPerNet, as BEiT.
+        image_size: pixels a side of training crops and of the sliding window; null: as pretrained.
+        drop_path_prob: of the last layer, rising linearly from 0.
+        layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
+        head_width: channels of UPerNet.
+        auxiliary_loss_weight: of its second, convolutional head, which reads the third layer in training; 0: there is
+            none.
+        new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
     """
 
     task: ClassVar[str] = "segmentation"

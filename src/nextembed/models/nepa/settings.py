@@ -20,24 +20,31 @@ from .modeling_nepa import ViTNepaForImageClassification, ViTNepaForPreTraining
 class NepaModel(ModelPart):
     """Settings of a NEPA model; the fields are `ViTNepaConfig`'s, the defaults the paper's (SwiGLU, QK-norm, RoPE).
 
-    pretrained: an HF folder or hub id to start from; its sizes win over the fields here.
-    hidden_size: width of the latents and of every layer. num_hidden_layers: layers of the transformer.
-    num_attention_heads: heads of each layer; hidden_size is a multiple of four times their number.
-    intermediate_size: width of the MLPs; null: 4 * hidden_size. use_gated_mlp: SwiGLU, whose gate has the full
-        intermediate_size, too, in place of a plain MLP. hidden_act: the activation in the MLPs.
-    image_size: pixels a side of the images in training. patch_size: pixels a side of a patch; each becomes one latent.
-    num_channels: 3 for colours, 1 for grey images. num_frames: above 1 the model reads clips of so many frames, and a
-        latent is a patch of two frames.
-    layerscale_value: factor on what each layer adds, at the start (learned): 1e-5 in the paper; 0.1 to 1 learns faster
-        in runs of minutes; null leaves it out.
-    qk_norm: LayerNorm on each head's query and key. qk_norm_affine: with a learned scale in it. qk_norm_bias: with a
-        learned shift in it. rope_theta: base of the rotary frequencies.
-    drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
-    pos_embed_shift: in training, coordinates move by at most so much along each axis; null: not at all.
-    pos_embed_jitter: in training, coordinates are stretched by at most this factor along each axis; null: not at all.
-    pos_embed_rescale: in training, coordinates are scaled by at most this factor as a whole; null: not at all.
-    is_causal: attention of the saved model where a call does not say otherwise.
-    add_pooling_layer: a classifier pools the mean of the patches and norms it; false reads the last latent.
+    Attributes:
+        pretrained: an HF folder or hub id to start from; its sizes win over the fields here.
+        hidden_size: width of the latents and of every layer.
+        num_hidden_layers: layers of the transformer.
+        num_attention_heads: heads of each layer; hidden_size is a multiple of four times their number.
+        intermediate_size: width of the MLPs; null: 4 * hidden_size.
+        use_gated_mlp: SwiGLU, whose gate has the full intermediate_size, too, in place of a plain MLP.
+        hidden_act: the activation in the MLPs.
+        image_size: pixels a side of the images in training.
+        patch_size: pixels a side of a patch; each becomes one latent.
+        num_channels: 3 for colours, 1 for grey images.
+        num_frames: above 1 the model reads clips of so many frames, and a latent is a patch of two frames.
+        layerscale_value: factor on what each layer adds, at the start (learned): 1e-5 in the paper; 0.1 to 1 learns
+            faster in runs of minutes; null leaves it out.
+        qk_norm: LayerNorm on each head's query and key.
+        qk_norm_affine: with a learned scale in it.
+        qk_norm_bias: with a learned shift in it.
+        rope_theta: base of the rotary frequencies.
+        drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
+        pos_embed_shift: in training, coordinates move by at most so much along each axis; null: not at all.
+        pos_embed_jitter: in training, coordinates are stretched by at most this factor along each axis; null: not at
+            all.
+        pos_embed_rescale: in training, coordinates are scaled by at most this factor as a whole; null: not at all.
+        is_causal: attention of the saved model where a call does not say otherwise.
+        add_pooling_layer: a classifier pools the mean of the patches and norms it; false reads the last latent.
     """
 
     hidden_size: int = Field(768, gt=0, le=MAX_WIDTH)
@@ -121,15 +128,17 @@ class NepaModel(ModelPart):
 class NepaClassifier(ModelPart):
     """A NEPA model with a classification head for the classes of the data, to fine-tune.
 
-    pretrained: HF folder or hub id of a pretrained (or fine-tuned) NEPA model. architecture: in place of `pretrained`,
-        the sizes of a network that is trained from scratch. from_scratch: keeps the sizes of `pretrained`, not its
-        weights.
-    attention: "full" as the released fine-tuned models, or "causal" as pretrained.
-    pooling: "mean" of the patches and a norm, or the "last" patch.
-    num_layers: the first so many layers only (the best features of a short pretraining are in the middle).
-    image_size: pixels a side; null: as pretrained. drop_path_prob: of the last layer, rising linearly from 0.
-    layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
-    new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
+    Attributes:
+        pretrained: HF folder or hub id of a pretrained (or fine-tuned) NEPA model.
+        architecture: in place of `pretrained`, the sizes of a network that is trained from scratch.
+        from_scratch: keeps the sizes of `pretrained`, not its weights.
+        attention: "full" as the released fine-tuned models, or "causal" as pretrained.
+        pooling: "mean" of the patches and a norm, or the "last" patch.
+        num_layers: the first so many layers only (the best features of a short pretraining are in the middle).
+        image_size: pixels a side; null: as pretrained.
+        drop_path_prob: of the last layer, rising linearly from 0.
+        layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
+        new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
     """
 
     task: ClassVar[str] = "classification"

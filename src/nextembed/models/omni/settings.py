@@ -32,24 +32,30 @@ NEPA_SIZES = (
 class OmniParts(ModelPart):
     """An Omni model: one transformer, and the modalities at its boundary.
 
-    pretrained: an Omni folder or hub id to start from, with its processor; then only `max_length` and `orders` count.
-    modalities: settings by name; a name that is a kind needs no more than {}. `kind: my_file.py:MyModality` takes your
-        own. Those of the package: text, image, audio, video, series.
-    tokenizer: folder or hub id for text that is no bytes; "bundled": a small English one that comes with the package
-        (its size is then filled in). nepa: a NEPA folder whose transformer, begin latent and patches it starts from;
-        its sizes win over the fields here, and the image modality has to fit it.
-    orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`.
-    tell_next: the model is told where the next latent is; null: where some order is neither raster nor time.
-    max_length: positions of a packed row.
-    hidden_size: width of the latents and of every layer. num_hidden_layers: layers of the transformer.
-    num_attention_heads: heads of each layer. intermediate_size: width of the MLPs; null: 8/3 * hidden_size, cut to a
-        multiple of 8. layerscale_value: factor on what each layer adds, at the start (learned); null leaves it out.
-    drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
-    rope_split: rotary frequencies for time, height and width, which sum to half a head's width; null gives a half to
-        time and a quarter to each other. [0, n, n] is NEPA's.
-    density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
-        them with weights; "flow" and "energy" a network that draws it (`nn.sampled`). num_components:
-        directions of a mixture. max_cosine: the mean cosine that a component expects at most.
+    Attributes:
+        pretrained: an Omni folder or hub id to start from, with its processor; then only `max_length` and `orders`
+            count.
+        modalities: settings by name; a name that is a kind needs no more than {}. `kind: my_file.py:MyModality` takes
+            your own. Those of the package: text, image, audio, video, series.
+        tokenizer: folder or hub id for text that is no bytes; "bundled": a small English one that comes with the
+            package (its size is then filled in).
+        nepa: a NEPA folder whose transformer, begin latent and patches it starts from; its sizes win over the fields
+            here, and the image modality has to fit it.
+        orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`.
+        tell_next: the model is told where the next latent is; null: where some order is neither raster nor time.
+        max_length: positions of a packed row.
+        hidden_size: width of the latents and of every layer.
+        num_hidden_layers: layers of the transformer.
+        num_attention_heads: heads of each layer.
+        intermediate_size: width of the MLPs; null: 8/3 * hidden_size, cut to a multiple of 8.
+        layerscale_value: factor on what each layer adds, at the start (learned); null leaves it out.
+        drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
+        rope_split: rotary frequencies for time, height and width, which sum to half a head's width; null gives a half
+            to time and a quarter to each other. [0, n, n] is NEPA's.
+        density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components
+            of them with weights; "flow" and "energy" a network that draws it (`nn.sampled`).
+        num_components: directions of a mixture.
+        max_cosine: the mean cosine that a component expects at most.
     """
 
     task: ClassVar[str] = "multimodal"
