@@ -72,6 +72,7 @@ SETTINGS: dict[str, dict[str, list[dict[str, Any]]]] = {
                          {"head": "diffusion", "decoder_width": 16, "decoder_heads": 2, "ema_decay": None}]},
     "cpc": {"vit_nepa": [{}]},
     "igpt": {"vit_nepa": [{"num_codes": 8}]},
+    "igpt_bert": {"vit_nepa": [{"num_codes": 8}]},
     "beit": {"vit_nepa": [{"num_codes": 8}]},
     "tokenizer": {"vit_nepa": [{"num_codes": 8, "width": 8}, {"num_codes": 8, "width": 8, "scales": [1, 2, 4]}]},
     "llamagen": {"vit_nepa": [{"num_classes": 3, "tokenizer_shape": CODED}]},

@@ -67,7 +67,7 @@ def compare(
         base = base_config(named[0], settings.budget_minutes, overrides)
         found = compare_objectives(base, named[0], names, settings, folder)
     console = PlainConsole()
-    console.print(found.render())
+    console.print(found.render(console.width))
     for note in found.notes:
         print(f"- {note}")
     page = Path(found.folder) / "comparison.html"

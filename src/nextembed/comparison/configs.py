@@ -85,6 +85,7 @@ def row_config(base: RunConfig, own: RunConfig, seed: int = 0, tuned: dict[str, 
         objective, optim = base.objective, base.optim
     else:
         objective, optim = fitted(objective, base), own.optim
+    objective = without_classes(objective)
     for name, factor in (tuned or {}).items():
         optim = optim.model_copy(update={name: factor * float(vars(optim)[name])})
     averaged = base.train.ema_decay if own.train.ema_decay is not None else None
@@ -117,13 +118,13 @@ def stage_of(base: RunConfig, own: RunConfig, seed: int = 0) -> RunConfig | None
 
 
 def of_tokens(base: RunConfig, own: RunConfig) -> RunConfig:
-    """A row of tokens, which learns without labels; until its tokenizer is trained, with one of its sizes."""
+    """A row of tokens; until its tokenizer is trained, with one of its sizes."""
     stage = stage_of(base, own)
     if stage is None:
         return own
     assert isinstance(stage.objective, TokenizerSettings) and isinstance(base.model, NepaModel)
     shape = stage.objective.shape_for(base.model.hf_config())
-    changes = {"tokenizer": None, "tokenizer_shape": shape, "num_classes": 0}
+    changes = {"tokenizer": None, "tokenizer_shape": shape}
     return own.model_copy(update={"objective": own.objective.model_copy(update=changes)})
 
 
@@ -131,6 +132,13 @@ def with_tokenizer(config: RunConfig, folder: str) -> RunConfig:
     """The row with a tokenizer that was trained in a folder."""
     changes = {"tokenizer": folder, "tokenizer_shape": None}
     return config.model_copy(update={"objective": config.objective.model_copy(update=changes)})
+
+
+def without_classes(objective: ObjectiveSettings) -> ObjectiveSettings:
+    """Every row learns without labels, also where its recipe is told classes to draw images of them."""
+    return (
+        objective.model_copy(update={"num_classes": 0}) if "num_classes" in type(objective).model_fields else objective
+    )
 
 
 def fitted(objective: ObjectiveSettings, base: RunConfig) -> ObjectiveSettings:

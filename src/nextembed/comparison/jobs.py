@@ -1,7 +1,6 @@
 """One job of a comparison, done in a process of its own: measure, tune, train and score. What it finds is written into
 its folder as one file at the end; a job that was stopped goes on where it was."""
 
-import resource
 import shutil
 import statistics
 import sys
@@ -321,5 +320,11 @@ def peak_memory() -> float:
     """Bytes: of a GPU what was allocated at most, else of this process."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
+    if sys.platform == "win32":
+        import psutil  # accelerate brings it
+
+        return float(psutil.Process().memory_info().peak_wset)
+    import resource  # of Unix
+
     unit = 1 if sys.platform == "darwin" else 1024
     return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)

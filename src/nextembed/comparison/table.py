@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 FILE = "comparison.json"
+VERDICT = "verdict"  # the last column of accuracies
 KINDS = {"objective": 0, "run": 0, "baseline": 1}  # baselines come last
 
 
@@ -109,26 +110,35 @@ class Comparison:
         )
         return f"<table><tr><th></th>{head}<th>verdict</th></tr>{body}</table>"
 
-    def render(self) -> Group:
-        """For the terminal: accuracies, then costs."""
-        shares = [name for name in self.columns if name in ACCURACIES]
-        costs = [name for name in self.columns if name not in ACCURACIES]
-        title = f"{self.name}: {self.budget}"
-        tables = [self.part(names, title) for names in (shares, costs) if names]
-        return Group(*tables)
+    def render(self, width: int = 200) -> Group:
+        """For a terminal of so many characters: accuracies, then costs, each in as many tables as it takes."""
+        console, parts = PlainConsole(width=width), list[list[str]]()
+        wide = console.options.update(max_width=10**4)
+        costs = [name for name in COLUMNS if name not in ACCURACIES]
+        for group in ([*ACCURACIES, VERDICT], costs):
+            parts.append([])
+            for name in [name for name in group if name in (*self.columns, VERDICT)]:
+                wider = self.part([*parts[-1], name])
+                if parts[-1] and wider.__rich_measure__(console, wide).maximum > width:
+                    parts.append([])
+                parts[-1].append(name)
+        tables = [self.part(names) for names in parts if names]
+        return Group(f"{self.name}: {self.budget}", *tables)
 
-    def part(self, names: list[str], title: str) -> Table:
-        """Some columns; of rows that have none of them nothing."""
-        table = Table(title=title, title_justify="left")
-        table.add_column("")
-        for name in names:
-            table.add_column(COLUMNS[name].title, justify="right")
-        table.add_column("verdict")
-        rows = [row for row in self.rows if any(name in row.cells for name in names)]
+    def part(self, names: list[str]) -> Table:
+        """Some columns, and the verdict if it is among them; of rows that have none of them nothing."""
+        table, verdicts = Table(), VERDICT in names
+        names = [name for name in names if name != VERDICT]
+        for title in ("", *(COLUMNS[name].title for name in names)):
+            table.add_column(title, justify="right" if title else "left", no_wrap=True)
+        if verdicts:
+            table.add_column(VERDICT)
+        rows = [r for r in self.rows if any(name in r.cells for name in names) or (verdicts and r.verdict)]
         for before, row in zip([None, *rows], rows):
             if before is not None and KINDS[before.kind] < KINDS[row.kind]:
                 table.add_section()
-            table.add_row(row.name, *(shown(name, row.cells.get(name)) for name in names), row.verdict)
+            cells = [row.name, *(shown(name, row.cells.get(name)) for name in names)]
+            table.add_row(*cells, *([row.verdict] if verdicts else []))
         return table
 
     def __str__(self) -> str:

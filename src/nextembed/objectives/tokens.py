@@ -1,4 +1,4 @@
-"""Objectives that classify tokens of patches: iGPT in order, BEiT where patches were masked.
+"""Objectives that classify tokens of patches: iGPT in order or hidden at random, BEiT where blocks were masked.
 
 The tokens are ours: a k-means codebook of the patches of the user's own training images. Shapes: B images, P patches in
 raster order, T = P + 1 latents (the begin latent first), K codes.
@@ -23,7 +23,7 @@ from .pixels import grid_of, patch_shape_of
 
 
 class TokenSettings(ObjectiveSettings):
-    """What iGPT and BEiT share.
+    """What objectives of tokens share.
 
     Attributes:
         num_codes: of the codebook, fitted on the patches of the first step's images, on all ranks.
@@ -139,6 +139,55 @@ class Igpt(Tokens):
         self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
     ) -> Hidden:
         return backbone.encode(backbone.embed(self.quantised(batch)), attention, output_layers)
+
+
+@OBJECTIVES.register("igpt_bert")
+class IgptBertSettings(TokenSettings):
+    """iGPT's other objective: the codes of patches hidden at random, from all other patches.
+
+        h = transformer(embed(codes' pixels), 0 in the place of hidden patches; full attention)
+        loss = mean over hidden patches of -log softmax(head(h)) [code of the patch]
+
+    Attributes:
+        mask_rate: the chance of each patch to be hidden; at least one is.
+
+    Source:
+        iGPT (Chen et al. 2020, ICML), its BERT objective. As for `IgptSettings`, ours predicts codes of patches.
+    """
+
+    mask_rate: float = Field(0.15, gt=0, lt=1)
+
+    def build(self, backbone: Backbone) -> "IgptBert":
+        return IgptBert(self, backbone)
+
+    def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """input_mask [T]: hidden patches."""
+        chances = torch.rand(len(sample["latent_mask"]) - 1, generator=generator)
+        hidden = (chances < self.mask_rate) | (chances == chances.min())
+        return {"input_mask": F.pad(hidden, (1, 0))}
+
+
+class IgptBert(Tokens):
+    """The objective of `IgptBertSettings`."""
+
+    reads_itself = True  # of its codebook's images
+
+    def masked(self, batch: Batch) -> Tensor:
+        return (batch["input_mask"] & batch["latent_mask"])[:, 1:]
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        return self.masked(batch).sum()
+
+    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
+        latents = backbone.embed(self.quantised(batch))
+        z = latents.z.masked_fill(batch["input_mask"][..., None], 0.0)
+        hidden = backbone.encode(latents._replace(z=z), "full").last[:, 1:]
+        return classified(self.head(hidden), self.tokens(batch), self.masked(batch), self.diagnose)
+
+    def read(
+        self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
+    ) -> Hidden:
+        return backbone.encode(backbone.embed(self.quantised(batch)), attention or "full", output_layers)
 
 
 @OBJECTIVES.register("beit")

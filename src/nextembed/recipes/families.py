@@ -9,7 +9,7 @@ from ..objectives.jepa import IjepaSettings, VjepaSettings
 from ..objectives.joint_embedding import LeJepaSettings, SimSiamSettings
 from ..objectives.mar import MarSettings
 from ..objectives.pixels import AimSettings, MaeSettings
-from ..objectives.tokens import BeitSettings, IgptSettings
+from ..objectives.tokens import BeitSettings, IgptBertSettings, IgptSettings
 from ..runs import RunConfig
 from ..toys.moving_stamps import MovingStamps
 from .nepa import nepa_demo
@@ -25,6 +25,11 @@ def aim_demo() -> RunConfig:
 def igpt_demo() -> RunConfig:
     """iGPT on the bundled emoji pictures: the code of the next patch, of a codebook of their patches."""
     return _demo("igpt_demo", IgptSettings())
+
+
+def igpt_bert_demo() -> RunConfig:
+    """iGPT's BERT objective on the bundled emoji pictures: the codes of patches hidden at random."""
+    return _demo("igpt_bert_demo", IgptBertSettings())
 
 
 def beit_demo() -> RunConfig:

@@ -43,6 +43,14 @@ def test_rows_share_data_model_and_batch(base) -> None:
     assert rows["mae"].objective.kind == "mae"
 
 
+@pytest.mark.parametrize("recipe", ["nepa_demo_tiny", "mar_demo"])
+def test_no_row_is_told_classes(recipe) -> None:
+    base = checked_base(recipes.load(recipe))
+    rows = {name: row_config(base, own) for name, own in chosen_objectives(None).items()}
+    told = {name: row.objective.num_classes for name, row in rows.items() if hasattr(row.objective, "num_classes")}
+    assert told == {"llamagen": 0, "mar": 0, "var": 0}
+
+
 def test_small_crops_fit_the_patches(base) -> None:
     row = row_config(base, chosen_objectives(["lejepa"])["lejepa"])
     assert isinstance(row.objective, LeJepaSettings)

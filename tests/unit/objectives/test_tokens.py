@@ -9,7 +9,7 @@ import torch
 from nextembed.errors import ConfigError
 from nextembed.models.nepa import NepaModel
 from nextembed.nn.quantize import Codebook
-from nextembed.objectives.tokens import BeitSettings, IgptSettings
+from nextembed.objectives.tokens import BeitSettings, IgptBertSettings, IgptSettings
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16,
@@ -53,6 +53,7 @@ def test_a_head_of_zeros_costs_the_log_of_the_number_of_codes() -> None:
     pixels = torch.randn(6, 1, 8, 8)
     for settings, drawn, num in (
         (IgptSettings(num_codes=5), {}, 6 * 4),
+        (IgptBertSettings(num_codes=5), {"input_mask": torch.tensor([[False, True, False, False, True]] * 6)}, 6 * 2),
         (BeitSettings(num_codes=5), {"input_mask": torch.tensor([[False, True, False, True, False]] * 6)}, 6 * 2),
     ):
         objective: Any = settings.build(backbone)
@@ -116,3 +117,34 @@ def test_more_codes_than_patches_are_one_line() -> None:
 def test_the_verdict_compares_with_the_most_frequent_token() -> None:
     assert IgptSettings().verdict([{"token_top1": 0.2, "token_chance": 0.19}]).word == "undecided"
     assert IgptSettings().verdict([{"token_top1": 0.4, "token_chance": 0.19}]).word == "learning"
+
+
+def test_igpt_bert_hides_patches_by_chance_and_sees_none_of_them() -> None:
+    torch.manual_seed(0)
+    backbone = NepaModel(**SIZES).build().eval()
+    objective: Any = IgptBertSettings(num_codes=6).build(backbone)
+    pixels = torch.randn(4, 1, 8, 8)
+    objective.prepare(backbone, [batch(pixels)])
+    torch.nn.init.normal_(objective.head.weight)
+    changed = pixels.clone()
+    changed[..., 4:, 4:] = pixels.flip(0)[..., 4:, 4:]  # the last patch
+    assert not torch.equal(objective.tokens(batch(changed)), objective.tokens(batch(pixels)))
+    kept, shown = objective.tokens(batch(pixels)), [objective.quantised(batch(x)) for x in (pixels, changed)]
+    objective.tokens = lambda _: kept  # what is asked for stays, what is seen changes
+    objective.quantised = lambda given: given
+    hidden = torch.tensor([[False, False, False, False, True]] * 4)
+    first, second = (objective(backbone, {**x, "input_mask": hidden}).loss_sum for x in shown)
+    assert torch.equal(first, second)
+    seen = torch.tensor([[False, False, False, True, False]] * 4)
+    first, second = (objective(backbone, {**x, "input_mask": seen}).loss_sum for x in shown)
+    assert not torch.equal(first, second)
+
+    sample = {"latent_mask": torch.ones(101)}
+    shares = []
+    for seed in range(200):
+        drawn = IgptBertSettings().draw(sample, torch.Generator().manual_seed(seed))["input_mask"]
+        assert drawn.shape == (101,) and drawn.dtype == torch.bool and not drawn[0]
+        shares.append(float(drawn.float().sum()) / 100)
+    assert sum(shares) / 200 == pytest.approx(0.15, abs=0.01)  # its standard error is 0.0025
+    one = IgptBertSettings(mask_rate=1e-6).draw({"latent_mask": torch.ones(5)}, torch.Generator().manual_seed(0))
+    assert one["input_mask"].sum() == 1
