@@ -45,7 +45,7 @@ def diagnosis() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"),
     ]
-    lines += [(name, _installed(name) or "MISSING: pip install nextembed again") for name in PACKAGES]
+    lines += [(name, _installed(name) or "MISSING: install nextembed again") for name in PACKAGES]
     lines += [("accelerator", text) for text in _accelerators()]
     for name, (extra, use) in EXTRAS.items():
         text = _installed(name) or f"not installed: pip install 'nextembed[{extra}]'"

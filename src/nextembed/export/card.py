@@ -157,6 +157,9 @@ def _trained_attention(facts: Facts) -> str:
     return "" if causal is None else f"; {'causal' if causal else 'full'} in pretraining"
 
 
+NEEDS = "The package `nextembed` has to be installed, from a clone of its repository."
+
+
 def _best(facts: Facts) -> Row | None:
     return facts.probes.best(weights=facts.weights) if facts.probes else None
 
@@ -170,7 +173,7 @@ def _use(facts: Facts, repo_id: str) -> str:
             f'classify = pipeline("image-classification", model="{repo_id}")',
             'print(classify("picture.jpg"))',
         ]
-        return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
+        return "\n".join([NEEDS, "", "```python", *code, "```"])
     row = _best(facts)
     if facts.reader is not None:
         return _use_of_objective(facts.reader, repo_id, row)
@@ -190,7 +193,7 @@ def _use(facts: Facts, repo_id: str) -> str:
     ]
     if facts.config.num_channels == 1:
         code = [line.replace('convert("RGB")', 'convert("L")') for line in code]
-    return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *code, "```"])
+    return "\n".join([NEEDS, "", "```python", *code, "```"])
 
 
 def _use_of_objective(reader: str, repo_id: str, row: Row | None) -> str:
@@ -205,7 +208,7 @@ def _use_of_objective(reader: str, repo_id: str, row: Row | None) -> str:
         f"Features are read by the training objective {code(reader)}, which lies in `objective/`; `AutoModel` alone "
         "gives other hidden states."
     )
-    return "\n".join(["```sh", "pip install nextembed", "```", "", "```python", *lines, "```", "", note])
+    return "\n".join([NEEDS, "", "```python", *lines, "```", "", note])
 
 
 def _data(facts: Facts) -> str:
