@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .core.types import Segment as Segment
     from .data.documents import DocumentPart as DocumentPart
     from .data.images import ImagePart as ImagePart
+    from .data.sharding import shard as shard
     from .data.sources import ImageData as ImageData
     from .data.transforms import Unreadable as Unreadable
     from .errors import ConfigError as ConfigError
@@ -112,6 +113,7 @@ _PUBLIC = {
     "core.types": "Backbone Batch Document Hidden Latents Sample Segment",
     "data.documents": "DocumentPart",
     "data.images": "ImagePart",
+    "data.sharding": "shard",
     "data.sources": "ImageData",
     "data.transforms": "Unreadable",
     "toys.kinds": "DATA",  # of the registries the modules that fill them

@@ -182,6 +182,14 @@ def test_features_python(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names["done"].num_rows > 100 and names["hit"].rank == 3
 
 
+def test_data_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_python([text for page, _, text in blocks("python") if page == "docs/data.md"], monkeypatch)
+    assert names["done"].shards.splits["train"].rows > 1000 and names["done"].skipped == []
+    first = next(names["data"].rows("train").read(0, 0, 0, 1))
+    assert first["image"].startswith(b"\x89PNG") and first["label"] >= 0
+
+
 def test_segmentation_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     nextembed.fit(tiny(recipes.emoji_scenes(), name="segmenter"))

@@ -101,10 +101,10 @@ def _say_done(done: "Embedded", width: int) -> None:
 
 class progress:
     """A live bar with images/s on a terminal; elsewhere a line every ten seconds. title: what is done; stopped: what is
-    said after Ctrl-C."""
+    said after Ctrl-C; what: what is counted."""
 
-    def __init__(self, title: str, stopped: str = ""):
-        self.title, self.stopped = title, stopped
+    def __init__(self, title: str, stopped: str = "", what: str = "images"):
+        self.title, self.stopped, self.what = title, stopped, what
 
     def __enter__(self) -> "Report":
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -133,7 +133,7 @@ class progress:
         if self.first is None:
             self.first, self.said = (now, done), now
         began, before = self.first
-        rate = f"{(done - before) / (now - began):,.0f} images/s" if now > began else ""
+        rate = f"{(done - before) / (now - began):,.0f} {self.what}/s" if now > began else ""
         self.bar.update(self.task, completed=done, total=total, rate=rate)
         if self.bar.disable and now - self.said >= 10:
             self.said = now

@@ -7,6 +7,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..core.files import first_line
+from ..errors import DamagedFile
 
 
 def find_fault(files: Sequence[str], suspect: str | None = None) -> tuple[str, ValueError] | None:
@@ -60,3 +61,13 @@ def _group_fault(file: parquet.ParquetFile) -> str:
             except (OSError, pa.ArrowException) as err:
                 return f"row group {group}, column '{column}': {first_line(err)}"
     return ""
+
+
+def cannot_read(file: object, err: Exception, builder: str) -> DamagedFile:
+    """What is wrong with a file that cannot be read, or not to its end."""
+    return DamagedFile(f"data.source: cannot read '{file}' as {builder}: {reason_in(err)} (mend it or leave it out)")
+
+
+def reason_in(err: Exception) -> str:
+    """What a reader says of a file, in one line."""
+    return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import logging
-import tarfile
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from glob import escape, glob
 from hashlib import blake2b
@@ -11,23 +10,20 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from datasets.packaged_modules.webdataset.webdataset import WebDataset
+import pyarrow as pa
 from pyarrow import compute
 
 from ..core.files import first_line, from_json
 from ..core.hub import unreachable
-from ..core.text import MARK_BYTES
-from ..errors import ConfigError, DamagedFile, DataError, MissingSplit, unknown
-from .archives import check_tar, read_member, samples, tar_members
-from .damaged_tables import find_fault, with_rows
-from .grouping import by_folders
+from ..errors import ConfigError, DataError, MissingSplit, unknown
+from .archives import check_tar
+from .damaged_tables import cannot_read, find_fault, reason_in, with_rows
 from .lines import stamp
-from .listing import IMAGES as IMAGE_ENDINGS
-from .listing import METADATA, File, shown
-from .listing import VIDEOS as VIDEO_ENDINGS
-from .naming import Part, parse_split, splits_named
+from .listing import METADATA, shown
+from .naming import Part, parse_split
 from .origins import Origin
 from .record import stored_path
+from .tar_tables import archive_stream, archive_table, kinds_in
 
 Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Options = dict[str, Any]  # of `datasets.load_dataset`
@@ -35,8 +31,6 @@ Stamped = tuple[str, str]  # a file, and what tells its content from what stood 
 RowsOf = Callable[[list[Stamped]], Iterator[Mapping[str, str | None]]]
 Feature: TypeAlias = object  # the type of a column, as `datasets` has it: a class of its own, a dict of fields
 
-TAR_TEXTS = ("txt", "text", "caption", "captions", "transcript", "transcription", "json")
-TAR_NUMBERS = ("cls", "cls2", "index", "inx", "id", "count")
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 NUM_SHARDS = 64  # of image files that are streamed
 
@@ -51,6 +45,22 @@ def class_names_of(feature: Feature) -> list[str] | None:
 def class_names(features: Mapping[str, Feature] | None) -> dict[str, list[str]]:
     """The names of the classes of each column that holds class ids."""
     return {column: names for column, feature in (features or {}).items() if (names := class_names_of(feature))}
+
+
+def storage(columns: Mapping[str, Feature], classes: Mapping[str, list[str]]) -> pa.Schema:
+    """The columns as a Parquet file holds them, with what `datasets` has to know. classes: names of class ids by
+    column. Media are files' bytes with their names: "image", "video", "audio" says a column of them in one word."""
+    media: Options = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
+    fields: Options = {
+        name: media[one](decode=False) if isinstance(one, str) else as_stored(one) for name, one in columns.items()
+    }
+    fields |= {name: datasets.ClassLabel(names=names) for name, names in classes.items()}
+    return datasets.Features(fields).arrow_schema
+
+
+def plain(dtype: str) -> Feature:
+    """A column of plain values, such as "string"."""
+    return datasets.Value(dtype)
 
 
 def media_of(feature: Feature) -> str | None:
@@ -142,7 +152,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
                 ("Unknown split", "Bad split")
             )  # what `datasets` says, in no class of its own
             raise (MissingSplit if missing else ConfigError)(
-                f"data.source: cannot read '{origin.builder}' on the hub or as a local path: {_reason(err)}"
+                f"data.source: cannot read '{origin.builder}' on the hub or as a local path: {reason_in(err)}"
             ) from err
         with quiet(True):
             raise cannot_read(*_culprit(origin, name, options, err), origin.builder) from err
@@ -169,127 +179,6 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
     return datasets.Dataset.from_dict(columns, datasets.Features(features))
 
 
-def kinds_in(origin: Origin, name: str) -> list[str]:
-    """The kinds of files in the archives of a split; empty if some are others than images, sounds, videos and text.
-
-    Raises DamagedFile for an archive that cannot be read, ConfigError for one with folders of other splits: a folder
-    `test/` in it would be trained on.
-    """
-    kinds: dict[str, None] = {}
-    for file in origin.of_split(name):
-        for key, sample in samples_in(file).items():
-            kinds |= dict.fromkeys(sample)
-            others = {part for part in key.split("/")[:-1] if splits_named(part) - {name}}
-            if others and origin.rules.folders != "classes":
-                raise ConfigError(
-                    f"data.source: {file} has the folder '{min(others)}', which names a split; pack each split in an "
-                    "archive of its own (train.tar, test.tar), or data.folders=classes takes no folder for a split"
-                )
-    if not kinds:
-        raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: its archives have no files with endings")
-    return list(kinds) if all(feature_of(kind) for kind in kinds) else []
-
-
-def named_kinds(files: list[str], kinds: list[str]) -> frozenset[str]:
-    """Kinds that are numbers as a rule, but names in the first sample that has one: `.cls` files that say "cat"."""
-    found = set()
-    for kind in (kind for kind in kinds if kind.split(".")[-1] in TAR_NUMBERS):
-        refs = (sample[kind] for file in files for sample in samples_in(file).values() if kind in sample)
-        if (ref := next(refs, None)) is not None and _number(read_member(ref)) is None:
-            found.add(kind)
-    return frozenset(found)
-
-
-def samples_in(file: str) -> dict[str, dict[str, str]]:
-    """The samples of a tar archive (`archives.samples`). Raises DataError, which names it, if it cannot be read."""
-    try:
-        return samples(list(tar_members(file)))
-    except (OSError, ValueError, tarfile.TarError) as err:
-        raise cannot_read(file, err, "webdataset") from err
-
-
-def feature_of(kind: str) -> Feature:
-    """What a kind of file in an archive holds; None for one that is left to `datasets`."""
-    last = kind.split(".")[-1]
-    if f".{last}" in IMAGE_ENDINGS:
-        return datasets.Image(decode=False)
-    if last in WebDataset.AUDIO_EXTENSIONS:
-        return datasets.Audio(decode=False)
-    if f".{last}" in VIDEO_ENDINGS:
-        return datasets.Video(decode=False)
-    if last in TAR_TEXTS:
-        return datasets.Value("string")
-    return datasets.Value("int64") if last in TAR_NUMBERS else None
-
-
-def archive_rows(
-    files: list[str], kinds: list[str], labels: Mapping[str, int], named: frozenset[str]
-) -> Iterator[dict[str, object]]:
-    """The samples of archives: text as it is, the bytes of media by where they lie. labels: class ids by key; empty
-    where there are none. named: see `named_kinds`."""
-    for file in files:
-        for key, sample in samples_in(file).items():
-            row: dict[str, object] = {"__key__": key, "__url__": file}
-            for kind in kinds:
-                ref, last = sample.get(kind), kind.split(".")[-1]
-                if ref is None:
-                    row[kind] = None
-                elif last in TAR_TEXTS:
-                    row[kind] = read_member(ref).decode("utf-8", MARK_BYTES)
-                elif kind in named:
-                    row[kind] = read_member(ref).decode("utf-8", MARK_BYTES).strip() or None
-                elif last in TAR_NUMBERS:
-                    row[kind] = _number(read_member(ref))
-                else:
-                    row[kind] = {"bytes": None, "path": ref}
-            yield row | ({"label": labels.get(key)} if labels else {})
-
-
-def _number(data: bytes) -> int | None:
-    try:
-        return int(data)
-    except ValueError:
-        return None
-
-
-def archive_classes(origin: Origin, name: str, kinds: list[str]) -> dict[str, str]:
-    """The class of each sample by its key, which is the top folder in the archive; empty where samples have class ids
-    of their own, or there are no classes."""
-    if set(kinds) & set(TAR_NUMBERS):
-        return {}
-    keys = {key for file in origin.of_split(name) for key in samples_in(file)}
-    files = [File(f"{key}.png", key, "image") for key in sorted(keys)]
-    return by_folders(files, "classes", origin.rules.class_folder)[1]
-
-
-def archive_features(kinds: list[str], names: list[str], named: frozenset[str]) -> datasets.Features:
-    """names: of the classes that folders are; empty where there are none. named: see `named_kinds`."""
-    own: Options = {kind: datasets.Value("string") if kind in named else feature_of(kind) for kind in kinds}
-    own |= {"__key__": datasets.Value("string"), "__url__": datasets.Value("string")}
-    return datasets.Features(own | ({"label": datasets.ClassLabel(names=names)} if names else {}))
-
-
-def archive_table(origin: Origin, name: str, kinds: list[str]) -> datasets.Dataset:
-    """The samples of the archives of a split. Where none has a class, the top folder in the archive is one."""
-    classes = archive_classes(origin, name, kinds)
-    named = named_kinds(origin.of_split(name), kinds)
-    features = archive_features(kinds, names := sorted(set(classes.values())), named)
-    labels = {key: names.index(one) for key, one in classes.items()}
-    rows = list(archive_rows(origin.of_split(name), kinds, labels, named))
-    return datasets.Dataset.from_dict({column: [row[column] for row in rows] for column in features}, features)
-
-
-def archive_stream(origin: Origin, name: str, kinds: list[str]) -> datasets.IterableDataset:
-    """As `archive_table`, an archive a shard."""
-    classes = archive_classes(origin, name, kinds)
-    names = sorted(set(classes.values()))
-    labels = {key: names.index(one) for key, one in classes.items()}
-    named = named_kinds(origin.of_split(name), kinds)
-    given = {"files": origin.of_split(name), "kinds": tuple(kinds), "labels": labels, "named": named}
-    features = archive_features(kinds, names, named)
-    return datasets.IterableDataset.from_generator(archive_rows, features, gen_kwargs=given)
-
-
 def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:
     return data.to_iterable_dataset(num_shards=min(len(data), NUM_SHARDS))
 
@@ -307,15 +196,6 @@ def streamed_text(rows: RowsOf, columns: list[str], files: list[Stamped]) -> dat
 
 def _of_text(columns: list[str]) -> datasets.Features:
     return datasets.Features({column: datasets.Value("string") for column in columns})
-
-
-def cannot_read(file: object, err: Exception, builder: str) -> DamagedFile:
-    """What is wrong with a file that cannot be read, or not to its end."""
-    return DamagedFile(f"data.source: cannot read '{file}' as {builder}: {_reason(err)} (mend it or leave it out)")
-
-
-def _reason(err: Exception) -> str:
-    return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]
 
 
 def _opened(builder: str, options: Options) -> Table:

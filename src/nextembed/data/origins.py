@@ -16,6 +16,7 @@ from .archives import zip_members
 from .grouping import ClassFolder, Folders, by_folders, by_names
 from .listing import KINDS, File, listed, member_file
 from .naming import WORDS, in_files
+from .shard_index import Index, read_index
 
 SAMPLE = Path(__file__).parent / "sample"
 EMOJI = SAMPLE / "emoji32.parquet"
@@ -50,7 +51,7 @@ class Origin(NamedTuple):
     "text", "json", "csv", or a hub id. files: by split, for local builders. folder: what file paths are relative to,
     and may not leave; None for the hub. classes: of files of images and videos, those that have one. left_out: what may
     be data and cannot be used, with reasons. beside: how many files there are of other kinds, by ending. unclear: why
-    it cannot be told which files train."""
+    it cannot be told which files train. shards: of a folder of shards that the library wrote."""
 
     builder: str
     files: dict[str, list[str]] | None
@@ -60,6 +61,7 @@ class Origin(NamedTuple):
     beside: dict[str, int] = {}
     unclear: str = ""
     rules: Rules = PLAIN
+    shards: Index | None = None
 
     def named(self, split: str) -> str:
         """The name of a split among those of `files`. Raises MissingSplit, or ConfigError where that is unclear."""
@@ -135,6 +137,7 @@ def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str,
 
 def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
     folder = folder.resolve()
+    shards = read_index(folder)
     files = listed(folder, rules.hidden)
     if not files:
         raise ConfigError(f"data.source: the folder {folder} is empty")
@@ -148,7 +151,8 @@ def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
         if kind == "zip":
             left_out += more
             return _from_zips(_paths(groups), folder, rules, left_out)._replace(unclear=unclear, beside=endings(rest))
-        return Origin(BUILDERS[kind], _paths(groups), folder, {}, (*left_out, *more), endings(rest), unclear, rules)
+        found = Origin(BUILDERS[kind], _paths(groups), folder, {}, (*left_out, *more), endings(rest), unclear, rules)
+        return found._replace(shards=shards)
     groups, classes, more = by_folders(good, rules.folders, rules.class_folder)
     if any(file.kind == "metadata" for file in files) and rules.format is None:
         for split in groups:

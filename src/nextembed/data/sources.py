@@ -50,16 +50,21 @@ class ImageData(TableSettings, ImagePart):
 
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
+        data, to_row, origin = self.chosen(split)
+        columns = to_row.columns
+        self._unused = unused_images(data, columns.image) if self.image_column is None else []
+        wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
+        data = data.select_columns([c for c in wanted if c in (data.column_names or [])])
+        return self.streamed(data, to_row, origin, split) if self.streaming else LabelledRows(data, to_row)
+
+    def chosen(self, split: Role) -> tuple[Table, "ToImage", Origin]:
+        """The rows of a split with all their columns, what makes a Row of one, and where they come from. Raises as
+        `rows`."""
         origin = find_origin(self.source, self.rules())
         with self.asked_for(split):
             data = self.opened(origin, split)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
-        self._unused = unused_images(data, columns.image) if self.image_column is None else []
-        ids = self._label_ids(data, columns.label, split)
-        wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
-        data = data.select_columns([c for c in wanted if c in (data.column_names or [])])
-        to_row = ToImage(columns, ids, origin.folder)
-        return self.streamed(data, to_row, origin, split) if self.streaming else LabelledRows(data, to_row)
+        return data, ToImage(columns, self._label_ids(data, columns.label, split), origin.folder), origin
 
     def class_names(self) -> list[str]:
         if self._class_names is None:

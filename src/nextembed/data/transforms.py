@@ -117,6 +117,14 @@ class ImageReader:
                 pixels = _to_tensor(img.resize((size, size), Image.Resampling.BILINEAR, box=edges))
             return pixels.flip(-1) if flip else pixels
 
+    def load(self, file: object) -> bytes:
+        """The bytes of a file, given as such or by its path. Raises Unreadable, for more than `max_bytes`, too."""
+        with _unreadable():
+            found = self._load(file)
+        if not isinstance(found, bytes):
+            raise Unreadable("it is no file")
+        return found
+
     def _load(self, image: object) -> bytes | Image.Image:
         """The file's bytes, or what is an image already; within `max_bytes`."""
         if isinstance(image, Unreadable):  # of a row that could not be read
