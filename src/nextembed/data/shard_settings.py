@@ -11,12 +11,14 @@ from ..core.types import Role
 class ShardSettings(Config):
     """How shards are cut, and what goes into them.
 
-    format: what the shards are; images go into tar, other tables into parquet if left out (JSON lines stay JSON lines).
-    shard_size: MiB of data after which a shard ends.
-    shuffle: seed that mixes all rows; in the order of the source if left out.
-    splits: only this split; may be repeated. All that the source has, if left out.
-    check: decode each image to find those that cannot be read, or only see that it is there.
-    num_workers: threads that read and decode.
+    Attributes:
+        format: what the shards are; images go into tar, other tables into parquet if left out (JSON lines
+            stay JSON lines).
+        shard_size: MiB of data after which a shard ends.
+        shuffle: seed that mixes all rows; in the order of the source if left out.
+        splits: only this split; may be repeated. All that the source has, if left out.
+        check: decode each image to find those that cannot be read, or only see that it is there.
+        num_workers: threads that read and decode.
     """
 
     format: Literal["tar", "parquet"] | None = None
