@@ -14,10 +14,11 @@ from ..errors import ConfigError
 from .app import app
 from .arguments import Settings
 from .completing import of_words, offer_models, offer_recipes
+from .stages import say_stages, train_stages
 from .words import check_recipe, check_settings
 
 if TYPE_CHECKING:
-    from ..runs import Run, RunConfig
+    from ..runs import Run
 
 
 @app.command()
@@ -66,12 +67,13 @@ def train(
 
     given = asked_of(recipe, overrides, minutes)
     config = apply_overrides(recipes.load(recipe or str(resume_place(resume or "")[0]), **given), overrides)
+    stages = recipes.missing_stages(config) if resume is None else []
+    if stages:
+        say_stages([*stages, config], overrides)
     if dry:
-        say_stages(config, overrides)
-        dry_run((recipes.missing_stages(config) or [config])[0])
+        dry_run((stages or [config])[0])
         return
-    if resume is None:
-        train_stages(config, overrides)
+    train_stages(stages)
     run = fit(config, resume=str(resume) if resume else None)
     if distributed.is_main():
         print(summary(run))
@@ -92,48 +94,6 @@ def check_words(recipe: str | None, resume: Path | None, dry: bool, overrides: l
     check_settings(overrides)
     if dry and resume is not None:
         raise ConfigError("--dry-run is for a new run, not for --resume")
-
-
-def say_stages(config: "RunConfig", overrides: list[str]) -> list["RunConfig"]:
-    """The stages that are to be trained first, said on the main rank."""
-    from ..core import distributed
-    from ..recipes import missing_stages
-
-    stages = missing_stages(config)
-    if stages and distributed.is_main():
-        total = len(stages) + 1
-        print(f"{config.name} starts from what is not there yet; {total} stages, one after another:")
-        for number, stage in enumerate([*stages, config], 1):
-            print(f"  {number} of {total}  {stage.name}: {length(stage)}")
-        if overrides:
-            print(f"The settings of this command ({' '.join(overrides)}) are for {config.name} alone.")
-    return stages
-
-
-def length(config: "RunConfig") -> str:
-    train = config.train
-    return f"{train.max_steps:,} steps of {train.batch_size}" if train.max_steps else f"{train.epochs:g} epochs"
-
-
-def train_stages(config: "RunConfig", overrides: list[str]) -> None:
-    """Trains what a run starts from. After Ctrl-C the same command resumes the whole chain, and that is said."""
-    from ..core import distributed
-    from ..run import fit_stage
-    from ..training.watch import Interrupted
-
-    stages = say_stages(config, overrides)
-    for number, stage in enumerate(stages, 1):
-        if distributed.is_main():
-            print(f"Stage {number} of {len(stages) + 1}: {stage.name}", flush=True)
-        try:
-            fit_stage(stage)
-        except Interrupted as stopped:
-            words = " ".join(shlex.quote(word) for word in sys.argv[1:])
-            raise Interrupted(
-                f"stopped and saved in stage {number} of {len(stages) + 1}; the same command resumes all of them: "
-                f"nextembed {words}",
-                stopped.exit_code - 128,
-            ) from None
 
 
 def asked_of(recipe: str | None, overrides: list[str], minutes: float | None) -> dict[str, Any]:

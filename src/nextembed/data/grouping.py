@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Literal
 
 from ..errors import ConfigError
@@ -74,10 +75,12 @@ def by_folders(
     """
     groups: Groups = {}
     rest, below = [], {}
+    known: dict[tuple[str, ...], tuple[str | None, tuple[str, ...]]] = {}  # many files lie in one folder
     for file in files:
-        named = [] if folders == "classes" else [part for part in file.folders if splits_named(part)]
-        split = _split_in(file, tuple(named))
-        below[file.path] = tuple(part for part in file.folders if part not in named)
+        if (parts := file.folders) not in known:
+            named = [] if folders == "classes" else [part for part in parts if splits_named(part)]
+            known[parts] = _split_in(file, tuple(named)), tuple(part for part in parts if part not in named)
+        split, below[file.path] = known[parts]
         if split is None and folders != "classes":
             rest.append(file)
         else:
@@ -94,23 +97,23 @@ def by_folders(
     left_out = [file._replace(reason="it lies in no split's folder") for file in rest]
     used = [file for found in groups.values() for file in found]
     if folders != "classes" and class_folder is None and _are_below(used):
-        below = {file.path: _around_split(file)[1] for file in used}
+        below = {file.path: _around_split(file.folders)[1] for file in used}
     return groups, _classes({file.path: below[file.path] for file in used}, class_folder), left_out
 
 
-def _around_split(file: File) -> tuple[tuple[str, ...], tuple[str, ...]]:
+@lru_cache(10_000)
+def _around_split(folders: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The folders above the first that names a split, and those below it that name none; all are below where no folder
     names one."""
-    at = next((at for at, part in enumerate(file.folders) if splits_named(part)), -1)
-    return file.folders[: max(at, 0)], tuple(part for part in file.folders[at + 1 :] if not splits_named(part))
+    at = next((at for at, part in enumerate(folders) if splits_named(part)), -1)
+    return folders[: max(at, 0)], tuple(part for part in folders[at + 1 :] if not splits_named(part))
 
 
 def _are_below(files: list[File]) -> bool:
     """Whether the classes are folders below those of splits. Raises ConfigError if they may be above as well:
     `v1/train/cat` says the version, `cat/train/monday` the class first."""
     sides: tuple[set[str], set[str]] = set(), set()
-    for file in files:
-        above, below = _around_split(file)
+    for above, below in map(_around_split, {file.folders for file in files}):
         sides[0].update(above[-1:])
         sides[1].update(below[:1])
     are_above, are_below = (len({side.lower() for side in found} - WRAPPERS) > 1 for found in sides)
@@ -130,7 +133,8 @@ def _classes(below: dict[str, tuple[str, ...]], class_folder: ClassFolder) -> di
             break
         below = {path: parts[1:] for path, parts in below.items()}
     at = -1 if class_folder == "last" else 0
-    found = {path: unicodedata.normalize("NFC", parts[at]) for path, parts in below.items() if parts}
+    forms = {name: unicodedata.normalize("NFC", name) for name in {parts[at] for parts in below.values() if parts}}
+    found = {path: forms[parts[at]] for path, parts in below.items() if parts}
     return found if class_folder != "none" and len(set(found.values())) > 1 else {}
 
 
@@ -149,7 +153,8 @@ def splits_of_path(file: File) -> set[str]:
 
 def _check_trainval(groups: Groups) -> None:
     """Raises ConfigError for `trainval` beside `train` or `val`, whose rows it holds once more."""
-    names = {part.lower().split(".")[0] for found in groups.values() for file in found for part in file.name.split("/")}
+    parts = {part for found in groups.values() for file in found for part in file.name.split("/")}
+    names = {part.lower().split(".")[0] for part in parts}
     whole = next((name for name in names if re.match(r"trainval([^a-z]|$)", name)), None)
     if whole and ("validation" in groups or any(re.match(r"train([^a-z]|$)", name) for name in names)):
         raise ConfigError(f"data.source: '{whole}' holds the rows of train and val once more; name the files to use")

@@ -117,6 +117,9 @@ JUNK = frozenset(
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
+LINK_TO_NOTHING = "a link to nothing"
+
+
 class File(NamedTuple):
     """A file below a folder.
 
@@ -130,7 +133,7 @@ class File(NamedTuple):
 
     @property
     def folders(self) -> tuple[str, ...]:
-        return PurePosixPath(self.name).parts[:-1]
+        return tuple([part for part in self.name.split("/")[:-1] if part not in ("", ".")])
 
 
 def shown(name: str) -> str:
@@ -138,12 +141,16 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def listed(folder: Path, hidden: bool = False) -> list[File]:
-    """Every file below a folder, by name. hidden: uses names with a leading dot."""
-    return sorted(_walk(str(folder), "", (), False, hidden))
+def listed(folder: Path, hidden: bool = False, folders: list[str] | None = None) -> list[File]:
+    """Every file below a folder, by name. hidden: uses names with a leading dot. folders: gets the paths of the folders
+    that were looked into."""
+    return sorted(_walk(str(folder), "", (), False, hidden, [] if folders is None else folders))
 
 
-def _walk(path: str, name: str, above: tuple[tuple[int, int], ...], is_hidden: bool, hidden: bool) -> Iterator[File]:
+def _walk(
+    path: str, name: str, above: tuple[tuple[int, int], ...], is_hidden: bool, hidden: bool, folders: list[str]
+) -> Iterator[File]:
+    folders.append(path)
     try:
         at = os.stat(path)
         own = (at.st_dev, at.st_ino)
@@ -164,12 +171,12 @@ def _walk(path: str, name: str, above: tuple[tuple[int, int], ...], is_hidden: b
             mode = entry.stat().st_mode
         except OSError:
             if (kind := _by_ending(entry.name)) in ("image", "unread", "heic"):
-                yield File(below, entry.path, "image", "a link to nothing")
+                yield File(below, entry.path, "image", LINK_TO_NOTHING)
             else:
-                yield File(below, entry.path, kind, "a link to nothing")
+                yield File(below, entry.path, kind, LINK_TO_NOTHING)
             continue
         if stat.S_ISDIR(mode):
-            yield from _walk(entry.path, below, (*above, own), dotted, hidden)
+            yield from _walk(entry.path, below, (*above, own), dotted, hidden, folders)
         else:
             yield _file(below, entry.path, mode, dotted)
 
@@ -208,7 +215,7 @@ HEIC_HINT = "HEIC needs pillow-heif: pip install 'nextembed[heic]'"
 
 
 def _by_ending(name: str) -> str:
-    base = PurePosixPath(name).name.lower()
+    base = name.rstrip("/").rpartition("/")[2].lower()
     if base in METADATA:
         return "metadata"
     ending = os.path.splitext(base)[1]

@@ -168,15 +168,18 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
             f"data: split '{name}' of {origin.folder} is empty: it has no {origin.builder} that can be used{lost}"
         )
     name = origin.builder.removesuffix("s")
-    columns: Options = {name: [{"bytes": None, "path": stored_path(file)} for file in files]}
+    paths = pa.array([stored_path(file) for file in files], pa.string())
+    empty = pa.nulls(len(files), pa.binary())
+    columns: Options = {name: pa.StructArray.from_arrays([empty, paths], ["bytes", "path"])}
     features: Options = {name: (datasets.Video if name == "video" else datasets.Image)(decode=False)}
     classes = [origin.classes.get(file) for file in files]
     if any(name is not None for name in classes):
         names = sorted({shown(name) for name in classes if name is not None})
         ids = {name: number for number, name in enumerate(names)}
-        columns["label"] = [None if name is None else ids[shown(name)] for name in classes]
+        columns["label"] = pa.array([None if name is None else ids[shown(name)] for name in classes], pa.int64())
         features["label"] = datasets.ClassLabel(names=names)
-    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+    schema = datasets.Features(features).arrow_schema
+    return datasets.Dataset(datasets.table.InMemoryTable(pa.table(list(columns.values()), schema)))
 
 
 def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:

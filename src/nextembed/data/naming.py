@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..errors import ConfigError, MissingSplit, unknown
@@ -18,16 +19,17 @@ OUT = re.compile(r"(?<=held|hold)[-_. ]out", re.IGNORECASE)
 CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 
-def splits_named(name: str) -> set[str]:
+@lru_cache(10_000)
+def splits_named(name: str) -> frozenset[str]:
     """The splits whose words stand anywhere in a name (`wiki.test.raw.txt`); several for `train_test_pairs`."""
     stem = name.split(".")[0].lower()
     if stem in WHOLE:
-        return {WHOLE[stem]}
+        return frozenset({WHOLE[stem]})
     if TOKEN.findall(stem)[:1] == ["trainval"]:
-        return {"train"}
+        return frozenset({"train"})
     parts = TOKEN.findall(OUT.sub("out", name))
     tokens = [token.lower() for part in parts for token in (part, *CAMEL.split(part))]
-    found = {split for split, word in WORDS.items() if any(word.fullmatch(token) for token in tokens)}
+    found = frozenset(split for split, word in WORDS.items() if any(word.fullmatch(token) for token in tokens))
     return found - {"validation"} if "test" in found and "train" not in found else found  # COCO's test-dev
 
 

@@ -1,6 +1,7 @@
 """What a source names: a folder of images, tables, archives, or a hub id; and which of its files are which split."""
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from glob import glob, has_magic
@@ -14,7 +15,7 @@ from ..core.places import NO_SOURCE, check_here
 from ..errors import ConfigError
 from .archives import zip_members
 from .grouping import ClassFolder, Folders, by_folders, by_names
-from .listing import KINDS, File, listed, member_file
+from .listing import KINDS, LINK_TO_NOTHING, File, listed, member_file
 from .naming import WORDS, in_files
 from .shard_index import Index, read_index
 
@@ -135,12 +136,51 @@ def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str,
     return Origin(BUILDERS[kind], _paths(groups), folder, unclear=unclear, rules=rules)
 
 
+class Kept(NamedTuple):
+    """What a folder was found to be, and when each folder in it had last been changed then."""
+
+    origin: Origin
+    changed: dict[str, int]
+
+
+KEPT: dict[tuple[Path, Rules, tuple[str, ...]], Kept] = {}
+NUM_KEPT = 8
+SETTLED = 2 * 10**9  # nanoseconds: two changes in one tick of a file system's clock are not told apart
+
+
 def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
-    folder = folder.resolve()
+    """What a folder holds; listed anew only where one of its folders has changed, for each role asks for it."""
+    folder, began = folder.resolve(), time.time_ns()
     shards = read_index(folder)
-    files = listed(folder, rules.hidden)
+    kept = KEPT.get((folder, rules, kinds))
+    if kept is not None and all(_changed(path) == at for path, at in kept.changed.items()):
+        return kept.origin
+    folders: list[str] = []
+    files = listed(folder, rules.hidden, folders)
     if not files:
         raise ConfigError(f"data.source: the folder {folder} is empty")
+    origin = _of_listed(folder, files, rules, kinds, shards)
+    stamps = {path: _changed(path) for path in folders}
+    for _ in range(len(KEPT) - NUM_KEPT + 1):
+        del KEPT[next(iter(KEPT))]
+    KEPT.pop((folder, rules, kinds), None)
+    elsewhere = any(file.kind in ("zip", "json", "parquet") or file.reason == LINK_TO_NOTHING for file in files)
+    if min(stamps.values()) and max(stamps.values()) < began - SETTLED and not (elsewhere or shards):
+        KEPT[folder, rules, kinds] = Kept(origin, stamps)
+    return origin
+
+
+def _changed(folder: Path | str) -> int:
+    """When files were last added to a folder or taken from it, or its permissions changed; 0: it is gone."""
+    try:
+        return os.stat(folder).st_ctime_ns
+    except OSError:
+        return 0
+
+
+def _of_listed(
+    folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...], shards: Index | None
+) -> Origin:
     kind = _kind(folder, files, rules, kinds)
     own = [file for file in files if file.kind == kind]
     left_out = [file for file in own if file.reason]

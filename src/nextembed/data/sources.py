@@ -1,6 +1,7 @@
 """Image rows from the hub, folders, Parquet and webdataset archives: as rows."""
 
 import math
+import os
 from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -253,7 +254,7 @@ class ToImage(NamedTuple):
     def _key(self, record: Values, path: str | None, index: int | str) -> str:
         if "__key__" in record:
             return f"{Path(str(record.get('__url__', ''))).name}/{record['__key__']}"
-        if path and self.folder is not None and Path(path).is_absolute() and Path(path).is_relative_to(self.folder):
+        if path and self.folder is not None and path.startswith(f"{self.folder}{os.sep}".replace("//", "/")):
             return shown(Path(path).relative_to(self.folder).as_posix())
         return f"{index}" + (f" {shown(path)}" if path else "")
 
@@ -287,4 +288,6 @@ class LabelledRows(IndexedRows[Row]):
         name = self.to_image.columns.label
         if name is None:
             return [IGNORE_LABEL] * len(self.data)
-        return [self.to_image.label(value) for value in values_of(self.data, name)]
+        values = values_of(self.data, name)
+        known = {value: self.to_image.label(value) for value in values if isinstance(value, Hashable)}
+        return [known[value] if isinstance(value, Hashable) else self.to_image.label(value) for value in values]

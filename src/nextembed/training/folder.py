@@ -7,7 +7,7 @@ from typing import IO
 
 from ..core import distributed
 from ..core.files import acquire, free_folder
-from ..errors import ConfigError
+from ..errors import NextEmbedError
 from .checkpoint import clean
 
 LOCK = ".lock"
@@ -19,7 +19,7 @@ def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
     """The run's folder while the block runs, on every rank; no other process can train there.
 
     folder: of a run to resume, or of a new one, which gets NAME-2, ... if that is taken; exact: or none at all.
-    A ConfigError or Ctrl-C before config.yaml is there leaves no new folder, so that the next try gets its name.
+    An error or Ctrl-C before config.yaml is there leaves no new folder, so that the next try gets its name.
     Raises ConfigError, on every rank, where no folder can be made or another process is at work.
     """
     held: list[IO[bytes]] = []
@@ -34,7 +34,7 @@ def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
     run_dir = distributed.on_main(take)
     try:
         yield run_dir
-    except (ConfigError, KeyboardInterrupt):
+    except (NextEmbedError, KeyboardInterrupt):
         if held and not resume and not (run_dir / "config.yaml").exists():
             _undo(run_dir)
         raise

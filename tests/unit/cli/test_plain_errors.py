@@ -10,7 +10,8 @@ import pytest
 
 from nextembed import recipes
 from nextembed.cli import main
-from nextembed.cli.train import train_stages
+from nextembed.cli.stages import say_stages, train_stages
+from nextembed.recipes import missing_stages
 from nextembed.runs import RunConfig
 from nextembed.training.watch import Interrupted
 
@@ -85,22 +86,30 @@ def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
 
     monkeypatch.setattr("nextembed.run.fit_stage", fit_stage)
     with pytest.raises(Interrupted) as stopped:
-        train_stages(chain, ["train.max_steps=7"])
+        train_stages(missing_stages(chain))
     assert trained == ["nepa_demo", "emu_emoji_language"] and stopped.value.exit_code == 130
     assert str(stopped.value) == (
         "stopped and saved in stage 2 of 3; the same command resumes all of them: "
         "nextembed train emu_emoji train.max_steps=7 'name=my run'"
     )
     said = capsys.readouterr().out
+    assert said == "Stage 1 of 3: nepa_demo\nStage 2 of 3: emu_emoji_language\n"
+
+
+def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
+    chain: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("nextembed.planning.stages.stage_seconds", lambda chain: iter([60.0] * len(chain)))
+    say_stages([*missing_stages(chain), chain], ["train.max_steps=7"])
+    said = capsys.readouterr().out
     assert "3 stages, one after another" in said and "  1 of 3  nepa_demo: " in said and "  3 of 3  emu_emoji: " in said
     assert "The settings of this command (train.max_steps=7) are for emu_emoji alone." in said
-    assert said.index("3 of 3") < said.index("Stage 1 of 3: nepa_demo")
 
 
 def test_stages_that_are_there_are_not_trained_again(chain: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
     monkeypatch.setattr("nextembed.run.fit_stage", lambda stage: trained.append(stage.name))
     Path("runs/nepa_demo/model").mkdir(parents=True)
-    train_stages(chain, [])
+    train_stages(missing_stages(chain))
     assert trained == ["emu_emoji_language"]
     shutil.rmtree("runs")

@@ -1,0 +1,74 @@
+"""Runs that start from others: which are trained first, how long each takes, and one after another."""
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..core.terminal import print
+
+if TYPE_CHECKING:
+    from ..runs import RunConfig
+
+
+def say_stages(chain: Sequence["RunConfig"], overrides: Sequence[str]) -> None:
+    """What is trained, said at once on the main rank; and then, measured, how long each of it takes.
+
+    chain: the stages that are missing, and the run that is asked for. Raises what `fit` raises before its first step.
+    """
+    from ..core import distributed
+
+    total, last = len(chain), chain[-1]
+    if distributed.is_main():
+        print(f"{last.name} starts from what is not there yet; {total} stages, one after another:")
+        for number, stage in enumerate(chain, 1):
+            print(f"  {number} of {total}  {stage.name}: {length(stage)}")
+        if overrides:
+            print(f"The settings of this command ({' '.join(overrides)}) are for {last.name} alone.")
+        sys.stdout.flush()
+    distributed.start(chain[0].train.device)
+    if distributed.world_size() == 1:
+        say_times(chain)
+
+
+def say_times(chain: Sequence["RunConfig"]) -> None:
+    """An estimate for each stage, from a few passes of an untrained model over one batch."""
+    from ..planning.stages import stage_seconds
+    from ..training.banner import minutes
+
+    print("How long each takes here, estimated from single steps (probes and reports come on top):", flush=True)
+    total, known, began = len(chain), [], time.monotonic()
+    for number, (stage, seconds) in enumerate(zip(chain, stage_seconds(chain)), 1):
+        known.append(seconds)
+        said = "not known before the stage before it is trained" if seconds is None else minutes(seconds)
+        print(f"  {number} of {total}  {stage.name}: {said}", flush=True)
+    if None not in known:
+        whole = minutes(sum(seconds or 0 for seconds in known))
+        print(f"  together {whole} (measuring took {time.monotonic() - began:.0f} s)", flush=True)
+
+
+def length(config: "RunConfig") -> str:
+    """ "800 steps of 16" or "3 epochs"."""
+    train = config.train
+    return f"{train.max_steps:,} steps of {train.batch_size}" if train.max_steps else f"{train.epochs:g} epochs"
+
+
+def train_stages(stages: Sequence["RunConfig"]) -> None:
+    """Trains what a run starts from. After Ctrl-C the same command resumes the whole chain, and that is said."""
+    from ..core import distributed
+    from ..run import fit_stage
+    from ..training.watch import Interrupted
+
+    for number, stage in enumerate(stages, 1):
+        if distributed.is_main():
+            print(f"Stage {number} of {len(stages) + 1}: {stage.name}", flush=True)
+        try:
+            fit_stage(stage)
+        except Interrupted as stopped:
+            words = " ".join(shlex.quote(word) for word in sys.argv[1:])
+            raise Interrupted(
+                f"stopped and saved in stage {number} of {len(stages) + 1}; the same command resumes all of them: "
+                f"nextembed {words}",
+                stopped.exit_code - 128,
+            ) from None
