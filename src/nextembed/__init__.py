@@ -58,6 +58,8 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .export.layouts import convert as convert
     from .inference.chat import Talker as Talker
     from .inference.conversation import Conversation as Conversation
+    from .inference.measuring import SampleEval as SampleEval
+    from .inference.measuring import measure_samples as measure_samples
     from .inference.samples import Sampler as Sampler
     from .inference.settings import Sampling as Sampling
     from .modalities import MODALITIES as MODALITIES
@@ -127,6 +129,7 @@ _PUBLIC = {
     "evaluation.features.index": "build_index",
     "evaluation.features.search": "search",
     "inference.chat": "Talker",
+    "inference.measuring": "SampleEval measure_samples",
     "inference.samples": "Sampler",
     "inference.settings": "Sampling",
     "export.formats": "export_onnx export_program",

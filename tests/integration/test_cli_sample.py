@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 import nextembed
 from nextembed import SampleSettings
 from nextembed.cli import main
+from nextembed.core.sample_scores import SampleScores
+from nextembed.inference.measuring import SampleEval
 from nextembed.inference.samples import Sampler, sheet
 from nextembed.runs import Run
 
@@ -76,6 +79,8 @@ def test_the_nearest_training_images_lie_below(run: Run, tmp_path: Path, capsys)
     assert torch.equal(found, known) and (distance < 0.1).all()
     shifted, distance = sampler.nearest((known.float() + 2).clamp(max=255).to(torch.uint8))
     assert torch.equal(shifted, known) and (distance <= 2.01).all() and distance.max() > 0.5
+    mirrored, distance = sampler.nearest(known.flip(-1))  # as training has seen them
+    assert torch.equal(mirrored, known.flip(-1)) and (distance == 0).all()
     file = tmp_path / "a.png"
     assert main(["sample", str(run.dir), "--num", "3", "--columns", "2", "--nearest", "-o", str(file)]) == 0
     assert "Nearest training images differ by" in capsys.readouterr().out
@@ -93,12 +98,15 @@ def test_a_model_that_draws_nothing_says_so(tmp_path: Path, capsys) -> None:
     assert "objective mae draws no images" in err and err.count("\n") == 1
 
 
-def test_the_python_of_the_docs(run: Run) -> None:
-    page = (Path(__file__).parents[2] / "docs/families.md").read_text(encoding="utf-8")
-    (text,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    names = {"nextembed": nextembed}
-    exec(compile(text.replace("runs/var_demo", str(run.dir)), "docs", "exec"), names)
-    assert names["images"].shape == (16, 3, 12, 12)  # type: ignore[attr-defined]
+def test_the_python_of_the_docs(run: Run, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/sample.md").read_text(encoding="utf-8")
+    names: dict[str, Any] = {"nextembed": nextembed}
+    for text in re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        text = text.replace("runs/var_demo", str(run.dir)).replace("runs/classifier", str(classifier))
+        exec(compile(text, "docs", "exec"), names)
+    assert names["images"].shape == (16, 3, 12, 12) and names["distance"] > 0
+    assert Path("sheet.png").is_file()
 
 
 def test_a_run_keeps_its_tokenizer(run: Run, tmp_path: Path) -> None:
@@ -111,3 +119,51 @@ def test_a_run_keeps_its_tokenizer(run: Run, tmp_path: Path) -> None:
         assert sampler.class_names()[0] == "activities"
     finally:
         moved.rename(run.dir)
+
+
+@pytest.fixture(scope="module")
+def classifier(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained one that knows the classes of the run's data."""
+    folder = tmp_path_factory.mktemp("classifier") / "model"
+    names = Sampler(run.dir, device="cpu").class_names()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
+    torch.manual_seed(0)
+    config = nextembed.ViTNepaConfig(**sizes, id2label=dict(enumerate(names)))
+    nextembed.ViTNepaForImageClassification(config).save_pretrained(folder)
+    return folder
+
+
+def test_samples_are_measured_beside_real_images(run: Run, classifier: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "samples.json"
+    words = ["evaluate", str(run.dir), "--task", "samples", f"features={classifier}", "num_images=40", "draws=5"]
+    assert main([*words, "sampling.guidance=2", "-o", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "Fréchet distance" in out and "40 samples, 40 held-out, 40 training" in out and f"{file.name}" in out
+    found = SampleScores.load(file)
+    assert [row.name for row in found.rows] == ["samples", "held-out", "training", "mean image"]
+    assert (found.split, found.width, found.num_training, found.weights) == ("test", 16, 1641, "raw")
+    training, mean = found["training"], found["mean image"]
+    assert (training.nearest.value, training.copies.value) == (0.0, 1.0)  # they are their own nearest ones
+    assert training.frechet is not None and mean.frechet is not None and training.frechet.value < mean.frechet.value
+    assert found["held-out"].sharpness.value == 1.0 > mean.sharpness.value > 0
+    assert 0.01 <= found["held-out"].copies.value < 0.1  # the nearest one at least
+    assert Image.open(file.with_suffix(".png")).size == (12 * 98 + 2, 4 * 98 + 2 + 2 * 98 + 2 + 2 * 22)
+    again = nextembed.measure_samples(run.dir, SampleEval(features=str(classifier), num_images=40, draws=5,
+                                                          sampling=SampleSettings(guidance=2.0)))  # fmt: skip
+    assert again.scores.rows == found.rows  # the seed decides
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "--task samples measures in the features of a classifier: name one"),
+        (["features=no/such/run"], "no such run or checkpoint: no/such/run"),
+        (["features=MODEL", "num_image=3"], "num_image"),
+        (["features=MODEL", "--data", "emoji"], "--task samples takes settings alone"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(run: Run, classifier: Path, capsys, more: list[str], words: str) -> None:
+    more = [word.replace("MODEL", str(classifier)) for word in more]
+    assert main(["evaluate", str(run.dir), "--task", "samples", *more]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1

@@ -16,6 +16,7 @@ import nextembed
 from nextembed import recipes
 from nextembed.cli import app
 from nextembed.cli.language import language_settings
+from nextembed.cli.samples import sample_settings
 from nextembed.comparison.scores import RunScores
 from nextembed.comparison.settings import CompareSettings
 from nextembed.comparison.table import rows_of
@@ -96,6 +97,9 @@ def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None
     overrides = [word for word in rest if "=" in word]
     if "--task" in rest:
         task = rest[rest.index("--task") + 1]
+        if task == "samples":
+            assert isinstance(sample_settings(overrides), nextembed.SampleEval)
+            return
         assert isinstance(language_settings(task, "items.jsonl", {}, overrides), LanguageEval)
         return
     named = [word for word in rest if "=" not in word and not word.startswith("-")]

@@ -102,7 +102,9 @@ class Language:
     task: Annotated[
         str | None,
         typer.Option(
-            metavar="TASK", help="What an Emu model is to do: caption, vqa, video_qa, retrieval or text_to_image."
+            metavar="TASK",
+            help="What an Emu model is to do: caption, vqa, video_qa, retrieval or text_to_image; or samples, of a run "
+            "that draws images.",
         ),
     ] = None
     images: Annotated[
@@ -148,7 +150,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score a fine-tuned model on labelled images, or an Emu model on a --task.
+    """Score a fine-tuned model on labelled images, an Emu model on a --task, or the images that a run draws.
 
     A classifier gets top-1 and top-5, the accuracy of each class and the most frequent confusions; a run is scored with
     its best weights. Its settings are those of the run: data.where={vendor: noto}, probe.num_test=50000.
@@ -156,13 +158,25 @@ def evaluate(
     An Emu model is scored on captions, questions or paintings; settings are then those of the evaluation:
     columns.references=name, where.split=test, num_examples=100, num_beams=1.
 
+    Drawn images (--task samples) are measured in the features of a classifier that features=MODEL names: Fréchet
+    distance, classes, sharpness, and whether they repeat training images; num_images=2000, seed=1, sampling.guidance=2.
+
     \b
     Examples:
       nextembed evaluate runs/finetuned
       nextembed evaluate runs/finetuned --data photos --split test
       nextembed evaluate runs/emu --task caption --data captions.jsonl columns.references=name
+      nextembed evaluate runs/var_demo --task samples features=runs/classifier sampling.guidance=2
     """
     task, given = language.task, language.given()
+    if task == "samples":
+        check_model(target)
+        if given or language.paintings or data is not None or split is not None:
+            raise ConfigError("--task samples takes settings alone: features=MODEL, split=test, num_images=1000")
+        from .samples import evaluate_samples
+
+        evaluate_samples(target, overrides or [], output)
+        return
     if task is not None:
         check_model(target)
         from .language import evaluate_language

@@ -178,12 +178,16 @@ class Objective(nn.Module):
         the model, in RUN/objective, and every probe, `embed` and the report read where it says.
     generates: whether `sample` draws signals. Then it is saved in the same way.
     num_classes: that `sample` can be told; 0: none.
+    averages: whether it keeps running means of its own weights, to draw with. draws_averaged: whether `sample` takes
+        these, where there are any; who opens it sets it.
     """
 
     diagnose: bool = True
     reads_itself: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     num_classes: int = 0
+    averages: bool = False
+    draws_averaged: bool = True
 
     def __init__(self, settings: ObjectiveSettings):
         super().__init__()

@@ -13,7 +13,7 @@ from ..core.code import check_code
 from ..core.objective import Objective, SampleSettings
 from ..core.run_folder import find_saved, read_config
 from ..core.types import IGNORE_LABEL, Backbone, Role
-from ..data.images import ImagePart
+from ..data.images import EvalSamples, ImagePart
 from ..errors import ConfigError, NotGenerative, unknown
 from ..evaluation.features.encoder import preprocessing_of
 from ..models.loading import load_model
@@ -31,9 +31,11 @@ Report = Callable[[int, int], None]  # images that are done, of how many
 class Sampler:
     """A model that draws images, opened.
 
-    path: a run, a checkpoint or a model folder. weights: "raw" or "ema"; None takes the first there is. What belongs to
-    the objective (heads, tables) is as trained, not averaged. device: by name; None takes the accelerator if there is
-    one.
+    path: a run, a checkpoint or a model folder. weights: "raw" or "ema", of the model and of what belongs to the
+    objective (heads, tables); None takes the averaged ones where both were averaged. device: by name; None takes the
+    accelerator if there is one.
+
+    Attributes: weights: "raw" or "ema", which draw.
 
     Raises:
         NotGenerative: it was trained by an objective that draws nothing.
@@ -42,14 +44,20 @@ class Sampler:
 
     def __init__(self, path: str | Path, weights: str | None = None, device: str | None = None):
         saved = find_saved(path)
-        folder = saved.folder(weights)
+        averaged = weights is None and "ema" in saved.folders
+        folder = saved.folder("ema" if averaged else weights)
         values = read_config(saved.run) if saved.run else {}
         self.model = load_model(folder, device=device)
         objective = objective_of(folder, self.model)
+        if averaged and objective is not None and not objective.averages:  # heads that do not fit averaged weights
+            averaged, folder = False, saved.folder()
+            self.model = load_model(folder, device=device)
         if objective is None or not objective.generates or not isinstance(self.model.config, ViTNepaConfig):
             kind = (values.get("objective") or {}).get("kind") or "of this model"
             raise NotGenerative(f"{path}: objective {kind} draws no images")
         self.objective: Objective = objective
+        self.weights = "ema" if averaged else weights or next(iter(saved.folders))
+        objective.draws_averaged = self.weights == "ema" or (weights is None and "ema" not in saved.folders)
         self.pixels = preprocessing_of(self.model.config, saved.run, folder)
         self._data: object = values.get("data")
         self._config = None if saved.run is None else saved.run / "config.yaml"
@@ -67,12 +75,15 @@ class Sampler:
         data = self.data()
         return [] if data is None else data.class_names()
 
-    def nearest(self, images: Tensor, split: Role = "train") -> tuple[Tensor, Tensor]:
+    def nearest(self, images: Tensor, split: Role = "train", report: Report | None = None) -> tuple[Tensor, Tensor]:
         """The image of the run's data that is nearest to each image in pixels: is it remembered?
+
+        Mirrored ones count where training mirrors images.
 
         Args:
             images: uint8 [N, C, H, W].
             split: which part of the data; at most 50,000 images of it are looked at, without augmentation.
+            report: called after each part of these.
 
         Returns:
             Those images, uint8 [N, C, H, W], and the root mean square difference of pixels in 0..255, [N].
@@ -80,19 +91,44 @@ class Sampler:
         Raises:
             ConfigError: the model is not part of a run on images.
         """
+        samples = self.real(split, MOST_COMPARED)
+        wanted = [images.float().flatten(1)]
+        if self._mirrors():
+            wanted.append(images.flip(-1).float().flatten(1))
+        best, where = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
+        mirrored = torch.zeros(len(images), dtype=torch.bool)
+        for start in range(0, len(samples), CHUNK):
+            part = [samples[i]["pixel_values"] for i in range(start, min(start + CHUNK, len(samples)))]
+            known = self.plain(torch.stack(part)).float().flatten(1)
+            for flipped, own in enumerate(wanted):
+                found = torch.cdist(own, known).min(1)
+                nearer = found.values < best
+                where = torch.where(nearer, found.indices + start, where)
+                mirrored = torch.where(nearer, bool(flipped), mirrored)
+                best = torch.minimum(best, found.values)
+            if report is not None:
+                report(min(start + CHUNK, len(samples)), len(samples))
+        shown = self.plain(torch.stack([samples[int(i)]["pixel_values"] for i in where]))
+        shown = torch.where(mirrored[:, None, None, None], shown.flip(-1), shown)
+        return shown, (images.float() - shown.float()).square().flatten(1).mean(1).sqrt()  # exact where they are equal
+
+    def _mirrors(self) -> bool:
+        """Whether training saw images mirrored."""
+        data = self.data()
+        return data is not None and data.flip_rate > 0
+
+    def real(self, split: Role, num_samples: int | None = None, seed: int = 0) -> EvalSamples:
+        """Images of the run's data as the model reads them, without augmentation; so many, drawn with a seed.
+
+        Raises:
+            ConfigError: the model is not part of a run on images.
+            MissingSplit: there is no such split.
+        """
         data = self.data()
         if data is None:
             raise ConfigError("the model is not part of a run on images, so there are no training images to compare")
         sizes = {"image_size": self.pixels.size, "num_channels": self.pixels.num_channels}
-        samples = data.eval_samples(split, num_samples=MOST_COMPARED, **sizes)
-        best, where = torch.full((len(images),), torch.inf), torch.zeros(len(images), dtype=torch.int64)
-        for start in range(0, len(samples), CHUNK):
-            part = [samples[i]["pixel_values"] for i in range(start, min(start + CHUNK, len(samples)))]
-            found = torch.cdist(images.float().flatten(1), self.plain(torch.stack(part)).float().flatten(1)).min(1)
-            where = torch.where(found.values < best, found.indices + start, where)
-            best = torch.minimum(best, found.values)
-        shown = torch.stack([samples[int(i)]["pixel_values"] for i in where])
-        return self.plain(shown), best / images[0].numel() ** 0.5
+        return data.eval_samples(split, num_samples=num_samples, seed=seed, **sizes)
 
     def plain(self, pixels: Tensor) -> Tensor:
         """Pixels as the model reads them, as uint8."""

@@ -6,7 +6,7 @@ Shapes: B images, P patches in raster order, T = P + 1 latents (the begin latent
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -175,7 +175,8 @@ class Mar(Objective):
         self.grid = (height // self.patch_shape[0], width // self.patch_shape[1])
         self.num_classes = settings.num_classes
         self.painter = Painter(settings, backbone.config.hidden_size, self.num_values)
-        self.averaged = Teacher(self.painter) if settings.ema_decay is not None else None
+        self.averages = settings.ema_decay is not None
+        self.averaged = Teacher(self.painter) if self.averages else None
         self.register_buffer("scale", torch.tensor([0.0, 1.0]))  # mean and deviation of pixels
         self.register_buffer("measured", torch.tensor(False))
 
@@ -244,7 +245,9 @@ class Mar(Objective):
         num_steps: a quarter of the patches where nothing is said, as the paper has it (64 of 256).
         """
         settings = settings or SampleSettings()
-        painter: Painter = self.painter if self.averaged is None else self.averaged.network  # type: ignore[assignment]
+        painter = self.painter
+        if self.averaged is not None and self.draws_averaged:
+            painter = cast(Painter, self.averaged.network)
         labels = condition["labels"]
         num, num_patches, device = len(labels), self.grid[0] * self.grid[1], labels.device
         order = torch.stack([torch.randperm(num_patches, generator=generator) for _ in range(num)]).to(device)

@@ -29,6 +29,7 @@ from ..nn.tokenizer import ImageTokenizer, TokenizerShape
 from .pixels import patch_shape_of
 
 FOLDER = "tokenizer"  # in the run folder
+FORGOTTEN = 1e-3  # running number of vectors, below which a mean of them is none
 COLLAPSED = 0.02  # of the codes: with fewer in effect a codebook has collapsed
 
 
@@ -46,11 +47,14 @@ class TokenizerSettings(ObjectiveSettings):
             normalised codes.
         width: of the convolution nets; blocks at the size of the patches.
         num_blocks: of the convolution nets; blocks at the size of the patches.
+        code_decay: codes are running means of the vectors that were nearest to them, of which so much stays after a
+            step: they follow the encoder as fast as it moves; null: codes are trained by gradient, as in both papers.
         revive_steps: every so many steps, codes that no vector was near to take vectors of that step's images.
 
     Source:
-        LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2. Ours has a smaller
-        net, no perceptual and no adversarial loss, and codes that start from vectors of the first step.
+        LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2; running
+        means: VQ-VAE (arXiv 1711.00937), appendix A.1. Ours has a smaller net, no perceptual and no adversarial loss,
+        and codes that start from vectors of the first step.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(
@@ -63,7 +67,8 @@ class TokenizerSettings(ObjectiveSettings):
     scales: list[int] | None = Field(None, min_length=1, max_length=64)
     width: int = Field(64, gt=0, le=MAX_WIDTH)
     num_blocks: int = Field(2, ge=0, le=64)
-    revive_steps: int = Field(50, ge=1, le=10**9)
+    code_decay: float | None = Field(0.9, ge=0, lt=1)
+    revive_steps: int = Field(10, ge=1, le=10**9)
 
     @model_validator(mode="after")
     def _rising(self) -> "TokenizerSettings":
@@ -133,6 +138,8 @@ class Tokenizing(Objective):
     usage: Tensor
     revived: Tensor
     started: Tensor
+    near: Tensor
+    sums: Tensor
 
     def __init__(self, settings: TokenizerSettings, tokenizer: ImageTokenizer):
         super().__init__(settings)
@@ -140,6 +147,11 @@ class Tokenizing(Objective):
         self.register_buffer("usage", torch.zeros(settings.num_codes, dtype=torch.int64))  # since codes were revived
         self.register_buffer("revived", torch.tensor(0))
         self.register_buffer("started", torch.tensor(False))
+        codes = tokenizer.quantizer.codes
+        if settings.code_decay is not None:
+            codes.requires_grad_(False)  # `after_step` moves them
+        self.register_buffer("near", torch.ones(len(codes)))  # running number of vectors a step, of each code
+        self.register_buffer("sums", torch.zeros_like(codes))  # and of their sum
         self.seen: list[tuple[Tensor, Tensor]] = []  # ids and vectors of the step's micro batches
 
     def count_targets(self, batch: Batch) -> Tensor:
@@ -188,28 +200,42 @@ class Tokenizing(Objective):
                                   f"{len(distinct)} different vectors; take fewer codes, or a larger "
                                   "train.batch_size")  # fmt: skip
             codes.copy_(first_codes(distinct, num, torch.Generator().manual_seed(0)))
+            self.sums.copy_(codes)
             self.started.fill_(True)
         return True
 
     @torch.no_grad()
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
-        """Counts the codes of all ranks; now and then moves those that none was near to onto vectors of this step.
+        """Moves codes to the running means of their vectors, over all ranks; now and then those that no vector was near
+        to onto vectors of this step.
 
         With several ranks these come in another order than with one, so other ones may be drawn."""
-        num, device = self.settings.num_codes, self.usage.device
-        counts = torch.zeros(num, dtype=torch.int64)
-        for ids, _ in self.seen:
+        num, codes = self.settings.num_codes, self.tokenizer.quantizer.codes
+        counts, sums = torch.zeros(num, dtype=torch.float64), torch.zeros(codes.shape, dtype=torch.float64)
+        for ids, vectors in self.seen:
             counts += ids.bincount(minlength=num).cpu()
-        self.usage += distributed.sum_over_ranks(counts).to(device)
+            sums.index_add_(0, ids.cpu(), vectors.cpu().double())
+        counts = distributed.sum_over_ranks(counts)
+        self.usage += counts.to(self.usage)
+        if self.settings.code_decay is not None:
+            self._follow(counts.to(codes), distributed.sum_over_ranks(sums).to(codes), self.settings.code_decay)
         if step % self.settings.revive_steps == 0:
             own = torch.cat([vectors for _, vectors in self.seen]).cpu() if self.seen else torch.empty(0)
             vectors = torch.cat([part for part in distributed.gather_objects(own) if len(part)] or [own])
             dead = (self.usage == 0).nonzero()[:, 0][: len(vectors)]
             drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(step))[: len(dead)]
-            self.tokenizer.quantizer.codes[dead] = vectors[drawn].to(device)
+            codes[dead] = self.sums[dead] = vectors[drawn].to(codes)
+            self.near[dead] = 1
             self.revived.fill_(len(dead))
             self.usage.zero_()
         self.seen.clear()
+
+    def _follow(self, counts: Tensor, sums: Tensor, decay: float) -> None:
+        """Of vectors of a step [K], [K, V]; a code that has had none for long stays where it is."""
+        self.near.lerp_(counts, 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
+        known = self.near > FORGOTTEN
+        self.tokenizer.quantizer.codes[known] = self.sums[known] / self.near[known, None]
 
     def folders(self, state: dict[str, Tensor]) -> dict[str, Folder]:
         """RUN/tokenizer, for `load_tokenizer`."""

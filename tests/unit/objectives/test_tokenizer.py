@@ -87,7 +87,9 @@ def test_a_patch_is_a_cell_for_any_patch() -> None:
 def test_codes_start_at_vectors_and_dead_ones_are_moved_and_counted(scales: list[int] | None) -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build()
-    objective: Any = TokenizerSettings(num_codes=6, width=8, revive_steps=2, scales=scales).build(backbone)
+    objective: Any = TokenizerSettings(num_codes=6, width=8, revive_steps=2, scales=scales, code_decay=None).build(
+        backbone
+    )
     pixels = torch.randn(8, 1, 8, 8)
     objective.prepare(backbone, [batch(pixels)])
     quantizer = objective.tokenizer.quantizer
@@ -110,6 +112,30 @@ def test_codes_start_at_vectors_and_dead_ones_are_moved_and_counted(scales: list
     if scales is None:
         assert (torch.cdist(moved, vectors).min(1).values < 1e-3).all()
     assert not objective.seen
+
+
+def test_codes_follow_the_running_means_of_their_vectors() -> None:
+    """n <- n / 2 + count / 2, s <- s / 2 + sum / 2, code = s / n, over all micro batches; no gradient moves it."""
+    backbone = NepaModel(**SIZES).build()
+    settings = TokenizerSettings(num_codes=3, code_width=2, width=8, code_decay=0.5, revive_steps=2, scales=[1, 2])
+    objective: Any = settings.build(backbone).train()
+    codes = objective.tokenizer.quantizer.codes
+    codes.copy_(torch.tensor([[0.0, 0.0], [0.0, 1.0], [5.0, 5.0]]))
+    objective.sums.copy_(codes)
+    objective.seen = [(torch.tensor([0]), torch.tensor([[1.0, 0.0]])),
+                      (torch.tensor([1, 0]), torch.tensor([[0.0, 2.0], [3.0, 0.0]]))]  # fmt: skip
+    objective.after_step(backbone, 1, 10)
+    assert objective.near.tolist() == [1.5, 1.0, 0.5]
+    assert torch.allclose(codes, torch.tensor([[4 / 3, 0.0], [0.0, 1.5], [5.0, 5.0]]))  # the last saw nothing: it stays
+    objective.seen = [(torch.tensor([0]), torch.tensor([[1.0, 7.0]]))]
+    objective.after_step(backbone, 2, 10)
+    assert int(objective.revived) == 1 and codes[2].tolist() == [1.0, 7.0] == objective.sums[2].tolist()
+    assert objective.near.tolist() == [1.25, 0.5, 1.0]
+    objective(backbone, batch(torch.randn(2, 1, 8, 8))).loss_sum.backward()
+    assert codes.grad is None and objective.tokenizer.quantizer.smooth[0].weight.grad is not None
+    by_gradient: Any = TokenizerSettings(num_codes=3, width=8, code_decay=None).build(backbone).train()
+    by_gradient(backbone, batch(torch.randn(2, 1, 8, 8))).loss_sum.backward()
+    assert by_gradient.tokenizer.quantizer.codes.grad.abs().sum() > 0
 
 
 def test_the_codebook_has_to_fit_the_images_and_the_grid() -> None:

@@ -1,0 +1,53 @@
+"""`evaluate --task samples`: images that a run draws, measured."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..core.files import checked_file, replacing
+from ..core.terminal import print
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..inference.measuring import SampleEval
+
+SCORES = "samples.json"
+
+
+def evaluate_samples(target: str, overrides: list[str], output: Path | None) -> None:
+    """Draws, measures, prints and saves; the picture of them lies beside the figures.
+
+    Raises ConfigError for settings or an output that cannot be, before anything is drawn.
+    """
+    from ..core.console import PlainConsole
+    from ..core.run_folder import find_saved
+    from ..inference.measuring import measure_samples
+    from .features import progress
+
+    settings = sample_settings(overrides)
+    run = find_saved(target).run
+    file = output if output is not None else None if run is None else run / SCORES
+    if file is None:
+        raise ConfigError(f"{target} is not part of a run: it has no data to compare with")
+    picture = file.with_suffix(".png")
+    for one in (file, picture):
+        checked_file(one)
+    found = measure_samples(target, settings, progress)
+    PlainConsole().print(found.scores.render())
+    print("\n".join(found.scores.sentences()))
+    with replacing(picture) as scratch:
+        found.sheet.save(scratch)
+    print(f"Saved:  {os.path.relpath(found.scores.save(file))}, {os.path.relpath(picture)}")
+
+
+def sample_settings(overrides: list[str]) -> "SampleEval":
+    """Checked settings of a measurement. Raises ConfigError for a word that is not known, or without a classifier."""
+    from ..core.config import apply_overrides
+    from ..inference.measuring import SampleEval
+
+    named = [word for word in overrides if word.startswith("features=")]
+    if not named:
+        raise ConfigError("--task samples measures in the features of a classifier: name one, e.g. one that was "
+                          "fine-tuned on the same images, features=runs/classifier")  # fmt: skip
+    rest = [word for word in overrides if word not in named]
+    return apply_overrides(SampleEval(features=named[-1].partition("=")[2]), rest)
