@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import nextembed
 from nextembed import SampleSettings
@@ -107,6 +108,30 @@ def test_the_python_of_the_docs(run: Run, classifier: Path, tmp_path: Path, monk
         exec(compile(text, "docs", "exec"), names)
     assert names["images"].shape == (16, 3, 12, 12) and names["distance"] > 0
     assert Path("sheet.png").is_file()
+
+
+def test_averaged_weights_draw_with_averaged_heads(tmp_path: Path) -> None:
+    """A model and an objective go together: both averaged, or both as trained."""
+    changes = {"output_dir": str(tmp_path), "probe": {"enabled": False}}
+    folder = nextembed.fit("mar_demo_tiny", **changes).dir
+    for path, weights, expected in (
+        (folder, None, ("ema", True)),
+        (folder, "raw", ("raw", False)),
+        (folder / "model", None, ("raw", False)),
+        (folder / "ema", None, ("raw", True)),  # alone: the only weights there are
+    ):
+        sampler = Sampler(path, weights, "cpu")
+        assert (sampler.weights, sampler.objective.draws_averaged) == expected
+    raw, ema = Sampler(folder, "raw", "cpu"), Sampler(folder, device="cpu")
+    objective: Any = ema.objective
+    assert torch.equal(
+        ema.model.state_dict()["vit_nepa.cls_token"], load_file(folder / "ema/model.safetensors")["vit_nepa.cls_token"]
+    )
+    draw = lambda one: one(one.labels(2), SampleSettings(num_steps=2, num_denoising_steps=2))  # noqa: E731
+    told = draw(ema)
+    objective.painter.load_state_dict(objective.averaged.network.state_dict())
+    objective.draws_averaged = False
+    assert torch.equal(draw(ema), told) and not torch.equal(draw(raw), told)
 
 
 def test_a_run_keeps_its_tokenizer(run: Run, tmp_path: Path) -> None:

@@ -31,11 +31,14 @@ Report = Callable[[int, int], None]  # images that are done, of how many
 class Sampler:
     """A model that draws images, opened.
 
-    path: a run, a checkpoint or a model folder. weights: "raw" or "ema", of the model and of what belongs to the
-    objective (heads, tables); None takes the averaged ones where both were averaged. device: by name; None takes the
-    accelerator if there is one.
+    Args:
+        path: a run, a checkpoint or a model folder.
+        weights: "raw" or "ema", of the model and of what belongs to the objective (heads, tables); None takes averaged
+            ones where both were averaged.
+        device: by name; None takes the accelerator if there is one.
 
-    Attributes: weights: "raw" or "ema", which draw.
+    Attributes:
+        weights: which draw, "raw" or "ema".
 
     Raises:
         NotGenerative: it was trained by an objective that draws nothing.
@@ -57,7 +60,8 @@ class Sampler:
             raise NotGenerative(f"{path}: objective {kind} draws no images")
         self.objective: Objective = objective
         self.weights = "ema" if averaged else weights or next(iter(saved.folders))
-        objective.draws_averaged = self.weights == "ema" or (weights is None and "ema" not in saved.folders)
+        alone = weights is None and (saved.run is None or Path(folder).name == "ema")
+        objective.draws_averaged = self.weights == "ema" or alone
         self.pixels = preprocessing_of(self.model.config, saved.run, folder)
         self._data: object = values.get("data")
         self._config = None if saved.run is None else saved.run / "config.yaml"

@@ -52,9 +52,9 @@ class TokenizerSettings(ObjectiveSettings):
         revive_steps: every so many steps, codes that no vector was near to take vectors of that step's images.
 
     Source:
-        LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2; running
-        means: VQ-VAE (arXiv 1711.00937), appendix A.1. Ours has a smaller net, no perceptual and no adversarial loss,
-        and codes that start from vectors of the first step.
+        LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2, with the
+        running means of VQ-VAE (arXiv 1711.00937), appendix A.1. Ours has a smaller net, no perceptual and no
+        adversarial loss, and codes that start from vectors of the first step.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(
