@@ -118,15 +118,14 @@ def test_averaged_weights_draw_with_averaged_heads(tmp_path: Path) -> None:
         (folder, None, ("ema", True)),
         (folder, "raw", ("raw", False)),
         (folder / "model", None, ("raw", False)),
-        (folder / "ema", None, ("raw", True)),  # alone: the only weights there are
+        (folder / "ema", None, ("ema", True)),
     ):
         sampler = Sampler(path, weights, "cpu")
         assert (sampler.weights, sampler.objective.draws_averaged) == expected
     raw, ema = Sampler(folder, "raw", "cpu"), Sampler(folder, device="cpu")
     objective: Any = ema.objective
-    assert torch.equal(
-        ema.model.state_dict()["vit_nepa.cls_token"], load_file(folder / "ema/model.safetensors")["vit_nepa.cls_token"]
-    )
+    averaged = load_file(folder / "ema/model.safetensors")["vit_nepa.embeddings.cls_token"]
+    assert torch.equal(ema.model.state_dict()["vit_nepa.embeddings.cls_token"], averaged)
     draw = lambda one: one(one.labels(2), SampleSettings(num_steps=2, num_denoising_steps=2))  # noqa: E731
     told = draw(ema)
     objective.painter.load_state_dict(objective.averaged.network.state_dict())

@@ -178,9 +178,7 @@ def _changed(folder: Path | str) -> int:
         return 0
 
 
-def _of_listed(
-    folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...], shards: Index | None
-) -> Origin:
+def _of_listed(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...], shards: Index | None) -> Origin:
     kind = _kind(folder, files, rules, kinds)
     own = [file for file in files if file.kind == kind]
     left_out = [file for file in own if file.reason]

@@ -60,7 +60,7 @@ class Sampler:
             raise NotGenerative(f"{path}: objective {kind} draws no images")
         self.objective: Objective = objective
         self.weights = "ema" if averaged else weights or next(iter(saved.folders))
-        alone = weights is None and (saved.run is None or Path(folder).name == "ema")
+        alone = weights is None and saved.run is None  # nobody knows which these are
         objective.draws_averaged = self.weights == "ema" or alone
         self.pixels = preprocessing_of(self.model.config, saved.run, folder)
         self._data: object = values.get("data")
