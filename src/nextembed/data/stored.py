@@ -23,6 +23,7 @@ from .transforms import Unreadable
 Values = dict[str, Any]  # of a row, by column
 Stored = Values | Unreadable  # what stands in a table; an Unreadable for values that cannot be decoded
 R = TypeVar("R", covariant=True)
+FEW_SHARDS = 4  # a reader: one more or less makes a difference
 
 
 class ToRow(Protocol[R]):
@@ -85,6 +86,20 @@ class StreamedRows(Generic[R]):
         self.has_columns = has_columns
         self.data, self.to_row, self.shuffle_buffer = data, to_row, shuffle_buffer
         self.origin, self.files = origin, (origin.files or {}).get(split, [])
+
+    def divided(self, num_readers: int) -> str:
+        """How the shards are divided among readers, and what is unfavourable about it, in words."""
+        num = self.data.num_shards
+        said = f"{num:,} shard{'s' * (num != 1)} for {num_readers:,} reader{'s' * (num_readers != 1)}"
+        if num < num_readers:
+            return (
+                f"{said} (ranks x data.num_workers): each reads all of them and keeps every {num_readers}th row; more "
+                "shards (nextembed shard) or fewer workers are faster"
+            )
+        fewest, more = divmod(num, num_readers)
+        if more and fewest < FEW_SHARDS:
+            return f"{said}: some own {fewest}, others {fewest + 1} in each epoch, and the former come round sooner"
+        return said
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[R]:
         return (row for _, row in self.read_on(seed, epoch, reader, num_readers))

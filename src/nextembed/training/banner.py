@@ -20,8 +20,9 @@ from ..core.terminal import print
 from ..core.types import Role, reads_clips
 from ..data.documents import DocumentPart
 from ..data.images import ImagePart
-from ..data.rows import Rows
+from ..data.rows import Rows, RowSequence
 from ..data.segmentation import MaskPart
+from ..data.stored import StreamedRows
 from ..errors import NextEmbedError
 from .loop import Loop
 from .settings import TrainConfig
@@ -65,13 +66,16 @@ def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[lis
         found = data.summary("train")
         number = "a stream of" if found.used is None else f"{found.used:,}"
         beside = [line for line in found.lines("documents")[1:] if not line.startswith("splits: ")]
+        if found.used is None:
+            beside += [line for one in data.row_sources("train") for line in divided(one.rows, data.num_workers)]
         lines = [f"Data:    {source}: {number} documents for training", *(f"         {line}" for line in beside)]
         return lines, DataCounts(found.used, what="documents")
     if not isinstance(data, ImagePart | MaskPart):
         return [f"Data:    {source}"], DataCounts()
     rows = data.training_rows() if isinstance(data, ImagePart) else data.rows("train")
     if not isinstance(rows, Rows):
-        return [f"Data:    {source}: a stream of images"], DataCounts()
+        lines = [f"Data:    {source}: a stream of images"]
+        return [*lines, *(f"         {line}" for line in divided(rows, data.num_workers))], DataCounts()
     names = data.class_names()
     counts = DataCounts(len(rows), classes=len(names))
     text = f"Data:    {source}: {len(rows):,} image{'s' * (len(rows) != 1)} for training{class_words(names)}"
@@ -83,6 +87,12 @@ def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[lis
         said = data.summary("train").lines()[1:]
     left_out = [line for line in said if not line.startswith("splits: ")]  # they are counted above
     return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, image_size)))], counts
+
+
+def divided(rows: Rows | RowSequence, num_workers: int) -> list[str]:
+    """How the shards of a stream are divided among ranks and workers."""
+    num_readers = distributed.world_size() * max(1, num_workers)
+    return [rows.divided(num_readers)] if isinstance(rows, StreamedRows) else []
 
 
 def here(data: Part) -> bool:
