@@ -8,6 +8,7 @@ from glob import has_magic
 from pathlib import Path
 
 from ..errors import ConfigError, shortened
+from .remote import check_secrets, is_remote
 
 NO_RUN = "no such run or checkpoint"
 NO_SOURCE = "data.source: no such file or folder"
@@ -45,7 +46,11 @@ def check_here(name: str | os.PathLike[str], what: str, hub: bool = True) -> Non
 
 
 def check_source(source: str, hub: bool = True) -> None:
-    """Raises ConfigError for a data source that is neither here, nor comes along, nor may be on the hub."""
+    """Raises ConfigError for a data source that is neither here, nor comes along, nor may be on the hub; and for an
+    address that holds a secret."""
+    if is_remote(source):
+        check_secrets(source)
+        return
     if source not in ("emoji", "glosses") and not has_magic(source) and ".py:" not in source:
         check_here(source, NO_SOURCE, hub)
 

@@ -170,7 +170,7 @@ def _walk(
         try:
             mode = entry.stat().st_mode
         except OSError:
-            if (kind := _by_ending(entry.name)) in ("image", "unread", "heic"):
+            if (kind := by_ending(entry.name)) in ("image", "unread", "heic"):
                 yield File(below, entry.path, "image", LINK_TO_NOTHING)
             else:
                 yield File(below, entry.path, kind, LINK_TO_NOTHING)
@@ -182,7 +182,7 @@ def _walk(
 
 
 def _file(name: str, path: str, mode: int, is_hidden: bool) -> File:
-    kind, reason = _by_ending(name), ""
+    kind, reason = by_ending(name), ""
     if not stat.S_ISREG(mode):
         kind, reason = ("image" if kind in ("heic", "unread") else kind), "no file but a pipe, socket or device"
     elif kind == "other" and _is_picture(path):
@@ -203,7 +203,7 @@ def member_file(name: str, ref: str) -> File:
     parts = PurePosixPath(name).parts
     if any(part.lower() in JUNK or part.startswith("._") for part in parts):
         return File(name, ref, "junk")
-    kind = _by_ending(name)
+    kind = by_ending(name)
     if kind == "heic":
         return File(name, ref, "image", "" if find_spec("pillow_heif") else HEIC_HINT)
     if kind == "unread":
@@ -214,7 +214,7 @@ def member_file(name: str, ref: str) -> File:
 HEIC_HINT = "HEIC needs pillow-heif: pip install 'nextembed[heic]'"
 
 
-def _by_ending(name: str) -> str:
+def by_ending(name: str) -> str:
     base = name.rstrip("/").rpartition("/")[2].lower()
     if base in METADATA:
         return "metadata"

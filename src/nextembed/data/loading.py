@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import compute
 
 from ..core.files import first_line, from_json
@@ -23,7 +24,17 @@ from .listing import METADATA, shown
 from .naming import Part, parse_split
 from .origins import Origin
 from .record import stored_path
-from .tar_tables import archive_stream, archive_table, kinds_in
+from .remote import fetched
+from .tar_tables import (
+    archive_features,
+    archive_stream,
+    archive_table,
+    first_kinds,
+    kinds_in,
+    named_kinds,
+    own_classes,
+    remote_samples,
+)
 
 Table: TypeAlias = datasets.Dataset | datasets.IterableDataset
 Options = dict[str, Any]  # of `datasets.load_dataset`
@@ -120,6 +131,8 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
         options["name"] = subset
     else:
         name = origin.named(name)
+        if origin.remote:
+            return remote_stream(origin, name)
         if origin.builder in ("images", "videos"):
             data = image_table(origin, name)
             return take(data, part) if not streaming else as_stream(data)
@@ -157,6 +170,39 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
         with quiet(True):
             raise cannot_read(*_culprit(origin, name, options, err), origin.builder) from err
     return data if origin.files is None else take(data, part)
+
+
+def remote_stream(origin: Origin, name: str) -> datasets.IterableDataset:
+    """The rows of archives or Parquet files that are fetched one by one as they are read; each is a shard. The first
+    one says what columns there are."""
+    files, index = origin.of_split(name), origin.shards
+    given: Options = {"files": files}
+    if origin.builder == "parquet":
+        with fetched(files[0]) as local:
+            try:
+                features = datasets.Features.from_arrow_schema(pq.read_schema(local))
+            except (OSError, pa.ArrowException) as err:
+                raise cannot_read(files[0], err, "parquet") from err
+        columns = {column: as_stored(one) for column, one in features.items()}
+        return datasets.IterableDataset.from_generator(remote_rows, datasets.Features(columns), gen_kwargs=given)
+    with fetched(files[0]) as local:
+        kinds = index.splits[name].kinds if index is not None and name in index.splits else first_kinds(str(local))
+        named = named_kinds([str(local)], kinds)
+    features = datasets.Features(archive_features(kinds, [], named) | own_classes(origin))
+    given |= {"kinds": tuple(kinds), "named": named}
+    return datasets.IterableDataset.from_generator(remote_samples, features, gen_kwargs=given)
+
+
+def remote_rows(files: list[str]) -> Iterator[Mapping[str, object]]:
+    """The rows of remote Parquet files. Raises DamagedFile for one that cannot be read."""
+    for file in files:
+        with fetched(file) as local:
+            try:
+                with pq.ParquetFile(local) as table:
+                    for batch in table.iter_batches(batch_size=64):
+                        yield from batch.to_pylist()
+            except (OSError, pa.ArrowException) as err:
+                raise cannot_read(file, err, "parquet") from err
 
 
 def image_table(origin: Origin, name: str) -> datasets.Dataset:

@@ -12,11 +12,13 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ..core.places import NO_SOURCE, check_here
+from ..core.remote import is_remote
 from ..errors import ConfigError
 from .archives import zip_members
 from .grouping import ClassFolder, Folders, by_folders, by_names
 from .listing import KINDS, LINK_TO_NOTHING, File, listed, member_file
 from .naming import WORDS, in_files
+from .remote import cache_folder, listing, mirrored, remote_files
 from .shard_index import Index, read_index
 
 SAMPLE = Path(__file__).parent / "sample"
@@ -40,6 +42,7 @@ class Rules(NamedTuple):
     folders: Folders = None
     class_folder: ClassFolder = None
     hidden: bool = False
+    streaming: bool = False
 
 
 PLAIN = Rules()
@@ -52,7 +55,8 @@ class Origin(NamedTuple):
     "text", "json", "csv", or a hub id. files: by split, for local builders. folder: what file paths are relative to,
     and may not leave; None for the hub. classes: of files of images and videos, those that have one. left_out: what may
     be data and cannot be used, with reasons. beside: how many files there are of other kinds, by ending. unclear: why
-    it cannot be told which files train. shards: of a folder of shards that the library wrote."""
+    it cannot be told which files train. shards: of a folder of shards that the library wrote. remote: the source, if
+    its files are fetched as they are read."""
 
     builder: str
     files: dict[str, list[str]] | None
@@ -63,6 +67,7 @@ class Origin(NamedTuple):
     unclear: str = ""
     rules: Rules = PLAIN
     shards: Index | None = None
+    remote: str = ""
 
     def named(self, split: str) -> str:
         """The name of a split among those of `files`. Raises MissingSplit, or ConfigError where that is unclear."""
@@ -99,6 +104,8 @@ def check_file(setting: str, name: str) -> Path:
 
 def _found(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str, ...]) -> Origin:
     """kinds: what a folder may hold. single: what a file may be."""
+    if is_remote(source):
+        return _from_remote(source, rules, kinds, single)
     path = EMOJI if source == "emoji" else Path(source).expanduser()
     if has_magic(source) and not path.exists():
         found = [Path(file) for file in sorted(glob(str(path), recursive=True)) if Path(file).is_file()]
@@ -113,6 +120,30 @@ def _found(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str,
         raise ConfigError(f"data.source: {source} is no file or folder")
     check_here(source, NO_SOURCE)
     return Origin(source, None, None)
+
+
+def _from_remote(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str, ...]) -> Origin:
+    """What lies in an object store or on a web server. Archives and Parquet files of a stream are fetched as they are
+    read; all else is fetched to the cache first."""
+    files, folder = remote_files(source), cache_folder() / "none"  # what rows name besides their bytes is nowhere
+    if rules.streaming and files and {file.kind for file in files} <= {"tar", "parquet", "other", "side"}:
+        kind = _kind(Path(source), files, rules, kinds)
+        own = [file for file in files if file.kind == kind]
+        groups, unclear, left_out = by_names(own, rules.folders)
+        groups = {"train": own} if len(own) == 1 else groups
+        index = listing(source).shards
+        found = Origin(BUILDERS[kind], _paths(groups), folder, {}, tuple(left_out), {}, unclear, rules)
+        return found._replace(shards=index, remote=source)
+    here = mirrored(source)
+    local = [here / file.name for file in files]
+    return (
+        _from_files(local, source, rules, single) if _names_files(source, files) else _from_folder(here, rules, kinds)
+    )
+
+
+def _names_files(source: str, files: list[File]) -> bool:
+    """Whether an address names files, and not a folder of them."""
+    return "*" in source or (len(files) == 1 and files[0].path == source.rstrip("/"))
 
 
 def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str, ...]) -> Origin:

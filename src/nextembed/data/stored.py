@@ -137,7 +137,7 @@ class StreamedRows(Generic[R]):
     def _records(self, shard: int) -> Iterator[Callable[[], Stored]]:
         """The rows of a shard, to be decoded."""
         try:
-            if self.origin.builder == "webdataset" and self._is_file(shard):
+            if self.origin.builder == "webdataset" and self._is_file(shard) and not self.origin.remote:
                 check_tar(self.files[shard])
             # Tables, for a value that cannot be decoded ends any other reader; and `iter`, not `__iter__`, which
             # would divide the rows among torch's workers a second time.
@@ -163,7 +163,7 @@ class StreamedRows(Generic[R]):
         return len(self.files) == self.data.num_shards and "/**" not in self.files[shard]
 
     def _fault(self, shard: int, err: Exception) -> tuple[object, Exception]:
-        if self._is_file(shard):
+        if self._is_file(shard) and not self.origin.remote:
             fault = find_fault(self.files, self.files[shard]) if self.origin.builder == "parquet" else None
             return fault or (self.files[shard], err)
         if self.origin.builder in ("imagefolder", "videofolder") and self.origin.folder is not None:
@@ -173,6 +173,8 @@ class StreamedRows(Generic[R]):
     def _name(self, shard: int) -> str:
         if not self._is_file(shard):
             return f"shard {shard}"
+        if self.origin.remote:
+            return self.files[shard].rpartition("//")[2]
         file, folder = Path(self.files[shard]), self.origin.folder
         return file.relative_to(folder).as_posix() if folder and file.is_relative_to(folder) else str(file)
 

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ..core.config import Config
 from ..core.files import first_line, from_json
+from ..core.remote import check_secrets
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .found import Found
@@ -66,7 +67,15 @@ class TableSettings(Config):
 
     def rules(self) -> Rules:
         """How the source is understood."""
-        return Rules(self.format, self.folders, self.class_folder, self.hidden)
+        return Rules(self.format, self.folders, self.class_folder, self.hidden, self.streaming)
+
+    @field_validator("source")
+    @classmethod
+    def _holds_no_secret(cls, source: str) -> str:
+        try:
+            return check_secrets(source)
+        except ConfigError as err:
+            raise ValueError(str(err).removeprefix("data.source: ")) from None
 
     def origin(self) -> Origin:
         """What the source is."""

@@ -15,6 +15,7 @@ from .grouping import by_folders
 from .listing import IMAGES, VIDEOS, File
 from .naming import splits_named
 from .origins import Origin
+from .remote import fetched
 
 Feature = object  # the type of a column, as `datasets` has it
 Features = dict[str, Any]
@@ -153,3 +154,28 @@ def archive_stream(origin: Origin, name: str, kinds: list[str]) -> datasets.Iter
     given = {"files": origin.of_split(name), "kinds": tuple(kinds), "labels": labels, "named": named}
     features = archive_features(kinds, names, named) | own_classes(origin)
     return datasets.IterableDataset.from_generator(archive_rows, datasets.Features(features), gen_kwargs=given)
+
+
+def first_kinds(file: str) -> list[str]:
+    """The kinds of files of an archive that stands for others. Raises ConfigError for one that cannot be streamed."""
+    kinds = list(dict.fromkeys(kind for sample in samples_in(file).values() for kind in sample))
+    if strange := [kind for kind in kinds if not feature_of(kind)]:
+        raise ConfigError(f"data.source: archives with .{strange[0]} files are not streamed; set streaming=false")
+    return kinds
+
+
+def remote_samples(files: list[str], kinds: list[str], named: frozenset[str]) -> Iterator[dict[str, object]]:
+    """The samples of archives that are fetched one by one, with the bytes of media. Raises DamagedFile for an archive
+    that cannot be read, or has kinds of files that the first one has not."""
+    for file in files:
+        with fetched(file) as local:
+            strange = {kind for sample in samples_in(str(local)).values() for kind in sample} - set(kinds)
+            if strange:
+                reason = (
+                    f"it has .{min(strange)} files, which the first archive has not (`nextembed shard` writes an index)"
+                )
+                raise cannot_read(file, ValueError(reason), "webdataset")
+            for row in archive_rows([str(local)], kinds, {}, named):
+                media = {name: value for name, value in row.items() if isinstance(value, dict)}
+                held = {name: {"bytes": read_member(value["path"]), "path": None} for name, value in media.items()}
+                yield {**row, **held, "__url__": file}

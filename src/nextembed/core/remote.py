@@ -1,0 +1,63 @@
+"""Names of files in object stores and on web servers. Secrets are no part of them: they stay in the environment."""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from ..errors import ConfigError
+
+REMOTE = re.compile(r"^(s3|gs|gcs|hf|https?)://", re.IGNORECASE)
+VARIABLE = re.compile(r"\$\{?(\w+)\}?")
+
+
+def is_remote(name: str) -> bool:
+    """Whether a text names what is read over a network: s3://, gs://, hf://, http(s)://."""
+    return REMOTE.match(name) is not None
+
+
+def check_secrets(name: str) -> str:
+    """The name, if it holds no secret: it is written into configs, reports and model cards.
+
+    Raises ConfigError, which does not repeat the secret, for a password or a query (`?X-Amz-Signature=...`) in it.
+    """
+    if not is_remote(name):
+        return name
+    try:
+        parts = urlsplit(VARIABLE.sub("variable", name))
+        has_user, query = "@" in parts.netloc, VARIABLE.sub("", urlsplit(name).query or "")
+    except ValueError:
+        raise ConfigError("data.source: the address is not well-formed") from None
+    scheme = parts.scheme
+    if has_user and not re.match(r"^[a-z0-9]+://\$\{?\w+\}?@", name, re.IGNORECASE):
+        raise ConfigError(
+            f"data.source: a user or a password in {scheme}://... would be written into the run folder; put it into an "
+            f"environment variable and name that: {scheme}://$MY_LOGIN@host/path"
+        )
+    if query.strip("?&"):
+        raise ConfigError(
+            f"data.source: what follows the ? in {scheme}://{parts.netloc}/... may be a secret and would be written "
+            f"into the run folder; put it into an environment variable and name that: {scheme}://host/path?$MY_QUERY"
+        )
+    return name
+
+
+def filled_in(name: str) -> str:
+    """The address with what `$NAME` and `${NAME}` stand for in the environment; never to be written anywhere.
+
+    Raises ConfigError for a variable that is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConfigError(f"data.source: the environment variable {match[1]} is not set")
+        return os.environ[match[1]]
+
+    return VARIABLE.sub(value, check_secrets(name))
+
+
+def without_secrets(text: str, name: str) -> str:
+    """A message about an address without what the environment put into it."""
+    for found in VARIABLE.finditer(name):
+        if secret := os.environ.get(found[1]):
+            text = text.replace(secret, found[0])
+    return re.sub(r"(\w+://)[^/\s@]+@", r"\1...@", re.sub(r"(https?://[^\s?]+)\?\S+", r"\1?...", text))

@@ -1,0 +1,246 @@
+"""Sources over a network are read like local ones; what fails is one line; secrets are written nowhere."""
+
+import functools
+import http.server
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nextembed
+from nextembed import recipes
+from nextembed.core.config import DATA, apply_overrides
+from nextembed.core.places import check_source
+from nextembed.core.remote import without_secrets
+from nextembed.data import (
+    kinds,  # noqa: F401  # makes the kinds known
+    remote,
+)
+from nextembed.data.origins import find_origin
+from nextembed.data.rows import rows_in_order
+from nextembed.data.sharding import shard
+from nextembed.data.sources import ImageData
+from nextembed.errors import ConfigError, DataError
+
+SECRET = "hunter2secret"
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    remote.forget()
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Files, but 403 below /private, and below /signed without the right query."""
+
+    asked: list[str] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path.startswith("/private") or (self.path.startswith("/signed") and SECRET not in self.path):
+            self.send_error(403)
+            return
+        if self.path.startswith("/signed"):
+            self.path = self.path.replace("/signed", "", 1)
+        super().do_GET()
+
+    do_HEAD = do_GET  # type: ignore[assignment]  # a body after a HEAD is not read by anybody
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path) -> Iterator[str]:
+    (tmp_path / "web").mkdir()
+    Server.asked.clear()
+    handler = functools.partial(Server, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture
+def photos(tmp_path, encode, make_picture) -> Path:
+    for number in range(12):
+        file = tmp_path / "photos" / ("cat" if number % 3 else "dog") / f"{number:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(make_picture(16, 16, seed=number)))
+    return tmp_path / "photos"
+
+
+def read(data: ImageData) -> list[tuple[bytes, int]]:
+    found = []
+    for _, row in rows_in_order(data.rows("train")):
+        image = row["image"]
+        found.append((Path(image).read_bytes() if isinstance(image, Path) else image, row["label"]))
+    return found
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_shards_on_a_web_server_are_read_as_here(photos, tmp_path, web, form, streaming) -> None:
+    done = shard(photos, tmp_path / "web" / "shards", format=form, shard_size=0.003)
+    assert len(done.shards.splits["train"].shards) > 2
+    data = ImageData(source=f"{web}/shards", streaming=streaming)
+    assert data.class_names() == ["cat", "dog"]
+    assert read(data) == read(ImageData(source=str(photos)))
+    if streaming:  # nothing but the first one is fetched before it is read
+        assert not (tmp_path / "cache").exists()
+        Server.asked.clear()
+        next(data.rows("train").read(0, 0, 0, 4))
+        assert len({path for path in Server.asked if "train-" in path}) <= 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_one_file_and_a_folder_without_an_index(photos, tmp_path, web, streaming) -> None:
+    shard(photos, tmp_path / "web" / "shards", format="parquet", shard_size=0.003)
+    (tmp_path / "web" / "shards" / "index.json").unlink()
+    assert len(read(ImageData(source=f"{web}/shards", streaming=streaming))) == 12
+    one = ImageData(source=f"{web}/shards/train-000001.parquet", streaming=streaming)
+    assert read(one) == read(ImageData(source=str(tmp_path / "web" / "shards" / "train-000001.parquet")))
+
+
+def test_a_folder_of_images_and_of_lines(photos, tmp_path, web) -> None:
+    photos.rename(tmp_path / "web" / "photos")
+    here = ImageData(source=str(tmp_path / "web" / "photos"))
+    assert read(ImageData(source=f"{web}/photos")) == read(here)
+    (tmp_path / "web" / "texts").mkdir()
+    (tmp_path / "web" / "texts" / "train.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    texts = DATA.parse({"kind": "text", "source": f"{web}/texts"}).documents("train")
+    assert [doc["segments"][0]["value"] for doc in texts] == ["one", "two"]
+
+
+def test_what_is_gone_or_has_changed_is_fetched_anew(photos, tmp_path, web) -> None:
+    photos.rename(tmp_path / "web" / "photos")
+    folder = tmp_path / "web" / "photos"
+    source = f"{web}/photos"
+    assert len(read(ImageData(source=source))) == 12
+    (folder / "cat" / "01.png").unlink()
+    (folder / "cat" / "02.png").write_bytes((folder / "dog" / "00.png").read_bytes())
+    remote.forget()
+    assert read(ImageData(source=source)) == read(ImageData(source=str(folder)))
+
+
+def test_a_shard_that_is_cut_off_is_named(photos, tmp_path, web) -> None:
+    shard(photos, tmp_path / "web" / "shards", format="tar", shard_size=0.003)
+    file = tmp_path / "web" / "shards" / "train-000001.tar"
+    file.write_bytes(file.read_bytes()[:-512])
+    for streaming in (False, True):
+        with pytest.raises(DataError, match=r"train-000001.tar came with [\d,]+ bytes, not [\d,]+"):
+            read(ImageData(source=f"{web}/shards", streaming=streaming))
+
+
+def test_errors_are_one_line_and_quick(web) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{free.getsockname()[1]}/train.tar"
+    for source, words in (
+        (f"{web}/nothing/train.tar", "no such bucket, folder or file"),
+        (f"{web}/nothing", "no such bucket, folder or file"),
+        (f"{web}/private/train.tar", "no permission to read it"),
+        (dead, "cannot be reached"),
+        ("hf://datasets/org/name/train.parquet", "cannot be reached .*HF_HUB_OFFLINE is set"),
+    ):
+        begun = time.monotonic()
+        with pytest.raises(ConfigError, match=f"data.source: .*{words}") as caught:
+            find_origin(source)
+        assert "\n" not in str(caught.value) and time.monotonic() - begun < 8
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        f"https://me:{SECRET}@example.org/shards",
+        f"s3://{SECRET}@bucket/shards",
+        f"https://example.org/train.tar?X-Amz-Signature={SECRET}",
+        f"https://example.org/train.tar?$TOKEN&sig={SECRET}",
+        f"HTTPS://example.org/?{SECRET}",
+    ],
+)
+def test_a_secret_in_an_address_is_refused_and_not_repeated(source) -> None:
+    for refuse in (
+        lambda: check_source(source),
+        lambda: ImageData(source=source),
+        lambda: DATA.parse({"kind": "records", "source": source}),
+        lambda: apply_overrides(recipes.load("nepa_demo_tiny"), [f"data.source={source}"]),
+    ):
+        with pytest.raises(ConfigError, match="environment variable") as caught:
+            refuse()
+        assert SECRET not in str(caught.value)
+
+
+def test_a_secret_of_the_environment_is_written_nowhere(photos, tmp_path, web, monkeypatch, capsys) -> None:
+    shard(photos, tmp_path / "web" / "shards", format="tar")
+    source = f"{web}/signed/shards?$MY_QUERY"
+    data = ImageData(source=source, streaming=True)
+    with pytest.raises(ConfigError, match="the environment variable MY_QUERY is not set"):
+        data.rows("train")
+    monkeypatch.setenv("MY_QUERY", "sig=wrong")
+    with pytest.raises(ConfigError, match="no permission") as caught:
+        data.rows("train")
+    assert "wrong" not in str(caught.value)
+    monkeypatch.setenv("MY_QUERY", f"sig={SECRET}")
+    remote.forget()
+    config = apply_overrides(
+        recipes.load("nepa_demo_tiny"),
+        [f"data.source={source}", "data.streaming=true", "data.num_workers=0", f"output_dir={tmp_path}/runs",
+         "train.epochs=null", "train.max_steps=2", "optim.warmup_epochs=null", "optim.warmup_steps=1"],
+    )  # fmt: skip
+    run = nextembed.fit(config)
+    nextembed.embed(run.dir / "model", data, tmp_path / "runs" / "features.parquet", layer=1, pooling="mean")
+    written = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert len(written) > 8 and any(path.name == "report.html" for path in written)
+    for path in written:
+        assert SECRET.encode() not in path.read_bytes(), path
+    said = capsys.readouterr()
+    assert SECRET not in said.out + said.err and "$MY_QUERY" in (run.dir / "config.yaml").read_text()
+
+
+def test_messages_are_rid_of_secrets(monkeypatch) -> None:
+    monkeypatch.setenv("PASS", SECRET)
+    said = without_secrets(f"403: https://a:b{SECRET}@host/x?y={SECRET}", "https://host/x?y=$PASS")
+    assert said == "403: https://...@host/x?..."
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[object]:
+    """A bucket on an S3 server of this process."""
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+                        "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    store = s3fs.S3FileSystem()
+    store.mkdir("photos-bucket")
+    yield store
+    server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_an_object_store_is_read_as_here(photos, tmp_path, bucket) -> None:
+    shard(photos, tmp_path / "shards", format="tar", shard_size=0.003)
+    bucket.put(str(tmp_path / "shards"), "photos-bucket/shards", recursive=True)
+    expected = read(ImageData(source=str(photos)))
+    for streaming in (False, True):
+        assert read(ImageData(source="s3://photos-bucket/shards", streaming=streaming)) == expected
+        several = ImageData(
+            source="s3://photos-bucket/shards/train-00000[01].tar".replace("[01]", "*"), streaming=streaming
+        )
+        assert len(read(several)) == 12
+    with pytest.raises(ConfigError, match="no such bucket, folder or file"):
+        find_origin("s3://photos-bucket/nothing")
+    with pytest.raises(ConfigError, match="no such bucket, folder or file"):
+        find_origin("s3://no-such-bucket-here/shards")
