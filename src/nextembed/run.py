@@ -17,12 +17,14 @@ from .core.types import Backbone, Loading
 from .data.draws import DrawnEncode, drawing
 from .data.stream import advance
 from .errors import ConfigError
+from .models.nepa.settings import NepaClassifier, NepaModel
 from .models.parts import ModelPart, model_folder
 from .objectives.saved import other_features
 from .runs import Run, RunConfig, open_run, read_run_config
 from .tasks import model_part, task_of
 from .training.adapt import adapt, trained_parameters
 from .training.banner import (
+    ModelOf,
     Pace,
     announce,
     busy,
@@ -150,7 +152,8 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     announce(device_line(config.train))
     with busy("         opening the data", announce):
         class_names = task.class_names(config.data)
-        found, counts = distributed.on_main(lambda: found_data(config.data, config.train.batch_size, size_of(part)))
+        sees = ModelOf(size_of(part), reads_clips(part))
+        found, counts = distributed.on_main(lambda: found_data(config.data, config.train.batch_size, sees))
     for line in found:
         announce(line)
     torch.manual_seed(config.seed)
@@ -207,6 +210,11 @@ def size_of(part: ModelPart) -> int | None:
     """Pixels a side that a new model of images sees; None where the settings do not say."""
     size = getattr(part, "image_size", None)
     return size if isinstance(size, int) else None
+
+
+def reads_clips(part: ModelPart) -> bool:
+    """Whether a model's images are clips."""
+    return isinstance(part, NepaModel | NepaClassifier) and part.processor() is None
 
 
 def resumed(part: ModelPart, checkpoint: Path | None) -> ModelPart:

@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from nextembed.core.verdicts import judge
+from nextembed.report import answers
 from nextembed.report.answers import choose
 from nextembed.report.charts import modality_charts
 from nextembed.runs import open_run
@@ -49,14 +51,14 @@ def test_the_page_shows_curves_texts_and_pictures(run):
         assert title in page
     assert "Documents of the validation split" in page
     assert page.count("data:image/png") >= 24  # 12 pictures painted, beside the true ones
-    assert "There are no generated samples" not in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert "There are no generated" not in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
 def test_a_run_without_its_model_says_so(run, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / name).write_text((run / name).read_text())
     page = open_run(tmp_path).report().read_text()
-    assert "There are no generated samples" in page and "Next latent, by modality" in page
+    assert "There are no generated images" in page and "Next latent, by modality" in page
 
 
 def test_no_more_curves_in_a_chart_than_colours():
@@ -72,3 +74,19 @@ def test_documents_are_chosen_by_what_they_end_with():
     documents = [{"segments": segments} for segments in ([image, text], [text], [text, image], [image, {"kind": "x"}])]
     texts, images = choose(documents, {"caption": "text", "image": "image", "x": "series"})
     assert (texts, images) == ([documents[0]], [documents[2]])
+
+
+@pytest.mark.parametrize(("varied", "word"), [(False, "collapsed"), (True, "")])
+def test_answers_of_an_omni_that_are_all_alike_are_a_collapse(run, monkeypatch, varied, word):
+    said = iter(str(number) * 9 if varied else "the same" for number in range(100))
+    monkeypatch.setattr(answers, "made", lambda model, documents, **options: [
+        (document["segments"][:-1], next(said), document["segments"][-1]["value"]) for document in documents
+    ])  # fmt: skip
+    found = answers.written(open_run(run))
+    assert found.model == "omni" and len(found.rows) == answers.NUM_EACH and found.rows[0].pictures
+    sentence = found.collapse()
+    assert (sentence is not None) == bool(word)
+    if sentence:
+        assert "the text does not depend on what stands before it" in sentence and "'the same'" in sentence
+        verdict = judge({"kind": "next_embedding"}, open_run(run).history(), answers=found)
+        assert verdict.word == "collapsed" and verdict.sentence.startswith("Same answers: ")

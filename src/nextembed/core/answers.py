@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,12 @@ SAME = 0.9  # similarity from which on two texts count as one
 MOST = 0.75  # share of answers that are the same from which on a model has collapsed
 VARIED = 0.5  # share of true answers that may be the same for that to be a fault of the model
 MAX_SHOWN = 60  # characters of an answer in a sentence
+
+REASONS = {
+    "emu": "text does not depend on the image. Train longer, or raise the learning rate of what connects encoder and "
+    "language model.",
+    "omni": "text does not depend on what stands before it. Train longer.",
+}
 
 Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]*$")]
 
@@ -33,10 +39,11 @@ class Answer:
 
 @dataclass
 class Answers:
-    """Greedy answers to documents of a split that all hold other images."""
+    """Greedy answers to documents of a split that all hold other images, sounds or texts. model: its kind."""
 
     split: str
     rows: list[Answer]
+    model: Literal["emu", "omni"] = "emu"
 
     def save(self, path: str | Path) -> Path:
         write_json(path, asdict(self))
@@ -66,8 +73,7 @@ class Answers:
         said = f"the same answer, '{shortened(text)}'" if text else "an empty answer"
         return (
             f"{count} of {len(rows)} {self.split} documents{asked} get {said}, although the true texts differ: the "
-            "text does not depend on the image. Train longer, or raise the learning rate of what connects encoder and "
-            "language model."
+            + REASONS[self.model]
         )
 
 

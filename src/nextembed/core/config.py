@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
@@ -207,29 +207,65 @@ def apply_overrides(config: C, overrides: Iterable[str]) -> C:
     switches to another kind with its default settings; `data.kind=my_file.py:MyData` runs the caller's own file. Raises
     ConfigError naming the field, the nearest spelling and the allowed fields.
     """
+    given = [_typed(text) for text in overrides]
+    plain = [(one.path, one.value) for one in given]
+    try:
+        made = _with(config, plain)
+    except ConfigError:
+        if not any(isinstance(one.value, bool) for one in given):
+            raise
+        with contextlib.suppress(ConfigError):  # a folder may be called "true"
+            return _with(config, [(one.path, one.text if isinstance(one.value, bool) else one.value) for one in given])
+        raise
+    # What reads as a number and stands where text is wanted is that text: a folder may be called "1e5".
+    texts = {one.path: one.text for one in given if one.is_number and isinstance(_at(made, one.path), str)}
+    return _with(config, [(path, texts.get(path, value)) for path, value in plain]) if texts else made
+
+
+class Typed(NamedTuple):
+    """An override: the value that YAML reads, and the text as it was typed."""
+
+    path: str
+    value: object
+    text: str
+
+    @property
+    def is_number(self) -> bool:
+        return isinstance(self.value, int | float) and not isinstance(self.value, bool)
+
+
+def _typed(text: str) -> Typed:
+    path, eq, raw = text.partition("=")
+    if not eq or not path:
+        raise ConfigError(f"'{text}' is not an override; write field.name=value")
+    value = read_yaml(raw, f"value of {path}") if raw else ""
+    if isinstance(value, str) and raw.strip()[:1] not in ("'", '"'):
+        value = raw.strip()  # a folder may be called "a #1"
+    for key in value if isinstance(value, dict) else ():
+        if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
+            raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")
+    return Typed(path.strip(), value, raw.strip())
+
+
+def _at(config: Config, path: str) -> object:
+    """The value of a dotted name; None where there is none."""
+    value: object = config
+    for name in path.split("."):
+        value = (dict(value) if isinstance(value, Config | dict) else {}).get(name)
+    return value
+
+
+def _with(config: C, changes: Iterable[tuple[str, object]]) -> C:
     values: dict[str, Any] = _shallow(config)
-    for text in overrides:
-        path, eq, raw = text.partition("=")
-        if not eq or not path:
-            raise ConfigError(f"'{text}' is not an override; write field.name=value")
-        value = read_yaml(raw, f"value of {path}") if raw else ""
-        if isinstance(value, str) and raw.strip()[:1] not in ("'", '"'):
-            value = raw.strip()  # a folder may be called "a #1"
-        for key in value if isinstance(value, dict) else ():
-            if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
-                raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")
-        _put(values, path.strip(), value)
+    for path, value in changes:
+        _put(values, path, value)
     with trusting(True):
         return validated(type(config), values)
 
 
 def with_values(config: C, changes: Mapping[str, Any]) -> C:
     """A new config with values by their dotted names, as `apply_overrides` has them as text."""
-    values: dict[str, Any] = _shallow(config)
-    for path, value in changes.items():
-        _put(values, path, value)
-    with trusting(True):
-        return validated(type(config), values)
+    return _with(config, changes.items())
 
 
 def allow_typed(word: str) -> None:

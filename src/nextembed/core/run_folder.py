@@ -254,15 +254,15 @@ class Parameters:
 class DataCounts:
     """What a run found of its data when it began; the same figures are said everywhere.
 
-    train, validation, test: images or documents of each split, 0 where there is no such split; None: not counted, as of
-    a stream, or of what would have to be downloaded. classes: 0 where there are none.
+    train, validation, test: images, clips or documents of each split, 0 where there is no such split; None: not
+    counted, as of a stream, or of what would have to be downloaded. classes: 0 where there are none.
     """
 
     train: Count | None = None
     validation: Count | None = None
     test: Count | None = None
     classes: Count = 0
-    what: Literal["images", "documents"] = "images"
+    what: Literal["images", "clips", "documents"] = "images"
 
 
 @dataclass

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from .listing import shown
+from .listing import is_picture, shown
 from .transforms import Unreadable
 
 TAR, ZIP = "tar-member:", "zip-member:"  # before what `refer` writes
@@ -113,6 +113,8 @@ def samples(members: list[Member]) -> dict[str, dict[str, str]]:
     keys = len({key for _, key, _ in parted})
     found: dict[str, dict[str, str]] = {}
     for one, key, kind in parted:
+        if not kind and picture_inside(one):
+            kind = "png"  # or another one: pictures are read by their content
         if not kind:
             continue
         inner, dot, last = kind.rpartition(".")
@@ -122,6 +124,28 @@ def samples(members: list[Member]) -> dict[str, dict[str, str]]:
         if sample.setdefault(kind.lower(), one.ref) != one.ref:
             raise ValueError(f"two members are '{key}.{kind.lower()}'")
     return found
+
+
+def picture_inside(one: Member) -> bool:
+    """Whether a member of a tar archive that has no ending, and is not hidden, is a picture by its first bytes."""
+    if is_unneeded(one.name) or not one.ref.startswith(TAR):
+        return False
+    offset = int(one.ref.split(":", 2)[1])
+    with open(place_of(one.ref)[0], "rb") as archive:
+        archive.seek(offset)
+        return is_picture(archive.read(16))
+
+
+def is_unneeded(name: str) -> bool:
+    """Whether a member is hidden, or one that systems leave everywhere."""
+    parts = name.split("/")
+    return parts[-1].startswith(".") or parts[-1] == "" or "__MACOSX" in parts
+
+
+def unnamed(members: list[Member]) -> list[str]:
+    """The names of members that are left out because no ending and no content says what they are."""
+    bare = (one for one in members if "." not in one.name.rpartition("/")[2] and not is_unneeded(one.name))
+    return [one.name for one in bare if not picture_inside(one)]
 
 
 def _parted(name: str) -> tuple[str, str]:

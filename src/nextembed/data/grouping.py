@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from .listing import File
-from .naming import split_of, splits_named
+from .naming import paired, split_of, splits_named
 
 Folders = Literal["splits", "classes"] | None
 ClassFolder = Literal["top", "last", "none"] | None
@@ -48,8 +48,9 @@ def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[Fil
         return {"train": files}, "", []
     groups: Groups = {}
     rest = []
+    pairs = paired({part for file in files for part in file.name.split("/")})
     for file in files:
-        split = _split_in(file, (*file.folders, file.name.rsplit("/", 1)[-1]))
+        split = _split_in(file, tuple(pairs.get(part, part) for part in file.name.split("/")))
         if split is None:
             rest.append(file)
         else:
@@ -76,6 +77,9 @@ def by_folders(
     groups: Groups = {}
     rest, below = [], {}
     known: dict[tuple[str, ...], tuple[str | None, tuple[str, ...]]] = {}  # many files lie in one folder
+    pairs = {} if folders == "classes" else paired({part for file in files for part in file.folders})
+    if pairs:
+        files = [_renamed(file, pairs) for file in files]
     for file in files:
         if (parts := file.folders) not in known:
             named = [] if folders == "classes" else [part for part in parts if splits_named(part)]
@@ -99,6 +103,12 @@ def by_folders(
     if folders != "classes" and class_folder is None and _are_below(used):
         below = {file.path: _around_split(file.folders)[1] for file in used}
     return groups, _classes({file.path: below[file.path] for file in used}, class_folder), left_out
+
+
+def _renamed(file: File, pairs: dict[str, str]) -> File:
+    """The file as if its folders had the plain names of the splits that they stand for."""
+    *above, last = file.name.split("/")
+    return file._replace(name="/".join((*(pairs.get(part, part) for part in above), last)))
 
 
 @lru_cache(10_000)

@@ -185,7 +185,7 @@ def _file(name: str, path: str, mode: int, is_hidden: bool) -> File:
     kind, reason = by_ending(name), ""
     if not stat.S_ISREG(mode):
         kind, reason = ("image" if kind in ("heic", "unread") else kind), "no file but a pipe, socket or device"
-    elif kind == "other" and _is_picture(path):
+    elif kind == "other" and is_picture(_head(path, 16)):
         kind = "image"
     elif kind == "json" and not _is_list(path):
         kind = "other"  # settings, or the description of a data set
@@ -243,9 +243,8 @@ def _head(path: str, size: int) -> bytes:
         return b""
 
 
-def _is_picture(path: str) -> bool:
-    """Whether a file is a picture by its first bytes."""
-    head = _head(path, 16)
+def is_picture(head: bytes) -> bool:
+    """Whether a file is a picture by its first 16 bytes."""
     starts = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
     if head.startswith(starts) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return True

@@ -40,6 +40,10 @@ class Mixture(DocumentPart):
             raise ValueError(f"{len(self.weights)} weights for {len(self.sources)} sources")
         return self
 
+    def named(self) -> str:
+        """ "a mixture of stamps, stamps_speech"."""
+        return f"a mixture of {', '.join(str(part.model_dump().get('source') or part.kind) for part in self.sources)}"
+
     def source_weights(self) -> list[float]:
         return self.weights or [1.0] * len(self.sources)
 

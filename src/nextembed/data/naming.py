@@ -33,6 +33,25 @@ def splits_named(name: str) -> frozenset[str]:
     return found - {"validation"} if "test" in found and "train" not in found else found  # COCO's test-dev
 
 
+PAIRED = re.compile(r"(.*[a-z0-9])(train|test|val|valid|validation)", re.IGNORECASE)
+
+
+def paired(names: Collection[str]) -> dict[str, str]:
+    """The splits of names whose words are not parted, where one tells of the other: mnisttrain beside mnisttest. Alone
+    such a name says nothing: contest, latest, interval."""
+    found: dict[str, dict[str, str]] = {}
+    for name in names:
+        stem, dot, rest = name.partition(".")
+        if (match := PAIRED.fullmatch(stem)) and not splits_named(name):
+            found.setdefault(f"{match[1].lower()}{dot}{rest.lower()}", {})[name] = match[2].lower()
+    return {
+        name: "validation" if word.startswith("val") else word
+        for words in found.values()
+        if "train" in words.values() and len(set(words.values())) > 1
+        for name, word in words.items()
+    }
+
+
 def split_of(name: str) -> str | None:
     """The split that a name stands for; None: it names none. Raises ConfigError for one of several."""
     found = splits_named(name)

@@ -88,11 +88,12 @@ class ImageData(TableSettings, ImagePart):
         return named
 
     def around(self) -> Found:
+        found = super().around()
         notes = [f"{self._unnamed:,} images are not in {self.label_file}"] if self._unnamed else []
         if self._unused:
             used, *others = self._unused
             notes.append(f"images are those of '{used}', not of {', '.join(others)} (data.image_column={others[0]})")
-        return replace(super().around(), notes=tuple(notes))
+        return replace(found, notes=(*found.notes, *notes))
 
     def _label_ids(self, data: Table, column: str | None, split: Role) -> dict[object, int]:
         """The class id of each label value; empty if the values are ids already.

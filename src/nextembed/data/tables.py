@@ -23,6 +23,7 @@ from .origins import Format, Origin, Rules, find_origin, find_table
 from .record import Folder, Record, check_readable
 from .rows import Rows, RowSequence
 from .stored import IndexedRows, R, StreamedRows, ToRow, Values
+from .tar_tables import notes_of_archives
 from .text_tables import load_text
 from .transforms import Unreadable
 
@@ -95,7 +96,8 @@ class TableSettings(Config):
     def around(self) -> Found:
         """What lies around the rows: files of other kinds, and the splits."""
         origin = self.origin()
-        return Found("", None, beside=origin.beside, splits=tuple(sorted(origin.files or {})))
+        notes = () if self.streaming else tuple(notes_of_archives(origin))
+        return Found("", None, beside=origin.beside, splits=tuple(sorted(origin.files or {})), notes=notes)
 
     def expression(self, split: Role) -> str:
         return {"train": self.split, "validation": self.validation, "test": self.test}[split]

@@ -9,7 +9,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..core.text import MARK_BYTES
 from ..errors import ConfigError, MissingSplit
-from .archives import read_member, samples, tar_members
+from .archives import read_member, samples, tar_members, unnamed
 from .damaged_tables import cannot_read
 from .grouping import by_folders
 from .listing import IMAGES, VIDEOS, File
@@ -46,6 +46,21 @@ def kinds_in(origin: Origin, name: str) -> list[str]:
     if not kinds:
         raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: its archives have no files with endings")
     return list(kinds) if all(feature_of(kind) for kind in kinds) else []
+
+
+def notes_of_archives(origin: Origin) -> Iterator[str]:
+    """What a person should know of tar archives: members that are left out, folders that are no classes."""
+    if origin.builder != "webdataset" or origin.shards is not None:
+        return
+    for name, files in (origin.files or {}).items():
+        left = [one for file in files for one in unnamed(list(tar_members(file)))]
+        if left:
+            some = "file is" if len(left) == 1 else "files are"
+            yield f"{len(left):,} {some} left out, for no ending says what they hold (first: {left[0]})"
+        found = {kind for file in files for sample in samples_in(file).values() for kind in sample}
+        others = sorted(kind for kind in found if not feature_of(kind))
+        if others and archive_classes(origin, name, sorted(found)):
+            yield f"the folders in the archives are no classes, for they hold files of other kinds, too (.{others[0]})"
 
 
 def named_kinds(files: list[str], kinds: list[str]) -> frozenset[str]:

@@ -2,16 +2,21 @@
 
 from collections.abc import Iterable
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..core.answers import Answer, Answers
 from ..core.types import Document, Segment
 from ..errors import NextEmbedError
 from .multimodal import DocumentRun, documents_of
 from .pictures import data_uri
 from .view import looking
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NUM_EACH = 12
 MAX_LATENTS = 32  # of text
@@ -19,39 +24,46 @@ NUM_FRAMES = 4  # shown of a video
 
 
 def answered(run: DocumentRun) -> str:
-    """Texts and pictures that the model makes, beside the true ones; empty where its modalities are others."""
+    """Pictures that the model makes, beside the true ones; empty where its modalities are others."""
     try:
         with looking(run.dir):
-            found, split = answers(run)
+            model, documents, split = opened(run)
+            rows = made(model, documents[1])
     except NextEmbedError as err:
-        return f'<p class="note">There are no generated samples: {escape(str(err))}.</p>'
-    text = (
-        f'<p class="soft">Documents of the {escape(split)} split, up to their last segment; the likeliest latent each '
-        "time.</p>"
+        return f'<p class="note">There are no generated images: {escape(str(err))}.</p>'
+    if not rows:
+        return ""
+    cards = "".join(painted_card(*row) for row in rows)
+    return (
+        f'<h2>Generated images</h2><p class="soft">Documents of the {escape(split)} split, up to their last segment; '
+        f'the likeliest latent each time. Left: generated; right: true.</p><div class="spoken">{cards}</div>'
     )
-    sections: Any = (
-        ("Generated text", text + '<p class="soft">Green: exactly the true text.</p>', written_card),
-        ("Generated images", text + '<p class="soft">Left: generated; right: true.</p>', painted_card),
-    )
-    out = ""
-    for (title, note, card), rows in zip(sections, found):
-        if rows:
-            out += f'<h2>{title}</h2>{note}<div class="spoken">{"".join(card(*row) for row in rows)}</div>'
-    return out
 
 
 Row = tuple[list[Segment], Any, Any]  # what is read, what is made, what is true
 
 
-def answers(run: DocumentRun) -> tuple[tuple[list[Row], list[Row]], str]:
-    """Of some documents of the run: (with texts made, with pictures made), and their split."""
+def written(run: DocumentRun) -> Answers:
+    """The texts that the model writes. Raises ConfigError where it cannot be run on documents of its data."""
+    with looking(run.dir):
+        model, documents, split = opened(run)
+        rows = made(model, documents[0], max_latents=MAX_LATENTS)
+    found: dict[object, Answer] = {}
+    for number, (before, value, true) in enumerate(rows):
+        read = tuple(str(one["value"]) if one["kind"] == "text" else number for one in before)  # texts may be the same
+        pictures = [data_uri(pixels(frame)) for frame in frames(before)]
+        found.setdefault(read, Answer(words(before), value.strip(), true.strip(), pictures))
+    return Answers(split, list(found.values()), "omni")
+
+
+def opened(run: DocumentRun) -> tuple[Any, tuple[list[Document], list[Document]], str]:
+    """The model; some documents of the run that end with text, and with an image; and their split."""
     model: Any = run.model("raw")
     processor: Any = run.processor("raw")
     model.processor = processor
     documents, split = documents_of(run.source())
     kinds = {name: own.get("kind", name) for name, own in processor.modalities.items()}
-    texts, images = choose(documents, kinds)
-    return (made(model, texts, max_latents=MAX_LATENTS), made(model, images)), split
+    return model, choose(documents, kinds), split
 
 
 def choose(documents: Iterable[Document], kinds: dict[str, str]) -> tuple[list[Document], list[Document]]:
@@ -79,35 +91,48 @@ def made(model: Any, documents: list[Document], **options: Any) -> list[Row]:
     return rows
 
 
-def written_card(before: list[Segment], value: str, true: str) -> str:
-    said, true = value.strip(), true.strip()
-    same = " same" if said == true else ""
-    return (
-        f'<div class="card">{shown(before)}<p class="said{same}">{escape(said) or "(nothing)"}</p>'
-        f'<p class="soft">true: {escape(true)}</p></div>'
-    )
-
-
 def painted_card(before: list[Segment], value: Tensor, true: Tensor) -> str:
     return f'<div class="card">{shown(before)}{picture(value)}{picture(true)}</div>'
 
 
 def shown(segments: list[Segment]) -> str:
-    """What was read: pictures, then words; of other signals their names."""
-    pictures, words = "", []
+    """What was read: pictures, then words."""
+    pictures = "".join(picture(frame) for frame in frames(segments))
+    return f'{pictures}<p class="soft">{escape(words(segments)) or "&nbsp;"}</p>'
+
+
+def words(segments: list[Segment]) -> str:
+    """The texts that were read; of signals that are neither text nor pictures their names."""
+    found = []
     for segment in segments:
         value = segment["value"]
         if isinstance(value, str):
-            words.append(value.strip())
-        elif isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim in (3, 4):
-            frames = value if value.ndim == 4 else value[None]
-            pictures += "".join(picture(frame) for frame in frames[:: max(1, len(frames) // NUM_FRAMES)][:NUM_FRAMES])
-        else:
-            words.append(f"({segment['kind']})")
-    return f'{pictures}<p class="soft">{escape(" ".join(words)) or "&nbsp;"}</p>'
+            found.append(value.strip())
+        elif not is_picture(value):
+            found.append(f"({segment['kind']})")
+    return " ".join(found)
+
+
+def frames(segments: list[Segment]) -> list[Tensor]:
+    """The pictures that were read, uint8 [C, H, W]; a few frames of each video."""
+    found: list[Tensor] = []
+    for segment in segments:
+        value = segment["value"]
+        if isinstance(value, Tensor) and is_picture(value):
+            own = value if value.ndim == 4 else value[None]
+            found += list(own[:: max(1, len(own) // NUM_FRAMES)][:NUM_FRAMES])
+    return found
+
+
+def is_picture(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim in (3, 4)
+
+
+def pixels(value: Tensor) -> "NDArray[np.uint8]":
+    """uint8 [C, H, W] as [H, W, 3]."""
+    return (value.expand(3, -1, -1) if value.shape[0] == 1 else value).permute(1, 2, 0).contiguous().numpy()
 
 
 def picture(value: Tensor) -> str:
     """uint8 [C, H, W] as an image element."""
-    pixels = value.expand(3, -1, -1) if value.shape[0] == 1 else value
-    return f'<img alt="" src="{data_uri(pixels.permute(1, 2, 0).contiguous().numpy())}">'
+    return f'<img alt="" src="{data_uri(pixels(value))}">'

@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 from ..core import distributed
 from ..core.answers import Answers
 from ..core.objective import Objective
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, NextEmbedError
 from ..evaluation.held_out import held_out_loss
 from ..report import multimodal as sections
 from ..report import page
-from ..report.answers import answered
+from ..report.answers import answered, written
 from ..report.view import RunView
 from ..training.watch import Probe, Say
 from .base import OpenRun, RunSettings, Task, model_part, register
@@ -43,13 +43,14 @@ class Multimodal(Task):
         say("generating text")
 
         def generated() -> Answers:
-            found = sections.answers_of(run)
-            found.save(run.dir / "answers.json")
+            found = answers_of(run)
+            if found.rows:
+                found.save(run.dir / "answers.json")
             return found
 
         try:
             answers = distributed.on_main(generated)
-        except (ConfigError, DataError) as err:
+        except NextEmbedError as err:
             say(f"no generated text: {err}")
             return {}
         if sentence := answers.collapse():
@@ -59,7 +60,7 @@ class Multimodal(Task):
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
         kind, objective = view.settings.model.kind, view.settings.objective.kind
         if view.answers is None and says_text(kind, objective):  # of a run that did not finish
-            view.answers = view.read("Generated text is", lambda: sections.answers_of(run), None)
+            view.answers = view.read("Generated text is", lambda: answers_of(run), None)
         own = answered(run) if (kind, objective) == ("omni", "next_embedding") else ""
         return [
             sections.header(view),
@@ -82,7 +83,12 @@ class Multimodal(Task):
 
 def says_text(model: str, objective: str) -> bool:
     """Whether a run trained a model that continues documents; other objectives train a part of a frozen one."""
-    return (model, objective) == ("emu", "emu")
+    return (model, objective) in (("emu", "emu"), ("omni", "next_embedding"))
+
+
+def answers_of(run: OpenRun) -> Answers:
+    """What the model of a run says in some documents of its data. Raises ConfigError where it cannot be run on them."""
+    return written(run) if run.config.model.kind == "omni" else sections.answers_of(run)
 
 
 def last_losses(last: Mapping[str, Any]) -> list[str]:

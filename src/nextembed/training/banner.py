@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image
@@ -20,6 +20,7 @@ from ..core.terminal import print
 from ..core.types import Role, reads_clips
 from ..data.documents import DocumentPart
 from ..data.images import ImagePart
+from ..data.mixture import Mixture
 from ..data.rows import Rows, RowSequence
 from ..data.segmentation import MaskPart
 from ..data.stored import StreamedRows
@@ -59,9 +60,19 @@ def device_line(train: TrainConfig) -> str:
     return f"Device:  {text}" + (f", {ranks} ranks" if ranks > 1 else "") + f", {train.precision}"
 
 
-def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[list[str], DataCounts]:
+class ModelOf(NamedTuple):
+    """What of a model says how its data are called. image_size: pixels a side, None where that is not known."""
+
+    image_size: int | None = None
+    reads_clips: bool = False
+
+
+UNKNOWN = ModelOf()
+
+
+def found_data(data: Part, batch_size: int, model: ModelOf = UNKNOWN) -> tuple[list[str], DataCounts]:
     """What was found of the data and what is odd about it, in lines, and in figures."""
-    source = getattr(data, "source", None) or data.kind
+    source = data.named() if isinstance(data, Mixture) else getattr(data, "source", None) or data.kind
     if isinstance(data, DocumentPart):
         found = data.summary("train")
         number = "a stream of" if found.used is None else f"{found.used:,}"
@@ -74,11 +85,12 @@ def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[lis
         return [f"Data:    {source}"], DataCounts()
     rows = data.training_rows() if isinstance(data, ImagePart) else data.rows("train")
     if not isinstance(rows, Rows):
-        lines = [f"Data:    {source}: a stream of images"]
+        lines = [f"Data:    {source}: a stream of {'clips' if model.reads_clips else 'images'}"]
         return [*lines, *(f"         {line}" for line in divided(rows, data.num_workers))], DataCounts()
     names = data.class_names()
-    counts = DataCounts(len(rows), classes=len(names))
-    text = f"Data:    {source}: {len(rows):,} image{'s' * (len(rows) != 1)} for training{class_words(names)}"
+    what: Literal["clips", "images"] = "clips" if model.reads_clips else "images"
+    counts = DataCounts(len(rows), classes=len(names), what=what)
+    text = f"Data:    {source}: {len(rows):,} {what if len(rows) != 1 else what[:-1]} for training{class_words(names)}"
     said: list[str] = []
     if here(data):
         counts.validation, counts.test = count(data, "validation"), count(data, "test")
@@ -86,7 +98,7 @@ def found_data(data: Part, batch_size: int, image_size: int | None) -> tuple[lis
             text += f"; {role} " + ("a stream" if num is None else f"{num:,}" if num else "none")
         said = data.summary("train").lines()[1:]
     left_out = [line for line in said if not line.startswith("splits: ")]  # they are counted above
-    return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, image_size)))], counts
+    return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, model)))], counts
 
 
 def divided(rows: Rows | RowSequence, num_workers: int) -> list[str]:
@@ -119,16 +131,16 @@ def class_words(names: list[str], shown: int = 4) -> str:
     )
 
 
-def odd(rows: Rows, batch_size: int, image_size: int | None) -> list[str]:
+def odd(rows: Rows, batch_size: int, model: ModelOf = UNKNOWN) -> list[str]:
     """What somebody should know before minutes are spent."""
-    found = []
+    found, image_size, one = [], model.image_size, "clip" if model.reads_clips else "image"
     if len(rows) < FEW:
-        few = "1 image is" if len(rows) == 1 else f"{len(rows)} images are"
+        few = f"1 {one} is" if len(rows) == 1 else f"{len(rows)} {one}s are"
         found.append(f"{few} very few: a model learns them by heart, and nothing of others")
     if 0 < len(rows) < batch_size:
         times = batch_size / len(rows)
         found.append(
-            f"train.batch_size={batch_size} is larger than the data: each step sees every image {times:.1f} times"
+            f"train.batch_size={batch_size} is larger than the data: each step sees every {one} {times:.1f} times"
         )
     sides = sorted(side for i in range(min(5, len(rows))) if (side := short_side(rows[i].get("image"))))
     if sides and image_size and sides[len(sides) // 2] >= SMALLER * image_size:

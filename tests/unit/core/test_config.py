@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BeforeValidator, Field, model_validator
 
+from nextembed import recipes
 from nextembed.core.code import load_from_file, one_command, trusting
 from nextembed.core.config import (
     Config,
@@ -339,3 +340,22 @@ def test_mistakes_in_the_users_file(
 def test_own_kind_must_be_a_part(tmp_path: Path) -> None:
     (tmp_path / "not_a_part.py").write_text("class Mine: pass\n")
     assert "is not a nextembed Part class" in message(f"objective={{kind: {tmp_path}/not_a_part.py:Mine}}")
+
+
+@pytest.mark.parametrize(
+    "word", ["1e5", "1.50", "007", "on", "1_000", "2024-01-01", "0x10", "true", "no", "1:30", "+5", "1e", "a #1"]
+)
+def test_text_settings_are_the_characters_typed(word):
+    config = apply_overrides(
+        recipes.nepa_demo(), [f"data.source={word}", f"data.split_column={word}", "train.max_steps=3"]
+    )
+    assert (config.data.source, config.data.split_column) == (word, word) and config.train.max_steps == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("optim.learning_rate=1e-3", 1e-3), ("train.max_steps=5", 5), ("data.label_column=null", None)]
+)
+def test_numbers_and_null_stay_what_they_are(word, value):
+    config = apply_overrides(recipes.nepa_demo(), [word])
+    part, _, name = word.partition("=")[0].partition(".")
+    assert dict(dict(config)[part])[name] == value

@@ -12,6 +12,7 @@ from nextembed.data.archives import Member, read_member, refer, samples, tar_mem
 from nextembed.data.origins import find_origin
 from nextembed.data.record import Folder
 from nextembed.data.sources import ImageData
+from nextembed.data.tar_tables import notes_of_archives
 from nextembed.data.transforms import Unreadable
 from nextembed.errors import ConfigError, DataError
 
@@ -177,3 +178,21 @@ def test_a_folder_of_another_split_in_a_tar_is_never_trained_on(tmp_path: Path, 
     assert len(ImageData(source=str(path), folders="classes").rows("train")) == 8
     one = tar(tmp_path / "train.tar", {name: data for name, data in names.items() if name.startswith("train/")})
     assert len(ImageData(source=str(one)).rows("train")) == 4
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_members_without_an_ending_are_read_by_content_or_named(tmp_path, pictures, streaming):
+    files = {"cat/1": pictures["JPEG"], "cat/2.png": pictures["PNG"], "dog/3": pictures["PNG"], "README": b"hello",
+             ".hidden": b"x", "__MACOSX/x": b"x"}  # fmt: skip
+    data = ImageData(source=str(tar(tmp_path / "a.tar", files)), streaming=streaming)
+    found = data.summary("train")
+    assert found.used == (None if streaming else 3) and data.class_names() == ["cat", "dog"]
+    left = [note for note in found.notes if "left out" in note]
+    assert left == ([] if streaming else ["1 file is left out, for no ending says what they hold (first: README)"])
+
+
+def test_folders_that_are_no_classes_are_said(tmp_path, pictures):
+    files = {"cat/1.jpg": pictures["JPEG"], "cat/1.npy": b"x", "dog/2.jpg": pictures["JPEG"], "dog/2.xyz": b"y"}
+    origin = find_origin(str(tar(tmp_path / "a.tar", files)))
+    (note,) = notes_of_archives(origin)
+    assert note == "the folders in the archives are no classes, for they hold files of other kinds, too (.npy)"

@@ -387,3 +387,14 @@ def test_pictures_of_emoji_move_in_training_alone() -> None:
     for split, same in (("validation", True), ("test", True), ("train", False)):
         pairs = zip(pictures(still, split), pictures(moving, split), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs) == same
+
+
+@pytest.mark.parametrize(
+    ("last", "after"), [("system", "be brief"), ("user", " [USER]: and now?")], ids=["system", "user"]
+)
+def test_what_follows_the_last_answer_is_no_target_and_closes_it(last, after):
+    words = {"system": "be brief", "user": "and now?"}[last]
+    turns = [(role, [{"kind": "text", "value": value, "loss": True}])
+             for role, value in (("user", "hi"), ("assistant", "yes"), (last, words))]  # fmt: skip
+    said = [(segment["value"], segment["loss"]) for segment in render(turns, "[USER]", "[ASSISTANT]")]
+    assert said == [("[USER]: hi [ASSISTANT]:", False), (" yes", True), ("</s>", True), (after, False)]

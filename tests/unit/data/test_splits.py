@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nextembed.core.types import Loading
-from nextembed.data.listing import listed
+from nextembed.data.grouping import by_folders, by_names
+from nextembed.data.listing import File, listed
 from nextembed.data.naming import Part, parse_split, split_of
 from nextembed.data.origins import Rules, find_origin, find_table
 from nextembed.data.pairs import TextData
@@ -376,3 +377,32 @@ def test_several_labels_of_an_image_are_no_class(tmp_path, make_picture, encode)
     assert ImageData(source=str(tmp_path / "a.parquet")).class_names() == []
     with pytest.raises(ConfigError, match="'labels' holds several values an image"):
         ImageData(source=str(tmp_path / "a.parquet"), label_column="labels").rows("train")
+
+
+# -- names whose words are not parted
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        (["mnisttrain.parquet", "mnisttest.parquet"], {"train": 1, "test": 1}),
+        (["digitstrain.csv", "digitsval.csv", "digitstest.csv"], {"train": 1, "validation": 1, "test": 1}),
+        (["MNISTtrain.jsonl", "MNISTtest.jsonl"], {"train": 1, "test": 1}),
+        (["contest.parquet", "latest.parquet"], {"train": 2}),  # words of their own
+        (["interval.parquet", "retrain.parquet"], {"train": 2}),
+        (["amnisttrain.parquet", "bmnisttest.parquet"], {"train": 2}),
+    ],
+)
+def test_splits_whose_words_are_not_parted_tell_of_each_other(names: list[str], wanted: dict[str, int]) -> None:
+    groups, unclear, left_out = by_names([File(name, name, "parquet") for name in names], None)
+    assert {split: len(files) for split, files in groups.items()} == wanted and not unclear and not left_out
+
+
+def test_folders_whose_words_are_not_parted_are_splits_too() -> None:
+    files = [File(f"{split}/{name}/1.png", f"{split}{name}", "image")
+             for split in ("mnisttrain", "mnisttest") for name in ("7", "8")]  # fmt: skip
+    groups, classes, _ = by_folders(files, None, None)
+    assert {split: len(found) for split, found in groups.items()} == {"train": 2, "test": 2}
+    assert set(classes.values()) == {"7", "8"}
+    alone, classes, _ = by_folders([file for file in files if "train" in file.name], "classes", None)
+    assert list(alone) == ["train"]

@@ -9,9 +9,16 @@ import pytest
 from PIL import Image
 
 from nextembed.core.files import next_folder
+from nextembed.data.mixture import Mixture
 from nextembed.data.pairs import TextData
 from nextembed.data.sources import ImageData
-from nextembed.training.banner import Pace, busy, class_words, found_data, minutes, odd, place_line, short_side
+from nextembed.errors import DataError
+from nextembed.models.nepa.settings import NepaModel
+from nextembed.run import reads_clips
+from nextembed.toys.emoji_documents import EmojiDocuments
+from nextembed.toys.moving_stamps import MovingStamps
+from nextembed.training.banner import ModelOf, Pace, busy, class_words, found_data, minutes, odd, place_line, short_side
+from nextembed.training.folder import opened
 
 
 def test_the_place_says_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +73,7 @@ def test_times(seconds: float, words: str) -> None:
 )
 def test_what_is_odd(num: int, side: int, batch: int, size: int | None, words: list[str]) -> None:
     rows = [{"image": Image.new("L", (side + 10, side))}] * num
-    found = odd(rows, batch, size)
+    found = odd(rows, batch, ModelOf(size))
     assert [line[: len(word)] for line, word in zip(found, words, strict=True)] == words
 
 
@@ -84,10 +91,10 @@ def test_the_data_are_counted(tmp_path: Path) -> None:
             (tmp_path / role / name).mkdir(parents=True)
             for i in range(num):
                 Image.new("RGB", (20, 20), (i, 9, 9)).save(tmp_path / role / name / f"{i}.png")
-    first, *others = found_data(ImageData(source=str(tmp_path), num_workers=0), 4, 16)[0]
+    first, *others = found_data(ImageData(source=str(tmp_path), num_workers=0), 4, ModelOf(16))[0]
     assert first.endswith(": 6 images for training in 2 classes (cats, dogs); validation 4; test none")
     assert others == ["         6 images are very few: a model learns them by heart, and nothing of others"]
-    (line,) = found_data(TextData(source="glosses"), 4, None)[0]
+    (line,) = found_data(TextData(source="glosses"), 4)[0]
     assert line.startswith("Data:    glosses: ") and line.endswith(" documents for training")
 
 
@@ -115,3 +122,25 @@ def test_what_takes_long_is_said() -> None:
     with busy("quick", said.append, after=5.0):
         pass
     assert "quick ..." not in said
+
+
+def test_clips_are_called_clips(tmp_path: Path) -> None:
+    data = MovingStamps(num_clips=3, num_validation=2, num_test=1)
+    (first, *others), counts = found_data(data, 4, ModelOf(32, reads_clips=True))
+    assert first.startswith("Data:    moving_stamps: 3 clips for training in 8 classes") and counts.what == "clips"
+    assert "3 clips are very few" in others[0] and "sees every clip 1.3 times" in others[1]
+    assert reads_clips(NepaModel(num_frames=8, num_attention_heads=4, hidden_size=48, image_size=32, patch_size=8))
+    assert not reads_clips(NepaModel(hidden_size=48, num_attention_heads=4, image_size=32, patch_size=8))
+
+
+def test_a_mixture_names_its_sources(tmp_path: Path) -> None:
+    data = Mixture(sources=[TextData(source="glosses"), EmojiDocuments()])
+    (line, *_), counts = found_data(data, 4)
+    assert line.startswith("Data:    a mixture of glosses, emoji: ") and counts.what == "documents"
+
+
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="damaged"), opened(tmp_path / "runs/mine", resume=False) as folder:
+        (folder / "skipped.jsonl").write_text("")
+        raise DataError("damaged")
+    assert not (tmp_path / "runs/mine").exists()
