@@ -15,6 +15,7 @@ from .core.run_folder import DataCounts
 from .core.sizes import building
 from .core.types import Backbone, Loading
 from .data.draws import DrawnEncode, drawing
+from .data.images import ImagePart
 from .data.stream import advance
 from .errors import ConfigError
 from .models.nepa.settings import NepaClassifier, NepaModel
@@ -37,6 +38,7 @@ from .training.banner import (
     step_seconds,
 )
 from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
+from .training.drawing import Drawings
 from .training.folder import opened
 from .training.loop import Judges, Loop, Source
 from .training.memory import check_memory
@@ -194,7 +196,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         run_dir,
         Source(loader, advance, loader.num_rows, loader.facts, loader.shares),
         config.seed,
-        Judges([records, progress, Pace(progress.say)], probe, task.metric),
+        Judges([records, progress, Pace(progress.say), *drawings(config, objective, run_dir)], probe, task.metric),
         part.processor(),
     )
     if (why := model.inexact()) and loop.num_micro_batches * distributed.world_size() > 1:
@@ -204,6 +206,14 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         progress.say(words)
     announce(length_line(loop))
     return Ready(loop, progress, backbone, checkpoint, trained, counts)
+
+
+def drawings(config: RunConfig, objective: Objective, run_dir: Path) -> list[Drawings]:
+    """What draws images during training, where that costs little: sharded weights would have to be gathered for it,
+    compiled ones compiled again."""
+    if not objective.generates or config.train.fsdp or config.train.compile or not isinstance(config.data, ImagePart):
+        return []
+    return [Drawings(run_dir, config.train.save_steps, config.data.mean, config.data.std)]
 
 
 def size_of(part: ModelPart) -> int | None:

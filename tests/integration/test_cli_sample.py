@@ -191,3 +191,13 @@ def test_what_cannot_be_measured_is_one_line(run: Run, classifier: Path, capsys,
     assert main(["evaluate", str(run.dir), "--task", "samples", *more]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
+
+
+def test_the_report_shows_what_is_drawn_and_given_back(run: Run, tmp_path: Path) -> None:
+    page = run.report(tmp_path / "page.html").read_text()
+    assert "<h2>Samples</h2>" in page and "Next-scale pretraining (VAR) on emoji" in page and "food &amp; drink" in page
+    assert "Nearest patches to the predictions" not in page and (run.dir / "samples" / "step-000002.png").is_file()
+    tokenizer = nextembed.fit("msvq_demo_tiny", output_dir=str(tmp_path))
+    page = (tokenizer.dir / "report.html").read_text()
+    assert "Images that come back" in page and "Image tokenizer on emoji" in page and "3 x 3" in page
+    assert "Attention maps" not in page  # its model is not trained

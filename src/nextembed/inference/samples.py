@@ -16,9 +16,8 @@ from ..core.types import IGNORE_LABEL, Backbone, Role
 from ..data.images import EvalSamples, ImagePart
 from ..errors import ConfigError, NotGenerative, unknown
 from ..evaluation.features.encoder import preprocessing_of
-from ..models.loading import load_model
+from ..evaluation.generators import open_generator
 from ..models.nepa import ViTNepaConfig
-from ..objectives.saved import objective_of
 from ..toys.kinds import DATA
 
 GAP = 2  # pixels between the images of a sheet
@@ -47,21 +46,12 @@ class Sampler:
 
     def __init__(self, path: str | Path, weights: str | None = None, device: str | None = None):
         saved = find_saved(path)
-        averaged = weights is None and "ema" in saved.folders
-        folder = saved.folder("ema" if averaged else weights)
         values = read_config(saved.run) if saved.run else {}
-        self.model = load_model(folder, device=device)
-        objective = objective_of(folder, self.model)
-        if averaged and objective is not None and not objective.averages:  # heads that do not fit averaged weights
-            averaged, folder = False, saved.folder()
-            self.model = load_model(folder, device=device)
+        self.model, objective, self.weights, folder = open_generator(saved, weights, device)
         if objective is None or not objective.generates or not isinstance(self.model.config, ViTNepaConfig):
             kind = (values.get("objective") or {}).get("kind") or "of this model"
             raise NotGenerative(f"{path}: objective {kind} draws no images")
         self.objective: Objective = objective
-        self.weights = "ema" if averaged else weights or next(iter(saved.folders))
-        alone = weights is None and saved.run is None  # nobody knows which these are
-        objective.draws_averaged = self.weights == "ema" or alone
         self.pixels = preprocessing_of(self.model.config, saved.run, folder)
         self._data: object = values.get("data")
         self._config = None if saved.run is None else saved.run / "config.yaml"

@@ -22,6 +22,16 @@ from .page import head, percent, value_of, verdict_card
 from .pictures import Scene, Tiles, build_scene, heat, neighbours, ranks, striking
 from .view import RunView
 
+KINDS = {
+    "": "Next-embedding pretraining",
+    "next_embedding": "Next-embedding pretraining",
+    "latent_decoder": "Latent decoder",
+    "tokenizer": "Image tokenizer",
+    "llamagen": "Next-code pretraining (LlamaGen)",
+    "var": "Next-scale pretraining (VAR)",
+    "mar": "Masked autoregression (MAR)",
+}
+GENERATIVE = ("llamagen", "var", "mar")  # whose hidden states are no predictions of the latents of an image's pixels
 NUM_IMAGES = 128  # drawn from validation: the pool in which patches are looked up
 NUM_INSIDE = 4  # of which the inside is shown
 NUM_SHOWN = 4  # with similarity maps
@@ -103,12 +113,14 @@ def header(view: RunView, looked: Looked | None) -> str:
         facts.append((f"{size} / {patch} px", f"image / patch, {(size // patch) ** 2} patches"))
     if view.probes and (best := view.probes.best()):
         facts.append((percent(value_of(best)), f"best {TITLES[best.probe].lower()}"))
-    task = "Latent decoder" if is_decoder(view) else "Next-embedding pretraining"
+    task = KINDS.get(view.settings.objective.kind, "Pretraining")
     return head(view, f"{task} on {view.settings.data.source or 'its data'}", verdict_card(view), facts)
 
 
 def pictures(view: RunView, looked: Looked) -> str:
     """What it predicts, what the predictions look like, where it looks, and what goes on inside."""
+    if view.settings.objective.kind in GENERATIVE:
+        return ""
     tiles = Tiles(looked.scene)
     inside = inside_sections(looked.inside, looked.inside_images, tiles)
     if is_decoder(view):  # its model is shown in the report of the run that trained it

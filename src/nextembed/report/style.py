@@ -73,7 +73,7 @@ image, .patch { image-rendering: pixelated; }
 .attention { display: grid; gap: 6px; align-items: center; min-width: 720px; }
 .attention .name { font-size: .75rem; color: var(--soft); text-align: center; }
 .inside { display: grid; gap: 7px; } .inside .name { font-size: .75rem; color: var(--soft); text-align: center;
-  align-self: end; line-height: 1.25; }
+  align-self: end; line-height: 1.25; } .inside .side { align-self: center; }
 .read { display: block; width: 100%; height: auto; border-radius: 6px; image-rendering: pixelated; }
 ul.soft { padding-left: 1.2em; margin: 8px 0 0; max-width: 100ch; }
 .found { display: grid; grid-template-columns: minmax(72px, 1.6fr) minmax(40px, 1fr) 6px repeat(6, minmax(36px, 1fr));

@@ -2,27 +2,32 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ..core import distributed
 from ..core.config import Part
 from ..core.objective import Objective, ReadFeatures
-from ..core.pretrained import ModelT
+from ..core.pretrained import ModelT, load_pretrained
 from ..core.probe_table import ProbeTable, sentence
 from ..core.run_folder import TEACHER
-from ..core.types import IGNORE_LABEL, Encodes
+from ..core.types import IGNORE_LABEL, Backbone, Encodes
+from ..data.images import ImagePart
 from ..errors import ConfigError, DataError, NextEmbedError
+from ..evaluation.generators import open_generator
 from ..evaluation.probes.records import segment_data
 from ..evaluation.probes.samples import load_data
 from ..evaluation.probes.sweep import ProbeConfig, ProbeData, QuickProbe, sweep
 from ..models.omni import OmniForPreTraining
 from ..objectives.latent_decoder import FOLDER, load_decoder
 from ..objectives.saved import load_objective, objective_beside, objective_of
-from ..report import page, prediction
+from ..objectives.tokenizer import FOLDER as TOKENIZER
+from ..objectives.tokenizer import load_tokenizer
+from ..report import generated, page, prediction
 from ..report.view import RunView, looking
+from ..training.drawing import FOLDER as SAMPLES
 from ..training.watch import Probe, Say
 from .base import OpenRun, RunSettings, Task, register
 
@@ -67,6 +72,9 @@ class Pretraining(Task):
         looked: prediction.Looked | None = None
         for decoder in decoders:
             load_decoder(decoder)  # a wrong name is an error, not a remark on the page
+        made = generated_sections(view, run)
+        if view.settings.objective.kind == TOKENIZER:  # its model is neither read nor trained
+            return [prediction.header(view, None), page.missing(view), page.curves(view), page.warnings(view), made]
         try:
             with looking(run.dir):
                 model = run.model(device="cpu", attn_implementation="eager")
@@ -89,6 +97,7 @@ class Pretraining(Task):
             page.probes(view),
             page.curves(view),
             page.warnings(view),
+            made,
             prediction.pictures(view, looked) if looked is not None else "",
         ]
 
@@ -100,6 +109,36 @@ class Pretraining(Task):
         name = TEACHER if TEACHER in run.saved().folders else "model"
         plain = f'import nextembed, transformers; transformers.AutoModel.from_pretrained("{folder}/{name}")'
         return run.config.objective.usage(folder) or plain
+
+
+def generated_sections(view: RunView, run: OpenRun) -> str:
+    """What a tokenizer gives back, or what an objective draws; empty for others."""
+    try:
+        with looking(run.dir):
+            return _generated(view, run)
+    except NextEmbedError as err:
+        view.missing.append(f"Generated images are left out: {err}.")
+        return ""
+
+
+def _generated(view: RunView, run: OpenRun) -> str:
+    is_tokenizer = view.settings.objective.kind == TOKENIZER
+    saved = run.saved()
+    if not is_tokenizer and objective_beside(saved.folder()) is None:
+        return ""
+    data = run.source()
+    if not isinstance(data, ImagePart):
+        return ""
+    if is_tokenizer:
+        config = load_pretrained(AutoConfig, saved.folder())
+        pixels, split = prediction.images_of(data, config)
+        found = generated.give_back(load_tokenizer(run.dir), pixels, data.mean, data.std)
+        return generated.reconstructions(found, split)
+    model, objective, _, _ = open_generator(saved, device="cpu")
+    if objective is None or not objective.generates:
+        return ""
+    rows = generated.draw_rows(objective, cast(Backbone, model), data.class_names(), data.mean, data.std)
+    return generated.samples(rows, generated.from_training(run.dir / SAMPLES, model.config.image_shape))
 
 
 def probe(
