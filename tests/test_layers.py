@@ -23,7 +23,8 @@ ROWS = [
     ["run"],
     ["recipes", "planning"],
     ["comparison"],  # above recipes: what is compared is named by them
-    ["cli", "studio"],
+    ["studio"],
+    ["cli"],  # above the studio: one of the commands starts it
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 ONLY = {"data": {"core", "errors", "modalities"}, "objectives": {"core", "errors", "nn", "modalities"}}

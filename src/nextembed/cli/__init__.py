@@ -7,7 +7,7 @@ answer at once.
 
 # They register themselves; --help lists them in this order.
 from . import train, compare, plan, evaluate, shard, features, search  # noqa: F401, I001
-from . import generate, sample, chat, visualize, export, share, doctor  # noqa: F401
+from . import generate, sample, chat, visualize, studio, export, share, doctor  # noqa: F401
 from .app import app, main
 
 __all__ = ["app", "main"]

@@ -1,0 +1,118 @@
+"""Runs: all of them, live, and the chosen ones over each other."""
+
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+from urllib.parse import quote
+
+import gradio as gr
+
+from ...errors import NextEmbedError, NotGenerative
+from ...inference.samples import Sampler, sheet
+from ..curves import Drawn, curves
+from ..runs_page import details, log, probes, table
+from ..shared import Shared
+from ..snippets import runs_python
+from ..ui import charts, empty, fragment, listen, python, sent
+
+MOST = 8  # runs over each other: as many as there are colours
+Shown = tuple[str, list[Drawn], str, str, str, str]
+
+
+def shown(shared: Shared, chosen: Sequence[str]) -> Shown:
+    """List, curves, details, probes, log and Python of the chosen runs as they are now."""
+    views, broken = shared.reader.views()
+    states = shared.reader.states(views)
+    own = {name: views[name] for name in chosen if name in views}
+    place = str(next(iter(own.values())).dir) if own else "runs/nepa_demo"
+    return (
+        table(views, states, list(own), broken, shared.folders.look().left_out),
+        curves({name: view.history for name, view in own.items()}),
+        details(own, states),
+        probes(own) if own else empty("Choose runs above."),
+        log(own),
+        runs_python(place),
+    )
+
+
+def toggled(chosen: Sequence[str], name: str) -> list[str]:
+    """The chosen runs after a click on one; the oldest goes where there are too many."""
+    return [one for one in chosen if one != name] if name in chosen else [*chosen, name][-MOST:]
+
+
+def first_choice(shared: Shared) -> list[str]:
+    """What is shown at the start: the run that was written last."""
+    views, _ = shared.reader.views()
+    return list(views)[:1]
+
+
+def frame(chosen: Sequence[str]) -> str:
+    """The report of the run that was chosen last, as a frame of the page."""
+    if not chosen:
+        return empty("Choose a run above.")
+    address = f"studio/report?run={quote(chosen[-1])}"
+    return f'<iframe src="{address}" title="Report of {escape(chosen[-1], quote=True)}" sandbox=""></iframe>'
+
+
+def drawn(shared: Shared, chosen: Sequence[str], num: float, seed: float) -> tuple[object, str]:
+    """New images from the run that was chosen last, and a line about them."""
+    if not chosen:
+        return None, "Choose a run above."
+    place = shared.folders.get("run", chosen[-1])
+    try:
+        sampler = shared.models.get(("sampler", str(place)), lambda: Sampler(place), chosen[-1])
+        labels = sampler.labels(int(num))
+        return sheet(sampler(labels, seed=int(seed))), f"{len(labels)} new images of {chosen[-1]}, seed {int(seed)}"
+    except NotGenerative as err:
+        return None, f"No new images: {err}. Its report shows what it predicts."
+    except NextEmbedError as err:
+        return None, f"No new images: {err}"
+
+
+def build(shared: Shared) -> None:
+    """The panel, in the tab that is open."""
+    chosen, before = gr.State([]), gr.State(())
+    rows = fragment()
+    with gr.Tabs():
+        with gr.Tab("Curves"):
+            about, plots = fragment(), charts()
+        with gr.Tab("Probes"):
+            grid = fragment()
+        with gr.Tab("Samples"):
+            with gr.Row(equal_height=True):
+                num = gr.Slider(1, 64, 16, step=1, label="Images")
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
+                draw = gr.Button("Draw new images", variant="primary")
+            line = gr.Markdown("For runs whose objective draws images; others show what they predict in their report.")
+            picture = gr.Image(show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"])
+        with gr.Tab("Log and data"):
+            lines = fragment()
+        with gr.Tab("Report") as report:
+            page = gr.HTML(elem_classes=["nx-frame"])
+    code = python(runs_python("runs/nepa_demo"))
+    outputs = [rows, plots, about, grid, lines, code]
+
+    def refresh(names: list[str], last: tuple[object, ...]) -> list[object]:
+        now = shown(shared, names)
+        same = [gr.skip() if i < len(last) and last[i] == hash(repr(one)) else one for i, one in enumerate(now)]
+        return [tuple(hash(repr(one)) for one in now), *same]
+
+    def choose(names: list[str], event: gr.EventData) -> list[object]:
+        _, name = sent(event)
+        names = toggled(names, name)
+        now = shown(shared, names)
+        return [names, tuple(hash(repr(one)) for one in now), *now]
+
+    def start() -> list[object]:
+        names = first_choice(shared)
+        now = shown(shared, names)
+        return [names, tuple(hash(repr(one)) for one in now), *now]
+
+    everything = [chosen, before, *outputs]
+    listen(shared.page.load, start, None, everything)
+    clicked = listen(rows.select, choose, [chosen], everything)
+    listen(clicked.then, frame, [chosen], [page])
+    listen(report.select, frame, [chosen], [page])
+    timer = gr.Timer(shared.settings.refresh_seconds)
+    listen(timer.tick, refresh, [chosen, before], [before, *outputs])
+    listen(draw.click, partial(drawn, shared), [chosen, num, seed], [picture, line], heavy=True)

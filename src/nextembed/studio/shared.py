@@ -1,0 +1,21 @@
+"""What all panels share: the folders, the runs, the models in memory, and the page that they stand in."""
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+from .folders import Folders
+from .models import Models
+from .reading import Reader
+from .settings import StudioSettings
+
+
+@dataclass
+class Shared:
+    """page: the gradio page that is being built."""
+
+    settings: StudioSettings
+    folders: Folders
+    reader: Reader
+    models: Models
+    page: gr.Blocks

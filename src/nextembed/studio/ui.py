@@ -1,0 +1,110 @@
+"""Parts of the page that all panels use, and what turns an error into one line in it."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import ParamSpec, TypeVar
+
+import gradio as gr
+from gradio.components import Component
+from gradio.events import Dependency
+
+from ..core.files import first_line
+from ..core.sizes import too_large
+from ..errors import NextEmbedError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def fragment(value: str = "") -> gr.HTML:
+    """HTML with the styles of the reports; an element with data-send triggers `select` with its name and value."""
+    return scripted("nextembed.page(element, props, watch, (name, data) => trigger('select', data))", value)
+
+
+def charts() -> gr.HTML:
+    """Cards of curves; its value is a list of `curves.Drawn`."""
+    return scripted("nextembed.charts(element, props, watch)", [], "nx-charts")
+
+
+def scripted(script: str, value: object, style: str = "") -> gr.HTML:
+    """A part of the page that a script draws from its value, which is plain values."""
+    return gr.HTML(
+        value, html_template='<div class="nx"></div>', js_on_load=script, apply_default_css=False, elem_classes=[style]
+    )
+
+
+def listen(
+    event: Callable[..., Dependency],
+    function: Callable[..., object],
+    inputs: list[Component] | None = None,
+    outputs: list[Component] | None = None,
+    heavy: bool = False,
+) -> Dependency:
+    """Calls a function at an event; its errors are one line in the page. heavy: it uses a model; one works at a time,
+    and the page shows that it does."""
+    handler = in_one_line(function)
+    if heavy:
+        return event(handler, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
+    return event(
+        handler, inputs, outputs, concurrency_limit=16, show_progress="hidden", api_visibility="private", queue=True
+    )
+
+
+def sent(event: gr.EventData) -> tuple[str, str]:
+    """Name and value of what was clicked in a fragment."""
+    data = event._data if isinstance(event._data, dict) else {}
+    return str(data.get("name", "")), str(data.get("value", ""))
+
+
+def python(text: str) -> gr.Code:
+    """The Python that does the same, to be copied."""
+    with gr.Accordion("The same in Python", open=False):
+        return gr.Code(text, language="python", interactive=False, show_label=False, buttons=["copy"])
+
+
+def said(err: Exception) -> str:
+    """An error as one line for the page."""
+    if isinstance(err, NextEmbedError):
+        return " ".join(str(err).split())[:500]
+    if isinstance(err, MemoryError) or too_large(err) or type(err).__name__ == "OutOfMemoryError":
+        return "too large for this machine's memory"
+    return f"unexpected {type(err).__name__}: {first_line(err)[:300]}"
+
+
+def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
+    """A handler whose errors are one line in the page, and no traceback in the terminal."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def generator(*args: P.args, **kwargs: P.kwargs) -> Iterator[object]:
+            try:
+                yield from function(*args, **kwargs)
+            except gr.Error:
+                raise
+            except Exception as err:
+                raise refusal(err) from None
+
+        return generator  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def handler(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as err:
+            raise refusal(err) from None
+
+    return handler
+
+
+def refusal(err: Exception) -> gr.Error:
+    """What gradio shows of an error."""
+    return gr.Error(escape(said(err)), duration=12, print_exception=False, title="This did not work")
+
+
+def empty(text: str) -> str:
+    """What stands where there is nothing yet."""
+    return f'<div class="empty">{escape(text)}</div>'

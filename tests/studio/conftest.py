@@ -1,0 +1,113 @@
+"""The studio served to tests, and a browser to look at it."""
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gradio", reason="the extra `studio` is not installed")
+
+import uvicorn
+
+from nextembed.studio.folders import Folders
+from nextembed.studio.server import listen, make_app
+from nextembed.studio.settings import StudioSettings
+
+from . import material
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextlib.contextmanager
+def served(paths: list[Path], token: str | None = None, **settings: object) -> Iterator[str]:
+    """The address of a studio while the block runs."""
+    sock = listen("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    app = make_app(Folders(paths), StudioSettings(refresh_seconds=0.5, **settings), token)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny runs of each kind; read only."""
+    base = tmp_path_factory.getbasetemp()
+    return material.make((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "studio-material")
+
+
+@pytest.fixture(scope="session")
+def studio(runs: Path) -> Iterator[str]:
+    with served([runs]) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with playwright.sync_playwright() as play:
+        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class Watched:
+    """A page, and what went wrong in it: errors of the console, and requests to anywhere else."""
+
+    def __init__(self, browser, address: str, **options: object):
+        self.address, self.wrong = address, []
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.page.on("console", lambda said: self.wrong.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("request", self._request)
+
+    def _request(self, request) -> None:
+        if not request.url.startswith((self.address, "data:", "blob:")):
+            self.wrong.append(f"asked {request.url}")
+
+    def open(self, tab: str = "") -> "Watched":
+        self.page.goto(self.address)
+        self.page.wait_for_selector("table.runs, .empty")
+        if tab:
+            self.page.get_by_role("tab", name=tab, exact=True).click()
+        return self
+
+
+@pytest.fixture
+def watch(browser, studio: str) -> Iterator[object]:
+    """Opens pages; at the end none of them has an error in its console."""
+    pages: list[Watched] = []
+
+    def new(tab: str = "", address: str = studio, **options: object) -> Watched:
+        pages.append(Watched(browser, address, **options))
+        return pages[-1].open(tab)
+
+    yield new
+    for page in pages:
+        page.context.close()
+        assert page.wrong == []
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]

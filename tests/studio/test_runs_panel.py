@@ -1,0 +1,116 @@
+"""The panel of runs, in a browser."""
+
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from nextembed.core.files import acquire
+from nextembed.studio.snippets import runs_python
+
+from .conftest import served
+
+
+def test_runs_curves_and_what_differs(watch) -> None:
+    page = watch().page
+    rows = page.locator("table.runs tbody tr")
+    rows.nth(1).wait_for()
+    assert rows.count() == 2 and page.locator(".state.finished").count() >= 2
+    page.locator(".nx-plot .scatterlayer .trace").first.wait_for()
+    assert page.locator("figure h3").first.text_content() == "Loss"
+    page.get_by_role("button", name="nepa", exact=True).click()
+    page.get_by_text("What differs").wait_for()
+    assert "optim.learning_rate" in page.locator("table.differs").text_content()
+    assert page.locator("figure").first.locator(".nx-chip").count() == 2  # one curve a run
+    page.locator("figure").first.locator(".trace").nth(1).wait_for()
+    page.get_by_role("tab", name="Probes").click()
+    page.locator("td.cell.best").first.wait_for()
+    page.get_by_role("tab", name="Log and data").click()
+    page.get_by_role("heading", name="Log").first.wait_for()
+
+
+def test_the_report_is_served_and_framed(watch) -> None:
+    page = watch().page
+    page.get_by_role("tab", name="Report").click()
+    frame = page.frame_locator("iframe")
+    frame.get_by_text("Written by").wait_for()
+
+
+def test_samples_says_what_a_run_cannot_do(watch) -> None:
+    page = watch().page
+    page.get_by_role("tab", name="Samples").click()
+    page.get_by_role("button", name="Draw new images").click()
+    page.get_by_text("draws no images").wait_for()
+
+
+def test_rows_sort_by_keyboard(watch) -> None:
+    page = watch().page
+    head = page.locator("table.runs th button").first
+    head.wait_for()
+    head.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("table.runs tbody .name").all_text_contents() == ["faster", "nepa"]
+    page.keyboard.press("Enter")
+    assert page.locator("table.runs tbody .name").all_text_contents() == ["nepa", "faster"]
+    row = page.get_by_role("button", name="nepa", exact=True)
+    before = row.get_attribute("aria-pressed")
+    row.focus()
+    page.keyboard.press("Space")
+    page.wait_for_function("before => document.querySelector('.nx').shadowRoot.querySelector('[data-value=nepa]')"
+                           ".getAttribute('aria-pressed') !== before", arg=before)  # fmt: skip
+
+
+def test_a_run_that_another_process_writes(watch, tmp_path: Path) -> None:
+    run = tmp_path / "live"
+    run.mkdir()
+    (run / "config.yaml").write_text("name: live\nobjective: {kind: next_embedding}\ntrain: {max_steps: 100}\n")
+    lock = acquire(run / ".lock", "busy")
+
+    def log(step: int) -> None:
+        line = {"step": step, "samples_seen": 8 * step, "loss": 1 / step, "images_per_second": 16.0}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    log(1)
+    with served([tmp_path]) as address:
+        page = watch(address=address).page
+        page.get_by_text("1 of 100").first.wait_for()
+        assert page.locator(".state.running").count() > 0
+        for step in (2, 3, 4):
+            log(step)
+        page.get_by_text("4 of 100").first.wait_for()  # nobody asked for it
+        page.get_by_text("about 4").first.wait_for()
+        page.wait_for_function("document.querySelector('.nx-plot').data[0].x.length === 4")
+        lock.close()
+        page.locator(".state.failed").first.wait_for()
+        assert "nothing was saved" in page.locator("td.why").first.text_content()
+        assert page.locator("figure").count() >= 1
+        page.context.close()
+
+
+def test_two_users_choose_for_themselves(watch) -> None:
+    one, other = watch().page, watch().page
+    for page in (one, other):
+        page.locator("table.runs tbody tr").nth(1).wait_for()
+    one.get_by_role("button", name="nepa", exact=True).click()
+    one.get_by_text("What differs").wait_for()
+    other.wait_for_timeout(1200)  # two refreshes
+    assert other.get_by_text("What differs").count() == 0
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_has_no_sideways_scrolling(watch, dark: bool) -> None:
+    page = watch(viewport={"width": 390, "height": 844}, color_scheme="dark" if dark else "light").page
+    page.locator("figure").first.wait_for()
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")
+    light = page.evaluate("getComputedStyle(document.body).getPropertyValue('--page')").strip()
+    assert light == ("#10141a" if dark else "#f6f7f9")
+
+
+def test_the_python_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    before = threading.active_count()
+    names: dict[str, object] = {}
+    exec(compile(runs_python(str(runs / "nepa")), "runs", "exec"), names)
+    assert names["curve"] and names["best"] is not None and Path(str(names["page"])).is_file()
+    assert " - " in capsys.readouterr().out and threading.active_count() == before
