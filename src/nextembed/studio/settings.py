@@ -8,8 +8,8 @@ from ..core.config import Config
 class StudioSettings(Config):
     """Where the studio is served, and how much it takes.
 
-    host: address that it listens on; any but a loopback one asks for the token of the printed link.
-    port: that it listens on; 0 takes a free one.
+    host: address to listen on; any but a loopback one asks for the token of the printed link.
+    port: to listen on; 0 takes a free one.
     refresh_seconds: between looks at the runs.
     max_models: models that are kept in memory; the one that was not used for longest goes first.
     max_upload_mb: size of a file that is dropped, in megabytes.
