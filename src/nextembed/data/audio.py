@@ -11,6 +11,8 @@ from .containers import Containers
 from .transforms import Unreadable
 
 SAMPLE_RATE = 16_000  # Hz
+WHOLE = 0.9  # of what a file says it holds; codecs pad a little, and headers are often off by a few bytes
+GUESSING = {"mp3", "aac", "ac3", "amr", "wav", "caf", "w64"}  # formats whose length is that of the bytes that are there
 
 
 class AudioReader:
@@ -28,6 +30,10 @@ class AudioReader:
         data = self.files.load(sound)
         with self.files.open(data) as container:
             parts = self._decode(container)
+            said = said_seconds(container)
+        there = sum(len(part) for part in parts) / SAMPLE_RATE
+        if there and (there < WHOLE * said or riff_missing(data) > 1 - WHOLE):
+            raise Unreadable(f"the file is cut off after {there:.1f} s of sound")
         samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         if not len(samples):
             raise Unreadable("a sound without samples")
@@ -54,6 +60,25 @@ class AudioReader:
         if parts:
             parts += [mixed(part) for part in resampler.resample(None)]
         return parts
+
+
+def said_seconds(container: Any) -> float:
+    """How long a file says that its sound is; 0 where it says nothing, or only guesses from the number of its bytes."""
+    stream = container.streams.audio[0]
+    if GUESSING & set(container.format.name.split(",")):
+        return 0.0
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    alone = len(container.streams) == 1 and container.duration is not None
+    return container.duration / 1e6 if alone else 0.0
+
+
+def riff_missing(data: bytes) -> float:
+    """The share of a WAV file that is not there, by its header. One that is written as it comes says 0 or 2^32 - 1."""
+    size = int.from_bytes(data[4:8], "little")
+    if data[:4] != b"RIFF" or size in (0, 0xFFFFFFFF):
+        return 0.0
+    return max(0.0, 1 - len(data) / (size + 8))
 
 
 def mixed(frame: Any) -> np.ndarray:

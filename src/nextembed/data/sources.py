@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -90,6 +90,8 @@ class ImageData(TableSettings, ImagePart):
     def around(self) -> Found:
         found = super().around()
         notes = [f"{self._unnamed:,} images are not in {self.label_file}"] if self._unnamed else []
+        if alike := differ_by_case(self._class_names or []):
+            notes.append(f"classes whose names differ by case alone are several: {', '.join(alike)}")
         if self._unused:
             used, *others = self._unused
             notes.append(f"images are those of '{used}', not of {', '.join(others)} (data.image_column={others[0]})")
@@ -125,6 +127,14 @@ class ImageData(TableSettings, ImagePart):
             return own
         values: set[Any] = {plain_label(value, column) for value in values_of(everything, column)} - {None}
         return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
+
+
+def differ_by_case(names: Sequence[object]) -> list[str]:
+    """The names of the first classes that differ from each other by case alone."""
+    found: dict[str, list[str]] = {}
+    for name in map(str, names):
+        found.setdefault(name.casefold(), []).append(name)
+    return next((own for own in found.values() if len(own) > 1), [])
 
 
 def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> Table:

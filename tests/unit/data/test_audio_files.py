@@ -1,10 +1,13 @@
 """Sound files: every format, rate and number of channels becomes one waveform, or a clear reason."""
 
 import builtins
+import io
 
+import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sounds import film, packed, tone, wav
 
 from nextembed.data.audio import AudioReader
@@ -92,9 +95,11 @@ def test_broken_sounds_are_named(value, reason):
     assert "\n" not in str(error.value)
 
 
-def test_a_cut_file_gives_what_it_holds_or_a_reason():
+def test_a_cut_file_is_named_but_for_a_few_bytes():
     data = wav(tone(1.0))
-    assert 0 < len(read(data[: len(data) // 2])) < 16_000
+    assert 15_900 < len(read(data[:-100])) < 16_000
+    with pytest.raises(Unreadable, match=r"cut off after 0\.5 s of sound"):
+        read(data[: len(data) // 2])
     with pytest.raises(Unreadable):
         read(data[:20])
 
@@ -122,3 +127,64 @@ def test_without_pyav(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=r"pip install 'nextembed\[video\]'"):
         AudioReader()
+
+
+def container(name: str, codec: str, rate: int, seconds: float = 1.0) -> bytes:
+    """A tone of 440 Hz as PyAV writes it."""
+    tone = (0.4 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
+    file = io.BytesIO()
+    with av.open(file, "w", format=name) as out:
+        stream = out.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        context = stream.codec_context
+        change = av.AudioResampler(context.format.name, "mono", rate, frame_size=context.frame_size or None)
+        for part in (*change.resample(frame), *change.resample(None)):
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+KINDS = [("ipod", "aac", 44100), ("opus", "libopus", 48000), ("webm", "libopus", 48000), ("mp3", "libmp3lame", 44100),
+         ("flac", "flac", 44100), ("aiff", "pcm_s16be", 22050), ("caf", "pcm_s16le", 44100), ("au", "pcm_s16be", 8000),
+         ("wav", "pcm_s24le", 44100), ("wav", "pcm_u8", 11025), ("wav", "pcm_mulaw", 8000)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "codec", "rate"), KINDS)
+def test_sounds_in_any_container_are_the_tone(name: str, codec: str, rate: int) -> None:
+    samples = AudioReader().read(container(name, codec, rate))
+    assert abs(len(samples) - 16000) < 1200
+    middle = samples[4000:12000]
+    spectrum = torch.fft.rfft(middle * torch.hann_window(len(middle))).abs()
+    assert abs(int(spectrum.argmax()) * 2 - 440) <= 4 and 0.3 < float(middle.abs().max()) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"), [kind for kind in KINDS if kind[0] in ("webm", "aiff", "au", "wav")]
+)
+def test_half_a_file_is_not_used_as_if_it_were_whole(name: str, codec: str, rate: int) -> None:
+    data = container(name, codec, rate)
+    with pytest.raises(Unreadable, match=r"cut off after 0\.[56] s"):
+        AudioReader().read(data[: len(data) * 6 // 10])
+
+
+def test_odd_wav_headers_are_read() -> None:
+    wav = container("wav", "pcm_s16le", 44100)
+    at = wav.index(b"data")
+    live = wav[:4] + b"\xff" * 4 + wav[8 : at + 4] + b"\xff" * 4 + wav[at + 8 :]  # written while it was recorded
+    more = (
+        wav[:12] + b"LIST" + (10).to_bytes(4, "little") + b"INFOabcdef" + wav[12:]
+    )  # a chunk that the size leaves out
+    assert len(AudioReader().read(live)) == len(AudioReader().read(more)) == 16000
+    with pytest.raises(Unreadable, match="without samples"):
+        AudioReader().read(wav[:at] + b"data" + bytes(4))
+
+
+def test_a_picture_in_front_of_an_mp3_is_no_sound() -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "JPEG")
+    body = b"\0image/jpeg\0\x03\0" + picture.getvalue()
+    frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    size = bytes((len(frame) >> shift) & 127 for shift in (21, 14, 7, 0))
+    plain = container("mp3", "libmp3lame", 44100)
+    assert torch.equal(AudioReader().read(b"ID3\x03\0\0" + size + frame + plain), AudioReader().read(plain))

@@ -2,6 +2,7 @@
 
 import datasets
 import pytest
+from PIL import Image
 
 from nextembed.core.types import IGNORE_LABEL
 from nextembed.data.images import ImagePart
@@ -245,3 +246,17 @@ def test_validation_is_held_out_only_where_there_is_none(class_folders):
     own = ImageData(source="emoji", validation_rate=0.2)
     assert len(own.training_rows()) == len(ImageData(source="emoji").rows("train"))
     assert len(own.split_rows("validation")) == len(ImageData(source="emoji").rows("validation"))
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [(["cat", "Cat", "dog"], ["Cat", "cat"]), (["cat", "dog"], []), (["Straße", "STRASSE"], ["STRASSE", "Straße"])],
+)
+def test_classes_that_differ_by_case_alone_are_said(tmp_path, names, wanted):
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
+    data = ImageData(source=str(tmp_path))
+    found = [note for note in data.summary("train").notes if "differ by case" in note]
+    assert len(data.class_names()) == len(names)  # they are kept apart
+    assert found == [f"classes whose names differ by case alone are several: {', '.join(wanted)}"] * bool(wanted)
