@@ -130,6 +130,7 @@ class DensityHead(nn.Module):
                 nn.init.zeros_(values)
 
     def forward(self, hidden: Tensor) -> Density:
+        # --8<-- [start:head]
         directions = hidden[..., None, :]  # [..., 1, D]
         log_weights = at_least_float32(hidden.new_zeros(*hidden.shape[:-1], 1))
         if self.offsets is not None and self.weights is not None:
@@ -142,6 +143,7 @@ class DensityHead(nn.Module):
         directions = F.normalize(at_least_float32(directions), dim=-1)
         pull = (MOST_PULL / kappas.detach()).clamp(max=1)[..., None]
         return Density(directions.detach() + pull * (directions - directions.detach()), kappas, log_weights)
+        # --8<-- [end:head]
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Minus the log density of what came after hidden states, [B, T, D] each, where mask [B, T] says; [B, T], 0

@@ -69,6 +69,7 @@ def diagnose(z: Tensor, h: Tensor, pred: Tensor, target: Tensor) -> dict[str, Te
 def diagnose_pairs(pred: Tensor, current: Tensor, following: Tensor, z: Tensor, h: Tensor) -> dict[str, Tensor]:
     """What `diagnose` gives, of predictions [..., D], the latents they were made at and those they are of, and of rows
     of latents and hidden states, [N, D] each."""
+    # --8<-- [start:diagnose]
     pred, current, following = (F.normalize(x.float(), dim=-1) for x in (pred, current, following))
     to_next, to_current = (pred * following).sum(-1), (pred * current).sum(-1)
     result = {
@@ -78,6 +79,7 @@ def diagnose_pairs(pred: Tensor, current: Tensor, following: Tensor, z: Tensor, 
         "copy_win": (to_current > to_next).float().mean(),
         "cos_neighbours": (current * following).sum(-1).mean(),
     }
+    # --8<-- [end:diagnose]
     for name, x in (("latent", z), ("hidden", h)):
         rows = x[:: max(1, len(x) // MAX_ROWS)][:MAX_ROWS]
         result |= {f"{name}_std": spread(rows), f"{name}_rank": effective_rank(rows)}

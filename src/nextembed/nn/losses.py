@@ -47,8 +47,10 @@ def next_embedding(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> 
     Source:
         NEPA (arXiv 2512.16922), Algorithm 1.
     """
+    # --8<-- [start:nepa]
     pred, target = shifted(pred, target.detach())
     return masked_sum(negative_cosine(pred, target), None if mask is None else mask[:, 1:])
+    # --8<-- [end:nepa]
 
 
 def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -60,9 +62,11 @@ def masked_sum(values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def negative_cosine(pred: Tensor, target: Tensor) -> Tensor:
     """Minus the cosine along the last axis, [..., D] -> [...]. F.cosine_similarity would keep normalised copies."""
+    # --8<-- [start:cosine]
     pred, target = pred.float(), target.float()
     lengths = [torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12) for x in (pred, target)]
     return -torch.linalg.vecdot(pred, target) / (lengths[0] * lengths[1])
+    # --8<-- [end:cosine]
 
 
 def mse(pred: Tensor, target: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ class EmuObjective(Objective):
         hidden = backbone.model(
             inputs_embeds=embeds, document_ids=batch["document_ids"], position_ids=batch["position_ids"]
         ).last_hidden_state
+        # --8<-- [start:losses]
         text = batch["labels"][:, 1:] != IGNORE_LABEL
         text_sum, text_count, right = self.text_term(backbone, hidden[:, :-1][text], batch["labels"][:, 1:][text])
         mask = batch["regression_mask"][:, 1:]
@@ -117,6 +118,7 @@ class EmuObjective(Objective):
             target = target.detach()
         regression_sum, regression_count = self.regression_term(backbone, hidden[:, :-1], target, mask), mask.sum()
         loss = torch.stack([settings.text_weight * text_sum, settings.regression_weight * regression_sum])
+        # --8<-- [end:losses]
         if idle:
             assert latents is not None
             loss = loss + 0.0 * latents.sum()

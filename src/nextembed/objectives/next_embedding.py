@@ -236,6 +236,7 @@ class NextEmbedding(Objective):
         return torch.stack([mask[:, k:].sum() for k in self.steps]).sum()
 
     def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
+        # --8<-- [start:forward]
         latents = backbone.embed(batch)
         hidden = backbone.encode(
             self.seen(latents, batch),
@@ -249,6 +250,7 @@ class NextEmbedding(Objective):
         scorer = self.scorer(backbone, batch)
         count = self.count_targets(batch)
         loss = self.loss(hidden.last, target, mask, scorer)
+        # --8<-- [end:forward]
         if self.settings.every_layer:
             before = [self.loss(layer, target, mask, scorer) for layer in hidden.layers[1:-1]]
             loss = loss + torch.stack(before).mean() if before else loss
@@ -290,6 +292,7 @@ class NextEmbedding(Objective):
 
     def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None, scorer: Scorer) -> Tensor:
         """Summed distance over positions and steps, []."""
+        # --8<-- [start:shift]
         total = hidden.new_zeros((), dtype=torch.float32)
         project = self.projector or nn.Identity()
         target = project(target)
@@ -299,6 +302,7 @@ class NextEmbedding(Objective):
             valid = None if mask is None else mask[:, k:]
             total = total + losses.masked_sum(scorer.distance(pred, shifted, valid), valid)[0]
         return total
+        # --8<-- [end:shift]
 
     def gaussianity(self, target: Tensor, mask: Tensor | None) -> Tensor:
         """SIGReg of the projected latents of each image, weighed by its targets and summed, [].

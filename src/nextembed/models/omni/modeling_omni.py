@@ -121,6 +121,7 @@ class OmniModel(OmniPreTrainedModel):
     def embed(self, batch: Batch) -> Latents:
         """Latents of packed documents: kinds, input_ids [B, T], coordinates [B, T, 3], document_ids [B, T], and
         `values.NAME` [N, P] of each continuous modality, in reading order."""
+        # --8<-- [start:embed]
         kinds, ids = batch["kinds"], batch["input_ids"]
         z = torch.zeros(*kinds.shape, self.config.hidden_size, device=kinds.device, dtype=self.begin.weight.dtype)
         parts = [(BEGIN, self.begin(ids[kinds == BEGIN]))]
@@ -134,6 +135,7 @@ class OmniModel(OmniPreTrainedModel):
                 idle += [p.sum() * 0.0 for p in modality.parameters() if p.requires_grad]
         for kind, latents in parts:
             z = z.masked_scatter((kinds == kind)[..., None], latents.to(z.dtype))
+            # --8<-- [end:embed]
             if self.training and len(latents):
                 self._measure(kind, latents)
         if idle:
