@@ -1,7 +1,7 @@
 """Emu's two-headed loss: the next text token by classification, the next visual latent by regression."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..nn.diagnostics import diagnose, lasting_warnings, verdict
 from ..nn.latent_flow import LatentFlow
 from ..nn.losses import regression_distance, token_cross_entropy
+from ..nn.read_noise import noised
 
 CHUNK = 2048  # positions whose scores over the vocabulary are in memory at a time
 
@@ -41,6 +42,11 @@ class EmuSettings(ObjectiveSettings):
             distributed and draws it (flow matching; `distance` has no part in it). A flow takes the place of a matrix
             that a pretrained model has, and starts anew.
         distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
+        context_drop_rate: of documents, how often their last image does not see what stands before it, but for the
+            begin token: it is then drawn as after an empty prompt, the other half of guidance.
+        latent_noise: noise on image latents that are read, not on those that are predicted: its largest standard
+            deviation, in units of a latent's root mean square; see `nn.read_noise`. So that a model is used to its own
+            draws.
         detach_targets: False lets gradient into the true latents too, which invites collapse; watch latent_std and
             latent_rank. Source: Emu (arXiv 2307.05222), equation 2; the release can only train text.
     """
@@ -52,12 +58,25 @@ class EmuSettings(ObjectiveSettings):
     regression: Literal["linear", "flow"] = "linear"
     distance: Literal["mse", "cosine", "smooth_l1"] = "mse"
     detach_targets: bool = True
+    context_drop_rate: float = Field(0.0, ge=0, lt=1)
+    latent_noise: float = Field(0.0, ge=0, le=10)
 
     @model_validator(mode="after")
     def _distance_is_used(self) -> "EmuSettings":
         if self.regression == "flow" and self.distance != "mse":
             raise ValueError(f"distance={self.distance} means nothing with regression=flow, a loss of its own")
         return self
+
+    def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """context_dropped [T]: all before the `[IMG]` of a document's last image, with probability
+        `context_drop_rate`."""
+        if self.context_drop_rate == 0:
+            return {}
+        dropped = bool(torch.rand((), generator=generator) < self.context_drop_rate)
+        mask = sample["regression_mask"]  # of an image its latents and what closes it, not the [IMG]
+        starts = (mask[1:] & ~mask[:-1]).nonzero()[:, 0]
+        last = int(starts[-1]) if len(starts) else 0
+        return {"context_dropped": (torch.arange(len(mask)) < last) & dropped}
 
     def warnings(self, history: History) -> list[str]:
         return lasting_warnings(history)
@@ -81,6 +100,10 @@ class EmuSettings(ObjectiveSettings):
             raise ConfigError("objective emu needs a model with a text and a regression head, like model.kind=emu")
         if self.regression == "linear" and self.regression_weight > 0 and backbone.draws_latents:
             raise ConfigError("objective: the model's regression head is a flow; set objective.regression=flow")
+        kind = str(cast(Any, backbone).config.text_config._attn_implementation)
+        if self.context_drop_rate > 0 and ("flash" in kind or "flex" in kind):
+            raise ConfigError(f"objective.context_drop_rate needs a mask, which attention {kind} does not read: "
+                              "train.attn_implementation=sdpa")  # fmt: skip
         if self.regression == "flow":
             backbone.regress_by_flow()
         return EmuObjective(self)
@@ -106,9 +129,10 @@ class EmuObjective(Objective):
             pixels = pixels.new_zeros(1, *pixels.shape[1:])
         latents = backbone.image_latents(pixels) if len(pixels) else None
         embeds = backbone.model.embed(batch["input_ids"], None if idle else latents)
-        hidden = backbone.model(
-            inputs_embeds=embeds, document_ids=batch["document_ids"], position_ids=batch["position_ids"]
-        ).last_hidden_state
+        of_images = (batch["input_ids"] == backbone.config.image_token_id) & (batch["document_ids"] > 0)
+        read = noised(embeds, of_images, settings.latent_noise if self.training else 0.0, batch["document_ids"])
+        documents, positions = apart(batch, backbone.config.bos_token_id is not None)
+        hidden = backbone.model(inputs_embeds=read, document_ids=documents, position_ids=positions).last_hidden_state
         # --8<-- [start:losses]
         text = batch["labels"][:, 1:] != IGNORE_LABEL
         text_sum, text_count, right = self.text_term(backbone, hidden[:, :-1][text], batch["labels"][:, 1:][text])
@@ -166,6 +190,21 @@ class EmuObjective(Objective):
         ]
         total, right = (torch.stack(list(values)).sum() for values in zip(*parts))
         return total, torch.tensor(len(tokens), device=tokens.device), right.detach()
+
+
+def apart(batch: Batch, keep_first: bool) -> tuple[Tensor, Tensor]:
+    """document_ids and position_ids [B, T] in which a context that is dropped is a document of its own, and what comes
+    after it goes on from the begin token, where there is one (keep_first), as in `empty_prompt`."""
+    documents, positions = batch["document_ids"], batch["position_ids"]
+    dropped = cast(Mapping[str, Tensor], batch).get("context_dropped")
+    if dropped is None:
+        return documents, positions
+    if keep_first:
+        dropped = dropped & (positions > 0)
+    total = dropped.long().cumsum(1)
+    before = torch.where(positions == 0, total - dropped.long(), 0).cummax(1).values  # of the documents before
+    documents = torch.where(dropped, documents + documents.max(), documents)
+    return documents, torch.where(dropped, positions, positions - (total - before))
 
 
 @torch.no_grad()

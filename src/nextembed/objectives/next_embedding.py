@@ -9,7 +9,7 @@ With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -36,6 +36,7 @@ from ..errors import ConfigError
 from ..nn import losses
 from ..nn.diagnostics import diagnose, lasting_warnings, verdict
 from ..nn.ema import Teacher
+from ..nn.read_noise import noised
 
 DIRECTIONS = 16  # stream of random numbers
 
@@ -53,6 +54,9 @@ class NextEmbeddingSettings(ObjectiveSettings):
         input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
         context_drop_rate: of documents, how often what stands before the last signal is neither seen (zeros stand
             there) nor a target: the other half of guidance.
+        input_noise: noise on continuous latents that the autoregressor reads, not on those that it predicts: its
+            largest standard deviation, in units of a latent's root mean square; see `nn.read_noise`. So that a model is
+            used to its own draws.
         target: what is predicted: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own
             layer `target_layer`).
         target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
@@ -84,6 +88,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
     causal: bool = True
     input_mask_rate: float = Field(0.0, ge=0, lt=1)
     context_drop_rate: float = Field(0.0, ge=0, lt=1)
+    input_noise: float = Field(0.0, ge=0, le=10)
     target: Literal["latents", "teacher", "hidden"] = "latents"
     target_layer: int = 0
     teacher_decay: float = Field(0.996, ge=0, le=1)
@@ -190,6 +195,14 @@ def latents_of_an_image(backbone: Backbone) -> float:
     return backbone.num_latents(backbone.config.image_size, backbone.config.image_size)
 
 
+@runtime_checkable
+class HoldsDiscrete(Protocol):
+    """A backbone some of whose latents are rows of tables."""
+
+    def continuous(self, batch: Batch) -> Tensor:
+        """Latents that are not, bool [B, T]."""
+
+
 class PlainScorer:
     """Compares vectors and nothing else: what NEPA needs; see `core.types.Scorer`."""
 
@@ -239,7 +252,7 @@ class NextEmbedding(Objective):
         # --8<-- [start:forward]
         latents = backbone.embed(batch)
         hidden = backbone.encode(
-            self.seen(latents, batch),
+            self.seen(self.noisy(backbone, latents, batch), batch),
             attention="causal" if self.settings.causal else "full",
             output_layers=self.settings.every_layer or self.settings.target == "hidden",
         )
@@ -261,6 +274,17 @@ class NextEmbedding(Objective):
             with torch.no_grad():
                 metrics = scorer.diagnose(latents.z.detach(), hidden.last.detach(), target.detach(), mask)
         return ObjectiveOutput(loss_sum=loss, num_targets=count, metrics=metrics)
+
+    def noisy(self, backbone: Backbone, latents: Latents, batch: Batch) -> Latents:
+        """With noise on continuous latents, in training: of an image all but the begin latent."""
+        if self.settings.input_noise == 0 or not self.training:
+            return latents
+        if isinstance(backbone, HoldsDiscrete):
+            where = backbone.continuous(batch)
+        else:
+            where = torch.ones(latents.z.shape[:2], dtype=torch.bool, device=latents.z.device)
+            where[:, 0] = False
+        return latents._replace(z=noised(latents.z, where, self.settings.input_noise, latents.documents))
 
     def seen(self, latents: Latents, batch: Batch) -> Latents:
         """What the autoregressor sees: hidden patches are zero; without the last latent where it is of no use."""

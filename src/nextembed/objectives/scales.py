@@ -52,6 +52,7 @@ class Var(Tokenized):
         nn.init.normal_(self.levels.weight, std=0.02)
         sizes = torch.tensor(tokenizer.quantizer.sizes)
         self.register_buffer("level", torch.arange(len(sizes)).repeat_interleave(sizes), persistent=False)
+        self.average()
 
     def count_targets(self, batch: Batch) -> Tensor:
         """All codes: maps have no padding."""
@@ -98,8 +99,14 @@ class Var(Tokenized):
         generator: Generator | None = None,
     ) -> Tensor:
         """One map after the other, from a cache."""
+        with self.drawing():
+            return self._sample(backbone, condition["labels"], settings or SampleSettings(), generator)
+
+    def _sample(
+        self, backbone: Backbone, labels: Tensor, settings: SampleSettings, generator: Generator | None
+    ) -> Tensor:
         assert isinstance(backbone, CachedBackbone)
-        settings, labels, quantizer = settings or SampleSettings(), condition["labels"], self.tokenizer.quantizer
+        quantizer = self.tokenizer.quantizer
         rows = labels if settings.guidance == 1 else with_and_without(labels)
         first, common = self.start(backbone, rows)
         x, cache, codes = first.expand(-1, quantizer.sizes[0], -1), backbone.new_cache(), quantizer.table()

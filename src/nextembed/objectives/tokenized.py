@@ -3,7 +3,8 @@
 Shapes: B images, P patches (the tokenizer's cells), L codes of an image, K codes of the codebook, D latent width.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -24,12 +25,15 @@ from ..core.objective import (
 from ..core.optim import OptimConfig
 from ..core.types import Attention, AttentionMode, Backbone, Batch, CachedBackbone, Hidden, Latents
 from ..errors import ConfigError
+from ..nn.ema import Teacher, decay_at, follow
 from ..nn.positions import patch_coordinates
 from ..nn.sampling import ClassTable, draw_tokens, drop_class, guided, told_labels, with_and_without
 from ..nn.tokenizer import ImageTokenizer, TokenizerShape
 from .pixels import patch_shape_of
 from .tokenizer import check_tokenizer, load_tokenizer
 from .tokens import classified, token_verdict
+
+FROZEN = "tokenizer"  # the part that does not train
 
 
 class TokenizedSettings(ObjectiveSettings):
@@ -38,6 +42,8 @@ class TokenizedSettings(ObjectiveSettings):
     Attributes:
         tokenizer: a finished run of objective tokenizer, or its folder; it is kept with this run.
         num_classes: of the data, that samples can be told; 0 learns without.
+        ema_decay: of the averaged head, table and classes that images are drawn with; null averages none, as both
+            papers. Set train.ema_decay alike for the backbone.
         class_drop_rate: how often a class is not told, for guidance.
         tokenizer_shape: in place of a path, the sizes of a tokenizer that is not trained; to try things out.
     """
@@ -47,6 +53,7 @@ class TokenizedSettings(ObjectiveSettings):
     tokenizer: str | None = None
     num_classes: int = Field(0, ge=0, le=10**6)
     class_drop_rate: float = Field(0.1, ge=0, le=1)
+    ema_decay: float | None = Field(None, ge=0, lt=1)
     tokenizer_shape: TokenizerShape | None = None
 
     def draw(self, sample: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
@@ -101,6 +108,41 @@ class Tokenized(Objective):
         self.head = nn.Linear(width, tokenizer.shape.num_codes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.averages = settings.ema_decay is not None
+        self.averaged: Teacher | None = None
+
+    def average(self) -> None:
+        """Called when all parts are there."""
+        if self.averages:
+            self.averaged = Teacher(
+                nn.ModuleDict({name: part for name, part in self.named_children() if name != FROZEN})
+            )
+
+    def own(self) -> list[nn.Parameter]:
+        """What trains, in the order of what is averaged."""
+        parts = [part for name, part in self.named_children() if name not in (FROZEN, "averaged")]
+        return [parameter for part in parts for parameter in part.parameters()]
+
+    def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
+        """Moves the averaged weights; early in a run they follow closely."""
+        if self.averaged is not None and self.settings.ema_decay is not None:
+            follow(list(self.averaged.parameters()), self.own(), decay_at(self.settings.ema_decay, step))
+
+    @contextmanager
+    def drawing(self) -> Iterator[None]:
+        """Inside, the averaged weights stand in for those that train, where there are any and they are asked for."""
+        if self.averaged is None or not self.draws_averaged:
+            yield
+            return
+        own, averaged = self.own(), list(self.averaged.parameters())
+        kept = [parameter.data for parameter in own]
+        for parameter, value in zip(own, averaged, strict=True):
+            parameter.data = value.data
+        try:
+            yield
+        finally:
+            for parameter, before in zip(own, kept, strict=True):
+                parameter.data = before
 
     def train(self, mode: bool = True) -> "Tokenized":
         super().train(mode)
@@ -157,6 +199,7 @@ class LlamaGen(Tokenized):
         super().__init__(settings, backbone, tokenizer)
         self.table = nn.Embedding(tokenizer.shape.num_codes, backbone.config.hidden_size)
         nn.init.normal_(self.table.weight, std=0.02)
+        self.average()
 
     def count_targets(self, batch: Batch) -> Tensor:
         return batch["latent_mask"][:, 1:].sum()
@@ -189,8 +232,13 @@ class LlamaGen(Tokenized):
         generator: Generator | None = None,
     ) -> Tensor:
         """One code after the other, from a cache."""
+        with self.drawing():
+            return self._sample(backbone, condition["labels"], settings or SampleSettings(), generator)
+
+    def _sample(
+        self, backbone: Backbone, labels: Tensor, settings: SampleSettings, generator: Generator | None
+    ) -> Tensor:
         assert isinstance(backbone, CachedBackbone)
-        settings, labels = settings or SampleSettings(), condition["labels"]
         rows = labels if settings.guidance == 1 else with_and_without(labels)
         z, common = self.start(backbone, rows)
         places = nn.functional.pad(self.places(len(rows)), (0, 0, 1, 0))

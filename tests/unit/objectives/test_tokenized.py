@@ -197,3 +197,29 @@ def test_the_cache_goes_on_where_it_stands() -> None:
     parts = [backbone.encode_next(Latents(latents.z[:, a:b], latents.coordinates[:, a:b]), "causal", cache).last
              for a, b in ((0, 1), (1, 2), (2, 5))]  # fmt: skip
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_averaged_parts_follow_by_hand_and_draw(kind: Any) -> None:
+    """After step 1 the average keeps min(0.9, 2 / 11) of itself; drawing takes it and gives the trained parts back."""
+    backbone, objective = built(kind, ema_decay=0.9)
+    plain = built(kind)[1]
+    assert objective.averages and not plain.averages and plain.averaged is None
+    before = objective.averaged.network["head"].weight.clone()
+    objective.after_step(backbone, 1, 10)
+    average = objective.averaged.network["head"].weight
+    assert torch.allclose(average, 2 / 11 * before + 9 / 11 * objective.head.weight, atol=1e-6)
+    assert [p.shape for p in objective.averaged.parameters()] == [p.shape for p in objective.own()]
+    assert not any("tokenizer" in name for name, _ in objective.averaged.named_parameters())
+    torch.nn.init.normal_(objective.averaged.network["head"].weight)
+    told = {"labels": torch.tensor([0, 1, 2])}
+    trained = objective.head.weight.detach().clone()
+    draw = lambda one: one.sample(backbone, told, None, torch.Generator().manual_seed(0))  # noqa: E731
+    averaged = draw(objective)
+    assert torch.equal(objective.head.weight, trained)
+    objective.draws_averaged = False
+    raw = draw(objective)
+    assert not torch.equal(averaged, raw)
+    objective.load_state_dict({**objective.state_dict(), "head.weight": objective.averaged.network["head"].weight})
+    assert torch.equal(draw(objective), averaged)
+    assert torch.equal(draw(plain), raw)

@@ -246,6 +246,11 @@ class OmniForPreTraining(OmniPreTrainedModel):
         """Names of the kinds from 1 on."""
         return ["begin", *self.config.names]
 
+    def continuous(self, batch: Batch) -> Tensor:
+        """Latents that come from values, bool [B, T]: neither begin latents nor tokens."""
+        kinds = [FIRST + i for i, name in enumerate(self.config.names) if self.modality(name).value_size is not None]
+        return torch.isin(batch["kinds"], torch.tensor(kinds, device=batch["kinds"].device))
+
     def likeliest(self, hidden: Tensor) -> Tensor:
         """Predictions [..., D] of hidden states [..., D]: where there is a density, its likeliest direction."""
         return hidden if self.density_head is None else self.density_head(hidden).mode()

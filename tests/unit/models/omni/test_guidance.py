@@ -96,3 +96,16 @@ def test_a_dropped_context_is_neither_seen_nor_a_target() -> None:
         else:
             assert torch.equal(drawn["latent_mask"], positions["latent_mask"])
     assert 15 <= dropped <= 45
+
+
+def test_noise_is_on_continuous_latents_alone() -> None:
+    model = small("flow")
+    picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    batch = model.processor([["a dog", picture]])
+    found = model.continuous(batch)
+    assert found.sum() == 4 and torch.equal(found, batch["kinds"] == 3)  # patches; begin latents are 1, letters 2
+    objective = NextEmbeddingSettings(distance="vocabulary", input_noise=0.5).build(model)
+    latents = model.embed(batch)
+    moved = objective.train().noisy(model, latents, batch).z != latents.z
+    assert torch.equal(moved.any(-1), found)
+    assert objective.eval().noisy(model, latents, batch) is latents
