@@ -66,10 +66,12 @@ class JepaSettings(ObjectiveSettings):
             return Verdict("undecided", "No diagnostics were logged.")
         last = found[-1]
         far, rank, known = last["target_spread"], last["target_rank"], last["explained"]
-        said = f"{100 * known:.1f} % of what the teacher sees in hidden patches is predicted, beyond their places"
+        said = (
+            f"{max(0, 100 * known):.1f} % of what the teacher sees in hidden patches is predicted, beyond their places"
+        )
         little = "the places of patches"
         if (changes := last.get("changes_explained")) is not None:
-            said += f", and {100 * changes:.1f} % of how that changes within a clip"
+            said += f", and {max(0, 100 * changes):.1f} % of how that changes within a clip"
             known, little = changes, "what stays the same in a clip"
         said += f"; its targets have spread {far:.2f} of 1 and effective rank {rank:.1f}"
         if far < COLLAPSED_STD or rank < COLLAPSED_RANK:

@@ -41,6 +41,10 @@ class PixelSettings(ObjectiveSettings):
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
         share = f"{100 * found[-1]:.1f} % of the variance of hidden pixels is predicted"
+        if found[-1] < 0:
+            return Verdict(
+                "undecided", "Hidden pixels are predicted worse than by the mean of each patch. Train longer."
+            )
         if found[-1] < EXPLAINED:
             return Verdict("undecided", f"Only {share}; the mean of each patch would explain none. Train longer.")
         return Verdict("learning", f"{share[0].upper()}{share[1:]}; the mean of each patch would explain none.")

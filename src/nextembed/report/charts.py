@@ -124,9 +124,10 @@ CHARTS = (
         "Distance between the predicted next visual latent and the true one; the mean over all of them.",
     ),
     Chart(
-        "Pixels explained",
-        {"explained": "hidden patches"},
-        "Share of the variance of hidden pixels that is predicted; the mean of each patch alone explains none.",
+        "Variance explained",
+        {"explained": "hidden patches", "changes_explained": "changes within a clip"},
+        "Share of the variance of what is predicted (pixels, or what a teacher sees) that the model explains: 0 % is "
+        "no better than a mean, below it is worse.",
         percent=True,
     ),
     Chart(
@@ -186,7 +187,12 @@ CHARTS = (
         (0, None),
     ),
     Chart("Learning rate", {"learning_rate": "base"}, "Warm-up, then the schedule.", (0, None)),
-    Chart("Speed", {"images_per_second": "images/s"}, "Images a second, all devices together.", (0, None)),
+    Chart(
+        "Speed",
+        {"images_per_second": "samples/s"},
+        "Images, clips or documents a second, all devices together.",
+        (0, None),
+    ),
 )
 
 

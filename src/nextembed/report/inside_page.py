@@ -21,6 +21,12 @@ def inside_sections(inside: Inside | None, numbers: Sequence[int], tiles: Tiles)
     return _surprise(inside, numbers, tiles) + _pixels(inside, numbers, tiles, notes) + _rollout(inside, numbers, tiles)
 
 
+PCA = (
+    "PCA: the first three principal components of the patches' features, over these images together, as red, green and "
+    "blue: patches of one colour are alike to the model."
+)
+
+
 def _surprise(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
     top = max(inside.surprise.max().item(), 1e-6)
     maps = []
@@ -29,21 +35,34 @@ def _surprise(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
         scaled = heat(inside.surprise[i], inside.grid, low=0.0, high=top, cmap="inferno")
         mean = f"surprise, mean {inside.surprise[i].mean():.2f}"
         maps.append(tiles.tile(number, scaled, dim=True, label=mean))
-    columns = [("image", [tiles.tile(number, label="image") for number in numbers]), ("surprise", maps)]
+    image, *layers = components(inside, numbers, tiles)
+    columns = [image, ("surprise", maps), *layers]
     when = "before it was read" if inside.mode == "causal" else "of it, which under full attention has seen it"
+    return (
+        "<h2>Surprise and features</h2>"
+        f'<p class="soft">Surprise: 1 - cosine of each patch with the prediction made {when} '
+        f'(<span class="ramp inferno"></span> 0 to {top:.2f}, the same for all images; the mean is '
+        f"{inside.surprise.mean():.3f}, which is 1 + NEPA's loss). {PCA}</p>{_cards(columns, len(numbers))}"
+    )
+
+
+def feature_section(inside: Inside | None, numbers: Sequence[int], tiles: Tiles) -> str:
+    """What the layers of a model hold that predicts no latents."""
+    if inside is None:
+        return ""
+    columns = components(inside, numbers, tiles)
+    return f'<h2>Features</h2><p class="soft">{PCA}</p>{_cards(columns, len(numbers))}'
+
+
+def components(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> Columns:
+    """Images, and the principal components of each layer as colours."""
+    columns = [("image", [tiles.tile(number, label="image") for number in numbers])]
     names = {0: "PCA, latents", inside.num_layers: "PCA, output"}
     for layer in inside.layers:
         colours = (inside.colours(layer).view(-1, *inside.grid, 3) * 255).round().byte().numpy()
         found = [tiles.tile(None, overlay=opaque(picture), label="PCA") for picture in colours]
         columns.append((names.get(layer, f"PCA, layer {layer}"), found))
-    return (
-        "<h2>Surprise and features</h2>"
-        f'<p class="soft">Surprise: 1 - cosine of each patch with the prediction made {when} '
-        f'(<span class="ramp inferno"></span> 0 to {top:.2f}, the same for all images; the mean is '
-        f"{inside.surprise.mean():.3f}, which is 1 + NEPA's loss). PCA: the first three principal components of the "
-        "patches' features, over these images together, as red, green and blue: patches of one colour are alike to the "
-        f"model.</p>{_cards(columns, len(numbers))}"
-    )
+    return columns
 
 
 def _pixels(inside: Inside, numbers: Sequence[int], tiles: Tiles, notes: str) -> str:

@@ -15,9 +15,10 @@ from ..core.probe_table import TITLES
 from ..core.types import AttentionMode, Role, reads_clips
 from ..data.images import ImagePart
 from ..errors import ConfigError, MissingSplit
+from ..models.nepa import ViTNepaConfig
 from ..objectives.latent_decoder import load_decoder
 from .inside import Inside, Look, look_inside
-from .inside_page import inside_sections
+from .inside_page import feature_section, inside_sections
 from .page import head, percent, value_of, verdict_card
 from .pictures import Scene, Tiles, build_scene, heat, neighbours, ranks, striking
 from .view import RunView
@@ -30,7 +31,18 @@ KINDS = {
     "llamagen": "Next-code pretraining (LlamaGen)",
     "var": "Next-scale pretraining (VAR)",
     "mar": "Masked autoregression (MAR)",
+    "aim": "Next-patch pretraining (AIM)",
+    "mae": "Masked autoencoder (MAE)",
+    "igpt": "Next-token pretraining (iGPT)",
+    "igpt_bert": "Masked-token pretraining (iGPT)",
+    "beit": "Masked-token pretraining (BEiT)",
+    "ijepa": "Joint-embedding prediction (I-JEPA)",
+    "vjepa": "Joint-embedding prediction (V-JEPA)",
+    "cpc": "Contrastive prediction (CPC)",
+    "simsiam": "Joint embedding of crops (SimSiam)",
+    "lejepa": "Joint embedding of crops (LeJEPA)",
 }
+NEXT_LATENT = ("", "next_embedding")  # objectives whose hidden states are predictions of the next input latent
 GENERATIVE = ("llamagen", "var", "mar")  # whose hidden states are no predictions of the latents of an image's pixels
 NUM_IMAGES = 128  # drawn from validation: the pool in which patches are looked up
 NUM_INSIDE = 4  # of which the inside is shown
@@ -88,6 +100,14 @@ def look(
     return looked
 
 
+def is_causal(view: RunView, config: PretrainedConfig) -> bool:
+    """Whether a run's model sees earlier patches alone: as an objective says that predicts the next latent, else as
+    the model is saved."""
+    if view.settings.objective.kind in NEXT_LATENT or not isinstance(config, ViTNepaConfig):
+        return view.settings.objective.causal
+    return bool(config.is_causal)
+
+
 def images_of(data: ImagePart, config: PretrainedConfig) -> tuple[Tensor, str]:
     """Images [N, C, S, S] of the validation split, or of the training split where there is no other."""
     sizes = {"image_size": config.image_shape[0], "num_channels": config.num_channels}
@@ -114,7 +134,12 @@ def header(view: RunView, looked: Looked | None) -> str:
     if view.probes and (best := view.probes.best()):
         facts.append((percent(value_of(best)), f"best {TITLES[best.probe].lower()}"))
     task = KINDS.get(view.settings.objective.kind, "Pretraining")
-    return head(view, f"{task} on {view.settings.data.source or 'its data'}", verdict_card(view), facts)
+    return head(
+        view,
+        f"{task} on {view.settings.data.source or view.settings.data.kind or 'its data'}",
+        verdict_card(view),
+        facts,
+    )
 
 
 def pictures(view: RunView, looked: Looked) -> str:
@@ -125,6 +150,8 @@ def pictures(view: RunView, looked: Looked) -> str:
     inside = inside_sections(looked.inside, looked.inside_images, tiles)
     if is_decoder(view):  # its model is shown in the report of the run that trained it
         return tiles.definitions() + inside
+    if view.settings.objective.kind in KINDS and view.settings.objective.kind not in NEXT_LATENT:
+        return tiles.definitions() + _attention(tiles) + feature_section(looked.inside, looked.inside_images, tiles)
     parts = _similarity(tiles, looked.split) + _retrieval(tiles) + _attention(tiles) + inside
     target = view.settings.objective.target
     note = (

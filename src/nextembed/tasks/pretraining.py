@@ -83,7 +83,7 @@ class Pretraining(Task):
                 looked = prediction.look(
                     model,
                     run.source(),
-                    view.settings.objective.causal,
+                    prediction.is_causal(view, model.config),
                     [*decoders, *own],
                     None if own_reader is None else own_reader.read,
                 )

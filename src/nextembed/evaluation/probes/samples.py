@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from ...core.config import Part
-from ...core.types import Role
+from ...core.types import Role, reads_clips
 from ...data.images import ImagePart
 from ...errors import ConfigError, MissingSplit
 from .sweep import ProbeConfig, ProbeData
@@ -41,7 +41,9 @@ def load_data(data: Part, config: ProbeConfig, model_config: Any) -> ProbeData:
         names = both.class_names
         train, validation = _hold_out(both, config.num_validation)
     test = read_if_there("test", config.num_test)
-    return ProbeData(keep_decoded(train), keep_decoded(validation), None if test is None else keep_decoded(test), names)
+    things = "clips" if reads_clips(model_config) else "images"
+    tested = None if test is None else keep_decoded(test)
+    return ProbeData(keep_decoded(train), keep_decoded(validation), tested, names, things=things)
 
 
 def _hold_out(samples: Any, num: int) -> tuple[Any, Any]:
