@@ -34,6 +34,8 @@ DOORS = {
     "peft": "training/adapt.py",
     "timm": ("models/emu/", "data/augment.py"),
     "gradio": "studio/",
+    "ray": "evaluation/features/on_ray.py",
+    "fsspec": ("data/remote.py", "data/record.py"),
 }
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60

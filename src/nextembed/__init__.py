@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _P
     from .errors import NextEmbedError as NextEmbedError
     from .errors import TrainingError as TrainingError
     from .evaluation.features.embed import embed as embed
+    from .evaluation.features.embed_many import embed_many as embed_many
     from .evaluation.features.encoder import Encoder as Encoder
     from .evaluation.features.encoder import encode as encode
     from .evaluation.features.index import build_index as build_index
@@ -123,6 +124,7 @@ _PUBLIC = {
     "objectives": "OBJECTIVES",
     "errors": "ConfigError DataError MissingSplit NextEmbedError TrainingError",
     "evaluation.features.embed": "embed",
+    "evaluation.features.embed_many": "embed_many",
     "evaluation.features.encoder": "Encoder encode",
     "evaluation.probes.sweep": "ProbeConfig",
     "inference.conversation": "Conversation",

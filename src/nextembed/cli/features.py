@@ -15,47 +15,64 @@ from .words import check_data, check_model, check_settings
 if TYPE_CHECKING:
     from ..data.sources import ImageData
     from ..evaluation.features.embed import Embedded, Report
+    from ..evaluation.features.embed_many import EmbeddedMany
     from ..evaluation.features.encoder import Encoder
-    from ..evaluation.features.settings import EmbedSettings
+    from ..evaluation.features.settings import ManySettings
 
 
-@command(settings="evaluation.features.settings:EmbedSettings")
+@command(settings="evaluation.features.settings:ManySettings")
 def embed(
     checkpoint: Model,
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="Images: a folder, a file or a hub id, as data.source takes them.")
     ],
-    settings: "EmbedSettings",
+    settings: "ManySettings",
     overrides: DataSettings = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write.")] = Path(
-        "features.parquet"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write, or a folder.")
+    ] = Path("features.parquet"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write features of all images of a source to a Parquet file.
 
-    There may be any number of images; started again after a stop, it resumes where it was. Settings are those of the
-    data: data.split=test, data.streaming=true, data.label_column=species.
+    There may be any number of images; started again after a stop, it resumes where it was. --shard-rows writes a folder
+    of files, on several machines with --engine ray. Settings are those of the data: data.split=test,
+    data.streaming=true, data.label_column=species.
 
     \b
     Examples:
       nextembed embed runs/mine photos -o photos.parquet
       nextembed embed runs/mine emoji data.split=test --layer -1 --pooling mean
+      nextembed embed runs/mine photos -o features --shard-rows 100000 --engine ray
     """
     check_model(checkpoint)
     check_data(source)
     check_data_settings(overrides or [])
     from ..evaluation.features.embed import embed as write
     from ..evaluation.features.embed import encoder_of, fitting
+    from ..evaluation.features.embed_many import check_output, embed_many
     from ..evaluation.features.parts import Parts
+    from ..evaluation.features.settings import MANY
 
-    Parts(output).check(overwrite)  # before anything is loaded
+    if settings.shard_rows is not None:
+        check_output(output.expanduser(), overwrite)
+    elif settings.engine == "ray":
+        raise ConfigError("--engine ray writes a folder of files: say how many rows each holds, --shard-rows 100000")
+    else:
+        Parts(output).check(overwrite)  # before anything is loaded
     encoder = encoder_of(checkpoint, settings)
     data = data_settings(fitting(source, encoder.preprocessing), overrides or [])
     _say_what(encoder, data)
     with progress("embedding", "what is done is kept: the same command resumes from here") as report:
-        done = write(encoder, data, output, overwrite=overwrite, report=report, **settings.model_dump())
-    _say_done(done, encoder.width)
+        if settings.shard_rows is not None:
+            many = embed_many(encoder, data, output, overwrite=overwrite, report=report, **settings.model_dump())
+        else:
+            one = settings.model_dump(exclude=set(MANY))
+            done = write(encoder, data, output, overwrite=overwrite, report=report, **one)
+    if settings.shard_rows is not None:
+        _say_many(many, encoder.width)
+    else:
+        _say_done(done, encoder.width)
 
 
 def data_settings(data: "ImageData", overrides: list[str]) -> "ImageData":
@@ -91,6 +108,18 @@ def _say_done(done: "Embedded", width: int) -> None:
     rate = (done.num_rows + len(done.skipped) - done.num_resumed) / max(done.seconds, 1e-9)
     size = done.file.stat().st_size / 2**20
     print(f"Saved:   {done.file} ({done.num_rows:,} rows x {width}, {size:,.1f} MiB, {rate:,.0f} images/s)")
+    if done.skipped:
+        first = done.skipped[0]
+        print(
+            f"Skipped: {len(done.skipped):,} unreadable, named in {done.skipped_file}; "
+            f"the first is {first['key']}: {first['reason']}"
+        )
+
+
+def _say_many(done: "EmbeddedMany", width: int) -> None:
+    if done.num_resumed:
+        print(f"Resumed: {done.num_resumed:,} files were there already")
+    print(f"Saved:   {done.folder} ({done.num_rows:,} rows x {width} in {done.num_files:,} files)")
     if done.skipped:
         first = done.skipped[0]
         print(

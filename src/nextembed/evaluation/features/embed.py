@@ -111,16 +111,16 @@ def embed(
         if not done:
             layout = schema(encoder.width, chosen.dtype)
             writer = PartWriter(parts, layout, chosen.part_seconds)
-            read, wanted = _reading(encoder, data), rows_in_order(rows, start)
+            read, wanted = reading_of(encoder, data), rows_in_order(rows, start)
             if chosen.limit is not None:
                 wanted = itertools.islice(wanted, max(0, chosen.limit - start.row))
-            _work(encoder, decoded(wanted, chosen.batch_size, read, chosen.num_workers), writer, report, expected)
+            work(encoder, decoded(wanted, chosen.batch_size, read, chosen.num_workers), writer, report, expected)
         parts.leave_out(data.left_out("train"))
         num_rows = parts.join(schema(encoder.width, chosen.dtype), saved)
     return Embedded(output, num_rows, start.row, parts.skipped, parts.skipped_file, time.monotonic() - started)
 
 
-def _reading(encoder: Encoder, data: ImagePart) -> Callable[[RowPlace, Row], Item]:
+def reading_of(encoder: Encoder, data: ImagePart) -> Callable[[RowPlace, Row], Item]:
     """What reads a row of the data as the encoder sees it."""
     reader, names = encoder.reader(data.max_pixels, data.max_bytes), data.class_names()
 
@@ -141,7 +141,7 @@ def _reading(encoder: Encoder, data: ImagePart) -> Callable[[RowPlace, Row], Ite
     return read
 
 
-def _work(
+def work(
     encoder: Encoder, batches: Iterator[list[Item]], writer: PartWriter, report: Report | None, total: int | None
 ) -> None:
     """Embeds every batch; on Ctrl-C too, what is done is kept."""

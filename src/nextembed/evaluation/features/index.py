@@ -20,7 +20,7 @@ from torch import Tensor
 from ...core.files import check_target, new_folder, write_json
 from ...core.saved import Count, Share, load
 from ...errors import ConfigError, MissingExtra
-from .stored import FeatureFile, StoredRows
+from .stored import BEGUN, LIST, FeatureFile, StoredRows
 
 if TYPE_CHECKING:
     import faiss
@@ -104,7 +104,8 @@ class FeatureIndex(StoredRows):
 
 def open_features(path: str | os.PathLike[str]) -> FeatureFile | FeatureIndex:
     """A file that `embed` wrote, or a folder that `index` wrote. Raises ConfigError for anything else."""
-    return FeatureIndex(path) if Path(path).is_dir() else FeatureFile(path)
+    is_index = Path(path).is_dir() and not any((Path(path) / name).exists() for name in (LIST, BEGUN))
+    return FeatureIndex(path) if is_index else FeatureFile(path)
 
 
 def build_index(

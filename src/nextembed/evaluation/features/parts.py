@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -76,10 +76,16 @@ def schema(width: int, dtype: DType) -> pa.Schema:
     return pa.schema([*columns.items(), ("label_name", pa.string()), ("embedding", pa.list_(number, width))])
 
 
+class Sink(Protocol):
+    """What takes parts."""
+
+    def write(self, table: pa.Table, done: Done) -> None: ...
+
+
 class PartWriter:
     """Collects rows and writes them as parts: as often as `seconds` and memory ask for."""
 
-    def __init__(self, parts: "Parts", layout: pa.Schema, seconds: float):
+    def __init__(self, parts: Sink, layout: pa.Schema, seconds: float):
         self.parts, self.schema, self.seconds = parts, layout, seconds
         self._clear()
 
@@ -166,7 +172,7 @@ class Parts:
         found = _read_settings(file)
         if file.is_file() and found != settings and not overwrite:
             raise ConfigError(
-                f"{self.folder} holds a part of the work under other settings ({_first_change(found, settings)}): "
+                f"{self.folder} holds a part of the work under other settings ({first_change(found, settings)}): "
                 "repeat the command as it was to resume, or add --overwrite to start anew"
             )
         if self.output.exists() and not overwrite and not _made_with(self.output, settings):
@@ -295,12 +301,13 @@ def _names_skipped(file: Path) -> bool:
     return all(isinstance(row, dict) and row.keys() == {"row", "key", "reason"} for row in rows)
 
 
-def _first_change(before: object, settings: Mapping[str, object]) -> str:
+def first_change(before: object, settings: Mapping[str, object]) -> str:
+    """The first setting that is another one, in words."""
     values = before if isinstance(before, dict) else {}
     for name, value in settings.items():
         if (old := values.get(name)) != value:
             if isinstance(value, dict) and isinstance(old, dict):
-                return _first_change(old, value)
+                return first_change(old, value)
             return f"{name} {old!r}, now {value!r}"
     return "fields that this version does not have"
 

@@ -34,3 +34,22 @@ class EmbedSettings(Config):
     num_workers: int = Field(2, ge=0, le=256)
     limit: int | None = Field(None, ge=1, le=10**15)
     part_seconds: float = Field(30.0, ge=0)
+
+
+class ManySettings(EmbedSettings):
+    """How features are written as many files, on this machine or on several.
+
+    Attributes:
+        shard_rows: write a folder of files with so many rows of the source each, in place of one file.
+        engine: what computes the files, which are the same bit for bit; ray divides them among processes and machines.
+        ray_address: of a Ray cluster; one of this machine's processes is started if left out.
+        ray_workers: processes of Ray, each with its own copy of the model; one for each GPU, else one, if left out.
+    """
+
+    shard_rows: int | None = Field(None, ge=1, le=10**9)
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    ray_workers: int | None = Field(None, ge=1, le=10**5)
+
+
+MANY = ("shard_rows", "engine", "ray_address", "ray_workers")

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.files import from_json
+from ...core.files import from_json, read_text
 from ...core.saved import checked
 from ...core.types import AttentionMode
 from ...errors import ConfigError, DataError
 from .extract import Pooling, Precision
 from .parts import METADATA
 
+LIST, BEGUN = "features.json", "features.partial"  # in a folder of files of features: which they are; not all yet
 KEYS_COMPARED = 100_000  # for the nearest spelling of a key
 
 
@@ -52,8 +53,39 @@ class Origin:
     data: dict[str, object] | None = None
 
 
+class Groups:
+    """The row groups of a Parquet file, or of several one after the other. Raises as `pq.ParquetFile`."""
+
+    def __init__(self, files: Sequence[Path]):
+        self.files = [pq.ParquetFile(file) for file in files]
+        self.places = [(one, group) for one in self.files for group in range(one.num_row_groups)]
+        self.lengths = [one.metadata.row_group(group).num_rows for one, group in self.places]
+        self.schema_arrow: pa.Schema = self.files[0].schema_arrow
+
+    def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """A row group; all columns if none is named."""
+        file, group = self.places[number]
+        return file.read_row_group(group, columns=list(columns) if columns else None)
+
+
+def files_in(path: Path) -> list[Path]:
+    """The file, or those that a folder of `embed --shard-rows` lists. Raises ConfigError."""
+    if not path.is_dir():
+        return [path]
+    if not (path / LIST).is_file():
+        hint = "it is not finished: start the same `nextembed embed` again" if (path / BEGUN).is_file() else ""
+        raise ConfigError(f"{path} is no folder of features{f' yet: {hint}' if hint else f': it has no {LIST}'}")
+    try:
+        found = [path / one["file"] for one in from_json(read_text(path / LIST))["files"]]
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path / LIST} is damaged: it names no files") from None
+    if lost := [file for file in found if not file.is_file()]:
+        raise ConfigError(f"{lost[0]} is missing; {LIST} names it")
+    return found
+
+
 class StoredRows:
-    """Rows of a Parquet file by number and by key: everything but features.
+    """Rows of a Parquet file, or of a folder of them, by number and by key: everything but features.
 
     columns: names of what it holds, without "embedding". origin: what its metadata says of how it was made.
     Raises ConfigError for a file that is missing or no Parquet.
@@ -61,14 +93,15 @@ class StoredRows:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        if not self.path.is_file():
+        if not self.path.exists():
             raise ConfigError(f"no such features file: {path}")
+        files = files_in(self.path)
         try:
-            self.file = pq.ParquetFile(self.path)
+            self.file = Groups(files)
         except (pa.ArrowException, OSError) as err:
             raise ConfigError(f"{path} is not a Parquet file: {str(err).splitlines()[0]}") from None
         self.columns = [name for name in self.file.schema_arrow.names if name != "embedding"]
-        self.num_rows: int = self.file.metadata.num_rows
+        self.num_rows: int = sum(self.file.lengths)
         try:
             values = from_json((self.file.schema_arrow.metadata or {})[METADATA])
         except (KeyError, ValueError):
@@ -78,8 +111,8 @@ class StoredRows:
     def groups(self, columns: Sequence[str] = ()) -> Iterator[tuple[int, pa.Table]]:
         """(number of the first row, table) of each row group."""
         begin = 0
-        for number in range(self.file.num_row_groups):
-            table = self.file.read_row_group(number, columns=list(columns) or None)
+        for number in range(len(self.file.lengths)):
+            table = self.file.read(number, columns)
             yield begin, table
             begin += table.num_rows
 
@@ -102,7 +135,7 @@ class StoredRows:
         found: dict[int, StoredRow] = {}
         for begin, group, end in self._bounds():
             if inside := [n for n in numbers if begin <= n < end]:
-                table = self.file.read_row_group(group, columns=self.columns)
+                table = self.file.read(group, self.columns)
                 taken = table.take([n - begin for n in inside]).to_pylist()
                 found.update(zip(inside, taken))
         return [found[n] for n in numbers]
@@ -110,8 +143,8 @@ class StoredRows:
     def _bounds(self) -> Iterator[tuple[int, int, int]]:
         """(first row, number, row behind the last) of each row group."""
         begin = 0
-        for group in range(self.file.num_row_groups):
-            end = begin + self.file.metadata.row_group(group).num_rows
+        for group, length in enumerate(self.file.lengths):
+            end = begin + length
             yield begin, group, end
             begin = end
 
@@ -147,7 +180,7 @@ class FeatureFile(StoredRows):
     def vector(self, number: int) -> Tensor:
         """Features [D] of a row."""
         begin, group, _ = next(bounds for bounds in self._bounds() if number < bounds[2])
-        return _matrix(self.file.read_row_group(group, columns=["embedding"]).slice(number - begin, 1))[0]
+        return _matrix(self.file.read(group, ["embedding"]).slice(number - begin, 1))[0]
 
     def gather(self, numbers: Tensor) -> Tensor:
         """Unit vectors [n, D] of some rows, by ascending number."""
