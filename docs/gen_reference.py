@@ -23,7 +23,7 @@ from nextembed.core.config import DATA, DECODERS, MODELS, Config, Registry
 from nextembed.core.objective import OBJECTIVES, SampleSettings, ViewSettings
 from nextembed.core.optim import OptimConfig
 from nextembed.data.shard_settings import ShardSettings
-from nextembed.evaluation.features.settings import EmbedSettings
+from nextembed.evaluation.features.settings import ManySettings
 from nextembed.evaluation.language.protocols import LanguageEval
 from nextembed.evaluation.probes.sweep import ProbeConfig
 from nextembed.inference.measuring import SampleEval
@@ -61,7 +61,7 @@ SECTIONS: dict[str, tuple[str, dict[str, type[Config]]]] = {
         "Settings of commands and Python functions that are no part of a run.",
         {
             "compare": CompareSettings,
-            "embed": EmbedSettings,
+            "embed": ManySettings,
             "evaluate --task": LanguageEval,
             "generate and chat: text": Sampling,
             "generate: painting": Painting,

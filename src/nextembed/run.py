@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .core import distributed
+from .core.config import to_yaml
 from .core.files import next_folder
 from .core.objective import Objective, PretrainingModel
 from .core.run_folder import DataCounts
@@ -39,7 +40,7 @@ from .training.banner import (
 )
 from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
 from .training.drawing import Drawings
-from .training.folder import opened
+from .training.folder import begun_by_launch, opened
 from .training.loop import Judges, Loop, Source
 from .training.memory import check_memory
 from .training.record import write_settings
@@ -51,7 +52,8 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
 
     Args:
         config: settings, e.g. of a recipe. A new run never touches a folder that exists: with `runs/demo` taken it goes
-            to `runs/demo-2`. With `resume` None takes RUN/config.yaml; a changed one has to fit the same model.
+            to `runs/demo-2`; but what `torchrun` restarts goes on in the run that it began. With `resume` None takes
+            RUN/config.yaml; a changed one has to fit the same model.
         resume: a run folder; training resumes from its last checkpoint, bit for bit as if it had never stopped. Or one
             of its checkpoints, RUN/checkpoints/step-000080; later ones are renamed to unused-step-...
 
@@ -72,8 +74,14 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
             raise ConfigError("fit needs a config, or a run folder to resume")
         config = read_run_config(place)
     distributed.start(config.train.device)
+    place = place or distributed.on_main(lambda: begun_by_launch(config.dir, lambda own: same_settings(own, config)))
     with opened(place or config.dir, resume=place is not None) as run_dir:
         return train_in(run_dir, config, named)
+
+
+def same_settings(run_dir: Path, config: RunConfig) -> bool:
+    """Whether a run was begun with these settings."""
+    return to_yaml(read_run_config(run_dir)) == to_yaml(config)
 
 
 def dry_run(config: RunConfig) -> None:

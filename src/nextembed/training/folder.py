@@ -1,17 +1,19 @@
 """The folder of a run: made for it alone, held by one process at a time, and gone again where nothing came of it."""
 
 import contextlib
-from collections.abc import Iterator
+import glob
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from ..core import distributed
-from ..core.files import acquire, free_folder
+from ..core.files import acquire, free_folder, write_text
 from ..errors import NextEmbedError
-from .checkpoint import clean
+from .checkpoint import clean, last_checkpoint
 
-LOCK = ".lock"
-BEFORE_TRAINING = (LOCK, "skipped.jsonl")  # the only files that a run writes before its config.yaml
+LOCK, LAUNCH = ".lock", ".launch"
+BEFORE_TRAINING = (LOCK, LAUNCH, "skipped.jsonl")  # the only files that a run writes before its config.yaml
 
 
 @contextlib.contextmanager
@@ -29,6 +31,8 @@ def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
         held.append(acquire(run_dir / LOCK, f"another process is training in {run_dir}: wait for it, or stop it"))
         if resume:
             clean(run_dir)
+        elif name := launch():
+            write_text(run_dir / LAUNCH, name + "\n")
         return run_dir
 
     run_dir = distributed.on_main(take)
@@ -41,6 +45,26 @@ def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
     finally:
         for lock in held:
             lock.close()
+
+
+def launch() -> str:
+    """The name of the launch that this process belongs to, as `torchrun` says it (--rdzv-id); "" outside of one."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return "" if name == "none" else name
+
+
+def begun_by_launch(folder: Path, same: Callable[[Path], bool]) -> Path | None:
+    """The newest run, NAME or NAME-2, ..., that this very launch began and has not finished, with a checkpoint to go on
+    from: what `torchrun` restarts after a process was lost. same: whether a run has the settings that are wanted."""
+    name = launch()
+    found = []
+    for run_dir in folder.parent.glob(f"{glob.escape(folder.name)}*") if name else ():
+        with contextlib.suppress(OSError, NextEmbedError):
+            began = (run_dir / LAUNCH).read_text(encoding="utf-8").strip() == name
+            is_open = not (run_dir / "report.html").exists() and last_checkpoint(run_dir) is not None
+            if began and is_open and same(run_dir):
+                found.append(run_dir)
+    return max(found, key=lambda run_dir: (run_dir / LAUNCH).stat().st_mtime_ns, default=None)
 
 
 def _undo(run_dir: Path) -> None:

@@ -96,10 +96,10 @@ def embed_many(
             files, resumed = by_ray(own, many, expected or 0, report)
         else:
             files, resumed = here(own, many.shard_rows, expected, report)
-        skipped: list[Skipped] = [
-            {"row": None, "key": key, "reason": reason} for key, reason in data.left_out("train").items()
-        ]
-        finish(own, files, [*skipped, *(one for file in files for one in file.skipped)])
+        left_out = data.left_out("train").items()
+        every: list[Skipped] = [{"row": None, "key": key, "reason": reason} for key, reason in left_out]
+        every += [one for file in files for one in file.skipped]
+        finish(own, files, every)
         (folder / "lock").unlink(missing_ok=True)
     num_rows, skipped_file = sum(one.rows for one in files), folder / SKIPPED_FILE
     return EmbeddedMany(folder, len(files), num_rows, resumed, every, skipped_file, time.monotonic() - began)

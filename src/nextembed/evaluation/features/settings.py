@@ -42,7 +42,7 @@ class ManySettings(EmbedSettings):
     Attributes:
         shard_rows: write a folder of files with so many rows of the source each, in place of one file.
         engine: what computes the files, which are the same bit for bit; ray divides them among processes and machines.
-        ray_address: of a Ray cluster; one of this machine's processes is started if left out.
+        ray_address: where a Ray cluster is; one of this machine's processes is started if left out.
         ray_workers: processes of Ray, each with its own copy of the model; one for each GPU, else one, if left out.
     """
 
