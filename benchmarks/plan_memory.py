@@ -42,6 +42,8 @@ EMU = (
     " 'model.causal_former={num_layers: 4, num_heads: 4, d_ff: 512, d_model: 256, d_kv: 64}'"
     " model.max_length=256 train.ema_decay=null"
 ).replace("data.kind=EMU ", "")
+FAMILIES = {"aim": 128, "igpt": 64, "mae": 128, "ijepa": 128, "mar": 64, "vjepa": 32, "cpc": 32, "simsiam": 64,
+            "lejepa": 32, "vq": 64, "msvq": 64}  # fmt: skip
 SETTINGS = {
     "nepa": "nepa_demo train.batch_size=128",
     "nepa_bf16": "nepa_demo train.batch_size=128 train.precision=bf16",
@@ -58,6 +60,7 @@ SETTINGS = {
     "segmentation": "emoji_scenes train.batch_size=32",
     "segmentation_upernet": f"emoji_scenes model.head=upernet model.head_width=128 'model.architecture={LARGE}'"
     " train.batch_size=12",
+    **{name: f"{name}_demo train.batch_size={size}" for name, size in FAMILIES.items()},
     "omni": "omni_emoji train.batch_size=16",
     "emu": f"{EMU} train.batch_size=4",
     "emu_bf16": f"{EMU} train.batch_size=4 train.precision=bf16",

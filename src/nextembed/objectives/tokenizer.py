@@ -172,7 +172,8 @@ class Tokenizing(Objective):
     def diagnosed(self, pixels: Tensor, error: Tensor, ids: Tensor, code_loss: Tensor) -> Metrics:
         patches = to_patches(pixels, self.tokenizer.shape.patch_shape).unflatten(-1, (pixels.shape[1], -1))
         flat = (patches - patches.mean(-1, keepdim=True)).square().mean()
-        shares = ids.flatten().bincount(minlength=self.settings.num_codes) / ids.numel()
+        counts = torch.zeros(self.settings.num_codes, dtype=torch.long, device=ids.device)
+        shares = counts.scatter_add(0, ids.flatten(), torch.ones_like(ids.flatten())) / ids.numel()
         return {
             "psnr": _psnr(error.mean()),
             "psnr_flat": _psnr(flat),

@@ -98,7 +98,8 @@ def classified(logits: Tensor, tokens: Tensor, mask: Tensor, diagnose: bool) -> 
     count, metrics = mask.sum(), None
     if diagnose:
         right = ((logits.argmax(-1) == tokens) & mask).sum()
-        common = tokens[mask].bincount().max() if bool(mask.any()) else right
+        counts = torch.zeros(logits.shape[-1], dtype=torch.long, device=logits.device)
+        common = counts.scatter_add(0, tokens.flatten(), mask.flatten().long()).max()  # no shape depends on values
         metrics = {"token_top1": (right, count), "token_chance": (common, count)}
     return ObjectiveOutput(loss_sum=loss.sum(), num_targets=count, metrics=metrics)
 

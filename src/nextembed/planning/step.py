@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import PreTrainedModel
 
-from ..core.objective import Objective, PretrainingModel
+from ..core.objective import Objective, PretrainingModel, ViewSettings
 from ..core.types import Backbone, Batch
 from ..errors import ConfigError, NextEmbedError
 from ..models.emu import EmuForConditionalGeneration, EmuParts
@@ -145,7 +145,21 @@ def example_batch(config: RunConfig, backbone: PreTrainedModel, objective: Objec
     """One micro batch, as the model part makes it. A data part of the user's own kind may do it (`MakesBatches`)."""
     if isinstance(config.data, MakesBatches):
         return config.data.example_batch(size, backbone)
-    return model_part(config).example_batch(backbone, size, objective.settings.draw)
+    batch = model_part(config).example_batch(backbone, size, objective.settings.draw)
+    return with_views(batch, objective.settings.views)
+
+
+def with_views(batch: Batch, views: int | ViewSettings) -> Batch:
+    """The batch with as many crops of each image as an objective compares."""
+    if views == 1:
+        return batch
+    pixels = batch["pixel_values"]  # [B, C, H, W]
+    num_global = views if isinstance(views, int) else views.num_global
+    large = pixels[:, None].repeat(1, num_global, 1, 1, 1)
+    if isinstance(views, int) or not views.num_local:
+        return {**batch, "global_views": large}
+    small = pixels.new_zeros(len(pixels), views.num_local, pixels.shape[1], views.local_size, views.local_size)
+    return {**batch, "global_views": large, "local_views": small}
 
 
 def quantized(backbone: nn.Module, quantize: str | None) -> dict[nn.Parameter, int]:

@@ -179,3 +179,10 @@ def test_values_of_masks_are_known() -> None:
         assert x[mask].shape == (2, 300)
         with pytest.raises(DynamicOutputShapeException):
             x[x > 0]
+
+
+@pytest.mark.parametrize("name", ["igpt", "simsiam", "lejepa", "vq", "msvq"])
+def test_steps_of_other_objectives_are_traced(name: str) -> None:
+    """Of several crops, and of codes that are counted: nothing in a step has a shape that values decide."""
+    step = trace_step(recipes.load(f"{name}_demo_tiny"), 1, 3)
+    assert step.peak > step.memory["weights"] > 0 and step.memory["activations"] > 0
