@@ -12,6 +12,9 @@ def main() -> int:
             raise
         print(f"nextembed: the package {err.name} is missing here: pip install {err.name}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # from here on, `run` answers it
+        print("nextembed: stopped", file=sys.stderr)
+        return 130
     return run()
 
 

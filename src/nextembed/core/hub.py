@@ -36,12 +36,33 @@ def unreachable() -> str | None:
 
 
 def check_reachable(name: str, what: str, kind: Literal["model", "dataset"] = "model") -> None:
-    """Raises ConfigError, "WHAT: NAME ...", for a hub id of which nothing is kept here where the hub cannot be reached.
+    """Raises ConfigError, "WHAT: NAME ...", for a hub id of which nothing is kept here where the hub cannot be reached,
+    or does not have it.
 
     Needs no torch.
     """
-    if not is_kept(name, kind) and (away := unreachable()):
+    if is_kept(name, kind):
+        return
+    if away := unreachable():
         raise ConfigError(f"{what}: {name} (nothing of it is kept from an earlier download, and {away})")
+    if is_missing(name, kind):
+        raise ConfigError(f"{what}: {name} (the hub has no {kind} of this name, or does not show it without a login)")
+
+
+def is_missing(name: str, kind: Literal["model", "dataset"]) -> bool:
+    """Whether the hub says that there is no such repository. One that is gated is there; no answer is no."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        HfApi().repo_info(name, repo_type=kind, timeout=SECONDS)
+    except GatedRepoError:
+        return False
+    except RepositoryNotFoundError:
+        return True
+    except Exception:  # of whatever library makes the connection; whoever needs the repository says what is wrong
+        return False
+    return False
 
 
 def is_kept(name: str, kind: Literal["model", "dataset"]) -> bool:

@@ -63,6 +63,19 @@ def test_a_command_line_without_typer_says_what_to_install() -> None:
     assert done.stderr == "nextembed: the package typer is missing here: pip install typer\n"
 
 
+def test_ctrl_c_while_the_command_line_is_loaded_is_one_line() -> None:
+    code = (
+        "import sys, nextembed_cli\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed())\n"
+        "sys.exit(nextembed_cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "nextembed: stopped\n")
+
+
 # -- stages
 
 

@@ -89,6 +89,7 @@ def test_words_that_the_classes_check(word: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nextembed.core.hub.unreachable", lambda: None)
+    monkeypatch.setattr("nextembed.core.hub.is_missing", lambda name, kind: False)
     check_settings([word])
 
 

@@ -1,0 +1,67 @@
+"""A mistyped hub id, said before torch is loaded."""
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+from nextembed.core import hub
+from nextembed.core.hub import check_reachable
+from nextembed.errors import ConfigError
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | None]:
+    """What the hub says of a repository: nothing wrong, or an error; and nothing was downloaded before."""
+    said: dict[str, Exception | None] = {}
+
+    def repo_info(api: HfApi, name: str, *, repo_type: str, timeout: float) -> None:
+        assert repo_type in ("model", "dataset") and timeout <= 5
+        if (error := said[name]) is not None:
+            raise error
+
+    monkeypatch.setattr(HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(hub, "unreachable", lambda: None)
+    monkeypatch.setattr(hub, "is_kept", lambda name, kind: name == "kept/one")
+    return said
+
+
+def error(kind: type[Exception]) -> Exception:
+    made = kind.__new__(kind)
+    Exception.__init__(made, "no")
+    return made
+
+
+def test_a_repository_that_is_not_there_is_said_in_one_line(answers: dict[str, Exception | None]) -> None:
+    answers["own/misyped"] = error(RepositoryNotFoundError)
+    with pytest.raises(ConfigError) as stopped:
+        check_reachable("own/misyped", "model.pretrained: no such folder")
+    assert str(stopped.value) == (
+        "model.pretrained: no such folder: own/misyped (the hub has no model of this name, or does not show it "
+        "without a login)"
+    )
+    with pytest.raises(ConfigError, match="the hub has no dataset of this name"):
+        check_reachable("own/misyped", "data.source", "dataset")
+
+
+@pytest.mark.parametrize("problem", [None, error(GatedRepoError), TimeoutError("slow"), httpx.ConnectError("away")])
+def test_what_is_there_gated_or_not_answered_is_left_to_who_needs_it(
+    answers: dict[str, Exception | None], problem: Exception | None
+) -> None:
+    answers["own/model"] = problem
+    check_reachable("own/model", "no such model")
+    check_reachable("kept/one", "no such model")  # the hub is not asked
+
+
+def test_asking_the_hub_loads_no_torch() -> None:
+    code = (
+        "import sys; from huggingface_hub import HfApi; from nextembed.core import hub; "
+        "hub.unreachable = lambda: None; "
+        "HfApi.repo_info = lambda *given, **named: None; hub.check_reachable('a/b-c-d', 'x'); "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
