@@ -85,8 +85,10 @@ class Run(RunFolder):
         model = run.model("ema")
         run.report()
 
-    path: as it was given. dir: of the run; of a lone model its own folder. metrics: the last logged line; after `fit`
-    also what the run scored. trained: the model that `fit` trained, as it stands in memory; else None.
+    Args:
+        path: as it was given. dir: of the run; of a lone model its own folder.
+        metrics: the last logged line; after `fit` also what the run scored. trained: the model that `fit` trained, as
+            it stands in memory; else None.
     """
 
     def __init__(self, path: str | Path, folder: Path, config: RunConfig | None = None):
@@ -122,7 +124,11 @@ class Run(RunFolder):
 
     @cached_property
     def config(self) -> RunConfig:
-        """Its settings. Raises ConfigError where there are none, CodeRefused for Python that was not allowed."""
+        """Its settings.
+
+        Raises:
+            ConfigError: Where there are none, CodeRefused for Python that was not allowed.
+        """
         return read_run_config(self.dir)
 
     @cached_property
@@ -135,7 +141,11 @@ class Run(RunFolder):
         return task_of(self.config)
 
     def verdict(self) -> Verdict:
-        """What it came to, by its curves, probes, scores and answers. Raises ConfigError for damaged files of these."""
+        """What it came to, by its curves, probes, scores and answers.
+
+        Raises:
+            ConfigError: For damaged files of these.
+        """
         return judge(self.values.get("objective"), self.history(), self.probes(), self.scores(), self.answers())
 
     def seed(self) -> int:
@@ -143,8 +153,11 @@ class Run(RunFolder):
         return validated(_Seed, {"seed": values["seed"]}).seed if "seed" in values else 0
 
     def source(self) -> Part:
-        """The data part of its settings. Raises ConfigError where there is none, CodeRefused for Python that was not
-        allowed."""
+        """The data part of its settings.
+
+        Raises:
+            ConfigError: Where there is none, CodeRefused for Python that was not allowed.
+        """
         values = self.values
         if "data" not in values:
             raise ConfigError(f"{self.path} is not part of a run, so the data has to be named: --data SOURCE")
@@ -200,7 +213,11 @@ class Run(RunFolder):
         return load_processor(self.saved().folder(weights))
 
     def view(self) -> RunView:
-        """Its files as plain values. Raises ConfigError for a folder that holds no run."""
+        """Its files as plain values.
+
+        Raises:
+            ConfigError: For a folder that holds no run.
+        """
         return read_view(self)
 
     def report(self, path: str | Path | None = None, decoders: tuple[str | Path, ...] = ()) -> Path:
@@ -238,6 +255,12 @@ class _Seed(Config):
 
 def open_run(path: str | Path) -> Run:
     """Opens a run folder, a checkpoint, a model folder or a hub id. Nothing is loaded yet.
+
+    Args:
+        path: where it is, or its hub id.
+
+    Returns:
+        The run: config, metrics, and methods that load its model, data and scores.
 
     Raises:
         ConfigError: there is no such path.

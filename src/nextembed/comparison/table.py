@@ -54,15 +54,22 @@ class TableRow:
 
 @dataclass
 class Comparison:
-    """A finished comparison, or as far as it is.
+    """A finished comparison, or one that is under way.
 
-        found = nextembed.compare("fashion_mnist", objectives=["nepa", "mae"], minutes=5)
+        found = nextembed.compare("fashion_mnist", objectives=["nepa", "mae"], settings={"minutes": 5})
         found.table                    # a pandas DataFrame
         found.rows[0].cells["linear"].mean
 
-    name: of the comparison. budget: in words. rows: as in the table. runs: of each run what it scored. trials: of
-    tuning. notes: what is to be known when the table is read. settings: what was asked for. folder: where its files
-    are.
+    Attributes:
+        name: its name.
+        budget: the budget, in words.
+        rows: rows of the table.
+        runs: what each run scored.
+        trials: what each trial of tuning scored.
+        notes: what has to be known to read the table.
+        settings: what was asked for.
+        folder: where its files are.
+        format: version of comparison.json.
     """
 
     name: str
@@ -177,7 +184,11 @@ class Comparison:
 
     @classmethod
     def load(cls, file: str | Path) -> "Comparison":
-        """Reads comparison.json. Raises ConfigError, one line that names the file and the value that is wrong."""
+        """Reads comparison.json.
+
+        Raises:
+            ConfigError: One line that names the file and the value that is wrong.
+        """
         return load(cls, file)
 
 

@@ -107,8 +107,11 @@ class ObjectiveSettings(Part):
         return "exact"
 
     def build(self, backbone: Backbone) -> "Objective":
-        """The module; it reads from the backbone and changes nothing in it. Raises ConfigError for one that does not
-        fit."""
+        """The module; it reads from the backbone and changes nothing in it.
+
+        Raises:
+            ConfigError: For one that does not fit.
+        """
         raise NotImplementedError
 
     def scoring(self) -> Scoring | None:
@@ -160,9 +163,10 @@ def verdict_of(values: object, history: History) -> Verdict:
 class ObjectiveOutput(ModelOutput):
     """What an objective hands to the trainer.
 
-    loss_sum []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
-    num_targets []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
-    metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
+    Attributes:
+        loss_sum: []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
+        num_targets: []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
+        metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
     """
 
     loss_sum: Tensor | None = None
@@ -173,13 +177,14 @@ class ObjectiveOutput(ModelOutput):
 class Objective(nn.Module):
     """Everything that can be trained. It owns what only it needs: heads, projector, teacher.
 
-    diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
-    reads_itself: whether `read` takes features from another place than the backbone. Then the objective is saved with
-        the model, in RUN/objective, and every probe, `embed` and the report read where it says.
-    generates: whether `sample` draws signals. Then it is saved in the same way.
-    num_classes: that `sample` can be told; 0: none.
-    averages: whether it keeps running means of its own weights, to draw with. draws_averaged: whether `sample` takes
-        these, where there are any; who opens it sets it.
+    Args:
+        diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
+        reads_itself: whether `read` takes features from another place than the backbone. Then the objective is saved
+            with the model, in RUN/objective, and every probe, `embed` and the report read where it says.
+        generates: whether `sample` draws signals. Then it is saved in the same way.
+        num_classes: that `sample` can be told; 0: none.
+        averages: whether it keeps running means of its own weights, to draw with.
+        draws_averaged: whether `sample` takes these, where there are any; who opens it sets it.
     """
 
     diagnose: bool = True
@@ -253,8 +258,10 @@ class Objective(nn.Module):
         """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
         into the new, empty folder.
 
-        state: this objective's parameters and buffers by name, whole and on the CPU. An objective that reads features
-        itself, or generates, is kept, so that it can do so again."""
+        Args:
+            state: this objective's parameters and buffers by name, whole and on the CPU. An objective that reads
+                features itself, or generates, is kept, so that it can do so again.
+        """
         if not (self.reads_itself or self.generates):
             return {}
         settings = self.settings.model_dump(mode="json", serialize_as_any=True)

@@ -40,9 +40,12 @@ IGNORE_PIXEL = 255  # in masks and in labels [B, H, W]
 class Sample(TypedDict, total=False):
     """One document of the data, after decoding and transforms.
 
-    key: names it for good (file name or row number); pixel_values [C, H, W]; label: -100 where there is none; or
-    a mask [H, W], 255 where there is none.
-    encoded: of packed documents, in place of pixels; raw [N]: what a baseline reads in place of latents.
+    Attributes:
+        key: identifies it for good: a file name or row number.
+        pixel_values: [C, H, W], float32, normalised.
+        label: class id, -100 where there is none; or a mask [H, W], 255 where there is none.
+        encoded: a packed document, in place of pixels.
+        raw: [N], float32: what a baseline reads in place of latents.
     """
 
     key: str
@@ -55,11 +58,14 @@ class Sample(TypedDict, total=False):
 class Segment(TypedDict, total=False):
     """One modality's span of a document.
 
-    kind: the modality: "text" (value: str), "image" (uint8 [C, H, W]), "video" (uint8 [F, C, H, W]), "audio" (float32
-    [N] in [-1, 1], mono, 16 kHz), "series" (float32 [C, T]), or one of the user's own. loss: whether what it holds is
-    to be predicted (True where it is not said). order: in which its latents are read (raster where it is not said).
-    tokens: (begin, end) of the parts of a text in which special tokens of the tokenizer are tokens; elsewhere they are
-    text like any other, as a user's words may hold them.
+    Attributes:
+        kind: the modality: "text", "image", "video", "audio", "series", or one of the user's own.
+        value: text `str`; image uint8 [C, H, W]; video uint8 [F, C, H, W]; audio float32 [N] in [-1, 1], mono, 16 kHz;
+            series float32 [C, T].
+        loss: whether it is to be predicted; True by default.
+        order: in which its latents are read; raster by default.
+        tokens: (begin, end) of the parts of a text in which special tokens of the tokenizer are tokens; elsewhere they
+            are text.
     """
 
     kind: str
@@ -70,7 +76,13 @@ class Segment(TypedDict, total=False):
 
 
 class Document(TypedDict, total=False):
-    """Segments in reading order. key: names the document for good. seed: of what is drawn while it is encoded."""
+    """Segments in reading order.
+
+    Attributes:
+        key: identifies the document for good.
+        segments: what it holds.
+        seed: of what is sampled while it is encoded.
+    """
 
     key: str
     segments: list[Segment]
@@ -80,9 +92,11 @@ class Document(TypedDict, total=False):
 class Encoded(NamedTuple):
     """A document as a model reads it, by the keys of `Batch`.
 
-    positions: tensors [T, ...], one row a position; what may be a target is said by `labels`, `regression_mask` or
-    `latent_mask`, never the first. values: tensors [N, ...] of other lengths, in reading order: pixels, patches; every
-    document has the same keys, with N = 0 where it has none.
+    Attributes:
+        positions: tensors [T, ...], one row for each position; `labels`, `regression_mask` or `latent_mask` say what
+            may be a target, never the first.
+        values: tensors [N, ...] of other lengths, in reading order: pixels, patches. Every document has the same keys,
+            with N = 0 where it has none.
     """
 
     positions: dict[str, Tensor]
@@ -123,24 +137,30 @@ class DocumentSource(Protocol):
 class Batch(TypedDict, total=False):
     """What the collator gives to the model; every value is a tensor, mostly with B as its first axis.
 
-    pixel_values [B, C, H, W], float32, normalised to about [-1, 1]; of clips of F frames [B, 3 F, H, W], one frame
-        after the other.
-    labels [B], int64, -100 where there is none; for segmentation [B, H, W], 255 where a pixel has none.
-    latent_mask [B, T], bool: False where a latent is padding. T counts the first (begin) token.
-    input_mask [B, T], bool: True where the autoregressor may not see the latent (still a target).
-    input_ids, document_ids, position_ids [B, T], int64, regression_mask [B, T], bool: of packed documents; document_ids
-        count from 1 in each row and are 0 for padding; position_ids count from 0 in each document. Then labels are
-        [B, T] and pixel_values [I, C, S, S], the images of all rows in reading order (there may be none).
-    kinds, input_ids [B, T], int64, coordinates [B, T, 3], next_coordinates [B, T, 3], values.NAME [N, P]: of Omni, see
-        `models.omni.processing_omni`.
-    prefix_length [B], kept [B, 1 + K], int64: what AIM, MAE and MAR draw, see `objectives.pixels` and `mar`.
-    context_KIND [B, 1 + K], targets_KIND [B, M, Q], int64: what JEPAs draw, see `objectives.jepa`.
-    global_views [B, V, C, H, W], local_views [B, L, C, h, w]: of objectives that want several crops of an image
-        (`core.objective.ViewSettings`); then pixel_values is the first of them.
-    class_dropped [B], bool: whose class is not told, see `nn.sampling`.
-    seeds [B], int64: of what a network draws for each sample in training (`core.randomness`).
-    position [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it,
-        so that a resumed run goes on at the next sample.
+    Attributes:
+        pixel_values: [B, C, H, W], float32, normalised to about [-1, 1]; for clips of F frames [B, 3 F, H, W], one
+            frame after the other; for packed documents [I, C, S, S], the images of all rows in reading order.
+        labels: [B], int64, -100 where there is none; for segmentation [B, H, W], 255 where a pixel has none; for packed
+            documents [B, T].
+        latent_mask: [B, T], bool: False where a latent is padding. T counts the first (begin) token.
+        input_mask: [B, T], bool: True where the autoregressor may not see the latent (it is still a target).
+        input_ids: [B, T], int64: tokens of packed documents.
+        document_ids: [B, T], int64: documents of a packed row, from 1; 0 is padding.
+        position_ids: [B, T], int64: positions, from 0 in each document.
+        regression_mask: [B, T], bool: where the embedding that is read is a target of regression.
+        kinds: [B, T], int64: which modality a latent of an Omni belongs to, see `models.omni.processing_omni`.
+        coordinates: [B, T, 3], float32: time, height and width of a latent of an Omni.
+        next_coordinates: [B, T, 3], float32: those of the latent that comes next.
+        prefix_length: [B], int64: what AIM samples, see `objectives.pixels`.
+        kept: [B, 1 + K], int64: positions that MAE and MAR keep. JEPAs add context_KIND [B, 1 + K] and targets_KIND [B,
+            M, Q], see `objectives.jepa`.
+        global_views: [B, V, C, H, W]: large crops, for objectives that compare several (`core.objective.ViewSettings`);
+            then pixel_values is the first of them.
+        local_views: [B, L, C, h, w]: small crops.
+        class_dropped: [B], bool: samples whose class is left out, see `nn.sampling`.
+        seeds: [B], int64: seeds of what a network samples for each image in training (`core.randomness`).
+        position: [B, P], int64: where each sample stands in the data. Opaque to all but data/; the trainer saves it, so
+            that a resumed run continues with the next sample.
     """
 
     pixel_values: Tensor
@@ -171,9 +191,14 @@ def by_name(batch: Batch) -> dict[str, Tensor]:
 class Loading(NamedTuple):
     """How one rank of a run reads its data.
 
-    micro_batch_size: samples, or rows of packed documents, of each batch. seed: of order, crops and all that is drawn.
-    start: the data's state to resume from; None: the beginning. skipped_path: of `skipped.jsonl`, shared by all ranks.
-    pin_memory: None pins where there is an accelerator.
+    Attributes:
+        micro_batch_size: samples, or rows of packed documents, of each batch.
+        seed: of order, crops and everything that is sampled.
+        rank: which of the processes this is.
+        world_size: how many processes train together.
+        start: the data's state to resume from; None: the beginning.
+        skipped_path: of `skipped.jsonl`, shared by all ranks.
+        pin_memory: None pins where there is an accelerator.
     """
 
     micro_batch_size: int
@@ -190,13 +215,14 @@ class Loading(NamedTuple):
 
 
 class Latents(NamedTuple):
-    """Latents before mixing, with where they are.
+    """Latents before mixing, with their positions.
 
-    z [B, T, D]: one vector a position.
-    coordinates [B, T, A], float32: position on each of A axes, patch centres in [-1, 1]; (0, ..., 0) is no rotation at
-        all and belongs to the first (begin) token.
-    documents [B, T], int64: of packed documents; attention stays inside each. None: every sample is one.
-    following [B, T, A]: coordinates of the latent that comes next, where the model is told; 0 where it is not.
+    Attributes:
+        z: [B, T, D]: one vector for each position.
+        coordinates: [B, T, A], float32: position on each of A axes, patch centres in [-1, 1]; (0, ..., 0) is no
+            rotation at all and belongs to the first (begin) token.
+        documents: [B, T], int64: documents of packed rows; attention stays inside each. None: every sample is one.
+        following: [B, T, A]: coordinates of the latent that comes next, where the model is conditioned on them; else 0.
     """
 
     z: Tensor
@@ -225,8 +251,9 @@ class Latents(NamedTuple):
 class Hidden(NamedTuple):
     """Hidden states after mixing.
 
-    last [B, T, D]: after the final norm; what predictions are read from.
-    layers: (z, layer 1, ..., layer L), each [B, T, D]; the last entry is `last`. Empty unless asked for.
+    Attributes:
+        last: [B, T, D]: after the final norm; what predictions are read from.
+        layers: (z, layer 1, ..., layer L), each [B, T, D]; the last entry is `last`. Empty unless asked for.
     """
 
     last: Tensor

@@ -55,7 +55,15 @@ class DocumentPart(Limits, Part):
         raise NotImplementedError
 
     def document(self, row: Any, seed: int) -> Document:
-        """A row, decoded. seed: of this row in this epoch, for random choices. Raises Unreadable."""
+        """A row, decoded.
+
+        Args:
+            row: as `rows` gives it.
+            seed: of this row in this epoch, for random choices.
+
+        Raises:
+            Unreadable: The row cannot be used; it is skipped and named.
+        """
         raise NotImplementedError
 
     def summary(self, split: Role) -> Found:
@@ -73,7 +81,11 @@ class DocumentPart(Limits, Part):
         return {}
 
     def row_sources(self, split: Role) -> list["RowSource"]:
-        """What documents are drawn from. Raises ConfigError for a split that does not exist."""
+        """What documents are drawn from.
+
+        Raises:
+            ConfigError: For a split that does not exist.
+        """
         rows = self.rows(split)
         if isinstance(rows, Rows) and len(rows) == 0:
             raise MissingSplit(f"data: the {split} split is empty")
@@ -86,8 +98,12 @@ class DocumentPart(Limits, Part):
     def train_loader(self, loading: Loading, *, encode: Encode, max_length: int) -> DocumentLoader:
         """Endless batches of one rank: rows of `max_length` positions, filled with whole documents.
 
-        encode: what a model makes of a document. Raises ConfigError for a source that cannot work; the loader raises
-        DataError if more than `max_skipped_rate` of the documents are unreadable.
+        Args:
+            encode: what a model makes of a document.
+
+        Raises:
+            ConfigError: For a source that cannot work; the loader raises DataError if more than `max_skipped_rate` of
+                the documents are unreadable.
         """
         sources, start = self.row_sources("train"), loading.start
         num_readers = self.num_readers
@@ -112,7 +128,8 @@ class DocumentPart(Limits, Part):
     def documents(self, split: Role, num: int | None = None, seed: int = 0) -> "Documents":
         """The documents of a split in their own order, for evaluation; what is random in them as in epoch 0 of `seed`.
 
-        num: so many of the first rows; None takes all.
+        Args:
+            num: so many of the first rows; None takes all.
         """
         return Documents(self.row_sources(split), self.max_skipped_rate, num, seed)
 

@@ -127,7 +127,8 @@ class ImagePart(Limits, Part):
     def training_rows(self) -> Rows | RowSequence:
         """The rows of the training split; with `labels_per_class`, so many of each class.
 
-        Raises ConfigError if a class has fewer, or there are no labels, or for a stream.
+        Raises:
+            ConfigError: If a class has fewer, or there are no labels, or for a stream.
         """
         rows = self.split_rows("train")
         if self.labels_per_class is None:
@@ -165,8 +166,14 @@ class ImagePart(Limits, Part):
     ) -> TrainLoader:
         """Endless training batches of one rank (`core.types.Batch`), each of `loading.micro_batch_size` samples.
 
-        num_latents: T of `latent_mask`. draw, views: see `ObjectiveSettings`. Raises ConfigError for a source that
-        cannot work; the loader raises DataError if more than `max_skipped_rate` of the images are unreadable.
+        Args:
+            num_latents: T of `latent_mask`.
+            draw: see `ObjectiveSettings`.
+            views: see `ObjectiveSettings`.
+
+        Raises:
+            ConfigError: For a source that cannot work; the loader raises DataError if more than `max_skipped_rate` of
+                the images are unreadable.
         """
         crops, num_global = self.crops(image_size, views)
         augments = self.rand_augment is not None or self.erase_rate > 0
@@ -200,8 +207,11 @@ class ImagePart(Limits, Part):
     ) -> "EvalSamples":
         """Labelled samples of a split for probes: whole images resized to `image_size`, no augmentation.
 
-        num_samples: a random subset from `seed` (of a stream: so many of its first); None takes all.
-        Raises ConfigError if the split does not exist or is empty, or for all of a stream.
+        Args:
+            num_samples: a random subset from `seed` (of a stream: so many of its first); None takes all.
+
+        Raises:
+            ConfigError: If the split does not exist or is empty, or for all of a stream.
         """
         rows = self.training_rows() if split == "train" else self.split_rows(split)
         if not isinstance(rows, Rows):
@@ -214,7 +224,10 @@ class ImagePart(Limits, Part):
 
     def reader(self, num_channels: int) -> ImageReader:
         """The decoder with this part's limits: of images with 1 or 3 channels, of clips with 3 times their frames.
-        Raises ConfigError for any other number."""
+
+        Raises:
+            ConfigError: For any other number.
+        """
         return reader_of(num_channels, self.background, self.max_pixels, self.max_bytes)
 
 

@@ -89,6 +89,9 @@ def shard(
         report: is called with rows done, and rows in all (None where nobody knows).
         settings: see `ShardSettings`.
 
+    Returns:
+        What was written: shards, rows, and rows left out with the reason.
+
     Raises:
         ConfigError: for a folder that holds something else or is finished, and for a source that cannot be used.
         DataError: if no row can be read.

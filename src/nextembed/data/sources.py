@@ -50,7 +50,11 @@ class ImageData(TableSettings, ImagePart):
     _unused: list[str] = PrivateAttr(default_factory=list)  # other columns of images, and the one that is used
 
     def rows(self, split: Role) -> Rows | RowSequence:
-        """Rows of a split. Raises ConfigError for a source, split or column that does not exist."""
+        """Rows of a split.
+
+        Raises:
+            ConfigError: For a source, split or column that does not exist.
+        """
         data, to_row, origin = self.chosen(split)
         columns = to_row.columns
         self._unused = unused_images(data, columns.image) if self.image_column is None else []

@@ -55,6 +55,9 @@ def export_onnx(
         tolerance: nothing is written if the outputs differ by more.
         fields: of `GraphSpec`, in place of `spec`.
 
+    Returns:
+        The file, its opset, the sizes it was compared at, and the greatest difference from PyTorch.
+
     Raises:
         ConfigError: for settings the model cannot do or an opset below 18.
         MissingExtra: without onnx.
@@ -131,8 +134,23 @@ def export_program(
     tolerance: float = TOLERANCE,
     **fields: object,
 ) -> Exported:
-    """Writes a torch.export program (.pt2) for any batch and image size from two patches a side; loads it and compares
-    it with the model. `torch.export.load(path).module()` is the function. Arguments and errors as in `export_onnx`."""
+    """Writes a torch.export program (.pt2) for any batch and image size, loads it and compares it with the model.
+
+    Image sizes start at two patches a side. `torch.export.load(path).module()` is the function.
+
+    Args:
+        model: is copied, not changed.
+        path: of the file.
+        spec: what the file computes; None takes `fields`.
+        tolerance: nothing is written if the outputs differ by more.
+        fields: of `GraphSpec`, in place of `spec`.
+
+    Returns:
+        The file, the sizes it was compared at, and the greatest difference from the model.
+
+    Raises:
+        ConfigError: for settings the model cannot do.
+    """
     graph = ExportGraph(model, _spec(spec, fields))
     with replacing(path) as file:
         with _silent(), torch.no_grad():

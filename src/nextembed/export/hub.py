@@ -91,6 +91,9 @@ def push_to_hub(
         license: its identifier on the hub; None says "unknown".
         api: None takes one with the stored token.
 
+    Returns:
+        The address of the upload.
+
     Raises:
         ConfigError: for what cannot be uploaded.
         UploadError: one line, if the hub does not take it.

@@ -38,6 +38,9 @@ def quantize_int8(source: str | Path, target: str | Path) -> Path:
         source: a float ONNX file.
         target: the file to write.
 
+    Returns:
+        The file that was written.
+
     Raises:
         ConfigError: for a file that is not ONNX.
         MissingExtra: without onnxruntime.

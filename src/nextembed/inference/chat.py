@@ -206,7 +206,11 @@ class Talker:
 
     @property
     def pipeline(self) -> EmuPipeline:
-        """`EmuPipeline` of this model. Raises ConfigError where the checkpoint has no visual decoder."""
+        """`EmuPipeline` of this model.
+
+        Raises:
+            ConfigError: Where the checkpoint has no visual decoder.
+        """
         if self._pipeline is None:
             folder = self._decoder_folder()
             if folder is None:
@@ -280,7 +284,11 @@ class Talker:
     # helpers
 
     def room(self, length: int, needed: int = 1) -> int:
-        """Positions behind a prompt. Raises ConfigError if there are fewer than `needed`."""
+        """Positions behind a prompt.
+
+        Raises:
+            ConfigError: If there are fewer than `needed`.
+        """
         limit = self.model.config.num_positions
         if limit is None:
             return 2**31
@@ -292,7 +300,11 @@ class Talker:
         return limit - length
 
     def encode(self, prompts: Sequence[Pieces], check: bool = True) -> BatchFeature:
-        """A batch for the model. Raises ConfigError for an empty prompt or one that is too long."""
+        """A batch for the model.
+
+        Raises:
+            ConfigError: For an empty prompt or one that is too long.
+        """
         for pieces in prompts:
             segments = [segment_of(piece) for piece in pieces]
             if not any(s["kind"] != "text" or str(s["value"]).strip() for s in segments):

@@ -46,11 +46,11 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """Turns, user and assistant by turns. system: None takes Emu's line for an image or a video, where there is one.
+    """Turns of a conversation, user and assistant alternating.
 
-    talk = Conversation()
-    talk.ask(image, "What is this?")
-    talk.answer(talker.reply(talk))
+    Attributes:
+        system: said first; None takes Emu's line for an image or a video, where there is one.
+        turns: what was said so far.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -74,7 +74,11 @@ class Conversation:
         self.turns.append(Turn("user", found, sources or []))
 
     def answer(self, text: str) -> None:
-        """The assistant's turn. Raises ConfigError where no question waits for it."""
+        """The assistant's turn.
+
+        Raises:
+            ConfigError: Where no question waits for it.
+        """
         if not self.turns or self.turns[-1].role != "user":
             raise ConfigError("there is no question to answer")
         self.turns.append(Turn("assistant", [{"kind": "text", "value": text}]))
@@ -98,7 +102,8 @@ class Conversation:
     def to_document(self, style: Style) -> Document:
         """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer, as in training.
 
-        Raises ConfigError if there is no question.
+        Raises:
+            ConfigError: If there is no question.
         """
         if not self.turns or self.turns[-1].role != "user":
             raise ConfigError("there is no question to answer")

@@ -130,7 +130,11 @@ class Sampler:
         return values.round().clamp(0, 255).to(torch.uint8)
 
     def class_id(self, name: str) -> int:
-        """The class of this number or name. Raises ConfigError where there is none."""
+        """The class of this number or name.
+
+        Raises:
+            ConfigError: Where there is none.
+        """
         num = self.objective.num_classes
         if not num:
             raise ConfigError("the model was trained without classes: objective.num_classes is 0")

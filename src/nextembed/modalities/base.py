@@ -14,8 +14,10 @@ from ..errors import ConfigError, unknown
 class Patches(NamedTuple):
     """A signal as patches, each of which becomes one latent.
 
-    values: [N, P] float32, or [N] int64 of tokens, in natural order (raster, time). coordinates [N, 3], float32: time
-    in steps from 0, height and width in [-1, 1] (0 where there is none). shape: what puts them together again.
+    Attributes:
+        values: [N, P], float32, or [N], int64, of tokens, in natural order (raster, time).
+        coordinates: [N, 3], float32: time in steps from 0, height and width in [-1, 1]; 0 where there is none.
+        shape: what `Modality.signal` needs to put them together again.
     """
 
     values: Tensor
@@ -42,7 +44,8 @@ class Modality(nn.Module):
             def signal(self, values, shape):
                 return values.T
 
-    value_size: P; None for tokens.
+    Attributes:
+        value_size: P; None for tokens.
     """
 
     value_size: int | None = None
@@ -89,7 +92,14 @@ class Modality(nn.Module):
 
 
 def in_time(num: int) -> Tensor:
-    """Coordinates [num, 3] of latents that follow each other in time."""
+    """Coordinates of latents that follow each other in time.
+
+    Args:
+        num: how many.
+
+    Returns:
+        [num, 3], float32.
+    """
     places = torch.zeros(num, 3)
     places[:, 0] = torch.arange(num)
     return places

@@ -209,9 +209,16 @@ class DecoderFile:
 
 
 def load_decoder(path: str | Path) -> LoadedDecoder:
-    """The decoder of a finished run, or of its folder RUN/decoder.
+    """The decoder of a finished run of the recipe `latent_decoder`.
 
-    Raises ConfigError if there is none, or if its files are damaged.
+    Args:
+        path: the run, or its folder RUN/decoder.
+
+    Returns:
+        The decoder, in eval mode; `decoder.image(latents, grid)` gives pixels.
+
+    Raises:
+        ConfigError: There is none, or its files are damaged.
     """
     path = Path(path)
     if not path.exists():

@@ -118,7 +118,11 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return self
 
     def build(self, backbone: Backbone) -> "NextEmbedding":
-        """The objective on a backbone. Raises ConfigError if that has too few layers or latents for these settings."""
+        """The objective on a backbone.
+
+        Raises:
+            ConfigError: If that has too few layers or latents for these settings.
+        """
         if not isinstance(backbone.config, LayeredConfig):
             raise ConfigError("objective next_embedding needs model.kind=vit_nepa or omni, or a model like these")
         num_layers = backbone.config.num_hidden_layers

@@ -26,11 +26,29 @@ Verdict = Literal["fits", "tight", "does not fit"]
 class Plan:
     """What a run will need. Bytes are of one device, at the highest moment of a training step.
 
-    memory: by category: weights, gradients, optimizer, averages (EMA), activations, casts (copies of weights in bf16),
-        batch, communication (between devices). kept_for_backward: activations and casts after the forward pass.
-    flops_per_step: of all devices; matrix products, convolutions and attention, forward and backward, what gradient
-        checkpointing computes twice counted twice. steps, hours: None where the length is in epochs and the number of
-        samples is unknown. verdict: "tight" is above 80 % of the memory. advice, assumptions: sentences.
+    Attributes:
+        name: of the run.
+        devices: that train together.
+        device_memory: bytes of each device.
+        micro_batch_size: samples of a forward pass.
+        accumulation: forward passes of a step.
+        batch_size: samples of a step, over all devices.
+        parameters: of the model and the objective.
+        trained: parameters that train.
+        parts: parameters by part of the model.
+        peak: bytes at the highest moment of a step.
+        peak_tflops: TFLOP/s of a device.
+        utilisation: share of that peak which training is expected to reach.
+        memory: by category: weights, gradients, optimizer, averages (EMA), activations, casts (copies of weights in
+            bf16), batch, communication (between devices).
+        kept_for_backward: activations and casts after the forward pass.
+        flops_per_step: of all devices; matrix products, convolutions and attention, forward and backward, what gradient
+            checkpointing computes twice counted twice.
+        steps: None where the length is in epochs and the number of samples is unknown.
+        hours: None where the length is in epochs and the number of samples is unknown.
+        verdict: "tight" is above 80 % of the memory.
+        advice: sentences.
+        assumptions: sentences.
     """
 
     name: str
@@ -55,7 +73,11 @@ class Plan:
     assumptions: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
-        """All of it as JSON. Raises ConfigError if the file cannot be written."""
+        """All of it as JSON.
+
+        Raises:
+            ConfigError: If the file cannot be written.
+        """
         write_json(path, asdict(self))
 
 
@@ -65,6 +87,9 @@ def plan(config: RunConfig, **settings: object) -> Plan:
     Args:
         config: The run.
         **settings: Fields of `PlanSettings`: devices, memory (GiB of each), utilisation, peak, samples, classes.
+
+    Returns:
+        The plan: memory by category, FLOPs, hours, a verdict and advice.
 
     Raises:
         ConfigError: For settings that cannot work, and for a model or objective that cannot be traced.

@@ -38,9 +38,16 @@ ARCHIVES = (".parquet", ".tar", ".tgz", ".arrow", ".jsonl", ".csv")  # of many i
 
 @dataclass
 class Visualization:
-    """What `visualize` gives. inside: the tensors; patch: the query patch; figure: matplotlib's; paths: files written.
+    """What `visualize` gives.
 
     A notebook shows the picture.
+
+    Attributes:
+        inside: the tensors.
+        patch: the query patch.
+        drawing: the panels.
+        figure: matplotlib's.
+        paths: files written.
     """
 
     inside: Inside
@@ -55,7 +62,8 @@ class Visualization:
     def save(self, output: str | Path) -> list[Path]:
         """Writes one PNG, or into a folder `all.png` and every panel; each file appears whole. Gives the paths.
 
-        Raises ConfigError for a path that is neither.
+        Raises:
+            ConfigError: For a path that is neither.
         """
         path = check_output(output)
         files = {path: self.drawing.png()}
@@ -89,18 +97,29 @@ def visualize(
     length: Length = "mean",
     foreground: bool = False,
 ) -> Visualization:
-    """Looks inside a model on one image: attention, prediction, surprise, PCA of features, pixels read back, rollout.
+    """Looks inside a model on one image: attention, prediction, surprise, PCA, pixels from latents, rollout.
 
-    model: a run, a checkpoint, a saved model's folder, or a model object. image: a file, a PIL image, a uint8 array
-    [H, W] or [H, W, C], or a data source ("emoji", a folder, a hub id) whose validation image `index` is taken.
-    output: a .png file, or a folder for the panels too; None writes nothing.
-    patch: the query patch, its number or (row, column); None takes the one before the patch of most contrast in the
-    middle of the image. layers: of attention and PCA, 0 is the latents, negative ones count from the end. heads from 1.
-    attention: None is as the model was trained. decoders: runs of the recipe `latent_decoder`; a run's own is used
-    anyway. size: pixels, or (height, width), that patches divide; None is the model's. num_known: patches that the
-    rollout starts from (None: the top half). length: given to predictions before least squares, "mean" of the image's
-    latents or the "true" one of each. foreground: PCA of the foreground only.
-    Raises ConfigError or DataError, before anything is written.
+    Args:
+        model: a run, a checkpoint, a saved model's folder, or a model object.
+        image: a file, a PIL image, a uint8 array [H, W] or [H, W, C], or a data source.
+        output: a .png file, or a folder for the panels too.
+        index: which validation image of a data source.
+        patch: the query patch, its number or (row, column); None takes one before a patch of much contrast.
+        layers: of attention and PCA; 0 is the latents, negative ones count from the end.
+        heads: of attention, from 1.
+        attention: None is as the model was trained.
+        weights: "raw" or "ema", of a run.
+        decoders: runs of the recipe `latent_decoder`; a run's own is used anyway.
+        size: pixels, or (height, width), that patches divide; None is the model's.
+        num_known: patches that the rollout starts from; None: the top half.
+        length: of predictions before least squares: "mean" of the image's latents, or "true", that of each.
+        foreground: PCA of the foreground only.
+
+    Returns:
+        The figure, with the tensors behind it.
+
+    Raises:
+        ConfigError | DataError: before anything is written.
     """
     if output is not None:
         check_output(output)
@@ -115,15 +134,13 @@ def visualize(
     rows, columns = (pixels.shape[-2 + i] // net.config.patch_shape[i] for i in range(2))
     query = None if patch is None else query_patch(patch, (rows, columns))
     chosen = _heads(heads, num_heads)
-    looked = list(dict.fromkeys(looked))
     with eager(net):
-        look = Look(mode, wanted, looked, num_known, loaded, length, opened.read)
+        look = Look(mode, wanted, list(dict.fromkeys(looked)), num_known, loaded, length, opened.read)
         inside = look_inside(net, pixels, *mean_std, look)
     inside.notes[:0] = objective_notes(values, mode)
     query = default_patch(inside) if query is None else query
-    height, width = pixels.shape[-2:]
     subtitle = f"{name}, {weights} weights: {num_layers} layers x {net.config.hidden_size}, {mode} attention. "
-    subtitle += f"Image: {shown}, at {width} x {height} pixels."
+    subtitle += f"Image: {shown}, at {pixels.shape[-1]} x {pixels.shape[-2]} pixels."
     found = Visualization(inside, query, draw(inside, query, chosen, f"Inside {name}", subtitle, foreground), [])
     if output is not None:
         found.save(output)

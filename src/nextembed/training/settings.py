@@ -63,7 +63,11 @@ class TrainConfig(Config):
         return self
 
     def micro_batch(self, world_size: int) -> int:
-        """Images per forward pass and rank. Raises ConfigError if the batch does not divide."""
+        """Images per forward pass and rank.
+
+        Raises:
+            ConfigError: If the batch does not divide.
+        """
         micro = self.micro_batch_size or self.batch_size // world_size
         if micro == 0 or self.batch_size % (micro * world_size):
             parts = f"micro_batch_size {micro} x {world_size} ranks" if world_size > 1 else f"micro_batch_size {micro}"
@@ -71,7 +75,11 @@ class TrainConfig(Config):
         return micro
 
     def num_steps(self, num_samples: int | None) -> int:
-        """Optimizer steps of the run. Raises ConfigError for epochs over data of unknown size."""
+        """Optimizer steps of the run.
+
+        Raises:
+            ConfigError: For epochs over data of unknown size.
+        """
         if self.max_steps is not None:
             return self.max_steps
         if num_samples is None:

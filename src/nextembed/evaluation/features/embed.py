@@ -88,6 +88,9 @@ def embed(
         report: is called with rows done, and rows in all (None where nobody knows).
         settings: see `EmbedSettings`.
 
+    Returns:
+        Rows written, and the images left out with the reason.
+
     Raises:
         ConfigError: for an output that exists, and for a checkpoint or source that cannot be used.
         DataError: if no image is readable.

@@ -47,6 +47,9 @@ def search(
         top: how many.
         checkpoint: where the model lies now, if it was moved.
 
+    Returns:
+        Hits with rank, cosine, key and label.
+
     Raises:
         ConfigError: for an unknown key, a file without features, or a model that is not the file's.
     """

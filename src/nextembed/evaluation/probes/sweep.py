@@ -103,7 +103,11 @@ class ProbeConfig(Config):
     folds: int = Field(5, ge=2, le=1000)
 
     def features(self, num_layers: int) -> list[FeatureKey]:
-        """What is probed in a model of so many layers. Raises ConfigError for a layer that it does not have."""
+        """What is probed in a model of so many layers.
+
+        Raises:
+            ConfigError: For a layer that it does not have.
+        """
         try:
             return feature_keys(num_layers, self.layers, self.poolings, self.attentions)
         except ValueError as err:

@@ -3,8 +3,9 @@
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoModelForPreTraining, AutoProcessor
 
 from .. import nepa  # noqa: F401  registers what an encoder of ours is
+from .base_emu import EmuModel, EmuPreTrainedModel
 from .configuration_emu import EmuConfig
-from .modeling_emu import EmuForConditionalGeneration, EmuModel, EmuPreTrainedModel
+from .modeling_emu import EmuForConditionalGeneration
 from .pipeline_emu import EmuPipeline
 from .processing_emu import EmuProcessor, add_emu_tokens
 from .settings import EmuParts

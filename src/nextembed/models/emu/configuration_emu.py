@@ -16,20 +16,40 @@ REGRESSION_HEADS = ("linear", "flow")
 
 @strict
 class EmuConfig(PreTrainedConfig):
-    """Defaults are the released 14B model's (arXiv 2307.05222); its EVA-CLIP tower has the shape of BLIP-2's.
+    """Settings of an Emu model (model_type "emu"); defaults are the released 14B model's, whose EVA-CLIP tower has the
+    shape of BLIP-2's.
 
-    vision_config: of any Hugging Face vision model, ours included. vision_layer: which of its hidden states is read;
-        null takes its last hidden state (the EVA tower's without its final norm, as released).
-    connector: "causal_former" (T5-decoder stack over learned queries, Emu), "pooled_grid" (the grid of patches pooled
-        to N = n x n means, Emu2), "identity" (every token, projected).
-    causal_former_config: T5Config of the first; `d_model`, `d_kv`, `num_heads`, `d_ff`, `num_layers`, ...
-    num_image_latents: N. text_config: of any causal language model; its hidden_size D is the width of the latents.
-    image_token_id `<image>`, image_start_token_id `[IMG]`, image_end_token_id `[/IMG]`, pad_token_id: its tokens;
-        user_token_id, assistant_token_id: of the instructed variant.
-    regression_head: "linear", Emu's matrix, or "flow", which draws the next latent (`nn.latent_flow`).
-    text_weight, regression_weight, regression_distance ("mse" | "cosine" | "smooth_l1"): of the loss that `forward`
-        gives with labels. regress_image_end: whether the last latent is to predict the `[/IMG]` embedding.
-    Raises ValueError for a connector, head, distance or number of latents that cannot be.
+    Attributes:
+        vision_config: configuration of any Hugging Face vision model, ours included.
+        vision_layer: which of its hidden states is read; null takes its last hidden state (for the EVA tower without
+            its final norm, as released).
+        connector: "causal_former" (Emu: a T5 decoder over learned queries), "pooled_grid" (Emu2: the grid of patches
+            pooled to N = n x n means), "identity" (every token, projected).
+        vision_layer_norm: whether a LayerNorm stands between encoder and connector.
+        vision_layer_norm_eps: epsilon of that LayerNorm.
+        causal_former_config: T5Config of the first: `d_model`, `d_kv`, `num_heads`, `d_ff`, `num_layers`, ...
+        num_image_latents: N, latents of an image.
+        text_config: configuration of any causal language model; its hidden_size D is the width of the latents.
+        image_token_id: id of `<image>`.
+        image_start_token_id: id of `[IMG]`.
+        image_end_token_id: id of `[/IMG]`.
+        pad_token_id: id of the padding token.
+        bos_token_id: id of the begin token.
+        eos_token_id: id of the end token.
+        user_token_id: id of `[USER]`, of the instructed variant.
+        assistant_token_id: id of `[ASSISTANT]`, of the instructed variant.
+        regression_head: "linear" (Emu) or "flow", which samples the next latent (`nn.latent_flow`).
+        text_weight: weight of the text loss that `forward` gives with labels.
+        regression_weight: weight of the regression loss.
+        regression_distance: "mse", "cosine" or "smooth_l1".
+        initializer_range: standard deviation of new weights.
+        regress_image_end: whether the last latent predicts the `[/IMG]` embedding.
+
+    Raises:
+        ValueError: For an impossible connector, head, distance or number of latents.
+
+    Source:
+        Emu (arXiv 2307.05222) and its released configuration.
     """
 
     model_type = "emu"

@@ -1,5 +1,4 @@
-"""Emu as Hugging Face models: images become latents, one causal language model reads latents and text, two heads
-predict the next of either.
+"""Emu with its heads, as a Hugging Face model: text tokens and image latents are predicted, one after the other.
 
 Shapes: B rows, T positions, I images of all rows in reading order, N latents an image, D width of the language model.
 Source: Emu (arXiv 2307.05222); where the paper is silent, the released inference code.
@@ -10,8 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple
@@ -20,170 +18,25 @@ from ...core.types import IGNORE_LABEL, Attention, Batch, Hidden, Latents
 from ...errors import ConfigError
 from ...nn.latent_flow import LatentFlow, LatentSampling, row_generators
 from ...nn.losses import regression_distance, token_cross_entropy
-from ..parts import CheckedModel
+from .base_emu import EmuModel, EmuPreTrainedModel
 from .configuration_emu import EmuConfig
-from .connectors import CausalFormer, build_connector
-from .outputs import EmuModelOutput, EmuOutput
-from .packed import document_mask, positions_in_documents
-from .visual import build_visual, without_norm
-
-
-class EmuPreTrainedModel(CheckedModel):
-    """How its weights are drawn, and what of it records and shards."""
-
-    config_class = EmuConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["cache"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, CausalFormer):
-            init.normal_(module.causal_tokens, std=self.config.initializer_range)
-        else:
-            super()._init_weights(module)
-
-
-class EmuModel(EmuPreTrainedModel):
-    """Encoder, connector and language model, without Emu's own heads.
-
-    visual: any vision model; visual_norm: LayerNorm over its tokens; connector: to N latents of D; language_model:
-    any causal language model with its head.
-    """
-
-    def __init__(
-        self, config: EmuConfig, visual: PreTrainedModel | None = None, language_model: PreTrainedModel | None = None
-    ):
-        super().__init__(config)
-        self.visual = build_visual(config.vision_config) if visual is None else without_norm(visual)
-        width = config.vision_config.hidden_size
-        eps = config.vision_layer_norm_eps
-        self.visual_norm = nn.LayerNorm(width, eps=eps) if config.vision_layer_norm else nn.Identity()
-        self.connector = build_connector(config)
-        self.language_model = (
-            AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-            if language_model is None
-            else language_model
-        )
-        self.post_init()
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As of any model; also from a folder of `EmuForConditionalGeneration`.
-
-        transformers 5.24 takes `model.language_model.model` for an old layout of its own and drops a part of it; the
-        prefix goes before it looks.
-        """
-        kwargs.setdefault("key_mapping", {r"^model\.": ""})
-        return super().from_pretrained(*args, **kwargs)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
-    def get_decoder(self) -> Any:
-        """The language model without its head."""
-        return self.language_model.base_model
-
-    def visual_features(self, pixel_values: Tensor) -> Tensor:
-        """Tokens of the encoder, normalised: pixels [I, C, S, S] to [I, tokens, E]."""
-        layer = self.config.vision_layer
-        found = self.visual(pixel_values.to(self.visual.dtype), output_hidden_states=layer is not None)
-        return self.visual_norm(found.last_hidden_state if layer is None else found.hidden_states[layer])
-
-    def image_latents(self, pixel_values: Tensor) -> Tensor:
-        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]. Raises ValueError for another shape."""
-        config = self.config
-        wanted = [config.num_channels, config.image_size, config.image_size]
-        if pixel_values.ndim != 4 or list(pixel_values.shape[1:]) != wanted:
-            asked = f"[I, {', '.join(map(str, wanted))}]"
-            raise ValueError(f"images are {asked}, not {list(pixel_values.shape)}")
-        return self.connector(self.visual_features(pixel_values))
-
-    def check_length(self, length: int, num_new: int = 0) -> None:
-        """Raises ValueError if a text, with what is to follow it, is longer than the language model reads."""
-        most = self.config.num_positions
-        if most is not None and length + num_new > most:
-            new = f" and {num_new} new ones make {length + num_new}" if num_new else ""
-            raise ValueError(f"{length} tokens{new}, but the language model reads {most}")
-
-    def embed(self, input_ids: Tensor, image_latents: Tensor | None = None) -> Tensor:
-        """Token embeddings [B, T, D] with the latents [I, N, D] in the `<image>` positions, in reading order.
-
-        Raises ValueError if their numbers differ.
-        """
-        embeds = self.get_input_embeddings()(input_ids)
-        is_image = input_ids == self.config.image_token_id
-        places = int(is_image.sum())
-        given = 0 if image_latents is None else image_latents.shape[0] * image_latents.shape[1]
-        if places != given:
-            num, size = (0, self.config.num_image_latents) if image_latents is None else image_latents.shape[:2]
-            raise ValueError(f"{num} images give {num * size} latents, but the text has {places} <image> positions")
-        if image_latents is None or given == 0:
-            return embeds
-        return embeds.masked_scatter(is_image[..., None], image_latents.to(embeds.dtype))
-
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        document_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache: Any = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> EmuModelOutput:
-        """Hidden states of interleaved text and images.
-
-        input_ids [B, T], pixel_values [I, C, S, S], or inputs_embeds [B, T, D]. attention_mask [B, T]: 1 where there
-        is something. document_ids [B, T]: of packed rows, 0 for padding; attention stays inside each document, and
-        position_ids count from 0 in each (made here if not given).
-        """
-        latents = None
-        if inputs_embeds is None:
-            if input_ids is None:
-                raise ValueError("a model reads input_ids or inputs_embeds")
-            if pixel_values is not None and len(pixel_values):
-                latents = self.image_latents(pixel_values)
-            if latents is None and cache is not None and cache.get_seq_length() > 0:
-                inputs_embeds = self.get_input_embeddings()(input_ids)  # generated text, which may say `<image>`
-            else:
-                inputs_embeds = self.embed(input_ids, latents)
-        self.check_length(inputs_embeds.shape[1])
-        if document_ids is not None:
-            position_ids = positions_in_documents(document_ids) if position_ids is None else position_ids
-            attention_mask = document_mask(self.language_model.config, document_ids, inputs_embeds)
-            use_cache = False
-        found = self.get_decoder()(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            cache=cache,
-            use_cache=use_cache,
-            return_dict=True,
-            **kwargs,
-        )
-        return EmuModelOutput(
-            found.last_hidden_state, inputs_embeds, latents, *map(found.get, ("cache", "hidden_states", "attentions"))
-        )
+from .outputs import EmuOutput
+from .packed import positions_in_documents
 
 
 class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
-    """Emu with both heads: the language model's own, and `regression_head`, from the hidden state at `[IMG]` or a
-    latent to the next latent: a matrix D x D, or a `LatentFlow`.
+    """Emu with both heads: the language model's own for text, and `regression_head` for image latents.
 
-    visual, language_model: parts that exist already; those of the configuration are new.
+    The regression head maps the hidden state at `[IMG]` or at a latent to the next latent: a matrix D x D, or a
+    `LatentFlow`.
+
+    Args:
+        config: sizes of new parts.
+        visual: a vision model that exists already; None makes a new one.
+        language_model: a language model that exists already; None makes a new one.
+
+    Source:
+        Emu (arXiv 2307.05222); the release can only train text.
     """
 
     def __init__(
@@ -235,7 +88,11 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return Latents(z, places[..., None].float(), batch["document_ids"])
 
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
-        """Hidden states of the language model. Raises ConfigError for another attention than causal."""
+        """Hidden states of the language model.
+
+        Raises:
+            ConfigError: For another attention than causal.
+        """
         if attention not in (None, "causal"):
             raise ConfigError("a language model reads with causal attention only")
         found = self.model(
@@ -284,11 +141,15 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> EmuOutput:
-        """Logits, and with labels the loss.
+        """Logits, and with labels the loss; other arguments as in `EmuModel.forward`.
 
-        labels [B, T], not shifted: token ids, -100 where there is no target; the token at t is predicted from t - 1.
-        regression_mask [B, T], bool: where the embedding read is a target of regression; None finds every image.
-        logits_to_keep: only the last so many positions get logits; 0 all. The rest as in `EmuModel.forward`.
+        Args:
+            labels: [B, T], not shifted: token ids, -100 where there is no target.
+            regression_mask: [B, T], bool: where the embedding that is read is a target; None finds every image.
+            logits_to_keep: only the last so many positions get logits; 0 all.
+
+        Returns:
+            loss [] (with labels), logits [B, T, V], and the cache.
         """
         found = self.model(
             input_ids,
@@ -338,7 +199,9 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         """New token ids only, [B, at most max_new_tokens]: the images are read once, whatever the number of beams.
 
         Prompts padded on the left; other arguments as in `GenerationMixin.generate`.
-        Raises ValueError for prompts padded on the right.
+
+        Raises:
+            ValueError: For prompts padded on the right.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -363,13 +226,28 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         sampling: LatentSampling | None = None,
         seed: int | Sequence[int] | None = 0,
     ) -> Tensor:
-        """The latents [B, N, D] of the image that would follow each prompt, one after the other, from a cache.
+        """Latents of the image that would follow each prompt, one after the other, from a cache.
 
         Each is the regression head's output at the position before, and is read as the next embedding. The prompt is
-        without the `[IMG]` that begins the new image. guidance: gives [2 B, N, D], the second half for empty prompts.
-        sampling, seed (one, or one a row; None: random): how a flow draws; the empty prompt's are always those of seed
-        0, as a visual decoder learned them. Raises ConfigError for `sampling` of a head that draws nothing.
-        Source: Emu (arXiv 2307.05222), section 2.2; the release runs the whole sequence anew for each latent.
+        without the `[IMG]` that begins the new image.
+
+        Args:
+            input_ids: [B, T], padded on the left.
+            pixel_values: [I, C, S, S], of the images in the prompts.
+            attention_mask: [B, T]: 1 where there is something.
+            guidance: gives [2 B, N, D], the second half for empty prompts.
+            sampling: how a flow samples: temperature, guidance, steps.
+            seed: one, or one for each row; None: random. The empty prompt's is always 0, as a visual decoder learned
+                it.
+
+        Returns:
+            [B, N, D], or with guidance [2 B, N, D].
+
+        Raises:
+            ConfigError: For `sampling` of a linear head.
+
+        Source:
+            Emu (arXiv 2307.05222), section 2.2; the release computes the whole sequence anew for each latent.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -426,8 +304,9 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     ) -> Tensor:
         """N latents [rows, N, D] after each row of the prompts, which end with `[IMG]`.
 
-        prompts: (embeddings [B, T, D], mask [B, T], padded left), of any lengths; each is read by itself, so that short
-        ones cost little, and then all continue in one batch with one static cache.
+        Args:
+            prompts: (embeddings [B, T, D], mask [B, T], padded left), of any lengths; each is read by itself, so that
+                short ones cost little, and then all continue in one batch with one static cache.
         """
         num, length = self.config.num_image_latents, max(embeds.shape[1] for embeds, _ in prompts)
         self.model.check_length(length - 1, num)  # the [IMG], and all latents but the last, are read

@@ -30,8 +30,13 @@ class EmuPipeline:
         pipeline([cat, dog])                         # two images: a blend
         pipeline([[cat, "in winter"], ["a dog"]])    # a list of prompts, a list of images
 
-    model, processor, decoder: the parts; `scheduler` can be replaced by any other of diffusers.
-    Source: Emu (arXiv 2307.05222), sections 2.3 and 4.
+    Args:
+        model: the Emu model.
+        processor: its processor.
+        decoder: its visual decoder; `scheduler` can be replaced by any other of diffusers.
+
+    Source:
+        Emu (arXiv 2307.05222), sections 2.3 and 4.
     """
 
     def __init__(self, model: EmuForConditionalGeneration, processor: EmuProcessor, decoder: VisualDecoder):
@@ -58,9 +63,13 @@ class EmuPipeline:
         """The pipeline of a folder with an Emu model and `visual_decoder/` (or unet/, vae/, ... beside the model), of a
         run of `visual_decoder`, or of a hub id of such a folder.
 
-        visual_decoder: a decoder, or a folder with unet/, scheduler/ and what else it has. parts: folders (or loaded
-        things) of unet, vae, scheduler, feature_extractor, safety_checker; safety_checker=False leaves it out.
-        Raises ConfigError, one line, for what is missing or does not load.
+        Args:
+            visual_decoder: a decoder, or a folder with unet/, scheduler/ and what else it has.
+            parts: folders (or loaded things) of unet, vae, scheduler, feature_extractor, safety_checker;
+                safety_checker=False leaves it out.
+
+        Raises:
+            ConfigError: One line, for what is missing or does not load.
         """
         folder = local_folder(path)
         model_folder = find_saved(folder).local_folder()
@@ -136,7 +145,8 @@ class EmuPipeline:
     ) -> list[Image.Image]:
         """PIL images from latents [B, N, D], for instance `model.image_latents(pixels)`: to look at what they hold.
 
-        empty [B or 1, N, D]: latents of the empty prompt, for guidance; without it there is none.
+        Args:
+            empty: [B or 1, N, D]: latents of the empty prompt, for guidance; without it there is none.
         """
         device = self.decoder.unet.device
         moved = None if empty is None else empty.to(device)

@@ -41,8 +41,12 @@ class EmuProcessor(ProcessorMixin):
     `[/IMG]`. White space beside an image is stripped, and a begin token, where the tokenizer has one, comes first.
     Gives input_ids, attention_mask [B, T], padded on the left, and pixel_values [I, C, S, S] of all documents in
     reading order; no pixel_values where there are no images.
-    num_image_latents: N. image_start_is_target: whether training teaches the text head to begin an image by itself.
-    Raises ValueError for an empty list of documents, what is no image, or a tokenizer without the special tokens.
+
+    Args:
+        num_image_latents: N. image_start_is_target: whether training teaches the text head to begin an image by itself.
+
+    Raises:
+        ValueError: For an empty list of documents, what is no image, or a tokenizer without the special tokens.
     """
 
     valid_kwargs = ["num_image_latents", "image_start_is_target"]
@@ -108,7 +112,8 @@ class EmuProcessor(ProcessorMixin):
         elsewhere; regression_mask [T], where the embedding that is read is a target; pixel_values [I, C, S, S] of its
         images and frames in reading order.
 
-        end: whether an end token follows; it is a target where the last segment is.
+        Args:
+            end: whether an end token follows; it is a target where the last segment is.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -175,7 +180,12 @@ class EmuProcessor(ProcessorMixin):
         return ids + self.ids_of(text[begin:end], split=True)
 
     def ids_of(self, text: str, split: bool = False) -> list[int]:
-        """split: whether special tokens are text."""
+        """Token ids of a text.
+
+        Args:
+            text: without anything added.
+            split: whether special tokens are text.
+        """
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"] if text else []
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:

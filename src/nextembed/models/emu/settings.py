@@ -97,7 +97,11 @@ class EmuParts(ModelPart):
         return self
 
     def build(self, class_names: Sequence[str] = ()) -> EmuForConditionalGeneration:
-        """The model, in float32. Raises ConfigError, one line, for a part that cannot be loaded or does not fit."""
+        """The model, in float32.
+
+        Raises:
+            ConfigError: One line, for a part that cannot be loaded or does not fit.
+        """
         if self.pretrained is not None:
             model = load_part(EmuForConditionalGeneration, self.pretrained, "pretrained", dtype=torch.float32)
             for part, name in (("visual", self.vision), ("language_model", self.language)):
@@ -140,7 +144,11 @@ class EmuParts(ModelPart):
         return EmuProcessor(self.image_processor(), self.tokens(), self.num_image_latents, self.image_start_is_target)
 
     def tokens(self) -> Any:
-        """The tokenizer, with Emu's tokens. Raises ConfigError where there is none."""
+        """The tokenizer, with Emu's tokens.
+
+        Raises:
+            ConfigError: Where there is none.
+        """
         name = self.tokenizer or self.language
         if name is None:
             raise ConfigError("model.tokenizer: a new language model needs one; 'bundled' is a small English one")

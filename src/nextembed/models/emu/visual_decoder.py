@@ -36,10 +36,16 @@ def diffusers() -> Any:
 class VisualDecoder(nn.Module):
     """Paints images from image latents [B, N, D], which the UNet's cross-attention takes as they are.
 
-    unet: `UNet2DConditionModel` with cross_attention_dim D. scheduler: any of diffusers that has `alphas_cumprod`.
-    vae: `AutoencoderKL`, or None: the UNet then paints pixels, 3 channels or, folded, 3 p^2 (patches of p x p pixels).
-    safety_checker, feature_extractor: both or none.
-    Source: Emu (arXiv 2307.05222), section 2.3; latent diffusion (arXiv 2112.10752).
+    Args:
+        unet: `UNet2DConditionModel` with cross_attention_dim D.
+        scheduler: any scheduler of diffusers that has `alphas_cumprod`.
+        vae: `AutoencoderKL`, or None: the UNet then paints pixels, 3 channels or, folded, 3 p^2 (patches of p x p
+            pixels).
+        safety_checker: given together with `feature_extractor`, or not at all.
+        feature_extractor: what the safety checker reads images with.
+
+    Source:
+        Emu (arXiv 2307.05222), section 2.3; latent diffusion (arXiv 2112.10752).
     """
 
     def __init__(
@@ -110,14 +116,27 @@ class VisualDecoder(nn.Module):
         width: int | None = None,
         progress: bool = False,
     ) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1], float32.
+        """Images from latents.
 
-        latents [B, N, D]; empty [B, N, D] or [1, N, D]: those of the empty prompt. The noise prediction is
-        empty + guidance_scale (conditional - empty), both in one batch; at guidance_scale <= 1, or without `empty`,
-        the conditional one alone.
-        seed: of the starting noise, the same for every image, so that one does not depend on its neighbours; or one
-            for each image; None: random. height, width: pixels; None: as trained.
-        Raises ConfigError for sizes that do not fit.
+        The noise prediction is empty + guidance_scale (conditional - empty), both in one batch; at guidance_scale <= 1,
+        or without `empty`, the conditional one alone.
+
+        Args:
+            latents: [B, N, D].
+            empty: [B, N, D] or [1, N, D]: latents of the empty prompt, for guidance.
+            num_inference_steps: steps of the scheduler.
+            guidance_scale: how strongly images follow the latents; 1 is no guidance.
+            seed: of the starting noise, the same for every image, so that one does not depend on its neighbours; or one
+                for each image; None: random.
+            height: pixels; None: as trained.
+            width: pixels; None: as trained.
+            progress: whether a progress bar is shown.
+
+        Returns:
+            [B, 3, H, W], float32, in [0, 1].
+
+        Raises:
+            ConfigError: For sizes that do not fit.
         """
         rows = len(latents)
         self.check_width(latents.shape[-1])
@@ -163,8 +182,11 @@ class VisualDecoder(nn.Module):
     def fold_standardisation(self, mean: Tensor, std: Tensor, unet: nn.Module | None = None) -> None:
         """Changes the cross-attention so that it takes latents as they are where it took (latents - mean) / std.
 
-        mean, std [D]; unet: another one of the same kind, e.g. an average. The same function: keys lose a part that is
-        equal for all latents (softmax does not see it), values one that the output's bias takes over.
+        mean, std [D].
+
+        Args:
+            unet: another one of the same kind, e.g. an average. The same function: keys lose a part that is equal for
+                all latents (softmax does not see it), values one that the output's bias takes over.
         """
         for name, layer in (unet or self.unet).named_modules():
             if name.endswith(".attn2"):
@@ -176,8 +198,9 @@ class VisualDecoder(nn.Module):
     def save_weights(self, folder: Path, unet: dict[str, Tensor], shift: tuple[Tensor, Tensor] | None = None) -> None:
         """Writes the decoder with other weights of the UNet (whole, on the CPU) into a folder that exists.
 
-        shift: mean and std [D] for `fold_standardisation`. Checker and extractor of the decoder that this one was
-        trained from come along.
+        Args:
+            shift: mean and std [D] for `fold_standardisation`. Checker and extractor of the decoder that this one was
+                trained from come along.
         """
         made = type(self.unet).from_config(self.unet.config)
         made.load_state_dict(unet)
@@ -191,7 +214,11 @@ class VisualDecoder(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Folders `unet/`, `scheduler/` and those of the other parts there are; safetensors. A decoder that is there is
-        replaced. Raises ConfigError for a folder that holds something else, which stays as it is."""
+        replaced.
+
+        Raises:
+            ConfigError: For a folder that holds something else, which stays as it is.
+        """
         folder = Path(folder)
         own = folder.is_dir() and all(path.name in PARTS for path in folder.iterdir())
         with new_folder(folder, replace=own) as scratch:
@@ -208,9 +235,12 @@ class VisualDecoder(nn.Module):
     def from_pretrained(cls, folder: str | Path | None, dtype: torch.dtype | None = None, **parts: Any) -> Any:
         """A decoder from such folders, in eval mode; also those of a Stable Diffusion or of Emu's own checkpoint.
 
-        parts: unet, vae, scheduler, feature_extractor, safety_checker: a folder of its own, or the loaded thing;
-            safety_checker=False leaves it out.
-        Raises ConfigError for a folder that is missing or does not load, and names missing and surplus parameters.
+        Args:
+            parts: unet, vae, scheduler, feature_extractor, safety_checker: a folder of its own, or the loaded thing;
+                safety_checker=False leaves it out.
+
+        Raises:
+            ConfigError: For a folder that is missing or does not load, and names missing and surplus parameters.
         """
         if extra := set(parts) - set(PARTS):
             raise ConfigError(unknown("part of a visual decoder", sorted(extra)[0], PARTS))

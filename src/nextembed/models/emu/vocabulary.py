@@ -28,8 +28,17 @@ def grow_vocabulary(language_model: Any, num_tokens: int) -> None:
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of one's own, with begin, end, padding and Emu's tokens; `save_pretrained` keeps it.
 
-    vocab_size: with the 256 bytes and all special tokens. A word has the same token at the beginning of a text, after
-    an image and after a space, as in LLaMA's. Raises ValueError for fewer tokens than bytes and specials.
+    A word has the same token at the beginning of a text, after an image and after a space, as in LLaMA's.
+
+    Args:
+        texts: what it is trained on.
+        vocab_size: number of tokens, with the 256 bytes and all special tokens.
+
+    Returns:
+        A Hugging Face tokenizer.
+
+    Raises:
+        ValueError: For fewer tokens than bytes and specials.
     """
     special = ["<unk>", "<s>", "</s>", PAD, START, END, IMAGE, USER, ASSISTANT]
     if vocab_size < 256 + len(special):

@@ -11,24 +11,48 @@ from ...core.sizes import TUBELET, check_sizes
 class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
     """Settings of a NEPA vision transformer (model_type "vit_nepa").
 
-    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: width, depth, heads, MLP width.
-    use_gated_mlp: SwiGLU with gate and up of the full `intermediate_size` (paper; set hidden_act="silu"), else
-        hidden_act (released models: exact GELU).
-    layerscale_value: LayerScale at the start; None leaves LayerScale out. The paper's 1e-5 learns slowly in short runs.
-    qk_norm: LayerNorm on each head's query and key; qk_norm_affine, qk_norm_bias: with learned scale, learned shift.
-    rope_theta: base of the rotary frequencies. image_size, patch_size: pixels, one number or (height, width).
-    num_channels: of `pixel_values`. num_frames: above 1 the model reads clips: an even number of frames, `num_channels`
-        is that of all of them together, and a latent holds a patch of two frames (a tubelet, as in V-JEPA, arXiv
-        2404.08471). Ours alone; the released models read images.
-    is_causal: attention of a forward call that does not say otherwise.
-    add_pooling_layer: the classifier pools the mean of the patches and norms it; False reads the last latent.
-    drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
-    pos_embed_shift, pos_embed_jitter, pos_embed_rescale: augmentation of positions, in training mode only.
-    out_features, out_indices: layers that the backbone and the segmenter read; the last where not given.
-    add_fpn: the backbone gives four maps at four times, twice, once and half the patch grid (needs four out_features).
-    semantic_loss_ignore_index: pixels of this label do not count in the segmenter's loss.
-    use_intermediate_loss: `ViTNepaForPreTraining` adds the mean loss of the layers before the last.
-    Source: NEPA (arXiv 2512.16922) and its released configuration; defaults are the released ones.
+    Attributes:
+        hidden_size: width D of the latents and of every layer.
+        num_hidden_layers: number of layers.
+        num_attention_heads: heads of each layer.
+        intermediate_size: width of the MLPs.
+        use_gated_mlp: SwiGLU with gate and up of the full `intermediate_size` (paper; set hidden_act="silu"), else
+            hidden_act (released models: exact GELU).
+        hidden_act: activation of the MLPs, without `use_gated_mlp`.
+        hidden_dropout_prob: dropout after each part of a layer.
+        attention_probs_dropout_prob: dropout of attention weights.
+        initializer_range: standard deviation of new weights.
+        layer_norm_eps: epsilon of the norms.
+        qkv_bias: whether query, key and value have a bias.
+        apply_layernorm: whether the feature maps of the backbone are normed.
+        reshape_hidden_states: whether feature maps of the backbone are [B, D, rows, columns].
+        layerscale_value: LayerScale at the start; None leaves LayerScale out. The paper's 1e-5 learns slowly in short
+            runs.
+        qk_norm: LayerNorm on each head's query and key.
+        qk_norm_affine: whether that norm has a learned scale.
+        qk_norm_bias: whether that norm has a learned shift.
+        rope_theta: base of the rotary frequencies.
+        image_size: pixels, one number or (height, width).
+        patch_size: pixels, one number or (height, width).
+        num_channels: channels of `pixel_values`.
+        num_frames: above 1 the model reads clips: an even number of frames. `num_channels` is that of all of them
+            together, and a latent holds a patch of two frames (a tubelet, as in V-JEPA, arXiv 2404.08471). The released
+            models read images.
+        is_causal: attention of a forward call that does not set it.
+        add_pooling_layer: the classifier pools the mean of the patches and norms it; False reads the last latent.
+        drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
+        pos_embed_shift: largest random shift of all coordinates, in training.
+        pos_embed_jitter: log-uniform scaling of each axis, in training.
+        pos_embed_rescale: log-uniform scaling of all axes, in training.
+        out_features: layers that the backbone and the segmenter read; the last where not given.
+        out_indices: the same by number.
+        add_fpn: the backbone gives four maps at four times, twice, once and half the patch grid (needs four
+            out_features).
+        semantic_loss_ignore_index: pixels of this label do not count in the segmenter's loss.
+        use_intermediate_loss: `ViTNepaForPreTraining` adds the mean loss of the layers before the last.
+
+    Source:
+        NEPA (arXiv 2512.16922) and its released configuration; defaults are the released ones.
     """
 
     model_type = "vit_nepa"

@@ -198,8 +198,17 @@ class ViTNepaModel(ViTNepaTrunk):
         is_causal: bool | None = None,
         **kwargs: Unpack[OutputFlags],
     ) -> ViTNepaModelOutput:
-        """pixel_values [B, C, height, width]; bool_masked_pos [B, patches]: patches the transformer sees as the mask
-        token (a model with `use_mask_token=True`) or as zero; is_causal: None takes the config's."""
+        """Hidden states of images.
+
+        Args:
+            pixel_values: [B, C, height, width].
+            bool_masked_pos: [B, patches]: patches that the transformer sees as the mask token (a model with
+                `use_mask_token=True`) or as zero.
+            is_causal: None takes the config's.
+
+        Returns:
+            last_hidden_state [B, 1 + P, D], the begin token first.
+        """
         latents = self.embed({"pixel_values": pixel_values})
         seen = latents
         if bool_masked_pos is not None:
@@ -280,13 +289,23 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
     def rollout(
         self, pixel_values: Tensor, num_known: int, num_new: int, match_norm: bool = False, use_cache: bool = True
     ) -> Tensor:
-        """Latents [B, num_new, D] that follow the first `num_known` patches, each predicted from those before it.
+        """Latents that follow the first `num_known` patches, each predicted from those before it.
 
-        pixel_values [B, C, height, width]: its size says where the patches are; only the first `num_known` are read.
-        A prediction is fed back as it is, or with `match_norm` at the mean length of the known patches' latents: the
-        cosine loss leaves the length of a prediction free. `use_cache=False` recomputes the whole sequence each step.
-        Raises ValueError if there are fewer than num_known + num_new patches, or num_new < 1, or match_norm without
-        a known patch.
+        Args:
+            pixel_values: [B, C, height, width]: its size says where the patches are; only the first `num_known` are
+                read.
+            num_known: patches that are given.
+            num_new: patches that are predicted.
+            match_norm: a prediction is fed back at the mean length of the known patches' latents, since the cosine loss
+                leaves its length free; else as it is.
+            use_cache: False recomputes the whole sequence each step.
+
+        Returns:
+            [B, num_new, D].
+
+        Raises:
+            ValueError: If there are fewer than num_known + num_new patches, or num_new < 1, or match_norm without a
+                known patch.
         """
         latents = self.embed({"pixel_values": pixel_values})
         z, coordinates = latents.z, latents.coordinates

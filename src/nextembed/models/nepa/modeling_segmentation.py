@@ -39,8 +39,9 @@ class ViTNepaForSemanticSegmentation(ViTNepaPreTrainedModel):
     ) -> SemanticSegmenterOutput:
         """Logits [B, num_labels, rows, columns], one a patch, of pixel_values [B, C, height, width].
 
-        labels [B, H, W], int64: the logits are resized to them, bilinear, and the loss is the mean cross-entropy of
-        their pixels but those of `semantic_loss_ignore_index`.
+        Args:
+            labels: [B, H, W], int64: the logits are resized to them, bilinear, and the loss is the mean cross-entropy
+                of their pixels but those of `semantic_loss_ignore_index`.
         """
         last, indices = self.config.num_hidden_layers, self.config.out_indices
         inner = any(i % (last + 1) != last for i in indices)

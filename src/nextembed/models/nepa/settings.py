@@ -110,7 +110,11 @@ class NepaModel(ModelPart):
         return ViTNepaConfig(**fields)
 
     def build(self, class_names: Sequence[str] = ()) -> ViTNepaForPreTraining:
-        """A new model, or the pretrained one. Raises ConfigError if `pretrained` is no NEPA checkpoint."""
+        """A new model, or the pretrained one.
+
+        Raises:
+            ConfigError: If `pretrained` is no NEPA checkpoint.
+        """
         if self.pretrained is None:
             return ViTNepaForPreTraining(self.hf_config())
         return load_part(ViTNepaForPreTraining, self.pretrained, "pretrained")

@@ -18,21 +18,42 @@ PADDING, FIRST = 0, BEGIN + 1  # kinds of positions: FIRST + i is the i-th modal
 class OmniConfig(PreTrainedConfig):
     """Settings of an Omni model (model_type "omni").
 
-    modalities: settings by name, each with its `kind` (else the name is the kind): {"text": {"vocabulary": 4096},
-        "image": {"image_size": 32, "patch_size": 4}, "touch": {"kind": "series", "channels": 1}}.
-    modality_names: their order, which numbers begin latents and kinds; filled in, since JSON does not keep a dict's.
-    hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, use_gated_mlp, hidden_act, qkv_bias,
-        qk_norm, qk_norm_affine, qk_norm_bias, layerscale_value, drop_path_prob, layer_norm_eps, initializer_range,
-        rope_theta: as of `ViTNepaConfig`, whose layers these are.
-    rope_split: rotary frequencies for time, height and width, which sum to half a head's width; None gives a half to
-        time and a quarter to each other. [0, n, n] is NEPA's.
-    tell_next: the model is told where the latent is that it must predict, which orders other than raster and time need.
-    density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components of
-        them with weights; "flow" and "energy" what draws come from (`nn.sampled`). max_cosine: the mean cosine that a
-        component expects at most.
-    token_softmax: whether latents that are rows of tables (tokens, begin latents) are read by a softmax over cosines
-        even where there is a density; objective `vocabulary` sets it.
-    Source: the essay behind NEPA ("Omnimodality from First Principles"); layers of NEPA (arXiv 2512.16922).
+    Attributes:
+        modalities: settings by name, each with its `kind` (else the name is the kind): {"text": {"vocabulary": 4096},
+            "image": {"image_size": 32, "patch_size": 4}, "touch": {"kind": "series", "channels": 1}}.
+        modality_names: their order, which numbers begin latents and kinds; filled in, since JSON does not keep a
+            dict's.
+        hidden_size: width D of the latents and of every layer.
+        num_hidden_layers: number of layers.
+        num_attention_heads: heads of each layer.
+        intermediate_size: width of the MLPs.
+        use_gated_mlp: SwiGLU in place of hidden_act.
+        hidden_act: activation of the MLPs.
+        qkv_bias: whether query, key and value have a bias.
+        qk_norm: LayerNorm on each head's query and key.
+        qk_norm_affine: whether that norm has a learned scale.
+        qk_norm_bias: whether that norm has a learned shift.
+        layerscale_value: LayerScale at the start; None leaves it out.
+        drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
+        layer_norm_eps: epsilon of the norms.
+        initializer_range: standard deviation of new weights.
+        rope_theta: base of the rotary frequencies.
+        is_causal: attention of a forward call that does not set it.
+        hidden_dropout_prob: dropout after each part of a layer.
+        attention_probs_dropout_prob: dropout of attention weights.
+        rope_split: rotary frequencies for time, height and width, which sum to half a head's width; None gives a half
+            to time and a quarter to each other. [0, n, n] is NEPA's.
+        tell_next: the model is told where the latent is that it must predict, which orders other than raster and time
+            need.
+        density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components
+            of them with weights; "flow" and "energy" what draws come from (`nn.sampled`).
+        num_components: directions of a mixture.
+        max_cosine: the mean cosine that a component expects at most.
+        token_softmax: whether latents that are rows of tables (tokens, begin latents) are read by a softmax over
+            cosines even where there is a density; objective `vocabulary` sets it.
+
+    Source:
+        the essay behind NEPA ("Omnimodality from First Principles"); layers of NEPA (arXiv 2512.16922).
     """
 
     model_type = "omni"

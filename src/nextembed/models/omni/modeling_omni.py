@@ -186,7 +186,11 @@ class OmniModel(OmniPreTrainedModel):
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
 
     def forward(self, **batch: Tensor) -> OmniOutput:
-        """batch: as `OmniProcessor` makes it. Gives latents and hidden states."""
+        """Latents and hidden states.
+
+        Args:
+            batch: as `OmniProcessor` makes it.
+        """
         latents = self.embed(batch)  # type: ignore[arg-type]
         return OmniOutput(last_hidden_state=self.encode(latents).last, latents=latents.z)
 
@@ -286,7 +290,14 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self.model.after_step()
 
     def forward(self, **batch: Tensor) -> OmniOutput:
-        """batch: as `OmniProcessor` makes it. loss is NEPA's, the mean negative cosine over `latent_mask`."""
+        """Hidden states of packed documents, and NEPA's loss.
+
+        Args:
+            batch: as `OmniProcessor` makes it.
+
+        Returns:
+            loss [], the mean negative cosine over `latent_mask`; last_hidden_state and latents [B, T, D].
+        """
         latents = self.embed(batch)  # type: ignore[arg-type]
         last = self.encode(latents).last
         loss = None
@@ -299,7 +310,11 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
     @property
     def processor(self) -> OmniProcessor:
-        """The processor beside the weights, loaded when first needed; may be set. Raises ConfigError without one."""
+        """The processor beside the weights, loaded when first needed; may be set.
+
+        Raises:
+            ConfigError: Without one.
+        """
         if self._processor is None:
             what = "the model was not loaded from a folder with a processor: set model.processor"
             self._processor = load_pretrained(AutoProcessor, self.config._name_or_path, what)
@@ -316,7 +331,10 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def way_back(self, name: str) -> Callable[[Tensor], Tensor]:
         """From directions of latents [N, D] to values [N, P]: the readout that was trained for this modality (see
         `readouts`), else back through its projection; see `nn.linear_inverse`.
-        Raises ConfigError for a modality of tokens, and for one with neither."""
+
+        Raises:
+            ConfigError: For a modality of tokens, and for one with neither.
+        """
         modality = self.model.modality(name)
         if modality.value_size is None:
             raise ConfigError(f"modality '{name}' is read out by its table")

@@ -27,7 +27,7 @@ Pieces = Piece | Sequence[Piece] | Sequence[Sequence[Piece]]  # a document, or s
 
 
 class OmniProcessor(ProcessorMixin):
-    """What stands between raw signals and an Omni model; it needs the model's settings, not its weights.
+    """Turns raw signals into batches for an Omni model; it needs the model's settings, not its weights.
 
     Called with one document, a list of pieces in reading order, or with a list of such lists:
 
@@ -36,12 +36,19 @@ class OmniProcessor(ProcessorMixin):
 
     A piece is text, an image (PIL, uint8 array [H, W, C], uint8 tensor [C, H, W]), or {NAME: value} of any modality by
     its name in the model. Each becomes its begin latent and its latents; a document that is trained on ends with the
-    end latent. Gives, padded on the left, kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], latent_mask
-    [B, T] (what may be a target: all but padding and the first), next_coordinates where the model is told them, and
-    `values.NAME` [N, P] of each continuous modality of all documents in reading order.
-    modalities, modality_names, tell_next: as of `OmniConfig`. orders: by modality, the order of segments that name
-    none, e.g. {"image": "hilbert"}. words: a tokenizer, where text is not bytes.
-    Raises ValueError, one line, for what no modality of the model takes.
+    end latent. Gives, padded on the left, kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], latent_mask [B,
+    T] (what may be a target: all but padding and the first), next_coordinates where the model is conditioned on them,
+    and `values.NAME` [N, P] of each continuous modality of all documents in reading order.
+
+    Args:
+        modalities: as in `OmniConfig`.
+        orders: by modality, the order of segments that name none, e.g. {"image": "hilbert"}.
+        tell_next: as in `OmniConfig`.
+        words: a tokenizer; None reads text as bytes.
+        modality_names: as in `OmniConfig`.
+
+    Raises:
+        ValueError: One line, for what no modality of the model takes.
     """
 
     valid_kwargs = ["modalities", "orders", "tell_next", "words", "modality_names"]
@@ -118,11 +125,19 @@ class OmniProcessor(ProcessorMixin):
         return BatchFeature(pad_left(encoded))
 
     def document(self, pieces: Sequence[Piece]) -> Document:
-        """Pieces as a document. Raises ValueError for what is none."""
+        """Pieces as a document.
+
+        Raises:
+            ValueError: For what is none.
+        """
         return {"key": "", "segments": [self.segment(piece) for piece in pieces]}
 
     def segment(self, piece: Piece) -> Segment:
-        """A piece as a segment. Raises ValueError for what is none."""
+        """A piece as a segment.
+
+        Raises:
+            ValueError: For what is none.
+        """
         if isinstance(piece, str):
             return {"kind": "text", "value": piece}
         if isinstance(piece, dict):
@@ -135,8 +150,14 @@ class OmniProcessor(ProcessorMixin):
         return {"kind": "image", "value": as_tensor(piece)}
 
     def encode_document(self, document: Document, end: bool = True) -> Encoded:
-        """A document as a model reads it. end: whether the end latent follows; it is a target where the last segment
-        is. Raises ValueError for an empty document, an unknown modality, and values that a modality does not take."""
+        """A document as a model reads it.
+
+        Args:
+            end: whether the end latent follows; it is a target where the last segment is.
+
+        Raises:
+            ValueError: For an empty document, an unknown modality, and values that a modality does not take.
+        """
         parts: list[dict[str, Tensor]] = []
         values: dict[str, list[Tensor]] = {n: [] for n, r in self.readers.items() if r.value_size is not None}
         time, loss = 0, True

@@ -93,7 +93,11 @@ class OmniParts(ModelPart):
         return found
 
     def build(self, class_names: Sequence[str] = ()) -> OmniForPreTraining:
-        """The model, in float32. Raises ConfigError, one line, for what cannot be loaded or does not fit."""
+        """The model, in float32.
+
+        Raises:
+            ConfigError: One line, for what cannot be loaded or does not fit.
+        """
         if self.pretrained is not None:
             return load_part(OmniForPreTraining, self.pretrained, "pretrained", dtype=torch.float32)
         sizes: dict[str, Any] = self.model_dump(include={
