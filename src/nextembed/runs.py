@@ -41,15 +41,15 @@ class RunConfig(Config):
     """All settings of a run; RUN/config.yaml holds them, defaults included.
 
     Attributes:
-        name: of the run folder in output_dir.
-        seed: of weights, data order, augmentation and all draws in training.
+        name: name of the run folder in output_dir.
+        seed: seed of weights, data order, augmentation and everything that is sampled in training.
         output_dir: the folder of run folders.
-        data: what is read; chosen by `kind`, also `my_file.py:MyData`.
+        data: the data; chosen by `kind`, also `my_file.py:MyData`.
         model: the backbone that is trained; chosen by `kind`, also `my_file.py:MyModel`.
-        objective: what is learned; chosen by `kind`, also `my_file.py:MyObjective`.
+        objective: the objective; chosen by `kind`, also `my_file.py:MyObjective`.
         optim: the optimizer and its schedule.
         train: how long, how large and how precise.
-        probe: what frozen features are measured on.
+        probe: how frozen features are measured.
         after: recipes that this one starts from; `nextembed train` first trains those whose run folder is not there.
     """
 
@@ -247,7 +247,7 @@ class _Seed(Config):
     """The only setting that is needed of a run.
 
     Attributes:
-        seed: of all its draws.
+        seed: seed of the run.
     """
 
     seed: int = Field(0, ge=0, lt=2**32)

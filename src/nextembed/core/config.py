@@ -113,7 +113,7 @@ class Part(Config):
         also_for: tasks of models that an objective takes besides its own.
         becomes: kinds that a part turns into where a setting is given that it lacks and they have: {"source":
             "images"}.
-        kind: which of the kinds it is: set by the registry, or `my_file.py:MyPart`.
+        kind: name of the kind, or `my_file.py:MyPart` for your own.
     """
 
     task: ClassVar[str] = "pretraining"

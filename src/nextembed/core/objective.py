@@ -54,10 +54,11 @@ class SampleSettings(Config):
     """How an objective draws new signals; each reads the settings that it has a use for.
 
     Attributes:
-        guidance: how far towards the class; 1: not at all beyond it, 0: without it.
-        temperature: how boldly it is drawn; above 1 is bolder, 0 takes the likeliest.
-        top_k: draw each token among so many of the likeliest; 0: all.
-        top_p: draw each token among the likeliest that have this share.
+        guidance: strength of classifier-free guidance: 1 samples with the class alone, 0 without it, above 1 further
+            towards the class.
+        temperature: sampling temperature; above 1 is more varied, 0 takes the most likely.
+        top_k: sample each token among so many of the most likely; 0: all.
+        top_p: sample each token among the most likely that together have this probability.
         num_steps: passes over an image that is drawn in random order; else the objective's own.
         num_denoising_steps: steps of a diffusion or flow head for each token; else the objective's own.
 

@@ -16,19 +16,18 @@ class OptimConfig(Config):
     Attributes:
         kind: "adamw", or "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers
             inside layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps are of AdamW.
-        learning_rate: at the peak, of train.batch_size samples a step. For another batch size take another rate: twice
-            the batch, up to twice the rate.
-        betas: decay of AdamW's averages of gradients and of their squares.
+        learning_rate: peak learning rate, for train.batch_size samples a step. For twice the batch take up to twice the
+            rate.
+        betas: decay rates of AdamW's averages of gradients and of their squares.
         eps: AdamW's term against a division by zero.
-        warmup_steps: linear warm-up of the learning rate, in optimizer steps or passes over the data; at most one of
-            warmup_steps, warmup_epochs and warmup_rate.
-        warmup_epochs: linear warm-up of the learning rate, in optimizer steps or passes over the data; at most one of
-            warmup_steps, warmup_epochs and warmup_rate.
+        warmup_steps: length of the linear warm-up in optimizer steps; at most one of warmup_steps, warmup_epochs and
+            warmup_rate.
+        warmup_epochs: the same in passes over the data.
         warmup_rate: the same as a share of the run.
         schedule: "cosine" falls to min_lr_rate x peak at the last step, "constant" stays at the peak.
         min_lr_rate: learning rate at the end of "cosine", as a share of the peak.
-        weight_decay: of matrices, and of the first token; not of norms, biases and LayerScale (parameters with one
-            axis).
+        weight_decay: weight decay of matrices and of the first token; norms, biases and LayerScale (parameters with one
+            axis) do not decay.
         max_grad_norm: gradients are scaled down to this norm; null clips nothing.
         layer_decay: each layer's learning rate is this times that of the layer above it.
         layer_decay_end: the layer decay rises (half a cosine) to this at the last step; null stays at layer_decay.

@@ -39,8 +39,8 @@ class DocumentPart(Limits, Part):
                 return {"key": row["key"], "segments": [self.image(row["picture"]), text(row["words"])]}
 
     Attributes:
-        long: of documents above `max_length`, "truncate" cuts the end off (never through an image), "skip" leaves them
-            out.
+        long: what happens to documents above `max_length`: "truncate" cuts the end off (never through an image), "skip"
+            leaves them out.
         pack_window: documents that wait for a row with room for them; more leave less padding.
         num_readers: parts of the data that a rank reads by turns; a run has to resume with the same.
     """

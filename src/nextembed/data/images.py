@@ -71,11 +71,11 @@ class ImagePart(Limits, Part):
         rand_augment: [magnitude, its standard deviation] of RandAugment after the crop, e.g. [9, 0.5]; null: none.
         erase_rate: share of training images of which a random rectangle is erased to mid-grey.
         labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all.
-        labels_seed: of the draws of labels_per_class and validation_rate.
-        validation_rate: where there is no validation split, this share of each class of the training images, drawn with
-            labels_seed, is kept apart as one; null: nothing is.
-        mean: of the pixels, in [0, 1]; they are normalised by it.
-        std: of the pixels, in [0, 1]; they are normalised by it.
+        labels_seed: seed of the choice for labels_per_class and validation_rate.
+        validation_rate: without a validation split, this share of each class of the training images, chosen by
+            labels_seed, becomes one; null: none.
+        mean: mean that pixels in [0, 1] are normalised with.
+        std: standard deviation that pixels in [0, 1] are normalised with.
         cache: "auto" decodes data of up to 512 MB once and keeps it in memory; "on" any size, "off" never.
     """
 

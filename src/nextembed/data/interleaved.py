@@ -34,11 +34,11 @@ class Interleaved(Media, DocumentTable, DocumentPart):
             each place; "mmc4", `text_list` and `image_info` with image_name and matched_text_index. "auto" tells by the
             columns.
         images_from: folder of the files that a row names, within the source's.
-        place: of an MMC4 image, before or after the text that it is matched with; "random" draws for each image.
-        missing_images: of an image, video, sound or series that cannot be read, "skip" leaves its document out (and
-            logs it), "drop" the segment alone, "error" stops the run.
+        place: whether an MMC4 image stands before or after its text; "random" chooses for each image.
+        missing_images: how an image, video, sound or series that cannot be read is handled: "skip" leaves its document
+            out (and logs it), "drop" only the segment, "error" stops the run.
         unknown_kinds: the same of a segment of another kind.
-        max_images: what comes after so many images and videos in a document is left out; null: all.
+        max_images: limit of images and videos in a document; what follows is left out. null: no limit.
     """
 
     layout: Literal["auto"] | Layout = "auto"

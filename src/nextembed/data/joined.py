@@ -20,7 +20,7 @@ class Join(Config):
     """Another table, whose columns are then called NAME.column.
 
     Attributes:
-        source: as of the data.
+        source: the other table, as in `data.source`.
         by: column that both have; of several rows with one value the first is taken.
         where: keeps rows of the other table whose column has this value, or one of these.
     """

@@ -14,11 +14,11 @@ class Limits(Config):
     """How pictures are decoded, and how much of the data may be unreadable.
 
     Attributes:
-        background: RGB under transparent pixels.
-        max_pixels: an image of more is unreadable, unread.
-        max_bytes: a file of more is unreadable, unread.
+        background: RGB colour under transparent pixels.
+        max_pixels: largest image in pixels; a larger one counts as unreadable and is not decoded.
+        max_bytes: largest file in bytes; a larger one counts as unreadable and is not read.
         max_skipped_rate: share of unreadable samples above which a run stops.
-        num_workers: processes a rank that read and decode; 0 is none but this one.
+        num_workers: processes of each rank that read and decode; 0 reads in the main process.
     """
 
     background: Colour = (255, 255, 255)

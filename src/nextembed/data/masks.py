@@ -36,11 +36,11 @@ class MaskPart(Limits, Part):
         flip_rate: share of images that are flipped.
         max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
         distort_colours: random brightness, contrast, saturation and hue.
-        mean: of the pixels, in [0, 1]; they are normalised by it.
-        std: of the pixels, in [0, 1]; they are normalised by it.
+        mean: mean that pixels in [0, 1] are normalised with.
+        std: standard deviation that pixels in [0, 1] are normalised with.
         reduce_labels: id 0 of the files is no label, id k is class k - 1, as in ADE20K.
-        mask_values: which value of the files is which class where it is not its id: {255: 1} for masks of 0 and 255;
-            255 on the right is no label.
+        mask_values: maps values of mask files to class ids where they differ: {255: 1} for masks of 0 and 255; 255 on
+            the right means no label.
     """
 
     has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe

@@ -32,7 +32,7 @@ class Media(Limits):
 
     Attributes:
         num_frames: frames that are read of a video.
-        max_seconds: of a video or a sound; a longer one cannot be read.
+        max_seconds: longest video or sound; longer ones count as unreadable.
         own_kinds: kinds of segments beside text, image, video, audio and series, each with what it is read as:
             {"touch": "series", "points": "raw"}; raw is the value as it stands in the row, and a list of names makes
             all of them raw.

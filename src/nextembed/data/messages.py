@@ -33,13 +33,13 @@ class Messages(DocumentTable, DocumentPart):
     "from" and "value", and a single `image`, are read as well.
 
     Attributes:
-        messages_column: where the messages are in a row; null finds it.
-        images_column: where the images are; null finds it.
+        messages_column: column of the messages; null finds it.
+        images_column: column of the images; null finds it.
         images_from: folder of the images that a row names.
-        system: said first where the conversation has no system message.
-        user: what stands before the user's words.
-        assistant: what stands before the model's words.
-        turn_end: what follows an answer that is not the last; after the last one stands the model's own end token.
+        system: system message of conversations that have none.
+        user: marker before a user's turn.
+        assistant: marker before an assistant's turn.
+        turn_end: text after every answer but the last, which ends with the model's own end token.
     """
 
     messages_column: str | None = None

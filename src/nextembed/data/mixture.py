@@ -26,9 +26,9 @@ class Mixture(DocumentPart):
 
     Attributes:
         sources: settings of each, with its `kind`.
-        weights: how often a document (not a token) comes from each; null: equally often. Each source goes through its
-            own epochs, so a small one with much weight comes round more often. Which source is next depends on the seed
-            alone. Settings of packing, workers and max_skipped_rate count here, not in `sources`.
+        weights: relative frequency of documents (not tokens) from each source; null: equal. Each source has its own
+            epochs, so a small one with a large weight repeats more often. The order of sources depends on the seed
+            alone. Settings of packing, workers and max_skipped_rate are those of the mixture, not of `sources`.
     """
 
     sources: list[Annotated[SerializeAsAny[Part], BeforeValidator(_document_source)]] = Field(min_length=1)

@@ -20,10 +20,10 @@ class PairData(DocumentTable, DocumentPart):
     """An image and its text; both are learned from each other.
 
     Attributes:
-        image_column: where the image is in a row; null finds it; "json.image" is a field inside a column.
-        text_column: where its text is; null finds it. A text column may hold a list of captions, of which one is drawn.
-        order: which comes first; "random" draws it for each pair in each epoch, as Emu does.
-        prompts: what is written of a text; one is drawn. "{text}" stands for it.
+        image_column: column of the image; null finds it; "json.image" is a field inside a column.
+        text_column: column of the text; null finds it. From a list of captions one is chosen at random.
+        order: which comes first; "random" chooses for each pair in each epoch, as Emu does.
+        prompts: templates for the text, one chosen at random; "{text}" stands for it.
     """
 
     image_column: str | None = None
@@ -61,8 +61,8 @@ class TextData(DocumentTable, DocumentPart):
     """Plain text; each row is a document.
 
     Attributes:
-        text_column: where it is in a row; null finds it.
-        sample_by: what a row of .txt files is.
+        text_column: column of the text; null finds it.
+        sample_by: what one row of a .txt file is: a line, a paragraph or the document.
     """
 
     text_column: str | None = None

@@ -33,10 +33,10 @@ class Piece(Config):
 
     Attributes:
         kind: text, image, video, audio, series, or one of `own_kinds`.
-        column: where it is in a row, "captions.es" being a field inside a column; null: the column that is called like
-            the piece. A column of texts may hold a list, of which one is drawn.
-        prompts: of text; how it is written, one is drawn. "{text}" stands for the column's text, "{other}" for that of
-            the column `other`. Prompts without {text} need no column: "What is it?".
+        column: column of the value, "captions.es" for a field inside a column; null: the column of the piece's name.
+            From a list of texts one is chosen at random.
+        prompts: templates for a text, one chosen at random. "{text}" stands for the column's text, "{other}" for that
+            of the column `other`. Templates without {text} need no column: "What is it?".
         loss: whether it is to be predicted.
     """
 

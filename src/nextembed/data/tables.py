@@ -34,11 +34,11 @@ class TableSettings(Config):
     """Where rows of a table are, and which of them.
 
     Attributes:
-        source: what the rows are read from, see each kind of data.
+        source: where the rows come from; see each kind of data.
         subset: configuration of a hub data set that has several.
-        split: which rows train; as in `load_dataset`: "train[:-5000]".
-        validation: which rows choose, said alike.
-        test: which rows measure, said alike.
+        split: rows for training, as in `load_dataset`: "train[:-5000]".
+        validation: rows for choosing (layers, best weights), in the same notation.
+        test: rows for the final measurement, in the same notation.
         where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
         split_column: column that names each row's split, for sources that keep all splits in one file.
         streaming: reads in sequence, without a local copy.

@@ -210,9 +210,9 @@ class VideoText(DocumentTable, DocumentPart):
     """A video and its text, or its subtitles between its frames.
 
     Attributes:
-        video_column: where the video is in a row; null finds it.
-        text_column: where its text is; null finds it.
-        subtitles_column: where its subtitles are, a list of {"start", "end", "text"} (seconds), or SRT or WebVTT text;
+        video_column: column of the video; null finds it.
+        text_column: column of the text; null finds it.
+        subtitles_column: column of the subtitles, a list of {"start", "end", "text"} (seconds), or SRT or WebVTT text;
             null finds it.
         with_subtitles: true gives, for each of them, frames of its time and its text; false a video and one text, of
             which `order` says which comes first.

@@ -12,13 +12,13 @@ class Sampling(Config):
         num_beams: beams of the search; 1 takes the likeliest token each time, and shows text while it is written.
         max_new_tokens: tokens of an answer, at most.
         min_new_tokens: tokens of an answer, at least.
-        length_penalty: which length of answers beams favour; below 0, short ones.
+        length_penalty: length penalty of beam search; below 0 favours short answers.
         repetition_penalty: above 1, the model repeats itself less.
         do_sample: draw tokens, with temperature, top-k and top-p; needs 1 beam.
         temperature: how boldly tokens are drawn; above 1 is bolder.
         top_k: draw among so many of the likeliest tokens; 0: all.
         top_p: draw among the likeliest tokens that have this share.
-        seed: what tokens and paintings are drawn by.
+        seed: seed of tokens and paintings; the same seed gives the same result.
     """
 
     num_beams: int = Field(5, ge=1, le=1000, json_schema_extra={"option": "--beams"})

@@ -29,8 +29,8 @@ class TokenizerShape(Config):
         num_channels: channels of an image.
         num_codes: how many codes the codebook has.
         code_width: width of a code.
-        width: of the convolution nets.
-        num_blocks: of the convolution nets.
+        width: width of the convolution networks.
+        num_blocks: residual blocks of the convolution networks.
         scales: sides of the maps, coarse to fine; empty: one map of normalised codes.
     """
 

@@ -36,14 +36,14 @@ class EmuSettings(ObjectiveSettings):
     """Next token and next latent of interleaved documents.
 
     Attributes:
-        text_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
-        regression_weight: of the two terms, each a mean over its own targets; 0 leaves a term out.
+        text_weight: weight of the text term, a mean over its own targets; 0 leaves it out.
+        regression_weight: weight of the regression term, a mean over its own targets; 0 leaves it out.
         regression: head of the latents: "linear", Emu's matrix, or "flow", which learns how the next latent is
             distributed and draws it (flow matching; `distance` has no part in it). A flow takes the place of a matrix
             that a pretrained model has, and starts anew.
         distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
-        context_drop_rate: of documents, how often their last image does not see what stands before it, but for the
-            begin token: it is then drawn as after an empty prompt, the other half of guidance.
+        context_drop_rate: share of documents whose last image does not see what stands before it, except the begin
+            token; it is then predicted as after an empty prompt, which guidance needs.
         latent_noise: noise on image latents that are read, not on those that are predicted: its largest standard
             deviation, in units of a latent's root mean square; see `nn.read_noise`. So that a model is used to its own
             draws.

@@ -34,11 +34,11 @@ class JepaSettings(ObjectiveSettings):
     """What the JEPAs share.
 
     Attributes:
-        distance: of predictions and targets.
-        teacher_decay: of the teacher at the start; it rises linearly to 1 at the last step.
-        predictor_width: of the network that is thrown away.
-        predictor_layers: of the network that is thrown away.
-        predictor_heads: of the network that is thrown away.
+        distance: distance between predictions and targets.
+        teacher_decay: decay of the teacher's average at the start; it rises linearly to 1 at the last step.
+        predictor_width: width of the predictor, which is thrown away after training.
+        predictor_layers: layers of the predictor.
+        predictor_heads: attention heads of the predictor.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)
@@ -234,7 +234,7 @@ class IjepaSettings(JepaSettings):
         teacher := decay teacher + (1 - decay) transformer           # after each step
 
     Attributes:
-        blocks: that are predicted.
+        blocks: the blocks that are predicted.
         context_scale: share of the image of the square block that the context lies in.
 
     Source:

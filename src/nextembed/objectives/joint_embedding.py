@@ -107,7 +107,7 @@ class SimSiamSettings(JointSettings):
         loss = -1/2 (cosine(p1, sg(z2)) + cosine(p2, sg(z1)))
 
     Attributes:
-        width: of the projector's vectors (2048 in the paper); the predictor's hidden layer has a quarter of it.
+        width: width of the projector's vectors (2048 in the paper); the predictor's hidden layer has a quarter of it.
 
     Source:
         SimSiam (arXiv 2011.10566), Algorithm 1; batch norm in the projector (the last without parameters) and in the

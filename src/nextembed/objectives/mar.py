@@ -52,16 +52,17 @@ class MarSettings(ObjectiveSettings):
 
     Attributes:
         head: "flow" (velocities) or "diffusion" (noise, as the paper).
-        head_blocks: of the MLP a token (3 to 6 blocks of 1024 and more in the paper; null: the decoder's width).
-        head_width: of the MLP a token (3 to 6 blocks of 1024 and more in the paper; null: the decoder's width).
-        draws: how often a target is used, each time with other noise.
-        num_classes: of labels, to draw images of a class; 0 learns none.
+        head_blocks: blocks of the small network that runs for each token (3 to 6 in the paper).
+        head_width: width of the small network that runs for each token (1024 and more in the paper); null: the
+            decoder's width.
+        draws: noise samples for each target, each with its own time.
+        num_classes: number of classes, to sample images of a class; 0 ignores labels.
         class_drop_rate: share of images whose class is not told, the other half of guidance.
-        decoder_width: the paper's decoder is as large as its encoder.
-        decoder_layers: the paper's decoder is as large as its encoder.
-        decoder_heads: the paper's decoder is as large as its encoder.
-        ema_decay: of the averaged decoder, head and classes that images are drawn with (0.9999 in the paper; a short
-            run follows faster); null averages none. Set train.ema_decay alike for the backbone.
+        decoder_width: width of the decoder; in the paper as large as the encoder.
+        decoder_layers: layers of the decoder.
+        decoder_heads: attention heads of the decoder.
+        ema_decay: decay of the average of decoder, head and classes, which images are sampled with (0.9999 in the
+            paper; a short run follows faster); null: no average. Set train.ema_decay alike for the backbone.
 
     Source:
         MAR (arXiv 2406.11838), sections 3 and 4. Ours draws a share for each image where the paper draws one a batch,

@@ -52,15 +52,15 @@ class NextEmbeddingSettings(ObjectiveSettings):
         stop_gradient: no gradient into the targets; False collapses.
         causal: attention of the autoregressor.
         input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
-        context_drop_rate: of documents, how often what stands before the last signal is neither seen (zeros stand
-            there) nor a target: the other half of guidance.
+        context_drop_rate: share of documents in which everything before the last signal is neither seen (zeros stand
+            there) nor a target; guidance needs it.
         input_noise: noise on continuous latents that the autoregressor reads, not on those that it predicts: its
             largest standard deviation, in units of a latent's root mean square; see `nn.read_noise`. So that a model is
             used to its own draws.
-        target: what is predicted: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own
+        target: prediction target: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own
             layer `target_layer`).
         target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
-        teacher_decay: of the EMA teacher, for each optimizer step.
+        teacher_decay: decay of the EMA teacher, for each optimizer step.
         distance: between prediction and target: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the
             patches of its image) | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no
             stop-gradient; LeNEPA) | "vocabulary" (of Omni: where the target is a row of a table, as tokens are,
@@ -71,7 +71,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
             trains it as an output, too, as GPT-2 does.
         weights: factors of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next;
             1 where nothing is said. For balance only.
-        temperature: of info_nce's softmax.
+        temperature: temperature of info_nce's softmax.
         sigreg_weight: factor of SIGReg beside the squared error of "sigreg".
         sigreg_width: width of the projected space of "sigreg".
         sigreg_directions: random directions it is measured along.

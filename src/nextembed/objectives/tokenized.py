@@ -41,11 +41,11 @@ class TokenizedSettings(ObjectiveSettings):
 
     Attributes:
         tokenizer: a finished run of objective tokenizer, or its folder; it is kept with this run.
-        num_classes: of the data, that samples can be told; 0 learns without.
-        ema_decay: of the averaged head, table and classes that images are drawn with; null averages none, as both
-            papers. Set train.ema_decay alike for the backbone.
-        class_drop_rate: how often a class is not told, for guidance.
-        tokenizer_shape: in place of a path, the sizes of a tokenizer that is not trained; to try things out.
+        num_classes: number of classes that samples can be conditioned on; 0 learns without.
+        ema_decay: decay of the average of head, table and classes, which images are sampled with; null: no average, as
+            in both papers. Set train.ema_decay alike for the backbone.
+        class_drop_rate: share of samples trained without their class, which guidance needs.
+        tokenizer_shape: sizes of an untrained tokenizer, in place of a path; to try things out.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)

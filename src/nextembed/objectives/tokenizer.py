@@ -41,12 +41,12 @@ class TokenizerSettings(ObjectiveSettings):
         loss = mean over pixels of |decoder(q) - image|^2 + code_loss
 
     Attributes:
-        num_codes: of the codebook (16,384 of 8 in LlamaGen, 4,096 of 32 in VAR).
-        code_width: of the codebook (16,384 of 8 in LlamaGen, 4,096 of 32 in VAR).
+        num_codes: number of codes of the codebook (16,384 in LlamaGen, 4,096 in VAR).
+        code_width: width of a code (8 in LlamaGen, 32 in VAR).
         scales: sides of the maps, coarse to fine, the last one that of the model's patches; null: one map, with
             normalised codes.
-        width: of the convolution nets; blocks at the size of the patches.
-        num_blocks: of the convolution nets; blocks at the size of the patches.
+        width: width of the convolution networks.
+        num_blocks: residual blocks at the size of the patches.
         code_decay: codes are running means of the vectors that were nearest to them, of which so much stays after a
             step: they follow the encoder as fast as it moves; null: codes are trained by gradient, as in both papers.
         revive_steps: every so many steps, codes that no vector was near to take vectors of that step's images.
@@ -253,8 +253,8 @@ class TokenizerFile(Config):
     """What RUN/tokenizer/config.json holds.
 
     Attributes:
-        kind: what is saved there.
-        shape: what it is built from.
+        kind: marker of the format.
+        shape: the sizes that it is built from.
     """
 
     kind: Literal["tokenizer"]

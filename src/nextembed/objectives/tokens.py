@@ -26,7 +26,7 @@ class TokenSettings(ObjectiveSettings):
     """What objectives of tokens share.
 
     Attributes:
-        num_codes: of the codebook, fitted on the patches of the first step's images, on all ranks.
+        num_codes: number of codes of the codebook, fitted on the patches of the first step's images, on all ranks.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig(learning_rate=1e-3, weight_decay=0.05, warmup_rate=0.1)

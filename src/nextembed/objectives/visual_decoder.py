@@ -28,20 +28,20 @@ class VisualDecoderSettings(ObjectiveSettings):
     """A diffusion decoder from the image latents of a frozen model to pictures.
 
     Attributes:
-        decoder: what paints: "pixels" (small, new) or "stable_diffusion" (from a folder).
-        drop_rate: so often the latents of the empty prompt stand in for the image's own, for guidance when painting.
-        regressed_rate: so often it paints from latents that the model generates from what stands before the image in
-            its document, as it will have to; only images with something before them. Slower: N passes for each batch.
+        decoder: the network that paints: "pixels" (small, new) or "stable_diffusion" (from a folder).
+        drop_rate: share of images painted from the latents of the empty prompt in place of their own, which guidance
+            needs.
+        regressed_rate: share of images painted from latents that the model generates from what stands before the image,
+            as in use; only images with something before them. Slower: N passes for each batch.
         standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the
             images of the first step, which learns faster; it is folded into the weights when they are saved, so that
             the decoder takes latents as they are (and a decoder that is trained further begins as the one it was).
-        min_snr_gamma: a limit on the weight of noise levels (5 in the paper); null: all weigh the same.
-        ema_decay: of averaged UNet weights, which are the ones that are saved; null: does not average.
+        min_snr_gamma: limit on the weight of noise levels (5 in the paper); null: all weigh the same.
+        ema_decay: decay of the average of the UNet's weights, which is what is saved; null: no average.
         gradient_checkpointing: computes the UNet's activations again in the backward pass, which saves memory.
-        mean: what `pixel_values` were normalised with; they give the targets where the batch has no
+        mean: mean that `pixel_values` were normalised with; targets are computed from it where the batch has no
             `target_pixel_values`.
-        std: what `pixel_values` were normalised with; they give the targets where the batch has no
-            `target_pixel_values`.
+        std: standard deviation that `pixel_values` were normalised with.
 
     Source:
         Emu (arXiv 2307.05222), section 2.3.

@@ -80,6 +80,21 @@ class Visualization:
         return self.drawing.png()
 
 
+def _grid(net: PreTrainedModel, pixels: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width = net.config.patch_shape
+    return pixels.shape[-2] // height, pixels.shape[-1] // width
+
+
+def _layers(layers: Sequence[int] | None, num_layers: int) -> tuple[list[int], list[int]]:
+    """Layers of the PCA, and those whose attention is shown: not the latents, which have none."""
+    if layers is None:
+        wanted = check_layers([0, num_layers // 2, num_layers], num_layers, 0)
+        return wanted, list(dict.fromkeys([1, (num_layers + 1) // 2, num_layers]))
+    wanted = check_layers(layers, num_layers, 0)
+    return wanted, list(dict.fromkeys(layer for layer in wanted if layer > 0))
+
+
 def visualize(
     model: Model,
     image: Picture,
@@ -109,7 +124,7 @@ def visualize(
         heads: of attention, from 1.
         attention: None is as the model was trained.
         weights: "raw" or "ema", of a run.
-        decoders: runs of the recipe `latent_decoder`; a run's own is used anyway.
+        decoders: runs of the recipe `latent_decoder`.
         size: pixels, or (height, width), that patches divide; None is the model's.
         num_known: patches that the rollout starts from; None: the top half.
         length: of predictions before least squares: "mean" of the image's latents, or "true", that of each.
@@ -128,19 +143,16 @@ def visualize(
     loaded = _decoders(model, decoders)
     pixels, shown = _pixels(image, index, net, mean_std, _size(size, net))
     mode: AttentionMode = attention or ("causal" if _causal(values, net) else "full")
-    num_layers, num_heads = net.config.num_hidden_layers, net.config.num_attention_heads
-    wanted = check_layers([0, num_layers // 2, num_layers] if layers is None else layers, num_layers, 0)
-    looked = [1, (num_layers + 1) // 2, num_layers] if layers is None else [layer for layer in wanted if layer > 0]
-    rows, columns = (pixels.shape[-2 + i] // net.config.patch_shape[i] for i in range(2))
-    query = None if patch is None else query_patch(patch, (rows, columns))
-    chosen = _heads(heads, num_heads)
+    num_layers = net.config.num_hidden_layers
+    wanted, looked = _layers(layers, num_layers)
+    query = None if patch is None else query_patch(patch, _grid(net, pixels))
+    chosen = _heads(heads, net.config.num_attention_heads)
     with eager(net):
-        look = Look(mode, wanted, list(dict.fromkeys(looked)), num_known, loaded, length, opened.read)
+        look = Look(mode, wanted, looked, num_known, loaded, length, opened.read)
         inside = look_inside(net, pixels, *mean_std, look)
     inside.notes[:0] = objective_notes(values, mode)
     query = default_patch(inside) if query is None else query
-    subtitle = f"{name}, {weights} weights: {num_layers} layers x {net.config.hidden_size}, {mode} attention. "
-    subtitle += f"Image: {shown}, at {pixels.shape[-1]} x {pixels.shape[-2]} pixels."
+    subtitle = f"{name}, {weights} weights: {num_layers} layers x {net.config.hidden_size}, {mode} attention. {shown}"
     found = Visualization(inside, query, draw(inside, query, chosen, f"Inside {name}", subtitle, foreground), [])
     if output is not None:
         found.save(output)
@@ -235,7 +247,7 @@ def _size(size: int | tuple[int, int] | None, net: PreTrainedModel) -> tuple[int
 def _pixels(
     image: Picture, index: int, net: PreTrainedModel, mean_std: tuple[float, float], size: tuple[int, int]
 ) -> tuple[Tensor, str]:
-    """The image as the model sees it, [1, C, height, width], and what to call it."""
+    """The image as the model sees it, [1, C, height, width], and what it is, in words."""
     name = "your picture"
     if isinstance(image, (str, Path)):
         path = Path(image).expanduser()
@@ -252,7 +264,7 @@ def _pixels(
         whole = resize(whole, size[0])
     else:
         whole = F.interpolate(whole[None], size, mode="bilinear", antialias=True)[0]
-    return normalize(whole, *mean_std)[None], name
+    return normalize(whole, *mean_std)[None], f"Image: {name}, at {size[1]} x {size[0]} pixels."
 
 
 def _is_image_file(path: Path) -> bool:

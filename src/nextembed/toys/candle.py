@@ -107,11 +107,11 @@ class Candle(DocumentTable, DocumentPart):
         source: "emoji", the sample that comes with the package, or a table like it, with images and names.
         things: names with their warmth ("hot", "cold" or "room"); null: a list of emoji (`candle.THINGS`). Rows of
             other names are left out.
-        image_column: where the picture is in a row.
-        name_column: where its name is.
-        real_rate: how often a hot or cold thing is real; else it is a picture or film of one, which feels like the
-            room.
-        real_rates: how often some things are real, by their names.
+        image_column: column of the picture.
+        name_column: column of the name.
+        real_rate: share of hot or cold things that are real; the others are a picture or film of one, which feels like
+            the room.
+        real_rates: the same for single things, by their names.
         layouts: what documents hold, with how often, in words: picture; touch, the first so many temperatures, drawn
             from `touch_samples`; what, hot, cold, questions with their answers (what is it? is it hot? is it cold?),
             with loss on the answer alone; name, the thing's name. {"picture touch hot": 2, "picture what touch": 1}.

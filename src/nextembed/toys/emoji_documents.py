@@ -44,12 +44,12 @@ class KindWeights(Config):
     """How often each kind of document is made.
 
     Attributes:
-        caption: how often "<image> name." is made.
-        paint: how often "name: <image>".
-        tags: how often "<image> keywords: a, b.".
-        question: how often a question about the group, with loss on the answer alone.
-        context: how often two captioned images.
-        chat: how often one or two questions answered in sentences.
+        caption: relative frequency of "<image> name.".
+        paint: relative frequency of "name: <image>".
+        tags: relative frequency of "<image> keywords: a, b.".
+        question: relative frequency of a question about the group, with loss on the answer alone.
+        context: relative frequency of two captioned images in one document.
+        chat: relative frequency of one or two questions answered in sentences.
     """
 
     caption: float = Field(3.0, ge=0, le=1e9)
@@ -74,7 +74,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         source: "emoji", the sample that comes with the package, or a folder like it: Parquet with the columns image,
             name, tags and group, and perhaps vendor.
         vendor: keeps the pictures of one, or of some; null: all.
-        kinds: how often each kind of document is made.
+        kinds: relative frequency of each kind of document.
         forms: the questions that are asked, "train" or "heldout".
         max_shift: random shift, as a share of the side, and change of size, as a share, of the picture on its white
             ground, in training; 0 leaves it as it is.

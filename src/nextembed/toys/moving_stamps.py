@@ -32,15 +32,14 @@ class MovingStamps(ImagePart):
     Attributes:
         label: the class of a clip is the direction of the emoji, or its group.
         canvas: "textured", or "plain": one colour.
-        clip_frames: frames of a clip, and pixels a side.
-        canvas_size: frames of a clip, and pixels a side.
+        clip_frames: frames of a clip.
+        canvas_size: pixels a side.
         stamp_scale: the emoji's side, as a share of the canvas.
         speed: pixels a frame, [slowest, fastest], drawn for each clip.
-        num_clips: clips of each split.
-        num_validation: clips of each split.
-        num_test: clips of each split.
-        clip_seed: of all clips; a clip depends on it, its split and its number alone. The settings of `ImagePart` are
-            those of images; flips would change directions, so flip_rate and crops are off.
+        num_clips: clips for training.
+        num_validation: clips for validation.
+        num_test: clips for testing.
+        clip_seed: seed of all clips; a clip depends on it, its split and its number alone.
     """
 
     becomes: ClassVar[Mapping[str, str]] = {"source": "images"}  # data.source=path/to/videos

@@ -33,13 +33,13 @@ class EmojiScenes(MaskPart):
             no picture is in two of them. Backgrounds without a test (validation) split share out those of validation
             (train) by their names.
         scene_size: pixels a side.
-        num_scenes: scenes of each split.
-        num_validation: scenes of each split.
-        num_test: scenes of each split.
+        num_scenes: scenes for training.
+        num_validation: scenes for validation.
+        num_test: scenes for testing.
         max_emoji: emoji of a scene, at most.
         emoji_scale: their side, as a share of the scene's.
         max_turn: degrees, to either side.
-        scene_seed: of all scenes; a scene depends on it, its split and its number alone.
+        scene_seed: seed of all scenes; a scene depends on it, its split and its number alone.
     """
 
     emoji: str = "emoji"

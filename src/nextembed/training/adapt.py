@@ -29,7 +29,7 @@ class LoraSettings(Config):
     Attributes:
         rank: rank of the update.
         alpha: the update is scaled by alpha / rank.
-        dropout: of what the update reads.
+        dropout: dropout of the adapters' input.
         targets: linear layers, by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj.
         within: only layers of this part of the model, e.g. "language_model".
         whole: parts of the trunk that learn as a whole, too, e.g. ["visual", "connector"].

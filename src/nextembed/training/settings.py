@@ -18,23 +18,24 @@ class TrainConfig(Config):
         batch_size: images per optimizer step, over all ranks and accumulation.
         micro_batch_size: images per forward pass and rank; null: the whole share of a rank at once. The gradient is
             accumulated over batch_size / (micro_batch_size x ranks) passes.
-        max_steps: length in optimizer steps; or give epochs.
-        epochs: length in passes over the data; or give max_steps.
+        max_steps: length in optimizer steps; give either this or epochs.
+        epochs: length in passes over the data; give either this or max_steps.
         precision: "bf16" is autocast; weights and optimizer stay float32.
         compile: compiles the model with torch.compile: a slow start, then faster steps.
-        gradient_checkpointing: computes the activations of the layers again in the backward pass, which saves memory.
+        gradient_checkpointing: recomputes the activations of the layers in the backward pass, which saves memory.
         attn_implementation: how attention is computed: "sdpa", "eager", "flex_attention"; null: the model's choice.
-        ema_decay: of averaged weights, which are saved and probed beside the raw ones; null: there are none.
-        log_steps: logs metrics every so many optimizer steps.
-        save_steps: saves a checkpoint every so many of them.
-        probe_steps: probes every so many of them while training; null: at the end only.
-        keep_checkpoints: how many of the newest checkpoints are kept.
+        ema_decay: decay of the moving average of the weights, which is saved and probed beside the raw ones; null: no
+            average.
+        log_steps: optimizer steps between two lines of metrics.
+        save_steps: optimizer steps between two checkpoints.
+        probe_steps: optimizer steps between two probes while training; null: only at the end.
+        keep_checkpoints: number of newest checkpoints that are kept.
         freeze: parameters of the backbone that do not train: their names, or the beginning or a dotted part of them,
             e.g. ["patch_embeddings", "encoder.layer.0"].
         lora: trains adapters of low rank and the head in place of the whole, e.g. {rank: 8}; null: does not.
-        trackers: where curves go: "tensorboard", "wandb", "trackio"; metrics.jsonl is always written.
+        trackers: trackers for the curves: "tensorboard", "wandb", "trackio"; metrics.jsonl is always written.
         fsdp: shards weights and optimizer over the ranks (FSDP2).
-        device: where it trains: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
+        device: device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
     """
 
     batch_size: int = Field(256, ge=1, le=MAX_NUMBER)

@@ -64,39 +64,40 @@ class LanguageEval(Config):
     """What a checkpoint is scored on, and how; what is null is the benchmark's own.
 
     Attributes:
-        task: what the model is to do.
+        task: the task to evaluate.
         data: the file of items.
         format: layout of `data`.
         images: folder that image files are relative to.
         annotations: second file of VQAv2 and OK-VQA, dense relevance of VisDial.
-        columns: which column of a table is what, see `read_table`.
+        columns: names of a table's columns, see `read_table`.
         where: keeps rows of a table whose column has this value.
         split: keeps the items of one, where a file has several ("test" of COCO if it has it).
         num_examples: only the first so many items.
         shots: solved examples in front of each item.
-        shots_data: where they come from, in the same format; null: the training split of COCO, else the other items of
-            the same file.
+        shots_data: source of the examples, in the same format; null: the training split of COCO, else the other items
+            of the same file.
         shots_where: keeps rows of theirs whose column has this value.
         choose: examples at "random", anew for each item, or the most "similar" by the model's own image features, the
             most similar last.
         shot_images: false leaves their images out (the paper's zero-shot way).
-        shot_end: what stands behind each of them.
+        shot_end: text after each example.
         max_new_tokens: tokens of an answer, at most.
         min_new_tokens: tokens of an answer, at least.
-        length_penalty: of beams; above 0 favours long answers.
+        length_penalty: length penalty of beam search; above 0 favours long answers.
         num_beams: beams of the search.
         short: cuts an answer to its first few words.
         num_inference_steps: denoising steps of a painting.
         guidance_scale: how far a painting goes away from the empty prompt.
         batch_size: items at once.
-        weights: which weights of a run answer.
-        seed: of examples, paintings and the bootstrap.
+        weights: weights of a run to evaluate, "raw" or "ema".
+        seed: seed of examples, paintings and the bootstrap.
         instructed: asks as the release asks its instruct-tuned model, not as a pretrained one.
         prompt: text with {image}, {question}, {before}, {text} in it.
         metric: "vqa" (accuracy beside several annotators), "exact" (one answer), null: by the number of references.
-        features: of text_to_image, a NEPA run or a folder with any vision model; null takes the model's own encoder.
+        features: features for text_to_image: a NEPA run or a folder with any vision model; null takes the model's own
+            encoder.
         visual_decoder: its folder, if not the checkpoint's.
-        draws: of the bootstrap, for the spread of each score.
+        draws: number of bootstrap resamples, for the interval of each score.
     """
 
     task: Task

@@ -62,11 +62,11 @@ class ProbeConfig(Config):
         k: how many nearest neighbours vote.
         penalties: on the linear probe's weights; validation chooses one.
         batch_size: images a forward pass.
-        precision: of the forward pass that reads features.
+        precision: precision of the forward pass that reads features.
         stride: step of the sliding window in segmentation, pixels; null: two thirds of the window.
-        modality: which modality of an Omni is probed; null: images.
-        column: where its values are in a row; null finds it.
-        label_column: what is to be told from them; null finds it.
+        modality: modality of an Omni to probe; null: images.
+        column: column of its values; null finds it.
+        label_column: column of the labels; null finds it.
         folds: parts of the cross-validation that chooses where such rows have no validation split.
         seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN
             are fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so

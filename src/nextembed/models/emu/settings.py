@@ -50,17 +50,17 @@ class EmuParts(ModelPart):
         vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ...; of an Emu, its
             encoder.
         language: HF folder or hub id of a causal language model, or its GGUF file.
-        vision_config: in place of that model, a new one, {model_type: ..., ...}; beside it, changes to its
-            configuration, e.g. vision_config={is_causal: false}.
-        language_config: in place of that model, a new one, {model_type: ..., ...}; beside it, changes to its
-            configuration, e.g. vision_config={is_causal: false}.
+        vision_config: with a model_type, a new vision model in place of a pretrained one; else changes to its
+            configuration, e.g. {is_causal: false}.
+        language_config: with a model_type, a new language model in place of a pretrained one; else changes to its
+            configuration.
         tokenizer: folder or hub id; null: the language model's; "bundled": a small English one that comes with the
             package. Emu's special tokens are added; new rows of the language model are the mean of its old ones.
         connector: from patches to image latents: "causal_former" (Emu), "pooled_grid" (Emu2) or "identity" (every
             patch).
         num_image_latents: latents of an image.
         causal_former: changes to the T5-base that "causal_former" is made like.
-        vision_layer: which hidden state of the vision model is read; null: the last one.
+        vision_layer: hidden state of the vision model that is read; null: the last one.
         instruct: adds the tokens `[USER]` and `[ASSISTANT]`.
         image_start_is_target: the text head learns when an image begins.
         latent_std: the connector starts with latents of this standard deviation over some training images; null leaves

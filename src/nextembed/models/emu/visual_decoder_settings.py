@@ -18,7 +18,8 @@ class PixelDecoder(Part):
 
     Attributes:
         image_size: pixels a side.
-        patch_size: so many pixels a side are folded into channels, exactly; the UNet works at image_size / patch_size.
+        patch_size: pixels a side that are folded into channels, without loss; the UNet works at image_size /
+            patch_size.
         channels: at each resolution, each half of the one before.
         attention: at which of them pixels look at the latents; null: at all.
         layers_per_block: layers of each resolution.
@@ -27,7 +28,7 @@ class PixelDecoder(Part):
         prediction: what the UNet predicts of a noisy image. "sample", the clean image, learns fastest by far where
             patches are folded: noise is as wide as a patch, a narrow UNet cannot pass it on (measured in docs/paint.md;
             arXiv 2511.13720 says why).
-        scheduler: of painting, a class of diffusers; it can be replaced later.
+        scheduler: scheduler for painting, a class of diffusers; it can be replaced later.
     """
 
     image_size: int = Field(32, gt=0, le=MAX_SIDE)
@@ -88,7 +89,7 @@ class StableDiffusionDecoder(Part):
     Attributes:
         pretrained: folder with unet/, vae/ and scheduler/. Where the UNet attends to latents of another width than the
             model gives, those key and value matrices start anew, as in Emu; all else keeps its weights.
-        prediction: what the UNet predicts of a noisy image; null: what it was pretrained for.
+        prediction: what the UNet predicts from a noisy image; null: as pretrained.
     """
 
     pretrained: str

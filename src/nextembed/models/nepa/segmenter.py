@@ -44,11 +44,11 @@ class NepaSegmenter(ModelPart):
         layers: those that the head reads, 1 the first; null: the last for a linear head, those at 1/3, 1/2, 2/3 and the
             end for UPerNet, as BEiT.
         image_size: pixels a side of training crops and of the sliding window; null: as pretrained.
-        drop_path_prob: of the last layer, rising linearly from 0.
-        layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
+        drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
+        layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
         head_width: channels of UPerNet.
-        auxiliary_loss_weight: of its second, convolutional head, which reads the third layer in training; 0: there is
-            none.
+        auxiliary_loss_weight: weight of UPerNet's second, convolutional head, which reads the third layer in training;
+            0: no such head.
         new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
     """
 

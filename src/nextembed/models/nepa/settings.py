@@ -134,14 +134,14 @@ class NepaClassifier(ModelPart):
 
     Attributes:
         pretrained: HF folder or hub id of a pretrained (or fine-tuned) NEPA model.
-        architecture: in place of `pretrained`, the sizes of a network that is trained from scratch.
+        architecture: sizes of a network that is trained from scratch, in place of `pretrained`.
         from_scratch: keeps the sizes of `pretrained`, not its weights.
         attention: "full" as the released fine-tuned models, or "causal" as pretrained.
         pooling: "mean" of the patches and a norm, or the "last" patch.
         num_layers: the first so many layers only (the best features of a short pretraining are in the middle).
         image_size: pixels a side; null: as pretrained.
-        drop_path_prob: of the last layer, rising linearly from 0.
-        layerscale_value: of a network trained from scratch; null: as in the config of `pretrained`.
+        drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
+        layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
         new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
     """
 

@@ -42,7 +42,8 @@ class OmniParts(ModelPart):
         nepa: a NEPA folder whose transformer, begin latent and patches it starts from; its sizes win over the fields
             here, and the image modality has to fit it.
         orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`.
-        tell_next: the model is told where the next latent is; null: where some order is neither raster nor time.
+        tell_next: conditions the model on the position of the next latent; null: only where some order is neither
+            raster nor time.
         max_length: positions of a packed row.
         hidden_size: width of the latents and of every layer.
         num_hidden_layers: layers of the transformer.
