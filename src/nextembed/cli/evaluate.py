@@ -150,7 +150,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Score a fine-tuned model on labelled images, an Emu model on a --task, or the images that a run draws.
+    """Score a classifier or segmenter, an Emu on a --task, or generated images.
 
     A classifier gets top-1 and top-5, the accuracy of each class and the most frequent confusions; a run is scored with
     its best weights. Its settings are those of the run: data.where={vendor: noto}, probe.num_test=50000.

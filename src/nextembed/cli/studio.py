@@ -29,7 +29,7 @@ def studio(
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
 ) -> None:
-    """Watch runs while they train, look inside models, search and compare, in the browser.
+    """Watch runs, look inside models, search and compare, in the browser.
 
     It is served to this machine alone; with --host 0.0.0.0 to others, too, who need the link that is printed. Only
     what lies in the named folders can be opened. It needs gradio: pip install 'nextembed[studio]'.

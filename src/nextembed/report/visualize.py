@@ -140,15 +140,13 @@ def visualize(
         check_output(output)
     opened = _model(model, weights)
     net, values, name, mean_std = opened.net, opened.values, opened.name, opened.mean_std
-    loaded = _decoders(model, decoders)
     pixels, shown = _pixels(image, index, net, mean_std, _size(size, net))
     mode: AttentionMode = attention or ("causal" if _causal(values, net) else "full")
-    num_layers = net.config.num_hidden_layers
-    wanted, looked = _layers(layers, num_layers)
+    num_layers, num_heads = net.config.num_hidden_layers, net.config.num_attention_heads
+    (wanted, looked), chosen = _layers(layers, num_layers), _heads(heads, num_heads)
     query = None if patch is None else query_patch(patch, _grid(net, pixels))
-    chosen = _heads(heads, net.config.num_attention_heads)
     with eager(net):
-        look = Look(mode, wanted, looked, num_known, loaded, length, opened.read)
+        look = Look(mode, wanted, looked, num_known, _decoders(model, decoders), length, opened.read)
         inside = look_inside(net, pixels, *mean_std, look)
     inside.notes[:0] = objective_notes(values, mode)
     query = default_patch(inside) if query is None else query

@@ -8,12 +8,13 @@ from ..core.config import Config
 class StudioSettings(Config):
     """Where the studio is served, and how much it takes.
 
-    host: address to listen on; any but a loopback one asks for the token of the printed link.
-    port: to listen on; 0 takes a free one.
-    refresh_seconds: between looks at the runs.
-    max_models: models that are kept in memory; the one that was not used for longest goes first.
-    max_upload_mb: size of a file that is dropped, in megabytes.
-    max_pixels: pixels of an image that is dropped.
+    Attributes:
+        host: address to listen on; any but a loopback one asks for the token of the printed link.
+        port: port to listen on; 0 takes a free one.
+        refresh_seconds: seconds between two looks at the runs.
+        max_models: models kept in memory; the one unused for longest is dropped first.
+        max_upload_mb: largest uploaded file, in megabytes.
+        max_pixels: largest uploaded image, in pixels.
     """
 
     host: str = "127.0.0.1"

@@ -66,6 +66,9 @@ def embed_many(
         report: is called with rows done, and rows in all (None where nobody knows).
         settings: see `ManySettings`; `shard_rows` is needed.
 
+    Returns:
+        Rows written, and the images left out with the reason.
+
     Raises:
         ConfigError: for an output that exists, and for a checkpoint or source that cannot be used.
         DataError: if no image is readable.
