@@ -54,7 +54,7 @@ def shard(
     assert kinds.__all__  # so that every kind is known by its name
     sharding.check_folder(output.expanduser())
     part = apply_overrides(part_of(source, kind), [text.removeprefix("data.") for text in overrides or []])
-    with progress("sharding", "finished shards are kept: the same command goes on from here", "rows") as report:
+    with progress("sharding", "finished shards are kept: the same command resumes", "rows") as report:
         _say(sharding.shard(part, output, report=report, **settings.model_dump()))
 
 

@@ -128,7 +128,7 @@ class Pool:
         if (file := job.place / ERROR).is_file():
             failed = load(Failure, file)
             if failed.exit_code > 128:  # after a signal
-                raise TrainingError(f"{job.row}, seed {job.seed}: stopped and saved; the same command goes on")
+                raise TrainingError(f"{job.row}, seed {job.seed}: stopped and saved; the same command resumes")
             raise (ConfigError if failed.exit_code == 2 else TrainingError)(f"{job.row}: {failed.message}")
         if code in (-signal.SIGINT, 128 + signal.SIGINT):
             raise KeyboardInterrupt

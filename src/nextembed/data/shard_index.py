@@ -74,7 +74,7 @@ def read_index(folder: Path, checked: bool = True) -> Index | None:
     if (folder / JOURNAL).exists():
         raise ConfigError(
             f"data.source: the shards in {folder} are not finished ({JOURNAL} is there): start the same "
-            "`nextembed shard` again, which goes on"
+            "`nextembed shard` again, which resumes"
         )
     try:
         found = parse_index((folder / INDEX).read_text(encoding="utf-8"), folder / INDEX)

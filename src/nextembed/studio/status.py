@@ -53,7 +53,7 @@ def status_of(view: RunView, now: float | None = None) -> Status:
     if step and "loss" not in last:
         return Status("failed", step, total, None, f"the loss of step {step:,} is not a number")
     if saved is not None and saved >= step:
-        return Status("stopped", step, total, None, f"saved at step {saved:,}; --resume goes on there")
+        return Status("stopped", step, total, None, f"saved at step {saved:,}; --resume continues")
     where = f"last saved at step {saved:,}" if saved is not None else "nothing was saved"
     return Status("failed", step, total, None, f"it ended at step {step:,} without saving ({where})")
 

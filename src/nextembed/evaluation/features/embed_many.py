@@ -53,10 +53,7 @@ def embed_many(
     report: Report | None = None,
     **settings: object,
 ) -> EmbeddedMany:
-    """Writes features of all images of a source as files of `shard_rows` rows of the source each, with `features.json`.
-
-    Each file appears whole or not at all, with columns and metadata as of `embed`, and is the same bit for bit on
-    either engine and however often the work was stopped. `search` and `index` take the folder like one file.
+    """Features of a source as files of `shard_rows` rows each, the same however often the work was stopped.
 
     Args:
         checkpoint: as of `Encoder`; for `engine="ray"` a path or a hub id that every machine reaches.
