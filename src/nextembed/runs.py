@@ -85,10 +85,11 @@ class Run(RunFolder):
         model = run.model("ema")
         run.report()
 
-    Args:
-        path: as it was given. dir: of the run; of a lone model its own folder.
-        metrics: the last logged line; after `fit` also what the run scored. trained: the model that `fit` trained, as
-            it stands in memory; else None.
+    Attributes:
+        path: as it was given.
+        dir: folder of the run; of a lone model its own folder.
+        metrics: the last logged line; after `fit` also what the run scored.
+        trained: the model that `fit` trained, as it is in memory; else None.
     """
 
     def __init__(self, path: str | Path, folder: Path, config: RunConfig | None = None):

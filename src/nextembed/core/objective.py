@@ -178,14 +178,14 @@ class ObjectiveOutput(ModelOutput):
 class Objective(nn.Module):
     """Everything that can be trained. It owns what only it needs: heads, projector, teacher.
 
-    Args:
+    Attributes:
         diagnose: whether `forward` fills `metrics`; the trainer sets it on the steps that it logs.
         reads_itself: whether `read` takes features from another place than the backbone. Then the objective is saved
             with the model, in RUN/objective, and every probe, `embed` and the report read where it says.
         generates: whether `sample` draws signals. Then it is saved in the same way.
-        num_classes: that `sample` can be told; 0: none.
-        averages: whether it keeps running means of its own weights, to draw with.
-        draws_averaged: whether `sample` takes these, where there are any; who opens it sets it.
+        num_classes: number of classes that `sample` can be conditioned on; 0: none.
+        averages: whether it keeps running means of its own weights, to sample with.
+        draws_averaged: whether `sample` uses these, where there are any; set when it is opened.
     """
 
     diagnose: bool = True
