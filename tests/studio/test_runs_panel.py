@@ -16,9 +16,12 @@ def test_runs_curves_and_what_differs(watch) -> None:
     page = watch().page
     rows = page.locator("table.runs tbody tr")
     rows.nth(1).wait_for()
-    assert rows.count() == 2 and page.locator(".state.finished").count() >= 2
+    assert rows.count() == 4 and page.locator(".state.finished").count() >= 2
     page.locator(".nx-plot .scatterlayer .trace").first.wait_for()
     assert page.locator("figure h3").first.text_content() == "Loss"
+    page.get_by_role("button", name="omni_emoji", exact=True).click()  # was chosen as the newest
+    page.get_by_text("Choose runs above to see").wait_for()
+    page.get_by_role("button", name="faster", exact=True).click()
     page.get_by_role("button", name="nepa", exact=True).click()
     page.get_by_text("What differs").wait_for()
     assert "optim.learning_rate" in page.locator("table.differs").text_content()
@@ -50,9 +53,9 @@ def test_rows_sort_by_keyboard(watch) -> None:
     head.wait_for()
     head.focus()
     page.keyboard.press("Enter")
-    assert page.locator("table.runs tbody .name").all_text_contents() == ["faster", "nepa"]
+    assert page.locator("table.runs tbody .name").all_text_contents() == ["emu_emoji", "faster", "nepa", "omni_emoji"]
     page.keyboard.press("Enter")
-    assert page.locator("table.runs tbody .name").all_text_contents() == ["nepa", "faster"]
+    assert page.locator("table.runs tbody .name").all_text_contents() == ["omni_emoji", "nepa", "faster", "emu_emoji"]
     row = page.get_by_role("button", name="nepa", exact=True)
     before = row.get_attribute("aria-pressed")
     row.focus()

@@ -138,7 +138,7 @@ def visualize(
     """
     if output is not None:
         check_output(output)
-    opened = _model(model, weights)
+    opened = opened_model(model, weights)
     net, values, name, mean_std = opened.net, opened.values, opened.name, opened.mean_std
     pixels, shown = _pixels(image, index, net, mean_std, _size(size, net))
     mode: AttentionMode = attention or ("causal" if _causal(values, net) else "full")
@@ -167,7 +167,7 @@ def check_output(output: str | Path) -> Path:
     return path
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """A model, its run's settings (empty if it has none), a name for it, mean and std of its pixels, and what reads its
     features where it is the objective."""
 
@@ -178,10 +178,11 @@ class _Opened(NamedTuple):
     read: ReadFeatures | None = None
 
 
-def _model(model: Model, weights: str) -> _Opened:
+def opened_model(model: Model, weights: str) -> Opened:
+    """A model of patches with eager attention, and what belongs to it. Raises ConfigError for any other."""
     if not isinstance(model, (str, Path)):
         _check_model(model, "the model")
-        return _Opened(model, {}, type(model).__name__)
+        return Opened(model, {}, type(model).__name__)
     saved = find_saved(model)
     folder = saved.folder(weights)
     net = load_model(folder, device="cpu", attn_implementation="eager")  # only eager attention gives its weights
@@ -191,7 +192,7 @@ def _model(model: Model, weights: str) -> _Opened:
     name = settings.name or Path(model).expanduser().resolve().name
     objective = objective_of(folder, net)
     read = None if objective is None else objective.read
-    return _Opened(net, values, name, normalisation(settings.data, folder), read)
+    return Opened(net, values, name, normalisation(settings.data, folder), read)
 
 
 @contextlib.contextmanager

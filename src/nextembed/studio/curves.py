@@ -11,13 +11,14 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 class Trace(TypedDict):
-    """One curve. colour: number of a colour of the page."""
+    """One curve. colour: number of a colour of the page. error: one standard deviation of each point, or []."""
 
     name: str
     x: list[float]
     y: list[float]
     colour: int
     dash: str
+    error: list[float]
 
 
 class Drawn(TypedDict):
@@ -62,7 +63,9 @@ def _traces(chart: Chart, histories: Mapping[str, Sequence[Line]]) -> list[Trace
                 continue
             words = [run] * several + [label] * (not several or len(chart.series) > 1)
             dash = DASHES[place % len(DASHES)]
-            traces.append(Trace(name=", ".join(words), x=x, y=y, colour=number if several else place, dash=dash))
+            traces.append(
+                Trace(name=", ".join(words), x=x, y=y, colour=number if several else place, dash=dash, error=[])
+            )
     return traces
 
 

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from .panels import runs
+from .panels import anything, compare, explore, maps, runs, talk
 from .shared import Shared
 from .ui import listen
 
@@ -11,7 +11,14 @@ FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
 
-PANELS = {"Runs": runs.build}
+PANELS = {
+    "Runs": runs.build,
+    "Explore": explore.build,
+    "Map and search": maps.build,
+    "Compare": compare.build,
+    "Talk and paint": talk.build,
+    "Any to any": anything.build,
+}
 
 
 def theme() -> gr.themes.Base:

@@ -1,6 +1,7 @@
 """The studio's server: gradio's page in a FastAPI app, behind the guard."""
 
 import errno
+import io
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import gradio as gr
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, PlainTextResponse
+from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 from ..errors import ConfigError, MissingExtra, NextEmbedError
@@ -21,8 +23,10 @@ from ..report.style import CSS
 from ..runs import open_run
 from .folders import Folders
 from .guard import App, Guard, is_loopback, rules_of
+from .mapping import thumbnail
 from .models import Models
 from .page import HEAD, build_page, theme
+from .panels import maps
 from .reading import Reader
 from .settings import StudioSettings
 from .shared import Shared
@@ -76,6 +80,32 @@ def add_files(app: FastAPI, shared: Shared, script: Path) -> None:
         except NextEmbedError as err:
             return PlainTextResponse(f"No report: {err}", status_code=404)
         return Response(text, media_type="text/html; charset=utf-8", headers={"content-security-policy": NO_SCRIPTS})
+
+    @app.get("/studio/comparison")
+    def comparison(name: str) -> Response:
+        try:
+            page = shared.folders.inside(shared.folders.get("comparison", name) / "comparison.html")
+        except NextEmbedError as err:
+            return PlainTextResponse(f"No page: {err}", status_code=404)
+        if not page.is_file():
+            return PlainTextResponse("No page: comparison.html is not there", status_code=404)
+        return Response(page.read_bytes(), media_type="text/html", headers={"content-security-policy": NO_SCRIPTS})
+
+    @app.get("/studio/thumb")
+    def thumb(features: str, row: int | None = None, place: int | None = None) -> Response:
+        """The picture of a row of features, by its number in the file, or its place on the map."""
+        try:
+            own = maps.mapped(shared, features)
+            number = own.numbers[place] if row is None and place is not None else row
+            if number is None or not 0 <= number < own.bank.num_rows:
+                raise ConfigError("there is no such row")
+            picture = thumbnail(shared.folders, own.bank, number) or Image.new("RGB", (8, 8), "#8a94a3")
+        except (NextEmbedError, IndexError) as err:
+            return PlainTextResponse(f"No picture: {err}", status_code=404)
+        picture.thumbnail((192, 192))
+        out = io.BytesIO()
+        picture.save(out, "PNG")
+        return Response(out.getvalue(), media_type="image/png", headers={"cache-control": "max-age=600"})
 
 
 def report_of(shared: Shared, name: str) -> bytes:

@@ -13,6 +13,8 @@ from gradio.events import Dependency
 from ..core.files import first_line
 from ..core.sizes import too_large
 from ..errors import NextEmbedError
+from .folders import Kind
+from .shared import Shared
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,14 +43,22 @@ def listen(
     inputs: list[Component] | None = None,
     outputs: list[Component] | None = None,
     heavy: bool = False,
+    at_once: int = 16,
 ) -> Dependency:
     """Calls a function at an event; its errors are one line in the page. heavy: it uses a model; one works at a time,
-    and the page shows that it does."""
+    and the page shows that it does. at_once: how many of others are served; 1 where each has to see what the one before
+    has left."""
     handler = in_one_line(function)
     if heavy:
         return event(handler, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
     return event(
-        handler, inputs, outputs, concurrency_limit=16, show_progress="hidden", api_visibility="private", queue=True
+        handler,
+        inputs,
+        outputs,
+        concurrency_limit=at_once,
+        show_progress="hidden",
+        api_visibility="private",
+        trigger_mode="multiple" if at_once == 1 else "always_last",
     )
 
 
@@ -108,3 +118,16 @@ def refusal(err: Exception) -> gr.Error:
 def empty(text: str) -> str:
     """What stands where there is nothing yet."""
     return f'<div class="empty">{escape(text)}</div>'
+
+
+def model_choice(shared: Shared, label: str = "Model", kind: Kind = "model") -> gr.Dropdown:
+    """What there is of a kind, looked for again when the page is opened or the list is."""
+    names = list(shared.folders.look().of(kind))
+    box = gr.Dropdown(names, value=names[0] if names else None, label=label, allow_custom_value=True)
+
+    def again(chosen: str | None) -> object:
+        now = list(shared.folders.look().of(kind))
+        return gr.update(choices=now, value=chosen if chosen in now else now[0] if now else None)
+
+    listen(box.focus, again, [box], [box])
+    return box

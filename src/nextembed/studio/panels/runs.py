@@ -110,7 +110,7 @@ def build(shared: Shared) -> None:
 
     everything = [chosen, before, *outputs]
     listen(shared.page.load, start, None, everything)
-    clicked = listen(rows.select, choose, [chosen], everything)
+    clicked = listen(rows.select, choose, [chosen], everything, at_once=1)
     listen(clicked.then, frame, [chosen], [page])
     listen(report.select, frame, [chosen], [page])
     timer = gr.Timer(shared.settings.refresh_seconds)

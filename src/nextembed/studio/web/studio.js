@@ -82,6 +82,16 @@ window.nextembed = (() => {
       const sender = event.target.closest("[data-send]");
       if (sender) trigger("select", { name: sender.dataset.send, value: sender.dataset.value ?? "" });
     });
+    root.addEventListener("keydown", (event) => { // arrow keys walk over patches
+      const grid = event.target.closest("[data-columns]");
+      const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -1, ArrowDown: 1 }[event.key];
+      if (!grid || !step) return;
+      const columns = event.key.endsWith("Up") || event.key.endsWith("Down") ? Number(grid.dataset.columns) : 1;
+      const all = [...grid.querySelectorAll("button")];
+      const next = all[all.indexOf(event.target) + step * columns];
+      event.preventDefault();
+      if (next) { next.focus(); next.click(); }
+    });
     once(watch, props, (value) => {
       const open = [...root.querySelectorAll("details")].map((one) => one.open);
       const focused = root.activeElement?.dataset?.key;
@@ -150,7 +160,7 @@ window.nextembed = (() => {
         const traces = chart.traces.map((trace) => ({
           x: trace.x, y: trace.y, name: trace.name, type: "scatter", mode: trace.x.length < 12 ? "lines+markers" : "lines",
           line: { color: colour(COLOURS[trace.colour % COLOURS.length]), dash: trace.dash, width: 2 },
-          error_y: trace.error ? { type: "data", array: trace.error, thickness: 1, width: 2 } : undefined,
+          error_y: trace.error?.length ? { type: "data", array: trace.error, thickness: 1, width: 2 } : undefined,
           hovertemplate: `%{y:${chart.percent ? ".1%" : ".4~g"}}<extra>%{fullData.name}</extra>`,
         }));
         const y = axis({ range: chart.limits, tickformat: chart.percent ? ".3~%" : undefined, nticks: 5 });
@@ -165,6 +175,53 @@ window.nextembed = (() => {
     themed.add(() => draw(props.value));
   };
 
+  // Points that are chosen by dragging, each with its picture under the pointer.
+  const map = (element, props, watch, trigger) => {
+    const host = element.querySelector(".nx");
+    const text = make("p", "nx-note"), plot = make("div", "nx-plot nx-large"), card = make("div", "nx-hover");
+    card.append(make("img"), make("span"));
+    card.hidden = true;
+    host.append(text, plot, card);
+    let bound = false;
+    const draw = async (value) => {
+      if (!value) { text.textContent = "Choose features and show their map."; return; }
+      await plotly();
+      text.textContent = value.text;
+      const kind = value.x.length > 3000 ? "scattergl" : "scatter";
+      const traces = value.groups.map((name, group) => {
+        const own = value.group.flatMap((one, i) => (one === group ? [i] : []));
+        return { type: kind, mode: "markers", name, x: own.map((i) => value.x[i]), y: own.map((i) => value.y[i]),
+          customdata: own, hoverinfo: "none",
+          marker: { size: 7, opacity: 0.8, color: colour(COLOURS[group % COLOURS.length]), symbol: group / 8 | 0 } };
+      });
+      const shape = { showlegend: value.groups.length > 1, dragmode: "lasso", height: 460, hovermode: "closest",
+        legend: { orientation: "h", y: -0.06, font: { color: colour("--ink") } }, uirevision: value.name,
+        margin: { l: 8, r: 8, t: 8, b: 8 } };
+      const hidden = axis({ showticklabels: false });
+      window.Plotly.react(plot, traces, layout({ ...shape, xaxis: hidden, yaxis: { ...hidden, scaleanchor: "x" } }),
+        { displaylogo: false, responsive: true, scrollZoom: true, modeBarButtonsToRemove: ["autoScale2d"] });
+      if (bound) return;
+      bound = true;
+      plot.on("plotly_selected", (event) => {
+        const own = (event?.points || []).map((point) => point.customdata);
+        if (own.length) trigger("select", { name: "chosen", value: own.join(",") });
+      });
+      plot.on("plotly_hover", (event) => {
+        const place = event.points[0].customdata, now = props.value;
+        card.querySelector("img").src = `studio/thumb?features=${encodeURIComponent(now.name)}&place=${place}`;
+        card.querySelector("img").alt = "";
+        card.querySelector("span").textContent = `${now.keys[place]}  ${now.groups[now.group[place]]}`;
+        const box = host.getBoundingClientRect();
+        card.style.left = `${Math.min(event.event.clientX - box.left + 14, box.width - 150)}px`;
+        card.style.top = `${event.event.clientY - box.top + 14}px`;
+        card.hidden = false;
+      });
+      plot.on("plotly_unhover", () => { card.hidden = true; });
+    };
+    once(watch, props, draw);
+    themed.add(() => draw(props.value));
+  };
+
   const dark = () => document.body.classList.toggle("dark");
-  return { page, charts, dark, plotly, colour, themed, once, layout, axis, CONFIG, COLOURS, make, shadow };
+  return { page, charts, map, dark, plotly, colour, themed, once, layout, axis, CONFIG, COLOURS, make, shadow };
 })();

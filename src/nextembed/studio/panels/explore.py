@@ -1,0 +1,119 @@
+"""Explore: an image, a model, and what goes on inside for the patch that is clicked."""
+
+import gradio as gr
+import torch
+
+from ...core.places import is_hub_id
+from ...data.images import EvalSamples
+from ...errors import ConfigError
+from ...report.inside import Inside
+from ...runs import open_run
+from .. import looking
+from ..looking import Looker
+from ..shared import Shared
+from ..snippets import explore_python
+from ..ui import empty, fragment, listen, model_choice, python, sent
+from ..uploads import IMAGES, read_image
+
+
+def looker(shared: Shared, name: str) -> Looker:
+    """The model of this name, loaded when it is first asked for."""
+    place = shared.folders.get("model", name)
+    return shared.models.get(("look", str(place)), lambda: looking.open_looker(place), name)
+
+
+def samples_of(shared: Shared, name: str) -> EvalSamples:
+    """The validation images of a model's run. Raises ConfigError where they lie outside the given folders."""
+    run = open_run(shared.folders.get("model", name))
+    source = str(run.values.get("data", {}).get("source", ""))
+    if source != "emoji":
+        if is_hub_id(source):
+            raise ConfigError(f"the run's data, {source}, would have to be fetched; drop an image")
+        shared.folders.inside(source)
+    found = run.data("validation")
+    if not isinstance(found, EvalSamples):
+        raise ConfigError("the run's data are documents, and no images; drop an image")
+    return found
+
+
+def build(shared: Shared) -> None:
+    """The panel, in the tab that is open."""
+    seen, patch = gr.State(None), gr.State(None)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=300):
+            name = model_choice(shared)
+            file = gr.File(label="Drop an image", file_types=IMAGES, height=120)
+            with gr.Row():
+                index = gr.Number(0, label="or image of the run's data", precision=0, minimum=0, min_width=100)
+                take = gr.Button("Take it", variant="primary", min_width=100)
+            image = fragment(empty("Drop an image, or take one of the run's data."))
+        with gr.Column(scale=2, min_width=320):
+            with gr.Row():
+                layer = gr.Slider(0, 12, 1, step=1, label="Layer (0: latents)", min_width=140)
+                head = gr.Slider(0, 12, 0, step=1, label="Head (0: all)", min_width=140)
+            shown = fragment()
+            with gr.Accordion("Rollout: the model goes on", open=False):
+                known = gr.Slider(0, 255, 0, step=1, label="Patches that are given")
+                rolled = fragment()
+            with gr.Accordion("Nearest patches in the run's data", open=False):
+                find = gr.Button("Find them")
+                near = fragment()
+    code = python(explore_python("runs/nepa_demo"))
+
+    def first(model: str, pixels: torch.Tensor) -> list[object]:
+        own = looker(shared, model)
+        inside = looking.look(own, pixels)
+        chosen, at = looking.query(inside, None), (inside.num_layers + 1) // 2
+        heads = max((weights.shape[1] for weights in inside.attention.values()), default=0)
+        place = str(shared.folders.get("model", model))
+        if own.cannot:
+            inside.notes.insert(0, own.cannot)
+        return [
+            inside, chosen, looking.clickable(inside, chosen), looking.maps(inside, chosen, at, 0),
+            gr.update(maximum=inside.num_layers, value=at), gr.update(maximum=max(1, heads), value=0),
+            gr.update(maximum=inside.num_patches - 1, value=inside.num_known), looking.rollout(inside), "",
+            explore_python(place),
+        ]  # fmt: skip
+
+    def dropped(model: str, path: str | None) -> list[object]:
+        return first(model, looking.pixels_of(looker(shared, model), read_image(path, shared.settings)))
+
+    def taken(model: str, number: float) -> list[object]:
+        looker(shared, model)  # says first what is wrong with the model
+        samples = samples_of(shared, model)
+        if not 0 <= int(number) < len(samples):
+            raise ConfigError(f"image {int(number)} is not in 0..{len(samples) - 1}")
+        return first(model, samples[int(number)]["pixel_values"][None])
+
+    def clicked(inside: Inside | None, at: float, which: float, event: gr.EventData) -> list[object]:
+        if inside is None:
+            return [gr.skip()] * 3
+        chosen = looking.query(inside, int(sent(event)[1] or 0))
+        return [chosen, looking.clickable(inside, chosen), looking.maps(inside, chosen, int(at), int(which))]
+
+    def slid(inside: Inside | None, chosen: int | None, at: float, which: float) -> object:
+        return gr.skip() if inside is None else looking.maps(inside, looking.query(inside, chosen), int(at), int(which))
+
+    def scrubbed(model: str, inside: Inside | None, num: float) -> object:
+        if inside is None:
+            raise ConfigError("drop an image first, or take one of the run's data")
+        own = looker(shared, model)
+        mean, std = own.opened.mean_std if own.opened is not None else (0.5, 0.5)
+        pixels = (inside.images[:, : own.net.config.num_channels] - mean) / std
+        return looking.rollout(looking.look(own, pixels, int(num)))
+
+    def nearest(model: str, inside: Inside | None, chosen: int | None, at: float) -> object:
+        if inside is None:
+            raise ConfigError("drop an image first, or take one of the run's data")
+        return looking.near_patches(
+            looker(shared, model), samples_of(shared, model), inside, looking.query(inside, chosen), int(at)
+        )
+
+    outputs = [seen, patch, image, shown, layer, head, known, rolled, near, code]
+    listen(file.upload, dropped, [name, file], outputs, heavy=True)
+    listen(take.click, taken, [name, index], outputs, heavy=True)
+    listen(image.select, clicked, [seen, layer, head], [patch, image, shown])
+    for slider in (layer, head):
+        listen(slider.input, slid, [seen, patch, layer, head], [shown])
+    listen(known.release, scrubbed, [name, seen, known], [rolled], heavy=True)
+    listen(find.click, nearest, [name, seen, patch, layer], [near], heavy=True)

@@ -1,0 +1,93 @@
+"""Talking with an Emu: text that comes as it is written and can be stopped, and the prompt as the model sees it."""
+
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..inference.chat import OnText, Talker, as_pieces
+from ..inference.conversation import Conversation
+from ..inference.prompts import IMAGES, VIDEOS, read_video
+from ..models.emu.processing_emu import Piece
+from .settings import StudioSettings
+from .uploads import checked, read_image
+
+Example = tuple[Image.Image, str, str]  # a picture, a question about it, the answer
+
+
+class Stopped(Exception):
+    """Raised inside a generation that nobody waits for any more."""
+
+
+def streamed(write: Callable[[OnText], object]) -> Iterator[str]:
+    """The text so far, each time that some comes. A reader that goes away stops the writer; its errors come here."""
+    parts: queue.Queue[str | BaseException | None] = queue.Queue()
+    stop = threading.Event()
+
+    def on_text(text: str) -> None:
+        if stop.is_set():
+            raise Stopped
+        parts.put(text)
+
+    def work() -> None:
+        try:
+            write(on_text)
+            parts.put(None)
+        except Stopped:
+            return
+        except BaseException as err:
+            parts.put(err)
+
+    threading.Thread(target=work, daemon=True).start()
+    text = ""
+    try:
+        while (part := parts.get()) is not None:
+            if isinstance(part, BaseException):
+                raise part
+            text += part
+            yield text
+    finally:
+        stop.set()
+
+
+def read_pieces(files: Sequence[str], settings: StudioSettings) -> list[Piece]:
+    """Images and videos that were dropped. Raises DataError for any other file."""
+    found: list[Piece] = []
+    for file in files:
+        path = checked(file, [*IMAGES, *VIDEOS], settings)
+        found.append(read_video(path) if path.suffix.lower() in VIDEOS else read_image(file, settings))
+    return found
+
+
+def conversation(
+    examples: Sequence[Example], turns: Sequence[tuple[list[Piece], str, str]], system: str
+) -> Conversation:
+    """Examples, then what was said so far: (pieces, question, answer) each."""
+    talk = Conversation(system=system or None)
+    for picture, question, answer in examples:
+        talk.ask(picture, question)
+        talk.answer(answer)
+    for pieces, question, answer in turns:
+        talk.ask(*pieces, question)
+        talk.answer(answer)
+    return talk
+
+
+def as_seen(talker: Talker, talk: Conversation) -> str:
+    """The prompt as the model sees it: its tokens as text, the latents of each image as one mark."""
+    prompt = as_pieces(talk.to_document(talker.style)["segments"])
+    ids = talker.encode([prompt], check=False)["input_ids"][0]
+    text = str(talker.processor.tokenizer.decode(ids))
+    image = str(talker.processor.tokenizer.convert_ids_to_tokens(talker.model.config.image_token_id))
+    found = re.sub(
+        f"(?:{re.escape(image)} ?)+", lambda run: f"{image} x {len(re.findall(re.escape(image), run[0]))}", text
+    )
+    return f"{found}\n\n({len(ids)} positions)"
+
+
+def open_talker(path: Path) -> Talker:
+    """Raises ConfigError, one line, for what is no Emu."""
+    return Talker.load(path)
