@@ -53,10 +53,8 @@ def details(views: Mapping[str, RunView], states: Mapping[str, Status]) -> str:
     """What is known of the chosen runs, beside their curves."""
     if not views:
         return '<div class="empty">Choose runs above to see their curves; several lie over each other.</div>'
-    parts = [_differences(views)] if len(views) > 1 else []
-    for name, view in views.items():
-        parts.append(_head(name, view, states[name], len(views) > 1))
-    return "".join(parts)
+    parts = [_head(name, view, states[name], len(views) > 1) for name, view in views.items()]
+    return "".join(parts) + (_differences(views) if len(views) > 1 else "")
 
 
 def _head(name: str, view: RunView, state: Status, several: bool) -> str:
@@ -65,10 +63,11 @@ def _head(name: str, view: RunView, state: Status, several: bool) -> str:
         f"<div><b>{escape(value)}</b><span>{escape(label)}</span></div>" for value, label in report.common_facts(view)
     )
     link = f'<a href="studio/report?run={quote(name)}" target="_blank" rel="noopener">Report</a>'
+    facts = f'<div class="facts">{facts}</div>'
     title = f"<h2>{escape(name)}</h2>" if several else ""
     return (
         f"{title}{report.verdict_card(view)}"
-        f'<div class="facts">{facts}</div><p class="links"><span>'
+        f'{"" if several else facts}<p class="links"><span>'
         f'<span class="state {state.state}">{state.state}</span> '
         f'<span class="soft">{escape(state.why)}</span></span>{link}</p>{report.missing(view)}'
     )
@@ -77,8 +76,9 @@ def _head(name: str, view: RunView, state: Status, several: bool) -> str:
 def _differences(views: Mapping[str, RunView]) -> str:
     """The settings in which runs differ."""
     rows = differences({name: view.config for name, view in views.items()})
+    rows = [row for row in rows if row[0] not in ("name", "output_dir")]
     if not rows:
-        return '<h2>What differs</h2><p class="line">Nothing in their settings.</p>'
+        return '<p class="line">What differs: nothing in their settings.</p>'
     head = "".join(f'<th class="left">{escape(name)}</th>' for name in views)
     body = "".join(
         f"<tr><td>{escape(setting)}</td>" + "".join(f"<td>{escape(value)}</td>" for value in values) + "</tr>"
@@ -86,8 +86,9 @@ def _differences(views: Mapping[str, RunView]) -> str:
     )
     more = f'<p class="line">and {len(rows) - NUM_DIFFERENCES} more</p>' if len(rows) > NUM_DIFFERENCES else ""
     return (
-        f'<h2>What differs</h2><div class="card scroll"><table class="differs"><tr><th>setting</th>{head}</tr>{body}'
-        f"</table></div>{more}"
+        f'<details><summary>What differs ({len(rows)} settings)</summary><div class="card scroll">'
+        f'<table class="differs"><tr><th>setting</th>{head}</tr>{body}'
+        f"</table></div>{more}</details>"
     )
 
 

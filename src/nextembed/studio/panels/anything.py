@@ -39,9 +39,50 @@ def inked(drawing: dict[str, object] | None) -> np.ndarray | None:
     return (whole[..., :3] * alpha + 255 * (1 - alpha)).round().astype(np.uint8)
 
 
+class Handlers:
+    """What is done when somebody clicks."""
+
+    def __init__(self, shared: Shared):
+        self.shared = shared
+        self.scratch = Path(tempfile.mkdtemp(prefix="nextembed-drawn-"))
+
+    def given(self, model: str, text: str, drawn: dict[str, object] | None, paths: list[str] | None, spoken: str | None
+              ) -> tuple[OmniForPreTraining, list[Piece]]:  # fmt: skip
+        own = omni(self.shared, model)
+        dropped = [*(paths or []), *([spoken] if spoken else [])]
+        return own, anything.pieces_of(own, text.strip(), inked(drawn), dropped, self.shared.settings)
+
+    def drawn(
+        self,
+        model: str, text: str, sketch: dict[str, object] | None, paths: list[str] | None, spoken: str | None, what: str,
+        *numbers: float,
+    ) -> Iterator[list[object]]:  # fmt: skip
+        own, pieces = self.given(model, text, sketch, paths, spoken)
+        many, options = (
+            int(numbers[0]),
+            dict(zip(("temperature", "top_k", "guidance", "max_latents", "seed"), numbers[1:])),
+        )
+        for found in anything.draws(own, pieces, None if what == SELF else what, many, options):
+            heard = anything.written(found, "audio", ".wav", self.scratch)
+            watched = anything.written(found, "video", ".gif", self.scratch)
+            yield [anything.shown(found), anything.series(found), gr.update(value=heard, visible=heard is not None),
+                   gr.update(value=watched, visible=watched is not None)]  # fmt: skip
+
+    def weighed(
+        self,
+        model: str,
+        text: str,
+        sketch: dict[str, object] | None,
+        paths: list[str] | None,
+        spoken: str | None,
+        many: str,
+    ) -> str:
+        return anything.scored(*self.given(model, text, sketch, paths, spoken), many.splitlines())
+
+
 def build(shared: Shared) -> None:
     """The panel, in the tab that is open."""
-    scratch = Path(tempfile.mkdtemp(prefix="nextembed-drawn-"))
+    do = Handlers(shared)
     with gr.Row():
         with gr.Column(min_width=300):
             name = model_choice(shared)
@@ -75,34 +116,8 @@ def build(shared: Shared) -> None:
                 weights = fragment()
     python(omni_python("runs/omni_emoji"))
 
-    def given(model: str, text: str, drawn: dict[str, object] | None, paths: list[str] | None, spoken: str | None
-              ) -> tuple[OmniForPreTraining, list[Piece]]:  # fmt: skip
-        own = omni(shared, model)
-        dropped = [*(paths or []), *([spoken] if spoken else [])]
-        return own, anything.pieces_of(own, text.strip(), inked(drawn), dropped, shared.settings)
-
-    def drawn(
-        model: str, text: str, sketch: dict[str, object] | None, paths: list[str] | None, spoken: str | None, what: str,
-        *numbers: float,
-    ) -> Iterator[list[object]]:  # fmt: skip
-        own, pieces = given(model, text, sketch, paths, spoken)
-        many, options = (
-            int(numbers[0]),
-            dict(zip(("temperature", "top_k", "guidance", "max_latents", "seed"), numbers[1:])),
-        )
-        for found in anything.draws(own, pieces, None if what == SELF else what, many, options):
-            heard = anything.written(found, "audio", ".wav", scratch)
-            watched = anything.written(found, "video", ".gif", scratch)
-            yield [anything.shown(found), anything.series(found), gr.update(value=heard, visible=heard is not None),
-                   gr.update(value=watched, visible=watched is not None)]  # fmt: skip
-
-    def weighed(
-        model: str, text: str, sketch: dict[str, object] | None, paths: list[str] | None, spoken: str | None, many: str
-    ) -> str:
-        return anything.scored(*given(model, text, sketch, paths, spoken), many.splitlines())
-
     inputs = [name, words, drawing, files, voice]
     settings = [target, num, hot, top, guide, longest, seed]
-    running = listen(go.click, drawn, [*inputs, *settings], [out, plots, sound, film], heavy=True)
+    running = listen(go.click, do.drawn, [*inputs, *settings], [out, plots, sound, film], heavy=True)
     stop.click(None, cancels=[running], api_visibility="private")
-    listen(weigh.click, weighed, [*inputs, lines], [weights], heavy=True)
+    listen(weigh.click, do.weighed, [*inputs, lines], [weights], heavy=True)

@@ -36,8 +36,65 @@ def samples_of(shared: Shared, name: str) -> EvalSamples:
     return found
 
 
+class Handlers:
+    """What is done when somebody clicks."""
+
+    def __init__(self, shared: Shared):
+        self.shared = shared
+
+    def first(self, model: str, pixels: torch.Tensor) -> list[object]:
+        own = looker(self.shared, model)
+        inside = looking.look(own, pixels)
+        chosen, at = looking.query(inside, None), (inside.num_layers + 1) // 2
+        heads = max((weights.shape[1] for weights in inside.attention.values()), default=0)
+        place = str(self.shared.folders.get("model", model))
+        if own.cannot:
+            inside.notes.insert(0, own.cannot)
+        return [
+            inside, chosen, looking.clickable(inside, chosen), looking.maps(inside, chosen, at, 0),
+            gr.update(maximum=inside.num_layers, value=at), gr.update(maximum=max(1, heads), value=0),
+            gr.update(maximum=inside.num_patches - 1, value=inside.num_known), looking.rollout(inside), "",
+            explore_python(place),
+        ]  # fmt: skip
+
+    def dropped(self, model: str, path: str | None) -> list[object]:
+        return self.first(model, looking.pixels_of(looker(self.shared, model), read_image(path, self.shared.settings)))
+
+    def taken(self, model: str, number: float) -> list[object]:
+        looker(self.shared, model)  # says first what is wrong with the model
+        samples = samples_of(self.shared, model)
+        if not 0 <= int(number) < len(samples):
+            raise ConfigError(f"image {int(number)} is not in 0..{len(samples) - 1}")
+        return self.first(model, samples[int(number)]["pixel_values"][None])
+
+    def clicked(self, inside: Inside | None, at: float, which: float, event: gr.EventData) -> list[object]:
+        if inside is None:
+            return [gr.skip()] * 3
+        chosen = looking.query(inside, int(sent(event)[1] or 0))
+        return [chosen, looking.clickable(inside, chosen), looking.maps(inside, chosen, int(at), int(which))]
+
+    def slid(self, inside: Inside | None, chosen: int | None, at: float, which: float) -> object:
+        return gr.skip() if inside is None else looking.maps(inside, looking.query(inside, chosen), int(at), int(which))
+
+    def scrubbed(self, model: str, inside: Inside | None, num: float) -> object:
+        if inside is None:
+            raise ConfigError("drop an image first, or take one of the run's data")
+        own = looker(self.shared, model)
+        mean, std = own.opened.mean_std if own.opened is not None else (0.5, 0.5)
+        pixels = (inside.images[:, : own.net.config.num_channels] - mean) / std
+        return looking.rollout(looking.look(own, pixels, int(num)))
+
+    def nearest(self, model: str, inside: Inside | None, chosen: int | None, at: float) -> object:
+        if inside is None:
+            raise ConfigError("drop an image first, or take one of the run's data")
+        return looking.near_patches(
+            looker(self.shared, model), samples_of(self.shared, model), inside, looking.query(inside, chosen), int(at)
+        )
+
+
 def build(shared: Shared) -> None:
     """The panel, in the tab that is open."""
+    do = Handlers(shared)
     seen, patch = gr.State(None), gr.State(None)
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
@@ -60,60 +117,11 @@ def build(shared: Shared) -> None:
                 near = fragment()
     code = python(explore_python("runs/nepa_demo"))
 
-    def first(model: str, pixels: torch.Tensor) -> list[object]:
-        own = looker(shared, model)
-        inside = looking.look(own, pixels)
-        chosen, at = looking.query(inside, None), (inside.num_layers + 1) // 2
-        heads = max((weights.shape[1] for weights in inside.attention.values()), default=0)
-        place = str(shared.folders.get("model", model))
-        if own.cannot:
-            inside.notes.insert(0, own.cannot)
-        return [
-            inside, chosen, looking.clickable(inside, chosen), looking.maps(inside, chosen, at, 0),
-            gr.update(maximum=inside.num_layers, value=at), gr.update(maximum=max(1, heads), value=0),
-            gr.update(maximum=inside.num_patches - 1, value=inside.num_known), looking.rollout(inside), "",
-            explore_python(place),
-        ]  # fmt: skip
-
-    def dropped(model: str, path: str | None) -> list[object]:
-        return first(model, looking.pixels_of(looker(shared, model), read_image(path, shared.settings)))
-
-    def taken(model: str, number: float) -> list[object]:
-        looker(shared, model)  # says first what is wrong with the model
-        samples = samples_of(shared, model)
-        if not 0 <= int(number) < len(samples):
-            raise ConfigError(f"image {int(number)} is not in 0..{len(samples) - 1}")
-        return first(model, samples[int(number)]["pixel_values"][None])
-
-    def clicked(inside: Inside | None, at: float, which: float, event: gr.EventData) -> list[object]:
-        if inside is None:
-            return [gr.skip()] * 3
-        chosen = looking.query(inside, int(sent(event)[1] or 0))
-        return [chosen, looking.clickable(inside, chosen), looking.maps(inside, chosen, int(at), int(which))]
-
-    def slid(inside: Inside | None, chosen: int | None, at: float, which: float) -> object:
-        return gr.skip() if inside is None else looking.maps(inside, looking.query(inside, chosen), int(at), int(which))
-
-    def scrubbed(model: str, inside: Inside | None, num: float) -> object:
-        if inside is None:
-            raise ConfigError("drop an image first, or take one of the run's data")
-        own = looker(shared, model)
-        mean, std = own.opened.mean_std if own.opened is not None else (0.5, 0.5)
-        pixels = (inside.images[:, : own.net.config.num_channels] - mean) / std
-        return looking.rollout(looking.look(own, pixels, int(num)))
-
-    def nearest(model: str, inside: Inside | None, chosen: int | None, at: float) -> object:
-        if inside is None:
-            raise ConfigError("drop an image first, or take one of the run's data")
-        return looking.near_patches(
-            looker(shared, model), samples_of(shared, model), inside, looking.query(inside, chosen), int(at)
-        )
-
     outputs = [seen, patch, image, shown, layer, head, known, rolled, near, code]
-    listen(file.upload, dropped, [name, file], outputs, heavy=True)
-    listen(take.click, taken, [name, index], outputs, heavy=True)
-    listen(image.select, clicked, [seen, layer, head], [patch, image, shown])
+    listen(file.upload, do.dropped, [name, file], outputs, heavy=True)
+    listen(take.click, do.taken, [name, index], outputs, heavy=True)
+    listen(image.select, do.clicked, [seen, layer, head], [patch, image, shown])
     for slider in (layer, head):
-        listen(slider.input, slid, [seen, patch, layer, head], [shown])
-    listen(known.release, scrubbed, [name, seen, known], [rolled], heavy=True)
-    listen(find.click, nearest, [name, seen, patch, layer], [near], heavy=True)
+        listen(slider.input, do.slid, [seen, patch, layer, head], [shown])
+    listen(known.release, do.scrubbed, [name, seen, known], [rolled], heavy=True)
+    listen(find.click, do.nearest, [name, seen, patch, layer], [near], heavy=True)

@@ -24,8 +24,66 @@ def mapped(shared: Shared, name: str) -> Mapped:
     return shared.models.get(("map", str(place), stamp), lambda: mapping.open_map(name, place), name)
 
 
+class Handlers:
+    """What is done when somebody clicks."""
+
+    def __init__(self, shared: Shared):
+        self.shared = shared
+
+    def result(self, own: Mapped, places: list[int], said: list[str], text: str) -> list[object]:
+        shown = mapping.grid(own, places[:MOST_SHOWN], said)
+        more = f" (the first {MOST_SHOWN} are shown)" if len(places) > MOST_SHOWN else ""
+        file = ""
+        if places:
+            with tempfile.NamedTemporaryFile("w", prefix="nextembed-", suffix=".csv", delete=False) as out:
+                out.write(mapping.table(own, places))
+            file = str(Path(out.name))
+        return [text + more, shown, gr.update(value=file or None, interactive=bool(places)), places]
+
+    def drawn(self, which: str, how: str, by: str) -> list[object]:
+        own = mapped(self.shared, which)
+        return [mapping.points(own, how, by), map_python(str(self.shared.folders.get("features", which)))]
+
+    def selected(self, which: str, event: gr.EventData) -> list[object]:
+        own = mapped(self.shared, which)
+        places = [int(one) for one in sent(event)[1].split(",") if one.isdecimal() and int(one) < len(own.rows)]
+        return self.result(own, places, [], f"{len(places):,} images chosen")
+
+    def near_one(self, which: str, event: gr.EventData) -> list[object]:
+        own, place = mapped(self.shared, which), sent(event)[1]
+        if not place.isdecimal() or int(place) >= len(own.rows):
+            raise ConfigError("there is no such row")
+        number = own.numbers[int(place)]
+        found = mapping.near_vector(own, own.vectors[int(place)], NUM_NEAR, number)
+        return self.result(own, *found, f"Nearest to {mapping.key_of(own.rows[int(place)], number)}, by cosine")
+
+    def near_image(self, which: str, path: str | None) -> list[object]:
+        own = mapped(self.shared, which)
+        vector = mapping.embedded_image(own, read_image(path, self.shared.settings), self.shared.folders)
+        return self.result(own, *mapping.near_vector(own, vector, NUM_NEAR), "Nearest to the image that was dropped")
+
+    def near_words(self, which: str, text: str) -> list[object]:
+        own = mapped(self.shared, which)
+        if not text.strip():
+            raise ConfigError("write some words first")
+        vector = mapping.embedded_text(own, text, self.shared.folders)
+        return self.result(own, *mapping.near_vector(own, vector, NUM_NEAR), "Nearest to these words")
+
+    def far_out(self, which: str) -> list[object]:
+        own = mapped(self.shared, which)
+        return self.result(own, *mapping.outliers(own), "Farthest out: mean cosine to their ten nearest")
+
+    def doubled(self, which: str) -> list[object]:
+        own = mapped(self.shared, which)
+        found, said = mapping.duplicates(own)
+        return self.result(
+            own, found, said, "Pairs above a cosine of 0.98" if found else "No pair is above a cosine of 0.98"
+        )
+
+
 def build(shared: Shared) -> None:
     """The panel, in the tab that is open."""
+    do = Handlers(shared)
     chosen = gr.State([])
     with gr.Row():
         name = model_choice(shared, "Features", "features")
@@ -46,62 +104,12 @@ def build(shared: Shared) -> None:
     line, tiles = gr.Markdown(), fragment(empty("Drag over the map to choose images; click one to see what is near."))
     code = python(map_python("features.parquet"))
 
-    def result(own: Mapped, places: list[int], said: list[str], text: str) -> list[object]:
-        shown = mapping.grid(own, places[:MOST_SHOWN], said)
-        more = f" (the first {MOST_SHOWN} are shown)" if len(places) > MOST_SHOWN else ""
-        file = ""
-        if places:
-            with tempfile.NamedTemporaryFile("w", prefix="nextembed-", suffix=".csv", delete=False) as out:
-                out.write(mapping.table(own, places))
-            file = str(Path(out.name))
-        return [text + more, shown, gr.update(value=file or None, interactive=bool(places)), places]
-
-    def drawn(which: str, how: str, by: str) -> list[object]:
-        own = mapped(shared, which)
-        return [mapping.points(own, how, by), map_python(str(shared.folders.get("features", which)))]
-
-    def selected(which: str, event: gr.EventData) -> list[object]:
-        own = mapped(shared, which)
-        places = [int(one) for one in sent(event)[1].split(",") if one.isdecimal() and int(one) < len(own.rows)]
-        return result(own, places, [], f"{len(places):,} images chosen")
-
-    def near_one(which: str, event: gr.EventData) -> list[object]:
-        own, place = mapped(shared, which), sent(event)[1]
-        if not place.isdecimal() or int(place) >= len(own.rows):
-            raise ConfigError("there is no such row")
-        number = own.numbers[int(place)]
-        found = mapping.near_vector(own, own.vectors[int(place)], NUM_NEAR, number)
-        return result(own, *found, f"Nearest to {mapping.key_of(own.rows[int(place)], number)}, by cosine")
-
-    def near_image(which: str, path: str | None) -> list[object]:
-        own = mapped(shared, which)
-        vector = mapping.embedded_image(own, read_image(path, shared.settings), shared.folders)
-        return result(own, *mapping.near_vector(own, vector, NUM_NEAR), "Nearest to the image that was dropped")
-
-    def near_words(which: str, text: str) -> list[object]:
-        own = mapped(shared, which)
-        if not text.strip():
-            raise ConfigError("write some words first")
-        vector = mapping.embedded_text(own, text, shared.folders)
-        return result(own, *mapping.near_vector(own, vector, NUM_NEAR), "Nearest to these words")
-
-    def far_out(which: str) -> list[object]:
-        own = mapped(shared, which)
-        return result(own, *mapping.outliers(own), "Farthest out: mean cosine to their ten nearest")
-
-    def doubled(which: str) -> list[object]:
-        own = mapped(shared, which)
-        found, said = mapping.duplicates(own)
-        return result(
-            own, found, said, "Pairs above a cosine of 0.98" if found else "No pair is above a cosine of 0.98"
-        )
-
     outputs = [line, tiles, save, chosen]
     for event in (show.click, layout.input, colour.input):
-        listen(event, drawn, [name, layout, colour], [plot, code], heavy=True)
-    listen(plot.select, selected, [name], outputs)
-    listen(tiles.select, near_one, [name], outputs)
-    listen(file.upload, near_image, [name, file], outputs, heavy=True)
-    listen(words.submit, near_words, [name, words], outputs, heavy=True)
-    listen(far.click, far_out, [name], outputs, heavy=True)
-    listen(twice.click, doubled, [name], outputs, heavy=True)
+        listen(event, do.drawn, [name, layout, colour], [plot, code], heavy=True)
+    listen(plot.select, do.selected, [name], outputs)
+    listen(tiles.select, do.near_one, [name], outputs)
+    listen(file.upload, do.near_image, [name, file], outputs, heavy=True)
+    listen(words.submit, do.near_words, [name, words], outputs, heavy=True)
+    listen(far.click, do.far_out, [name], outputs, heavy=True)
+    listen(twice.click, do.doubled, [name], outputs, heavy=True)

@@ -30,8 +30,57 @@ def talker(shared: Shared, name: str) -> Talker:
     return shared.models.get(("talk", str(place)), lambda: open_talker(place), name)
 
 
+class Handlers:
+    """What is done when somebody clicks."""
+
+    def __init__(self, shared: Shared):
+        self.shared = shared
+
+    def answered(
+        self,
+        model: str, said: dict[str, object], before: Turns, shown: list[Example], first: str, many: float, hot: float,
+        number: float,
+    ) -> Iterator[list[object]]:  # fmt: skip
+        own, text, dropped = talker(self.shared, model), str(said.get("text") or "").strip(), said.get("files")
+        paths = [str(one) for one in dropped] if isinstance(dropped, list) else []
+        pieces = read_pieces(paths, self.shared.settings)
+        talk = conversation(shown, before, first)
+        talk.ask(*pieces, text)
+        prompt = as_seen(own, talk)
+        sampling = Sampling(num_beams=1, max_new_tokens=int(many), do_sample=hot > 0, temperature=hot or 1.0,
+                            seed=int(number))  # fmt: skip
+        lines = messages(before)
+        lines += [{"role": "user", "content": {"path": path}} for path in paths]
+        lines += [{"role": "user", "content": text}] * bool(text)
+        yield [[*lines, {"role": "assistant", "content": "…"}], before, prompt, None]
+        answer = ""
+        for answer in streamed(lambda on_text: own.reply(talk, sampling, on_text)):
+            yield [[*lines, {"role": "assistant", "content": answer}], before, prompt, gr.skip()]
+        done = [*before, (pieces, text, answer.strip())]
+        yield [[*lines, {"role": "assistant", "content": answer.strip() or "(nothing)"}], done, prompt, gr.skip()]
+
+    def added(self, path: str | None, what: str, reply: str, shown: list[Example]) -> list[object]:
+        if not what.strip() or not reply.strip():
+            raise ConfigError("an example has a question and an answer")
+        now = [*shown, (read_image(path, self.shared.settings), what.strip(), reply.strip())]
+        gr.Info(f"{len(now)} example{'s' * (len(now) > 1)} before the conversation", duration=4)
+        return [now, None, "", ""]
+
+    def paint(
+        self,
+        model: str, what: str, paths: list[str] | None, num: float, away: float, number: float,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio finds it so)
+    ) -> Image.Image:  # fmt: skip
+        own = talker(self.shared, model)
+        progress(0.0, desc="painting")
+        pieces: list[Piece] = [read_image(path, self.shared.settings) for path in paths or []]
+        pieces += [what.strip()] * bool(what.strip())
+        return own.paint(pieces, int(num), away, int(number))
+
+
 def build(shared: Shared) -> None:
     """The panel, in the tab that is open."""
+    do = Handlers(shared)
     turns, examples = gr.State([]), gr.State([])
     with gr.Row():
         name = model_choice(shared)
@@ -65,51 +114,12 @@ def build(shared: Shared) -> None:
             painted = gr.Image(label="Painted", format="png", interactive=False, buttons=["download", "fullscreen"])
     python(talk_python("runs/emu_emoji"))
 
-    def answered(
-        model: str, said: dict[str, object], before: Turns, shown: list[Example], first: str, many: float, hot: float,
-        number: float,
-    ) -> Iterator[list[object]]:  # fmt: skip
-        own, text, dropped = talker(shared, model), str(said.get("text") or "").strip(), said.get("files")
-        paths = [str(one) for one in dropped] if isinstance(dropped, list) else []
-        pieces = read_pieces(paths, shared.settings)
-        talk = conversation(shown, before, first)
-        talk.ask(*pieces, text)
-        prompt = as_seen(own, talk)
-        sampling = Sampling(num_beams=1, max_new_tokens=int(many), do_sample=hot > 0, temperature=hot or 1.0,
-                            seed=int(number))  # fmt: skip
-        lines = messages(before)
-        lines += [{"role": "user", "content": {"path": path}} for path in paths]
-        lines += [{"role": "user", "content": text}] * bool(text)
-        yield [[*lines, {"role": "assistant", "content": "…"}], before, prompt, None]
-        answer = ""
-        for answer in streamed(lambda on_text: own.reply(talk, sampling, on_text)):
-            yield [[*lines, {"role": "assistant", "content": answer}], before, prompt, gr.skip()]
-        done = [*before, (pieces, text, answer.strip())]
-        yield [[*lines, {"role": "assistant", "content": answer.strip() or "(nothing)"}], done, prompt, gr.skip()]
-
-    def added(path: str | None, what: str, reply: str, shown: list[Example]) -> list[object]:
-        if not what.strip() or not reply.strip():
-            raise ConfigError("an example has a question and an answer")
-        now = [*shown, (read_image(path, shared.settings), what.strip(), reply.strip())]
-        gr.Info(f"{len(now)} example{'s' * (len(now) > 1)} before the conversation", duration=4)
-        return [now, None, "", ""]
-
-    def paint(
-        model: str, what: str, paths: list[str] | None, num: float, away: float, number: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio finds it so)
-    ) -> Image.Image:  # fmt: skip
-        own = talker(shared, model)
-        progress(0.0, desc="painting")
-        pieces: list[Piece] = [read_image(path, shared.settings) for path in paths or []]
-        pieces += [what.strip()] * bool(what.strip())
-        return own.paint(pieces, int(num), away, int(number))
-
     inputs = [name, asked, turns, examples, system, tokens, bold, seed]
-    running = listen(asked.submit, answered, inputs, [chat, turns, seen, asked], heavy=True)
+    running = listen(asked.submit, do.answered, inputs, [chat, turns, seen, asked], heavy=True)
     stop.click(None, cancels=[running], api_visibility="private")
     listen(anew.click, lambda: [[], [], [], ""], None, [chat, turns, examples, seen])
-    listen(add.click, added, [picture, question, answer, examples], [examples, picture, question, answer])
-    painting = listen(go.click, paint, [name, words, files, steps, guidance, seed], [painted], heavy=True)
+    listen(add.click, do.added, [picture, question, answer, examples], [examples, picture, question, answer])
+    painting = listen(go.click, do.paint, [name, words, files, steps, guidance, seed], [painted], heavy=True)
     halt.click(None, cancels=[painting], api_visibility="private")
 
 
