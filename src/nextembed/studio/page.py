@@ -1,5 +1,7 @@
 """The page: its head, its look, and a tab for each panel."""
 
+from pathlib import Path
+
 import gradio as gr
 
 from .panels import anything, compare, explore, maps, runs, talk
@@ -45,11 +47,19 @@ def theme() -> gr.themes.Base:
     )
 
 
+def shown(root: Path) -> str:
+    """A folder as people would name it here: below the current folder, below the home folder, else whole."""
+    for base, start in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if root.is_relative_to(base):
+            return start + root.relative_to(base).as_posix()
+    return str(root)
+
+
 def build_page(shared: Shared) -> None:
     """All panels."""
     with shared.page:
         with gr.Row(elem_classes=["nx-top"]):
-            where = ", ".join(str(root) for root in shared.folders.roots)
+            where = ", ".join(shown(root) for root in shared.folders.roots)
             gr.Markdown(f"# nextembed studio\n`{where}`", elem_classes=["nx-top-words"])
             unload = gr.Button("Unload models", size="sm", elem_classes=["nx-small"])
             dark = gr.Button("Light / dark", size="sm", elem_classes=["nx-small"])

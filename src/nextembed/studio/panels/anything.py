@@ -1,5 +1,6 @@
 """Any to any: an Omni is given text, a drawing, sounds and files, and asked what comes next."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,8 @@ class Handlers:
 
     def __init__(self, shared: Shared):
         self.shared = shared
-        self.scratch = Path(tempfile.mkdtemp(prefix="nextembed-drawn-"))
+        # Below the server's own scratch folder, which is removed when the studio ends.
+        self.scratch = Path(tempfile.mkdtemp(prefix="nextembed-drawn-", dir=os.environ.get("GRADIO_TEMP_DIR")))
 
     def given(self, model: str, text: str, drawn: dict[str, object] | None, paths: list[str] | None, spoken: str | None
               ) -> tuple[OmniForPreTraining, list[Piece]]:  # fmt: skip
