@@ -70,3 +70,17 @@ def test_less_than_nothing_is_said_in_words() -> None:
     line = {"explained": -0.3, "changes_explained": -0.1, "target_spread": 0.9, "target_rank": 20.0}
     sentence = VjepaSettings().verdict([line]).sentence
     assert "-" not in sentence and "0.0 % of what the teacher sees" in sentence
+
+
+@pytest.mark.parametrize("name", ["next", "current", "query"])
+def test_frames_have_the_colour_of_their_key(name: str) -> None:
+    from nextembed.report.style import CSS
+
+    rules = re.findall(r"([^{}]+)\{([^{}]*)\}", CSS)
+    found = {
+        colour
+        for places, body in rules
+        if re.search(rf"\.(mark|key)\.{name}\b|\.dim \.mark", places)
+        for colour in re.findall(r"#[0-9a-f]{6}", body)
+    }
+    assert len(found) == 1

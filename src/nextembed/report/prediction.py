@@ -244,15 +244,15 @@ def _attention(tiles: Tiles) -> str:
     cells = ""
     for image, maps in scene.attention.items():
         for patch in striking(scene, image, 2):
-            cells += tiles.tile(image, marks=[("next", patch)], label="where attention is read")
+            cells += tiles.tile(image, marks=[("query", patch)], label="where attention is read")
             for layer in layers:
                 for number in shown:
                     weights = maps[layer][number, patch + 1, 1:]  # the begin token is left out
                     overlay = heat(weights, scene.grid, low=0.0, cmap="inferno")
-                    cells += tiles.tile(image, overlay, dim=True, marks=[("next", patch)], label="attention")
+                    cells += tiles.tile(image, overlay, dim=True, marks=[("query", patch)], label="attention")
     return (
         "<h2>Attention maps</h2>"
-        '<p class="soft">Attention weights of one patch (<span class="key next"></span>) to all patches, for some '
+        '<p class="soft">Attention weights of one patch (<span class="key query"></span>) to all patches, for some '
         'layers and heads (<span class="ramp inferno"></span> none to most, each map on its own scale; the begin '
         "token is left out). Under causal attention a patch sees itself and what comes before it.</p>"
         '<div class="card scroll">'

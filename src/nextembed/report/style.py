@@ -63,10 +63,10 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 10p
 image, .patch { image-rendering: pixelated; }
 .tile { display: block; width: 100%; height: auto; border-radius: 6px; }
 .tile.dim use { filter: grayscale(1) brightness(.5); } .tile.dim .over { mix-blend-mode: screen; }
-.tile.dim { isolation: isolate; background: #000; } .tile.dim .mark { stroke: #35d0ff; }
+.tile.dim { isolation: isolate; background: #000; }
 .veil { fill: var(--card); opacity: .78; }
 .mark { fill: none; stroke-width: .16; } .mark.next { stroke: #e8590c; stroke-width: .2; }
-.mark.current { stroke: #1c7ed6; stroke-dasharray: .22 .14; } .mark.peak { stroke: #ffffff; stroke-width: .12; }
+.mark.current { stroke: #1c7ed6; stroke-dasharray: .22 .14; } .mark.query { stroke: #00a5e0; stroke-width: .2; }
 .strips { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; } .pair + p { margin: 6px 0 0; font-size: .8rem;
   color: var(--soft); line-height: 1.4; }
@@ -83,7 +83,7 @@ ul.soft { padding-left: 1.2em; margin: 8px 0 0; max-width: 100ch; }
 .patch { display: block; width: 100%; aspect-ratio: 1; border-radius: 5px; border: 1px solid var(--line); }
 .patch.true { outline: 3px solid #e8590c; outline-offset: -1px; }
 .key { display: inline-block; width: .8em; height: .8em; border: 3px solid; border-radius: 2px; }
-.key.next { border-color: #e8590c; } .key.current { border: 2px dashed #1c7ed6; }
+.key.next { border-color: #e8590c; } .key.query { border-color: #00a5e0; } .key.current { border: 2px dashed #1c7ed6; }
 .ramp { display: inline-block; width: 74px; height: .75em; border-radius: 3px; vertical-align: -.05em; }
 .viridis { background: linear-gradient(90deg, #440154, #3b528b, #21918c, #5ec962, #fde725); }
 .inferno { background: linear-gradient(90deg, #000004, #57106e, #bc3754, #f98e09, #fcffa4); }
