@@ -108,24 +108,14 @@ def _say_done(done: "Embedded", width: int) -> None:
     rate = (done.num_rows + len(done.skipped) - done.num_resumed) / max(done.seconds, 1e-9)
     size = done.file.stat().st_size / 2**20
     print(f"Saved:   {done.file} ({done.num_rows:,} rows x {width}, {size:,.1f} MiB, {rate:,.0f} images/s)")
-    if done.skipped:
-        first = done.skipped[0]
-        print(
-            f"Skipped: {len(done.skipped):,} unreadable, named in {done.skipped_file}; "
-            f"the first is {first['key']}: {first['reason']}"
-        )
+    _say_skipped(done)
 
 
 def _say_many(done: "EmbeddedMany", width: int) -> None:
     if done.num_resumed:
         print(f"Resumed: {done.num_resumed:,} files were there already")
     print(f"Saved:   {done.folder} ({done.num_rows:,} rows x {width} in {done.num_files:,} files)")
-    if done.skipped:
-        first = done.skipped[0]
-        print(
-            f"Skipped: {len(done.skipped):,} unreadable, named in {done.skipped_file}; "
-            f"the first is {first['key']}: {first['reason']}"
-        )
+    _say_skipped(done)
 
 
 class progress:
@@ -167,3 +157,12 @@ class progress:
         if self.bar.disable and now - self.said >= 10:
             self.said = now
             self.console.print(f"{done:,} of {total:,}  {rate}" if total else f"{done:,}  {rate}")
+
+
+def _say_skipped(done: "Embedded | EmbeddedMany") -> None:
+    if done.skipped:
+        first = done.skipped[0]
+        print(
+            f"Skipped: {len(done.skipped):,} unreadable, named in {done.skipped_file}; "
+            f"the first is {first['key']}: {first['reason']}"
+        )
