@@ -124,3 +124,15 @@ def test_an_image_of_one_patch_cannot_be_trained_on():
         ):
             settings.build(NepaModel(**small, patch_size=8).build())
         settings.build(NepaModel(**small, patch_size=4).build())
+
+
+@pytest.mark.parametrize("height, width", [(40, 48), (48, 43)])
+def test_a_tiff_whose_jpeg_is_smaller_than_its_strip_is_unreadable(height, width):
+    """Else the pixels that it does not cover would be whatever was in memory there."""
+    data = saved(picture(), "TIFF", compression="jpeg")
+    assert READER.read(data).shape == (3, 48, 48)
+    whole = b"\xff\xc0\x00\x11\x08\x00\x30\x00\x30"  # where the JPEG tells of its size
+    assert whole in data
+    data = data.replace(whole, whole[:5] + struct.pack(">HH", height, width))
+    with pytest.raises(Unreadable, match=f"a JPEG of {width}x{height} pixels is in it where 48x48 are due"):
+        READER.read(data)

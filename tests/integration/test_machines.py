@@ -70,8 +70,9 @@ def agents(num: int, rdzv_id: str, *words: object) -> list[tuple[int, str]]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(num), "--nproc-per-node", "1",
                "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", rdzv_id,
                "--max-restarts", "2", *map(str, words)]  # fmt: skip
+    env = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as the page says: else a restart may hang
     started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         for _ in range(num)
     ]
     said = [one.communicate(timeout=400)[0] for one in started]

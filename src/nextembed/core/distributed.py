@@ -44,6 +44,14 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+def restart_may_hang() -> bool:
+    """Whether a restart by `torchrun` on several machines may wait for ever: its machines may each call another one the
+    first, and its ranks then meet at different places (seen with torch 2.14, where the machines share one store)."""
+    several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 

@@ -401,11 +401,13 @@ def checked_workers(loader: object) -> Iterator[None]:
         raise
     except Exception as err:
         workers = loader.workers if isinstance(loader, TrainLoader) else []
-        wait([worker.sentinel for worker in workers], timeout=5)  # its connections end a moment before it does
-        for worker in workers:
-            if worker.exitcode:
-                raise DataError(_death(worker.exitcode)) from None
-        if code := _exit_code_in(str(err)):
+        said = str(err)
+        try:
+            wait([worker.sentinel for worker in workers], timeout=5)  # its connections end a moment before it does
+        except RuntimeError as later:  # torch raises of its end while it is waited for
+            said += f"\n{later}"
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        if code := codes[0] if codes else _exit_code_in(said):
             raise DataError(_death(code)) from None
         raise
 

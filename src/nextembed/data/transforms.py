@@ -157,6 +157,7 @@ class ImageReader:
         self._check(img.height, img.width)
         if (room := _decoder_pixels(img, data)) > self.max_pixels:
             raise Unreadable(f"its decoder needs room for {room} pixels, more than max_pixels={self.max_pixels}")
+        _check_jpegs(img, data)
         return img
 
     def _check(self, height: int, width: int) -> None:
@@ -217,6 +218,22 @@ def _decoder_pixels(img: Image.Image, data: bytes) -> int:
         tiles = math.ceil(max(0, right - x) / max(1, width)) * math.ceil(max(0, bottom - y) / max(1, height))
         most = max(most, max(0, right - left) * max(0, bottom - top), 1000 * tiles)
     return most
+
+
+def _check_jpegs(img: Image.Image, data: bytes) -> None:
+    """Raises Unreadable for a TIFF of JPEGs that are smaller than their strips or tiles: libtiff leaves what they do
+    not cover as it found the memory, so that the pixels are others each time, and other images' at that."""
+    tags = getattr(img, "tag_v2", {}) if img.format == "TIFF" else {}
+    if tags.get(259) != 7:
+        return
+    tiled = 322 in tags
+    width, height = (tags[322], tags[323]) if tiled else (img.width, min(tags.get(278, img.height), img.height))
+    starts, lengths = (tags[324], tags[325]) if tiled else (tags[273], tags[279])
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        rows = height if tiled else min(height, img.height - number % math.ceil(img.height / height) * height)
+        with Image.open(io.BytesIO(data[start : start + length]), formats=["JPEG"]) as part:
+            if part.width < width or part.height < rows:
+                raise Unreadable(f"a JPEG of {part.width}x{part.height} pixels is in it where {width}x{rows} are due")
 
 
 def _upright_size(img: Image.Image) -> tuple[int, int]:

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from nextembed.core import distributed
@@ -10,3 +11,18 @@ def test_without_a_process_group_there_is_one_rank():
     assert torch.equal(distributed.sum_over_ranks(torch.tensor([1, 2])), torch.tensor([1, 2]))
     assert distributed.gather_objects("a") == ["a"]
     assert distributed.broadcast_object({"b": 1}) == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("machines", "restarts", "shared", "expected"),
+    [("2", "3", "True", True), ("1", "3", "True", False), ("2", "0", "True", False), ("2", "3", "False", False),
+     (None, None, None, False)],
+)  # fmt: skip
+def test_a_restart_that_may_hang_is_known(monkeypatch, machines, restarts, shared, expected):
+    names = ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
+    for name, value in zip(names, (machines, restarts, shared)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    assert distributed.restart_may_hang() is expected

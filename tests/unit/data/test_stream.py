@@ -3,6 +3,8 @@
 import itertools
 import json
 import pickle
+import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nextembed.core.types import Loading
+from nextembed.data import stream
 from nextembed.data.collate import Collate
 from nextembed.data.skipped import SkipLog
 from nextembed.data.stream import (
     ImageView,
     MapStream,
     SequentialStream,
+    TrainLoader,
     advance,
     build_cache,
     decoded_bytes,
@@ -244,3 +248,24 @@ def test_size_is_estimated_from_headers():
 def test_streams_can_be_sent_to_other_processes():
     stream = map_stream(make_rows(8), Loading(3), cached=True)
     assert same(take(pickle.loads(pickle.dumps(stream)), 1)[0], take(stream, 1)[0])
+
+
+class Ended(TrainLoader):
+    """A loader whose one worker has ended, of which nothing is known but what torch says while one waits for it."""
+
+    def __init__(self):
+        self.workers = [SimpleNamespace(sentinel=0, exitcode=None)]
+
+
+@pytest.mark.parametrize(
+    "said, expected",
+    [("DataLoader worker (pid 7) is killed by signal: Killed. ", "a data worker was killed (signal 9)"),
+     ("DataLoader worker (pid 7) exited unexpectedly with exit code 3. ", "a data worker died (exit code 3)")],
+)  # fmt: skip
+def test_a_death_that_is_told_while_the_worker_is_waited_for_is_one_line(monkeypatch, said, expected):
+    def wait(sentinels, timeout):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(stream, "wait", wait)
+    with pytest.raises(DataError, match=re.escape(expected)), stream.checked_workers(Ended()):
+        raise EOFError
