@@ -160,8 +160,6 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     progress, task, part = ProgressBar(), task_of(config), resumed(model_part(config), checkpoint)
     announce(place_line(shown or run_dir, config.dir, checkpoint is not None))
     announce(device_line(config.train))
-    if distributed.restart_may_hang():
-        announce("Note:    a restart may hang in torch; start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
     with busy("         opening the data", announce):
         class_names = task.class_names(config.data)
         sees = ModelOf(size_of(part), reads_clips(part))

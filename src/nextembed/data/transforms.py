@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from pydantic import Field
 from torch import Tensor
 
@@ -209,9 +210,8 @@ def _decoder_pixels(img: Image.Image, data: bytes) -> int:
     A TIFF has tiles of any size. A JPEG 2000 of up to 65,535 tiles takes about 1,000 pixels' room for each, and its
     size stands in the codestream once more.
     """
-    if img.format == "TIFF":
-        tags = cast(Any, img).tag_v2
-        return int(tags.get(322, 0)) * int(tags.get(323, 0))
+    if isinstance(img, TiffImageFile):
+        return int(img.tag_v2.get(322, 0)) * int(img.tag_v2.get(323, 0))
     most = 0
     for found in SIZ.finditer(data) if img.format == "JPEG2000" else ():
         right, bottom, left, top, width, height, x, y = struct.unpack(">8I", found[1])
@@ -223,7 +223,7 @@ def _decoder_pixels(img: Image.Image, data: bytes) -> int:
 def _check_jpegs(img: Image.Image, data: bytes) -> None:
     """Raises Unreadable for a TIFF of JPEGs that are smaller than their strips or tiles: libtiff leaves what they do
     not cover as it found the memory, so that the pixels are others each time, and other images' at that."""
-    tags = getattr(img, "tag_v2", {}) if img.format == "TIFF" else {}
+    tags = img.tag_v2 if isinstance(img, TiffImageFile) else {}
     if tags.get(259) != 7:
         return
     tiled = 322 in tags

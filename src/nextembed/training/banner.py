@@ -57,7 +57,10 @@ def device_line(train: TrainConfig) -> str:
         kind = device.type if device is not None else "cpu"
         text = torch.cuda.get_device_name() if kind == "cuda" else kind
     ranks = distributed.world_size()
-    return f"Device:  {text}" + (f", {ranks} ranks" if ranks > 1 else "") + f", {train.precision}"
+    line = f"Device:  {text}" + (f", {ranks} ranks" if ranks > 1 else "") + f", {train.precision}"
+    if distributed.restart_may_hang():
+        line += "\n         a restart may hang in torch; start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+    return line
 
 
 class ModelOf(NamedTuple):
