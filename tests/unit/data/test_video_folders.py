@@ -131,7 +131,7 @@ def test_a_source_of_ones_own_takes_the_place_of_moving_stamps(videos: Path) -> 
 
 
 def test_the_documented_command_trains_on_a_folder_of_videos(videos: Path, tmp_path: Path) -> None:
-    page = (Path(__file__).parents[3] / "docs/families.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/families/vjepa.md").read_text()
     line = next(line for line in page.splitlines() if line.startswith("nextembed train vjepa_demo data.source="))
     settings = line.replace("path/to/videos", str(videos)).split()[3:]
     run = fit(apply_overrides(load("vjepa_demo_tiny"), [*settings, f"output_dir={tmp_path}", "probe.enabled=false"]))
