@@ -71,17 +71,19 @@ def test_killed_five_times_and_resumed_is_bit_identical(tmp_path, streaming, mon
     assert not list(parts.glob("**/.tmp-*"))
 
 
-def test_muon_goes_on_bit_for_bit_and_not_as_adamw(tmp_path):
-    muon = OptimConfig(kind="muon", learning_rate=1e-3, warmup_steps=2)
+@pytest.mark.parametrize(("kind", "stored"), [("muon", "momentum_buffer."), ("adamw_8bit", "absmax2.")])
+def test_muon_and_8_bits_go_on_bit_for_bit_and_not_as_adamw(tmp_path, kind, stored):
+    optim = OptimConfig(kind=kind, learning_rate=1e-3, warmup_steps=2)
     settings = {"max_steps": 6, "save_steps": 3, "micro_batch_size": 8, "ema_decay": 0.9}
-    trainer(tmp_path / "whole", model(), muon, **settings).train()
+    wide = {"hidden_size": 64, "intermediate_size": 64}  # matrices of 4,096 numbers
+    trainer(tmp_path / "whole", model(**wide), optim, **settings).train()
     middle = tmp_path / "whole/checkpoints/step-000003"
-    trainer(tmp_path / "parts", model(1), muon, start={"next": 6}, **settings).train(resume=middle)
+    trainer(tmp_path / "parts", model(1, **wide), optim, start={"next": 6}, **settings).train(resume=middle)
     last = f"checkpoints/step-000006/{STATE_FILE}"
     expected, found = load_file(tmp_path / "whole" / last), load_file(tmp_path / "parts" / last)
-    assert expected.keys() == found.keys() and any(name.startswith("momentum_buffer.") for name in found)
+    assert expected.keys() == found.keys() and any(name.startswith(stored) for name in found)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-    adamw = trainer(tmp_path / "adamw", model(), muon.model_copy(update={"kind": "adamw"}), **settings)
+    adamw = trainer(tmp_path / "adamw", model(**wide), optim.model_copy(update={"kind": "adamw"}), **settings)
     with pytest.raises(ConfigError, match=r"optim\.kind: the checkpoint was trained by another optimizer"):
         adamw.train(resume=middle)

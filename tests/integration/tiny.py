@@ -51,7 +51,7 @@ def advance(state, position):
 
 def model(seed: int = 0, objective=None, **settings) -> PretrainingModel:
     torch.manual_seed(seed)
-    backbone = NepaModel(**MODEL, **settings).build()
+    backbone = NepaModel(**(MODEL | settings)).build()
     return PretrainingModel(backbone, (objective or NextEmbeddingSettings()).build(backbone))
 
 

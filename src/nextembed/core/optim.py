@@ -14,7 +14,8 @@ class OptimConfig(Config):
     """The optimizer and its schedule.
 
     Attributes:
-        kind: "adamw", or "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers
+        kind: "adamw"; "adamw_8bit": its averages in 8 bits, a quarter of their memory (bitsandbytes; CPU and CUDA, not
+            with train.fsdp); "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers
             inside layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps are of AdamW.
         learning_rate: peak learning rate, for train.batch_size samples a step. For twice the batch take up to twice the
             rate.
@@ -38,7 +39,7 @@ class OptimConfig(Config):
             names: {visual: 0.4, language_model: 0.3}.
     """
 
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     learning_rate: float = Field(3e-4, gt=0, le=100)
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, ge=1e-30, le=1)  # smaller is 0 in float32

@@ -179,6 +179,8 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
     changes = [("activations computed again in the backward pass", "train.gradient_checkpointing=true",
                 not config.train.gradient_checkpointing),
                ("half-precision activations", "train.precision=bf16", config.train.precision != "bf16"),
+               ("the optimizer's averages in 8 bits", "optim.kind=adamw_8bit",
+                devices == 1 and config.optim.kind == "adamw"),
                ("weights and optimizer shared out over the devices", "train.fsdp=true",
                 devices > 1 and not config.train.fsdp)]  # fmt: skip
     for what, change, possible in changes:

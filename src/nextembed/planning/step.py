@@ -21,7 +21,9 @@ from ..runs import RunConfig
 from ..tasks import model_part, task_of
 from ..tasks.base import Task
 from ..training.adapt import adapt
+from ..training.eight_bit import state_bytes
 from ..training.optim import build_optimizer
+from ..training.state import ADAMW
 from ..training.watch import EmaWeights
 from .known import KnownValues
 from .trace import ACTIVATIONS, AVERAGES, BATCH, CASTS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace
@@ -93,6 +95,8 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
         place(trace, model, optimizer, averages, inputs, accumulation if train.device == "cpu" else 1)
         for param, size in sizes.items():
             trace.move(param, WEIGHTS, size)
+        if config.optim.kind == "adamw_8bit":
+            keep_in_eight_bits(trace, optimizer)
         if accumulation == 1:
             optimizer.zero_grad(set_to_none=True)
         with trace:
@@ -192,8 +196,10 @@ def class_names(config: RunConfig, num_classes: int) -> list[str]:
 
 
 def with_gradients_and_state(model: nn.Module, config: RunConfig) -> torch.optim.Optimizer:
-    """The run's optimizer after a step: it has its state, and parameters have gradients."""
-    optimizer = build_optimizer(model, config.optim)
+    """The run's optimizer after a step: it has its state, and parameters have gradients. AdamW stands for AdamW in 8
+    bits, whose step cannot be traced; `place` counts its bytes."""
+    kind = "adamw" if config.optim.kind == "adamw_8bit" else config.optim.kind
+    optimizer = build_optimizer(model, config.optim.model_copy(update={"kind": kind}))
     for param in model.parameters():
         if param.requires_grad:
             param.grad = torch.empty_like(param)
@@ -223,6 +229,13 @@ def place(
         trace.move(value, AVERAGES)
     for value in inputs.values():
         trace.move(value, BATCH, value.untyped_storage().nbytes() * batches)
+
+
+def keep_in_eight_bits(trace: Trace, optimizer: torch.optim.Optimizer) -> None:
+    """Counts AdamW's averages as those of `adamw_8bit`."""
+    for param, state in optimizer.state.items():
+        for moment in ADAMW:
+            trace.move(state[moment], OPTIMIZER, state_bytes(param.numel(), "adamw_8bit") // 2)
 
 
 def shares(fsdp: bool, devices: int) -> dict[str, float]:

@@ -9,6 +9,7 @@ from ..core.objective import PretrainingModel
 from ..core.optim import OptimConfig
 from ..core.sizes import check_fits
 from ..core.types import LayeredConfig
+from .eight_bit import state_bytes
 from .settings import TrainConfig
 
 FLOAT, INTEGER = 4, 8  # bytes
@@ -22,8 +23,10 @@ def check_memory(config: TrainConfig, optim: OptimConfig, model: PretrainingMode
     """
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     device, ranks = "cpu" if cpu else "cuda", distributed.world_size()
-    copies = 3 if optim.kind == "muon" else 4  # Muon has one moment
-    weights = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights += sum(
+        p.numel() * p.element_size() + state_bytes(p.numel(), optim.kind) for p in model.parameters() if p.requires_grad
+    )
     check_fits(
         "the model, its gradients and the optimizer's state need", weights // (ranks if config.fsdp else 1), device
     )

@@ -1,4 +1,4 @@
-"""AdamW or Muon with parameter groups, and the learning-rate schedule."""
+"""AdamW (in 8 bits, too) or Muon with parameter groups, and the learning-rate schedule."""
 
 import math
 import re
@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core.optim import OptimConfig
 from ..errors import ConfigError, unknown
+from .eight_bit import adamw_8bit
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
@@ -110,9 +111,13 @@ def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer over `parameter_groups`; AdamW with the fused kernel (CPU, CUDA and MPS have one)."""
+    """The optimizer over `parameter_groups`; AdamW with the fused kernel (CPU, CUDA and MPS have one).
+
+    Raises ConfigError where an 8-bit one cannot be.
+    """
     groups = parameter_groups(model, config)
-    return MuonAdamW(groups, config) if config.kind == "muon" else _adamw(groups, config)
+    make = {"adamw": _adamw, "adamw_8bit": adamw_8bit, "muon": MuonAdamW}[config.kind]
+    return make(groups, config)
 
 
 def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: int, below_top: int = 0) -> float:

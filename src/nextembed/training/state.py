@@ -1,8 +1,8 @@
 """Tensors that training goes on from, sharded: every rank writes and reads its own part, in place, as safetensors.
 
 STATE/shard-00001-model-00001-of-00002.safetensors, ...: parts of `model.NAME` (backbone and objective), `ema.NAME`,
-`exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW's) and `momentum_buffer.NAME` (Muon's). `torch.distributed.checkpoint` puts
-them together again, for any number of ranks. No rank ever holds a second model.
+`exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW's), `momentum_buffer.NAME` (Muon's), `state1.NAME` and others (in 8 bits).
+`torch.distributed.checkpoint` puts them together again, for any number of ranks. No rank ever holds a second model.
 """
 
 import warnings
@@ -19,9 +19,11 @@ from torch.distributed.tensor import DTensor
 
 from ..core import distributed
 from ..errors import ConfigError
+from .eight_bit import MOMENTS, is_eight_bit, start_eight_bit
 
 FILE_BYTES = 256 * 2**20  # of one file, which is in memory twice while it is written
 ADAMW, MUON = ("exp_avg", "exp_avg_sq"), ("momentum_buffer",)
+EVERY = (ADAMW, MUON, MOMENTS)
 
 
 def tensors_of(
@@ -32,7 +34,7 @@ def tensors_of(
     found |= {f"ema.{name}": value for name, value in (averaged or {}).items()}
     for name, param in model.named_parameters():
         own = optimizer.state.get(param, {})
-        found |= {f"{moment}.{name}": own[moment] for moment in ADAMW + MUON if moment in own}
+        found |= {f"{moment}.{name}": own[moment] for moment in sum(EVERY, ()) if moment in own}
     seen: set[tuple[int, torch.Size]] = set()
     once = {}
     for name, value in found.items():
@@ -49,15 +51,22 @@ def start_moments(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Ma
     read. Raises ConfigError if another optimizer stored them."""
     muon = {param for group in optimizer.param_groups if group["muon"] for param in group["params"]}
     for name, param in model.named_parameters():
-        moments, others = (MUON, ADAMW) if param in muon else (ADAMW, MUON)
-        if f"{others[0]}.{name}" in stored and param.requires_grad:
-            raise ConfigError(f"optim.kind: the checkpoint was trained by another optimizer ({others[0]} of {name})")
-        if f"{moments[0]}.{name}" in stored and param.requires_grad:
-            optimizer.state[param] = {
-                moment: torch.zeros_like(param, memory_format=torch.preserve_format) for moment in moments
-            }
-            if moments is ADAMW:
-                optimizer.state[param]["step"] = torch.tensor(float(step), device=param.device)
+        if not param.requires_grad:
+            continue
+        moments = MUON if param in muon else MOMENTS if is_eight_bit(optimizer) else ADAMW
+        for other in (kind[0] for kind in EVERY if kind is not moments):
+            if f"{other}.{name}" in stored:
+                raise ConfigError(f"optim.kind: the checkpoint was trained by another optimizer ({other} of {name})")
+        if f"{moments[0]}.{name}" not in stored:
+            continue
+        if moments is MOMENTS:
+            start_eight_bit(optimizer, param, step)
+            continue
+        optimizer.state[param] = {
+            moment: torch.zeros_like(param, memory_format=torch.preserve_format) for moment in moments
+        }
+        if moments is ADAMW:
+            optimizer.state[param]["step"] = torch.tensor(float(step), device=param.device)
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], whole: bool = False) -> None:

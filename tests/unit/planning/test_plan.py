@@ -61,6 +61,8 @@ def test_closed_forms() -> None:
     assert isinstance(made, nextembed.Plan) and made.parameters == made.trained
     assert made.memory["weights"] == made.memory["averages"] == 4 * made.parameters
     assert made.memory["optimizer"] == pytest.approx(8 * made.parameters, rel=0.01)
+    eight = plan(configured("nepa_demo", "train.precision=bf16", "optim.kind=adamw_8bit"), memory=1)
+    assert eight.memory["optimizer"] == pytest.approx(2 * (1 + 4 / 256) * made.parameters, rel=0.03)
     assert made.flops_per_step == pytest.approx(6 * made.parameters * 128 * 16, rel=0.1)  # the last latent is left out
     assert made.peak == sum(made.memory.values()) and made.verdict == "fits"
     assert made.steps == 600 and made.hours == pytest.approx(600 * made.flops_per_step / 312e12 / 0.4 / 3600)

@@ -9,6 +9,7 @@ from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
+from nextembed.training.eight_bit import state_bytes
 from nextembed.training.optim import build_optimizer, lr_rate, parameter_groups, set_learning_rates
 from nextembed.training.settings import TrainConfig
 
@@ -151,6 +152,47 @@ def test_the_state_of_muon_and_adamw_together_can_be_taken_over():
                 optimizer.step()
     for one, other in zip(nets[0].parameters(), nets[1].parameters()):
         assert torch.equal(one, other) and not torch.equal(one, start)
+
+
+# -- 8 bits
+
+
+def test_averages_in_8_bits_take_a_quarter_and_step_as_adamw_does():
+    """Those of a bias, with few numbers, are as exact as AdamW's."""
+    torch.manual_seed(0)
+    start, config = torch.randn(96, 96), OptimConfig(learning_rate=0.01, weight_decay=0.1)
+    nets = [torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(96, 96)])}) for _ in range(2)]
+    optimizers = []
+    for net, kind in zip(nets, ("adamw", "adamw_8bit")):
+        net["layers"][0].weight.data, net["layers"][0].bias.data = start.clone(), torch.zeros(96)
+        optimizers.append(build_optimizer(net, config.model_copy(update={"kind": kind})))
+    for number in range(20):
+        torch.manual_seed(number)
+        gradients = [torch.randn(96, 96) + 0.5, torch.randn(96)]
+        for net, optimizer in zip(nets, optimizers):
+            set_learning_rates(optimizer, config, number, 2, 40)
+            for param, gradient in zip(net["layers"][0].parameters(), gradients):
+                param.grad = gradient.clone()
+            optimizer.step()
+    (exact, exact_bias), (weight, bias) = (list(net["layers"][0].parameters()) for net in nets)
+    torch.testing.assert_close(bias, exact_bias, rtol=1e-5, atol=1e-7)
+    moved = (exact - start).flatten()
+    assert (exact - weight).abs().mean() < 0.05 * moved.abs().mean()
+    assert torch.nn.functional.cosine_similarity((weight - start).flatten(), moved, dim=0) > 0.99
+    assert not torch.equal(weight, exact)
+    state = optimizers[1].state[weight]
+    assert state["state1"].dtype == torch.uint8
+    used = sum(state[name].nbytes for name in ("state1", "state2", "absmax1", "absmax2"))
+    assert used == state_bytes(96 * 96, "adamw_8bit") and used < 0.26 * state_bytes(96 * 96, "adamw")
+    assert sum(
+        value.nbytes for value in (optimizers[1].state[bias]["state1"], optimizers[1].state[bias]["state2"])
+    ) == (state_bytes(96, "adamw_8bit"))
+
+
+def test_8_bits_train_on_cpu_and_cuda_alone():
+    net = torch.nn.Linear(4, 4, device="meta")
+    with pytest.raises(ConfigError, match=r"optim\.kind=adamw_8bit trains on cpu or cuda, not on meta"):
+        build_optimizer(net, OptimConfig(kind="adamw_8bit"))
 
 
 @pytest.mark.parametrize(
