@@ -5,8 +5,9 @@ import time
 import pytest
 
 from nextembed.cli import main
-from nextembed.core.config import apply_overrides, read_yaml, to_yaml
+from nextembed.core.config import apply_overrides, to_yaml
 from nextembed.core.files import from_json
+from nextembed.core.yaml_text import read_yaml
 from nextembed.data.segmentation import read_names
 from nextembed.errors import ConfigError
 from nextembed.recipes import load

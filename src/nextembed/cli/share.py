@@ -212,7 +212,7 @@ def name_recipe(facts: "Facts") -> None:
     name = next((word for word in [*command, asked] if isinstance(word, str) and recipes.named(word)), None)
 
     def changed(recipe: str) -> list[tuple[str, Any, Any]]:
-        from ..core.config import read_yaml
+        from ..core.yaml_text import read_yaml
 
         try:
             return differences(flat(read_yaml(to_yaml(recipes.load(recipe)), recipe)), facts.settings)

@@ -13,15 +13,15 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, field_validator
 from pydantic_core import CoreSchema
 
 from ..errors import ConfigError, shortened, unknown
 from .code import allow_code, load_class, named_code, trusting
 from .described import describe, first_sentence
+from .yaml_text import plain, read_written, read_yaml, write_yaml
 
 
 class Config(BaseModel):
@@ -54,7 +54,7 @@ class Config(BaseModel):
     @classmethod
     def _plain(cls, value: object) -> object:
         check_plain(value)
-        return value
+        return plain(value)
 
     def __init__(self, /, **values: Any) -> None:
         try:
@@ -203,56 +203,32 @@ def apply_overrides(config: C, overrides: Iterable[str]) -> C:
     """A new config with `a.b.c=value` settings applied, checked once all are in.
 
     Values are read as YAML: `null`, `true`, `[1, 2]`, `3e-4`, `{kind: x, field: 1}`, text (as it stands there,
-    without comments). `objective.kind=x`
+    without comments). What reads as a number or as true or false and stands where text is wanted, in lists too, is
+    that text: a folder may be called "1e5". `objective.kind=x`
     switches to another kind with its default settings; `data.kind=my_file.py:MyData` runs the caller's own file. Raises
     ConfigError naming the field, the nearest spelling and the allowed fields.
     """
-    given = [_typed(text) for text in overrides]
-    plain = [(one.path, one.value) for one in given]
+    given = list(overrides)
     try:
-        made = _with(config, plain)
+        return _with(config, map(_typed, given))
     except ConfigError:
-        if not any(isinstance(one.value, bool) for one in given):
-            raise
-        with contextlib.suppress(ConfigError):  # a folder may be called "true"
-            return _with(config, [(one.path, one.text if isinstance(one.value, bool) else one.value) for one in given])
+        with contextlib.suppress(ConfigError):
+            return _with(config, [_typed(text, booleans=False) for text in given])
         raise
-    # What reads as a number and stands where text is wanted is that text: a folder may be called "1e5".
-    texts = {one.path: one.text for one in given if one.is_number and isinstance(_at(made, one.path), str)}
-    return _with(config, [(path, texts.get(path, value)) for path, value in plain]) if texts else made
 
 
-class Typed(NamedTuple):
-    """An override: the value that YAML reads, and the text as it was typed."""
-
-    path: str
-    value: object
-    text: str
-
-    @property
-    def is_number(self) -> bool:
-        return isinstance(self.value, int | float) and not isinstance(self.value, bool)
-
-
-def _typed(text: str) -> Typed:
+def _typed(text: str, booleans: bool = True) -> tuple[str, object]:
+    """Name and value of an override."""
     path, eq, raw = text.partition("=")
     if not eq or not path:
         raise ConfigError(f"'{text}' is not an override; write field.name=value")
-    value = read_yaml(raw, f"value of {path}") if raw else ""
+    value = read_written(raw, f"value of {path}", booleans) if raw else ""
     if isinstance(value, str) and raw.strip()[:1] not in ("'", '"'):
         value = raw.strip()  # a folder may be called "a #1"
-    for key in value if isinstance(value, dict) else ():
-        if value[key] is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
+    for key, own in value.items() if isinstance(value, dict) else ():
+        if own is None and ":" in str(key):  # YAML reads {a:1} as a name without a value
             raise ConfigError(f"{path}: write a space after the colon: {{{str(key).replace(':', ': ')}}}")
-    return Typed(path.strip(), value, raw.strip())
-
-
-def _at(config: Config, path: str) -> object:
-    """The value of a dotted name; None where there is none."""
-    value: object = config
-    for name in path.split("."):
-        value = (dict(value) if isinstance(value, Config | dict) else {}).get(name)
-    return value
+    return path.strip(), value
 
 
 def _with(config: C, changes: Iterable[tuple[str, object]]) -> C:
@@ -374,75 +350,6 @@ def _say(problems: list[Any]) -> str:
     return f"should be {' or '.join(wanted)}, got {shortened(repr(value))}"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with 1.2 scalars: `3e-4` is a number, and `no`, `1:30`, `2024-01-01` are text, as one expects."""
-
-    def flatten_mapping(self, node: Any) -> None:
-        """Names may not come twice. Merge keys, which YAML 1.2 does not have, are not followed: a few of them may grow
-        without bound."""
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    raise yaml.constructor.ConstructorError(problem=f"'{key.value}' is there twice")
-                seen.add((key.tag, key.value))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes text that reads as something else under YAML 1.1 or under `_Loader`; lists on one line."""
-
-
-_Dumper.add_representer(list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, True))
-
-
-_Loader.yaml_implicit_resolvers = {}
-_SCALARS = {
-    "null": (r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
-    "bool": (r"(true|True|TRUE|false|False|FALSE)$", list("tTfF")),
-    "int": (r"[-+]?(0|[1-9]\d*)$", list("-+0123456789")),
-    "float": (
-        r"([-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
-        list("-+.0123456789"),
-    ),
-}
-for _tag, (_pattern, _first) in _SCALARS.items():
-    for _cls in (_Loader, _Dumper):
-        _cls.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
-
-
-MAX_VALUES = 1_000_000  # of one YAML text, each alias counted as what it stands for
-MAX_DEPTH = 100  # of lists and mappings in each other
-
-
-def read_yaml(text: str, what: str) -> Any:
-    """The value of YAML text. Raises ConfigError, one line that names `what` was read."""
-    try:
-        value = yaml.load(text, _Loader)
-        if _size(value, {}, MAX_DEPTH) > MAX_VALUES:
-            raise ConfigError(f"{what} has aliases that stand for more than {MAX_VALUES:,} values")
-        return value
-    except RecursionError:
-        raise ConfigError(f"{what} is nested too deeply") from None
-    except yaml.YAMLError as err:
-        problem = getattr(err, "problem", None) or str(err).splitlines()[0]
-        raise ConfigError(f"{what} is not YAML: {problem}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as err:  # "!!int x", "!!timestamp x"
-        raise ConfigError(f"{what} is not YAML: {(str(err).splitlines() or [type(err).__name__])[0]}") from None
-
-
-def _size(value: object, known: dict[int, float], depth: int) -> float:
-    """How many values there are, those of an alias at each place where it stands; without end in a circle."""
-    if not isinstance(value, dict | list):
-        return 1
-    if depth == 0:
-        raise RecursionError
-    if id(value) not in known:
-        known[id(value)] = float("inf")  # until it has been counted
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        known[id(value)] = 1 + sum(_size(part, known, depth - 1) for part in parts)
-    return known[id(value)]
-
-
 def to_yaml(config: Config) -> str:
     """The whole config, defaults included, as YAML, with what each setting is as a comment; `from_yaml` gives it
     back."""
@@ -458,7 +365,7 @@ def _lines(config: Config, values: dict[str, Any], indent: str) -> Iterator[str]
             yield f"{indent}{name}:{f'  # {note}' if note else ''}\n"
             yield from _lines(own, value, f"{indent}  ")
             continue
-        text = yaml.dump({name: value}, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+        text = write_yaml({name: value})
         first, *rest = text.splitlines()
         fits = note and not rest and len(indent + first) + len(note) + 4 <= 140
         yield f"{indent}{first}{f'  # {note}' if fits else ''}\n"
@@ -470,14 +377,19 @@ def from_yaml(cls: type[M], text: str, where: str = "config") -> M:
 
     Raises ConfigError, after `where`, for text that does not fit.
     """
-    values = read_yaml(text, where)
+    values = read_written(text, where)
     if values is None:
         raise ConfigError(f"{where} is empty: put the settings back, e.g. those of `nextembed recipes RECIPE`")
     if not isinstance(values, dict):
         raise ConfigError(f"{where} is not a mapping of settings")
     try:
         with trusting(False):
-            return validated(cls, values)
+            try:
+                return validated(cls, values)
+            except ConfigError:
+                with contextlib.suppress(ConfigError):  # true and false where text is wanted
+                    return validated(cls, dict(read_written(text, where, booleans=False)))
+                raise
     except ConfigError as err:
         err.args = (f"{where}: {err}",)
         raise

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from ..errors import ConfigError
 from .answers import Answers
-from .config import read_yaml
 from .files import finite, from_json, read_text
 from .places import NO_RUN, check_here
 from .probe_table import ProbeTable
 from .saved import Count, Number, checked, load, read_json
 from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
+from .yaml_text import read_yaml
 
 TEACHER = "teacher"  # weights, and the folder in a run, of the network that features are read from
 

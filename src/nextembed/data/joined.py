@@ -1,7 +1,6 @@
 """Rows of one table with the rows of others beside them, and which rows have what is asked of them."""
 
 from collections.abc import Hashable
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -9,6 +8,7 @@ from pydantic import Field
 
 from ..core.config import Config
 from ..errors import ConfigError, unknown
+from .chosen import Where
 from .record import Record
 from .rows import Rows
 from .stored import IndexedRows, Values
@@ -27,7 +27,7 @@ class Join(Config):
 
     source: str
     by: str
-    where: dict[str, Any] = Field(default_factory=dict)
+    where: Where = Field(default_factory=dict)
 
 
 class JoinedRows:

@@ -18,6 +18,7 @@ from ..core.files import first_line, from_json
 from ..core.hub import unreachable
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .archives import check_tar
+from .chosen import Value, Wanted
 from .damaged_tables import cannot_read, find_fault, reason_in, with_rows
 from .lines import stamp
 from .listing import METADATA, shown
@@ -366,7 +367,7 @@ def take(data: Table, part: Part) -> Table:
 
 
 def choose(
-    data: Table, column: str, wanted: list[object], streaming: bool, none: type[ConfigError] = ConfigError
+    data: Table, column: str, values: list[Value], streaming: bool, none: type[ConfigError] = ConfigError
 ) -> Table:
     """The rows of which a column has a value that is wanted. Raises `none` if there is not one."""
     if column not in data.column_names:
@@ -374,13 +375,14 @@ def choose(
     feature = (data.features or {}).get(column)
     if feature is not None and not _is_plain(feature):
         raise ConfigError(f"data.where: column '{column}' holds {_what(feature)}; rows are chosen by numbers or text")
+    wanted = Wanted(values, names := class_names_of(feature))
     if streaming:
         return data.filter(lambda value: value in wanted, input_columns=[column])
     kept = [i for i, value in enumerate(values_of(data, column)) if value in wanted]
     if not kept:
-        values = sorted({str(v) for v in data.unique(column)})
-        some = ", ".join(values[:10]) + (", ..." if len(values) > 10 else "")
-        raise none(f"data: no row has {column} = {', '.join(map(str, wanted))}; it is one of: {some}")
+        there = sorted(names or {str(v) for v in data.unique(column)})
+        some = ", ".join(there[:10]) + (", ..." if len(there) > 10 else "")
+        raise none(f"data: no row has {column} = {', '.join(map(str, values))}; it is one of: {some}")
     return data.select(kept)
 
 

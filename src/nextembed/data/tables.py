@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -13,6 +13,7 @@ from ..core.files import first_line, from_json
 from ..core.remote import check_secrets
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
+from .chosen import Where
 from .found import Found
 from .grouping import ClassFolder, Folders, splits_of_path
 from .lines import read_delimited, read_json_list, read_lines
@@ -39,7 +40,8 @@ class TableSettings(Config):
         split: rows for training, as in `load_dataset`: "train[:-5000]".
         validation: rows for choosing (layers, best weights), in the same notation.
         test: rows for the final measurement, in the same notation.
-        where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}.
+        where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}; null is a row without
+            one. In a column of text a value is the characters typed, of classes a name.
         split_column: column that names each row's split, for sources that keep all splits in one file.
         streaming: reads in sequence, without a local copy.
         shuffle_buffer: rows of a stream that are mixed with each other.
@@ -57,7 +59,7 @@ class TableSettings(Config):
     split: str = "train"
     validation: str = "validation"
     test: str = "test"
-    where: dict[str, Any] = Field(default_factory=dict)
+    where: Where = Field(default_factory=dict)
     split_column: str | None = None
     streaming: bool = False
     shuffle_buffer: int = Field(1000, gt=0, le=10_000_000)
@@ -130,10 +132,7 @@ class TableSettings(Config):
         if split_column:
             data = take(choose(data, split_column, [name], self.streaming, MissingSplit), part)
         for column, wanted in self.where.items():
-            values = wanted if isinstance(wanted, list) else [wanted]
-            if origin.builder == "csv":  # whose values are text, whatever YAML makes of 7
-                values = [str(value) for value in values]
-            data = choose(data, column, values, self.streaming)
+            data = choose(data, column, wanted if isinstance(wanted, list) else [wanted], self.streaming)
         return data
 
     def loaded(self, origin: Origin, expression: str) -> Table:

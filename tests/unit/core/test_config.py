@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BeforeValidator, Field, model_validator
 
-from nextembed import recipes
+from nextembed import RunConfig, recipes
 from nextembed.core.code import load_from_file, one_command, trusting
 from nextembed.core.config import (
     Config,
@@ -350,6 +350,22 @@ def test_text_settings_are_the_characters_typed(word):
         recipes.nepa_demo(), [f"data.source={word}", f"data.split_column={word}", "train.max_steps=3"]
     )
     assert (config.data.source, config.data.split_column) == (word, word) and config.train.max_steps == 3
+
+
+@pytest.mark.parametrize("word", ["1e5", "1.50", "007", "+7", "-0", "true", "False", "no", "2024-01-01", "1:30", ".5"])
+def test_texts_in_lists_and_names_in_mappings_are_the_characters_typed(word):
+    config = apply_overrides(recipes.nepa_demo(), [f"train.freeze=[{word}, a]", "train.compile=false"])
+    assert config.train.freeze == [word, "a"] and config.train.compile is False
+    assert from_yaml(
+        RunConfig, f"{to_yaml(recipes.nepa_demo())}".replace("freeze: []", f"freeze: [{word}]")
+    ).train.freeze == [word]
+    part = apply_overrides(recipes.omni_emoji(), [f"data={{kind: records, source: x, pieces: {{{word}: text}}}}"]).data
+    assert list(part.pieces) == [word]
+
+
+def test_names_that_are_one_number_are_one_name():
+    with pytest.raises(ConfigError, match=r"'1\.0' is there twice"):
+        change("data.where={1: a, 1.0: b}")
 
 
 @pytest.mark.parametrize(

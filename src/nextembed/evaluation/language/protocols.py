@@ -7,6 +7,7 @@ from pydantic import Field
 
 from ...core.config import Config
 from ...core.types import Segment
+from ...data.chosen import Where
 from ...data.messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from .examples import Example
 
@@ -106,13 +107,13 @@ class LanguageEval(Config):
     images: str | None = None
     annotations: str | None = None
     columns: dict[str, str] = Field(default_factory=dict)
-    where: dict[str, object] = Field(default_factory=dict)
+    where: Where = Field(default_factory=dict)
     split: str | None = None
     num_examples: int | None = Field(None, gt=0)
     shots: int = Field(0, ge=0, le=64)
     choose: Literal["random", "similar"] = "random"
     shots_data: str | None = None
-    shots_where: dict[str, object] | None = None
+    shots_where: Where | None = None
     shot_images: bool = True
     instructed: bool = False
     prompt: str | None = None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ...data.chosen import Where
 from ...data.origins import EMOJI
 from ...errors import ConfigError, DataError, unknown
 from .examples import Example, ImageFolder
@@ -16,9 +17,7 @@ from .tables import read_table
 MOST_CANDIDATES = 5000  # of a pool made of all answers
 
 
-def read_examples(
-    settings: LanguageEval, data: str | None = None, where: dict[str, object] | None = None
-) -> list[Example]:
+def read_examples(settings: LanguageEval, data: str | None = None, where: Where | None = None) -> list[Example]:
     """All items of a file in its layout, or of "emoji", the sample of the package.
 
     Args:

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ...core.types import Segment
+from ...data.chosen import Wanted, Where
 from ...data.lines import DELIMITED, holds_list, read_delimited, read_json_lines, read_json_list
 from ...data.transforms import Unreadable
 from ...data.video import VideoReader, frame_indices
@@ -40,7 +41,7 @@ def read_table(
     file: Path,
     images: ImageFolder | None = None,
     columns: Mapping[str, str] | None = None,
-    where: Mapping[str, object] | None = None,
+    where: Where | None = None,
 ) -> list[Example]:
     """The rows of a table as examples.
 
@@ -63,9 +64,7 @@ def read_table(
     for name in where or {}:
         if name not in there:
             raise ConfigError(f"{file}: " + unknown("column", name, there))
-    wanted = {name: value if isinstance(value, list) else [value] for name, value in (where or {}).items()}
-    if file.suffix.lower() in DELIMITED:  # whose values are text, whatever YAML makes of 7
-        wanted = {name: [str(value) for value in values] for name, values in wanted.items()}
+    wanted = {name: Wanted(value if isinstance(value, list) else [value]) for name, value in (where or {}).items()}
     images = images or ImageFolder(file.parent)
     found = []
     for number, row in enumerate(table):
