@@ -11,11 +11,15 @@ import pytest
 from PIL import Image
 
 from nextembed.cli import main
+from nextembed.comparison.configs import known_objectives
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorials/own_images.md"
+COMPARISON = ROOT / "docs/tutorials/compare_images.md"
 NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 FENCE = re.compile(r"^```(\w+)(?: title=\"[^\"]+\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TINY = ["train.batch_size=8", "model.hidden_size=32", "model.num_attention_heads=2", "model.intermediate_size=32",
+        "model.num_hidden_layers=1", "model.image_size=16", "model.patch_size=4", "data.num_workers=0"]  # fmt: skip
 SHORT = ["train.max_steps=2", "train.batch_size=8", "data.num_workers=0"]
 
 
@@ -43,6 +47,32 @@ def test_the_first_tutorial(
     names: dict[str, Any] = {"picture": Image.new("RGB", (96, 96), "red")}
     exec(compile(use, "docs/tutorials/own_images.md", "exec"), names)
     assert {one["label"] for one in names["classify"](names["picture"])} == {"animals", "faces", "food"}
+
+
+def test_the_tutorial_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, with a budget of two steps and one layer: what it says lies in the folder does, and starts a
+    classifier."""
+    monkeypatch.chdir(tmp_path)
+    for name, colour in (("animals", "red"), ("faces", "green"), ("food", "blue")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (24 + number, 24), colour).save(f"photos/{name}/{number}.png")
+    text = COMPARISON.read_text(encoding="utf-8")
+    lines = [line for language, block in FENCE.findall(text) if language == "sh" for line in block.splitlines()]
+    first, full, _, tuned, longer = (shlex.split(line)[1:] for line in lines)
+    assert [words[0] for words in (first, full, tuned, longer)] == ["compare", "compare", "train", "train"]
+    minutes = first.index("--minutes")
+    words = [*first[:minutes], "--images-seen", "16", *first[minutes + 2 :], *TINY]
+    names = [words[words.index("--objectives") + 1] for words in (first, full)]
+    assert set(",".join(names).split(",")) <= set(known_objectives())
+    words[words.index("--objectives") + 1] = "mae"  # the others take as long again
+    assert main([*words, "--jobs", "0"]) == 0
+    found = json.loads(Path("runs/compare-first/comparison.json").read_text())
+    assert {"mae", "untrained", "raw pixels", "from scratch"} <= {row["name"] for row in found["rows"]}
+    assert Path("runs/compare-first/comparison.html").is_file()
+    pretrained = Path(next(word for word in tuned if word.startswith("model.pretrained=")).partition("=")[2])
+    there = Path("runs/compare-first", *pretrained.parts[2:])
+    assert there.is_dir() and (there.parent / "report.html").is_file()
 
 
 def cells(notebook: Path) -> list[dict[str, Any]]:
