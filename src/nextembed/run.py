@@ -22,9 +22,10 @@ from .errors import ConfigError
 from .models.nepa.settings import NepaClassifier, NepaModel
 from .models.parts import ModelPart, model_folder
 from .objectives.saved import other_features
+from .planning.fitting import fit_to_memory
 from .runs import Run, RunConfig, open_run, read_run_config
 from .tasks import model_part, task_of
-from .training.adapt import adapt, trained_parameters
+from .training.adapt import adapt, recompute_activations, trained_parameters
 from .training.banner import (
     ModelOf,
     Pace,
@@ -179,7 +180,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         objective = config.objective.build(cast(Backbone, backbone))
     model = PretrainingModel(backbone, objective)
     loading = loader_arguments(part, backbone, objective)
-    check_memory(config.train, config.optim, model, loading)
+    config = fitted(config, model, loading, class_names)
     if checkpoint is not None:
         check_model(checkpoint, backbone)
     else:
@@ -214,6 +215,18 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         progress.say(words)
     announce(length_line(loop))
     return Ready(loop, progress, backbone, checkpoint, trained, counts)
+
+
+def fitted(config: RunConfig, model: PretrainingModel, loading: dict[str, Any], class_names: list[str]) -> RunConfig:
+    """The run as it fits into this device's memory; what was chosen for that is said."""
+    length, ranks = loading.get("max_length") or loading.get("num_latents"), distributed.world_size()
+    train, said = distributed.on_main(lambda: fit_to_memory(config, model, length, ranks, len(class_names)))
+    if said:
+        announce(said)
+    if train.gradient_checkpointing and not config.train.gradient_checkpointing:
+        recompute_activations(cast(PreTrainedModel, model.backbone))
+    check_memory(train, config.optim, model, loading)
+    return config.model_copy(update={"train": train})
 
 
 def drawings(config: RunConfig, objective: Objective, run_dir: Path) -> list[Drawings]:

@@ -1,10 +1,8 @@
 """`plan`: whether a run fits, what it computes, how long it takes, and what would make it fit."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from ..core.config import apply_overrides, validated
 from ..core.files import write_json
@@ -12,14 +10,12 @@ from ..errors import ConfigError
 from ..models.emu.settings import EXAMPLE_TEXT, EmuParts
 from ..runs import RunConfig
 from ..tasks import task_of
+from .fitting import Verdict, judge, largest_that_fits
 from .hardware import peak_tflops
 from .settings import PlanSettings
 from .step import MakesBatches, Step, class_names, listed_classes, needs_classes, trace_step
 
 GIB = 2**30
-RESERVE = 0.2  # of a device's memory: the prediction's error, the driver's own, gaps between blocks
-
-Verdict = Literal["fits", "tight", "does not fit"]
 
 
 @dataclass(frozen=True)
@@ -126,12 +122,6 @@ def plan(config: RunConfig, **settings: object) -> Plan:
     )
 
 
-def judge(peak: int, room: int) -> Verdict:
-    if peak <= (1 - RESERVE) * room:
-        return "fits"
-    return "tight" if peak <= room else "does not fit"
-
-
 def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
     """What was not known and taken as given, in sentences."""
     if needs_classes(config) and not listed_classes(config):
@@ -159,22 +149,12 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
         effect = "it fits" if verdict == "fits" else "it just fits" if verdict == "tight" else "still too much"
         return f"{what} ({change}): {needs / GIB:.1f} GiB, {effect}"
 
-    now = config.train.micro_batch(devices)
-    low_divisors = [m for m in range(1, math.isqrt(share) + 1) if share % m == 0]
-    smaller = sorted(m for m in {*low_divisors, *(share // m for m in low_divisors)} if m < now)
-    low = peak("train.micro_batch_size=1") if smaller else None
-    if low is None and len(smaller) > 1 and (low := peak(f"train.micro_batch_size={smaller[1]}")) is not None:
-        smaller = smaller[1:]  # batch norms need two
-    if low is not None:
-        best, needs = smaller[0], low
-        # The peak grows evenly with the batch: where it would meet the room is traced, and smaller ones if need be.
-        slope = (whole - low) / (now - best)
-        for size in reversed([m for m in smaller if judge(int(low + slope * (m - smaller[0])), room) == "fits"]):
-            found = low if size == smaller[0] else peak(f"train.micro_batch_size={size}")
-            if found is not None and judge(found, room) == "fits":
-                best, needs = size, found
-                break
-        yield said("smaller micro batches, the gradient accumulated", f"train.micro_batch_size={best}", needs)
+    found = largest_that_fits(
+        lambda size: peak(f"train.micro_batch_size={size}"), config.train.micro_batch(devices), share, whole, room
+    )
+    if found is not None:
+        size, needs = found
+        yield said("smaller micro batches, the gradient accumulated", f"train.micro_batch_size={size}", needs)
     tried: list[str] = []
     changes = [("activations computed again in the backward pass", "train.gradient_checkpointing=true",
                 not config.train.gradient_checkpointing),
@@ -187,7 +167,7 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
         if possible and (needs_now := peak(change)) is not None:
             yield said(what, change, needs_now)
             tried.append(change)
-    together = [*tried, *([f"train.micro_batch_size={smaller[0]}"] if low is not None else [])]
+    together = [*tried, *([f"train.micro_batch_size={found[0]}"] if found is not None else [])]
     if len(together) > 1 and (needs_now := peak(*together)) is not None:
         yield said("all of it", " ".join(together), needs_now)
     if config.train.lora is None and (targets := task_of(config).lora):

@@ -50,7 +50,7 @@ class Adaptation(Protocol):
     """What of `TrainConfig` changes the backbone."""
 
     attn_implementation: str | None
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | None
     freeze: list[str]
     lora: LoraSettings | None
 
@@ -77,9 +77,14 @@ def adapt(backbone: PreTrainedModel, train: Adaptation, seed: int = 0) -> None:
         except (ValueError, ImportError) as err:
             raise ConfigError(f"train.attn_implementation: {str(err).splitlines()[0]}") from None
     if train.gradient_checkpointing:
-        # transformers 5.23 renamed it; earlier versions only know the old name
-        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        recompute_activations(backbone)
+
+
+def recompute_activations(backbone: PreTrainedModel) -> None:
+    """The activations of the layers are computed again in the backward pass, from now on."""
+    # transformers 5.23 renamed it; earlier versions only know the old name
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def freeze(backbone: nn.Module, names: Sequence[str]) -> None:

@@ -16,13 +16,14 @@ class TrainConfig(Config):
 
     Attributes:
         batch_size: images per optimizer step, over all ranks and accumulation.
-        micro_batch_size: images per forward pass and rank; null: the whole share of a rank at once. The gradient is
-            accumulated over batch_size / (micro_batch_size x ranks) passes.
+        micro_batch_size: images per forward pass and rank. The gradient is accumulated over batch_size /
+            (micro_batch_size x ranks) passes. null: the whole share of a rank, or as much of it as fits into memory.
         max_steps: length in optimizer steps; give either this or epochs.
         epochs: length in passes over the data; give either this or max_steps.
         precision: "bf16" is autocast; weights and optimizer stay float32.
         compile: compiles the model with torch.compile: a slow start, then faster steps.
-        gradient_checkpointing: recomputes the activations of the layers in the backward pass, which saves memory.
+        gradient_checkpointing: recomputes the activations of the layers in the backward pass, which saves memory;
+            null: where a step does not fit otherwise.
         attn_implementation: how attention is computed: "sdpa", "eager", "flex_attention"; null: the model's choice.
         ema_decay: decay of the moving average of the weights, which is saved and probed beside the raw ones; null: no
             average.
@@ -44,7 +45,7 @@ class TrainConfig(Config):
     epochs: float | None = Field(None, gt=0, le=1e9)
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
     attn_implementation: str | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)
     log_steps: int = Field(20, ge=1, le=10**15)
