@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 
+from .core.belonging import own_file
 from .core.code import check_code
 from .core.config import DATA, MODELS, Config, Part, from_yaml, validated
 from .core.files import read_text, write_text
@@ -232,9 +233,9 @@ class Run(RunFolder):
             ConfigError: the folder holds no run, or a decoder does not load.
         """
         view = self.view()
+        path = Path(path) if path is not None else own_file(self.dir, "report.html")
         task = saved_task(view.settings.objective.kind, view.settings.model.kind)
         sections = [*task.sections(view, self, decoders), skipped(view), settings(view)]
-        path = Path(path) if path is not None else self.dir / "report.html"
         write_text(path, page(view, sections))
         return path
 

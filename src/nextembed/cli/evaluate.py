@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..core.belonging import own_file
 from ..core.files import checked_file
 from ..core.places import NO_RUN, check_here
 from ..core.terminal import print
@@ -57,10 +58,10 @@ def probe(
         checked_file(output)
     run = open_run(target)
     config = probe_settings(run, data, overrides or [])
+    file = output or (own_file(run.dir, "probe.json") if run.values and data is None else None)
     table = measure(run, config.data, config.probe)
     PlainConsole().print(table.render() if everything else table.answer())
     print("\n".join(sentence(table)))
-    file = output or (run.dir / "probe.json" if run.values and data is None else None)
     if file:
         print(f"Saved:  {os.path.relpath(table.save(file))}")
 
@@ -207,11 +208,12 @@ def evaluate_classifier(
     run = open_run(target)
     config = probe_settings(run, data, overrides)
     splits = (split,) if split else (*SPLITS, "train") if data is not None else SPLITS
+    is_own = bool(run.values) and data is None and split is None and not overrides
+    file = output or (own_file(run.dir, "scores.json") if is_own else None)
     scores = score(run, config.data, config.probe, splits)
     PlainConsole().print(scores.render())
     print(scores.sentence())
-    own = run.dir / "scores.json" if run.values and data is None and split is None and not overrides else None
-    if file := output or own:
+    if file:
         print(f"Saved:  {os.path.relpath(scores.save(file))}")
 
 

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.belonging import own_file
 from ..core.files import checked_file, replacing
 from ..core.terminal import print
 from ..errors import ConfigError
@@ -26,10 +27,16 @@ def evaluate_samples(target: str, overrides: list[str], output: Path | None) -> 
 
     settings = sample_settings(overrides)
     run = find_saved(target).run
-    file = output if output is not None else None if run is None else run / SCORES
+    file = output if output is not None else None if run is None else own_file(run, SCORES)
     if file is None:
         raise ConfigError(f"{target} is not part of a run: it has no data to compare with")
     picture = file.with_suffix(".png")
+    if picture == file:
+        raise ConfigError(f"--output: {file} would be the picture; name a file for the figures, such as samples.json")
+    if output is None:
+        own_file(run or file.parent, picture.name)
+    elif picture.exists() and not file.exists():  # no picture of such figures
+        raise ConfigError(f"--output: {picture}, where the picture would be, is taken; name another file")
     for one in (file, picture):
         checked_file(one)
     found = measure_samples(target, settings, progress)

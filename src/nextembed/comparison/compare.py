@@ -1,7 +1,7 @@
 """`nextembed.compare`: objectives at equal cost, or runs that are there, as one table."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from ..core.code import allowed_files
 from ..core.config import apply_overrides, from_yaml, to_yaml, validated, with_values
-from ..core.files import acquire, write_json
+from ..core.files import write_json
 from ..core.run_folder import run_folder
 from ..core.saved import load
 from ..data.images import ImagePart
@@ -20,7 +20,7 @@ from ..objectives.tokens import TokenSettings
 from ..recipes.fitting import dotted
 from ..recipes.listing import listed
 from ..recipes.loading import load as load_recipe
-from ..runs import RunConfig, open_run
+from ..runs import RunConfig
 from .budget import Pace, checked_steps
 from .configs import (
     NUM_PROBES,
@@ -36,24 +36,17 @@ from .configs import (
 from .jobs import Job
 from .overview import Overview
 from .page import write_page
+from .place import SETTINGS, Asked, held
 from .pool import Pool, State
-from .scores import RunScores, load_scores
+from .scores import load_scores
 from .settings import CompareSettings
 from .table import Comparison, rows_of
+from .trained import compare_runs
 
 SUPERVISED = "from scratch"
 UNTRAINED = "untrained"
 TRIAL_SHARE = 0.25  # of the budget, for each trial
 STAGE_SHARE = 0.25  # of the budget, for the tokenizer of a row that needs one
-
-
-@dataclass
-class Asked:
-    """settings.json of a comparison: what may not change when it goes on."""
-
-    config: str
-    settings: dict[str, object]
-    threads: int
 
 
 def compare(
@@ -135,15 +128,11 @@ def compare_objectives(
     if settings.num_probe is not None:
         base = base.model_copy(update={"probe": base.probe.model_copy(update={"num_train": settings.num_probe})})
     title = Path(name).stem or name
-    place = Path(folder) if folder else Path(base.output_dir).expanduser() / f"compare-{title}"
-    plan = Plan(base, own, settings, place, title)
-    place.mkdir(parents=True, exist_ok=True)
-    lock = acquire(place / ".lock", f"another process is comparing in {place}: wait for it, or stop it")
-    try:
-        plan.check_folder()
+    place = Path(folder) if folder else Path(base.output_dir) / f"compare-{title}"
+    plan = Plan(base, own, settings, place.expanduser(), title)
+    with held(plan.place) as before:
+        plan.check_folder(before)
         return plan.run(Overview())
-    finally:
-        lock.close()
 
 
 class Plan:
@@ -158,24 +147,26 @@ class Plan:
         self.classes = len(base.data.class_names()) if self.labels else 0
         self.code = [str(file) for file in allowed_files()]
 
-    def check_folder(self) -> None:
-        """Raises ConfigError for a folder of a comparison with other settings: its figures would not be comparable."""
+    def check_folder(self, before: Asked | None) -> None:
+        """Notes what the folder is begun with. Raises ConfigError where that was something else before: its figures are
+        of no use then."""
         free = {"seeds", "jobs", "threads"}
         asked = Asked(to_yaml(self.base), self.settings.model_dump(mode="json", exclude=free), self.threads)
-        file = self.place / "settings.json"
-        if file.is_file():
-            before = load(Asked, file)
-            changed = [name for name, value in asked.settings.items() if before.settings.get(name) != value]
-            if to_yaml(from_yaml(RunConfig, before.config, str(file))) != asked.config:  # whatever its comments were
-                changed.append("its data, model or training")
-            if changed:
-                raise ConfigError(
-                    f"{self.place} holds a comparison with other settings ({', '.join(changed)}); "
-                    "give another --folder, or the settings that it has"
-                )
-            self.threads = before.threads  # of the budget
+        file = self.place / SETTINGS
+        if before is None:
+            write_json(file, asdict(asked))
             return
-        write_json(file, asdict(asked))
+        changed = [name for name, value in asked.settings.items() if before.settings.get(name) != value]
+        if not before.config:
+            changed.append("runs that were there")
+        elif to_yaml(from_yaml(RunConfig, before.config, str(file))) != asked.config:  # whatever its comments were
+            changed.append("its data, model or training")
+        if changed:
+            raise ConfigError(
+                f"{self.place} holds a comparison with other settings ({', '.join(changed)}); "
+                "give another --folder, or the settings that it has"
+            )
+        self.threads = before.threads  # of the budget
 
     def job(self, do: str, row: str, where: str, config: RunConfig, seed: int = 0, **more: Any) -> Job:
         scored = do in ("run", "scratch")
@@ -375,63 +366,3 @@ def tokenizer_of(name: str) -> str:
 
 def folder_of(name: str) -> str:
     return name.replace(" ", "-")
-
-
-def compare_runs(words: Sequence[str], settings: CompareSettings, folder: str | Path | None = None) -> Comparison:
-    """Runs that are there, as they are; those that differ in their seed alone are one row."""
-    place = Path(folder) if folder else Path("runs") / "compare-runs"
-    if len({str(Path(word).resolve()) for word in words}) < len(words):
-        raise ConfigError("a run is named twice")
-    jobs = existing_jobs(words, settings, place)
-    place.mkdir(parents=True, exist_ok=True)
-    lock = acquire(place / ".lock", f"another process is comparing in {place}: wait for it, or stop it")
-    try:
-        overview = Overview()
-        pool = Pool(settings.jobs, settings.threads or torch.get_num_threads(), overview.changed, overview.tick)
-        with overview.of(jobs):
-            pool.run(jobs)
-        runs: list[RunScores] = [one for job in jobs for one in load_scores(job.result)]
-        notes = ["Runs as they are: their budgets and settings may differ."]
-        found = Comparison("runs", "as trained", rows_of(runs), runs, notes=notes, folder=str(place))
-        found.save(place)
-        write_page(found, place)
-        return found
-    finally:
-        lock.close()
-
-
-def short_names(words: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell them apart."""
-    paths = [Path(word).expanduser().resolve() for word in words]
-    for num in range(1, max(len(path.parts) for path in paths)):
-        names = ["/".join(path.parts[-num:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [str(path) for path in paths]
-
-
-def existing_jobs(words: Sequence[str], settings: CompareSettings, place: Path) -> list[Job]:
-    """Raises ConfigError for a folder without a finished model."""
-    rows: dict[str, str] = {}  # by settings without name and seed
-    found = []
-    for word, name in zip(words, short_names(words)):
-        opened = open_run(word)
-        config = opened.config
-        opened.saved()
-        same = to_yaml(config.model_copy(update={"name": "run", "seed": 0, "output_dir": "runs"}))
-        row = rows.setdefault(same, name)
-        labels = label_counts(config.data) if isinstance(config.data, ImagePart) else {}
-        found.append(
-            Job(
-                do="existing",
-                folder=str(place / name.replace("/", "-")),
-                row=row,
-                seed=config.seed,
-                labels=labels if settings.finetune_steps and config.model.task == "pretraining" else {},
-                classes=len(config.data.class_names()) if labels and isinstance(config.data, ImagePart) else 0,
-                finetune_steps=settings.finetune_steps,
-                path=str(word),
-                code=[str(file) for file in allowed_files()],
-            )
-        )
-    return found

@@ -271,8 +271,16 @@ def next_folder(folder: Path) -> Path:
 
 def check_name(name: str) -> str:
     """The name, if it is one part of a path that stays where it is put. Raises ConfigError."""
+    try:
+        return one_part(name)
+    except ValueError as err:
+        raise ConfigError(str(err)) from None
+
+
+def one_part(name: str) -> str:
+    """`check_name` as pydantic asks for it. Raises ValueError."""
     if not name or name in (".", "..") or any(mark in name for mark in "/\\\0") or len(name.encode()) > 200:
-        raise ConfigError(f"'{name}' is not a name: one part of a path is, without / and not . or ..")
+        raise ValueError(f"'{name}' is not a name: one part of a path is, without / and not . or ..")
     return name
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol, cast
 import fsspec
 from huggingface_hub import constants
 
+from ..core.belonging import stays_inside
 from ..core.files import first_line, replacing
 from ..core.hub import unreachable
 from ..core.remote import filled_in, without_secrets
@@ -155,6 +156,9 @@ def _files(found: dict[str, dict[str, object]], base: str) -> list[There]:
 
 
 def _there(name: str, path: str, about: dict[str, object]) -> There:
+    """A file of a listing, which may be anybody's. Raises ConfigError for a name that leads out of the source."""
+    if not stays_inside(name):
+        raise ConfigError(f"data.source: {name[:200]!a} is a file outside of the source that lists it")
     size = about.get("size")
     stamp = next((str(about[key]) for key in ("ETag", "etag", "oid", "LastModified", "mtime") if about.get(key)), "")
     return There(name, path, int(size) if isinstance(size, int | float) else -1, stamp)

@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core.files import first_line
+from ..core.files import first_line, one_part
 from ..errors import ConfigError, DamagedFile
 
 INDEX, JOURNAL, SKIPPED = "index.json", "index.partial", "rows.skipped.jsonl"
@@ -13,9 +14,9 @@ VERSION = 1
 
 
 class Shard(BaseModel):
-    """A file. labels: its rows by class id."""
+    """A file, which lies beside the index. labels: its rows by class id."""
 
-    file: str
+    file: Annotated[str, AfterValidator(one_part)]
     rows: int
     bytes: int
     sha256: str

@@ -5,6 +5,7 @@ While it works, `index.partial` names the finished shards, a line each, with the
 are cut by their number and size alone, so that shards are the same whether it was stopped or not.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,8 +15,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from ..core.belonging import check_own_folder, make_folder
 from ..core.config import validated
-from ..core.files import check_target, clean, first_line, locked, replacing, to_json, write_json, write_text
+from ..core.files import clean, first_line, from_json, locked, replacing, to_json, write_json, write_text
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit
 from .rows import FIRST, RowPlace
@@ -110,7 +112,7 @@ def shard(
         **chosen.model_dump(mode="json", exclude={"format", "num_workers"}),
         "rows": {split: len(one.rows) if isinstance(one.rows, Sized) else None for split, one in contents.items()},
     }
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     with locked(output / LOCK, f"another process is writing {output}"):
         clean(output)
         journal = Journal(output, said)
@@ -135,9 +137,7 @@ def check_folder(output: Path) -> None:
     """Raises ConfigError for a folder that may not be written: it is somebody else's, or finished."""
     if (output / INDEX).exists() and not (output / JOURNAL).exists():
         raise ConfigError(f"{output} holds shards already; name another folder, or remove it")
-    there = [one.name for one in output.iterdir()] if output.is_dir() else []
-    if JOURNAL not in there and there != [LOCK]:
-        check_target(output)
+    check_own_folder(output, (JOURNAL,), LOCK)
 
 
 def opened(part: TableSettings, settings: ShardSettings) -> dict[Role, Content]:
@@ -164,11 +164,14 @@ class Journal:
         if not self.file.exists():
             write_text(self.file, to_json(settings) + "\n")
             return
-        head, *lines = self.file.read_bytes().splitlines(keepends=True)
-        if json.loads(head) != json.loads(to_json(settings)):
+        head, *lines = self.file.read_bytes().splitlines(keepends=True) or [b""]
+        before, now = begun_with(head), json.loads(to_json(settings))
+        if before is None:
+            raise ConfigError(f"{self.file} is not of this command: name another folder")
+        if before != now:
             raise ConfigError(
-                f"{folder} was begun with other settings ({changed(json.loads(head), json.loads(to_json(settings)))}): "
-                "repeat the command as it was, or name another folder"
+                f"{folder} was begun with other settings ({changed(before, now)}): repeat the command as it was, or "
+                "name another folder"
             )
         good = len(head)
         for line in lines:
@@ -220,6 +223,15 @@ class Journal:
         write_json(self.folder / INDEX, index.model_dump())
         self.file.unlink()
         return index
+
+
+def begun_with(line: bytes) -> dict[str, object] | None:
+    """The settings that the first line of a journal holds; None where it is no journal."""
+    with contextlib.suppress(ValueError):
+        found = from_json(line)
+        if isinstance(found, dict) and "data" in found:
+            return found
+    return None
 
 
 def changed(before: object, now: object, name: str = "") -> str:

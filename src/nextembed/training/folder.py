@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from ..core import distributed
+from ..core.belonging import check_links
 from ..core.files import acquire, free_folder, write_text
 from ..errors import NextEmbedError
 from .checkpoint import clean, last_checkpoint
@@ -27,6 +28,8 @@ def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
     held: list[IO[bytes]] = []
 
     def take() -> Path:
+        if resume:
+            check_links(folder)  # somebody else may have made them, before the run came here
         run_dir = folder if resume else free_folder(folder.parent, folder.name, exact)
         held.append(acquire(run_dir / LOCK, f"another process is training in {run_dir}: wait for it, or stop it"))
         if resume:

@@ -15,6 +15,7 @@ from nextembed.comparison.configs import (
     with_length,
     with_tokenizer,
 )
+from nextembed.comparison.place import held
 from nextembed.comparison.settings import CompareSettings
 from nextembed.errors import ConfigError
 from nextembed.objectives import LeJepaSettings
@@ -129,13 +130,18 @@ def test_wrong_sources(what, words: str, tmp_path) -> None:
 
 def test_a_folder_of_another_comparison(base, tmp_path) -> None:
     own = chosen_objectives(["nepa"])
-    Plan(base, own, CompareSettings(images_seen=100, seeds=1), tmp_path, "x").check_folder()
-    Plan(base, own, CompareSettings(images_seen=100, seeds=2, jobs=2), tmp_path, "x").check_folder()  # more seeds
+
+    def check(base, **settings) -> None:
+        with held(tmp_path) as before:
+            Plan(base, own, CompareSettings(**settings), tmp_path, "x").check_folder(before)
+
+    check(base, images_seen=100, seeds=1)
+    check(base, images_seen=100, seeds=2, jobs=2)  # more seeds
     with pytest.raises(ConfigError, match=r"other settings \(images_seen\); give another --folder"):
-        Plan(base, own, CompareSettings(images_seen=200), tmp_path, "x").check_folder()
+        check(base, images_seen=200)
     other = base.model_copy(update={"train": base.train.model_copy(update={"batch_size": 4})})
     with pytest.raises(ConfigError, match="its data, model or training"):
-        Plan(other, own, CompareSettings(images_seen=100), tmp_path, "x").check_folder()
+        check(other, images_seen=100)
 
 
 def test_a_tokenizer_is_of_the_images_of_the_comparison(base) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import NamedTuple
 
+from ...core.belonging import make_folder
 from ...core.config import validated
 from ...core.files import clean, locked, to_json, write_json, write_text
 from ...data.images import ImagePart
@@ -17,6 +18,8 @@ from .on_ray import Task, compute
 from .parts import Skipped
 from .settings import ManySettings
 from .shard_writing import (
+    LOCK,
+    OWN,
     SKIPPED_FILE,
     Work,
     Written,
@@ -84,8 +87,8 @@ def embed_many(
     if total == 0:
         raise ConfigError("data: there are no images to embed")
     saved = describe(encoder, data, chosen, total) | {"shard_rows": many.shard_rows}
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / "lock", f"another process is writing {folder}"):
+    make_folder(folder)
+    with locked(folder / LOCK, f"another process is writing {folder}"):
         clean(folder)
         begin_folder(folder, saved, overwrite)
         own = Work(encoder, data, rows, chosen, folder, saved)
@@ -100,7 +103,7 @@ def embed_many(
         every: list[Skipped] = [{"row": None, "key": key, "reason": reason} for key, reason in left_out]
         every += [one for file in files for one in file.skipped]
         finish(own, files, every)
-        (folder / "lock").unlink(missing_ok=True)
+        (folder / LOCK).unlink(missing_ok=True)
     num_rows, skipped_file = sum(one.rows for one in files), folder / SKIPPED_FILE
     return EmbeddedMany(folder, len(files), num_rows, resumed, every, skipped_file, time.monotonic() - began)
 
@@ -149,7 +152,7 @@ def finish(own: Work, files: list[Written], skipped: list[Skipped]) -> None:
         raise DataError(f"none of the {len(skipped)} images is readable: {' '.join(first.split())}")
     names = {one.file for one in files}
     for path in own.folder.glob("features-*.parquet"):
-        if path.name not in names:
+        if path.name not in names and OWN.fullmatch(path.name):
             path.unlink()
     if skipped:
         write_text(own.folder / SKIPPED_FILE, "".join(to_json(one) + "\n" for one in skipped))

@@ -152,6 +152,8 @@ class Parts:
             strange = [name for name in names if not (OWN.fullmatch(name) or SCRATCH_NAME.fullmatch(name))]
             if "settings.json" not in names:
                 strange += [name for name in names if name.endswith(".parquet")]
+            elif _read_settings(self.folder / "settings.json") is None:
+                strange += ["settings.json"]
             if strange:
                 raise ConfigError(f"{self.folder} holds {strange[0]}, not of this command: name another output")
         if self.skipped_file.exists() and not _names_skipped(self.skipped_file):

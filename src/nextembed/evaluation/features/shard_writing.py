@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...core.belonging import check_own_folder
 from ...core.config import validated
 from ...core.files import SCRATCH_NAME, from_json, read_text, replacing, to_json, write_json
 from ...data.images import ImagePart
@@ -22,7 +24,8 @@ from .settings import EmbedSettings
 from .stored import BEGUN, LIST
 
 SHARD = b"nextembed_shard"  # key of a file's metadata: the rows it stands for, and those that were left out
-SKIPPED_FILE = "features.skipped.jsonl"
+SKIPPED_FILE, LOCK = "features.skipped.jsonl", "lock"
+OWN = re.compile(r"features-\d{6,}\.parquet|" + "|".join(map(re.escape, (LIST, BEGUN, SKIPPED_FILE, LOCK))))
 
 
 class Written(NamedTuple):
@@ -103,17 +106,23 @@ def check_output(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; --shard-rows writes a folder")
     names = os.listdir(folder) if folder.is_dir() else []
-    strange = [one for one in names if not own_name(one)]
+    strange = [one for one in names if not OWN.fullmatch(one) and not SCRATCH_NAME.fullmatch(one)]
+    strange += [one for one in (BEGUN, LIST) if one in names and not _is_ours(folder / one)]
     if strange:
         raise ConfigError(f"{folder} holds {min(strange)}, not of this command: name another folder")
+    check_own_folder(folder, (BEGUN, LIST), LOCK)
     if LIST in names and BEGUN not in names and not overwrite:
         raise ConfigError(f"{folder} holds features already; --overwrite replaces them")
 
 
-def own_name(name: str) -> bool:
-    """Whether a file in a folder of features is one that is written here."""
-    is_part = name.startswith("features-") and name.endswith(".parquet")
-    return is_part or name in (LIST, BEGUN, SKIPPED_FILE, "lock") or SCRATCH_NAME.fullmatch(name) is not None
+def _is_ours(file: Path) -> bool:
+    """Whether a file that says what a folder holds was written here."""
+    try:
+        found = from_json(read_text(file))
+    except (ValueError, ConfigError):
+        return False
+    said = found.get("settings") if isinstance(found, dict) and file.name == LIST else found
+    return isinstance(said, dict) and "shard_rows" in said
 
 
 def begin_folder(folder: Path, saved: dict[str, object], overwrite: bool) -> None:
