@@ -40,6 +40,7 @@ from .training.banner import (
     step_seconds,
 )
 from .training.checkpoint import check_model, checkpoint_step, resume_place, start_state, whole_checkpoint
+from .training.compiled import compiles
 from .training.drawing import Drawings
 from .training.folder import begun_by_launch, opened
 from .training.loop import Judges, Loop, Source
@@ -205,7 +206,12 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         run_dir,
         Source(loader, advance, loader.num_rows, loader.facts, loader.shares),
         config.seed,
-        Judges([records, progress, Pace(progress.say), *drawings(config, objective, run_dir)], probe, task.metric),
+        Judges(
+            [records, progress, Pace(progress.say), *drawings(config, objective, run_dir)],
+            probe,
+            task.metric,
+            progress.say,
+        ),
         part.processor(),
     )
     if (why := model.inexact()) and loop.num_micro_batches * distributed.world_size() > 1:
@@ -226,6 +232,7 @@ def fitted(config: RunConfig, model: PretrainingModel, loading: dict[str, Any], 
     if train.gradient_checkpointing and not config.train.gradient_checkpointing:
         recompute_activations(cast(PreTrainedModel, model.backbone))
     check_memory(train, config.optim, model, loading)
+    train = train.model_copy(update={"compile": compiles(train, packed="max_length" in loading)})
     return config.model_copy(update={"train": train})
 
 

@@ -12,6 +12,7 @@ from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training.adapt import adapt
 from nextembed.training.loop import Judges, Loop, Source
 from nextembed.training.settings import TrainConfig
+from nextembed.training.watch import quiet
 
 STATE_FILE = "state/shard-00001-model-00001-of-00001.safetensors"  # of a checkpoint of one rank
 MODEL = {
@@ -55,7 +56,7 @@ def model(seed: int = 0, objective=None, **settings) -> PretrainingModel:
     return PretrainingModel(backbone, (objective or NextEmbeddingSettings()).build(backbone))
 
 
-def trainer(run_dir: Path, net=None, optim=None, start=None, watchers=(), probe=None, **train) -> Loop:
+def trainer(run_dir: Path, net=None, optim=None, start=None, watchers=(), probe=None, say=quiet, **train) -> Loop:
     values = {"batch_size": 16, "max_steps": 6, "log_steps": 2, "save_steps": 2, "device": "cpu", "trackers": []}
     config = TrainConfig(**(values | train))
     optim = optim or OptimConfig(learning_rate=1e-2 * 16 / 256, warmup_steps=2)
@@ -63,7 +64,7 @@ def trainer(run_dir: Path, net=None, optim=None, start=None, watchers=(), probe=
     net = net or model()
     run_dir.mkdir(parents=True, exist_ok=True)
     adapt(net.backbone, config)
-    return Loop(net, config, optim, run_dir, Source(batches, advance, 64), 0, Judges(watchers, probe))
+    return Loop(net, config, optim, run_dir, Source(batches, advance, 64), 0, Judges(watchers, probe, say=say))
 
 
 def weights(run_dir: Path, name: str = "model") -> dict[str, torch.Tensor]:

@@ -40,9 +40,8 @@ def uniform(num_samples: int, num: int, stream: int, device: torch.device) -> Te
     seeds = _SEEDS.get()
     if seeds is None or len(seeds) != num_samples:  # e.g. a model in training mode that somebody else calls
         return torch.rand(num_samples, num, device=device)
-    places = torch.arange(1, num + 1, device=device) + (stream << 20)
-    bits = _mixed(_mixed(seeds.to(device)[:, None]) + places * GOLDEN)
-    return (bits >> 40 & (1 << 24) - 1).float() * 2.0**-24
+    draw = _opaque if torch.compiler.is_compiling() else _uniform
+    return draw(seeds.to(device), num, stream)
 
 
 def normal(num_samples: int, num: int, stream: int, device: torch.device) -> Tensor:
@@ -70,6 +69,23 @@ def seeds_within(rows: Tensor) -> Tensor | None:
         return None
     place = torch.arange(len(rows), device=rows.device) - torch.searchsorted(rows, rows)
     return _mixed(seeds.to(rows.device)[rows] + (place + 1) * GOLDEN)
+
+
+def _uniform(seeds: Tensor, num: int, stream: int) -> Tensor:
+    places = torch.arange(1, num + 1, device=seeds.device) + (stream << 20)
+    bits = _mixed(_mixed(seeds[:, None]) + places * GOLDEN)
+    return (bits >> 40 & (1 << 24) - 1).float() * 2.0**-24
+
+
+@torch.library.custom_op("nextembed::uniform", mutates_args=())
+def _opaque(seeds: Tensor, num: int, stream: int) -> Tensor:
+    """The same for the compiler, which cannot look inside: it would fold the constants into one above 64 bits."""
+    return _uniform(seeds, num, stream)
+
+
+@_opaque.register_fake
+def _(seeds: Tensor, num: int, stream: int) -> Tensor:
+    return seeds.new_empty(len(seeds), num, dtype=torch.float32)
 
 
 def _mixed(x: Tensor) -> Tensor:

@@ -205,11 +205,6 @@ def write_adapter(backbone: PreTrainedModel, state: dict[str, Tensor], folder: P
     save_file({names[n]: t.contiguous().clone() for n, t in own.items()}, folder / "adapter_model.safetensors")
 
 
-def compile_model(model: PretrainingModel) -> None:
-    """torch.compile in place: parameter names stay as they are. Compiles at the first step."""
-    model.compile()
-
-
 def shard(model: PretrainingModel) -> PretrainingModel:
     """Shards weights, gradients and optimizer over the ranks (FSDP2); blocks of the backbone are gathered in turn."""
     names = set(model.backbone._no_split_modules or [])  # type: ignore[union-attr, arg-type]

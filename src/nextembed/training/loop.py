@@ -12,6 +12,7 @@
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,10 +30,11 @@ from ..core.types import Batch
 from ..data.stream import checked_workers
 from ..errors import ConfigError, DataError, TrainingError
 from . import checkpoint
-from .adapt import compile_model, only_last_syncs, shard
+from .adapt import only_last_syncs, shard
+from .compiled import Compiled
 from .optim import build_optimizer, check_parts, set_learning_rates
 from .settings import TrainConfig, check_places
-from .watch import Averages, EmaWeights, Interrupted, OnlineProbe, Probe, Trackers, Watcher
+from .watch import Averages, EmaWeights, Interrupted, OnlineProbe, Probe, Say, Trackers, Watcher, quiet
 
 Advance = Callable[[dict[str, Any] | None, Tensor], dict[str, Any]]
 
@@ -60,12 +62,13 @@ class Judges(NamedTuple):
 
     watchers: told what happens. probe: backbone -> scores by name, run every `config.probe_steps`; None where there is
     nothing to probe on. best: the name among them (its EMA twin, where weights are averaged) whose best weights are
-    kept in RUN/best.
+    kept in RUN/best. say: told what the loop itself has to say.
     """
 
     watchers: Sequence[Watcher] = ()
     probe: Probe | None = None
     best: str | None = None
+    say: Say = quiet
 
 
 class Loop:
@@ -112,8 +115,7 @@ class Loop:
         self.device = self.accelerator.device
         self.bare = model.to(self.device)
         self.model: nn.Module = shard(model) if config.fsdp else self.accelerator.prepare_model(model)
-        if config.compile:
-            compile_model(self.bare)
+        self.compiled = Compiled(self.bare, bool(config.compile), judges.say)
         self.optimizer = build_optimizer(self.bare, optim)
         per_epoch = num_samples / config.batch_size if num_samples else None
         self.warmup_steps = optim.num_warmup_steps(self.max_steps, per_epoch)
@@ -157,12 +159,9 @@ class Loop:
                 counts = [self.bare.objective.count_targets(batch).long().reshape(-1) for batch in window]
                 totals = self.over_ranks(counts)
                 self.bare.objective.diagnose = self.logs_at(self.step + 1)
-                for number, batch in enumerate(window):
-                    with only_last_syncs(self.model, number == len(window) - 1):
-                        output = self.forward(batch, number)
-                        assert output.loss_sum is not None
-                        (output.loss_sum * (_world() / totals)).sum().backward()
-                    self.watch(output, counts[number])
+                outputs = self.compiled.run(partial(self.gradients, window, totals), self.optimizer.zero_grad)
+                for output, count in zip(outputs, counts):
+                    self.watch(output, count)
                 self.update()
                 self.end_of_step()
         self.trackers.close()
@@ -189,6 +188,17 @@ class Loop:
         if signum:  # seen at the same step by all, so that all stop and save together
             self.stop_signal = max(int(s) for s in distributed.gather_objects(self.signals.received))
         return torch.stack(totals).clamp(min=1).to(self.device)
+
+    def gradients(self, window: list[Batch], totals: Tensor) -> list[ObjectiveOutput]:
+        """Adds up the gradient of a step; gives what the objective said of each micro batch, without its graph."""
+        outputs = []
+        for number, batch in enumerate(window):
+            with only_last_syncs(self.model, number == len(window) - 1):
+                output = self.forward(batch, number)
+                assert output.loss_sum is not None
+                (output.loss_sum * (_world() / totals)).sum().backward()
+            outputs.append(ObjectiveOutput(output.loss_sum.detach(), output.num_targets, output.metrics))
+        return outputs
 
     def forward(self, batch: Batch, number: int) -> ObjectiveOutput:
         """One micro batch, the `number`th of its step."""

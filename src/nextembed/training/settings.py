@@ -21,7 +21,8 @@ class TrainConfig(Config):
         max_steps: length in optimizer steps; give either this or epochs.
         epochs: length in passes over the data; give either this or max_steps.
         precision: "bf16" is autocast; weights and optimizer stay float32.
-        compile: compiles the model with torch.compile: a slow start, then faster steps.
+        compile: compiles the model with torch.compile: a slow start, then faster steps; if that fails, training
+            continues without it. null: for images on CUDA, from 2,000 steps on.
         gradient_checkpointing: recomputes the activations of the layers in the backward pass, which saves memory;
             null: where a step does not fit otherwise.
         attn_implementation: how attention is computed: "sdpa", "eager", "flex_attention"; null: the model's choice.
@@ -44,7 +45,7 @@ class TrainConfig(Config):
     max_steps: int | None = Field(None, ge=1, le=10**15)
     epochs: float | None = Field(None, gt=0, le=1e9)
     precision: Literal["float32", "bf16"] = "float32"
-    compile: bool = False
+    compile: bool | None = None
     gradient_checkpointing: bool | None = None
     attn_implementation: str | None = None
     ema_decay: float | None = Field(None, gt=0, lt=1)

@@ -29,6 +29,10 @@ Say = Callable[[str], None]
 Warnings = Callable[[list[dict[str, Any]]], list[str]]
 
 
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
 class Interrupted(NextEmbedError):
     """Training was stopped by a signal, and saved; the message holds the command that resumes it."""
 
