@@ -199,6 +199,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     probed = config.train.probe_steps is not None and distributed.is_main()
     probe = task.quick(config, backbone, objective, loading, progress.say) if probed else None
     records = Records(run_dir / "metrics.jsonl", config.objective.warnings, progress.say, step)
+    watchers = [records, progress, Pace(progress.say), *drawings(config, objective, run_dir)]
     loop = Loop(
         model,
         config.train,
@@ -206,12 +207,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         run_dir,
         Source(loader, advance, loader.num_rows, loader.facts, loader.shares),
         config.seed,
-        Judges(
-            [records, progress, Pace(progress.say), *drawings(config, objective, run_dir)],
-            probe,
-            task.metric,
-            progress.say,
-        ),
+        Judges(watchers, probe, task.metric, progress.say),
         part.processor(),
     )
     if (why := model.inexact()) and loop.num_micro_batches * distributed.world_size() > 1:

@@ -68,9 +68,9 @@ def checked_base(config: RunConfig) -> RunConfig:
         raise ConfigError("a comparison trains new models: model.kind=vit_nepa without model.pretrained")
     if config.train.fsdp:
         raise ConfigError("a comparison runs each model on one device: train.fsdp=false")
+    data = config.data
     if config.train.compile is None:  # compiling takes of the minutes, of each row another share
         config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
-    data = config.data
     if data.class_names() and data.validation_rate is None and isinstance(data.training_rows(), Rows):
         try:
             data.split_rows("validation")

@@ -36,20 +36,22 @@ class Cell:
 
 @dataclass
 class TableRow:
-    """All seeds of one objective or baseline. verdicts: how many runs ended with each."""
+    """All seeds of one objective or baseline. verdicts: how many runs ended with each; below: baselines whose linear
+    probe is as good or better."""
 
     name: str
     kind: str
     num: Count
     cells: dict[str, Cell] = field(default_factory=dict)
     verdicts: dict[str, Count] = field(default_factory=dict)
+    below: list[str] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
-        """ "learning", or "learning 2, collapsed 1"."""
-        if len(self.verdicts) == 1:
-            return next(iter(self.verdicts))
-        return ", ".join(f"{word} {num}" for word, num in self.verdicts.items())
+        """ "learning", or "learning 2, collapsed 1"; and what it is not above: "learning, not above raw pixels"."""
+        one = len(self.verdicts) == 1
+        words = [word if one else f"{word} {num}" for word, num in self.verdicts.items()]
+        return ", ".join([*words, *([f"not above {' and '.join(self.below)}"] if self.below else [])])
 
 
 @dataclass
@@ -196,6 +198,10 @@ def rows_of(runs: Sequence[RunScores]) -> list[TableRow]:
     """Rows of the table, in the order in which they come first; baselines after the others."""
     names = list(dict.fromkeys(run.row for run in runs))
     found = [row_of(name, [run for run in runs if run.row == name]) for name in names]
+    judges = [row for row in found if row.kind == "baseline" and "linear" in row.cells]
+    for row in found:
+        if row.kind != "baseline" and (own := row.cells.get("linear")):
+            row.below = [one.name for one in judges if own.mean <= one.cells["linear"].mean]
     return sorted(found, key=lambda row: KINDS.get(row.kind, 0))
 
 

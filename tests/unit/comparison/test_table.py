@@ -82,3 +82,19 @@ def test_the_page_has_every_row_and_nothing_from_elsewhere() -> None:
 def test_terminal_and_notebook_show_the_rows() -> None:
     assert "60.0 ± 10.0" in str(made())
     assert "<td>60.0 ± 10.0</td>" in made()._repr_html_()
+
+
+def test_a_row_that_is_not_above_a_baseline_says_so():
+    """Means of the linear probe; a baseline that has none judges nothing."""
+    runs = [
+        RunScores("nepa", 0, values={"linear": 0.5}, verdict="learning"),
+        RunScores("nepa", 1, values={"linear": 0.7}, verdict="learning"),
+        RunScores("mae", 0, values={"linear": 0.9}, verdict="learning"),
+        RunScores("cpc", 0, values={"linear": 0.1}, verdict="collapsed"),
+        RunScores("untrained", 0, kind="baseline", values={"linear": 0.3}),
+        RunScores("raw pixels", 0, kind="baseline", values={"linear": 0.6}),
+        RunScores("from scratch", 0, kind="baseline", values={"finetune_1": 0.99}),
+    ]
+    found = {row.name: row.verdict for row in rows_of(runs)}
+    assert found["nepa"] == "learning, not above raw pixels" and found["mae"] == "learning"
+    assert found["cpc"] == "collapsed, not above untrained and raw pixels" and found["untrained"] == ""
