@@ -22,6 +22,7 @@ from nextembed.tasks import Pretraining
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks
 WORDS = ["nepa_demo_tiny", "data.num_workers=2", "data.cache=off", "train.device=cpu", "train.trackers=[]",
          "probe.enabled=false", "train.log_steps=10", "train.max_steps=25", "train.save_steps=1000"]  # fmt: skip
+PATIENCE = 60  # seconds, of a machine that has much else to do
 
 
 def in_batch(number, action):
@@ -41,8 +42,13 @@ def to_group(signum):
 
 
 def hang():
+    """In a worker: it never gives its batch. The main process saves and ends without it, and takes it along; where it
+    does not, the second signal finds it waiting."""
+    main_process = os.getppid()
     os.killpg(0, signal.SIGTERM)
-    time.sleep(4)  # the main process has saved by then
+    end = time.monotonic() + PATIENCE
+    while os.getppid() == main_process and time.monotonic() < end:
+        time.sleep(0.05)
     os.killpg(0, signal.SIGTERM)
     time.sleep(1000)
 
@@ -98,7 +104,7 @@ def left(group: int) -> int:
 
 def result(folder: Path, scenario: str, pid: int) -> list:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    end = time.monotonic() + 8  # a worker looks every five seconds whether its parent lives
+    end = time.monotonic() + PATIENCE  # a worker looks every five seconds whether its parent lives
     while left(pid) and time.monotonic() < end:
         time.sleep(0.1)
     said = (folder / f"{scenario}.txt").read_text().strip().splitlines() or [""]

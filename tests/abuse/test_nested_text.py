@@ -40,11 +40,11 @@ BAD_YAML = {
 
 @pytest.mark.parametrize("name", BAD_YAML)
 def test_bad_yaml_is_one_line_at_once(name):
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=r"^the text ") as caught:
         read_yaml(BAD_YAML[name], "the text")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_aliases_within_reason_are_read():

@@ -1,9 +1,12 @@
 """Run folders: names, two starts at once, what is removed after an error, and small files that are damaged."""
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import time
+import traceback
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -99,10 +102,11 @@ def test_ten_processes_that_start_at_once_have_a_folder_each(tmp_path):
     for _ in range(10):
         pid = os.fork()
         if pid == 0:
-            while not gate.exists():
-                time.sleep(0.001)
-            with opened(tmp_path / "runs" / "run", resume=False) as run_dir, open(run_dir / "mine", "x"):
-                os._exit(0)
+            with leaving():
+                while not gate.exists():
+                    time.sleep(0.001)
+                with opened(tmp_path / "runs" / "run", resume=False) as run_dir, open(run_dir / "mine", "x"):
+                    pass
         children.append(pid)
     gate.touch()
     assert all(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in children)
@@ -162,9 +166,20 @@ def test_a_lock_ends_with_its_process_though_a_data_worker_goes_on(tmp_path):
         os.waitpid(pid, 0)
 
 
-def of_rank(rank, folder):
+@contextlib.contextmanager
+def leaving():
+    """A forked child ends here, whatever happens, and goes on with no test."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
+def of_rank(rank, port, folder):
     """What a rank gets."""
-    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29631", "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
     AcceleratorState._reset_state(reset_partial_state=True)  # of what this process has trained before it was forked
     distributed.start("cpu")
     with opened(folder, resume=False) as run_dir:
@@ -180,12 +195,15 @@ def of_rank(rank, folder):
 def test_what_rank_0_meets_reaches_every_rank(tmp_path):
     """Else the others wait for ever for a rank that has ended."""
     children = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     for rank in range(2):
         pid = os.fork()
         if pid == 0:
-            signal.alarm(60)
-            (tmp_path / f"rank-{rank}").write_text("\n".join(of_rank(rank, tmp_path / "run")))
-            os._exit(0)
+            with leaving():
+                signal.alarm(300)
+                (tmp_path / f"rank-{rank}").write_text("\n".join(of_rank(rank, port, tmp_path / "run")))
         children.append(pid)
     assert all(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0 for pid in children)
     busy = f"ConfigError: another process is training in {tmp_path}/run: wait for it, or stop it"

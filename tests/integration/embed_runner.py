@@ -19,10 +19,15 @@ def child(checkpoint: str, source: str, streaming: bool, output: Path, kill_at: 
     if pid == 0:
         data = ImageData(source=source, streaming=streaming)
         place = {"layer": 1, "pooling": "mean", "attention": "causal", "weights": "raw"}
-        pause = 0.1 if kill_at else 0  # so that there is a moment to kill it
+
+        def report(*_: object) -> None:
+            """There is a moment to kill it, whatever else the machine does."""
+            if kill_at:
+                late = len(list(Path(f"{output}.parts").glob("part-*.parquet"))) > kill_at + 1
+                time.sleep(60 if late else 0.1)
+
         embed(
-            checkpoint, data, output, batch_size=4, part_seconds=0, report=lambda *_: time.sleep(pause),
-            num_workers=1, limit=58, **place,
+            checkpoint, data, output, batch_size=4, part_seconds=0, report=report, num_workers=1, limit=58, **place
         )  # fmt: skip
         os._exit(0)
     parts = Path(f"{output}.parts")

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 from rank_runner import fork_ranks
+from torch.distributed import distributed_c10d
 
 from nextembed.core import distributed
 from nextembed.errors import DataError
@@ -16,8 +17,8 @@ from nextembed.tasks.pretraining import probe
 
 def wait() -> None:
     """One rank takes longer than an exchange may."""
-    assert distributed.on_main(lambda: time.sleep(3) or "done") == "done"
-    found = distributed.together(lambda: time.sleep(3 * (distributed.rank() == 1)) or distributed.rank())
+    assert distributed.on_main(lambda: time.sleep(4) or "done") == "done"
+    found = distributed.together(lambda: time.sleep(4 * (distributed.rank() == 1)) or distributed.rank())
     assert found == int(os.environ["RANK"])
 
 
@@ -41,8 +42,10 @@ def fail() -> None:
 if __name__ == "__main__":
     fork_ranks(2)
     what, *words = sys.argv[1:]
-    dist.init_process_group("gloo", timeout=timedelta(seconds=1 if what == "wait" else 300))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=300))
     distributed.patient_group()  # as `distributed.start` makes it
+    if what == "wait":  # not while the ranks meet, which may take longer than two seconds on a busy machine
+        distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD)
     if what == "probe":
         table = probe(open_run(words[0]), all_ranks=True)
         if distributed.is_main():

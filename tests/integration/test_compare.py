@@ -144,15 +144,15 @@ def test_a_process_that_is_killed_is_named_and_gone_on_with(base, tmp_path) -> N
     whole = subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, start_new_session=True)
     run = out / "nepa" / "seed-0" / "run"
     log = run / "metrics.jsonl"
-    for _ in range(1200):
-        if any((run / "checkpoints").glob("step-*/*")):
+    for _ in range(3000):
+        if any((run / "checkpoints").glob("step-*/*")) and log.is_file() and "\n" in log.read_text():
             break
         assert whole.poll() is None, whole.stderr and whole.stderr.read().decode()[-2000:]
         time.sleep(0.1)
     os.killpg(whole.pid, signal.SIGKILL)
     whole.wait()
     before = json.loads(log.read_text().splitlines()[0])
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(log.read_text().splitlines()[0]) == before, "it began anew"
     found = Comparison.load(out / "comparison.json")

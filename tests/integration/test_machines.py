@@ -75,7 +75,11 @@ def agents(num: int, rdzv_id: str, *words: object) -> list[tuple[int, str]]:
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         for _ in range(num)
     ]
-    said = [one.communicate(timeout=400)[0] for one in started]
+    try:
+        said = [one.communicate(timeout=400)[0] for one in started]
+    finally:
+        for one in started:
+            one.kill()
     return [(one.returncode, text) for one, text in zip(started, said)]
 
 

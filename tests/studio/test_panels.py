@@ -110,7 +110,7 @@ def test_talk_with_an_image_and_see_the_prompt(watch, files: dict[str, str]) -> 
     page = watch("Talk and paint").page
     choose(page, "emu_emoji")
     page.locator("input[type=file]").first.set_input_files(files["good"])
-    page.wait_for_timeout(700)
+    page.locator(".thumbnail-item img").first.wait_for()  # it has arrived
     page.get_by_placeholder("Write, and drop").fill("What is this?")
     page.keyboard.press("Enter")
     page.locator(".bot.message, [data-testid=bot]").first.wait_for()

@@ -152,7 +152,9 @@ def test_errors_are_one_line_and_quick(web) -> None:
         begun = time.monotonic()
         with pytest.raises(ConfigError, match=f"data.source: .*{words}") as caught:
             find_origin(source)
-        assert "\n" not in str(caught.value) and time.monotonic() - begun < 8
+        assert (
+            "\n" not in str(caught.value) and time.monotonic() - begun < 14
+        )  # three times the limit of a connection is 15
 
 
 @pytest.mark.parametrize(
