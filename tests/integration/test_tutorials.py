@@ -58,6 +58,7 @@ def test_the_tutorial_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for number in range(12):
             Image.new("RGB", (24 + number, 24), colour).save(f"photos/{name}/{number}.png")
     text = COMPARISON.read_text(encoding="utf-8")
+    text = text.replace("\\\n", " ")
     lines = [line for language, block in FENCE.findall(text) if language == "sh" for line in block.splitlines()]
     first, full, _, tuned, longer = (shlex.split(line)[1:] for line in lines)
     assert [words[0] for words in (first, full, tuned, longer)] == ["compare", "compare", "train", "train"]
