@@ -1,6 +1,6 @@
 """Where a Parquet file is damaged, or has other columns than the files beside it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from ..core.files import first_line
 from ..errors import DamagedFile
+from .remote import fetched
 
 
 def find_fault(files: Sequence[str], suspect: str | None = None) -> tuple[str, ValueError] | None:
@@ -71,3 +72,15 @@ def cannot_read(file: object, err: Exception, builder: str) -> DamagedFile:
 def reason_in(err: Exception) -> str:
     """What a reader says of a file, in one line."""
     return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]
+
+
+def remote_rows(files: list[str]) -> Iterator[Mapping[str, object]]:
+    """The rows of remote Parquet files. Raises DamagedFile for one that cannot be read."""
+    for file in files:
+        with fetched(file) as local:
+            try:
+                with parquet.ParquetFile(local) as table:
+                    for batch in table.iter_batches(batch_size=64):
+                        yield from batch.to_pylist()
+            except (OSError, pa.ArrowException) as err:
+                raise cannot_read(file, err, "parquet") from err

@@ -19,7 +19,7 @@ from .clips import reader_of
 from .collate import Collate
 from .draws import Draw, sample_seed
 from .found import Found, counted
-from .labels import FewRows, draw_few, hold_out, labels_of
+from .labels import FewRows, draw_few, hold_out, labels_of, no_class
 from .limits import Limits, expression_of
 from .rows import Rows, RowSequence, row_key
 from .skipped import SkipLog
@@ -114,6 +114,10 @@ class ImagePart(Limits, Part):
         """Names by class id; empty if there are no labels or no names."""
         return []
 
+    def why_no_labels(self) -> str:
+        """Which of what the source has looks like labels and is none; empty where nothing does."""
+        return ""
+
     def summary(self, split: Role) -> Found:
         """What opening a split finds: images used and not, classes, what lies beside. Raises as `rows`."""
         rows = self.training_rows() if split == "train" else self.split_rows(split)
@@ -122,7 +126,8 @@ class ImagePart(Limits, Part):
             return found
         labels = labels_of(rows) if self.class_names() else []
         classes = counted(labels, self.class_names()) if labels else {}
-        return replace(found, used=len(rows), classes=classes, unlabelled=labels.count(IGNORE_LABEL))
+        notes = (*found.notes, *filter(None, (self.why_no_labels(), no_class(labels))))
+        return replace(found, used=len(rows), classes=classes, unlabelled=labels.count(IGNORE_LABEL), notes=notes)
 
     def training_rows(self) -> Rows | RowSequence:
         """The rows of the training split; with `labels_per_class`, so many of each class.

@@ -1,5 +1,6 @@
 """Labels: from a CSV file, a few of each class, and whether they are fit to train on."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,6 +15,7 @@ from .rows import Rows, RowSequence, row_key, row_label
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "image")
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
+NUM_LIKELY = 20  # classes that any labels may have
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 
 
@@ -23,6 +25,8 @@ class Classed(Protocol):
     def class_names(self) -> list[str]: ...
 
     def training_rows(self) -> Rows | RowSequence: ...
+
+    def why_no_labels(self) -> str: ...
 
 
 @runtime_checkable
@@ -41,7 +45,7 @@ def classes_to_learn(data: Classed) -> list[str]:
     if not names:
         raise ConfigError(
             "data: fine-tuning needs labels: a folder for each of at least two classes, data.label_column, or "
-            "data.label_file=labels.csv"
+            "data.label_file=labels.csv" + (f" ({why})" if (why := data.why_no_labels()) else "")
         )
     if len(names) < 2:
         raise ConfigError(f"data: there is only one class ('{names[0]}'); a classifier needs at least two")
@@ -50,7 +54,18 @@ def classes_to_learn(data: Classed) -> list[str]:
     rows = data.training_rows()
     if isinstance(rows, Rows):  # labels of a stream are checked as they come, by the objective
         check_labels(rows, names)
+        if said := no_class(labels_of(rows.rows if isinstance(rows, FewRows) else rows)):
+            raise ConfigError(f"data: {said}; say which column holds classes (data.label_column)")
     return list(names)
+
+
+def no_class(labels: list[int]) -> str:
+    """What to say of labels that are almost all different, as names of files and measured values are; else empty."""
+    counts = Counter(label for label in labels if label != IGNORE_LABEL)
+    alone, total = sum(count == 1 for count in counts.values()), sum(counts.values())
+    if len(counts) <= NUM_LIKELY or alone * 2 <= total:
+        return ""
+    return f"the labels have {len(counts):,} values in {total:,} rows, as an id or a measured value has, not a class"
 
 
 def check_labels(rows: Rows, names: list[str]) -> None:

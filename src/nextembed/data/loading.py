@@ -14,14 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import compute
 
-from ..core.files import first_line, from_json
+from ..core.files import first_line
 from ..core.hub import unreachable
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .archives import check_tar
 from .chosen import Value, Wanted
-from .damaged_tables import cannot_read, find_fault, reason_in, with_rows
+from .damaged_tables import cannot_read, find_fault, reason_in, remote_rows, with_rows
 from .lines import stamp
-from .listing import METADATA, shown
+from .listing import shown
+from .metadata import csv_in, metadata_columns, metadata_fault
 from .naming import Part, parse_split
 from .origins import Origin
 from .record import stored_path
@@ -140,6 +141,11 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
         if origin.builder == "webdataset" and (kinds := kinds_in(origin, name)):
             data = archive_stream(origin, name, kinds) if streaming else archive_table(origin, name, kinds)
             return take(data, part)
+        if origin.builder in ("imagefolder", "videofolder") and (tables := csv_in(origin, name)):
+            columns, media = metadata_columns(tables, origin.builder.removesuffix("folder"))
+            features = {column: _media(media[column]) if column in media else plain("string") for column in columns}
+            data = datasets.Dataset.from_dict(columns, datasets.Features(features))
+            return take(data, part) if not streaming else as_stream(data)
         options["split"] = name
         files = with_rows(origin.files[name]) if origin.builder == "parquet" else origin.files[name]
         if not files:
@@ -194,18 +200,6 @@ def remote_stream(origin: Origin, name: str) -> datasets.IterableDataset:
     return datasets.IterableDataset.from_generator(remote_samples, features, gen_kwargs=given)
 
 
-def remote_rows(files: list[str]) -> Iterator[Mapping[str, object]]:
-    """The rows of remote Parquet files. Raises DamagedFile for one that cannot be read."""
-    for file in files:
-        with fetched(file) as local:
-            try:
-                with pq.ParquetFile(local) as table:
-                    for batch in table.iter_batches(batch_size=64):
-                        yield from batch.to_pylist()
-            except (OSError, pa.ArrowException) as err:
-                raise cannot_read(file, err, "parquet") from err
-
-
 def image_table(origin: Origin, name: str) -> datasets.Dataset:
     """The files of images or videos of a split, with their classes where the folder has any. The rows hold paths."""
     files = (origin.files or {})[name]
@@ -218,7 +212,7 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
     paths = pa.array([stored_path(file) for file in files], pa.string())
     empty = pa.nulls(len(files), pa.binary())
     columns: Options = {name: pa.StructArray.from_arrays([empty, paths], ["bytes", "path"])}
-    features: Options = {name: (datasets.Video if name == "video" else datasets.Image)(decode=False)}
+    features: Options = {name: _media(name)}
     classes = [origin.classes.get(file) for file in files]
     if any(name is not None for name in classes):
         names = sorted({shown(name) for name in classes if name is not None})
@@ -227,6 +221,15 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
         features["label"] = datasets.ClassLabel(names=names)
     schema = datasets.Features(features).arrow_schema
     return datasets.Dataset(datasets.table.InMemoryTable(pa.table(list(columns.values()), schema)))
+
+
+def first_row(data: Table) -> dict[str, object]:
+    """The first row of a table; nothing of a stream, which is not begun for it, or of one without rows."""
+    return dict(data[0]) if isinstance(data, datasets.Dataset) and len(data) else {}
+
+
+def _media(kind: str) -> Feature:
+    return (datasets.Video if kind == "video" else datasets.Image)(decode=False)
 
 
 def as_stream(data: datasets.Dataset) -> datasets.IterableDataset:
@@ -279,20 +282,6 @@ def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tup
         except Exception as own:
             return file, own
     return origin.folder, err
-
-
-def metadata_fault(folder: Path, err: Exception) -> tuple[Path, Exception]:
-    """Which metadata file of an image folder is broken, and where."""
-    files = sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA)
-    for file in files:
-        lines = file.read_bytes().splitlines() if file.suffix == ".jsonl" else []
-        for number, line in enumerate(lines, 1):
-            try:
-                if line.strip() and not isinstance(from_json(line), dict):
-                    raise ValueError("it is not an object")
-            except ValueError as own:
-                return file, ValueError(f"line {number} is not JSON: {first_line(own)}")
-    return (files[0] if len(files) == 1 else folder), err
 
 
 def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,17 +16,19 @@ from ..errors import ConfigError, unknown
 from .found import Found
 from .images import ImagePart
 from .labels import LABEL_COLUMNS, read_labels
-from .listing import shown
-from .loading import Feature, Table, class_names_of, dtype_of, is_image, media_of, overlap, values_of
+from .listing import METADATA, shown
+from .loading import Feature, Table, class_names_of, dtype_of, first_row, is_image, media_of, overlap, values_of
+from .naming import parse_split
 from .origins import Origin, find_origin
 from .pairs import IMAGES
 from .record import Folder, plain_path
 from .rows import Row, Rows, RowSequence
 from .stored import IndexedRows, Stored, Values
-from .tables import TableSettings
+from .tables import TableSettings, parsed
 from .transforms import Unreadable
 
 FILE_LABEL = "label of label_file"
+EXACT = 2**53  # from here on not every whole number is a float
 
 
 @DATA.register("images")
@@ -46,7 +49,7 @@ class ImageData(TableSettings, ImagePart):
     label_file: str | None = None
 
     _class_names: list[str] | None = PrivateAttr(None)
-    _unnamed: int = PrivateAttr(0)  # rows that label_file does not name
+    _notes: dict[str, str] = PrivateAttr(default_factory=dict)  # what opening a split found, by what it is about
     _unused: list[str] = PrivateAttr(default_factory=list)  # other columns of images, and the one that is used
 
     def rows(self, split: Role) -> Rows | RowSequence:
@@ -58,6 +61,8 @@ class ImageData(TableSettings, ImagePart):
         data, to_row, origin = self.chosen(split)
         columns = to_row.columns
         self._unused = unused_images(data, columns.image) if self.image_column is None else []
+        why = why_no_labels(data) if columns.label is None else ""
+        self._note("no labels", why, bool(why))
         wanted = (columns.image, *columns.others, columns.label, "__key__", "__url__")
         data = data.select_columns([c for c in wanted if c in (data.column_names or [])])
         return self.streamed(data, to_row, origin, split) if self.streaming else LabelledRows(data, to_row)
@@ -85,17 +90,30 @@ class ImageData(TableSettings, ImagePart):
     def loaded(self, origin: Origin, expression: str) -> Table:
         """The rows of a split as they are, with the labels of `label_file` where there is one."""
         data = super().loaded(origin, expression)
+        if origin.builder in ("imagefolder", "videofolder") and not self.streaming:
+            lost = unnamed(data, origin, expression)
+            text = (
+                f"{len(lost):,} files are left out, for the metadata do not name them (first: {min(lost, default='')})"
+            )
+            self._note("metadata", text, bool(lost))
         if self.label_file is None:
             return data
         named = labelled(data, self.label_file, origin, self.streaming)
-        self._unnamed = len(data) - len(named)
+        self._note("unnamed", f"{len(data) - len(named):,} images are not in {self.label_file}", len(named) < len(data))
         return named
+
+    def _note(self, about: str, text: str, holds: bool) -> None:
+        self._notes.pop(about, None)
+        if holds:
+            self._notes[about] = text
 
     def around(self) -> Found:
         found = super().around()
-        notes = [f"{self._unnamed:,} images are not in {self.label_file}"] if self._unnamed else []
-        if alike := differ_by_case(self._class_names or []):
-            notes.append(f"classes whose names differ by case alone are several: {', '.join(alike)}")
+        notes = [text for about, text in self._notes.items() if about != "no labels"]
+        if alike := differ_in_little(self._class_names or []):
+            what = "case alone" if len(set(map(str.casefold, alike))) == 1 else "marks that are not seen"
+            named = ", ".join(name if name.isprintable() else ascii(name) for name in alike)
+            notes.append(f"classes whose names differ by {what} are several: {named}")
         if self._unused:
             used, *others = self._unused
             notes.append(f"images are those of '{used}', not of {', '.join(others)} (data.image_column={others[0]})")
@@ -129,16 +147,47 @@ class ImageData(TableSettings, ImagePart):
         own = class_names_of(everything.features[column])
         if own is not None or self.streaming:
             return own
-        values: set[Any] = {plain_label(value, column) for value in values_of(everything, column)} - {None}
+        written: dict[Hashable, set[str]] = {}
+        for value in values_of(everything, column):
+            written.setdefault(plain_label(value, column), set()).add(repr(value))
+        written.pop(None, None)
+        merged = next((forms for label, forms in written.items() if isinstance(label, str) and len(forms) > 1), set())
+        text = (
+            f"labels that differ by white space or in their form of Unicode are one class: {', '.join(sorted(merged))}"
+        )
+        self._note("merged", text, bool(merged))
+        values: set[Any] = set(written)
         return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
 
+    def why_no_labels(self) -> str:
+        return self._notes.get("no labels", "")
 
-def differ_by_case(names: Sequence[object]) -> list[str]:
-    """The names of the first classes that differ from each other by case alone."""
+
+def differ_in_little(names: Sequence[object]) -> list[str]:
+    """The names of the first classes that look the same, but for their case: with invisible marks, other spaces."""
     found: dict[str, list[str]] = {}
     for name in map(str, names):
-        found.setdefault(name.casefold(), []).append(name)
+        seen = "".join(mark for mark in unicodedata.normalize("NFKC", name) if unicodedata.category(mark) != "Cf")
+        found.setdefault(" ".join(seen.casefold().split()), []).append(name)
     return next((own for own in found.values() if len(own) > 1), [])
+
+
+def unnamed(data: Table, origin: Origin, expression: str) -> set[str]:
+    """The files of a split that no row of the metadata names, relative to the folder."""
+    if not parse_split(expression)[1].is_whole:
+        return set()
+    named: set[str] = set()
+    for column, feature in (data.features or {}).items():
+        if media_of(feature) in ("image", "video"):
+            named |= {os.path.normpath(path) for path in paths_of(data, column) if path}
+    files = [file for file in origin.of_split(parse_split(expression)[0]) if Path(file).name not in METADATA]
+    folder = origin.folder or Path()
+    return {shown(Path(file).relative_to(folder).as_posix()) for file in files if os.path.normpath(file) not in named}
+
+
+def paths_of(data: Table, column: str) -> list[str | None]:
+    """The path of each row's file."""
+    return [value.get("path") if isinstance(value, dict) else None for value in values_of(data, column)]
 
 
 def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> Table:
@@ -154,7 +203,7 @@ def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> T
     column = next((n for n, feature in data.features.items() if media_of(feature) in ("image", "video")), None)
     if column is None:
         raise ConfigError("data.label_file needs images or videos with file names")
-    paths = data.data.column(column).combine_chunks().field("path").to_pylist()
+    paths = paths_of(data, column)
     names = [Path(p).relative_to(folder).as_posix() if p and Path(p).is_relative_to(folder) else p for p in paths]
     keep = [i for i, name in enumerate(names) if name in labels]
     if not keep:
@@ -168,7 +217,18 @@ def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> T
         raise ConfigError(
             f"data.label_file: {len(lost)} of the {len(labels)} files in {label_file} are not there, e.g. '{lost[0]}'"
         )
-    return data.select(keep).add_column(FILE_LABEL, [labels[names[i]] or None for i in keep])
+    return data.select(keep).add_column(FILE_LABEL, [labels[str(names[i])] or None for i in keep])
+
+
+def why_no_labels(data: Table) -> str:
+    """Which of the columns has a label's name and is none; empty where there is no such column."""
+    features = data.features or {}
+    if column := next((name for name in LABEL_COLUMNS if name in features), None):
+        return f"'{column}' holds lists or fields, no classes (data.label_column={column} takes lists of one)"
+    row = parsed(str(first_row(data).get("json")))[0] if "__key__" in features else {}
+    if name := next((name for name in LABEL_COLUMNS if name in row), None):
+        return f"'{name}' in the .json files is not read; the class of a sample is its .cls file, an id or a name"
+    return ""
 
 
 class Columns(NamedTuple):
@@ -275,8 +335,9 @@ class ToImage(NamedTuple):
 
 
 def plain_label(value: object, column: str) -> Hashable:
-    """A label as it is meant: whole numbers that stand as fractions (pandas writes 1.0 where others are missing) and
-    lists of one; None for nothing and NaN. Raises ConfigError for several labels of one image."""
+    """A label as it is meant: whole numbers that stand as fractions (pandas writes 1.0 where others are missing),
+    lists of one, text without white space around it, in one form of Unicode; None for nothing and NaN. Raises
+    ConfigError for several labels of one image, and bytes that are no text."""
     if isinstance(value, list) and len(value) < 2:
         value = value[0] if value else None
     if isinstance(value, list | dict):
@@ -284,7 +345,14 @@ def plain_label(value: object, column: str) -> Hashable:
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
-        value = int(value) if value.is_integer() else value
+        value = int(value) if value.is_integer() and abs(value) < EXACT else value
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise ConfigError(f"data.label_column: '{column}' holds bytes that are no text: {value[:20]!r}") from None
+    if isinstance(value, str):
+        value = unicodedata.normalize("NFC", value.strip())
     return None if value == "" else cast(Hashable, value)
 
 

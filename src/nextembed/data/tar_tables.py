@@ -1,5 +1,6 @@
 """Archives of webdataset as tables of `datasets`: a row for each sample, of which media stay where they lie."""
 
+import itertools
 import tarfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,6 +22,7 @@ Feature = object  # the type of a column, as `datasets` has it
 Features = dict[str, Any]
 
 TAR_TEXTS = ("txt", "text", "caption", "captions", "transcript", "transcription", "json")
+PEEKED = 100  # samples of each archive of a stream that tell whether its ids are numbers
 TAR_NUMBERS = ("cls", "cls2", "index", "inx", "id", "count")
 
 
@@ -63,12 +65,19 @@ def notes_of_archives(origin: Origin) -> Iterator[str]:
             yield f"the folders in the archives are no classes, for they hold files of other kinds, too (.{others[0]})"
 
 
-def named_kinds(files: list[str], kinds: list[str]) -> frozenset[str]:
-    """Kinds that are numbers as a rule, but names in the first sample that has one: `.cls` files that say "cat"."""
+def named_kinds(files: list[str], kinds: list[str], first: int = 0) -> frozenset[str]:
+    """Kinds that are numbers as a rule, but in some sample text: `.cls` files that say "cat", or "007" beside "7".
+
+    first: looks at so many samples of each archive, for a stream; 0: at all."""
     found = set()
     for kind in (kind for kind in kinds if kind.split(".")[-1] in TAR_NUMBERS):
-        refs = (sample[kind] for file in files for sample in samples_in(file).values() if kind in sample)
-        if (ref := next(refs, None)) is not None and _number(read_member(ref)) is None:
+        refs = (
+            sample[kind]
+            for file in files
+            for sample in itertools.islice(samples_in(file).values(), first or None)
+            if kind in sample
+        )
+        if any(isinstance(written(read_member(ref)), str) for ref in refs):
             found.add(kind)
     return frozenset(found)
 
@@ -112,17 +121,22 @@ def archive_rows(
                 elif kind in named:
                     row[kind] = read_member(ref).decode("utf-8", MARK_BYTES).strip() or None
                 elif last in TAR_NUMBERS:
-                    row[kind] = _number(read_member(ref))
+                    row[kind] = value = written(read_member(ref))
+                    if isinstance(value, str):
+                        reason = f"{key}.{kind} says '{value[:40]}', but samples before it have numbers"
+                        raise cannot_read(file, ValueError(reason), "webdataset")
                 else:
                     row[kind] = {"bytes": None, "path": ref}
             yield row | ({"label": labels.get(key)} if labels else {})
 
 
-def _number(data: bytes) -> int | None:
+def written(data: bytes) -> int | str | None:
+    """A number, or the text where it is none or written otherwise (007); None for nothing."""
+    text = data.decode("utf-8", MARK_BYTES).strip()
     try:
-        return int(data)
+        return int(text) if str(int(text)) == text else text
     except ValueError:
-        return None
+        return text or None
 
 
 def archive_classes(origin: Origin, name: str, kinds: list[str]) -> dict[str, str]:
@@ -165,7 +179,7 @@ def archive_stream(origin: Origin, name: str, kinds: list[str]) -> datasets.Iter
     classes = archive_classes(origin, name, kinds)
     names = sorted(set(classes.values()))
     labels = {key: names.index(one) for key, one in classes.items()}
-    named = named_kinds(origin.of_split(name), kinds)
+    named = named_kinds(origin.of_split(name), kinds, PEEKED)
     given = {"files": origin.of_split(name), "kinds": tuple(kinds), "labels": labels, "named": named}
     features = archive_features(kinds, names, named) | own_classes(origin)
     return datasets.IterableDataset.from_generator(archive_rows, datasets.Features(features), gen_kwargs=given)

@@ -79,7 +79,7 @@ def member(name: str) -> Member:
 
 @pytest.mark.parametrize(
     ("values", "names", "labels"),
-    [("1 0 1", ["0", "1"], [1, 0, 1]), ("dog cat dog", ["cat", "dog"], [1, 0, 1]), ("7 x 7", ["7"], [0, -100, 0])],
+    [("1 0 1", ["0", "1"], [1, 0, 1]), ("dog cat dog", ["cat", "dog"], [1, 0, 1]), ("7 x 7", ["7", "x"], [0, 1, 0])],
 )
 def test_class_files_hold_ids_or_names(tmp_path, pictures, values, names, labels):
     files = {}
