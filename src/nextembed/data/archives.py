@@ -1,8 +1,12 @@
 """Members of tar and zip archives, listed once and read where they lie, without unpacking."""
 
+import lzma
 import os
+import re
+import stat
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,14 +17,21 @@ from .listing import is_picture, shown
 from .transforms import Unreadable
 
 TAR, ZIP = "tar-member:", "zip-member:"  # before what `refer` writes
+MOST = 500_000_000  # bytes of a member that are read where no setting says otherwise
+OUTSIDE = "its name leads out of the archive"
+LINK = "a link, which is not followed in archives"
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error,
+          lzma.LZMAError)  # fmt: skip
 EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)  # have content
 
 
 class Member(NamedTuple):
-    """A file in an archive. name: as it stands there; ref: what `read_member` reads."""
+    """A file in an archive. name: as it stands there; ref: what `read_member` reads; reason: why it cannot be used."""
 
     name: str
     ref: str
+    reason: str = ""
 
 
 def refer(archive: str, name: str, offset: int | None = None, size: int = 0) -> str:
@@ -40,19 +51,27 @@ def place_of(ref: str) -> tuple[str, str]:
     return path[:length], path[length + 1 :]
 
 
-def read_member(ref: str) -> bytes:
-    """The bytes of a member. Raises Unreadable."""
+def read_member(ref: str, max_bytes: int = MOST) -> bytes:
+    """The bytes of a member. Raises Unreadable, also for more than `max_bytes`, of which none is unpacked then."""
     try:
         archive, name = place_of(ref)
         if ref.startswith(ZIP):
-            with _opened_zip(archive, os.path.getmtime(archive), os.getpid()).open(name) as file:
+            opened_zip = _opened_zip(archive, os.path.getmtime(archive), os.getpid())
+            _check_size(opened_zip.getinfo(name).file_size, max_bytes)
+            with opened_zip.open(name) as file:
                 return file.read()
         _, offset, size, _ = ref.split(":", 3)
+        _check_size(int(size), max_bytes)
         with open(archive, "rb") as opened:
             opened.seek(int(offset))
             return opened.read(int(size))
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as err:
+    except BROKEN as err:
         raise Unreadable(f"a member of an archive cannot be read: {str(err)[:150]}") from None
+
+
+def _check_size(size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise Unreadable(f"{size} bytes, more than max_bytes={max_bytes}")
 
 
 @lru_cache(4)
@@ -65,20 +84,61 @@ def zip_members(archive: str) -> list[Member]:
     """Raises ValueError or OSError for a file that is no zip archive."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            names = [one.filename for one in opened.infolist() if not one.is_dir()]
+            found = {one.filename: one for one in opened.infolist()}
+            num_found = len(opened.infolist())
     except (zipfile.BadZipFile, NotImplementedError) as err:
         raise ValueError(str(err)) from None
-    return [Member(name, refer(archive, name)) for name in sorted(set(names))]
+    if len(found) < num_found:
+        names = Counter(one.filename for one in opened.infolist())
+        raise ValueError(f"two members are '{names.most_common(1)[0][0]}'")
+    return [
+        Member(name, refer(archive, name), _zip_reason(found[name]))
+        for name in sorted(found)
+        if not found[name].is_dir()
+    ]
+
+
+def _zip_reason(one: zipfile.ZipInfo) -> str:
+    if leads_out(one.filename):
+        return OUTSIDE
+    if one.flag_bits & 1:
+        return "encrypted with a password"
+    return LINK if stat.S_ISLNK(one.external_attr >> 16) else ""
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name in an archive leads out of the folder that it would be unpacked in. Nothing is unpacked."""
+    return ".." in re.split(r"[/\\]", name)
 
 
 def tar_members(archive: str) -> Iterator[Member]:
-    """The files of a tar archive. Raises ValueError, tarfile.TarError or OSError for one that is damaged."""
+    """The files of a tar archive. Raises ValueError, tarfile.TarError or OSError for one that is damaged or
+    compressed."""
+    with open(archive, "rb") as file:
+        head = file.read(6)
+    if packer := next((packer for mark, packer in COMPRESSED.items() if head.startswith(mark)), None):
+        raise ValueError(f"it is compressed, and tar archives are read where they lie; unpack it with {packer}")
     check_tar(archive)
+    refs: dict[str, str] = {}
     with tarfile.open(archive, "r:") as opened:
         for one in opened:
+            name = shown(one.name)
+            if one.isdir():
+                continue
+            reason = _tar_reason(one)
             if one.isreg():
-                name = shown(one.name)
-                yield Member(name, refer(archive, name, one.offset_data, one.size))
+                refs[one.name] = refer(archive, name, one.offset_data, one.size)
+            yield Member(name, refs.get(one.linkname if one.islnk() else one.name, ""), reason)
+
+
+def _tar_reason(one: tarfile.TarInfo) -> str:
+    if leads_out(one.name):
+        return OUTSIDE
+    if one.issparse():
+        return "stored with holes (tar --sparse)"
+    if one.issym():
+        return LINK
+    return "" if one.isreg() or one.islnk() else "no file but a pipe or device"
 
 
 def check_tar(file: str | Path) -> None:
@@ -108,7 +168,7 @@ def samples(members: list[Member]) -> dict[str, dict[str, str]]:
 
     Raises ValueError for two members of one kind in a sample.
     """
-    parted = [(one, *_parted(one.name)) for one in members]
+    parted = [(one, *_parted(one.name)) for one in members if one.ref and not one.reason]
     kinds = Counter(kind for _, _, kind in parted)
     keys = len({key for _, key, _ in parted})
     found: dict[str, dict[str, str]] = {}
@@ -145,7 +205,14 @@ def is_unneeded(name: str) -> bool:
 def unnamed(members: list[Member]) -> list[str]:
     """The names of members that are left out because no ending and no content says what they are."""
     bare = (one for one in members if "." not in one.name.rpartition("/")[2] and not is_unneeded(one.name))
-    return [one.name for one in bare if not picture_inside(one)]
+    return [one.name for one in bare if one.ref and not one.reason and not picture_inside(one)]
+
+
+def unusable(members: list[Member]) -> dict[str, str]:
+    """Members that cannot be used, with the reason."""
+    lost = (one for one in members if one.reason or not one.ref)
+    lost = (one for one in lost if one.reason == OUTSIDE or not is_unneeded(one.name))
+    return {one.name: one.reason or "a link to nothing" for one in lost}
 
 
 def _parted(name: str) -> tuple[str, str]:

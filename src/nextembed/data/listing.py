@@ -198,12 +198,14 @@ def _file(name: str, path: str, mode: int, is_hidden: bool) -> File:
     return File(name, path, kind, reason)
 
 
-def member_file(name: str, ref: str) -> File:
+def member_file(name: str, ref: str, reason: str = "") -> File:
     """A member of an archive, as a file; "junk" for what systems leave everywhere."""
     parts = PurePosixPath(name).parts
     if any(part.lower() in JUNK or part.startswith("._") for part in parts):
         return File(name, ref, "junk")
     kind = by_ending(name)
+    if reason:
+        return File(name, ref, "image" if kind in ("heic", "unread") else kind, reason)
     if kind == "heic":
         return File(name, ref, "image", "" if find_spec("pillow_heif") else HEIC_HINT)
     if kind == "unread":

@@ -242,7 +242,7 @@ def _from_zips(archives: dict[str, list[str]], folder: Path, rules: Rules, left_
             except (OSError, ValueError) as err:
                 raise ConfigError(f"data.source: cannot read '{name}' as zip: {err}") from None
             above = f"{split}/" if len(archives) > 1 else ""
-            files += [member_file(above + one.name, one.ref) for one in members]
+            files += [member_file(above + one.name, one.ref, one.reason) for one in members]
     kind = next((kind for kind in FORMATS if any(file.kind == kind for file in files)), "")
     others = [file for file in files if file.kind not in (kind, "junk")]
     if not kind:
@@ -284,7 +284,8 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
         order = ("image", "json", "txt") if held["metadata"] else ("json", "txt", "image")
         there = [kind for kind in order if held[kind] and (kind == "image" or kinds is OF_ROWS)]
     if not there:
-        hint = JSON_HINT if kinds is OF_ROWS and any(file.name.lower().endswith(".json") for file in files) else ""
+        hint = " (compressed archives are not read; unpack them)" if held["packed"] else ""
+        hint += JSON_HINT if kinds is OF_ROWS and any(file.name.lower().endswith(".json") for file in files) else ""
         what = "rows" if kinds is OF_ROWS else "images or videos"
         raise ConfigError(f"data.source: {folder} has no {what}: {_counted(files)}{hint}")
     return there[0]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from ..errors import DataError, NextEmbedError
-from .archives import is_member, place_of, read_member
+from .archives import MOST, is_member, place_of, read_member
 from .rows import Rows
 from .transforms import Unreadable
 
@@ -25,9 +25,11 @@ MISTAKES = (AttributeError, NameError, TypeError, ImportError, AssertionError, N
 
 
 class Folder(NamedTuple):
-    """Where files that a row names are. Absolute paths and ways out are no such files."""
+    """Where files that a row names are. Absolute paths and ways out are no such files. max_bytes: of what lies in an
+    archive."""
 
     path: Path | None
+    max_bytes: int = MOST
 
     def read(self, value: object) -> object:
         """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
@@ -47,7 +49,7 @@ class Folder(NamedTuple):
                 self.inside(place_of(value)[0])
             except ValueError:
                 raise Unreadable(f"'{value[:80]}' is no member of an archive") from None
-            return read_member(value)
+            return read_member(value, self.max_bytes)
         if URL.match(value):
             if self.path is not None:
                 raise Unreadable(f"'{value[:80]}' is an address; nothing is downloaded")

@@ -113,7 +113,7 @@ class SegmentationData(TableSettings, MaskPart):
                 f"data: '{self.source}' needs a column of images and one of masks; its columns are "
                 f"{', '.join(data.features)} (as a folder it needs {IMAGE_FOLDERS[0]}/ and {MASK_FOLDERS[0]}/)"
             )
-        to_row = ToImage(Columns(image, None, mask=mask), {}, origin.folder)
+        to_row = ToImage(Columns(image, None, mask=mask), {}, origin.folder, self.max_bytes)
         return IndexedRows(data.select_columns([image, mask]), to_row)
 
 

@@ -74,7 +74,11 @@ class ImageData(TableSettings, ImagePart):
         with self.asked_for(split):
             data = self.opened(origin, split)
         columns = Columns.find(data, self.image_column, self._label(), str(self.source))
-        return data, ToImage(columns, self._label_ids(data, columns.label, split), origin.folder), origin
+        return (
+            data,
+            ToImage(columns, self._label_ids(data, columns.label, split), origin.folder, self.max_bytes),
+            origin,
+        )
 
     def class_names(self) -> list[str]:
         if self._class_names is None:
@@ -294,6 +298,7 @@ class ToImage(NamedTuple):
     columns: Columns
     ids: Mapping[object, int]
     folder: Path | None
+    max_bytes: int
 
     def __call__(self, record: Stored, index: int | str) -> Row:
         if isinstance(record, Unreadable):
@@ -313,13 +318,13 @@ class ToImage(NamedTuple):
         return row
 
     def _picture(self, value: object) -> tuple[object, str | None]:
-        """What a column holds of an image (None for a file outside the data folder), and its path where it has one."""
+        """What a column holds of an image, or why it cannot be read, and its path where it has one."""
         path = value.get("path") if isinstance(value, dict) else None
         try:
             path = path and plain_path(path)
-            return Folder(self.folder).read(value), path
-        except Unreadable:
-            return None, path
+            return Folder(self.folder, self.max_bytes).read(value), path
+        except Unreadable as err:
+            return err, path
 
     def label(self, value: object) -> int:
         """The class id of a label column's value; -100 for none."""

@@ -13,6 +13,7 @@ from ..core.files import first_line, from_json
 from ..core.remote import check_secrets
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
+from .archives import MOST
 from .chosen import Where
 from .found import Found
 from .grouping import ClassFolder, Folders, splits_of_path
@@ -164,7 +165,8 @@ class DocumentTable(TableSettings):
             data = self.opened(origin, split)
             in_lines = is_lines(origin)
             known = known_columns(origin, self.stored_split(split), data)
-            to_record = ToRecord(origin.folder, in_lines, class_names(data.features), known)
+            most = int(dict(self).get("max_bytes", MOST))
+            to_record = ToRecord(origin.folder, in_lines, class_names(data.features), known, most)
             if self.streaming:
                 return self.streamed(data, to_record, origin, split, not in_lines)
             return IndexedRows(data, to_record, not in_lines)
@@ -240,6 +242,7 @@ class ToRecord(NamedTuple):
     json_lines: bool = False
     class_names: dict[str, list[str]] = {}
     known: frozenset[str] | None = None
+    max_bytes: int = MOST
 
     def __call__(self, record: object, index: int | str) -> Record:
         if isinstance(record, Unreadable):
@@ -252,7 +255,7 @@ class ToRecord(NamedTuple):
         for column, names in self.class_names.items():
             label = row.get(column)
             row[column] = names[label] if isinstance(label, int) and 0 <= label < len(names) else None
-        return Record(row, self.key(record, index), Folder(self.folder), error, self.known)
+        return Record(row, self.key(record, index), Folder(self.folder, self.max_bytes), error, self.known)
 
     def key(self, record: object, index: int | str) -> str:
         if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # of a webdataset archive

@@ -10,7 +10,7 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..core.text import MARK_BYTES
 from ..errors import ConfigError, MissingSplit
-from .archives import read_member, samples, tar_members, unnamed
+from .archives import read_member, samples, tar_members, unnamed, unusable
 from .damaged_tables import cannot_read
 from .grouping import by_folders
 from .listing import IMAGES, VIDEOS, File
@@ -57,8 +57,12 @@ def notes_of_archives(origin: Origin) -> Iterator[str]:
     for name, files in (origin.files or {}).items():
         left = [one for file in files for one in unnamed(list(tar_members(file)))]
         if left:
-            some = "file is" if len(left) == 1 else "files are"
-            yield f"{len(left):,} {some} left out, for no ending says what they hold (first: {left[0]})"
+            verb = "file is" if len(left) == 1 else "files are"
+            yield f"{len(left):,} {verb} left out, for no ending says what they hold (first: {left[0]})"
+        lost = {name: why for file in files for name, why in unusable(list(tar_members(file))).items()}
+        for why in dict.fromkeys(lost.values()):
+            some = [name for name, own in lost.items() if own == why]
+            yield f"{len(some):,} x {why}: left out (first: {some[0]})"
         found = {kind for file in files for sample in samples_in(file).values() for kind in sample}
         others = sorted(kind for kind in found if not feature_of(kind))
         if others and archive_classes(origin, name, sorted(found)):

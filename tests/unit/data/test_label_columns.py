@@ -13,6 +13,7 @@ from PIL import Image
 
 from nextembed import ImageData
 from nextembed.data.labels import classes_to_learn
+from nextembed.data.transforms import Unreadable
 from nextembed.errors import ConfigError, DataError
 
 CAFE = "caf\u00e9"
@@ -173,7 +174,8 @@ def test_metadata_lead_nowhere_outside(tmp_path):
     folder = pictures(tmp_path / "pictures", 2)
     (tmp_path / "secret.png").write_bytes(png(9))
     (folder / "metadata.csv").write_text(f"file_name,label\n0.png,a\n../secret.png,b\n{tmp_path}/secret.png,b\n")
-    assert [row["image"] is None for row in ImageData(source=str(folder)).rows("train")] == [False, True, True]
+    images = [row["image"] for row in ImageData(source=str(folder)).rows("train")]
+    assert [isinstance(image, Unreadable) for image in images] == [False, True, True]
     (folder / "metadata.csv").write_text("name,label\n0.png,a\n")
     with pytest.raises(ConfigError, match=r"metadata.csv has no column 'file_name'"):
         ImageData(source=str(folder)).rows("train")
