@@ -14,6 +14,7 @@ from nextembed.core.objective import ViewSettings
 from nextembed.core.types import Loading
 from nextembed.data.sources import ImageData
 from nextembed.data.stored import StreamedRows
+from nextembed.data.transforms import Unreadable
 from nextembed.errors import ConfigError, DataError
 
 SIZES = {"image_size": 16, "num_channels": 3}
@@ -183,7 +184,8 @@ def test_rows_cannot_name_files_outside(tmp_path, make_images, encode, make_pict
     features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
     datasets.Dataset.from_dict(table, features).to_parquet(str(tmp_path / "d" / "train.parquet"))
     images = [row["image"] for row in ImageData(source=str(tmp_path / "d")).rows("train")]
-    assert images[:2] == [None, None] and all(image is not None for image in images[2:])
+    assert ["outside the data folder" in str(image) for image in images] == [True, True, False, False]
+    assert [isinstance(image, Unreadable) for image in images] == [True, True, False, False]
 
 
 def test_streaming_readers_divide_the_rows(tmp_path, make_parquet):
