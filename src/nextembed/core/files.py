@@ -271,16 +271,8 @@ def next_folder(folder: Path) -> Path:
 
 def check_name(name: str) -> str:
     """The name, if it is one part of a path that stays where it is put. Raises ConfigError."""
-    try:
-        return one_part(name)
-    except ValueError as err:
-        raise ConfigError(str(err)) from None
-
-
-def one_part(name: str) -> str:
-    """`check_name` as pydantic asks for it. Raises ValueError."""
     if not name or name in (".", "..") or any(mark in name for mark in "/\\\0") or len(name.encode()) > 200:
-        raise ValueError(f"'{name}' is not a name: one part of a path is, without / and not . or ..")
+        raise ConfigError(f"'{name}' is not a name: one part of a path is, without / and not . or ..")
     return name
 
 
@@ -288,8 +280,8 @@ def one_part(name: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(file: Path, busy: str) -> Iterator[None]:
-    """One process at a time; a killed one holds nothing. busy: what the ConfigError says if another is at work."""
+def locked(file: Path, busy: str | None) -> Iterator[None]:
+    """One process at a time; a killed one holds nothing. busy: as of `acquire`."""
     handle = acquire(file, busy)
     try:
         yield
@@ -297,8 +289,8 @@ def locked(file: Path, busy: str) -> Iterator[None]:
         handle.close()
 
 
-def acquire(file: Path, busy: str) -> IO[bytes]:
-    """The lock of `locked`, held until the handle is closed."""
+def acquire(file: Path, busy: str | None) -> IO[bytes]:
+    """The lock of `locked`, until the handle is closed. busy: what a ConfigError says of the other one; None waits."""
     try:
         handle = file.open("ab")
     except OSError as err:
@@ -306,10 +298,10 @@ def acquire(file: Path, busy: str) -> IO[bytes]:
     try:
         import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
     except BlockingIOError:
         handle.close()
-        raise ConfigError(busy) from None
+        raise ConfigError(str(busy)) from None
     except (ImportError, OSError):  # Windows, and some network file systems, have no such lock
         return handle
     _held.add(handle)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from typing import NamedTuple, Protocol, cast
 import fsspec
 from huggingface_hub import constants
 
-from ..core.belonging import stays_inside
-from ..core.files import first_line, replacing
+from ..core.belonging import make_folder, stays_inside
+from ..core.files import first_line, locked, replacing, write_text
 from ..core.hub import unreachable
 from ..core.remote import filled_in, without_secrets
 from ..core.terminal import print
@@ -222,27 +223,43 @@ def cache_folder() -> Path:
 
 
 def mirrored(source: str) -> Path:
-    """All files of a source in a folder of the cache; what has changed is fetched anew, what is gone goes."""
+    """All files of a source in a folder of the cache; what has changed is fetched anew, what is gone goes. Of several
+    processes, ranks of a run among them, one fetches, and the others wait for it."""
     found = listing(source)
-    name = blake2b(source.encode(), digest_size=16).hexdigest()
-    folder = cache_folder() / name
+    folder = cache_folder() / blake2b(source.encode(), digest_size=16).hexdigest()
+    make_folder(folder)
+    with locked(folder / "lock", None):
+        _mirror(source, found, folder)
+    return folder / "files"
+
+
+def _mirror(source: str, found: Listing, folder: Path) -> None:
+    """Files arrive beside the folder that others may be listing meanwhile, and are moved into it whole."""
+    arriving = folder / "arriving"
+    shutil.rmtree(arriving, ignore_errors=True)  # of a killed process; the lock is ours
     new = [one for one in found.files if not _is_here(folder, one)]
     size = sum(max(one.size, 0) for one in new)
     if size > LARGE:
         print(f"Fetching {len(new):,} files ({size / 2**30:,.1f} GiB) of {source} to {folder}", flush=True)
     for one in new:
-        target = folder / "files" / one.name
-        fetch(source, one, target)
-        stamp = folder / "stamps" / f"{one.name}.stamp"
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(f"{one.size} {one.stamp}")
+        fetch(source, one, arriving / one.name)
+        _move(arriving / one.name, folder / "files" / one.name)
+        write_text(folder / "stamps" / f"{one.name}.stamp", f"{one.size} {one.stamp}")
     if found.shards is not None:
-        (folder / "files" / INDEX).write_text(found.shards.model_dump_json())
+        write_text(arriving / INDEX, found.shards.model_dump_json())
+        _move(arriving / INDEX, folder / "files" / INDEX)
     known = {one.name for one in found.files} | ({INDEX} if found.shards else set())
     for path in sorted((folder / "files").rglob("*")):
         if path.is_file() and path.relative_to(folder / "files").as_posix() not in known:
             path.unlink()
-    return folder / "files"
+
+
+def _move(file: Path, target: Path) -> None:
+    make_folder(target.parent)
+    try:
+        os.replace(file, target)
+    except OSError as err:
+        raise ConfigError(f"cannot write {target}: {err.strerror}") from None
 
 
 def _is_here(folder: Path, one: There) -> bool:

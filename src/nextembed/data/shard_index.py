@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..core.files import first_line, one_part
+from ..core.files import check_name, first_line
 from ..errors import ConfigError, DamagedFile
 
 INDEX, JOURNAL, SKIPPED = "index.json", "index.partial", "rows.skipped.jsonl"
@@ -16,7 +16,7 @@ VERSION = 1
 class Shard(BaseModel):
     """A file, which lies beside the index. labels: its rows by class id."""
 
-    file: Annotated[str, AfterValidator(one_part)]
+    file: Annotated[str, AfterValidator(check_name)]
     rows: int
     bytes: int
     sha256: str
@@ -61,6 +61,8 @@ def parse_index(text: str, where: object) -> Index | None:
         return None
     try:
         return Index.model_validate(value)
+    except ConfigError as err:
+        raise ConfigError(f"{where}: {err}") from None
     except ValidationError as err:
         problem = err.errors()[0]
         place = ".".join(map(str, problem["loc"]))
