@@ -13,6 +13,7 @@ from typing import IO
 
 import torch
 
+from ..core.code import told
 from ..core.files import write_json
 from ..core.run_folder import read_lines
 from ..core.saved import Count, load
@@ -102,11 +103,15 @@ class Pool:
         """A process at one of so many places, with its share of threads and its GPU."""
         threads = str(max(1, self.threads // places))
         # Threads that spin while they wait burn CPU time on a busy machine, which the budget would count.
-        environment = os.environ | {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            "OMP_WAIT_POLICY": "PASSIVE",
-        }
+        environment = (
+            os.environ
+            | told()
+            | {
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+                "OMP_WAIT_POLICY": "PASSIVE",
+            }
+        )
         if torch.cuda.device_count() > 1 and places > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())
         file = state.job.place / "job.json"

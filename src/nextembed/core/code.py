@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import CodeRefused, ConfigError, NextEmbedError, unknown
 
 _allowed: set[Path] = set()
+_told: set[tuple[str, str]] = set()  # variables of the environment, and hosts that the user named together with them
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 
@@ -41,12 +42,13 @@ def allowed_files() -> list[Path]:
 @contextmanager
 def one_command() -> Iterator[None]:
     """What is allowed inside is not allowed any more afterwards."""
-    before = set(_allowed)
+    before, told = set(_allowed), set(_told)
     try:
         yield
     finally:
-        _allowed.clear()
-        _allowed.update(before)
+        for allowed, was in ((_allowed, before), (_told, told)):
+            allowed.clear()
+            allowed.update(was)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -57,6 +59,19 @@ def trusting(yes: bool) -> Iterator[None]:
         yield
     finally:
         _trusted.reset(token)
+
+
+def tells(variable: str, host: str) -> bool:
+    """Whether a host may be told a variable of the environment: one that the user named in an address of that host, in
+    this command or program, or whose NAME_HOST says so. What only a file asks for may be anybody's wish."""
+    if _trusted.get():
+        _told.add((variable, host))
+    return (variable, host) in _told or os.environ.get(f"{variable}_HOST", "").lower() == host != ""
+
+
+def told() -> dict[str, str]:
+    """NAME_HOST of all that the user named, for the environment of processes that go on with the work."""
+    return {f"{variable}_HOST": host for variable, host in sorted(_told)}
 
 
 def named_code(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:

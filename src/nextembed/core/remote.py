@@ -5,6 +5,7 @@ import re
 from urllib.parse import urlsplit
 
 from ..errors import ConfigError
+from .code import tells
 
 REMOTE = re.compile(r"^(s3|gs|gcs|hf|https?)://", re.IGNORECASE)
 VARIABLE = re.compile(r"\$\{?(\w+)\}?")
@@ -38,6 +39,20 @@ def check_secrets(name: str) -> str:
             f"data.source: what follows the ? in {scheme}://{parts.netloc}/... may be a secret and would be written "
             f"into the run folder; put it into an environment variable and name that: {scheme}://host/path?$MY_QUERY"
         )
+    return name
+
+
+def check_address(name: str) -> str:
+    """`check_secrets`, for a setting. Raises ConfigError also for a variable of the environment that a file asks for,
+    and the user did not name for this host."""
+    check_secrets(name)
+    host = urlsplit(VARIABLE.sub("variable", name)).netloc.rpartition("@")[2].lower() if is_remote(name) else ""
+    for variable in VARIABLE.findall(name) if is_remote(name) else ():
+        if not tells(variable, host):
+            raise ConfigError(
+                f"data.source: {host} would be told the environment variable {variable}, which only a file asks for; "
+                f"if it may be, set {variable}_HOST={host}"
+            )
     return name
 
 

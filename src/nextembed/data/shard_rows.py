@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from ..core.code import trusting
 from ..core.config import DATA, Part
 from ..core.types import IGNORE_LABEL, Role
 from ..errors import ConfigError
@@ -63,11 +64,17 @@ class Content(NamedTuple):
     key: Callable[[int, object], str] = lambda number, row: row.key if isinstance(row, Record) else str(number)
 
 
+def named(kind: str, source: str) -> TableSettings:
+    """Data settings of the user's own words."""
+    with trusting(True):
+        return checked(DATA.parse({"kind": kind, "source": source}))
+
+
 def part_of(source: str, kind: str | None) -> TableSettings:
     """The data settings of a source. kind: of data, as `data.kind` has it; None finds out whether it is images or the
     rows of a table. Raises ConfigError where both may be meant."""
     if kind is not None:
-        return checked(DATA.parse({"kind": kind, "source": source}))
+        return named(kind, source)
     images = ImageData(source=source)
     try:
         origin = find_origin(source)
@@ -76,7 +83,7 @@ def part_of(source: str, kind: str | None) -> TableSettings:
             find_table(source)
         except ConfigError:
             raise err from None
-        return checked(DATA.parse({"kind": "records", "source": source}))
+        return named("records", source)
     if origin.files is None:
         return images
     try:
@@ -89,7 +96,7 @@ def part_of(source: str, kind: str | None) -> TableSettings:
             "--kind images, or records, interleaved, messages"
         )
     if origin.builder == "parquet" and image_column(images.opened(origin, "train").features or {}) is None:
-        return checked(DATA.parse({"kind": "records", "source": source}))
+        return named("records", source)
     return images
 
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from ..core.config import Config
 from ..core.files import first_line, from_json
-from ..core.remote import check_secrets
+from ..core.remote import check_address
 from ..core.types import Role
 from ..errors import ConfigError, DataError, MissingSplit, unknown
 from .archives import MOST
@@ -77,7 +77,7 @@ class TableSettings(Config):
     @classmethod
     def _holds_no_secret(cls, source: str) -> str:
         try:
-            return check_secrets(source)
+            return check_address(source)
         except ConfigError as err:
             raise ValueError(str(err).removeprefix("data.source: ")) from None
 

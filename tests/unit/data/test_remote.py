@@ -13,7 +13,9 @@ import pytest
 
 import nextembed
 from nextembed import recipes
-from nextembed.core.config import DATA, apply_overrides
+from nextembed.cli import main
+from nextembed.core.code import one_command, told
+from nextembed.core.config import DATA, apply_overrides, from_yaml, to_yaml
 from nextembed.core.places import check_source
 from nextembed.core.remote import without_secrets
 from nextembed.data import (
@@ -22,6 +24,7 @@ from nextembed.data import (
 )
 from nextembed.data.origins import find_origin
 from nextembed.data.rows import rows_in_order
+from nextembed.data.shard_rows import part_of
 from nextembed.data.sharding import shard
 from nextembed.data.sources import ImageData
 from nextembed.errors import ConfigError, DataError
@@ -204,6 +207,45 @@ def test_a_secret_of_the_environment_is_written_nowhere(photos, tmp_path, web, m
         assert SECRET.encode() not in path.read_bytes(), path
     said = capsys.readouterr()
     assert SECRET not in said.out + said.err and "$MY_QUERY" in (run.dir / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("place", ["?$MY_QUERY", "/${MY_QUERY}/a", "/a/$MY_QUERY/*.tar"])
+def test_a_file_of_somebody_else_sends_no_variable_away(tmp_path, web, monkeypatch, capsys, place) -> None:
+    """A config.yaml that was sent may ask for any: only the host that the user named with it is told."""
+    monkeypatch.setenv("MY_QUERY", SECRET)
+    source, host = f"{web}/signed{place}", web.partition("//")[2]
+    values = to_yaml(recipes.load("nepa_demo_tiny")).replace("source: emoji", f"source: {source}")
+    assert source in values
+    file, run = tmp_path / "sent.yaml", tmp_path / "run"
+    run.mkdir()
+    for one in (file, run / "config.yaml"):
+        one.write_text(values)
+    out = f"output_dir={tmp_path}/runs"
+    for words in (["train", str(file), out], ["train", str(run), out], ["train", "--resume", str(run)],
+                  ["probe", str(run)], ["plan", str(file)], ["compare", str(file)]):  # fmt: skip
+        assert main(words) == 2, words
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"set MY_QUERY_HOST={host}" in said and SECRET not in said
+    assert Server.asked == [] and not (tmp_path / "runs").exists()
+    monkeypatch.setenv("MY_QUERY_HOST", "elsewhere.example")
+    assert main(["train", str(file), out]) == 2 and Server.asked == []
+    monkeypatch.setenv("MY_QUERY_HOST", host)
+    assert main(["train", str(file), out]) != 0 and any(SECRET in path for path in Server.asked)
+
+
+def test_what_is_typed_names_its_host(tmp_path, web, monkeypatch) -> None:
+    monkeypatch.setenv("MY_QUERY", SECRET)
+    source = f"{web}/signed?$MY_QUERY"
+    with one_command():
+        config = apply_overrides(recipes.load("nepa_demo_tiny"), [f"data.source={source}"])
+        assert from_yaml(type(config), to_yaml(config)).data == config.data, "of this program"
+        assert told() == {"MY_QUERY_HOST": web.partition("//")[2]}
+        assert part_of(source, "images").source == source
+        with pytest.raises(ConfigError, match=r"other.host would be told the environment variable MY_QUERY"):
+            from_yaml(type(config), to_yaml(config).replace(web, "https://other.host"))
+    with pytest.raises(ConfigError, match="which only a file asks for"):
+        from_yaml(type(config), to_yaml(config))
+    assert "MY_QUERY_HOST" not in os.environ
 
 
 def test_messages_are_rid_of_secrets(monkeypatch) -> None:

@@ -7,6 +7,7 @@ from typing import TypedDict
 
 import torch
 
+from ...core.code import trusting
 from ...core.config import DATA
 from ...data.images import ImagePart
 from ...data.rows import RowPlace
@@ -37,7 +38,8 @@ class Worker:
         torch.set_num_threads(threads)  # as in the process that asks: sums of other threads round otherwise
         self.chosen = settings_of(settings)
         self.encoder = encoder_of(checkpoint, self.chosen)
-        self.data = DATA.parse(data)
+        with trusting(True):  # the process that asks has checked what it names
+            self.data = DATA.parse(data)
         self.folder = Path(folder)
         self.saved: dict[str, object] = dict(settings["saved"]) if isinstance(settings["saved"], dict) else {}
 
