@@ -20,8 +20,9 @@ ROWS = [
     ["training", "evaluation", "report"],
     ["tasks", "inference", "export"],
     ["runs"],
+    ["planning"],  # below run, which asks it how a step fits into memory
     ["run"],
-    ["recipes", "planning"],
+    ["recipes"],
     ["comparison"],  # above recipes: what is compared is named by them
     ["studio"],
     ["cli"],  # above the studio: one of the commands starts it

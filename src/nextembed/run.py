@@ -24,7 +24,7 @@ from .models.parts import ModelPart, model_folder
 from .objectives.saved import other_features
 from .planning.fitting import fit_to_memory
 from .runs import Run, RunConfig, open_run, read_run_config
-from .tasks import model_part, task_of
+from .tasks import Task, model_part, task_of
 from .training.adapt import adapt, recompute_activations, trained_parameters
 from .training.banner import (
     ModelOf,
@@ -162,12 +162,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     progress, task, part = ProgressBar(), task_of(config), resumed(model_part(config), checkpoint)
     announce(place_line(shown or run_dir, config.dir, checkpoint is not None))
     announce(device_line(config.train))
-    with busy("         opening the data", announce):
-        class_names = task.class_names(config.data)
-        sees = ModelOf(size_of(part), reads_clips(part))
-        found, counts = distributed.on_main(lambda: found_data(config.data, config.train.batch_size, sees))
-    for line in found:
-        announce(line)
+    class_names, counts = open_data(config, task, part)
     torch.manual_seed(config.seed)
 
     # the model and what it is trained by
@@ -217,6 +212,17 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         progress.say(words)
     announce(length_line(loop))
     return Ready(loop, progress, backbone, checkpoint, trained, counts)
+
+
+def open_data(config: RunConfig, task: Task, part: ModelPart) -> tuple[list[str], DataCounts]:
+    """Class names, and how much there is of the data; what was found is said."""
+    with busy("         opening the data", announce):
+        class_names = task.class_names(config.data)
+        sees = ModelOf(size_of(part), reads_clips(part))
+        found, counts = distributed.on_main(lambda: found_data(config.data, config.train.batch_size, sees))
+    for line in found:
+        announce(line)
+    return class_names, counts
 
 
 def fitted(config: RunConfig, model: PretrainingModel, loading: dict[str, Any], class_names: list[str]) -> RunConfig:

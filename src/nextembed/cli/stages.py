@@ -34,7 +34,7 @@ def say_stages(chain: Sequence["RunConfig"], overrides: Sequence[str]) -> None:
 
 def say_times(chain: Sequence["RunConfig"]) -> None:
     """An estimate for each stage, from a few passes of an untrained model over one batch."""
-    from ..planning.stages import stage_seconds
+    from ..recipes.stage_times import stage_seconds
     from ..training.banner import minutes
 
     print("How long each takes here, estimated from single steps (probes and reports come on top):", flush=True)

@@ -112,7 +112,7 @@ def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
 def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
     chain: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("nextembed.planning.stages.stage_seconds", lambda chain: iter([60.0] * len(chain)))
+    monkeypatch.setattr("nextembed.recipes.stage_times.stage_seconds", lambda chain: iter([60.0] * len(chain)))
     say_stages([*missing_stages(chain), chain], ["train.max_steps=7"])
     said = capsys.readouterr().out
     assert "3 stages, one after another" in said and "  1 of 3  nepa_demo: " in said and "  3 of 3  emu_emoji: " in said

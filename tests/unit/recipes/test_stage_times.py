@@ -9,8 +9,8 @@ from nextembed import recipes
 from nextembed.cli.stages import say_stages
 from nextembed.core.config import apply_overrides
 from nextembed.errors import ConfigError
-from nextembed.planning import stages as planned
-from nextembed.planning.stages import stage_seconds, with_paths
+from nextembed.recipes import stage_times as planned
+from nextembed.recipes.stage_times import stage_seconds, with_paths
 from nextembed.runs import RunConfig
 from nextembed.training import banner
 
