@@ -100,8 +100,8 @@ def dry_run(config: RunConfig) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ready = prepare(Path(scratch), config, None, next_folder(config.dir))
         seconds = step_seconds(ready.loop)
-    announce(f"Time:    {minutes(seconds * ready.loop.max_steps)} on this machine, and the probes at the end")
-    announce("Dry run: nothing was trained, nothing is left.")
+    announce(f"Time:    {minutes(seconds * ready.loop.max_steps)} on this machine, without the final probes")
+    announce("Dry run: nothing was trained or written.")
 
 
 def fit_stage(config: RunConfig) -> None:
@@ -113,7 +113,10 @@ def fit_stage(config: RunConfig) -> None:
     folder = config.dir
     begun = distributed.on_main(folder.exists)
     if begun and not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} holds no run yet: wait for who is starting it; if nobody is, remove it")
+        raise ConfigError(
+            f"{folder} contains no run yet: wait for the process that is starting it, or remove the folder if "
+            "there is none"
+        )
     with opened(folder, resume=begun, exact=True) as run_dir:
         if not distributed.on_main((run_dir / "model").is_dir):  # else somebody else was faster
             train_in(run_dir, config)

@@ -69,7 +69,9 @@ class RunConfig(Config):
     @classmethod
     def _one_part_of_a_path(cls, name: str) -> str:
         if not re.fullmatch(r"[\w.-]{1,100}", name) or name in (".", ".."):
-            raise ValueError(f"'{name}' is no name of a folder: letters, digits, _, - and . are, and not . or .. alone")
+            raise ValueError(
+                f"'{name}' is not a valid folder name: use letters, digits, _, - and ., but not . or .. alone"
+            )
         return name
 
     @property

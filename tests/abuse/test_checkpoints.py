@@ -89,7 +89,7 @@ def test_damage_is_named_with_the_checkpoint_before(run, capsys, name, damage):
     before = everything(run)
     said = refused(run, capsys)
     assert f"{run / NEWEST}/" in said and (name in said or name == "checksums.json")
-    assert f"resume from the one before: nextembed train --resume {run / BEFORE}" in said
+    assert f"resume from the previous one: nextembed train --resume {run / BEFORE}" in said
     assert everything(run) == before
 
 
@@ -116,7 +116,7 @@ def test_a_whole_checkpoint_that_is_passed_over_is_kept_beside(run, whole):
 def test_all_damaged_and_none_of_that_name(run, capsys):
     for name in (NEWEST, BEFORE):
         empty(run / name / "progress.json")
-    assert refused(run, capsys).endswith("none before it is whole")
+    assert refused(run, capsys).endswith("no earlier checkpoint is intact")
     said = refused(run, capsys, run / "checkpoints/step-000003")
     assert "no such checkpoint" in said and "step-000002, step-000004" in said
 

@@ -109,7 +109,7 @@ def test_features_beside_those_of_others_are_not_begun(model, tmp_path) -> None:
     (out / "features-mine.parquet").write_text("theirs")
     before = tree(out)
     said = refused(lambda: embed_many(str(model), "emoji", out, overwrite=True, **FEATURES))
-    assert "features-mine.parquet, not of this command" in said and tree(out) == before
+    assert "features-mine.parquet, which nextembed embed did not write" in said and tree(out) == before
 
 
 # -- links in what somebody sent

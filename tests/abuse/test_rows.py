@@ -236,7 +236,7 @@ def test_a_joined_table_needs_a_name_of_its_own(tmp_path):
     joined = {"joins": {"other": {"source": str(tmp_path / "a.jsonl"), "by": "id"}}}
     assert len(list(DATA.parse(values | joined).documents("train"))) == 1  # no row is found by a list
     pq.write_table(pa.table({"id": ["x"], "text": ["a"], "other": ["b"]}), tmp_path / "a.parquet")
-    with pytest.raises(ConfigError, match="'other' is a column of the table itself"):
+    with pytest.raises(ConfigError, match="'other' is already a column of the table"):
         DATA.parse(values | joined | {"source": str(tmp_path / "a.parquet")}).rows("train")
 
 

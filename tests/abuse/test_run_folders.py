@@ -138,7 +138,7 @@ def test_two_commands_that_want_one_stage(tmp_path):
     stage = RunConfig(name="stage", output_dir=str(tmp_path), train=TrainConfig(max_steps=1))
     folder = stage.dir
     folder.mkdir()
-    with pytest.raises(ConfigError, match="holds no run yet: wait for who is starting it"):
+    with pytest.raises(ConfigError, match="contains no run yet: wait for the process that is starting it"):
         fit_stage(stage)
     (folder / "config.yaml").write_text("begun")
     with opened(folder, resume=True), pytest.raises(ConfigError, match="another process is training in"):

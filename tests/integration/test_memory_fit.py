@@ -18,7 +18,7 @@ def test_a_run_in_parts_that_fit_has_the_weights_of_the_run_at_once(tmp_path, mo
     monkeypatch.setattr(fitting, "memory", lambda device: int((one + 0.6 * (step - one)) / 0.8))
     parts = fit(apply_overrides(given, ["name=parts"]))
     said = capsys.readouterr().out
-    assert "Memory:  a step at once needs about" in said and "2 micro batches of 8, which give the same step" in said
+    assert "Memory:  a whole step would need about" in said and "2 micro batches of 8 (same result)" in said
     assert read_run_config(parts.dir).train.micro_batch_size is None  # another machine chooses anew
     found = dict(parts.model().named_parameters())
     for name, weight in whole.model().named_parameters():

@@ -21,9 +21,9 @@ ROWS = {
     "optimizer": "optimizer",
     "averages": "averaged weights (EMA)",
     "casts": "bf16 copies of weights",
-    "activations": "activations and what is computed with",
+    "activations": "activations and workspace",
     "batch": "batch",
-    "communication": "exchange between devices",
+    "communication": "communication between devices",
 }
 
 
@@ -92,7 +92,7 @@ def show(plan: "Plan", device: str) -> None:
     style = {"fits": "green", "tight": "yellow", "does not fit": "red"}[plan.verdict]
     reason = {
         "fits": "It fits.",
-        "tight": "It is tight: above 80 % of the memory, and a prediction may be 20 % off.",
+        "tight": "It is tight: above 80 % of the memory, and the estimate may be off by 20 %.",
         "does not fit": "It does not fit.",
     }[plan.verdict]
     console.print(Text(plain(reason), style=f"bold {style}"))
@@ -106,7 +106,7 @@ def facts(plan: "Plan", device: str) -> list[tuple[str, str]]:
     """(name, text) of the lines below the table."""
     from ..planning.hardware import PEAKS
 
-    trained = f", {count(plan.trained)} of them train" if plan.trained < plan.parameters else ""
+    trained = f", {count(plan.trained)} trainable" if plan.trained < plan.parameters else ""
     parts = ", ".join(f"{name} {count(value)}" for name, value in plan.parts.items())
     passes = f" x {plan.accumulation} passes" if plan.accumulation > 1 else ""
     named = f" ({device})" if device.lower() in PEAKS else ""
@@ -114,14 +114,14 @@ def facts(plan: "Plan", device: str) -> list[tuple[str, str]]:
     rows = [
         ("parameters", f"{count(plan.parameters)}{trained}" + (f" ({parts})" if len(plan.parts) > 1 else "")),
         ("batch", f"{plan.batch_size} = {plan.micro_batch_size} x {plan.devices} devices{passes}"),
-        ("activations", f"{size(plan.kept_for_backward)} are kept from the forward to the backward pass"),
+        ("activations", f"{size(plan.kept_for_backward)} are saved for the backward pass"),
         ("FLOPs", f"{count(plan.flops_per_step, flops=True)} a step, all devices"),
     ]
     seconds = plan.flops_per_step / (plan.devices * plan.peak_tflops * 1e12 * plan.utilisation)
     at = f"{duration(seconds)} a step, at {plan.utilisation:.0%} of {rate} a device"
     if plan.hours is None:
         million = duration(seconds * 1e6 / plan.batch_size)
-        rows.append(("time", f"{million} for each million samples (--samples N gives the whole); {at}"))
+        rows.append(("time", f"{million} per million samples (--samples N gives the whole); {at}"))
     else:
         rows.append(("time", f"{duration(plan.hours * 3600)} for {plan.steps:,} steps; {at}"))
     return rows + [("assumed", line) for line in plan.assumptions]

@@ -21,11 +21,11 @@ def say_stages(chain: Sequence["RunConfig"], overrides: Sequence[str]) -> None:
 
     total, last = len(chain), chain[-1]
     if distributed.is_main():
-        print(f"{last.name} starts from what is not there yet; {total} stages, one after another:")
+        print(f"{last.name} starts from runs that do not exist yet; {total} stages are trained in this order:")
         for number, stage in enumerate(chain, 1):
             print(f"  {number} of {total}  {stage.name}: {length(stage)}")
         if overrides:
-            print(f"The settings of this command ({' '.join(overrides)}) are for {last.name} alone.")
+            print(f"The settings of this command ({' '.join(overrides)}) apply to {last.name} only.")
         sys.stdout.flush()
     distributed.start(chain[0].train.device)
     if distributed.world_size() == 1:
@@ -37,11 +37,11 @@ def say_times(chain: Sequence["RunConfig"]) -> None:
     from ..recipes.stage_times import stage_seconds
     from ..training.banner import minutes
 
-    print("How long each takes here, estimated from single steps (probes and reports come on top):", flush=True)
+    print("Estimated time of each stage on this machine, from single steps (without probes and reports):", flush=True)
     total, known, began = len(chain), [], time.monotonic()
     for number, (stage, seconds) in enumerate(zip(chain, stage_seconds(chain)), 1):
         known.append(seconds)
-        said = "not known before the stage before it is trained" if seconds is None else minutes(seconds)
+        said = "unknown until the previous stage is trained" if seconds is None else minutes(seconds)
         print(f"  {number} of {total}  {stage.name}: {said}", flush=True)
     if None not in known:
         whole = minutes(sum(seconds or 0 for seconds in known))
@@ -68,7 +68,7 @@ def train_stages(stages: Sequence["RunConfig"]) -> None:
         except Interrupted as stopped:
             words = " ".join(shlex.quote(word) for word in sys.argv[1:])
             raise Interrupted(
-                f"stopped and saved in stage {number} of {len(stages) + 1}; the same command resumes all of them: "
-                f"nextembed {words}",
+                f"stopped and saved in stage {number} of {len(stages) + 1}; to resume, run the same command "
+                f"again: nextembed {words}",
                 stopped.exit_code - 128,
             ) from None

@@ -86,11 +86,11 @@ def compare(
         raise ConfigError("name a recipe, a data source, or runs to compare")
     if all(is_run(word) for word in words) and (len(words) > 1 or objectives is None):
         if overrides or objectives:
-            raise ConfigError("runs that are there are compared as they are: without objectives and settings")
+            raise ConfigError("finished runs are compared as they are: leave out objectives and settings")
         return compare_runs([str(word) for word in words], given, folder)
     if len(words) > 1:
         missing = next(word for word in words if not is_run(word))
-        raise ConfigError(f"{missing} is no run; name several runs, or one recipe or data source")
+        raise ConfigError(f"{missing} is not a run; name several runs, or one recipe or data source")
     base = base_config(str(words[0]), given.budget_minutes)
     if overrides:
         base = with_values(base, dotted(overrides))
@@ -163,8 +163,8 @@ class Plan:
             changed.append("its data, model or training")
         if changed:
             raise ConfigError(
-                f"{self.place} holds a comparison with other settings ({', '.join(changed)}); "
-                "give another --folder, or the settings that it has"
+                f"{self.place} contains a comparison with other settings ({', '.join(changed)}); choose another "
+                "--folder, or use the same settings"
             )
         self.threads = before.threads  # of the budget
 
@@ -313,10 +313,10 @@ class Plan:
     def notes(self) -> list[str]:
         fewer = self.fewer_codes()
         found = [
-            *([f"Fewer codes than by default, for so small a batch: {', '.join(fewer)}."] if fewer else []),
-            f"Budget of each run: {self.settings.budget_in_words(self.threads, self.on_cpu)}; probes, checkpoints and "
-            "the few seconds in which a step's cost is measured are not counted. The number of steps follows from that "
-            "cost, so that the learning rate falls to its end with the budget.",
+            *([f"Fewer codes than the default, because the batch is small: {', '.join(fewer)}."] if fewer else []),
+            f"Budget of each run: {self.settings.budget_in_words(self.threads, self.on_cpu)}; probes, "
+            "checkpoints and the few seconds that measure the cost of a step are not counted. The number of "
+            "steps is derived from that cost, so that the learning-rate schedule ends with the budget.",
         ]
         if self.settings.seeds > 1:
             found.append(f"± is the standard deviation over {self.settings.seeds} seeds.")
@@ -324,20 +324,20 @@ class Plan:
             assert isinstance(self.base.data, ImagePart)
             few = " and ".join(str(self.classes * one) for one in self.labels.values())
             found.append(
-                "Layer, pooling and attention of the probes are chosen on validation images and measured once on test; "
-                "the output columns choose nothing."
+                "Layer, pooling and attention of the probes are chosen on validation images and measured once on "
+                "test; the columns of the output layer use fixed settings."
             )
             if self.settings.finetune_steps:
                 found.append(
-                    f"Fine-tuning: {few} labels, drawn anew for each seed, {self.settings.finetune_steps} steps for "
-                    "every row, full attention, mean over patches; the weights of the last step count. From scratch "
-                    "has as many on these, and on all labels the whole budget."
+                    f"Fine-tuning: {few} labels, redrawn for each seed; {self.settings.finetune_steps} steps for "
+                    "every row, full attention, mean over patches, weights of the last step. From scratch trains for "
+                    "the same number of steps on these labels, and for the whole budget on all labels."
                 )
         staged = [name for name, config in self.own.items() if stage_of(self.base, config) is not None]
         if staged:
             found.append(
-                f"{' and '.join(staged)}: {STAGE_SHARE:.0%} of the budget trains the tokenizer, on the same images, "
-                "and is counted in minutes and images; no classes are told."
+                f"{' and '.join(staged)}: {STAGE_SHARE:.0%} of the budget trains the tokenizer, on the same "
+                "images, and is counted in minutes and images; class labels are not used."
             )
         if self.settings.tune:
             found.append(

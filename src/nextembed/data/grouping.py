@@ -35,7 +35,10 @@ WRAPPERS = frozenset(
     ]
 )
 NUM_NAMED = 5
-ASK = "data.folders=classes takes no name for a split, data.folders=splits leaves out what is in none"
+ASK = (
+    "set data.folders=classes to treat every name as a class, or data.folders=splits to use the "
+    "splits only and leave out the rest"
+)
 
 
 def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[File]]:
@@ -57,12 +60,12 @@ def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[Fil
             groups.setdefault(split, []).append(file)
     _check_trainval(groups)
     if rest and folders == "splits" and groups:
-        return groups, "", [file._replace(reason="its name fits no split") for file in rest]
+        return groups, "", [file._replace(reason="its name matches no split") for file in rest]
     if "train" not in groups and rest:
         return {"train": rest, **groups}, "", []
     for file in rest:  # usable by their own names, if asked for
         groups.setdefault(re.split(r"[-_.]", file.name.rsplit("/", 1)[-1].lower())[0], []).append(file)
-    unclear = f"{_names(file.name for file in rest)}: beside files of splits, this fits none; {ASK}" if rest else ""
+    unclear = f"{_names(file.name for file in rest)}: not in a split, although other files are; {ASK}" if rest else ""
     return groups, unclear, []
 
 
@@ -97,8 +100,11 @@ def by_folders(
             {part for found in groups.values() for file in found for part in file.folders if splits_named(part)}
         )
         others = _names(file.folders[0] if file.folders else file.name for file in rest)
-        raise ConfigError(f"data.source: {_names(splits)} may be splits or classes: beside them are {others}; {ASK}")
-    left_out = [file._replace(reason="it lies in no split's folder") for file in rest]
+        raise ConfigError(
+            f"data.source: cannot tell whether {_names(splits)} are splits or classes, because {others} are "
+            f"there as well; {ASK}"
+        )
+    left_out = [file._replace(reason="it is not in the folder of a split") for file in rest]
     used = [file for found in groups.values() for file in found]
     if folders != "classes" and class_folder is None and _are_below(used):
         below = {file.path: _around_split(file.folders)[1] for file in used}
@@ -130,7 +136,8 @@ def _are_below(files: list[File]) -> bool:
     if are_above and are_below:
         raise ConfigError(
             f"data.source: the classes may be {_names(sorted(sides[0]))} above the splits, or "
-            f"{_names(sorted(sides[1]))} below; data.class_folder=top takes those above, last the lowest, none neither"
+            f"{_names(sorted(sides[1]))} below; set data.class_folder=top for the folders above, last for the "
+            "lowest ones, none for no classes"
         )
     return are_below
 
@@ -151,7 +158,7 @@ def _classes(below: dict[str, tuple[str, ...]], class_folder: ClassFolder) -> di
 def _split_in(file: File, parts: tuple[str, ...]) -> str | None:
     found = {split for part in parts if (split := split_of(part))}
     if len(found) > 1:
-        raise ConfigError(f"data.source: '{file.name}' names the splits {' and '.join(sorted(found))}; {ASK}")
+        raise ConfigError(f"data.source: '{file.name}' matches several splits ({' and '.join(sorted(found))}); {ASK}")
     return next(iter(found), None)
 
 
@@ -167,7 +174,10 @@ def _check_trainval(groups: Groups) -> None:
     names = {part.lower().split(".")[0] for part in parts}
     whole = next((name for name in names if re.match(r"trainval([^a-z]|$)", name)), None)
     if whole and ("validation" in groups or any(re.match(r"train([^a-z]|$)", name) for name in names)):
-        raise ConfigError(f"data.source: '{whole}' holds the rows of train and val once more; name the files to use")
+        raise ConfigError(
+            f"data.source: '{whole}' repeats the rows of train and val, which are there as well; name the "
+            "files to use in data.source"
+        )
 
 
 def _names(names: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from .tables import DocumentTable, field, is_there, words
 from .transforms import Unreadable
 
 PLACE = re.compile(r"\{([^{}]+)\}")
-NOTHING = "it has nothing for any of data.layouts"
+NOTHING = "it has the values for none of data.layouts"
 
 
 class Piece(Config):
@@ -87,10 +87,10 @@ class Records(Media, DocumentTable, DocumentPart):
         if self.pieces is None:
             return self
         if not self.pieces:
-            raise ValueError("pieces: there are none")
+            raise ValueError("pieces: give at least one")
         for name, piece in self.pieces.items():
             if not name or any(mark in name for mark in " |"):
-                raise ValueError(f"pieces: a name holds no space and no bar, unlike '{name}'")
+                raise ValueError(f"pieces: the name '{name}' must not contain a space or |")
             if piece.kind not in self.kinds_known():
                 raise ValueError(unknown(f"pieces.{name}.kind:", piece.kind, self.kinds_known()))
         if self.layouts is not None:
@@ -105,7 +105,7 @@ class Records(Media, DocumentTable, DocumentPart):
         if self.pieces is None and not self._found:
             self._found = pieces_of({name: media_of(one) for name, one in columns_of(rows).items()})
             if not self._found:
-                raise ConfigError("data.pieces: say what the columns hold, e.g. {image: image, caption: text}")
+                raise ConfigError("data.pieces: give the kind of each column, e.g. {image: image, caption: text}")
             if self.layouts is not None:
                 try:
                     check_layouts(self.layouts, self._found)
@@ -113,7 +113,7 @@ class Records(Media, DocumentTable, DocumentPart):
                     raise ConfigError(f"data.layouts: {err}") from None
         if not isinstance(rows, Rows):
             if self.joins:
-                raise ConfigError("data.joins: tables are joined by their rows; that needs streaming=false")
+                raise ConfigError("data.joins: joining tables needs streaming=false")
             return rows
         if self.joins:
             rows = JoinedRows(rows, {name: (join.by, self._other(join, split)) for name, join in self.joins.items()})
@@ -122,7 +122,7 @@ class Records(Media, DocumentTable, DocumentPart):
     def check(self, columns: list[str]) -> None:
         super().check(columns)
         if twice := [name for name in self.joins if name in columns]:
-            raise ConfigError(f"data.joins: '{twice[0]}' is a column of the table itself; take another name")
+            raise ConfigError(f"data.joins: '{twice[0]}' is already a column of the table; choose another name")
         for name in self.pieces or {}:
             column = self._column(name)
             if column is not None and not is_there(column, [*columns, *self.joins]):
@@ -150,7 +150,7 @@ class Records(Media, DocumentTable, DocumentPart):
             if fits[pattern]:
                 indices.append(index)
         if not indices and len(rows):
-            raise ConfigError(f"data.layouts: no row of the {split} split has what one of them needs")
+            raise ConfigError(f"data.layouts: no row of the {split} split has all values that one of the layouts needs")
         stay = set(indices)
         self._unused[split] = {f"row {index}": NOTHING for index in range(len(rows)) if index not in stay}
         return rows if len(indices) == len(rows) else FewRows(rows, indices)
@@ -188,7 +188,7 @@ class Records(Media, DocumentTable, DocumentPart):
         draw = Draws(seed)
         names = drawn_layout({layout: 1.0}, lambda name: self.has(row, name), draw)
         if names is None:
-            raise Unreadable(f"it has not all of '{layout}'")
+            raise Unreadable(f"it lacks a value for '{layout}'")
         return {"key": row.key, "segments": [self.read(row, name, draw) for name in names]}
 
     def has(self, row: Record, name: str) -> bool:

@@ -153,7 +153,9 @@ def split_folders(folder: Path, rules: Rules) -> dict[str, Path]:
             found[split] = one
     lost = [one.name for one in others if found and rules.folders is None and _has_images(one)]
     if lost:
-        raise ConfigError(f"data.source: {folder / lost[0]} lies beside folders of splits and is in none; {ASK}")
+        raise ConfigError(
+            f"data.source: {folder / lost[0]} is not in a split, although other folders are splits; {ASK}"
+        )
     return found
 
 

@@ -136,7 +136,7 @@ def added(report: Report, before: int, total: int | None) -> Report:
 def check_folder(output: Path) -> None:
     """Raises ConfigError for a folder that may not be written: it is somebody else's, or finished."""
     if (output / INDEX).exists() and not (output / JOURNAL).exists():
-        raise ConfigError(f"{output} holds shards already; name another folder, or remove it")
+        raise ConfigError(f"{output} already contains shards; choose another folder, or remove it")
     check_own_folder(output, (JOURNAL,), LOCK)
 
 
@@ -167,11 +167,11 @@ class Journal:
         head, *lines = self.file.read_bytes().splitlines(keepends=True) or [b""]
         before, now = begun_with(head), json.loads(to_json(settings))
         if before is None:
-            raise ConfigError(f"{self.file} is not of this command: name another folder")
+            raise ConfigError(f"{self.file} was not written by nextembed shard: choose another folder")
         if before != now:
             raise ConfigError(
-                f"{folder} was begun with other settings ({changed(before, now)}): repeat the command as it was, or "
-                "name another folder"
+                f"{folder} was started with other settings ({changed(before, now)}): repeat the original command, "
+                "or choose another folder"
             )
         good = len(head)
         for line in lines:

@@ -77,7 +77,7 @@ def convert(source: str | Path, target: str | Path, to: Layout = "nextembed", **
     emu = is_emu(source)
     if wrong := [name for name in (NEPA_ONLY if emu else EMU_ONLY) if name in options]:
         kind, other = ("NEPA", "Emu") if emu else ("Emu", "NEPA")
-        raise ConfigError(f"{wrong[0]} is an option for {kind} checkpoints; {source} is taken for one of {other}")
+        raise ConfigError(f"{wrong[0]} is an option for {kind} checkpoints, but {source} looks like {other}")
     if emu:
         heads = options.pop("num_attention_heads", None)
         return convert_emu(source, target, to, heads=heads, **options)  # type: ignore[arg-type]
@@ -97,8 +97,8 @@ def convert_nepa(
     found = read_any(source, weights, **known)
     if to == "official" and found.model.config.model_type != ViTNepaConfig.model_type:
         raise ConfigError(
-            "the official layout cannot hold stable-pretraining's NEPA: it has no begin token in attention, and other "
-            "rotary positions; convert --to nextembed, which computes it exactly"
+            "the official layout cannot represent stable-pretraining's NEPA, which has no begin token in "
+            "attention and other rotary positions; convert --to nextembed, which reproduces it exactly"
         )
     with new_folder(target) as folder, no_progress_bar():
         if to == "stable-pretraining":
@@ -136,7 +136,10 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
         size = load(ArgumentsFile, path / ARGUMENTS).arguments.img_size
         return _from_state(read_state(path / "model.safetensors"), path, {"image_size": size} | known)
     if known:
-        raise ConfigError(f"{path} says itself what model it is; {', '.join(sorted(known))} are for bare weights")
+        raise ConfigError(
+            f"{path} has a model config, so {', '.join(sorted(known))} cannot be set; these options are for "
+            "weights without a config"
+        )
     folder = find_saved(source).local_folder(weights)
     kind = _class_of(folder)
     model = cast(ViTNepaPreTrainedModel, load_whole(kind, folder, strict=True, dtype=torch.float32))
@@ -189,7 +192,7 @@ def _from_state(state: State, path: Path, known: dict[str, object]) -> Source:
     wrong = sorted(expected.keys() ^ plain.keys()) or [n for n, t in plain.items() if t.shape != expected[n]]
     if wrong:
         raise ConfigError(
-            f"{path}: {wrong[0]} does not fit the model that the other weights tell ({len(wrong)} in all)"
+            f"{path}: {wrong[0]} does not fit the model inferred from the other weights ({len(wrong)} in all)"
         )
     model.load_state_dict(plain)
     size = dict(zip(("height", "width"), model.config.image_shape, strict=True))

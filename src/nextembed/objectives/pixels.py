@@ -55,7 +55,7 @@ def patch_shape_of(backbone: Backbone, kind: str) -> tuple[int, int]:
     if not isinstance(backbone.config, PatchConfig):
         raise ConfigError(f"objective {kind} needs a model of image patches: model.kind=vit_nepa")
     if reads_clips(backbone.config):
-        raise ConfigError(f"objective {kind} is for images; of clips vjepa, next_embedding and cpc learn")
+        raise ConfigError(f"objective {kind} supports images only; for clips use vjepa, next_embedding or cpc")
     shape, (height, width) = backbone.config.patch_shape, backbone.config.image_shape
     if (height // shape[0]) * (width // shape[1]) < 4:
         raise ConfigError(f"objective {kind} needs four patches or more; make model.patch_size smaller")

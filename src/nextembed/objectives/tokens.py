@@ -150,7 +150,7 @@ class IgptBertSettings(TokenSettings):
         loss = mean over hidden patches of -log softmax(head(h)) [code of the patch]
 
     Attributes:
-        mask_rate: the chance of each patch to be hidden; at least one is.
+        mask_rate: probability that a patch is hidden; at least one is.
 
     Source:
         iGPT (Chen et al. 2020, ICML), its BERT objective. As for `IgptSettings`, ours predicts codes of patches.

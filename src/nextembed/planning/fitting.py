@@ -65,15 +65,15 @@ def fit_to_memory(
         return train, ""
     now, there = in_bytes(whole), in_bytes(room)
     if changes is None:
-        return train, f"Memory:  a step needs about {now} of {there}; `nextembed plan` says what would help"
+        return train, f"Memory:  a step needs about {now} of {there}; `nextembed plan` suggests changes"
     made = apply_overrides(config, changes).train
     what = []
     if made.micro_batch_size != train.micro_batch_size:
         micro = made.micro_batch(ranks)
-        what.append(f"{train.batch_size // (micro * ranks)} micro batches of {micro}, which give the same step")
+        what.append(f"{train.batch_size // (micro * ranks)} micro batches of {micro} (same result)")
     if made.gradient_checkpointing:
-        what.append("activations computed again (train.gradient_checkpointing)")
-    return made, f"Memory:  a step at once needs about {now} of {there}: {' and '.join(what)}"
+        what.append("gradient checkpointing (train.gradient_checkpointing)")
+    return made, f"Memory:  a whole step would need about {now} of {there}, so it uses {' and '.join(what)}"
 
 
 def generous_bytes(model: PretrainingModel, length: int | None, micro: int, config: RunConfig) -> float:

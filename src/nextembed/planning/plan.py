@@ -127,9 +127,9 @@ def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
     if needs_classes(config) and not listed_classes(config):
         yield f"{len(class_names(config, classes)):,} classes (--classes)"
     if isinstance(config.model, EmuParts) and not isinstance(config.data, MakesBatches):
-        yield f"rows of the full length, an image for every {EXAMPLE_TEXT} text tokens"
+        yield f"rows of full length, one image for every {EXAMPLE_TEXT} text tokens"
     if config.train.compile:
-        yield "without torch.compile, which may need less"
+        yield "without torch.compile, which may need less memory"
     if step.trained < step.parameters:
         yield "frozen parameters have neither gradients nor optimizer state"
 
@@ -146,7 +146,7 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
 
     def said(what: str, change: str, needs: int) -> str:
         verdict = judge(needs, room)
-        effect = "it fits" if verdict == "fits" else "it just fits" if verdict == "tight" else "still too much"
+        effect = "it fits" if verdict == "fits" else "it just fits" if verdict == "tight" else "still does not fit"
         return f"{what} ({change}): {needs / GIB:.1f} GiB, {effect}"
 
     found = largest_that_fits(
@@ -154,14 +154,14 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
     )
     if found is not None:
         size, needs = found
-        yield said("smaller micro batches, the gradient accumulated", f"train.micro_batch_size={size}", needs)
+        yield said("smaller micro batches with gradient accumulation", f"train.micro_batch_size={size}", needs)
     tried: list[str] = []
-    changes = [("activations computed again in the backward pass", "train.gradient_checkpointing=true",
+    changes = [("gradient checkpointing", "train.gradient_checkpointing=true",
                 not config.train.gradient_checkpointing),
                ("half-precision activations", "train.precision=bf16", config.train.precision != "bf16"),
-               ("the optimizer's averages in 8 bits", "optim.kind=adamw_8bit",
+               ("8-bit optimizer state", "optim.kind=adamw_8bit",
                 devices == 1 and config.optim.kind == "adamw"),
-               ("weights and optimizer shared out over the devices", "train.fsdp=true",
+               ("weights and optimizer state sharded over the devices", "train.fsdp=true",
                 devices > 1 and not config.train.fsdp)]  # fmt: skip
     for what, change, possible in changes:
         if possible and (needs_now := peak(change)) is not None:
@@ -169,8 +169,8 @@ def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int)
             tried.append(change)
     together = [*tried, *([f"train.micro_batch_size={found[0]}"] if found is not None else [])]
     if len(together) > 1 and (needs_now := peak(*together)) is not None:
-        yield said("all of it", " ".join(together), needs_now)
+        yield said("all of these together", " ".join(together), needs_now)
     if config.train.lora is None and (targets := task_of(config).lora):
         lora = f"train.lora={{rank: 8, targets: {targets}}}"
         if (needs_now := peak(lora)) is not None:
-            yield said("adapters of low rank in place of all weights", lora, needs_now)
+            yield said("low-rank adapters (LoRA) instead of full fine-tuning", lora, needs_now)

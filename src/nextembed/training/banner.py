@@ -139,7 +139,7 @@ def odd(rows: Rows, batch_size: int, model: ModelOf = UNKNOWN) -> list[str]:
     found, image_size, one = [], model.image_size, "clip" if model.reads_clips else "image"
     if len(rows) < FEW:
         few = f"1 {one} is" if len(rows) == 1 else f"{len(rows)} {one}s are"
-        found.append(f"{few} very few: a model learns them by heart, and nothing of others")
+        found.append(f"{few} very few: the model will memorise them and not generalise")
     if 0 < len(rows) < batch_size:
         times = batch_size / len(rows)
         found.append(

@@ -105,7 +105,7 @@ def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
     before = [path for path in checkpoints(run_dir) if checkpoint_step(path) < checkpoint_step(folder)]
     good = next((path for path in reversed(before) if not damage(path)), None)
     command = f"nextembed train --resume {shlex.quote(str(good))}"
-    then = f"resume from the one before: {command}" if good else "none before it is whole"
+    then = f"resume from the previous one: {command}" if good else "no earlier checkpoint is intact"
     raise ConfigError(f"{reason}; {then}")
 
 
@@ -367,19 +367,19 @@ def read_progress(folder: Path) -> Progress:
         values = json.loads(file.read_bytes())
         names = {field.name for field in fields(Progress)}
         if not isinstance(values, dict) or values.keys() != names:
-            raise ValueError(f"it should hold {', '.join(sorted(names))}")
+            raise ValueError(f"it should contain {', '.join(sorted(names))}")
         progress = Progress(**values)
         if not isinstance(progress.step, int) or progress.step != checkpoint_step(folder):
-            raise ValueError(f"it is of step {progress.step}")
+            raise ValueError(f"it was written at step {progress.step}")
         if not isinstance(progress.ranks, list) or not progress.ranks:
-            raise ValueError("it names no rank")
+            raise ValueError("it has no entry for any rank")
         for rank in progress.ranks:
             if not valid_state(rank["data"]):
-                raise ValueError("it holds no place in the data")
+                raise ValueError("a rank has no position in the data")
             means = rank["averages"]  # JSON has null for what is not finite
             rank["averages"] = {n: [math.nan if v is None else v + 0.0 for v in pair] for n, pair in means.items()}
             if any(len(pair) != 2 for pair in means.values()):
-                raise ValueError("it holds means that are no pairs")
+                raise ValueError("a running mean is not a [sum, count] pair")
     return progress
 
 

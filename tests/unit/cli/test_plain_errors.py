@@ -102,7 +102,7 @@ def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
         train_stages(missing_stages(chain))
     assert trained == ["nepa_demo", "emu_emoji_language"] and stopped.value.exit_code == 130
     assert str(stopped.value) == (
-        "stopped and saved in stage 2 of 3; the same command resumes all of them: "
+        "stopped and saved in stage 2 of 3; to resume, run the same command again: "
         "nextembed train emu_emoji train.max_steps=7 'name=my run'"
     )
     said = capsys.readouterr().out
@@ -115,8 +115,9 @@ def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
     monkeypatch.setattr("nextembed.recipes.stage_times.stage_seconds", lambda chain: iter([60.0] * len(chain)))
     say_stages([*missing_stages(chain), chain], ["train.max_steps=7"])
     said = capsys.readouterr().out
-    assert "3 stages, one after another" in said and "  1 of 3  nepa_demo: " in said and "  3 of 3  emu_emoji: " in said
-    assert "The settings of this command (train.max_steps=7) are for emu_emoji alone." in said
+    assert "3 stages are trained in this order" in said
+    assert "  1 of 3  nepa_demo: " in said and "  3 of 3  emu_emoji: " in said
+    assert "The settings of this command (train.max_steps=7) apply to emu_emoji only." in said
 
 
 def test_stages_that_are_there_are_not_trained_again(chain: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_wrong_objectives(names: list[str], words: str, tmp_path) -> None:
         ([], "name a recipe"),
         ("omni_emoji", "a comparison needs images"),
         ("nepa_dmeo", "no such"),
-        (["runs/nowhere-a", "runs/nowhere-b"], "runs/nowhere-a is no run"),
+        (["runs/nowhere-a", "runs/nowhere-b"], "runs/nowhere-a is not a run"),
         ("finetune", "a comparison trains new models"),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_folder_of_another_comparison(base, tmp_path) -> None:
 
     check(base, images_seen=100, seeds=1)
     check(base, images_seen=100, seeds=2, jobs=2)  # more seeds
-    with pytest.raises(ConfigError, match=r"other settings \(images_seen\); give another --folder"):
+    with pytest.raises(ConfigError, match=r"other settings \(images_seen\); choose another --folder"):
         check(base, images_seen=200)
     other = base.model_copy(update={"train": base.train.model_copy(update={"batch_size": 4})})
     with pytest.raises(ConfigError, match="its data, model or training"):
@@ -151,7 +151,7 @@ def test_a_tokenizer_is_of_the_images_of_the_comparison(base) -> None:
         stage, row = stage_of(base, own[name], seed=4), row_config(base, own[name])
         assert stage.objective.scales == scales and stage.seed == 4
         assert stage.data == row.data == base.data and stage.model.patch_size == base.model.patch_size
-        assert row.objective.num_classes == 0, "no classes are told"
+        assert row.objective.num_classes == 0, "class labels are not used"
         assert with_tokenizer(row, "here").objective.tokenizer == "here"
 
 

@@ -198,7 +198,7 @@ def test_every_image_of_a_folder_of_masks_is_used_or_named(tmp_path):
 
 def test_images_beside_folders_of_splits_ask(tmp_path):
     source = folder(folder(folder(tmp_path / "d", 3, "train2017"), 2, "val2017"), 2, "extra")
-    with pytest.raises(ConfigError, match=r"images/extra lies beside folders of splits.*data.folders=splits"):
+    with pytest.raises(ConfigError, match=r"images/extra is not in a split, although.*data.folders=splits"):
         data(source).rows("train")
     assert [len(data(source, folders="splits").rows(role)) for role in ("train", "validation")] == [3, 2]
     assert len(data(source, folders="classes").rows("train")) == 7

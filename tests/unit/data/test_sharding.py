@@ -239,11 +239,11 @@ def test_what_cannot_be_written_is_one_line(classes, tmp_path) -> None:
     with pytest.raises(ConfigError, match="mine exists; name a new folder"):
         shard(part, tmp_path / "mine")
     shard(part, tmp_path / "shards")
-    with pytest.raises(ConfigError, match="holds shards already"):
+    with pytest.raises(ConfigError, match="already contains shards"):
         shard(part, tmp_path / "shards")
     with pytest.raises(Stop):
         shard(part, tmp_path / "begun", **small(), report=stop_at(3))
-    with pytest.raises(ConfigError, match=r"begun with other settings \(shard_size 0.01, now 1.0\)"):
+    with pytest.raises(ConfigError, match=r"started with other settings \(shard_size 0.01, now 1.0\)"):
         shard(part, tmp_path / "begun", **small(shard_size=1))
     with pytest.raises(ConfigError, match="needs streaming=false"):
         shard(part.model_copy(update={"streaming": True}), tmp_path / "stream", **small(shuffle=0))

@@ -162,7 +162,7 @@ def test_folders_of_splits_leave_out_others_if_told(tmp_path, make_images):
     assert labels(source, folders="splits")[:2] == (4, ["a", "b"])
     left = find_origin(source, Rules(folders="splits")).left_out
     assert [(file.name, file.reason) for file in left] == [
-        (f"extra/00{i}.png", "it lies in no split's folder") for i in range(2)
+        (f"extra/00{i}.png", "it is not in the folder of a split") for i in range(2)
     ]
 
 
@@ -224,7 +224,7 @@ def test_trainval_beside_train_asks(tmp_path, make_parquet):
         make_parquet(tmp_path / "d" / f"{name}.parquet", 2)
     assert set(splits(tmp_path / "d")) == {"train", "test"}
     make_parquet(tmp_path / "d" / "train.parquet", 2)
-    with pytest.raises(ConfigError, match="'trainval' holds the rows"):
+    with pytest.raises(ConfigError, match="'trainval' repeats the rows"):
         splits(tmp_path / "d")
 
 

@@ -51,14 +51,14 @@ def test_of_rows_without_a_layout(tmp_path):
     data = DATA.parse(given)
     first, second = found_data(data, 2)[0]
     assert first.endswith("2 documents for training")
-    assert second.strip() == "2 rows are not used: it has nothing for any of data.layouts"
+    assert second.strip() == "2 rows are not used: it has the values for none of data.layouts"
     loader = loaded(data, tmp_path, 3)
     assert loader.facts() == {"data_rows": 4, "data_skipped": 2}
     assert [row["key"] for row in read_skipped(tmp_path)] == ["row 2", "row 3"]
     again = DATA.parse({"kind": "mixture", "sources": [given, {"kind": "text", "source": "glosses"}]})
-    assert "         2 rows are not used: it has nothing for any of data.layouts" in found_data(again, 2)[0]
-    assert again.unused("train") == {"0/row 2": "it has nothing for any of data.layouts"} | {
-        "0/row 3": "it has nothing for any of data.layouts"
+    assert "         2 rows are not used: it has the values for none of data.layouts" in found_data(again, 2)[0]
+    assert again.unused("train") == {"0/row 2": "it has the values for none of data.layouts"} | {
+        "0/row 3": "it has the values for none of data.layouts"
     }
 
 

@@ -97,7 +97,7 @@ def test_stopped_it_goes_on_and_never_mixes(saved, tmp_path):
     output = tmp_path / "f.parquet"
     with pytest.raises(RuntimeError, match="killed"):
         embed(saved / "run", "emoji", output, report=stop_after(3), **options)
-    with pytest.raises(ConfigError, match=r"under other settings \(layer 2, now 1\)"):
+    with pytest.raises(ConfigError, match=r"of other settings \(layer 2, now 1\)"):
         embed(saved / "run", "emoji", output, **{**options, "layer": 1})
     with pytest.raises(ConfigError, match=r"\(weights 'raw', now 'ema'\)"):
         embed(saved / "run", "emoji", output, **{**options, "weights": "ema"})

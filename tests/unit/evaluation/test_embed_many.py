@@ -81,15 +81,15 @@ def test_it_is_searched_and_scored_like_one_file(saved, source, tmp_path) -> Non
 def test_other_settings_and_folders_are_refused(saved, source, tmp_path) -> None:
     with pytest.raises(Stop):
         embed_many(saved / "run", str(source), tmp_path / "f", shard_rows=6, report=stop_after(2), **PLACE)
-    with pytest.raises(ConfigError, match="under other settings \\(shard_rows 6, now 7\\)"):
+    with pytest.raises(ConfigError, match="of other settings \\(shard_rows 6, now 7\\)"):
         embed_many(saved / "run", str(source), tmp_path / "f", shard_rows=7, **PLACE)
     done = embed_many(saved / "run", str(source), tmp_path / "f", shard_rows=12, overwrite=True, **PLACE)
     assert done.num_files == 2 and len(list((tmp_path / "f").glob("*.parquet"))) == 2
-    with pytest.raises(ConfigError, match="holds features already; --overwrite"):
+    with pytest.raises(ConfigError, match="already contains features; --overwrite"):
         embed_many(saved / "run", str(source), tmp_path / "f", shard_rows=12, **PLACE)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
-    with pytest.raises(ConfigError, match=r"holds letter.txt, not of this command"):
+    with pytest.raises(ConfigError, match=r"contains letter.txt, which nextembed embed did not write"):
         embed_many(saved / "run", str(source), tmp_path / "mine", shard_rows=12, overwrite=True, **PLACE)
     with pytest.raises(ConfigError, match="--shard-rows 100000"):
         embed_many(saved / "run", str(source), tmp_path / "g", **PLACE)

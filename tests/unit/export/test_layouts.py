@@ -116,7 +116,7 @@ def test_layouts_that_cannot_hold_a_model(checkpoint, tmp_path):
     words = "begin token in attention, and its rotary positions"
     leaves_nothing(tmp_path, words, checkpoint, tmp_path / "out", "stable-pretraining")
     theirs = REFERENCE / "stable_pretraining" / "gated" / "model.safetensors"
-    leaves_nothing(tmp_path, "the official layout cannot hold", theirs, tmp_path / "out", "official")
+    leaves_nothing(tmp_path, "the official layout cannot represent", theirs, tmp_path / "out", "official")
 
 
 def test_bare_weights_that_do_not_tell_enough(model, tmp_path):
@@ -148,4 +148,4 @@ def test_files_that_are_no_weights(checkpoint, tmp_path):
         with pytest.raises(ConfigError, match=words):
             read_state(tmp_path / name)
     leaves_nothing(tmp_path, "exists; name a new folder", checkpoint, checkpoint)
-    leaves_nothing(tmp_path, "are for bare weights", checkpoint, tmp_path / "out", image_size=8)
+    leaves_nothing(tmp_path, "for weights without a config", checkpoint, tmp_path / "out", image_size=8)

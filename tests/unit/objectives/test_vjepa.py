@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_one_line() -> None:
     with pytest.raises(ConfigError, match=r"objective vjepa learns from clips: .*model\.num_frames"):
         SETTINGS.build(images)
     for settings in (IjepaSettings(), AimSettings()):
-        with pytest.raises(ConfigError, match="is for images; of clips vjepa, next_embedding and cpc learn"):
+        with pytest.raises(ConfigError, match="supports images only; for clips use vjepa, next_embedding or cpc"):
             settings.build(of_clips)
     with pytest.raises(ConfigError, match="16 patches are too few for a block"):
         VjepaSettings(long=BlockSettings(scale=(0.9, 0.9))).build(of_clips)

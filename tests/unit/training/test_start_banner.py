@@ -93,7 +93,7 @@ def test_the_data_are_counted(tmp_path: Path) -> None:
                 Image.new("RGB", (20, 20), (i, 9, 9)).save(tmp_path / role / name / f"{i}.png")
     first, *others = found_data(ImageData(source=str(tmp_path), num_workers=0), 4, ModelOf(16))[0]
     assert first.endswith(": 6 images for training in 2 classes (cats, dogs); validation 4; test none")
-    assert others == ["         6 images are very few: a model learns them by heart, and nothing of others"]
+    assert others == ["         6 images are very few: the model will memorise them and not generalise"]
     (line,) = found_data(TextData(source="glosses"), 4)[0]
     assert line.startswith("Data:    glosses: ") and line.endswith(" documents for training")
 

@@ -147,7 +147,7 @@ class Parts:
         """Raises ConfigError for things of somebody else under the names that are written, emptied or removed here."""
         if os.path.lexists(self.folder):
             if self.folder.is_symlink() or not self.folder.is_dir():
-                raise ConfigError(f"{self.folder} is no folder of this command's: name another output")
+                raise ConfigError(f"{self.folder} was not created by nextembed embed: choose another output")
             names = sorted(os.listdir(self.folder))
             strange = [name for name in names if not (OWN.fullmatch(name) or SCRATCH_NAME.fullmatch(name))]
             if "settings.json" not in names:
@@ -155,9 +155,11 @@ class Parts:
             elif _read_settings(self.folder / "settings.json") is None:
                 strange += ["settings.json"]
             if strange:
-                raise ConfigError(f"{self.folder} holds {strange[0]}, not of this command: name another output")
+                raise ConfigError(
+                    f"{self.folder} contains {strange[0]}, which nextembed embed did not write: choose another output"
+                )
         if self.skipped_file.exists() and not _names_skipped(self.skipped_file):
-            raise ConfigError(f"{self.skipped_file} is not of this command: name another output")
+            raise ConfigError(f"{self.skipped_file} was not written by nextembed embed: choose another output")
 
     def place(self) -> RowPlace:
         """Where the finished parts end."""
@@ -174,8 +176,8 @@ class Parts:
         found = _read_settings(file)
         if file.is_file() and found != settings and not overwrite:
             raise ConfigError(
-                f"{self.folder} holds a part of the work under other settings ({first_change(found, settings)}): "
-                "repeat the command as it was to resume, or add --overwrite to start anew"
+                f"{self.folder} contains unfinished output of other settings ({first_change(found, settings)}): "
+                "repeat the original command to resume it, or add --overwrite to start over"
             )
         if self.output.exists() and not overwrite and not _made_with(self.output, settings):
             raise ConfigError(f"{self.output} exists; --overwrite replaces it")
@@ -311,7 +313,7 @@ def first_change(before: object, settings: Mapping[str, object]) -> str:
             if isinstance(value, dict) and isinstance(old, dict):
                 return first_change(old, value)
             return f"{name} {old!r}, now {value!r}"
-    return "fields that this version does not have"
+    return "fields that this version does not know"
 
 
 def _read_settings(file: Path) -> object:

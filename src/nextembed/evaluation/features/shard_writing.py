@@ -109,10 +109,12 @@ def check_output(folder: Path, overwrite: bool) -> None:
     strange = [one for one in names if not OWN.fullmatch(one) and not SCRATCH_NAME.fullmatch(one)]
     strange += [one for one in (BEGUN, LIST) if one in names and not _is_ours(folder / one)]
     if strange:
-        raise ConfigError(f"{folder} holds {min(strange)}, not of this command: name another folder")
+        raise ConfigError(
+            f"{folder} contains {min(strange)}, which nextembed embed did not write: choose another folder"
+        )
     check_own_folder(folder, (BEGUN, LIST), LOCK)
     if LIST in names and BEGUN not in names and not overwrite:
-        raise ConfigError(f"{folder} holds features already; --overwrite replaces them")
+        raise ConfigError(f"{folder} already contains features; --overwrite replaces them")
 
 
 def _is_ours(file: Path) -> bool:
@@ -132,8 +134,8 @@ def begin_folder(folder: Path, saved: dict[str, object], overwrite: bool) -> Non
         found = from_json(read_text(file))
         if found != json.loads(to_json(saved)) and not overwrite:
             raise ConfigError(
-                f"{folder} holds a part of the work under other settings ({first_change(found, saved)}): repeat the "
-                "command as it was to resume, or add --overwrite to start anew"
+                f"{folder} contains unfinished output of other settings ({first_change(found, saved)}): repeat "
+                "the original command to resume it, or add --overwrite to start over"
             )
     write_json(file, saved)
     (folder / LIST).unlink(missing_ok=True)

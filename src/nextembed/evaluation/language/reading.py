@@ -37,7 +37,7 @@ def read_examples(settings: LanguageEval, data: str | None = None, where: Where 
         found = read_table(file, folder, settings.columns, wanted)
     else:
         if settings.columns or settings.where:
-            raise ConfigError(f"columns and where are of tables; {settings.format} has a layout of its own")
+            raise ConfigError(f"columns and where apply to format=table only; {settings.format} has a fixed layout")
         other = None if settings.annotations is None or data is not None else Path(settings.annotations).expanduser()
         if not file.is_file():
             raise ConfigError(f"no such file: {file}")
@@ -60,7 +60,7 @@ def choose_items(settings: LanguageEval, found: list[Example]) -> list[Example]:
         raise DataError(f"{settings.data} has no items to score")
     for example in found:
         if settings.task != "retrieval" and settings.format != "mmvet" and not example.references:
-            raise DataError(f"{example.key} has no reference to compare with")
+            raise DataError(f"{example.key} has no reference text to compare with")
         if settings.task == "text_to_image" and not any(p["kind"] == "image" for p in example.pictures):
             raise DataError(f"{example.key} has no image to compare with")
         if settings.task == "video_qa" and not any(p["kind"] == "video" for p in example.pictures):
@@ -80,7 +80,9 @@ def with_candidates(settings: LanguageEval, found: list[Example]) -> list[Exampl
         return found
     pool = list(dict.fromkeys(example.references[0] for example in found if example.references))
     if len(pool) > MOST_CANDIDATES:
-        raise ConfigError(f"{len(pool):,} different references to rank; {MOST_CANDIDATES:,} are the most: num_examples")
+        raise ConfigError(
+            f"{len(pool):,} different references to rank; the maximum is {MOST_CANDIDATES:,}: lower num_examples"
+        )
     for example in found:
         if not example.candidates:
             if not example.references:
@@ -109,7 +111,7 @@ class Shots:
         elif settings.format == "coco" and train:
             self.pool, source = train, "its training split"
         else:
-            self.pool, source = items, "the other items of the same file (answers of items that are scored are seen)"
+            self.pool, source = items, "the other items of the same file (so answers of scored items appear in prompts)"
         self.pool = [e for e in self.pool if e.references or e.target is not None]
         if len(self.pool) <= settings.shots:
             raise ConfigError(f"{settings.shots} shots, but there are only {len(self.pool)} examples to take them from")
