@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from ..core.types import Segment
-from .containers import Containers
+from .containers import WHOLE, Containers, riff_missing
 from .transforms import Unreadable
 
 SAMPLE_RATE = 16_000  # Hz
-WHOLE = 0.9  # of what a file says it holds; codecs pad a little, and headers are often off by a few bytes
 GUESSING = {"mp3", "aac", "ac3", "amr", "wav", "caf", "w64"}  # formats whose length is that of the bytes that are there
 
 
@@ -71,14 +70,6 @@ def said_seconds(container: Any) -> float:
         return float(stream.duration * stream.time_base)
     alone = len(container.streams) == 1 and container.duration is not None
     return container.duration / 1e6 if alone else 0.0
-
-
-def riff_missing(data: bytes) -> float:
-    """The share of a WAV file that is not there, by its header. One that is written as it comes says 0 or 2^32 - 1."""
-    size = int.from_bytes(data[4:8], "little")
-    if data[:4] != b"RIFF" or size in (0, 0xFFFFFFFF):
-        return 0.0
-    return max(0.0, 1 - len(data) / (size + 8))
 
 
 def mixed(frame: Any) -> np.ndarray:

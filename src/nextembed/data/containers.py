@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -9,11 +10,32 @@ from typing import Any, cast
 from ..errors import MissingExtra
 from .transforms import ImageReader, Unreadable
 
+WHOLE = 0.9  # of what a file says it holds; codecs pad a little, and headers are often off by a few bytes
 # Formats that hold what they play: no playlists, which would open other files.
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,asf,h264,hevc,m4v,mpegvideo,"
     "wav,flac,mp3,aac,aiff,au,caf,w64,amr,wv,ac3"
 )
+
+
+def cut_mp4(data: bytes) -> bool:
+    """Whether an MP4 or MOV file lacks the index that cameras write at its end."""
+    return data[4:8] == b"ftyp" and b"moov" not in data
+
+
+def riff_missing(data: bytes) -> float:
+    """The share of a WAV or AVI file that is not there, by its header, which says 0 or 2^32 - 1 where it was written as
+    it came."""
+    size = int.from_bytes(data[4:8], "little")
+    if data[:4] != b"RIFF" or size in (0, 0xFFFFFFFF):
+        return 0.0
+    return max(0.0, 1 - len(data) / (size + 8))
+
+
+def said(err: Exception) -> str:
+    """What an error says, without the marks of the library that raised it."""
+    reason = re.sub(r"^\[Errno -?\d+\] |: '[^']*'$", "", (str(err).splitlines() or [""])[0])
+    return reason[:150] or type(err).__name__
 
 
 class Containers:
@@ -48,5 +70,5 @@ class Containers:
             with self.av.open(io.BytesIO(data), options=options) as container:
                 yield container
         except (self.av.FFmpegError, ValueError) as err:
-            reason = (str(err).splitlines() or [type(err).__name__])[0][:150]
+            reason = "it has no index (moov), as a file that is cut off" if cut_mp4(data) else said(err)
             raise Unreadable(f"not a {self.what} that can be decoded: {reason}") from None

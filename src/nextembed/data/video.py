@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..core.config import DATA
 from ..core.types import Document, Role, Segment
-from .containers import Containers
+from .containers import WHOLE, Containers, riff_missing
 from .documents import DocumentPart, text
+from .frames import as_shown, shown_width
 from .pairs import TEXTS, ordered
 from .record import Record
 from .rows import Rows, RowSequence
@@ -23,6 +24,8 @@ from .transforms import Unreadable
 
 VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
 SUBTITLES = ("subtitles", "srt", "vtt", "captions", "asr")
+ATTACHED = 1024  # FFmpeg's mark of a stream that is a picture: the cover of a sound
+UP_FRONT = {"matroska", "flv", "asf", "avi"}  # formats that say at the beginning how long they are
 TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d{1,3})")
 
 
@@ -42,32 +45,31 @@ def even_indices(num_total: int, num_frames: int) -> list[int]:
     return [round(i * (num_total - 1) / (num_frames - 1)) for i in range(num_frames)]
 
 
+def clip_indices(times: list[float], num_frames: int) -> list[int]:
+    """`even_indices`; where frames do not come evenly, those that are shown at even moments."""
+    indices = even_indices(len(times), num_frames)
+    if comes_evenly(times):
+        return indices
+    return [shown_at(times, times[-1] * i / (num_frames - 1)) for i in range(num_frames)]
+
+
+def comes_evenly(times: list[float]) -> bool:
+    step = times[-1] / max(1, len(times) - 1)
+    return all(abs(time - step * i) <= step / 2 for i, time in enumerate(times))
+
+
+def shown_at(times: list[float], moment: float) -> int:
+    """The frame that is shown at a moment: the last one that has begun by then."""
+    return min(len(times) - 1, max(0, bisect_right(times, moment + 1e-6) - 1))
+
+
 def spread_indices(times: list[float], num_frames: int) -> list[int]:
     """`frame_indices`; where frames do not come evenly, those that are shown at the same moments of the video."""
-    indices, last = frame_indices(len(times), num_frames), len(times) - 1
-    step = times[-1] / max(1, last)
-    if all(abs(time - step * i) <= step / 2 for i, time in enumerate(times)):
+    indices = frame_indices(len(times), num_frames)
+    if comes_evenly(times):
         return indices
-    return [min(last, max(0, bisect_right(times, step * i) - 1)) for i in indices]
-
-
-def as_shown(frame: Any) -> np.ndarray:
-    """A frame as players show it, uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparent pixels
-    on white, as of images."""
-    if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba").astype(np.uint16)
-        alpha = rgba[..., 3:]
-        pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    else:
-        pixels = frame.to_ndarray(format="rgb24")
-    found = next((one for one in frame.side_data if one.type.name == "DISPLAYMATRIX"), None)
-    if found is None:
-        return pixels
-    # (x, y) is shown at (a x + c y, b x + d y), moved into sight.
-    a, b, _, c, d, *_ = np.frombuffer(bytes(found), np.int32)[:9].tolist()
-    right, down = (a, d) if abs(a) >= abs(b) else (c, b)
-    pixels = pixels if abs(a) >= abs(b) else pixels.transpose(1, 0, 2)
-    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
+    step = times[-1] / max(1, len(times) - 1)
+    return [shown_at(times, step * i) for i in indices]
 
 
 class Span(NamedTuple):
@@ -95,7 +97,7 @@ class VideoReader:
 
     def read_clip(self, video: object, num_frames: int) -> Tensor:
         """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W]. A single frame is no clip."""
-        return self._frames(self.files.load(video), lambda times: even_indices(len(times), num_frames))
+        return self._frames(self.files.load(video), lambda times: clip_indices(times, num_frames))
 
     def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
@@ -119,8 +121,12 @@ class VideoReader:
         """When each frame is shown, in seconds from the first, without decoding."""
         with self.files.open(data) as container:
             stream = self._stream(container)
-            found = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
+            packets = [p for p in container.demux() if p.size]
+            found = [p.pts for p in packets if p.stream is stream and not p.is_discard]
             base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
+            ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets if p.pts is not None]
+            there = max(ends, default=0.0) - (container.start_time or 0) / 1e6
+            check_whole(container.format.name, (container.duration or 0) / 1e6, there, data)
         times = sorted(pts * base for pts in found if pts is not None)
         if len(times) < len(found):  # raw streams have no times
             times = [i / (rate or 25.0) for i in range(len(found))]
@@ -134,11 +140,16 @@ class VideoReader:
         found: dict[int, np.ndarray] = {}
         count = 0
         with self.files.open(data) as container:
-            for frame in container.decode(self._stream(container)):
-                if frame.width * frame.height > self.max_pixels:
+            stream = self._stream(container)
+            ratio = min(8.0, max(1 / 8, float(stream.sample_aspect_ratio or 1)))
+            for frame in container.decode(stream):
+                if (
+                    shown_width(frame.width, ratio) * frame.height > self.max_pixels
+                    or frame.width * frame.height > self.max_pixels
+                ):
                     raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
                 if count in wanted:
-                    found[count] = as_shown(frame)
+                    found[count] = as_shown(frame, ratio)
                     if found[count].shape != found[min(found)].shape:
                         raise Unreadable("its frames differ in size")
                 count += 1
@@ -147,15 +158,26 @@ class VideoReader:
         return found, count
 
     def _stream(self, container: Any) -> Any:
-        if not container.streams.video:
+        stream = next((one for one in container.streams.video if not one.disposition & ATTACHED), None)
+        if stream is None:
             raise Unreadable("a file without video")
-        stream = container.streams.video[0]
         if stream.codec_context is None:
             raise Unreadable("a video of an unknown codec")
         context = stream.codec_context
         if (context.width or 0) * (context.height or 0) > self.max_pixels:
             raise Unreadable(f"{context.width}x{context.height} pixels, more than max_pixels={self.max_pixels}")
         return stream
+
+
+def check_whole(formats: str, said: float, there: float, data: bytes) -> None:
+    """Raises Unreadable for a file that ends before it says; formats that say nothing themselves are not judged.
+
+    said, there: seconds.
+    """
+    if (missing := riff_missing(data)) > 1 - WHOLE:
+        raise Unreadable(f"the file is cut off: {missing:.0%} of it is not there")
+    if UP_FRONT & set(formats.split(",")) and there < WHOLE * said:
+        raise Unreadable(f"the file is cut off after {there:.1f} of {said:.1f} s")
 
 
 def within(times: list[float], span: Span, num_frames: int) -> list[int]:
