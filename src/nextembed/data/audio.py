@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..core.types import Segment
-from .containers import WHOLE, Containers, riff_missing
+from .containers import Containers
+from .cut_files import WHOLE, is_cut
 from .transforms import Unreadable
 
 SAMPLE_RATE = 16_000  # Hz
@@ -31,7 +32,7 @@ class AudioReader:
             parts = self._decode(container)
             said = said_seconds(container)
         there = sum(len(part) for part in parts) / SAMPLE_RATE
-        if there and (there < WHOLE * said or riff_missing(data) > 1 - WHOLE):
+        if there and (there < WHOLE * said or is_cut(data)):
             raise Unreadable(f"the file is cut off after {there:.1f} s of sound")
         samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         if not len(samples):

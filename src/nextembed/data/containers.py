@@ -10,7 +10,6 @@ from typing import Any, cast
 from ..errors import MissingExtra
 from .transforms import ImageReader, Unreadable
 
-WHOLE = 0.9  # of what a file says it holds; codecs pad a little, and headers are often off by a few bytes
 # Formats that hold what they play: no playlists, which would open other files.
 FORMATS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,gif,flv,ogg,asf,h264,hevc,m4v,mpegvideo,"
@@ -21,15 +20,6 @@ FORMATS = (
 def cut_mp4(data: bytes) -> bool:
     """Whether an MP4 or MOV file lacks the index that cameras write at its end."""
     return data[4:8] == b"ftyp" and b"moov" not in data
-
-
-def riff_missing(data: bytes) -> float:
-    """The share of a WAV or AVI file that is not there, by its header, which says 0 or 2^32 - 1 where it was written as
-    it came."""
-    size = int.from_bytes(data[4:8], "little")
-    if data[:4] != b"RIFF" or size in (0, 0xFFFFFFFF):
-        return 0.0
-    return max(0.0, 1 - len(data) / (size + 8))
 
 
 def said(err: Exception) -> str:

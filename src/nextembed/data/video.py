@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..core.config import DATA
 from ..core.types import Document, Role, Segment
-from .containers import WHOLE, Containers, riff_missing
+from .containers import Containers
+from .cut_files import WHOLE, is_cut
 from .documents import DocumentPart, text
 from .frames import as_shown, shown_width
 from .pairs import TEXTS, ordered
@@ -174,8 +175,8 @@ def check_whole(formats: str, said: float, there: float, data: bytes) -> None:
 
     said, there: seconds.
     """
-    if (missing := riff_missing(data)) > 1 - WHOLE:
-        raise Unreadable(f"the file is cut off: {missing:.0%} of it is not there")
+    if is_cut(data):
+        raise Unreadable(f"the file is cut off after {there:.1f} s")
     if UP_FRONT & set(formats.split(",")) and there < WHOLE * said:
         raise Unreadable(f"the file is cut off after {there:.1f} of {said:.1f} s")
 
