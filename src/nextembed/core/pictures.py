@@ -2,11 +2,13 @@
 
 import contextlib
 import ctypes
+import io
 import logging
 import warnings
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps, _imaging
+from PIL import Image, ImageCms, ImageOps, _imaging
 
 # What is wrong with a file comes as an error; Pillow logs it and libtiff prints it as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -15,11 +17,15 @@ with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff
         getattr(ctypes.CDLL(_imaging.__file__), name)(None)
 
 
+MOST_PROFILE = 2**23  # bytes of a colour profile; a printer's has half a megabyte or two
+
+
 def plain_picture(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
     """The picture decoded, upright, opaque, in mode "RGB" or, where it is grey, "L".
 
-    EXIF rotation is applied, palettes and CMYK become RGB, 16-bit grey is scaled to 8 bit, transparent pixels lie on
-    `background`. Raises ValueError for pixels whose range nothing tells (mode F, or I beyond 16 bits).
+    EXIF rotation and colour profiles are applied, palettes and CMYK become RGB, 16-bit grey is scaled to 8 bit,
+    transparent pixels lie on `background`. Raises ValueError for pixels whose range nothing tells (mode F, or I beyond
+    16 bits).
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # e.g. "palette images with transparency": handled below
@@ -28,6 +34,7 @@ def plain_picture(image: Image.Image, background: tuple[int, int, int] = (255, 2
             image = ImageOps.exif_transpose(image)
         if image.mode.startswith(("I", "F")):
             image = eight_bit(image)
+        image = in_srgb(image)
         if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
             rgba = image.convert("RGBA")
             image = Image.new("RGBA", rgba.size, (*background, 255))
@@ -39,6 +46,31 @@ def orientation(image: Image.Image) -> int:
     """How a picture lies, 1 (upright) to 8, by its EXIF tag."""
     # Pillow turns TIFF by itself. Others without the tag in the header are not asked: that would decode them.
     return image.getexif().get(0x0112, 1) if "exif" in image.info and image.format != "TIFF" else 1
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """An RGB, palette or CMYK picture in the colours that its profile (Display P3, Adobe RGB, a printer's) gives its
+    numbers; as it is without a profile, with sRGB or with a broken one."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK", "P") or len(profile) > MOST_PROFILE:
+        return image
+    if image.mode == "P" or "transparency" in image.info:
+        image = image.convert("RGBA")
+    transform = to_srgb(profile, image.mode, "RGB" if image.mode == "CMYK" else image.mode)
+    return image if transform is None else transform.apply(image)
+
+
+@lru_cache(16)
+def to_srgb(profile: bytes, mode: str, wanted: str) -> ImageCms.ImageCmsTransform | None:
+    """The change of a profile's colours to sRGB; None where there is nothing to change."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        said = ImageCms.getProfileDescription(source)
+        if "srgb" in said.lower():
+            return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, wanted)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
