@@ -1,11 +1,13 @@
 """Folders that commands fill file by file, and folders that somebody sent: what nothing says is theirs stays, and links
 that lead out of a folder are not written through."""
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from run_folders import make_run
 
 from nextembed.cli.app import main
@@ -14,11 +16,14 @@ from nextembed.comparison.place import held
 from nextembed.core.belonging import check_links, check_own_folder
 from nextembed.core.probe_table import ProbeTable
 from nextembed.data.sharding import Journal, check_folder
-from nextembed.errors import ConfigError
+from nextembed.errors import ConfigError, DataError
 from nextembed.evaluation.features.embed_many import embed_many
 from nextembed.evaluation.features.shard_writing import check_output
+from nextembed.evaluation.features.stored import files_in
 from nextembed.models.nepa.settings import NepaModel
+from nextembed.report.generated import from_training
 from nextembed.runs import open_run
+from nextembed.studio.folders import is_features
 from nextembed.training.checkpoint import write_model
 from nextembed.training.folder import opened
 
@@ -180,6 +185,51 @@ def test_figures_of_samples_do_not_replace_a_picture_of_others(model, tmp_path, 
         words = ["evaluate", str(run), "--task", "samples", f"features={run}", "-o", str(tmp_path / name)]
         assert main(words) == 2
         assert "cat.png" in capsys.readouterr().err and (tmp_path / "cat.png").read_text() == "mine"
+
+
+# -- pipes, and names of files, in what somebody sent
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl", ".lock", "probe.json", "checkpoints/step-000001/a"])
+def test_a_run_with_a_pipe_is_not_waited_for(tmp_path, capsys, name) -> None:
+    run = make_run(tmp_path / "run", "pretraining")
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    assert main(["train", "--resume", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{name} is no file but a pipe, socket or device" in said
+
+
+def test_pipes_are_no_features_and_no_pictures(tmp_path, capsys) -> None:
+    os.mkfifo(tmp_path / "f.parquet")
+    os.mkfifo(tmp_path / "step-000001.png")
+    assert main(["search", str(tmp_path / "f.parquet"), "a"]) == 2
+    assert "no such features file" in capsys.readouterr().err
+    assert not is_features(tmp_path / "f.parquet")
+    assert from_training(tmp_path, (8, 8)) == []
+
+
+@pytest.mark.parametrize("make", ["bomb", "cut", "wide", "text"])
+def test_a_drawn_picture_that_is_none_is_named(tmp_path, make) -> None:
+    """Its size is looked at before it is decoded."""
+    file = tmp_path / "step-000001.png"
+    Image.new("L", {"bomb": (20_000, 20_000), "wide": (80_000, 8)}.get(make, (16, 8))).save(file)
+    if make == "cut":
+        file.write_bytes(file.read_bytes()[:42])
+    elif make == "text":
+        file.write_text("no picture")
+    with pytest.raises(DataError, match=r"step-000001.png (is no picture|holds no images of 8 x 8)") as caught:
+        from_training(tmp_path, (8, 8))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["../secret.parquet", "/etc/secret.parquet", "..", "a/b.parquet", 5, None])
+def test_features_list_what_lies_beside_the_list(tmp_path, name) -> None:
+    (tmp_path / "secret.parquet").write_bytes(b"PAR1")
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "features.json").write_text(json.dumps({"files": [{"file": name}]}))
+    assert "features.json" in refused(files_in, tmp_path / "f")
 
 
 # -- comparisons of runs that are there

@@ -31,12 +31,14 @@ def own_file(folder: Path, name: str) -> Path:
 
 def check_links(folder: Path) -> None:
     """Raises ConfigError for a folder in which a link leads out of it: what is written there, or removed, would be
-    somewhere else."""
-    if link := next(_links_out(folder, folder), None):
-        raise ConfigError(
-            f"{link} is a link to {os.readlink(link)}, outside of the folder: put that itself there, or have a link to "
-            f"all of {folder} instead"
-        )
+    somewhere else; and for what is no file, such as a pipe, at which a reader would wait for ever."""
+    for entry in _strange(folder, folder):
+        if entry.is_symlink():
+            raise ConfigError(
+                f"{entry} is a link to {os.readlink(entry)}, outside of the folder: put that itself there, or have a "
+                f"link to all of {folder} instead"
+            )
+        raise ConfigError(f"{entry} is no file but a pipe, socket or device: remove it")
 
 
 def check_own_folder(folder: Path, marks: Collection[str], lock: str) -> None:
@@ -62,15 +64,19 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(f"cannot write {folder}: {err.strerror}") from None
 
 
-def _links_out(place: Path, folder: Path, depth: int = 0) -> Iterator[Path]:
+def _strange(place: Path, folder: Path, depth: int = 0) -> Iterator[Path]:
+    """Links out of the folder, and what is neither file nor folder."""
     with os.scandir(place) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
             path = Path(entry.path)
             if entry.is_symlink():
                 if _leads_out(path, folder):
                     yield path
-            elif depth < DEPTH and entry.is_dir():
-                yield from _links_out(path, folder, depth + 1)
+            elif entry.is_dir():
+                if depth < DEPTH:
+                    yield from _strange(path, folder, depth + 1)
+            elif not entry.is_file():
+                yield path
 
 
 def _leads_out(link: Path, folder: Path) -> bool:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.files import first_line
 from ..core.objective import Objective
 from ..core.types import IGNORE_LABEL, Backbone
 from ..errors import DataError
@@ -19,6 +20,7 @@ NUM_GIVEN_BACK = 8  # images
 MOST_CLASSES, EACH = 10, 8  # rows of samples, and images in a row
 WORK = 5e11  # weights times positions times images that a page may cost
 MOST_STEPS = 6  # rows from training
+MOST_IMAGES = 1000  # of a row
 
 
 class Codes(NamedTuple):
@@ -158,18 +160,18 @@ def from_training(folder: Path, size: tuple[int, int]) -> list[tuple[str, Tensor
 
     Raises DataError for a file that is no such row.
     """
-    files = sorted(folder.glob("step-*.png"))
+    files = sorted(file for file in folder.glob("step-*.png") if file.is_file())
     chosen = sorted({round(i * (len(files) - 1) / max(1, MOST_STEPS - 1)) for i in range(MOST_STEPS)}) if files else []
     found = []
     for number in chosen:
         try:
-            with Image.open(files[number]) as picture:
-                row = torch.tensor(list(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+            with Image.open(files[number], formats=["PNG"]) as picture:
                 shape = picture.height, picture.width, 3
-        except OSError as err:
-            raise DataError(f"{files[number]} is no picture: {err}") from None
-        if shape[0] != size[0] or shape[1] % size[1]:
-            raise DataError(f"{files[number]} holds no images of {size[0]} x {size[1]} pixels")
+                if shape[0] != size[0] or shape[1] % size[1] or shape[1] > MOST_IMAGES * size[1]:
+                    raise DataError(f"{files[number]} holds no images of {size[0]} x {size[1]} pixels")
+                row = torch.tensor(list(picture.convert("RGB").tobytes()), dtype=torch.uint8)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
+            raise DataError(f"{files[number]} is no picture: {first_line(err)}") from None
         images = (row.view(shape).float() / 255).permute(2, 0, 1).split(size[1], 2)
         step = files[number].stem.removeprefix("step-").lstrip("0") or "0"
         found.append((f"step {int(step):,}" if step.isdecimal() else step, torch.stack(images)))

@@ -173,6 +173,6 @@ def has_model(run: Path) -> bool:
 def is_features(file: Path) -> bool:
     """Whether a Parquet file has a column of features."""
     try:
-        return "embedding" in pq.read_schema(file).names
+        return file.is_file() and "embedding" in pq.read_schema(file).names
     except (pa.ArrowException, OSError):
         return False

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...core.files import from_json, read_text
+from ...core.files import check_name, from_json, read_text
 from ...core.saved import checked
 from ...core.types import AttentionMode
 from ...errors import ConfigError, DataError
@@ -76,9 +76,11 @@ def files_in(path: Path) -> list[Path]:
         hint = "it is not finished: start the same `nextembed embed` again" if (path / BEGUN).is_file() else ""
         raise ConfigError(f"{path} is no folder of features{f' yet: {hint}' if hint else f': it has no {LIST}'}")
     try:
-        found = [path / one["file"] for one in from_json(read_text(path / LIST))["files"]]
+        found = [path / check_name(one["file"]) for one in from_json(read_text(path / LIST))["files"]]
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{path / LIST} is damaged: it names no files") from None
+    except ConfigError as err:
+        raise ConfigError(f"{path / LIST}: {err}") from None
     if lost := [file for file in found if not file.is_file()]:
         raise ConfigError(f"{lost[0]} is missing; {LIST} names it")
     return found
@@ -93,7 +95,7 @@ class StoredRows:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        if not self.path.exists():
+        if not (self.path.is_file() or self.path.is_dir()):
             raise ConfigError(f"no such features file: {path}")
         files = files_in(self.path)
         try:
