@@ -126,7 +126,7 @@ def test_a_device_that_is_not_here_is_named(name: str) -> None:
     ("err", "says"),
     [
         (FileNotFoundError(2, "No such file or directory", "x.png"), "nextembed: x.png: No such file or directory"),
-        (MemoryError(), "nextembed: too large for this machine's memory: no memory is left"),
+        (MemoryError(), "nextembed: too large for this machine's memory: out of memory"),
         (torch.OutOfMemoryError("CUDA out of memory.\nTried"), "nextembed: too large for this machine's memory: CUDA"),
         (KeyError("x"), "nextembed: unexpected KeyError"),
     ],

@@ -86,7 +86,7 @@ def test_convert(tmp_path: Path, said) -> None:
     assert (
         "stable-pretraining layout, SptNepaForPreTraining" in out and "width 32, 2 layers, 2 heads, 24 px, full" in out
     )
-    assert "normalise pixels as in its training" in out
+    assert "normalise pixels as in training" in out
     assert AutoModel.from_pretrained(tmp_path / "ours").config.model_type == "spt_nepa"
     said("convert", tmp_path / "ours", tmp_path / "theirs", "--to", "stable-pretraining")
     assert {p.name for p in (tmp_path / "theirs").iterdir()} == {"arguments.json", "model.safetensors"}
@@ -109,10 +109,10 @@ def test_push_without_token(run: Path, said, monkeypatch: pytest.MonkeyPatch) ->
     ("line", "words"),
     [
         ("export RUN -o m.onnx --opset 11", "ONNX opset 11 is too old: the lowest that works is 18"),
-        ("export RUN -o m.pt2 --opset 18", "--opset is ONNX's"),
-        ("export RUN -o model", "End it in .onnx or .pt2"),
+        ("export RUN -o m.pt2 --opset 18", "--opset applies to ONNX only"),
+        ("export RUN -o model", "name it .onnx or .pt2"),
         ("export RUN -o m.pt2 --int8", "--int8 needs ONNX"),
-        ("export RUN -o m.onnx --data emoji", "without --int8 it has no use"),
+        ("export RUN -o m.onnx --data emoji", "--data needs --int8"),
         ("export RUN -o m.onnx --task classification", "has no classifier"),
         ("export RUN -o m.onnx --weights ema", "has no ema weights; there is raw"),
         ("export RUN -o m.onnx --size 17", "size 17,17 is no multiple of the patch size 4x4"),

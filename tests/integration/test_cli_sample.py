@@ -58,7 +58,7 @@ def test_a_folder_and_classes_by_name(run: Run, tmp_path: Path, capsys) -> None:
         (["--class", "9"], "class 9: the model knows 9 classes, from 0 to 8"),
         (["--class", "foods & drink"], "class 'foods & drink' is not known. Did you mean 'food & drink'?"),
         (["--top-p", "0"], "sample.top_p: should be greater than 0"),
-        (["--columns", "2", "-o", "somewhere"], "--columns and --nearest are for a picture of all: -o sheet.png"),
+        (["--columns", "2", "-o", "somewhere"], "--columns and --nearest need a contact sheet: -o sheet.png"),
         (["--weights", "best"], "has no best weights"),
     ],
 )
@@ -84,7 +84,7 @@ def test_the_nearest_training_images_lie_below(run: Run, tmp_path: Path, capsys)
     assert torch.equal(mirrored, known.flip(-1)) and (distance == 0).all()
     file = tmp_path / "a.png"
     assert main(["sample", str(run.dir), "--num", "3", "--columns", "2", "--nearest", "-o", str(file)]) == 0
-    assert "Nearest training images differ by" in capsys.readouterr().out
+    assert "Distance to the nearest training image:" in capsys.readouterr().out
     page = np.asarray(Image.open(file))
     assert page.shape == (4 * 98 + 2, 2 * 98 + 2, 3) and (page[-95:, -95:] == 255).all()  # nothing was left to show
 
@@ -180,10 +180,10 @@ def test_samples_are_measured_beside_real_images(run: Run, classifier: Path, tmp
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "--task samples measures in the features of a classifier: name one"),
+        ([], "--task samples needs a model for its features"),
         (["features=no/such/run"], "no such run or checkpoint: no/such/run"),
         (["features=MODEL", "num_image=3"], "num_image"),
-        (["features=MODEL", "--data", "emoji"], "--task samples takes settings alone"),
+        (["features=MODEL", "--data", "emoji"], "--task samples takes settings only"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(run: Run, classifier: Path, capsys, more: list[str], words: str) -> None:

@@ -158,7 +158,11 @@ def test_chat_from_a_pipe(talker: Talker, monkeypatch: pytest.MonkeyPatch, capsy
     talk.ask(Image.open("cat.png"), "what is it?")
     answer, _ = talker.reply(talk, Sampling(num_beams=1, max_new_tokens=6))
     assert out[0] == "(shown: cat.png)" and out[1].strip() == answer
-    assert "(saved: talk.jsonl)" in out and "(a new conversation)" in out and any("/paint TEXT" in line for line in out)
+    assert (
+        "(saved: talk.jsonl)" in out
+        and "(new conversation started)" in out
+        and any("/paint TEXT" in line for line in out)
+    )
     (saved,) = [json.loads(line)["messages"] for line in Path("talk.jsonl").read_text().splitlines()]
     assert [turn["role"] for turn in saved] == ["user", "assistant"] * 2
     assert saved[0]["content"][0] == {"type": "image", "image": "cat.png"}
@@ -169,7 +173,7 @@ def test_chat_with_a_plain_model_and_a_full_context(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     out = chat("who?\n" * 8, monkeypatch, capsys, "plain")
-    assert out.startswith("(this model was not made for dialogue") and out.count("not made for dialogue") == 1
+    assert out.startswith("(this model was not trained for dialogue") and out.count("not trained for dialogue") == 1
     assert "(the context is full: the oldest 2 turns were left out)" in out
 
 
@@ -230,11 +234,11 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ),
         ("generate emu cat.png -o nowhere/new.png", 2, "no such folder: nowhere"),
         ("generate emu cat.png --target pictur", 2, "'pictur' is not known"),
-        ("generate emu cat.png --sample --beams 3", 2, "--sample goes with --beams 1"),
+        ("generate emu cat.png --sample --beams 3", 2, "--sample needs --beams 1"),
         ("generate emu cat.png --temperature 0", 2, "temperature"),
         ("generate emu --input bad.jsonl -o new.jsonl", 1, "bad.jsonl, line 2: a piece is"),
         ("generate emu --input none.jsonl", 2, "no such file: none.jsonl"),
-        ("generate emu a --input in.jsonl", 2, "--input brings its own pieces"),
+        ("generate emu a --input in.jsonl", 2, "--input cannot be combined with pieces"),
         ("chat nowhere", 2, "no such run or checkpoint"),
     ],
 )
@@ -260,7 +264,7 @@ def test_prompts_that_cannot_be(capsys: pytest.CaptureFixture) -> None:
         ("/image dog.png\n", "no such file: dog.png"),
         ("/paint a cat\n", "has no visual_decoder/ folder"),
         ("/save talk2.jsonl\n", "nothing to save yet"),
-        ("/image\n", "/image what?"),
+        ("/image\n", "/image needs an argument"),
     ],
 )
 def test_chat_says_what_is_wrong(

@@ -98,7 +98,7 @@ def test_evaluate_a_folder_with_some_of_the_classes(
     ("line", "words"),
     [
         ("evaluate no/such/run --data emoji", "no such run or checkpoint: no/such/run"),
-        ("evaluate RUN --split tset", "--split tset: it is one of test, validation, train"),
+        ("evaluate RUN --split tset", "--split tset: should be test, validation or train"),
         ("evaluate RUN data.test=none", "data.test: no row has split = none; it is one of: test, train, validation"),
         ("evaluate PRETRAINED --data emoji", "holds no fine-tuned model that can be scored (it is pretrain"),
         ("evaluate BROKEN --data emoji", "cannot load the model in"),

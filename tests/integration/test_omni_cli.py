@@ -116,7 +116,7 @@ def test_the_model_chooses(folder: Path, capsys: pytest.CaptureFixture) -> None:
     if wanted is not None:
         assert run(f"generate {RUN} apple: --max-new-tokens 3", capsys).strip() == wanted.strip()
     else:
-        assert "image came; name a file" in run(f"generate {RUN} apple: --max-new-tokens 3", capsys, 2)
+        assert "the model generated image: name a file" in run(f"generate {RUN} apple: --max-new-tokens 3", capsys, 2)
 
 
 # What training says before its first step.
@@ -164,7 +164,7 @@ def test_pieces_keep_their_order(capsys: pytest.CaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        (f"generate {RUN}", 2, "give text or a file behind the checkpoint"),
+        (f"generate {RUN}", 2, "give text or a file after the checkpoint"),
         (f"generate {RUN} hello --target imag -o a.png", 2, "'imag' is not known. Did you mean 'image'"),
         (f"generate {RUN} hello --target image", 2, "image is to come; name a file for it: -o FILE.png"),
         (f"generate {RUN} hello --target image -o a.jpg", 2, "image is written to a file named *.png"),

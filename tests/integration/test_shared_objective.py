@@ -115,7 +115,7 @@ def test_another_layout_keeps_it_or_says_that_it_does_not(
     assert main(["convert", str(run.dir), str(tmp_path / "out"), "--to", layout]) == 0
     kept = objective_beside(tmp_path / "out") is not None
     assert kept == (layout == "nextembed")
-    assert ("is left out of this layout" in capsys.readouterr().out) != kept
+    assert ("This layout has no place for its objective" in capsys.readouterr().out) != kept
 
 
 def test_an_objective_of_ones_own_file_is_not_uploaded(run: nextembed.Run, tmp_path: Path) -> None:

@@ -57,5 +57,5 @@ def test_it_looks_at_the_folder(tmp_path: Path) -> None:
 def test_what_the_command_hands_over() -> None:
     assert asked_of("nepa_images", ["name=x", "data.source=photos"], 5.0) == {"data": "photos", "minutes": 5.0}
     assert asked_of("nepa_images", [], None) == asked_of("nepa_demo", ["data.source=photos"], None) == {}
-    with pytest.raises(ConfigError, match="--minutes is for the recipe nepa_images"):
+    with pytest.raises(ConfigError, match="only the recipe nepa_images takes --minutes"):
         asked_of("nepa_demo", [], 5.0)

@@ -104,7 +104,7 @@ def _of_the_machine(err: Exception) -> str | None:
     if isinstance(err, UnicodeEncodeError):
         return f"{shortened(err.object)!a} is not valid UTF-8"
     if too_large(err) or type(err).__name__ == "OutOfMemoryError":
-        reason = shortened(" ".join(str(err).split())) or "no memory is left"
+        reason = shortened(" ".join(str(err).split())) or "out of memory"
         return f"too large for this machine's memory: {reason}"
     return None
 
@@ -131,11 +131,13 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the full traceback on an error.")] = False,
     code: Annotated[
         list[Path] | None,
         typer.Option(
-            "--code", metavar="FILE", help="Run this Python file where a run or model names it; may be repeated."
+            "--code",
+            metavar="FILE",
+            help=("Allow running this Python file when a run or model refers to it; may be repeated."),
         ),
     ] = None,
 ) -> None:

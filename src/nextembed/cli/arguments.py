@@ -41,7 +41,7 @@ Decoders = Annotated[
     list[Path] | None,
     typer.Option(
         metavar="RUN",
-        help="Show latents as pixels by this run of the recipe latent_decoder; may be repeated.",
+        help="Decode latents to pixels with this latent_decoder run; may be repeated.",
         autocompletion=offer_runs,
     ),
 ]

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 ANSWERS = Group("inference.settings:Sampling", {"num_beams": 1, "max_new_tokens": 128})
 HELP = """\
-Write, and press Enter. A line that begins with / does something:
-  /image FILE   show an image; it belongs to what you write next
-  /video FILE   show a video
-  /paint TEXT   paint: after the images that were shown, or from text alone
-  /reset        begin anew
+Type a message and press Enter. Lines that begin with / are commands:
+  /image FILE   attach an image to your next message
+  /video FILE   attach a video to your next message
+  /paint TEXT   generate an image from the attached images and TEXT
+  /reset        start a new conversation
   /save FILE    add the conversation to a .jsonl file
-  /help         this
-  /quit         end (or Ctrl-D)"""
+  /help         show this help
+  /quit         quit (or Ctrl-D)"""
 
 
 @command(sampling=ANSWERS, painting="inference.settings:Painting", loading=Loading)
@@ -38,9 +38,7 @@ def chat(
     sampling: "Sampling",
     painting: "Painting",
     loading: Loading,
-    system: Annotated[
-        str | None, typer.Option(help="What is said before all else; Emu's own line if left out.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt; Emu's default if left out.")] = None,
     frames: Frames = 8,
 ) -> None:
     """Talk with an Emu model about images and videos, in the terminal or a pipe.
@@ -53,11 +51,11 @@ def chat(
       printf "/image dog.png\\nWhat is it doing?\\n" | nextembed chat runs/emu --max-new-tokens 40
     """
     if sampling.do_sample and sampling.num_beams > 1:
-        raise ConfigError("--sample goes with --beams 1")
+        raise ConfigError("--sample needs --beams 1")
     check_model(checkpoint)
     if is_omni(checkpoint):
         raise ConfigError(
-            f"{checkpoint} is an Omni model, which does not chat; nextembed generate {checkpoint} continues a document"
+            f"{checkpoint} is an Omni model, which cannot chat; nextembed generate {checkpoint} continues a document"
         )
     from ..inference.chat import Talker
 
@@ -88,9 +86,12 @@ class _Chat:
         from rich.text import Text
 
         if not self.talker.style.instruct:
-            self.note("this model was not made for dialogue ([USER], [ASSISTANT]); it is asked 'Question: ... Answer:'")
+            self.note(
+                "this model was not trained for dialogue ([USER], [ASSISTANT]); prompts have the form 'Question: "
+                "... Answer:'"
+            )
         if self.live:
-            self.note("/help says what there is, Ctrl-D ends")
+            self.note("/help lists the commands, Ctrl-D quits")
         while True:
             try:
                 line = self.console.input(Text("you> ", style="bold")) if self.live else next(sys.stdin, None)
@@ -114,11 +115,11 @@ class _Chat:
         known = {"/image": self.show, "/video": self.show, "/paint": self.paint, "/save": self.save}
         if command in known:
             if not rest.strip() and not (command == "/paint" and self.shown):
-                raise ConfigError(f"{command} what? /help says how")
+                raise ConfigError(f"{command} needs an argument; see /help")
             known[command](rest.strip())
         elif command == "/reset":
             self.reset()
-            self.note("a new conversation")
+            self.note("new conversation started")
         elif command == "/help":
             print(HELP)
         else:
@@ -128,7 +129,7 @@ class _Chat:
         from ..inference.prompts import IMAGES, VIDEOS, read_piece
 
         if Path(name).suffix.lower() not in (*IMAGES, *VIDEOS):
-            raise ConfigError(f"{name}: not the name of an image or video file")
+            raise ConfigError(f"{name} is not an image or video file")
         self.shown.append(read_piece(name, self.frames))
         self.files.append(name)
         self.note(f"shown: {name}")

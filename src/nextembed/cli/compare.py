@@ -23,19 +23,23 @@ def compare(
         list[str],
         typer.Argument(
             metavar="SOURCE | RUN ... | KEY=VALUE",
-            help="A recipe, config.yaml, or images as of data.source; or runs; then settings of all rows.",
+            help=(
+                "A recipe, a config.yaml or an image source (as in data.source), or finished runs; then settings "
+                "for all rows."
+            ),
             autocompletion=offer_recipes,
         ),
     ],
     settings: "CompareSettings",
     objectives: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME", help="Which objectives; all that fit images if left out."),
+        typer.Option(metavar="NAME,NAME", help="Objectives to compare; all that support images if left out."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", "-o", metavar="FOLDER", help="Where it goes; runs/compare-SOURCE.")
+        Path | None,
+        typer.Option("--folder", "-o", metavar="FOLDER", help=("Output folder; runs/compare-SOURCE if left out.")),
     ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Compare objectives at equal cost, with seeds and baselines, in one table.
 
@@ -58,12 +62,12 @@ def compare(
     names = [name.strip() for name in objectives.split(",")] if objectives else None
     if all(is_run(word) for word in named) and (len(named) > 1 or names is None):
         if overrides or names:
-            raise ConfigError("runs that are there are compared as they are: without --objectives and settings")
+            raise ConfigError("finished runs are compared as they are: leave out --objectives and settings")
         found = compare_runs(named, None, folder, settings)
     else:
         if len(named) > 1:
             missing = next(word for word in named if not is_run(word))
-            raise ConfigError(f"{missing} is no run; name several runs, or one recipe or data source")
+            raise ConfigError(f"{missing} is not a run; name several runs, or one recipe or data source")
         base = base_config(named[0], settings.budget_minutes, overrides)
         found = compare_objectives(base, named[0], names, settings, folder)
     console = PlainConsole()

@@ -25,7 +25,7 @@ PACKAGES = ["nextembed", "torch", "torchvision", "transformers", "accelerate", "
 EXTRAS = {
     "wandb": ("wandb", "live curves on wandb.ai"),
     "trackio": ("trackio", "live curves, local"),
-    "timm": ("finetune", "RandAugment; the model beside ours in benchmarks"),
+    "timm": ("finetune", "RandAugment; a reference model in benchmarks"),
     "peft": ("finetune", "LoRA"),
     "torchmetrics": ("segment", "mIoU"),
     "faiss-cpu": ("search", "an index of many features"),
@@ -45,7 +45,7 @@ def diagnosis() -> list[tuple[str, str]]:
         ("python", f"{platform.python_version()} ({sys.executable})"),
         ("disk", f"{shutil.disk_usage('.').free / 2**30:.0f} GiB free here"),
     ]
-    lines += [(name, _installed(name) or "MISSING: install nextembed again") for name in PACKAGES]
+    lines += [(name, _installed(name) or "MISSING: reinstall nextembed") for name in PACKAGES]
     lines += [("accelerator", text) for text in _accelerators()]
     for name, (extra, use) in EXTRAS.items():
         text = _installed(name) or f"not installed: pip install 'nextembed[{extra}]'"

@@ -56,17 +56,17 @@ class Graph:
     """What the file computes."""
 
     task: Annotated[
-        Task | None, typer.Option(help="What the file computes; what the checkpoint was saved for if left out.")
+        Task | None, typer.Option(help="What the exported model computes; the task of the checkpoint if left out.")
     ] = None
-    layer: Annotated[int, typer.Option(help="Where features are read: 0 is the latents, -1 the output.")] = -1
-    pooling: Annotated[Pooling, typer.Option(help="How the latents of an image become one vector.")] = Pooling.mean
-    attention: Annotated[Attention | None, typer.Option(help="Who sees whom; the model's own if left out.")] = None
+    layer: Annotated[int, typer.Option(help="Layer to read features from: 0 is the latents, -1 the output.")] = -1
+    pooling: Annotated[
+        Pooling, typer.Option(help=("How the hidden states of an image are pooled into one vector."))
+    ] = Pooling.mean
+    attention: Annotated[Attention | None, typer.Option(help="Attention mode; the model's own if left out.")] = None
     weights: Annotated[
         Weights | None, typer.Option(help="Trained weights (raw) or their average (ema), where there are both.")
     ] = None
-    size: Annotated[
-        str | None, typer.Option(metavar="H,W", help="Fix the image size, which stays open if left out.")
-    ] = None
+    size: Annotated[str | None, typer.Option(metavar="H,W", help="Fix the image size; dynamic if left out.")] = None
     with_preprocessing: Annotated[
         bool,
         typer.Option("--with-preprocessing", help="Take uint8 images [B, H, W, C] and normalise them in the graph."),
@@ -99,12 +99,14 @@ def export(
         Path, typer.Option("-o", "--output", metavar="FILE", help="The file to write: model.onnx or model.pt2.")
     ],
     graph: Graph,
-    format: Annotated[Format | None, typer.Option(help="Format of the file; by its ending if left out.")] = None,
+    format: Annotated[Format | None, typer.Option(help="File format; inferred from the extension if left out.")] = None,
     opset: Annotated[int | None, typer.Option(help="Version of the ONNX operators, at least 18.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Write int8 weights (ONNX), and say what they cost.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help=("Quantise the weights to int8 (ONNX), and report the effect on accuracy."))
+    ] = False,
     data: Annotated[
         str | None,
-        typer.Option(metavar="SOURCE", help="Images on which the cost of int8 is measured; the run's own if left out."),
+        typer.Option(metavar="SOURCE", help=("Images to measure the effect of int8 on; the run's own if left out.")),
     ] = None,
 ) -> None:
     """Write a model as ONNX or torch.export file, compared with PyTorch.
@@ -120,9 +122,9 @@ def export(
     if int8 and kind is not Format.onnx:
         raise ConfigError("--int8 needs ONNX: name the output model.onnx")
     if opset is not None and kind is not Format.onnx:
-        raise ConfigError("--opset is ONNX's; a torch.export program has none")
+        raise ConfigError("--opset applies to ONNX only; a torch.export program has no opset")
     if data is not None and not int8:
-        raise ConfigError("--data measures what --int8 costs; without --int8 it has no use")
+        raise ConfigError("--data needs --int8: it names the images to measure its effect on")
     fixed = image_size(graph.size)
     checked_file(output)
     check_here(checkpoint, NO_RUN, hub=False)
@@ -146,7 +148,9 @@ def file_format(output: Path, named: Format | None) -> Format:
         return named
     by_ending = {".onnx": Format.onnx, ".pt2": Format.torch}
     if output.suffix not in by_ending:
-        raise ConfigError(f"what format is {output.name}? End it in .onnx or .pt2, or say --format onnx | torch")
+        raise ConfigError(
+            f"cannot tell the format of {output.name}: name it .onnx or .pt2, or give --format onnx | torch"
+        )
     return by_ending[output.suffix]
 
 
@@ -168,7 +172,7 @@ def written(result: "Exported", spec: "GraphSpec") -> str:
         [
             f"Saved:    {os.path.relpath(result.path)} ({megabytes(result.path)}{opset})",
             f"In, out:  {spec.input_name} -> {', '.join(spec.output_names)}",
-            f"Checked:  greatest difference from PyTorch {result.difference:.1e} (batch x height x width {sizes})",
+            f"Checked:  largest difference from PyTorch {result.difference:.1e} (batch x height x width {sizes})",
         ]
     )
 
@@ -220,7 +224,7 @@ def cost_lines(cost: "Cost", source: str) -> list[str]:
     lines = [
         f"Speed:    {cost.speed:.2f} times the float file's (batch {cost.batch}, one thread, onnxruntime, this CPU)",
         f"Cost:     {what}: cosine {like.mean:.5f} (lowest {like.lowest:.5f}) between float and int8, "
-        f"{like.centred:.5f} without what all images share; {like.images:,} images of {source}",
+        f"{like.centred:.5f} with the mean feature subtracted; {like.images:,} images of {source}",
     ]
     for name, (full, small) in cost.accuracy.items():
         lines.append(

@@ -31,7 +31,7 @@ def embed(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The Parquet file to write, or a folder.")
     ] = Path("features.parquet"),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write features of all images of a source to a Parquet file.
 
@@ -57,13 +57,13 @@ def embed(
     if settings.shard_rows is not None:
         check_output(output.expanduser(), overwrite)
     elif settings.engine == "ray":
-        raise ConfigError("--engine ray writes a folder of files: say how many rows each holds, --shard-rows 100000")
+        raise ConfigError("--engine ray writes a folder of files: give the rows of each file, e.g. --shard-rows 100000")
     else:
         Parts(output).check(overwrite)  # before anything is loaded
     encoder = encoder_of(checkpoint, settings)
     data = data_settings(fitting(source, encoder.preprocessing), overrides or [])
     _say_what(encoder, data)
-    with progress("embedding", "what is done is kept: the same command resumes from here") as report:
+    with progress("embedding", "finished work is kept: run the same command to resume") as report:
         if settings.shard_rows is not None:
             many = embed_many(encoder, data, output, overwrite=overwrite, report=report, **settings.model_dump())
         else:
@@ -87,7 +87,7 @@ def check_data_settings(overrides: list[str]) -> None:
     """Raises ConfigError for settings of anything but the data."""
     for text in overrides:
         if not text.startswith("data."):
-            raise ConfigError(f"'{text}': only settings of the data mean anything here, e.g. data.split=test")
+            raise ConfigError(f"'{text}': only data settings apply here, e.g. data.split=test")
         name, known = text.partition("=")[0].split(".")[1], fields_of("ImageData")
         if name not in known:
             raise ConfigError(unknown("data: field", name, known))
@@ -104,7 +104,7 @@ def _say_what(encoder: "Encoder", data: "ImageData") -> None:
 
 def _say_done(done: "Embedded", width: int) -> None:
     if done.num_resumed:
-        print(f"Resumed: the first {done.num_resumed:,} rows were there already")
+        print(f"Resumed: the first {done.num_resumed:,} rows were finished before")
     rate = (done.num_rows + len(done.skipped) - done.num_resumed) / max(done.seconds, 1e-9)
     size = done.file.stat().st_size / 2**20
     print(f"Saved:   {done.file} ({done.num_rows:,} rows x {width}, {size:,.1f} MiB, {rate:,.0f} images/s)")
@@ -113,7 +113,7 @@ def _say_done(done: "Embedded", width: int) -> None:
 
 def _say_many(done: "EmbeddedMany", width: int) -> None:
     if done.num_resumed:
-        print(f"Resumed: {done.num_resumed:,} files were there already")
+        print(f"Resumed: {done.num_resumed:,} files were finished before")
     print(f"Saved:   {done.folder} ({done.num_rows:,} rows x {width} in {done.num_files:,} files)")
     _say_skipped(done)
 

@@ -129,15 +129,15 @@ def with_beams(sampling: "Sampling", stream: bool) -> "Sampling":
     if not (sampling.do_sample or stream):
         return sampling
     if "num_beams" in sampling.model_fields_set and sampling.num_beams > 1:
-        raise ConfigError(f"--{'sample' if sampling.do_sample else 'stream'} goes with --beams 1")
+        raise ConfigError(f"--{'sample' if sampling.do_sample else 'stream'} needs --beams 1")
     return sampling.model_copy(update={"num_beams": 1})
 
 
 def _check_prompts(given: bool, from_file: bool, one_by_one: bool) -> None:
     if from_file and (given or one_by_one):
-        raise ConfigError("--input brings its own pieces and questions, without --stream and --target mixed")
+        raise ConfigError("--input cannot be combined with pieces, --question, --stream or --target mixed")
     if not (from_file or given):
-        raise ConfigError("give text or an image behind the checkpoint, or --input FILE.jsonl")
+        raise ConfigError("give text or an image after the checkpoint, or --input FILE.jsonl")
 
 
 def is_omni(checkpoint: str) -> bool:
@@ -156,9 +156,9 @@ def _task(task: str, output: Path | None, prompts: Path | None) -> str:
     if task == "auto" and picture:
         task = "image"
     if task == "image" and prompts is None and not picture:
-        raise ConfigError(f"a picture needs a file: -o FILE.png{'' if output is None else f', not {output}'}")
+        raise ConfigError(f"an image needs an output file: -o FILE.png{'' if output is None else f', not {output}'}")
     if task != "image" and picture:
-        raise ConfigError(f"--target {task} writes no picture; {output} would be one")
+        raise ConfigError(f"--target {task} does not write an image, but -o {output} names an image file")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
     if output is not None:  # before a model is at work for minutes
@@ -225,7 +225,7 @@ def _mixed(talker: "Talker", row: "Prompt", output: Path | None, sampling: "Samp
             continue
         name = f"{sum(line['type'] == 'image' for line in lines) + 1:02d}.png"
         there = span.image is not None and output is not None
-        hint = "" if span.image is not None else ": the checkpoint has no visual_decoder/ to paint it"
+        hint = "" if span.image is not None else ": the checkpoint has no visual_decoder/ to generate it"
         print(f"[image{f': {output}/{name}' if there else hint}]")
         lines.append({"type": "image", "image": name if there else None})
         if there:

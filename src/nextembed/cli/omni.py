@@ -27,7 +27,7 @@ def continue_document(
     what the output is named like, else what the model chooses."""
     output = wanted.output
     if not (words or given.named or given.piece):
-        raise ConfigError("give text or a file behind the checkpoint, or --text, --image, --audio, ...")
+        raise ConfigError("give text or a file after the checkpoint, or --text, --image, --audio, ...")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
     if output is not None:
@@ -104,7 +104,7 @@ def say_made(made: "Made", kind: str, output: Path | None, shown: str) -> None:
         print(f"Saved:  {output}")
     elif not isinstance(value, str):
         if kind in ("image", "video", "audio"):
-            raise ConfigError(f"{made.kind} came; name a file for it: -o FILE")
+            raise ConfigError(f"the model generated {made.kind}: name a file for it with -o FILE")
         print(to_json(plain(value)))
 
 

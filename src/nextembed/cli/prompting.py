@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-AFTER = "behind the pieces without a name; may be repeated."
+AFTER = "after the unnamed pieces; may be repeated."
 Pieces = Annotated[list[str] | None, typer.Option(metavar="WORDS", help="A piece of text; may be repeated.")]
-Frames = Annotated[int, typer.Option(min=1, max=10**6, help="How many frames of a video are shown.")]
+Frames = Annotated[int, typer.Option(min=1, max=10**6, help="Number of frames taken from a video.")]
 
 
 @dataclass
@@ -16,10 +16,10 @@ class Loading:
     """How a model is loaded."""
 
     weights: Annotated[
-        str | None, typer.Option(help="Trained weights (raw) or their average (ema); what there is if left out.")
+        str | None, typer.Option(help="Trained weights (raw) or their average (ema); whichever exists if left out.")
     ] = None
     device: Annotated[
-        str | None, typer.Option(help="Where the model runs: cpu, cuda or mps; an accelerator if there is one.")
+        str | None, typer.Option(help="Device to run on: cpu, cuda or mps; an accelerator if there is one.")
     ] = None
 
 
@@ -42,10 +42,10 @@ class Given:
             "--input",
             "-i",
             metavar="JSONL",
-            help="A file of many prompts, one a line, each with pieces and perhaps a question.",
+            help="A .jsonl file of prompts, one per line, each with pieces and optionally a question.",
         ),
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="How many prompts are read at once.")] = 8
+    batch_size: Annotated[int, typer.Option(min=1, max=10**6, help="Number of prompts per batch.")] = 8
     frames: Frames = 8
 
     @property
@@ -63,8 +63,8 @@ class Wanted:
     target: Annotated[
         str,
         typer.Option(
-            help="What is to come: text, image or mixed (text and images); of an Omni any of its modalities. auto is a "
-            "picture if -o names one, else text; an Omni chooses."
+            help="What to generate: text, image or mixed (text and images); for an Omni any of its modalities. "
+            "auto: an image if -o names an image file, else text; an Omni chooses itself."
         ),
     ] = "auto"
     output: Annotated[
@@ -73,7 +73,7 @@ class Wanted:
             "--output",
             "-o",
             metavar="FILE",
-            help="Where the picture or sound goes; with --input a .jsonl file, with --target mixed a folder.",
+            help="File to save the image or sound to; with --input a .jsonl file, with --target mixed a folder.",
         ),
     ] = None
-    stream: Annotated[bool, typer.Option("--stream", help="Show the text while it is written.")] = False
+    stream: Annotated[bool, typer.Option("--stream", help="Stream the text while it is generated.")] = False

@@ -27,17 +27,24 @@ class Drawn:
 
     classes: Annotated[
         list[str] | None,
-        typer.Option("--class", metavar="CLASS", help="A number or a name, to be repeated; all in turn if left out."),
+        typer.Option(
+            "--class",
+            metavar="CLASS",
+            help=("Class to generate, by number or name; may be repeated; all in turn if left out."),
+        ),
     ] = None
-    num: Annotated[int, typer.Option(min=1, max=10**6, help="How many images are drawn.")] = 64
+    num: Annotated[int, typer.Option(min=1, max=10**6, help="Number of images to generate.")] = 64
     columns: Annotated[
-        int | None, typer.Option(min=1, max=10**4, help="Images in a row of the picture; about square if left out.")
+        int | None,
+        typer.Option(min=1, max=10**4, help=("Images per row of the contact sheet; about square if left out.")),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Where all random numbers begin.")] = 0
-    batch_size: Annotated[int, typer.Option(min=1, max=10**5, help="How many images are drawn at once.")] = 64
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all sampling.")] = 0
+    batch_size: Annotated[int, typer.Option(min=1, max=10**5, help="Number of images generated at once.")] = 64
     nearest: Annotated[
         bool,
-        typer.Option("--nearest", help="Below each row of the picture, the training images nearest in pixels."),
+        typer.Option(
+            "--nearest", help=("Below each row of the contact sheet, show the training images nearest in pixels.")
+        ),
     ] = False
 
 
@@ -49,7 +56,9 @@ def sample(
     loading: Loading,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="PATH", help="A picture of all of them, or a new folder of pictures."),
+        typer.Option(
+            "--output", "-o", metavar="PATH", help=("A contact sheet (.png), or a new folder with one file per image.")
+        ),
     ] = Path("sheet.png"),
 ) -> None:
     """Draw new images with a run that has learned to.
@@ -64,7 +73,7 @@ def sample(
     check_model(target)
     picture = output.suffix.lower() in PICTURES
     if (drawn.columns is not None or drawn.nearest) and not picture:
-        raise ConfigError("--columns and --nearest are for a picture of all: -o sheet.png")
+        raise ConfigError("--columns and --nearest need a contact sheet: -o sheet.png")
     if picture:
         checked_file(output)
     else:
@@ -82,8 +91,8 @@ def sample(
         if drawn.nearest:
             found, distance = sampler.nearest(images)
             images = in_pairs(images, found, columns)
-            print(f"Nearest training images differ by {distance.mean():.1f} of 255 (root mean square); "
-                  f"the nearest of all by {distance.min():.1f}")  # fmt: skip
+            print(f"Distance to the nearest training image: {distance.mean():.1f} of 255 on average (root mean "
+f"square), {distance.min():.1f} at least")  # fmt: skip
         with replacing(output) as file:
             sheet(images, columns).save(file)
     else:

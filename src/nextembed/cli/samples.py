@@ -32,11 +32,13 @@ def evaluate_samples(target: str, overrides: list[str], output: Path | None) -> 
         raise ConfigError(f"{target} is not part of a run: it has no data to compare with")
     picture = file.with_suffix(".png")
     if picture == file:
-        raise ConfigError(f"--output: {file} would be the picture; name a file for the figures, such as samples.json")
+        raise ConfigError(
+            f"--output: {file} is the name of the image; name a file for the scores, such as samples.json"
+        )
     if output is None:
         own_file(run or file.parent, picture.name)
     elif picture.exists() and not file.exists():  # no picture of such figures
-        raise ConfigError(f"--output: {picture}, where the picture would be, is taken; name another file")
+        raise ConfigError(f"--output: the image would overwrite {picture}; choose another name")
     for one in (file, picture):
         checked_file(one)
     found = measure_samples(target, settings, progress)
@@ -54,7 +56,9 @@ def sample_settings(overrides: list[str]) -> "SampleEval":
 
     named = [word for word in overrides if word.startswith("features=")]
     if not named:
-        raise ConfigError("--task samples measures in the features of a classifier: name one, e.g. one that was "
-                          "fine-tuned on the same images, features=runs/classifier")  # fmt: skip
+        raise ConfigError(
+            "--task samples needs a model for its features, e.g. a classifier fine-tuned on the same images: "
+            "features=runs/classifier"
+        )
     rest = [word for word in overrides if word not in named]
     return apply_overrides(SampleEval(features=named[-1].partition("=")[2]), rest)

@@ -27,17 +27,17 @@ def search(
         str | None,
         typer.Argument(metavar="QUERY", help="An image file, a folder of them, or the key of a row of FEATURES."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, max=10**6, help="How many images to show.")] = 12,
+    top: Annotated[int, typer.Option(min=1, max=10**6, help="Number of images to show.")] = 12,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write a contact sheet (.png) or a table (.csv), too."),
+        typer.Option("--output", "-o", metavar="FILE", help="Also write a contact sheet (.png) or a table (.csv)."),
     ] = None,
     checkpoint: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Where the model lies, if it was moved.", autocompletion=offer_models),
+        typer.Option(metavar="MODEL", help="Path of the model, if it was moved.", autocompletion=offer_models),
     ] = None,
     by_label: Annotated[
-        bool, typer.Option("--score", help="Measure instead how often near images share a label.")
+        bool, typer.Option("--score", help="Instead of searching, measure how often nearest images share a label.")
     ] = False,
 ) -> None:
     """Find the images nearest to one, by cosine, among embedded images.
@@ -82,7 +82,7 @@ def _search_folder(bank: "Bank", folder: str, top: int, output: Path | None, che
     from ..evaluation.features.search import search_folder
 
     if output is not None and output.suffix.lower() != ".csv":
-        raise ConfigError("a contact sheet is of one query; write a table: -o nearest.csv")
+        raise ConfigError("a contact sheet shows one query only; for several write a table: -o nearest.csv")
     found = search_folder(bank, folder, top, checkpoint)
     for key, hits in found.hits.items():
         if output is None:
@@ -116,7 +116,8 @@ def index(
         "index"
     ),
     recall: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of the true nearest 10 that a search has to find.")
+        float,
+        typer.Option(min=0.01, max=1.0, help=("Recall to reach: share of the true nearest 10 that a search finds.")),
     ] = 0.95,
 ) -> None:
     """Build an index of many features, so that a search takes milliseconds.
@@ -197,7 +198,8 @@ def _say_score(found: "Retrieval") -> str:
         f"Mean average precision:  {100 * found.mean_average_precision:.1f} %",
         f"A random order would give about {100 * found.chance:.1f} % for each.",
         f"{found.num_queries:,} queries, each against all other {found.num_images - 1:,} images"
-        + (f"; {found.num_left_out:,} rows without a label or alone with theirs were no queries." if found.num_left_out
+        + (f"; {found.num_left_out:,} rows without a label, or alone in their class, were not used as "
+"queries." if found.num_left_out
            else "."),
     ]  # fmt: skip
     return "\n".join(lines)

@@ -29,7 +29,7 @@ def shard(
     ),
     kind: Annotated[
         str | None,
-        typer.Option(help="What the rows are, as data.kind has it: images, segmentation, records; else found out."),
+        typer.Option(help="Kind of the rows, as in data.kind: images, segmentation, records; detected if left out."),
     ] = None,
 ) -> None:
     """Write any source as shards: tar or Parquet files of equal size.
@@ -45,7 +45,7 @@ def shard(
     check_data(source)
     for text in overrides or []:
         if not text.startswith("data."):
-            raise ConfigError(f"'{text}': only settings of the data mean anything here, e.g. data.split=test")
+            raise ConfigError(f"'{text}': only data settings apply here, e.g. data.split=test")
     check_settings(overrides or [])
     from ..core.config import apply_overrides
     from ..data import kinds, sharding
@@ -54,13 +54,13 @@ def shard(
     assert kinds.__all__  # so that every kind is known by its name
     sharding.check_folder(output.expanduser())
     part = apply_overrides(part_of(source, kind), [text.removeprefix("data.") for text in overrides or []])
-    with progress("sharding", "finished shards are kept: the same command resumes", "rows") as report:
+    with progress("sharding", "finished shards are kept: run the same command to resume", "rows") as report:
         _say(sharding.shard(part, output, report=report, **settings.model_dump()))
 
 
 def _say(done: "Sharded") -> None:
     if done.num_resumed:
-        print(f"Resumed: {done.num_resumed:,} shards were there already")
+        print(f"Resumed: {done.num_resumed:,} shards were finished before")
     for name, split in done.shards.splits.items():
         left_out = f", {split.skipped:,} left out" if split.skipped else ""
         print(

@@ -46,17 +46,17 @@ class Bare:
     weights: Annotated[
         Weights | None, typer.Option(help="Trained weights (raw) or their average (ema), where there are both.")
     ] = None
-    heads: Annotated[
-        int | None, typer.Option(help="How many attention heads there are, where bare weights do not tell.")
-    ] = None
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side of an image, where bare weights do not tell.")
-    ] = None
+    heads: Annotated[int | None, typer.Option(help="Number of attention heads, for weights without a config.")] = None
+    image_size: Annotated[int | None, typer.Option(help="Image size in pixels, for weights without a config.")] = None
     qk_norm: Annotated[
-        bool | None, typer.Option("--qk-norm/--no-qk-norm", help="Whether bare weights norm queries and keys.")
+        bool | None,
+        typer.Option(
+            "--qk-norm/--no-qk-norm",
+            help=("Whether queries and keys are normalised (QK-norm), for weights without a config."),
+        ),
     ] = None
     causal: Annotated[
-        bool | None, typer.Option("--causal/--full", help="Who sees whom in a model of bare weights.")
+        bool | None, typer.Option("--causal/--full", help="Attention mode, for weights without a config.")
     ] = None
 
 
@@ -69,21 +69,21 @@ class OfEmu:
     ] = None
     adapter: Annotated[
         Adapter | None,
-        typer.Option(help="For Emu: merge LoRA into the weights, as if left out, or keep it beside them."),
+        typer.Option(help="For Emu: merge LoRA into the weights (default), or keep it as a separate adapter."),
     ] = None
     lora_alpha: Annotated[float | None, typer.Option(help="For Emu: the alpha of LoRA; 16 if left out.")] = None
     dtype: Annotated[
-        Dtype | None, typer.Option(help="For Emu: the type of the weights that are written; as it is if left out.")
+        Dtype | None, typer.Option(help="For Emu: dtype of the written weights; unchanged if left out.")
     ] = None
     max_shard_size: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="For Emu: the size of a file of weights, at most; 5GB if left out."),
+        typer.Option(metavar="SIZE", help="For Emu: maximum size of a weights file; 5GB if left out."),
     ] = None
     vision_heads: Annotated[
-        int | None, typer.Option(help="For Emu: heads of the vision tower, where they are not 88 wide as EVA's.")
+        int | None, typer.Option(help="For Emu: number of heads of the vision tower, if their width is not EVA's 88.")
     ] = None
     relative_max_distance: Annotated[
-        int | None, typer.Option(help="For Emu: the furthest relative position of the causal former; 128 if left out.")
+        int | None, typer.Option(help="For Emu: largest relative position of the causal former; 128 if left out.")
     ] = None
 
 
@@ -129,9 +129,11 @@ def convert(
         f"{config.image_shape[0]} px, {'causal' if config.is_causal else 'full'} attention"
     )
     if to is not Layout.nextembed and found.objective is not None:
-        print("        Its objective, which reads its features or generates, is left out of this layout.")
+        print(
+            "        This layout has no place for its objective, which reads its features or generates; it was left out."
+        )
     if to is not Layout.stable_pretraining and found.processor is None:
-        print("        It has no image processor: normalise pixels as in its training.")
+        print("        It has no image processor: normalise pixels as in training.")
 
 
 def written_emu(source: str, target: Path, found: "Converted") -> str:
@@ -152,15 +154,15 @@ def written_emu(source: str, target: Path, found: "Converted") -> str:
     if found.copied:
         lines.append(f"Copied: {', '.join(found.copied)}")
     if found.source != "nextembed" and not found.has_tokenizer:
-        lines.append("        It has no tokenizer: --tokenizer takes LLaMA's, and Emu's tokens are added.")
+        lines.append("        It has no tokenizer: give LLaMA's with --tokenizer; Emu's tokens are added to it.")
     return "\n".join(lines)
 
 
 @app.command()
 def push(
     target: LocalModel,
-    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="What the model is called on the hub, USER/NAME.")],
-    private: Annotated[bool, typer.Option("--private", help="Let nobody else see the model.")] = False,
+    repo_id: Annotated[str, typer.Argument(metavar="REPO_ID", help="Name of the model on the hub, USER/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private.")] = False,
     weights: Annotated[
         Weights | None,
         typer.Option(help="Trained weights (raw) or their average (ema); those of the best probe if left out."),
@@ -170,7 +172,7 @@ def push(
     ] = None,
     dry_run: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write what would be uploaded to this folder, and upload nothing."),
+        typer.Option(metavar="FOLDER", help="Write the files to this folder instead of uploading them."),
     ] = None,
 ) -> None:
     """Upload a model with a card that says data, recipe and scores.
@@ -194,7 +196,7 @@ def push(
     else:
         print(f"Uploaded: {push_to_hub(facts, repo_id, private=private, license=license)}")
     if license is None:
-        print("        The card states no licence; --license apache-2.0 would.")
+        print("        The card states no licence; set one, e.g. --license apache-2.0.")
 
 
 def name_recipe(facts: "Facts") -> None:

@@ -23,11 +23,11 @@ def studio(
         list[str] | None,
         typer.Argument(
             metavar="RUN | CHECKPOINT | FOLDER ...",
-            help="What may be looked at, with all that lies below; runs/ if left out.",
+            help="Runs, models and folders to show, with everything below them; runs/ if left out.",
             autocompletion=offer_runs,
         ),
     ] = None,
-    open_page: Annotated[bool, typer.Option("--open", help="Show the page in the browser.")] = False,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Watch runs, look inside models, search and compare, in the browser.
 
@@ -41,7 +41,7 @@ def studio(
     """
     paths = list(paths or ["runs"])
     if paths == ["runs"] and not Path("runs").exists():
-        raise ConfigError("there is no folder runs/ here; name runs, models or files of features to look at")
+        raise ConfigError("there is no folder runs/ here; name the runs, models or feature files to show")
     for path in paths:
         check_here(path, "no such run, checkpoint or folder", hub=False)
     for package in ("gradio", "plotly"):
@@ -50,7 +50,7 @@ def studio(
     from ..studio.server import serve
 
     def ready(link: str) -> None:
-        print(f"Studio:  {link}   (Ctrl-C ends)")
+        print(f"Studio:  {link}   (Ctrl-C stops it)")
         if open_page:
             import webbrowser
 

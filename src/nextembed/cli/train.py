@@ -41,9 +41,9 @@ def train(
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option(min=0.1, max=1e6, help="How long training may take; the recipe nepa_images chooses sizes by it."),
+        typer.Option(min=0.1, max=1e6, help="Time budget of the recipe nepa_images, which chooses its sizes by it."),
     ] = None,
-    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop before training.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, without training.")] = False,
 ) -> None:
     """Train by a recipe, probe, and write a report.
 
@@ -85,7 +85,7 @@ def check_words(recipe: str | None, resume: Path | None, dry: bool, overrides: l
         raise ConfigError(
             "give a recipe, a config.yaml or my_file.py:my_recipe; `nextembed recipes` lists the recipes"
             if resume is None
-            else f"--resume takes its settings from {resume}; beside it only KEY=VALUE"
+            else f"--resume takes its settings from {resume}; only KEY=VALUE can be added"
         )
     if recipe is not None:
         check_recipe(recipe)
@@ -100,7 +100,9 @@ def asked_of(recipe: str | None, overrides: list[str], minutes: float | None) ->
     """What a recipe looks at before it chooses its settings. Raises ConfigError for one that takes no minutes."""
     if recipe != "nepa_images":
         if minutes is not None:
-            raise ConfigError("--minutes is for the recipe nepa_images; others have train.max_steps and train.epochs")
+            raise ConfigError(
+                "only the recipe nepa_images takes --minutes; for others set train.max_steps or train.epochs"
+            )
         return {}
     source = next((word.partition("=")[2] for word in overrides if word.startswith("data.source=")), None)
     return {name: value for name, value in (("data", source), ("minutes", minutes)) if value is not None}
@@ -158,7 +160,10 @@ def recipes(
         listed = recipes.listed()
         for recipe, place in listed.items():
             print(f"{recipe:{max(map(len, listed))}}  {place.line}")
-        print("\nNAME_tiny is the same in small, a few steps on any machine. Settings: nextembed recipes NAME")
+        print(
+            "\nNAME_tiny is a small version of it that trains a few steps on any machine. Settings: "
+            "nextembed recipes NAME"
+        )
         return
     check_recipe(name)
     check_settings(overrides or [])

@@ -19,10 +19,13 @@ from .words import check_data, check_model
 class Look:
     """What is looked at."""
 
-    index: Annotated[int, typer.Option(metavar="N", help="Which image of a data source, counted from 0.")] = 0
+    index: Annotated[int, typer.Option(metavar="N", help="Index of the image in a data source, from 0.")] = 0
     patch: Annotated[
         str | None,
-        typer.Option(metavar="N|ROW,COL", help="The query patch, counted from 0; a striking one if left out."),
+        typer.Option(
+            metavar="N|ROW,COL",
+            help="The query patch, counted from 0; the one before a high-contrast patch if left out.",
+        ),
     ] = None
     layer: Annotated[
         str | None, typer.Option(metavar="N,...", help="Layers of attention and PCA; 0 is the latents, -1 the output.")
@@ -31,7 +34,7 @@ class Look:
         str | None, typer.Option(metavar="N,...", help="Heads, counted from 1; all, at most 16, if left out.")
     ] = None
     attention: Annotated[
-        str | None, typer.Option(metavar="causal|full", help="Who sees whom; as it was trained, if left out.")
+        str | None, typer.Option(metavar="causal|full", help="Attention mode; as in training if left out.")
     ] = None
     weights: Annotated[str, typer.Option(metavar="raw|ema", help="Trained weights (raw) or their average (ema).")] = (
         "raw"
@@ -39,19 +42,22 @@ class Look:
     decoder: Decoders = None
     size: Annotated[
         str | None,
-        typer.Option(metavar="N|HxW", help="Size in pixels, which patches divide; the model's own if left out."),
+        typer.Option(
+            metavar="N|HxW", help=("Image size in pixels, a multiple of the patch size; the model's own if left out.")
+        ),
     ] = None
     known: Annotated[
         int | None,
-        typer.Option(metavar="N", help="How many patches the rollout starts from; the top half if left out."),
+        typer.Option(metavar="N", help="Number of patches the rollout starts from; the top half if left out."),
     ] = None
     length: Annotated[
         str,
         typer.Option(
-            metavar="mean|true", help="Length of predictions, for least squares: the image's mean, or each true one."
+            metavar="mean|true",
+            help=("Norm given to predictions for least squares: the mean over the image, or each true one."),
         ),
     ] = "mean"
-    foreground: Annotated[bool, typer.Option("--foreground", help="Take the PCA of the foreground only.")] = False
+    foreground: Annotated[bool, typer.Option("--foreground", help="Fit the PCA on the foreground only.")] = False
 
     def options(self) -> dict[str, Any]:
         """As `nextembed.visualize` takes them. Raises ConfigError for a word that it does not know."""
@@ -82,7 +88,9 @@ def visualize(
     look: Look,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="PATH", help="A .png file, or a folder for the single panels too."),
+        typer.Option(
+            "--output", "-o", metavar="PATH", help=("A .png file, or a folder, which gets the single panels as well.")
+        ),
     ] = None,
 ) -> None:
     """Show what happens inside a model on one image.

@@ -32,7 +32,7 @@ def model(folder: Path, kind: str, cls: str) -> str:
 
 def test_an_omni_does_not_chat(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     omni = model(tmp_path / "omni", "omni", "OmniForPreTraining")
-    assert f"is an Omni model, which does not chat; nextembed generate {omni}" in fails(["chat", omni], capsys)
+    assert f"is an Omni model, which cannot chat; nextembed generate {omni}" in fails(["chat", omni], capsys)
 
 
 def test_an_emu_is_evaluated_on_a_task(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
