@@ -284,13 +284,13 @@ def test_files_that_are_none_are_one_line(tmp_path):
     ]
     for name in names:
         for find in (find_origin, find_table):
-            with pytest.raises(ConfigError, match=r"^data.source: .*(is no file or folder|no file fits)"):
+            with pytest.raises(ConfigError, match=r"^data.source: .*(is not a file or folder|no file fits)"):
                 find(name)
     for setting in ("label_file", "class_file"):
         kind = "images" if setting == "label_file" else "segmentation"
         for device in ("/dev/zero", str(tmp_path / "pipe.parquet"), str(tmp_path)):
             part = DATA.parse({"kind": kind, "source": "emoji", setting: device})
-            with pytest.raises(ConfigError, match=f"^data.{setting}: {device} is no file"):
+            with pytest.raises(ConfigError, match=f"^data.{setting}: {device} is not a file"):
                 part.class_names()
     server.close()
 
@@ -307,6 +307,6 @@ def test_rows_are_not_chosen_by_what_is_no_number_or_text(value, streaming, tmp_
             "streaming": streaming,
         }
         with pytest.raises(
-            ConfigError, match=r"^data.where: column 'image' holds .*; rows are chosen by numbers or text"
+            ConfigError, match=r"^data.where: column 'image' contains .*; data.where selects rows by numbers or text"
         ):
             DATA.parse(values).rows("train")

@@ -295,7 +295,7 @@ def test_a_sequence_that_fails_says_where(tmp_path, encoders, monkeypatch):
 
 
 def test_a_kind_of_ones_own_is_no_mark_of_a_segment():
-    with pytest.raises(ConfigError, match="own_kinds: 'loss' says something else"):
+    with pytest.raises(ConfigError, match="own_kinds: 'loss' is a reserved key"):
         DATA.parse({"kind": "interleaved", "source": "x", "own_kinds": ["loss"]})
 
 

@@ -63,7 +63,7 @@ def test_a_second_signal_stops_at_once(results, folder):
 def test_a_data_worker_that_dies_ends_the_run_in_one_line(results):
     code, said, _ = results["worker_killed"]
     assert code == 1 and said.startswith(
-        "nextembed: a data worker was killed (signal 9), most often for want of memory"
+        "nextembed: a data worker was killed (signal 9), usually because memory ran out"
     )
     code, said, _ = results["worker_crashed"]
     assert code == 1 and "a data worker died (signal 11)" in said

@@ -102,7 +102,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
     monkeypatch.setattr("nextembed.core.hub.unreachable", lambda: "the hub is away")
     for line, what in (("chat org/nothing", NO_RUN), ("train nepa_demo data.source=org/nothing", NO_SOURCE)):
         assert main(line.split()) == 2
-        why = "nothing of it is kept from an earlier download, and the hub is away"
+        why = "it is not in the download cache, and the hub is away"
         assert capsys.readouterr().err == f"nextembed: {what}: org/nothing ({why})\n"
     (tmp_path / "models--org--nothing").mkdir()
     (tmp_path / "org___nothing").mkdir()

@@ -82,7 +82,7 @@ def test_readers_of_uneven_shards_are_told(tmp_path, capsys) -> None:
     )  # fmt: skip
     whole = nextembed.fit(config)
     said = " ".join(capsys.readouterr().out.split())
-    assert "7 shards for 2 readers: some own 3, others 4 in each epoch, and the former come round sooner" in said
+    assert "7 shards for 2 readers: some read 3, others 4 per epoch, so rows of the former repeat sooner" in said
     parts = nextembed.fit(apply_overrides(config, ["name=parts", "train.max_steps=2"]))
     resumed = nextembed.fit(apply_overrides(config, ["name=parts"]), resume=parts.dir)
     for name, weight in weights(whole.dir, "model").items():

@@ -130,7 +130,7 @@ def convert(
     )
     if to is not Layout.nextembed and found.objective is not None:
         print(
-            "        This layout has no place for its objective, which reads its features or generates; it was left out."
+            "        This layout has no place for its objective (which reads features or generates); it was left out."
         )
     if to is not Layout.stable_pretraining and found.processor is None:
         print("        It has no image processor: normalise pixels as in training.")

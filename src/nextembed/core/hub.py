@@ -44,7 +44,7 @@ def check_reachable(name: str, what: str, kind: Literal["model", "dataset"] = "m
     if is_kept(name, kind):
         return
     if away := unreachable():
-        raise ConfigError(f"{what}: {name} (nothing of it is kept from an earlier download, and {away})")
+        raise ConfigError(f"{what}: {name} (it is not in the download cache, and {away})")
     if is_missing(name, kind):
         raise ConfigError(f"{what}: {name} (the hub has no {kind} of this name, or does not show it without a login)")
 

@@ -42,7 +42,7 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
     except Exception as err:  # whatever a broken file raises
         if away:
             raise ConfigError(
-                f"{what}: it is neither here nor kept from an earlier download, and {away}; name a folder that is here"
+                f"{what}: it is neither a local folder nor in the download cache, and {away}; give a local folder"
             ) from err
         own = _said(name, "auto_map")
         reason = "it needs code of its own (auto_map), which is not run" if own else shortened(first_line(err))

@@ -138,7 +138,7 @@ def _tar_reason(one: tarfile.TarInfo) -> str:
         return "stored with holes (tar --sparse)"
     if one.issym():
         return LINK
-    return "" if one.isreg() or one.islnk() else "no file but a pipe or device"
+    return "" if one.isreg() or one.islnk() else "not a regular file (a pipe or device)"
 
 
 def check_tar(file: str | Path) -> None:
@@ -159,7 +159,7 @@ def check_tar(file: str | Path) -> None:
             blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() or member.type in EXTRA else 0
             at, num = at + (1 + blocks) * tarfile.BLOCKSIZE, num + 1
     if at > size:
-        raise ValueError(f"the file ends within its member number {num}")
+        raise ValueError(f"the file is truncated within member {num}")
 
 
 def samples(members: list[Member]) -> dict[str, dict[str, str]]:
@@ -212,7 +212,7 @@ def unusable(members: list[Member]) -> dict[str, str]:
     """Members that cannot be used, with the reason."""
     lost = (one for one in members if one.reason or not one.ref)
     lost = (one for one in lost if one.reason == OUTSIDE or not is_unneeded(one.name))
-    return {one.name: one.reason or "a link to nothing" for one in lost}
+    return {one.name: one.reason or "a broken link" for one in lost}
 
 
 def _parted(name: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from .transforms import FORMATS, Colour, ImageReader, RandomResizedCrop, Unreada
 from .video import VideoReader, even_indices
 
 MAX_SECONDS = 3600.0
-NO_CLIP = "an image, not a clip; models of images have model.num_frames=1; beside videos, data.format=videos"
+NO_CLIP = "an image, not a clip; for images set model.num_frames=1, to use only the videos set data.format=videos"
 
 
 def reader_of(num_channels: int, background: Colour, max_pixels: int, max_bytes: int) -> ImageReader:
@@ -23,7 +23,7 @@ def reader_of(num_channels: int, background: Colour, max_pixels: int, max_bytes:
     if num_channels in (1, COLOURS):
         return ImageReader(num_channels, background, max_pixels, max_bytes)
     if num_channels % (COLOURS * TUBELET):
-        raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), clips 3 a frame, not {num_channels}")
+        raise ConfigError(f"num_channels: images have 1 (grey) or 3 (RGB), clips have 3 per frame, not {num_channels}")
     return ClipReader(num_channels, background, max_pixels, max_bytes)
 
 
@@ -43,7 +43,7 @@ class ClipReader(ImageReader):
             if image.ndim < 4:
                 raise WrongKind(NO_CLIP)
             if image.ndim != 4 or image.shape[-1] != COLOURS:
-                raise Unreadable(f"no clip: an array of shape {list(image.shape)}")
+                raise Unreadable(f"not a clip: an array of shape {list(image.shape)}")
             self._check(*image.shape[1:3])
             frames = torch.from_numpy(image[even_indices(len(image), self.num_frames)]).permute(0, 3, 1, 2)
         else:

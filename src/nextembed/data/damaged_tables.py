@@ -50,7 +50,11 @@ def _schema_fault(first: str, own: pa.Schema) -> str:
     if set(own.names) != set(wanted.names):
         return f"its columns are {', '.join(own.names)[:200]}; those of {name} are {', '.join(wanted.names)[:200]}"
     other = next((one for one in own.names if own.field(one).type != wanted.field(one).type), None)
-    return f"column '{other}' holds {own.field(other).type}, in {name} {wanted.field(other).type}" if other else ""
+    return (
+        (f"column '{other}' is of type {own.field(other).type}, in {name} of type {wanted.field(other).type}")
+        if other
+        else ""
+    )
 
 
 def _group_fault(file: parquet.ParquetFile) -> str:
@@ -66,7 +70,7 @@ def _group_fault(file: parquet.ParquetFile) -> str:
 
 def cannot_read(file: object, err: Exception, builder: str) -> DamagedFile:
     """What is wrong with a file that cannot be read, or not to its end."""
-    return DamagedFile(f"data.source: cannot read '{file}' as {builder}: {reason_in(err)} (mend it or leave it out)")
+    return DamagedFile(f"data.source: cannot read '{file}' as {builder}: {reason_in(err)} (repair or remove the file)")
 
 
 def reason_in(err: Exception) -> str:

@@ -44,7 +44,7 @@ class Found:
             text += f", {len(self.classes)} classes: {_some(list(self.classes), NUM_CLASSES)}"
         found = [text]
         if self.unlabelled:
-            found.append(f"{self.unlabelled:,} of them have no class")
+            found.append(f"{self.unlabelled:,} of them without a class")
         if self.skipped:
             reasons = Counter(self.skipped.values()).most_common()
             named = _some([f"{count:,} x {reason}" for reason, count in reasons], NUM_REASONS, "; ")

@@ -183,7 +183,7 @@ class ImagePart(Limits, Part):
         crops, num_global = self.crops(image_size, views)
         augments = self.rand_augment is not None or self.erase_rate > 0
         if augments and num_channels > COLOURS:
-            raise ConfigError("data.rand_augment and erase_rate are for images; of clips leave them out")
+            raise ConfigError("data.rand_augment and erase_rate are for images; do not set them for clips")
         augment = Augment(image_size, self.rand_augment, self.erase_rate) if augments else None
         rows, view = self.training_rows(), ImageView(self.reader(num_channels), crops)
         if isinstance(rows, Rows):
@@ -221,7 +221,7 @@ class ImagePart(Limits, Part):
         rows = self.training_rows() if split == "train" else self.split_rows(split)
         if not isinstance(rows, Rows):
             if num_samples is None:
-                raise ConfigError("data.streaming: all of a stream is not for probes; set streaming=false")
+                raise ConfigError("data.streaming: a whole stream cannot be probed; set streaming=false")
             rows = list(itertools.islice(rows.read(seed, 0, 0, 1), num_samples))
         view = ImageView(self.reader(num_channels), (RandomResizedCrop(image_size),))
         check_kind(rows, view.reader)

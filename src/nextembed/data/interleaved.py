@@ -52,7 +52,7 @@ class Interleaved(Media, DocumentTable, DocumentPart):
     @classmethod
     def _are_no_marks(cls, kinds: dict[str, str]) -> dict[str, str]:
         if taken := [name for name in kinds if name in MARKS]:
-            raise ValueError(f"'{taken[0]}' says something else of a segment; take another name")
+            raise ValueError(f"'{taken[0]}' is a reserved key of segments; choose another name")
         return kinds
 
     def document(self, row: Record, seed: int) -> Document:
@@ -140,7 +140,7 @@ def from_obelics(row: Values) -> list[Segment]:
     found: list[Segment] = []
     for shown, written in zip(images, texts):
         if shown is not None and written is not None:
-            raise Unreadable("an image and a text at one place")
+            raise Unreadable("both an image and a text at the same position")
         if shown is not None:
             found.append({"kind": "image", "value": shown})
         elif written is not None:
@@ -151,7 +151,7 @@ def from_obelics(row: Values) -> list[Segment]:
 def from_mmc4(row: Values, place: str, seed: int) -> list[Segment]:
     texts = as_list(field(row, "text_list"), "text_list")
     if not all(isinstance(written, str) for written in texts):
-        raise Unreadable("'text_list' holds what is not text")
+        raise Unreadable("'text_list' contains values that are not text")
     matched: dict[int, list[str]] = defaultdict(list)
     for info in as_list(field(row, "image_info"), "image_info"):
         if not isinstance(info, dict) or "image_name" not in info or "matched_text_index" not in info:

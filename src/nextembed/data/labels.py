@@ -55,7 +55,7 @@ def classes_to_learn(data: Classed) -> list[str]:
     if isinstance(rows, Rows):  # labels of a stream are checked as they come, by the objective
         check_labels(rows, names)
         if said := no_class(labels_of(rows.rows if isinstance(rows, FewRows) else rows)):
-            raise ConfigError(f"data: {said}; say which column holds classes (data.label_column)")
+            raise ConfigError(f"data: {said}; name the column of the classes with data.label_column")
     return list(names)
 
 
@@ -65,7 +65,10 @@ def no_class(labels: list[int]) -> str:
     alone, total = sum(count == 1 for count in counts.values()), sum(counts.values())
     if len(counts) <= NUM_LIKELY or alone * 2 <= total:
         return ""
-    return f"the labels have {len(counts):,} values in {total:,} rows, as an id or a measured value has, not a class"
+    return (
+        f"the labels have {len(counts):,} distinct values in {total:,} rows, which looks like an id or a "
+        "measurement, not a class"
+    )
 
 
 def check_labels(rows: Rows, names: list[str]) -> None:
@@ -115,7 +118,7 @@ def read_labels(label_file: str) -> dict[str, str]:
     for _, row in rows:
         name, label = row[file_at].strip().replace("\\", "/").removeprefix("./"), row[label_at].strip()
         if labels.setdefault(name, label) != label:
-            raise ConfigError(f"data.label_file: {label_file} says of {name} once '{labels[name]}' and once '{label}'")
+            raise ConfigError(f"data.label_file: {label_file} gives {name} two labels, '{labels[name]}' and '{label}'")
     return labels
 
 
@@ -126,7 +129,7 @@ def check_plain(path: Path) -> None:
     with opened(path, "") as file:
         first = file.readline()
     if "," not in first and ";" in first:
-        raise DataError("its columns are parted by semicolons; save it with commas")
+        raise DataError("its columns are separated by semicolons; save it with commas")
 
 
 class FewRows:

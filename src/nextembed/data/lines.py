@@ -93,7 +93,7 @@ def read_json_list(file: str | Path) -> list[object]:
         except ValueError as err:
             raise DataError(f"{file} is not JSON: {first_line(err)}") from None
     if not isinstance(values, list):
-        raise DataError(f"{file} should hold a list of objects, or be JSON lines named .jsonl")
+        raise DataError(f"{file} should be a list of objects, or JSON lines named .jsonl")
     return values
 
 
@@ -111,7 +111,7 @@ def read_fields(file: str | Path) -> Iterator[tuple[int, list[str]]]:
             try:
                 row = next(rows, None)
             except csv.Error as err:
-                raise DataError(f"{file}, line {begin}: {err} (quotes that do not fit)") from None
+                raise DataError(f"{file}, line {begin}: {err} (unbalanced quotes)") from None
             if row is None:
                 return
             if row:
@@ -126,7 +126,8 @@ def delimiter_of(file: str | Path, first: str) -> str:
     most = [mark for mark in counts if counts[mark] == max(counts.values())]
     if len(most) > 1 and counts[","]:
         raise ConfigError(
-            f"{file}: its first line may be parted by '{most[0]}' or by {most[1]!r}; put quotes around names with one"
+            f"{file}: cannot tell whether '{most[0]}' or {most[1]!r} separates the columns of the first line; "
+            "quote the names that contain one of them"
         )
     return most[0]
 
@@ -157,8 +158,8 @@ def check_fields(file: str | Path, number: int, fields: list[str], names: list[s
     """Raises DataError for a row of more fields than there are columns."""
     if len(fields) > len(names):
         raise DataError(
-            f"{file}, line {number}: {len(fields)} fields, but the first line names {len(names)} columns; a text with "
-            'a comma in it stands in quotes: "a, b"'
+            f"{file}, line {number}: {len(fields)} fields, but the first line names {len(names)} columns; "
+            'quote texts that contain a comma: "a, b"'
         )
 
 

@@ -117,7 +117,7 @@ JUNK = frozenset(
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-LINK_TO_NOTHING = "a link to nothing"
+LINK_TO_NOTHING = "a broken link"
 
 
 class File(NamedTuple):
@@ -155,7 +155,7 @@ def _walk(
         at = os.stat(path)
         own = (at.st_dev, at.st_ino)
         if own in above:
-            yield File(name, path, "other", "a link back to a folder that holds it")
+            yield File(name, path, "other", "a link to one of its own parent folders")
             return
         with os.scandir(path) as found:
             entries = list(found)
@@ -184,7 +184,10 @@ def _walk(
 def _file(name: str, path: str, mode: int, is_hidden: bool) -> File:
     kind, reason = by_ending(name), ""
     if not stat.S_ISREG(mode):
-        kind, reason = ("image" if kind in ("heic", "unread") else kind), "no file but a pipe, socket or device"
+        kind, reason = (
+            ("image" if kind in ("heic", "unread") else kind),
+            "not a regular file (a pipe, socket or device)",
+        )
     elif kind == "other" and is_picture(_head(path, 16)):
         kind = "image"
     elif kind == "json" and not _is_list(path):
@@ -194,7 +197,7 @@ def _file(name: str, path: str, mode: int, is_hidden: bool) -> File:
     if kind == "unread":
         kind, reason = "image", reason or f"{PurePosixPath(name).suffix.lower()} files cannot be read; convert them"
     if is_hidden and kind != "other":
-        reason = reason or "hidden by a dot before a name (data.hidden=true uses it)"
+        reason = reason or "hidden, because a name starts with a dot (data.hidden=true uses it)"
     return File(name, path, kind, reason)
 
 

@@ -124,7 +124,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
     """
     name, part = parse_split(split)
     if streaming and not part.is_whole:
-        raise ConfigError(f"data: split '{split}' takes a part of the rows; that needs streaming=false")
+        raise ConfigError(f"data: split '{split}' selects part of the rows, which needs streaming=false")
     away = unreachable() if origin.files is None else None
     if away:
         datasets.config.HF_HUB_OFFLINE = True  # it took its own copy
@@ -166,7 +166,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
         if origin.files is None:
             if away:
                 raise ConfigError(
-                    f"data.source: '{origin.builder}' is neither here nor kept from an earlier download, and {away}"
+                    f"data.source: '{origin.builder}' is neither a local path nor in the download cache, and {away}"
                 ) from err
             missing = str(err).startswith(
                 ("Unknown split", "Bad split")
@@ -349,7 +349,7 @@ def take(data: Table, part: Part) -> Table:
     if part.is_whole:
         return data
     if isinstance(data, datasets.IterableDataset):
-        raise ConfigError("data: a part of a split's rows needs streaming=false")
+        raise ConfigError("data: selecting part of a split needs streaming=false")
     if not (rows := part.of(len(data))):
         raise MissingSplit(f"data: the part [{part.start}:{part.stop}] of {len(data)} rows is empty")
     return data.select(rows)
@@ -363,7 +363,9 @@ def choose(
         raise ConfigError(unknown("data.where: column", column, data.column_names))
     feature = (data.features or {}).get(column)
     if feature is not None and not _is_plain(feature):
-        raise ConfigError(f"data.where: column '{column}' holds {_what(feature)}; rows are chosen by numbers or text")
+        raise ConfigError(
+            f"data.where: column '{column}' contains {_what(feature)}; data.where selects rows by numbers or text only"
+        )
     wanted = Wanted(values, names := class_names_of(feature))
     if streaming:
         return data.filter(lambda value: value in wanted, input_columns=[column])

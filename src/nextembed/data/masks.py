@@ -97,7 +97,9 @@ class MaskPart(Limits, Part):
         """As `ImagePart.train_loader`; labels are [B, image_size, image_size]. `draw` is not used. Raises ConfigError
         for several views."""
         if views != 1:
-            raise ConfigError("objective: it compares several crops of an image; images with masks have one")
+            raise ConfigError(
+                "objective: it compares several crops of an image, which segmentation data does not provide"
+            )
         collate = Collate(self.mean, self.std, num_latents)
         return image_loader(self, self.rows("train"), self.view(image_size, num_channels), collate, loading)
 

@@ -78,11 +78,11 @@ def parse_series(value: object, max_bytes: int = 100_000_000) -> Tensor:
         given = from_json(value) if isinstance(value, str | bytes) else value
         array = np.asarray(given)
         if array.dtype.kind not in "biufO" or any(isinstance(one, str) for one in array.flat if array.dtype == object):
-            raise ValueError("text and dates are no numbers")
+            raise ValueError("text or dates, not numbers")
         with np.errstate(over="ignore"):
             found = array.astype(np.float32)
     except (TypeError, ValueError, OverflowError):
-        raise Unreadable("not a series of numbers, with channels of one length") from None
+        raise Unreadable("not a series of numbers with channels of equal length") from None
     found = found[None] if found.ndim == 1 else found
     if found.ndim != 2:
         raise Unreadable(f"a series has channels and samples, not {found.ndim} axes")

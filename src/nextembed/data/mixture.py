@@ -16,7 +16,7 @@ from .found import Found
 def _document_source(value: object) -> Part:
     part = DATA.parse(value)
     if not isinstance(part, DocumentPart) or isinstance(part, Mixture):
-        raise ValueError(f"a mixture is of documents; '{part.kind}' gives none")
+        raise ValueError(f"a mixture needs sources of documents; '{part.kind}' has none")
     return part
 
 

@@ -56,7 +56,7 @@ def split_of(name: str) -> str | None:
     """The split that a name stands for; None: it names none. Raises ConfigError for one of several."""
     found = splits_named(name)
     if len(found) > 1:
-        raise ConfigError(f"data.source: '{name}' may be the {' or the '.join(sorted(found))} split; rename it")
+        raise ConfigError(f"data.source: '{name}' could be the {' or the '.join(sorted(found))} split; rename it")
     return next(iter(found), None)
 
 
@@ -81,7 +81,7 @@ class Part(NamedTuple):
         number = int(end.rstrip("%"))
         at = round(total * number / 100) if percent else number
         if abs(number) > 100 if percent else abs(at) > total:
-            raise ConfigError(f"data: split [{self.start}:{self.stop}] goes beyond the {total} rows that there are")
+            raise ConfigError(f"data: split [{self.start}:{self.stop}] exceeds the {total} rows of the data")
         return at + total if number < 0 else at
 
 

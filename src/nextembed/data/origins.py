@@ -30,7 +30,7 @@ BUILDERS = {"parquet": "parquet", "tar": "webdataset", "zip": "zip", "jsonl": "t
             "csv": "csv"}  # fmt: skip
 OF_IMAGES = ("image", "video", "parquet", "tar", "zip")
 OF_ROWS = ("parquet", "tar", "zip", "jsonl", "csv")
-JSON_HINT = " (a .json file is data if it holds a list; JSON lines are called .jsonl)"
+JSON_HINT = " (a .json file must contain a list; name JSON lines .jsonl)"
 FORMATS = {"image": "images", "video": "videos"}  # as `data.format` says it
 NAMES = {"image": "image", "video": "video", "tar": ".tar archive", "zip": ".zip archive"}
 
@@ -98,7 +98,7 @@ def check_file(setting: str, name: str) -> Path:
     """The path of a file. Raises ConfigError for what is there and is none: a device or a pipe may never end."""
     path = Path(name).expanduser()
     if path.exists() and not path.is_file():
-        raise ConfigError(f"{setting}: {name} is no file")
+        raise ConfigError(f"{setting}: {name} is not a file")
     return path
 
 
@@ -117,7 +117,7 @@ def _found(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str,
     if path.is_dir():
         return _from_folder(path, rules, kinds)
     if path.exists():
-        raise ConfigError(f"data.source: {source} is no file or folder")
+        raise ConfigError(f"data.source: {source} is not a file or folder")
     check_here(source, NO_SOURCE)
     return Origin(source, None, None)
 
@@ -269,7 +269,7 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
     if rules.format is not None:
         kind = rules.format.removesuffix("s") if rules.format in FORMATS.values() else rules.format
         if not held[kind]:
-            raise ConfigError(f"data.format: {folder} has no {rules.format}: it holds {_counted(files)}")
+            raise ConfigError(f"data.format: {folder} has no {rules.format}: it contains {_counted(files)}")
         return kind
     there = [kind for kind in kinds if held[kind]]
     if there[:2] == ["image", "video"]:
@@ -279,7 +279,7 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
     if len(there) > 1:
         named = " and ".join(_some(kind, [file for file in files if file.kind == kind]) for kind in there)
         ways = " or ".join(f"data.format={FORMATS.get(kind, kind)}" for kind in there)
-        raise ConfigError(f"data.source: {folder} holds {named} beside each other; which are the data? {ways} says it")
+        raise ConfigError(f"data.source: {folder} contains {named}; choose one with {ways}")
     if not there:
         order = ("image", "json", "txt") if held["metadata"] else ("json", "txt", "image")
         there = [kind for kind in order if held[kind] and (kind == "image" or kinds is OF_ROWS)]

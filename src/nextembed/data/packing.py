@@ -99,7 +99,7 @@ class State:
         for name, now, then in zip(names, state.sizes, values[1:4]):
             if now != then:
                 raise ConfigError(
-                    f"{name}: a run on packed documents resumes with the same as before, {then}, not {now}"
+                    f"{name}: a run on packed documents must resume with the same value as before, {then}, not {now}"
                 )
         state.turn, state.offset, num_pending = values[4:7]
         rest = iter(values[7:])
@@ -186,7 +186,7 @@ class DocumentStream(IterableDataset[Stretch]):
             document = self.sources[place.source].document(row, self.seed, place.epoch, place.row)
             outcome, encoded = self.fit(document)
             if encoded is not None and not has_target(encoded):
-                raise Unreadable("nothing in it is to be learned")
+                raise Unreadable("it has no prediction target")
             reason, asked_for = self.fit.too_long, self.fit.long == "skip"
         except Unreadable as err:
             outcome, encoded, reason, asked_for = UNREADABLE, None, reason_of(err), False
@@ -205,12 +205,14 @@ class DocumentStream(IterableDataset[Stretch]):
                 if (place := wanted.pop(mark.passed, None)) is not None:
                     encoded = self.encode(row, place, 0)[1]
                     if encoded is None:
-                        raise DataError(f"document {key_of(row, place.row)} could be read before the stop, not now")
+                        raise DataError(
+                            f"document {key_of(row, place.row)} was readable before the run stopped, but is not now"
+                        )
                     found[place] = encoded
                 if not wanted:
                     break
         if lost := [place for place in places if place not in found]:
-            raise DataError(f"the data has changed since the run stopped: it lacks {len(lost)} of its documents")
+            raise DataError(f"the data has changed since the run stopped: {len(lost)} documents are missing")
         return [(place, found[place]) for place in places]
 
 
@@ -251,7 +253,7 @@ class Fit:
     def __init__(self, encode: Encode, max_length: int, long: str):
         self.encode, self.max_length, self.long = encode, max_length, long
         self.too_long = f"too long: more than {max_length} positions" + (
-            "" if long == "skip" else ", and nothing to learn before the cut"
+            "" if long == "skip" else ", and no prediction target before the cut"
         )
 
     def __call__(self, document: Document) -> tuple[int, Encoded | None]:

@@ -48,11 +48,11 @@ class Folder(NamedTuple):
             try:
                 self.inside(place_of(value)[0])
             except ValueError:
-                raise Unreadable(f"'{value[:80]}' is no member of an archive") from None
+                raise Unreadable(f"'{value[:80]}' is not a member of an archive") from None
             return read_member(value, self.max_bytes)
         if URL.match(value):
             if self.path is not None:
-                raise Unreadable(f"'{value[:80]}' is an address; nothing is downloaded")
+                raise Unreadable(f"'{value[:80]}' is a URL; files of rows are not downloaded")
             with fsspec.open(value, "rb") as file:  # of a hub data set that is streamed
                 return file.read()
         if self.path is None:
@@ -83,7 +83,7 @@ def plain_path(stored: str) -> str:
             return stored
         return os.fsdecode(bytes.fromhex(stored.removeprefix(RAW)))
     except ValueError:
-        raise Unreadable(f"'{stored[:80]}' is no path") from None
+        raise Unreadable(f"'{stored[:80]}' is not a path") from None
 
 
 def _has_surrogates(path: str) -> bool:

@@ -181,7 +181,7 @@ def _find(path: str) -> tuple[str, There]:
     files = listing(source if slashes else path).files
     there = next((one for one in files if not slashes or one.name == name), None)
     if there is None:
-        raise DataError(f"data.source: {source}: {name} is there no longer")
+        raise DataError(f"data.source: {source}: {name} no longer exists")
     return source, there
 
 
@@ -196,8 +196,8 @@ def fetch(source: str, there: There, target: Path) -> None:
                     store.get_file(there.path, str(scratch))
                     if there.size >= 0 and scratch.stat().st_size != there.size:
                         raise DataError(
-                            f"data.source: {source}: {there.name} came with {scratch.stat().st_size:,} bytes, not "
-                            f"{there.size:,}"
+                            f"data.source: {source}: {there.name} was downloaded with {scratch.stat().st_size:,} bytes "
+                            f"instead of {there.size:,}"
                         )
                 return
             except (FileNotFoundError, PermissionError, ConfigError):

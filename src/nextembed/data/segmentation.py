@@ -50,7 +50,10 @@ class SegmentationData(TableSettings, MaskPart):
         """Rows of a split. Raises ConfigError for a source, split, column or folder that does not exist."""
         folders = self.folders_of()
         if self.streaming or (folders and (self.where or self.split_column)):
-            raise ConfigError("data: masks in folders have no columns (where, split_column), and no masks are streamed")
+            raise ConfigError(
+                "data: masks in folders have no columns (unset where and split_column), and masks cannot be "
+                "streamed (set streaming=false)"
+            )
         with self.asked_for(split):
             return self._pairs(folders, self.expression(split)) if folders else self._columns(split)
 
@@ -179,7 +182,7 @@ def pairs(images: Path, masks: Path, source: Path, hidden: bool = False) -> list
     for file in usable(masks, hidden):
         name = without_ending(file.name)
         if name in by_name:
-            raise ConfigError(f"data.source: two masks of one name: {by_name[name]} and {file.path}")
+            raise ConfigError(f"data.source: two masks with the same name: {by_name[name]} and {file.path}")
         by_name[name] = Path(file.path)
     rows: list[Row] = []
     for file in usable(images, hidden):

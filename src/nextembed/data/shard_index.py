@@ -76,7 +76,7 @@ def read_index(folder: Path, checked: bool = True) -> Index | None:
     """
     if (folder / JOURNAL).exists():
         raise ConfigError(
-            f"data.source: the shards in {folder} are not finished ({JOURNAL} is there): start the same "
+            f"data.source: the shards in {folder} are not finished ({JOURNAL} is there): run the same "
             "`nextembed shard` again, which resumes"
         )
     try:

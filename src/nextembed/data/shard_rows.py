@@ -92,8 +92,8 @@ def part_of(source: str, kind: str | None) -> TableSettings:
         other = origin
     if other.builder != origin.builder:
         raise ConfigError(
-            f"data.source: {source} holds {origin.builder} and rows ({other.builder}); which are the data? "
-            "--kind images, or records, interleaved, messages"
+            f"data.source: {source} contains {origin.builder} and rows ({other.builder}); choose one with "
+            "--kind images, or --kind records, interleaved or messages"
         )
     if origin.builder == "parquet" and image_column(images.opened(origin, "train").features or {}) is None:
         return named("records", source)
@@ -104,7 +104,7 @@ def checked(part: Part) -> TableSettings:
     """Raises ConfigError for a kind of data that has no source of its own."""
     if isinstance(part, TableSettings):
         return part
-    raise ConfigError(f"data.kind: '{part.kind}' is not read from a table or a folder; shards are made of those")
+    raise ConfigError(f"data.kind: '{part.kind}' is not read from a table or a folder, which shards are made from")
 
 
 def content_of(part: TableSettings, split: Role, decodes: bool) -> Content:
@@ -130,8 +130,8 @@ def content_of(part: TableSettings, split: Role, decodes: bool) -> Content:
     for place in sorted(named):
         if len(place) > 1:
             raise ConfigError(
-                f"data: '{'.'.join(place)}' names files inside lists or fields, which Parquet shards do not hold: "
-                "write the rows as JSON lines first"
+                f"data: '{'.'.join(place)}' names files inside lists or fields, which Parquet shards do not "
+                "support: convert the rows to JSON lines first"
             )
         features[place[0]] = named[place]
     pack = ToPacked(features, reader, decodes, frozenset(named)).of_record
@@ -334,7 +334,9 @@ def in_order(rows: Rows | RowSequence, start: RowPlace, shuffle: int | None) -> 
         yield from ((place, place.row - 1, row) for place, row in rows_in_order(rows, start))
         return
     if not isinstance(rows, Rows):
-        raise ConfigError("--shuffle mixes all rows, which needs streaming=false; a stream is mixed as it is read")
+        raise ConfigError(
+            "--shuffle shuffles all rows, which needs streaming=false; a stream is shuffled when it is read"
+        )
     order = np.random.default_rng(sample_seed(shuffle, 0, "shards")).permutation(len(rows))
     for at in range(start.row, len(rows)):
         yield RowPlace(at + 1, 0, at + 1), int(order[at]), rows[int(order[at])]

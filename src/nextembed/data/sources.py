@@ -97,7 +97,8 @@ class ImageData(TableSettings, ImagePart):
         if origin.builder in ("imagefolder", "videofolder") and not self.streaming:
             lost = unnamed(data, origin, expression)
             text = (
-                f"{len(lost):,} files are left out, for the metadata do not name them (first: {min(lost, default='')})"
+                f"{len(lost):,} files are left out, because the metadata do not name them (first: "
+                f"{min(lost, default='')})"
             )
             self._note("metadata", text, bool(lost))
         if self.label_file is None:
@@ -115,12 +116,14 @@ class ImageData(TableSettings, ImagePart):
         found = super().around()
         notes = [text for about, text in self._notes.items() if about != "no labels"]
         if alike := differ_in_little(self._class_names or []):
-            what = "case alone" if len(set(map(str.casefold, alike))) == 1 else "marks that are not seen"
+            what = "case only" if len(set(map(str.casefold, alike))) == 1 else "invisible characters"
             named = ", ".join(name if name.isprintable() else ascii(name) for name in alike)
-            notes.append(f"classes whose names differ by {what} are several: {named}")
+            notes.append(f"classes whose names differ by {what} stay separate: {named}")
         if self._unused:
             used, *others = self._unused
-            notes.append(f"images are those of '{used}', not of {', '.join(others)} (data.image_column={others[0]})")
+            notes.append(
+                f"images are read from column '{used}', not from {', '.join(others)} (data.image_column={others[0]})"
+            )
         return replace(found, notes=(*found.notes, *notes))
 
     def _label_ids(self, data: Table, column: str | None, split: Role) -> dict[object, int]:
@@ -140,7 +143,7 @@ class ImageData(TableSettings, ImagePart):
             return {}
         ids = {name: i for i, name in enumerate(self._class_names or [])}
         if strange := [name for name in own if name not in ids]:
-            raise ConfigError(f"data: the {split} images have a class that training does not know: '{strange[0]}'")
+            raise ConfigError(f"data: the {split} images have a class that the training data lacks: '{strange[0]}'")
         return {i: ids[name] for i, name in enumerate(own)}
 
     def _training_names(self, column: str, own: list[str] | None) -> list[str] | None:
@@ -228,7 +231,10 @@ def why_no_labels(data: Table) -> str:
     """Which of the columns has a label's name and is none; empty where there is no such column."""
     features = data.features or {}
     if column := next((name for name in LABEL_COLUMNS if name in features), None):
-        return f"'{column}' holds lists or fields, no classes (data.label_column={column} takes lists of one)"
+        return (
+            f"'{column}' contains lists or fields, not classes (data.label_column={column} accepts lists of "
+            "one element)"
+        )
     row = parsed(str(first_row(data).get("json")))[0] if "__key__" in features else {}
     if name := next((name for name in LABEL_COLUMNS if name in row), None):
         return f"'{name}' in the .json files is not read; the class of a sample is its .cls file, an id or a name"
@@ -261,10 +267,10 @@ class Columns(NamedTuple):
                 others = tuple(name for name, feature in features.items() if media_of(feature) == kind)
         if image is None:
             raise ConfigError(
-                f"data.image_column: none of the columns of '{source}' holds images or videos: {', '.join(features)}"
+                f"data.image_column: none of the columns of '{source}' contains images or videos: {', '.join(features)}"
             )
         if not is_image(features[image]) and media_of(features[image]) != "video":
-            raise ConfigError(f"data.image_column: '{image}' holds no images but {features[image]}")
+            raise ConfigError(f"data.image_column: '{image}' contains {features[image]}, not images")
         if label is None:
             classes = [name for name, feature in features.items() if media_of(feature) == "label"]
             usual = [name for name in LABEL_COLUMNS if name in features and dtype_of(features[name])]
@@ -346,7 +352,9 @@ def plain_label(value: object, column: str) -> Hashable:
     if isinstance(value, list) and len(value) < 2:
         value = value[0] if value else None
     if isinstance(value, list | dict):
-        raise ConfigError(f"data.label_column: '{column}' holds several values an image; a class is one number or text")
+        raise ConfigError(
+            f"data.label_column: '{column}' has several values per image; a class is a single number or text"
+        )
     if isinstance(value, float):
         if not math.isfinite(value):
             return None
@@ -355,7 +363,9 @@ def plain_label(value: object, column: str) -> Hashable:
         try:
             value = value.decode()
         except UnicodeDecodeError:
-            raise ConfigError(f"data.label_column: '{column}' holds bytes that are no text: {value[:20]!r}") from None
+            raise ConfigError(
+                f"data.label_column: '{column}' contains bytes that are not text: {value[:20]!r}"
+            ) from None
     if isinstance(value, str):
         value = unicodedata.normalize("NFC", value.strip())
     return None if value == "" else cast(Hashable, value)

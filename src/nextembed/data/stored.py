@@ -98,7 +98,7 @@ class StreamedRows(Generic[R]):
             )
         fewest, more = divmod(num, num_readers)
         if more and fewest < FEW_SHARDS:
-            return f"{said}: some own {fewest}, others {fewest + 1} in each epoch, and the former come round sooner"
+            return f"{said}: some read {fewest}, others {fewest + 1} per epoch, so rows of the former repeat sooner"
         return said
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[R]:

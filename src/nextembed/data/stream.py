@@ -237,7 +237,9 @@ class SequentialStream(IterableDataset[Batch]):
         for name, now in (("num_workers", self.num_workers), ("num_readers", self.num_readers)):
             if start is not None and start[name] != now:
                 what = "data.num_workers" if name == "num_workers" else "number of ranks x data.num_workers"
-                raise ConfigError(f"{what}: a streaming run resumes with the same as before, {start[name]}, not {now}")
+                raise ConfigError(
+                    f"{what}: a streaming run must resume with the same value as before, {start[name]}, not {now}"
+                )
 
     def __iter__(self) -> Iterator[Batch]:
         start = self.loading.start or {"readers": {}, "worker": 0}
@@ -425,9 +427,9 @@ def _exit_code_in(message: str) -> int | None:
 def _death(exit_code: int) -> str:
     signum = -exit_code
     if signum == 9:
-        return "a data worker was killed (signal 9), most often for want of memory: lower data.num_workers"
+        return "a data worker was killed (signal 9), usually because memory ran out: lower data.num_workers"
     if signum == 7:
-        return "a data worker died (signal 7), most often for want of shared memory: enlarge /dev/shm"
+        return "a data worker died (signal 7), usually because shared memory ran out: enlarge /dev/shm"
     how = f"signal {signum}" if signum > 0 else f"exit code {exit_code}"
     return f"a data worker died ({how}); data.num_workers=0 reads in the main process and shows where"
 

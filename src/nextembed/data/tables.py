@@ -184,7 +184,7 @@ class DocumentTable(TableSettings):
         """Raises ConfigError for columns that are not there."""
         in_lines = is_lines(origin)
         if in_lines and (self.where or self.splits_by()):
-            raise ConfigError("data.where: JSON lines have no columns to choose rows by; use Parquet")
+            raise ConfigError("data.where: rows of JSON lines cannot be selected by a column; use Parquet")
         if origin.builder in ("text", "csv"):
             unit = "row" if origin.builder == "csv" else "line" if in_lines else self.text_unit()
             data = load_text(origin, expression, self.streaming, unit)
@@ -201,7 +201,7 @@ class DocumentTable(TableSettings):
     def _listed(self, origin: Origin, split: Role) -> list[Record]:
         """The rows of lists in JSON."""
         if self.where or self.splits_by():
-            raise ConfigError("data.where: a list in JSON has no columns to choose rows by; use Parquet")
+            raise ConfigError("data.where: rows of a JSON list cannot be selected by a column; use Parquet")
         name, part = parse_split(self.expression(split))
         records = read_json(origin, name)
         self.check(sorted({name for record in records[:100] if isinstance(record, dict) for name in record}))
@@ -229,7 +229,7 @@ def read_json(origin: Origin, split: str) -> list[object]:
         except DataError as err:
             raise ConfigError(f"data.source: {err}") from None
         if not any(isinstance(row, dict) for row in rows):
-            raise ConfigError(f"data.source: {file} should hold a list of objects, or be JSON lines named .jsonl")
+            raise ConfigError(f"data.source: {file} should be a list of objects, or JSON lines named .jsonl")
         found += rows
     return found
 

@@ -42,8 +42,8 @@ def kinds_in(origin: Origin, name: str) -> list[str]:
             others = {part for part in key.split("/")[:-1] if splits_named(part) - {name}}
             if others and origin.rules.folders != "classes":
                 raise ConfigError(
-                    f"data.source: {file} has the folder '{min(others)}', which names a split; pack each split in an "
-                    "archive of its own (train.tar, test.tar), or data.folders=classes takes no folder for a split"
+                    f"data.source: {file} has the folder '{min(others)}', which names a split; pack each split into "
+                    "its own archive (train.tar, test.tar), or set data.folders=classes if it is not a split"
                 )
     if not kinds:
         raise MissingSplit(f"data: split '{name}' of {origin.folder} is empty: its archives have no files with endings")
@@ -58,7 +58,7 @@ def notes_of_archives(origin: Origin) -> Iterator[str]:
         left = [one for file in files for one in unnamed(list(tar_members(file)))]
         if left:
             verb = "file is" if len(left) == 1 else "files are"
-            yield f"{len(left):,} {verb} left out, for no ending says what they hold (first: {left[0]})"
+            yield f"{len(left):,} {verb} left out, because no extension says what they contain (first: {left[0]})"
         lost = {name: why for file in files for name, why in unusable(list(tar_members(file))).items()}
         for why in dict.fromkeys(lost.values()):
             some = [name for name, own in lost.items() if own == why]
@@ -66,7 +66,10 @@ def notes_of_archives(origin: Origin) -> Iterator[str]:
         found = {kind for file in files for sample in samples_in(file).values() for kind in sample}
         others = sorted(kind for kind in found if not feature_of(kind))
         if others and archive_classes(origin, name, sorted(found)):
-            yield f"the folders in the archives are no classes, for they hold files of other kinds, too (.{others[0]})"
+            yield (
+                "the folders in the archives are not used as classes, because they also contain other files "
+                f"(.{others[0]})"
+            )
 
 
 def named_kinds(files: list[str], kinds: list[str], first: int = 0) -> frozenset[str]:
@@ -127,7 +130,7 @@ def archive_rows(
                 elif last in TAR_NUMBERS:
                     row[kind] = value = written(read_member(ref))
                     if isinstance(value, str):
-                        reason = f"{key}.{kind} says '{value[:40]}', but samples before it have numbers"
+                        reason = f"{key}.{kind} contains '{value[:40]}', but earlier samples have numbers"
                         raise cannot_read(file, ValueError(reason), "webdataset")
                 else:
                     row[kind] = {"bytes": None, "path": ref}
@@ -205,7 +208,7 @@ def remote_samples(files: list[str], kinds: list[str], named: frozenset[str]) ->
             strange = {kind for sample in samples_in(str(local)).values() for kind in sample} - set(kinds)
             if strange:
                 reason = (
-                    f"it has .{min(strange)} files, which the first archive has not (`nextembed shard` writes an index)"
+                    f"it has .{min(strange)} files, which the first archive lacks (`nextembed shard` writes an index)"
                 )
                 raise cannot_read(file, ValueError(reason), "webdataset")
             for row in archive_rows([str(local)], kinds, {}, named):

@@ -20,7 +20,7 @@ def load_text(origin: Origin, expression: str, streaming: bool, unit: str) -> Ta
     """
     name, part = parse_split(expression)
     if streaming and not part.is_whole:
-        raise ConfigError(f"data: split '{expression}' takes a part of the rows; that needs streaming=false")
+        raise ConfigError(f"data: split '{expression}' selects part of the rows, which needs streaming=false")
     files = origin.of_split(name)
     try:
         columns = common_columns(files) if unit == "row" else ["text"]

@@ -38,7 +38,7 @@ FORMATS: list[str] = [
 
 SIZ = re.compile(rb"\xff\x4f\xff\x51.{4}(.{32})", re.DOTALL)  # where a JPEG 2000 codestream begins
 SMALL = 64  # pixels a side up to which a whole batch is cropped at once
-NO_IMAGE = "a clip, not an image; models of clips have model.num_frames, e.g. 8"
+NO_IMAGE = "a clip, not an image; for clips set model.num_frames, e.g. 8"
 VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3")
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
 GAP = 2.0  # a reduced scale keeps this many times the pixels wanted, as Pillow's own thumbnails do
@@ -123,7 +123,7 @@ class ImageReader:
         with _unreadable():
             found = self._load(file)
         if not isinstance(found, bytes):
-            raise Unreadable("it is no file")
+            raise Unreadable("it is not a file")
         return found
 
     def _load(self, image: object) -> bytes | Image.Image:
@@ -233,7 +233,9 @@ def _check_jpegs(img: Image.Image, data: bytes) -> None:
         rows = height if tiled else min(height, img.height - number % math.ceil(img.height / height) * height)
         with Image.open(io.BytesIO(data[start : start + length]), formats=["JPEG"]) as part:
             if part.width < width or part.height < rows:
-                raise Unreadable(f"a JPEG of {part.width}x{part.height} pixels is in it where {width}x{rows} are due")
+                raise Unreadable(
+                    f"a JPEG of {part.width}x{part.height} pixels is in it where {width}x{rows} are expected"
+                )
 
 
 def _upright_size(img: Image.Image) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def frame_indices(num_total: int, num_frames: int) -> list[int]:
 def even_indices(num_total: int, num_frames: int) -> list[int]:
     """Which frames of a clip are taken, the first and the last among them. Raises Unreadable for a single one."""
     if num_total < 2:
-        raise Unreadable("a single frame is no clip")
+        raise Unreadable("a single frame is not a clip")
     return [round(i * (num_total - 1) / (num_frames - 1)) for i in range(num_frames)]
 
 
@@ -223,7 +223,7 @@ def _from_text(value: str) -> Iterator[Span]:
             continue  # a header or a note
         marks = TIME.findall(lines[timed])
         if len(marks) < 2:
-            raise ValueError(f"'{lines[timed]}' is no time span")
+            raise ValueError(f"'{lines[timed]}' is not a time span")
         start, end = (int(h or 0) * 3600 + int(m) * 60 + int(s) + float(f"0.{f}") for h, m, s, f in marks[:2])
         yield Span(start, end, re.sub(r"<[^>]+>", "", " ".join(lines[timed + 1 :])).strip())
 

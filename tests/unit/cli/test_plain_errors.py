@@ -48,9 +48,7 @@ def test_a_plan_of_parts_from_the_hub_needs_them(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("nextembed.core.pretrained.unreachable", lambda: "the hub is away")
     said = fails(["plan", "emu_pretrain"], capsys)
-    assert (
-        "it is neither here nor kept from an earlier download, and the hub is away; name a folder that is here" in said
-    )
+    assert "it is neither a local folder nor in the download cache, and the hub is away; give a local folder" in said
 
 
 def test_a_command_line_without_typer_says_what_to_install() -> None:

@@ -100,7 +100,7 @@ def test_other_images_of_a_sample_are_said(tmp_path, pictures):
     files = {f"{i}.{side}.png": pictures["PNG"] for i in range(3) for side in ("left", "right")}
     data = ImageData(source=str(tar(tmp_path / "train.tar", files)))
     assert data.summary("train").notes == (
-        "images are those of 'left.png', not of right.png (data.image_column=right.png)",
+        "images are read from column 'left.png', not from right.png (data.image_column=right.png)",
     )
     assert ImageData(source=data.source, image_column="right.png").summary("train").notes == ()
     mixed = {"1.png": pictures["PNG"], "2.jpg": pictures["JPEG"]}
@@ -146,7 +146,7 @@ def test_damaged_archives_are_one_line(tmp_path, pictures):
         ImageData(source=str(tmp_path / "a.zip")).rows("train")
     path = tar(tmp_path / "a.tar", {f"{i}.jpg": pictures["JPEG"] for i in range(9)})
     path.write_bytes(path.read_bytes()[: 5 * 1024])
-    with pytest.raises(DataError, match=r"cannot read '.*a.tar' as webdataset: the file ends within its member"):
+    with pytest.raises(DataError, match=r"cannot read '.*a.tar' as webdataset: the file is truncated within member"):
         ImageData(source=str(path)).rows("train")
 
 
@@ -188,11 +188,13 @@ def test_members_without_an_ending_are_read_by_content_or_named(tmp_path, pictur
     found = data.summary("train")
     assert found.used == (None if streaming else 3) and data.class_names() == ["cat", "dog"]
     left = [note for note in found.notes if "left out" in note]
-    assert left == ([] if streaming else ["1 file is left out, for no ending says what they hold (first: README)"])
+    assert left == (
+        [] if streaming else ["1 file is left out, because no extension says what they contain (first: README)"]
+    )
 
 
 def test_folders_that_are_no_classes_are_said(tmp_path, pictures):
     files = {"cat/1.jpg": pictures["JPEG"], "cat/1.npy": b"x", "dog/2.jpg": pictures["JPEG"], "dog/2.xyz": b"y"}
     origin = find_origin(str(tar(tmp_path / "a.tar", files)))
     (note,) = notes_of_archives(origin)
-    assert note == "the folders in the archives are no classes, for they hold files of other kinds, too (.npy)"
+    assert note == "the folders in the archives are not used as classes, because they also contain other files (.npy)"

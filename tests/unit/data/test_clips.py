@@ -25,7 +25,7 @@ def test_frames_lie_evenly_from_the_first_to_the_last() -> None:
     assert even_indices(8, 8) == list(range(8))
     assert even_indices(16, 4) == [0, 5, 10, 15]
     assert even_indices(2, 4) == [0, 0, 1, 1]
-    with pytest.raises(Unreadable, match="a single frame is no clip"):
+    with pytest.raises(Unreadable, match="a single frame is not a clip"):
         even_indices(1, 4)
 
 
@@ -36,7 +36,7 @@ def test_channels_are_those_of_one_frame_after_the_other() -> None:
     read = reader.read(clip)
     assert read.shape == (12, 6, 8) and reader.read_size(clip) == (6, 8)
     assert torch.equal(read[3:6].permute(1, 2, 0), torch.from_numpy(clip[1]))
-    with pytest.raises(ConfigError, match="clips 3 a frame, not 5"):
+    with pytest.raises(ConfigError, match="clips have 3 per frame, not 5"):
         reader_of(5, (0, 0, 0), 1, 1)
     for wrong in (clip[0], clip[..., :1], clip[:1], np.zeros((4, 2000, 2000, 3), np.uint8)):
         with pytest.raises(Unreadable):

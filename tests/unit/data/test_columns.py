@@ -103,5 +103,7 @@ def test_other_columns_of_images_are_said(folder):
     images = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(4)]
     pq.write_table(pa.table({"thumbnail": images, "photo": images, "checksum": [b"0"] * 4}), folder / "train.parquet")
     data = ImageData(source=str(folder / "train.parquet"))
-    assert data.summary("train").notes == ("images are those of 'thumbnail', not of photo (data.image_column=photo)",)
+    assert data.summary("train").notes == (
+        "images are read from column 'thumbnail', not from photo (data.image_column=photo)",
+    )
     assert ImageData(source=data.source, image_column="photo").summary("train").notes == ()

@@ -50,7 +50,7 @@ def emptied(file: Path) -> None:
     ("damage", "words"),
     [
         (other_columns, "its columns are text, m; those of a.parquet are text, n"),
-        (other_type, "column 'n' holds string, in a.parquet int64"),
+        (other_type, "column 'n' is of type string, in a.parquet of type int64"),
         (twice_a_column, "it has two columns 'n'"),
         (cut_off, "footer"),
         (broken_page, "row group 1, column 'text': "),

@@ -139,7 +139,7 @@ def test_our_interleaved_lines(tmp_path):
     found = part.documents("train")
     assert [shape(one) for one in found] == [["see ", 7, " end!", [8]]]
     reasons = list(found.skipped.reasons.values())
-    assert ["outside" in reasons[0], "outside" in reasons[1], "nothing is downloaded" in reasons[2]] == [True] * 3
+    assert ["outside" in reasons[0], "outside" in reasons[1], "are not downloaded" in reasons[2]] == [True] * 3
     assert reasons[3].startswith("a segment has one of") and reasons[4] == "the document is empty"
     assert reasons[5] == "no such file" and reasons[6].startswith("not JSON")
     with pytest.raises(DataError, match="unreadable"):
@@ -301,7 +301,7 @@ def test_documents_that_are_not_there(tmp_path):
     with pytest.raises(ConfigError, match="split 'validation' is not known"):
         documents("validation", kind="text", source=str(tmp_path))
     (tmp_path / "x.json").write_text('{"a": 1}')
-    with pytest.raises(ConfigError, match="should hold a list"):
+    with pytest.raises(ConfigError, match="should be a list"):
         documents(kind="text", source=str(tmp_path / "x.json"))
 
 

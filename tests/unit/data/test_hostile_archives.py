@@ -129,7 +129,7 @@ def test_links_in_archives(tmp_path):
     found, said = read(tarred(tmp_path, more))
     assert set(found) == {"a.tar/cat/1", "a.tar/dog/2", "a.tar/cat/hard"} and set(found.values()) == {""}
     assert "2 x a link, which is not followed in archives: left out (first: cat/soft.png)" in said
-    assert "1 x a link to nothing" in said and "1 x no file but a pipe or device" in said
+    assert "1 x a broken link" in said and "1 x not a regular file (a pipe or device)" in said
     linked = zipfile.ZipInfo("cat/link.png")
     linked.create_system, linked.external_attr = 3, 0o120777 << 16
     found, said = read(zipped(tmp_path, [(linked, "/etc/hostname")]))

@@ -79,30 +79,32 @@ def test_twins_are_named(tmp_path):
         table(tmp_path, ["cat", " cat", "cat ", "dog"]).summary("train").lines()
     )
     seen = " ".join(table(tmp_path, ["cat", "cat\u200b", "dog"]).summary("train").lines())
-    assert r"several: cat, 'cat\u200b'" in seen
+    assert r"stay separate: cat, 'cat\u200b'" in seen
     assert "several: Cat, cat" in " ".join(table(tmp_path, ["Cat", "cat", "dog"]).summary("train").lines())
 
 
 @pytest.mark.parametrize("values", [["a", "b"], [[1], [2, 3]], [{"x": 1}, {"x": 2}]])
 def test_lists_and_fields_are_no_classes_and_named(tmp_path, values):
     data = table(tmp_path, [[value] if isinstance(value, str) else value for value in values])
-    assert "'label' holds lists or fields" in " ".join(data.summary("train").lines())
-    with pytest.raises(ConfigError, match=r"needs labels.*'label' holds lists or fields"):
+    assert "'label' contains lists or fields" in " ".join(data.summary("train").lines())
+    with pytest.raises(ConfigError, match=r"needs labels.*'label' contains lists or fields"):
         classes_to_learn(data)
     if values == ["a", "b"]:
         assert labels(data.model_copy(update={"label_column": "label"})) == ([0, 1], ["a", "b"])
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"'label' holds bytes that are no text"):
+    with pytest.raises(ConfigError, match=r"'label' contains bytes that are not text"):
         table(tmp_path, [b"\xff\xfe", b"a"]).rows("train")
 
 
 @pytest.mark.parametrize("values", [[f"photo {i}" for i in range(30)], [i * 0.37 for i in range(30)]])
 def test_an_id_or_a_measured_value_is_no_class(tmp_path, values):
     data = table(tmp_path, [*values, values[0]])
-    assert "the labels have 30 values in 31 rows" in " ".join(data.summary("train").lines())
-    with pytest.raises(ConfigError, match=r"30 values in 31 rows, as an id or a measured value.*data.label_column"):
+    assert "the labels have 30 distinct values in 31 rows" in " ".join(data.summary("train").lines())
+    with pytest.raises(
+        ConfigError, match=r"30 distinct values in 31 rows, which looks like an id or a measurement.*data.label_column"
+    ):
         classes_to_learn(data)
     one_each = table(tmp_path, [f"class {i % 30}" for i in range(60)], labels_per_class=1)
     assert len(classes_to_learn(one_each)) == 30
@@ -138,7 +140,7 @@ def test_files_and_archives_of_any_labels(tmp_path, values, names):
 
 def test_a_stream_of_archives_whose_ids_turn_out_to_be_names(tmp_path):
     data = archive(tmp_path, ["1"] * 120 + ["cat"]).model_copy(update={"streaming": True})
-    with pytest.raises(DataError, match=r"train.tar.*120.cls says 'cat', but samples before it have numbers"):
+    with pytest.raises(DataError, match=r"train.tar.*120.cls contains 'cat', but earlier samples have numbers"):
         list(data.rows("train").read(0, 0, 0, 1))
 
 
@@ -167,7 +169,7 @@ def test_files_that_metadata_do_not_name_are_counted(tmp_path, ending):
     (folder / f"metadata.{ending}").write_text(text)
     found = ImageData(source=str(folder)).summary("train")
     assert found.used == 2
-    assert "4 files are left out, for the metadata do not name them (first: 0.png)" in found.notes
+    assert "4 files are left out, because the metadata do not name them (first: 0.png)" in found.notes
 
 
 def test_metadata_lead_nowhere_outside(tmp_path):

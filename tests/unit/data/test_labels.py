@@ -58,7 +58,7 @@ def test_a_class_that_training_does_not_know_is_an_error(class_folders):
     class_folders(["ant", "dog"], part="train")
     data = ImageData(source=str(class_folders(["ant", "zebra"], part="test")))
     assert said(lambda: data.rows("test")) == (
-        "data: the test images have a class that training does not know: 'zebra'"
+        "data: the test images have a class that the training data lacks: 'zebra'"
     )
 
 
@@ -172,10 +172,10 @@ def test_csv_labels_reach_every_split(tmp_path, make_images):
     [
         ("", "needs a header and two columns"),
         ("file\n000.png\n", "needs a header and two columns"),
-        ("file;label\n000.png;cat\n", "its columns are parted by semicolons; save it with commas"),
+        ("file;label\n000.png;cat\n", "its columns are separated by semicolons; save it with commas"),
         ("000.png,cat\n001.png,dog\n", "needs a header, e.g. file,label; its first line is an image"),
         ("file,label\n000.png,cat\n001.png\n", "line 3 of"),
-        ("file,label\n000.png,cat\n001.png,dog\n000.png,dog\n", "says of 000.png once 'cat' and once 'dog'"),
+        ("file,label\n000.png,cat\n001.png,dog\n000.png,dog\n", "gives 000.png two labels, 'cat' and 'dog'"),
         ("file,label\nx.png,cat\ny.png,dog\n", "names none of the images, e.g. '000.png'"),
         ("file,label\n000.png,cat\n9.png,dog\n8.png,dog\n", "2 of the 3 files in"),
         ("file,label\n000.png,cat\n001.png,\n002.png,dog\n", "1 of 3 training images have no label (first: 001.png)"),
@@ -259,4 +259,4 @@ def test_classes_that_differ_by_case_alone_are_said(tmp_path, names, wanted):
     data = ImageData(source=str(tmp_path))
     found = [note for note in data.summary("train").notes if "differ by case" in note]
     assert len(data.class_names()) == len(names)  # they are kept apart
-    assert found == [f"classes whose names differ by case alone are several: {', '.join(wanted)}"] * bool(wanted)
+    assert found == [f"classes whose names differ by case only stay separate: {', '.join(wanted)}"] * bool(wanted)

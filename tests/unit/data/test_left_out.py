@@ -54,7 +54,9 @@ def test_all_too_long_ends_after_one_pass(kind, long, num_workers):
 
 
 def test_more_than_the_share_stops_in_one_line():
-    with pytest.raises(DataError, match=r"of 8 documents are unreadable .*too long: more than 32 .* nothing to"):
+    with pytest.raises(
+        DataError, match=r"of 8 documents are unreadable .*too long: more than 32 .* no prediction target"
+    ):
         batches(Asked(letters=[5, 50] * 4, num_workers=0))
 
 
@@ -64,7 +66,7 @@ def test_those_within_the_share_are_named_once(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert {line["key"] for line in lines} == {"1", "4"} and len(lines) == 2
     assert {line["reason"] for line in lines} == {
-        "too long: more than 32 positions, and nothing to learn before the cut"
+        "too long: more than 32 positions, and no prediction target before the cut"
     }
     assert made.counts["too_long"] > 2
 
@@ -96,7 +98,7 @@ def test_a_document_without_anything_to_learn(tmp_path):
     for _ in zip(range(3), made):
         pass
     (line,) = (tmp_path / "s.jsonl").read_text().splitlines()
-    assert (json.loads(line)["key"], json.loads(line)["reason"]) == ("0", "nothing in it is to be learned")
+    assert (json.loads(line)["key"], json.loads(line)["reason"]) == ("0", "it has no prediction target")
 
 
 def said(*answers):

@@ -141,7 +141,7 @@ def test_the_first_line_says_what_parts_fields(tmp_path, header, row):
 
 def test_a_first_line_of_two_readings_asks(tmp_path):
     file = written(tmp_path / "a.csv", "title, long;text\nhello;foo, bar\n")
-    with pytest.raises(ConfigError, match=r"may be parted by ',' or by ';'"):
+    with pytest.raises(ConfigError, match=r"cannot tell whether ',' or ';' separates"):
         list(read_delimited(file))
 
 
@@ -155,7 +155,7 @@ def test_files_without_rows_are_named(tmp_path, name, content, streaming):
 
 def test_json_lines_named_json_are_told(tmp_path):
     written(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n')
-    with pytest.raises(ConfigError, match=r"JSON lines are called \.jsonl"):
+    with pytest.raises(ConfigError, match=r"name JSON lines \.jsonl"):
         texts(tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_broken_media_by_setting(folder):
     documents = DATA.parse(settings).documents("train")
     assert list(documents) == []
     reasons = list(documents.skipped.reasons.values())
-    told = ["no such file", "outside the data folder", "not a sound", "nothing is downloaded", "empty"]
+    told = ["no such file", "outside the data folder", "not a sound", "are not downloaded", "empty"]
     assert len(reasons) == 5 and all(word in reason for word, reason in zip(told, reasons))
     dropped = list(DATA.parse(settings | {"missing_images": "drop"}).documents("train"))
     assert [kinds(document) for document in dropped] == [["text"]] * 4  # the empty one is still none
@@ -164,7 +164,7 @@ def test_limits_of_length_and_number(folder):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ([[1, 2], [3]], "channels of one length"),
+        ([[1, 2], [3]], "channels of equal length"),
         ([[1, "a"]], "not a series of numbers"),
         ("words", "not a series of numbers"),
         ([], "without samples"),

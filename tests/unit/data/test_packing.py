@@ -143,7 +143,7 @@ def test_a_mixture_is_weighted_reproducible_and_goes_on(tmp_path):
 def test_a_mixture_that_cannot_work():
     with pytest.raises(ConfigError, match="2 weights for 1 sources"):
         Mixture(sources=[{"kind": "text", "source": "glosses"}], weights=[1, 2])
-    with pytest.raises(ConfigError, match="gives none"):
+    with pytest.raises(ConfigError, match="a mixture needs sources of documents; 'images' has none"):
         Mixture(sources=[{"kind": "images", "source": "emoji"}])
     with pytest.raises(ConfigError, match=r"data.sources\[1\]: .*no such file"):
         loader(Mixture(sources=[{"kind": "text", "source": name} for name in ("glosses", "./nothing.txt")]))

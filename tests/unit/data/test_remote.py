@@ -138,7 +138,7 @@ def test_a_shard_that_is_cut_off_is_named(photos, tmp_path, web) -> None:
     file = tmp_path / "web" / "shards" / "train-000001.tar"
     file.write_bytes(file.read_bytes()[:-512])
     for streaming in (False, True):
-        with pytest.raises(DataError, match=r"train-000001.tar came with [\d,]+ bytes, not [\d,]+"):
+        with pytest.raises(DataError, match=r"train-000001.tar was downloaded with [\d,]+ bytes instead of [\d,]+"):
             read(ImageData(source=f"{web}/shards", streaming=streaming))
 
 

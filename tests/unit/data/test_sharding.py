@@ -204,7 +204,7 @@ def test_stopped_anywhere_and_started_again_is_the_same(classes, tmp_path, form,
     for rows in (4, 8, 12, 16, 20):
         with pytest.raises(Stop):
             shard(part, tmp_path / "parts", **settings, report=stop_at(rows))
-        with pytest.raises(ConfigError, match=r"not finished \(index.partial is there\): start the same"):
+        with pytest.raises(ConfigError, match=r"not finished \(index.partial is there\): run the same"):
             ImageData(source=str(tmp_path / "parts")).rows("train")
         with (tmp_path / "parts" / "index.partial").open("a") as file:
             file.write('{"split": "tr')  # of a line that a lost machine wrote by half
@@ -258,7 +258,7 @@ def test_what_cannot_be_written_is_one_line(classes, tmp_path) -> None:
 
 def test_both_images_and_rows_have_to_be_told_apart(classes, tmp_path) -> None:
     (classes / "captions.jsonl").write_text('{"image": "a.png", "text": "a"}\n')
-    with pytest.raises(ConfigError, match=r"holds images and rows \(text\); which are the data\? --kind images, or"):
+    with pytest.raises(ConfigError, match=r"contains images and rows \(text\); choose one with --kind images, or"):
         part_of(str(classes), None)
 
 

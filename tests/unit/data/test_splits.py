@@ -67,7 +67,7 @@ def test_parts_of_a_split(expression, numbers):
 
 @pytest.mark.parametrize("part", [Part("", "201"), Part("-201", ""), Part("101%", ""), Part("", "-101%")])
 def test_a_part_beyond_the_rows_is_refused(part):
-    with pytest.raises(ConfigError, match="beyond the 200 rows"):
+    with pytest.raises(ConfigError, match="exceeds the 200 rows"):
         part.of(200)
 
 
@@ -275,7 +275,7 @@ def test_every_file_is_listed_with_its_reason(tmp_path, make_images, make_pictur
     used = {name for name, reason in reasons.items() if not reason}
     assert used == {"cat/000.png", "cat/x.avif", "cat/no_ending", "cat/strange.dat", "b.JPE", "linked/000.png"}
     assert "pillow-heif" in reasons["cat/y.heic"] and ".cr2" in reasons["cat/z.cr2"]
-    assert "data.hidden=true" in reasons[".hidden/000.png"] and reasons["gone.png"] == "a link to nothing"
+    assert "data.hidden=true" in reasons[".hidden/000.png"] and reasons["gone.png"] == "a broken link"
     assert {file.name for file in listed(d) if file.kind == "other"} == {"notes", "loop"}
     assert len(ImageData(source=str(d)).rows("train")) == 6
     assert len(ImageData(source=str(d), hidden=True).rows("train")) == 7
@@ -375,7 +375,7 @@ def test_several_labels_of_an_image_are_no_class(tmp_path, make_picture, encode)
     images = [{"bytes": encode(make_picture(8, 8)), "path": None}] * 2
     pq.write_table(pa.table({"image": images, "labels": [[1, 2], [3]]}), tmp_path / "a.parquet")
     assert ImageData(source=str(tmp_path / "a.parquet")).class_names() == []
-    with pytest.raises(ConfigError, match="'labels' holds several values an image"):
+    with pytest.raises(ConfigError, match="'labels' has several values per image"):
         ImageData(source=str(tmp_path / "a.parquet"), label_column="labels").rows("train")
 
 

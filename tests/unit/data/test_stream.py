@@ -170,7 +170,7 @@ def test_sequential_epochs_are_complete_and_batches_full():
 def test_sequential_state_must_fit():
     rows = Sequence([make_rows(9)])
     state = advance(None, take(sequential(rows, Loading(2)), 1)[0]["position"])
-    with pytest.raises(ConfigError, match=r"data.num_workers: .* same as before, 1, not 2"):
+    with pytest.raises(ConfigError, match=r"data.num_workers: .* same value as before, 1, not 2"):
         sequential(rows, Loading(2, start=state), num_workers=2)
     with pytest.raises(ConfigError, match=r"number of ranks .* 1, not 2"):
         sequential(rows, Loading(2, world_size=2, start=state))

@@ -68,7 +68,7 @@ def test_files_that_cannot_be_read_are_named(videos: Path) -> None:
     (videos / "train/wave/broken.mp4").write_bytes(b"no video")
     (videos / "train/wave/lost.webm").symlink_to(videos / "nowhere.webm")
     data = data_of(videos, max_skipped_rate=0.5)
-    assert data.left_out("train") == {"train/wave/lost.webm": "a link to nothing"}
+    assert data.left_out("train") == {"train/wave/lost.webm": "a broken link"}
     loader = data.train_loader(Loading(6), **CLIPS)
     next(iter(loader))
     assert set(loader.log.reasons) == {"train/wave/broken.mp4", "train/wave/lost.webm"}
@@ -98,15 +98,13 @@ def test_videos_may_have_metadata(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_data_of_the_wrong_kind_is_one_line_before_training(videos: Path, tmp_path: Path, streaming: bool) -> None:
-    with pytest.raises(ConfigError, match=r"^data: .*: a clip, not an image; models of clips have model\.num_frames"):
+    with pytest.raises(ConfigError, match=r"^data: .*: a clip, not an image; for clips set model\.num_frames"):
         next(iter(data_of(videos, streaming=streaming, cache="off").train_loader(Loading(2), **IMAGES)))
     for number in range(5):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(np.full((20, 20, 3), number, np.uint8)).save(tmp_path / "images" / f"{number}.png")
     images = data_of(tmp_path / "images", streaming=streaming, cache="off")
-    with pytest.raises(
-        ConfigError, match=r"^data: .*: an image, not a clip; models of images have model\.num_frames=1"
-    ):
+    with pytest.raises(ConfigError, match=r"^data: .*: an image, not a clip; for images set model\.num_frames=1"):
         next(iter(images.train_loader(Loading(2), **CLIPS)))
 
 
