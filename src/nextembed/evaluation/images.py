@@ -61,7 +61,7 @@ def retrieval_ranks(painted: Tensor, real: Tensor) -> np.ndarray:
     """Rank [N], from 1, of real image i among all real ones [N, D], by cosine with painted image i [N, D].
 
     Of equally near ones those before it in the list come first."""
-    painted, real = (torch.nn.functional.normalize(x.double(), dim=1) for x in (painted, real))
+    painted, real = (torch.nn.functional.normalize(x.cpu().double(), dim=1) for x in (painted, real))
     similarity = painted @ real.T
     own = similarity.diagonal()[:, None]
     before = torch.arange(len(real))[None] < torch.arange(len(real))[:, None]

@@ -70,7 +70,7 @@ def pca_colours(features: Tensor, grid: tuple[int, int], foreground: bool = Fals
     its mean; the side that holds less of the images' borders is coloured by components of its own, the rest is white.
     """
     num, patches, _ = features.shape
-    rows = features.detach().double().cpu().flatten(0, 1)  # [N * P, D]
+    rows = features.detach().cpu().double().flatten(0, 1)  # [N * P, D]
     if not foreground:
         return _span(_components(rows)).view(num, patches, 3)
     rows_at, columns_at = torch.arange(patches) // grid[1], torch.arange(patches) % grid[1]

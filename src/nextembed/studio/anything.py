@@ -160,7 +160,7 @@ def scored(model: OmniForPreTraining, pieces: list[Piece], candidates: Sequence[
         scores = model.score(pieces, [{name: one} for one in words], against=[[]])
     except ValueError as err:
         raise ConfigError(str(err).splitlines()[0]) from None
-    shares = scores.double().softmax(0).tolist()
+    shares = scores.cpu().double().softmax(0).tolist()
     ranked = sorted(zip(words, shares, scores.tolist()), key=lambda one: -one[1])
     return bars([(f"{word}  ({score:+.2f})", share) for word, share, score in ranked], "among these")
 

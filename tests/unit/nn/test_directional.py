@@ -1,6 +1,8 @@
 """von Mises-Fisher distributions against closed forms, scipy's Bessel functions and samples."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import gammaln, ive
 
+import nextembed
 from nextembed.nn import directional as d
 
 DIMS = [2, 3, 4, 7, 49, 50, 51, 64, 128, 1000, 4096]  # the expansion is stepped down below 50
@@ -251,3 +254,10 @@ def test_a_device_without_float64_computes_in_float32(monkeypatch):
     for found in (density.mean(), density.mode(), density.sample(), density.component(), density.expected_cosine()):
         assert found.dtype == torch.float32 and found.isfinite().all()
     assert not seen
+
+
+def test_float64_is_made_of_what_is_on_the_cpu():
+    """Not every accelerator has it, so `.double().cpu()` fails where `.cpu().double()` does not."""
+    source = Path(nextembed.__file__).parent
+    late = re.compile(r"(double\(\)|to\(torch\.float64\)|float64\))(\.\w+\(\))*\.cpu\(\)")
+    assert [file.name for file in source.rglob("*.py") if late.search(file.read_text(encoding="utf-8"))] == []

@@ -118,7 +118,7 @@ class Speaker:
         sums = []
         for start in range(0, len(ids), CHUNK):
             sums.append(self._sums(context.cache, first, ids[start : start + CHUNK], longest))
-        total = torch.cat(sums).double().cpu().numpy()
+        total = torch.cat(sums).cpu().double().numpy()
         lengths = np.array([len(one) for one in ids])
         return Likelihood(total / lengths, total / (inputs["input_ids"].shape[1] + longest - 1))
 
