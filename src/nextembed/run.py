@@ -98,10 +98,17 @@ def dry_run(config: RunConfig) -> None:
     """
     distributed.start(config.train.device)
     with tempfile.TemporaryDirectory() as scratch:
-        ready = prepare(Path(scratch), config, None, next_folder(config.dir))
+        ready = prepare(Path(scratch), undecoded(config), None, next_folder(config.dir))
         seconds = step_seconds(ready.loop)
     announce(f"Time:    {minutes(seconds * ready.loop.max_steps)} on this machine, without the final probes")
     announce("Dry run: nothing was trained or written.")
+
+
+def undecoded(config: RunConfig) -> RunConfig:
+    """The same run, for a look at its first steps: images are decoded as they come, not all of them before."""
+    if not isinstance(config.data, ImagePart):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": "off"})})
 
 
 def fit_stage(config: RunConfig) -> None:

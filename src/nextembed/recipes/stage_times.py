@@ -10,7 +10,7 @@ from ..core import distributed
 from ..core.code import trusting
 from ..core.config import validated
 from ..errors import ConfigError
-from ..run import prepare
+from ..run import prepare, undecoded
 from ..runs import RunConfig
 from ..training.banner import step_seconds
 from ..training.record import write_settings
@@ -48,7 +48,7 @@ def stage_seconds(stages: Sequence[RunConfig]) -> Iterator[float | None]:
 def measured(run_dir: Path, config: RunConfig, is_last: bool) -> tuple[float | None, bool]:
     """Seconds of a run's steps, and whether the next stage can start from what is then in its folder."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        ready = prepare(run_dir, config, None)
+        ready = prepare(run_dir, undecoded(config), None)
         seconds = step_seconds(ready.loop) * ready.loop.max_steps
         if is_last or ready.trained[1] > MOST:
             return seconds, False
