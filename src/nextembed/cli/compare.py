@@ -15,6 +15,7 @@ from .words import check_settings
 
 if TYPE_CHECKING:
     from ..comparison.settings import CompareSettings
+    from ..comparison.table import Comparison
 
 
 @command(settings="comparison.settings:CompareSettings")
@@ -57,7 +58,6 @@ def compare(
     check_words(named, overrides)
     from ..comparison.compare import base_config, compare_objectives, is_run
     from ..comparison.compare import compare as compare_runs
-    from ..core.console import PlainConsole
 
     names = [name.strip() for name in objectives.split(",")] if objectives else None
     if all(is_run(word) for word in named) and (len(named) > 1 or names is None):
@@ -70,6 +70,13 @@ def compare(
             raise ConfigError(f"{missing} is not a run; name several runs, or one recipe or data source")
         base = base_config(named[0], settings.budget_minutes, overrides)
         found = compare_objectives(base, named[0], names, settings, folder)
+    show(found, open_page)
+
+
+def show(found: "Comparison", open_page: bool) -> None:
+    """The table, its notes, and where its page is."""
+    from ..core.console import PlainConsole
+
     console = PlainConsole()
     console.print(found.render(console.width))
     for note in found.notes:
