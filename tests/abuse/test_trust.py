@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -366,6 +367,25 @@ def test_kernels_of_the_hub_are_refused(stranger: Path) -> None:
     (stranger / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="kernel somebody/kernel"):
         load_part(AutoModel, "stranger", "vision")
+
+
+def test_kernels_of_bitsandbytes_are_not_fetched(tmp_path: Path) -> None:
+    """On some CPUs it fetches one from the hub and runs it, when it is imported: by peft, too. In a process of its own,
+    as it is imported once."""
+    pytest.importorskip("bitsandbytes")
+    (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    print('fetched')\n    raise OSError\n")
+    text = """
+from nextembed.core.quiet import import_bitsandbytes
+import_bitsandbytes()
+import peft, peft.import_utils
+print(peft.import_utils.is_bnb_available(), end="")
+import kernels
+"""
+    path = os.pathsep.join([str(tmp_path), str(SRC.parent)])
+    env = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", text], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True"), done.stderr[-2000:]
+    assert "kernel" not in done.stderr
 
 
 def test_diffusers_parts(stranger: Path) -> None:

@@ -1,7 +1,11 @@
-"""Libraries that print on their own, kept silent for a while."""
+"""Libraries that print on their own, kept silent for a while; and one that would fetch what it runs."""
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
+from logging import ERROR, getLogger
 
 from transformers.utils import logging
 
@@ -18,3 +22,20 @@ def no_progress_bar() -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
+
+
+def import_bitsandbytes() -> None:
+    """Imports bitsandbytes, where it is installed, without the kernel that it would fetch from the hub and run on some
+    CPUs, and without a word about it. To be called before whatever else would import it: peft does."""
+    if "bitsandbytes" in sys.modules or find_spec("bitsandbytes") is None:
+        return
+    getLogger("bitsandbytes").setLevel(ERROR)
+    kernels = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]  # importing it is an ImportError then
+    try:
+        with suppress(Exception):  # one that does not work here is told where it is needed
+            import_module("bitsandbytes")
+    finally:
+        del sys.modules["kernels"]
+        if kernels is not None:
+            sys.modules["kernels"] = kernels

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from ..core.config import Config
 from ..core.objective import PretrainingModel
+from ..core.quiet import import_bitsandbytes
 from ..core.sizes import MAX_WIDTH
 from ..errors import ConfigError, MissingExtra, unknown
 
@@ -115,6 +116,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
 
     Raises ConfigError for a layer that is not there, MissingExtra without peft.
     """
+    import_bitsandbytes()
     try:
         import peft
     except ImportError:

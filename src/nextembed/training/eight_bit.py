@@ -3,7 +3,6 @@
 Source: Dettmers et al. (2021), arXiv 2110.02861. Averages of parameters of fewer than 4,096 numbers stay float32.
 """
 
-import logging
 from typing import Protocol, cast
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..core.optim import OptimConfig
+from ..core.quiet import import_bitsandbytes
 from ..errors import ConfigError, MissingExtra
 
 MOMENTS = ("state1", "state2", "absmax1", "absmax2")  # what is saved; the tables of the codes are always the same
@@ -25,7 +25,7 @@ class EightBit(Protocol):
 
 def adamw_8bit(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer. Raises MissingExtra without bitsandbytes, ConfigError for parameters that it cannot train."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells of kernels that are no optimizer's
+    import_bitsandbytes()
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:

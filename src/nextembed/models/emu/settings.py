@@ -22,6 +22,7 @@ from transformers import (
 from ...core.config import MODELS
 from ...core.files import first_line
 from ...core.pretrained import load_pretrained
+from ...core.quiet import import_bitsandbytes
 from ...core.sizes import MAX_LENGTH
 from ...core.types import IGNORE_LABEL, Batch, Draw, Loading
 from ...errors import ConfigError, MissingExtra
@@ -281,6 +282,7 @@ def full_rows(numbers: EmuConfig, length: int, size: int, draw: Draw) -> Batch:
 
 def quantization(bits: str) -> object:
     """Settings of bitsandbytes. Raises MissingExtra where it is not installed."""
+    import_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401
         from transformers import BitsAndBytesConfig
