@@ -134,5 +134,5 @@ def test_a_tiff_whose_jpeg_is_smaller_than_its_strip_is_unreadable(height, width
     whole = b"\xff\xc0\x00\x11\x08\x00\x30\x00\x30"  # where the JPEG tells of its size
     assert whole in data
     data = data.replace(whole, whole[:5] + struct.pack(">HH", height, width))
-    with pytest.raises(Unreadable, match=f"a JPEG of {width}x{height} pixels is in it where 48x48 are due"):
+    with pytest.raises(Unreadable, match=f"a JPEG of {width}x{height} pixels is in it where 48x48 are expected"):
         READER.read(data)

@@ -19,6 +19,9 @@ def as_written(value: object) -> object:
     of text has the characters, one of numbers the number."""
     if not isinstance(value, dict):
         return value
+    for column, wanted in value.items():
+        if isinstance(wanted, dict):
+            raise ValueError(f"column '{column}': data.where selects rows by numbers or text only")
     return {
         str(column): [_written(one) for one in wanted] if isinstance(wanted, list | tuple) else _written(wanted)
         for column, wanted in value.items()
