@@ -76,7 +76,7 @@ def test_an_index_names_what_lies_beside_it(web, tmp_path, file, streaming) -> N
 def test_an_index_that_is_here_names_what_lies_beside_it(tmp_path, file) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "index.json").write_text(index(file))
-    with pytest.raises(ConfigError, match="is not a name: one part of a path is"):
+    with pytest.raises(ConfigError, match="is not a valid name: give a single path component"):
         ImageData(source=str(tmp_path / "shards")).rows("train")
 
 

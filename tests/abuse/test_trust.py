@@ -339,7 +339,7 @@ def test_a_strange_processor_is_one_line(line: str, code: int, ours: Path, capsy
     said = capsys.readouterr()
     assert found == code or "Saved" in said.out, said  # what needs no processor goes on without it
     assert "[y/N]" not in said.out + said.err
-    assert found == 0 or ("code of its own" in said.err and said.err.count("\n") == 1)
+    assert found == 0 or ("custom code" in said.err and said.err.count("\n") == 1)
     assert not Path("RAN").exists()
 
 
@@ -347,9 +347,9 @@ def test_parts_inside_models(stranger: Path) -> None:
     from transformers import AutoBackbone, AutoModelForSemanticSegmentation
 
     for kind in (AutoBackbone, AutoModelForSemanticSegmentation):
-        with pytest.raises(ConfigError, match="code of its own"):
+        with pytest.raises(ConfigError, match="custom code"):
             load_part(kind, "stranger", "vision")
-    with pytest.raises(ConfigError, match="code of its own"):
+    with pytest.raises(ConfigError, match="custom code"):
         feature_space(stranger)
     inside = {"model_type": "dinov2", "auto_map": AUTO_MAP}
     inside["model_type"] = "vit_mae"  # which is no backbone

@@ -86,7 +86,7 @@ def test_score_is_said_in_words(embedded: tuple[Path, str], capsys: pytest.Captu
         ("embed {0}/model {0}/images -o {0}/new.parquet data.split=test", "split 'test' is not known"),
         ("embed {0}/model {0}/images -o {0}/new.parquet train.max_steps=3", "only data settings apply here"),
         ("embed {0}/model {0}/imags -o {0}/new.parquet", "Did you mean"),
-        ("embed {0}/images {0}/images -o {0}/new.parquet", "holds no model"),
+        ("embed {0}/images {0}/images -o {0}/new.parquet", "contains no model"),
         (
             "embed {0}/model {0}/images -o {0}/new.parquet --batch-size 0",
             "embed.batch_size: should be greater",

@@ -96,7 +96,7 @@ def test_a_model_that_draws_nothing_says_so(tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert main(["sample", str(tmp_path / "run"), "-o", str(tmp_path / "a.png")]) == 1
     err = capsys.readouterr().err
-    assert "objective mae draws no images" in err and err.count("\n") == 1
+    assert "objective mae does not generate images" in err and err.count("\n") == 1
 
 
 def test_the_python_of_the_docs(run: Run, classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,7 +230,7 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         (
             "generate emu cat.png -o new.png",
             2,
-            "For a small one: nextembed train emu_emoji_decoder after=[] model.pretrained=emu",
+            "Train a small one with nextembed train emu_emoji_decoder after=[] model.pretrained=emu",
         ),
         ("generate emu cat.png -o nowhere/new.png", 2, "no such folder: nowhere"),
         ("generate emu cat.png --target pictur", 2, "'pictur' is not known"),

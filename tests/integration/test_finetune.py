@@ -285,7 +285,7 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path
         ([f"model.pretrained={damaged}"], f"cannot load '{damaged}'"),
         ([f"model.pretrained={cut}"], f"cannot load '{cut}'"),
         (["model.num_layers=4"], "model.num_layers 4: the model has only 3"),
-        (["model.image_size=18"], "model.image_size 18 is no multiple of the patch size 4"),
+        (["model.image_size=18"], "model.image_size 18 is not a multiple of the patch size 4"),
         (["data.where={group: flags}"], "all training images are of one class ('flags')"),
         (["data.label_column=grup"], "Did you mean 'group'?"),
         (["data.labels_per_class=9999"], "data.labels_per_class 9999: class 'activities' has only"),

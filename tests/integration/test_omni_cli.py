@@ -166,7 +166,7 @@ def test_pieces_keep_their_order(capsys: pytest.CaptureFixture) -> None:
     [
         (f"generate {RUN}", 2, "give text or a file after the checkpoint"),
         (f"generate {RUN} hello --target imag -o a.png", 2, "'imag' is not known. Did you mean 'image'"),
-        (f"generate {RUN} hello --target image", 2, "image is to come; name a file for it: -o FILE.png"),
+        (f"generate {RUN} hello --target image", 2, "the model generates image: name a file for it with -o FILE.png"),
         (f"generate {RUN} hello --target image -o a.jpg", 2, "image is written to a file named *.png"),
         (f"generate {RUN} hello --target image -o nowhere/a.png", 2, "no such folder: nowhere"),
         (f"generate {RUN} hello --target text -o a.png", 2, "text is written to a file named *.txt"),
@@ -231,7 +231,7 @@ def test_images_have_features_as_of_a_nepa(folder: Path, capsys: pytest.CaptureF
     assert torch.allclose(found, features(model, [[Image.open(file)] for file in files], layer=1), atol=1e-4)
     blind = OmniForPreTraining(OmniConfig(modalities={"text": {}}, hidden_size=32, num_attention_heads=2))
     blind.processor = OmniProcessor({"text": {}})
-    with pytest.raises(ConfigError, match="reads text, and no images"):
+    with pytest.raises(ConfigError, match="reads text, but no images"):
         nextembed.encode(blind, files)
     assert "shows runs of every kind" in run(f"visualize {RUN} pictures/0.png", capsys, 2)
     shutil.rmtree(pictures)

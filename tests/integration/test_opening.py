@@ -99,7 +99,7 @@ def test_what_is_not_there_is_one_line(
         (f"{family}/modle", rf"no such run or checkpoint: {family}/modle\. Did you mean '{family}/model'\?"),
         ("./me/model", r"no such run or checkpoint: \./me/model"),
         (Path("me/model"), "no such run or checkpoint: me/model"),
-        (tmp_path, "holds no model"),
+        (tmp_path, "contains no model"),
     ):
         with pytest.raises(ConfigError, match=words) as err:
             opener(place)
@@ -112,7 +112,7 @@ def test_what_is_not_there_is_one_line(
      ("nepa", "convert", "omni"), ("nepa", "card", "omni"), ("nepa", "encoder", "emu")],
 )  # fmt: skip
 def test_a_model_of_another_family_is_refused(runs: Path, family: str, name: str, other: str) -> None:
-    with pytest.raises(ConfigError, match=rf"holds a model of type '(vit_)?{other}'"):
+    with pytest.raises(ConfigError, match=rf"contains a model of type '(vit_)?{other}'"):
         OPENERS[family][name](runs / other)
 
 

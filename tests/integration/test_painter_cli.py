@@ -91,7 +91,7 @@ def test_what_cannot_be_painted_is_one_line(folder: Path, capsys: pytest.Capture
         ("painter", "long", [], "the language model reads 128"),
         ("painter", "broken", [], "an image cannot be read"),
         ("painter", "captions", ["--paintings", "red.png/x"], "cannot write red.png/x"),
-        ("painter", "captions", ["weights=ema"], "not for text_to_image"),
+        ("painter", "captions", ["weights=ema"], "does not apply to text_to_image"),
         ("painter", "captions", ["features=nowhere"], "nowhere"),
     ):
         assert evaluate(target, "--data", f"{data}.jsonl", *more) in (1, 2), target

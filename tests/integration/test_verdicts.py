@@ -81,7 +81,7 @@ def test_readouts_and_text_alone_are_described_by_their_figures() -> None:
     ("confusion", "words"),
     [
         ([[50, 0], [0, 50]], "better than always guessing the largest class (top-1 100.0 against 50.0 %"),
-        ([[3, 2], [1, 4]], "not surely so (top-1 70.0 against 50.0 %"),
+        ([[3, 2], [1, 4]], "not significantly (top-1 70.0 against 50.0 %"),
         ([[5, 0], [5, 0]], "no better than always guessing the largest class (top-1 50.0 against 50.0 %"),
     ],
 )

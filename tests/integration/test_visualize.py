@@ -120,13 +120,13 @@ def test_decoder_of_other_weights_is_told(runs: Path) -> None:
         (["RUNS/nepa", "RUNS/nepa/config.yaml"], 1, "cannot read the image config.yaml: not an image file"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--patch", "9"], 2, "patch 9 is not in 0..8"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--patch", "a"], 2, "patch 'a' should be a number"),
-        (["RUNS/nepa", "RUNS/photo.jpg", "--size", "30"], 2, "size 30x30 is no multiple"),
+        (["RUNS/nepa", "RUNS/photo.jpg", "--size", "30"], 2, "size 30x30 is not a multiple"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--size", "3x3x3"], 2, "size '3x3x3' should be pixels"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--layer", "x"], 2, "layer 'x' should be numbers"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--attention", "casual"], 2, "Did you mean 'causal'?"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--weights", "averaged"], 2, "Allowed: ema, raw"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--decoder", "RUNS/nepa"], 2, "holds no finished decoder"),
-        (["RUNS/photo.jpg", "RUNS/photo.jpg"], 2, "photo.jpg holds no model"),
+        (["RUNS/photo.jpg", "RUNS/photo.jpg"], 2, "photo.jpg contains no model"),
     ],
 )
 def test_bad_input(

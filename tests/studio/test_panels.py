@@ -121,7 +121,7 @@ def test_talk_with_an_image_and_see_the_prompt(watch, files: dict[str, str]) -> 
     page.get_by_role("tab", name="Paint", exact=True).click()
     page.get_by_label("What to paint").fill("a red apple")
     page.get_by_role("button", name="Paint", exact=True).click()
-    page.get_by_text("cannot paint").first.wait_for()
+    page.get_by_text("cannot generate images").first.wait_for()
 
 
 def test_any_to_any(watch) -> None:

@@ -44,7 +44,7 @@ def test_samples_says_what_a_run_cannot_do(watch) -> None:
     page = watch().page
     page.get_by_role("tab", name="Samples").click()
     page.get_by_role("button", name="Draw new images").click()
-    page.get_by_text("draws no images").wait_for()
+    page.get_by_text("does not generate images").wait_for()
 
 
 def test_rows_sort_by_keyboard(watch) -> None:

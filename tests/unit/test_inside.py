@@ -243,7 +243,7 @@ def test_bad_input_is_one_line_and_writes_nothing(model, tmp_path):
         ({"image": "emoji", "index": 10**6}, ConfigError, "index 1000000 is not in 0.."),
         ({"patch": 16}, ConfigError, "patch 16 is not in 0..15"),
         ({"patch": (4, 0)}, ConfigError, "patch 4,0 is not in rows 0..3"),
-        ({"size": 18}, ConfigError, "size 18x18 is no multiple of the model's patches of 4x4"),
+        ({"size": 18}, ConfigError, "size 18x18 is not a multiple of the model's patches of 4x4"),
         ({"size": 4}, ConfigError, "a single patch"),
         ({"size": (0, 16)}, ConfigError, "size 0x16"),
         ({"heads": [3]}, ConfigError, "head 3 is not in 1..2"),

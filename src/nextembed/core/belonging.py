@@ -35,8 +35,8 @@ def check_links(folder: Path) -> None:
     for entry in _strange(folder, folder):
         if entry.is_symlink():
             raise ConfigError(
-                f"{entry} is a link to {os.readlink(entry)}, outside of the folder: put that itself there, or have a "
-                f"link to all of {folder} instead"
+                f"{entry} is a link to {os.readlink(entry)}, outside of the folder: put the file itself there, or "
+                f"link the whole folder {folder} instead"
             )
         raise ConfigError(f"{entry} is no file but a pipe, socket or device: remove it")
 

@@ -131,7 +131,7 @@ def python_file(file: str | Path) -> Path:
     if not os.path.isfile(found):
         raise ConfigError(f"no such file: {file}")
     if found.suffix != ".py":
-        raise ConfigError(f"{file} is no Python file")
+        raise ConfigError(f"{file} is not a Python file")
     return found
 
 
@@ -168,8 +168,8 @@ def _check(file: Path, what: str, spec: str) -> None:
     """Raises CodeRefused for a file that only another file names."""
     if not (_trusted.get() or file in _allowed):
         raise CodeRefused(
-            f"{what} names code of its own, {spec}, which is not run unless you name it, too: --code {file}, "
-            "if you trust it (in Python: nextembed.allow_code)"
+            f"{what} refers to custom code, {spec}, which runs only if you allow it: --code {file}, if you "
+            "trust it (in Python: nextembed.allow_code)"
         )
 
 

@@ -61,7 +61,7 @@ def free_file(pattern: str) -> Path:
         except OSError as err:
             raise ConfigError(f"cannot write {file}: {err.strerror}") from None
         return file
-    raise ConfigError(f"no name is free: {pattern}")
+    raise ConfigError(f"no free name left for {pattern}")
 
 
 def output_file(file: str | Path) -> Path:
@@ -98,7 +98,7 @@ def _check_above(path: Path) -> None:
     """Raises ConfigError if a file or folder cannot be made here."""
     above = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not above.is_dir():
-        raise ConfigError(f"cannot write {path}: {above} is no folder")
+        raise ConfigError(f"cannot write {path}: {above} is not a folder")
     if not os.access(above, os.W_OK):
         raise ConfigError(f"cannot write {path}: {above} is read-only")
 
@@ -272,7 +272,7 @@ def next_folder(folder: Path) -> Path:
 def check_name(name: str) -> str:
     """The name, if it is one part of a path that stays where it is put. Raises ConfigError."""
     if not name or name in (".", "..") or any(mark in name for mark in "/\\\0") or len(name.encode()) > 200:
-        raise ConfigError(f"'{name}' is not a name: one part of a path is, without / and not . or ..")
+        raise ConfigError(f"'{name}' is not a valid name: give a single path component, without / and not . or ..")
     return name
 
 

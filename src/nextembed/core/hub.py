@@ -24,7 +24,7 @@ def unreachable() -> str | None:
 
     host = urlparse(constants.ENDPOINT).hostname or constants.ENDPOINT
     if constants.HF_HUB_OFFLINE:
-        return f"{host} is not asked (HF_HUB_OFFLINE is set)"
+        return f"{host} is not used (HF_HUB_OFFLINE is set)"
     if urllib.request.getproxies():
         return None
     problem = _no_connection(host, urlparse(constants.ENDPOINT).port or 443)
@@ -46,7 +46,7 @@ def check_reachable(name: str, what: str, kind: Literal["model", "dataset"] = "m
     if away := unreachable():
         raise ConfigError(f"{what}: {name} (it is not in the download cache, and {away})")
     if is_missing(name, kind):
-        raise ConfigError(f"{what}: {name} (the hub has no {kind} of this name, or does not show it without a login)")
+        raise ConfigError(f"{what}: {name} (the hub has no {kind} of this name, or it needs a login)")
 
 
 def is_missing(name: str, kind: Literal["model", "dataset"]) -> bool:

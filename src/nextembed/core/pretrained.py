@@ -45,7 +45,7 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
                 f"{what}: it is neither a local folder nor in the download cache, and {away}; give a local folder"
             ) from err
         own = _said(name, "auto_map")
-        reason = "it needs code of its own (auto_map), which is not run" if own else shortened(first_line(err))
+        reason = "it needs custom code (auto_map), which is not run" if own else shortened(first_line(err))
         raise ConfigError(f"{what}: {reason}") from err
 
 
@@ -60,7 +60,7 @@ def load_whole(
     for words, names in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"] if strict else ())):
         if names:
             first = sorted(map(str, names))[0]
-            raise ConfigError(f"the model in {folder} {words} parameter {first} ({len(names)} such in all)")
+            raise ConfigError(f"the model in {folder} {words} parameter {first} ({len(names)} in all)")
     found: PreTrainedModel = model.eval()
     return found
 

@@ -17,7 +17,10 @@ ProbeName = Literal["linear", "knn", "attentive"]
 TITLES = {"linear": "Linear probe", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
 SWEPT = ("linear", "knn")  # fitted on every feature; an attentive probe reads one layer
 WEIGHTS = {"raw": "raw weights", "ema": "EMA weights", "untrained": "untrained"}
-SEEDS_MEAN = "linear and kNN see another 80 % of the training images, attentive starts and shuffles anew"
+SEEDS_MEAN = (
+    "linear and kNN are fitted on a different random 80 % of the training images, attentive is "
+    "re-initialised and reshuffled"
+)
 
 
 @dataclass
@@ -190,8 +193,8 @@ def sentence(table: ProbeTable) -> list[str]:
     elif row:
         same = f"by {table.chosen_on}" if table.folds else f"on the same {num_validation:,} validation {table.things}"
         lines.append(
-            f"Measured {same} that chose the row (there is no test "
-            f"split), so a little too high. Always guessing the largest class: {percent(table.chance)}."
+            f"Measured {same} that chose the row (there is no test split), so slightly optimistic. Always "
+            f"guessing the largest class: {percent(table.chance)}."
         )
     return lines + [f"Note: {note}." for note in table.notes]
 

@@ -94,7 +94,7 @@ def weights_folders(path: str | Path) -> dict[str, Path]:
     elif checkpoints:
         found = {"raw": checkpoints[-1].parent, "ema": checkpoints[-1].parent / "ema"}
     else:
-        raise ConfigError(f"{path} holds no model: neither config.json nor model/ nor a finished checkpoint")
+        raise ConfigError(f"{path} contains no model: neither config.json nor model/ nor a finished checkpoint")
     folders = {name: folder for name, folder in found.items() if (folder / "config.json").is_file()}
     for folder in folders.values():
         check_folder(folder)

@@ -83,7 +83,13 @@ class SampleScores:
             title=f"Samples of {self.checkpoint}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
         )
         table.add_column("images", no_wrap=True)
-        for name in ("Fréchet distance", "right class, %", "to nearest trained on", "near copies, %", "sharpness"):
+        for name in (
+            "Fréchet distance",
+            "correct class, %",
+            "to nearest training image",
+            "near copies, %",
+            "sharpness",
+        ):
             table.add_column(name, justify="right", min_width=11)
         for row in self.rows:
             table.add_row(row.name, _shown(row.frechet), _shown(row.accuracy, 100), _shown(row.nearest),
@@ -99,17 +105,21 @@ class SampleScores:
         lines = []
         if found.frechet is not None and floor.frechet is not None:
             lines.append(
-                f"Fréchet distance {found.frechet.value:.4g} to {held.num_images:,} {self.split} images, where as many "
-                f"training images have {floor.frechet.value:.4g}, in {self.width} {self.features}. "
-                "It compares with figures of the same features and numbers of images alone, not with the FID of papers "
+                f"Fréchet distance {found.frechet.value:.4g} to {held.num_images:,} {self.split} images, where as "
+                f"many training images have {floor.frechet.value:.4g}, in {self.width} {self.features}. Compare "
+                "it only with figures for the same features and numbers of images, not with the FID of papers "
                 "(Inception features, 50,000 images)."
             )
             if min(found.num_images, held.num_images) <= self.width:
-                lines.append("There are no more images than features, so all distances are far too high: compare rows "
-                             "with each other, and take more images where there are more.")  # fmt: skip
+                lines.append(
+                    "There are not more images than feature dimensions, so all distances are far too high: compare "
+                    "rows with each other only, and use more images if possible."
+                )
         if found.accuracy is not None and held.accuracy is not None:
-            lines.append(f"The classifier calls {100 * found.accuracy.value:.1f} % of the samples by their class, and "
-                         f"{100 * held.accuracy.value:.1f} % of the {self.split} images.")  # fmt: skip
+            lines.append(
+                f"The classifier assigns {100 * found.accuracy.value:.1f} % of the samples to their class, and "
+                f"{100 * held.accuracy.value:.1f} % of the {self.split} images."
+            )
         sharper = "sharper than" if found.sharpness.value > held.sharpness.value else "smoother than"
         said = "as sharp as" if found.sharpness.overlaps(held.sharpness) else sharper
         lines += [f"Samples are {said} real images ({found.sharpness.value:.2f}, real ones 1).", self.memory()]
@@ -118,12 +128,14 @@ class SampleScores:
     def memory(self) -> str:
         """Whether it repeats training images."""
         found, held = self["samples"], self["held-out"]
-        near = (f"{100 * found.copies.value:.1f} % of the samples are as near to one of {self.num_training:,} training "
-                f"images as the nearest 1 % of the {self.split} images; the median distance is "
-                f"{found.nearest.value:.1f} of 255, of {self.split} images {held.nearest.value:.1f}")  # fmt: skip
+        near = (
+            f"{100 * found.copies.value:.1f} % of the samples are as close to one of {self.num_training:,} training "
+            f"images as the closest 1 % of the {self.split} images; the median distance is "
+            f"{found.nearest.value:.1f} of 255, for {self.split} images {held.nearest.value:.1f}"
+        )
         if found.copies.low > held.copies.high:
             smooth = found.sharpness.high < held.sharpness.low
-            why = "; smooth images are nearer to all others, so look at the sheet" if smooth else ""
+            why = "; but smooth images are closer to all others, so check the contact sheet" if smooth else ""
             return f"It may repeat training images: {near}{why}."
         return f"No sign that it repeats training images: {near}."
 

@@ -119,7 +119,7 @@ class ClassScores:
         if self.step is not None:
             averaged = ", averaged (EMA)" if self.weights == "ema" else ""
             text += f" The weights are those of step {self.step:,}{averaged}, the best on validation"
-            text += ", so the figure is a little too high." if self.split == "validation" else "."
+            text += ", so the figure is slightly optimistic." if self.split == "validation" else "."
         if self.num_unlabelled:
             text += f" {self.num_unlabelled:,} images without a known label were left out."
         return text

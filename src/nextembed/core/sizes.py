@@ -50,7 +50,7 @@ def check_sizes(values: Mapping[str, object], where: str) -> None:
             elif name in POSITIVE and own is not None and not (isinstance(own, int) and own > 0):
                 raise ConfigError(f"{where}: {name} should be a whole number above 0, got {shortened(repr(own))}")
             elif limit is not None and isinstance(own, int) and own > limit:
-                raise ConfigError(f"{where}: {name} {shown(own)} is larger than {limit:,}, the largest that is taken")
+                raise ConfigError(f"{where}: {name} {shown(own)} is larger than {limit:,}, the maximum")
 
 
 def check_folder(folder: str | Path) -> None:
@@ -74,7 +74,7 @@ def usable_device(name: str | None = None) -> torch.device:
         torch.empty(0, device=device)
         return device
     except (RuntimeError, AssertionError, NotImplementedError, UnicodeError):
-        raise ConfigError(f"there is no device {shortened(name)!a} here; take cpu, cuda or cuda:N") from None
+        raise ConfigError(f"there is no device {shortened(name)!a} here; use cpu, cuda or cuda:N") from None
 
 
 def memory(device: str | torch.device = "cpu") -> int:
@@ -128,7 +128,7 @@ def _within_memory(what: str, most: int | None = None) -> Iterator[None]:
         if total["tensors"] > MAX_TENSORS:
             raise ConfigError(f"{what} has more than {MAX_TENSORS:,} parameter tensors: too many layers")
         if most is not None and total["numbers"] > most:
-            raise ConfigError(f"{what}: config.json describes more parameters than its weights hold")
+            raise ConfigError(f"{what}: config.json describes more parameters than its weights contain")
         if total["bytes"] > room:
             raise ConfigError(f"{what} needs {in_bytes(total['bytes'])} or more; this machine has {in_bytes(room)}")
 

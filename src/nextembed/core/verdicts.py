@@ -44,7 +44,7 @@ def compared(scores: Scores) -> str:
     if own <= guess:
         return f"Trained on labels, but no better than {name} {figures}."
     if low <= guess:
-        return f"Trained on labels; better than {name}, but not surely so {figures}."
+        return f"Trained on labels; better than {name}, but not significantly {figures}."
     return f"Trained on labels; better than {name} {figures}."
 
 

@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (value := self.construct_object(key)) in seen:  # 1 and 1.0 are one name, too
-                    raise yaml.constructor.ConstructorError(problem=f"'{key.value}' is there twice")
+                    raise yaml.constructor.ConstructorError(problem=f"'{key.value}' appears twice")
                 seen.add(value)
 
 

@@ -48,7 +48,9 @@ def frechet_distance(first: Tensor | np.ndarray, second: Tensor | np.ndarray) ->
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or len(a) < 2 or len(b) < 2:
-        raise ValueError(f"two sets of at least two features of one width, not {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(
+            f"needs two sets of at least two features of equal width, not {list(a.shape)} and {list(b.shape)}"
+        )
     cov_a, cov_b = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T

@@ -205,8 +205,8 @@ def _use_of_objective(reader: str, repo_id: str, row: Row | None) -> str:
         f'features = nextembed.encode("{repo_id}", "picture.jpg"{place})  # [1, width]',
     ]
     note = (
-        f"Features are read by the training objective {code(reader)}, which lies in `objective/`; `AutoModel` alone "
-        "gives other hidden states."
+        f"Features are read by the training objective {code(reader)}, which is in `objective/`; "
+        "`AutoModel` alone gives other hidden states."
     )
     return "\n".join([NEEDS, "", "```python", *lines, "```", "", note])
 
@@ -290,9 +290,11 @@ def _limits(facts: Facts, license: str | None) -> str:
             f"- It knows only its {facts.num_classes} classes and gives one of them for any image{_names(facts)}."
         )
     else:
-        lines.append("- Features, not decisions: what they hold for your task has to be measured on your data.")
+        lines.append("- It gives features, not predictions: measure on your data how useful they are for your task.")
     if facts.probes is not None and not facts.is_classifier:
-        lines.append("- Probe scores are of one run and one seed; compare with the baselines beside them.")
+        lines.append(
+            "- Probe scores come from one run and one seed; compare them with the baselines in the same table."
+        )
         lines += _not_better(facts)
     if license is None:
         lines.append("- No licence was stated. Weights may also be bound by the terms of the data.")
@@ -315,7 +317,7 @@ def _not_better(facts: Facts) -> list[str]:
     }
     score = own.accuracy if own.accuracy is not None else own.validation_accuracy
     over = [name for name, bar in bars.items() if bar is not None and bar >= score]
-    return [f"- Its linear probe does not pass {' or '.join(over)} on this data."] if over else []
+    return [f"- Its linear probe is no better than {' or '.join(over)} on this data."] if over else []
 
 
 def _names(facts: Facts) -> str:

@@ -91,10 +91,10 @@ def convert_emu(
     max_bytes = parse_size(max_shard_size)
     if to == "official":
         if dtype or tokenizer or lora_alpha or adapter == "keep" or any(v is not None for v in known.values()):
-            raise ConfigError("--to official writes the weights as they are; options of reading do not apply")
+            raise ConfigError("--to official writes the weights unchanged; options for reading do not apply")
         return _to_official(path, target)
     if to != "nextembed":
-        raise ConfigError(f"the {to} layout cannot hold Emu; convert --to nextembed or official")
+        raise ConfigError(f"the {to} layout does not support Emu; convert --to nextembed or official")
     return _to_ours(path, target, tokenizer, adapter, lora_alpha, DTYPES.get(dtype or ""), max_bytes, known)
 
 
@@ -191,7 +191,7 @@ def check_parameters(config: EmuConfig, shapes: Mapping[str, tuple[int, ...]]) -
     if wrong := [name for name in wanted if wanted[name] != tuple(shapes[name])]:
         first = wrong[0]
         raise ConfigError(
-            f"'{first}' has shape {list(shapes[first])}; the other weights ask for {list(wanted[first])} "
+            f"'{first}' has shape {list(shapes[first])}; the other weights require {list(wanted[first])} "
             f"({len(wrong)} in all)"
         )
 
@@ -298,16 +298,16 @@ def _to_official(path: Path, target: Path) -> Converted:
     each is a mapped piece of our files."""
     folder = _our_folder(path)
     if folder is None:
-        raise ConfigError(f"{path} is no Emu folder of ours (config.json, model_type emu)")
+        raise ConfigError(f"{path} is not a nextembed Emu folder (config.json, model_type emu)")
     config = EmuConfig.from_pretrained(folder)
     if config.vision_config.model_type != "blip_2_vision_model" or config.text_config.model_type != "llama":
         parts = f"{config.vision_config.model_type} and {config.text_config.model_type}"
-        raise ConfigError(f"the released layout holds an EVA-CLIP tower and LLaMA, not {parts}")
+        raise ConfigError(f"the released layout supports only an EVA-CLIP tower and LLaMA, not {parts}")
     if config.connector != "causal_former":
-        raise ConfigError(f"the released layout holds a causal former, not '{config.connector}'")
+        raise ConfigError(f"the released layout supports only a causal former, not '{config.connector}'")
     files = weight_files(folder)
     if any(file.suffix != ".safetensors" for file in files):
-        raise ConfigError(f"{folder} should hold safetensors, not {files[0].name}")
+        raise ConfigError(f"{folder} should contain safetensors, not {files[0].name}")
     state = LazyState(files)
     try:
         check_parameters(config, state.shapes)

@@ -110,7 +110,7 @@ def refuse_other_sizes(written: Any, graph: ExportGraph) -> None:
     values = {"size_axes": axes, "patch_size": patch, "size_one": [1]}
     written.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), name) for name, v in values.items())
     zero = helper.make_tensor("zero", TensorProto.INT64, [1], [0])
-    refusal = f"image size is no multiple of the patch size {patch[0]}x{patch[1]}"
+    refusal = f"image size is not a multiple of the patch size {patch[0]}x{patch[1]}"
     nodes = [
         helper.make_node("Shape", [pixels], ["size_all"]),
         helper.make_node("Gather", ["size_all", "size_axes"], ["size_pixels"]),

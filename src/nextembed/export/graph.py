@@ -188,11 +188,13 @@ def _layer(layer: int, num_layers: int) -> int:
 
 def _check_size(size: tuple[int, int], patch: tuple[int, int]) -> None:
     if min(size) < 1 or size[0] % patch[0] or size[1] % patch[1]:
-        raise ConfigError(f"size {size[0]},{size[1]} is no multiple of the patch size {patch[0]}x{patch[1]}")
+        raise ConfigError(f"size {size[0]},{size[1]} is not a multiple of the patch size {patch[0]}x{patch[1]}")
 
 
 def _check_pooling(spec: GraphSpec, layer: int, attention: AttentionMode) -> None:
     if spec.task == "classification" and (spec.layer, spec.pooling) != (-1, "mean"):
         raise ConfigError("a classifier reads its own layer and pooling; layer and pooling are for task 'features'")
     if spec.task == "features" and spec.pooling == "first" and (layer == 0 or attention == "causal"):
-        raise ConfigError("pooling 'first' holds nothing here: the first token sees no patch (causal, or layer 0)")
+        raise ConfigError(
+            "pooling 'first' carries no information here: the first token sees no patch (causal, or layer 0)"
+        )

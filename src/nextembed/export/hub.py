@@ -119,7 +119,7 @@ def _check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
-        raise ConfigError(f"'{repo_id}' is no repository name; write USER/NAME, e.g. me/nepa-small") from None
+        raise ConfigError(f"'{repo_id}' is not a repository name; write USER/NAME, e.g. me/nepa-small") from None
 
 
 def _reason(err: Exception, repo_id: str) -> str:

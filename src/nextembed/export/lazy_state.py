@@ -54,7 +54,7 @@ class LazyState:
         for file in files:
             for name, info in _infos(file, self._handle(file)).items():
                 if name in self.infos:
-                    raise ConfigError(f"{file.name} and {self.infos[name].file.name} both hold '{name}'")
+                    raise ConfigError(f"{file.name} and {self.infos[name].file.name} both contain '{name}'")
                 self.infos[name] = info
             if not self.infos:
                 raise ConfigError(f"cannot read {file} as weights: there are no tensors in it")
@@ -101,7 +101,7 @@ def load_torch(file: Path) -> Mapping[str, object]:
                 raise
             values = torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip file to map
     if not isinstance(values, dict):
-        raise ConfigError(f"cannot read {file} as weights: it holds a {type(values).__name__}")
+        raise ConfigError(f"cannot read {file} as weights: it contains a {type(values).__name__}")
     return values
 
 

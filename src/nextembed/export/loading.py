@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
 def read_model_config(folder: Path) -> ViTNepaConfig:
     """The configuration of one of our vision models. Raises ConfigError naming the type if it is of another."""
     if (found := read_model_file(folder).model_type) not in MODEL_TYPES:
-        raise ConfigError(f"{folder} holds a model of type '{found}'; this takes {' or '.join(MODEL_TYPES)}")
+        raise ConfigError(f"{folder} contains a model of type '{found}'; this needs {' or '.join(MODEL_TYPES)}")
     config: ViTNepaConfig = load_pretrained(AutoConfig, folder)
     return config
 

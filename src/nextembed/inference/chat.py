@@ -89,7 +89,7 @@ class Talker:
         """
         sampling = sampling or Sampling()
         if on_text is not None and (sampling.num_beams > 1 or len(prompts) != 1):
-            raise ConfigError("text comes as it is written for one prompt and num_beams 1 only")
+            raise ConfigError("streaming needs a single prompt and num_beams=1")
         found: list[str] = []
         with self._seeded(sampling.seed):
             for first in range(0, len(prompts), batch_size):
@@ -215,9 +215,9 @@ class Talker:
             folder = self._decoder_folder()
             if folder is None:
                 raise ConfigError(
-                    f"{self.path} cannot paint: it has no visual_decoder/ folder. For a small one: "
-                    f"nextembed train emu_emoji_decoder after=[] model.pretrained={self.path}; one for photos: the "
-                    "recipe emu_visual_decoder"
+                    f"{self.path} cannot generate images: it has no visual_decoder/ folder. Train a small one with "
+                    f"nextembed train emu_emoji_decoder after=[] model.pretrained={self.path}, or one for photos with "
+                    "the recipe emu_visual_decoder"
                 )
             self._pipeline = EmuPipeline(self.model, self.processor, VisualDecoder.from_pretrained(folder))
             self._pipeline.decoder.to(self.model.device)

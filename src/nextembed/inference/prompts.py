@@ -47,7 +47,7 @@ def read_piece(word: str, num_frames: int = NUM_FRAMES) -> Piece:
     if word.startswith(("http://", "https://")) and suffix in IMAGES:
         return read_image(word)
     if not Path(word).expanduser().is_file():
-        raise ConfigError(f"no such file: {word} (if it is text, let it not end in {suffix})")
+        raise ConfigError(f"no such file: {word} (text must not end in {suffix})")
     return read_image(word) if suffix in IMAGES else read_video(word, num_frames)
 
 
@@ -103,14 +103,14 @@ def read_prompts(file: str | Path, num_frames: int = NUM_FRAMES) -> list[Prompt]
         if not isinstance(pieces, list) or not (pieces or row.get("question")):
             raise DataError(f"{file}, line {number}: no pieces, text, image, video or question")
         if not isinstance(row.get("question", ""), str | None):
-            raise DataError(f"{file}, line {number}: the question is no text")
+            raise DataError(f"{file}, line {number}: the question is not text")
         try:
             read = [_piece_of(piece, path.parent, num_frames) for piece in pieces]
         except (ConfigError, DataError) as err:
             raise type(err)(f"{file}, line {number}: {err}") from None
         found.append(Prompt(read, row.get("question"), row))
     if not found:
-        raise DataError(f"{file} holds no prompts")
+        raise DataError(f"{file} contains no prompts")
     return found
 
 
@@ -132,5 +132,5 @@ def _piece_of(piece: object, folder: Path, num_frames: int) -> Piece:
 def _named(file: str, folder: Path) -> str:
     """Where a file lies that a row names. Raises DataError for an address."""
     if "://" in file:
-        raise DataError(f"'{file[:80]}' is an address; nothing is downloaded for a row")
+        raise DataError(f"'{file[:80]}' is a URL; files of rows are not downloaded")
     return str(folder / file)

@@ -50,7 +50,7 @@ class Sampler:
         self.model, objective, self.weights, folder = open_generator(saved, weights, device)
         if objective is None or not objective.generates or not isinstance(self.model.config, ViTNepaConfig):
             kind = (values.get("objective") or {}).get("kind") or "of this model"
-            raise NotGenerative(f"{path}: objective {kind} draws no images")
+            raise NotGenerative(f"{path}: objective {kind} does not generate images")
         self.objective: Objective = objective
         self.pixels = preprocessing_of(self.model.config, saved.run, folder)
         self._data: object = values.get("data")

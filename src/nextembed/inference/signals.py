@@ -128,7 +128,7 @@ def check_file(kind: str, file: Path | None) -> None:
     wanted = WRITES.get(kind)
     if file is None:
         if wanted is not None and kind != "text":
-            raise ConfigError(f"{kind} is to come; name a file for it: -o FILE{wanted}")
+            raise ConfigError(f"the model generates {kind}: name a file for it with -o FILE{wanted}")
     elif wanted is not None and file.suffix.lower() != wanted:
         raise ConfigError(f"-o {file}: {kind} is written to a file named *{wanted}")
     elif wanted is None and file.suffix.lower() not in (".json", ".npy"):

@@ -59,7 +59,7 @@ class Series(Modality):
         if series.shape[1] > self.max_length:
             raise ValueError(f"a series of {series.shape[1]} steps; max_length is {self.max_length}")
         if not bool(torch.isfinite(series).all()):
-            raise ValueError("a series with values that are no numbers")
+            raise ValueError("a series with values that are not numbers")
         offset, scale = (torch.as_tensor(x, device="cpu").view(-1, 1) for x in (self.offset, self.scale))
         series = (series - offset) / scale
         if self.normalise == "sample":

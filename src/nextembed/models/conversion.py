@@ -51,7 +51,7 @@ def find_layout(names: Any) -> tuple[str, str]:
         found = sorted((n for n in names if n.endswith(patches)), key=len)
         if found:
             return layout, found[0].removesuffix(patches)
-    raise ConfigError(f"these are no NEPA weights: none is named ...{' or ...'.join(PATCHES.values())}")
+    raise ConfigError(f"these are not NEPA weights: none is named ...{' or ...'.join(PATCHES.values())}")
 
 
 def plain_state(state: State) -> tuple[str, State]:
@@ -84,7 +84,9 @@ def official_config(state: State, **known: Any) -> ViTNepaConfig:
     affine = state.get(layer + "attention.attention.q_norm.weight")
     heads = known.pop("num_attention_heads", None) or (None if affine is None else width // affine.numel())
     if heads is None:
-        raise ConfigError("the weights do not tell the number of attention heads: set --heads (official B 12, L 16)")
+        raise ConfigError(
+            "the number of attention heads cannot be inferred from the weights: set --heads (official B 12, L 16)"
+        )
     if width % heads or width // heads % 4:
         raise ConfigError(f"{heads} attention heads do not fit the width {width}")
     gated = layer + "intermediate.gate_proj.weight" in state
@@ -153,7 +155,9 @@ def from_stable_pretraining(state: State, **known: Any) -> tuple[SptNepaConfig, 
             ours[f"{own}value.{part}"] = value
         used |= {block + name for name in (*SCALES, "attn.qkv.weight", "attn.qkv.bias")}
     if left := sorted(state.keys() - used):
-        raise ConfigError(f"stable-pretraining weights hold what is not NEPA's: {left[0]} ({len(left)} in all)")
+        raise ConfigError(
+            f"the stable-pretraining weights contain parameters that NEPA does not have: {left[0]} ({len(left)} in all)"
+        )
     return config, {f"vit_nepa.{name}": t.float().contiguous().clone() for name, t in ours.items()}
 
 
@@ -240,7 +244,7 @@ def _image_size(fields: dict[str, Any]) -> dict[str, Any]:
     patch = fields["patch_size"] if isinstance(fields["patch_size"], int) else fields["patch_size"][0]
     size = fields.get("image_size") or (224 if 224 % patch == 0 else 16 * patch)
     if size % patch:
-        raise ConfigError(f"image size {size} is no multiple of the patch size {patch}")
+        raise ConfigError(f"image size {size} is not a multiple of the patch size {patch}")
     return fields | {"image_size": size}
 
 

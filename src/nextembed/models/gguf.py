@@ -75,7 +75,7 @@ def _checked(file: Path) -> str:
     with file.open("rb") as stream:
         head = stream.read(HEAD.size)
     if len(head) < HEAD.size or head[:4] != b"GGUF":
-        raise ConfigError(f"{what}: it is no GGUF file")
+        raise ConfigError(f"{what}: it is not a GGUF file")
     _, version, tensors, values = HEAD.unpack(head)
     if version not in VERSIONS:
         raise ConfigError(f"{what}: GGUF version {version} is not read, only {' and '.join(map(str, VERSIONS))}")

@@ -79,7 +79,7 @@ def open_pair(
     folder = saved.folder(weights)
     wanted: Any = model_class.config_class
     if (found := model_type(folder)) != wanted.model_type:
-        raise ConfigError(f"{path} holds a model of type '{found}', not '{wanted.model_type}'")
+        raise ConfigError(f"{path} contains a model of type '{found}', not '{wanted.model_type}'")
     own = isinstance(folder, str) or (folder / "processor_config.json").is_file()
     home = folder if own else saved.first_of("raw")  # averaged weights have none of their own
     return load_pair((folder, home), model_class, processor_class, device)

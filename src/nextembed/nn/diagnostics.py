@@ -96,19 +96,21 @@ def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = No
     std, rank = metrics.get("latent_std", 1.0), metrics.get("latent_rank", math.inf)
     if std < COLLAPSED_STD or rank < COLLAPSED_RANK:
         found.append(
-            f"collapsed: the latents point almost all the same way (spread {std:.3f}, effective rank {rank:.1f}), so "
-            "the loss is low whatever is predicted. Keep the stop-gradient, lower the learning rate of the embedding."
+            f"collapsed: almost all latents point in the same direction (spread {std:.3f}, effective rank "
+            f"{rank:.1f}), so the loss is low whatever is predicted. Keep the stop-gradient, lower the "
+            "learning rate of the embedding."
         )
     elif "hidden_rank" in metrics and metrics["hidden_rank"] < COLLAPSED_RANK:
         found.append(
-            f"collapsed: the hidden states are all alike (effective rank {metrics['hidden_rank']:.1f}): the model "
-            "predicts one average latent. Lower the learning rate or train longer."
+            "collapsed: the hidden states are nearly identical (effective rank "
+            f"{metrics['hidden_rank']:.1f}): the model predicts one average latent. Lower the learning rate "
+            "or train longer."
         )
     if metrics.get("copy_win", 0.0) > COPY_WIN and metrics.get("cos_current", 0.0) > 0.2:
         found.append(
-            f"copying: {metrics['copy_win']:.0%} of the predictions are nearer to the current latent than to the next "
-            f"(cosine {metrics['cos_current']:.2f} against {metrics.get('cos_next', math.nan):.2f}). Is the shift on? "
-            "Otherwise train longer, use larger patches or info_nce."
+            f"copying: {metrics['copy_win']:.0%} of the predictions are closer to the current latent than to "
+            f"the next (cosine {metrics['cos_current']:.2f} against {metrics.get('cos_next', math.nan):.2f}). "
+            "Is the shift on? Otherwise train longer, use larger patches or info_nce."
         )
     for name in ("latent_rank", "hidden_rank"):
         best = (peak or {}).get(name, 0.0)
@@ -123,9 +125,9 @@ def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = No
     for name in (key.partition("/")[2] for key in metrics if key.startswith("length/")):
         if metrics[f"length/{name}"] > OUTGROWN * usual:
             found.append(
-                f"outgrown: latents of {name} are {metrics[f'length/{name}'] / usual:.0f} times as long as begin "
-                "latents. Layers hardly change them, and they become all alike. Let their projection learn slower: "
-                f"optim.part_lr_rates={{modalities.{name}: 0.1}}."
+                f"outgrown: latents of {name} have {metrics[f'length/{name}'] / usual:.0f} times the norm of "
+                "begin latents. Layers hardly change them, and they become nearly identical. Lower the learning "
+                f"rate of their projection: optim.part_lr_rates={{modalities.{name}: 0.1}}."
             )
     return found
 

@@ -153,7 +153,7 @@ def _maps_in(length: int, sizes: list[int]) -> int:
         total += size
         if total == length:
             return number
-    raise ValueError(f"{length} codes are no whole maps of {sizes}")
+    raise ValueError(f"{length} codes do not fill whole maps of {sizes}")
 
 
 class ConvBlock(nn.Module):

@@ -54,7 +54,7 @@ class ValueReadout(nn.Module):
         """places [N, 3]: time, height, width, which "conv" needs. segments [N], int64: which segment each latent
         belongs to; None: all to one. Raises ValueError if "conv" is given no places."""
         if self.decoder == "conv" and places is None:
-            raise ValueError("a conv readout reads whole segments: give it their places too")
+            raise ValueError("a conv readout reads whole segments: also give it their places")
         x = F.normalize(latents.float(), dim=-1) * self.scale
         values = self.direct(x)
         if self.decoder == "linear":

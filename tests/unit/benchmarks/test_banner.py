@@ -25,5 +25,5 @@ def test_banner(tmp_path: Path) -> None:
         write_banner(run, tmp_path / "banner.png", images=[99999])
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").write_text('{"step": 1}\n')
-    with pytest.raises(ConfigError, match="holds no model"):
+    with pytest.raises(ConfigError, match="contains no model"):
         write_banner(tmp_path / "empty", tmp_path / "banner.png")

@@ -364,7 +364,7 @@ def test_texts_in_lists_and_names_in_mappings_are_the_characters_typed(word):
 
 
 def test_names_that_are_one_number_are_one_name():
-    with pytest.raises(ConfigError, match=r"'1\.0' is there twice"):
+    with pytest.raises(ConfigError, match=r"'1\.0' appears twice"):
         change("data.where={1: a, 1.0: b}")
 
 

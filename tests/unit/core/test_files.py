@@ -96,7 +96,7 @@ def test_a_file_stays_as_it_was_until_the_new_one_is_whole(tmp_path):
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b", "../x", "a\\b", "x" * 300])
 def test_a_name_is_one_part_of_a_path(tmp_path, name):
-    with pytest.raises(ConfigError, match="is not a name"):
+    with pytest.raises(ConfigError, match="is not a valid name"):
         files.free_folder(tmp_path / "runs", name)
     assert names(tmp_path) == []
 

@@ -40,8 +40,7 @@ def test_a_repository_that_is_not_there_is_said_in_one_line(answers: dict[str, E
     with pytest.raises(ConfigError) as stopped:
         check_reachable("own/misyped", "model.pretrained: no such folder")
     assert str(stopped.value) == (
-        "model.pretrained: no such folder: own/misyped (the hub has no model of this name, or does not show it "
-        "without a login)"
+        "model.pretrained: no such folder: own/misyped (the hub has no model of this name, or it needs a login)"
     )
     with pytest.raises(ConfigError, match="the hub has no dataset of this name"):
         check_reachable("own/misyped", "data.source", "dataset")

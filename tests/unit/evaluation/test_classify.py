@@ -97,7 +97,7 @@ def test_sentences_say_what_the_figure_is_worth():
         "Top-1 50.0 % (95 % range 15.0 to 85.0 %) on 4 test images of 2 classes; always guessing the largest class: "
         "75.0 %. The weights are those of step 30, averaged (EMA), the best on validation."
     )
-    assert "so the figure is a little too high" in ClassScores("validation", 4, **made, step=30).sentence()
+    assert "so the figure is slightly optimistic" in ClassScores("validation", 4, **made, step=30).sentence()
     assert "3 images without a known label were left out" in ClassScores("test", 4, **made, num_unlabelled=3).sentence()
 
 

@@ -117,11 +117,11 @@ def test_what_is_said(tmp_path: Path) -> None:
     found = scores(0.0, 0.5)
     said = " ".join(found.sentences())
     assert "Fréchet distance 5 to 50 test images, where as many training images have 1.25, in 64 features" in said
-    assert "no more images than features" in said and "not with the FID of papers" in said
+    assert "not more images than feature dimensions" in said and "not with the FID of papers" in said
     assert "smoother than real images (0.50, real ones 1)" in said and "No sign that it repeats" in said
     copying = scores(0.4, 1.0).memory()
     assert copying.startswith("It may repeat training images: 40.0 % of the samples") and "smooth" not in copying
-    assert "smooth images are nearer to all others" in scores(0.4, 0.5).memory()
+    assert "smooth images are closer to all others" in scores(0.4, 0.5).memory()
     assert SampleScores.load(found.save(tmp_path / "samples.json")) == found
     with pytest.raises(KeyError):
         found["nothing"]

@@ -51,7 +51,7 @@ def test_the_same_after_any_stop(saved, source, tmp_path, streaming) -> None:
     for calls in (1, 3, 4, 2):
         with pytest.raises(Stop):
             embed_many(saved / "run", data, tmp_path / "parts", shard_rows=6, report=stop_after(calls), **PLACE)
-        with pytest.raises(ConfigError, match="not finished: start the same `nextembed embed` again"):
+        with pytest.raises(ConfigError, match="not finished: run the same `nextembed embed` again"):
             open_features(tmp_path / "parts")
         broken = tmp_path / "parts" / "features-000001.parquet"
         if calls == 4 and broken.exists():

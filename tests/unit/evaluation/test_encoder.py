@@ -107,7 +107,7 @@ def test_what_cannot_be_used_is_one_clear_line(saved, tmp_path, images, monkeypa
     (cut / "config.json").write_bytes((saved / "plain" / "config.json").read_bytes())
     (cut / "model.safetensors").write_bytes((saved / "plain" / "model.safetensors").read_bytes()[:-100])
     for checkpoint, settings, words in (
-        (tmp_path / "vit", {}, "holds a model of type 'vit', not a NEPA model"),
+        (tmp_path / "vit", {}, "contains a model of type 'vit', not a NEPA model"),
         (cut, {}, "cannot load the model"),
         (tmp_path / "none", {}, "no such run or checkpoint"),
         (saved / "plain", {"layer": 4}, "layer 4 is not in 0..3"),
@@ -133,5 +133,5 @@ def test_weights_that_are_missing_are_not_drawn_at_random(saved, tmp_path):
     del weights["encoder.layer.1.output.dense.bias"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_bytes((saved / "plain" / "config.json").read_bytes())
-    with pytest.raises(ConfigError, match=r"lacks parameter encoder.layer.1.output.dense.bias \(1 such"):
+    with pytest.raises(ConfigError, match=r"lacks parameter encoder.layer.1.output.dense.bias \(1 in all"):
         Encoder(tmp_path)

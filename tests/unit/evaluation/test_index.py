@@ -79,7 +79,7 @@ def test_bad_input_is_one_line(tmp_path, clustered):
     (tmp_path / "taken" / "a.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"exists; name a new folder"):
         build_index(file, tmp_path / "taken")
-    with pytest.raises(ConfigError, match=r"is no index of features: index\.faiss is missing"):
+    with pytest.raises(ConfigError, match=r"is not an index of features: index\.faiss is missing"):
         search(tmp_path / "taken", "key 1")
     with pytest.raises(ConfigError, match="no rows to index"):
         build_index(write(tmp_path / "empty.parquet", clustered[:0]), tmp_path / "i")
@@ -93,7 +93,7 @@ def test_files_that_do_not_belong_together(tmp_path, clustered):
     a = build_index(write(tmp_path / "a.parquet", clustered), tmp_path / "a").path
     b = build_index(write(tmp_path / "b.parquet", clustered[:50]), tmp_path / "b").path
     (b / "index.faiss").rename(a / "index.faiss")
-    with pytest.raises(ConfigError, match="do not belong together"):
+    with pytest.raises(ConfigError, match="do not match each other"):
         FeatureIndex(a)
     (a / "index.faiss").write_bytes(b"no index")
     with pytest.raises(ConfigError, match=r"index\.faiss cannot be read"):

@@ -55,7 +55,7 @@ def test_where_models_are_found(run, tmp_path):
     with pytest.raises(ConfigError, match="no such run or checkpoint"):
         weights_folders(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no model"):
+    with pytest.raises(ConfigError, match="contains no model"):
         models_of(open_run(tmp_path / "empty"))
 
 

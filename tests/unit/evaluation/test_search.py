@@ -77,10 +77,10 @@ def test_a_moved_or_changed_model(saved, tmp_path, pictures):
     shutil.copytree(saved / "plain", checkpoint)
     file = embed(checkpoint, str(folder), tmp_path / "f.parquet").file
     shutil.move(checkpoint, tmp_path / "moved")
-    with pytest.raises(ConfigError, match=r"no such run or checkpoint: .*model.* \(--checkpoint says where it lies\)"):
+    with pytest.raises(ConfigError, match=r"no such run or checkpoint: .*model.* \(give its path with --checkpoint\)"):
         search(file, folder / "000.png")
     assert search(file, folder / "000.png", checkpoint=tmp_path / "moved")[0].key == "000.png"
-    with pytest.raises(ConfigError, match="has other weights than"):
+    with pytest.raises(ConfigError, match="differ from those that"):
         search(file, folder / "000.png", checkpoint=saved / "run" / "ema")
 
 
@@ -93,7 +93,7 @@ def test_what_cannot_be_searched_is_one_clear_line(saved, tmp_path, vectors):
     Image.new("RGB", (16, 16)).save(picture)
     for features, query, words in (
         (file, "key 41", r"'key 41' is neither an image file nor a key in .*Did you mean 'key 4"),
-        (file, picture, "does not say which model made it"),
+        (file, picture, "does not record its model"),
         (file, torch.zeros(5), r"shape \(5,\), features of .* are 6 wide"),
         (tmp_path / "none.parquet", "a", "no such features file"),
         (tmp_path / "other.parquet", "a", "has no column 'embedding'; its columns: key, value"),
@@ -103,7 +103,7 @@ def test_what_cannot_be_searched_is_one_clear_line(saved, tmp_path, vectors):
         with pytest.raises(ConfigError, match=words) as err:
             search(features, query)
         assert "\n" not in str(err.value)
-    with pytest.raises(ConfigError, match=r"gives features 16 wide, those of .* are 6"):
+    with pytest.raises(ConfigError, match=r"gives features of width 16, those of .* have width 6"):
         search(file, picture, checkpoint=saved / "plain")
     with pytest.raises(DataError, match="cannot be read"):
         search(write(tmp_path / "g.parquet", torch.zeros(2, 16)), tmp_path / "text.parquet", checkpoint=saved / "plain")

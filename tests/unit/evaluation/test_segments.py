@@ -95,11 +95,11 @@ def test_what_is_asked_for_has_to_be_there(model: OmniForPreTraining, table: Pat
     data = Records(source=str(table))
     for settings, message in (
         ({"modality": "tuch"}, "touch"),
-        ({"modality": None}, "probe.modality: say which"),
+        ({"modality": None}, "probe.modality: choose which one"),
         ({"modality": "text"}, "probe.column: name one of the columns touch, words, kind"),
         ({"column": "word"}, "words"),
         ({"label_column": None}, "probe.label_column: name one"),
-        ({"label_column": "touch"}, "holds list, no classes"),
+        ({"label_column": "touch"}, "contains list, not classes"),
         ({"attentive": True}, "probe.attentive"),
     ):
         with pytest.raises(ConfigError, match=message):

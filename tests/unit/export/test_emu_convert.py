@@ -127,16 +127,16 @@ def test_missing_surplus_and_wrong_parameters_are_named(state, tmp_path):
     leaves_nothing(tmp_path, f"missing parameters: {ours}", file, tmp_path / "out")
     file = saved(lambda s: s.update({name: torch.zeros(3, 3)}))
     leaves_nothing(
-        tmp_path, rf"'{ours}' has shape \[3, 3\]; the other weights ask for \[112, 64\]", file, tmp_path / "o"
+        tmp_path, rf"'{ours}' has shape \[3, 3\]; the other weights require \[112, 64\]", file, tmp_path / "o"
     )
     file = saved(lambda s: s.update({"decoder.lm.model.layers.0.extra.weight": torch.zeros(1)}))
     leaves_nothing(tmp_path, "surplus parameters: model.language_model.model.layers.0.extra", file, tmp_path / "out")
     file = saved(lambda s: s.update({"resampler.weight": torch.zeros(1)}))
-    leaves_nothing(tmp_path, "'resampler.weight' is no parameter of Emu", file, tmp_path / "out")
+    leaves_nothing(tmp_path, "'resampler.weight' is not a parameter of Emu", file, tmp_path / "out")
     file = saved(lambda s: s.pop("visual.blocks.1.attn.v_bias"))
     leaves_nothing(tmp_path, "missing: visual.blocks.1.attn.v_bias", file, tmp_path / "out")
     file = saved(lambda s: s.update({f"module.{name}": s[name]}))
-    leaves_nothing(tmp_path, f"hold {name} twice", file, tmp_path / "out")
+    leaves_nothing(tmp_path, f"contain {name} twice", file, tmp_path / "out")
     file = saved(lambda s: None)
     leaves_nothing(tmp_path, "set --vision-heads", file, tmp_path / "out", vision_heads=None)
     leaves_nothing(tmp_path, "no LoRA in these weights", file, tmp_path / "out", lora_alpha=4)
@@ -153,7 +153,7 @@ def test_lora_that_does_not_fit(instruct, tmp_path):
 
     name = "decoder.lm.base_model.model.model.layers.0.self_attn.q_proj."
     file = saved(lambda s: s.pop(name + "lora_B.default.weight"))
-    leaves_nothing(tmp_path, "half there", file, tmp_path / "out")
+    leaves_nothing(tmp_path, "is incomplete", file, tmp_path / "out")
     file = saved(lambda s: s.update({name + "lora_A.default.weight": torch.zeros(5, 64)}))
     leaves_nothing(tmp_path, "LoRA of .* has shapes", file, tmp_path / "out")
     file = saved(lambda s: s.update({name + "lora_A.other.weight": torch.zeros(4, 64)}))
@@ -169,7 +169,7 @@ def test_files_that_are_no_weights(released, tmp_path):
     file.write_bytes(b"nothing")
     leaves_nothing(tmp_path, "cannot read", released, tmp_path / "out")
     torch.save([1], file)
-    leaves_nothing(tmp_path, "holds a list", released, tmp_path / "out")
+    leaves_nothing(tmp_path, "contains a list", released, tmp_path / "out")
     file.unlink()
     leaves_nothing(tmp_path, "no pytorch_model.bin in", released, tmp_path / "out")
     (file.parent / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "gone.bin"}}')
@@ -180,7 +180,7 @@ def test_options_that_cannot_work(released, tmp_path, capsys):
     leaves_nothing(tmp_path, "exists", released, released)
     leaves_nothing(tmp_path, "a size is like", released, tmp_path / "out", max_shard_size="big")
     leaves_nothing(tmp_path, "a dtype is one of", released, tmp_path / "out", dtype="int8")
-    leaves_nothing(tmp_path, "cannot hold Emu", released, tmp_path / "out", "stable-pretraining")
+    leaves_nothing(tmp_path, "does not support Emu", released, tmp_path / "out", "stable-pretraining")
     leaves_nothing(tmp_path, "there is no tokenizer.model", released, tmp_path / "out", tokenizer=tmp_path)
     tokens = tiny_llama_tokenizer(tmp_path / "llama", 300)
     leaves_nothing(tmp_path, "has 304 tokens with Emu's, the weights 516", released, tmp_path / "out", tokenizer=tokens)

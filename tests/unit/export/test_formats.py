@@ -151,7 +151,7 @@ def test_future_opset(model, tmp_path):
     ("fields", "words"),
     [
         ({"layer": 3}, "layer 3 is not in 0..2"),
-        ({"size": (16, 15)}, "size 16,15 is no multiple of the patch size 4x4"),
+        ({"size": (16, 15)}, "size 16,15 is not a multiple of the patch size 4x4"),
         ({"task": "classification"}, "has no classifier"),
         ({"pooling": "first"}, "sees no patch"),
         ({"mean": [0.5], "std": [0.5]}, "do not fit 3 channels"),

@@ -126,7 +126,7 @@ def test_upload_of_a_pretraining_run(run, tmp_path):
         "the same network, untrained",
         "| Linear probe | raw pixels |  | 71.0 % | 70.0 % |",
         "**learning**",
-        "does not pass raw pixels",
+        "is no better than raw pixels",
         "hidden_states[1][:, -1]",
         "arXiv:2512.16922",
     ):
@@ -248,7 +248,7 @@ def test_no_token(checkpoint, monkeypatch):
 
 
 def test_names_and_folders(checkpoint, tmp_path):
-    with pytest.raises(ConfigError, match="is no repository name"):
+    with pytest.raises(ConfigError, match="is not a repository name"):
         push_to_hub(checkpoint, "a/b/c", api=LocalHub(tmp_path))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()

@@ -105,10 +105,10 @@ def leaves_nothing(tmp_path, words, *args, **kwargs):
 
 def test_other_models(tmp_path):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet.pt")
-    leaves_nothing(tmp_path, "no NEPA weights", tmp_path / "resnet.pt", tmp_path / "out")
+    leaves_nothing(tmp_path, "not NEPA weights", tmp_path / "resnet.pt", tmp_path / "out")
     (tmp_path / "vit").mkdir()
     (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
-    leaves_nothing(tmp_path, "model of type 'vit'; this takes vit_nepa or spt_nepa", tmp_path / "vit", tmp_path / "out")
+    leaves_nothing(tmp_path, "model of type 'vit'; this needs vit_nepa or spt_nepa", tmp_path / "vit", tmp_path / "out")
     leaves_nothing(tmp_path, "no such run or checkpoint", tmp_path / "nowhere", tmp_path / "out")
 
 
@@ -122,7 +122,7 @@ def test_layouts_that_cannot_hold_a_model(checkpoint, tmp_path):
 def test_bare_weights_that_do_not_tell_enough(model, tmp_path):
     state = model.state_dict()
     torch.save(state, tmp_path / "w.pt")
-    leaves_nothing(tmp_path, "number of attention heads: set --heads", tmp_path / "w.pt", tmp_path / "out")
+    leaves_nothing(tmp_path, "cannot be inferred from the weights: set --heads", tmp_path / "w.pt", tmp_path / "out")
     leaves_nothing(tmp_path, "3 attention heads do not fit", tmp_path / "w.pt", tmp_path / "out", num_attention_heads=3)
     del state["vit_nepa.layernorm.bias"]
     torch.save(state, tmp_path / "w.pt")
@@ -144,7 +144,7 @@ def test_files_that_are_no_weights(checkpoint, tmp_path):
     (tmp_path / "x.bin").write_bytes(b"nothing")
     torch.save({"model": Path("/")}, tmp_path / "code.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    for name, words in (("x.bin", "cannot read"), ("code.pt", "not weights"), ("list.pt", "holds a list")):
+    for name, words in (("x.bin", "cannot read"), ("code.pt", "not weights"), ("list.pt", "contains a list")):
         with pytest.raises(ConfigError, match=words):
             read_state(tmp_path / name)
     leaves_nothing(tmp_path, "exists; name a new folder", checkpoint, checkpoint)

@@ -114,7 +114,7 @@ def test_folders_that_it_loads_from(folder, tmp_path):
 def test_what_is_missing_or_does_not_fit_is_named(folder, tmp_path):
     with pytest.raises(ConfigError, match="no such run or checkpoint: "):
         EmuPipeline.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"holds no model: neither config\.json nor"):
+    with pytest.raises(ConfigError, match=r"contains no model: neither config\.json nor"):
         EmuPipeline.from_pretrained(tmp_path)
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("visual_decoder"))
     with pytest.raises(ConfigError, match=r"no visual decoder in .*bare: it has no unet/ and no scheduler/"):

@@ -22,9 +22,9 @@ def head(magic=b"GGUF", version=3, tensors=1, values=1):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "it is no GGUF file"),
-        (b"GGUF", "it is no GGUF file"),
-        (b"PK\x03\x04" + bytes(60), "it is no GGUF file"),
+        (b"", "it is not a GGUF file"),
+        (b"GGUF", "it is not a GGUF file"),
+        (b"PK\x03\x04" + bytes(60), "it is not a GGUF file"),
         (head(version=1), "GGUF version 1 is not read, only 2 and 3"),
         (head(version=0x03000000), "GGUF version 50331648 is not read"),
         (head(tensors=2**60), "it is damaged"),

@@ -281,7 +281,7 @@ def test_a_score_does_not_depend_on_the_other_candidates():
         ([], "text", {}, "the document is empty"),
         (["ab", {"smell": 1}], "text", {}, "one of text, image, touch"),
         (["ab"], "image", {"shape": (2,)}, r"target 'image': shape \(2,\) does not fit"),
-        (["ab"], "clip", {}, "target 'clip': how large it is has to be said"),
+        (["ab"], "clip", {}, "target 'clip': its size has to be given"),
     ],
 )
 def test_what_cannot_be_generated_is_one_line(documents, target, options, message):

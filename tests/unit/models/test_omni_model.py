@@ -424,7 +424,7 @@ def test_a_model_without_a_folder_asks_for_a_processor():
     ("fields", "message"),
     [
         ({"density": "gauss"}, "density is none, von_mises_fisher, mixture, flow or energy, not 'gauss'"),
-        ({"modalities": {"my touch": {}}}, "'my touch' is no name for a modality"),
+        ({"modalities": {"my touch": {}}}, "'my touch' is not a valid name for a modality"),
         ({"num_attention_heads": 3}, "hidden_size 32 over 3 heads"),
         ({"rope_split": [1, 2, 3]}, "three numbers that sum to 8"),
     ],

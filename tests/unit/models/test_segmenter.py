@@ -186,10 +186,10 @@ def test_a_segmenters_weights_load_as_a_backbone(tmp_path):
     ("settings", "words"),
     [
         ({"head": "upernet", "num_layers": 3}, "upernet needs at least 4 layers, the model has 3"),
-        ({"layers": [4, 2]}, r"model.layers \[4, 2\]: rising numbers from 1 to 4"),
-        ({"layers": [5]}, "rising numbers from 1 to 4"),
+        ({"layers": [4, 2]}, r"model.layers \[4, 2\]: give increasing numbers from 1 to 4"),
+        ({"layers": [5]}, "give increasing numbers from 1 to 4"),
         ({"head": "upernet", "layers": [1, 2]}, "UPerNet reads 4 layers"),
-        ({"image_size": 36}, "model.image_size 36 is no multiple of the patch size 8"),
+        ({"image_size": 36}, "model.image_size 36 is not a multiple of the patch size 8"),
         ({"num_layers": 9}, "the model has only 4"),
     ],
 )

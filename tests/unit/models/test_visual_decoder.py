@@ -200,7 +200,7 @@ def test_what_does_not_load_is_named(tmp_path):
     with pytest.raises(ConfigError, match="unet: no such folder"):
         VisualDecoder.from_pretrained(fresh(), unet=tmp_path / "nowhere")
     shutil.rmtree(fresh() / "vae")
-    with pytest.raises(ConfigError, match="paints 4 channels, which are no pixels: it needs its vae/"):
+    with pytest.raises(ConfigError, match="outputs 4 channels, which are not pixels: it needs its vae/"):
         VisualDecoder.from_pretrained(tmp_path / "d")
     damaged(fresh(), lambda state: state.pop("conv_in.bias"))
     with pytest.raises(ConfigError, match=r"lacks parameters: conv_in\.bias"):

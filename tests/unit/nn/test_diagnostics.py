@@ -116,9 +116,9 @@ def test_latents_that_outgrow_the_others_are_named():
         "length/image": 9.0,
     }
     (found,) = warnings(row)
-    assert found.startswith("outgrown: latents of image are 30 times as long") and "{modalities.image: 0.1}" in found
+    assert found.startswith("outgrown: latents of image have 30 times the norm") and "{modalities.image: 0.1}" in found
     word, sentence = verdict([row])
-    assert word == "learning" and "latents of image are 30 times" in sentence
+    assert word == "learning" and "latents of image have 30 times" in sentence
     assert not warnings(row | {"length/image": 3.0})
 
 

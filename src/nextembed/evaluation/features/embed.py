@@ -168,8 +168,8 @@ def check_finite(items: list[Item], values: torch.Tensor) -> None:
     if wrong.any():
         key = [item.key for item in items if item.pixels is not None][int(wrong.int().argmax())]
         raise DataError(
-            f"the features of {key} are not finite numbers (NaN or infinite), as are those of {int(wrong.sum()) - 1} "
-            "others beside it: the model's weights are damaged, or diverged in training"
+            f"the features of {key} are not finite numbers (NaN or infinite), as are those of "
+            f"{int(wrong.sum()) - 1} others: the model's weights are damaged, or diverged in training"
         )
 
 
@@ -243,6 +243,6 @@ def _same_data(rows: Rows | RowSequence, start: RowPlace, parts: Parts) -> None:
         return
     if row_key(rows[start.row - 1], start.row - 1) != parts.last_key:
         raise ConfigError(
-            f"the source has changed since {parts.folder} was begun (row {start.row - 1} was '{parts.last_key}'); "
-            "start anew: remove that folder"
+            f"the source has changed since {parts.folder} was started (row {start.row - 1} was "
+            f"'{parts.last_key}'); remove that folder to start over"
         )

@@ -76,7 +76,7 @@ def embed_many(
     folder, began = Path(output).expanduser(), time.monotonic()
     many = validated(ManySettings, settings, "embed")
     if many.shard_rows is None:
-        raise ConfigError("embed: say how many rows a file holds: --shard-rows 100000")
+        raise ConfigError("embed: give the number of rows per file, e.g. --shard-rows 100000")
     check_output(folder, overwrite)
     chosen = settings_of(many.model_dump())
     encoder = encoder_of(checkpoint, chosen)
@@ -141,7 +141,7 @@ def by_ray(own: Work, many: ManySettings, total: int, report: Report | None) -> 
             report(min(done, total), total)
     lost = [number for number, one in there.items() if one is None]
     if lost:
-        raise DataError(f"{own.folder / name_of(lost[0])} is not here: do all machines of Ray share this folder?")
+        raise DataError(f"{own.folder / name_of(lost[0])} is missing: do all Ray machines share this folder?")
     return [one for one in there.values() if one is not None], len(there) - len(missing)
 
 

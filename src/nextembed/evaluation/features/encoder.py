@@ -228,7 +228,7 @@ def choose(
         place = Place(best.weights, key, f"best of {file}: {measured}")
     else:
         own: AttentionMode = "causal" if config.is_causal else "full"
-        why = "as asked for" if layer is not None else "the middle layer; a probe would say which is best"
+        why = "as asked for" if layer is not None else "the middle layer; run nextembed probe to find the best one"
         default = num_layers // 2 if layer is None else layer
         place = Place(weights or available[0], FeatureKey(default, pooling or "mean", attention or own), why)
     if not feature_keys(num_layers, [place.key.layer], [place.key.pooling], [place.key.attention]):
@@ -283,7 +283,7 @@ def _load_config(folder: Path | str) -> ViTNepaConfig:
     """What says how a model reads images. Raises ConfigError for a model that does not, or has no latents."""
     config: ViTNepaConfig | OmniConfig = load_pretrained(AutoConfig, folder)
     if not issubclass(cast(type, MODEL_MAPPING.get(type(config), object)), Encodes):
-        raise ConfigError(f"{folder} holds a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
+        raise ConfigError(f"{folder} contains a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
     return image_config(config) if isinstance(config, OmniConfig) else config
 
 

@@ -72,7 +72,7 @@ class FeatureIndex(StoredRows):
         missing = [name for name in (INDEX, ROWS, FACTS) if not (folder / name).is_file()]
         if missing:
             raise ConfigError(
-                f"{folder} is no index of features: {missing[0]} is missing (`nextembed index` makes one)"
+                f"{folder} is not an index of features: {missing[0]} is missing (`nextembed index` makes one)"
             )
         super().__init__(folder / ROWS)
         self.facts = load(IndexFacts, folder / FACTS)
@@ -84,7 +84,7 @@ class FeatureIndex(StoredRows):
             raise ConfigError(f"{folder / INDEX} cannot be read: {str(err).splitlines()[-1]}") from None
         sizes = {self.num_rows, self.facts.num_rows, int(self.index.ntotal)}
         if len(sizes) > 1 or self.index.d != self.width:
-            raise ConfigError(f"{folder}: its files do not belong together; build the index anew")
+            raise ConfigError(f"{folder}: its files do not match each other; rebuild the index")
         if isinstance(self.index, library.IndexIVF):
             self.index.nprobe = self.facts.num_probes
             self.index.make_direct_map()  # rows by number

@@ -118,7 +118,7 @@ class PartWriter:
         with np.errstate(over="ignore"):
             flat = np.concatenate(self.values).astype(kind.value_type.to_pandas_dtype()).reshape(-1)
         if kind.value_type == pa.float16() and np.isinf(flat).any():
-            raise DataError("a feature is outside the range of float16 (65,504); use float32")
+            raise DataError("a feature is outside the range of float16 (65,504); set dtype to float32")
         arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), type=kind))
         table = pa.Table.from_arrays(arrays, schema=self.schema)
         self.parts.write(table, Done(self.last.place, self.last.key, self.skipped))

@@ -81,17 +81,22 @@ def encoder_of(file: Bank, checkpoint: Checkpoint | None = None) -> Encoder:
     origin = file.origin
     checkpoint = checkpoint or origin.checkpoint
     if checkpoint is None:
-        raise ConfigError(f"{file.path} does not say which model made it: name it with --checkpoint, or search by key")
+        raise ConfigError(f"{file.path} does not record its model: give it with --checkpoint, or search by key")
     try:
         known = () if isinstance(checkpoint, nn.Module) else find_saved(checkpoint).folders
         weights = origin.weights if origin.weights in known else None
         encoder = Encoder(checkpoint, origin.layer, origin.pooling, origin.attention, weights, origin.precision)
     except ConfigError as err:
-        raise ConfigError(f"the model of {file.path}: {err} (--checkpoint says where it lies)") from None
+        raise ConfigError(f"the model of {file.path}: {err} (give its path with --checkpoint)") from None
     if encoder.width != file.width:
-        raise ConfigError(f"{checkpoint} gives features {encoder.width} wide, those of {file.path} are {file.width}")
+        raise ConfigError(
+            f"{checkpoint} gives features of width {encoder.width}, those of {file.path} have width {file.width}"
+        )
     if origin.weights_digest not in (None, encoder.digest()):
-        raise ConfigError(f"{checkpoint} has other weights than {file.path} was made with: embed anew")
+        raise ConfigError(
+            f"the weights of {checkpoint} differ from those that {file.path} was embedded with: run nextembed "
+            "embed again"
+        )
     if origin.mean is not None and origin.std is not None and origin.background is not None:
         encoder.preprocessing = encoder.preprocessing._replace(
             mean=origin.mean, std=origin.std, background=origin.background

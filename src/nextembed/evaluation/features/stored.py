@@ -73,8 +73,8 @@ def files_in(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if not (path / LIST).is_file():
-        hint = "it is not finished: start the same `nextembed embed` again" if (path / BEGUN).is_file() else ""
-        raise ConfigError(f"{path} is no folder of features{f' yet: {hint}' if hint else f': it has no {LIST}'}")
+        hint = "it is not finished: run the same `nextembed embed` again" if (path / BEGUN).is_file() else ""
+        raise ConfigError(f"{path} is not a folder of features{f' yet: {hint}' if hint else f': it has no {LIST}'}")
     try:
         found = [path / check_name(one["file"]) for one in from_json(read_text(path / LIST))["files"]]
     except (ValueError, KeyError, TypeError):
@@ -175,7 +175,7 @@ class FeatureFile(StoredRows):
             if (wrong := ~torch.isfinite(values).all(1)).any():
                 raise DataError(
                     f"{self.path}: the features of row {begin + int(wrong.int().argmax())} are not finite numbers "
-                    f"({int(wrong.sum())} of the {len(values)} rows from {begin} on); embed them anew"
+                    f"({int(wrong.sum())} of the {len(values)} rows from {begin} on); embed them again"
                 )
             yield begin, F.normalize(values.to(dtype), dim=1)
 

@@ -54,7 +54,7 @@ class ImageFolder:
     def path(self, name: object, *subfolders: str) -> Path:
         """The file of an image. Raises DataError if there is none, or if the name leads out of the folder."""
         if not isinstance(name, str) or not name:
-            raise DataError(f"an image is named by its file, not by {name!r}")
+            raise DataError(f"an image is given by its file name, not by {name!r}")
         places = [self.folder / name, *(self.folder / sub / name for sub in subfolders if sub)]
         for place in places:
             found = place.resolve()
@@ -83,6 +83,6 @@ def texts(value: object, what: str) -> list[str]:
         if isinstance(one, bool) or not isinstance(one, str | int | float):
             raise DataError(f"{what}: a text or a list of texts, not a list of {type(one).__name__}")
         if isinstance(one, float) and not math.isfinite(one):
-            raise DataError(f"{what}: {one} is no text")
+            raise DataError(f"{what}: {one} is not text")
         found.append(str(one))
     return found

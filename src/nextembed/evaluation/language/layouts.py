@@ -26,9 +26,9 @@ def _layout(file: Path, name: str) -> Iterator[None]:
     try:
         yield
     except KeyError as err:
-        raise DataError(f"{file} has not the layout of {name}: field {err} is missing") from None
+        raise DataError(f"{file} is not in the format of {name}: field {err} is missing") from None
     except (TypeError, AttributeError, IndexError, ValueError, OverflowError) as err:
-        raise DataError(f"{file} has not the layout of {name}: {err}") from None
+        raise DataError(f"{file} is not in the format of {name}: {err}") from None
 
 
 def read_coco(file: Path, images: ImageFolder, annotations: Path | None = None) -> list[Example]:
@@ -80,7 +80,7 @@ def _beside(questions: Path) -> Path:
     """v2_OpenEnded_mscoco_val2014_questions.json has v2_mscoco_val2014_annotations.json beside it."""
     name = questions.name.replace("OpenEnded_", "").replace("questions", "annotations")
     if name == questions.name or not (questions.parent / name).is_file():
-        raise ConfigError(f"{questions} needs its annotations beside it as {name}, or named: --annotations FILE")
+        raise ConfigError(f"{questions} needs its annotations: put {name} next to it, or give --annotations FILE")
     return questions.parent / name
 
 

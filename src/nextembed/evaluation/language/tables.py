@@ -132,7 +132,7 @@ def _example(row: Row, number: int, means: Mapping[str, str], images: ImageFolde
             raise DataError(f"{what}: the answer '{references[0]}' is not one of the candidates")
         target = candidates.index(references[0])
     if target is not None and not 0 <= int(target) < len(candidates):
-        raise DataError(f"{what}: target {target} is not the place of one of {len(candidates)} candidates")
+        raise DataError(f"{what}: target {target} is not an index of the {len(candidates)} candidates")
     if target is not None and not references:
         references = [candidates[int(target)]]
     relevance = get("relevance")

@@ -192,9 +192,11 @@ def rank(
 
 def _pipeline(checkpoint: str | os.PathLike[str] | Speaker | EmuPipeline, settings: LanguageEval) -> EmuPipeline:
     if settings.weights == "ema":
-        raise ConfigError("weights=ema is not for text_to_image: what a run paints with is averaged where it can be")
+        raise ConfigError(
+            "weights=ema does not apply to text_to_image, which uses averaged weights by itself where a run has them"
+        )
     if isinstance(checkpoint, Speaker):
-        raise ConfigError("a Speaker writes; text_to_image needs an EmuPipeline")
+        raise ConfigError("a Speaker only generates text; text_to_image needs an EmuPipeline")
     if isinstance(checkpoint, str | os.PathLike):
         return EmuPipeline.from_pretrained(checkpoint, visual_decoder=settings.visual_decoder).to(usable_device())
     return checkpoint
@@ -244,8 +246,9 @@ def paint(
         scores.metrics.append(Metric("Frechet distance", frechet_distance(made, there)))
     scores.notes += [
         f"features: {space.name}",
-        f"R@1 by chance is {100 / len(items):.1f} %: is a painted image nearest to its own of {len(items)} real ones",
-        "a Frechet distance holds only beside others in the same features and of as many images; this is no FID",
+        f"R@1 is the share of generated images whose nearest of {len(items)} real ones is their own; by "
+        f"chance {100 / len(items):.1f} %",
+        "a Fréchet distance compares only with others for the same features and number of images; this is not FID",
     ]
     return scores
 

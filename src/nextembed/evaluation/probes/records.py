@@ -43,14 +43,16 @@ def segment_data(data: Part, config: ProbeConfig, processor: OmniProcessor) -> P
     modalities and columns that do not exist, DataError where nothing can be read.
     """
     if config.attentive:
-        raise ConfigError("probe.attentive: an attentive probe reads images of a NEPA model; leave it out for an Omni")
+        raise ConfigError(
+            "probe.attentive: an attentive probe needs images and a NEPA model; set it to false for an Omni"
+        )
     name = chosen_modality(data, config, processor)
     if isinstance(data, ImagePart):
         return image_data(data, config, processor, name)
     if not isinstance(data, DocumentTable):
-        raise ConfigError(f"data of kind {data.kind} is no table of labelled rows: name one, --data SOURCE")
+        raise ConfigError(f"data of kind {data.kind} is not a table of labelled rows: name one with --data SOURCE")
     if data.streaming:
-        raise ConfigError("data.streaming: probes draw rows; that needs streaming=false")
+        raise ConfigError("data.streaming: probes sample rows, which needs streaming=false")
     kind = processor.modalities[name].get("kind", name)
     own = {} if kind in KINDS else {name: "raw"}
     given = {key: value for key, value in data if key in FIELDS}
@@ -78,7 +80,7 @@ def image_data(data: ImagePart, config: ProbeConfig, processor: OmniProcessor, n
     """Labelled images for an Omni, as `ImageData` reads them."""
     reader = processor.readers[name]
     if not isinstance(reader, Image):
-        raise ConfigError(f"probe.modality={name}: the data are images; name a table of rows, --data SOURCE")
+        raise ConfigError(f"probe.modality={name}: the data are images; name a table of rows with --data SOURCE")
 
     sizes = SimpleNamespace(image_shape=(reader.image_size, reader.image_size), num_channels=reader.num_channels)
     found = load_data(data, config, sizes)
@@ -106,7 +108,7 @@ def chosen_modality(data: Part, config: ProbeConfig, processor: OmniProcessor) -
     images = [name for name, reader in processor.readers.items() if isinstance(reader, Image)]
     likely = images if isinstance(data, ImagePart) else processor.names
     if len(likely) != 1:
-        raise ConfigError(f"probe.modality: say which is probed, one of {', '.join(processor.names)}")
+        raise ConfigError(f"probe.modality: choose which one to probe: {', '.join(processor.names)}")
     return likely[0]
 
 
@@ -147,7 +149,7 @@ def label_of(row: Record, column: str) -> str | None:
         return str(value)
     if value is None:
         return None
-    raise ConfigError(f"probe.label_column: '{column}' holds {type(value).__name__}, no classes")
+    raise ConfigError(f"probe.label_column: '{column}' contains {type(value).__name__}, not classes")
 
 
 class Reader:

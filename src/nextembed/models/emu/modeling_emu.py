@@ -278,7 +278,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         if sampling != LatentSampling() and not self.draws_latents:
             raise ConfigError(
                 "latent temperature and guidance need a model that draws its image latents "
-                "(objective.regression=flow); this one's regression head gives their mean"
+                "(objective.regression=flow); the regression head of this one gives their mean"
             )
         return sampling
 

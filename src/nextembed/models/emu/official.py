@@ -94,7 +94,7 @@ def our_name(name: str) -> str | None:
         renamed, found = re.subn(pattern, ours, name)
         if found:
             return renamed
-    raise ConfigError(f"'{name}' is no parameter of Emu")
+    raise ConfigError(f"'{name}' is not a parameter of Emu")
 
 
 def official_name(name: str) -> str:
@@ -141,7 +141,7 @@ def map_official(shapes: Mapping[str, tuple[int, ...]], merge: bool = True, alph
     for name in shapes:
         plain = plain_name(name)
         if plain in found:
-            raise ConfigError(f"the weights hold {plain} twice: as '{found[plain]}' and as '{name}'")
+            raise ConfigError(f"the weights contain {plain} twice: as '{found[plain]}' and as '{name}'")
         found[plain] = name
     parts: dict[str, Part] = {}
     lora: dict[tuple[str, str], str] = {}
@@ -161,7 +161,9 @@ def map_official(shapes: Mapping[str, tuple[int, ...]], merge: bool = True, alph
         elif (ours := our_name(plain)) is not None:
             parts[ours] = Part(shapes[name], (name,), same)
     if len(adapters) > 1:
-        raise ConfigError(f"the weights hold several adapters ({', '.join(sorted(adapters))}); one can be taken")
+        raise ConfigError(
+            f"the weights contain several adapters ({', '.join(sorted(adapters))}); only one is supported"
+        )
     rank = _check_lora(lora, parts, shapes)
     if merge:
         scale = (LORA_ALPHA if alpha is None else alpha) / max(1, rank)
@@ -178,7 +180,7 @@ def _check_lora(lora: dict[tuple[str, str], str], parts: dict[str, Part], shapes
     for layer, side in lora:
         pair = [lora.get((layer, "A")), lora.get((layer, "B"))]
         if None in pair:
-            raise ConfigError(f"LoRA of {layer} is half there: '{lora[layer, side]}' has no other half")
+            raise ConfigError(f"LoRA of {layer} is incomplete: '{lora[layer, side]}' has no counterpart")
         if layer not in parts:
             raise ConfigError(f"LoRA changes {layer}, which is missing")
         a, b = (shapes[str(name)] for name in pair)
@@ -290,7 +292,11 @@ def _head_size(inner: int, heads: int | None, known: int | None, usual: int, opt
     """Width of a head. Raises ConfigError naming the option where nothing tells it, or it does not divide."""
     size = known or (inner // heads if heads else usual)
     if size < 1 or inner % size or (heads and inner // size != heads):
-        what = f"{heads} heads do not fit" if heads else f"the weights do not tell the number of heads of {usual} in"
+        what = (
+            f"{heads} heads do not fit"
+            if heads
+            else (f"the number of heads of {usual} cannot be inferred from the weights in")
+        )
         raise ConfigError(f"{what} the width {inner}: set {option}")
     return size
 

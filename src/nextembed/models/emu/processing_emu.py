@@ -85,7 +85,8 @@ class EmuProcessor(ProcessorMixin):
                 raise ValueError(f"'{token}' is token {self.ids[token]} of the tokenizer, but {number} of the model")
         if self.num_image_latents != config.num_image_latents:
             raise ValueError(
-                f"the processor makes {self.num_image_latents} places an image, the model {config.num_image_latents}"
+                f"the processor makes {self.num_image_latents} positions per image, the model "
+                f"{config.num_image_latents}"
             )
 
     def __call__(self, documents: Sequence[Any], padding: bool = True, **kwargs: object) -> BatchFeature:
@@ -214,8 +215,8 @@ def as_document(pieces: Sequence[Piece]) -> Document:
     plain = any(isinstance(piece, str) and IMAGE in piece for piece in pieces)
     if plain and any(segment["kind"] != "text" for segment in segments):
         raise ValueError(
-            f"images beside the text '{IMAGE}': images stand where they are in the list; if it is meant as "
-            "text, write {'text': ...}"
+            f"the text '{IMAGE}' in a list with images is ambiguous: images belong where they are in the "
+            f"list; for the literal text write {{'text': ...}}"
         )
     return {"key": "", "segments": segments}
 
@@ -268,7 +269,7 @@ def to_rgb(image: object) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise ValueError(f"a piece of a document is text or an image, not {type(image).__name__}")
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"an image of {image.width}x{image.height} pixels; {MAX_PIXELS:,} are the most")
+        raise ValueError(f"an image of {image.width}x{image.height} pixels; the maximum is {MAX_PIXELS:,}")
     return plain_picture(image).convert("RGB")
 
 

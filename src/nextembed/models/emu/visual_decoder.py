@@ -59,9 +59,9 @@ class VisualDecoder(nn.Module):
         channels = unet.config.in_channels
         self.patch_size = 1 if vae is not None else round((channels / 3) ** 0.5)
         if vae is not None and vae.config.latent_channels != channels:
-            raise ConfigError(f"the UNet paints {channels} channels, the VAE has {vae.config.latent_channels}")
+            raise ConfigError(f"the UNet outputs {channels} channels, the VAE has {vae.config.latent_channels}")
         if vae is None and 3 * self.patch_size**2 != channels:
-            raise ConfigError(f"the UNet paints {channels} channels, which are no pixels: it needs its vae/")
+            raise ConfigError(f"the UNet outputs {channels} channels, which are not pixels: it needs its vae/")
         if (safety_checker is None) != (feature_extractor is None):
             raise ConfigError("safety_checker and feature_extractor belong together: give both or none")
 
@@ -253,8 +253,8 @@ class VisualDecoder(nn.Module):
         missing = [name for name in ("unet", "scheduler") if found[name] is None]
         if missing:
             raise ConfigError(
-                f"no visual decoder in {folder}: it has no {' and no '.join(f'{m}/' for m in missing)} "
-                "(it needs unet/, scheduler/ and, unless it paints pixels, vae/)"
+                f"no visual decoder in {folder}: it has no {' and no '.join(f'{m}/' for m in missing)} (it needs "
+                "unet/, scheduler/ and, unless its UNet outputs pixels, vae/)"
             )
         loaded = {n: _load(n, p, dtype) if isinstance(p, str | Path) else p or None for n, p in found.items()}
         return cls(**loaded).eval()

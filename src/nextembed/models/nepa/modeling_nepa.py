@@ -79,7 +79,9 @@ class ViTNepaPatchEmbeddings(nn.Module):
             raise ValueError(f"pixel_values has {channels} channels, the model takes {self.num_channels}")
         patch_height, patch_width = self.patch_shape
         if height % patch_height or width % patch_width:
-            raise ValueError(f"image size {height}x{width} is no multiple of patch size {patch_height}x{patch_width}")
+            raise ValueError(
+                f"image size {height}x{width} is not a multiple of patch size {patch_height}x{patch_width}"
+            )
         times = pixel_values.unflatten(1, (self.num_tubelets, -1)).flatten(0, 1)
         patches: Tensor = self.projection(times).flatten(2).transpose(1, 2)  # [B * tubelets, patches of one, D]
         return patches.reshape(pixel_values.shape[0], -1, patches.shape[-1])

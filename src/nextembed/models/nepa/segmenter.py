@@ -25,7 +25,7 @@ def trunk_config(config: PreTrainedConfig) -> ViTNepaConfig:
     """Of a segmenter: what its transformer is like. Raises ConfigError for another model."""
     trunk = config.backbone_config if isinstance(config, UperNetConfig) else config
     if not isinstance(trunk, ViTNepaConfig):
-        raise ConfigError(f"a model of type '{config.model_type}' is no segmenter of images")
+        raise ConfigError(f"a model of type '{config.model_type}' is not an image segmenter")
     return trunk
 
 
@@ -134,7 +134,7 @@ class NepaSegmenter(ModelPart):
         if self.layers is not None:
             layers = sorted(set(self.layers))
             if layers != self.layers or not 1 <= layers[0] <= layers[-1] <= num_layers:
-                raise ConfigError(f"model.layers {self.layers}: rising numbers from 1 to {num_layers} are needed")
+                raise ConfigError(f"model.layers {self.layers}: give increasing numbers from 1 to {num_layers}")
             if self.head == "upernet" and len(layers) != NUM_SCALES:
                 raise ConfigError(f"model.layers {self.layers}: UPerNet reads {NUM_SCALES} layers")
             return layers

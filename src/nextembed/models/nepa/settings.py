@@ -214,7 +214,7 @@ def adjusted(config: ViTNepaConfig, num_layers: int | None, image_size: int | No
     config = ViTNepaConfig(**fields)
     for side, patch in zip(config.image_shape, config.patch_shape, strict=True):
         if side % patch:
-            raise ConfigError(f"model.image_size {side} is no multiple of the patch size {patch}")
+            raise ConfigError(f"model.image_size {side} is not a multiple of the patch size {patch}")
     return config
 
 

@@ -93,12 +93,12 @@ class OmniConfig(PreTrainedConfig):
         self.modality_names = list(self.modalities)
         for name in self.modalities:
             if not re.fullmatch(r"[A-Za-z]\w*", name):
-                raise ValueError(f"'{name}' is no name for a modality: letters, digits and _")
+                raise ValueError(f"'{name}' is not a valid name for a modality: use letters, digits and _")
         if self.density not in DENSITIES:
             raise ValueError(f"density is {', '.join(DENSITIES[:-1])} or {DENSITIES[-1]}, not '{self.density}'")
         if self.hidden_size % self.num_attention_heads or self.head_dim % 4:
             raise ValueError(
-                f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads is no multiple of 4 a head"
+                f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads is not a multiple of 4 per head"
             )
         if self.rope_split is None:
             quarter = self.head_dim // 8

@@ -185,14 +185,14 @@ def generate(
     if processor.readers[name].value_size is None:
         return write(model, processor, rollout, name, sampler, drawing)
     if drawing.guidance != 1 and not isinstance(model.density_head, SampledHead):
-        raise ConfigError("guidance: of latents that are no tokens only model.density=flow and energy are led")
+        raise ConfigError("guidance: latents other than tokens support it with model.density=flow or energy only")
     return paint(model, processor, rollout, name, sampler, drawing)
 
 
 def chosen_modality(model: Omni, rollout: Rollout, sampler: Sampler) -> str | None:
     """The modality whose begin latent is predicted; None where the document ends."""
     if len(rollout.hidden) > 1:
-        raise ConfigError("target: name one; only a single document lets the model choose")
+        raise ConfigError("target: name one; the model can choose only for a single document")
     table = model.begin
     index = int(sampler.code(code_scores(model, rollout.hidden, table))[0])
     return None if index == len(table) - 1 else model.config.names[index]
@@ -262,7 +262,7 @@ def paint(
     try:
         places = reader.places(shape if shape is not None else (drawing.max_latents,)).to(model.device)
     except IndexError:  # more than time
-        size = f"shape {tuple(shape)} does not fit" if shape is not None else "how large it is has to be said"
+        size = f"shape {tuple(shape)} does not fit" if shape is not None else "its size has to be given"
         raise ConfigError(f"target '{name}': {size}; see `default_shape` of {type(reader).__name__}") from None
     own = processor.orders.get(name, "raster")
     order = None if own == "raster" or shape is None else order_of(own, places.cpu(), sampler.generator)
@@ -350,7 +350,7 @@ def score(
     The context is read once; candidates of like length are read together.
     """
     if not len(candidates):
-        raise ConfigError("candidates: there are none")
+        raise ConfigError("candidates: give at least one")
     before = read_context(model, processor, context)
     # The seed is what their segments would have as part of the whole document, of which random orders are drawn.
     encoded = [processor.encode_document({**processor.document(c), "seed": len(context)}) for c in candidates]

@@ -18,7 +18,7 @@ def image_modality(config: OmniConfig) -> str:
     for name, settings in (config.modalities or {}).items():
         if issubclass(MODALITIES.find(settings.get("kind", name)), Image):
             return str(name)
-    raise ConfigError(f"the model reads {', '.join(config.names)}, and no images")
+    raise ConfigError(f"the model reads {', '.join(config.names)}, but no images")
 
 
 def image_config(config: OmniConfig) -> Any:

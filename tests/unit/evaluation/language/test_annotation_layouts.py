@@ -126,7 +126,13 @@ def test_mmvet(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("../a.jpg", "outside"), ("/etc/passwd", "outside"), ("b.jpg", "is not in"), ("", "named"), (None, "named")],
+    [
+        ("../a.jpg", "outside"),
+        ("/etc/passwd", "outside"),
+        ("b.jpg", "is not in"),
+        ("", "given by its file name"),
+        (None, "given by its file name"),
+    ],
 )
 def test_images_may_not_leave_their_folder(tmp_path, name, words):
     picture(tmp_path / "a.jpg")
@@ -240,7 +246,7 @@ def test_special_tokens_in_a_text_are_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"), [("NaN", "nan is no text"), ('""', "no reference"), ("[]", "no reference")]
+    ("answer", "words"), [("NaN", "nan is not text"), ('""', "no reference"), ("[]", "no reference")]
 )
 def test_an_answer_that_is_none(tmp_path, answer, words):
     picture(tmp_path / "a.png")

@@ -244,7 +244,7 @@ def test_items_that_cannot_be_asked(folder, speaker):
 
 def test_folders_that_hold_no_emu(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ConfigError, match="holds a model of type 'llama', not 'emu'"):
+    with pytest.raises(ConfigError, match="contains a model of type 'llama', not 'emu'"):
         Speaker.load(tmp_path)
     with pytest.raises(ConfigError, match="has no ema weights; there is raw"):
         Speaker.load(folder / "model", "ema")

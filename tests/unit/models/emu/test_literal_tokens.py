@@ -154,7 +154,7 @@ def test_in_a_file_of_prompts(processor, tmp_path, words):
 
 def test_a_question_in_a_file_of_prompts_is_text(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "question": 5}\n')
-    with pytest.raises(DataError, match="line 1: the question is no text"):
+    with pytest.raises(DataError, match="line 1: the question is not text"):
         read_prompts(tmp_path / "a.jsonl")
 
 
@@ -174,7 +174,9 @@ def test_words_without_tokens_are_as_before(processor):
 
 def test_a_plain_placeholder_beside_images_is_refused(processor):
     for pieces in ([PICTURE, "a <image> tag"], ["<image>\nwhat is it?", PICTURE]):
-        with pytest.raises(ValueError, match=r"images beside the text '<image>': .* write {'text': ...}"):
+        with pytest.raises(
+            ValueError, match=r"the text '<image>' in a list with images is ambiguous: .* write {'text': ...}"
+        ):
             processor(pieces)
     ids = processor([PICTURE, {"text": "a <image> tag"}])["input_ids"][0]
     assert specials(processor, ids) == ["<s>", "[IMG]", *["<image>"] * N, "[/IMG]"]

@@ -63,7 +63,7 @@ def test_pictures_go_by_seed_temperature_and_guidance(density: str) -> None:
 def test_text_is_guided_too_and_other_densities_are_not_led() -> None:
     model = small("flow")
     assert model.generate(["a dog"], target="text", guidance=3.0, max_latents=4) is not None
-    with pytest.raises(ConfigError, match=r"only model\.density=flow and energy are led"):
+    with pytest.raises(ConfigError, match=r"support it with model\.density=flow or energy only"):
         small("mixture").generate(["a dog"], target="image", guidance=3.0)
 
 
