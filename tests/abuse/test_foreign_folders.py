@@ -219,7 +219,9 @@ def test_a_drawn_picture_that_is_none_is_named(tmp_path, make) -> None:
         file.write_bytes(file.read_bytes()[:42])
     elif make == "text":
         file.write_text("no picture")
-    with pytest.raises(DataError, match=r"step-000001.png (is no picture|holds no images of 8 x 8)") as caught:
+    with pytest.raises(
+        DataError, match=r"step-000001.png (is not an image|does not contain images of 8 x 8)"
+    ) as caught:
         from_training(tmp_path, (8, 8))
     assert "\n" not in str(caught.value)
 

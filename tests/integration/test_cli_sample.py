@@ -199,5 +199,5 @@ def test_the_report_shows_what_is_drawn_and_given_back(run: Run, tmp_path: Path)
     assert "Nearest patches to the predictions" not in page and (run.dir / "samples" / "step-000002.png").is_file()
     tokenizer = nextembed.fit("msvq_demo_tiny", output_dir=str(tmp_path))
     page = (tokenizer.dir / "report.html").read_text()
-    assert "Images that come back" in page and "Image tokenizer on emoji" in page and "3 x 3" in page
+    assert "Reconstructed images" in page and "Image tokenizer on emoji" in page and "3 x 3" in page
     assert "Attention maps" not in page  # its model is not trained

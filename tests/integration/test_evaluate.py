@@ -100,7 +100,7 @@ def test_evaluate_a_folder_with_some_of_the_classes(
         ("evaluate no/such/run --data emoji", "no such run or checkpoint: no/such/run"),
         ("evaluate RUN --split tset", "--split tset: should be test, validation or train"),
         ("evaluate RUN data.test=none", "data.test: no row has split = none; it is one of: test, train, validation"),
-        ("evaluate PRETRAINED --data emoji", "holds no fine-tuned model that can be scored (it is pretrain"),
+        ("evaluate PRETRAINED --data emoji", "contains no fine-tuned model to score (it is pretrain"),
         ("evaluate BROKEN --data emoji", "cannot load the model in"),
         ("evaluate MODEL", "so name labelled images or rows: --data SOURCE"),
     ],

@@ -209,7 +209,7 @@ def test_lora_changes_its_targets_and_the_head_alone(adapted, pretrained):
 
 def test_lora_cannot_be_switched_when_a_run_goes_on(adapted):
     settings = apply_overrides(nextembed.runs.read_run_config(adapted.dir), ["train.lora=null", "train.max_steps=9"])
-    with pytest.raises(ConfigError, match=r"was trained with train\.lora, this run is not"):
+    with pytest.raises(ConfigError, match=r"was trained with train\.lora, but this run is not"):
         fit(settings, resume=adapted.dir)
 
 
@@ -290,11 +290,11 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path
         (["data.label_column=grup"], "Did you mean 'group'?"),
         (["data.labels_per_class=9999"], "data.labels_per_class 9999: class 'activities' has only"),
         (["data.validation=none"], "data.validation: no row has split = none; it is one of: test, train, validation"),
-        ([f"data={{kind: images, source: {photos}}}"], "train.probe_steps=null chooses none"),
+        ([f"data={{kind: images, source: {photos}}}"], "or choose none with train.probe_steps=null"),
         (["train.freeze=[patch_embedings]"], "Did you mean 'patch_embeddings'?"),
         (["train.lora={targets: [qery]}"], "Did you mean 'query'?"),
         (["objective={kind: next_embedding}"], "objective next_embedding is for pretraining, model"),
-        (["model={kind: vit_nepa}"], "take model.kind=vit_nepa_classifier"),
+        (["model={kind: vit_nepa}"], "set model.kind=vit_nepa_classifier"),
     ):
         with pytest.raises(ConfigError) as err:
             fit(config(tmp_path / "runs", pretrained, *overrides))

@@ -137,7 +137,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(masks, tmp_path, capsys):
         (["data.validation=validation"], "split 'validation' is not known"),
         ([part, f"model.pretrained={tmp_path / 'bert'}"], "is a model of type 'bert', not vit_nepa"),
         (["objective.class_weights=[1.0]"], "1 weights for 3 classes"),
-        (["objective.kind=classification"], "for this objective take model.kind=vit_nepa_classifier"),
+        (["objective.kind=classification"], "for this objective set model.kind=vit_nepa_classifier"),
         (["train.lora={rank: 2}", "model.head=upernet", "model.head_width=16"], "UPerNet's pyramid has to learn"),
     ]
     for changes, words in cases:

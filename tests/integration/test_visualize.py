@@ -111,7 +111,7 @@ def test_decoder_of_other_weights_is_told(runs: Path) -> None:
     )
     torch.manual_seed(5)
     found = nextembed.visualize(model.build(), "emoji", decoders=[runs / "latents"])
-    assert found.inside.notes == ["Latents was trained on other weights than these: its pixels are not to be trusted."]
+    assert found.inside.notes == ["Latents was trained on different weights than these: do not trust its pixels."]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_decoder_of_other_weights_is_told(runs: Path) -> None:
         (["RUNS/nepa", "RUNS/photo.jpg", "--layer", "x"], 2, "layer 'x' should be numbers"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--attention", "casual"], 2, "Did you mean 'causal'?"),
         (["RUNS/nepa", "RUNS/photo.jpg", "--weights", "averaged"], 2, "Allowed: ema, raw"),
-        (["RUNS/nepa", "RUNS/photo.jpg", "--decoder", "RUNS/nepa"], 2, "holds no finished decoder"),
+        (["RUNS/nepa", "RUNS/photo.jpg", "--decoder", "RUNS/nepa"], 2, "contains no finished decoder"),
         (["RUNS/photo.jpg", "RUNS/photo.jpg"], 2, "photo.jpg contains no model"),
     ],
 )

@@ -58,7 +58,7 @@ def test_explore_an_omni_says_what_is_missing(watch, files: dict[str, str]) -> N
     page = watch("Explore").page
     choose(page, "omni_emoji")
     page.locator("input[type=file]").first.set_input_files(files["good"])
-    page.get_by_text("Of an Omni: no attention maps").wait_for()
+    page.get_by_text("For an Omni there are no attention maps").wait_for()
     choose(page, "emu_emoji")
     page.get_by_role("button", name="Take it").click()
     page.get_by_text("not a model of next-embedding prediction").first.wait_for()
@@ -79,7 +79,7 @@ def test_map_choose_search_and_save(watch, files: dict[str, str]) -> None:
     page.mouse.up()
     page.get_by_text("images chosen").wait_for()
     page.locator(".tiles img").first.wait_for()
-    page.get_by_role("button", name="Nearly the same").click()
+    page.get_by_role("button", name="Near-duplicates").click()
     page.get_by_text("Pairs above").wait_for()
     assert {"00.png", "same.png"} <= set(page.locator(".tiles img").evaluate_all("all => all.map(one => one.alt)"))
     with page.expect_download() as saved:
@@ -91,7 +91,7 @@ def test_map_choose_search_and_save(watch, files: dict[str, str]) -> None:
     page.get_by_text("Nearest to 1").or_(page.get_by_text("Nearest to 0")).first.wait_for()
     page.get_by_label("or words").fill("red")
     page.get_by_label("or words").press("Enter")
-    page.get_by_text("reads no text").first.wait_for()
+    page.get_by_text("does not read text").first.wait_for()
 
 
 def test_compare_sorts(watch) -> None:
@@ -119,7 +119,7 @@ def test_talk_with_an_image_and_see_the_prompt(watch, files: dict[str, str]) -> 
     page.wait_for_function("[...document.querySelectorAll('textarea')].some(one => one.value.includes('positions'))")
     assert seen.count() == 1
     page.get_by_role("tab", name="Paint", exact=True).click()
-    page.get_by_label("What to paint").fill("a red apple")
+    page.get_by_label("Image prompt").fill("a red apple")
     page.get_by_role("button", name="Paint", exact=True).click()
     page.get_by_text("cannot generate images").first.wait_for()
 
@@ -137,7 +137,7 @@ def test_any_to_any(watch) -> None:
     page.get_by_text("Share among these").wait_for()
     assert page.locator(".bars .bar").count() == 2
     page.get_by_role("button", name="Unload models").click()
-    page.get_by_text("Out of memory").first.wait_for()
+    page.get_by_text("Unloaded").first.wait_for()
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_less_than_nothing_is_said_in_words() -> None:
     )  # fmt: skip
     line = {"explained": -0.3, "changes_explained": -0.1, "target_spread": 0.9, "target_rank": 20.0}
     sentence = VjepaSettings().verdict([line]).sentence
-    assert "-" not in sentence and "0.0 % of what the teacher sees" in sentence
+    assert "-" not in sentence and "0.0 % of the variance of the teacher's features" in sentence
 
 
 @pytest.mark.parametrize("name", ["next", "current", "query"])

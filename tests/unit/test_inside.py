@@ -120,7 +120,7 @@ def test_foreground_is_what_is_not_at_the_border(sign):
 def test_true_latents_are_the_image_and_predictions_are_not(model, pixels):
     (squares,) = look(model, pixels).readouts
     images = (pixels + 1) / 2
-    assert squares.name == "least squares" and "hold all 48 values of its pixels" in squares.note
+    assert squares.name == "least squares" and "determine all 48 values of its pixels" in squares.note
     torch.testing.assert_close(squares.true, images, atol=1e-4, rtol=0)
     assert psnr(images, squares.true).min() > 80 > 25 > psnr(images, squares.predicted).max()
     assert not torch.equal(look(model, pixels, length="true").readouts[0].predicted, squares.predicted)
@@ -128,7 +128,7 @@ def test_true_latents_are_the_image_and_predictions_are_not(model, pixels):
 
 def test_narrow_embedding_says_it_projects(pixels):
     (squares,) = look(build(hidden=16), pixels).readouts
-    assert "a projection: 16 numbers a patch hold 16 directions of its 48 values" in squares.note
+    assert "a projection: 16 numbers per patch determine 16 directions of its 48 values" in squares.note
     assert psnr((pixels + 1) / 2, squares.true).max() < 40
 
 
@@ -226,7 +226,7 @@ def test_what_was_trained_otherwise_is_said():
     assert note.startswith("Trained with distance info_nce: ")
     (note,) = objective_notes({"objective": {"kind": "mine.py:Mine"}}, "causal")
     assert note.startswith("Trained with objective mine.py:Mine: ")
-    assert "predictions know the answer" in objective_notes({}, "full")[0]
+    assert "predictions have seen the answer" in objective_notes({}, "full")[0]
 
 
 def test_bad_input_is_one_line_and_writes_nothing(model, tmp_path):
@@ -253,8 +253,8 @@ def test_bad_input_is_one_line_and_writes_nothing(model, tmp_path):
         ({"weights": "ema"}, ConfigError, "has no ema weights; there is raw"),
         ({"model": tmp_path / "nowhere"}, ConfigError, "no such run or checkpoint"),
         ({"model": tmp_path / "vit"}, ConfigError, "cannot load the model in"),
-        ({"model": torch.nn.Linear(2, 2)}, ConfigError, "holds a Linear, not a model of"),
-        ({"decoders": [tmp_path]}, ConfigError, "holds no finished decoder"),
+        ({"model": torch.nn.Linear(2, 2)}, ConfigError, "contains a Linear, not a model of"),
+        ({"decoders": [tmp_path]}, ConfigError, "contains no finished decoder"),
         ({"output": tmp_path / "out.jpg"}, ConfigError, "written to a .png file or a folder, not .jpg"),
         ({"output": tmp_path / "a.png" / "b.png"}, ConfigError, "cannot write"),
     ]

@@ -244,7 +244,7 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("FILE:mistake", "field 'max_stps' is not known. Did you mean 'max_steps'?"),
         ("FILE:CONSTANT", "is not a function"),
         ("FILE:mein", "'mein' is not known. Did you mean 'mine'?"),
-        ("FILE", "name the function in the file, too: "),
+        ("FILE", "name the function in the file as well: "),
         ("no_such.py:mine", "no such file: no_such.py"),
         ("no_such/config.yaml", "no such file: no_such/config.yaml"),
         ("no_such/run", "no such run or file: no_such/run"),

@@ -171,7 +171,7 @@ def test_images_without_labels_or_validation_split(run, tmp_path):
 def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(ConfigError, match="no such run or checkpoint"):
         open_run(tmp_path / "nowhere").report()
-    with pytest.raises(ConfigError, match="is no run folder"):
+    with pytest.raises(ConfigError, match="is not a run folder"):
         open_run(tmp_path).report()
 
 

@@ -79,7 +79,7 @@ def test_drawing_leaves_training_as_it_was(var: tuple[Any, Any], tmp_path: Path)
     assert [name for name, _ in rows] == ["step 2", "step 4", "step 5"] and rows[0][1].shape == (9, 3, 12, 12)
     assert torch.allclose(rows[0][1], ((images + 1) / 2).clamp(0, 1), atol=0.5 / 255 + 1e-6)
     Image.new("RGB", (7, 12)).save(tmp_path / "samples" / "step-000006.png")
-    with pytest.raises(DataError, match="holds no images of 12 x 12 pixels"):
+    with pytest.raises(DataError, match="does not contain images of 12 x 12 pixels"):
         from_training(tmp_path / "samples", (12, 12))
     assert from_training(tmp_path / "nothing", (12, 12)) == []
 

@@ -91,8 +91,10 @@ def sample(
         if drawn.nearest:
             found, distance = sampler.nearest(images)
             images = in_pairs(images, found, columns)
-            print(f"Distance to the nearest training image: {distance.mean():.1f} of 255 on average (root mean "
-f"square), {distance.min():.1f} at least")  # fmt: skip
+            print(
+                f"Distance to the nearest training image: {distance.mean():.1f} of 255 on average (root mean square), "
+                f"{distance.min():.1f} at least"
+            )
         with replacing(output) as file:
             sheet(images, columns).save(file)
     else:

@@ -41,8 +41,8 @@ def page(found: Comparison) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(found.name)} - nextembed</title><style>{CSS}</style></head><body><main>"
         + "\n".join(section for section in sections if section)
-        + '<footer class="soft">Written by <code>nextembed compare</code>; this file needs nothing else.</footer>'
-        "</main></body></html>\n"
+        + '<footer class="soft">Written by <code>nextembed compare</code>; this file is '
+        "self-contained.</footer></main></body></html>\n"
     )
 
 
@@ -129,7 +129,7 @@ def curves(found: Comparison, title: str, axis: str) -> str:
     lines = {name: line for name, line in lines.items() if line.x}
     if not lines:
         return ""
-    unit = "thousand images" if axis == "images" else "minutes, as the budget counts them"
+    unit = "thousand images" if axis == "images" else "minutes of the budget"
     cards = "".join(
         f'<figure class="card"><h3>{escape(name)}</h3>{chart(name, lines, f"{axis}{number}", unit)}</figure>'
         for number, name in enumerate(lines)

@@ -43,5 +43,5 @@ def asked(file: Path) -> Asked:
         return load(Asked, file)
     except ConfigError as err:
         raise ConfigError(
-            f"{file.parent} holds something else than a comparison; give another --folder ({err})"
+            f"{file.parent} contains something other than a comparison; choose another --folder ({err})"
         ) from None

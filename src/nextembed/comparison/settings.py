@@ -20,11 +20,12 @@ class CompareSettings(Config):
         images_seen: a budget in images, in place of minutes.
         flops: a budget in FLOPs of matrix products, in place of minutes.
         seeds: how many runs of each objective; the table has mean and standard deviation.
-        tune: how many settings each objective tries on validation: learning rate, from the fourth on weight decay, too.
+        tune: number of settings that each objective tries on validation images: learning rates, and from the fourth on
+            weight decay as well.
         jobs: how many runs side by side, one a GPU; 0: all in this process.
         threads: CPU threads that the runs share; all of the machine if left out.
         finetune_steps: steps of fine-tuning on 1 and 10 % of the labels; 0: none.
-        num_probe: how many training images the probes see, in place of probe.num_train.
+        num_probe: number of training images that the probes see, in place of probe.num_train.
     """
 
     minutes: float | None = Field(None, gt=0, le=1e6)

@@ -35,7 +35,7 @@ def compare_runs(words: Sequence[str], settings: CompareSettings, folder: str | 
         if before is None:
             write_json(place / SETTINGS, asdict(Asked("", {}, 0)))
         elif before.config:
-            raise ConfigError(f"{place} holds a comparison of objectives; give another --folder")
+            raise ConfigError(f"{place} contains a comparison of objectives; choose another --folder")
         overview = Overview()
         pool = Pool(settings.jobs, settings.threads or torch.get_num_threads(), overview.changed, overview.tick)
         with overview.of(jobs):

@@ -54,13 +54,13 @@ class SampleSettings(Config):
     """How an objective draws new signals; each reads the settings that it has a use for.
 
     Attributes:
-        guidance: strength of classifier-free guidance: 1 samples with the class alone, 0 without it, above 1 further
-            towards the class.
+        guidance: strength of classifier-free guidance: 0 samples without the class, 1 with the class, above 1 pushes
+            further towards the class.
         temperature: sampling temperature; above 1 is more varied, 0 takes the most likely.
-        top_k: sample each token among so many of the most likely; 0: all.
-        top_p: sample each token among the most likely that together have this probability.
-        num_steps: passes over an image that is drawn in random order; else the objective's own.
-        num_denoising_steps: steps of a diffusion or flow head for each token; else the objective's own.
+        top_k: sample each token from this many most likely ones; 0: all.
+        top_p: sample each token from the most likely ones that together have this probability.
+        num_steps: generation steps of an image whose tokens are drawn in random order; the objective's own if left out.
+        num_denoising_steps: steps of a diffusion or flow head for each token; the objective's own if left out.
 
     Source:
         classifier-free guidance (arXiv 2207.12598), as u + s (c - u) of what comes without a class (u) and with it.

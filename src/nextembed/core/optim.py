@@ -16,9 +16,10 @@ class OptimConfig(Config):
     Attributes:
         kind: "adamw"; "adamw_8bit": its averages in 8 bits, a quarter of their memory (bitsandbytes; CPU and CUDA, not
             with train.fsdp); "muon": Muon (momentum 0.95, steps as large as AdamW's) for the weights of linear layers
-            inside layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps are of AdamW.
-        learning_rate: peak learning rate, for train.batch_size samples a step. For twice the batch take up to twice the
-            rate.
+            inside layers and blocks, AdamW for all else: embeddings, heads, norms, biases. betas and eps apply to
+            AdamW.
+        learning_rate: peak learning rate, for train.batch_size samples per step. For twice the batch use up to twice
+            the rate.
         betas: decay rates of AdamW's averages of gradients and of their squares.
         eps: AdamW's term against a division by zero.
         warmup_steps: length of the linear warm-up in optimizer steps; at most one of warmup_steps, warmup_epochs and
@@ -29,7 +30,7 @@ class OptimConfig(Config):
         min_lr_rate: learning rate at the end of "cosine", as a share of the peak.
         weight_decay: weight decay of matrices and of the first token; norms, biases and LayerScale (parameters with one
             axis) do not decay.
-        max_grad_norm: gradients are scaled down to this norm; null clips nothing.
+        max_grad_norm: gradients are clipped to this norm; null: no clipping.
         layer_decay: each layer's learning rate is this times that of the layer above it.
         layer_decay_end: the layer decay rises (half a cosine) to this at the last step; null stays at layer_decay.
         layer_warmup: the warm-up of a layer that learns at x times the top's rate takes (1 - x) of the warm-up steps,

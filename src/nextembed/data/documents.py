@@ -41,8 +41,8 @@ class DocumentPart(Limits, Part):
     Attributes:
         long: what happens to documents above `max_length`: "truncate" cuts the end off (never through an image), "skip"
             leaves them out.
-        pack_window: documents that wait for a row with room for them; more leave less padding.
-        num_readers: parts of the data that a rank reads by turns; a run has to resume with the same.
+        pack_window: number of documents that wait for a row with room for them; more leave less padding.
+        num_readers: number of parts of the data that a rank reads in turn; a run must resume with the same number.
     """
 
     long: Literal["truncate", "skip"] = "truncate"

@@ -70,7 +70,7 @@ class ImagePart(Limits, Part):
         flip_rate: share of images that are flipped horizontally.
         rand_augment: [magnitude, its standard deviation] of RandAugment after the crop, e.g. [9, 0.5]; null: none.
         erase_rate: share of training images of which a random rectangle is erased to mid-grey.
-        labels_per_class: trains on so many images of each class, drawn with labels_seed; null: all.
+        labels_per_class: train on this many images of each class, drawn with labels_seed; null: all.
         labels_seed: seed of the choice for labels_per_class and validation_rate.
         validation_rate: without a validation split, this share of each class of the training images, chosen by
             labels_seed, becomes one; null: none.

@@ -37,7 +37,7 @@ class Interleaved(Media, DocumentTable, DocumentPart):
         place: whether an MMC4 image stands before or after its text; "random" chooses for each image.
         missing_images: how an image, video, sound or series that cannot be read is handled: "skip" leaves its document
             out (and logs it), "drop" only the segment, "error" stops the run.
-        unknown_kinds: the same of a segment of another kind.
+        unknown_kinds: the same for a segment of an unknown kind.
         max_images: limit of images and videos in a document; what follows is left out. null: no limit.
     """
 

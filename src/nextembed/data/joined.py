@@ -21,7 +21,7 @@ class Join(Config):
 
     Attributes:
         source: the other table, as in `data.source`.
-        by: column that both have; of several rows with one value the first is taken.
+        by: column that both tables have; if several rows have the same value, the first is used.
         where: keeps rows of the other table whose column has this value, or one of these.
     """
 

@@ -31,16 +31,16 @@ class MaskPart(Limits, Part):
     """Settings of images with masks, whatever they come from. A subclass says what the rows and the classes are.
 
     Attributes:
-        scale_range: the shorter side becomes so many times the crop's side, at random, before the crop; what is missing
-            is filled with mid-grey and ignored.
+        scale_range: before the crop, the shorter side is resized to a random multiple, in this range, of the crop's
+            side; missing area is filled with mid-grey and ignored.
         flip_rate: share of images that are flipped.
-        max_class_rate: a crop of which one class fills more is drawn anew, up to 10 times.
+        max_class_rate: a crop of which one class fills a larger share is redrawn, up to 10 times.
         distort_colours: random brightness, contrast, saturation and hue.
         mean: mean that pixels in [0, 1] are normalised with.
         std: standard deviation that pixels in [0, 1] are normalised with.
-        reduce_labels: id 0 of the files is no label, id k is class k - 1, as in ADE20K.
-        mask_values: maps values of mask files to class ids where they differ: {255: 1} for masks of 0 and 255; 255 on
-            the right means no label.
+        reduce_labels: id 0 in the files means no label, id k means class k - 1, as in ADE20K.
+        mask_values: maps values in mask files to class ids where they differ: {255: 1} for masks of 0 and 255; mapping
+            a value to 255 means no label.
     """
 
     has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe

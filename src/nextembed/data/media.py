@@ -31,7 +31,7 @@ class Media(Limits):
     """How segments of text, images, videos, sounds, series, and modalities of your own are decoded.
 
     Attributes:
-        num_frames: frames that are read of a video.
+        num_frames: number of frames read from a video.
         max_seconds: longest video or sound; longer ones count as unreadable.
         own_kinds: kinds of segments beside text, image, video, audio and series, each with what it is read as:
             {"touch": "series", "points": "raw"}; raw is the value as it stands in the row, and a list of names makes

@@ -68,9 +68,9 @@ class Records(Media, DocumentTable, DocumentPart):
         pieces: what segments can be made of, by a name of your own: {"caption": "text", "es": {"kind": "text",
             "column": "captions.es"}}; see `Piece`. null finds them: columns of images, sounds, videos and series, and
             one of text or of classes.
-        layouts: pieces in reading order, with how often: {"image caption": 2, "caption image": 1, "image caption|es":
-            1}. Of the names between bars one is drawn. null: every two pieces, in both orders. A row makes those for
-            which it has the values; one that can make none is left out.
+        layouts: sequences of pieces, in reading order, with their relative frequency: {"image caption": 2, "caption
+            image": 1, "image caption|es": 1}. Of names separated by | one is drawn. null: every pair of pieces, in both
+            orders. A row is used for the layouts whose values it has; one that has none is left out.
         joins: other tables, by name, whose rows belong to these: {"stamps": {"source": "stamps", "by": "id"}} gives the
             columns "stamps.image", ...
     """

@@ -38,7 +38,7 @@ class SegmentationData(TableSettings, MaskPart):
         mask_column: column of the mask; null finds it.
         classes: names by class id; or give class_file.
         class_file: a file of names: JSON (a list, or {id: name}), CSV or tab-separated with a column of names, or text
-            with a name a line.
+            with one name per line.
     """
 
     image_column: str | None = None

@@ -15,7 +15,7 @@ class ShardSettings(Config):
         format: what the shards are; images go into tar, other tables into parquet if left out (JSON lines
             stay JSON lines).
         shard_size: MiB of data after which a shard ends.
-        shuffle: seed that mixes all rows; in the order of the source if left out.
+        shuffle: seed for shuffling all rows; in the order of the source if left out.
         splits: only this split; may be repeated. All that the source has, if left out.
         check: decode each image to find those that cannot be read, or only see that it is there.
         num_workers: threads that read and decode.

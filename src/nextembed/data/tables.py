@@ -41,18 +41,18 @@ class TableSettings(Config):
         split: rows for training, as in `load_dataset`: "train[:-5000]".
         validation: rows for choosing (layers, best weights), in the same notation.
         test: rows for the final measurement, in the same notation.
-        where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}; null is a row without
-            one. In a column of text a value is the characters typed, of classes a name.
+        where: keeps rows whose column has this value, or one of these: {"vendor": "noto"}; null matches rows without a
+            value. In a text column values are compared as text, in a class column by the name of the class.
         split_column: column that names each row's split, for sources that keep all splits in one file.
         streaming: reads in sequence, without a local copy.
-        shuffle_buffer: rows of a stream that are mixed with each other.
-        format: which of the files in a folder are the data, where it holds several kinds: images, videos, parquet, tar,
-            zip, jsonl, json, csv or txt.
-        folders: how names like "train" are understood where that is not clear: "splits" leaves out what fits none,
-            "classes" takes no name for a split.
-        class_folder: which of the folders below a split is the class of an image, where they are nested: the top (null,
-            too, unless folders lie above splits as well) or the last one, or none.
-        hidden: uses names with a leading dot.
+        shuffle_buffer: size of the shuffle buffer of a stream, in rows.
+        format: which files of a folder to use, if it contains several kinds: images, videos, parquet, tar, zip, jsonl,
+            json, csv or txt.
+        folders: how names like "train" are read where they are ambiguous: "splits" as splits, leaving out what matches
+            none; "classes" as classes, never as splits.
+        class_folder: which of the folders below a split is the class of an image, if they are nested: "top" (also for
+            null, unless there are folders above the splits as well), "last", or "none".
+        hidden: include files and folders whose name starts with a dot.
     """
 
     source: str

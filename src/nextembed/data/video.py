@@ -237,12 +237,12 @@ class VideoText(DocumentTable, DocumentPart):
         text_column: column of the text; null finds it.
         subtitles_column: column of the subtitles, a list of {"start", "end", "text"} (seconds), or SRT or WebVTT text;
             null finds it.
-        with_subtitles: true gives, for each of them, frames of its time and its text; false a video and one text, of
-            which `order` says which comes first.
-        num_frames: frames of a video, chosen as Emu's release does; of one with fewer, some come more than once.
+        with_subtitles: true: for each subtitle, frames of its time span and its text; false: a video and one text, in
+            the order that `order` gives.
+        num_frames: number of frames taken from a video, chosen as in Emu's release; a video with fewer repeats some.
         order: whether the video or its text comes first.
         frames_per_subtitle: frames of each subtitle.
-        max_seconds: a longer video makes its document unreadable; max_pixels is of a frame.
+        max_seconds: longest video; a longer one makes its document unreadable. max_pixels applies to a frame.
     """
 
     default_bytes: ClassVar[int] = 500_000_000

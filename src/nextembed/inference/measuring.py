@@ -30,13 +30,13 @@ class SampleEval(Config):
     Attributes:
         features: a classifier of the same classes: a run, a checkpoint, a model folder or a hub id; or any other vision
             model, which then says nothing about classes.
-        num_images: how many are drawn, and at most how many real ones they are compared with.
+        num_images: number of images to generate, and maximum number of real ones they are compared with.
         split: split of the held-out images; null: test, or validation where there is no test.
         seed: seed of all sampling.
-        batch_size: images at once.
+        batch_size: images per batch.
         weights: "raw" or "ema"; null: averaged ones, where model and objective have them.
         draws: number of bootstrap resamples; 0 or 1 gives no intervals.
-        sampling: how they are drawn, e.g. sampling.guidance=2.
+        sampling: settings of sampling, e.g. sampling.guidance=2.
     """
 
     features: str

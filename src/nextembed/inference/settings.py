@@ -9,16 +9,16 @@ class Sampling(Config):
     """How text is chosen; the defaults are those of Emu's release.
 
     Attributes:
-        num_beams: beams of the search; 1 takes the likeliest token each time, and shows text while it is written.
-        max_new_tokens: tokens of an answer, at most.
-        min_new_tokens: tokens of an answer, at least.
+        num_beams: beams of the search; 1 is greedy decoding, which can be streamed.
+        max_new_tokens: maximum tokens of an answer.
+        min_new_tokens: minimum tokens of an answer.
         length_penalty: length penalty of beam search; below 0 favours short answers.
         repetition_penalty: above 1, the model repeats itself less.
-        do_sample: draw tokens, with temperature, top-k and top-p; needs 1 beam.
-        temperature: how boldly tokens are drawn; above 1 is bolder.
-        top_k: draw among so many of the likeliest tokens; 0: all.
-        top_p: draw among the likeliest tokens that have this share.
-        seed: seed of tokens and paintings; the same seed gives the same result.
+        do_sample: sample tokens, with temperature, top-k and top-p; needs 1 beam.
+        temperature: sampling temperature; above 1 is more varied.
+        top_k: sample from this many most likely tokens; 0: all.
+        top_p: sample from the most likely tokens that together have this probability.
+        seed: seed of sampled text and images; the same seed gives the same result.
     """
 
     num_beams: int = Field(5, ge=1, le=1000, json_schema_extra={"option": "--beams"})
@@ -37,10 +37,10 @@ class Painting(Config):
     """How a visual decoder paints.
 
     Attributes:
-        num_inference_steps: denoising steps of a picture.
-        guidance_scale: how far a picture goes away from the empty prompt; off at 1 or less.
-        latent_temperature: how boldly image latents are drawn, by a model whose regression head is a flow.
-        latent_guidance: how far they are led away from what the empty prompt gives; 1: off.
+        num_inference_steps: denoising steps of an image.
+        guidance_scale: classifier-free guidance scale, relative to the empty prompt; off at 1 or less.
+        latent_temperature: sampling temperature of image latents, for a model whose regression head is a flow.
+        latent_guidance: guidance of image latents, relative to the empty prompt; 1: off.
     """
 
     num_inference_steps: int = Field(50, ge=1, le=10**6, json_schema_extra={"option": "--steps"})

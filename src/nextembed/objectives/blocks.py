@@ -21,10 +21,10 @@ class BlockSettings(Config):
     Attributes:
         num_blocks: M, the number of blocks.
         scale: share of the patches that a block takes.
-        aspect: its height by its width. Both are drawn for each block, apart from each other.
-        context_rate: share of the patches that are seen: always the same number, at least min_context, at random among
-            those that no block holds.
-        min_context: patches of context at least.
+        aspect: aspect ratio of a block, height by width. Share and aspect ratio are drawn independently for each block.
+        context_rate: share of the patches that are context: a fixed number, at least min_context, drawn at random from
+            those outside all blocks.
+        min_context: minimum number of context patches.
     """
 
     num_blocks: int = Field(4, ge=1, le=64)

@@ -55,7 +55,10 @@ class CpcSettings(ObjectiveSettings):
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
         top1, chance = found[-1]["contrast_top1"], found[-1].get("contrast_chance", 0.0)
-        said = f"the right patch is picked among the candidates in {100 * top1:.1f} % (chance {100 * chance:.1f} %)"
+        said = (
+            f"the true patch ranks first among the candidates in {100 * top1:.1f} % of cases (chance "
+            f"{100 * chance:.1f} %)"
+        )
         if top1 < 2 * chance:
             return Verdict("undecided", f"Hardly better than chance: {said}. Train longer.")
         return Verdict("learning", f"{said[0].upper()}{said[1:]}.")

@@ -38,15 +38,15 @@ class EmuSettings(ObjectiveSettings):
     Attributes:
         text_weight: weight of the text term, a mean over its own targets; 0 leaves it out.
         regression_weight: weight of the regression term, a mean over its own targets; 0 leaves it out.
-        regression: head of the latents: "linear", Emu's matrix, or "flow", which learns how the next latent is
-            distributed and draws it (flow matching; `distance` has no part in it). A flow takes the place of a matrix
-            that a pretrained model has, and starts anew.
+        regression: head of the latents: "linear", Emu's matrix, or "flow", which learns the distribution of the next
+            latent and samples it (flow matching; `distance` is then not used). A flow replaces the matrix of a
+            pretrained model and is newly initialised.
         distance: between predicted and true latents: "mse" (Emu), "cosine" (as NEPA), "smooth_l1".
-        context_drop_rate: share of documents whose last image does not see what stands before it, except the begin
-            token; it is then predicted as after an empty prompt, which guidance needs.
+        context_drop_rate: share of documents whose last image does not see what precedes it, except the begin token; it
+            is then predicted as after an empty prompt, which guidance needs.
         latent_noise: noise on image latents that are read, not on those that are predicted: its largest standard
-            deviation, in units of a latent's root mean square; see `nn.read_noise`. So that a model is used to its own
-            draws.
+            deviation, in units of a latent's root mean square; see `nn.read_noise`. It makes a model robust to its own
+            samples.
         detach_targets: False lets gradient into the true latents too, which invites collapse; watch latent_std and
             latent_rank. Source: Emu (arXiv 2307.05222), equation 2; the release can only train text.
     """
@@ -64,7 +64,7 @@ class EmuSettings(ObjectiveSettings):
     @model_validator(mode="after")
     def _distance_is_used(self) -> "EmuSettings":
         if self.regression == "flow" and self.distance != "mse":
-            raise ValueError(f"distance={self.distance} means nothing with regression=flow, a loss of its own")
+            raise ValueError(f"distance={self.distance} has no effect with regression=flow, which has its own loss")
         return self
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -90,12 +90,12 @@ class EmuSettings(ObjectiveSettings):
             return Verdict("undecided", "No diagnostics were logged.")
         first, last = lines[0]["text_loss"], lines[-1]["text_loss"]
         figures = f"{last:.3f} nats a token, after {first:.3f} at step {lines[0].get('step', 0):g}"
-        return Verdict("language model", f"Trained on text alone, so no image latents are judged: {figures}.")
+        return Verdict("language model", f"Trained on text only, so there are no image latents to judge: {figures}.")
 
     def build(self, backbone: Backbone) -> "EmuObjective":
         """Raises ConfigError if both weights are 0, the model has not both heads, or its flow is to be a matrix."""
         if self.text_weight == 0 and self.regression_weight == 0:
-            raise ConfigError("objective: text_weight and regression_weight are both 0, so nothing is learned")
+            raise ConfigError("objective: text_weight and regression_weight are both 0, so there is no loss")
         if not isinstance(backbone, TwoHeaded):
             raise ConfigError("objective emu needs a model with a text and a regression head, like model.kind=emu")
         if self.regression == "linear" and self.regression_weight > 0 and backbone.draws_latents:

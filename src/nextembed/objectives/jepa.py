@@ -36,7 +36,7 @@ class JepaSettings(ObjectiveSettings):
     Attributes:
         distance: distance between predictions and targets.
         teacher_decay: decay of the teacher's average at the start; it rises linearly to 1 at the last step.
-        predictor_width: width of the predictor, which is thrown away after training.
+        predictor_width: width of the predictor, which is discarded after training.
         predictor_layers: layers of the predictor.
         predictor_heads: attention heads of the predictor.
     """
@@ -67,19 +67,21 @@ class JepaSettings(ObjectiveSettings):
         last = found[-1]
         far, rank, known = last["target_spread"], last["target_rank"], last["explained"]
         said = (
-            f"{max(0, 100 * known):.1f} % of what the teacher sees in hidden patches is predicted, beyond their places"
+            f"{max(0, 100 * known):.1f} % of the variance of the teacher's features in hidden patches is "
+            "predicted, beyond what their positions tell"
         )
-        little = "the places of patches"
+        little = "the positions of patches"
         if (changes := last.get("changes_explained")) is not None:
-            said += f", and {max(0, 100 * changes):.1f} % of how that changes within a clip"
+            said += f", and {max(0, 100 * changes):.1f} % of how they change within a clip"
             known, little = changes, "what stays the same in a clip"
         said += f"; its targets have spread {far:.2f} of 1 and effective rank {rank:.1f}"
         if far < COLLAPSED_STD or rank < COLLAPSED_RANK:
             return Verdict(
-                "collapsed", f"The teacher says nearly the same of all patches: {said}. Lower the learning rate."
+                "collapsed",
+                f"The teacher's features are nearly identical for all patches: {said}. Lower the learning rate.",
             )
         if known < EXPLAINED:
-            return Verdict("undecided", f"Little more than {little} is known: {said}. Train longer.")
+            return Verdict("undecided", f"Little is predicted beyond {little}: {said}. Train longer.")
         return Verdict("learning", f"{said}.")
 
     def warnings(self, history: History) -> list[str]:
@@ -235,7 +237,7 @@ class IjepaSettings(JepaSettings):
 
     Attributes:
         blocks: the blocks that are predicted.
-        context_scale: share of the image of the square block that the context lies in.
+        context_scale: share of the image that the square block of the context covers.
 
     Source:
         I-JEPA (arXiv 2301.08243); smooth L1 as in its code (the paper writes "mse"). Ours has NEPA's backbone (rotary
@@ -303,7 +305,7 @@ class VjepaSettings(JepaSettings):
 
     def build(self, backbone: Backbone) -> "Jepa":
         if not isinstance(backbone.config, PatchConfig) or not reads_clips(backbone.config):
-            raise ConfigError("objective vjepa learns from clips: model.kind=vit_nepa with model.num_frames, e.g. 8")
+            raise ConfigError("objective vjepa needs clips: set model.kind=vit_nepa and model.num_frames, e.g. 8")
         for blocks in (self.short, self.long):
             self.check(patches_of(backbone.config), blocks)
         return Jepa(self, backbone, num_axes=3)

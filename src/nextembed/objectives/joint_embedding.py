@@ -56,7 +56,7 @@ class JointSettings(ObjectiveSettings):
         spread, agreement = found[-1]["embedding_spread"], found[-1]["view_agreement"]
         said = f"two crops of an image have cosine {agreement:.2f}, the spread over images is {spread:.2f} of 1"
         if spread < COLLAPSED:
-            return Verdict("collapsed", f"All images have nearly one vector: {said}. Lower the learning rate.")
+            return Verdict("collapsed", f"All images have nearly the same vector: {said}. Lower the learning rate.")
         if agreement < 0.5:
             return Verdict("undecided", f"Crops of an image do not agree yet: {said}. Train longer.")
         return Verdict("learning", f"{said[0].upper()}{said[1:]}.")

@@ -74,7 +74,7 @@ class LatentDecoderSettings(ObjectiveSettings):
         if not isinstance(backbone.config, PatchConfig):
             raise ConfigError("objective latent_decoder needs a model of image patches: its config has no patch_shape")
         if reads_clips(backbone.config):
-            raise ConfigError("objective latent_decoder is for models of images; this one reads clips")
+            raise ConfigError("objective latent_decoder supports image models only; this one reads clips")
         return LatentDecoding(self, backbone)
 
 
@@ -191,7 +191,7 @@ class LoadedDecoder:
                     f"the decoder in {self.name} was trained for {field} {shape[field]}; the model has {value}"
                 )
         difference = (self.mark - model_mark(backbone, self.source)).abs().max().item()
-        return "" if difference < 0.05 else f"{self.name} was trained on other weights than these"
+        return "" if difference < 0.05 else f"{self.name} was trained on different weights than these"
 
 
 @dataclass
@@ -226,10 +226,10 @@ def load_decoder(path: str | Path) -> LoadedDecoder:
     folder = path / FOLDER if (path / FOLDER / "config.json").is_file() else path
     file, weights = folder / "config.json", folder / "model.safetensors"
     if not (file.is_file() and weights.is_file()):
-        raise ConfigError(f"{path} holds no finished decoder: it has no {FOLDER}/config.json and weights")
+        raise ConfigError(f"{path} contains no finished decoder: it has no {FOLDER}/config.json and weights")
     values = read_json(file)
     if not isinstance(values, dict) or values.get("kind") != MARK:
-        raise ConfigError(f"{path} holds no decoder: train one with the recipe latent_decoder")
+        raise ConfigError(f"{path} contains no decoder: train one with the recipe latent_decoder")
     saved = checked(DecoderFile, values, file)
     with building(f"the decoder in {folder}"):
         decoder = LatentDecoder(

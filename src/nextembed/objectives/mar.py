@@ -57,12 +57,12 @@ class MarSettings(ObjectiveSettings):
             decoder's width.
         draws: noise samples for each target, each with its own time.
         num_classes: number of classes, to sample images of a class; 0 ignores labels.
-        class_drop_rate: share of images whose class is not told, the other half of guidance.
+        class_drop_rate: share of images trained without their class, which guidance needs.
         decoder_width: width of the decoder; in the paper as large as the encoder.
         decoder_layers: layers of the decoder.
         decoder_heads: attention heads of the decoder.
-        ema_decay: decay of the average of decoder, head and classes, which images are sampled with (0.9999 in the
-            paper; a short run follows faster); null: no average. Set train.ema_decay alike for the backbone.
+        ema_decay: decay of the averaged weights of decoder, head and classes, with which images are sampled (0.9999 in
+            the paper; a short run follows faster); null: no average. Set train.ema_decay to the same for the backbone.
 
     Source:
         MAR (arXiv 2406.11838), sections 3 and 4. Ours draws a share for each image where the paper draws one a batch,
@@ -113,9 +113,9 @@ class MarSettings(ObjectiveSettings):
         found = [line["context_gain"] for line in history if "context_gain" in line]
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
-        said = f"the patches that are seen take {100 * found[-1]:.1f} % off the error of predicting without them"
+        said = f"visible patches lower the error by {100 * found[-1]:.1f} % compared with predicting without them"
         if found[-1] < GAIN:
-            return Verdict("undecided", f"Little is known of hidden patches: {said}. Train longer.")
+            return Verdict("undecided", f"Visible patches help little: {said}. Train longer.")
         return Verdict("learning", f"{said[0].upper()}{said[1:]}.")
 
 

@@ -52,25 +52,25 @@ class NextEmbeddingSettings(ObjectiveSettings):
         stop_gradient: no gradient into the targets; False collapses.
         causal: attention of the autoregressor.
         input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
-        context_drop_rate: share of documents in which everything before the last signal is neither seen (zeros stand
-            there) nor a target; guidance needs it.
+        context_drop_rate: share of documents in which everything before the last signal is neither seen (it is replaced
+            by zeros) nor a target; guidance needs it.
         input_noise: noise on continuous latents that the autoregressor reads, not on those that it predicts: its
-            largest standard deviation, in units of a latent's root mean square; see `nn.read_noise`. So that a model is
-            used to its own draws.
+            largest standard deviation, in units of a latent's root mean square; see `nn.read_noise`. It makes a model
+            robust to its own samples.
         target: prediction target: "latents" | "teacher" (an EMA copy of the backbone) | "hidden" (the backbone's own
             layer `target_layer`).
         target_layer: layer of the teacher or of the backbone; 0 is the latents, -1 the last layer.
         teacher_decay: decay of the EMA teacher, for each optimizer step.
-        distance: between prediction and target: "cosine" | "mse" | "smooth_l1" | "info_nce" (right target among the
+        distance: between prediction and target: "cosine" | "mse" | "smooth_l1" | "info_nce" (the true target among the
             patches of its image) | "sigreg" (squared error in a projected space kept Gaussian by SIGReg, no
-            stop-gradient; LeNEPA) | "vocabulary" (of Omni: where the target is a row of a table, as tokens are,
+            stop-gradient; LeNEPA) | "vocabulary" (Omni only: where the target is a row of a table, as tokens are,
             cross-entropy of a softmax over cosines with all rows, with a learned temperature; elsewhere cosine, or the
-            likelihood where there is a density) | "likelihood" (of Omni with a density: -log of the density relative to
-            the uniform one, in nats).
+            likelihood if there is a density) | "likelihood" (Omni with a density: -log of the density relative to the
+            uniform one, in nats).
         stop_gradient_table: whether the softmax of "vocabulary" trains the table only through what it feeds in; False
             trains it as an output, too, as GPT-2 does.
-        weights: factors of the distance, by modality, e.g. {text: 2}; "begin" are the latents that say what comes next;
-            1 where nothing is said. For balance only.
+        weights: factors of the distance, by modality, e.g. {text: 2}; "begin" are the latents that start a segment; 1
+            for those not given. For balance only.
         temperature: temperature of info_nce's softmax.
         sigreg_weight: factor of SIGReg beside the squared error of "sigreg".
         sigreg_width: width of the projected space of "sigreg".
@@ -124,7 +124,9 @@ class NextEmbeddingSettings(ObjectiveSettings):
             ConfigError: If that has too few layers or latents for these settings.
         """
         if not isinstance(backbone.config, LayeredConfig):
-            raise ConfigError("objective next_embedding needs model.kind=vit_nepa or omni, or a model like these")
+            raise ConfigError(
+                "objective next_embedding needs model.kind=vit_nepa or omni, or a model of your own of the same form"
+            )
         num_layers = backbone.config.num_hidden_layers
         if not -num_layers - 1 <= self.target_layer <= num_layers:
             raise ConfigError(f"objective.target_layer {self.target_layer}: the model has layers 0 to {num_layers}")
@@ -133,7 +135,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
         longest, length = max(self.steps_ahead), latents_of_an_image(backbone)
         if length < 3:
             raise ConfigError(
-                "objective: an image of one patch has no next patch; model.patch_size is at most half of image_size"
+                "objective: an image of one patch has no next patch; set model.patch_size to half of image_size or less"
             )
         if longest >= length:
             raise ConfigError(f"objective.steps_ahead {longest}: an image has only {length} latents")
@@ -178,8 +180,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
             backbone.check(self.scoring())
             if self.steps_ahead != [1] or not self.shift or self.target != "latents" or self.input_mask_rate > 0:
                 raise ConfigError(
-                    "objective: packed documents are trained with steps_ahead=1, shift, target=latents and "
-                    "input_mask_rate=0"
+                    "objective: packed documents need steps_ahead=1, shift=true, target=latents and input_mask_rate=0"
                 )
             return
         if self.context_drop_rate > 0:

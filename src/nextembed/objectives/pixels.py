@@ -26,7 +26,7 @@ class PixelSettings(ObjectiveSettings):
     """What AIM and MAE share.
 
     Attributes:
-        normalise: pixels of each patch to mean 0 and variance 1, as both papers do.
+        normalise: normalise the pixels of each patch to mean 0 and variance 1, as in both papers.
     """
 
     normalise: bool = True
@@ -102,7 +102,7 @@ class AimSettings(PixelSettings):
         loss = mean over t >= k of |head(h[t]) - normalised pixels of patch t + 1|^2
 
     Attributes:
-        head_blocks: blocks of the token-wise MLP that is thrown away (12 in the paper).
+        head_blocks: blocks of the token-wise MLP that is discarded after training (12 in the paper).
         head_width: width of that MLP (2048 in the paper); null: the model's. Features are read with full attention, as
             the paper does.
 
@@ -171,8 +171,8 @@ class MaeSettings(PixelSettings):
     Attributes:
         mask_rate: share of patches dropped, the same number in each image.
         decoder_width: width of the decoder (512 in the paper).
-        decoder_layers: its layers (8 in the paper, for 12 and more layers below them).
-        decoder_heads: heads of each (16 in the paper).
+        decoder_layers: layers of the decoder (8 in the paper, for encoders of 12 and more layers).
+        decoder_heads: attention heads of each decoder layer (16 in the paper).
 
     Source:
         MAE (arXiv 2111.06377). Ours has NEPA's backbone (rotary positions in place of sine and cosine ones, its begin

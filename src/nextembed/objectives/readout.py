@@ -245,14 +245,16 @@ class LoadedReadouts:
         sizes = value_sizes(backbone)
         for name, readout in self.readouts.items():
             if name not in sizes:
-                raise ConfigError(f"the readouts in {self.name} are for a modality '{name}', which the model has not")
+                raise ConfigError(
+                    f"the readouts in {self.name} are for a modality '{name}', which the model does not have"
+                )
             for field, value in {"hidden_size": backbone.config.hidden_size, "value_size": sizes[name]}.items():
                 if readout.shape[field] != value:
                     raise ConfigError(f"the readout of '{name}' in {self.name} was trained for {field} "
                                       f"{readout.shape[field]}; the model has {value}")  # fmt: skip
         mark = model_mark(backbone, self.source)
         same = mark.shape == self.mark.shape and bool((self.mark - mark).abs().max() < 0.05)
-        return "" if same else f"{self.name} was trained on other weights than these"
+        return "" if same else f"{self.name} was trained on different weights than these"
 
 
 @dataclass
@@ -275,10 +277,10 @@ def load_readouts(path: str | Path) -> LoadedReadouts:
     folder = path / FOLDER if (path / FOLDER / "config.json").is_file() else path
     file, weights = folder / "config.json", folder / "model.safetensors"
     if not (file.is_file() and weights.is_file()):
-        raise ConfigError(f"{path} holds no finished readouts: it has no {FOLDER}/config.json and weights")
+        raise ConfigError(f"{path} contains no finished readouts: it has no {FOLDER}/config.json and weights")
     values = read_json(file)
     if not isinstance(values, dict) or values.get("kind") != MARK:
-        raise ConfigError(f"{path} holds no readouts: train them with objective.kind=readout")
+        raise ConfigError(f"{path} contains no readouts: train them with objective.kind=readout")
     saved = checked(ReadoutsFile, values, file)
     check_sizes(saved.readouts, str(file))
     with building(f"the readouts in {folder}"):

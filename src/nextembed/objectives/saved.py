@@ -74,8 +74,15 @@ def other_features(model: str) -> str:
     if beside is None or not (file := ObjectiveFile.load(beside)).reads_itself:
         return ""
     teacher = beside.parent / TEACHER
-    better = f"; model.pretrained={teacher} starts from what they are read from" if teacher.is_dir() else ""
-    return f"features of {model} are read by its objective {file.name}, and this starts from the model alone{better}"
+    better = (
+        (f"; model.pretrained={teacher} starts from the weights that features are read from")
+        if teacher.is_dir()
+        else ""
+    )
+    return (
+        f"features of {model} are read by its objective {file.name}, but training starts from the model "
+        f"without it{better}"
+    )
 
 
 def objective_on_hub(repo_id: str) -> Path | None:

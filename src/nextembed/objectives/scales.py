@@ -35,7 +35,9 @@ class VarSettings(TokenizedSettings):
         """Raises ConfigError for a tokenizer that is not there or does not fit, or has one map."""
         tokenizer = self.opened(backbone)
         if len(tokenizer.shape.scales) < 2:
-            raise ConfigError("objective var needs a tokenizer of several maps, as msvq_demo trains; this one has one")
+            raise ConfigError(
+                "objective var needs a tokenizer with several maps, e.g. from msvq_demo; this one has a single map"
+            )
         return Var(self, backbone, tokenizer)
 
 

@@ -31,7 +31,7 @@ class SegmentationSettings(ObjectiveSettings):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
     def verdict(self, history: History) -> Verdict:
-        return Verdict("segmenter", "Trained on labels of pixels, and not scored.")
+        return Verdict("segmenter", "Trained on pixel labels, but not scored.")
 
     def build(self, backbone: Any) -> "Segmentation":
         """Raises ConfigError if there is not one weight a class."""

@@ -18,7 +18,7 @@ from ..errors import DataError
 
 def _drawable(alpha: float) -> float:
     if 0 < alpha < 1e-3:  # Beta's draws are no numbers any more
-        raise ValueError(f"should be 0, which switches it off, or from 0.001, got {alpha:g}")
+        raise ValueError(f"should be 0 (off) or at least 0.001, got {alpha:g}")
     return alpha
 
 
@@ -31,10 +31,10 @@ class ClassificationSettings(ObjectiveSettings):
 
     Attributes:
         label_smoothing: share of the target that is spread over all classes.
-        mixup_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the share is
-            drawn from Beta(alpha, alpha).
-        cutmix_alpha: each micro batch is mixed with itself by one of the two that are above 0, at random; the share is
-            drawn from Beta(alpha, alpha).
+        mixup_alpha: mixup within each micro batch, with a share drawn from Beta(alpha, alpha); 0: off. With
+            cutmix_alpha above 0 as well, each micro batch uses one of the two at random.
+        cutmix_alpha: CutMix within each micro batch, with a share drawn from Beta(alpha, alpha); 0: off. With
+            mixup_alpha above 0 as well, each micro batch uses one of the two at random.
         mix_rate: share of micro batches that are mixed at all.
 
     Source:
@@ -54,7 +54,7 @@ class ClassificationSettings(ObjectiveSettings):
         return "per micro batch" if self.mixup_alpha or self.cutmix_alpha else "exact"
 
     def verdict(self, history: History) -> Verdict:
-        return Verdict("classifier", "Trained on labels, and not scored.")
+        return Verdict("classifier", "Trained on labels, but not scored.")
 
     def build(self, backbone: Any) -> "Classification":
         return Classification(self, backbone)

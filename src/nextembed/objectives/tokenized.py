@@ -41,9 +41,9 @@ class TokenizedSettings(ObjectiveSettings):
 
     Attributes:
         tokenizer: a finished run of objective tokenizer, or its folder; it is kept with this run.
-        num_classes: number of classes that samples can be conditioned on; 0 learns without.
-        ema_decay: decay of the average of head, table and classes, which images are sampled with; null: no average, as
-            in both papers. Set train.ema_decay alike for the backbone.
+        num_classes: number of classes that samples can be conditioned on; 0 trains without classes.
+        ema_decay: decay of the averaged weights of head, table and classes, with which images are sampled; null: no
+            average, as in both papers. Set train.ema_decay to the same for the backbone.
         class_drop_rate: share of samples trained without their class, which guidance needs.
         tokenizer_shape: sizes of an untrained tokenizer, in place of a path; to try things out.
     """
@@ -62,7 +62,10 @@ class TokenizedSettings(ObjectiveSettings):
 
     def warnings(self, history: History) -> list[str]:
         if self.tokenizer is None:
-            return ["tokenizer: it is not trained, so its codes mean little; objective.tokenizer names a run of one"]
+            return [
+                "tokenizer: it is untrained, so its codes carry little information; name the run of a trained "
+                "one with objective.tokenizer"
+            ]
         return []
 
     def verdict(self, history: History) -> Verdict:
@@ -77,7 +80,9 @@ class TokenizedSettings(ObjectiveSettings):
         """The tokenizer, frozen. Raises ConfigError where there is none, or it is of other images than the model's."""
         patch_shape_of(backbone, self.kind)
         if not isinstance(backbone, CachedBackbone):
-            raise ConfigError(f"objective {self.kind} needs a model that draws one latent after the other: vit_nepa")
+            raise ConfigError(
+                f"objective {self.kind} needs a model that generates one latent after the other: vit_nepa"
+            )
         if self.tokenizer_shape is not None:
             tokenizer = ImageTokenizer(self.tokenizer_shape).requires_grad_(False).eval()
         elif self.tokenizer is not None:
@@ -187,8 +192,10 @@ class LlamaGenSettings(TokenizedSettings):
         tokenizer = self.opened(backbone)
         if tokenizer.shape.scales:
             sides = ", ".join(map(str, tokenizer.shape.scales))
-            raise ConfigError("objective llamagen needs a tokenizer of one map, as vq_demo trains; this one has "
-                              f"maps of {sides} cells a side")  # fmt: skip
+            raise ConfigError(
+                "objective llamagen needs a tokenizer with a single map, e.g. from vq_demo; "
+                f"this one has maps of side {sides}"
+            )
         return LlamaGen(self, backbone, tokenizer)
 
 

@@ -47,9 +47,9 @@ class TokenizerSettings(ObjectiveSettings):
             normalised codes.
         width: width of the convolution networks.
         num_blocks: residual blocks at the size of the patches.
-        code_decay: codes are running means of the vectors that were nearest to them, of which so much stays after a
-            step: they follow the encoder as fast as it moves; null: codes are trained by gradient, as in both papers.
-        revive_steps: every so many steps, codes that no vector was near to take vectors of that step's images.
+        code_decay: codes are running means of the vectors assigned to them, with this decay per step: they follow the
+            encoder as fast as it moves; null: codes are trained by gradient, as in both papers.
+        revive_steps: interval, in steps, at which unused codes are replaced by vectors of that step's images.
 
     Source:
         LlamaGen (arXiv 2406.06525), section 3.1, and VAR (arXiv 2404.02905), Algorithms 1 and 2, with the
@@ -120,10 +120,10 @@ class TokenizerSettings(ObjectiveSettings):
         used = f"{last['code_perplexity']:.0f} of {self.num_codes} codes are in use, by their entropy"
         if last["code_perplexity"] < self.fewest:
             return Verdict("collapsed", f"The codebook collapsed: only {used}.")
-        said = f"images come back with a PSNR of {last['psnr']:.1f} dB"
+        said = f"images are reconstructed with a PSNR of {last['psnr']:.1f} dB"
         flat = f"the mean colour of each patch would reach {last['psnr_flat']:.1f} dB"
         if last["psnr"] <= last["psnr_flat"]:
-            return Verdict("undecided", f"Nothing is gained yet: {said}, where {flat}; {used}. Train longer.")
+            return Verdict("undecided", f"No better than flat patches yet: {said}, where {flat}; {used}. Train longer.")
         return Verdict("learning", f"{said[0].upper()}{said[1:]}; {flat}. {used[0].upper()}{used[1:]}.")
 
 
@@ -190,16 +190,19 @@ class Tokenizing(Objective):
         """
         codes = self.tokenizer.quantizer.codes
         if isinstance(codes, DTensor):
-            raise ConfigError("objective tokenizer moves codes itself: it does not train with train.fsdp=true")
+            raise ConfigError(
+                "objective tokenizer updates its codes without gradients, which does not work with train.fsdp=true"
+            )
         if not bool(self.started):
             codes.zero_()  # every map sees what no other one has taken
             found = torch.cat([self.tokenizer.quantise(batch["pixel_values"]).vectors for batch in window]).cpu()
             vectors = torch.cat(distributed.gather_objects(found))
             distinct, num = torch.unique(vectors, dim=0), self.settings.num_codes
             if len(distinct) < num:
-                raise ConfigError(f"objective.num_codes {num}: the patches of the first step's images give "
-                                  f"{len(distinct)} different vectors; take fewer codes, or a larger "
-                                  "train.batch_size")  # fmt: skip
+                raise ConfigError(
+                    f"objective.num_codes {num}: the patches of the first step's images give {len(distinct)} different "
+                    "vectors; set fewer codes, or a larger train.batch_size"
+                )
             codes.copy_(first_codes(distinct, num, torch.Generator().manual_seed(0)))
             self.sums.copy_(codes)
             self.started.fill_(True)
@@ -281,7 +284,7 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
     values = read_json(file) if file.is_file() and weights.is_file() else None
     if not isinstance(values, dict) or values.get("kind") != FOLDER:
         raise ConfigError(
-            f"objective.tokenizer: {name} holds no finished tokenizer; train one with vq_demo or msvq_demo"
+            f"objective.tokenizer: {name} contains no finished tokenizer; train one with vq_demo or msvq_demo"
         )
     shape = checked(TokenizerFile, values, file).shape
     with building(f"the tokenizer in {name}"):

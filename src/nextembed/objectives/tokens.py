@@ -43,9 +43,12 @@ def token_verdict(history: History) -> Verdict:
     if not found:
         return Verdict("undecided", "No diagnostics were logged.")
     top1, common = found[-1]["token_top1"], found[-1]["token_chance"]
-    said = f"{100 * top1:.1f} % of the tokens are right, where always the most frequent one gets {100 * common:.1f} %"
+    said = (
+        f"{100 * top1:.1f} % of the tokens are predicted correctly, against {100 * common:.1f} % by "
+        "always predicting the most frequent one"
+    )
     if top1 < common + 0.02:
-        return Verdict("undecided", f"Little more than the most frequent token is known: {said}. Train longer.")
+        return Verdict("undecided", f"Hardly better than the most frequent token: {said}. Train longer.")
     return Verdict("learning", f"{said[0].upper()}{said[1:]}.")
 
 
@@ -71,8 +74,8 @@ class Tokens(Objective):
                 self.codebook.fit(patches)
             except ValueError as err:
                 raise ConfigError(
-                    f"objective.num_codes {self.settings.num_codes}: the images of the first step have {err}; "
-                    "take fewer codes, or a larger train.batch_size"
+                    f"objective.num_codes {self.settings.num_codes}: the images of the first step have {err}; set "
+                    "fewer codes, or a larger train.batch_size"
                 ) from None
         return True
 

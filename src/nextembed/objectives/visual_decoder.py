@@ -28,15 +28,15 @@ class VisualDecoderSettings(ObjectiveSettings):
     """A diffusion decoder from the image latents of a frozen model to pictures.
 
     Attributes:
-        decoder: the network that paints: "pixels" (small, new) or "stable_diffusion" (from a folder).
-        drop_rate: share of images painted from the latents of the empty prompt in place of their own, which guidance
+        decoder: the decoder network: "pixels" (small, new) or "stable_diffusion" (from a folder).
+        drop_rate: share of images trained with the latents of the empty prompt instead of their own, which guidance
             needs.
-        regressed_rate: share of images painted from latents that the model generates from what stands before the image,
-            as in use; only images with something before them. Slower: N passes for each batch.
+        regressed_rate: share of images trained with latents that the model generates from what precedes the image, as
+            at inference; only images with something before them. Slower: N passes for each batch.
         standardise: in training the UNet reads latents shifted and scaled by their mean and spread, measured on the
             images of the first step, which learns faster; it is folded into the weights when they are saved, so that
             the decoder takes latents as they are (and a decoder that is trained further begins as the one it was).
-        min_snr_gamma: limit on the weight of noise levels (5 in the paper); null: all weigh the same.
+        min_snr_gamma: limit on the weight of noise levels (5 in the paper); null: all have equal weight.
         ema_decay: decay of the average of the UNet's weights, which is what is saved; null: no average.
         gradient_checkpointing: computes the UNet's activations again in the backward pass, which saves memory.
         mean: mean that `pixel_values` were normalised with; targets are computed from it where the batch has no
@@ -71,8 +71,8 @@ class VisualDecoderSettings(ObjectiveSettings):
         lines = [line for line in history if "psnr" in line]
         if not lines:
             return Verdict("decoder", "A diffusion decoder of a frozen model was trained; no PSNR was logged.")
-        sentence = f"A noisy training image is cleaned in one step with a PSNR of {lines[-1]['psnr']:.1f} dB"
-        return Verdict("decoder", f"{sentence}, over all noise levels; look at what it paints.")
+        sentence = f"A noisy training image is denoised in one step with a PSNR of {lines[-1]['psnr']:.1f} dB"
+        return Verdict("decoder", f"{sentence}, averaged over all noise levels; judge it by the images it generates.")
 
     def build(self, backbone: Backbone) -> "VisualDecoding":
         """Raises ConfigError if the backbone has no image latents."""
@@ -111,7 +111,7 @@ class ImageTextBackbone(Protocol):
 def with_images(backbone: object) -> ImageTextBackbone:
     """Raises ConfigError for a model without image latents."""
     if not isinstance(backbone, ImageTextBackbone):
-        raise ConfigError("objective visual_decoder needs a model with image_latents: take model.kind=emu")
+        raise ConfigError("objective visual_decoder needs a model with image_latents: set model.kind=emu")
     return backbone
 
 
@@ -258,7 +258,7 @@ def target_images(batch: Batch, settings: VisualDecoderSettings, size: int) -> T
         images = ((pixels * std + mean) * 2 - 1).clamp(-1, 1)
     height, width = images.shape[-2:]
     if min(height, width) < size:
-        raise ConfigError(f"images of {height} x {width} pixels cannot teach to paint {size} x {size}")
+        raise ConfigError(f"images of {height} x {width} pixels are too small to train a decoder of {size} x {size}")
     if (height, width) != (size, size):
         images = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
     return images.float().expand(-1, 3, -1, -1)

@@ -57,7 +57,7 @@ def _load(spec: str, given: Mapping[str, Any] = NOTHING) -> RunConfig:
             raise ConfigError(f"no such file: {spec}")
         return from_yaml(RunConfig, read_text(path), str(path))
     if path.suffix == ".py":
-        raise ConfigError(f"name the function in the file, too: {spec}:my_recipe")
+        raise ConfigError(f"name the function in the file as well: {spec}:my_recipe")
     if path.is_dir() or len(path.parts) > 1:
         raise ConfigError(f"no config.yaml in {spec}" if path.is_dir() else f"no such run or file: {spec}")
     if (recipe := named(spec)) is None:

@@ -56,12 +56,13 @@ CHARTS = (
     Chart(
         "PSNR of decoded pixels",
         {"psnr": "decoder", "psnr_flat": "each patch's mean colour"},
-        "How well pixels are read from codes or frozen latents, in dB; above the flat patches, shapes are read, too.",
+        "How well pixels are decoded from codes or frozen latents, in dB; above the line of flat "
+        "patches, structure within patches is decoded as well.",
     ),
     Chart(
         "Codes in use",
         {"code_perplexity": "by entropy", "codes_revived": "revived"},
-        "As if the batch's tokens were spread evenly over so many codes; and how many unused ones were moved last.",
+        "Perplexity of the codes in a batch: as if so many were used evenly; and how many unused ones were moved last.",
         (0, None),
     ),
     Chart(
@@ -97,7 +98,7 @@ CHARTS = (
     Chart(
         "Effective rank",
         {"latent_rank": "latents", "hidden_rank": "hidden states"},
-        "Effective number of directions that are used. A fall is a partial collapse that the loss does not show.",
+        "Effective rank: the number of directions in use. A fall is a partial collapse that the loss does not show.",
         (0, None),
     ),
     Chart(
@@ -131,27 +132,27 @@ CHARTS = (
         percent=True,
     ),
     Chart(
-        "Told by the image",
+        "Information from visible patches",
         {"context_gain": "hidden patches"},
-        "How much of the error of predicting hidden patches the visible ones take off; without them it is 0.",
+        "By how much the visible patches lower the error of predicting hidden ones; 0 % is as good as without them.",
         percent=True,
     ),
     Chart(
         "Token accuracy",
-        {"token_top1": "top-1", "token_chance": "always the most frequent"},
+        {"token_top1": "top-1", "token_chance": "most frequent token"},
         "Share of the predicted tokens that are correct.",
         percent=True,
     ),
     Chart(
         "Contrastive accuracy",
         {"contrast_top1": "top-1", "contrast_chance": "chance"},
-        "How often the true patch scores highest among the candidates.",
+        "Share of cases in which the true patch scores highest among the candidates.",
         percent=True,
     ),
     Chart(
         "Crops of an image",
         {"view_agreement": "cosine of two crops", "embedding_spread": "spread over images"},
-        "Crops of one image should agree; a spread near 0 is collapse: all images have one vector.",
+        "Crops of one image should agree; a spread near 0 is collapse: all images have the same vector.",
     ),
     Chart(
         "Probes while training",
@@ -161,13 +162,13 @@ CHARTS = (
             "probe/knn": "kNN, output",
             "probe/knn_middle": "kNN, middle layer",
         },
-        "Quick probes on a few labelled validation images: does the feature become more useful?",
+        "Quick probes on a few labelled validation images: do the features become more useful?",
         percent=True,
     ),
     Chart(
         "Validation mIoU",
         {"eval/miou": "raw weights", "eval/ema_miou": "averaged (EMA)"},
-        "Mean over classes of intersection over union; the weights of its highest point are kept.",
+        "Intersection over union, mean over classes; the weights with the highest value are kept.",
         percent=True,
     ),
     Chart(
@@ -177,7 +178,7 @@ CHARTS = (
             "eval/ema_pixel_accuracy": "validation, averaged",
             "train_pixel_accuracy": "training",
         },
-        "Share of labelled pixels that get their class; large classes count most.",
+        "Share of labelled pixels that are classified correctly; large classes count most.",
         percent=True,
     ),
     Chart(
@@ -200,13 +201,14 @@ BY_MODALITY = {
     "cos_next": Chart(
         "Next latent, by modality",
         {},
-        "Cosine of the prediction with the latent that comes next, by what that is; begin: the latents that say which "
-        "modality comes. Compare each with itself over time: modalities differ in how much can be known.",
+        "Cosine of the prediction with the next latent, by its modality; begin: the latents that start a "
+        "segment. Compare each modality with itself over time only: they differ in how predictable they "
+        "are.",
     ),
     "top1": Chart(
         "Top-1 accuracy, by modality",
         {},
-        "How often the nearest row of the table, of tokens and begin latents, is the right one.",
+        "Share of tokens and begin latents for which the nearest row of the table is the true one.",
         percent=True,
     ),
 }

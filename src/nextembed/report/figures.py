@@ -93,7 +93,7 @@ def first_section(inside: Inside, patch: int, foreground: bool) -> Section:
     if has_next:
         place = 1 + int((cosines > cosines[patch + 1]).sum())
         found = f"The true next patch is number {place} of {inside.num_patches} by cosine ({cosines[patch + 1]:.2f}; "
-        found += f"current {cosines[patch]:.2f}, greatest {high:.2f})."
+        found += f"current {cosines[patch]:.2f}, highest {high:.2f})."
     else:
         found = f"Patch {patch} is the last: nothing follows it."
     text = (
@@ -119,8 +119,8 @@ def attention_section(inside: Inside, patch: int, heads: list[int]) -> Section:
     per_row = len(heads) * layers_per_row if len(heads) <= 12 else -(-len(heads) // 2)
     rows = [panels[start : start + per_row] for start in range(0, len(panels), per_row)]
     text = (
-        f"Weights of the query patch (dashed blue) to all patches, {inside.mode} attention, each map from none to its "
-        "greatest; 'begin' is the share that goes to the begin token."
+        f"Weights of the query patch (dashed blue) to all patches, {inside.mode} attention, each map "
+        "scaled from 0 to its maximum; 'begin' is the share of the begin token."
     )
     return Section("Attention maps", text, rows)
 
@@ -142,7 +142,7 @@ def readout_section(inside: Inside) -> Section:
     seen = (
         "Predictions: each patch is predicted from the true patches before it."
         if inside.mode == "causal"
-        else "Predictions: full attention, so the model has seen the patch that it predicts."
+        else "Predictions: under full attention, so the model has seen the patch that it predicts."
     )
     return Section("Latents as pixels", f"{seen} {notes}", chunks(panels))
 

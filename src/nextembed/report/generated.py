@@ -82,14 +82,16 @@ def reconstructions(found: GivenBack, split: str) -> str:
     used = int((found.shares > 0).sum())
     rows += f"<tr><td>all</td><td>{used:,}</td><td>{total:.1f}</td></tr>" if several else ""
     return (
-        f'<h2>Images that come back</h2><p class="soft">Images of the {escape(split)} data, and below what their codes '
-        f"give{', with more and more maps' * several}. PSNR {found.psnr:.1f} dB, for pixels in [-1, 1].</p>"
+        f'<h2>Reconstructed images</h2><p class="soft">Images of the {escape(split)} data, and below them their '
+        f"reconstructions from codes{', with an increasing number of maps' * several}. PSNR "
+        f"{found.psnr:.1f} dB, for pixels in [-1, 1].</p>"
         f'<div class="card scroll">{grid(named)}</div>'
         '<h2>Codes in use</h2><div class="two">'
         f'<div class="card">{histogram(found.shares)}<p class="soft">Share of each of the {num:,} codes, the most '
-        "frequent first; the line: all alike.</p></div>"
+        "frequent first; the line: uniform use.</p></div>"
         '<div class="card"><table><tr><th>map</th><th>codes used</th><th>by entropy</th></tr>'
-        f'{rows}</table><p class="soft">By entropy: as many codes, used alike, would say as much.</p></div></div>'
+        f'{rows}</table><p class="soft">By entropy: the number of equally used codes with the same entropy.'
+        "</p></div></div>"
     )
 
 
@@ -145,8 +147,8 @@ def samples(rows: Sequence[tuple[str, Tensor]], trained: Sequence[tuple[str, Ten
     more = ""
     if len(trained) > 1:
         more = (
-            '<h2>Samples in training</h2><p class="soft">With the same random numbers after so many steps, by weights '
-            f'that are not averaged.</p><div class="card scroll">{grid(trained)}</div>'
+            '<h2>Samples in training</h2><p class="soft">Samples after so many steps from the same seed, '
+            f'with the raw (not averaged) weights.</p><div class="card scroll">{grid(trained)}</div>'
         )
     return (
         '<h2>Samples</h2><p class="soft">New images, drawn without guidance and at temperature 1; '
@@ -168,10 +170,10 @@ def from_training(folder: Path, size: tuple[int, int]) -> list[tuple[str, Tensor
             with Image.open(files[number], formats=["PNG"]) as picture:
                 shape = picture.height, picture.width, 3
                 if shape[0] != size[0] or shape[1] % size[1] or shape[1] > MOST_IMAGES * size[1]:
-                    raise DataError(f"{files[number]} holds no images of {size[0]} x {size[1]} pixels")
+                    raise DataError(f"{files[number]} does not contain images of {size[0]} x {size[1]} pixels")
                 row = torch.tensor(list(picture.convert("RGB").tobytes()), dtype=torch.uint8)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as err:
-            raise DataError(f"{files[number]} is no picture: {first_line(err)}") from None
+            raise DataError(f"{files[number]} is not an image: {first_line(err)}") from None
         images = (row.view(shape).float() / 255).permute(2, 0, 1).split(size[1], 2)
         step = files[number].stem.removeprefix("step-").lstrip("0") or "0"
         found.append((f"step {int(step):,}" if step.isdecimal() else step, torch.stack(images)))

@@ -22,8 +22,8 @@ def inside_sections(inside: Inside | None, numbers: Sequence[int], tiles: Tiles)
 
 
 PCA = (
-    "PCA: the first three principal components of the patches' features, over these images together, as red, green and "
-    "blue: patches of one colour are alike to the model."
+    "PCA: the first three principal components of the patches' features, over these images together, "
+    "as red, green and blue: patches of the same colour have similar features."
 )
 
 
@@ -87,9 +87,9 @@ def _pixels(inside: Inside, numbers: Sequence[int], tiles: Tiles, notes: str) ->
         else "under full attention the model has seen what it predicts"
     )
     return (
-        "<h2>Latents as pixels</h2>"
-        f'<p class="soft">What the latents of an image hold, and what the predictions look like; {seen}.</p>{notes}'
-        f'{_cards(columns, len(numbers))}<ul class="soft">{"".join(lines)}</ul>'
+        '<h2>Latents as pixels</h2><p class="soft">Pixels decoded from the latents of an image, and from '
+        f"the predictions; {seen}.</p>{notes}{_cards(columns, len(numbers))}<ul "
+        f'class="soft">{"".join(lines)}</ul>'
     )
 
 

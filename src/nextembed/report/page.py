@@ -22,8 +22,8 @@ def page(view: RunView, sections: Sequence[str]) -> str:
         f"<title>{escape(view.name)} - nextembed</title>"
         f"<style>{CSS}</style></head><body><main>"
         + "\n".join(section for section in sections if section)
-        + '<footer class="soft">Written by <code>nextembed report</code>; this file needs nothing else.</footer>'
-        "</main></body></html>\n"
+        + '<footer class="soft">Written by <code>nextembed report</code>; this file is '
+        "self-contained.</footer></main></body></html>\n"
     )
 
 
@@ -106,10 +106,13 @@ def probes(view: RunView) -> str:
         f"Fitted on {table.images.get('train', 0):,} {table.things}; layer, pooling and attention chosen {others}. "
     )
     text += (
-        f"The bars are measured on {num_test:,} test {table.things} that no choice has seen (95 % range at most "
-        f"±{100 * 0.98 / num_test**0.5:.1f} points)."
+        f"The bars are measured on {num_test:,} test {table.things} that were used for no choice (95 % "
+        f"range at most ±{100 * 0.98 / num_test**0.5:.1f} points)."
         if num_test
-        else "There is no test split: the bars show the accuracy that chose, a little too high for the chosen rows."
+        else (
+            "There is no test split: the bars show the validation accuracy that chose the rows, which is "
+            "slightly optimistic."
+        )
     )
     more = [_grid(table, probe, weights) for probe in SWEPT for weights in WEIGHTS]
     shown = [_grid(table, probe, row.weights) for probe in SWEPT if (row := table.best(probe))]
@@ -205,8 +208,8 @@ def warnings(view: RunView) -> str:
         for kind, (first, last, count, text) in spans.items()
     )
     return (
-        '<h2>Warnings</h2><div class="card scroll"><table><tr><th>what</th><th>first step</th><th>last step</th>'
-        f'<th>logged lines</th><th class="left">the last time it fired</th></tr>{rows}</table></div>'
+        '<h2>Warnings</h2><div class="card scroll"><table><tr><th>what</th><th>first step</th><th>last '
+        f'step</th><th>logged lines</th><th class="left">last message</th></tr>{rows}</table></div>'
     )
 
 

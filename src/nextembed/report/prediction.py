@@ -88,7 +88,7 @@ def look(
     if not isinstance(data, ImagePart):
         raise ConfigError(f"data of kind {data.kind} gives no images to look at")
     if reads_clips(model.config):
-        raise ConfigError("the model reads clips, and pictures are made of images")
+        raise ConfigError("the model reads clips, but pictures need an image model")
     pixels, split = images_of(data, model.config)
     scene = build_scene(model, pixels, data.mean, data.std, causal)
     looked = Looked(model.config, split, scene)
@@ -157,8 +157,8 @@ def pictures(view: RunView, looked: Looked) -> str:
     note = (
         ""
         if target == "latents"
-        else f'<p class="note">This run predicts {escape(target)}, not the input latents; the pictures '
-        "compare its predictions with the input latents all the same.</p>"
+        else f'<p class="note">This run predicts {escape(target)}, not the input latents; the pictures still '
+        "compare its predictions with the input latents.</p>"
     )
     return tiles.definitions() + note + parts
 

@@ -90,7 +90,7 @@ def read_out(
         found.append(_least_squares(inverse, read, images, to_images, length))
     for loaded in decoders:
         if warning := loaded.check(cast(Backbone, model)):
-            notes.append(warning[0].upper() + warning[1:] + ": its pixels are not to be trusted.")
+            notes.append(warning[0].upper() + warning[1:] + ": do not trust its pixels.")
         found.append(_decoded(loaded, read, images, to_images))
     return found, notes
 
@@ -108,15 +108,16 @@ def _least_squares(
         latents = torch.cat((read.z[:, : read.num_known], rolled), dim=1)
         rollout = keep_known(images, to_images(inverse(latents, read.grid, CUTOFF)), read)
     kind = (
-        f"{inverse.width} numbers a patch hold all {inverse.num_pixels} values of its pixels"
+        f"{inverse.width} numbers per patch determine all {inverse.num_pixels} values of its pixels"
         if inverse.exact
-        else f"a projection: {inverse.width} numbers a patch hold {inverse.rank} directions of its "
+        else f"a projection: {inverse.width} numbers per patch determine {inverse.rank} directions of its "
         f"{inverse.num_pixels} values"
     )
-    matched = "its true latent's length" if length == "true" else "the mean length of the image's latents"
+    matched = "the norm of its true latent" if length == "true" else "the mean norm of the image's latents"
     note = (
-        f"Least squares: pseudo-inverse of the patch embedding, {kind}. A prediction's length is free (cosine loss): "
-        f"it is set to {matched}; of its singular values those above {CUTOFF:.0%} of the largest are used."
+        f"Least squares: pseudo-inverse of the patch embedding, {kind}. The norm of a prediction is not "
+        f"trained (cosine loss), so it is set to {matched}; singular values above {CUTOFF:.0%} of the "
+        "largest are used."
     )
     return Readout("least squares", note, to_images(inverse(read.z, read.grid)), to_images(predicted), rollout)
 

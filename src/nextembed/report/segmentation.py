@@ -260,10 +260,9 @@ def _images(overlays: Overlays) -> str:
         legend += '<span class="chip"><i class="swatch" style="--c:rgb(128,128,128)"></i>no label (hatched)</span>'
     cards = "".join(_four(shown, colours) for shown in overlays.images)
     return (
-        f'<h2>Predictions on images</h2><p class="soft">Images of the {escape(overlays.split)} data, drawn '
-        "at random: as they are, with the true classes, with the classes that the model gives, and in "
-        "red where the two differ.</p>"
-        f'<div class="chips legend">{legend}</div><div class="segments">{cards}</div>'
+        f'<h2>Predictions on images</h2><p class="soft">Images of the {escape(overlays.split)} data, '
+        "drawn at random: the image, the true classes, the predicted classes, and in red where the two "
+        f'differ.</p><div class="chips legend">{legend}</div><div class="segments">{cards}</div>'
     )
 
 

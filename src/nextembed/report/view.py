@@ -102,7 +102,7 @@ def read_view(run: RunFolder) -> RunView:
     config = run.values
     check_code({slot: config.get(slot) for slot in ("data", "model", "objective")}, run.dir / "config.yaml")
     if not config and not (run.dir / "metrics.jsonl").is_file():
-        raise ConfigError(f"{run.dir} is no run folder: it has neither config.yaml nor metrics.jsonl")
+        raise ConfigError(f"{run.dir} is not a run folder: it has neither config.yaml nor metrics.jsonl")
     view = RunView(run.dir, config, settings_of(config, run.dir))
     view.history = view.read("The curves are", run.history, [])
     if not view.history and not view.missing:

@@ -163,7 +163,7 @@ def check_output(output: str | Path) -> Path:
     if path.suffix and path.suffix.lower() != ".png" and not path.is_dir():
         raise ConfigError(f"output {path}: pictures are written to a .png file or a folder, not {path.suffix}")
     if path.is_dir() == (path.suffix.lower() == ".png") and path.exists():
-        raise ConfigError(f"output {path}: there is a {'folder' if path.is_dir() else 'file'} of that name")
+        raise ConfigError(f"output {path}: a {'folder' if path.is_dir() else 'file'} of that name already exists")
     return path
 
 
@@ -209,11 +209,11 @@ def eager(net: PreTrainedModel) -> Iterator[None]:
 def _check_model(net: PreTrainedModel, name: str) -> None:
     if not isinstance(net, Backbone) or not isinstance(net.config, PatchConfig):
         raise ConfigError(
-            f"{name} holds a {type(net).__name__}, not a model of next-embedding prediction on patches as NEPA is; "
-            "`nextembed report` shows runs of every kind"
+            f"{name} contains a {type(net).__name__}, not a model of next-embedding prediction on patches "
+            "such as NEPA; `nextembed report` shows runs of every kind"
         )
     if reads_clips(net.config):
-        raise ConfigError(f"{name} reads clips, and pictures are made of images")
+        raise ConfigError(f"{name} reads clips, but pictures need an image model")
 
 
 def _decoders(model: Model, decoders: Sequence[str | Path]) -> list[LoadedDecoder]:
@@ -236,7 +236,7 @@ def _size(size: int | tuple[int, int] | None, net: PreTrainedModel) -> tuple[int
     patch_height, patch_width = net.config.patch_shape
     if height < 1 or width < 1 or height % patch_height or width % patch_width:
         raise ConfigError(
-            f"size {height}x{width} is no multiple of the model's patches of {patch_height}x{patch_width} pixels"
+            f"size {height}x{width} is not a multiple of the model's patches of {patch_height}x{patch_width} pixels"
         )
     if height * width == patch_height * patch_width:
         raise ConfigError(f"size {height}x{width} is a single patch: there is no next one to predict")
@@ -335,11 +335,13 @@ def objective_notes(values: dict[str, Any], mode: AttentionMode) -> list[str]:
         ]
         if differs:
             notes.append(
-                f"Trained with {', '.join(differs)}: shown is all the same the cosine with the next input latent, "
-                "which is not its loss."
+                f"Trained with {', '.join(differs)}: the pictures still show the cosine with the next input "
+                "latent, which is not its loss."
             )
     if mode == "full":
-        notes.append("Full attention: every hidden state has seen the whole image, so predictions know the answer.")
+        notes.append(
+            "Full attention: every hidden state has seen the whole image, so predictions have seen the answer."
+        )
     return notes
 
 

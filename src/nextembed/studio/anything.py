@@ -22,7 +22,7 @@ from .uploads import checked
 
 FILES = [suffix for kind in SUFFIXES.values() for suffix in kind]
 OTHERS = ("text", "image", "video", "audio")  # kinds that are no series
-ALIKE = "All draws are alike: only a model with a density (model.density) draws what is no text."
+ALIKE = "All samples are identical: only a model with a density (model.density) can sample anything but text."
 SHOWN = 24  # series that are drawn
 
 
@@ -48,7 +48,7 @@ def name_of(kind: str, kinds: dict[str, str]) -> str:
     """The model's modality of a kind. Raises ConfigError where it has none."""
     found = next((name for name, own in kinds.items() if own == kind), None)
     if found is None:
-        raise ConfigError(f"the model reads {', '.join(kinds)}, and no {kind}")
+        raise ConfigError(f"the model reads {', '.join(kinds)}, but not {kind}")
     return found
 
 
@@ -70,7 +70,7 @@ def pieces_of(
             raise DataError(f"{path.name}: no modality of this name")
         found.append(read_signal(kind, path, name_of(kind, kinds)))
     if not found:
-        raise ConfigError("give some words, a drawing, a sound or a file")
+        raise ConfigError("give some text, a drawing, a sound or a file")
     return found
 
 
@@ -103,7 +103,9 @@ def shown(found: Sequence[Draw]) -> str:
         return '<p class="line">The model ends the document here.</p>'
     parts = []
     if texts := [str(one.value) for one in found if one.kind == "text"]:
-        parts.append(bars([(text, count / len(texts)) for text, count in Counter(texts).most_common()], "of the draws"))
+        parts.append(
+            bars([(text, count / len(texts)) for text, count in Counter(texts).most_common()], "of the samples")
+        )
     pictures = [one.value for one in found if one.kind == "image" and isinstance(one.value, Tensor)]
     boxes = [(picture(one), f"draw {number + 1}", "") for number, one in enumerate(pictures)]
     if len(pictures) > 1:
@@ -128,7 +130,7 @@ def series(found: Sequence[Draw]) -> list[Drawn]:
     for number, one in enumerate(own[:SHOWN]):
         assert isinstance(one.value, Tensor)
         for channel, values in enumerate(one.value.reshape(-1, one.value.shape[-1])[:8].tolist()):
-            name, steps = f"draw {number + 1}, channel {channel + 1}", [float(i) for i in range(len(values))]
+            name, steps = f"sample {number + 1}, channel {channel + 1}", [float(i) for i in range(len(values))]
             dash = "dot" if channel else "solid"
             traces.append(Trace(name=name, x=steps, y=values, colour=number, dash=dash, error=[]))
     if not traces:
@@ -136,7 +138,7 @@ def series(found: Sequence[Draw]) -> list[Drawn]:
     y = [value for trace in traces for value in trace["y"]]
     room = 0.06 * (max(y) - min(y)) or 1.0
     ends = [0.0, max(trace["x"][-1] for trace in traces) or 1.0]
-    return [Drawn(title="What comes next", text="Draws over each other: where they part, little is known.",
+    return [Drawn(title="What comes next", text="Samples overlaid: where they diverge, the model is uncertain.",
                   percent=False, zero=False, ends=ends, limits=[min(y) - room, max(y) + room], x_title="step",
                   traces=traces)]  # fmt: skip
 

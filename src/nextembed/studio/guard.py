@@ -91,7 +91,12 @@ class Guard:
                 await self._welcome(scope, send, given)
                 return
             if not same(cookie_of(headers), cookie_for(self.rules.token)):
-                await answer(scope, send, 401, "This studio asks for its link: the terminal that started it shows it.")
+                await answer(
+                    scope,
+                    send,
+                    401,
+                    "Open the studio with its full link, which is shown in the terminal that started it.",
+                )
                 return
         await self.app(scope, self._counted(receive), added(send))
 
@@ -102,11 +107,11 @@ class Guard:
             return 403, f"This studio is not known as {host[:100]!a}."
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "Another site asked; only the studio's own pages may."
+            return 403, "The request came from another site; only the studio's own pages are allowed."
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and not (
             method == "GET" and headers.get("sec-fetch-mode") == "navigate"
         ):
-            return 403, "Another site asked; only the studio's own pages may."
+            return 403, "The request came from another site; only the studio's own pages are allowed."
         if path.startswith(CLOSED):
             return 404, "There is no such page."
         length = headers.get("content-length", "0")

@@ -49,7 +49,9 @@ def open_looker(path: Path) -> Looker:
     if model_type(find_saved(path).folder()) == "omni":
         encoder = Encoder(path)
         assert isinstance(encoder.trunk, OmniImages)
-        return Looker(None, encoder.trunk, "Of an Omni: no attention maps and no rollout as pixels; see Any to any.")
+        return Looker(
+            None, encoder.trunk, "For an Omni there are no attention maps and no rollout here; see Any to any."
+        )
     return Looker(opened_model(path, find_saved(path).name_of(find_saved(path).folder())), None, "")
 
 
@@ -141,7 +143,7 @@ def rollout(inside: Inside) -> str:
     found = [(photograph(one.rollout[0]), "goes on", one.name) for one in inside.readouts if one.rollout is not None]
     predicted = [(photograph(one.predicted[0]), "predicted", one.name) for one in inside.readouts]
     if not found:
-        return '<p class="line">This model continues no image here.</p>'
+        return '<p class="line">No rollout for this model.</p>'
     image = (photograph(inside.images[0]), "the image", "")
     known = f"{inside.num_known} of {inside.num_patches} patches are given"
     return f'<p class="line">{known}.</p><div class="large">{tiles([image, *found, *predicted])}</div>'

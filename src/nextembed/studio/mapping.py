@@ -159,7 +159,7 @@ def embedded_text(mapped: Mapped, text: str, folders: Folders) -> Tensor:
     """Features [D] of words. Raises ConfigError for a model that reads none."""
     path = folders.inside(checkpoint_of(mapped))
     if model_type(find_saved(path).folder()) != "omni":
-        raise ConfigError("the model of these features reads no text; drop an image, or embed with an Omni")
+        raise ConfigError("the model of these features does not read text; drop an image, or embed with an Omni")
     made, model = mapped.bank.origin, load_omni(path, device="cpu")
     return omni_features(model, [[text]], made.layer, made.pooling or "mean", made.attention or "causal")[0]
 
@@ -167,7 +167,7 @@ def embedded_text(mapped: Mapped, text: str, folders: Folders) -> Tensor:
 def checkpoint_of(mapped: Mapped) -> str:
     """Where the model lies that made the file. Raises ConfigError where it does not say."""
     if mapped.bank.origin.checkpoint is None:
-        raise ConfigError("these features do not say which model made them")
+        raise ConfigError("these features do not record which model made them")
     return mapped.bank.origin.checkpoint
 
 

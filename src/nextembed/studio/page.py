@@ -71,6 +71,6 @@ def build_page(shared: Shared) -> None:
 
         def let_go() -> None:
             names = shared.models.unload()
-            gr.Info(f"Out of memory's way: {', '.join(names)}" if names else "No model is in memory", duration=4)
+            gr.Info(f"Unloaded: {', '.join(names)}" if names else "No model is in memory", duration=4)
 
         listen(unload.click, let_go)

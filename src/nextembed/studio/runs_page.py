@@ -52,7 +52,7 @@ def _row(name: str, view: RunView, state: Status, chosen: Sequence[str]) -> str:
 def details(views: Mapping[str, RunView], states: Mapping[str, Status]) -> str:
     """What is known of the chosen runs, beside their curves."""
     if not views:
-        return '<div class="empty">Choose runs above to see their curves; several lie over each other.</div>'
+        return '<div class="empty">Choose runs above to see their curves; several are overlaid.</div>'
     parts = [_head(name, view, states[name], len(views) > 1) for name, view in views.items()]
     return "".join(parts) + (_differences(views) if len(views) > 1 else "")
 

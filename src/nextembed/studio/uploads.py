@@ -32,7 +32,7 @@ def checked(file: str | None, endings: list[str] | tuple[str, ...], settings: St
         raise DataError("drop a file first")
     path = Path(file)
     if path.suffix.lower() not in endings:
-        what = kind_of(path) or "a file that nothing here reads"
+        what = kind_of(path) or "a file of an unsupported type"
         raise DataError(f"{path.name} is {what}; wanted is one of {', '.join(endings)}")
     if not path.is_file() or path.stat().st_size > settings.max_upload_mb * 10**6:
         raise DataError(f"{path.name} is larger than {settings.max_upload_mb} MB")

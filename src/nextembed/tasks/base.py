@@ -147,7 +147,7 @@ def task_of(config: RunSettings) -> Task:
     if name is None:
         task = config.objective.task
         fitting = [kind for kind, part in MODELS.classes.items() if part.task == task]
-        hint = f"; for this objective take model.kind={' or '.join(fitting)}" if fitting else ""
+        hint = f"; for this objective set model.kind={' or '.join(fitting)}" if fitting else ""
         raise ConfigError(
             f"objective {config.objective.kind} is for {task}, model {config.model.kind} for {config.model.task}{hint}"
         )
@@ -164,7 +164,7 @@ def find_task(name: str) -> Task:
 def model_part(config: RunSettings) -> ModelPart:
     """The model's settings. Raises ConfigError for a part that is no model."""
     if not isinstance(config.model, ModelPart):
-        raise ConfigError(f"model.kind {config.model.kind} is no ModelPart")
+        raise ConfigError(f"model.kind {config.model.kind} is not a ModelPart")
     return config.model
 
 

@@ -41,12 +41,15 @@ class Classification(Task):
             samples = samples_of(config.data, "validation", backbone.config, config.probe.num_validation)
         except MissingSplit as err:
             raise ConfigError(
-                f"{err} The best weights are chosen on validation images: name their split (data.validation), or keep "
-                "some of the training images apart with data.validation_rate=0.1; train.probe_steps=null chooses none"
+                f"{err} The best weights are chosen on validation images: name their split (data.validation), "
+                "hold out some training images with data.validation_rate=0.1, or choose none with "
+                "train.probe_steps=null"
             ) from None
         kept = keep_decoded(samples)
         if all(kept[i]["label"] == IGNORE_LABEL for i in range(len(kept))):
-            raise ConfigError("data: the validation images have no labels; train.probe_steps=null chooses no weights")
+            raise ConfigError(
+                "data: the validation images have no labels; set train.probe_steps=null to choose no weights"
+            )
         return QuickScore(kept, config.probe.batch_size, config.probe.precision)
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
@@ -63,7 +66,7 @@ class Classification(Task):
 
         def pictures(scores: ClassScores) -> list[sections.Picture]:
             if config is None:
-                raise ConfigError("there is no model that says how large they are")
+                raise ConfigError("there is no model to tell their size")
             return sections.pictures_of(scores, run.source(), config, view.settings.probe.num_test)
 
         return [

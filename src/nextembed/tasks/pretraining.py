@@ -189,7 +189,7 @@ def models_of(run: OpenRun) -> dict[str, PreTrainedModel]:
     models: dict[str, PreTrainedModel] = {name: run.model(name) for name in ("raw", "ema") if name in saved.folders}
     first = next(iter(models.values()))
     if not isinstance(first, Encodes):
-        raise ConfigError(f"{saved.path} holds a {type(first).__name__}, which has no latents to probe")
+        raise ConfigError(f"{saved.path} contains a {type(first).__name__}, which has no latents to probe")
     models["untrained"] = untrained(first, run.seed())
     return models
 

@@ -26,7 +26,7 @@ def instead(folder: Path, kind: str) -> str:
             return "it is an Omni: nextembed probe RUN, or nextembed generate RUN TEXT"
         case "vit_nepa" | "spt_nepa":
             return "it is pretrained without labels: nextembed probe RUN, or fine-tune it with the recipe finetune"
-    return f"it is a model {kind}"
+    return f"its model is of type {kind}"
 
 
 def score(
@@ -47,5 +47,5 @@ def score(
     name = next(iter(read_model_file(folder).architectures or []), "")
     kind = name[name.find("For") :] if "For" in name else name
     if kind not in SCORERS:
-        raise ConfigError(f"{folder} holds no fine-tuned model that can be scored ({instead(folder, kind)})")
+        raise ConfigError(f"{folder} contains no fine-tuned model to score ({instead(folder, kind)})")
     return SCORERS[kind](run, data, config, splits)

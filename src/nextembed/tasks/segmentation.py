@@ -94,7 +94,7 @@ def score(
     data, config = data if data is not None else run.source(), config if config is not None else run.probe_settings()
     if not isinstance(data, MaskPart):
         raise ConfigError(
-            f"data of kind '{data.kind}' has no masks; in place of --data name it with data.kind=segmentation "
+            f"data of kind '{data.kind}' has no masks; instead of --data give data.kind=segmentation "
             "data.source=... data.classes=[...]"
         )
     folder = scored_folder(run)

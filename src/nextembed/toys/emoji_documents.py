@@ -80,8 +80,8 @@ class EmojiDocuments(DocumentTable, DocumentPart):
             ground, in training; 0 leaves it as it is.
         max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its white
             ground, in training; 0 leaves it as it is.
-        restyle_rate: share of the pictures to be read, not painted, that are changed in training as if another hand had
-            drawn them: colours, flat areas, lines, a turn, something covered.
+        restyle_rate: share of the pictures that are read, not generated, whose style is changed at random in training:
+            colours, flat areas, lines, a turn, something covered.
     """
 
     source: str = "emoji"

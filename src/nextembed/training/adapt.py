@@ -33,7 +33,7 @@ class LoraSettings(Config):
         dropout: dropout of the adapters' input.
         targets: linear layers, by name or the end of a dotted name: query, key, value, dense, up_proj, gate_proj.
         within: only layers of this part of the model, e.g. "language_model".
-        whole: parts of the trunk that learn as a whole, too, e.g. ["visual", "connector"].
+        whole: parts of the backbone that are trained fully, e.g. ["visual", "connector"].
 
     Source:
         LoRA (arXiv 2106.09685).

@@ -149,8 +149,8 @@ def odd(rows: Rows, batch_size: int, model: ModelOf = UNKNOWN) -> list[str]:
     if sides and image_size and sides[len(sides) // 2] >= SMALLER * image_size:
         usual = sides[len(sides) // 2]
         found.append(
-            f"images of about {usual:,} px are shrunk to {image_size} px: what is smaller than {usual / image_size:.0f}"
-            " px is lost (model.image_size)"
+            f"images of about {usual:,} px are shrunk to {image_size} px, which loses details below "
+            f"{usual / image_size:.0f} px (model.image_size)"
         )
     return found
 

@@ -324,7 +324,7 @@ def load(folder: Path, model: PretrainingModel, optimizer: torch.optim.Optimizer
         stored = stored_shapes(folder / STATE)
     if any(LORA in name for name in stored) != has_lora(backbone):
         raise ConfigError(
-            f"{folder} was trained {'without' if has_lora(backbone) else 'with'} train.lora, this run is not"
+            f"{folder} was trained {'without' if has_lora(backbone) else 'with'} train.lora, but this run is not"
         )
     start_moments(model, optimizer, stored, progress.step)
     wanted = tensors_of(model, optimizer, None if ema is None else ema.weights)

@@ -41,7 +41,11 @@ def damage(folder: Path) -> str:
             return f"{file} cannot be read ({reason_of(err)})"
         if found != entry:
             size = entry.get("bytes") if isinstance(entry, dict) else None
-            changed = f"{found['bytes']} bytes, saved were {size}" if size != found["bytes"] else "its checksum differs"
+            changed = (
+                (f"it has {found['bytes']} bytes, but {size} were saved")
+                if size != found["bytes"]
+                else "its checksum differs"
+            )
             return f"{file} is damaged ({changed})"
     return ""
 
@@ -65,9 +69,9 @@ def reading(file: Path) -> Iterator[None]:
 
 def _reason(err: Exception) -> str:
     if isinstance(err, pickle.UnpicklingError):
-        return "it holds more than tensors and numbers"
+        return "it contains more than tensors and numbers"
     if isinstance(err, EOFError):
-        return "it ends too early"
+        return "it is truncated"
     if isinstance(err, OSError) and err.strerror:
         return err.strerror
     text = first_line(err).split(". ")[0][:200]

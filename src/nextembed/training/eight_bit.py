@@ -32,11 +32,9 @@ def adamw_8bit(groups: list[dict], config: OptimConfig) -> torch.optim.Optimizer
         raise MissingExtra("bitsandbytes", "quantize") from None
     params: list[nn.Parameter] = [param for group in groups for param in group["params"]]
     if any(isinstance(param, DTensor) for param in params):
-        raise ConfigError(
-            "optim.kind=adamw_8bit keeps its state whole on every rank: leave out train.fsdp, or take adamw"
-        )
+        raise ConfigError("optim.kind=adamw_8bit cannot shard its state: unset train.fsdp, or use adamw")
     if wrong := {param.device.type for param in params} - {"cpu", "cuda"}:
-        raise ConfigError(f"optim.kind=adamw_8bit trains on cpu or cuda, not on {wrong.pop()}")
+        raise ConfigError(f"optim.kind=adamw_8bit supports cpu and cuda, not {wrong.pop()}")
     kwargs = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "min_8bit_size": WHOLE}
     return cast(torch.optim.Optimizer, AdamW8bit(groups, **kwargs))
 

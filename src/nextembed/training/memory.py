@@ -35,11 +35,11 @@ def check_memory(config: TrainConfig, optim: OptimConfig, model: PretrainingMode
         return
     sample = INTEGER * length if packed else FLOAT * data["num_channels"] * data["image_size"] ** 2
     batch, micro = config.batch_size // ranks, config.micro_batch(ranks)
-    check_fits(f"train.batch_size {config.batch_size:,}: what a step reads needs", batch * sample)
+    check_fits(f"train.batch_size {config.batch_size:,}: the inputs of a step need", batch * sample)
     config_of = model.backbone.config
     width = config_of.hidden_size if isinstance(config_of, LayeredConfig) else 1
     check_fits(
-        f"{micro:,} samples of {length:,} latents at once (train.micro_batch_size) need",
+        f"{micro:,} samples of {length:,} latents per forward pass (train.micro_batch_size) need",
         micro * length * width * FLOAT,
         device,
     )

@@ -23,18 +23,18 @@ class TrainConfig(Config):
         precision: "bf16" is autocast; weights and optimizer stay float32.
         compile: compiles the model with torch.compile: a slow start, then faster steps; if that fails, training
             continues without it. null: for images on CUDA, from 2,000 steps on.
-        gradient_checkpointing: recomputes the activations of the layers in the backward pass, which saves memory;
-            null: where a step does not fit otherwise.
+        gradient_checkpointing: recomputes the activations of the layers in the backward pass, which saves memory; null:
+            only if a step does not fit otherwise.
         attn_implementation: how attention is computed: "sdpa", "eager", "flex_attention"; null: the model's choice.
         ema_decay: decay of the moving average of the weights, which is saved and probed beside the raw ones; null: no
             average.
-        log_steps: optimizer steps between two lines of metrics.
+        log_steps: optimizer steps between two logged lines of metrics.
         save_steps: optimizer steps between two checkpoints.
         probe_steps: optimizer steps between two probes while training; null: only at the end.
         keep_checkpoints: number of newest checkpoints that are kept.
         freeze: parameters of the backbone that do not train: their names, or the beginning or a dotted part of them,
             e.g. ["patch_embeddings", "encoder.layer.0"].
-        lora: trains adapters of low rank and the head in place of the whole, e.g. {rank: 8}; null: does not.
+        lora: trains low-rank adapters and the head instead of all weights, e.g. {rank: 8}; null: off.
         trackers: trackers for the curves: "tensorboard", "wandb", "trackio"; metrics.jsonl is always written.
         fsdp: shards weights and optimizer over the ranks (FSDP2).
         device: device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
@@ -101,4 +101,4 @@ def check_places(config: TrainConfig, world_size: int) -> None:
     if config.fsdp and world_size == 1:
         raise ConfigError("train.fsdp needs several ranks: start with torchrun or accelerate launch")
     if config.fsdp and config.probe_steps is not None:
-        raise ConfigError("train.probe_steps needs a whole model on one rank; leave it out with train.fsdp")
+        raise ConfigError("train.probe_steps needs the whole model on one rank; unset it with train.fsdp")

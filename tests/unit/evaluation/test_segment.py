@@ -147,7 +147,7 @@ def test_class_list_and_model_have_to_fit(saved, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="it has 3 classes, the model 10; class 3 is 'nothing' in the data"):
         score(open_run(folder), data)
     NepaModel(**SIZES).build().save_pretrained(tmp_path / "pretrained")
-    with pytest.raises(ConfigError, match="holds no fine-tuned model that can be scored"):
+    with pytest.raises(ConfigError, match="contains no fine-tuned model to score"):
         score(open_run(tmp_path / "pretrained"), data)
 
 

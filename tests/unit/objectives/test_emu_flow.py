@@ -151,7 +151,7 @@ def test_what_is_not_there_is_said(model, processor):
     with pytest.raises(ConfigError, match=r"is a flow; set objective\.regression=flow"):
         EmuSettings().build(model)
     EmuSettings(regression_weight=0.0).build(model)  # text alone: the head stays as it is
-    with pytest.raises(ConfigError, match="distance=cosine means nothing"):
+    with pytest.raises(ConfigError, match="distance=cosine has no effect"):
         EmuSettings(regression="flow", distance="cosine")
     with pytest.raises(ConfigError, match="the released layout has no place for 'regression_head"):
         to_official("regression_head.center", model.regression_head.center)

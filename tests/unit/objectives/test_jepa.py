@@ -239,8 +239,10 @@ def test_fine_tuning_starts_from_the_teacher_or_says_that_it_does_not(tmp_path: 
         assert torch.equal(model.encode(model.embed(given), "full").last, seen) and not torch.allclose(own, seen)
     for start in (run.dir, run.dir / "model"):
         said = other_features(str(start))
-        assert said.startswith(f"features of {start} are read by its objective ijepa, and this starts from the model")
-        assert said.endswith(f"model.pretrained={teacher} starts from what they are read from")
+        assert said.startswith(
+            f"features of {start} are read by its objective ijepa, but training starts from the model"
+        )
+        assert said.endswith(f"model.pretrained={teacher} starts from the weights that features are read from")
     classifier = NepaClassifier(pretrained=str(teacher)).build(["a", "b"])
     weights = model.state_dict()
     kept = {name: value for name, value in classifier.state_dict().items() if name in weights}

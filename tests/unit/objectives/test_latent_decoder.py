@@ -125,7 +125,7 @@ def test_saved_decoder_loads_and_knows_its_model(tmp_path, source):
         torch.testing.assert_close(loaded.decoder(x, (4, 4)), model.objective.decoder(x, (4, 4)))
     assert (loaded.source, loaded.name) == (source, "run") == (source, load_decoder(tmp_path / "run/decoder").name)
     assert loaded.check(model.backbone) == ""
-    assert "run was trained on other weights" in loaded.check(build(seed=5).backbone)
+    assert "run was trained on different weights" in loaded.check(build(seed=5).backbone)
     with pytest.raises(ConfigError, match=r"trained for hidden_size 32; the model has 64"):
         loaded.check(build(hidden=64).backbone)
     with pytest.raises(ConfigError, match=r"trained for patch_shape \[4, 4\]; the model has \[8, 8\]"):
@@ -135,7 +135,7 @@ def test_saved_decoder_loads_and_knows_its_model(tmp_path, source):
 def test_decoders_that_do_not_load(tmp_path):
     with pytest.raises(ConfigError, match="no such decoder"):
         load_decoder(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="holds no finished decoder"):
+    with pytest.raises(ConfigError, match="contains no finished decoder"):
         load_decoder(tmp_path)
     folder = saved(tmp_path / "run", build())
     weights = folder / "decoder/model.safetensors"
@@ -144,5 +144,5 @@ def test_decoders_that_do_not_load(tmp_path):
         load_decoder(folder)
     assert "\n" not in str(err.value)
     (folder / "decoder/config.json").write_text('{"model_type": "vit"}')
-    with pytest.raises(ConfigError, match="holds no decoder: train one"):
+    with pytest.raises(ConfigError, match="contains no decoder: train one"):
         load_decoder(folder)

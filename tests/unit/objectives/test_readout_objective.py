@@ -182,12 +182,12 @@ def test_saved_readouts_load_and_know_their_model(tmp_path, source, decoder):
         torch.testing.assert_close(loaded.values("image", x, places), model.objective.readouts["image"](x, places))
     assert (loaded.source, loaded.name) == (source, "run") == (source, load_readouts(tmp_path / "run/readout").name)
     assert loaded.check(model.backbone) == ""
-    assert "run was trained on other weights" in loaded.check(build(seed=5).backbone)
+    assert "run was trained on different weights" in loaded.check(build(seed=5).backbone)
     with pytest.raises(ConfigError, match=r"'image' in run was trained for hidden_size 32; the model has 64"):
         loaded.check(build(hidden=64).backbone)
     with pytest.raises(ConfigError, match=r"was trained for value_size 12; the model has 48"):
         loaded.check(build(modalities={**MODALITIES, "image": {"image_size": 8, "patch_size": 4}}).backbone)
-    with pytest.raises(ConfigError, match=r"for a modality 'touch', which the model has not"):
+    with pytest.raises(ConfigError, match=r"for a modality 'touch', which the model does not have"):
         loaded.check(build(modalities={"image": MODALITIES["image"]}).backbone)
     with pytest.raises(ConfigError, match="readouts of run: 'film' is not known"):
         loaded.values("film", x, places)
@@ -205,7 +205,7 @@ def test_model_uses_them(tmp_path):
 def test_readouts_that_do_not_load(tmp_path):
     with pytest.raises(ConfigError, match="no such readouts"):
         load_readouts(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="holds no finished readouts"):
+    with pytest.raises(ConfigError, match="contains no finished readouts"):
         load_readouts(tmp_path)
     folder = saved(tmp_path / "run", build())
     weights = folder / "readout/model.safetensors"
@@ -214,5 +214,5 @@ def test_readouts_that_do_not_load(tmp_path):
         load_readouts(folder)
     assert "\n" not in str(err.value)
     (folder / "readout/config.json").write_text('{"model_type": "omni"}')
-    with pytest.raises(ConfigError, match="holds no readouts: train them"):
+    with pytest.raises(ConfigError, match="contains no readouts: train them"):
         load_readouts(folder)

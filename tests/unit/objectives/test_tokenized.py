@@ -171,8 +171,8 @@ def test_classes_are_dropped_as_drawn_and_have_to_be_known() -> None:
 def test_tokenizers_that_do_not_fit_are_one_line() -> None:
     backbone = NepaModel(**SIZES).build()
     for kind, shape, words in (
-        (LlamaGenSettings, {**SHAPE, "scales": [1, 2]}, "needs a tokenizer of one map.* has maps of 1, 2 cells"),
-        (VarSettings, SHAPE, "needs a tokenizer of several maps"),
+        (LlamaGenSettings, {**SHAPE, "scales": [1, 2]}, "needs a tokenizer with a single map.* has maps of side 1, 2"),
+        (VarSettings, SHAPE, "needs a tokenizer with several maps"),
         (VarSettings, {**SHAPE, "num_channels": 3}, "was trained on 3 channels, the model has 1"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -184,7 +184,7 @@ def test_tokenizers_that_do_not_fit_are_one_line() -> None:
 
 
 def test_an_untrained_tokenizer_is_said() -> None:
-    assert LlamaGenSettings(tokenizer_shape=SHAPE).warnings([])[0].startswith("tokenizer: it is not trained")
+    assert LlamaGenSettings(tokenizer_shape=SHAPE).warnings([])[0].startswith("tokenizer: it is untrained")
     assert not LlamaGenSettings(tokenizer="runs/vq").warnings([])
     assert LlamaGenSettings().verdict([{"token_top1": 0.4, "token_chance": 0.2}]).word == "learning"
     assert VarSettings().verdict([{"token_top1": 0.2, "token_chance": 0.2}]).word == "undecided"

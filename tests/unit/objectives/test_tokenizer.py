@@ -174,7 +174,7 @@ def test_it_is_saved_loaded_and_checked(tmp_path: Path) -> None:
             check_tokenizer(loaded.shape, NepaModel(**{**SIZES, **changes}).build(), "run")
     with pytest.raises(ConfigError, match=r"objective.tokenizer: no such run or folder: .*nowhere"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="holds no finished tokenizer"):
+    with pytest.raises(ConfigError, match="contains no finished tokenizer"):
         load_tokenizer(tmp_path)
     (folder / "model.safetensors").write_bytes(b"x")
     with pytest.raises(ConfigError, match="cannot load the tokenizer"):

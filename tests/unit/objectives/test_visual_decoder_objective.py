@@ -178,7 +178,7 @@ def test_targets():
     assert torch.equal(target_images({"pixel_values": normal, "target_pixel_values": given}, settings, 16), given)
     flat = torch.full((1, 1, 32, 32), 0.3)
     assert target_images({"target_pixel_values": flat}, settings, 16).shape == (1, 3, 16, 16)
-    with pytest.raises(ConfigError, match="images of 8 x 8 pixels cannot teach to paint 16 x 16"):
+    with pytest.raises(ConfigError, match="images of 8 x 8 pixels are too small to train a decoder of 16 x 16"):
         target_images({"target_pixel_values": flat[..., :8, :8]}, settings, 16)
 
 
@@ -251,7 +251,7 @@ def test_a_decoder_that_is_trained_further_begins_as_it_was(batch, ema_decay, tm
 
 def test_models_and_settings_that_cannot_work():
     nepa = NepaModel(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8).build()
-    with pytest.raises(ConfigError, match=r"needs a model with image_latents: take model\.kind=emu"):
+    with pytest.raises(ConfigError, match=r"needs a model with image_latents: set model\.kind=emu"):
         OBJECTIVES.parse({"kind": "visual_decoder", "decoder": PIXELS}).build(nepa)
     with pytest.raises(ConfigError, match=r"'pixel' is not known\. Did you mean 'pixels'"):
         OBJECTIVES.parse({"kind": "visual_decoder", "decoder": "pixel"})

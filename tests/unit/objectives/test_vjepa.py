@@ -139,7 +139,9 @@ def test_what_stays_the_same_in_a_clip_explains_none_of_its_changes() -> None:
 def test_the_verdict_goes_by_what_changes() -> None:
     line = {"explained": 0.9, "changes_explained": 0.01, "target_spread": 0.8, "target_rank": 20.0}
     verdict = VjepaSettings().verdict([line])
-    assert verdict.word == "undecided" and verdict.sentence.startswith("Little more than what stays the same in a clip")
+    assert verdict.word == "undecided" and verdict.sentence.startswith(
+        "Little is predicted beyond what stays the same in a clip"
+    )
     assert VjepaSettings().verdict([{**line, "changes_explained": 0.4}]).word == "learning"
 
 
@@ -154,7 +156,7 @@ def test_changes_are_measured_of_both_masks() -> None:
 
 def test_what_does_not_fit_is_one_line() -> None:
     images, of_clips = NepaModel(**{**SIZES, "num_frames": 1}).build(), NepaModel(**SIZES).build()
-    with pytest.raises(ConfigError, match=r"objective vjepa learns from clips: .*model\.num_frames"):
+    with pytest.raises(ConfigError, match=r"objective vjepa needs clips: .*model\.num_frames"):
         SETTINGS.build(images)
     for settings in (IjepaSettings(), AimSettings()):
         with pytest.raises(ConfigError, match="supports images only; for clips use vjepa, next_embedding or cpc"):

@@ -66,7 +66,7 @@ def test_times(seconds: float, words: str) -> None:
     [
         (3, 64, 2, 32, ["3 images are very few"]),
         (100, 255, 100, 32, []),
-        (100, 256, 100, 32, ["images of about 256 px are shrunk to 32 px: what is smaller than 8 px is lost"]),
+        (100, 256, 100, 32, ["images of about 256 px are shrunk to 32 px, which loses details below 8 px"]),
         (100, 64, 128, 32, ["train.batch_size=128 is larger than the data: each step sees every image 1.3 times"]),
         (100, 3000, 64, None, []),
     ],

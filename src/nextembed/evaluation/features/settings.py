@@ -12,16 +12,16 @@ class EmbedSettings(Config):
     row of RUN/probe.json that agrees with what is; see `Encoder`.
 
     Attributes:
-        layer: 0 is the latents, -1 the output; if left out, what RUN/probe.json found best.
-        pooling: how the latents of an image become one vector.
-        attention: who sees whom; as it was trained, if left out.
-        weights: trained weights, or their average.
+        layer: 0 is the latents, -1 the output; the best layer in RUN/probe.json if left out.
+        pooling: how the hidden states of an image are pooled into one vector.
+        attention: attention mode; as in training if left out.
+        weights: trained weights (raw) or their average (ema).
         precision: precision of the forward pass.
         dtype: type of the features in the file.
-        batch_size: images a forward pass.
+        batch_size: images per forward pass.
         num_workers: threads that read and decode.
-        limit: only the first so many images.
-        part_seconds: seconds of work that a kill may cost, at most.
+        limit: use only this many images, from the first.
+        part_seconds: maximum seconds of work that are lost if the process is killed.
     """
 
     layer: int | None = None
@@ -40,9 +40,9 @@ class ManySettings(EmbedSettings):
     """How features are written as many files, on this machine or on several.
 
     Attributes:
-        shard_rows: write a folder of files with so many rows of the source each, in place of one file.
+        shard_rows: write a folder of files with this many rows of the source each, instead of a single file.
         engine: what computes the files, which are the same bit for bit; ray divides them among processes and machines.
-        ray_address: where a Ray cluster is; one of this machine's processes is started if left out.
+        ray_address: address of a Ray cluster; a local one is started if left out.
         ray_workers: processes of Ray, each with its own copy of the model; one for each GPU, else one, if left out.
     """
 

@@ -72,32 +72,32 @@ class LanguageEval(Config):
         annotations: second file of VQAv2 and OK-VQA, dense relevance of VisDial.
         columns: names of a table's columns, see `read_table`.
         where: keeps rows of a table whose column has this value.
-        split: keeps the items of one, where a file has several ("test" of COCO if it has it).
-        num_examples: only the first so many items.
-        shots: solved examples in front of each item.
+        split: keeps the items of this split, if a file has several ("test" of COCO if it has it).
+        num_examples: use only this many items, from the first.
+        shots: number of few-shot examples before each item.
         shots_data: source of the examples, in the same format; null: the training split of COCO, else the other items
             of the same file.
-        shots_where: keeps rows of theirs whose column has this value.
-        choose: examples at "random", anew for each item, or the most "similar" by the model's own image features, the
-            most similar last.
+        shots_where: keeps rows of shots_data whose column has this value.
+        choose: how few-shot examples are chosen: at "random", redrawn for each item, or the most "similar" by the
+            model's own image features, the most similar last.
         shot_images: false leaves their images out (the paper's zero-shot way).
         shot_end: text after each example.
-        max_new_tokens: tokens of an answer, at most.
-        min_new_tokens: tokens of an answer, at least.
+        max_new_tokens: maximum tokens of an answer.
+        min_new_tokens: minimum tokens of an answer.
         length_penalty: length penalty of beam search; above 0 favours long answers.
         num_beams: beams of the search.
         short: cuts an answer to its first few words.
-        num_inference_steps: denoising steps of a painting.
-        guidance_scale: how far a painting goes away from the empty prompt.
-        batch_size: items at once.
+        num_inference_steps: denoising steps of a generated image.
+        guidance_scale: classifier-free guidance scale of generated images, relative to the empty prompt.
+        batch_size: items per batch.
         weights: weights of a run to evaluate, "raw" or "ema".
-        seed: seed of examples, paintings and the bootstrap.
-        instructed: asks as the release asks its instruct-tuned model, not as a pretrained one.
+        seed: seed of examples, generated images and the bootstrap.
+        instructed: use the prompts of the released instruct-tuned model instead of those of the pretrained one.
         prompt: text with {image}, {question}, {before}, {text} in it.
         metric: "vqa" (accuracy beside several annotators), "exact" (one answer), null: by the number of references.
         features: features for text_to_image: a NEPA run or a folder with any vision model; null takes the model's own
             encoder.
-        visual_decoder: its folder, if not the checkpoint's.
+        visual_decoder: folder of the visual decoder, if not the checkpoint's.
         draws: number of bootstrap resamples, for the interval of each score.
     """
 

@@ -53,29 +53,30 @@ class ProbeConfig(Config):
     Attributes:
         enabled: probe at the end of a run.
         layers: "all" or a list; 0 = latents, -1 = output.
-        poolings: how the latents of an image become one vector.
-        attentions: who sees whom while features are read.
-        num_train: at most so many images of this split, drawn once with a fixed seed.
-        num_validation: at most so many images of this split, drawn once with a fixed seed.
-        num_test: at most so many images of this split, drawn once with a fixed seed.
-        num_online: at most so many images for the quick probes while training.
-        k: how many nearest neighbours vote.
-        penalties: on the linear probe's weights; validation chooses one.
-        batch_size: images a forward pass.
+        poolings: how the hidden states of an image are pooled into one vector.
+        attentions: attention modes in which features are read.
+        num_train: at most this many images of this split, drawn once with a fixed seed.
+        num_validation: at most this many images of this split, drawn once with a fixed seed.
+        num_test: at most this many images of this split, drawn once with a fixed seed.
+        num_online: at most this many images for the quick probes while training.
+        k: number of nearest neighbours that vote in kNN.
+        penalties: penalties on the linear probe's weights; one is chosen on validation.
+        batch_size: images per forward pass.
         precision: precision of the forward pass that reads features.
         stride: step of the sliding window in segmentation, pixels; null: two thirds of the window.
         modality: modality of an Omni to probe; null: images.
         column: column of its values; null finds it.
         label_column: column of the labels; null finds it.
-        folds: parts of the cross-validation that chooses where such rows have no validation split.
-        seeds: test accuracies become mean and standard deviation over so many (at least 2; 3 is usual): linear and kNN
-            are fitted on so many random 80 % of the training images, the attentive probe is started and shuffled so
-            many times.
-        attentive: fit an attentive probe, too, on the best linear row's layer and attention (slow: minutes).
+        folds: folds of the cross-validation that chooses if such rows have no validation split.
+        seeds: number of repetitions for mean and standard deviation of test accuracies (at least 2; 3 is usual): linear
+            and kNN are each fitted on a random 80 % of the training images, the attentive probe is re-initialised and
+            reshuffled.
+        attentive: also fit an attentive probe, on the best linear row's layer and attention (slow: minutes).
         attentive_epochs: passes of the attentive probe over its images.
-        attentive_learning_rates: those of which validation chooses one for it.
-        attentive_weight_decays: those of which validation chooses one for it.
-        attentive_gigabytes: memory for its training patches; it takes fewer images if they do not fit, and says so.
+        attentive_learning_rates: learning rates of the attentive probe; one is chosen on validation.
+        attentive_weight_decays: weight decays of the attentive probe; one is chosen on validation.
+        attentive_gigabytes: memory for the patches of its training images; if they do not fit, it uses fewer images,
+            and says so.
     """
 
     enabled: bool = True

@@ -46,7 +46,7 @@ class EmuParts(ModelPart):
 
     Attributes:
         pretrained: an Emu folder or hub id to continue from, with its processor; then only `max_length` and
-            `image_start_is_target` mean anything, and a `vision` or `language` given with it replaces that part's
+            `image_start_is_target` have an effect, and a `vision` or `language` given with it replaces that part's
             weights.
         vision: HF folder or hub id of a vision model: a NEPA of ours, SigLIP, DINOv3, CLIP, ...; of an Emu, its
             encoder.
@@ -60,12 +60,12 @@ class EmuParts(ModelPart):
         connector: from patches to image latents: "causal_former" (Emu), "pooled_grid" (Emu2) or "identity" (every
             patch).
         num_image_latents: latents of an image.
-        causal_former: changes to the T5-base that "causal_former" is made like.
+        causal_former: changes to the T5-base configuration that "causal_former" is built from.
         vision_layer: hidden state of the vision model that is read; null: the last one.
         instruct: adds the tokens `[USER]` and `[ASSISTANT]`.
         image_start_is_target: the text head learns when an image begins.
-        latent_std: the connector starts with latents of this standard deviation over some training images; null leaves
-            it as it is. Runs of minutes need it: latents that are all alike else stay so.
+        latent_std: scales the connector at the start so that latents have this standard deviation over some training
+            images; null leaves it as it is. Runs of minutes need it: nearly identical latents otherwise stay so.
         max_length: positions of a packed row.
         quantize: loads the frozen language model in 4 or 8 bits (bitsandbytes; needs train.lora).
     """

@@ -20,8 +20,8 @@ class PixelDecoder(Part):
         image_size: pixels a side.
         patch_size: pixels a side that are folded into channels, without loss; the UNet works at image_size /
             patch_size.
-        channels: at each resolution, each half of the one before.
-        attention: at which of them pixels look at the latents; null: at all.
+        channels: channels at each resolution; each resolution is half of the one before.
+        attention: which of these resolutions attend to the latents; null: all.
         layers_per_block: layers of each resolution.
         head_width: channels of an attention head.
         num_train_steps: noise levels in training.

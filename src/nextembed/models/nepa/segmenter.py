@@ -37,19 +37,19 @@ class NepaSegmenter(ModelPart):
         head: "linear", one 1x1 convolution over the patches; or "upernet", a pyramid of four layers under transformers'
             UPerNet (arXiv 1807.10221).
         pretrained: HF folder or hub id of a NEPA model, pretrained or fine-tuned.
-        architecture: in its place, the sizes of a network that is trained from scratch.
+        architecture: sizes of a network that is trained from scratch, in place of `pretrained`.
         from_scratch: keeps the sizes of `pretrained`, not its weights.
         attention: "full" as in the paper's segmentation, or "causal" as pretrained.
-        num_layers: the first so many layers only.
-        layers: those that the head reads, 1 the first; null: the last for a linear head, those at 1/3, 1/2, 2/3 and the
-            end for UPerNet, as BEiT.
+        num_layers: use only this many layers, from the first.
+        layers: layers that the head reads, counted from 1; null: the last for a linear head, those at 1/3, 1/2, 2/3 and
+            the end for UPerNet, as in BEiT.
         image_size: pixels a side of training crops and of the sliding window; null: as pretrained.
         drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
         layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
         head_width: channels of UPerNet.
         auxiliary_loss_weight: weight of UPerNet's second, convolutional head, which reads the third layer in training;
             0: no such head.
-        new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
+        new_head: initialises a new head even if `pretrained` has one; without it, a head for other classes is an error.
     """
 
     task: ClassVar[str] = "segmentation"

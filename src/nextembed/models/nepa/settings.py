@@ -26,7 +26,7 @@ class NepaModel(ModelPart):
         num_hidden_layers: layers of the transformer.
         num_attention_heads: heads of each layer; hidden_size is a multiple of four times their number.
         intermediate_size: width of the MLPs; null: 4 * hidden_size.
-        use_gated_mlp: SwiGLU, whose gate has the full intermediate_size, too, in place of a plain MLP.
+        use_gated_mlp: SwiGLU instead of a plain MLP; its gate also has the full intermediate_size.
         hidden_act: the activation in the MLPs.
         image_size: pixels a side of the images in training.
         patch_size: pixels a side of a patch; each becomes one latent.
@@ -35,15 +35,14 @@ class NepaModel(ModelPart):
         layerscale_value: factor on what each layer adds, at the start (learned): 1e-5 in the paper; 0.1 to 1 learns
             faster in runs of minutes; null leaves it out.
         qk_norm: LayerNorm on each head's query and key.
-        qk_norm_affine: with a learned scale in it.
-        qk_norm_bias: with a learned shift in it.
+        qk_norm_affine: whether that norm has a learned scale.
+        qk_norm_bias: whether that norm has a learned shift.
         rope_theta: base of the rotary frequencies.
         drop_path_prob: stochastic depth of the last layer, rising linearly from 0 at the first.
-        pos_embed_shift: in training, coordinates move by at most so much along each axis; null: not at all.
-        pos_embed_jitter: in training, coordinates are stretched by at most this factor along each axis; null: not at
-            all.
-        pos_embed_rescale: in training, coordinates are scaled by at most this factor as a whole; null: not at all.
-        is_causal: attention of the saved model where a call does not say otherwise.
+        pos_embed_shift: in training, largest random shift of the coordinates along each axis; null: none.
+        pos_embed_jitter: in training, largest random scaling factor of the coordinates along each axis; null: none.
+        pos_embed_rescale: in training, largest random scaling factor of all coordinates together; null: none.
+        is_causal: default attention of the saved model, if a call does not set it.
         add_pooling_layer: a classifier pools the mean of the patches and norms it; false reads the last latent.
     """
 
@@ -138,11 +137,12 @@ class NepaClassifier(ModelPart):
         from_scratch: keeps the sizes of `pretrained`, not its weights.
         attention: "full" as the released fine-tuned models, or "causal" as pretrained.
         pooling: "mean" of the patches and a norm, or the "last" patch.
-        num_layers: the first so many layers only (the best features of a short pretraining are in the middle).
+        num_layers: use only this many layers, from the first (the best features of a short pretraining are in the
+            middle).
         image_size: pixels a side; null: as pretrained.
         drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
         layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
-        new_head: draws a new head even where `pretrained` has one; without it, a head for other classes is an error.
+        new_head: initialises a new head even if `pretrained` has one; without it, a head for other classes is an error.
     """
 
     task: ClassVar[str] = "classification"

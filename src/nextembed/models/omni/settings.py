@@ -33,15 +33,15 @@ class OmniParts(ModelPart):
     """An Omni model: one transformer, and the modalities at its boundary.
 
     Attributes:
-        pretrained: an Omni folder or hub id to start from, with its processor; then only `max_length` and `orders`
-            count.
+        pretrained: an Omni folder or hub id to start from, with its processor; then only `max_length` and `orders` have
+            an effect.
         modalities: settings by name; a name that is a kind needs no more than {}. `kind: my_file.py:MyModality` takes
             your own. Those of the package: text, image, audio, video, series.
-        tokenizer: folder or hub id for text that is no bytes; "bundled": a small English one that comes with the
-            package (its size is then filled in).
+        tokenizer: folder or hub id, for text that is not read as bytes; "bundled": a small English one that comes with
+            the package (its size is then filled in).
         nepa: a NEPA folder whose transformer, begin latent and patches it starts from; its sizes win over the fields
             here, and the image modality has to fit it.
-        orders: by modality, in which order its latents are read: {"image": "hilbert"}; see `nn.orders`.
+        orders: order in which the latents of a modality are read: {"image": "hilbert"}; see `nn.orders`.
         tell_next: conditions the model on the position of the next latent; null: only where some order is neither
             raster nor time.
         max_length: positions of a packed row.
@@ -56,7 +56,7 @@ class OmniParts(ModelPart):
         density: "none" predicts a latent; "von_mises_fisher" a direction and a concentration; "mixture" num_components
             of them with weights; "flow" and "energy" a network that draws it (`nn.sampled`).
         num_components: directions of a mixture.
-        max_cosine: the mean cosine that a component expects at most.
+        max_cosine: largest mean cosine that a component can expect.
     """
 
     task: ClassVar[str] = "multimodal"

@@ -27,7 +27,7 @@ def omni(shared: Shared, name: str) -> OmniForPreTraining:
     place = shared.folders.get("model", name)
     kind = model_type(find_saved(place).folder())
     if kind != "omni":
-        raise ConfigError(f"{name} is a model of type '{kind}', of one modality or two; this asks an Omni")
+        raise ConfigError(f"{name} is a model of type '{kind}'; this tab needs an Omni")
     return shared.models.get(("omni", str(place)), lambda: anything.open_omni(place), name)
 
 
@@ -109,7 +109,7 @@ def build(shared: Shared) -> None:
                 go = gr.Button("Go on", variant="primary")
                 stop = gr.Button("Stop", variant="stop")
         with gr.Column(min_width=320):
-            out, plots = fragment('<div class="empty">What comes next is shown here.</div>'), charts()
+            out, plots = fragment('<div class="empty">The result is shown here.</div>'), charts()
             sound = gr.Audio(label="Sound", interactive=False, visible=False)
             film = gr.Image(label="Video", interactive=False, visible=False)
             with gr.Accordion("Which of these comes next?", open=True):

@@ -32,7 +32,7 @@ def samples_of(shared: Shared, name: str) -> EvalSamples:
         shared.folders.inside(source)
     found = run.data("validation")
     if not isinstance(found, EvalSamples):
-        raise ConfigError("the run's data are documents, and no images; drop an image")
+        raise ConfigError("the run's data are documents, not images; drop an image")
     return found
 
 
@@ -109,7 +109,7 @@ def build(shared: Shared) -> None:
                 layer = gr.Slider(0, 12, 1, step=1, label="Layer (0: latents)", min_width=140)
                 head = gr.Slider(0, 12, 0, step=1, label="Head (0: all)", min_width=140)
             shown = fragment()
-            with gr.Accordion("Rollout: the model goes on", open=False):
+            with gr.Accordion("Rollout: the model continues", open=False):
                 known = gr.Slider(0, 255, 0, step=1, label="Patches that are given")
                 rolled = fragment()
             with gr.Accordion("Nearest patches in the run's data", open=False):

@@ -65,13 +65,13 @@ class Handlers:
     def near_words(self, which: str, text: str) -> list[object]:
         own = mapped(self.shared, which)
         if not text.strip():
-            raise ConfigError("write some words first")
+            raise ConfigError("enter some text first")
         vector = mapping.embedded_text(own, text, self.shared.folders)
-        return self.result(own, *mapping.near_vector(own, vector, NUM_NEAR), "Nearest to these words")
+        return self.result(own, *mapping.near_vector(own, vector, NUM_NEAR), "Nearest to this text")
 
     def far_out(self, which: str) -> list[object]:
         own = mapped(self.shared, which)
-        return self.result(own, *mapping.outliers(own), "Farthest out: mean cosine to their ten nearest")
+        return self.result(own, *mapping.outliers(own), "Outliers: mean cosine to their ten nearest")
 
     def doubled(self, which: str) -> list[object]:
         own = mapped(self.shared, which)
@@ -95,11 +95,11 @@ def build(shared: Shared) -> None:
             script = "nextembed.map(element, props, watch, (name, data) => trigger('select', data))"
             plot = scripted(script, None, "nx-map")
         with gr.Column(scale=2, min_width=300):
-            file = gr.File(label="Drop an image: what is near it", file_types=IMAGES, height=110)
-            words = gr.Textbox(label="or words, where the model reads them", submit_btn=True, max_length=500)
+            file = gr.File(label="Drop an image to see what is near it", file_types=IMAGES, height=110)
+            words = gr.Textbox(label="or text, if the model reads it", submit_btn=True, max_length=500)
             with gr.Row():
-                far = gr.Button("Farthest out", min_width=100)
-                twice = gr.Button("Nearly the same", min_width=100)
+                far = gr.Button("Outliers", min_width=100)
+                twice = gr.Button("Near-duplicates", min_width=100)
             save = gr.DownloadButton("Save these as CSV", interactive=False)
     line, tiles = gr.Markdown(), fragment(empty("Drag over the map to choose images; click one to see what is near."))
     code = python(map_python("features.parquet"))

@@ -26,7 +26,7 @@ def talker(shared: Shared, name: str) -> Talker:
     place = shared.folders.get("model", name)
     kind = model_type(find_saved(place).folder())
     if kind != "emu":
-        raise ConfigError(f"{name} is a model of type '{kind}', which does not talk; an Emu does")
+        raise ConfigError(f"{name} is a model of type '{kind}', which cannot chat; choose an Emu")
     return shared.models.get(("talk", str(place)), lambda: open_talker(place), name)
 
 
@@ -85,7 +85,7 @@ def build(shared: Shared) -> None:
     with gr.Row():
         name = model_choice(shared)
         tokens = gr.Slider(1, 512, 64, step=1, label="Longest answer, tokens")
-        bold = gr.Slider(0.0, 2.0, 0.0, step=0.1, label="Temperature (0: the likeliest)")
+        bold = gr.Slider(0.0, 2.0, 0.0, step=0.1, label="Temperature (0: greedy)")
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1)
     with gr.Tabs():
         with gr.Tab("Talk"):
@@ -99,13 +99,13 @@ def build(shared: Shared) -> None:
                 picture = gr.File(label="Image", file_types=IMAGES, height=110)
                 question, answer = gr.Textbox(label="Question"), gr.Textbox(label="Answer")
                 add = gr.Button("Add the example")
-            system = gr.Textbox(label="What is said before all else (empty: as in training)", max_length=2000)
+            system = gr.Textbox(label="System prompt (empty: as in training)", max_length=2000)
             with gr.Accordion("The prompt as the model sees it", open=False):
                 seen = gr.Textbox(show_label=False, lines=6, interactive=False, buttons=["copy"])
         with gr.Tab("Paint"), gr.Row():
             with gr.Column(min_width=300):
-                words = gr.Textbox(label="What to paint", max_length=1000)
-                files = gr.File(label="Images to begin with; two are blended", file_types=IMAGES, file_count="multiple")
+                words = gr.Textbox(label="Image prompt", max_length=1000)
+                files = gr.File(label="Images to start from; two are blended", file_types=IMAGES, file_count="multiple")
                 steps = gr.Slider(1, 100, 20, step=1, label="Denoising steps")
                 guidance = gr.Slider(0.0, 15.0, 3.0, step=0.5, label="Guidance (1 or less: off)")
                 with gr.Row():
