@@ -410,7 +410,7 @@ def test_a_data_folder_with_a_script(tmp_path: Path) -> None:
 @pytest.mark.parametrize("piece", ["http://127.0.0.1:9/a.png", {"image": "http://127.0.0.1:9/a.png"}])
 def test_prompts_download_nothing(piece: Any) -> None:
     Path("rows.jsonl").write_text(json.dumps({"pieces": [piece]}))
-    with pytest.raises(DataError, match=r"line 1: .* nothing is downloaded"):
+    with pytest.raises(DataError, match=r"line 1: .* files of rows are not downloaded"):
         read_prompts("rows.jsonl")
 
 
