@@ -37,7 +37,7 @@ class ViewSettings(Config):
         global_scale: [smallest, largest] share of the image's area that they take.
         num_local: number of small crops.
         local_scale: [smallest, largest] share that these take.
-        local_size: pixels a side of the small ones; the large ones have the model's size.
+        local_size: side of the small ones in pixels; the large ones have the model's size.
 
     Source:
         multi-crop (SwAV, arXiv 2006.09882).

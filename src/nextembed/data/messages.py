@@ -33,8 +33,8 @@ class Messages(DocumentTable, DocumentPart):
     "from" and "value", and a single `image`, are read as well.
 
     Attributes:
-        messages_column: column of the messages; null finds it.
-        images_column: column of the images; null finds it.
+        messages_column: column of the messages; null: detected.
+        images_column: column of the images; null: detected.
         images_from: folder of the images that a row names.
         system: system message of conversations that have none.
         user: marker before a user's turn.

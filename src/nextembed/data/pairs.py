@@ -20,8 +20,8 @@ class PairData(DocumentTable, DocumentPart):
     """An image and its text; both are learned from each other.
 
     Attributes:
-        image_column: column of the image; null finds it; "json.image" is a field inside a column.
-        text_column: column of the text; null finds it. From a list of captions one is chosen at random.
+        image_column: column of the image; null: detected; "json.image" is a field inside a column.
+        text_column: column of the text; null: detected. From a list of captions one is chosen at random.
         order: which comes first; "random" chooses for each pair in each epoch, as Emu does.
         prompts: templates for the text, one chosen at random; "{text}" stands for it.
     """
@@ -61,7 +61,7 @@ class TextData(DocumentTable, DocumentPart):
     """Plain text; each row is a document.
 
     Attributes:
-        text_column: column of the text; null finds it.
+        text_column: column of the text; null: detected.
         sample_by: what one row of a .txt file is: a line, a paragraph or the document.
     """
 

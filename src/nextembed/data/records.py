@@ -66,7 +66,7 @@ class Records(Media, DocumentTable, DocumentPart):
 
     Attributes:
         pieces: what segments can be made of, by a name of your own: {"caption": "text", "es": {"kind": "text",
-            "column": "captions.es"}}; see `Piece`. null finds them: columns of images, sounds, videos and series, and
+            "column": "captions.es"}}; see `Piece`. null detects them: columns of images, sounds, videos and series, and
             one of text or of classes.
         layouts: sequences of pieces, in reading order, with their relative frequency: {"image caption": 2, "caption
             image": 1, "image caption|es": 1}. Of names separated by | one is drawn. null: every pair of pieces, in both

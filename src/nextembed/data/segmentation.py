@@ -34,8 +34,8 @@ class SegmentationData(TableSettings, MaskPart):
         source: a folder with images/ and masks/ (or annotations/, labels/) whose files have the same names, with
             folders train, validation, test in or above them, or none; Parquet files or a hub id with an image and a
             mask column, of which `where` and `split_column` choose rows. Nothing is streamed.
-        image_column: column of the image; null finds it.
-        mask_column: column of the mask; null finds it.
+        image_column: column of the image; null: detected.
+        mask_column: column of the mask; null: detected.
         classes: names by class id; or give class_file.
         class_file: a file of names: JSON (a list, or {id: name}), CSV or tab-separated with a column of names, or text
             with one name per line.

@@ -39,8 +39,8 @@ class ImageData(TableSettings, ImagePart):
         source: a hub id ("org/name"); a folder of images or of videos (class folders give labels); a Parquet file, or a
             folder of them named by split (train.parquet, test-00000-of-00002.parquet); webdataset archives
             ("shards/*.tar"); or "emoji", the sample that comes with the package.
-        image_column: column of the image, or of the video for a model of clips; null finds it.
-        label_column: column of the label (a class id, an integer or text); null finds it.
+        image_column: column of the image, or of the video for a model of clips; null: detected.
+        label_column: column of the label (a class id, an integer or text); null: detected.
         label_file: a CSV file with a column of image files, relative to the source's folder, and one of labels.
     """
 

@@ -233,10 +233,10 @@ class VideoText(DocumentTable, DocumentPart):
     """A video and its text, or its subtitles between its frames.
 
     Attributes:
-        video_column: column of the video; null finds it.
-        text_column: column of the text; null finds it.
+        video_column: column of the video; null: detected.
+        text_column: column of the text; null: detected.
         subtitles_column: column of the subtitles, a list of {"start", "end", "text"} (seconds), or SRT or WebVTT text;
-            null finds it.
+            null: detected.
         with_subtitles: true: for each subtitle, frames of its time span and its text; false: a video and one text, in
             the order that `order` gives.
         num_frames: number of frames taken from a video, chosen as in Emu's release; a video with fewer repeats some.

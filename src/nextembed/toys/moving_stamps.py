@@ -33,7 +33,7 @@ class MovingStamps(ImagePart):
         label: the class of a clip is the direction of the emoji, or its group.
         canvas: "textured", or "plain": one colour.
         clip_frames: frames of a clip.
-        canvas_size: pixels a side.
+        canvas_size: side in pixels.
         stamp_scale: the emoji's side, as a share of the canvas.
         speed: pixels a frame, [slowest, fastest], drawn for each clip.
         num_clips: clips for training.

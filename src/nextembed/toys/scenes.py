@@ -32,7 +32,7 @@ class EmojiScenes(MaskPart):
         backgrounds: a folder or Parquet files of pictures; null: plain colours. Splits of both stay apart: no emoji and
             no picture is in two of them. Backgrounds without a test (validation) split share out those of validation
             (train) by their names.
-        scene_size: pixels a side.
+        scene_size: side in pixels.
         num_scenes: scenes for training.
         num_validation: scenes for validation.
         num_test: scenes for testing.

@@ -65,8 +65,8 @@ class ProbeConfig(Config):
         precision: precision of the forward pass that reads features.
         stride: step of the sliding window in segmentation, pixels; null: two thirds of the window.
         modality: modality of an Omni to probe; null: images.
-        column: column of its values; null finds it.
-        label_column: column of the labels; null finds it.
+        column: column of its values; null: detected.
+        label_column: column of the labels; null: detected.
         folds: folds of the cross-validation that chooses if such rows have no validation split.
         seeds: number of repetitions for mean and standard deviation of test accuracies (at least 2; 3 is usual): linear
             and kNN are each fitted on a random 80 % of the training images, the attentive probe is re-initialised and

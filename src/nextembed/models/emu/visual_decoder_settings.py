@@ -17,9 +17,9 @@ class PixelDecoder(Part):
     """A small UNet on pixels, without a VAE: trains in minutes on a CPU.
 
     Attributes:
-        image_size: pixels a side.
-        patch_size: pixels a side that are folded into channels, without loss; the UNet works at image_size /
-            patch_size.
+        image_size: side in pixels.
+        patch_size: side, in pixels, of the patches that are folded into channels, without loss; the UNet works at
+            image_size / patch_size.
         channels: channels at each resolution; each resolution is half of the one before.
         attention: which of these resolutions attend to the latents; null: all.
         layers_per_block: layers of each resolution.

@@ -43,7 +43,7 @@ class NepaSegmenter(ModelPart):
         num_layers: use only this many layers, from the first.
         layers: layers that the head reads, counted from 1; null: the last for a linear head, those at 1/3, 1/2, 2/3 and
             the end for UPerNet, as in BEiT.
-        image_size: pixels a side of training crops and of the sliding window; null: as pretrained.
+        image_size: side of training crops and of the sliding window, in pixels; null: as pretrained.
         drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
         layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
         head_width: channels of UPerNet.

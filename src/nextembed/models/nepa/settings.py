@@ -28,8 +28,8 @@ class NepaModel(ModelPart):
         intermediate_size: width of the MLPs; null: 4 * hidden_size.
         use_gated_mlp: SwiGLU instead of a plain MLP; its gate also has the full intermediate_size.
         hidden_act: the activation in the MLPs.
-        image_size: pixels a side of the images in training.
-        patch_size: pixels a side of a patch; each becomes one latent.
+        image_size: side of the training images in pixels.
+        patch_size: side of a patch in pixels; each becomes one latent.
         num_channels: 3 for colours, 1 for grey images.
         num_frames: above 1 the model reads clips of so many frames, and a latent is a patch of two frames.
         layerscale_value: factor on what each layer adds, at the start (learned): 1e-5 in the paper; 0.1 to 1 learns
@@ -139,7 +139,7 @@ class NepaClassifier(ModelPart):
         pooling: "mean" of the patches and a norm, or the "last" patch.
         num_layers: use only this many layers, from the first (the best features of a short pretraining are in the
             middle).
-        image_size: pixels a side; null: as pretrained.
+        image_size: side in pixels; null: as pretrained.
         drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
         layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
         new_head: initialises a new head even if `pretrained` has one; without it, a head for other classes is an error.
