@@ -187,7 +187,7 @@ def test_reading_a_runs_weights_needs_no_code(run: Path, evil: Path) -> None:
 )
 def test_every_slot_of_a_config(changes: str, evil: Path) -> None:
     text = "train: {max_steps: 1}\n" + changes.replace("EVIL", str(evil))
-    with pytest.raises(CodeRefused, match=r"sent\.yaml: .* which is not run") as err:
+    with pytest.raises(CodeRefused, match=r"sent\.yaml: .* which runs only if you allow it") as err:
         from_yaml(RunConfig, text, "sent.yaml")
     assert not ran(evil) and "\n" not in str(err.value)
 
