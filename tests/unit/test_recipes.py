@@ -76,7 +76,7 @@ def test_the_list_that_needs_no_torch_says_what_the_functions_say() -> None:
     }
     assert {name: (f"nextembed.recipes.{place.module}", place.line) for name, place in recipes.listed().items()} == made
     files = {file.stem for file in Path(recipes.__file__).parent.glob("*.py")}
-    assert files == {*MODULES, "__init__", "listing", "loading", "fitting", "sizing", "shrunk", "ade20k"}
+    assert files == {*MODULES, "__init__", "listing", "loading", "fitting", "sizing", "stage_times", "shrunk", "ade20k"}
 
 
 def test_recipes_are_attributes() -> None:

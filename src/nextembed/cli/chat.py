@@ -43,7 +43,7 @@ def chat(
 ) -> None:
     """Talk with an Emu model about images and videos, in the terminal or a pipe.
 
-    Write, and press Enter; /image FILE shows an image, and /help says what else there is.
+    Type a message and press Enter; /image FILE attaches an image, and /help lists all commands.
 
     \b
     Examples:

@@ -44,8 +44,8 @@ def compare(
 ) -> None:
     """Compare objectives at equal cost, with seeds and baselines, in one table.
 
-    All have the same images, model, batch and budget. Stopped and started again it resumes where it was; the folder
-    then has comparison.json, .md, .csv and .html.
+    All have the same images, model, batch and budget. After a stop, the same command resumes; the folder
+    contains comparison.json, .md, .csv and .html.
 
     \b
     Examples:

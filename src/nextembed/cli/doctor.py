@@ -9,9 +9,9 @@ from .app import app
 
 @app.command()
 def doctor() -> None:
-    """Say what machine, versions and extras are here.
+    """Show the machine, the versions and the installed extras.
 
-    What is missing or broken is said in a line, with the command that installs it.
+    Each missing or broken package is a line with the command that installs it.
 
     \b
     Examples:

@@ -32,13 +32,13 @@ def probe(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Show all layers, poolings and attention modes.")] = False,
 ) -> None:
-    """Measure what frozen features hold: kNN and linear probes.
+    """Measure frozen features with kNN and linear probes.
 
-    The table answers what was learned: the best row stands beside the same network untrained and raw pixels. --all
+    The table shows what was learned: the best row next to the same network untrained and raw pixels. --all
     shows the whole sweep over layer, pooling (mean, last, first), attention (causal, full) and weights (raw, EMA,
     untrained).
 
-    Settings are those of the run: data.label_column=species, probe.layers=[3,6]. Of an Omni, images are probed, or the
+    Settings are those of the run: data.label_column=species, probe.layers=[3,6]. For an Omni, images are probed, or the
     modality that probe.modality names.
 
     \b
@@ -165,10 +165,10 @@ def evaluate(
     A classifier gets top-1 and top-5, the accuracy of each class and the most frequent confusions; a run is scored with
     its best weights. Its settings are those of the run: data.where={vendor: noto}, probe.num_test=50000.
 
-    An Emu model is scored on captions, questions or paintings; settings are then those of the evaluation:
+    An Emu model is scored on captions, questions or generated images; settings are then those of the evaluation:
     columns.references=name, where.split=test, num_examples=100, num_beams=1.
 
-    Drawn images (--task samples) are measured in the features of a classifier that features=MODEL names: Fréchet
+    Generated images (--task samples) are measured in the features of a classifier that features=MODEL names: Fréchet
     distance, classes, sharpness, and whether they repeat training images; num_images=2000, seed=1, sampling.guidance=2.
 
     \b
@@ -235,7 +235,7 @@ def report(
         bool, typer.Option("--json", help=("Print the data of the run as JSON instead of writing a page."))
     ] = False,
 ) -> None:
-    """Write RUN/report.html anew.
+    """Rewrite RUN/report.html.
 
     It is one self-contained page of curves, diagnostics, probes, attention and similarity maps, and latents as pixels.
 

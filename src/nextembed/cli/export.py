@@ -111,7 +111,7 @@ def export(
 ) -> None:
     """Write a model as ONNX or torch.export file, compared with PyTorch.
 
-    Batch and image size stay open. Nothing is written if the outputs differ by more than 1e-4.
+    Batch and image size are dynamic. Nothing is written if the outputs differ by more than 1e-4.
 
     \b
     Examples:

@@ -35,7 +35,7 @@ def embed(
 ) -> None:
     """Write features of all images of a source to a Parquet file.
 
-    There may be any number of images; started again after a stop, it resumes where it was. --shard-rows writes a folder
+    There may be any number of images; after a stop, the same command resumes. --shard-rows writes a folder
     of files, on several machines with --engine ray. Settings are those of the data: data.split=test,
     data.streaming=true, data.label_column=species.
 

@@ -57,9 +57,9 @@ def generate(
 ) -> None:
     """Let an Emu or Omni model continue text, images, videos and sounds.
 
-    It continues with text, with a picture, or with whatever its modalities are.
+    The output is text, an image, or any other modality of the model.
     An image alone is captioned, --question is answered, two images are blended with --target image, and examples before
-    the last piece are in-context learning. With --sample or --stream there is one beam.
+    the last piece are few-shot prompts. --sample and --stream use a single beam.
 
     \b
     Examples:

@@ -43,9 +43,9 @@ def plan(
         Path | None, typer.Option("--json", metavar="FILE", help="Write all figures as JSON to this file.")
     ] = None,
 ) -> None:
-    """Say what a run will need, before it is started: memory, FLOPs, hours.
+    """Estimate what a run will need: memory, FLOPs, hours.
 
-    Nothing is allocated: a plan of a model of any size takes seconds on any machine.
+    Nothing is allocated: a plan for a model of any size takes seconds on any machine.
 
     \b
     Examples:

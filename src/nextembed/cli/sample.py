@@ -61,9 +61,9 @@ def sample(
         ),
     ] = Path("sheet.png"),
 ) -> None:
-    """Draw new images with a run that has learned to.
+    """Generate images with a trained generative run.
 
-    Such runs are those of the recipes llamagen_demo, var_demo and mar_demo.
+    Such runs come from the recipes llamagen_demo, var_demo and mar_demo.
 
     \b
     Examples:

@@ -40,9 +40,9 @@ def search(
         bool, typer.Option("--score", help="Instead of searching, measure how often nearest images share a label.")
     ] = False,
 ) -> None:
-    """Find the images nearest to one, by cosine, among embedded images.
+    """Find the nearest images to a query, by cosine, among embedded images.
 
-    It prints a table; -o writes the pictures side by side, or the table. A folder asks with each of its images.
+    It prints a table; -o writes the images side by side, or the table. For a folder, each of its images is a query.
 
     \b
     Examples:
@@ -122,8 +122,8 @@ def index(
 ) -> None:
     """Build an index of many features, so that a search takes milliseconds.
 
-    Below 100,000 rows it is exact; above, it finds the wanted share of the true nearest rows, and says what share that
-    is. It needs faiss: pip install 'nextembed[search]'.
+    Below 100,000 rows it is exact; above, it reaches the given recall of the true nearest rows, and reports the recall
+    found. It needs faiss: pip install 'nextembed[search]'.
 
     \b
     Examples:

@@ -34,8 +34,8 @@ def shard(
 ) -> None:
     """Write any source as shards: tar or Parquet files of equal size.
 
-    Files are kept byte for byte, splits and classes as they are; broken rows are left out and named. Started again
-    after a stop, it goes on. Settings are those of the data: data.label_column=species, data.streaming=true.
+    Files are kept byte for byte, with their splits and classes; broken rows are left out and named. After a
+    stop, the same command resumes. Settings are those of the data: data.label_column=species, data.streaming=true.
 
     \b
     Examples:

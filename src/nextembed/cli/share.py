@@ -100,10 +100,10 @@ def convert(
     emu: OfEmu,
     to: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.nextembed,
 ) -> None:
-    """Write a checkpoint in the official layout, ours, or stable-pretraining's.
+    """Convert a checkpoint to the official, nextembed or stable-pretraining layout.
 
-    It reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and tells by the names what they are; of Emu also
-    the released folders and files.
+    It reads Hugging Face folders, .safetensors, .bin, .pt and .ckpt, and detects the layout by the names of the
+    parameters; for Emu also the released folders and files.
 
     \b
     Examples:
@@ -175,7 +175,7 @@ def push(
         typer.Option(metavar="FOLDER", help="Write the files to this folder instead of uploading them."),
     ] = None,
 ) -> None:
-    """Upload a model with a card that says data, recipe and scores.
+    """Upload a model with a card of its data, recipe and scores.
 
     \b
     Examples:

@@ -31,8 +31,8 @@ def studio(
 ) -> None:
     """Watch runs, look inside models, search and compare, in the browser.
 
-    It is served to this machine alone; with --host 0.0.0.0 to others, too, who need the link that is printed. Only
-    what lies in the named folders can be opened. It needs gradio: pip install 'nextembed[studio]'.
+    It is served to this machine only; with --host 0.0.0.0 also to others, who need the printed link. Only files below
+    the named folders can be opened. It needs gradio: pip install 'nextembed[studio]'.
 
     \b
     Examples:

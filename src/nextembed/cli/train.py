@@ -47,8 +47,8 @@ def train(
 ) -> None:
     """Train by a recipe, probe, and write a report.
 
-    It says first where the run goes, what was found of the data, how large the model is and how long it will take;
-    --dry-run ends there.
+    It first shows the run folder, the data found, the size of the model and the estimated time;
+    --dry-run stops there.
 
     \b
     Examples:
@@ -147,7 +147,7 @@ def recipes(
 ) -> None:
     """List the recipes, or print all settings of one.
 
-    The settings are YAML with a comment on each; saved as a file, they train the same.
+    The settings are YAML with a comment on each; saved to a file, they can be trained from.
 
     \b
     Examples:

@@ -96,7 +96,7 @@ def visualize(
     """Show what happens inside a model on one image.
 
     One PNG shows the attention of a query patch, the cosine map of its prediction, surprise, PCA of features, latents
-    turned back into pixels, and a rollout.
+    decoded to pixels, and a rollout.
 
     \b
     Examples:

@@ -68,17 +68,17 @@ def omni_candle_point() -> RunConfig:
 
 
 def omni_candle_single() -> RunConfig:
-    """omni_candle whose next latents are single von Mises-Fisher densities: one direction and how sure it is."""
+    """omni_candle whose next latents are single von Mises-Fisher densities: one direction and a concentration."""
     return _variant("single", "model.density=von_mises_fisher")
 
 
 def omni_candle_flow() -> RunConfig:
-    """omni_candle whose next latents are drawn by a flow: its loss is a mean over numbers, so touch weighs more."""
+    """omni_candle whose next latents are sampled by a flow: its loss is a mean over values, so touch weighs more."""
     return _variant("flow", "model.density=flow", "objective.weights={touch: 4, image: 0.04}")
 
 
 def omni_candle_energy() -> RunConfig:
-    """omni_candle whose next latents are drawn in one pass, trained by the energy score."""
+    """omni_candle whose next latents are sampled in one pass, trained by the energy score."""
     return _variant("energy", "model.density=energy", "objective.weights={touch: 4, image: 0.04}")
 
 

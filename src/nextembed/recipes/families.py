@@ -38,12 +38,12 @@ def beit_demo() -> RunConfig:
 
 
 def mae_demo() -> RunConfig:
-    """MAE on the bundled emoji pictures: the pixels of the 75 % of patches that were dropped."""
+    """MAE on the bundled emoji pictures: the pixels of the 75 % of patches that are dropped."""
     return _demo("mae_demo", MaeSettings())
 
 
 def ijepa_demo() -> RunConfig:
-    """I-JEPA on the bundled emoji pictures: what a teacher sees in four blocks, from other patches."""
+    """I-JEPA on the bundled emoji pictures: a teacher's features of four blocks, from other patches."""
     demo = _demo("ijepa_demo", IjepaSettings())
     data = demo.data.model_copy(update={"crop_scale": (0.3, 1.0), "flip_rate": 0.0})  # as the paper
     train = demo.train.model_copy(update={"ema_decay": None})  # the teacher is the average that is read
@@ -51,7 +51,7 @@ def ijepa_demo() -> RunConfig:
 
 
 def mar_demo() -> RunConfig:
-    """MAR on the bundled emoji pictures: masked patches of 4 px drawn by a flow, by group; it paints new ones."""
+    """MAR on the bundled emoji pictures: masked patches of 4 px sampled by a flow, by group; it generates images."""
     config = _demo("mar_demo", MarSettings(num_classes=NUM_GROUPS, ema_decay=0.999))
     model = config.model.model_copy(update={"patch_size": 4})
     # Few images a step: each is worth four draws of sixty patches, and a small network is short of steps.
@@ -60,7 +60,7 @@ def mar_demo() -> RunConfig:
 
 
 def vjepa_demo() -> RunConfig:
-    """V-JEPA on moving emoji, 8 frames: what a teacher sees in hidden parts of a clip; the classes are ways to move.
+    """V-JEPA on moving emoji, 8 frames: a teacher's features of hidden parts of a clip; classes: direction of motion.
 
     For videos of your own: data.source=path/to/videos.
     """
@@ -73,7 +73,7 @@ def vjepa_demo() -> RunConfig:
 
 
 def cpc_demo() -> RunConfig:
-    """CPC on the bundled emoji pictures: which patch comes 1, 2 and 3 places on, among others."""
+    """CPC on the bundled emoji pictures: which of several patches comes 1, 2 and 3 positions later."""
     return _demo("cpc_demo", CpcSettings())
 
 

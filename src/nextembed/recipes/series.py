@@ -40,7 +40,7 @@ def omni_series() -> RunConfig:
 
 
 def omni_series_classes() -> RunConfig:
-    """omni_series, with the class written behind each recording: it answers with `score`; a minute on one core.
+    """omni_series, with the class as text after each recording: it classifies with `score`; a minute on one core.
 
     It starts from runs/omni_series.
     """

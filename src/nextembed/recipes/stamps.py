@@ -15,7 +15,7 @@ LANGUAGES = {"en": ("English: {text}", "caption"), "es": ("Español: {text}", "c
 
 
 def omni_stamps() -> RunConfig:
-    """Image, text, sound and speech, every one from every other; 19 minutes on one core beside other work.
+    """Image, text, sound and speech, each from every other; 19 minutes on one core, with other work running.
 
     For stamps of Tux Paint (GPL, not part of this package; benchmarks/make_stamps.py makes the tables from Debian's
     tuxpaint-stamps-default): the folder `stamps` with image, caption, captions_other, sound and speech, of which most

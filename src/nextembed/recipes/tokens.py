@@ -16,22 +16,22 @@ PATCH = 4  # pixels of a cell: 8 x 8 of them
 
 
 def vq_demo() -> RunConfig:
-    """A VQ tokenizer of the bundled emoji pictures: 8 x 8 codes an image."""
+    """A VQ tokenizer of the bundled emoji pictures: 8 x 8 codes per image."""
     return _tokenizer("vq_demo", TokenizerSettings())
 
 
 def msvq_demo() -> RunConfig:
-    """A multi-scale VQ tokenizer of the bundled emoji pictures: codes of 1, 2, 4 and 8 cells a side."""
+    """A multi-scale VQ tokenizer of the bundled emoji pictures: code maps of side 1, 2, 4 and 8."""
     return _tokenizer("msvq_demo", TokenizerSettings(scales=[1, 2, 4, 8], code_width=16))
 
 
 def llamagen_demo() -> RunConfig:
-    """LlamaGen on the bundled emoji pictures: the next code of the tokenizer of vq_demo, told the emoji's group."""
+    """LlamaGen on the bundled emoji pictures: the next code of vq_demo's tokenizer, conditioned on the group."""
     return _of_tokens("llamagen_demo", LlamaGenSettings(tokenizer="runs/vq_demo", num_classes=9), "vq_demo")
 
 
 def var_demo() -> RunConfig:
-    """VAR on the bundled emoji pictures: the next map of the tokenizer of msvq_demo, told the emoji's group."""
+    """VAR on the bundled emoji pictures: the next map of msvq_demo's tokenizer, conditioned on the group."""
     return _of_tokens("var_demo", VarSettings(tokenizer="runs/msvq_demo", num_classes=9), "msvq_demo")
 
 
