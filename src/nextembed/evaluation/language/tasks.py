@@ -246,8 +246,8 @@ def paint(
         scores.metrics.append(Metric("Frechet distance", frechet_distance(made, there)))
     scores.notes += [
         f"features: {space.name}",
-        f"R@1 is the share of generated images whose nearest of {len(items)} real ones is their own; by "
-        f"chance {100 / len(items):.1f} %",
+        f"R@1 is the share of generated images whose nearest of {len(items)} real ones is their own; "
+        f"chance is {100 / len(items):.1f} %",
         "a Fréchet distance compares only with others for the same features and number of images; this is not FID",
     ]
     return scores
