@@ -66,12 +66,17 @@ def tells(variable: str, host: str) -> bool:
     this command or program, or whose NAME_HOST says so. What only a file asks for may be anybody's wish."""
     if _trusted.get():
         _told.add((variable, host))
-    return (variable, host) in _told or os.environ.get(f"{variable}_HOST", "").lower() == host != ""
+    named = os.environ.get(f"{variable}_HOST", "").lower().split(",")
+    return (variable, host) in _told or (host != "" and host in named)
 
 
 def told() -> dict[str, str]:
-    """NAME_HOST of all that the user named, for the environment of processes that go on with the work."""
-    return {f"{variable}_HOST": host for variable, host in sorted(_told)}
+    """NAME_HOST of all that the user named, for the environment of processes that continue the work; several hosts are
+    parted by commas."""
+    return {
+        f"{variable}_HOST": ",".join(host for name, host in sorted(_told) if name == variable)
+        for variable in {name for name, _ in _told}
+    }
 
 
 def named_code(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:

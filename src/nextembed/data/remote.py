@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -90,7 +91,7 @@ def told(source: str) -> Iterator[None]:
         raise
     except Exception as err:  # each store has classes of its own
         said = without_secrets(first_line(err), source)[:200]
-        lower = f"{type(err).__name__} {said}".lower()
+        lower = re.sub(r"\w+://\S+", "", f"{type(err).__name__} {said}".lower())  # addresses have ports such as 40123
         if isinstance(err, PermissionError) or any(word in lower for word in DENIED):
             hint = "credentials come from the environment, such as AWS_ACCESS_KEY_ID, or HF_TOKEN"
             raise ConfigError(f"data.source: {source}: no permission to read it ({said}; {hint})") from None

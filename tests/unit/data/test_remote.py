@@ -14,6 +14,7 @@ import pytest
 import nextembed
 from nextembed import recipes
 from nextembed.cli import main
+from nextembed.core import code
 from nextembed.core.code import one_command, told
 from nextembed.core.config import DATA, apply_overrides, from_yaml, to_yaml
 from nextembed.core.places import check_source
@@ -151,6 +152,7 @@ def test_errors_are_one_line_and_quick(web) -> None:
         (f"{web}/nothing", "no such bucket, folder or file"),
         (f"{web}/private/train.tar", "no permission to read it"),
         (dead, "cannot be reached"),
+        (f"{web}/403/401.tar", "no such bucket, folder or file"),  # numbers in an address say nothing
         ("hf://datasets/org/name/train.parquet", "cannot be reached .*HF_HUB_OFFLINE is set"),
     ):
         begun = time.monotonic()
@@ -235,6 +237,7 @@ def test_a_file_of_somebody_else_sends_no_variable_away(tmp_path, web, monkeypat
 
 def test_what_is_typed_names_its_host(tmp_path, web, monkeypatch) -> None:
     monkeypatch.setenv("MY_QUERY", SECRET)
+    monkeypatch.setattr(code, "_told", set())  # of other tests
     source = f"{web}/signed?$MY_QUERY"
     with one_command():
         config = apply_overrides(recipes.load("nepa_demo_tiny"), [f"data.source={source}"])
@@ -246,6 +249,17 @@ def test_what_is_typed_names_its_host(tmp_path, web, monkeypatch) -> None:
     with pytest.raises(ConfigError, match="which only a file asks for"):
         from_yaml(type(config), to_yaml(config))
     assert "MY_QUERY_HOST" not in os.environ
+
+
+def test_several_hosts_of_a_variable_are_passed_on(monkeypatch) -> None:
+    monkeypatch.setattr(code, "_told", {("A", "one.host"), ("A", "two.host:8"), ("B", "one.host")})
+    passed = code.told()
+    assert passed == {"A_HOST": "one.host,two.host:8", "B_HOST": "one.host"}
+    monkeypatch.setattr(code, "_told", set())
+    for name, value in passed.items():
+        monkeypatch.setenv(name, value)
+    found = {(name, host) for name in "AB" for host in ("one.host", "two.host:8", "", "x") if code.tells(name, host)}
+    assert found == {("A", "one.host"), ("A", "two.host:8"), ("B", "one.host")}
 
 
 def test_messages_are_rid_of_secrets(monkeypatch) -> None:
