@@ -1,6 +1,7 @@
 """Whatever is named as an output: nothing of somebody else is changed or removed, and what is wrong is one line."""
 
 import dataclasses
+import io
 import os
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from nextembed.inference.signals import write_signal
 from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.planning.plan import Plan
+from nextembed.report.figures import made_here
 from nextembed.report.visualize import Visualization
 from nextembed.runs import open_run
 from nextembed.training.checkpoint import write_model
@@ -70,10 +72,12 @@ def asked():
 
 class Drawing:
     def png(self):
-        return b"png"
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=made_here())
+        return file.getvalue()
 
     def panels(self):
-        return {"attention": b"png"}
+        return {"attention": self.png()}
 
 
 def report(path):
@@ -173,6 +177,12 @@ def test_panels_join_a_folder(here):
     paths = Visualization(None, 0, Drawing(), []).save("theirs")
     assert sorted(path.name for path in paths) == ["all.png", "attention.png"]
     assert {name: value for name, value in tree(here).items() if name in before} == before
+    Visualization(None, 0, Drawing(), []).save("theirs")  # its own files are replaced, those of others are not
+    Image.new("RGB", (4, 4)).save("theirs/attention.png")
+    before = tree(here)
+    with pytest.raises(ConfigError, match=r"attention\.png in it was not written by this command"):
+        Visualization(None, 0, Drawing(), []).save("theirs")
+    assert tree(here) == before
 
 
 def test_a_conversation_is_added_to_what_is_there(here):

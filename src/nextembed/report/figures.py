@@ -3,6 +3,7 @@
 import io
 import textwrap
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .inside import Inside
@@ -26,6 +28,7 @@ TITLE, BAR, HEAD, LINE_HEIGHT = 0.24, 0.34, 0.36, 0.165
 LARGEST = 2.15  # side of a panel
 LETTERS_LARGE = 180  # of a line under the title
 LETTERS = 208  # of a line of text
+MAKER = "nextembed"  # in each file
 MAX_SHOWN = 448  # pixels a side that an image is drawn with
 
 
@@ -201,6 +204,19 @@ def glow(image: Tensor, overlay: np.ndarray) -> np.ndarray:
     return as_bytes(1 - (1 - grey) * (1 - large.astype(np.float32) / 255))
 
 
+def made_here() -> PngInfo:
+    """What a PNG file says of who wrote it."""
+    info = PngInfo()
+    info.add_text("Software", MAKER)
+    return info
+
+
+def is_made_here(file: Path) -> bool:
+    """Whether a file is a picture that this library wrote."""
+    with file.open("rb") as opened:
+        return f"Software\0{MAKER}".encode() in opened.read(1000)
+
+
 class Drawing:
     """Sections laid out on one matplotlib `figure`; `png()` and `panels()` are its files."""
 
@@ -228,7 +244,7 @@ class Drawing:
     def png(self) -> bytes:
         """The whole picture as a PNG file; the same each time."""
         out = io.BytesIO()
-        self.figure.savefig(out, format="png", metadata={"Software": None})
+        self.figure.savefig(out, format="png", metadata={"Software": MAKER})
         return out.getvalue()
 
     def panels(self) -> dict[str, bytes]:
@@ -238,7 +254,7 @@ class Drawing:
         for name, (left, top, right, bottom) in self.boxes.items():
             out = io.BytesIO()
             edges = [round(edge * DPI) for edge in (left, self.height - top, right, self.height - bottom)]
-            whole.crop((edges[0], edges[1], edges[2], edges[3])).save(out, "PNG", optimize=True)
+            whole.crop((edges[0], edges[1], edges[2], edges[3])).save(out, "PNG", optimize=True, pnginfo=made_here())
             found[name] = out.getvalue()
         return found
 

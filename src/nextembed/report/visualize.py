@@ -23,7 +23,7 @@ from ..errors import ConfigError, DataError, MissingSplit
 from ..models.loading import load_model
 from ..objectives.latent_decoder import FOLDER, LoadedDecoder, load_decoder
 from ..objectives.saved import objective_of
-from .figures import Drawing, draw
+from .figures import Drawing, draw, is_made_here
 from .inside import Inside, Look, check_layers, look_inside
 from .readouts import Length
 from .settings import Data, settings_of
@@ -63,13 +63,18 @@ class Visualization:
         """Writes one PNG, or into a folder `all.png` and every panel; each file appears whole. Gives the paths.
 
         Raises:
-            ConfigError: For a path that is neither.
+            ConfigError: For a path that is neither, and for files in the folder that others wrote.
         """
         path = check_output(output)
         files = {path: self.drawing.png()}
         if path.suffix.lower() != ".png":
             files = {path / "all.png": self.drawing.png()}
             files |= {path / f"{name}.png": content for name, content in self.drawing.panels().items()}
+            for file in files:
+                if file.exists() and not (file.is_file() and is_made_here(file)):
+                    raise ConfigError(
+                        f"output {path}: {file.name} in it was not written by this command; choose another folder"
+                    )
         for file, content in files.items():
             with replacing(file) as scratch:
                 scratch.write_bytes(content)
