@@ -89,8 +89,8 @@ def test_map_choose_search_and_save(watch, files: dict[str, str]) -> None:
     page.get_by_text("Nearest to the image").wait_for()
     page.locator(".tiles button").first.click()
     page.get_by_text("Nearest to 1").or_(page.get_by_text("Nearest to 0")).first.wait_for()
-    page.get_by_label("or words").fill("red")
-    page.get_by_label("or words").press("Enter")
+    page.get_by_label("or text").fill("red")
+    page.get_by_label("or text").press("Enter")
     page.get_by_text("does not read text").first.wait_for()
 
 

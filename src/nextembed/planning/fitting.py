@@ -52,7 +52,8 @@ def fit_to_memory(
     train = config.train
     device = "cpu" if train.on_cpu() or train.device == "mps" else "cuda"
     room = memory(device) // (int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if device == "cpu" else 1)
-    if generous_bytes(model, length, train.micro_batch(ranks), config) < SURE * room:
+    generous = generous_bytes(model, length, train.micro_batch(ranks), config)
+    if generous < SURE * room or math.isinf(generous):
         return train, ""
     may_divide = train.micro_batch_size is None and not model.inexact()
     try:
@@ -77,7 +78,7 @@ def fit_to_memory(
 
 
 def generous_bytes(model: PretrainingModel, length: int | None, micro: int, config: RunConfig) -> float:
-    """More than a step takes; infinite where that cannot be said without a closer look."""
+    """More than a step takes; infinite where one transformer is not all there is (visual decoders)."""
     sizes = model.backbone.config
     if not isinstance(sizes, LayeredConfig) or length is None:
         return math.inf

@@ -78,7 +78,7 @@ def test_a_fixed_length_is_the_default_shape():
         (torch.zeros(4), r"not \[1, 4\]"),
         (torch.zeros(2, 0), r"not \[2, 0\]"),
         (torch.zeros(1, 2, 4), r"not \[1, 2, 4\]"),
-        (torch.tensor([[0.0, float("inf")]] * 2), "no numbers"),
+        (torch.tensor([[0.0, float("inf")]] * 2), "values that are not numbers"),
         (torch.zeros(2, 11), "a series of 11 steps; max_length is 10"),
         ("abc", r"numbers \[2, T\], not str"),
         (None, "a series is"),

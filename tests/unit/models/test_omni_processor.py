@@ -189,7 +189,7 @@ def test_pieces_of_any_form(processor):
         ([{"touch": torch.zeros(3, 8)}], r"a series is \[2, T\], not \[3, 8\]"),
         ([{"touch": "words"}], r"a series is numbers \[2, T\], not str"),
         ([{"touch": None}], "a series is"),
-        ([{"touch": torch.full((2, 4), float("nan"))}], "no numbers"),
+        ([{"touch": torch.full((2, 4), float("nan"))}], "values that are not numbers"),
         ([{"text": 3}], "text is a str, not int"),
         ([{"kind": "image", "value": torch.zeros(3, 8, 8), "order": "spiral"}], "no order 'spiral'"),
     ],
