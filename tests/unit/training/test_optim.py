@@ -159,6 +159,7 @@ def test_the_state_of_muon_and_adamw_together_can_be_taken_over():
 
 def test_averages_in_8_bits_take_a_quarter_and_step_as_adamw_does():
     """Those of a bias, with few numbers, are as exact as AdamW's."""
+    pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     start, config = torch.randn(96, 96), OptimConfig(learning_rate=0.01, weight_decay=0.1)
     nets = [torch.nn.ModuleDict({"layers": torch.nn.ModuleList([torch.nn.Linear(96, 96)])}) for _ in range(2)]
@@ -190,6 +191,7 @@ def test_averages_in_8_bits_take_a_quarter_and_step_as_adamw_does():
 
 
 def test_8_bits_train_on_cpu_and_cuda_alone():
+    pytest.importorskip("bitsandbytes")
     net = torch.nn.Linear(4, 4, device="meta")
     with pytest.raises(ConfigError, match=r"optim\.kind=adamw_8bit supports cpu and cuda, not meta"):
         build_optimizer(net, OptimConfig(kind="adamw_8bit"))
