@@ -201,19 +201,32 @@ class Run(RunFolder):
         return find_saved(self.path)
 
     def model(self, weights: str | None = None, **options: Any) -> PreTrainedModel:
-        """Its model, loaded from disk.
+        """Loads its model from disk.
 
         Args:
             weights: "raw", "ema" or "best"; None takes the first there is.
             options: as of `models.loading.load_model`: kind, device, attn_implementation, dtype.
 
+        Returns:
+            The model, in eval mode.
+
         Raises:
-            ConfigError: one line, where there is no such model, or it does not load whole.
+            ConfigError: there is no such model, or it does not load completely.
         """
         return load_model(self.saved().folder(weights), **options)
 
     def processor(self, weights: str | None = None) -> ProcessorMixin:
-        """What makes batches for its model."""
+        """The processor that makes batches for its model.
+
+        Args:
+            weights: "raw", "ema" or "best"; None takes the first there is.
+
+        Returns:
+            An image processor, `EmuProcessor` or `OmniProcessor`, by the model.
+
+        Raises:
+            ConfigError: there is no such folder, or it holds no processor.
+        """
         return load_processor(self.saved().folder(weights))
 
     def view(self) -> RunView:
@@ -225,11 +238,15 @@ class Run(RunFolder):
         return read_view(self)
 
     def report(self, path: str | Path | None = None, decoders: tuple[str | Path, ...] = ()) -> Path:
-        """Writes its page, finished or not, with whatever the folder holds; says on the page what is missing.
+        """Writes its HTML report from whatever the folder holds, whether the run is finished or not; the page says what
+        is missing.
 
         Args:
             path: of the page; None is RUN/report.html.
             decoders: runs of the recipe latent_decoder on this model, to show its latents as pixels.
+
+        Returns:
+            The page.
 
         Raises:
             ConfigError: the folder holds no run, or a decoder does not load.

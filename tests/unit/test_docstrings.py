@@ -1,8 +1,10 @@
 """Public functions and classes say in Google sections what they take, give and raise, so that the site shows tables."""
 
+import importlib
 import inspect
 import re
 import types
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +17,53 @@ FUNCTIONS = {name: one for name, one in PUBLIC.items() if isinstance(one, types.
 CLASSES = {name: one for name, one in PUBLIC.items() if isinstance(one, type)}
 # Models hold modules that exist already; errors say all in their first line.
 NO_FIELDS = (Exception, Config)
+
+# Modules whose functions and classes have a page of the reference, too (`INTERNALS` of docs/gen_reference.py).
+SHOWN = [
+    "nn.losses",
+    "nn.diagnostics",
+    "nn.density",
+    "nn.sampled",
+    "nn.generative",
+    "nn.orders",
+    "nn.masks",
+    "nn.quantize",
+    "core.types",
+    "core.objective",
+    "tasks.base",
+    "modalities.base",
+    "core.sample_scores",
+]
+# What transformers asks of every model: described there, and left out of the reference (`filters` in mkdocs.yml).
+OF_TRANSFORMERS = re.compile(r"[gs]et_(input|output)_embeddings|get_(decoder|text_config)")
+
+
+def shown_functions() -> Iterator[tuple[str, types.FunctionType]]:
+    """Functions, and methods of public classes, that the reference describes; an override may leave it to its base."""
+    classes = {f"nextembed.{name}": cls for name, cls in CLASSES.items()}
+    for path in SHOWN:
+        module = importlib.import_module(f"nextembed.{path}")
+        for name, one in vars(module).items():
+            if name[0] == "_" or not isinstance(one, type | types.FunctionType) or one.__module__ != module.__name__:
+                continue
+            if isinstance(one, type):
+                classes[f"{path}.{name}"] = one
+            else:
+                yield f"{path}.{name}", one
+    for where, cls in classes.items():
+        for name, one in vars(cls).items():
+            method = one.__func__ if isinstance(one, classmethod | staticmethod) else one
+            own = isinstance(method, types.FunctionType) and method.__module__.startswith("nextembed")
+            if (
+                own
+                and method.__doc__
+                and (name[0] != "_" or name == "__call__")
+                and not OF_TRANSFORMERS.fullmatch(name)
+            ):
+                yield f"{where}.{name}", method
+
+
+FUNCTIONS_SHOWN = dict(shown_functions())
 
 
 def section(doc: str, name: str) -> set[str]:
@@ -43,3 +92,14 @@ def test_a_public_class(name: str) -> None:
     if vars(cls).get("__dataclass_fields__") or issubclass(cls, tuple):
         fields = {own for own in vars(cls)["__annotations__"] if own[0] != "_"}
         assert fields == section(doc, "Attributes") & fields, f"{name}: say what these are"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS_SHOWN)
+def test_what_the_reference_shows(name: str) -> None:
+    """Each parameter has a description, and what has parameters says what it gives."""
+    function = FUNCTIONS_SHOWN[name]
+    signature, doc = inspect.signature(function), inspect.cleandoc(function.__doc__ or "")
+    parameters = set(signature.parameters) - {"self", "cls"}
+    assert section(doc, "Args") == parameters
+    if parameters and signature.return_annotation not in (None, "None", inspect.Signature.empty):
+        assert "Returns:\n" in doc or "Yields:\n" in doc

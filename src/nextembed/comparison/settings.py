@@ -50,7 +50,15 @@ class CompareSettings(Config):
         return None if self.images_seen or self.flops else self.minutes or DEFAULT_MINUTES
 
     def budget_in_words(self, threads: int, on_cpu: bool) -> str:
-        """For a table's footnote."""
+        """The budget of a run as text, for a table's footnote.
+
+        Args:
+            threads: CPU threads of each run.
+            on_cpu: whether runs train on the CPU, where minutes are CPU minutes.
+
+        Returns:
+            For example "5 minutes on 1 CPU thread, counted as CPU time".
+        """
         if self.images_seen is not None:
             return f"{self.images_seen:,} images"
         if self.flops is not None:

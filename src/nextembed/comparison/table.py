@@ -108,7 +108,14 @@ class Comparison:
         return self.html(self.columns)
 
     def html(self, names: list[str]) -> str:
-        """Some columns as a table of HTML; of rows that have none of them nothing."""
+        """Some columns as an HTML table.
+
+        Args:
+            names: columns; rows without any of them are left out.
+
+        Returns:
+            The `<table>` element; empty if no row is left.
+        """
         rows = [row for row in self.rows if any(name in row.cells for name in names)]
         head = "".join(f'<th title="{escape(COLUMNS[name].text)}">{escape(COLUMNS[name].title)}</th>' for name in names)
         body = "".join(
@@ -120,7 +127,14 @@ class Comparison:
         return f"<table><tr><th></th>{head}<th>verdict</th></tr>{body}</table>"
 
     def render(self, width: int = 200) -> Group:
-        """For a terminal of so many characters: accuracies, then costs, each in as many tables as it takes."""
+        """The table for a terminal: accuracies first, then costs, divided into as many tables as the width needs.
+
+        Args:
+            width: characters of a line.
+
+        Returns:
+            What rich prints.
+        """
         console, parts = PlainConsole(width=width), list[list[str]]()
         wide = console.options.update(max_width=10**4)
         costs = [name for name in COLUMNS if name not in ACCURACIES]
@@ -135,7 +149,14 @@ class Comparison:
         return Group(f"{self.name}: {self.budget}", *tables)
 
     def part(self, names: list[str]) -> Table:
-        """Some columns, and the verdict if it is among them; of rows that have none of them nothing."""
+        """Some columns as a rich table, with the verdict if it is among them.
+
+        Args:
+            names: columns; rows without any of them are left out.
+
+        Returns:
+            A table of rich.
+        """
         table, verdicts = Table(), VERDICT in names
         names = [name for name in names if name != VERDICT]
         for title in ("", *(COLUMNS[name].title for name in names)):
@@ -179,7 +200,11 @@ class Comparison:
         return out.getvalue()
 
     def save(self, folder: Path) -> None:
-        """comparison.json, .md and .csv, each whole or not at all."""
+        """Writes comparison.json, comparison.md and comparison.csv, each atomically.
+
+        Args:
+            folder: an existing folder.
+        """
         write_json(folder / FILE, asdict(self))
         write_text(folder / "comparison.md", self.markdown())
         write_text(folder / "comparison.csv", self.csv())
@@ -187,6 +212,12 @@ class Comparison:
     @classmethod
     def load(cls, file: str | Path) -> "Comparison":
         """Reads comparison.json.
+
+        Args:
+            file: a comparison.json.
+
+        Returns:
+            The comparison, with its rows and runs.
 
         Raises:
             ConfigError: One line that names the file and the value that is wrong.

@@ -108,10 +108,16 @@ class ObjectiveSettings(Part):
         return "exact"
 
     def build(self, backbone: Backbone) -> "Objective":
-        """The module; it reads from the backbone and changes nothing in it.
+        """Makes the objective. It reads from the backbone and changes nothing in it.
+
+        Args:
+            backbone: the network that is trained.
+
+        Returns:
+            The module.
 
         Raises:
-            ConfigError: For one that does not fit.
+            ConfigError: the backbone does not fit.
         """
         raise NotImplementedError
 
@@ -136,15 +142,36 @@ class ObjectiveSettings(Part):
         return {}
 
     def warnings(self, history: History) -> list[str]:
-        """What is wrong now, one plain sentence each, "kind: what, and what to do"."""
+        """What is wrong now, one sentence each: "kind: what, and what to do".
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            The sentences; empty if nothing is wrong.
+        """
         return []
 
     def verdict(self, history: History) -> Verdict:
-        """What a run did, from its logged lines: is it learning, copying, collapsed?"""
+        """What a run did, by its logged lines: is it learning, copying, collapsed?
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            A word and a sentence.
+        """
         return Verdict("undecided", "No diagnostics were logged.")
 
     def usage(self, folder: str) -> str | None:
-        """A command that uses a finished run in `folder`; None leaves it to the task."""
+        """A command that uses a finished run.
+
+        Args:
+            folder: of the run.
+
+        Returns:
+            The command; None leaves it to the task.
+        """
         return None
 
 
@@ -152,8 +179,15 @@ OBJECTIVES = Registry("objective", ObjectiveSettings)
 
 
 def verdict_of(values: object, history: History) -> Verdict:
-    """What an objective, or that of a config.yaml, says of a run; the file may be damaged, or name code that is not
-    allowed."""
+    """The verdict of an objective on a run. The config.yaml may be damaged, or name code that is not allowed.
+
+    Args:
+        values: the objective, or its values in config.yaml.
+        history: logged lines, oldest first.
+
+    Returns:
+        A word and a sentence.
+    """
     try:
         return OBJECTIVES.parse(values or "next_embedding").verdict(history)
     except ConfigError:
@@ -200,7 +234,14 @@ class Objective(nn.Module):
         self.settings = settings
 
     def count_targets(self, batch: Batch) -> Tensor:
-        """Number of targets [], or [K] of a loss of K terms, int64: known before the forward pass."""
+        """Number of targets of a batch, known before the forward pass.
+
+        Args:
+            batch: as the loader gives it.
+
+        Returns:
+            int64 [], or [K] for a loss of K terms.
+        """
         raise NotImplementedError
 
     def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
@@ -209,10 +250,21 @@ class Objective(nn.Module):
     def read(
         self, backbone: Backbone, batch: Batch, attention: Attention | None = None, output_layers: bool = False
     ) -> Hidden:
-        """Features of a batch: what probes read, with as many layers as the backbone has.
+        """Features of a batch, which probes read, with as many layers as the backbone has: by default the backbone's
+        hidden states.
 
-        The backbone's hidden states, where the objective has no better place (a teacher, a table of its own); one that
-        has sets `reads_itself`."""
+        An objective with a better place for features (a teacher, a table of its own) overrides this and sets
+        `reads_itself`.
+
+        Args:
+            backbone: the trained network.
+            batch: as the loader gives it.
+            attention: None takes the backbone's.
+            output_layers: whether the hidden states of all layers are kept.
+
+        Returns:
+            h [B, T, D].
+        """
         return backbone.encode(backbone.embed(batch), attention, output_layers)
 
     def sample(
@@ -243,12 +295,26 @@ class Objective(nn.Module):
     def prepare(self, backbone: Backbone, window: Sequence[Batch]) -> bool:
         """Measures what training starts from, on all ranks: scales, first clusters.
 
-        Called before a step with all its micro batches, at the first step of a run or after resuming, and again at the
-        next ones until it returns True. Every rank has its own batches, and has to call the same exchanges."""
+        Called before the first step of a run and after resuming, and again before the following steps until it returns
+        True. Every rank has its own batches and has to take part in the same collective operations.
+
+        Args:
+            backbone: the network.
+            window: all micro batches of the next step.
+
+        Returns:
+            Whether it is done.
+        """
         return True
 
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
-        """Called after every optimizer step, e.g. to move the EMA teacher."""
+        """Called after every optimizer step, for example to move the EMA teacher.
+
+        Args:
+            backbone: the network.
+            step: number of the step that was taken, from 1.
+            max_steps: steps of the run.
+        """
 
     def teacher_network(self) -> PreTrainedModel | None:
         """The network that `read` reads, where that is another one of the backbone's class. Its weights are kept beside
@@ -256,12 +322,14 @@ class Objective(nn.Module):
         return None
 
     def folders(self, state: dict[str, Tensor]) -> Mapping[str, Folder]:
-        """What is kept beside RUN/model at the end, by folder name: values of config.json, and weights; or what writes
-        into the new, empty folder.
+        """What is saved next to RUN/model at the end, by folder name.
 
         Args:
-            state: this objective's parameters and buffers by name, whole and on the CPU. An objective that reads
-                features itself, or generates, is kept, so that it can do so again.
+            state: this objective's parameters and buffers by name, whole and on the CPU. An objective that provides
+                features itself, or generates, is saved, so that it can do so again.
+
+        Returns:
+            By folder name: values of config.json and weights, or a function that writes into the new, empty folder.
         """
         if not (self.reads_itself or self.generates):
             return {}
@@ -298,11 +366,23 @@ class PretrainingModel(nn.Module):
         return output
 
     def prepare(self, window: Sequence[Batch]) -> bool:
-        """Called before the first steps, see `Objective.prepare`."""
+        """Called before the first steps, see `Objective.prepare`.
+
+        Args:
+            window: all micro batches of the next step.
+
+        Returns:
+            Whether it is done.
+        """
         return self.objective.prepare(cast(Backbone, self.backbone), window)
 
     def after_step(self, step: int, max_steps: int) -> None:
-        """Called after every optimizer step, on every rank."""
+        """Called after every optimizer step, on every rank.
+
+        Args:
+            step: number of the step that was taken, from 1.
+            max_steps: steps of the run.
+        """
         self.objective.after_step(cast(Backbone, self.backbone), step, max_steps)
         if isinstance(self.backbone, SteppedBackbone) and not self.frozen:
             self.backbone.after_step()

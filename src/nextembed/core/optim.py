@@ -66,7 +66,18 @@ class OptimConfig(Config):
         return self
 
     def num_warmup_steps(self, max_steps: int, steps_per_epoch: float | None) -> int:
-        """Warm-up in optimizer steps. steps_per_epoch may be None unless warmup_epochs is set."""
+        """Length of the warm-up, from `warmup_steps`, `warmup_rate` or `warmup_epochs`.
+
+        Args:
+            max_steps: optimizer steps of the run.
+            steps_per_epoch: needed for `warmup_epochs` only; None otherwise.
+
+        Returns:
+            Optimizer steps.
+
+        Raises:
+            ConfigError: `warmup_epochs` is set, but the size of the data is not known.
+        """
         if self.warmup_epochs is not None:
             if steps_per_epoch is None:
                 raise ConfigError("optim.warmup_epochs needs data of known size; set optim.warmup_steps instead")

@@ -20,7 +20,14 @@ class Estimate:
     high: Number
 
     def overlaps(self, other: "Estimate") -> bool:
-        """Whether both intervals hold a common value."""
+        """Whether two intervals have a value in common.
+
+        Args:
+            other: the other interval.
+
+        Returns:
+            True if they overlap.
+        """
         return self.low <= other.high and other.low <= self.high
 
 
@@ -74,7 +81,17 @@ class SampleScores:
 
     @classmethod
     def load(cls, path: str | Path) -> "SampleScores":
-        """Reads samples.json. Raises ConfigError, one line that names the file and the value that is wrong."""
+        """Reads samples.json.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The scores.
+
+        Raises:
+            ConfigError: the file is damaged; the message names the wrong value.
+        """
         return load(cls, path)
 
     def render(self) -> RenderableType:

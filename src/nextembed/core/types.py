@@ -184,7 +184,14 @@ class Batch(TypedDict, total=False):
 
 
 def by_name(batch: Batch) -> dict[str, Tensor]:
-    """The same batch by any name: one of documents has `values.NAME` too, of modalities that nobody knows here."""
+    """The same batch with any key: one of documents also has `values.NAME`, for modalities that are not known here.
+
+    Args:
+        batch: a typed batch.
+
+    Returns:
+        The same object.
+    """
     return cast(dict[str, Tensor], batch)
 
 
@@ -231,11 +238,25 @@ class Latents(NamedTuple):
     following: Tensor | None = None
 
     def until(self, end: int) -> "Latents":
-        """The first `end` positions."""
+        """The first positions.
+
+        Args:
+            end: how many.
+
+        Returns:
+            Latents [B, end, D].
+        """
         return self._map(lambda part: part[:, :end])
 
     def take(self, index: Tensor) -> "Latents":
-        """The positions `index` [B, K], int64, in that order, of each sample: what a mask keeps, an order permutes."""
+        """Some positions of each sample, in a given order: what a mask keeps, what an order permutes.
+
+        Args:
+            index: int64 [B, K].
+
+        Returns:
+            Latents [B, K, D], with their coordinates.
+        """
 
         def taken(part: Tensor) -> Tensor:
             places = index if part.ndim == 2 else index[..., None].expand(-1, -1, part.shape[-1])
@@ -274,10 +295,29 @@ class Scorer(Protocol):
     """Compares predictions of one batch; made by a backbone that knows more of its latents than vectors."""
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Of shifted predictions and targets [B, T - k, D], at each position, [B, T - k]."""
+        """Distance of predictions and targets at each position.
+
+        Args:
+            pred: [B, T - k, D], shifted.
+            target: [B, T - k, D], shifted.
+            mask: bool [B, T - k]; None takes all.
+
+        Returns:
+            [B, T - k].
+        """
 
     def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> Metrics:
-        """Diagnostics as of `nn.diagnostics.diagnose`, and what only this boundary can tell."""
+        """The figures of `nn.diagnostics.diagnose`, and those that only this model can compute.
+
+        Args:
+            z: latents [B, T, D].
+            h: hidden states [B, T, D].
+            target: [B, T, D].
+            mask: bool [B, T]; None takes all.
+
+        Returns:
+            By name: a value, or a sum and a count.
+        """
 
 
 @runtime_checkable
@@ -285,10 +325,21 @@ class ScoringBackbone(Protocol):
     """A backbone whose boundary says how a target is scored: tokens by a softmax, directions by a density."""
 
     def check(self, scoring: Scoring) -> None:
-        """Raises ConfigError for what this backbone cannot score by."""
+        """Checks that this backbone can be trained with an objective's distance.
+
+        Args:
+            scoring: of the objective.
+
+        Raises:
+            ConfigError: it cannot.
+        """
 
     def accept(self, scoring: Scoring) -> None:
-        """Called once, before training: what it was trained by is kept with it."""
+        """Called once before training: stores how the model is trained.
+
+        Args:
+            scoring: of the objective.
+        """
 
     def scorer(self, batch: Batch, scoring: Scoring) -> Scorer: ...
 
@@ -298,7 +349,14 @@ class DensityBackbone(Protocol):
     """A backbone that may predict densities in place of latents."""
 
     def likeliest(self, hidden: Tensor) -> Tensor:
-        """Predictions [..., D] of hidden states [..., D]: of a density its likeliest direction."""
+        """The most likely next latents: with a density its mode.
+
+        Args:
+            hidden: hidden states [..., D].
+
+        Returns:
+            [..., D].
+        """
 
 
 @runtime_checkable
@@ -317,8 +375,16 @@ class CachedBackbone(Protocol):
         """A cache of nothing, for `encode_next`."""
 
     def encode_next(self, latents: Latents, attention: AttentionMode, cache: Cache) -> Hidden:
-        """Hidden states of latents that follow those in the cache, which takes them in. With attention "full" they see
-        each other and all that the cache holds."""
+        """Hidden states of latents that follow those in the cache; the cache is extended.
+
+        Args:
+            latents: the new ones, [B, T, D].
+            attention: with "full" the new ones see each other and all that the cache holds.
+            cache: from `new_cache` or an earlier call.
+
+        Returns:
+            h [B, T, D] of the new ones.
+        """
 
 
 @runtime_checkable
@@ -342,7 +408,14 @@ class ClipConfig(Protocol):
 
 
 def reads_clips(config: object) -> bool:
-    """Whether a model reads clips of several frames in place of images."""
+    """Whether a model reads clips of several frames instead of images.
+
+    Args:
+        config: of the model.
+
+    Returns:
+        True for clips.
+    """
     return isinstance(config, ClipConfig) and config.num_frames > 1
 
 
@@ -380,7 +453,14 @@ class Encodes(Protocol):
     """What gives latents and hidden states."""
 
     def embed(self, batch: Batch) -> Latents:
-        """Latents of a batch, before any mixing."""
+        """Latents of a batch, before any mixing.
+
+        Args:
+            batch: as the loader gives it.
+
+        Returns:
+            z [B, T, D].
+        """
 
     def encode(
         self,
@@ -388,8 +468,17 @@ class Encodes(Protocol):
         attention: Attention | None = None,
         output_layers: bool = False,
     ) -> Hidden:
-        """Hidden states. attention: who sees whom (`nn.masks`); None takes the config's. Latents are read as they
-        stand; see `Latents.take` for other orders and for fewer of them."""
+        """Hidden states of latents. Latents are read in the order they have; see `Latents.take` for other orders and
+        subsets.
+
+        Args:
+            latents: [B, T, D].
+            attention: which positions see which (`nn.masks`); None takes the config's.
+            output_layers: whether the hidden states of all layers are kept.
+
+        Returns:
+            h [B, T, D].
+        """
 
 
 @runtime_checkable

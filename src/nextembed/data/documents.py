@@ -50,24 +50,41 @@ class DocumentPart(Limits, Part):
     num_readers: int = Field(2, gt=0, le=1024)
 
     def rows(self, split: Role) -> Rows | RowSequence:
-        """A list of dicts with "key" (else the row number), or anything with `__len__` and `__getitem__`; or an object
-        with `read(seed, epoch, reader, num_readers)` for what only comes in sequence. Not decoded yet."""
+        """The rows of a split, not decoded yet. A row is a dict; its "key" is a unique name, else the row number.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            A list, or an object with `__len__` and `__getitem__`; for data that only comes in sequence, an object with
+            `read(seed, epoch, reader, num_readers)`.
+        """
         raise NotImplementedError
 
     def document(self, row: Any, seed: int) -> Document:
-        """A row, decoded.
+        """The document that a row stands for, decoded.
 
         Args:
             row: as `rows` gives it.
             seed: of this row in this epoch, for random choices.
 
+        Returns:
+            Its segments.
+
         Raises:
-            Unreadable: The row cannot be used; it is skipped and named.
+            Unreadable: the row cannot be used; it is skipped and named.
         """
         raise NotImplementedError
 
     def summary(self, split: Role) -> Found:
-        """What opening a split finds: documents used, files that are not. Raises as `rows`."""
+        """What opening a split finds: documents that are used, and files that are not. Raises as `rows`.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The findings.
+        """
         used, found = total_length(self.row_sources(split)), self.around()
         reasons = Counter(self.unused(split).values()).most_common()
         notes = tuple(f"{count:,} rows are not used: {reason}" for reason, count in reasons)
@@ -77,14 +94,27 @@ class DocumentPart(Limits, Part):
         )
 
     def unused(self, split: Role) -> dict[str, str]:
-        """Rows that the settings have no use for, each with the reason; known when the rows were opened."""
+        """Rows that the settings exclude; known once the rows are open.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The reason for each key.
+        """
         return {}
 
     def row_sources(self, split: Role) -> list["RowSource"]:
-        """What documents are drawn from.
+        """The sources that documents are drawn from; several for a mixture.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            One or more sources.
 
         Raises:
-            ConfigError: For a split that does not exist.
+            ConfigError: the split does not exist.
         """
         rows = self.rows(split)
         if isinstance(rows, Rows) and len(rows) == 0:
@@ -99,7 +129,12 @@ class DocumentPart(Limits, Part):
         """Endless batches of one rank: rows of `max_length` positions, filled with whole documents.
 
         Args:
+            loading: batch size, rank, workers and seed.
             encode: what a model makes of a document.
+            max_length: positions of a row.
+
+        Returns:
+            The loader; its state can be saved.
 
         Raises:
             ConfigError: For a source that cannot work; the loader raises DataError if more than `max_skipped_rate` of
@@ -126,10 +161,15 @@ class DocumentPart(Limits, Part):
         return DocumentLoader(stream, loading, max_length, self.pack_window, self.num_workers)
 
     def documents(self, split: Role, num: int | None = None, seed: int = 0) -> "Documents":
-        """The documents of a split in their own order, for evaluation; what is random in them as in epoch 0 of `seed`.
+        """The documents of a split in their own order, for evaluation; random choices are those of epoch 0.
 
         Args:
+            split: "train", "validation" or "test".
             num: so many of the first rows; None takes all.
+            seed: of random choices.
+
+        Returns:
+            Documents, decoded one after the other.
         """
         return Documents(self.row_sources(split), self.max_skipped_rate, num, seed)
 
@@ -137,7 +177,18 @@ class DocumentPart(Limits, Part):
         return ImageReader(3, self.background, self.max_pixels, self.max_bytes)
 
     def image(self, value: object, loss: bool = True) -> Segment:
-        """An image segment of bytes, a path, a PIL image or an array. Raises Unreadable."""
+        """An image as a segment.
+
+        Args:
+            value: bytes, a path, a PIL image or an array.
+            loss: whether its latents are targets.
+
+        Returns:
+            The segment.
+
+        Raises:
+            Unreadable: the image does not decode.
+        """
         return {"kind": "image", "value": self.reader().read(value), "loss": loss}
 
 

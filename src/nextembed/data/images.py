@@ -100,13 +100,18 @@ class ImagePart(Limits, Part):
         return self
 
     def rows(self, split: Role) -> Rows | RowSequence:
-        """The rows of a split: a list, or anything with `__len__` and `__getitem__`, of dicts with
+        """The rows of a split.
 
-        "image": file bytes, a path, a PIL image or a uint8 array [H, W] or [H, W, C]; not decoded yet if it
-        is large. For models of clips: a video as bytes or a path, or a uint8 array [F, H, W, 3].
-        "label" (optional): class id, an int. "key" (optional): a name that is unique and stays;
-        else the row number. For data that only comes in sequence: an object with `read(epoch, reader,
-        num_readers)` (see `RowSequence`).
+        Keys of a row: "image", file bytes, a path, a PIL image or a uint8 array [H, W] or [H, W, C], not decoded yet if
+        it is large (for models of clips a video as bytes or a path, or a uint8 array [F, H, W, 3]); "label" (optional),
+        the class id; "key" (optional), a unique name that stays the same, else the row number.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            A list, or an object with `__len__` and `__getitem__`; for data that only comes in sequence, an object with
+            `read(epoch, reader, num_readers)` (see `RowSequence`).
         """
         raise NotImplementedError
 
@@ -119,7 +124,15 @@ class ImagePart(Limits, Part):
         return ""
 
     def summary(self, split: Role) -> Found:
-        """What opening a split finds: images used and not, classes, what lies beside. Raises as `rows`."""
+        """What opening a split finds: images that are used or left out, classes, files that are not images. Raises as
+        `rows`.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The findings.
+        """
         rows = self.training_rows() if split == "train" else self.split_rows(split)
         found = replace(self.around(), split=expression_of(self, split), skipped=self.left_out(split))
         if not isinstance(rows, Rows):
@@ -144,7 +157,14 @@ class ImagePart(Limits, Part):
         return FewRows(rows, few)
 
     def split_rows(self, split: Role) -> Rows | RowSequence:
-        """`rows`, or what `validation_rate` makes of the training rows where there is no validation split."""
+        """`rows`, or the part of the training rows that `validation_rate` holds out where there is no validation split.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            See `rows`.
+        """
         if self.validation_rate is None or split == "test":
             return self.rows(split)
         try:
@@ -172,9 +192,15 @@ class ImagePart(Limits, Part):
         """Endless training batches of one rank (`core.types.Batch`), each of `loading.micro_batch_size` samples.
 
         Args:
+            loading: batch size, rank, workers and seed.
+            image_size: pixels of a side.
+            num_channels: 1 or 3; for clips 3 times the frames.
             num_latents: T of `latent_mask`.
             draw: see `ObjectiveSettings`.
             views: see `ObjectiveSettings`.
+
+        Returns:
+            The loader; its state can be saved.
 
         Raises:
             ConfigError: For a source that cannot work; the loader raises DataError if more than `max_skipped_rate` of
@@ -193,7 +219,15 @@ class ImagePart(Limits, Part):
         return image_loader(self, rows, view, collate, loading, cached)
 
     def crops(self, image_size: int, views: int | ViewSettings) -> tuple[tuple[RandomResizedCrop, ...], int | None]:
-        """What is cut from each image, and how many of several crops are large ones."""
+        """The crops that are made from each image.
+
+        Args:
+            image_size: pixels of a side.
+            views: see `ObjectiveSettings`.
+
+        Returns:
+            The transforms, and how many of several crops are large ones (None for a single crop).
+        """
         one = RandomResizedCrop(image_size, self.crop_scale, self.crop_ratio, self.flip_rate)
         if isinstance(views, int):
             return (one,) * views, None if views == 1 else views
@@ -213,7 +247,14 @@ class ImagePart(Limits, Part):
         """Labelled samples of a split for probes: whole images resized to `image_size`, no augmentation.
 
         Args:
+            split: "train", "validation" or "test".
+            image_size: pixels of a side.
+            num_channels: 1 or 3; for clips 3 times the frames.
             num_samples: a random subset from `seed` (of a stream: so many of its first); None takes all.
+            seed: of the subset.
+
+        Returns:
+            Samples with pixel_values, label and key.
 
         Raises:
             ConfigError: If the split does not exist or is empty, or for all of a stream.
@@ -230,8 +271,14 @@ class ImagePart(Limits, Part):
     def reader(self, num_channels: int) -> ImageReader:
         """The decoder with this part's limits: of images with 1 or 3 channels, of clips with 3 times their frames.
 
+        Args:
+            num_channels: 1 or 3; for clips 3 times the frames.
+
+        Returns:
+            The decoder; its `read` gives uint8 [C, H, W].
+
         Raises:
-            ConfigError: For any other number.
+            ConfigError: another number of channels.
         """
         return reader_of(num_channels, self.background, self.max_pixels, self.max_bytes)
 

@@ -55,8 +55,14 @@ class ImageData(TableSettings, ImagePart):
     def rows(self, split: Role) -> Rows | RowSequence:
         """Rows of a split.
 
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            A list of rows, or a stream of them.
+
         Raises:
-            ConfigError: For a source, split or column that does not exist.
+            ConfigError: source, split or column does not exist.
         """
         data, to_row, origin = self.chosen(split)
         columns = to_row.columns
@@ -68,8 +74,14 @@ class ImageData(TableSettings, ImagePart):
         return self.streamed(data, to_row, origin, split) if self.streaming else LabelledRows(data, to_row)
 
     def chosen(self, split: Role) -> tuple[Table, "ToImage", Origin]:
-        """The rows of a split with all their columns, what makes a Row of one, and where they come from. Raises as
-        `rows`."""
+        """The rows of a split with all their columns. Raises as `rows`.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            The data set, a function that makes a row of one of its entries, and where the data comes from.
+        """
         origin = find_origin(self.source, self.rules())
         with self.asked_for(split):
             data = self.opened(origin, split)
@@ -92,7 +104,15 @@ class ImageData(TableSettings, ImagePart):
         return self.label_column or ("group" if self.source == "emoji" else None)
 
     def loaded(self, origin: Origin, expression: str) -> Table:
-        """The rows of a split as they are, with the labels of `label_file` where there is one."""
+        """The rows of a split as they are, with the labels of `label_file` where there is one.
+
+        Args:
+            origin: where the data comes from.
+            expression: the split in the syntax of `datasets`.
+
+        Returns:
+            The data set.
+        """
         data = super().loaded(origin, expression)
         if origin.builder in ("imagefolder", "videofolder") and not self.streaming:
             lost = unnamed(data, origin, expression)

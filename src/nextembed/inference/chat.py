@@ -56,12 +56,15 @@ class Talker:
 
     @classmethod
     def load(cls, path: str | Path, weights: str | None = None, device: str | None = None) -> "Talker":
-        """An Emu that is saved.
+        """Loads a saved Emu.
 
         Args:
             path: a run, a checkpoint, a model folder or a hub id.
             weights: "raw" or "ema"; None takes the first there is.
             device: by name; None takes the accelerator if there is one, else the CPU.
+
+        Returns:
+            The talker, in eval mode.
 
         Raises:
             ConfigError: one line, for a path without an Emu, or one that does not load whole.
@@ -78,14 +81,17 @@ class Talker:
         on_text: OnText | None = None,
         stop: str | None = None,
     ) -> list[str]:
-        """The text that follows each prompt.
+        """Continues each prompt with text.
 
         Args:
             prompts: any number.
             sampling: how tokens are chosen; None is as in Emu's release.
-            batch_size: prompts at once.
-            on_text: is called with the text of a lone prompt as it comes; needs `num_beams=1`.
-            stop: what ends the text.
+            batch_size: prompts per batch.
+            on_text: called with the new text of a single prompt while it is generated; needs `num_beams=1`.
+            stop: texts that end the answer.
+
+        Returns:
+            One text per prompt.
         """
         sampling = sampling or Sampling()
         if on_text is not None and (sampling.num_beams > 1 or len(prompts) != 1):
@@ -126,11 +132,26 @@ class Talker:
         return [text.split(stop)[0].strip() if stop else text for text in texts]
 
     def caption(self, image: Piece, sampling: Sampling | None = None) -> str:
-        """A caption of an image, or of a {"video": frames}, as Emu is asked for one."""
+        """A caption of an image or a video.
+
+        Args:
+            image: a path, a PIL image, an array, or {"video": frames}.
+            sampling: how tokens are chosen; None is as in Emu's release.
+
+        Returns:
+            The caption.
+        """
         return self.write([self.caption_prompt([image])], sampling)[0]
 
     def caption_prompt(self, pieces: Pieces) -> list[Piece]:
-        """The prompt for a caption: instructed models are asked in their format, others continue after the image."""
+        """The prompt for a caption: instructed models are asked in their format, others continue after the image.
+
+        Args:
+            pieces: the images (or videos) to describe.
+
+        Returns:
+            Pieces of the prompt.
+        """
         if not self.style.instruct:
             return list(pieces)
         talk = Conversation()
@@ -148,14 +169,17 @@ class Talker:
         examples: Sequence[tuple[Pieces, str, str]] = (),
         on_text: OnText | None = None,
     ) -> str:
-        """The answer to a question about images or videos.
+        """Answers a question about images or videos.
 
         Args:
             pieces: what is asked about.
-            question: in words.
+            question: the question.
             sampling: how tokens are chosen; None is as in Emu's release.
-            examples: (pieces, question, answer) in front of it.
-            on_text: is called with the answer as it comes; needs `num_beams=1`.
+            examples: (pieces, question, answer), put before the question.
+            on_text: called with the new text while it is generated; needs `num_beams=1`.
+
+        Returns:
+            The answer.
         """
         talk = Conversation()
         for shown, asked, answer in examples:
@@ -193,7 +217,14 @@ class Talker:
         return None if self.style.instruct else f"\n{self.style.user}:"
 
     def pieces_of(self, prompt: Prompt) -> list[Piece]:
-        """The pieces of a prompt, in the format that its question or its lone picture needs."""
+        """The pieces of a prompt, in the format that its question or single image needs.
+
+        Args:
+            prompt: pieces, and a question if there is one.
+
+        Returns:
+            Pieces as the processor takes them.
+        """
         if prompt.question:
             talk = Conversation()
             talk.ask(*prompt.pieces, prompt.question)
@@ -236,19 +267,22 @@ class Talker:
         latent_temperature: float = 1.0,
         latent_guidance: float = 1.0,
     ) -> Image.Image:
-        """The image that would follow a prompt; two images are blended.
+        """Paints the image that would follow a prompt; two images in the prompt are blended.
 
         Args:
             prompt: text and images.
-            num_inference_steps: of diffusion.
-            guidance_scale: away from the empty prompt; off at 1 or less.
+            num_inference_steps: denoising steps.
+            guidance_scale: how far to extrapolate from the empty prompt towards yours; 1 or less turns guidance off.
             seed: of the noise.
-            progress: whether a bar is shown.
-            latent_temperature: of image latents, where the regression head is a flow.
-            latent_guidance: of the same, away from the empty prompt; 1: off.
+            progress: whether to show a progress bar.
+            latent_temperature: of image latents, if the regression head is a flow.
+            latent_guidance: guidance of image latents, if the regression head is a flow; 1 turns it off.
+
+        Returns:
+            The image.
 
         Raises:
-            ConfigError: also where the checkpoint has no visual decoder, or draws no latents but is told how.
+            ConfigError: the checkpoint has no visual decoder, or latent settings are given but its head is linear.
         """
         pipeline = self.pipeline
         how = LatentSampling(latent_temperature, latent_guidance)
@@ -262,13 +296,16 @@ class Talker:
     def document(
         self, prompt: Pieces, paint: bool | None = None, num_inference_steps: int = 50, **options: Any
     ) -> list[Made]:
-        """Text and images that follow a prompt.
+        """Continues a prompt with text and images.
 
         Args:
             prompt: text and images.
-            paint: whether images are painted, not only predicted; None: where there is a decoder.
-            num_inference_steps: of painting.
+            paint: whether images are painted, not only predicted; None paints if there is a decoder.
+            num_inference_steps: denoising steps.
             options: of `models.emu.mixed.Writing`.
+
+        Returns:
+            Texts and images, in order.
         """
         self.encode([prompt])
         if paint is None:
@@ -284,7 +321,14 @@ class Talker:
     # helpers
 
     def room(self, length: int, needed: int = 1) -> int:
-        """Positions behind a prompt.
+        """Positions left after a prompt.
+
+        Args:
+            length: positions of the prompt.
+            needed: positions that have to be left.
+
+        Returns:
+            Number of positions.
 
         Raises:
             ConfigError: If there are fewer than `needed`.
@@ -301,6 +345,13 @@ class Talker:
 
     def encode(self, prompts: Sequence[Pieces], check: bool = True) -> BatchFeature:
         """A batch for the model.
+
+        Args:
+            prompts: pieces of each prompt.
+            check: whether the length of prompts is checked.
+
+        Returns:
+            What `EmuProcessor` gives, padded on the left, on the model's device.
 
         Raises:
             ConfigError: For an empty prompt or one that is too long.

@@ -74,10 +74,13 @@ class Conversation:
         self.turns.append(Turn("user", found, sources or []))
 
     def answer(self, text: str) -> None:
-        """The assistant's turn.
+        """Adds the assistant's answer.
+
+        Args:
+            text: the answer.
 
         Raises:
-            ConfigError: Where no question waits for it.
+            ConfigError: there is no unanswered question.
         """
         if not self.turns or self.turns[-1].role != "user":
             raise ConfigError("there is no question to answer")
@@ -100,10 +103,16 @@ class Conversation:
         return IMAGE_SYSTEM if kinds.count("image") == 1 else ""  # interleaved input has an empty one
 
     def to_document(self, style: Style) -> Document:
-        """`{system} [USER]: ... [ASSISTANT]:` with the markers of a style, open for the next answer, as in training.
+        """The conversation as a document that ends where the next answer begins, as in training.
+
+        Args:
+            style: markers of the turns, for example `{system} [USER]: ... [ASSISTANT]:`.
+
+        Returns:
+            Its segments of text and images.
 
         Raises:
-            ConfigError: If there is no question.
+            ConfigError: there is no question.
         """
         if not self.turns or self.turns[-1].role != "user":
             raise ConfigError("there is no question to answer")
@@ -128,10 +137,16 @@ class Conversation:
         return {"messages": messages}
 
     def save(self, file: str | Path) -> Path:
-        """Adds the conversation to a .jsonl file as one line, in the form that data of kind `messages` reads.
+        """Appends the conversation to a file, in the form that data of kind `messages` reads.
+
+        Args:
+            file: a .jsonl file; one line is added.
+
+        Returns:
+            The file.
 
         Raises:
-            ConfigError: for a file of another name.
+            ConfigError: the file has another ending.
         """
         file = Path(file)
         if file.suffix != ".jsonl":

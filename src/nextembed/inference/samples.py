@@ -112,7 +112,15 @@ class Sampler:
         return data is not None and data.flip_rate > 0
 
     def real(self, split: Role, num_samples: int | None = None, seed: int = 0) -> EvalSamples:
-        """Images of the run's data as the model reads them, without augmentation; so many, drawn with a seed.
+        """Images of the run's data as the model reads them, without augmentation.
+
+        Args:
+            split: "train", "validation" or "test".
+            num_samples: a random subset of this size; None takes all.
+            seed: of the subset.
+
+        Returns:
+            Samples with pixel_values float32 [C, S, S], label and key.
 
         Raises:
             ConfigError: the model is not part of a run on images.
@@ -125,15 +133,28 @@ class Sampler:
         return data.eval_samples(split, num_samples=num_samples, seed=seed, **sizes)
 
     def plain(self, pixels: Tensor) -> Tensor:
-        """Pixels as the model reads them, as uint8."""
+        """Pixels without the model's normalisation.
+
+        Args:
+            pixels: float32 [B, C, H, W], normalised as the model reads them.
+
+        Returns:
+            uint8 [B, C, H, W].
+        """
         values = (pixels.float().cpu() * self.pixels.std + self.pixels.mean) * 255
         return values.round().clamp(0, 255).to(torch.uint8)
 
     def class_id(self, name: str) -> int:
-        """The class of this number or name.
+        """The id of a class.
+
+        Args:
+            name: its name, or its id as text.
+
+        Returns:
+            The class id.
 
         Raises:
-            ConfigError: Where there is none.
+            ConfigError: there is no such class.
         """
         num = self.objective.num_classes
         if not num:
@@ -148,7 +169,15 @@ class Sampler:
         return names.index(name)
 
     def labels(self, num: int, classes: Sequence[str] = ()) -> Tensor:
-        """What each of `num` images is told, int64 [num]: these classes in turn; of none given all that there are."""
+        """The class condition of each image to sample.
+
+        Args:
+            num: number of images.
+            classes: names or ids, repeated in turn; empty takes all classes of the data.
+
+        Returns:
+            int64 [num].
+        """
         ids = [self.class_id(name) for name in classes] or list(range(self.objective.num_classes)) or [IGNORE_LABEL]
         return torch.tensor([ids[i % len(ids)] for i in range(num)])
 

@@ -52,13 +52,16 @@ class Modality(nn.Module):
     projection: nn.Linear
 
     def patches(self, value: Any) -> Patches:
-        """The signal as patches.
+        """Cuts a signal into patches.
 
         Args:
-            value: the raw signal, as documents hold it.
+            value: the signal, as documents hold it.
+
+        Returns:
+            Values, coordinates and shape of the patches.
 
         Raises:
-            ValueError: One line, for what is no such signal.
+            ValueError: the value is not such a signal; one line, shown to users.
         """
         raise NotImplementedError
 
@@ -74,11 +77,14 @@ class Modality(nn.Module):
         return self.projection(values)
 
     def signal(self, values: Tensor, shape: tuple[int, ...]) -> Any:
-        """What `patches` was given, as far as its values hold it.
+        """The inverse of `patches`, as far as the values contain the signal.
 
         Args:
             values: [N, P], or ids [N] of tokens, in natural order.
             shape: as of `Patches`.
+
+        Returns:
+            The signal.
         """
         raise NotImplementedError
 
@@ -87,7 +93,14 @@ class Modality(nn.Module):
         return None
 
     def places(self, shape: tuple[int, ...]) -> Tensor:
-        """Coordinates [N, 3] of a signal of this shape. Here: one after the other in time."""
+        """Coordinates of latents; by default one after the other in time.
+
+        Args:
+            shape: grid of the latents.
+
+        Returns:
+            [N, 3]: time in steps, height and width in [-1, 1].
+        """
         return in_time(shape[0])
 
 
@@ -121,9 +134,17 @@ class ModalityRegistry:
         return add
 
     def find(self, kind: str) -> type[Modality]:
-        """The class of a kind; what is not known yet is looked for in the files that the user allowed, which are run.
+        """The class of a kind. An unknown kind is looked for in the files that the user allowed, which are executed.
 
-        Raises ConfigError, with the nearest spelling, where there is none."""
+        Args:
+            kind: as registered.
+
+        Returns:
+            The class.
+
+        Raises:
+            ConfigError: there is none; the message names the nearest spelling.
+        """
         for file in allowed_files() if kind not in self.classes else ():
             self._register_all(load_module(file))
         if kind not in self.classes:
@@ -132,7 +153,18 @@ class ModalityRegistry:
         return self.classes[kind]
 
     def settle(self, name: str, settings: Mapping[str, Any] | str | None) -> dict[str, Any]:
-        """Settings with a kind that is registered; `my_file.py:MyModality` becomes one. Raises ConfigError."""
+        """Settings with a registered kind; `my_file.py:MyModality` is loaded and registered.
+
+        Args:
+            name: of the modality in the model.
+            settings: a mapping, a kind, or None.
+
+        Returns:
+            The settings, with `kind`.
+
+        Raises:
+            ConfigError: there is no such kind.
+        """
         if not isinstance(settings, Mapping | str | None):
             raise ConfigError(f"{self.slot}.{name}: should be a group of settings, not {settings!r}")
         own = {"kind": settings} if isinstance(settings, str) else dict(settings or {})
@@ -156,7 +188,19 @@ class ModalityRegistry:
                 self._register(cls)
 
     def build(self, name: str, settings: Mapping[str, Any], hidden_size: int) -> Modality:
-        """The modality of these settings. Raises ConfigError, one line, for settings that it does not have."""
+        """Makes a modality.
+
+        Args:
+            name: of the modality in the model.
+            settings: with its kind.
+            hidden_size: D.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigError: it does not have such settings.
+        """
         values = {key: value for key, value in settings.items() if key != "kind"}
         cls = self.find(settings.get("kind", name))
         known = [key for key in inspect.signature(cls.__init__).parameters if key not in ("self", "hidden_size")]
@@ -169,7 +213,14 @@ class ModalityRegistry:
             raise ConfigError(f"{self.slot}.{name}: {str(err).splitlines()[0]}") from None
 
     def without_weights(self, modalities: Mapping[str, Mapping[str, object]]) -> dict[str, Modality]:
-        """All modalities, to make patches and signals only."""
+        """All modalities, only to make patches and signals.
+
+        Args:
+            modalities: settings by name.
+
+        Returns:
+            The modalities by name, on the meta device.
+        """
         with torch.device("meta"):
             return {name: self.build(name, settings, 8) for name, settings in modalities.items()}
 

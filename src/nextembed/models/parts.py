@@ -43,10 +43,13 @@ class ModelPart(Part):
     pretrained: str | None = None
 
     def build(self, class_names: Sequence[str] = ()) -> PreTrainedModel:
-        """The backbone, in float32.
+        """Makes the backbone, in float32.
 
         Args:
             class_names: of the data, in the order of their ids; empty for tasks without classes.
+
+        Returns:
+            The backbone.
 
         Raises:
             ConfigError: one line, for what does not load or fit.
@@ -54,11 +57,25 @@ class ModelPart(Part):
         raise NotImplementedError
 
     def trunk(self, backbone: Any) -> Any:
-        """The network that images enter, where it is only a part of the backbone."""
+        """The network that images enter, where it is only a part of the backbone.
+
+        Args:
+            backbone: the model.
+
+        Returns:
+            That part, or the backbone.
+        """
         return backbone
 
     def loader_arguments(self, backbone: PreTrainedModel) -> dict[str, Any]:
-        """What `train_loader` of the data needs to know of the model."""
+        """Arguments of the data's `train_loader` that depend on the model.
+
+        Args:
+            backbone: the model.
+
+        Returns:
+            Keyword arguments.
+        """
         trunk = self.trunk(backbone)
         size = trunk.config.image_size
         return {
@@ -72,10 +89,24 @@ class ModelPart(Part):
         return None
 
     def prepare(self, backbone: PreTrainedModel, data: Part) -> None:
-        """What a new run does before its first step."""
+        """Called before the first step of a new run.
+
+        Args:
+            backbone: the model.
+            data: the data part of the run.
+        """
 
     def example_batch(self, backbone: PreTrainedModel, size: int, draw: Draw) -> Batch:
-        """A micro batch of the right shapes and kinds, without data, as memory is planned with."""
+        """A micro batch of the right shapes and kinds, without data, for planning memory.
+
+        Args:
+            backbone: the model.
+            size: samples.
+            draw: the objective's `draw`.
+
+        Returns:
+            The batch, on the CPU.
+        """
         trunk = self.trunk(backbone)
         side = trunk.config.image_size
         one: dict[str, Tensor] = {
@@ -89,11 +120,25 @@ class ModelPart(Part):
         return cast(Batch, {name: value.expand(size, *value.shape) for name, value in one.items()})
 
     def example_labels(self, side: int) -> Tensor:
-        """Labels of one image of `side` pixels."""
+        """Labels of one image, for planning memory.
+
+        Args:
+            side: of the image, in pixels.
+
+        Returns:
+            int64, as the task has them.
+        """
         return torch.zeros((), dtype=torch.int64)
 
     def usage(self, folder: str) -> str | None:
-        """A command that uses a finished run of this model; None leaves it to the task."""
+        """A command that uses a finished run of this model.
+
+        Args:
+            folder: of the model.
+
+        Returns:
+            The command; None leaves it to the task.
+        """
         return None
 
 

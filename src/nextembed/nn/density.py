@@ -34,12 +34,26 @@ class Density(NamedTuple):
     log_weights: Tensor
 
     def at(self, index) -> "Density":
-        """The densities of some positions: `index` as of a tensor [...]."""
+        """The densities of some positions.
+
+        Args:
+            index: as of a tensor [...].
+
+        Returns:
+            The density at these positions.
+        """
         return Density(*(values[index] for values in self))
 
     def log_prob(self, x: Tensor, relative: bool = True) -> Tensor:
-        """Log density at the directions of x [..., D], of any length, in nats, [...]; relative to the uniform density
-        unless told otherwise."""
+        """Log density at a direction, in nats.
+
+        Args:
+            x: [..., D], of any length.
+            relative: whether the log of the uniform density is subtracted.
+
+        Returns:
+            [...].
+        """
         return mixture_log_prob(*self, F.normalize(at_least_float32(x), dim=-1), relative)
 
     def mean_vector(self) -> Tensor:
@@ -64,13 +78,31 @@ class Density(NamedTuple):
         return take(self.directions, highest)
 
     def sample(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """One direction a position, [..., D]. temperature divides kappas and log weights; 0 gives the direction of the
-        heaviest component. Raises ValueError for a temperature below 0 or infinite."""
+        """Draws one direction per position.
+
+        Args:
+            generator: of the noise; None is the default one.
+            temperature: divides concentrations and log weights; 0 gives the direction of the heaviest component.
+
+        Returns:
+            [..., D], of unit length.
+
+        Raises:
+            ValueError: the temperature is negative or infinite.
+        """
         return mixture_sample(*self, generator, temperature)
 
     def component(self, generator: torch.Generator | None = None, temperature: float = 1.0) -> Tensor:
-        """The direction of one component a position, drawn by weight, [..., D]: one of the answers, without the noise
-        about it. In D dimensions nearly all of that noise is outside of what a patch of few values can be."""
+        """Draws one component per position by weight and gives its direction, without the noise around it. In D
+        dimensions nearly all of that noise is outside of what a patch of few values can be.
+
+        Args:
+            generator: of the choice; None is the default one.
+            temperature: divides log weights.
+
+        Returns:
+            [..., D], of unit length.
+        """
         return take(self.directions, mixture_choice(self.log_weights, generator, temperature))
 
 
@@ -146,8 +178,16 @@ class DensityHead(nn.Module):
         # --8<-- [end:head]
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """Minus the log density of what came after hidden states, [B, T, D] each, where mask [B, T] says; [B, T], 0
-        elsewhere."""
+        """Minus the log density of the latents that followed, in nats.
+
+        Args:
+            pred: hidden states [B, T, D].
+            target: latents [B, T, D].
+            mask: bool [B, T]; None takes all.
+
+        Returns:
+            [B, T], 0 where masked out.
+        """
         if mask is None:
             return -self(pred).log_prob(target)
         found = -self(pred[mask]).log_prob(target[mask])

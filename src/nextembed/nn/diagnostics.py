@@ -24,14 +24,29 @@ LEARNT_GAP = 0.02  # cos(prediction, next) has to pass cos(prediction, current) 
 
 
 def spread(x: Tensor) -> Tensor:
-    """How far the directions of x [N, D] differ, in [0, 1]: 1 if they cancel out, 0 if all point the same way."""
+    """How far directions differ: 1 if they cancel out, 0 if all point the same way.
+
+    Args:
+        x: [N, D].
+
+    Returns:
+        [], in [0, 1].
+    """
     return (1 - F.normalize(x.float(), dim=-1).mean(0).square().sum()).clamp(min=0).sqrt()
 
 
 def effective_rank(x: Tensor) -> Tensor:
-    """Number of directions that x [N, D] really uses, in [1, min(N, D)]: exp of the entropy of its singular values
-    (normalised to sum 1) after centring. Source: RankMe (arXiv 2210.02885); ours centres first, so that a shared
-    offset does not count as a direction."""
+    """Number of directions in use: exp of the entropy of the singular values (normalised to sum 1) after centring.
+
+    Args:
+        x: [N, D].
+
+    Returns:
+        [], in [1, min(N, D)].
+
+    Source:
+        RankMe (arXiv 2210.02885). Ours centres first, so that a shared offset does not count as a direction.
+    """
     x = x.float()
     x = x - x.mean(0)
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
@@ -67,8 +82,18 @@ def diagnose(z: Tensor, h: Tensor, pred: Tensor, target: Tensor) -> dict[str, Te
 
 @torch.no_grad()
 def diagnose_pairs(pred: Tensor, current: Tensor, following: Tensor, z: Tensor, h: Tensor) -> dict[str, Tensor]:
-    """What `diagnose` gives, of predictions [..., D], the latents they were made at and those they are of, and of rows
-    of latents and hidden states, [N, D] each."""
+    """The figures of `diagnose`, from pairs that are already aligned.
+
+    Args:
+        pred: predictions [..., D].
+        current: the latents at the same positions [..., D].
+        following: the latents that are predicted [..., D].
+        z: rows of latents [N, D].
+        h: rows of hidden states [N, D].
+
+    Returns:
+        See `diagnose`.
+    """
     # --8<-- [start:diagnose]
     pred, current, following = (F.normalize(x.float(), dim=-1) for x in (pred, current, following))
     to_next, to_current = (pred * following).sum(-1), (pred * current).sum(-1)
@@ -87,10 +112,14 @@ def diagnose_pairs(pred: Tensor, current: Tensor, following: Tensor, z: Tensor, 
 
 
 def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = None) -> list[str]:
-    """Plain sentences for what is wrong now; empty if nothing is.
+    """What is wrong now, in sentences.
 
-    metrics: the latest values of `diagnose` (missing ones are skipped). peak: the highest value of each so far, for
-    the loss of rank.
+    Args:
+        metrics: the latest values of `diagnose`; missing ones are skipped.
+        peak: the highest value of each so far, to recognise loss of rank.
+
+    Returns:
+        One sentence per warning; empty if nothing is wrong.
     """
     found = []
     std, rank = metrics.get("latent_std", 1.0), metrics.get("latent_rank", math.inf)
@@ -133,16 +162,30 @@ def warnings(metrics: Mapping[str, float], peak: Mapping[str, float] | None = No
 
 
 def peaks(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Highest effective ranks in a run's history, counted from where it predicts the next latent better than the
-    current one. Before that the hidden states merely echo an untrained embedding, and a rank is no merit."""
+    """Highest effective ranks of a run, counted from where it predicts the next latent better than the current one.
+    Before that, hidden states merely repeat an untrained embedding, and their rank means nothing.
+
+    Args:
+        history: logged lines, oldest first.
+
+    Returns:
+        By name, `latent_rank` and `hidden_rank`.
+    """
     names = ("latent_rank", "hidden_rank")
     rows = [row for row in history if row.get("cos_gap", 0.0) > LEARNT_GAP]
     return {n: max(values) for n in names if (values := [row[n] for row in rows if n in row])}
 
 
 def lasting_warnings(history: Sequence[Mapping[str, float]]) -> list[str]:
-    """What is wrong at the last logged line. An untrained network always copies (its output echoes its input), so that
-    is said only once the learning rate has stopped rising."""
+    """What is wrong at the last logged line. An untrained network always copies (its output repeats its input), so
+    copying is reported only once the learning rate has stopped rising.
+
+    Args:
+        history: logged lines, oldest first.
+
+    Returns:
+        One sentence per warning; empty if nothing is wrong.
+    """
     found = warnings(history[-1], peaks(history))
     rates = [line.get("learning_rate", 0.0) for line in history[-2:]]
     warming_up = len(rates) < 2 or rates[-1] > rates[-2]
@@ -150,7 +193,14 @@ def lasting_warnings(history: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def verdict(history: Sequence[Mapping[str, float]]) -> Verdict:
-    """What a run did, from its logged metrics, oldest first (rows without diagnostics are skipped)."""
+    """What a run did: learning, copying, collapsed or undecided.
+
+    Args:
+        history: logged lines, oldest first; lines without diagnostics are skipped.
+
+    Returns:
+        A word and a sentence.
+    """
     needed = ("cos_next", "cos_current", "cos_gap")
     rows = [row for row in history if all(name in row for name in needed)]
     if not rows:

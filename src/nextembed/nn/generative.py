@@ -49,7 +49,16 @@ class GenerativeHead(Protocol):
     num_noise: int
 
     def loss(self, hidden: Tensor, target: Tensor, noise: Tensor) -> Tensor:
-        """At each position, [N]. noise [N, draws, num_noise]: standard normal numbers."""
+        """The loss at each position.
+
+        Args:
+            hidden: [N, D].
+            target: [N, V].
+            noise: [N, draws, num_noise], standard normal numbers.
+
+        Returns:
+            [N].
+        """
 
     def sample(
         self,
@@ -59,7 +68,18 @@ class GenerativeHead(Protocol):
         guidance: Guidance | None = None,
         num_steps: int | None = None,
     ) -> Tensor:
-        """One target a position, float32 [N, V]. temperature: scales the noise; num_steps: None takes the head's."""
+        """Samples one target per position.
+
+        Args:
+            hidden: [N, D].
+            generator: of the noise; None is the default one.
+            temperature: scales the noise.
+            guidance: what to lead samples away from.
+            num_steps: steps of the sampler; None takes the head's.
+
+        Returns:
+            float32 [N, V].
+        """
 
 
 class ConditionedMlp(nn.Module):
@@ -145,7 +165,17 @@ class FlowHead(nn.Module):
         self.network.reset_parameters()
 
     def velocity(self, x: Tensor, hidden: Tensor, time: Tensor, nearest: float = 0.0) -> Tensor:
-        """v at x [..., V] and time [...]."""
+        """The velocity of the flow.
+
+        Args:
+            x: [..., V].
+            hidden: [..., D].
+            time: [...], in [0, 1].
+            nearest: smallest 1 - t that is divided by.
+
+        Returns:
+            [..., V].
+        """
         found = self.network(x, hidden, time).float()
         if self.predicts == "velocity":
             return found
@@ -156,14 +186,32 @@ class FlowHead(nn.Module):
         return self.errors(hidden, target, noise, time).mean(-1)
 
     def errors(self, hidden: Tensor, target: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Mean squared error of the velocity at noise [N, K, V] and times [N, K], [N, K]."""
+        """Mean squared error of the velocity.
+
+        Args:
+            hidden: [N, D].
+            target: [N, V].
+            noise: [N, K, V].
+            time: [N, K].
+
+        Returns:
+            [N, K].
+        """
         target, times = target.float()[:, None], time[..., None]
         x = (1 - times) * noise + times * target
         many = hidden[:, None].expand(-1, noise.shape[1], -1)
         return (target - noise - self.velocity(x, many, time, NEAREST)).square().mean(-1)
 
     def mean(self, hidden: Tensor) -> Tensor:
-        """The mean of what may come, [N, V]: at t = 0 the velocity is that minus the noise. From two opposite draws."""
+        """The mean of what may follow: at t = 0 the velocity is that mean minus the noise. Averaged over two opposite
+        samples of noise.
+
+        Args:
+            hidden: [N, D].
+
+        Returns:
+            [N, V].
+        """
         noise = torch.randn(self.num_values, generator=torch.Generator().manual_seed(0)).to(hidden.device)
         starts = torch.stack((noise, -noise)).expand(len(hidden), 2, -1)
         time = torch.zeros(starts.shape[:-1], device=hidden.device)
@@ -292,7 +340,15 @@ class EnergyHead(nn.Module):
 
 
 def energy_score(found: Tensor, target: Tensor) -> Tensor:
-    """Of samples [N, K, V] against what came, [N, V] -> [N]; see `EnergyHead`."""
+    """Energy score of samples; see `EnergyHead`.
+
+    Args:
+        found: samples [N, K, V].
+        target: what followed, [N, V].
+
+    Returns:
+        [N].
+    """
     num = found.shape[1]
     between = _length(found[:, :, None] - found[:, None]).sum((1, 2)) / (num * (num - 1))
     return (2 * _length(target[:, None] - found).mean(1) - between) / math.sqrt(target.shape[-1])
@@ -306,7 +362,16 @@ def _length(x: Tensor) -> Tensor:
 def guided(
     network: Callable[[Tensor, Tensor, float], Tensor], hidden: Tensor, guidance: Guidance | None
 ) -> Callable[[Tensor, float], Tensor]:
-    """(x, time) -> what a network says of them: under its condition, or led away from `guidance`."""
+    """A network under its condition, led away from another condition if guidance is given.
+
+    Args:
+        network: a function of (x, hidden, time).
+        hidden: the condition [N, D].
+        guidance: the other condition and the scale; None gives the network itself.
+
+    Returns:
+        A function of (x, time).
+    """
     if guidance is None or guidance.scale == 1:
         return lambda x, time: network(x, hidden, time)
     both = torch.cat((hidden, guidance.hidden))
@@ -319,7 +384,17 @@ def guided(
 
 
 def drawn(num: int, size: int, generator: Generators, device: torch.device) -> Tensor:
-    """Standard normal numbers [num, size], the same on every device."""
+    """Standard normal numbers, the same on every device.
+
+    Args:
+        num: rows.
+        size: numbers per row.
+        generator: one for all rows or one per row; `Shared` repeats rows; None is the default one.
+        device: where they are put.
+
+    Returns:
+        float32 [num, size].
+    """
     if isinstance(generator, Shared):
         rows = torch.randn(generator.num, size, generator=torch.Generator().manual_seed(0))
         return rows.to(device).repeat(num // generator.num, 1)

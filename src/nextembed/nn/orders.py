@@ -16,7 +16,7 @@ MAX_SIDE = 256  # of the grid that scattered coordinates are counted on
 
 
 def order_of(name: str, where: tuple[int, ...] | Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """The permutation of an order, int64 [N], on the CPU.
+    """The permutation of an order.
 
     Args:
         name: "raster" natural order; "time" by time, natural order within one time; "hilbert" neighbours follow each
@@ -26,8 +26,11 @@ def order_of(name: str, where: tuple[int, ...] | Tensor, generator: torch.Genera
             (time, height, width), which need not fill a grid: then ranks along each axis stand for places.
         generator: of "random".
 
+    Returns:
+        int64 [N], on the CPU.
+
     Raises:
-        ValueError: An unknown name, another shape, or "random" without a generator.
+        ValueError: the name is unknown, the shape does not fit, or "random" has no generator.
     """
     if name not in ORDERS:
         raise ValueError(f"no order '{name}'; there are {', '.join(ORDERS)}")
@@ -49,20 +52,35 @@ def order_of(name: str, where: tuple[int, ...] | Tensor, generator: torch.Genera
 
 
 def inverse(order: Tensor) -> Tensor:
-    """The step at which each position is read, int64 [N], of a permutation [N]."""
+    """The inverse of a permutation: the step at which each position is read.
+
+    Args:
+        order: int64 [N].
+
+    Returns:
+        int64 [N].
+    """
     found = torch.empty_like(order)
     found[order] = torch.arange(len(order), device=order.device)
     return found
 
 
 def hilbert(height: int, width: int) -> Tensor:
-    """A Hilbert-like curve over any grid: int64 [height * width], from a corner; each step goes to one of the four
-    neighbours.
+    """A Hilbert-like curve over any grid, from a corner; each step goes to one of the four neighbours.
 
-    A block is entered at one corner and left at the next: a long one is cut in two along its way, another one in three
-    (up, across, down), cut at even lengths so that each part can be walked in this way.
-    Source: Hilbert (1891); for rectangles the idea of the generalised Hilbert curve ("gilbert", J. Cerveny, 2018). Ours
-    begins along the shorter side where only that way has no diagonal step (longer side odd, shorter side even).
+    A block is entered at one corner and left at the next: a long one is cut in two along the way, another in three (up,
+    across, down), at even lengths so that each part can be traversed in this way.
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+
+    Returns:
+        int64 [height * width].
+
+    Source:
+        Hilbert (1891); for rectangles the idea of the generalised Hilbert curve ("gilbert", J. Cerveny, 2018). Ours
+        begins along the shorter side where only that way has no diagonal step (longer side odd, shorter side even).
     """
     cells = np.arange(height * width).reshape(height, width)
     along_width = width >= height
@@ -91,12 +109,21 @@ def _even_half(size: int) -> int:
 
 
 def coarse_to_fine(height: int, width: int) -> Tensor:
-    """A coarse grid of cells first, then the cells between, at half the distance and again: int64 [height * width].
+    """A coarse grid of cells first, then the cells between them, at half the distance and again.
 
     Every prefix is spread over the plane: cells at distance 2^k come first as a square grid, then as a quincunx (the
     centres of its squares), then as a square grid at half the distance.
-    Source: the ranks of ordered dithering (Bayer, 1973): interleaved bits of (x xor y, y), reversed. Ours counts x and
-    y from a third of the way, so that coarse grids do not begin at the border.
+
+    Args:
+        height: rows of the grid.
+        width: columns of the grid.
+
+    Returns:
+        int64 [height * width].
+
+    Source:
+        the ranks of ordered dithering (Bayer, 1973): interleaved bits of (x xor y, y), reversed. Ours starts x and y at
+        a third of the distance, so that coarse grids do not begin at the border.
     """
     sides = max(height, width, 2)
     num_bits = (sides - 1).bit_length()

@@ -28,19 +28,38 @@ class Codebook(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def ids(self, x: Tensor) -> Tensor:
-        """The nearest code of each vector, [..., V] -> int64 [...]; of equally near ones the first."""
+        """The nearest code of each vector; the first of several equally near ones.
+
+        Args:
+            x: [..., V].
+
+        Returns:
+            int64 [...].
+        """
         return nearest(x, self.codes)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """The codes' vectors, int64 [...] -> [..., V]."""
+        """The vectors of codes.
+
+        Args:
+            ids: int64 [...].
+
+        Returns:
+            [..., V].
+        """
         return self.codes[ids]
 
     @torch.no_grad()
     def fit(self, x: Tensor, rounds: int = 20, seed: int = 0) -> None:
-        """Fits the codes to the vectors [N, V] of all ranks; every rank has to call it.
+        """Fits the codes to the vectors of all ranks (k-means); every rank has to call it.
+
+        Args:
+            x: [N, V].
+            rounds: iterations.
+            seed: of the first codes.
 
         Raises:
-            ValueError: fewer distinct vectors than codes.
+            ValueError: there are fewer distinct vectors than codes.
         """
         x = x.detach().float().cpu()
         distinct = torch.unique(torch.cat(distributed.gather_objects(torch.unique(x, dim=0))), dim=0)
@@ -73,15 +92,32 @@ class Codebook(nn.Module):
 
 
 def nearest(x: Tensor, codes: Tensor) -> Tensor:
-    """The nearest of the codes [K, V] to each vector, [..., V] -> int64 [...]; of equally near ones the first."""
+    """The nearest code of each vector; the first of several equally near ones.
+
+    Args:
+        x: [..., V].
+        codes: [K, V].
+
+    Returns:
+        int64 [...].
+    """
     flat = x.detach().float().flatten(0, -2)
     found = [torch.cdist(part, codes).argmin(-1) for part in flat.split(CHUNK)]
     return torch.cat(found).view(x.shape[:-1]) if found else flat.new_zeros(x.shape[:-1], dtype=torch.int64)
 
 
 def first_codes(x: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """Vectors to start from: each is drawn with a chance that grows with its squared distance to those drawn before. Of
-    many vectors a part is looked at."""
+    """Initial codes (k-means++): each is drawn with a probability that grows with its squared distance to those drawn
+    before. Of many vectors a random part is used.
+
+    Args:
+        x: [N, V].
+        num: number of codes.
+        generator: of the draws.
+
+    Returns:
+        [num, V].
+    """
     x = x[torch.randperm(len(x), generator=generator)[: SEEDS_EACH * num]]
     chosen = [0]
     distance = (x - x[0]).square().sum(-1)

@@ -27,7 +27,14 @@ class SampledDensity:
         self.head, self.hidden = head, hidden
 
     def at(self, index: Tensor) -> "SampledDensity":
-        """The densities of some positions: `index` as of a tensor [...]."""
+        """The densities of some positions.
+
+        Args:
+            index: as of a tensor [...].
+
+        Returns:
+            The density at these positions.
+        """
         return SampledDensity(self.head, self.hidden[index])
 
     def sample(
@@ -36,22 +43,46 @@ class SampledDensity:
         temperature: float = 1.0,
         guidance: Guidance | None = None,
     ) -> Tensor:
-        """One direction a position, of unit length, [..., D]. temperature scales the noise; a guided draw is brought
-        back to the sphere at its end."""
+        """Draws one direction per position.
+
+        Args:
+            generator: of the noise; None is the default one.
+            temperature: scales the noise.
+            guidance: what to lead the sample away from; the result is projected back to the sphere.
+
+        Returns:
+            [..., D], of unit length.
+        """
         found = self.head.sample(self.hidden.reshape(-1, self.hidden.shape[-1]), generator, temperature, guidance)
         return F.normalize(found, dim=-1).view(self.hidden.shape)
 
     component = sample  # here a draw is one of the answers already
 
     def several(self, num: int, guidance: Guidance | None = None, shared: bool = False) -> Tensor:
-        """Draws by a fixed seed, [..., num, D]. shared: of the same noise at each position."""
+        """Several samples per position, drawn with a fixed seed.
+
+        Args:
+            num: samples per position.
+            guidance: what to lead the samples away from.
+            shared: whether all positions use the same noise.
+
+        Returns:
+            [..., num, D].
+        """
         many = SampledDensity(self.head, self.hidden[..., None, :].expand(*self.hidden.shape[:-1], num, -1))
         if guidance is not None:
             guidance = guidance._replace(hidden=guidance.hidden.repeat_interleave(num, 0))
         return many.sample(Shared(num) if shared else torch.Generator().manual_seed(0), 1.0, guidance)
 
     def mode(self, guidance: Guidance | None = None) -> Tensor:
-        """Of 16 draws by a fixed seed the one that the others are nearest to, [..., D]: an answer, and no mean."""
+        """The one of 16 samples (fixed seed) that the others are nearest to: a possible answer, not a mean.
+
+        Args:
+            guidance: what to lead the samples away from.
+
+        Returns:
+            [..., D], of unit length.
+        """
         draws = self.several(NUM_DRAWS, guidance, shared=True)  # however positions are batched
         inner = (draws @ draws.mT).sum(-1).argmax(-1)[..., None, None]
         return draws.gather(-2, inner.expand(*inner.shape[:-1], draws.shape[-1]))[..., 0, :]
@@ -71,11 +102,17 @@ class SampledDensity:
         return between.clamp(min=0, max=1).sqrt()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """What stands for the log density of the directions of x [..., D], up to a constant, [...]: higher is likelier.
+        """A substitute for the log density, up to a constant: higher is more likely.
 
-        A flow: its bound in nats, - integral of t / (1 - t) |v - v'|^2 dt up to t = 0.9, over 16 fixed draws (in the
-        weights of arXiv 2107.00630; the exact change of variables would cost D backward passes a step). Energy: minus
-        the energy score over 16 fixed draws, a proper score and no density.
+        A flow: its bound in nats, - integral of t / (1 - t) |v - v'|^2 dt up to t = 0.9, over 16 fixed samples (in the
+        weights of arXiv 2107.00630; the exact change of variables would cost D backward passes per step). Energy: minus
+        the energy score over 16 fixed samples, a proper score but not a density.
+
+        Args:
+            x: directions [..., D], of any length.
+
+        Returns:
+            [...].
         """
         width = x.shape[-1]
         target, hidden = scaled(x).reshape(-1, width), self.hidden.expand_as(x).reshape(-1, width)
@@ -92,7 +129,14 @@ class SampledDensity:
 
 
 def scaled(x: Tensor) -> Tensor:
-    """Directions with a variance of about 1 in each dimension: on the sphere of radius sqrt(D)."""
+    """Directions scaled to a variance of about 1 per dimension: on the sphere of radius sqrt(D).
+
+    Args:
+        x: [..., D].
+
+    Returns:
+        [..., D].
+    """
     return F.normalize(at_least_float32(x), dim=-1) * math.sqrt(x.shape[-1])
 
 
@@ -117,8 +161,16 @@ class SampledHead(nn.Module):
         return SampledDensity(self.head, hidden)
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
-        """The head's loss of hidden states against the latents that came, [B, T, D] each, where mask [B, T] says;
-        [B, T], 0 elsewhere. Noise is drawn for each row."""
+        """The head's loss against the latents that followed; noise is drawn for each row.
+
+        Args:
+            pred: hidden states [B, T, D].
+            target: latents [B, T, D].
+            mask: bool [B, T]; None takes all.
+
+        Returns:
+            [B, T], 0 where masked out.
+        """
         size = self.head.draws * self.head.num_noise
         noise = normal(len(pred), pred.shape[1] * size, NOISE, pred.device).view(*pred.shape[:2], self.head.draws, -1)
         chosen = torch.ones_like(pred[..., 0], dtype=torch.bool) if mask is None else mask
@@ -130,7 +182,17 @@ AnyDensityHead = DensityHead | SampledHead
 
 
 def density_head(kind: str, hidden_size: int, num_components: int, max_cosine: float) -> AnyDensityHead | None:
-    """The head of a kind of density; None for "none"."""
+    """The head for a kind of density.
+
+    Args:
+        kind: a value of `model.density`.
+        hidden_size: D.
+        num_components: of a mixture.
+        max_cosine: highest mean cosine that a component may expect.
+
+    Returns:
+        The module; None for "none".
+    """
     match kind:
         case "none":
             return None

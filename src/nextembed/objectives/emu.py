@@ -68,8 +68,15 @@ class EmuSettings(ObjectiveSettings):
         return self
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """context_dropped [T]: all before the `[IMG]` of a document's last image, with probability
-        `context_drop_rate`."""
+        """Draws which documents lose their context.
+
+        Args:
+            sample: an encoded document.
+            generator: seeded for this sample.
+
+        Returns:
+            context_dropped bool [T]: with probability `context_drop_rate`, all before the `[IMG]` of the last image.
+        """
         if self.context_drop_rate == 0:
             return {}
         dropped = bool(torch.rand((), generator=generator) < self.context_drop_rate)
@@ -82,7 +89,14 @@ class EmuSettings(ObjectiveSettings):
         return lasting_warnings(history)
 
     def verdict(self, history: History) -> Verdict:
-        """Of the image latents as `nn.diagnostics` says; without images, of the text loss."""
+        """What a run did, by its image latents (`nn.diagnostics`); without images, by the text loss.
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            A word and a sentence.
+        """
         if any("cos_next" in line for line in history):
             return verdict(history)
         lines = [line for line in history if "text_loss" in line]
@@ -93,7 +107,18 @@ class EmuSettings(ObjectiveSettings):
         return Verdict("language model", f"Trained on text only, so there are no image latents to judge: {figures}.")
 
     def build(self, backbone: Backbone) -> "EmuObjective":
-        """Raises ConfigError if both weights are 0, the model has not both heads, or its flow is to be a matrix."""
+        """Makes the objective.
+
+        Args:
+            backbone: an Emu model.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigError: both weights are 0, the model lacks one of the two heads, or the regression is linear and the
+                model's head a flow.
+        """
         if self.text_weight == 0 and self.regression_weight == 0:
             raise ConfigError("objective: text_weight and regression_weight are both 0, so there is no loss")
         if not isinstance(backbone, TwoHeaded):

@@ -61,7 +61,14 @@ class LatentDecoderSettings(ObjectiveSettings):
         return self
 
     def verdict(self, history: History) -> Verdict:
-        """How well pixels are read back, beside what the mean colour of each patch would reach."""
+        """How well pixels are reconstructed, compared with the mean colour of each patch.
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            A word and a sentence.
+        """
         lines = [line for line in history if "psnr" in line and "psnr_flat" in line]
         if not lines:
             return Verdict("decoder", "A decoder of a frozen model was trained; no PSNR was logged.")
@@ -70,7 +77,17 @@ class LatentDecoderSettings(ObjectiveSettings):
         return Verdict("decoder", f"{sentence}; the mean colour of each patch would reach {flat:.1f} dB.")
 
     def build(self, backbone: Backbone) -> "LatentDecoding":
-        """Raises ConfigError if the backbone is no model of image patches."""
+        """Makes the objective.
+
+        Args:
+            backbone: a model of image patches.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigError: the backbone does not read image patches.
+        """
         if not isinstance(backbone.config, PatchConfig):
             raise ConfigError("objective latent_decoder needs a model of image patches: its config has no patch_shape")
         if reads_clips(backbone.config):

@@ -118,10 +118,16 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return self
 
     def build(self, backbone: Backbone) -> "NextEmbedding":
-        """The objective on a backbone.
+        """Makes the objective.
+
+        Args:
+            backbone: the network that is trained.
+
+        Returns:
+            The module.
 
         Raises:
-            ConfigError: If that has too few layers or latents for these settings.
+            ConfigError: the backbone has too few layers or latents for these settings.
         """
         if not isinstance(backbone.config, LayeredConfig):
             raise ConfigError(
@@ -143,8 +149,16 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return NextEmbedding(self, backbone)
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """input_mask [T]: each patch hidden with probability `input_mask_rate`; the begin token never. Of documents all
-        before the last signal, with probability `context_drop_rate`; latent_mask [T] is then without it."""
+        """Draws what is hidden from the model in one sample.
+
+        Args:
+            sample: with latent_mask [T]; of documents also document_ids and kinds [T].
+            generator: seeded for this sample.
+
+        Returns:
+            input_mask bool [T]: each patch with probability `input_mask_rate`, the begin token never. For documents,
+            with probability `context_drop_rate`, everything before the last signal, and latent_mask without it.
+        """
         if "kinds" in sample and self.context_drop_rate > 0:
             return self._without_context(sample, generator)
         if self.input_mask_rate == 0:
@@ -163,11 +177,25 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return {"input_mask": mask, "latent_mask": sample["latent_mask"] & ((places > first) | (not dropped))}
 
     def warnings(self, history: History) -> list[str]:
-        """Of copying and collapse that last; see `nn.diagnostics`."""
+        """Warnings of copying and collapse that last; see `nn.diagnostics`.
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            The sentences; empty if nothing is wrong.
+        """
         return lasting_warnings(history)
 
     def verdict(self, history: History) -> Verdict:
-        """Learning, copying or collapsed, from cosines and ranks; see `nn.diagnostics`."""
+        """Learning, copying or collapsed, from cosines and ranks; see `nn.diagnostics`.
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            A word and a sentence.
+        """
         return verdict(history)
 
     def scoring(self) -> Scoring:
@@ -249,7 +277,14 @@ class NextEmbedding(Objective):
         self.teacher = Teacher(cast(nn.Module, backbone)) if settings.target == "teacher" else None
 
     def count_targets(self, batch: Batch) -> Tensor:
-        """Number of (position, step) pairs that are compared; layers do not count."""
+        """Number of (position, step) pairs that are compared; layers do not count.
+
+        Args:
+            batch: as the loader gives it.
+
+        Returns:
+            int64 [].
+        """
         mask = batch["latent_mask"]
         return torch.stack([mask[:, k:].sum() for k in self.steps]).sum()
 
@@ -281,7 +316,17 @@ class NextEmbedding(Objective):
         return ObjectiveOutput(loss_sum=loss, num_targets=count, metrics=metrics)
 
     def noisy(self, backbone: Backbone, latents: Latents, batch: Batch) -> Latents:
-        """With noise on continuous latents, in training: of an image all but the begin latent."""
+        """Latents with noise on the continuous ones, in training (`input_noise`); the begin latent of an image stays
+        clean.
+
+        Args:
+            backbone: the network.
+            latents: [B, T, D].
+            batch: as the loader gives it.
+
+        Returns:
+            [B, T, D].
+        """
         if self.settings.input_noise == 0 or not self.training:
             return latents
         if isinstance(backbone, HoldsDiscrete):
@@ -292,7 +337,16 @@ class NextEmbedding(Objective):
         return latents._replace(z=noised(latents.z, where, self.settings.input_noise, latents.documents))
 
     def seen(self, latents: Latents, batch: Batch) -> Latents:
-        """What the autoregressor sees: hidden patches are zero; without the last latent where it is of no use."""
+        """What the autoregressor reads: hidden patches are zero, and the last latent is left out where nothing follows
+        it.
+
+        Args:
+            latents: [B, T, D].
+            batch: with input_mask [B, T] where patches are hidden.
+
+        Returns:
+            [B, T or T - 1, D].
+        """
         z = latents.z
         mask = batch.get("input_mask")
         if mask is not None:
@@ -300,13 +354,32 @@ class NextEmbedding(Objective):
         return latents._replace(z=z).until(z.shape[1] - 1 if self.skip_last else z.shape[1])
 
     def scorer(self, backbone: Backbone, batch: Batch) -> Scorer:
-        """The backbone's own, where its boundary knows how targets are scored."""
+        """Compares predictions with targets: the backbone's own scorer, where its modalities decide how targets are
+        scored.
+
+        Args:
+            backbone: the network.
+            batch: as the loader gives it.
+
+        Returns:
+            The scorer.
+        """
         if isinstance(backbone, ScoringBackbone):
             return backbone.scorer(batch, self.settings.scoring())
         return PlainScorer(self.settings)
 
     def target(self, backbone: Backbone, latents: Latents, hidden: Hidden, batch: Batch) -> Tensor:
-        """What is predicted, [B, T, D]."""
+        """The prediction targets.
+
+        Args:
+            backbone: the network.
+            latents: [B, T, D].
+            hidden: hidden states of `latents`.
+            batch: as the loader gives it.
+
+        Returns:
+            [B, T, D].
+        """
         if self.settings.target == "latents":
             return latents.z
         if self.settings.target == "hidden":
@@ -320,7 +393,17 @@ class NextEmbedding(Objective):
             return teacher.encode(z, output_layers=True).layers[self.settings.target_layer]
 
     def loss(self, hidden: Tensor, target: Tensor, mask: Tensor | None, scorer: Scorer) -> Tensor:
-        """Summed distance over positions and steps, []."""
+        """Summed distance over positions and steps.
+
+        Args:
+            hidden: [B, T, D].
+            target: [B, T, D].
+            mask: bool [B, T], positions that are targets; None takes all.
+            scorer: compares the two.
+
+        Returns:
+            [].
+        """
         # --8<-- [start:shift]
         total = hidden.new_zeros((), dtype=torch.float32)
         project = self.projector or nn.Identity()
@@ -334,9 +417,17 @@ class NextEmbedding(Objective):
         # --8<-- [end:shift]
 
     def gaussianity(self, target: Tensor, mask: Tensor | None) -> Tensor:
-        """SIGReg of the projected latents of each image, weighed by its targets and summed, [].
+        """SIGReg of the projected latents of each image, weighted by its targets and summed.
 
-        It is a term of its own, added once: neither layers nor steps ahead change its weight."""
+        It is a separate term, added once: neither layers nor steps ahead change its weight.
+
+        Args:
+            target: [B, T, D].
+            mask: bool [B, T]; None takes all positions.
+
+        Returns:
+            [].
+        """
         assert self.projector is not None
         z = self.projector(target)
         num = self.settings.sigreg_directions
@@ -346,6 +437,12 @@ class NextEmbedding(Objective):
         return (losses.sigreg(z, directions) * targets).sum()
 
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
-        """Moves the teacher towards the backbone."""
+        """Moves the teacher towards the backbone.
+
+        Args:
+            backbone: the network.
+            step: number of the step that was taken, from 1.
+            max_steps: steps of the run.
+        """
         if self.teacher is not None:
             self.teacher.follow(cast(nn.Module, backbone), self.settings.teacher_decay)

@@ -69,10 +69,13 @@ class Plan:
     assumptions: list[str] = field(default_factory=list)
 
     def save(self, path: str | Path) -> None:
-        """All of it as JSON.
+        """Writes the plan as JSON.
+
+        Args:
+            path: the file.
 
         Raises:
-            ConfigError: If the file cannot be written.
+            ConfigError: the file cannot be written.
         """
         write_json(path, asdict(self))
 

@@ -60,10 +60,16 @@ class Visualization:
         return self.drawing.figure
 
     def save(self, output: str | Path) -> list[Path]:
-        """Writes one PNG, or into a folder `all.png` and every panel; each file appears whole. Gives the paths.
+        """Writes one PNG, or a folder with `all.png` and each panel, atomically.
+
+        Args:
+            output: a file that ends in .png, or a folder.
+
+        Returns:
+            The files.
 
         Raises:
-            ConfigError: For a path that is neither, and for files in the folder that others wrote.
+            ConfigError: the path is neither, or the folder holds files that are not ours.
         """
         path = check_output(output)
         files = {path: self.drawing.png()}

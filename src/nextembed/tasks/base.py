@@ -76,7 +76,13 @@ class Task:
     lora: ClassVar[str] = ""  # targets that `plan` proposes for LoRA; empty proposes none
 
     def class_names(self, data: Part) -> list[str]:
-        """The class names of checked data, by class id, that the model is built for; empty for a task without classes.
+        """The class names that the model is built for, by class id.
+
+        Args:
+            data: checked data settings.
+
+        Returns:
+            The names; empty for a task without classes.
 
         Raises:
             ConfigError: the data has no labels to learn.
@@ -84,7 +90,15 @@ class Task:
         return []
 
     def check(self, config: RunSettings, backbone: PreTrainedModel) -> None:
-        """Raises ConfigError for settings that would fail only after training."""
+        """Finds settings that would fail only after training.
+
+        Args:
+            config: of the run.
+            backbone: the model.
+
+        Raises:
+            ConfigError: such a setting was found.
+        """
 
     def quick(
         self,
@@ -109,26 +123,51 @@ class Task:
         return None
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
-        """Probes or scores of a finished run, written into its folder; what of them `Run.metrics` holds. All ranks call
-        it."""
+        """Probes or scores a finished run and writes the result into its folder. All ranks call it.
+
+        Args:
+            run: the finished run.
+            say: prints a line.
+
+        Returns:
+            The values that `Run.metrics` holds.
+        """
         return {}
 
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
-        """The report between its title and the settings, as HTML.
+        """The task's part of the report, between title and settings.
 
         Args:
-            view: what the run's files hold. What cannot be shown is said in `view.missing`.
+            view: the files of the run; what cannot be shown is added to `view.missing`.
             run: opened, for its model and data.
-            decoders: runs of the recipe latent_decoder that somebody named.
+            decoders: runs of the recipe latent_decoder that the user named.
+
+        Returns:
+            Sections of HTML.
         """
         return []
 
     def summary(self, run: OpenRun) -> list[str]:
-        """What was measured, in sentences; the verdict comes behind them."""
+        """What was measured, in sentences; the verdict follows them.
+
+        Args:
+            run: the finished run.
+
+        Returns:
+            The sentences.
+        """
         return []
 
     def usage(self, run: OpenRun, folder: str) -> str | None:
-        """A line that uses the model in `folder`."""
+        """A line that uses the model.
+
+        Args:
+            run: the finished run.
+            folder: of its model.
+
+        Returns:
+            The line; None if there is none.
+        """
         return None
 
 
@@ -142,7 +181,17 @@ def register(cls: type[Task]) -> type[Task]:
 
 
 def task_of(config: RunSettings) -> Task:
-    """The task of a run's objective and model. Raises ConfigError if these do not fit, or it is not known."""
+    """The task of a run.
+
+    Args:
+        config: its objective and model decide.
+
+    Returns:
+        The task.
+
+    Raises:
+        ConfigError: objective and model do not fit, or the task is unknown.
+    """
     name = common_task(config.objective, config.model)
     if name is None:
         task = config.objective.task
@@ -155,21 +204,49 @@ def task_of(config: RunSettings) -> Task:
 
 
 def find_task(name: str) -> Task:
-    """The task of this name. Raises ConfigError if there is none."""
+    """A task by its name.
+
+    Args:
+        name: as registered.
+
+    Returns:
+        The task.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if name not in TASKS:
         raise ConfigError(unknown("task", name, TASKS))
     return TASKS[name]
 
 
 def model_part(config: RunSettings) -> ModelPart:
-    """The model's settings. Raises ConfigError for a part that is no model."""
+    """The model's settings.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        The part.
+
+    Raises:
+        ConfigError: the part is no model.
+    """
     if not isinstance(config.model, ModelPart):
         raise ConfigError(f"model.kind {config.model.kind} is not a ModelPart")
     return config.model
 
 
 def saved_task(objective: str, model: str) -> Task:
-    """The task of a run by the kinds in its config.yaml; pretraining where a kind is not known here."""
+    """The task of a run, by the kinds in its config.yaml.
+
+    Args:
+        objective: kind of the objective.
+        model: kind of the model.
+
+    Returns:
+        The task; pretraining where a kind is unknown.
+    """
     try:
         found = OBJECTIVES.find(objective)
     except NextEmbedError:
@@ -184,14 +261,28 @@ SPLITS = ("test", "validation")  # scores are of the first that is there
 
 
 def scored_folder(run: OpenRun) -> Path:
-    """The model that is scored: of a run the best on validation, else averaged, else raw; a lone model itself."""
+    """The model that is scored: of a run the best on validation, else the averaged, else the raw one.
+
+    Args:
+        run: a run, or a model without one.
+
+    Returns:
+        Its folder.
+    """
     saved = run.saved()
     is_run = Path(saved.path).expanduser().resolve() == run.dir.resolve() and (run.dir / "config.yaml").is_file()
     return Path(saved.first_of("best", "ema", "raw") if is_run else saved.folder())
 
 
 def weights_of(folder: Path) -> tuple[str, int | None]:
-    """What the weights of a folder are ("raw", "ema") and of which step, if it is known."""
+    """What the weights of a folder are.
+
+    Args:
+        folder: of a model.
+
+    Returns:
+        "raw" or "ema", and their step if it is known.
+    """
     best = load(BestScore, file) if (file := folder / "score.json").is_file() else BestScore()
     return best.weights or ("ema" if folder.name == "ema" else "raw"), best.step
 
@@ -200,7 +291,16 @@ S = TypeVar("S", ClassScores, SegmentScores)
 
 
 def finish_with(score: Callable[[OpenRun], S], run: OpenRun, say: Say) -> S | None:
-    """Scores a finished run and writes scores.json; None, said in one line, where that cannot be."""
+    """Scores a finished run and writes scores.json.
+
+    Args:
+        score: computes the scores.
+        run: the finished run.
+        say: prints a line, for example why it cannot be scored.
+
+    Returns:
+        The scores; None if it cannot be scored.
+    """
     if not run.config.probe.enabled:
         return None
     say("scoring")

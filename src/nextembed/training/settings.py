@@ -68,6 +68,12 @@ class TrainConfig(Config):
     def micro_batch(self, world_size: int) -> int:
         """Images per forward pass and rank.
 
+        Args:
+            world_size: number of ranks.
+
+        Returns:
+            Samples of one forward pass of one rank.
+
         Raises:
             ConfigError: If the batch does not divide.
         """
@@ -79,6 +85,12 @@ class TrainConfig(Config):
 
     def num_steps(self, num_samples: int | None) -> int:
         """Optimizer steps of the run.
+
+        Args:
+            num_samples: training samples of an epoch; None where that is not known (streams).
+
+        Returns:
+            `max_steps`, or what `epochs` makes of it.
 
         Raises:
             ConfigError: For epochs over data of unknown size.

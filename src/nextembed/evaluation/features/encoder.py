@@ -105,12 +105,27 @@ class Encoder:
         return int(self.config.hidden_size)
 
     def reader(self, max_pixels: int = 64_000_000, max_bytes: int = 100_000_000) -> ImageReader:
-        """What reads images as the model expects them, up to a size."""
+        """The decoder that reads images as the model expects them.
+
+        Args:
+            max_pixels: larger images count as unreadable.
+            max_bytes: larger files count as unreadable.
+
+        Returns:
+            The decoder; its `read` gives uint8 [C, H, W].
+        """
         return reader_of(self.preprocessing.num_channels, self.preprocessing.background, max_pixels, max_bytes)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Features float32 [B, D], on the CPU, of decoded images uint8 [B, C, size, size]."""
+        """Features of decoded images.
+
+        Args:
+            pixels: uint8 [B, C, size, size].
+
+        Returns:
+            float32 [B, D], on the CPU.
+        """
         device = next(self.trunk.parameters()).device
         pixel_values = normalize(pixels.to(device), self.preprocessing.mean, self.preprocessing.std)
         layer, pooling, attention = self.place.key

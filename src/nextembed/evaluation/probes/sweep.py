@@ -104,7 +104,13 @@ class ProbeConfig(Config):
     folds: int = Field(5, ge=2, le=1000)
 
     def features(self, num_layers: int) -> list[FeatureKey]:
-        """What is probed in a model of so many layers.
+        """The combinations of layer, pooling and attention that are probed in a model.
+
+        Args:
+            num_layers: layers of the model; layer 0 is its latents.
+
+        Returns:
+            One key per combination.
 
         Raises:
             ConfigError: For a layer that it does not have.

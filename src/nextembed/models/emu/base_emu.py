@@ -69,10 +69,14 @@ class EmuModel(EmuPreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As of any model; also from a folder of `EmuForConditionalGeneration`.
+        """Loads a model folder or hub id; also a folder of `EmuForConditionalGeneration`.
 
-        transformers 5.24 takes `model.language_model.model` for an old layout of its own and drops a part of it; the
-        prefix goes before it looks.
+        Args:
+            args: as of `PreTrainedModel.from_pretrained`.
+            kwargs: as of `PreTrainedModel.from_pretrained`.
+
+        Returns:
+            The model, in eval mode.
         """
         kwargs.setdefault("key_mapping", {r"^model\.": ""})
         return super().from_pretrained(*args, **kwargs)
@@ -88,16 +92,29 @@ class EmuModel(EmuPreTrainedModel):
         return self.language_model.base_model
 
     def visual_features(self, pixel_values: Tensor) -> Tensor:
-        """Tokens of the encoder, normalised: pixels [I, C, S, S] to [I, tokens, E]."""
+        """Normalised tokens of the vision encoder.
+
+        Args:
+            pixel_values: normalised pixels [I, C, S, S].
+
+        Returns:
+            [I, tokens, E].
+        """
         layer = self.config.vision_layer
         found = self.visual(pixel_values.to(self.visual.dtype), output_hidden_states=layer is not None)
         return self.visual_norm(found.last_hidden_state if layer is None else found.hidden_states[layer])
 
     def image_latents(self, pixel_values: Tensor) -> Tensor:
-        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D].
+        """Latents of images, as the language model reads them.
+
+        Args:
+            pixel_values: normalised pixels [I, C, S, S].
+
+        Returns:
+            [I, N, D].
 
         Raises:
-            ValueError: For another shape.
+            ValueError: the pixels have another shape.
         """
         config = self.config
         wanted = [config.num_channels, config.image_size, config.image_size]
@@ -107,17 +124,32 @@ class EmuModel(EmuPreTrainedModel):
         return self.connector(self.visual_features(pixel_values))
 
     def check_length(self, length: int, num_new: int = 0) -> None:
-        """Raises ValueError if a text, with what is to follow it, is longer than the language model reads."""
+        """Checks that a text fits into the language model.
+
+        Args:
+            length: positions of the text.
+            num_new: positions to be generated after it.
+
+        Raises:
+            ValueError: together they are longer than the language model reads.
+        """
         most = self.config.num_positions
         if most is not None and length + num_new > most:
             new = f" and {num_new} new ones make {length + num_new}" if num_new else ""
             raise ValueError(f"{length} tokens{new}, but the language model reads {most}")
 
     def embed(self, input_ids: Tensor, image_latents: Tensor | None = None) -> Tensor:
-        """Token embeddings [B, T, D] with the latents [I, N, D] in the `<image>` positions, in reading order.
+        """Token embeddings, with the latents of images at the `<image>` positions, in reading order.
+
+        Args:
+            input_ids: int64 [B, T].
+            image_latents: [I, N, D]; None for text without images.
+
+        Returns:
+            [B, T, D].
 
         Raises:
-            ValueError: If their numbers differ.
+            ValueError: the number of `<image>` positions is not I * N.
         """
         embeds = self.get_input_embeddings()(input_ids)
         is_image = input_ids == self.config.image_token_id
@@ -155,6 +187,7 @@ class EmuModel(EmuPreTrainedModel):
             inputs_embeds: [B, T, D], in place of ids and pixels.
             cache: keys and values of earlier positions.
             use_cache: whether a cache is given back.
+            kwargs: passed to the language model.
 
         Returns:
             last_hidden_state [B, T, D], and the cache.

@@ -76,11 +76,25 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return self.model.get_decoder()
 
     def image_latents(self, pixel_values: Tensor) -> Tensor:
-        """Latents of images: normalised pixels [I, C, S, S] to [I, N, D]."""
+        """Latents of images, as the language model reads them.
+
+        Args:
+            pixel_values: normalised pixels [I, C, S, S].
+
+        Returns:
+            [I, N, D].
+        """
         return self.model.image_latents(pixel_values)
 
     def embed(self, batch: Batch) -> Latents:
-        """What the language model reads of packed documents, [B, T, D], at the positions in their documents."""
+        """What the language model reads of packed documents.
+
+        Args:
+            batch: with input_ids and document_ids [B, T], and pixel_values [I, C, S, S] where there are images.
+
+        Returns:
+            z [B, T, D], with positions counted in each document.
+        """
         pixels = batch["pixel_values"]
         latents = self.image_latents(pixels) if len(pixels) else None
         places = positions_in_documents(batch["document_ids"])
@@ -90,8 +104,16 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
         """Hidden states of the language model.
 
+        Args:
+            latents: as `embed` gives them.
+            attention: "causal" or None.
+            output_layers: whether the hidden states of all layers are kept.
+
+        Returns:
+            h [B, T, D]; attention stays inside each document.
+
         Raises:
-            ConfigError: For another attention than causal.
+            ConfigError: another attention than causal.
         """
         if attention not in (None, "causal"):
             raise ConfigError("a language model reads with causal attention only")
@@ -104,7 +126,14 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return Hidden(found.last_hidden_state, tuple(found.hidden_states) if output_layers else ())
 
     def text_logits(self, hidden: Tensor) -> Tensor:
-        """Scores of all tokens: hidden states [..., D] to [..., V], as the language model computes them."""
+        """Scores of all tokens, as the language model computes them.
+
+        Args:
+            hidden: hidden states [..., D].
+
+        Returns:
+            [..., V].
+        """
         config = self.config.text_config
         logits = self.get_output_embeddings()(hidden)
         if (scale := getattr(config, "logit_scale", None)) is not None:
@@ -114,7 +143,14 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return logits
 
     def regression_mask(self, input_ids: Tensor) -> Tensor:
-        """Where the embedding read [B, T] is a target of regression: latents and `[/IMG]` behind `[IMG]` or latents."""
+        """Positions whose embedding is a regression target: latents, and `[/IMG]` after them.
+
+        Args:
+            input_ids: int64 [B, T].
+
+        Returns:
+            bool [B, T].
+        """
         config = self.config
         is_latent = input_ids == config.image_token_id
         source = is_latent | (input_ids == config.image_start_token_id)
@@ -144,25 +180,24 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         """Logits, and with labels the loss; other arguments as in `EmuModel.forward`.
 
         Args:
+            input_ids: [B, T], int64.
+            pixel_values: [I, C, S, S], of all images in reading order.
+            attention_mask: [B, T]: 1 where there is something.
+            position_ids: [B, T]: from 0 in each document; made here if not given.
+            document_ids: [B, T]: documents of packed rows, 0 for padding.
             labels: [B, T], not shifted: token ids, -100 where there is no target.
             regression_mask: [B, T], bool: where the embedding that is read is a target; None finds every image.
+            inputs_embeds: [B, T, D], in place of ids and pixels.
+            cache: keys and values of earlier positions.
+            use_cache: whether a cache is returned.
             logits_to_keep: only the last so many positions get logits; 0 all.
+            kwargs: passed to the language model.
 
         Returns:
             loss [] (with labels), logits [B, T, V], and the cache.
         """
-        found = self.model(
-            input_ids,
-            pixel_values,
-            attention_mask,
-            position_ids,
-            document_ids,
-            inputs_embeds,
-            cache,
-            use_cache,
-            return_dict=True,
-            **kwargs,
-        )
+        read = (input_ids, pixel_values, attention_mask, position_ids, document_ids, inputs_embeds, cache, use_cache)
+        found = self.model(*read, return_dict=True, **kwargs)
         hidden, embeds = found.last_hidden_state, found.inputs_embeds
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         terms: dict[str, Tensor] = {}
@@ -196,12 +231,20 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """New token ids only, [B, at most max_new_tokens]: the images are read once, whatever the number of beams.
+        """Generates tokens after prompts. The images are read once, whatever the number of beams.
 
-        Prompts padded on the left; other arguments as in `GenerationMixin.generate`.
+        Args:
+            input_ids: int64 [B, T], padded on the left.
+            pixel_values: [I, C, S, S], of all images in reading order.
+            attention_mask: [B, T]: 0 for padding.
+            inputs_embeds: [B, T, D], in place of ids and pixels.
+            kwargs: as of `GenerationMixin.generate`: max_new_tokens, do_sample, num_beams, ...
+
+        Returns:
+            New token ids only, [B, at most max_new_tokens].
 
         Raises:
-            ValueError: For prompts padded on the right.
+            ValueError: prompts are padded on the right.
         """
         if inputs_embeds is None:
             if input_ids is None:
@@ -273,7 +316,17 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return torch.cat([found, without.expand(rows, -1, -1)])  # every empty prompt is the same
 
     def latent_sampling(self, sampling: LatentSampling | None) -> LatentSampling:
-        """Raises ConfigError where the head draws nothing, but is told how."""
+        """Sampling settings of the regression head.
+
+        Args:
+            sampling: the user's settings; None takes the defaults.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ConfigError: settings are given, but the head is linear and does not sample.
+        """
         sampling = sampling or LatentSampling()
         if sampling != LatentSampling() and not self.draws_latents:
             raise ConfigError(
@@ -285,13 +338,29 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
     def next_latent(
         self, hidden: Tensor, generators: Sequence[torch.Generator | None], sampling: LatentSampling
     ) -> Tensor:
-        """The latent that is read after hidden states [rows, 1, D]; see `LatentFlow.sample`."""
+        """The latent to be read next; see `LatentFlow.sample`.
+
+        Args:
+            hidden: hidden states [rows, 1, D].
+            generators: one per row; None draws from the default generator.
+            sampling: how a flow samples; a linear head ignores it.
+
+        Returns:
+            [rows, 1, D].
+        """
         if isinstance(self.regression_head, LatentFlow):
             return self.regression_head.sample(hidden, generators, sampling)
         return self.regression_head(hidden)
 
     def empty_prompt(self, device: torch.device | None = None) -> Tensor:
-        """Embeddings [1, 1 or 2, D] of a prompt without anything: the begin token, where there is one, and `[IMG]`."""
+        """Embeddings of an empty prompt: the begin token, where there is one, and `[IMG]`.
+
+        Args:
+            device: None is the model's.
+
+        Returns:
+            [1, 1 or 2, D].
+        """
         bos = self.config.bos_token_id
         ids = [self.config.image_start_token_id] if bos is None else [bos, self.config.image_start_token_id]
         return self.get_input_embeddings()(torch.tensor([ids], device=device))
@@ -302,11 +371,17 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         sampling: LatentSampling = LatentSampling(),  # noqa: B008  (it cannot be changed)
         seed: int | Sequence[int] | None = 0,
     ) -> Tensor:
-        """N latents [rows, N, D] after each row of the prompts, which end with `[IMG]`.
+        """Predicts the N latents of an image after each prompt.
 
         Args:
-            prompts: (embeddings [B, T, D], mask [B, T], padded left), of any lengths; each is read by itself, so that
-                short ones cost little, and then all continue in one batch with one static cache.
+            prompts: groups of prompts that end with `[IMG]`: (embeddings [B, T, D], mask [B, T], padded on the left),
+                of any lengths. Each group is read separately, so that short ones cost little; then all continue in one
+                batch with one static cache.
+            sampling: how a flow samples.
+            seed: one for all rows or one per row; None is random.
+
+        Returns:
+            [rows, N, D].
         """
         num, length = self.config.num_image_latents, max(embeds.shape[1] for embeds, _ in prompts)
         self.model.check_length(length - 1, num)  # the [IMG], and all latents but the last, are read
@@ -331,8 +406,15 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return torch.cat(found, dim=1)
 
     def read_prompts(self, prompts: list[tuple[Tensor, Tensor]], size: int) -> tuple[StaticCache, Tensor]:
-        """A static cache of `size` positions with the prompts of all groups in it, and their last hidden states
-        [rows, 1, D]."""
+        """Reads the prompts of all groups into one static cache.
+
+        Args:
+            prompts: see `regress_latents`.
+            size: positions of the cache.
+
+        Returns:
+            The cache, and the last hidden states [rows, 1, D].
+        """
         cache = StaticCache(config=self.config.text_config, max_cache_len=size)
         alone = len(prompts) == 1
         hidden, parts = [], []

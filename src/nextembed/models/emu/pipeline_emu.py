@@ -64,9 +64,14 @@ class EmuPipeline:
         run of `visual_decoder`, or of a hub id of such a folder.
 
         Args:
+            path: a folder with an Emu model, a run of `visual_decoder`, or a hub id.
             visual_decoder: a decoder, or a folder with unet/, scheduler/ and what else it has.
+            dtype: of model and decoder; None is float32.
             parts: folders (or loaded things) of unet, vae, scheduler, feature_extractor, safety_checker;
                 safety_checker=False leaves it out.
+
+        Returns:
+            The pipeline, on the CPU.
 
         Raises:
             ConfigError: One line, for what is missing or does not load.
@@ -85,13 +90,25 @@ class EmuPipeline:
         return cls(model, processor, VisualDecoder.from_pretrained(visual_decoder, dtype, **parts))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Model, processor and `visual_decoder/` in one folder."""
+        """Writes model, processor and `visual_decoder/` into one folder.
+
+        Args:
+            path: the folder; made if it does not exist.
+        """
         self.model.save_pretrained(str(path))
         self.processor.save_pretrained(str(path))
         self.decoder.save_pretrained(Path(path) / FOLDER)
 
     def to(self, *args: Any, **kwargs: Any) -> "EmuPipeline":
-        """Moves model and decoder, as `Module.to`."""
+        """Moves model and decoder.
+
+        Args:
+            args: as of `torch.nn.Module.to`.
+            kwargs: as of `torch.nn.Module.to`.
+
+        Returns:
+            The pipeline.
+        """
         self.model.to(*args, **kwargs)
         self.decoder.to(*args, **kwargs)
         return self
@@ -108,12 +125,23 @@ class EmuPipeline:
         progress: bool = True,
         sampling: LatentSampling | None = None,
     ) -> Any:
-        """A PIL image; for a list of prompts (each a list) a list of them, painted in one batch.
+        """Paints the image that would follow a prompt.
 
-        guidance_scale: how far to go from what the empty prompt gives towards the prompt; off at <= 1. seed: of the
-        noise, one for all or one for each prompt; None: random. height, width: pixels; None: as trained. sampling: how
-        a flow draws the latents that are painted.
-        Raises ConfigError for a prompt or size that cannot be.
+        Args:
+            prompt: pieces (text, PIL images, paths), or a list of prompts, which are painted in one batch.
+            num_inference_steps: denoising steps.
+            guidance_scale: how far to extrapolate from the empty prompt towards yours; 1 or less turns guidance off.
+            seed: of the noise, one for all or one per prompt; None is random.
+            height: pixels; None is the size of training.
+            width: pixels; None is the size of training.
+            progress: whether to show a progress bar.
+            sampling: how a flow samples the latents that are painted.
+
+        Returns:
+            A PIL image; for a list of prompts, a list of images.
+
+        Raises:
+            ConfigError: the prompt or the size is not valid.
         """
         several = isinstance(prompt, list | tuple) and len(prompt) > 0 and isinstance(prompt[0], list | tuple)
         if isinstance(prompt, list | tuple):
@@ -143,10 +171,20 @@ class EmuPipeline:
         width: int | None = None,
         progress: bool = False,
     ) -> list[Image.Image]:
-        """PIL images from latents [B, N, D], for instance `model.image_latents(pixels)`: to look at what they hold.
+        """Images from latents, for example from `model.image_latents(pixels)`, which shows what these hold.
 
         Args:
+            latents: [B, N, D], as the model predicts them or as `image_latents` gives them.
             empty: [B or 1, N, D]: latents of the empty prompt, for guidance; without it there is none.
+            num_inference_steps: denoising steps.
+            guidance_scale: how far to extrapolate from `empty`; 1 or less turns guidance off.
+            seed: of the noise, one for all or one per image; None is random.
+            height: pixels; None is the size of training.
+            width: pixels; None is the size of training.
+            progress: whether to show a progress bar.
+
+        Returns:
+            One PIL image per row.
         """
         device = self.decoder.unet.device
         moved = None if empty is None else empty.to(device)

@@ -67,14 +67,31 @@ class EmuProcessor(ProcessorMixin):
             self.tokenizer.pad_token = PAD
 
     def token_id(self, token: str) -> int:
-        """Raises ValueError if the tokenizer lacks it."""
+        """The id of a special token.
+
+        Args:
+            token: for example "[IMG]".
+
+        Returns:
+            Its id.
+
+        Raises:
+            ValueError: the tokenizer lacks it.
+        """
         found = self.tokenizer.get_vocab().get(token)
         if found is None:
             raise ValueError(f"the tokenizer has no token '{token}'; add Emu's tokens with add_emu_tokens(tokenizer)")
         return found
 
     def check(self, config: EmuConfig) -> None:
-        """Raises ValueError, naming the first, if ids or sizes differ from a model's configuration."""
+        """Compares ids and sizes with a model's configuration.
+
+        Args:
+            config: of the model.
+
+        Raises:
+            ValueError: one differs; the message names the first.
+        """
         wanted = {
             START: config.image_start_token_id,
             END: config.image_end_token_id,
@@ -90,6 +107,20 @@ class EmuProcessor(ProcessorMixin):
             )
 
     def __call__(self, documents: Sequence[Any], padding: bool = True, **kwargs: object) -> BatchFeature:
+        """A batch of documents, one per row.
+
+        Args:
+            documents: text, or lists of pieces: text, PIL images, {"video": frames}, {"markup": text with special
+                tokens}.
+            padding: not used; shorter documents are always padded on the left.
+            kwargs: not used.
+
+        Returns:
+            input_ids, attention_mask [B, T], and pixel_values [I, C, S, S] where there are images.
+
+        Raises:
+            ValueError: the prompt is empty and the tokenizer has no begin token.
+        """
         if isinstance(documents, str | Image.Image):
             documents = [documents]
         batch = list(documents) if documents and isinstance(documents[0], list | tuple) else [documents]
@@ -109,12 +140,15 @@ class EmuProcessor(ProcessorMixin):
         return BatchFeature(found)
 
     def encode_document(self, document: Document, end: bool = True) -> Encoded:
-        """A document as a model reads and is trained on it: input_ids [T]; labels [T], the ids that are targets, -100
-        elsewhere; regression_mask [T], where the embedding that is read is a target; pixel_values [I, C, S, S] of its
-        images and frames in reading order.
+        """A document as the model reads it and is trained on it.
 
         Args:
+            document: its segments.
             end: whether an end token follows; it is a target where the last segment is.
+
+        Returns:
+            input_ids [T]; labels [T], the ids that are targets, -100 elsewhere; regression_mask [T], where the
+            embedding that is read is a target; pixel_values [I, C, S, S] of its images and frames in reading order.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -156,8 +190,17 @@ class EmuProcessor(ProcessorMixin):
         return {token.content: (i, token) for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def tokenize(self, text: str, segments: Sequence[Segment], number: int) -> list[int]:
-        """Ids of a text segment; white space beside images is stripped. Special tokens are tokens where the segment
-        says so, and text elsewhere."""
+        """Ids of a text segment; white space next to images is stripped. Special tokens are tokens where the segment
+        says so, and text elsewhere.
+
+        Args:
+            text: text of the segment.
+            segments: all segments of the document.
+            number: index of the segment in `segments`.
+
+        Returns:
+            Token ids.
+        """
         check_text(text)
         begin, end = 0, len(text)
         if number > 0 and segments[number - 1]["kind"] != "text":
@@ -186,11 +229,21 @@ class EmuProcessor(ProcessorMixin):
         Args:
             text: without anything added.
             split: whether special tokens are text.
+
+        Returns:
+            The ids, without begin and end tokens.
         """
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"] if text else []
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Normalised pixels [I, C, S, S] of RGB images; [0, 3, S, S] of none."""
+        """Normalised pixels of images.
+
+        Args:
+            images: RGB images.
+
+        Returns:
+            float32 [I, C, S, S]; [0, 3, S, S] without images.
+        """
         size = self.image_processor.size
         height, width = size["height"], size["width"]
         if not images:
@@ -203,7 +256,15 @@ class EmuProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
-        """Texts of rows of ids; special tokens are left out unless asked for."""
+        """Texts of rows of ids; special tokens are left out by default.
+
+        Args:
+            args: as of the tokenizer's `batch_decode`.
+            kwargs: as of the tokenizer's `batch_decode`.
+
+        Returns:
+            One text per row.
+        """
         kwargs.setdefault("skip_special_tokens", True)
         return [text.strip() for text in self.tokenizer.batch_decode(*args, **kwargs)]
 

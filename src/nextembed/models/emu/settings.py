@@ -100,6 +100,12 @@ class EmuParts(ModelPart):
     def build(self, class_names: Sequence[str] = ()) -> EmuForConditionalGeneration:
         """The model, in float32.
 
+        Args:
+            class_names: not used.
+
+        Returns:
+            The model.
+
         Raises:
             ConfigError: One line, for a part that cannot be loaded or does not fit.
         """
@@ -174,7 +180,12 @@ class EmuParts(ModelPart):
         return CLIPImageProcessorPil(**fields, do_center_crop=False)
 
     def prepare(self, backbone: Any, data: Any) -> None:
-        """What a new run does before its first step: `latent_std`."""
+        """Measures `latent_std` on training images, before the first step of a new run.
+
+        Args:
+            backbone: the model.
+            data: the data part of the run.
+        """
         if self.latent_std is None:
             return
         # The first of training: rows as they are stored may be all of one kind.
@@ -196,13 +207,30 @@ class EmuParts(ModelPart):
         backbone.train(was_training)
 
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
-        """What `train_loader` of document data needs of this model."""
+        """Arguments of the data's `train_loader` that depend on this model.
+
+        Args:
+            backbone: the model.
+
+        Returns:
+            `encode` and `max_length`.
+        """
         processor = self.processor()
         processor.check(backbone.config)
         return {"encode": processor.encode_document, "max_length": self.max_length}
 
     def example_batch(self, backbone: Any, size: int, draw: Draw) -> Batch:
-        """Full rows of documents, each an image and about EXAMPLE_TEXT tokens."""
+        """A batch of the right shapes without data: full rows of documents, each an image and about EXAMPLE_TEXT
+        tokens.
+
+        Args:
+            backbone: the model.
+            size: rows.
+            draw: the objective's `draw`.
+
+        Returns:
+            The batch, on the CPU.
+        """
         return full_rows(backbone.config, self.max_length, size, draw)
 
     def usage(self, folder: str) -> str:

@@ -81,26 +81,56 @@ class VisualDecoder(nn.Module):
         return int(self.unet.config.sample_size) * self.stride
 
     def check_width(self, width: int) -> None:
-        """Raises ConfigError if latents of this width do not fit."""
+        """Checks that latents fit the cross-attention.
+
+        Args:
+            width: D of the latents.
+
+        Raises:
+            ConfigError: the UNet expects another width.
+        """
         if width != self.latent_width:
             raise ConfigError(f"the UNet expects {self.latent_width}-wide latents, the model gives {width}")
 
     def encode(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1] -> what is diffused [B, C, h, w]; with a VAE, drawn from its distribution."""
+        """What is diffused: the pixels, or with a VAE a sample from its distribution.
+
+        Args:
+            images: [B, 3, H, W] in [-1, 1].
+
+        Returns:
+            [B, C, h, w].
+        """
         if self.vae is None:
             return F.pixel_unshuffle(images, self.patch_size)
         x = self.vae.encode(images.to(self.vae.dtype)).latent_dist.sample()
         return ((x - (self.vae.config.shift_factor or 0.0)) * self.vae.config.scaling_factor).float()
 
     def decode(self, x: Tensor) -> Tensor:
-        """The way back, to [B, 3, H, W] in [-1, 1]."""
+        """The inverse of `encode`.
+
+        Args:
+            x: [B, C, h, w].
+
+        Returns:
+            [B, 3, H, W] in [-1, 1].
+        """
         if self.vae is None:
             return F.pixel_shuffle(x, self.patch_size).clamp(-1, 1)
         x = x / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0.0)
         return self.vae.decode(x.to(self.vae.dtype)).sample.float().clamp(-1, 1)
 
     def forward(self, x: Tensor, timesteps: Tensor, latents: Tensor) -> Tensor:
-        """What the UNet predicts of noisy x [B, C, h, w] at timesteps [B], from latents [B, N, D]."""
+        """The UNet's prediction.
+
+        Args:
+            x: noisy input [B, C, h, w].
+            timesteps: int64 [B].
+            latents: the condition, [B, N, D].
+
+        Returns:
+            [B, C, h, w]; whether noise, sample or v is set in the scheduler's `prediction_type`.
+        """
         dtype = self.unet.dtype
         return self.unet(x.to(dtype), timesteps, encoder_hidden_states=latents.to(dtype)).sample.float()
 
@@ -169,7 +199,14 @@ class VisualDecoder(nn.Module):
 
     @torch.no_grad()
     def flagged(self, images: Tensor) -> list[bool]:
-        """Of images [B, 3, H, W] in [0, 1]: which ones the safety checker does not pass; none where there is none."""
+        """Images that the safety checker rejects.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+
+        Returns:
+            One bool per image; all False without a safety checker.
+        """
         if self.safety_checker is None:
             return [False] * len(images)
         pictures = [image.mul(255).round().byte().permute(1, 2, 0).cpu().numpy() for image in images]
@@ -180,13 +217,16 @@ class VisualDecoder(nn.Module):
 
     @torch.no_grad()
     def fold_standardisation(self, mean: Tensor, std: Tensor, unet: nn.Module | None = None) -> None:
-        """Changes the cross-attention so that it takes latents as they are where it took (latents - mean) / std.
+        """Changes the cross-attention so that it reads latents as they are, where it read (latents - mean) / std
+        before.
 
-        mean, std [D].
+        The function stays the same: keys lose a part that is equal for all latents, which softmax does not see; that of
+        values moves into the output's bias.
 
         Args:
-            unet: another one of the same kind, e.g. an average. The same function: keys lose a part that is equal for
-                all latents (softmax does not see it), values one that the output's bias takes over.
+            mean: [D].
+            std: [D].
+            unet: another UNet of the same kind, for example an average; None changes the decoder's own.
         """
         for name, layer in (unet or self.unet).named_modules():
             if name.endswith(".attn2"):
@@ -196,11 +236,13 @@ class VisualDecoder(nn.Module):
                 out.bias -= out.weight @ (layer.to_v.weight @ mean.to(out.weight))
 
     def save_weights(self, folder: Path, unet: dict[str, Tensor], shift: tuple[Tensor, Tensor] | None = None) -> None:
-        """Writes the decoder with other weights of the UNet (whole, on the CPU) into a folder that exists.
+        """Writes the decoder with other weights of the UNet. Safety checker and feature extractor of the decoder that
+        this one was trained from are copied.
 
         Args:
-            shift: mean and std [D] for `fold_standardisation`. Checker and extractor of the decoder that this one was
-                trained from come along.
+            folder: an existing folder.
+            unet: all weights of the UNet, on the CPU.
+            shift: mean and std [D] for `fold_standardisation`.
         """
         made = type(self.unet).from_config(self.unet.config)
         made.load_state_dict(unet)
@@ -213,11 +255,14 @@ class VisualDecoder(nn.Module):
                 shutil.copytree(self.pretrained / name, folder / name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Folders `unet/`, `scheduler/` and those of the other parts there are; safetensors. A decoder that is there is
+        """Writes `unet/`, `scheduler/` and the folders of the other parts, as safetensors. A decoder in the folder is
         replaced.
 
+        Args:
+            folder: made if it does not exist.
+
         Raises:
-            ConfigError: For a folder that holds something else, which stays as it is.
+            ConfigError: the folder holds something else, which stays as it is.
         """
         folder = Path(folder)
         own = folder.is_dir() and all(path.name in PARTS for path in folder.iterdir())
@@ -233,14 +278,19 @@ class VisualDecoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path | None, dtype: torch.dtype | None = None, **parts: Any) -> Any:
-        """A decoder from such folders, in eval mode; also those of a Stable Diffusion or of Emu's own checkpoint.
+        """Loads a decoder, also that of Stable Diffusion or of Emu's own checkpoint.
 
         Args:
+            folder: with unet/, scheduler/ and other parts; None if all parts are given.
+            dtype: of the weights; None is float32.
             parts: unet, vae, scheduler, feature_extractor, safety_checker: a folder of its own, or the loaded thing;
                 safety_checker=False leaves it out.
 
+        Returns:
+            The decoder, in eval mode.
+
         Raises:
-            ConfigError: For a folder that is missing or does not load, and names missing and surplus parameters.
+            ConfigError: the folder is missing or does not load; missing and unexpected parameters are named.
         """
         if extra := set(parts) - set(PARTS):
             raise ConfigError(unknown("part of a visual decoder", sorted(extra)[0], PARTS))

@@ -207,6 +207,8 @@ class ViTNepaModel(ViTNepaTrunk):
             bool_masked_pos: [B, patches]: patches that the transformer sees as the mask token (a model with
                 `use_mask_token=True`) or as zero.
             is_causal: None takes the config's.
+            kwargs: output_hidden_states, output_attentions, interpolate_pos_encoding: as of other models of
+                transformers.
 
         Returns:
             last_hidden_state [B, 1 + P, D], the begin token first.
@@ -230,7 +232,14 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         self.post_init()
 
     def embed(self, batch: Batch) -> Latents:
-        """Latents [B, 1 + P, D] of `pixel_values`, the begin token first, before mixing."""
+        """Latents of images, before mixing.
+
+        Args:
+            batch: with pixel_values [B, C, height, width].
+
+        Returns:
+            z [B, 1 + P, D], the begin token first.
+        """
         return self.vit_nepa.embed(batch)
 
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
@@ -238,8 +247,11 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
 
         Args:
             latents: as `embed` gives them.
-            attention: None is the model's own.
-            output_layers: whether every layer is given, the latents first.
+            attention: None takes the config's.
+            output_layers: whether the hidden states of all layers are kept, the latents first.
+
+        Returns:
+            h [B, T, D].
         """
         return self.vit_nepa.encode(latents, attention, output_layers)
 
@@ -248,12 +260,15 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         return DynamicCache(config=self.config)
 
     def encode_next(self, latents: Latents, attention: AttentionMode, cache: Cache) -> Hidden:
-        """Hidden states of latents that follow those in the cache, which takes them in.
+        """Hidden states of latents that follow those in the cache; the cache is extended.
 
         Args:
             latents: as `embed` gives them, or others of this width, of the next positions only.
             attention: "full" lets them see each other and all that the cache holds.
-            cache: of `new_cache`.
+            cache: from `new_cache` or an earlier call.
+
+        Returns:
+            h [B, T, D] of the new ones.
         """
         return self.vit_nepa.encode(latents, attention, past_key_values=cache)
 
@@ -261,7 +276,16 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
     def forward(
         self, pixel_values: Tensor, is_causal: bool | None = None, **kwargs: Unpack[OutputFlags]
     ) -> ViTNepaForPreTrainingOutput:
-        """The paper's loss on pixel_values [B, C, height, width]; `use_intermediate_loss` adds inner layers' mean."""
+        """The paper's loss; `use_intermediate_loss` of the config adds the mean over inner layers.
+
+        Args:
+            pixel_values: [B, C, height, width].
+            is_causal: None takes the config's.
+            kwargs: output_hidden_states and other flags of transformers.
+
+        Returns:
+            loss [], embeddings and hidden states [B, 1 + P, D].
+        """
         wanted = kwargs.pop("output_hidden_states", None)
         wanted = self.config.output_hidden_states if wanted is None else wanted
         every = self.config.use_intermediate_loss
@@ -344,7 +368,14 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
         self.post_init()
 
     def embed(self, batch: Batch) -> Latents:
-        """Latents [B, 1 + P, D] of `pixel_values`, the begin token first, before mixing."""
+        """Latents of images, before mixing.
+
+        Args:
+            batch: with pixel_values [B, C, height, width].
+
+        Returns:
+            z [B, 1 + P, D], the begin token first.
+        """
         return self.vit_nepa.embed(batch)
 
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
@@ -352,8 +383,11 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
 
         Args:
             latents: as `embed` gives them.
-            attention: None is the model's own.
-            output_layers: whether every layer is given, the latents first.
+            attention: None takes the config's.
+            output_layers: whether the hidden states of all layers are kept, the latents first.
+
+        Returns:
+            h [B, T, D].
         """
         return self.vit_nepa.encode(latents, attention, output_layers)
 
@@ -365,7 +399,18 @@ class ViTNepaForImageClassification(ViTNepaPreTrainedModel):
         is_causal: bool | None = None,
         **kwargs: Unpack[OutputFlags],
     ) -> ImageClassifierOutput:
-        """Logits [B, num_labels]; labels [B] add the cross-entropy (or what `problem_type` says) as the loss."""
+        """Scores of classes.
+
+        Args:
+            pixel_values: [B, C, height, width].
+            labels: class ids [B]; they add the loss, a cross-entropy unless `problem_type` of the config says
+                otherwise.
+            is_causal: None takes the config's.
+            kwargs: output_hidden_states and other flags of transformers.
+
+        Returns:
+            logits [B, num_labels], and the loss [] if labels are given.
+        """
         outputs = self.vit_nepa(pixel_values, is_causal=is_causal, **kwargs)
         hidden = outputs.last_hidden_state
         pooled = hidden[:, -1] if self.fc_norm is None else self.fc_norm(hidden[:, 1:].mean(dim=1))
@@ -393,7 +438,16 @@ class ViTNepaBackbone(BackboneMixin, ViTNepaTrunk):
     def forward(
         self, pixel_values: Tensor, is_causal: bool | None = None, **kwargs: Unpack[OutputFlags]
     ) -> BackboneOutput:
-        """Feature maps [B, D, rows, columns] of pixel_values [B, C, height, width]."""
+        """Feature maps of images, one per layer in `out_features`.
+
+        Args:
+            pixel_values: [B, C, height, width].
+            is_causal: None takes the config's.
+            kwargs: output_hidden_states and other flags of transformers.
+
+        Returns:
+            feature_maps, each [B, D, rows, columns].
+        """
         latents = self.embed({"pixel_values": pixel_values})
         hidden = self.encode(latents, attention_mode(is_causal), output_layers=True, **kwargs)
         rows = pixel_values.shape[-2] // self.config.patch_shape[0]

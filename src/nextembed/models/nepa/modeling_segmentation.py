@@ -37,11 +37,17 @@ class ViTNepaForSemanticSegmentation(ViTNepaPreTrainedModel):
         is_causal: bool | None = None,
         **kwargs: Unpack[OutputFlags],
     ) -> SemanticSegmenterOutput:
-        """Logits [B, num_labels, rows, columns], one a patch, of pixel_values [B, C, height, width].
+        """Scores of classes for each patch.
 
         Args:
+            pixel_values: [B, C, height, width].
             labels: [B, H, W], int64: the logits are resized to them, bilinear, and the loss is the mean cross-entropy
                 of their pixels but those of `semantic_loss_ignore_index`.
+            is_causal: None takes the config's.
+            kwargs: output_hidden_states and other flags of transformers.
+
+        Returns:
+            logits [B, num_labels, rows, columns], one column per patch, and the loss [] if labels are given.
         """
         last, indices = self.config.num_hidden_layers, self.config.out_indices
         inner = any(i % (last + 1) != last for i in indices)

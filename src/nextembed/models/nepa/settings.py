@@ -111,6 +111,12 @@ class NepaModel(ModelPart):
     def build(self, class_names: Sequence[str] = ()) -> ViTNepaForPreTraining:
         """A new model, or the pretrained one.
 
+        Args:
+            class_names: not used.
+
+        Returns:
+            The model, in float32.
+
         Raises:
             ConfigError: If `pretrained` is no NEPA checkpoint.
         """

@@ -119,8 +119,15 @@ class OmniModel(OmniPreTrainedModel):
         return self.modalities[name]  # type: ignore[return-value]
 
     def embed(self, batch: Batch) -> Latents:
-        """Latents of packed documents: kinds, input_ids [B, T], coordinates [B, T, 3], document_ids [B, T], and
-        `values.NAME` [N, P] of each continuous modality, in reading order."""
+        """Latents of packed documents, before mixing.
+
+        Args:
+            batch: kinds, input_ids, document_ids [B, T], coordinates [B, T, 3], and `values.NAME` [N, P] of each
+                continuous modality, in reading order.
+
+        Returns:
+            z [B, T, D].
+        """
         # --8<-- [start:embed]
         kinds, ids = batch["kinds"], batch["input_ids"]
         z = torch.zeros(*kinds.shape, self.config.hidden_size, device=kinds.device, dtype=self.begin.weight.dtype)
@@ -169,6 +176,16 @@ class OmniModel(OmniPreTrainedModel):
         """Hidden states of latents, in the order of their segments; attention stays inside each document.
 
         With a cache, latents are the new ones and `documents` [B, past + T] tell of all.
+
+        Args:
+            latents: [B, T, D]; with a cache the new ones only, with `documents` [B, past + T] of all.
+            attention: None takes the config's, causal or full.
+            output_layers: whether the hidden states of all layers are kept.
+            past_key_values: cache of earlier positions.
+            kwargs: passed to the transformer.
+
+        Returns:
+            h [B, T, D].
         """
         z = latents.z
         if attention is None:
@@ -190,6 +207,9 @@ class OmniModel(OmniPreTrainedModel):
 
         Args:
             batch: as `OmniProcessor` makes it.
+
+        Returns:
+            z and last_hidden_state [B, T, D].
         """
         latents = self.embed(batch)  # type: ignore[arg-type]
         return OmniOutput(last_hidden_state=self.encode(latents).last, latents=latents.z)
@@ -216,7 +236,14 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self.model.begin
 
     def embed(self, batch: Batch) -> Latents:
-        """Latents [B, T, D] of packed documents, before mixing; see `OmniModel.embed`."""
+        """Latents of packed documents, before mixing.
+
+        Args:
+            batch: see `OmniModel.embed`.
+
+        Returns:
+            z [B, T, D].
+        """
         return self.model.embed(batch)
 
     def encode(
@@ -230,9 +257,12 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
         Args:
             latents: as `embed` gives them.
-            attention: None is the model's own.
-            output_layers: whether every layer is given, the latents first.
-            past_key_values: of what stands before them; then they are the new ones.
+            attention: None takes the config's.
+            output_layers: whether the hidden states of all layers are kept, the latents first.
+            past_key_values: cache of the latents before them; then `latents` are the new ones only.
+
+        Returns:
+            h [B, T, D].
         """
         return self.model.encode(latents, attention, output_layers, past_key_values)
 
@@ -242,7 +272,14 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return self.model.begin.weight
 
     def modality(self, name: str) -> Modality:
-        """What turns signals of this name into latents."""
+        """The module that turns signals into latents.
+
+        Args:
+            name: of the modality in this model.
+
+        Returns:
+            The modality.
+        """
         return self.model.modality(name)
 
     @property
@@ -251,16 +288,37 @@ class OmniForPreTraining(OmniPreTrainedModel):
         return ["begin", *self.config.names]
 
     def continuous(self, batch: Batch) -> Tensor:
-        """Latents that come from values, bool [B, T]: neither begin latents nor tokens."""
+        """Positions whose latents come from values: neither begin latents nor tokens.
+
+        Args:
+            batch: with kinds [B, T].
+
+        Returns:
+            bool [B, T].
+        """
         kinds = [FIRST + i for i, name in enumerate(self.config.names) if self.modality(name).value_size is not None]
         return torch.isin(batch["kinds"], torch.tensor(kinds, device=batch["kinds"].device))
 
     def likeliest(self, hidden: Tensor) -> Tensor:
-        """Predictions [..., D] of hidden states [..., D]: where there is a density, its likeliest direction."""
+        """The most likely next latents: with a density its mode, else the hidden states.
+
+        Args:
+            hidden: hidden states [..., D].
+
+        Returns:
+            [..., D].
+        """
         return hidden if self.density_head is None else self.density_head(hidden).mode()
 
     def codes(self, batch: Batch) -> scorers.Codes:
-        """The latents of a batch that are rows of tables."""
+        """The latents of a batch that are rows of tables: tokens and begin latents.
+
+        Args:
+            batch: see `OmniModel.embed`.
+
+        Returns:
+            Their positions, rows and tables.
+        """
         kinds, ids = batch["kinds"], batch["input_ids"]
         tables, found = [self.model.begin.weight], torch.where(kinds == BEGIN, ids, -1)
         for number, name in enumerate(self.config.names):
@@ -273,16 +331,35 @@ class OmniForPreTraining(OmniPreTrainedModel):
     # -- in training
 
     def check(self, scoring: Scoring) -> None:
-        """Raises ConfigError for what it cannot be scored by."""
+        """Checks that this model can be trained with an objective's distance.
+
+        Args:
+            scoring: of the objective.
+
+        Raises:
+            ConfigError: it cannot.
+        """
         scorers.check(self, scoring)
 
     def accept(self, scoring: Scoring) -> None:
-        """Takes note of how it is trained: where there is a density, tokens may still be read by a softmax."""
+        """Stores how the model is trained: with a density, tokens may still be predicted by a softmax.
+
+        Args:
+            scoring: of the objective.
+        """
         if self.density_head is not None:
             self.config.token_softmax = scoring.distance == "vocabulary"
 
     def scorer(self, batch: Batch, scoring: Scoring) -> scorers.OmniScorer:
-        """What compares predictions of a batch with its latents."""
+        """Compares predictions of a batch with its latents.
+
+        Args:
+            batch: see `OmniModel.embed`.
+            scoring: of the objective.
+
+        Returns:
+            The scorer.
+        """
         return scorers.OmniScorer(self, batch, scoring)
 
     def after_step(self) -> None:
@@ -325,15 +402,29 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self._processor = value
 
     def values_of(self, name: str, direction: Tensor) -> Tensor:
-        """Values [N, P] that latents in a direction [N, D] (of any length) stand for; see `way_back`."""
+        """Values that predicted latents stand for; see `way_back`.
+
+        Args:
+            name: of the modality.
+            direction: [N, D], of any length.
+
+        Returns:
+            [N, P].
+        """
         return self.way_back(name)(direction)
 
     def way_back(self, name: str) -> Callable[[Tensor], Tensor]:
-        """From directions of latents [N, D] to values [N, P]: the readout that was trained for this modality (see
-        `readouts`), else back through its projection; see `nn.linear_inverse`.
+        """The inverse of a modality's embedding: its trained readout (see `readouts`), else the inverse of its
+        projection (`nn.linear_inverse`).
+
+        Args:
+            name: of the modality.
+
+        Returns:
+            A function from directions of latents [N, D] to values [N, P].
 
         Raises:
-            ConfigError: For a modality of tokens, and for one with neither.
+            ConfigError: the modality consists of tokens, or has neither readout nor projection.
         """
         modality = self.model.modality(name)
         if modality.value_size is None:

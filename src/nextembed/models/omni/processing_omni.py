@@ -93,14 +93,35 @@ class OmniProcessor(ProcessorMixin):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """processor_config.json, and the tokenizer's files where there is one."""
+        """Writes processor_config.json, and the tokenizer's files where there is one.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: as of `ProcessorMixin`.
+            kwargs: as of `ProcessorMixin`.
+
+        Returns:
+            The files.
+        """
         if self.words is not None:
             self.words.save_pretrained(save_directory)
         return super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> "OmniProcessor":  # type: ignore[override]
-        """Raises OSError where there is no processor, ConfigError where it names a modality that is not loaded."""
+        """Loads a processor.
+
+        Args:
+            pretrained_model_name_or_path: a folder or hub id.
+            kwargs: as of `ProcessorMixin`.
+
+        Returns:
+            The processor.
+
+        Raises:
+            OSError: there is no processor.
+            ConfigError: it names a modality of your own that is not loaded.
+        """
         hub = {key: value for key, value in kwargs.items() if key in HUB_ARGUMENTS}
         found, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         own: dict[str, Any] = {name: found.get(name) for name in KEPT}
@@ -120,23 +141,48 @@ class OmniProcessor(ProcessorMixin):
     def __call__(
         self, documents: Piece | Sequence[Piece] | Sequence[Sequence[Piece]], end: bool = False, **kwargs: object
     ) -> BatchFeature:
-        """end: whether documents end; False leaves them open, to be gone on with."""
+        """A batch of documents, one per row.
+
+        Args:
+            documents: a signal, a list of signals (one document), or a list of documents. Signals: text, PIL image,
+                array, or {"NAME": value} for a modality by name.
+            end: whether documents end; False leaves them open, to be continued.
+            kwargs: not used.
+
+        Returns:
+            What `OmniModel.embed` reads, padded on the left.
+
+        Raises:
+            ValueError: a document is empty, or a signal does not fit its modality.
+        """
         encoded = [self.encode_document(self.document(pieces), end=end) for pieces in as_documents(documents)]
         return BatchFeature(pad_left(encoded))
 
     def document(self, pieces: Sequence[Piece]) -> Document:
-        """Pieces as a document.
+        """Signals as a document.
+
+        Args:
+            pieces: see `__call__`.
+
+        Returns:
+            The document, with one segment per signal.
 
         Raises:
-            ValueError: For what is none.
+            ValueError: a piece is not a signal.
         """
         return {"key": "", "segments": [self.segment(piece) for piece in pieces]}
 
     def segment(self, piece: Piece) -> Segment:
-        """A piece as a segment.
+        """One signal as a segment.
+
+        Args:
+            piece: see `__call__`.
+
+        Returns:
+            The segment.
 
         Raises:
-            ValueError: For what is none.
+            ValueError: the piece is not a signal.
         """
         if isinstance(piece, str):
             return {"kind": "text", "value": piece}
@@ -153,7 +199,11 @@ class OmniProcessor(ProcessorMixin):
         """A document as a model reads it.
 
         Args:
+            document: its segments.
             end: whether the end latent follows; it is a target where the last segment is.
+
+        Returns:
+            kinds, input_ids, labels and coordinates [T, ...], and values of each continuous modality.
 
         Raises:
             ValueError: For an empty document, an unknown modality, and values that a modality does not take.
@@ -211,18 +261,43 @@ class OmniProcessor(ProcessorMixin):
         }
 
     def order(self, segment: Segment, found: Patches, seed: int) -> Tensor | None:
-        """The permutation in which a segment's latents are read; None: as they are."""
+        """The permutation in which a segment's latents are read.
+
+        Args:
+            segment: it may name an order.
+            found: its patches.
+            seed: of random orders.
+
+        Returns:
+            int64 [N]; None is the natural order.
+        """
         name = segment.get("order") or self.orders.get(segment["kind"], "raster")
         if name == "raster" or len(found.values) < 2:
             return None
         return order_of(name, found.coordinates, torch.Generator().manual_seed(seed % 2**63))
 
     def read(self, name: str, values: Tensor, shape: tuple[int, ...]) -> Any:
-        """The signal of values [N, P] (or ids [N]) of a modality, in natural order."""
+        """The signal that values stand for.
+
+        Args:
+            name: of the modality.
+            values: [N, P], or ids [N], in natural order.
+            shape: grid of the N latents.
+
+        Returns:
+            What the modality's `signal` gives: text, an image, samples.
+        """
         return self.readers[name].signal(values, shape)
 
     def check(self, config: OmniConfig) -> None:
-        """Raises ConfigError if a model's configuration differs from this processor's."""
+        """Compares the processor with a model's configuration.
+
+        Args:
+            config: of the model.
+
+        Raises:
+            ConfigError: they differ.
+        """
         same = config.modalities == self.modalities and config.names == self.names
         if not same or config.tell_next != self.tell_next:
             raise ConfigError("the processor was made for other modalities than the model")

@@ -96,6 +96,12 @@ class OmniParts(ModelPart):
     def build(self, class_names: Sequence[str] = ()) -> OmniForPreTraining:
         """The model, in float32.
 
+        Args:
+            class_names: not used.
+
+        Returns:
+            The model.
+
         Raises:
             ConfigError: One line, for what cannot be loaded or does not fit.
         """
@@ -151,8 +157,13 @@ class OmniParts(ModelPart):
             raise ConfigError(f"model: {err}") from None
 
     def prepare(self, backbone: Any, data: Any) -> None:
-        """What a new run does before its first step: it looks at what values of its modalities are like, for the way
-        back from latents (`nn.linear_inverse`)."""
+        """Measures typical values of each modality, for the inverse of its embedding (`nn.linear_inverse`), before the
+        first step of a new run.
+
+        Args:
+            backbone: the model.
+            data: the data part of the run.
+        """
         statistics = backbone.model.values
         if not len(statistics) or self.pretrained is not None:
             return
@@ -164,11 +175,28 @@ class OmniParts(ModelPart):
             own.measure(torch.cat([row[f"values.{name}"] for row in rows]))
 
     def example_batch(self, backbone: Any, size: int, draw: Draw) -> Batch:
-        """Full rows of documents: every continuous modality in turn, as many latents of each as of text."""
+        """A batch of the right shapes without data: full rows of documents with each continuous modality in turn, as
+        many latents of each as of text.
+
+        Args:
+            backbone: the model.
+            size: rows.
+            draw: the objective's `draw`.
+
+        Returns:
+            The batch, on the CPU.
+        """
         return full_rows(backbone, self.max_length, size, draw)
 
     def usage(self, folder: str) -> str:
-        """From one modality to another."""
+        """A command that goes from one modality to another.
+
+        Args:
+            folder: of the model.
+
+        Returns:
+            The command.
+        """
         kinds = {name: own.get("kind", name) for name, own in self.modalities.items()}
         target = "text" if "text" in kinds else next(iter(kinds))
         given = next((name for name in kinds if kinds[name] == "image" and name != target), None)
@@ -178,7 +206,14 @@ class OmniParts(ModelPart):
         return f"nextembed generate {folder} {file} --target {target}"
 
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
-        """What `train_loader` of document data needs of this model."""
+        """Arguments of the data's `train_loader` that depend on this model.
+
+        Args:
+            backbone: the model.
+
+        Returns:
+            `encode` and `max_length`.
+        """
         processor = self.processor()
         processor.check(backbone.config)
         return {"encode": processor.encode_document, "max_length": self.max_length}
