@@ -1,8 +1,9 @@
-"""The first tutorial's commands run as they stand, on a small folder with few steps; so do the notebooks."""
+"""The tutorials' commands run as they stand, on small folders with few steps; so do the notebooks."""
 
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from nextembed.comparison.configs import known_objectives
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorials/own_images.md"
+SENSOR, PAINT, CLUSTER = (ROOT / f"docs/tutorials/{name}.md" for name in ("sensor", "paint", "cluster"))
 COMPARISON = ROOT / "docs/tutorials/compare_images.md"
 NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 FENCE = re.compile(r"^```(\w+)(?: title=\"[^\"]+\")?\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -74,6 +76,82 @@ def test_the_tutorial_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyP
     pretrained = Path(next(word for word in tuned if word.startswith("model.pretrained=")).partition("=")[2])
     there = Path("runs/compare-first", *pretrained.parts[2:])
     assert there.is_dir() and (there.parent / "report.html").is_file()
+
+
+def parts(page: Path) -> tuple[list[list[str]], list[str]]:
+    """Commands (without `nextembed`) and Python of a page."""
+    found = FENCE.findall(page.read_text(encoding="utf-8").replace("\\\n", " "))
+    lines = [line for language, text in found if language == "sh" for line in text.splitlines()]
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith("nextembed ")]
+    return commands, [text for language, text in found if language == "python"]
+
+
+def test_the_tutorial_of_a_sensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands, (make, cut, test) = parts(SENSOR)
+    exec(compile(make.replace("range(45)", "range(15)"), "make_machine.py", "exec"), {})
+    exec(compile(cut, "windows.py", "exec"), {})
+    assert "z: offset 9.81, scale 0.3" in capsys.readouterr().out  # as the page has them
+    assert [words[0] for words in commands] == ["train", "train", "probe"]
+    tiny = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
+    for words in commands:
+        small = [*SHORT, *tiny] if words[0] == "train" and "--dry-run" not in words else []
+        assert main([*words, *small]) == 0, words
+    assert "raw signal" in capsys.readouterr().out
+    exec(compile(test, "test_windows.py", "exec"), {})
+    assert "of 36 test windows are right" in capsys.readouterr().out
+
+
+def test_the_tutorial_of_painting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small stages of the page's own pictures; each reads what the one before it wrote."""
+    pytest.importorskip("diffusers")
+    monkeypatch.chdir(tmp_path)
+    commands, (make, use) = parts(PAINT)
+    exec(compile(make.replace(".to_pylist()", ".to_pylist()[:40]"), "make_pairs.py", "exec"), {})
+    names = ["encoder", "language", "pairs_emu", "painter"]
+    trains = [words for words in commands if words[0] == "train"]
+    assert [word for words in trains for word in words if word.startswith("name=")] == [f"name={n}" for n in names]
+    small = [*SHORT, "train.batch_size=4", "train.save_steps=2", "train.probe_steps=null", "probe.enabled=false"]
+    for words in commands:
+        fast = {
+            "generate": ["--steps", "2"] if "-o" in words else [],
+            "evaluate": ["num_inference_steps=2", "draws=20"],
+        }
+        assert main([*words, *(small if words[0] == "train" else fast[words[0]])]) == 0, words
+    exec(compile(use.replace("steps=20", "steps=2"), "docs/tutorials/paint.md", "exec"), {})
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {"apple.png", "bolder.png", "again.png", "from_python.png"} and Path("painted").is_dir()
+
+
+def test_the_tutorial_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a laptop; ranks and restarts are tested in test_distributed and test_machines."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for number in range(24):
+        Image.new("RGB", (40 + number, 40), (10 * number, 50, 100)).save(f"photos/{number}.png")
+    commands, _ = parts(CLUSTER)
+    assert [words[0] for words in commands] == [
+        "train",
+        "report",
+        "plan",
+        "shard",
+        "train",
+        "report",
+        "studio",
+        "embed",
+    ]
+    for words in commands[:5]:
+        small = ["data.num_workers=0", "probe.enabled=false"] if words[0] == "train" else []
+        assert main([*words, *small]) == 0, words
+    words = [word.replace("runs/base", "runs/streamed") for word in commands[-1]]
+    assert main(words) == 0 and list(Path("features").glob("*.parquet"))
+    (script,) = re.findall(
+        r'^```sh title="train.slurm"\n(.*?)^```', CLUSTER.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert script.splitlines()[0] == "#!/bin/bash" and "--nnodes" in script
 
 
 def cells(notebook: Path) -> list[dict[str, Any]]:

@@ -63,8 +63,9 @@ def _say(done: "Sharded") -> None:
         print(f"Resumed: {done.num_resumed:,} shards were finished before")
     for name, split in done.shards.splits.items():
         left_out = f", {split.skipped:,} left out" if split.skipped else ""
+        files = f"{len(split.shards):,} {'shard' if len(split.shards) == 1 else 'shards'}"
         print(
-            f"{name + ':':<12} {split.rows:,} rows in {len(split.shards):,} shards of {done.shards.format} "
+            f"{name + ':':<12} {split.rows:,} rows in {files} of {done.shards.format} "
             f"({split.bytes / 2**20:,.1f} MiB{left_out})"
         )
     if done.shards.classes:

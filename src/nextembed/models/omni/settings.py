@@ -13,7 +13,7 @@ from ...core.sizes import MAX_LAYERS, MAX_LENGTH, MAX_WIDTH
 from ...core.types import Batch, Draw, Loading
 from ...errors import ConfigError
 from ...modalities import MODALITIES
-from ..nepa.loading import read_config
+from ..nepa.loading import read_any_config, read_config
 from ..nepa.modeling_nepa import ViTNepaForPreTraining
 from ..parts import POSITION, ModelPart, load_part
 from .configuration_omni import OmniConfig
@@ -197,13 +197,27 @@ class OmniParts(ModelPart):
         Returns:
             The command.
         """
-        kinds = {name: own.get("kind", name) for name, own in self.modalities.items()}
+        kinds = {name: own.get("kind", name) for name, own in self._known_modalities().items()}
         target = "text" if "text" in kinds else next(iter(kinds))
         given = next((name for name in kinds if kinds[name] == "image" and name != target), None)
         given = given or next((name for name in kinds if name != target), target)
-        file = {"image": "--image PICTURE.png", "video": "--video FILM.mp4", "audio": "--audio SOUND.wav",
-                "text": '--text "a red apple"'}.get(kinds[given], f"--piece {given}=FILE")  # fmt: skip
+        file = {
+            "image": "--image PICTURE.png",
+            "video": "--video FILM.mp4",
+            "audio": "--audio SOUND.wav",
+            "text": '--text "a red apple"',
+        }.get(kinds[given], "--series SERIES.json" if given == "series" else f"--piece {given}=FILE")
         return f"nextembed generate {folder} {file} --target {target}"
+
+    def _known_modalities(self) -> dict[str, Any]:
+        """Those of the pretrained model, if there is one and it is still where it was."""
+        if self.pretrained is None:
+            return self.modalities
+        try:
+            config = read_any_config(self.pretrained)
+        except ConfigError:
+            return self.modalities
+        return config.modalities if isinstance(config, OmniConfig) else self.modalities
 
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
         """Arguments of the data's `train_loader` that depend on this model.
