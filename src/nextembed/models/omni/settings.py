@@ -217,7 +217,7 @@ class OmniParts(ModelPart):
             config = read_any_config(self.pretrained)
         except ConfigError:
             return self.modalities
-        return config.modalities if isinstance(config, OmniConfig) else self.modalities
+        return (config.modalities if isinstance(config, OmniConfig) else None) or self.modalities
 
     def loader_arguments(self, backbone: Any) -> dict[str, Any]:
         """Arguments of the data's `train_loader` that depend on this model.
