@@ -1,1 +1,1 @@
-"""What every other part agrees on: types, configuration, ranks. Imports nothing above it."""
+"""Shared foundations: types, configuration, ranks, files. Imports nothing above it."""

@@ -1,4 +1,4 @@
-"""What a model of documents answered: written to answers.json, shown in the report, and judged by how alike it is."""
+"""Answers of a model of documents: written to answers.json, shown in the report, and checked for being all the same."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,10 +12,10 @@ from .files import write_json
 from .saved import load
 
 MIN_ANSWERS = 4  # fewer say nothing about all
-SAME = 0.9  # similarity from which on two texts count as one
-MOST = 0.75  # share of answers that are the same from which on a model has collapsed
-VARIED = 0.5  # share of true answers that may be the same for that to be a fault of the model
-MAX_SHOWN = 60  # characters of an answer in a sentence
+SAME = 0.9  # two texts that are at least this similar count as the same
+MOST = 0.75  # if at least this share of answers is the same, the model has collapsed
+VARIED = 0.5  # if more of the true answers are the same, it is not the model's fault
+MAX_SHOWN = 60  # characters of an answer that a sentence quotes
 
 REASONS = {
     "emu": "text does not depend on the image. Train longer, or raise the learning rate of what connects encoder and "
@@ -28,8 +28,8 @@ Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]*$
 
 @dataclass
 class Answer:
-    """One document up to a text that was to be learned. before: its text until there; pictures: its images until there;
-    said: what the model wrote; true: what stands there."""
+    """A document up to a text that is a target. before, pictures: its text and images up to there; said: what the model
+    wrote; true: the target text."""
 
     before: str
     said: str
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass
 class Answers:
-    """Greedy answers to documents of a split that all hold other images, sounds or texts. model: its kind."""
+    """Greedy answers to documents of a split, each with different images, sounds or texts. model: kind of the model."""
 
     split: str
     rows: list[Answer]
@@ -55,8 +55,8 @@ class Answers:
         return load(cls, path)
 
     def collapse(self) -> str | None:
-        """A sentence if (nearly) all answers, or those to one prompt, are the same although the true ones are not; else
-        None."""
+        """A warning if (nearly) all answers, or all answers to one prompt, are the same although the true ones are not;
+        else None."""
         prompts = dict.fromkeys(row.before for row in self.rows)
         groups = [self.rows, *([row for row in self.rows if row.before == prompt] for prompt in prompts)]
         return next((found for rows in groups if (found := self._collapsed(rows))), None)
@@ -82,8 +82,7 @@ def shortened(text: str) -> str:
 
 
 def most_frequent(texts: Sequence[str]) -> tuple[int, str]:
-    """How many of the texts are (nearly) the same as the most frequent one, and that one. Case and spaces do not
-    count."""
+    """The most frequent text, and how many texts are (nearly) the same. Case and white space are ignored."""
     plain = [" ".join(text.casefold().split()) for text in texts]
     counts = [sum(alike(one, other) for other in plain) for one in plain]
     largest = max(range(len(plain)), key=lambda i: counts[i])

@@ -1,5 +1,5 @@
-"""What belongs to a folder of ours, which may have come from somebody else: links and names that lead out of it do
-not, and a folder that nothing says is ours is not written into."""
+"""Checks that protect folders that may have come from somebody else: links and names that lead out of them are refused,
+and a folder that is not recognisably ours is not written into."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -12,7 +12,7 @@ DEPTH = 6  # folders below one of ours
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative name with slashes, of somebody else, stays below the folder that it is put into."""
+    """Whether a relative path from an untrusted source stays below the folder it is joined to."""
     parts = name.replace("\\", "/").split("/")
     return bool(name) and "\0" not in name and ".." not in parts and parts[0] != "" and not Path(name).drive
 
@@ -30,8 +30,8 @@ def own_file(folder: Path, name: str) -> Path:
 
 
 def check_links(folder: Path) -> None:
-    """Raises ConfigError for a folder in which a link leads out of it: what is written there, or removed, would be
-    somewhere else; and for what is no file, such as a pipe, at which a reader would wait for ever."""
+    """Raises ConfigError for a folder with a link that leads out of it, because writing or removing would then happen
+    elsewhere, and for special files such as pipes, which would block a reader for ever."""
     for entry in _strange(folder, folder):
         if entry.is_symlink():
             raise ConfigError(
@@ -57,7 +57,7 @@ def check_own_folder(folder: Path, marks: Collection[str], lock: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """The folder, unless it is there. Raises ConfigError where it cannot be made."""
+    """Makes the folder if it does not exist. Raises ConfigError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -65,7 +65,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _strange(place: Path, folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Links out of the folder, and what is neither file nor folder."""
+    """Links that lead out of the folder, and special files."""
     with os.scandir(place) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
             path = Path(entry.path)

@@ -1,7 +1,6 @@
-"""A user's own Python files, and which of them may be run: those that the user named in this command or program.
-
-What only a file names (a config.yaml, the metadata of features, a model's config.json) may come from somebody else, so
-it is never run for that reason alone.
+"""A user's own Python files, and which of them may be run: those that the user named in this command or program. A file
+that only another file names (a config.yaml, the metadata of features, a model's config.json) may come from somebody
+else and is not run.
 """
 
 import hashlib
@@ -41,7 +40,7 @@ def allowed_files() -> list[Path]:
 
 @contextmanager
 def one_command() -> Iterator[None]:
-    """What is allowed inside is not allowed any more afterwards."""
+    """Permissions granted inside the block end with it."""
     before, told = set(_allowed), set(_told)
     try:
         yield
@@ -53,7 +52,8 @@ def one_command() -> Iterator[None]:
 
 @contextmanager
 def trusting(yes: bool) -> Iterator[None]:
-    """Whether values that are read inside are the user's own words (any file that they name is run), or a file's."""
+    """Whether values read inside the block were typed by the user (files that they name are run) or come from a
+    file."""
     token = _trusted.set(yes)
     try:
         yield
@@ -62,8 +62,8 @@ def trusting(yes: bool) -> Iterator[None]:
 
 
 def tells(variable: str, host: str) -> bool:
-    """Whether a host may be told a variable of the environment: one that the user named in an address of that host, in
-    this command or program, or whose NAME_HOST says so. What only a file asks for may be anybody's wish."""
+    """Whether a variable of the environment may be sent to a host: the user named it in an address of that host, in
+    this command or program, or NAME_HOST allows it. A request that only a file makes is not trusted."""
     if _trusted.get():
         _told.add((variable, host))
     named = os.environ.get(f"{variable}_HOST", "").lower().split(",")
@@ -71,8 +71,8 @@ def tells(variable: str, host: str) -> bool:
 
 
 def told() -> dict[str, str]:
-    """NAME_HOST of all that the user named, for the environment of processes that continue the work; several hosts are
-    parted by commas."""
+    """NAME_HOST for every variable that the user named, for the environment of child processes; several hosts are
+    separated by commas."""
     return {
         f"{variable}_HOST": ",".join(host for name, host in sorted(_told) if name == variable)
         for variable in {name for name, _ in _told}
@@ -80,7 +80,7 @@ def told() -> dict[str, str]:
 
 
 def named_code(values: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """(dotted name, `file.py:name`) of all in nested settings that names a Python file which is there."""
+    """(dotted name, `file.py:name`) of every nested setting that names an existing Python file."""
     left: list[tuple[str, object]] = list(values.items())
     for where, value in left:
         if isinstance(value, Mapping):
@@ -128,7 +128,7 @@ def load_class(kind: str, base: type, what: str) -> Any:
 
 
 def python_file(file: str | Path) -> Path:
-    """Where a Python file really lies. Raises ConfigError if there is none."""
+    """The resolved path of a Python file. Raises ConfigError if it does not exist."""
     try:
         found = Path(file).expanduser().resolve()
     except (OSError, ValueError, RuntimeError):  # a name that no file can have
@@ -141,7 +141,7 @@ def python_file(file: str | Path) -> Path:
 
 
 def imported(file: Path) -> types.ModuleType | None:
-    """The module of this process that a file became, also as its main program; None if it was not imported."""
+    """The imported module of a file, which may be the main program; None if it was not imported."""
     for module in list(sys.modules.values()):
         own = getattr(module, "__dict__", {}).get("__file__")
         if isinstance(own, str) and Path(own).name == file.name and Path(own).resolve() == file:
@@ -150,7 +150,7 @@ def imported(file: Path) -> types.ModuleType | None:
 
 
 def load_module(file: Path) -> types.ModuleType:
-    """An allowed file as a module; it is run unless it was already. Raises ConfigError if it fails."""
+    """Imports an allowed file, unless it is imported already. Raises ConfigError if it fails."""
     if (module := imported(file)) is not None:
         return module
     try:
@@ -179,7 +179,8 @@ def _check(file: Path, what: str, spec: str) -> None:
 
 
 def _import(file: Path) -> types.ModuleType:
-    """Under the file's own name where that is free: data workers that are not forks import it again."""
+    """Registers the module under the file's own name if that is free, because data workers that are not forked import
+    it again."""
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     if file.stem.isidentifier():

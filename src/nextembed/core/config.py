@@ -25,13 +25,13 @@ from .yaml_text import plain, read_written, read_yaml, write_yaml
 
 
 class Config(BaseModel):
-    """Base of all settings: unknown fields are errors, and an assigned value is checked like a given one.
+    """Base of all settings: unknown fields are errors, and values are also checked when they are assigned.
 
-    What the docstring says of a field (`name: what it is.`) becomes its description: for editors, JSON schemas,
-    comments of YAML, options of commands and the documentation.
+    A field's line in the docstring (`name: what it is.`) becomes its description in editors, JSON schemas, YAML
+    comments, command options and the documentation.
 
-    Values given in Python are the program's own: a `my_file.py:MyPart` among them is run. Raises ConfigError, one line
-    for the first wrong field, in place of pydantic's ValidationError.
+    Values given in Python are trusted: a `my_file.py:MyPart` among them is run. Raises ConfigError, one line for the
+    first wrong field, in place of pydantic's ValidationError.
     """
 
     model_config = ConfigDict(
@@ -44,7 +44,8 @@ class Config(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Pydantic's own place between knowing the fields and making a schema of them: where they get their text."""
+        """Pydantic calls this after collecting the fields and before building the schema; here they get their
+        descriptions."""
         said = describe(cls.__doc__, cls.model_fields)
         for name, own in cls.model_fields.items():
             own.description = said.get(name) or own.description or _inherited(cls, name)
@@ -63,10 +64,10 @@ class Config(BaseModel):
         except ValidationError as err:
             raise ConfigError(explain(err, type(self))) from None
 
-    # Pydantic's own mark: nested configs do not come through here, so that an error knows its whole path.
+    # Pydantic's own marker: nested configs do not pass here, so that an error contains the whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
-    if not TYPE_CHECKING:  # a type checker that sees it takes any name for a field
+    if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any field name
 
         def __setattr__(self, name: str, value: object) -> None:
             try:
@@ -77,14 +78,14 @@ class Config(BaseModel):
 
 
 def _inherited(cls: type[BaseModel], name: str) -> str | None:
-    """What classes above say of a field that a class has anew."""
+    """Descriptions that base classes give to fields which a class redefines."""
     above = (base.model_fields for base in cls.__mro__[1:] if issubclass(base, Config))
     return next((fields[name].description for fields in above if name in fields), None)
 
 
 def check_plain(value: object) -> None:
-    """Raises ValueError for what no setting can be, at any depth: numbers that are not finite or take more than
-    64 bits, text that UTF-8 or names of files do not have."""
+    """Raises ValueError for values that no setting can have, at any depth: numbers that are not finite or need more
+    than 64 bits, text that is not valid in UTF-8 or in file names."""
     if isinstance(value, dict):
         for key, own in value.items():
             check_plain(key)
@@ -124,7 +125,7 @@ class Part(Config):
 
 
 def common_task(objective: Part | type[Part], model: Part | type[Part]) -> str | None:
-    """What a run of both is for; None if they do not fit."""
+    """The task of a run with both parts; None if they do not fit."""
     return model.task if model.task in (objective.task, *objective.also_for) else None
 
 
@@ -240,20 +241,20 @@ def _with(config: C, changes: Iterable[tuple[str, object]]) -> C:
 
 
 def with_values(config: C, changes: Mapping[str, Any]) -> C:
-    """A new config with values by their dotted names, as `apply_overrides` has them as text."""
+    """As `apply_overrides`, with values instead of text."""
     return _with(config, changes.items())
 
 
 def allow_typed(word: str) -> None:
     """Allows the files in a word that the user typed: `my_file.py:my_recipe`, `data={kind: my_file.py:MyData}`."""
     _, equals, value = word.partition("=")
-    with contextlib.suppress(ConfigError):  # the command says what is wrong with the word
+    with contextlib.suppress(ConfigError):  # the command reports what is wrong
         for _, spec in named_code({"": read_yaml(value, word) if equals else word}):
             allow_code(spec.rpartition(":")[0])
 
 
 def _shallow(config: Config) -> dict[str, object]:
-    """What was set (the rest may depend on it and is found anew), nested configs, and kind."""
+    """Values that were set, nested configs, and kind; other values may depend on these and are computed again."""
     keep = {name for name, value in config if isinstance(value, Config | dict) or name == "kind"}
     return {name: value for name, value in config if name in keep | config.model_fields_set}
 
@@ -328,7 +329,7 @@ def _members(annotation: object) -> list[object]:
 
 
 def _say(problems: list[Any]) -> str:
-    """What pydantic says about one field, in one line; several problems are the members of a union."""
+    """Pydantic's problems with one field, in one line; a union gives one per member."""
     wanted = []
     for problem in problems:
         message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -373,7 +374,7 @@ def _lines(config: Config, values: dict[str, Any], indent: str) -> Iterator[str]
 
 
 def from_yaml(cls: type[M], text: str, where: str = "config") -> M:
-    """A config from YAML text, which may be somebody else's: code that it names is run only if it was allowed.
+    """A config from YAML text, which is not trusted: code that it names is run only if the user allowed it.
 
     Raises ConfigError, after `where`, for text that does not fit.
     """
@@ -387,7 +388,7 @@ def from_yaml(cls: type[M], text: str, where: str = "config") -> M:
             try:
                 return validated(cls, values)
             except ConfigError:
-                with contextlib.suppress(ConfigError):  # true and false where text is wanted
+                with contextlib.suppress(ConfigError):  # true and false where text is expected
                     return validated(cls, dict(read_written(text, where, booleans=False)))
                 raise
     except ConfigError as err:

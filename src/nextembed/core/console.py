@@ -1,4 +1,4 @@
-"""The door to the terminal for what rich draws: tables, bars, colours."""
+"""All output of rich goes through here: tables, bars, colours."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from .terminal import plain
 
 
 class PlainConsole(Console):
-    """A rich console that shows text as it is: no markup, no emoji codes, no control characters. What is to be styled
-    is given as `rich.text.Text`, made of `plain` text."""
+    """A rich console that shows text as it is: no markup, no emoji codes, no control characters. Styled text is passed
+    as `rich.text.Text`, made of `plain` text."""
 
     def __init__(self, **options: Any):
         super().__init__(**{"highlight": False, "markup": False, "emoji": False} | options)

@@ -1,4 +1,4 @@
-"""What a class says of its fields: the `Attributes:` (or `Args:`) section of its docstring, for help and comments."""
+"""Descriptions of fields from the `Attributes:` (or `Args:`) section of a class docstring, for help and comments."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -8,10 +8,8 @@ ENTRY = re.compile(r"^(\w+(?:, \w+)*)(?: \([^)]*\))?:\s+(.*)", re.DOTALL)
 
 
 def describe(doc: str | None, names: Collection[str]) -> dict[str, str]:
-    """What a docstring says of each of these names, in a Google-style section.
-
-    Without such a section, `name: what it is.` counts where a line or a sentence begins with it. One text may stand for
-    several names: `log_steps, save_steps: every ...`.
+    """The description of each name, from a Google-style section. Without such a section, `name: what it is.` is found
+    at the start of a line or sentence. One description may serve several names: `log_steps, save_steps: every ...`.
     """
     if not doc or not names:
         return {}
@@ -22,7 +20,7 @@ def describe(doc: str | None, names: Collection[str]) -> dict[str, str]:
 
 
 def _entries(section: str) -> Iterator[tuple[str, str]]:
-    """(names, text) of a section; lines that are indented further go on with the entry above them."""
+    """(names, text) of a section; lines that are indented further continue the entry above."""
     lines = [line for line in section.splitlines() if line.strip()]
     depth = min((len(line) - len(line.lstrip()) for line in lines), default=0)
     for entry in re.split(rf"\n(?=[ \t]{{{depth}}}\S)", "\n".join(lines)):

@@ -1,7 +1,6 @@
-"""Ranks: who am I, and small exchanges between all of them.
-
-Everything here works without a process group too (one rank, world size 1), so no caller needs a branch. Exchanges run
-over a CPU (gloo) group, so that they never make the accelerator wait.
+"""The rank of this process, and small collective operations. Everything here also works without a process group (one
+rank, world size 1), so callers need no branches. Exchanges run over a CPU (gloo) group, so that they never make the
+accelerator wait.
 """
 
 import atexit
@@ -21,7 +20,7 @@ T = TypeVar("T")
 
 
 def start(device: str = "auto") -> None:
-    """Joins the process group that `torchrun` or `accelerate launch` describes in the environment, if there is one.
+    """Joins the process group that `torchrun` or `accelerate launch` set up in the environment, if any.
 
     device: "cpu", or no accelerator here, uses gloo; else what accelerate finds best.
     """
@@ -30,23 +29,23 @@ def start(device: str = "auto") -> None:
 
         cpu = device == "cpu" or not torch.accelerator.is_available()
         PartialState(cpu=cpu, backend="gloo") if cpu else PartialState()
-        patient_group()  # made while no rank is late
+        patient_group()  # created while no rank is late
         atexit.register(stop)
 
 
 def stop() -> None:
-    """Leaves the process group. Its threads would else outlive the interpreter: one rank in twelve then aborted at the
-    very end, with all work done ("terminate called without an active exception")."""
+    """Leaves the process group. Otherwise its threads outlive the interpreter: one rank in twelve then aborted at exit,
+    after its work was done ("terminate called without an active exception")."""
     if is_distributed():
         cpu_group.cache_clear()
         patient_group.cache_clear()
-        gc.collect()  # a DDP model that is garbage still holds the group
+        gc.collect()  # a DDP model that was not collected yet still holds the group
         dist.destroy_process_group()
 
 
 def restart_may_hang() -> bool:
-    """Whether a restart by `torchrun` on several machines may wait for ever: its machines may each call another one the
-    first, and its ranks then meet at different places (seen with torch 2.14, where the machines share one store)."""
+    """Whether a restart by `torchrun` on several machines may hang: the machines may disagree about which one is first,
+    and the ranks then wait at different addresses (seen with torch 2.14, where the machines share one store)."""
     several = int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1
     restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
     return several and restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -87,7 +86,7 @@ def gather_objects(value: T) -> list[T]:
 
 
 def wait() -> None:
-    """Comes back when every rank is here, however long one of them takes."""
+    """A barrier without a time limit."""
     if world_size() > 1:
         dist.barrier(patient_group())
 
@@ -102,8 +101,8 @@ def broadcast_object(value: T) -> T:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """What `function` gives on rank 0, on every rank; and what it raises is raised on every rank, so that none waits
-    for ever for one that has ended."""
+    """Calls `function` on rank 0 and returns its result on every rank; an error is raised on every rank, so that none
+    waits for a rank that has ended."""
     value: T | None = None
     error: Exception | None = None
     if is_main():
@@ -111,7 +110,7 @@ def on_main(function: Callable[[], T]) -> T:
             value = function()
         except Exception as err:
             error = err
-    wait()  # an exchange has a time limit, and what one rank does may take hours
+    wait()  # collectives have a time limit, and the work of one rank may take hours
     value, said = broadcast_object((value, _portable(error)))
     if said is not None:
         raise error or said
@@ -119,8 +118,8 @@ def on_main(function: Callable[[], T]) -> T:
 
 
 def together(function: Callable[[], T]) -> T:
-    """What `function` gives on this rank, once all ranks are done with it; what it raises on one of them is raised on
-    all. It may take any time, and exchange nothing that another rank could miss by raising."""
+    """Calls `function` on every rank and returns this rank's result once all are done; an error on one is raised on
+    all. It may take any time, but must not use collectives, which another rank could miss by raising."""
     value: T | None = None
     error: Exception | None = None
     try:
@@ -135,7 +134,7 @@ def together(function: Callable[[], T]) -> T:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error as one of the few kinds that come whole through pickle."""
+    """An error converted to one of the few classes that survive pickling."""
     if error is None:
         return None
     for kind in (ConfigError, DataError, TrainingError, NextEmbedError):
@@ -146,12 +145,12 @@ def _portable(error: Exception | None) -> Exception | None:
 
 @functools.cache
 def patient_group() -> Any:
-    """The group in which ranks wait for each other without the usual limit of half an hour. One that has ended is
-    noticed at once all the same: its connection is closed."""
+    """The group for waiting without the usual limit of half an hour. A rank that has ended is still noticed at once,
+    because its connection is closed."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 @functools.cache
 def cpu_group() -> Any:
-    """The group that exchanges go over; None: the only one."""
+    """The group for collectives on the CPU; None is the default group."""
     return None if not is_distributed() or dist.get_backend() == "gloo" else dist.new_group(backend="gloo")

@@ -1,6 +1,5 @@
-"""Files and folders that appear whole or not at all, names that stay inside their folder, and locks.
-
-Nothing here removes what this process did not make. Every output of the library is written through this module.
+"""Atomic writing of files and folders, names that stay inside their folder, and locks. Nothing here removes what this
+process did not make. Every output of the library is written through this module.
 """
 
 import contextlib
@@ -26,12 +25,12 @@ SCRATCH_NAME = re.compile(r"\.(tmp|old)-.+-[0-9a-f]{8}(\.[^.]*)?")
 
 @contextlib.contextmanager
 def replacing(file: str | Path) -> Iterator[Path]:
-    """A path beside `file`, with its suffix, for a new file that takes its place, synced to disk, when the block ends
-    well; else the new one is removed and `file` is as it was.
+    """A temporary path next to `file`, with its suffix. When the block ends without an error, it is synced to disk and
+    replaces `file`; otherwise it is removed and `file` stays as it was.
 
-    A symlink is followed: the file that it names is replaced. The folder is made where it is missing.
-    Raises ConfigError, before the block, for a folder of that name or one that cannot be written to; and for what the
-    block meets while it writes, such as a full disk.
+    A symlink is followed: the file that it names is replaced. A missing folder is made. Raises ConfigError, before the
+    block, for a folder of that name or one that cannot be written to; also for errors while the block writes, such as a
+    full disk.
     """
     file = output_file(file)
     scratch = file.with_name(f"{SCRATCH}{file.stem}-{secrets.token_hex(4)}{file.suffix}")
@@ -51,7 +50,7 @@ def replacing(file: str | Path) -> Iterator[Path]:
 
 
 def free_file(pattern: str) -> Path:
-    """A new, empty file, "painted-{:02d}.png" with the first number that is free; nobody else gets the same one."""
+    """A new, empty file, "painted-{:02d}.png" with the first free number, which no other process gets."""
     for number in range(1, 100_000):
         file = Path(pattern.format(number))
         try:
@@ -65,8 +64,7 @@ def free_file(pattern: str) -> Path:
 
 
 def output_file(file: str | Path) -> Path:
-    """Where a file that the user named is to be written: behind symlinks, its folder made. Errors as of
-    `checked_file`."""
+    """The resolved path of an output file that the user named; its folder is made. Errors as of `checked_file`."""
     found = checked_file(file)
     try:
         found.parent.mkdir(parents=True, exist_ok=True)
@@ -76,10 +74,8 @@ def output_file(file: str | Path) -> Path:
 
 
 def checked_file(file: str | Path) -> Path:
-    """`output_file` without making its folder, for before something long is computed.
-
-    Raises ConfigError for a name that is a folder or something else that is no file (`.`, `..`, a device), and where
-    nothing can be written.
+    """`output_file` without making its folder, for use before a long computation. Raises ConfigError for a name that is
+    not a regular file (a folder, `.`, `..`, a device), and for a place that is not writable.
     """
     named = Path(file).expanduser()
     try:
@@ -104,23 +100,23 @@ def _check_above(path: Path) -> None:
 
 
 def write_text(file: str | Path, text: str) -> None:
-    """A UTF-8 text file, whole or not at all. Half a surrogate pair, which UTF-8 does not have, is written as "?"."""
+    """Writes a UTF-8 text file atomically. A lone surrogate, which UTF-8 cannot encode, is written as "?"."""
     with replacing(file) as scratch:
         scratch.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 def write_json(file: str | Path, value: object, indent: int | None = 1) -> None:
-    """A JSON file, whole or not at all; see `to_json`."""
+    """Writes a JSON file atomically; see `to_json`."""
     write_text(file, to_json(value, indent) + "\n")
 
 
 def to_json(value: object, indent: int | None = None) -> str:
-    """JSON text that every reader takes: a number that is not finite, which JSON does not have, becomes null."""
+    """JSON text that every reader accepts: numbers that are not finite become null."""
     return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def read_text(file: str | Path) -> str:
-    """The text of a UTF-8 file. Raises ConfigError, one line, for one that cannot be read or is no such text."""
+    """The text of a UTF-8 file. Raises ConfigError if it cannot be read or is not UTF-8."""
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as err:
@@ -128,7 +124,7 @@ def read_text(file: str | Path) -> str:
 
 
 def from_json(text: str | bytes) -> Any:
-    """The value of JSON text that may be anybody's. Raises ValueError for what is none or is nested too deeply."""
+    """The value of untrusted JSON text. Raises ValueError if it is invalid or nested too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -151,12 +147,13 @@ def finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def new_folder(target: str | Path, replace: bool = False) -> Iterator[Path]:
-    """A scratch folder beside `target` that becomes it, synced to disk, when the block ends well; else it is removed.
+    """A temporary folder next to `target`. When the block ends without an error, it is synced to disk and becomes
+    `target`; otherwise it is removed.
 
-    replace: what is there already gives way. Only for folders that are the library's own; else one that is not empty
-    is an error. What it replaces stands aside (`.old-NAME-...`) for the moment between two renames, where `clean` finds
-    it again. Raises ConfigError, before the block, for a target that is taken or cannot be written; and for what the
-    block meets while it writes, such as a full disk.
+    replace: an existing folder is replaced, which is only for folders of the library's own; otherwise one that is not
+    empty is an error. Between the two renames the old folder is called `.old-NAME-...`, where `clean` finds it. Raises
+    ConfigError, before the block, for a target that exists or cannot be written; also for errors while the block
+    writes, such as a full disk.
     """
     target = Path(target)
     check_target(target, replace)
@@ -166,14 +163,14 @@ def new_folder(target: str | Path, replace: bool = False) -> Iterator[Path]:
             yield scratch
             for path in (*scratch.rglob("*"), scratch):
                 _sync(path)
-            check_target(target, replace)  # once more: somebody else may have been faster
+            check_target(target, replace)  # checked again: another process may have been faster
             _put(scratch, target, replace)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)  # this process made it, a few lines above
 
 
 def open_folder(target: Path) -> None:
-    """A new or empty folder for files that come one by one, so that a stop keeps those that are done. Errors as of
+    """A new or empty folder for files that are written one by one, so that finished ones survive a stop. Errors as of
     `new_folder`."""
     check_target(target)
     try:
@@ -183,7 +180,7 @@ def open_folder(target: Path) -> None:
 
 
 def _put(scratch: Path, target: Path, replace: bool) -> None:
-    """Renames a folder to `target`; what is there and may be replaced stands aside until that is done."""
+    """Renames a folder to `target`; an existing one that may be replaced is moved aside first."""
     aside = None
     if replace and target.is_dir() and any(target.iterdir()):  # an empty folder may be replaced by a rename
         aside = _made_beside(target, ASIDE)
@@ -200,7 +197,7 @@ def _put(scratch: Path, target: Path, replace: bool) -> None:
 
 
 def check_target(target: Path, replace: bool = False) -> None:
-    """Raises ConfigError for a path that `new_folder` does not write to. For before something long is computed."""
+    """Raises ConfigError for a path that `new_folder` would not write to. For use before a long computation."""
     if target.name in ("", "..") or str(target) == ".":
         raise ConfigError(f"{target}: name a new folder")
     if target.is_symlink():
@@ -224,9 +221,8 @@ def _made_beside(target: Path, prefix: str) -> Path:
 
 
 def clean(folder: Path) -> None:
-    """Removes what a killed process left half-written in a folder of ours, and puts back what it was about to replace.
-
-    Only for folders that nobody but this process writes to now (see `locked`)."""
+    """Removes half-written files of a killed process from a folder of ours, and restores what it was about to replace.
+    Only for folders that no other process writes to (see `locked`)."""
     for aside in (path for path in folder.glob(f"{ASIDE}*") if SCRATCH_NAME.fullmatch(path.name)):
         target = folder / aside.name.removeprefix(ASIDE).rpartition("-")[0]
         if not aside.is_symlink() and aside.is_dir():
@@ -242,8 +238,7 @@ def clean(folder: Path) -> None:
 
 
 def free_folder(base: Path, name: str, exact: bool = False) -> Path:
-    """A new, empty folder: base/name, or name-2, name-3, ... if that is taken by anything at all. No other process can
-    have been given the same one.
+    """A new, empty folder: base/name, or name-2, name-3, ... if that exists. No other process gets the same one.
 
     exact: only base/name will do. Raises ConfigError for a name that is not one part of a path, and where no folder can
     be made.
@@ -270,7 +265,7 @@ def next_folder(folder: Path) -> Path:
 
 
 def check_name(name: str) -> str:
-    """The name, if it is one part of a path that stays where it is put. Raises ConfigError."""
+    """The name, if it is a single path component. Raises ConfigError otherwise."""
     if not name or name in (".", "..") or any(mark in name for mark in "/\\\0") or len(name.encode()) > 200:
         raise ConfigError(f"'{name}' is not a valid name: give a single path component, without / and not . or ..")
     return name
@@ -281,7 +276,7 @@ def check_name(name: str) -> str:
 
 @contextlib.contextmanager
 def locked(file: Path, busy: str | None) -> Iterator[None]:
-    """One process at a time; a killed one holds nothing. busy: as of `acquire`."""
+    """A lock that one process holds at a time and that is released if it is killed. busy: as of `acquire`."""
     handle = acquire(file, busy)
     try:
         yield
@@ -290,7 +285,8 @@ def locked(file: Path, busy: str | None) -> Iterator[None]:
 
 
 def acquire(file: Path, busy: str | None) -> IO[bytes]:
-    """The lock of `locked`, until the handle is closed. busy: what a ConfigError says of the other one; None waits."""
+    """Takes the lock of `locked`, until the handle is closed. busy: message of the ConfigError if it is taken; None
+    waits."""
     try:
         handle = file.open("ab")
     except OSError as err:
@@ -309,7 +305,7 @@ def acquire(file: Path, busy: str | None) -> IO[bytes]:
 
 
 def is_locked(file: Path) -> bool:
-    """Whether a process of this machine holds the lock of `locked`, asked without taking it where the system tells."""
+    """Whether a process of this machine holds the lock of `locked`; found without taking it where the system allows."""
     if not file.is_file():
         return False
     device, number = (own := file.stat()).st_dev, own.st_ino
@@ -331,7 +327,7 @@ _held: weakref.WeakSet[IO[bytes]] = weakref.WeakSet()
 
 
 def _release_in_child() -> None:
-    """A forked data worker shares its parent's locks, and would hold them for a while after the parent was killed."""
+    """Closes inherited locks in a forked data worker, which would otherwise hold them after its parent was killed."""
     for handle in list(_held):
         handle.close()
 
@@ -352,19 +348,19 @@ def _sync(path: Path) -> None:
 
 
 def reason_of(err: BaseException) -> str:
-    """What the system says of an error, else its first line."""
+    """The system's message of an error, else its first line."""
     return (isinstance(err, OSError) and err.strerror) or first_line(err)
 
 
 def first_line(err: BaseException) -> str:
-    """What an error says, in one line."""
+    """An error's message in one line."""
     return (str(err).strip().splitlines() or [type(err).__name__])[0]
 
 
 @contextlib.contextmanager
 def _writing(target: Path) -> Iterator[None]:
-    """What goes wrong while a file or folder is written as one line. torch's and safetensors' writers report a full
-    disk as errors of their own."""
+    """Turns errors while writing a file or folder into one line. torch and safetensors report a full disk with errors
+    of their own."""
     try:
         yield
     except Exception as err:
@@ -375,8 +371,8 @@ def _writing(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def saving(folder: Path, what: str) -> Iterator[None]:
-    """What goes wrong while something is written to a run folder as a TrainingError of one line. A run folder that was
-    deleted meanwhile is not made anew: it would hold half a run."""
+    """Turns errors while writing to a run folder into a TrainingError of one line. A run folder that was deleted
+    meanwhile is not made again, because it would hold half a run."""
     from safetensors import SafetensorError
 
     try:
@@ -388,7 +384,7 @@ def saving(folder: Path, what: str) -> Iterator[None]:
 
 
 def write_error(err: BaseException) -> str:
-    """The reason why a file could not be written, in plain words."""
+    """The reason why a file could not be written."""
     if _disk_is_full(err):
         return "the disk is full (no space left on device)"
     return reason_of(err)

@@ -1,4 +1,4 @@
-"""The hub, where it cannot be reached: said at once, in place of half a minute of attempts."""
+"""Recognises at once that the hub cannot be reached, instead of after half a minute of retries."""
 
 import os
 import socket
@@ -16,9 +16,8 @@ SECONDS = 4.0  # for a first connection
 
 @cache
 def unreachable() -> str | None:
-    """Why the hub cannot be reached, found out once; None where it can be, or where a proxy stands between.
-
-    From then on the libraries read only what they keep of it: none of them tries again.
+    """Why the hub cannot be reached, checked once; None if it can be, or if there is a proxy. Afterwards the libraries
+    only use their caches and do not try again.
     """
     from huggingface_hub import constants
 
@@ -36,8 +35,8 @@ def unreachable() -> str | None:
 
 
 def check_reachable(name: str, what: str, kind: Literal["model", "dataset"] = "model") -> None:
-    """Raises ConfigError, "WHAT: NAME ...", for a hub id of which nothing is kept here where the hub cannot be reached,
-    or does not have it.
+    """Raises ConfigError, "WHAT: NAME ...", for a hub id that is not in the cache, if the hub cannot be reached or does
+    not have it.
 
     Needs no torch.
     """
@@ -50,7 +49,7 @@ def check_reachable(name: str, what: str, kind: Literal["model", "dataset"] = "m
 
 
 def is_missing(name: str, kind: Literal["model", "dataset"]) -> bool:
-    """Whether the hub says that there is no such repository. One that is gated is there; no answer is no."""
+    """Whether the hub reports that there is no such repository. A gated one exists; no answer counts as False."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
@@ -66,7 +65,7 @@ def is_missing(name: str, kind: Literal["model", "dataset"]) -> bool:
 
 
 def is_kept(name: str, kind: Literal["model", "dataset"]) -> bool:
-    """Whether anything of a repository was downloaded before."""
+    """Whether some of a repository is in the cache."""
     from huggingface_hub import constants
 
     tables = os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets"
@@ -75,7 +74,7 @@ def is_kept(name: str, kind: Literal["model", "dataset"]) -> bool:
 
 
 def _no_connection(host: str, port: int) -> str | None:
-    """What is wrong; None if there is a connection. Looking up a name has no time limit of its own."""
+    """The connection error; None if there is a connection. A name lookup has no time limit of its own."""
     found = [f"no answer in {SECONDS:.0f} s"]
 
     def connect() -> None:

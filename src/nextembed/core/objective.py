@@ -1,7 +1,7 @@
 """The contract of objectives: everything that can be trained on a backbone.
 
-Two classes make one: its settings, plain values that say what a run, a loader and a report need to know, and the module
-that they build. Shapes: B samples, T latents a sample, D latent width, K terms of a loss.
+Each consists of two classes: its settings, plain values for run, loader and report, and the module that they build.
+Shapes: B samples, T latents a sample, D latent width, K terms of a loss.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ from .randomness import drawn_by
 from .sizes import MAX_SIDE
 from .types import Attention, AttentionMode, Backbone, Batch, Hidden, Metrics, Scoring, ScoringBackbone, SteppedBackbone
 
-FOLDER = "objective"  # beside the model, of an objective that reads features itself
+FOLDER = "objective"  # next to the model, for an objective that provides features itself
 Accumulation = Literal["exact", "per micro batch"]
 History = Sequence[Mapping[str, float]]  # logged lines, oldest first
 ReadFeatures = Callable[[Backbone, Batch, Attention | None, bool], Hidden]  # as `Objective.read`
@@ -51,7 +51,7 @@ class ViewSettings(Config):
 
 
 class SampleSettings(Config):
-    """How an objective draws new signals; each reads the settings that it has a use for.
+    """How an objective samples new signals; each uses the settings that apply to it.
 
     Attributes:
         guidance: strength of classifier-free guidance: 0 samples without the class, 1 with the class, above 1 pushes
@@ -75,7 +75,7 @@ class SampleSettings(Config):
 
 
 class Verdict(NamedTuple):
-    """word: "learning", "copying", "collapsed" or "undecided"; of what is judged otherwise, what it is: "decoder",
+    """word: "learning", "copying", "collapsed" or "undecided"; for what is judged by scores instead: "decoder",
     "readout", "classifier", "segmenter", "language model". sentence: why, in plain words with the figures."""
 
     word: str
@@ -83,11 +83,11 @@ class Verdict(NamedTuple):
 
 
 class ObjectiveSettings(Part):
-    """Settings of an objective, and what can be said of it without a network.
+    """Settings of an objective, and its properties that need no network.
 
     Attributes:
         defaults: what a recipe of this objective starts from.
-        attends: how a model that it trained attends by itself, where nobody says it: as it was trained.
+        attends: default attention of a model that it trained: as in training.
         trains_backbone: False for what is trained on a frozen one.
     """
 
@@ -97,14 +97,14 @@ class ObjectiveSettings(Part):
 
     @property
     def views(self) -> int | ViewSettings:
-        """Crops of each image that it wants. One arrives as `pixel_values`; several as `global_views` and
+        """The crops of each image that it needs. A single one arrives as `pixel_values`; several as `global_views` and
         `local_views`, see `Batch`."""
         return 1
 
     @property
     def accumulation(self) -> Accumulation:
-        """Whether a step does not depend on how it is divided into micro batches. What compares the samples of a batch
-        with each other, or mixes them, is "per micro batch"."""
+        """ "exact" if a step does not depend on how it is divided into micro batches; "per micro batch" for objectives
+        that compare or mix the samples of a batch."""
         return "exact"
 
     def build(self, backbone: Backbone) -> "Objective":
@@ -122,14 +122,13 @@ class ObjectiveSettings(Part):
         raise NotImplementedError
 
     def scoring(self) -> Scoring | None:
-        """What a backbone that scores targets itself has to know; None for an objective that scores its own."""
+        """What a backbone that scores targets itself has to know; None if the objective scores its targets."""
         return None
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Random masks, orders and the like of one sample, to be added to it.
-
-        It is called in the loaders' workers, also for each document before it is packed, with a generator seeded by
-        (seed, epoch, key): what is drawn depends on neither batch size nor ranks nor workers.
+        """Random masks, orders and similar tensors of one sample, which are added to it. Called in the loaders'
+        workers, also for each document before packing, with a generator seeded by (seed, epoch, key): the result
+        depends on neither batch size nor ranks nor workers.
 
         Args:
             sample: tensors of one sample without batch axis: `latent_mask` [T], `pixel_values` [C, H, W], ...; of a
@@ -196,11 +195,11 @@ def verdict_of(values: object, history: History) -> Verdict:
 
 @dataclass
 class ObjectiveOutput(ModelOutput):
-    """What an objective hands to the trainer.
+    """The output of an objective, for the trainer.
 
     Attributes:
         loss_sum: []: summed over targets; the trainer divides by the count over the accumulation window and all ranks.
-        num_targets: []: how many targets the sum has. A loss of K terms has [K] of both, each divided by its own count.
+        num_targets: []: number of targets in the sum. A loss of K terms has [K] of both, each divided by its own count.
         metrics: detached scalars, means over this batch, or (sum, count); None or empty when `diagnose` is off.
     """
 
@@ -274,7 +273,7 @@ class Objective(nn.Module):
         settings: SampleSettings | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws new signals, without gradients.
+        """Samples new signals, without gradients.
 
         Args:
             backbone: what it was trained on, in eval mode.
@@ -317,8 +316,8 @@ class Objective(nn.Module):
         """
 
     def teacher_network(self) -> PreTrainedModel | None:
-        """The network that `read` reads, where that is another one of the backbone's class. Its weights are kept beside
-        RUN/model, in RUN/teacher, for fine-tuning to start from."""
+        """The network that `read` uses, if it is another one of the backbone's class. Its weights are saved in
+        RUN/teacher, next to RUN/model, as a start for fine-tuning."""
         return None
 
     def folders(self, state: dict[str, Tensor]) -> Mapping[str, Folder]:
@@ -338,9 +337,8 @@ class Objective(nn.Module):
 
 
 class PretrainingModel(nn.Module):
-    """Backbone and objective as the one module that DDP, FSDP2, compile and checkpoints see.
-
-    A backbone that the objective does not train is frozen here, and stays in eval mode.
+    """Backbone and objective as one module for DDP, FSDP2, compile and checkpoints. A backbone that the objective does
+    not train is frozen here and stays in eval mode.
     """
 
     def __init__(self, backbone: PreTrainedModel, objective: Objective):
@@ -356,7 +354,7 @@ class PretrainingModel(nn.Module):
 
     def train(self, mode: bool = True) -> "PretrainingModel":
         super().train(mode)
-        if self.frozen:  # nothing random may move what is read
+        if self.frozen:  # features must not depend on random numbers
             self.backbone.eval()
         return self
 
@@ -388,7 +386,7 @@ class PretrainingModel(nn.Module):
             self.backbone.after_step()
 
     def inexact(self) -> str:
-        """Why a step depends on how it is divided into micro batches, in plain words; empty where it does not."""
+        """Why a step depends on how it is divided into micro batches, as a sentence; empty if it does not."""
         if self.objective.settings.accumulation != "exact":
             name = self.objective.settings.kind or type(self.objective).__name__
             return f"objective {name} compares or mixes the samples of a micro batch"

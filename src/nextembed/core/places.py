@@ -1,5 +1,4 @@
-"""Names of things that are here or on the hub: which of both a name means. Needs no torch, so a mistyped path fails at
-once."""
+"""Decides whether a name is a local path or a hub id. Needs no torch, so a mistyped path fails at once."""
 
 import difflib
 import os
@@ -15,7 +14,7 @@ NO_SOURCE = "data.source: no such file or folder"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-# What nobody is called on the hub, but folders are; and endings that files have and repositories do not.
+# Names that folders have but no owner on the hub, and endings of files that no repository has.
 FOLDERS = {"runs", "run", "data", "datasets", "models", "checkpoints", "images", "photos", "pictures", "tmp", "home"}
 ENDINGS = re.compile(
     r"\.(png|jpe?g|gif|webp|bmp|tiff?|avif|heic|mp4|mov|webm|mkv|avi|wav|mp3|flac|ogg|npy|npz|csv|tsv|jsonl?|ndjson|"
@@ -25,8 +24,8 @@ ENDINGS = re.compile(
 
 
 def is_hub_id(name: str | os.PathLike[str]) -> bool:
-    """Whether a name that is no path here is to be looked up on the hub: "owner/name", and nothing that looks like a
-    path: not `runs/mien`, not `photos/dog.png`, nothing below a folder that is here, or one letter beside it."""
+    """Whether a name that is not a local path may be a hub id: "owner/name" that does not look like a path. Not
+    `runs/mien`, not `photos/dog.png`, and nothing below a folder that exists here or is spelled almost so."""
     if not isinstance(name, str) or not HUB_ID.fullmatch(name) or ENDINGS.search(name):
         return False
     owner = name.partition("/")[0]
@@ -34,9 +33,8 @@ def is_hub_id(name: str | os.PathLike[str]) -> bool:
 
 
 def check_here(name: str | os.PathLike[str], what: str, hub: bool = True) -> None:
-    """Raises ConfigError, "WHAT: NAME", with what lies near, for a path that is not here.
-
-    hub: whether a hub id will do, too.
+    """Raises ConfigError, "WHAT: NAME", with similar names, for a path that does not exist. hub: whether a hub id is
+    accepted.
     """
     if Path(name).expanduser().exists() or (hub and is_hub_id(name)):
         return
@@ -46,8 +44,8 @@ def check_here(name: str | os.PathLike[str], what: str, hub: bool = True) -> Non
 
 
 def check_source(source: str, hub: bool = True) -> None:
-    """Raises ConfigError for a data source that is neither here, nor comes along, nor may be on the hub; and for an
-    address that holds a secret."""
+    """Raises ConfigError for a data source that does not exist here, is not bundled and cannot be on the hub, and for
+    an address that contains a secret."""
     if is_remote(source):
         check_secrets(source)
         return
@@ -56,7 +54,7 @@ def check_source(source: str, hub: bool = True) -> None:
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether its models lie in folders of their own: `model/`, or checkpoints."""
+    """Whether it is a run folder, with models in `model/` or checkpoints."""
     return not (folder / "config.json").exists() and (
         (folder / "model" / "config.json").is_file() or (folder / "checkpoints").is_dir()
     )
@@ -69,7 +67,7 @@ def near_path(path: Path) -> str:
 
 
 def _near(path: Path) -> Path | None:
-    """The path whose parts, from the first that is not here on, are spelled nearly so and are here."""
+    """An existing path with nearly the same spelling, from the first part on that does not exist."""
     found = Path(path.anchor)
     for part in path.relative_to(path.anchor).parts:
         if not os.path.lexists(found / part):

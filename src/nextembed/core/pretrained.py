@@ -1,4 +1,4 @@
-"""Hugging Face folders and hub ids, loaded without running a line of code that lies in them."""
+"""Loads Hugging Face folders and hub ids without running code from them."""
 
 import json
 import os
@@ -22,10 +22,9 @@ SETTINGS = ("config.json", "processor_config.json", "preprocessor_config.json", 
 
 
 def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: object) -> Any:
-    """`kind.from_pretrained(name, **options)`, silent. Of a folder that is here nothing is downloaded.
-
-    what: how the message begins. Raises ConfigError, one line, for whatever does not load, for sizes that no memory
-    has, and for what needs code of its own: transformers would ask on the terminal whether to run it.
+    """`kind.from_pretrained(name, **options)`, without output. Nothing is downloaded for a local folder. what:
+    beginning of the message. Raises ConfigError if it does not load, if its sizes are impossible, or if it needs code
+    of its own (transformers would ask on the terminal whether to run it).
     """
     name = str(name)
     what = what or f"cannot load the model in {name}"
@@ -34,12 +33,12 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
     try:
         if kernel := next((k for k in _said(name, "attn_implementation") if "/" in str(k)), None):
             raise ConfigError(f"{what}: config.json asks for the kernel {kernel} from the hub, which is not run")
-        # Of models inside models transformers takes no argument: with no time to answer it does not ask.
+        # transformers passes no argument to nested models; with a time limit of 0 it does not ask.
         with loading(name), patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
             return kind.from_pretrained(name, **options)
     except NextEmbedError:
         raise
-    except Exception as err:  # whatever a broken file raises
+    except Exception as err:  # a broken file may raise anything
         if away:
             raise ConfigError(
                 f"{what}: it is neither a local folder nor in the download cache, and {away}; give a local folder"
@@ -52,9 +51,8 @@ def load_pretrained(kind: Any, name: str | Path, what: str = "", **options: obje
 def load_whole(
     kind: Any, folder: str | Path, what: str = "", strict: bool = False, **options: object
 ) -> PreTrainedModel:
-    """A model in eval mode, with every weight that its class has.
-
-    strict: weights that its class does not have are an error, too. The rest, and errors, as of `load_pretrained`.
+    """A model in eval mode; missing weights are an error. strict: unexpected weights are an error, too. Otherwise as
+    `load_pretrained`.
     """
     model, info = load_pretrained(kind, folder, what, output_loading_info=True, **options)
     for words, names in (("lacks", info["missing_keys"]), ("has unknown", info["unexpected_keys"] if strict else ())):
@@ -66,7 +64,7 @@ def load_whole(
 
 
 def hub_file(repo_id: str, name: str) -> Path | None:
-    """A file of a hub repository, downloaded or kept from before; None where it is not there, or cannot be had."""
+    """A file of a hub repository, downloaded or from the cache; None if it does not exist or cannot be downloaded."""
     try:
         return Path(hf_hub_download(repo_id, name, local_files_only=unreachable() is not None))
     except (HfHubHTTPError, HFValidationError, OSError):
@@ -74,13 +72,13 @@ def hub_file(repo_id: str, name: str) -> Path | None:
 
 
 class Processor(Protocol):
-    """What turns signals into a model's inputs, and knows which models it fits."""
+    """A processor that can check which models it fits."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any: ...
 
     def check(self, config: Any) -> None:
-        """Raises ValueError or ConfigError for a model that it was not made for."""
+        """Raises ValueError or ConfigError for a model that it does not fit."""
 
 
 def load_pair(
@@ -90,7 +88,7 @@ def load_pair(
     device: str | None = None,
     **options: Any,
 ) -> tuple[ModelT, ProcessorT]:
-    """A whole model, in eval mode on its device, and its processor, which fit each other.
+    """A complete model, in eval mode on its device, and its processor, checked against each other.
 
     folders: of the model, of the processor. device: None takes the accelerator if there is one, else the CPU. options:
     as of `load_whole`. Raises ConfigError, one line, for what does not load or fit.

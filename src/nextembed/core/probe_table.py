@@ -15,7 +15,7 @@ from .saved import Count, Number, Share, load
 ProbeName = Literal["linear", "knn", "attentive"]
 
 TITLES = {"linear": "Linear probe", "knn": "Nearest neighbours", "attentive": "Attentive probe"}
-SWEPT = ("linear", "knn")  # fitted on every feature; an attentive probe reads one layer
+SWEPT = ("linear", "knn")  # fitted for every feature; an attentive probe reads one layer
 WEIGHTS = {"raw": "raw weights", "ema": "EMA weights", "untrained": "untrained"}
 SEEDS_MEAN = (
     "linear and kNN are fitted on a different random 80 % of the training images, attentive is "
@@ -28,8 +28,8 @@ class Row:
     """One probe of one feature. Accuracies are in [0, 1]; `accuracy` is on test images, None if not measured.
 
     spread: standard deviation of `accuracy`, which is then the mean over `ProbeTable.seeds` seeds. penalty: of the
-    linear probe; weight decay of an attentive one, learning_rate beside it. default: the choice made without looking:
-    output layer, mean over patches, the model's own attention.
+    linear probe; weight decay of an attentive one, learning_rate beside it. default: the choice made without
+    validation: output layer, mean over patches, the model's own attention.
     """
 
     probe: ProbeName
@@ -50,8 +50,8 @@ class ProbeTable:
     """All rows of a sweep, its baselines, and on how many images it was measured.
 
     pixels, pixels_validation, pixels_spread: accuracy of each probe on raw pixels, and its standard deviation. chance:
-    share of the largest class. seeds: over how many a test accuracy is the mean. notes: what else is to be known.
-    raw, things: what stands in place of raw pixels and of images, where another modality was probed. folds: of the
+    share of the largest class. seeds: over how many a test accuracy is the mean. notes: further remarks. raw, things:
+    names of the raw signal and of the samples, if another modality than images was probed. folds: of the
     cross-validation that chose, 0 where validation rows did; "validation" is then its accuracy.
     """
 
@@ -93,7 +93,8 @@ class ProbeTable:
         return load(cls, path)
 
     def render(self) -> RenderableType:
-        """For the terminal: a grid for each probe (validation, the weights that won), then who beats whom."""
+        """For the terminal: a grid for each probe (validation, best weights), then the comparison with the
+        baselines."""
         parts: list[RenderableType] = []
         for probe, title in TITLES.items():
             best = self.best(probe) or self.best(probe, "untrained")
@@ -102,7 +103,7 @@ class ProbeTable:
         return Group(*parts, self._summary())
 
     def answer(self) -> Table:
-        """For the terminal: what each probe finds in the trained network, the untrained one and raw values."""
+        """For the terminal: each probe on the trained network, the untrained one and raw values."""
         table = Table(title=f"Accuracy, rows chosen by {self.chosen_on}", title_justify="left")
         trained = self.best()
         name = WEIGHTS.get(trained.weights, trained.weights) if trained is not None else "trained"
@@ -163,7 +164,7 @@ class ProbeTable:
 
 
 def sentence(table: ProbeTable) -> list[str]:
-    """What the sweep found, in plain words: best row against the same network untrained and raw pixels."""
+    """The result in sentences: the best row compared with the same network untrained and with raw pixels."""
     lines = []
     for probe, title in TITLES.items():
         best = table.best(probe)

@@ -1,4 +1,4 @@
-"""Libraries that print on their own, kept silent for a while; and one that would fetch what it runs."""
+"""Keeps libraries from printing, and bitsandbytes from downloading a kernel."""
 
 import sys
 from collections.abc import Iterator
@@ -25,15 +25,15 @@ def no_progress_bar() -> Iterator[None]:
 
 
 def import_bitsandbytes() -> None:
-    """Imports bitsandbytes, where it is installed, without the kernel that it would fetch from the hub and run on some
-    CPUs, and without a word about it. To be called before whatever else would import it: peft does."""
+    """Imports bitsandbytes, if it is installed, without the kernel that it would download from the hub and run on some
+    CPUs, and without its message. To be called before anything else imports it, such as peft."""
     if "bitsandbytes" in sys.modules or find_spec("bitsandbytes") is None:
         return
     getLogger("bitsandbytes").setLevel(ERROR)
     kernels = sys.modules.get("kernels")
     sys.modules["kernels"] = None  # type: ignore[assignment]  # importing it is an ImportError then
     try:
-        with suppress(Exception):  # one that does not work here is told where it is needed
+        with suppress(Exception):  # if it does not work here, this is reported where it is needed
             import_module("bitsandbytes")
     finally:
         del sys.modules["kernels"]

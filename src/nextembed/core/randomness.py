@@ -1,6 +1,5 @@
-"""Random numbers of a sample that depend on nothing but the sample: not on its batch, rank or worker.
-
-What a network draws in training (stochastic depth, augmented positions) is then the same however a batch is divided.
+"""Random numbers that depend on the sample only, not on its batch, rank or worker. Random operations of a network in
+training (stochastic depth, augmented positions) are then the same however a batch is divided.
 """
 
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ FIRST, SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 
 @contextmanager
 def drawn_by(seeds: Tensor | None) -> Iterator[None]:
-    """Inside, `uniform` draws from these seeds [B], int64, one a sample. None: from torch's own generator."""
+    """Inside the block, `uniform` uses these seeds, int64 [B], one per sample. None uses torch's default generator."""
     token = _SEEDS.set(seeds)
     try:
         yield
@@ -32,7 +31,7 @@ def uniform(num_samples: int, num: int, stream: int, device: torch.device) -> Te
     Args:
         num_samples: B.
         num: how many numbers a sample needs.
-        stream: which of a sample's sequences; each use has a number of its own.
+        stream: number of the sequence; each use has its own.
         device: of the result. The numbers are the same on every device.
 
     Source: SplitMix64 (Steele, Lea and Flood 2014) of (seed, stream, place). Ours takes the upper 24 bits.
@@ -47,8 +46,8 @@ def uniform(num_samples: int, num: int, stream: int, device: torch.device) -> Te
 def normal(num_samples: int, num: int, stream: int, device: torch.device) -> Tensor:
     """Standard normal numbers, float32 [B, num], of each sample; arguments as of `uniform`.
 
-    On a CPU from a generator a sample, fifty times as fast there; elsewhere by Box and Muller (1958) from twice as many
-    uniform ones. So these differ between a CPU and the rest.
+    On a CPU they come from one generator per sample, which is fifty times as fast there; elsewhere from uniform numbers
+    by Box and Muller (1958). So CPU and other devices differ.
     """
     seeds = _SEEDS.get()
     if device.type == "cpu" and seeds is not None and len(seeds) == num_samples:
@@ -60,9 +59,9 @@ def normal(num_samples: int, num: int, stream: int, device: torch.device) -> Ten
 
 
 def seeds_within(rows: Tensor) -> Tensor | None:
-    """Seeds of things that samples hold several of, such as the images of packed rows.
+    """Seeds of parts of samples, such as the images of packed rows.
 
-    rows [N], int64: the sample that each belongs to, in ascending order. Gives [N]; None where samples have no seeds.
+    rows [N], int64: the sample of each part, in ascending order. Returns [N]; None if samples have no seeds.
     """
     seeds = _SEEDS.get()
     if seeds is None:
@@ -79,7 +78,8 @@ def _uniform(seeds: Tensor, num: int, stream: int) -> Tensor:
 
 @torch.library.custom_op("nextembed::uniform", mutates_args=())
 def _opaque(seeds: Tensor, num: int, stream: int) -> Tensor:
-    """The same for the compiler, which cannot look inside: it would fold the constants into one above 64 bits."""
+    """The same as an opaque operation for the compiler, which would otherwise fold the constants into one above 64
+    bits."""
     return _uniform(seeds, num, stream)
 
 

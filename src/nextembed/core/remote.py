@@ -1,4 +1,4 @@
-"""Names of files in object stores and on web servers. Secrets are no part of them: they stay in the environment."""
+"""Addresses of files in object stores and on web servers. Secrets are not part of them but stay in the environment."""
 
 import os
 import re
@@ -12,12 +12,12 @@ VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 def is_remote(name: str) -> bool:
-    """Whether a text names what is read over a network: s3://, gs://, hf://, http(s)://."""
+    """Whether a text is a network address: s3://, gs://, hf://, http(s)://."""
     return REMOTE.match(name) is not None
 
 
 def check_secrets(name: str) -> str:
-    """The name, if it holds no secret: it is written into configs, reports and model cards.
+    """The address, if it contains no secret: it is written into configs, reports and model cards.
 
     Raises ConfigError, which does not repeat the secret, for a password or a query (`?X-Amz-Signature=...`) in it.
     """
@@ -43,8 +43,8 @@ def check_secrets(name: str) -> str:
 
 
 def check_address(name: str) -> str:
-    """`check_secrets`, for a setting. Raises ConfigError also for a variable of the environment that a file asks for,
-    and the user did not name for this host."""
+    """`check_secrets`, for a setting. Also raises ConfigError for a variable of the environment that a file asks for
+    and that the user did not name for this host."""
     check_secrets(name)
     host = urlsplit(VARIABLE.sub("variable", name)).netloc.rpartition("@")[2].lower() if is_remote(name) else ""
     for variable in VARIABLE.findall(name) if is_remote(name) else ():
@@ -57,7 +57,7 @@ def check_address(name: str) -> str:
 
 
 def filled_in(name: str) -> str:
-    """The address with what `$NAME` and `${NAME}` stand for in the environment; never to be written anywhere.
+    """The address with `$NAME` and `${NAME}` replaced from the environment; it must not be written anywhere.
 
     Raises ConfigError for a variable that is not set.
     """
@@ -71,7 +71,7 @@ def filled_in(name: str) -> str:
 
 
 def without_secrets(text: str, name: str) -> str:
-    """A message about an address without what the environment put into it."""
+    """A message about an address, without values that came from the environment."""
     for found in VARIABLE.finditer(name):
         if secret := os.environ.get(found[1]):
             text = text.replace(secret, found[0])

@@ -1,4 +1,4 @@
-"""Where things lie in a run folder, and how to read them: for probes and the report."""
+"""The layout of a run folder, and readers of its files."""
 
 import os
 from collections import Counter
@@ -17,7 +17,7 @@ from .scores import ClassScores, SegmentScores
 from .sizes import check_folder
 from .yaml_text import read_yaml
 
-TEACHER = "teacher"  # weights, and the folder in a run, of the network that features are read from
+TEACHER = "teacher"  # name of the weights, and folder in a run, of the network that features are read from
 
 Line = dict[str, Any]  # of metrics.jsonl: finite numbers by name, and "warnings"
 NUM_REASONS = 3  # that are named
@@ -25,12 +25,9 @@ NUM_REASONS = 3  # that are named
 
 @dataclass(frozen=True)
 class Saved:
-    """What lies at a path.
-
-    path: as it was given. run: the run folder that it is, or lies in; None for a model alone. folders: of models, by
-    the name of their weights: "raw", "ema", "teacher" (where features are read from another network of the same
-    class), "best" (of a run: best on validation), in this order; a lone hub id stands
-    for its folder.
+    """The models at a path. path: as given. run: the run folder that it is or lies in; None for a model without a run.
+    folders: of models, by the name of their weights: "raw", "ema", "teacher" (if features are read from another network
+    of the same class), "best" (of a run: best on validation), in this order; a hub id stands for its folder.
     """
 
     path: str
@@ -56,7 +53,7 @@ class Saved:
         return next(name for name, own in self.folders.items() if own == folder)
 
     def first_of(self, *weights: str) -> Path | str:
-        """The folder of the first of these weights that are there, else of any."""
+        """The folder of the first of these weights that exist, else of any."""
         return self.folder(next((name for name in weights if name in self.folders), None))
 
 
@@ -112,10 +109,8 @@ def run_folder(path: str | Path) -> Path | None:
 
 
 class RunFolder:
-    """The files of a run folder, each checked where it is read: what a run wrote may have been changed since.
-
-    Every reader raises ConfigError, one line that names the file and what is wrong in it; of a file that is not there
-    it gives what is empty.
+    """The files of a run folder, each checked when it is read, because it may have been changed since. Every reader
+    raises ConfigError, one line that names the file and the fault; for a missing file it returns an empty value.
     """
 
     def __init__(self, folder: str | Path):
@@ -177,13 +172,13 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def read_skipped(run: Path) -> list[dict[str, object]]:
-    """What a run left out, each once: two processes may have named the same."""
+    """What a run left out, without duplicates, which several processes may have written."""
     rows = read_lines(run / "skipped.jsonl")
     return list({str(row.get("place", row.get("key"))): row for row in reversed(rows)}.values())[::-1]
 
 
 def skipped_in_words(rows: list[dict[str, object]]) -> str:
-    """How many rows and files were left out, and the commonest reasons; nothing if none was."""
+    """How many rows and files were left out, and the most frequent reasons; empty if none was."""
     if not rows:
         return ""
     reasons = Counter(" ".join(str(row.get("reason", "")).split())[:100] for row in rows).most_common()
@@ -192,8 +187,7 @@ def skipped_in_words(rows: list[dict[str, object]]) -> str:
 
 
 def data_in_words(history: list[Line], rows: list[dict[str, object]]) -> str:
-    """How much of the data a run used, what it left out and why, and how many documents were cut; nothing where that is
-    not known.
+    """How much of the data a run used, what it left out and why, and how many documents were cut; empty if unknown.
 
     history: lines of metrics.jsonl. rows: lines of skipped.jsonl.
     """
@@ -207,7 +201,7 @@ def data_in_words(history: list[Line], rows: list[dict[str, object]]) -> str:
 
 
 def read_lines(file: Path) -> list[Line]:
-    """The objects of a .jsonl file; a line that a kill cut short is left out, a missing file is empty."""
+    """The objects of a .jsonl file, without a truncated last line; empty for a missing file."""
     rows = []
     if file.is_file():
         for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
@@ -221,10 +215,8 @@ def read_lines(file: Path) -> list[Line]:
 
 
 def read_history(run: Path) -> list[Line]:
-    """Lines of RUN/metrics.jsonl, oldest first: finite numbers by name, and "warnings", a list of sentences. What was
-    not a number is left out of its line.
-
-    Raises ConfigError that names line and metric where something else stands there.
+    """Lines of RUN/metrics.jsonl, oldest first: finite numbers by name, and "warnings", a list of sentences. Values
+    that were not finite are left out. Raises ConfigError that names line and metric if a value is not a number.
     """
     file = run / "metrics.jsonl"
     rows: list[Line] = []
@@ -252,10 +244,10 @@ class Parameters:
 
 @dataclass
 class DataCounts:
-    """What a run found of its data when it began; the same figures are said everywhere.
+    """The counts of the data that a run started with, as shown everywhere.
 
-    train, validation, test: images, clips or documents of each split, 0 where there is no such split; None: not
-    counted, as of a stream, or of what would have to be downloaded. classes: 0 where there are none.
+    train, validation, test: images, clips or documents of each split, 0 if there is no such split, None if not counted
+    (a stream, or data that would have to be downloaded). classes: 0 if there are none.
     """
 
     train: Count | None = None
@@ -267,7 +259,7 @@ class DataCounts:
 
 @dataclass
 class Environment:
-    """What of environment.json is more than shown. started: when the run began."""
+    """The part of environment.json that code uses. started: when the run began."""
 
     parameters: Parameters | None = None
     command: list[str] = field(default_factory=list)
@@ -283,20 +275,20 @@ def read_environment(run: Path) -> Environment:
 
 @dataclass
 class ModelFile:
-    """What of a model's config.json says what it is."""
+    """The part of a model's config.json that identifies it."""
 
     model_type: str = ""
     architectures: list[str] | None = None
 
 
 def read_model_file(folder: Path) -> ModelFile:
-    """FOLDER/config.json. Raises ConfigError, one line, if it is not there or says something else."""
+    """Reads FOLDER/config.json. Raises ConfigError if it is missing or not valid."""
     return load(ModelFile, folder / "config.json")
 
 
 @dataclass
 class Processor:
-    """What of a preprocessor_config.json says how pixels are normalised, by channel."""
+    """The part of a preprocessor_config.json that describes the normalisation of pixels, by channel."""
 
     image_mean: list[Number] | None = None
     image_std: list[Number] | None = None

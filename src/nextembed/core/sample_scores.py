@@ -1,4 +1,4 @@
-"""How good drawn images are: written to samples.json, shown in the terminal."""
+"""Scores of generated images: written to samples.json, shown in the terminal."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,12 +33,11 @@ class Estimate:
 
 @dataclass
 class SampleRow:
-    """What some images measure; None where it has no meaning.
-
-    frechet: distance to the held-out images in features. accuracy: share that a classifier calls by the class that they
-    were drawn for. nearest: median distance to the nearest training image, root mean square of pixels in 0..255.
-    copies: share that is as near to a training image as the nearest 1 % of the held-out images. sharpness: energy of
-    differences between neighbouring pixels, 1: as held-out images.
+    """Figures of a set of images; None if not applicable. frechet: distance to the held-out images in features.
+    accuracy: share that a classifier assigns to the class they were generated for. nearest: median distance to the
+    nearest training image, root mean square of pixels in 0..255. copies: share that is at least as near to a training
+    image as the nearest 1 % of the held-out images. sharpness: energy of differences between neighbouring pixels,
+    relative to held-out images.
     """
 
     name: str
@@ -52,11 +51,9 @@ class SampleRow:
 
 @dataclass
 class SampleScores:
-    """Drawn images beside real ones.
-
-    checkpoint, weights: what drew them. split: of the held-out images. features: which they are, in words; width: how
-    many numbers. num_training: images among which the nearest are looked for. rows: "samples", "held-out" images,
-    "training" images, the "mean image" of these. settings: of the measurement.
+    """Scores of generated images next to those of real ones. checkpoint, weights: the model. split: of the held-out
+    images. features: description of the features; width: their size. num_training: images searched for the nearest.
+    rows: "samples", "held-out" images, "training" images, the "mean image" of these. settings: of the measurement.
     """
 
     checkpoint: str
@@ -69,7 +66,7 @@ class SampleScores:
     settings: dict[str, object] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> SampleRow:
-        """The row of a name. Raises KeyError if there is none."""
+        """The row with this name. Raises KeyError if there is none."""
         for row in self.rows:
             if row.name == name:
                 return row
@@ -117,7 +114,7 @@ class SampleScores:
         return table
 
     def sentences(self) -> list[str]:
-        """What the figures mean, and what has to be known to read them."""
+        """What the figures mean, and their limits."""
         found, held, floor = self["samples"], self["held-out"], self["training"]
         lines = []
         if found.frechet is not None and floor.frechet is not None:
@@ -143,7 +140,7 @@ class SampleScores:
         return lines
 
     def memory(self) -> str:
-        """Whether it repeats training images."""
+        """Whether the model repeats training images."""
         found, held = self["samples"], self["held-out"]
         near = (
             f"{100 * found.copies.value:.1f} % of the samples are as close to one of {self.num_training:,} training "

@@ -1,5 +1,5 @@
-"""What the library wrote earlier and reads again, checked once, where it is read: the rest of the code works on values
-of the right type. A number that is not finite is read as null, as it is written (see `files.to_json`)."""
+"""Reads files that the library wrote, and checks them once, so that the rest of the code works on values of the right
+type. Numbers that are not finite are null, as `files.to_json` writes them."""
 
 import reprlib
 from functools import cache
@@ -16,11 +16,12 @@ T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e60, le=1e60, strict=True)]
-OrEmpty = BeforeValidator(lambda value: {} if value is None else value)  # for a group of values that may be null
+OrEmpty = BeforeValidator(lambda value: {} if value is None else value)  # for values that may be null
 
 
 def read_json(file: str | Path) -> Any:
-    """The value of a JSON file. Raises ConfigError, one line that names it, if it cannot be read or is no JSON."""
+    """The value of a JSON file. Raises ConfigError, one line that names the file, if it cannot be read or is not
+    JSON."""
     text = read_text(file)
     try:
         return finite(from_json(text))
@@ -34,7 +35,7 @@ def load(cls: type[T], file: str | Path) -> T:
 
 
 def checked(cls: type[T], values: object, where: str | Path) -> T:
-    """Plain values as `cls`. Raises ConfigError, one line: where, what is wrong and what it should be."""
+    """Plain values converted to `cls`. Raises ConfigError, one line: where, what is wrong and what is expected."""
     try:
         return cast(T, _adapter(cast(Any, cls)).validate_python(values))
     except ValidationError as err:

@@ -1,4 +1,4 @@
-"""What a fine-tuned model scored: written to scores.json, shown in the terminal and in the report."""
+"""Scores of a fine-tuned model: written to scores.json, shown in the terminal and in the report."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ MAX_ROWS = 30  # classes that the terminal shows
 
 @dataclass
 class Mistake:
-    """A wrong answer. label, answer: class ids. index: place in the split's samples; key: the sample's name."""
+    """A wrong answer. label, answer: class ids. index: position in the split; key: name of the sample."""
 
     label: Count
     answer: Count
@@ -28,11 +28,9 @@ class Mistake:
 
 @dataclass
 class ClassScores:
-    """A classifier's answers to labelled images, counted.
-
-    confusion[i][j]: images of class i that were called j. top1, top5 in [0, 1]; loss: mean cross-entropy, None if it
-    is not a number. num_unlabelled: images without a label, left out. weights: "raw" or "ema"; step: of the weights,
-    None if unknown; errors: the most confident wrong answers.
+    """Counts of a classifier's answers to labelled images. confusion[i][j]: images of class i that were classified as
+    j. top1, top5 in [0, 1]; loss: mean cross-entropy, None if it is not finite. num_unlabelled: images without a label,
+    left out. weights: "raw" or "ema"; step: of the weights, None if unknown; errors: the most confident wrong answers.
     """
 
     split: str
@@ -58,7 +56,7 @@ class ClassScores:
     def save(self, path: str | Path) -> Path:
         values = asdict(self) | {"sentence": self.sentence(), "range": self.range}
         text = to_json(values | {"confusion": None}, indent=1)
-        confusion = to_json(self.confusion)  # on one line: of 1,000 classes it has a million numbers
+        confusion = to_json(self.confusion)  # on one line: with 1,000 classes it has a million numbers
         write_text(path, text.replace('"confusion": null', f'"confusion": {confusion}', 1) + "\n")
         return Path(path)
 
@@ -82,16 +80,16 @@ class ClassScores:
 
     @property
     def recalls(self) -> list[float | None]:
-        """Share of each class that was called by its name; None for a class without images."""
+        """Accuracy of each class; None for a class without images."""
         return [row[i] / n if n else None for i, (row, n) in enumerate(zip(self.confusion, self.counts))]
 
     def confusions(self, num: int = 10) -> list[tuple[int, int, int]]:
-        """(class, what it was called, how often): the most frequent mistakes."""
+        """(class, answer, count) of the most frequent confusions."""
         wrong = [(i, j, n) for i, row in enumerate(self.confusion) for j, n in enumerate(row) if i != j and n]
         return sorted(wrong, key=lambda c: (-c[2], c[0], c[1]))[:num]
 
     def render(self) -> RenderableType:
-        """For the terminal: accuracy of each class, worst first, beside the most frequent confusions."""
+        """For the terminal: accuracy of each class, worst first, and the most frequent confusions."""
         classes = Table(title=f"Top-1 {self.top1:.1%}   top-5 {self.top5:.1%}", title_justify="left")
         for name, side in (("class", "left"), ("images", "right"), ("accuracy", "right")):
             classes.add_column(name, justify=side)  # type: ignore[arg-type]
@@ -127,7 +125,7 @@ class ClassScores:
 
 @dataclass
 class ClassArea:
-    """A class of a segmenter. iou: None, the class never occurs; share: of the true pixels."""
+    """A class of a segmenter. iou: None if the class never occurs; share: of the true pixels."""
 
     name: str
     iou: Share | None
@@ -136,11 +134,9 @@ class ClassArea:
 
 @dataclass
 class SegmentScores:
-    """A segmenter's answers to images with masks, counted over all pixels of a split together.
-
-    miou: mean over the classes that are in the truth or the answers; pixel_accuracy: share of right pixels; both in
-    [0, 1], of pixels that have a label. window, stride: pixels a side. weights, step: "raw" or "ema" and the step they
-    are of, if known. skipped: reasons by key.
+    """Scores of a segmenter over all labelled pixels of a split. miou: mean over the classes that occur in labels or
+    answers; pixel_accuracy: share of right pixels; both in [0, 1]. window, stride: pixels a side. weights, step: "raw"
+    or "ema" and the step they are of, if known. skipped: reasons by key.
     """
 
     split: str
@@ -172,7 +168,7 @@ class SegmentScores:
 
     @property
     def guess(self) -> float:
-        """mIoU of always giving the largest class."""
+        """mIoU of always predicting the largest class."""
         return self.largest.share / max(1, sum(one.share > 0 for one in self.per_class))
 
     def metrics(self) -> dict[str, float]:
@@ -203,7 +199,7 @@ class SegmentScores:
 
 @dataclass
 class BestScore:
-    """score.json beside a run's best weights: which they are, of what step, and what they scored on validation."""
+    """score.json next to a run's best weights: name and step of the weights, and their score on validation."""
 
     step: Count | None = None
     metric: str = ""

@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: training saves and stops, every other command tidies up; data workers leave both to the main
-process, which outlives none of them."""
+"""Handling of Ctrl-C and SIGTERM: training saves and stops, every other command cleans up; data workers leave both to
+the main process and end before it."""
 
 import contextlib
 import os
@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 STOP = (signal.SIGINT, signal.SIGTERM)
-ONE = 1.0  # seconds in which signals count as one: `timeout` and some launchers send theirs to a group and a process
+ONE = 1.0  # signals within these seconds count as one: `timeout` and some launchers signal both a group and a process
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once.
-
-    Use as a context around training. received: the signal, or 0.
+    """Context around training: Ctrl-C or SIGTERM stops it after the current step, a second one at once. received: the
+    signal, or 0.
     """
 
     def __init__(self) -> None:
@@ -44,9 +43,8 @@ class StopSignals:
 
 
 class TidyStop:
-    """SIGTERM ends a command as Ctrl-C does, so that half-written files go and what is done is kept.
-
-    Use as a context around a command. exit_code: what the command returns if it was stopped.
+    """Context around a command: SIGTERM ends it like Ctrl-C, so that half-written files are removed and finished ones
+    kept. exit_code: what the command returns if it was stopped.
     """
 
     def __init__(self) -> None:
@@ -72,8 +70,8 @@ class TidyStop:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the block ends. Processes begun in it hold them back, too, until each calls
-    `left_to_parent`: there is no moment at which one of the two would end a worker."""
+    """Ctrl-C and SIGTERM are blocked until the block ends. Processes started in it inherit this until each calls
+    `left_to_parent`, so that neither signal can ever end a worker."""
     if sys.platform == "win32":
         yield
         return
@@ -85,8 +83,8 @@ def held_back() -> Iterator[None]:
 
 
 def left_to_parent() -> None:
-    """In a data worker: Ctrl-C and SIGTERM, which reach all processes of a terminal, a group or a service, are for the
-    main process, which saves with this worker's batches and then ends it."""
+    """Ignores Ctrl-C and SIGTERM in a data worker. Both reach all processes of a terminal, group or service; the main
+    process handles them, saves with this worker's batches and then ends it."""
     for signum in STOP:
         signal.signal(signum, signal.SIG_IGN)
     if sys.platform != "win32":
@@ -94,8 +92,8 @@ def left_to_parent() -> None:
 
 
 def kill_workers() -> None:
-    """Ends all data workers at once. To be registered with atexit after they begin, so that it comes before what
-    multiprocessing does at exit: a SIGTERM, which they ignore, and waiting for them."""
+    """Ends all data workers at once. Registered with atexit after they are started, so that it runs before
+    multiprocessing's own exit handler, which sends SIGTERM (they ignore it) and waits."""
     import multiprocessing
 
     with contextlib.suppress(ValueError, AttributeError):  # torch's handler would raise an error for each

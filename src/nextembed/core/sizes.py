@@ -1,4 +1,4 @@
-"""How large things may be, and whether they fit into memory: asked before anything is allocated."""
+"""Limits of sizes, and whether something fits into memory, checked before anything is allocated."""
 
 import json
 import math
@@ -24,10 +24,10 @@ MAX_FRAMES = 2**10  # of a clip
 COLOURS = 3  # channels of a frame of a clip
 TUBELET = 2  # frames that one latent of a clip holds
 MAX_LENGTH = 2**20  # positions of a row
-MAX_NUMBER = 2**31 - 1  # of samples, or what is not limited in another way
+MAX_NUMBER = 2**31 - 1  # of samples, and of anything without a limit of its own
 MAX_TENSORS = 100_000  # of a model
 
-LIMITS = (  # of what config.json says, by the names that Hugging Face's models use; the first that fits counts
+LIMITS = (  # limits of values in config.json, by the names that Hugging Face's models use; the first match counts
     (r"(num_|n_)?(\w+_)?(layers?|blocks|depths?)", MAX_LAYERS),
     (r"(\w+_)?(image|patch)_size", MAX_SIDE),
     (r"num_frames", MAX_FRAMES),
@@ -41,7 +41,7 @@ POSITIVE = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermed
 
 
 def check_sizes(values: Mapping[str, object], where: str) -> None:
-    """Raises ConfigError for sizes of a model's configuration that no model has. where: what says so."""
+    """Raises ConfigError for sizes in a model's configuration that no model has. where: source of the configuration."""
     for name, value in values.items():
         limit = next((most for pattern, most in LIMITS if re.fullmatch(pattern, str(name))), None)
         for own in value if isinstance(value, list | tuple) else [value]:
@@ -59,14 +59,14 @@ def check_folder(folder: str | Path) -> None:
     try:
         values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):
-        return  # who loads it says what is wrong
+        return  # the loader reports what is wrong
     if isinstance(values, dict):
         check_sizes(values, str(file))
 
 
 def usable_device(name: str | None = None) -> torch.device:
-    """The device of this name; else the accelerator if there is one, else the CPU. Raises ConfigError for none of
-    here."""
+    """The device of this name; without a name the accelerator if there is one, else the CPU. Raises ConfigError if it
+    does not exist here."""
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
@@ -92,7 +92,7 @@ def memory(device: str | torch.device = "cpu") -> int:
 
 
 def check_fits(what: str, needed: int, device: str | torch.device = "cpu") -> None:
-    """Raises ConfigError if a device's memory has not so many bytes. what: takes them, with its verb."""
+    """Raises ConfigError if a device has less memory than this. what: subject and verb of the message."""
     if needed > (there := memory(device)):
         owner = "this machine" if torch.device(device).type == "cpu" else f"the {torch.device(device).type} device"
         raise ConfigError(f"{what} {in_bytes(needed)}; {owner} has {in_bytes(there)}")
@@ -100,8 +100,8 @@ def check_fits(what: str, needed: int, device: str | torch.device = "cpu") -> No
 
 @contextmanager
 def building(what: str) -> Iterator[None]:
-    """Around the making of a model from settings: a ConfigError stops it at the parameter that no memory is left for,
-    before that is filled; and whatever a library raises over settings that cannot be is one, too."""
+    """Context around making a model from settings: raises ConfigError at the first parameter that does not fit into
+    memory, before it is filled, and converts errors of libraries about impossible settings."""
     try:
         with _within_memory(what):
             yield
@@ -114,8 +114,8 @@ def building(what: str) -> Iterator[None]:
 
 @contextmanager
 def _within_memory(what: str, most: int | None = None) -> Iterator[None]:
-    """most: parameters that a model may have, where that is known from elsewhere. On torch's meta device, which takes
-    no memory, only the number of tensors counts."""
+    """most: limit of the number of parameters, if known. On torch's meta device, which needs no memory, only the number
+    of tensors is limited."""
     room = memory() if torch.get_default_device().type != "meta" else math.inf
     total = {"numbers": 0, "bytes": 0, "tensors": 0}
 
@@ -147,8 +147,8 @@ def _within_memory(what: str, most: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def loading(folder: str | Path) -> Iterator[None]:
-    """Around `from_pretrained` of a model folder or hub id: its config.json is checked first, and the model may not be
-    much larger than its weights (which take 4 bits a number or more; heads may be new)."""
+    """Context around `from_pretrained`: config.json is checked first, and the model must not be much larger than its
+    weights (at least 4 bits per number; heads may be new)."""
     check_folder(folder)
     path = Path(folder).expanduser()
     files = [file for kind in ("*.safetensors", "*.bin") for file in path.glob(kind)] if path.is_dir() else []
@@ -158,14 +158,14 @@ def loading(folder: str | Path) -> Iterator[None]:
 
 
 def too_large(err: BaseException) -> bool:
-    """Whether an error of torch says that memory or a number of 64 bits was not enough. It has no class for that."""
+    """Whether an error of torch reports a lack of memory or a number above 64 bits; there is no class for these."""
     words = ("DefaultCPUAllocator", "Storage size calculation overflowed", "Overflow when unpacking", "out of memory",
              "numel: integer multiplication overflow", "too large to convert")  # fmt: skip
     return isinstance(err, MemoryError | OverflowError) or any(word in str(err) for word in words)
 
 
 def in_bytes(number: float) -> str:
-    """Bytes for people: 3.2 GiB."""
+    """Bytes as text, like 3.2 GiB."""
     for unit, name in ((2**60, "EiB"), (2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if number >= unit:
             return f"{number / unit:,.1f} {name}" if number < 1e6 * unit else f"more than 10^6 {name}"
@@ -173,5 +173,5 @@ def in_bytes(number: float) -> str:
 
 
 def shown(number: int) -> str:
-    """A whole number for a message."""
+    """A whole number as text."""
     return f"{number:,}" if abs(number) < 10**15 else f"of {number.bit_length()} bits"

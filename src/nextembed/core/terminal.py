@@ -1,18 +1,18 @@
-"""The door to the terminal. What comes from files (names of classes, keys, reasons) is shown there, not obeyed; see
-`console` for rich."""
+"""All terminal output goes through here. Control characters in names of classes, keys or reasons are shown, not
+executed; see `console` for rich."""
 
 import builtins
 import re
 import sys
 from typing import IO
 
-# Control characters, which move the cursor, change colours or clear the screen, and marks that turn the order of
-# letters round. Tabs and line breaks stay.
+# Control characters, which move the cursor, change colours or clear the screen, and marks that reverse the direction of
+# text. Tabs and line breaks stay.
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(text: object) -> str:
-    """The text with every character that a terminal would obey written out, as in JSON: \\u001b."""
+    """The text with control characters escaped as in JSON: \\u001b."""
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
 
 

@@ -2,8 +2,8 @@
 
 import codecs
 
-NO_UTF8 = "\ufdd0"  # stands for bytes that are no UTF-8; Unicode keeps it for such uses, so no text has it
-MARK_BYTES = "nextembed.mark"  # what decoders know this way to treat errors by
+NO_UTF8 = "\ufdd0"  # replaces bytes that are not UTF-8; Unicode reserves it for such uses, so no text contains it
+MARK_BYTES = "nextembed.mark"  # name of this error handler for decoders
 
 
 def _mark(err: UnicodeError) -> tuple[str, int]:

@@ -15,24 +15,25 @@ from transformers.cache_utils import Cache
 Draw = Callable[[Mapping[str, Tensor], Generator], dict[str, Tensor]]  # `ObjectiveSettings.draw`
 AttentionMode = Literal["causal", "full"]
 Metrics = Mapping[str, Tensor | tuple[Tensor, Tensor]]  # means over a batch, or (sum, count)
-Role = Literal["train", "validation", "test"]  # of a split: what it is for
+Role = Literal["train", "validation", "test"]  # purpose of a split
 
 
 class Prefix(NamedTuple):
-    """The first `lengths` [B] latents see each other, the others all that comes before (AIM, arXiv 2401.08541)."""
+    """The first `lengths` [B] latents see each other, later ones everything before them (AIM, arXiv 2401.08541)."""
 
     lengths: Tensor
 
 
 class Blocks(NamedTuple):
-    """Latent i sees j where ids[j] <= ids[i]; ids [B, T], int64: groups that are read at once, one after the other."""
+    """Latent i sees j where ids[j] <= ids[i]; ids [B, T], int64: groups of latents that are read at once, one group
+    after another."""
 
     ids: Tensor
 
 
-Attention = AttentionMode | Prefix | Blocks  # who sees whom; `nn.masks` makes masks of it
+Attention = AttentionMode | Prefix | Blocks  # which latents see which; `nn.masks` makes masks of it
 
-BEGIN = 1  # kind of the latents that begin a signal or end a document
+BEGIN = 1  # kind of begin and end latents
 IGNORE_LABEL = -100
 IGNORE_PIXEL = 255  # in masks and in labels [B, H, W]
 
@@ -45,7 +46,7 @@ class Sample(TypedDict, total=False):
         pixel_values: [C, H, W], float32, normalised.
         label: class id, -100 where there is none; or a mask [H, W], 255 where there is none.
         encoded: a packed document, in place of pixels.
-        raw: [N], float32: what a baseline reads in place of latents.
+        raw: [N], float32: what a baseline reads instead of latents.
     """
 
     key: str
@@ -112,7 +113,7 @@ Encode = Callable[[Document], Encoded]
 
 
 class Skipped(Protocol):
-    """Which samples could not be read."""
+    """Collects samples that could not be read."""
 
     @property
     def reasons(self) -> Mapping[str, str]: ...
@@ -129,7 +130,7 @@ class Documents(Protocol):
 
 @runtime_checkable
 class DocumentSource(Protocol):
-    """Data that gives documents: `isinstance` asks for the method."""
+    """Data that gives documents; `isinstance` checks for the method."""
 
     def documents(self, split: Role) -> Documents: ...
 
@@ -283,8 +284,8 @@ class Hidden(NamedTuple):
 
 @dataclass(frozen=True)
 class Scoring:
-    """How an objective wants predictions compared with what comes next. distance: its name; weights: factors by
-    modality; stop_gradient_table: a softmax does not train the table that it compares with."""
+    """How an objective compares predictions with targets. distance: its name; weights: factors by modality;
+    stop_gradient_table: a softmax does not train the table that it compares with."""
 
     distance: str
     weights: Mapping[str, float]
@@ -292,7 +293,7 @@ class Scoring:
 
 
 class Scorer(Protocol):
-    """Compares predictions of one batch; made by a backbone that knows more of its latents than vectors."""
+    """Compares predictions with targets of one batch; made by a backbone whose latents are more than vectors."""
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Distance of predictions and targets at each position.
@@ -322,7 +323,7 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class ScoringBackbone(Protocol):
-    """A backbone whose boundary says how a target is scored: tokens by a softmax, directions by a density."""
+    """A backbone that scores targets by their modality: tokens by a softmax, directions by a density."""
 
     def check(self, scoring: Scoring) -> None:
         """Checks that this backbone can be trained with an objective's distance.
@@ -369,10 +370,10 @@ class SteppedBackbone(Protocol):
 
 @runtime_checkable
 class CachedBackbone(Protocol):
-    """A backbone that goes on after latents that it has read."""
+    """A backbone with a cache, which can continue after latents that it has read."""
 
     def new_cache(self) -> Cache:
-        """A cache of nothing, for `encode_next`."""
+        """An empty cache, for `encode_next`."""
 
     def encode_next(self, latents: Latents, attention: AttentionMode, cache: Cache) -> Hidden:
         """Hidden states of latents that follow those in the cache; the cache is extended.
@@ -389,7 +390,7 @@ class CachedBackbone(Protocol):
 
 @runtime_checkable
 class PatchConfig(Protocol):
-    """What a model of image patches says of them."""
+    """What a model of image patches reports about them."""
 
     hidden_size: int
     num_channels: int
@@ -402,7 +403,7 @@ class PatchConfig(Protocol):
 
 @runtime_checkable
 class ClipConfig(Protocol):
-    """A configuration that may be of a model of clips; num_channels is then that of all frames together."""
+    """Configuration of a model that may read clips; num_channels is then that of all frames together."""
 
     num_frames: int
 
@@ -421,14 +422,14 @@ def reads_clips(config: object) -> bool:
 
 @runtime_checkable
 class CountsLatents(Protocol):
-    """A backbone that knows how many latents an image has."""
+    """A backbone that can count the latents of an image."""
 
     def num_latents(self, height: int, width: int) -> int: ...
 
 
 @runtime_checkable
 class SizedConfig(Protocol):
-    """A configuration that says how large images are."""
+    """A configuration with the size of images."""
 
     image_size: int
 
@@ -443,14 +444,14 @@ class LayeredConfig(Protocol):
 
 @runtime_checkable
 class SaysCausal(Protocol):
-    """A configuration that says which attention a model was trained with."""
+    """A configuration with the attention that a model was trained with."""
 
     is_causal: bool
 
 
 @runtime_checkable
 class Encodes(Protocol):
-    """What gives latents and hidden states."""
+    """A network that computes latents and hidden states."""
 
     def embed(self, batch: Batch) -> Latents:
         """Latents of a batch, before any mixing.
@@ -483,7 +484,7 @@ class Encodes(Protocol):
 
 @runtime_checkable
 class Backbone(Encodes, Protocol):
-    """A network that the trainer, every objective and every probe can use."""
+    """The interface of a network for trainer, objectives and probes."""
 
     config: Any
     training: bool

@@ -1,4 +1,4 @@
-"""What a run came to: the one verdict that the terminal, the report, the model card and a notebook show."""
+"""The verdict of a run, the same in terminal, report, model card and notebook."""
 
 from .answers import Answers
 from .objective import History, Verdict, verdict_of
@@ -21,8 +21,8 @@ def judge(
         objective: its settings, or what config.yaml holds of them.
         history: its logged lines, oldest first.
         probes: of its features; baselines that score higher are named.
-        scores: of its classes; they are compared with always giving the largest class.
-        answers: on documents; a model that always says the same has collapsed.
+        scores: of its classes, compared with always predicting the largest class.
+        answers: on documents; a model that always answers the same has collapsed.
     """
     found = verdict_of(objective, history)
     if scores is not None:
@@ -33,7 +33,7 @@ def judge(
 
 
 def compared(scores: Scores) -> str:
-    """Scores against the answer that needs no model."""
+    """Scores compared with the baseline that needs no model."""
     if isinstance(scores, ClassScores):
         what, own, low = "top-1", scores.top1, scores.range[0]
         name, guess = "always guessing the largest class", max(scores.counts, default=0) / max(1, scores.num_images)
@@ -49,7 +49,8 @@ def compared(scores: Scores) -> str:
 
 
 def against_baselines(found: Verdict, table: ProbeTable | None) -> Verdict:
-    """The verdict, and what the probes say against it: "learning" is not yet better than raw pixels."""
+    """The verdict with the baselines that score higher in the probes: "learning" does not yet mean better than raw
+    pixels."""
     best = table.best("linear") if table is not None else None
     if table is None or best is None or found.word != "learning":
         return found

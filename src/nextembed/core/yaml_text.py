@@ -1,4 +1,4 @@
-"""YAML of settings: what people expect of its numbers and texts, within bounds, whoever wrote it."""
+"""YAML of settings, with numbers and texts read as people expect, and limits against malicious input."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ from ..errors import ConfigError
 
 
 class Whole(int):
-    """A whole number that knows how it was written: `+7`, `-0`."""
+    """A whole number that keeps its spelling: `+7`, `-0`."""
 
     written: str
 
@@ -18,7 +18,7 @@ class Whole(int):
 
 
 class Number(float):
-    """A number that knows how it was written: `1e3`, `1.50`. What wants text takes that."""
+    """A number that keeps its spelling, `1e3` or `1.50`, for settings that are text."""
 
     written: str
 
@@ -65,18 +65,18 @@ class _Loader(yaml.SafeLoader):
     """YAML with 1.2 scalars: `3e-4` is a number, and `no`, `1:30`, `2024-01-01` are text, as one expects."""
 
     def flatten_mapping(self, node: Any) -> None:
-        """Names may not come twice. Merge keys, which YAML 1.2 does not have, are not followed: a few of them may grow
-        without bound."""
+        """Duplicate keys are errors. Merge keys, which YAML 1.2 does not have, are not followed, because a few of them
+        can expand without limit."""
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
-                if (value := self.construct_object(key)) in seen:  # 1 and 1.0 are one name, too
+                if (value := self.construct_object(key)) in seen:  # 1 and 1.0 are the same key
                     raise yaml.constructor.ConstructorError(problem=f"'{key.value}' appears twice")
                 seen.add(value)
 
 
 class _Written(_Loader):
-    """As `_Loader`, with numbers that know how they were written."""
+    """As `_Loader`, with numbers that keep their spelling."""
 
 
 class _Words(_Written):
@@ -110,8 +110,8 @@ for _cls in (_Written, _Words):
     _cls.add_constructor("tag:yaml.org,2002:float", _number)
 
 
-MAX_VALUES = 1_000_000  # of one YAML text, each alias counted as what it stands for
-MAX_DEPTH = 100  # of lists and mappings in each other
+MAX_VALUES = 1_000_000  # values in one YAML text; each alias counts as much as what it refers to
+MAX_DEPTH = 100  # nesting of lists and mappings
 
 
 def read_yaml(text: str, what: str) -> Any:
@@ -120,8 +120,8 @@ def read_yaml(text: str, what: str) -> Any:
 
 
 def read_written(text: str, what: str, booleans: bool = True) -> Any:
-    """As `read_yaml`, for settings: numbers that are written in an unusual way are `Whole` and `Number`, so that what
-    wants text gets theirs. booleans: false leaves true and false the text that they are."""
+    """As `read_yaml`, for settings: numbers in an unusual spelling become `Whole` and `Number`, so that settings that
+    are text get the spelling. booleans: whether true and false are converted; otherwise they stay text."""
     return _read(text, what, _Written if booleans else _Words)
 
 
@@ -141,19 +141,19 @@ def _read(text: str, what: str, loader: type[_Loader]) -> object:
 
 
 def _size(value: object, known: dict[int, float], depth: int) -> float:
-    """How many values there are, those of an alias at each place where it stands; without end in a circle."""
+    """Number of values, counting those of an alias each time it occurs; infinite for a cycle."""
     if not isinstance(value, dict | list):
         return 1
     if depth == 0:
         raise RecursionError
     if id(value) not in known:
-        known[id(value)] = float("inf")  # until it has been counted
+        known[id(value)] = float("inf")  # until it is counted
         parts = [*value, *value.values()] if isinstance(value, dict) else value
         known[id(value)] = 1 + sum(_size(part, known, depth - 1) for part in parts)
     return known[id(value)]
 
 
 def write_yaml(values: dict[str, object]) -> str:
-    """YAML that `read_yaml` gives back."""
+    """YAML that `read_yaml` reads back to the same values."""
     text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     return text

@@ -1,4 +1,4 @@
-"""The boundary: how each kind of signal enters as latents. Importing this registers all that come with the package."""
+"""Modalities: how each kind of signal becomes latents. Importing this registers those of the package."""
 
 from .audio import Audio
 from .base import MODALITIES, Modality, Patches, in_time

@@ -1,4 +1,4 @@
-"""Sound: log-mel frames of 16 kHz mono, several frames a latent; back to sound by Griffin-Lim."""
+"""Sound: log-mel frames of 16 kHz mono, several frames per latent; decoded by Griffin-Lim."""
 
 import math
 from functools import lru_cache
@@ -15,7 +15,7 @@ SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples, 25 ms
 HOP = 160  # samples, 10 ms: one frame
 FFT_SIZE = 512
-MAX_MELS = 80  # above, bands lie between the bins of the spectrum and would hold nothing
+MAX_MELS = 80  # with more, some bands would lie between the bins of the spectrum and be empty
 
 # Powers of mel bands in dB, those of waveforms in [-1, 1]. Below the floor is silence: quieter than the noise of nearly
 # all recordings. Mean and deviation are between those of speech (-36, 18) and of sound effects (-27, 18).
@@ -27,9 +27,9 @@ MEAN, DEVIATION = -31.0, 18.0
 class Audio(Modality):
     """Sound as log-mel frames, float32 [N] in [-1, 1], mono, 16 kHz.
 
-    A frame is 10 ms (window 25 ms, Hann) in `num_mels` bands from 0 to 8 kHz; a latent is `num_frames` frames after
-    each other, P = num_frames * num_mels values, frame by frame. Values are dB, shifted and scaled by fixed numbers to
-    about zero mean and unit variance: loudness is kept. The end is filled up with silence.
+    A frame is 10 ms (window 25 ms, Hann) in `num_mels` bands from 0 to 8 kHz; a latent is `num_frames` consecutive
+    frames, P = num_frames * num_mels values, frame by frame. Values are dB, shifted and scaled by fixed numbers to
+    about zero mean and unit variance: loudness is kept. The end is padded with silence.
 
     max_seconds: of a sound; a longer one is an error. num_steps: of Griffin-Lim, in `signal`.
     Source: mel bands as in Slaney's Auditory Toolbox (1998) and Whisper (arXiv 2212.04356); the fixed scale is ours.
@@ -54,7 +54,7 @@ class Audio(Modality):
         self.projection = nn.Linear(self.value_size, hidden_size)
 
     def patches(self, value: Any) -> Patches:
-        """A sound [N] -> one patch for each `num_frames` * 10 ms begun. shape: (patches, frames begun)."""
+        """A sound [N] -> one patch for each started `num_frames` * 10 ms. shape: (patches, started frames)."""
         if not isinstance(value, Tensor) or value.ndim != 1 or not value.is_floating_point():
             found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"a sound is a float tensor [N], mono at 16 kHz; this is {found}")
@@ -77,9 +77,8 @@ class Audio(Modality):
         return Patches(values, in_time(len(values)), (len(values), num))
 
     def mel_picture(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Levels in dB, float32 [num_mels, frames], low bands first: to be plotted, and what `signal` sounds like.
-
-        shape: (patches,) or (patches, frames): then what is beyond these frames is left out.
+        """Levels in dB, float32 [num_mels, frames], low bands first: as plotted, and as `signal` sounds. shape:
+        (patches,) or (patches, frames), which leaves out what lies beyond these frames.
         """
         level = (values.detach().cpu().float() * DEVIATION + MEAN).reshape(-1, self.num_mels)
         return level[: shape[1] if len(shape) > 1 else None].mT.clamp(FLOOR, CEILING)

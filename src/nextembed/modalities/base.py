@@ -1,4 +1,4 @@
-"""What stands at the boundary: a modality turns its signal into latents, and values back into a signal."""
+"""The contract of modalities: each turns its signal into latents, and values back into a signal."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ class Patches(NamedTuple):
     Attributes:
         values: [N, P], float32, or [N], int64, of tokens, in natural order (raster, time).
         coordinates: [N, 3], float32: time in steps from 0, height and width in [-1, 1]; 0 where there is none.
-        shape: what `Modality.signal` needs to put them together again.
+        shape: what `Modality.signal` needs to reassemble the signal.
     """
 
     values: Tensor
@@ -89,7 +89,7 @@ class Modality(nn.Module):
         raise NotImplementedError
 
     def default_shape(self) -> tuple[int, ...] | None:
-        """Shape of a signal that is generated, where all are alike; None: the model says when it ends."""
+        """Shape of generated signals, if it is fixed; None if the model decides when they end."""
         return None
 
     def places(self, shape: tuple[int, ...]) -> Tensor:
@@ -119,7 +119,7 @@ def in_time(num: int) -> Tensor:
 
 
 class ModalityRegistry:
-    """Modality classes by kind; `my_file.py:MyModality` takes the user's own."""
+    """Modality classes by kind; `my_file.py:MyModality` is the user's own."""
 
     slot: ClassVar[str] = "model.modalities"
 
@@ -177,7 +177,7 @@ class ModalityRegistry:
         return own
 
     def _register(self, cls: type[Modality]) -> str:
-        """The kind of a user's own class: the one that it registered itself under, else its name."""
+        """The kind of a user's own class: as registered, else its name."""
         kind = next((k for k, known in self.classes.items() if known is cls), cls.__name__.lower())
         self.classes.setdefault(kind, cls)
         return kind

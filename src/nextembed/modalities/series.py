@@ -11,12 +11,12 @@ from .base import MODALITIES, Modality, Patches, in_time
 
 @MODALITIES.register("series")
 class Series(Modality):
-    """`channels` numbers at each time step, `patch_size` steps a latent.
+    """`channels` numbers at each time step, `patch_size` steps per latent.
 
-    normalise: "none" takes values as they are (after `offset` and `scale`); "sample" takes each channel's own mean and
-    standard deviation off, which forgets both. offset, scale: value = (raw - offset) / scale, one number or one a
-    channel. max_length: steps; longer series are refused. A series whose length patches do not divide is continued with
-    its last step, and cut back to its length by `signal`.
+    normalise: "none" takes values as they are (after `offset` and `scale`); "sample" standardises each channel of each
+    series, which loses its mean and standard deviation. offset, scale: value = (raw - offset) / scale, one number or
+    one per channel. max_length: steps; longer series are an error. A series whose length is not a multiple of the patch
+    is padded with its last step; `signal` cuts this off.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Text: tokens of a byte-level BPE, or bytes; latents are rows of one table, and reading out is the nearest of them."""
+"""Text: tokens of a byte-level BPE, or bytes; latents are rows of a table, and decoding finds the nearest row."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ BUNDLED = Path(__file__).parents[1] / "data" / "sample" / "tokenizer"
 class Text(Modality):
     """Text as tokens, one latent each.
 
-    vocabulary: "bytes" (256 of them, any text in any script), or how many tokens the tokenizer beside the model has.
-    A latent is read out as the token of the table row with the highest cosine; the table is the input's own (tied).
+    vocabulary: "bytes" (256 of them, any text in any script), or the number of tokens of the model's tokenizer. A
+    latent is decoded to the token whose row has the highest cosine; the table is the input's own (tied).
     """
 
-    tokenizer: Any = None  # set by the processor: what turns text into ids, where it is not bytes
+    tokenizer: Any = None  # set by the processor: the tokenizer, unless text is bytes
 
     def __init__(self, hidden_size: int, vocabulary: str | int = "bytes"):
         super().__init__()
@@ -45,7 +45,7 @@ class Text(Modality):
         return self.table(values)
 
     def signal(self, values: Tensor, shape: tuple[int, ...] = ()) -> str:
-        """The text of ids [N]; bytes that are no UTF-8 come out as the replacement character."""
+        """The text of ids [N]; bytes that are not UTF-8 become the replacement character."""
         if self.vocabulary == "bytes":
             return bytes(values.tolist()).decode(errors="replace")
         return self.tokenizer.decode(values.tolist(), skip_special_tokens=True)

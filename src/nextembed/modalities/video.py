@@ -16,11 +16,9 @@ class Video(Modality):
     """Videos, frames squashed to `image_size` pixels a side, in tubelets of `tube_size` frames by `patch_size` pixels.
 
     A tubelet's values, P = tube_size * C * patch_size^2, are in the order frame, channel, row, column, in [-1, 1]. Time
-    in coordinates is the tubelet's, not seconds: choose frames at one rate. A video whose frames tubelets do not divide
-    is continued with its last frame, and cut back by `signal`.
-
-    max_frames: of a video; a longer one is an error. num_frames: of a video that is generated, where all are alike.
-    Source: tubelets as in ViViT (arXiv 2103.15691).
+    in coordinates is the tubelet's, not seconds: choose frames at one rate. A video whose length is not a multiple of
+    the tubelet is padded with its last frame; `signal` cuts this off. max_frames: of a video; a longer one is an error.
+    num_frames: of generated videos, if fixed. Source: tubelets as in ViViT (arXiv 2103.15691).
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class Video(Modality):
         return None if self.num_frames is None else self._shape(self.num_frames)
 
     def places(self, shape: tuple[int, ...]) -> Tensor:
-        """One time a tubelet, each spread over height and width."""
+        """One time per tubelet, with its patches over height and width."""
         plane = F.pad(patch_coordinates(shape[1], shape[2]), (1, 0)).repeat(shape[0], 1)
         plane[:, 0] = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
         return plane

@@ -44,7 +44,7 @@ class Image(Modality):
         return (side, side)
 
     def places(self, shape: tuple[int, ...]) -> Tensor:
-        """All at one time, spread over height and width."""
+        """All at one time, over height and width."""
         return F.pad(patch_coordinates(shape[0], shape[1]), (1, 0))
 
 

@@ -1,5 +1,5 @@
-"""What attention needs that Hugging Face does not bring: attention written out, queries and keys with norm and rotary
-positions."""
+"""Parts of attention that Hugging Face lacks: explicit attention with its weights, and queries and keys with norm and
+rotary positions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,7 @@ def eager_attention(
     is_causal: bool = False,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out, which is the only one that gives its weights: output [B, T, H, d], weights [B, H, T, S].
+    """Explicit attention, the only implementation that returns its weights: output [B, T, H, d], weights [B, H, T, S].
 
     query [B, H, T, d], key and value [B, H, S, d]; causal means that query t sees keys up to t + S - T.
     """
@@ -46,10 +46,10 @@ def query_key_value(
     """Queries and keys, projected, normed and rotated, and values, projected; each [B, T, H, d].
 
     x [B, T, D]. linears: query, key, value, each D -> H d. norms: of queries and of keys, over d. rotary: cos and sin
-    [T, 1, d] or [B, T, 1, d] as for `rotate`. fuse: whether the d numbers of queries and keys may come in another
-    order, the same for both, which attention does not see (a cache does). That and plain layers on a CPU in float32 or
-    float64 allow a way with a third of the passes over memory; it has no second derivative. The compiler fuses the
-    plain way itself.
+    [T, 1, d] or [B, T, 1, d] as for `rotate`. fuse: whether the d numbers of queries and keys may be permuted, in the
+    same way for both, which attention does not see (a cache does). With plain layers on a CPU in float32 or float64
+    this allows an implementation with a third of the passes over memory; it has no second derivative. The compiler
+    fuses the plain implementation itself.
     """
     if fuse and _can_fuse(x, linears, norms):
         return _fused_query_key_value(x, linears, norms[0].eps, rotary)
@@ -101,8 +101,8 @@ def _parted(half: int, grad: Tensor) -> tuple[Tensor, ...]:
 
 
 class _FusedQueryKeyValue(torch.autograd.Function):
-    """One matrix product; queries and keys then brought to length sqrt(d) and turned in place. Kept for the backward
-    pass: what attention keeps anyway, and one number for each head."""
+    """One matrix product; queries and keys are then scaled to length sqrt(d) and rotated in place. Saved for the
+    backward pass: what attention saves anyway, and one number for each head."""
 
     @staticmethod
     def forward(ctx, x: Tensor, turn: Tensor, eps: float, *params: Tensor):
@@ -120,7 +120,7 @@ class _FusedQueryKeyValue(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *grads: Tensor):
         x, turn, qk, scale, *params = ctx.saved_tensors
-        grad = torch.stack(grads, dim=-3)  # [B, T, 3, H, d], ours to write on
+        grad = torch.stack(grads, dim=-3)  # [B, T, 3, H, d], a new tensor, so it can be overwritten
         grad_qk = grad[..., :2, :, :]
         along = torch.linalg.vecdot(grad_qk, qk).div_(-qk.shape[-1])[..., None]  # a change of length has no effect
         grad_qk.addcmul_(qk, along).mul_(scale)

@@ -1,4 +1,4 @@
-"""What comes next as a density on the unit sphere: a small network on hidden states, and what it gives."""
+"""The next latent as a density on the unit sphere: a small network on hidden states, and its output."""
 
 import math
 from typing import Literal, NamedTuple
@@ -18,9 +18,9 @@ from .directional import (
 )
 
 FIRST_COSINE = 0.3  # the mean cosine that an untrained head expects
-MIN_COSINE = 0.01  # the least
-MOST_PULL = 20.0  # what the gradient of a direction is bounded to: e^3, at which softmaxes over cosines start
-SPREAD = 0.5  # how far components start from the hidden state, in lengths of it: an angle of about 27 degrees
+MIN_COSINE = 0.01  # smallest concentration
+MOST_PULL = 20.0  # bound of the gradient of a direction: e^3, the scale at which softmaxes over cosines start
+SPREAD = 0.5  # initial distance of components from the hidden state, relative to its length: about 27 degrees
 
 
 class Density(NamedTuple):
@@ -64,11 +64,11 @@ class Density(NamedTuple):
         return (lengths[..., None] * self.directions).sum(-2)
 
     def mean(self) -> Tensor:
-        """The direction of the mean, [..., D]: no other has a greater expected cosine with what comes."""
+        """The direction of the mean, [..., D]: the one with the greatest expected cosine with the next latent."""
         return F.normalize(self.mean_vector(), dim=-1)
 
     def expected_cosine(self) -> Tensor:
-        """Mean cosine of `mean()` with what comes, in [0, 1), [...]."""
+        """Expected cosine of `mean()` with the next latent, in [0, 1), [...]."""
         return torch.linalg.vector_norm(self.mean_vector(), dim=-1)
 
     def mode(self) -> Tensor:
@@ -110,17 +110,15 @@ class DensityHead(nn.Module):
     """Hidden states [..., D] -> `Density` of the next latent's direction.
 
     kind: "von_mises_fisher" (one component: the direction of the hidden state itself) or "mixture" of num_components,
-    each a linear map away from it; the first starts as the hidden state. So what tells the weights apart may be in the
-    hidden state without turning the directions.
-    max_cosine: how sure a component may be: the mean cosine that it expects at most. Patches of few values fill few of
-    D dimensions, where a likelihood without a ceiling grows for ever.
-    The gradient is not quite the likelihood's. That of a direction grows with its concentration, here to some hundreds,
-    and drowns that of the weights, which is at most 1: what the context says about which of several things comes was
-    not learned (docs/LOG.md). So a direction pulls with a concentration of 20 at most, and concentrations are read from
-    the hidden state without training it. (For a like reason Seitzer et al., arXiv 2203.09168, weigh Gaussian
-    likelihoods.)
-    It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state.
-    Raises ValueError for an unknown kind, too few components, and a max_cosine that leaves no room for that start.
+    each a linear map away from it; the first starts as the hidden state. So the hidden state can carry information
+    about the weights without turning the directions. max_cosine: largest mean cosine that a component may expect.
+    Patches of few values fill few of D dimensions, where a likelihood without a limit grows for ever. The gradient is
+    not quite the likelihood's. That of a direction grows with its concentration, here to some hundreds, and exceeds
+    that of the weights by far, which is at most 1: what the context says about which of several things comes was not
+    learned (docs/LOG.md). So a direction pulls with a concentration of 20 at most, and concentrations are read from the
+    hidden state without training it. (For a like reason Seitzer et al., arXiv 2203.09168, weigh Gaussian likelihoods.)
+    It starts with equal weights and a mean cosine of 0.3 for every component, whatever the hidden state. Raises
+    ValueError for an unknown kind, too few components, and a max_cosine that leaves no room for that start.
     """
 
     def __init__(
@@ -150,7 +148,7 @@ class DensityHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The start: also for a model that first sets all of its linear layers alike."""
+        """Initial weights; to be called again by models that initialise all linear layers."""
         low, high = self.log_range
         share = (self.first_log_kappa - low) / (high - low)
         nn.init.zeros_(self.concentration.weight)
@@ -169,7 +167,7 @@ class DensityHead(nn.Module):
             directions = directions + self.offsets(hidden).unflatten(-1, (-1, hidden.shape[-1]))
             log_weights = F.log_softmax(at_least_float32(self.weights(hidden)), dim=-1)
         low, high = self.log_range
-        # a sigmoid of slope about 1 between the bounds: clamping would leave no gradient to come back with
+        # a sigmoid of slope about 1 between the bounds; clamping would have no gradient outside
         sureness = at_least_float32(self.concentration(hidden.detach()))
         kappas = (low + (high - low) * torch.sigmoid(4 / (high - low) * sureness)).exp()
         directions = F.normalize(at_least_float32(directions), dim=-1)

@@ -1,4 +1,4 @@
-"""Is it learning, copying or collapsing? Numbers that the loss does not show, and plain words for them.
+"""Is it learning, copying or collapsing? Figures that the loss does not show, and sentences about them.
 
 A falling loss proves little: a model that repeats the current latent scores well where neighbours are alike, and one
 whose latents all point the same way scores perfectly. These diagnostics tell the three apart.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.objective import Verdict
 
-MAX_ROWS = 2048  # rows that spread and rank are estimated from; more change neither by much and cost time
+MAX_ROWS = 2048  # rows for estimating spread and rank; more change little and cost time
 
 COLLAPSED_STD = 0.3  # any two latents then have a cosine of 0.91 or more; healthy runs stay near 0.9
 COLLAPSED_RANK = 2.0
@@ -50,7 +50,7 @@ def effective_rank(x: Tensor) -> Tensor:
     x = x.float()
     x = x - x.mean(0)
     gram = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T
-    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num())  # it fails on nan, before the trainer can say what is wrong
+    eigenvalues = torch.linalg.eigvalsh(gram.nan_to_num())  # nan would raise before the trainer reports it
     singular = eigenvalues.clamp(min=0).sqrt()
     p = singular / singular.sum().clamp(min=1e-12)
     return torch.exp(-torch.xlogy(p, p).sum())

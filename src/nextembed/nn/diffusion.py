@@ -1,4 +1,4 @@
-"""Diffusion as pure functions: what is noisy, what a network predicts of it, and how much each noise level weighs.
+"""Diffusion as pure functions: adding noise, prediction targets, and weights of noise levels.
 
 Shapes: B images, C channels; `signal` [B] is the share of signal variance left (alpha-bar of DDPM, arXiv 2006.11239),
 in [0, 1]: 1 is the clean image, 0 is noise alone.
@@ -19,10 +19,10 @@ def add_noise(clean: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
 
 
 def diffusion_target(clean: Tensor, noise: Tensor, signal: Tensor, prediction: Prediction) -> Tensor:
-    """What the network should give for `add_noise(clean, noise, signal)`, [B, C, H, W].
+    """The prediction target for `add_noise(clean, noise, signal)`, [B, C, H, W].
 
-    "epsilon": the noise; "sample": the clean image; "v_prediction": sqrt(signal) noise - sqrt(1 - signal) clean
-    (arXiv 2202.00512). Raises ValueError for another word.
+    "epsilon": the noise; "sample": the clean image; "v_prediction": sqrt(signal) noise - sqrt(1 - signal) clean (arXiv
+    2202.00512). Raises ValueError for another name.
     """
     if prediction == "epsilon":
         return noise
@@ -35,7 +35,7 @@ def diffusion_target(clean: Tensor, noise: Tensor, signal: Tensor, prediction: P
 
 
 def clean_estimate(found: Tensor, noisy: Tensor, signal: Tensor, prediction: Prediction) -> Tensor:
-    """The clean image that a prediction for `noisy` stands for, [B, C, H, W]; at signal 0 "epsilon" does not tell."""
+    """The clean image that a prediction for `noisy` stands for, [B, C, H, W]; undefined for "epsilon" at signal 0."""
     if prediction == "sample":
         return found
     kept, added = _scales(signal, noisy)

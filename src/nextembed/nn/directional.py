@@ -2,9 +2,9 @@
 
 Shapes: D width (2 or more), K components. Directions and x have unit length. kappa >= 0 is the concentration: 0 is the
 uniform distribution; far above D almost everything lies around the direction. Densities are relative to the uniform one
-unless `relative` is False: 0 says "no better than chance" at every width, so figures of different widths compare.
-Sums along D are in float32 at least and what depends on kappa alone is in float64, whatever the inputs are; so a log
-density is right to about kappa x 1e-7 for float32 inputs.
+unless `relative` is False: 0 means "no better than chance" at every width, so figures of different widths are
+comparable. Sums along D are in float32 at least and what depends on kappa alone is in float64, whatever the inputs are;
+so a log density is accurate to about kappa x 1e-7 for float32 inputs.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.autograd import Function
 
 LARGE_ORDER = 24  # Bessel functions are expanded at this order or above, and stepped down from there
 NO_FLOAT64 = {"mps"}  # devices
-NUM_TERMS = 10  # of the expansion: at order 24 the first that is left out is below 3e-15
+NUM_TERMS = 10  # of the expansion; at order 24 the first omitted one is below 3e-15
 
 
 def vmf_log_normalizer(kappa: Tensor, dim: int, relative: bool = True) -> Tensor:
@@ -137,7 +137,7 @@ def _component_log_prob(direction: Tensor, kappa: Tensor, x: Tensor, relative: b
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in float64; in float32 on a device that has no float64 (mps), where log densities are right to about kappa x
+    """x in float64; in float32 on a device without float64 (mps), where log densities are accurate to about kappa x
     1e-7."""
     return x.to(torch.float32 if x.device.type in NO_FLOAT64 else torch.float64)
 
@@ -153,13 +153,13 @@ def _check_temperature(temperature: float) -> None:
 
 
 def _random(draw, shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Random numbers of the dtype of `like` on its device, drawn where the generator is."""
+    """Random numbers with dtype and device of `like`, drawn on the generator's device."""
     device = like.device if generator is None else generator.device
     return draw(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def _one_minus_cosine(kappa: Tensor, dim: int, generator: torch.Generator | None) -> Tensor:
-    """1 - cosine of a sample with its direction, in [0, 2], float64: it keeps its digits where the cosine is near 1."""
+    """1 - cosine of a sample with its direction, in [0, 2], float64; accurate for cosines near 1."""
     if dim == 3:  # the cosine has density exp(kappa cos) itself
         uniform = _random(torch.rand, kappa.shape, kappa, generator)
         tiny = kappa.clamp(min=1e-12)
@@ -178,14 +178,14 @@ def _one_minus_cosine(kappa: Tensor, dim: int, generator: torch.Generator | None
         gap = 2 * b / (1 + b)  # 1 - m, and 1 - m^2 = gap (2 - gap)
         # Wood's test: k w + (dim - 1) log(1 - m w) at w = 1 - short, less its value at w = m
         there = k * (gap - short) + (dim - 1) * torch.log((gap + (1 - gap) * short) / (gap * (2 - gap)))
-        done = ~(there < level.log())  # nan is done, too, and comes out as nan
+        done = ~(there < level.log())  # nan ends the loop, too, and is returned as nan
         result[rest[done]] = short[done]
         rest = rest[~done]
     return result.view(kappa.shape).clamp(0, 2)
 
 
 class _LogNormalizer(Function):
-    """Its gradient is the expected cosine, so that nothing of the expansion is kept for the backward pass."""
+    """Its gradient is the expected cosine, so nothing of the expansion is saved for the backward pass."""
 
     @staticmethod
     def forward(ctx, kappa: Tensor, dim: int) -> Tensor:
@@ -220,9 +220,9 @@ def _expected_cosine_and_slope(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]
 def _log_and_ratio(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """log F and A / kappa for F = Gamma(v + 1) (2 / kappa)^v I_v(kappa), v = dim / 2 - 1; kappa in float64.
 
-    Both are smooth at kappa = 0, where they are 0 and 1 / dim, and keep their digits near it. The expansion holds for
-    large orders v. For small ones it is made at v + m and stepped down by I_{v-1} = (2 v / kappa) I_v + I_{v+1}, which
-    adds positive numbers only and so loses none.
+    Both are smooth at kappa = 0, where they are 0 and 1 / dim, and accurate near it. The expansion holds for large
+    orders v. For small ones it is made at v + m and stepped down by I_{v-1} = (2 v / kappa) I_v + I_{v+1}, which adds
+    positive numbers only and so loses no accuracy.
     """
     if dim < 2:
         raise ValueError(f"a sphere of directions needs 2 dimensions or more, not {dim}")

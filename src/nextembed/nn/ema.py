@@ -1,4 +1,4 @@
-"""Averages of a network's weights over training: a teacher that gives targets, and how fast an average follows."""
+"""Averages of a network's weights over training: a teacher for targets, and the decay of an average."""
 
 import copy
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ def decay_at(decay: float, step: int) -> float:
 
 @torch.no_grad()
 def follow(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
-    """average := decay * average + (1 - decay) * weights, in place. Nothing to average is fine."""
+    """average := decay * average + (1 - decay) * weights, in place. Empty lists are allowed."""
     if len(average):
         torch._foreach_lerp_(list(average), list(weights), 1 - decay)
 
@@ -23,7 +23,7 @@ def follow(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -
 class Teacher(nn.Module):
     """A copy of a network whose weights follow those of the network; it does not train and stays in eval mode.
 
-    Source: the mean teacher (arXiv 1703.01780). Parameters follow, buffers are taken over.
+    Source: the mean teacher (arXiv 1703.01780). Parameters are averaged, buffers copied.
     """
 
     def __init__(self, network: nn.Module):
@@ -35,7 +35,7 @@ class Teacher(nn.Module):
         return self
 
     def follow(self, network: nn.Module, decay: float) -> None:
-        """Called after each optimizer step. decay: the share of the teacher that stays."""
+        """Called after each optimizer step. decay: share of the teacher's weights that is kept."""
         follow(list(self.network.parameters()), list(network.parameters()), decay)
         for mine, theirs in zip(self.network.buffers(), network.buffers(), strict=True):
             mine.copy_(theirs)

@@ -1,7 +1,6 @@
-"""Small networks that draw what comes next, given a hidden state: flow matching, diffusion, and the energy score.
-
-Each position has a network of its own to itself: no attention. Shapes: N positions, D width of a hidden state, V values
-of a target, of mean 0 and variance about 1; K noise draws a target in training.
+"""Small networks that sample the next target, given a hidden state: flow matching, diffusion, and the energy score.
+They work on each position alone, without attention. Shapes: N positions, D width of a hidden state, V values of a
+target, of mean 0 and variance about 1; K noise draws a target in training.
 """
 
 import math
@@ -18,15 +17,15 @@ from .diffusion import add_noise, clean_estimate, diffusion_target
 
 NUM_FREQUENCIES = 32  # of a time, which is in [0, 1]
 MOST_FREQUENT = 1000.0  # periods in that time
-NEAREST = 0.05  # to the end of a flow, where an error of the target counts (1 / NEAREST)^2 times
-FIRST_TIME = 0.98  # of diffusion, where a thousandth of the signal is left: noise for all that a network sees
+NEAREST = 0.05  # smallest 1 - t of a flow, where an error of the target counts (1 / NEAREST)^2 times
+FIRST_TIME = 0.98  # start of diffusion, where a thousandth of the signal is left, which a network cannot see
 
 Predicts = Literal["velocity", "sample"]
 
 
 @dataclass(frozen=True)
 class Shared:
-    """The same `num` draws, of a fixed seed, for each position: rows are positions x num."""
+    """The same `num` samples of noise, with a fixed seed, for each position: rows are positions x num."""
 
     num: int
 
@@ -35,15 +34,15 @@ Generators = torch.Generator | Sequence[torch.Generator | None] | Shared | None
 
 
 class Guidance(NamedTuple):
-    """What a draw is led away from: u + scale (c - u). hidden [N, D]: that of u, without the condition; scale: 1 leaves
-    the condition alone. Source: classifier-free guidance (arXiv 2207.12598)."""
+    """Guidance of samples: u + scale (c - u). hidden [N, D]: hidden states without the condition, for u; scale: 1 is no
+    guidance. Source: classifier-free guidance (arXiv 2207.12598)."""
 
     hidden: Tensor
     scale: float
 
 
 class GenerativeHead(Protocol):
-    """Draws targets [N, V] from hidden states [N, D]."""
+    """Samples targets [N, V] from hidden states [N, D]."""
 
     draws: int
     num_noise: int
@@ -83,11 +82,11 @@ class GenerativeHead(Protocol):
 
 
 class ConditionedMlp(nn.Module):
-    """Values [..., V] under a hidden state [..., D] and, of some, a time [...] -> values [..., out].
+    """Values [..., V], conditioned on a hidden state [..., D] and possibly a time [...] -> values [..., out].
 
     Residual blocks whose norms are scaled and shifted by the condition and whose updates are gated by it; the gates
-    start at zero (adaLN-zero); where there is a time, so does what comes out.
-    Source: MAR's head (arXiv 2406.11838), after DiT (arXiv 2212.09748).
+    start at zero (adaLN-zero), and with a time so does the output. Source: MAR's head (arXiv 2406.11838), after DiT
+    (arXiv 2212.09748).
     """
 
     def __init__(self, num_values: int, out: int, hidden_size: int, width: int, num_blocks: int, timed: bool):
@@ -235,7 +234,7 @@ class FlowHead(nn.Module):
             time, length = step / num, 1 / num
             first = follow(x, time)
             ahead = x + length * first
-            # At the end a velocity that is made of a sample is not known: the last step is Euler's.
+            # At the end, a velocity derived from a sample is undefined, so the last step is Euler's.
             if self.heun and step + 1 < num:
                 ahead = x + length * (first + follow(ahead, time + length)) / 2
             x = ahead
@@ -355,7 +354,7 @@ def energy_score(found: Tensor, target: Tensor) -> Tensor:
 
 
 def _length(x: Tensor) -> Tensor:
-    """With a gradient where it is 0."""
+    """The norm, with a gradient of 0 at 0."""
     return (x.square().sum(-1) + 1e-12).sqrt()
 
 

@@ -25,10 +25,10 @@ def griffin_lim(
 ) -> Tensor:
     """A waveform [num_samples] whose spectrogram has about these magnitudes [F, T].
 
-    Phases begin at random (from `generator`); each step takes the spectrogram of the sound that the last one gave, goes
-    on in the direction in which it changed by `momentum`, and puts the wanted magnitudes back.
-    num_samples: at most T * hop. Source: Griffin and Lim (1984); with momentum Perraudin, Balazs and Sondergaard,
-    "A fast Griffin-Lim algorithm" (2013), whose alpha is `momentum`.
+    Phases begin at random (from `generator`); each step takes the spectrogram of the previous sound, extrapolates its
+    change by `momentum`, and restores the given magnitudes. num_samples: at most T * hop. Source: Griffin and Lim
+    (1984); with momentum Perraudin, Balazs and Sondergaard, "A fast Griffin-Lim algorithm" (2013), whose alpha is
+    `momentum`.
     """
     fft_size = 2 * (len(magnitude) - 1)
     num_frames = magnitude.shape[1]

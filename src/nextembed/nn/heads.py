@@ -1,4 +1,5 @@
-"""Heads that belong to an objective and are thrown away: token-wise networks, projectors, predictors of places."""
+"""Heads that belong to an objective and are not part of the saved model: token-wise networks, projectors, predictors of
+positions."""
 
 from itertools import pairwise
 from typing import cast
@@ -38,7 +39,7 @@ class TokenHead(nn.Module):
 
 
 class PlaceDecoder(nn.Module):
-    """A small transformer with full attention over tokens that know where they are, [B, T, D] -> [B, T, out].
+    """A small transformer with full attention over tokens with positions, [B, T, D] -> [B, T, out].
 
     Source: MAE's decoder (arXiv 2111.06377), fixed sine and cosine positions; ours are those of coordinates in [-1, 1],
     so that any grid is read.
@@ -47,7 +48,7 @@ class PlaceDecoder(nn.Module):
     def __init__(self, width_in: int, out: int, width: int, num_layers: int, num_heads: int):
         super().__init__()
         self.enter, self.place = nn.Linear(width_in, width), nn.Linear(4 * NUM_FREQUENCIES, width)
-        self.unknown = nn.Parameter(torch.zeros(width))  # stands where nothing was read
+        self.unknown = nn.Parameter(torch.zeros(width))  # in place of tokens that were not read
         nn.init.normal_(self.unknown, std=0.02)
         self.blocks = layers(width, num_layers, num_heads)
         self.leave = nn.Linear(width, out)
@@ -69,11 +70,9 @@ class PlaceDecoder(nn.Module):
 
 
 class Predictor(nn.Module):
-    """A narrow transformer that says what stands at some places from what stands at others.
-
-    num_axes: A, of a place. num_kinds: kinds of questions; each has a vector of its own that stands where nothing is
-    known.
-    Source: the predictors of I-JEPA (arXiv 2301.08243) and V-JEPA (arXiv 2404.08471), fixed sine and cosine positions.
+    """A narrow transformer that predicts the tokens at some positions from those at others. num_axes: A, axes of a
+    position. num_kinds: kinds of masks; each has a mask token of its own. Source: the predictors of I-JEPA (arXiv
+    2301.08243) and V-JEPA (arXiv 2404.08471), fixed sine and cosine positions.
     """
 
     def __init__(self, width_in: int, width: int, num_layers: int, num_heads: int, num_axes: int, num_kinds: int = 1):
@@ -85,14 +84,14 @@ class Predictor(nn.Module):
         self.leave = nn.Linear(width, width_in)
 
     def forward(self, known: Tensor, places: Tensor, wanted: Tensor, valid: Tensor, kind: int = 0) -> Tensor:
-        """What stands at the places `wanted`, [B, Q, D].
+        """Predicted tokens at the positions `wanted`, [B, Q, D].
 
         Args:
             known: hidden states [B, K, D].
-            places: where they stand, coordinates [B, K, A].
-            wanted: places that are asked for, [B, Q, A].
-            valid: bool [B, Q]; False where there is no question.
-            kind: of the questions.
+            places: their coordinates, [B, K, A].
+            wanted: positions to predict, [B, Q, A].
+            valid: bool [B, Q]; False for padding.
+            kind: of the mask.
         """
         num = known.shape[1]
         unknown = self.unknown[kind].to(known.dtype).expand(*wanted.shape[:2], -1)
@@ -161,8 +160,8 @@ def summed(x: Tensor) -> Tensor:
 
 
 def projector(widths: list[int], last_affine: bool | None = None) -> nn.Sequential:
-    """Linear layers with batch norm and ReLU between them. last_affine: whether a batch norm ends it, and with
-    parameters; None: a linear layer ends it."""
+    """Linear layers with batch norm and ReLU between them. last_affine: whether the final batch norm has parameters;
+    None: there is no final batch norm."""
     found: list[nn.Module] = []
     for number, (a, b) in enumerate(pairwise(widths)):
         ends = number == len(widths) - 2

@@ -1,4 +1,5 @@
-"""Emu's regression head as a flow: the next visual latent is drawn, where a matrix gives the mean of what may come.
+"""Emu's regression head as a flow: the next visual latent is sampled, whereas a linear head gives the mean of all
+possible ones.
 
 Shapes: N positions, D width of a latent and of the language model.
 """
@@ -15,12 +16,12 @@ from ..errors import ConfigError
 from .generative import FlowHead, Guidance
 
 NOISE = 50  # stream of random numbers
-WIDEST = 1024  # the network of a position
-LEAST = 0.1  # spread of a channel, of the root mean square of all
+WIDEST = 1024  # size of the network
+LEAST = 0.1  # smallest spread of a channel, relative to the root mean square of all
 
 
 class LatentSampling(NamedTuple):
-    """How latents are drawn. temperature: scales the noise; guidance: away from what the empty prompt gives, 1: off."""
+    """How latents are sampled. temperature: scales the noise; guidance: away from the empty prompt, 1 is off."""
 
     temperature: float = 1.0
     guidance: float = 1.0
@@ -29,8 +30,8 @@ class LatentSampling(NamedTuple):
 class LatentFlow(nn.Module):
     """Hidden states [..., D] -> the next latent [..., D], of a flow over standardised latents.
 
-    center, spread [D]: of the latents that training began with (`measure`); measured: whether they are known.
-    Source: `FlowHead`, which predicts the latent; in place of Emu's matrix (arXiv 2307.05222).
+    center, spread [D]: of the latents that training began with (`measure`); measured: whether they are known. Source:
+    `FlowHead`, which predicts the latent; instead of Emu's linear head (arXiv 2307.05222).
     """
 
     center: Tensor
@@ -56,8 +57,8 @@ class LatentFlow(nn.Module):
         return self.flow.loss(hidden, (target.float() - self.center.float()) / self.spread.float(), noise)
 
     def sample(self, hidden: Tensor, generators: Sequence[torch.Generator | None], sampling: LatentSampling) -> Tensor:
-        """Latents that are drawn, a generator a row. With guidance the second half of `hidden` [rows, 1, D] is of the
-        empty prompt, and both halves get the same latents."""
+        """Sampled latents, with one generator per row. With guidance the second half of `hidden` [rows, 1, D] belongs
+        to the empty prompt, and both halves get the same latents."""
         flat, guidance = hidden[:, 0], None
         if sampling.guidance != 1:
             flat, without = flat.chunk(2)
@@ -70,8 +71,8 @@ class LatentFlow(nn.Module):
 
     @torch.no_grad()
     def measure(self, latents: Tensor) -> bool:
-        """Mean and spread of each channel of latents [..., D] over all ranks, each of which has to call it. Gives
-        whether there were any."""
+        """Measures mean and spread of each channel of latents [..., D] over all ranks, each of which has to call it.
+        Returns whether there were any latents."""
         flat = latents.detach().cpu().double().flatten(0, -2)  # not every accelerator has float64
         number = torch.full_like(self.center, len(flat), dtype=flat.dtype, device="cpu")
         number, first, second = distributed.sum_over_ranks(torch.stack([number, flat.sum(0), flat.square().sum(0)]))
@@ -80,15 +81,15 @@ class LatentFlow(nn.Module):
         mean = first / number
         spread = (second / number - mean.square()).clamp(min=0).sqrt()
         self.center.copy_(mean)
-        # Those of a new encoder are almost all alike: not to be taken apart by their last digits.
+        # Latents of a new encoder are almost all alike; rounding errors must not be amplified.
         self.spread.copy_(spread.clamp(min=LEAST * (second / number).mean().sqrt() + 1e-8))
         self.measured.fill_(True)
         return True
 
 
 def row_generators(seed: int | Sequence[int] | None, rows: int) -> list[torch.Generator | None]:
-    """One a row, on the CPU, so that a row does not depend on its neighbours: of one seed for all, or one each; None
-    draws from torch's own generator. Raises ConfigError for another number of seeds."""
+    """Generators on the CPU, one per row, so that rows are independent: from one seed for all or one each; None uses
+    torch's default generator. Raises ConfigError for another number of seeds."""
     if seed is None:
         return [None] * rows
     seeds = [seed] * rows if isinstance(seed, int) else list(seed)

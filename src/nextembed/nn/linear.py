@@ -1,7 +1,7 @@
-"""Linear layers with what stands next to them folded in, so that fewer activations are written, read and kept.
+"""Linear layers with neighbouring operations folded in, so that fewer activations are written, read and saved.
 
 On a CPU most of the time outside matrix products is memory traffic. Folding works on weights, which are much smaller
-than activations. `is_plain` says where it may be done: somebody else's change to a layer always has the last word.
+than activations. `is_plain` says where this is allowed: a layer that other code changed is called as it is.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether using the weights of this module is the same as calling it: it is a `kind` that nobody changed (LoRA,
+    """Whether using the weights of this module is the same as calling it: it is a `kind` without changes (LoRA,
     quantisation, offloaded weights, hooks)."""
     hooked = "forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks or module._backward_hooks
     return type(module) is kind and not hooked
@@ -26,7 +26,7 @@ _AS_ACCELERATOR = ContextVar("as_accelerator", default=False)
 
 @contextmanager
 def as_on_accelerator() -> Iterator[None]:
-    """Inside, tensors on the CPU go the way that they would go elsewhere: for plans of runs on other devices."""
+    """Inside the block, tensors on the CPU use the code path of other devices, for plans of runs there."""
     token = _AS_ACCELERATOR.set(True)
     try:
         yield
@@ -35,15 +35,15 @@ def as_on_accelerator() -> Iterator[None]:
 
 
 def is_eager_cpu(x: Tensor) -> bool:
-    """Whether x is computed with on a CPU, in float32 or float64, as it stands: no compiler, no autocast."""
+    """Whether x is on a CPU in float32 or float64, without compiler and autocast."""
     in_full = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not _AS_ACCELERATOR.get()
     return in_full and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
 def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None, residual: Tensor | None = None) -> Tensor:
     """linear(x) * scale, added to `residual`: a linear layer with LayerScale, without keeping its output for the
-    backward pass. x [..., in], scale [out], residual [..., out]. A linear layer that somebody changed is called as it
-    is. On a CPU it has no second derivative."""
+    backward pass. x [..., in], scale [out], residual [..., out]. A linear layer with changes is called as it is. On a
+    CPU it has no second derivative."""
     if scale is None:
         out = linear(x)
     elif not is_plain(linear, nn.Linear):
@@ -56,8 +56,8 @@ def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None, residual: 
 
 
 def activated_linear(linear: nn.Linear, activation: nn.Module, x: Tensor) -> Tensor:
-    """activation(linear(x)); without gradients GELU and SiLU overwrite their input, since fresh memory costs a CPU more
-    than the arithmetic."""
+    """activation(linear(x)); without gradients GELU and SiLU overwrite their input, since new memory costs a CPU more
+    than the computation."""
     out = linear(x)
     if not torch.is_grad_enabled() and is_plain(linear, nn.Linear):
         if is_plain(activation, nn.GELU) and activation.approximate == "none":

@@ -1,4 +1,4 @@
-"""From directions of latents back to the values that a linear map made them of.
+"""From directions of latents back to the values that a linear map embedded.
 
 Shapes: N latents, D latent width, P values a patch.
 """
@@ -11,8 +11,8 @@ LENGTH_SPREAD = 1.0  # of latents of one modality, beside their mean length
 
 
 class ValueStatistics(nn.Module):
-    """What the values of a modality are like: mean [P] and covariance [P, P], or variances [P] of more than
-    `most` values a patch. At first mean 0 and variance 1, uncorrelated."""
+    """Statistics of the values of a modality: mean [P] and covariance [P, P], or variances [P] for more than `most`
+    values per patch. At first mean 0 and variance 1, uncorrelated."""
 
     mean: Tensor
     covariance: Tensor
@@ -24,7 +24,7 @@ class ValueStatistics(nn.Module):
 
     @torch.no_grad()
     def measure(self, values: Tensor) -> None:
-        """From values [N, P] of training; a tenth of the variance goes to none in particular, as if unseen."""
+        """Measures values [N, P] of training; a tenth of the variance is spread evenly, for unseen values."""
         if len(values) < 2:
             return
         values = values.detach().float()
@@ -39,11 +39,11 @@ class ValueStatistics(nn.Module):
 class LinearInverse:
     """The likeliest values of patches [N, P], given the directions of their latents weight @ values + bias.
 
-    A Gaussian with the statistics of the values is what is known before, and an error of `noise` of a latent's mean
-    squared length, alike in all directions, what a prediction may be off by: a ridge regression. Plain least squares
-    would divide that error by the weakest directions of the weight.
-    A direction has no length. Where patches do not fill the space (P < D), the bias tells it: of the part of
-    length * direction that no values could account for, all is bias. Else it is `length`, the mean.
+    The prior is a Gaussian with the statistics of the values; the error of a prediction has variance `noise` times a
+    latent's mean squared length, the same in all directions: a ridge regression. Plain least squares would divide that
+    error by the weakest directions of the weight. A direction has no length. If patches do not fill the space (P < D),
+    the bias determines it: the part of length * direction that no values can explain is all bias. Otherwise it is
+    `length`, the mean.
 
     weight [D, P], bias [D].
     """
@@ -56,7 +56,7 @@ class LinearInverse:
         seen = spread @ weight.T + error * torch.eye(len(weight), device=weight.device)
         self.back = torch.linalg.solve(seen, spread)  # [D, P]
         self.start = bias + weight @ self.mean
-        # [D, P]: all that values can reach; None: that is the whole space
+        # [D, P]: basis of what values can reach; None: the whole space
         self.basis = torch.linalg.qr(weight).Q if weight.shape[1] < len(weight) else None
         self.doubt = error / (LENGTH_SPREAD * length).square()
 

@@ -1,4 +1,4 @@
-"""Losses as pure functions. Each gives a sum over targets and how many there were.
+"""Losses as pure functions. Each returns a sum over targets and their number.
 
 Shapes: B samples, T positions, D width. Sums and norms are in float32 whatever the inputs are.
 """
@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def shifted(pred: Tensor, target: Tensor, steps: int = 1) -> tuple[Tensor, Tensor]:
-    """What is compared when position t predicts position t + steps: pred[:, :T - steps] and target[:, steps:].
+    """The pairs that are compared when position t predicts position t + steps: pred[:, :T - steps] and target[:,
+    steps:].
 
     Args:
         pred: [B, T, D], or without its last positions, which have no target.

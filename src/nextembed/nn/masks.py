@@ -1,6 +1,6 @@
 """Which latents each latent may attend to, for every attention implementation.
 
-Shapes: B samples, T latents that ask, S latents that are seen: those of a cache, then the T.
+Shapes: B samples, T latents that attend, S latents that are attended to: those of a cache, then the T.
 """
 
 from typing import Any
@@ -18,11 +18,11 @@ from ..errors import ConfigError
 def attention_arguments(
     attention: Attention, z: Tensor, config: Any, documents: Tensor | None = None, past: int = 0
 ) -> dict[str, Any]:
-    """What an attention function takes: `attention_mask`, `is_causal` and, of flash, where documents begin.
+    """Arguments of an attention function: `attention_mask`, `is_causal` and, for flash, the starts of documents.
 
     Args:
-        attention: who sees whom.
-        z: the latents that ask, [B, T, D]; gives sizes, dtype and device.
+        attention: which latents see which.
+        z: the latents that attend, [B, T, D]; gives sizes, dtype and device.
         config: names the implementation ("eager", "sdpa", "flex_attention", "flash_attention_2", ...).
         documents: [B, S], int64; attention stays inside each. None: every sample is one.
         past: how many latents a cache holds already, S - T.
@@ -36,7 +36,7 @@ def attention_arguments(
     kind, num = config._attn_implementation, z.shape[1]
     is_causal = attention == "causal"
     plain = documents is None and isinstance(attention, str)
-    # A kernel's own causal mask counts from the first of all latents, so it does not fit several behind a cache.
+    # A kernel's causal mask counts from the first of all latents, so it does not fit several latents after a cache.
     fits = not (is_causal and past and num > 1)
     if plain and fits and kind != "flex_attention":
         return {"attention_mask": None, "is_causal": is_causal}
@@ -49,7 +49,7 @@ def attention_arguments(
     seen = _seen(attention, documents)
     if kind == "flex_attention":
         sizes = (z.shape[0], None, num, past + num, z.device)
-        # Compiled it needs little memory; but of some masks the compiler for CPUs makes C++ that does not build.
+        # Compiled it needs little memory; but for some masks the compiler for CPUs makes C++ that does not build.
         mask = create_block_mask(_behind(seen, past), *sizes, _compile=z.device.type != "cpu")
         return {"attention_mask": mask, "is_causal": False}
     mask = ALL_MASK_ATTENTION_FUNCTIONS[kind](
@@ -90,7 +90,7 @@ def _behind(seen: Any, past: int) -> Any:
 
 
 def _document_lengths(documents: Tensor) -> dict[str, object]:
-    """Packed documents [B, T] as flash attention takes them: where each begins, all rows laid end to end."""
+    """Packed documents [B, T] as flash attention takes them: the start of each, with all rows concatenated."""
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     ends = F.pad(begins.flatten().nonzero()[:, 0].int(), (0, 1), value=documents.numel())

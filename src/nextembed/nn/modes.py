@@ -1,4 +1,4 @@
-"""A network in eval mode for a while."""
+"""A context in which a network is in eval mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, nothing in the model is random; afterwards every module is in the mode that it was in."""
+    """Eval mode inside the block; afterwards every module is in its previous mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

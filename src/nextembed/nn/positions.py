@@ -1,4 +1,4 @@
-"""Where latents are, and how attention is told: coordinates and rotary positions on any number of axes."""
+"""Coordinates of latents, and rotary positions on any number of axes."""
 
 import math
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ def augment_coordinates(
 
 
 def once(coordinates: Tensor) -> Tensor:
-    """Coordinates [B, T, A] as [1, T, A] where one tensor stands for all samples: tables need them once."""
+    """Coordinates [B, T, A] as [1, T, A] if all samples share one tensor, so that tables are computed once."""
     return coordinates[:1] if coordinates.stride(0) == 0 else coordinates
 
 
@@ -73,7 +73,7 @@ def rotary_tables(
     numbers = [head_dim // (2 * axes)] * axes if split is None else list(split)
     if len(numbers) != axes or 2 * sum(numbers) != head_dim:
         raise ValueError(f"head width {head_dim} has {head_dim // 2} frequencies; {numbers} does not share them out")
-    with torch.autocast(coordinates.device.type, enabled=False):  # angles lose too much in bfloat16
+    with torch.autocast(coordinates.device.type, enabled=False):  # bfloat16 is too coarse for angles
         places = coordinates.float()
         parts = []
         for axis, num in enumerate(numbers):

@@ -1,4 +1,4 @@
-"""Codebooks: vectors as the number of the nearest of K codes.
+"""Codebooks: a vector becomes the index of the nearest of K codes.
 
 Shapes: N vectors of V values, K codes.
 """
@@ -13,10 +13,10 @@ CHUNK = 8192  # vectors whose distances to all codes are held at once
 
 
 class Codebook(nn.Module):
-    """K-means codes of vectors, [K, V]; fitted once, saved with what holds it.
+    """K-means codes of vectors, [K, V]; fitted once, saved with the module.
 
-    Source: Lloyd (1982) from k-means++ (Arthur and Vassilvitskii 2007); of codes that lose all their vectors,
-    one a round takes the vector that is farthest from its code.
+    Source: Lloyd (1982) from k-means++ (Arthur and Vassilvitskii 2007); one empty code per round moves to the vector
+    that is farthest from its code.
     """
 
     codes: Tensor

@@ -1,4 +1,4 @@
-"""Noise on latents that a model reads, so that it is used to reading what is not quite true: its own draws.
+"""Noise on latents that a model reads in training, so that it tolerates its own imperfect samples.
 
 Shapes: B rows, T positions, D latent width.
 """
@@ -14,7 +14,7 @@ LEVEL, NOISE = 51, 52  # streams of random numbers
 def noised(z: Tensor, where: Tensor, most: float, documents: Tensor | None = None) -> Tensor:
     """Latents with Gaussian noise.
 
-        z + s |z| / sqrt(D) e,   e standard normal,   s uniform in [0, most], of each document; told to nobody
+        z + s |z| / sqrt(D) e, e standard normal, s uniform in [0, most], of each document; the model is not told s
 
     Args:
         z: [B, T, D].

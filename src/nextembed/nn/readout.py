@@ -1,4 +1,4 @@
-"""Latents back to pixels: the least-squares inverse of a patch embedding, and a small decoder that can be trained.
+"""From latents to pixels: the least-squares inverse of a patch embedding, and a small trainable decoder.
 
 Shapes: B images, P patches in raster order on a grid of (rows, columns), D latent width, C channels, h x w pixels a
 patch. A patch's pixels are in the order of `F.unfold`: channel, row, column.
@@ -31,10 +31,10 @@ class PatchInverse:
     """The least-squares inverse of a patch embedding z = W x + b: x = pinv(W) (z - b), in float64 on the CPU.
 
     embedding: module from pixels [B, C, height, width] to latents [B, P, D], the same affine map for every patch; it is
-    copied. singular_values [min(D, C h w)], descending; rank: how many are above 1e-7 of the largest.
-    exact: whether W loses nothing, so that the latents of an image give it back; else what comes back is its projection
-    on the `rank` directions of pixels that W sees, and `bias` (the pixels of a zero latent) fills no gap.
-    Raises ValueError if the embedding is not affine.
+    copied. singular_values [min(D, C h w)], descending; rank: how many are above 1e-7 of the largest. exact: whether W
+    is invertible on patches, so that latents give the image back; otherwise the result is its projection on the `rank`
+    directions of pixels that W sees; `bias` (the pixels of a zero latent) does not fill the rest. Raises ValueError if
+    the embedding is not affine.
     """
 
     def __init__(self, embedding: nn.Module, patch_shape: tuple[int, int], num_channels: int):
@@ -57,8 +57,9 @@ class PatchInverse:
     def __call__(self, z: Tensor, grid: tuple[int, int], cutoff: float = 1e-7) -> Tensor:
         """Latents [B, P, D] -> pixels [B, C, rows * h, columns * w], float32, as the model takes them (normalised).
 
-        cutoff: singular values below this share of the largest are left out. A latent that was never an image's, such
-        as a prediction, has something along the weakest directions too, where dividing by them would drown the rest.
+        cutoff: singular values below this share of the largest are left out. A latent that does not come from an image,
+        such as a prediction, also has components along the weakest directions; dividing by these would dominate the
+        result.
         """
         keep = self.singular_values > max(cutoff, 1e-7) * self.singular_values[0]
         scores = (z.detach().cpu().double() - self.bias) @ self.u[:, keep] / self.singular_values[keep]
@@ -69,7 +70,7 @@ class LatentDecoder(nn.Module):
     """A small transformer from latents to the pixels of their patches, [B, P, D] -> [B, P, C * h * w].
 
     Only the direction of a latent is read, since that is all a cosine loss fixes of a prediction. A patch is decoded
-    from itself and the patches before it: a later prediction has read this patch, and would give the answer away.
+    from itself and the patches before it: a later prediction has already read this patch and would reveal the answer.
     width, num_layers, num_heads: of the decoder. hidden_size: D.
     """
 
@@ -100,7 +101,7 @@ class LatentDecoder(nn.Module):
         )
         self.blocks = nn.TransformerEncoder(block, num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.leave = nn.Linear(width, num)
-        self.direct = nn.Linear(hidden_size, num, bias=False)  # what a linear readout can do; the blocks add to it
+        self.direct = nn.Linear(hidden_size, num, bias=False)  # a linear readout; the blocks add to it
 
     def forward(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
         x = F.normalize(latents.float(), dim=-1) * self.scale

@@ -1,4 +1,4 @@
-"""What comes next as a distribution that is known by its samples: a flow, or draws trained by the energy score.
+"""The next latent as a distribution that is known by its samples: a flow, or a network trained by the energy score.
 
 Shapes: B rows, T positions, D latent width.
 """
@@ -16,8 +16,8 @@ from .directional import at_least_float32
 from .generative import EnergyHead, FlowHead, Generators, Guidance, Shared
 
 NOISE = 48  # stream of random numbers
-NUM_DRAWS = 16  # that a score, a mode or an expected cosine is made of
-LAST_TIME = 0.9  # of a flow's score, which weighs what is nearer to the end without bound
+NUM_DRAWS = 16  # samples for a score, a mode or an expected cosine
+LAST_TIME = 0.9  # last time of a flow's score, whose weight grows without bound towards the end
 
 
 class SampledDensity:
@@ -56,7 +56,7 @@ class SampledDensity:
         found = self.head.sample(self.hidden.reshape(-1, self.hidden.shape[-1]), generator, temperature, guidance)
         return F.normalize(found, dim=-1).view(self.hidden.shape)
 
-    component = sample  # here a draw is one of the answers already
+    component = sample  # a sample is one of the answers already
 
     def several(self, num: int, guidance: Guidance | None = None, shared: bool = False) -> Tensor:
         """Several samples per position, drawn with a fixed seed.
@@ -83,7 +83,7 @@ class SampledDensity:
         Returns:
             [..., D], of unit length.
         """
-        draws = self.several(NUM_DRAWS, guidance, shared=True)  # however positions are batched
+        draws = self.several(NUM_DRAWS, guidance, shared=True)  # independent of how positions are batched
         inner = (draws @ draws.mT).sum(-1).argmax(-1)[..., None, None]
         return draws.gather(-2, inner.expand(*inner.shape[:-1], draws.shape[-1]))[..., 0, :]
 
@@ -95,8 +95,8 @@ class SampledDensity:
         return F.normalize(self.several(NUM_DRAWS).mean(-2), dim=-1)
 
     def expected_cosine(self) -> Tensor:
-        """Mean cosine of the mean's direction with what comes, in [0, 1], [...]: the root of the mean cosine of two of
-        16 draws."""
+        """Expected cosine of the mean's direction with the next latent, in [0, 1], [...]: the root of the mean cosine
+        between pairs of 16 samples."""
         draws = self.several(NUM_DRAWS)
         between = (draws.sum(-2).square().sum(-1) - NUM_DRAWS) / (NUM_DRAWS * (NUM_DRAWS - 1))
         return between.clamp(min=0, max=1).sqrt()
@@ -143,9 +143,9 @@ def scaled(x: Tensor) -> Tensor:
 class SampledHead(nn.Module):
     """Hidden states [..., D] -> `SampledDensity` of the next latent's direction, as wide as they are.
 
-    kind: "flow" predicts the sample, since latents of a few values fill few of D dimensions, and takes 20 steps a draw;
-    "energy" takes one pass. num_blocks: of the network a position. draws: noise draws a target in training.
-    Source: `FlowHead`, `EnergyHead`; on a sphere of fixed radius as SphereAR (arXiv 2509.24335).
+    kind: "flow" predicts the sample, since latents of a few values fill few of D dimensions, and takes 20 steps per
+    sample; "energy" takes one pass. num_blocks: of the network. draws: samples of noise per target in training. Source:
+    `FlowHead`, `EnergyHead`; on a sphere of fixed radius as SphereAR (arXiv 2509.24335).
     """
 
     def __init__(self, hidden_size: int, kind: Literal["flow", "energy"], num_blocks: int = 3, draws: int = 4):

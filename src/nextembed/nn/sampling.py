@@ -1,4 +1,4 @@
-"""Drawing tokens, and what it is told: classes that may be left out, and guidance towards them.
+"""Sampling of tokens, with class conditions that may be left out, and guidance.
 
 Shapes: B signals, K codes, D latent width.
 """
@@ -15,7 +15,7 @@ from ..errors import ConfigError
 
 
 class ClassTable(nn.Module):
-    """A vector for each class, and one where none is said, [B] -> [B, D]."""
+    """A vector for each class, and one for no class, [B] -> [B, D]."""
 
     def __init__(self, num_classes: int, width: int):
         super().__init__()
@@ -24,9 +24,8 @@ class ClassTable(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """labels [B], int64, IGNORE_LABEL where there is none. Without classes none is read.
-
-        Raises ConfigError for a class that the table has not."""
+        """labels: int64 [B], IGNORE_LABEL for no class; ignored if there are no classes. Raises ConfigError for a class
+        that is not in the table."""
         if self.num_classes and bool((labels >= self.num_classes).any()):
             raise ConfigError(
                 f"objective.num_classes {self.num_classes}: the data has a class {int(labels.max())}, counted from 0; "
@@ -37,7 +36,7 @@ class ClassTable(nn.Module):
 
 
 def drop_class(rate: float, generator: Generator) -> dict[str, Tensor]:
-    """class_dropped []: whether the class of a sample is not told in training, as guidance needs it."""
+    """class_dropped []: whether the class of a sample is hidden in training, which guidance needs."""
     return {"class_dropped": torch.rand((), generator=generator) < rate}
 
 
@@ -50,7 +49,7 @@ def told_labels(batch: Batch, num: int, device: torch.device) -> Tensor:
 
 
 def with_and_without(labels: Tensor) -> Tensor:
-    """Rows for guidance, [2 B]: the classes, then none for each."""
+    """Rows for guidance, [2 B]: the classes, then B rows without class."""
     return torch.cat((labels, torch.full_like(labels, IGNORE_LABEL)))
 
 
@@ -64,9 +63,8 @@ def guided(pairs: Tensor, scale: float) -> Tensor:
 
 
 def draw_tokens(logits: Tensor, settings: SampleSettings, generator: Generator | None) -> Tensor:
-    """One token for each row, [..., K] -> int64 [...]: with temperature among the top k, then the top p.
-
-    Drawn on the CPU, in float32. The likeliest token always stays.
+    """Samples one token for each row, [..., K] -> int64 [...], with temperature, top k, then top p. Drawn on the CPU,
+    in float32. The most likely token is always kept.
     """
     flat = logits.detach().float().cpu().flatten(0, -2)
     if settings.temperature == 0:
@@ -78,6 +76,6 @@ def draw_tokens(logits: Tensor, settings: SampleSettings, generator: Generator |
     shares = flat.softmax(-1)
     if settings.top_p < 1:
         ordered, places = shares.sort(descending=True)
-        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= settings.top_p, 0)  # before it enough were kept
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= settings.top_p, 0)  # those before reach top p
         shares = torch.zeros_like(shares).scatter(-1, places, ordered)
     return torch.multinomial(shares, 1, generator=generator).view(logits.shape[:-1]).to(logits.device)

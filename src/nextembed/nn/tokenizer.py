@@ -1,5 +1,5 @@
-"""Images as codes and back: a small convolution net around a quantiser, of one map of codes or of maps from coarse to
-fine.
+"""Images to codes and back: a small convolutional network around a quantiser, with one map of codes or maps from coarse
+to fine.
 
 Shapes: B images, V numbers a code, g x h cells of the finest map, L codes of an image, all maps in order.
 """
@@ -16,7 +16,7 @@ from ..core.config import Config
 from ..core.sizes import MAX_SIDE, MAX_WIDTH
 from .quantize import nearest
 
-IDENTITY = 0.5  # of what a map adds; the rest goes through its convolution
+IDENTITY = 0.5  # share of a map's residual that bypasses its convolution
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
 
@@ -70,7 +70,7 @@ class Quantised(NamedTuple):
 
 
 class MapQuantizer(nn.Module):
-    """Features as the codes of maps, each of what the coarser ones left over.
+    """Features as codes of maps, each of the residual of the coarser ones.
 
         for each map k:   code = nearest(area(rest, k));   total += half(conv_k)(bicubic(code));   rest = f - total
         loss = mean over k of (total_k - sg(f))^2 + 0.25 (sg(total_k) - f)^2
@@ -95,7 +95,7 @@ class MapQuantizer(nn.Module):
         return [rows * columns for rows, columns in self.maps]
 
     def table(self) -> Tensor:
-        """The codes as they are compared, [K, V]."""
+        """The codes as they are compared with features, [K, V]."""
         return F.normalize(self.codes, dim=-1) if self.normalised else self.codes
 
     def forward(self, f: Tensor) -> Quantised:
@@ -147,7 +147,7 @@ class MapQuantizer(nn.Module):
 
 
 def _maps_in(length: int, sizes: list[int]) -> int:
-    """The number of the last of so many codes' maps. Raises ValueError for codes that end inside one."""
+    """The index of the map at which this number of codes ends. Raises ValueError if it ends inside a map."""
     total = 0
     for number, size in enumerate(sizes):
         total += size
@@ -173,11 +173,11 @@ class ConvBlock(nn.Module):
 
 
 class ImageTokenizer(nn.Module):
-    """Pixels to codes and back: convolutions that halve the image until a patch is a cell, a `MapQuantizer`, and the
-    same the other way round.
+    """Pixels to codes and back: convolutions that shrink the image until a patch is a cell, a `MapQuantizer`, and the
+    same in reverse.
 
     Source: the shape of VQGAN (arXiv 2012.09841), without attention; trained without its perceptual and adversarial
-    losses, so what comes back is smoother.
+    losses, so reconstructions are smoother.
     """
 
     def __init__(self, shape: TokenizerShape):
@@ -221,7 +221,7 @@ class ImageTokenizer(nn.Module):
 
 
 def strides(patch_shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """By how much an image shrinks at each step, so that all of them make a patch one cell: the prime factors."""
+    """Factors by which an image shrinks at each step until a patch is one cell: the prime factors."""
     height, width = (_factors(side) for side in patch_shape)
     return list(zip_longest(height, width, fillvalue=1)) or [(1, 1)]
 

@@ -24,7 +24,7 @@ PATHS = 1  # the stream of stochastic depth
 
 
 class TransformerSettings(Protocol):
-    """What the layers read of a model's configuration; see `ViTNepaConfig` for what each means."""
+    """The part of a model's configuration that layers read; see `ViTNepaConfig` for the meaning."""
 
     hidden_size: int
     num_hidden_layers: int
@@ -110,7 +110,7 @@ class AttentionBlock(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Gives LayerScale's factors `lambda1` [D], or None. A call, not an attribute: offloaded weights come by calls."""
+    """Returns LayerScale's factors `lambda1` [D], or None. A call, because offloaded weights are loaded by calls."""
 
     def __init__(self, config: TransformerSettings):
         super().__init__()
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         return layers
 
     def paths(self, z: Tensor) -> list[Tensor | None]:
-        """For each layer what it multiplies its two updates with, [2, B], drawn for each sample.
+        """Factors of the two updates of each layer, [2, B], drawn for each sample.
 
         Source: stochastic depth (arXiv 1603.09382); ours draws from the sample's own seed.
         """
@@ -212,7 +212,7 @@ class Transformer(nn.Module):
 
 
 def init_transformer(module: nn.Module, config: Any) -> None:
-    """The start of a module of the stack: truncated normal for matrices, LayerScale at its start value."""
+    """Initial weights of a module of the stack: truncated normal for matrices, LayerScale at its initial value."""
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
         init.trunc_normal_(module.weight, mean=0.0, std=config.initializer_range)
     elif isinstance(module, LayerScale) and module.lambda1 is not None and config.layerscale_value is not None:

@@ -1,4 +1,4 @@
-"""A small decoder from latents of any continuous modality to the values of their patches, and who is next to whom.
+"""A small decoder from latents of any continuous modality to the values of their patches, and the neighbours of each.
 
 Shapes: N latents of any number of segments in reading order, D latent width, P values a patch, K neighbours.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 Decoder = Literal["linear", "mlp", "conv"]
 
-# The place itself, those around it in height and width, and the same place one time before and after.
+# The position itself, its neighbours in height and width, and the same position one time step before and after.
 OFFSETS = [(0, *step) for step in itertools.product((-1, 0, 1), repeat=2)] + [(-1, 0, 0), (1, 0, 0)]
 
 
@@ -20,10 +20,10 @@ class ValueReadout(nn.Module):
     """Latents [N, D] to values [N, P].
 
     Only the direction of a latent is read, since that is all a cosine loss fixes. decoder: "linear" is one matrix;
-    "mlp" adds `num_layers` residual layers of `width` to it; "conv" the same layers over a latent and its neighbours
-    on the grid of its segment: 3 x 3 in height and width, and one step of time to each side.
-    causal: neighbours are those that were read before. Of predictions it has to be so: a later one has read this patch,
-        and would give the answer away.
+    "mlp" adds `num_layers` residual layers of `width` to it; "conv" the same layers over a latent and its neighbours on
+    the grid of its segment: 3 x 3 in height and width, and one step of time to each side. causal: neighbours are those
+    that were read before. Necessary for predictions: a later one has already read this patch and would reveal the
+    answer.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ValueReadout(nn.Module):
             assert isinstance(layer, nn.ModuleDict)
             mixed = layer["norm"](h)
             if near is not None:
-                mixed = F.pad(mixed, (0, 0, 0, 1))[near].flatten(1)  # the last row, of zeros, is nobody's
+                mixed = F.pad(mixed, (0, 0, 0, 1))[near].flatten(1)  # the last row: no neighbour
             h = h + layer["out"](F.gelu(layer["mix"](mixed)))
         return values + self.leave(h)
 
@@ -93,7 +93,7 @@ def neighbours(places: Tensor, segments: Tensor, causal: bool) -> Tensor:
     if causal:
         there = there & (found <= own)
     found = torch.where(there, found, num)
-    found[:, OFFSETS.index((0, 0, 0))] = own[:, 0]  # also where two latents are at one place
+    found[:, OFFSETS.index((0, 0, 0))] = own[:, 0]  # also if two latents share a position
     return found
 
 

@@ -1,4 +1,5 @@
-"""Inference on images of any size with a network that takes windows: windows are laid over the image and averaged."""
+"""Inference on images of any size with a network that takes windows: predictions of overlapping windows are
+averaged."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Blocks of patches that are predicted, and a context of always the same size: what the JEPAs draw for a sample.
+"""Blocks of patches to predict, and a context of constant size, which the JEPAs draw for each sample.
 
 Shapes: R rows and C columns of patches, M blocks, K patches of context.
 """
@@ -52,7 +52,7 @@ class BlockSettings(Config):
         return max(height, math.floor(area + height / 2))  # the width is rounded, for any height up to this
 
     def check(self, num_patches: int, kind: str) -> None:
-        """Raises ConfigError where the context does not find room beside a block."""
+        """Raises ConfigError if the context does not fit next to a block."""
         block, context = self.largest(num_patches), self.num_context(num_patches)
         if block + context > num_patches:
             raise ConfigError(
@@ -64,8 +64,8 @@ class BlockSettings(Config):
              ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Context, bool [R * C], with exactly K patches, and blocks, bool [M, R * C].
 
-        within: bool [R * C], where the context lies; None: anywhere. Blocks that leave too few patches are drawn again;
-        the last time all lie where the first one does, and the context anywhere else.
+        within: bool [R * C], limits the context; None is everywhere. Blocks that leave too few patches are drawn again;
+        in the last attempt all lie where the first one does, and the context is anywhere else.
         """
         num = self.num_context(rows * columns)
         for _ in range(NUM_TRIES):
@@ -86,7 +86,7 @@ class BlockSettings(Config):
 def block(
     rows: int, columns: int, scale: tuple[float, float], aspect: tuple[float, float], generator: torch.Generator
 ) -> Tensor:
-    """One block, bool [R * C]: area and aspect uniform and apart from each other, anywhere on the grid."""
+    """One block, bool [R * C]: area and aspect ratio uniform and independent, anywhere on the grid."""
     area, ratio = (
         low + float(torch.rand((), generator=generator)) * (high - low)
         for low, high in ((scale[0] * rows * columns, scale[1] * rows * columns), aspect)
@@ -101,8 +101,8 @@ def block(
 
 
 def places(mask: Tensor, length: int) -> Tensor:
-    """Latents of the patches of a mask [..., P], rising, int64 [..., length]: patch p is latent p + 1, and 0, which is
-    the begin latent, fills up."""
+    """Indices of the latents of a mask's patches [..., P], ascending, int64 [..., length]: patch p is latent p + 1;
+    padded with 0, the begin latent."""
     num = mask.shape[-1]
     numbered = torch.where(mask, torch.arange(1, num + 1), num + 1).sort(-1).values[..., :length]
     return torch.where(numbered > num, 0, numbered)

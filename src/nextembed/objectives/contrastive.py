@@ -40,7 +40,7 @@ class CpcSettings(ObjectiveSettings):
 
     @property
     def accumulation(self) -> Accumulation:
-        return "per micro batch"  # other images of the micro batch are the negatives
+        return "per micro batch"  # negatives come from other images of the micro batch
 
     def build(self, backbone: Backbone) -> "Cpc":
         if not isinstance(backbone, CountsLatents) or not isinstance(backbone.config, SizedConfig):
@@ -107,13 +107,15 @@ class Cpc(Objective):
 def candidates(pred: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
     """Scores of every candidate, [B, T, T + B - 1]: of the same image, then at the same place of the others.
 
-    pred [B, T, D]: what is looked for at each place; keys [B, T, D]: what is there; mask [B, T]: False where a key is
-    padding, which is no candidate. The right one of place t is candidate t.
+    pred [B, T, D]: predictions for each position; keys [B, T, D]: latents at each position; mask [B, T]: False for
+    padding, which is not a candidate. For position t, candidate t is right.
     """
     own = torch.einsum("btd,bsd->bts", pred, keys).float()
     own = own.masked_fill(~mask[:, None] & ~torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device), -math.inf)
     others = torch.einsum("btd,ctd->btc", pred, keys).float().masked_fill(~mask.T[None], -math.inf)
     num = len(pred)
     rest = ~torch.eye(num, dtype=torch.bool, device=pred.device)
-    others = others.permute(0, 2, 1)[rest].view(num, num - 1, -1).mT  # without the image itself: it is among its own
+    others = (
+        others.permute(0, 2, 1)[rest].view(num, num - 1, -1).mT
+    )  # without the image itself, whose latents are candidates already
     return torch.cat((own, others), dim=-1)

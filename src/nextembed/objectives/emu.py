@@ -18,12 +18,12 @@ from ..nn.latent_flow import LatentFlow
 from ..nn.losses import regression_distance, token_cross_entropy
 from ..nn.read_noise import noised
 
-CHUNK = 2048  # positions whose scores over the vocabulary are in memory at a time
+CHUNK = 2048  # positions whose logits are in memory at a time
 
 
 @runtime_checkable
 class TwoHeaded(Protocol):
-    """A language model with a second head, of image latents."""
+    """A language model with a second head, for image latents."""
 
     @property
     def draws_latents(self) -> bool: ...
@@ -80,7 +80,7 @@ class EmuSettings(ObjectiveSettings):
         if self.context_drop_rate == 0:
             return {}
         dropped = bool(torch.rand((), generator=generator) < self.context_drop_rate)
-        mask = sample["regression_mask"]  # of an image its latents and what closes it, not the [IMG]
+        mask = sample["regression_mask"]  # latents of an image and its [/IMG], without the [IMG]
         starts = (mask[1:] & ~mask[:-1]).nonzero()[:, 0]
         last = int(starts[-1]) if len(starts) else 0
         return {"context_dropped": (torch.arange(len(mask)) < last) & dropped}
@@ -135,8 +135,8 @@ class EmuSettings(ObjectiveSettings):
 
 
 class EmuObjective(Objective):
-    """loss_sum and num_targets are [2]: text, regression. metrics: text_loss, text_accuracy, regression_loss, and what
-    `nn.diagnostics.diagnose` says of the latents, the position before the first being `[IMG]`."""
+    """loss_sum and num_targets are [2]: text, regression. metrics: text_loss, text_accuracy, regression_loss, and the
+    figures of `nn.diagnostics.diagnose` for the latents, with `[IMG]` before the first."""
 
     settings: EmuSettings
 
@@ -150,7 +150,7 @@ class EmuObjective(Objective):
         settings = self.settings
         pixels = batch["pixel_values"]
         idle = len(pixels) == 0 and self.training and distributed.world_size() > 1
-        if idle:  # every rank has to reach every parameter in every step
+        if idle:  # every rank has to use every parameter in every step
             pixels = pixels.new_zeros(1, *pixels.shape[1:])
         latents = backbone.image_latents(pixels) if len(pixels) else None
         embeds = backbone.model.embed(batch["input_ids"], None if idle else latents)
@@ -182,28 +182,30 @@ class EmuObjective(Objective):
         return output
 
     def regression_term(self, backbone: Any, hidden: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        """Sum over targets [N, D], which come after hidden states [B, T, D] where mask [B, T] says."""
+        """Summed loss of targets [N, D], predicted from hidden states [B, T, D] at mask [B, T]."""
         head = backbone.regression_head
         if isinstance(head, LatentFlow):
-            with drawn_by(seeds_within(mask.nonzero()[:, 0].contiguous())):  # noise is that of a target, in any batch
+            with drawn_by(
+                seeds_within(mask.nonzero()[:, 0].contiguous())
+            ):  # noise depends on the target only, not on the batch
                 return head.loss(hidden[mask], target).sum()
         return regression_distance(head(hidden[mask]), target, self.settings.distance).sum()
 
     @torch.no_grad()
     def prepare(self, backbone: Any, window: Sequence[Batch]) -> bool:
-        """Measures the latents that a new flow is to draw, on all ranks."""
+        """Measures, on all ranks, the latents that a new flow will learn."""
         head = backbone.regression_head
         if not isinstance(head, LatentFlow) or bool(head.measured):
             return True
         was_training = backbone.training
-        backbone.eval()  # what training draws would make them depend on how the batch is divided
+        backbone.eval()  # random operations of training would make this depend on how the batch is divided
         found = [backbone.image_latents(batch["pixel_values"]) for batch in window if len(batch["pixel_values"])]
         backbone.train(was_training)
         return head.measure(torch.cat(found) if found else head.center[None, None, :][:0])
 
     def text_term(self, backbone: Any, hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum, count and how many tokens scored highest. Scores over the vocabulary are made anew in the backward pass,
-        a chunk at a time: they would else be the largest tensor of all."""
+        """Sum, count and number of right tokens. Logits are recomputed in the backward pass, a chunk at a time:
+        otherwise they would be the largest tensor of all."""
 
         def chunk(part: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
             logits = backbone.text_logits(part)
@@ -218,8 +220,8 @@ class EmuObjective(Objective):
 
 
 def apart(batch: Batch, keep_first: bool) -> tuple[Tensor, Tensor]:
-    """document_ids and position_ids [B, T] in which a context that is dropped is a document of its own, and what comes
-    after it goes on from the begin token, where there is one (keep_first), as in `empty_prompt`."""
+    """document_ids and position_ids [B, T] in which a dropped context is a document of its own, and the rest continues
+    from the begin token, if there is one (keep_first), as in `empty_prompt`."""
     documents, positions = batch["document_ids"], batch["position_ids"]
     dropped = cast(Mapping[str, Tensor], batch).get("context_dropped")
     if dropped is None:

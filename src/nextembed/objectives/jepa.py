@@ -1,8 +1,8 @@
-"""Joint-embedding prediction: what a teacher sees in hidden blocks, from the patches that are left. I-JEPA of
-images, V-JEPA of clips.
+"""Joint-embedding prediction: a teacher's features of hidden blocks, from the remaining patches. I-JEPA for images,
+V-JEPA for clips.
 
 Shapes: B samples, P patches in raster order, T = P + 1 latents (the begin latent first), K patches of context, M
-questions of up to Q patches each, D width.
+targets of up to Q patches each, D width.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ from .blocks import BlockSettings, block, places
 from .pixels import EXPLAINED, grid_of, patch_shape_of
 
 LASTING = 5  # logged lines
-Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # predictions, targets [N, D], their places, sample and question [N]
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # predictions, targets [N, D]; their position, sample and block [N]
 
 
 class JepaSettings(ObjectiveSettings):
-    """What the JEPAs share.
+    """Settings that the JEPAs share.
 
     Attributes:
         distance: distance between predictions and targets.
@@ -60,7 +60,8 @@ class JepaSettings(ObjectiveSettings):
             )
 
     def verdict(self, history: History) -> Verdict:
-        """By what a teacher's targets differ in, and by the share of it that is predicted; of clips, of its changes."""
+        """By the spread of the teacher's targets, and the share of it that is predicted; for clips also of its
+        changes."""
         found = [line for line in history if "target_spread" in line]
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
@@ -85,7 +86,7 @@ class JepaSettings(ObjectiveSettings):
         return Verdict("learning", f"{said}.")
 
     def warnings(self, history: History) -> list[str]:
-        """Of a collapse that lasts; most runs come near one in their first steps."""
+        """Warnings of a lasting collapse; most runs come near one in their first steps."""
         found = [line for line in history if "target_spread" in line][-LASTING:]
         if len(found) < LASTING or any(self.verdict([line]).word != "collapsed" for line in found):
             return []
@@ -97,7 +98,7 @@ class JepaSettings(ObjectiveSettings):
 
 
 class Jepa(Objective):
-    """Teacher, predictor and what is measured of them."""
+    """Teacher, predictor and their diagnostics."""
 
     reads_itself = True  # of the teacher
     settings: JepaSettings
@@ -109,18 +110,18 @@ class Jepa(Objective):
         self.predictor = Predictor(backbone.config.hidden_size, *sizes, num_axes, len(settings.questions))
 
     def valid(self, batch: Batch, question: str) -> Tensor:
-        """Where `targets_KIND` holds a patch, bool [B, M, Q]."""
+        """Entries of `targets_KIND` that are patches, not padding, bool [B, M, Q]."""
         targets = by_name(batch)[f"targets_{question}"]
         mask = batch["latent_mask"].gather(1, targets.flatten(1)).view_as(targets)
         return mask & (targets > 0)
 
     def count_targets(self, batch: Batch) -> Tensor:
-        """(Question, patch) pairs."""
+        """Number of (block, patch) pairs."""
         return torch.stack([self.valid(batch, question).sum() for question in self.settings.questions]).sum()
 
     def targets(self, batch: Batch) -> tuple[Tensor, Latents]:
-        """What the teacher sees in each patch of whole samples, normalised without parameters, [B, T, D]; and its
-        latents, which say where patches really are."""
+        """The teacher's features of whole samples, normalised without parameters, [B, T, D], and its latents, which
+        have the true coordinates of patches."""
         teacher = cast(Backbone, self.teacher.network)
         with torch.no_grad():
             latents = teacher.embed(batch)
@@ -164,7 +165,7 @@ class Jepa(Objective):
         )
 
     def measured(self, rows: list[Rows], backbone: Backbone) -> dict[str, Tensor]:
-        """Diagnostics of what was asked; of clips also of how they change."""
+        """Diagnostics of predictions; for clips also of changes over time."""
         pred, target, index, sample = (torch.cat(part) for part in zip(*rows, strict=True))
         found = {
             "explained": explained(pred, target, index),
@@ -174,7 +175,7 @@ class Jepa(Objective):
         }
         if isinstance(backbone.config, PatchConfig) and reads_clips(backbone.config):
             num = patches_of(backbone.config)
-            at_rest = sample * num + (index - 1) % num  # one question's place in a clip, at all times
+            at_rest = sample * num + (index - 1) % num  # a position of a block in a clip, at all times
             found["changes_explained"] = explained(changing(pred, at_rest), changing(target, at_rest), index)
         return found
 
@@ -206,10 +207,10 @@ def at(values: Tensor, index: Tensor) -> Tensor:
 
 
 def explained(pred: Tensor, target: Tensor, index: Tensor) -> Tensor:
-    """Share of the variance of targets [N, D] that is predicted, beyond what their places `index` [N] say, [].
+    """Share of the variance of targets [N, D] that is predicted, beyond what their positions `index` [N] explain, [].
 
-    1 - error / variance around the mean of the targets at the same place, unbiased; places that stand once do not
-    count. Predictions that know only the place give 0 at most, but for chance.
+    1 - error / variance around the mean of the targets at the same place, unbiased; positions that occur once do not
+    count. Predictions from the position alone give at most about 0.
     """
     count = index.bincount()
     mean = target.new_zeros(len(count), target.shape[1]).index_add(0, index, target) / count.clamp(min=1)[:, None]
@@ -220,7 +221,7 @@ def explained(pred: Tensor, target: Tensor, index: Tensor) -> Tensor:
 
 
 def changing(values: Tensor, group: Tensor) -> Tensor:
-    """Values [N, D] less the mean of their group [N]."""
+    """Values [N, D] minus the mean of their group [N]."""
     _, inverse, count = group.unique(return_inverse=True, return_counts=True)
     mean = values.new_zeros(len(count), values.shape[1]).index_add(0, inverse, values) / count[:, None]
     return values - mean[inverse]
@@ -228,7 +229,7 @@ def changing(values: Tensor, group: Tensor) -> Tensor:
 
 @OBJECTIVES.register("ijepa")
 class IjepaSettings(JepaSettings):
-    """What a teacher sees in four blocks of an image, from other patches of it; each block is asked for apart.
+    """A teacher's features of four blocks of an image, from other patches of it; each block is predicted separately.
 
         s = layer_norm(teacher(image))                               # the whole image, full attention
         h = transformer(z of the context patches, full attention)
@@ -266,7 +267,7 @@ class IjepaSettings(JepaSettings):
         return Jepa(self, backbone, num_axes=2)
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """context_block [1 + K], targets_block [M, Q], int64: places of latents."""
+        """context_block [1 + K], targets_block [M, Q], int64: indices of latents."""
         rows, columns = grid_of(sample)
         within = block(rows, columns, self.context_scale, (1.0, 1.0), generator)
         context, blocks = self.blocks.draw(rows, columns, generator, within)
@@ -277,7 +278,7 @@ class IjepaSettings(JepaSettings):
 
 @OBJECTIVES.register("vjepa")
 class VjepaSettings(JepaSettings):
-    """What a teacher sees in hidden parts of a clip, from the other parts; a part is hidden at all times.
+    """A teacher's features of hidden parts of a clip, from the other parts; a part is hidden at all times.
 
         s = layer_norm(teacher(clip))                                # the whole clip, full attention
         for two masks: h = transformer(z of the context, full attention)
@@ -311,7 +312,7 @@ class VjepaSettings(JepaSettings):
         return Jepa(self, backbone, num_axes=3)
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """context_KIND [1 + K], targets_KIND [1, Q], int64, of both masks: places of latents."""
+        """context_KIND [1 + K], targets_KIND [1, Q], int64, of both masks: indices of latents."""
         times = sample["pixel_values"].shape[0] // (COLOURS * TUBELET)
         num = (len(sample["latent_mask"]) - 1) // times  # patches of a frame
         rows, columns = grid_of({**sample, "latent_mask": sample["latent_mask"][: num + 1]})

@@ -1,4 +1,4 @@
-"""Joint embeddings: several crops of an image are to have one vector. SimSiam and LeJEPA.
+"""Joint embeddings: several crops of an image should have the same vector. SimSiam and LeJEPA.
 
 Shapes: B images, V crops of each, K width of the vectors.
 """
@@ -29,11 +29,11 @@ from ..errors import ConfigError
 from ..nn.diagnostics import effective_rank
 from ..nn.heads import projector, summed
 
-COLLAPSED = 0.3  # of the spread of vectors that point everywhere: below, they point the same way
+COLLAPSED = 0.3  # spread of vectors, relative to random ones, below which they have collapsed
 
 
 class JointSettings(ObjectiveSettings):
-    """What SimSiam and LeJEPA share.
+    """Settings that SimSiam and LeJEPA share.
 
     Attributes:
         crops: which parts of each image are compared.
@@ -77,8 +77,8 @@ class Joint(Objective):
         return torch.tensor(len(batch["global_views"]), device=batch["global_views"].device)
 
     def metrics_of(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
-        """Of vectors of two crops [B, K]. embedding_spread: standard deviation of the unit vectors over images, 1 where
-        they point everywhere, 0 where all are alike."""
+        """Diagnostics of the vectors of two crops [B, K]. embedding_spread: standard deviation of the unit vectors over
+        images, 1 for random directions, 0 if all are the same."""
         one, two = F.normalize(first.detach().float(), dim=-1), F.normalize(second.detach().float(), dim=-1)
         spread = one.std(0, unbiased=False).square().sum().sqrt()
         return {
@@ -94,7 +94,7 @@ class Joint(Objective):
 
 
 def check_images(backbone: Backbone, kind: str) -> None:
-    """Raises ConfigError for a backbone that reads no image patches."""
+    """Raises ConfigError for a backbone that does not read image patches."""
     if not isinstance(backbone.config, PatchConfig):
         raise ConfigError(f"objective {kind} needs a model of image patches: model.kind=vit_nepa")
 
@@ -209,7 +209,7 @@ class LeJepa(Joint):
         distance = (every - centre).square().mean(-1).mean(1)  # [B]
         directions = torch.randn(self.settings.width, self.settings.num_directions, device=every.device)
         if distributed.world_size() > 1:
-            dist.broadcast(directions, src=0)  # from device to device: nothing waits for it here
+            dist.broadcast(directions, src=0)  # a copy between devices, without synchronisation
         gaussian = torch.stack([batch_sigreg(every[:, view], directions) for view in range(every.shape[1])]).mean()
         weight, num = self.settings.weight, len(every)
         metrics = None

@@ -1,6 +1,5 @@
-"""A small decoder from frozen latents, or from frozen predictions, to pixels: to look at what they hold.
-
-The backbone is frozen and stays what it was; its copy in RUN/model and the decoder in RUN/decoder belong together.
+"""A small decoder from frozen latents or predictions to pixels, which shows what they contain. The backbone is frozen;
+its copy in RUN/model and the decoder in RUN/decoder belong together.
 """
 
 from dataclasses import dataclass
@@ -154,9 +153,8 @@ class LatentDecoding(Objective):
 
 @torch.no_grad()
 def read_source(backbone: Backbone, pixels: Tensor, source: Source) -> Tensor:
-    """What is decoded to each patch, [B, P, D]: its latent, or the hidden state that predicts it.
-
-    The backbone comes out in eval mode: nothing random (positions, dropout) may move what is read.
+    """The decoder's input for each patch, [B, P, D]: its latent, or the hidden state that predicts it. Sets the
+    backbone to eval mode, because nothing random (positions, dropout) may change the input.
     """
     backbone.eval()
     latents = backbone.embed({"pixel_values": pixels})
@@ -177,7 +175,7 @@ def _psnr(error: Tensor) -> Tensor:
 
 
 def model_mark(backbone: Backbone, source: Source) -> Tensor:
-    """A few numbers [8] that tell models apart: parts of what a fixed pattern becomes, of root mean square near 1."""
+    """A fingerprint of a model, [8]: some latents of a fixed pattern, of root mean square near 1."""
     config, training = backbone.config, backbone.training
     height, width = (2 * side for side in config.patch_shape)
     weight = next(iter(backbone.parameters()))
@@ -213,7 +211,7 @@ class LoadedDecoder:
 
 @dataclass
 class DecoderFile:
-    """What RUN/decoder/config.json holds."""
+    """Content of RUN/decoder/config.json."""
 
     source: Source
     hidden_size: Size
@@ -235,7 +233,7 @@ def load_decoder(path: str | Path) -> LoadedDecoder:
         The decoder, in eval mode; `decoder.image(latents, grid)` gives pixels.
 
     Raises:
-        ConfigError: There is none, or its files are damaged.
+        ConfigError: there is no decoder, or its files are damaged.
     """
     path = Path(path)
     if not path.exists():

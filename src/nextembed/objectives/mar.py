@@ -1,4 +1,4 @@
-"""MAR: masked autoregression of continuous tokens, in random order, by a small generative network a token.
+"""MAR: masked autoregression of continuous tokens, in random order, with a small generative network for each token.
 
 Shapes: B images, P patches in raster order, T = P + 1 latents (the begin latent first), V values a patch.
 """
@@ -37,7 +37,7 @@ from .pixels import patch_shape_of
 
 LEAST, CENTRE, DEVIATION = 0.7, 1.0, 0.25  # of the share of patches that is masked
 NOISE = 32  # stream of random numbers
-GAIN = 0.02  # below, the image says next to nothing about its hidden patches
+GAIN = 0.02  # below, the image tells almost nothing about its hidden patches
 
 
 @OBJECTIVES.register("mar")
@@ -109,7 +109,7 @@ class MarSettings(ObjectiveSettings):
         return f"nextembed sample {folder}{told} -o sheet.png"
 
     def verdict(self, history: History) -> Verdict:
-        """By how much less the error is than that of a prediction that sees no patch."""
+        """By the reduction of the error, compared with a prediction that sees no patch."""
         found = [line["context_gain"] for line in history if "context_gain" in line]
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
@@ -120,7 +120,7 @@ class MarSettings(ObjectiveSettings):
 
 
 def masked_share(generator: torch.Generator) -> float:
-    """From a normal distribution of mean 1 and deviation 0.25, cut to [0.7, 1], by its inverse."""
+    """Draws from a normal distribution of mean 1 and deviation 0.25, truncated to [0.7, 1], by its inverse."""
     edges = torch.tensor([(LEAST - CENTRE) / DEVIATION, (1 - CENTRE) / DEVIATION], dtype=torch.float64)
     low, high = torch.special.ndtr(edges).tolist()
     place = low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64)
@@ -128,7 +128,7 @@ def masked_share(generator: torch.Generator) -> float:
 
 
 class Painter(nn.Module):
-    """What stands behind the backbone: the decoder, the head, and a vector for each class."""
+    """The parts after the backbone: decoder, head, and a vector for each class."""
 
     def __init__(self, settings: MarSettings, hidden_size: int, num_values: int):
         super().__init__()
@@ -148,13 +148,13 @@ class Painter(nn.Module):
             backbone: reads what is kept.
             latents: of whole images, [B, T, D].
             kept: int64 [B, K], the begin latent first.
-            valid: bool [B, K], what of it is seen.
+            valid: bool [B, K], which of these are seen.
             labels: int64 [B], IGNORE_LABEL where no class is told.
         """
         if self.classes is not None:
             first = latents.z[:, :1] + self.classes(labels)[:, None].to(latents.z.dtype)
             latents = latents._replace(z=torch.cat((first, latents.z[:, 1:]), 1))
-        part = latents.take(kept)._replace(documents=valid.long())  # what is not seen is a document of its own
+        part = latents.take(kept)._replace(documents=valid.long())  # unseen patches are a document of their own
         hidden = backbone.encode(part, "full").last
         found: Tensor = self.decoder(hidden, kept, latents.coordinates, valid)
         return found[:, 1:]
@@ -195,7 +195,7 @@ class Mar(Objective):
         return True
 
     def masked(self, batch: Batch) -> Tensor:
-        """Patches that are to be drawn, bool [B, P]."""
+        """Patches to predict, bool [B, P]."""
         return (batch["input_mask"] & batch["latent_mask"])[:, 1:]
 
     def count_targets(self, batch: Batch) -> Tensor:
@@ -240,10 +240,9 @@ class Mar(Objective):
         settings: SampleSettings | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draws patches in random order, few at first: after step s of S a share cos(pi / 2 s / S) is left to draw.
-
-        Guidance grows linearly with the share that is drawn, from none. Averaged weights, where there are any.
-        num_steps: a quarter of the patches where nothing is said, as the paper has it (64 of 256).
+        """Samples patches in random order, few at first: after step s of S a share cos(pi / 2 s / S) is left. Guidance
+        grows linearly from none with the share that is done. Uses averaged weights if there are any. num_steps: by
+        default a quarter of the patches, as in the paper (64 of 256).
         """
         settings = settings or SampleSettings()
         painter = self.painter
@@ -270,13 +269,13 @@ class Mar(Objective):
         return self.image(patches)
 
     def image(self, patches: Tensor) -> Tensor:
-        """Of scaled patches [B, P, V] pixels [B, C, H, W]."""
+        """Scaled patches [B, P, V] to pixels [B, C, H, W]."""
         return to_image(patches * self.scale[1] + self.scale[0], self.grid, self.patch_shape)
 
 
 def drawn_after(num_patches: int, num_steps: int) -> list[int]:
-    """How many patches are drawn after each step, 0 first; each step draws one at least, by the cosine schedule of
-    MaskGIT (arXiv 2202.04200)."""
+    """Number of patches that are done after each step, starting with 0, by the cosine schedule of MaskGIT (arXiv
+    2202.04200); each step does at least one."""
     left = [math.floor(num_patches * math.cos(math.pi / 2 * step / num_steps)) for step in range(1, num_steps)]
     counts = [0]
     for own in (*left, 0):

@@ -1,4 +1,4 @@
-"""Next-embedding prediction: NEPA, and the switches that its ablations and later variants need.
+"""Next-embedding prediction: NEPA, with switches for its ablations and later variants.
 
 With the defaults this is NEPA's Algorithm 1 (arXiv 2512.16922):
 
@@ -199,11 +199,11 @@ class NextEmbeddingSettings(ObjectiveSettings):
         return verdict(history)
 
     def scoring(self) -> Scoring:
-        """What a backbone needs to know of how targets are compared."""
+        """What a backbone needs to know about the comparison of targets."""
         return Scoring(self.distance, self.weights, self.stop_gradient_table)
 
     def _check_scoring(self, backbone: Backbone) -> None:
-        """Some distances need a backbone that scores targets itself, and that takes one step at a time."""
+        """Some distances need a backbone that scores targets itself, and only one step ahead."""
         if isinstance(backbone, ScoringBackbone):
             backbone.check(self.scoring())
             if self.steps_ahead != [1] or not self.shift or self.target != "latents" or self.input_mask_rate > 0:
@@ -222,7 +222,7 @@ class NextEmbeddingSettings(ObjectiveSettings):
 
 
 def latents_of_an_image(backbone: Backbone) -> float:
-    """Without end for a backbone that does not say."""
+    """Infinite for a backbone that does not know it."""
     if not isinstance(backbone, CountsLatents) or not isinstance(backbone.config, SizedConfig):
         return math.inf
     return backbone.num_latents(backbone.config.image_size, backbone.config.image_size)
@@ -233,11 +233,11 @@ class HoldsDiscrete(Protocol):
     """A backbone some of whose latents are rows of tables."""
 
     def continuous(self, batch: Batch) -> Tensor:
-        """Latents that are not, bool [B, T]."""
+        """Latents that are not rows of tables, bool [B, T]."""
 
 
 class PlainScorer:
-    """Compares vectors and nothing else: what NEPA needs; see `core.types.Scorer`."""
+    """Compares vectors only, as NEPA needs; see `core.types.Scorer`."""
 
     def __init__(self, settings: NextEmbeddingSettings):
         self.settings = settings
@@ -263,7 +263,7 @@ class NextEmbedding(Objective):
     def __init__(self, settings: NextEmbeddingSettings, backbone: Backbone):
         super().__init__(settings)
         self.steps = sorted(settings.steps_ahead) if settings.shift else [0]
-        # Nobody needs the hidden state of the last latent: it predicts nothing, and no other latent attends to it.
+        # The hidden state of the last latent is not needed: it predicts nothing, and no other latent attends to it.
         self.skip_last = settings.causal and settings.shift and settings.target != "hidden"
         self.stop_gradient = settings.stop_gradient and settings.distance != "sigreg"
         width = backbone.config.hidden_size

@@ -1,4 +1,4 @@
-"""Objectives that predict pixels of patches: AIM in order, MAE where patches were dropped.
+"""Objectives that predict pixels of patches: AIM in order, MAE for dropped patches.
 
 Shapes: B images, P patches in raster order, T = P + 1 latents (the begin latent first), V values a patch.
 """
@@ -19,11 +19,11 @@ from ..errors import ConfigError
 from ..nn.heads import PlaceDecoder, TokenHead
 from ..nn.readout import to_patches
 
-EXPLAINED = 0.05  # of the variance: below, a model predicts little more than the mean of a patch
+EXPLAINED = 0.05  # share of the variance below which a model predicts little more than the mean of a patch
 
 
 class PixelSettings(ObjectiveSettings):
-    """What AIM and MAE share.
+    """Settings that AIM and MAE share.
 
     Attributes:
         normalise: normalise the pixels of each patch to mean 0 and variance 1, as in both papers.
@@ -35,8 +35,8 @@ class PixelSettings(ObjectiveSettings):
         return []
 
     def verdict(self, history: History) -> Verdict:
-        """By the share of the pixels' variance that is predicted: the mean of a patch alone explains nothing of
-        normalised pixels."""
+        """By the share of the pixels' variance that is predicted; the mean of a patch explains nothing of normalised
+        pixels."""
         found = [line["explained"] for line in history if "explained" in line]
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
@@ -95,7 +95,7 @@ def compared(pred: Tensor, target: Tensor, mask: Tensor, diagnose: bool) -> Obje
 class AimSettings(PixelSettings):
     """Next-patch regression: the pixels of each patch from the patches before it, in raster order.
 
-    The first patches of an image, a random number of them, see each other; what comes behind is predicted:
+    The first patches of an image, a random number of them, see each other; the rest is predicted:
 
         k ~ uniform{1, ..., P - 1}
         h = transformer(z, prefix k)         # h[t] sees z[<= max(t, k)]
@@ -138,7 +138,7 @@ class Aim(Objective):
         self.head = TokenHead(width, values, settings.head_blocks, settings.head_width or width)
 
     def predicted(self, batch: Batch) -> Tensor:
-        """Patches behind the prefix, bool [B, P]."""
+        """Patches after the prefix, bool [B, P]."""
         valid = batch["latent_mask"][:, 1:]
         places = torch.arange(valid.shape[1], device=valid.device)
         return (places >= batch["prefix_length"][:, None]) & valid
@@ -197,7 +197,7 @@ class MaeSettings(PixelSettings):
         return max(1, min(num_patches - 1, num_patches - round(self.mask_rate * num_patches)))
 
     def draw(self, sample: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """kept [1 + K], int64, rising: the begin latent and the patches that are left."""
+        """kept [1 + K], int64, ascending: the begin latent and the remaining patches."""
         num_patches = len(sample["latent_mask"]) - 1
         order = torch.randperm(num_patches, generator=generator)[: self.num_kept(num_patches)]
         return {"kept": torch.cat((torch.zeros(1, dtype=torch.int64), order.sort().values + 1))}

@@ -1,6 +1,5 @@
-"""Small decoders from frozen latents, or from frozen predictions, to values: pixels, mel frames, sensor readings.
-
-The backbone is frozen and stays what it was; its copy in RUN/model and the decoders in RUN/readout belong together.
+"""Small decoders from frozen latents or predictions to values: pixels, mel frames, sensor readings. The backbone is
+frozen; its copy in RUN/model and the decoders in RUN/readout belong together.
 """
 
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ Source = Literal["latents", "predictions"]
 FOLDER = "readout"  # in the run folder
 MARK = "nextembed_readout"  # in its config.json
 BEGIN, FIRST = 1, 2  # kinds of packed documents
-MARK_LENGTH, NUM_MARKS = 4, 4  # latents of each modality, and numbers of each, that tell models apart
+MARK_LENGTH, NUM_MARKS = 4, 4  # latents of each modality, and numbers of each, in a model's fingerprint
 
 
 @OBJECTIVES.register("readout")
@@ -55,7 +54,7 @@ class ReadoutSettings(ObjectiveSettings):
     modalities: list[str] | None = None
 
     def verdict(self, history: History) -> Verdict:
-        """How well values are read back, by modality, beside what the mean patch would reach."""
+        """How well values are reconstructed, by modality, compared with the mean patch."""
         last = history[-1] if history else {}
         said = [
             f"{name} with a mean squared error of {value:.4f} (the mean patch: {last[f'mse_mean/{name}']:.4f})"
@@ -81,8 +80,8 @@ class ReadoutSettings(ObjectiveSettings):
 
 
 class Rows(NamedTuple):
-    """What is decoded of one modality in a batch. x [N, D]; target [N, P]; places [N, 3]; segments [N]; mask [N], bool:
-    which count; the others are neighbours."""
+    """Input and target of one modality in a batch. x [N, D]; target [N, P]; places [N, 3]; segments [N]; mask [N],
+    bool: which are targets; the others are neighbours."""
 
     x: Tensor
     target: Tensor
@@ -92,10 +91,9 @@ class Rows(NamedTuple):
 
 
 class Readout(Objective):
-    """The objective of `ReadoutSettings`: one term a modality, each a mean over its own latents.
-
-    metrics, by modality: mse/NAME; mse_mean/NAME, that of always saying the mean patch of the batch; psnr/NAME in dB,
-    for values in [-1, 1].
+    """The objective of `ReadoutSettings`: one term per modality, each a mean over its own latents. metrics, by
+    modality: mse/NAME; mse_mean/NAME, that of always predicting the mean patch of the batch; psnr/NAME in dB, for
+    values in [-1, 1].
     """
 
     settings: ReadoutSettings
@@ -111,11 +109,11 @@ class Readout(Objective):
         self.register_buffer("mark", model_mark(backbone, settings.source))
 
     def count_targets(self, batch: Batch) -> Tensor:
-        """Latents of each modality, [modalities]: of predictions those that may be targets."""
+        """Number of latents of each modality, [modalities]; for predictions only those that may be targets."""
         return torch.stack([self.counts(batch, kind).sum() for kind in self.kinds.values()])
 
     def counts(self, batch: Batch, kind: int) -> Tensor:
-        """Which positions [B, T] count for the modality of this kind."""
+        """Positions [B, T] that are targets for the modality of this kind."""
         own = batch["kinds"] == kind
         return own & batch["latent_mask"] if self.settings.source == "predictions" else own
 
@@ -142,7 +140,8 @@ class Readout(Objective):
         )
 
     def rows(self, name: str, kind: int, x: Tensor, segments: Tensor, batch: Batch) -> Rows:
-        """Of one modality. A linear or mlp readout skips what does not count; a conv one may look at it."""
+        """Input and target of one modality. A linear or mlp readout leaves out what is not a target; a conv one may
+        read it."""
         own = batch["kinds"] == kind
         mask = self.counts(batch, kind)[own]
         rows = Rows(x[own], by_name(batch)[f"values.{name}"].float(), batch["coordinates"][own], segments[own], mask)
@@ -157,7 +156,8 @@ class Readout(Objective):
 
 
 def value_sizes(backbone: Backbone) -> dict[str, int]:
-    """Values a patch of each modality that has them. Raises ConfigError if the model is none of packed documents."""
+    """Number of values per patch, for each modality with values. Raises ConfigError if the model does not read packed
+    documents."""
     modalities = getattr(backbone.config, "modalities", None)
     if not isinstance(modalities, dict):
         raise ConfigError("objective readout needs a model of several modalities: model.kind=omni")
@@ -167,10 +167,9 @@ def value_sizes(backbone: Backbone) -> dict[str, int]:
 
 @torch.no_grad()
 def read_source(backbone: Backbone, batch: Batch, source: Source) -> Tensor:
-    """What is decoded at each position, [B, T, D]: its latent, or the prediction of it (0 at the first position).
-
-    The prediction of a model with densities is the likeliest direction. The backbone comes out in eval mode: nothing
-    random may move what is read, and it learns nothing of the batch.
+    """The decoder's input at each position, [B, T, D]: its latent, or the prediction of it (0 at the first position;
+    with a density its most likely direction). Sets the backbone to eval mode, so that nothing random changes the input
+    and no statistics are updated.
     """
     backbone.eval()
     latents = backbone.embed(batch)
@@ -199,8 +198,8 @@ def readout_metrics(name: str, found: Tensor, target: Tensor) -> Metrics:
 
 
 def model_mark(backbone: Backbone, source: Source) -> Tensor:
-    """A few numbers that tell models apart, of root mean square near 1: parts of what a document with a fixed pattern
-    in each continuous modality becomes."""
+    """A fingerprint of a model, of root mean square near 1: some latents of a document with a fixed pattern in each
+    continuous modality."""
     training, sizes = backbone.training, value_sizes(backbone)
     weight = next(iter(backbone.parameters()))
     kinds: list[int] = []
@@ -230,9 +229,8 @@ class LoadedReadouts:
 
     @torch.no_grad()
     def values(self, modality: str, latents: Tensor, places: Tensor) -> Tensor:
-        """Values [N, P] of one segment: latents [N, D], of any length, in reading order, at places [N, 3].
-
-        For `Modality.signal` bring them into natural order. Raises ConfigError for another modality."""
+        """Values [N, P] of one segment: latents [N, D], of any length, in reading order, at positions [N, 3]. For
+        `Modality.signal`, put them into natural order. Raises ConfigError for another modality."""
         if modality not in self.readouts:
             raise ConfigError(unknown(f"readouts of {self.name}:", modality, self.readouts))
         return self.readouts[modality](latents, places)
@@ -259,7 +257,7 @@ class LoadedReadouts:
 
 @dataclass
 class ReadoutsFile:
-    """What RUN/readout/config.json holds. readouts: arguments of `ValueReadout` by modality."""
+    """Content of RUN/readout/config.json. readouts: arguments of `ValueReadout` by modality."""
 
     source: Source
     readouts: dict[str, dict[str, Any]]

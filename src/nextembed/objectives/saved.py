@@ -1,4 +1,4 @@
-"""Features that an objective reads itself, after training: from RUN/objective, beside the model, or from a hub."""
+"""Loads objectives that provide features themselves: from RUN/objective, next to the model, or from the hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,12 @@ from ..core.types import Backbone
 from ..errors import ConfigError
 
 FILES = ("config.json", "model.safetensors")
-MODELS = ("model", "ema")  # folders of a run and of its checkpoints that the objective lies beside
+MODELS = ("model", "ema")  # model folders next to which the objective is saved
 
 
 @dataclass
 class ObjectiveFile:
-    """What RUN/objective/config.json holds. settings: as of config.yaml; reads_itself: whether features are those that
-    it reads."""
+    """Content of RUN/objective/config.json. settings: as in config.yaml; reads_itself: whether it provides features."""
 
     kind: Literal["objective"]
     settings: dict[str, object]
@@ -38,23 +37,21 @@ class ObjectiveFile:
 
     @classmethod
     def load(cls, folder: Path) -> "ObjectiveFile":
-        """Of a folder as `objective_beside` gives it. Raises ConfigError for another file."""
+        """Reads the description in a folder of `objective_beside`. Raises ConfigError if it is not valid."""
         return load(cls, folder / "config.json")
 
 
 @dataclass
 class Marked:
-    """What of a model's config.json says that its objective lies beside it. On a hub nothing else tells it without a
-    request that most models would be asked in vain."""
+    """The entry of a model's config.json that says that its objective is saved next to it. On a hub, finding this out
+    would otherwise take a request for every model."""
 
     nextembed_objective: bool = False
 
 
 def objective_beside(model: Path | str) -> Path | None:
-    """The folder of the objective that was saved with a model; None where there is none.
-
-    model: its folder, or a hub id.
-    Raises ConfigError if a model on a hub says that it has one, and it is not there.
+    """The folder of the objective that was saved with a model; None if there is none. model: its folder, or a hub id.
+    Raises ConfigError if a model on a hub names one that is missing.
     """
     if isinstance(model, str):
         return objective_on_hub(model)
@@ -63,9 +60,8 @@ def objective_beside(model: Path | str) -> Path | None:
 
 
 def other_features(model: str) -> str:
-    """What to say where a model is to be fine-tuned whose features are not its own; else nothing.
-
-    model: its folder, or the run that it lies in; a hub id is not asked.
+    """A note for fine-tuning a model whose features are provided by its objective; else empty. model: its folder, or
+    its run; hub ids are not checked.
     """
     path = Path(model).expanduser()
     if not path.exists():
@@ -86,7 +82,7 @@ def other_features(model: str) -> str:
 
 
 def objective_on_hub(repo_id: str) -> Path | None:
-    """As `objective_beside`, of a hub id; its files are downloaded, or were kept from before."""
+    """As `objective_beside`, for a hub id; files are downloaded or come from the cache."""
     file = hub_file(repo_id, "config.json")
     if file is None or not load(Marked, file).nextembed_objective:
         return None
@@ -107,7 +103,7 @@ def load_objective(folder: Path, backbone: PreTrainedModel, seed: int | None = N
 
     Raises:
         ConfigError: for what does not load or fit.
-        CodeRefused: for an objective of somebody's own whose file was not allowed.
+        CodeRefused: for an objective in a Python file that was not allowed.
     """
     file = folder / "config.json"
     values = ObjectiveFile.load(folder).settings
@@ -126,6 +122,6 @@ def load_objective(folder: Path, backbone: PreTrainedModel, seed: int | None = N
 
 
 def objective_of(model: Path | str, backbone: PreTrainedModel) -> Objective | None:
-    """The objective that reads a saved model's features; None where the model does it. Errors of `load_objective`."""
+    """The objective that provides a saved model's features; None if the model does. Errors as of `load_objective`."""
     folder = objective_beside(model)
     return None if folder is None else load_objective(folder, backbone)

@@ -26,13 +26,13 @@ class VarSettings(TokenizedSettings):
     Guidance grows with the map, from none at the first: s_k = 1 + (s - 1) k / (S - 1).
 
     Source:
-        VAR (arXiv 2404.02905). Ours has NEPA's backbone: centres of cells as rotary positions, in place of learned
-        ones, and the class in what comes first alone, not in every norm. Features are those of what comes first and of
+        VAR (arXiv 2404.02905). Ours has NEPA's backbone: centres of cells as rotary positions, instead of learned ones,
+        and the class only in the first map, not in every norm. Features are those of what comes first and of
         the finest map, of an image without a class; that map's own codes are not read.
     """
 
     def build(self, backbone: Backbone) -> "Var":
-        """Raises ConfigError for a tokenizer that is not there or does not fit, or has one map."""
+        """Raises ConfigError for a tokenizer that is missing, does not fit, or has only one map."""
         tokenizer = self.opened(backbone)
         if len(tokenizer.shape.scales) < 2:
             raise ConfigError(
@@ -62,7 +62,7 @@ class Var(Tokenized):
         return torch.tensor(num, device=batch["pixel_values"].device)
 
     def latents(self, backbone: Backbone, tokens: Tensor, labels: Tensor) -> Latents:
-        """What each code is predicted from, [B, L, D]."""
+        """Inputs from which each code is predicted, [B, L, D]."""
         first, common = self.start(backbone, labels)
         first = first.expand(-1, self.tokenizer.quantizer.sizes[0], -1)
         z = torch.cat((first, common + self.enter(self.tokenizer.quantizer.coarser(tokens))), 1)

@@ -34,7 +34,7 @@ class SegmentationSettings(ObjectiveSettings):
         return Verdict("segmenter", "Trained on pixel labels, but not scored.")
 
     def build(self, backbone: Any) -> "Segmentation":
-        """Raises ConfigError if there is not one weight a class."""
+        """Raises ConfigError if there is not one weight per class."""
         num_classes = int(backbone.config.num_labels)
         if self.class_weights is not None and len(self.class_weights) != num_classes:
             raise ConfigError(
@@ -71,17 +71,17 @@ class Segmentation(Objective):
     def read(
         self, backbone: Any, batch: Batch, attention: Attention | None = None, output_layers: bool = False
     ) -> Hidden:
-        """Of a head over several layers that of the transformer below it."""
+        """The transformer's hidden states, if the head reads several layers."""
         trunk: Any = backbone if isinstance(backbone, Encodes) else backbone.backbone
         return super().read(trunk, batch, attention, output_layers)
 
     def logits(self, backbone: Any, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Those of the head, and in training mode those of the auxiliary head where there is one."""
+        """Logits of the head, and in training mode those of the auxiliary head, if any."""
         if not self.training or getattr(backbone, "auxiliary_head", None) is None:
             return backbone(pixel_values=pixels).logits, None
         if len(pixels) == 1:
             raise ConfigError("UPerNet's batch norms need two images or more at once: raise train.micro_batch_size")
-        # transformers gives the second head's logits to nobody, only its loss in a mean.
+        # transformers does not return the auxiliary head's logits, only its loss within a mean.
         maps = backbone.backbone(pixels).feature_maps
         return backbone.decode_head(maps), backbone.auxiliary_head(maps)
 

@@ -1,6 +1,6 @@
 """Fine-tuning: objectives that compare a model's answers with labels.
 
-Their backbone is a Hugging Face model with its head on: `backbone(pixel_values).logits`.
+Their backbone is a Hugging Face model with a head: `backbone(pixel_values).logits`.
 """
 
 from typing import Annotated, Any, ClassVar
@@ -17,7 +17,7 @@ from ..errors import DataError
 
 
 def _drawable(alpha: float) -> float:
-    if 0 < alpha < 1e-3:  # Beta's draws are no numbers any more
+    if 0 < alpha < 1e-3:  # samples of Beta become nan above
         raise ValueError(f"should be 0 (off) or at least 0.001, got {alpha:g}")
     return alpha
 
@@ -61,7 +61,7 @@ class ClassificationSettings(ObjectiveSettings):
 
 
 class Classification(Objective):
-    """The objective of `ClassificationSettings`; samples without a label (-100) count nothing."""
+    """The objective of `ClassificationSettings`; samples without a label (-100) are ignored."""
 
     settings: ClassificationSettings
 
@@ -75,7 +75,7 @@ class Classification(Objective):
             self.mixers.append(v2.CutMix(alpha=settings.cutmix_alpha, num_classes=self.num_classes))
 
     def count_targets(self, batch: Batch) -> Tensor:
-        """Labels in the batch. Raises DataError for one that is no class of the head."""
+        """Number of labels in the batch. Raises DataError for a label that is not a class of the head."""
         labels = batch["labels"]
         known = labels != IGNORE_LABEL
         if bad := labels[known & ((labels < 0) | (labels >= self.num_classes))].tolist():

@@ -1,4 +1,5 @@
-"""Models of the codes of a trained tokenizer, which draw new images: LlamaGen, a code at a time; see `scales` for VAR.
+"""Models of the codes of a trained tokenizer, which generate images: LlamaGen, one code at a time; see `scales` for
+VAR.
 
 Shapes: B images, P patches (the tokenizer's cells), L codes of an image, K codes of the codebook, D latent width.
 """
@@ -33,11 +34,11 @@ from .pixels import patch_shape_of
 from .tokenizer import check_tokenizer, load_tokenizer
 from .tokens import classified, token_verdict
 
-FROZEN = "tokenizer"  # the part that does not train
+FROZEN = "tokenizer"  # the part that is not trained
 
 
 class TokenizedSettings(ObjectiveSettings):
-    """What `llamagen` and `var` share.
+    """Settings that `llamagen` and `var` share.
 
     Attributes:
         tokenizer: a finished run of objective tokenizer, or its folder; it is kept with this run.
@@ -69,7 +70,7 @@ class TokenizedSettings(ObjectiveSettings):
         return []
 
     def verdict(self, history: History) -> Verdict:
-        """By the share of codes that are right, beside that of the most frequent one."""
+        """By the share of codes that are right, compared with always predicting the most frequent one."""
         return token_verdict(history)
 
     def usage(self, folder: str) -> str:
@@ -77,7 +78,8 @@ class TokenizedSettings(ObjectiveSettings):
         return f"nextembed sample {folder}{told} -o sheet.png"
 
     def opened(self, backbone: Backbone) -> ImageTokenizer:
-        """The tokenizer, frozen. Raises ConfigError where there is none, or it is of other images than the model's."""
+        """The tokenizer, frozen. Raises ConfigError if there is none, or if it was trained for images of another
+        size."""
         patch_shape_of(backbone, self.kind)
         if not isinstance(backbone, CachedBackbone):
             raise ConfigError(
@@ -97,7 +99,7 @@ class TokenizedSettings(ObjectiveSettings):
 class Tokenized(Objective):
     """A frozen tokenizer, a latent for each class, and a linear head over the codes that starts at zero.
 
-    What stands at a patch comes from its code, not from pixels: of the model's own embedding it has what a grey image
+    The latent of a patch comes from its code, not from pixels; from the model's embedding it has only what a grey image
     gives (the begin latent and the bias). Positions are the centres of cells, as in training without augmentation.
     """
 
@@ -124,7 +126,7 @@ class Tokenized(Objective):
             )
 
     def own(self) -> list[nn.Parameter]:
-        """What trains, in the order of what is averaged."""
+        """Trained parameters, in the order of their averages."""
         parts = [part for name, part in self.named_children() if name not in (FROZEN, "averaged")]
         return [parameter for part in parts for parameter in part.parameters()]
 
@@ -135,7 +137,7 @@ class Tokenized(Objective):
 
     @contextmanager
     def drawing(self) -> Iterator[None]:
-        """Inside, the averaged weights stand in for those that train, where there are any and they are asked for."""
+        """Context in which averaged weights replace the trained ones, if there are any and they are requested."""
         if self.averaged is None or not self.draws_averaged:
             yield
             return
@@ -155,7 +157,7 @@ class Tokenized(Objective):
         return self
 
     def start(self, backbone: Backbone, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What comes first, with the class, and what every other latent has in common: [B, 1, D] each."""
+        """The first latent, with the class, and the part that all other latents share: [B, 1, D] each."""
         config = backbone.config
         grey = self.head.weight.new_zeros(len(labels), config.num_channels, *config.image_shape)
         z = backbone.embed({"pixel_values": grey}).z
@@ -167,7 +169,7 @@ class Tokenized(Objective):
         return torch.cat(maps)[None].expand(num, -1, -1)
 
     def folders(self, state: dict[str, Tensor]) -> dict[str, Folder]:
-        """RUN/objective, with the tokenizer: the run that trained it is not needed any more."""
+        """Saved in RUN/objective with the tokenizer, so that the run that trained it is no longer needed."""
         settings = self.settings.model_copy(update={"tokenizer_shape": self.tokenizer.shape})
         return {FOLDER: ({"kind": FOLDER, "settings": settings.model_dump(mode="json", serialize_as_any=True)}, state)}
 
@@ -188,7 +190,7 @@ class LlamaGenSettings(TokenizedSettings):
     attends: ClassVar[AttentionMode] = "causal"
 
     def build(self, backbone: Backbone) -> "LlamaGen":
-        """Raises ConfigError for a tokenizer that is not there or does not fit, or has several maps."""
+        """Raises ConfigError for a tokenizer that is missing, does not fit, or has several maps."""
         tokenizer = self.opened(backbone)
         if tokenizer.shape.scales:
             sides = ", ".join(map(str, tokenizer.shape.scales))

@@ -1,7 +1,7 @@
 """A tokenizer of images, trained on the user's own: what `llamagen` and `var` predict.
 
-The run's model says only how large images and patches are, and their channels; it is neither read nor trained. The
-tokenizer lies in RUN/tokenizer. Shapes: B images, L codes of an image, V numbers a code, K codes.
+The run's model only gives the sizes of images and patches and the channels; it is neither read nor trained. The
+tokenizer is saved in RUN/tokenizer. Shapes: B images, L codes of an image, V numbers a code, K codes.
 """
 
 from collections.abc import Sequence
@@ -29,8 +29,8 @@ from ..nn.tokenizer import ImageTokenizer, TokenizerShape
 from .pixels import patch_shape_of
 
 FOLDER = "tokenizer"  # in the run folder
-FORGOTTEN = 1e-3  # running number of vectors, below which a mean of them is none
-COLLAPSED = 0.02  # of the codes: with fewer in effect a codebook has collapsed
+FORGOTTEN = 1e-3  # running number of vectors below which a code has no mean
+COLLAPSED = 0.02  # share of the codes: with fewer in effect a codebook has collapsed
 
 
 @OBJECTIVES.register("tokenizer")
@@ -108,11 +108,11 @@ class TokenizerSettings(ObjectiveSettings):
 
     @property
     def fewest(self) -> float:
-        """Codes in effect, below which a codebook has collapsed."""
+        """Number of codes in effect below which a codebook has collapsed."""
         return max(2.0, COLLAPSED * self.num_codes)
 
     def verdict(self, history: History) -> Verdict:
-        """By how many codes are in use, and by what the mean colour of each patch would reach."""
+        """By the number of codes in use, and the error compared with the mean colour of each patch."""
         found = [line for line in history if "code_perplexity" in line]
         if not found:
             return Verdict("undecided", "No diagnostics were logged.")
@@ -131,7 +131,7 @@ class Tokenizing(Objective):
     """The objective of `TokenizerSettings`.
 
     metrics: psnr, psnr_flat in dB, for pixels in [-1, 1]; code_perplexity: exp of the entropy of the batch's codes;
-    code_loss; codes_revived: at the last time.
+    code_loss; codes_revived: number in the last revival.
     """
 
     settings: TokenizerSettings
@@ -144,13 +144,15 @@ class Tokenizing(Objective):
     def __init__(self, settings: TokenizerSettings, tokenizer: ImageTokenizer):
         super().__init__(settings)
         self.tokenizer = tokenizer
-        self.register_buffer("usage", torch.zeros(settings.num_codes, dtype=torch.int64))  # since codes were revived
+        self.register_buffer(
+            "usage", torch.zeros(settings.num_codes, dtype=torch.int64)
+        )  # steps since codes were revived
         self.register_buffer("revived", torch.tensor(0))
         self.register_buffer("started", torch.tensor(False))
         codes = tokenizer.quantizer.codes
         if settings.code_decay is not None:
             codes.requires_grad_(False)  # `after_step` moves them
-        self.register_buffer("near", torch.ones(len(codes)))  # running number of vectors a step, of each code
+        self.register_buffer("near", torch.ones(len(codes)))  # running number of vectors per step, for each code
         self.register_buffer("sums", torch.zeros_like(codes))  # and of their sum
         self.seen: list[tuple[Tensor, Tensor]] = []  # ids and vectors of the step's micro batches
 
@@ -194,7 +196,7 @@ class Tokenizing(Objective):
                 "objective tokenizer updates its codes without gradients, which does not work with train.fsdp=true"
             )
         if not bool(self.started):
-            codes.zero_()  # every map sees what no other one has taken
+            codes.zero_()  # every map gets vectors that no other one has used
             found = torch.cat([self.tokenizer.quantise(batch["pixel_values"]).vectors for batch in window]).cpu()
             vectors = torch.cat(distributed.gather_objects(found))
             distinct, num = torch.unique(vectors, dim=0), self.settings.num_codes
@@ -210,10 +212,9 @@ class Tokenizing(Objective):
 
     @torch.no_grad()
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
-        """Moves codes to the running means of their vectors, over all ranks; now and then those that no vector was near
-        to onto vectors of this step.
-
-        With several ranks these come in another order than with one, so other ones may be drawn."""
+        """Moves codes to the running means of their vectors, over all ranks, and from time to time unused codes to
+        vectors of this step. The order of these vectors depends on the number of ranks, so different ones may be
+        drawn."""
         num, codes = self.settings.num_codes, self.tokenizer.quantizer.codes
         counts, sums = torch.zeros(num, dtype=torch.float64), torch.zeros(codes.shape, dtype=torch.float64)
         for ids, vectors in self.seen:
@@ -235,7 +236,8 @@ class Tokenizing(Objective):
         self.seen.clear()
 
     def _follow(self, counts: Tensor, sums: Tensor, decay: float) -> None:
-        """Of vectors of a step [K], [K, V]; a code that has had none for long stays where it is."""
+        """Updates the running means with a step's counts [K] and sums [K, V]; a code without recent vectors stays where
+        it is."""
         self.near.lerp_(counts, 1 - decay)
         self.sums.lerp_(sums, 1 - decay)
         known = self.near > FORGOTTEN
@@ -253,7 +255,7 @@ def _psnr(error: Tensor) -> Tensor:
 
 
 class TokenizerFile(Config):
-    """What RUN/tokenizer/config.json holds.
+    """Content of RUN/tokenizer/config.json.
 
     Attributes:
         kind: marker of the format.
@@ -297,7 +299,7 @@ def load_tokenizer(path: str | Path) -> ImageTokenizer:
 
 
 def check_tokenizer(shape: TokenizerShape, backbone: Backbone, name: str) -> None:
-    """Raises ConfigError for a tokenizer of other images than the model's."""
+    """Raises ConfigError for a tokenizer that was trained for images of another size."""
     config = backbone.config
     ours = {"num_channels": config.num_channels, "image_shape": config.image_shape, "patch_shape": config.patch_shape}
     said = {"num_channels": "channels", "image_shape": "pixels", "patch_shape": "pixels a patch"}

@@ -1,4 +1,4 @@
-"""Objectives that classify tokens of patches: iGPT in order or hidden at random, BEiT where blocks were masked.
+"""Objectives that classify tokens of patches: iGPT in order or hidden at random, BEiT for masked blocks.
 
 The tokens are ours: a k-means codebook of the patches of the user's own training images. Shapes: B images, P patches in
 raster order, T = P + 1 latents (the begin latent first), K codes.
@@ -23,7 +23,7 @@ from .pixels import grid_of, patch_shape_of
 
 
 class TokenSettings(ObjectiveSettings):
-    """What objectives of tokens share.
+    """Settings that these objectives share.
 
     Attributes:
         num_codes: number of codes of the codebook, fitted on the patches of the first step's images, on all ranks.
@@ -38,7 +38,7 @@ class TokenSettings(ObjectiveSettings):
 
 
 def token_verdict(history: History) -> Verdict:
-    """By the share of tokens that are right, beside that of the most frequent one."""
+    """By the share of tokens that are right, compared with always predicting the most frequent one."""
     found = [line for line in history if "token_top1" in line]
     if not found:
         return Verdict("undecided", "No diagnostics were logged.")
@@ -84,7 +84,7 @@ class Tokens(Objective):
         return self.codebook.ids(to_patches(batch["pixel_values"], self.patch_shape))
 
     def quantised(self, batch: Batch) -> Batch:
-        """The images as their codes show them: what a model of tokens sees."""
+        """Images reconstructed from their codes, which the model reads."""
         height, width = batch["pixel_values"].shape[-2:]
         grid = (height // self.patch_shape[0], width // self.patch_shape[1])
         pixels = to_image(self.codebook.decode(self.tokens(batch)), grid, self.patch_shape)
@@ -102,7 +102,9 @@ def classified(logits: Tensor, tokens: Tensor, mask: Tensor, diagnose: bool) -> 
     if diagnose:
         right = ((logits.argmax(-1) == tokens) & mask).sum()
         counts = torch.zeros(logits.shape[-1], dtype=torch.long, device=logits.device)
-        common = counts.scatter_add(0, tokens.flatten(), mask.flatten().long()).max()  # no shape depends on values
+        common = counts.scatter_add(
+            0, tokens.flatten(), mask.flatten().long()
+        ).max()  # masks, so that no shape depends on values
         metrics = {"token_top1": (right, count), "token_chance": (common, count)}
     return ObjectiveOutput(loss_sum=loss.sum(), num_targets=count, metrics=metrics)
 
@@ -115,9 +117,9 @@ class IgptSettings(TokenSettings):
         loss = mean over t of -log softmax(head(h[t])) [code of patch t + 1]
 
     Source:
-        iGPT (Chen et al. 2020, ICML). Ours predicts codes of patches in place of pixels' palette colours, since the
-        backbone reads patches; a code enters as its own pixels through the model's patch embedding, in place of a
-        table. The head starts at zero and is not tied, as there. Features are those of quantised images.
+        iGPT (Chen et al. 2020, ICML). Ours predicts codes of patches instead of palette colours of pixels, since the
+        backbone reads patches; a code enters as its pixels through the model's patch embedding, instead of a table. The
+        head starts at zero and is not tied, as there. Features are those of quantised images.
     """
 
     attends: ClassVar[AttentionMode] = "causal"

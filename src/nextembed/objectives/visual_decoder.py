@@ -1,4 +1,4 @@
-"""Painting from image latents: a diffusion decoder learns what pictures the latents of a frozen model stand for."""
+"""Painting from image latents: a diffusion decoder that reconstructs images from the latents of a frozen model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -80,7 +80,7 @@ class VisualDecoderSettings(ObjectiveSettings):
 
 
 class ImageTextConfig(Protocol):
-    """What a model of text and image latents says of its tokens."""
+    """Token ids of a model of text and image latents."""
 
     image_token_id: int
     image_end_token_id: int
@@ -116,7 +116,7 @@ def with_images(backbone: object) -> ImageTextBackbone:
 
 
 class VisualDecoding(Objective):
-    """The objective of `VisualDecoderSettings`. Loss: squared error of what the UNet predicts, a mean over each image;
+    """The objective of `VisualDecoderSettings`. Loss: squared error of the UNet's prediction, averaged over each image;
     an image is one target. Targets are in [-1, 1]."""
 
     signal: Tensor
@@ -179,7 +179,7 @@ class VisualDecoding(Objective):
         return ObjectiveOutput(loss_sum=error.sum(), num_targets=count, metrics=metrics)
 
     def latents(self, backbone: ImageTextBackbone, batch: Batch) -> Tensor:
-        """What to paint from, [I, N, D]: the images' own latents, some replaced by those the model regresses."""
+        """The conditions, [I, N, D]: the images' own latents, some replaced by those the model predicts."""
         latents = backbone.image_latents(batch["pixel_values"])
         if self.settings.regressed_rate > 0:
             drawn = uniform(len(latents), 1, REGRESSED, latents.device)[:, 0] < self.settings.regressed_rate
@@ -214,7 +214,7 @@ class VisualDecoding(Objective):
         return self.measure(model, torch.cat(found) if found else self.empty[None, :0].expand(0, -1, -1))
 
     def measure(self, backbone: ImageTextBackbone, latents: Tensor) -> bool:
-        """The empty prompt's latents, and mean and spread of each channel of latents [I, N, D] over all ranks. Gives
+        """The empty prompt's latents, and mean and spread of each channel of latents [I, N, D] over all ranks. Returns
         whether there were any. Every rank has to call it, also without images."""
         flat = latents.cpu().double().flatten(0, 1)  # not every accelerator has float64
         number = torch.full((flat.shape[1],), float(len(flat)), dtype=flat.dtype)
@@ -225,7 +225,7 @@ class VisualDecoding(Objective):
         mean = first / number
         spread = (second / number - mean.square()).clamp(min=0).sqrt()
         self.center.copy_(mean)
-        self.spread.copy_(spread.clamp(min=1e-3 * spread.mean() + 1e-8))  # a channel that is always the same stays so
+        self.spread.copy_(spread.clamp(min=1e-3 * spread.mean() + 1e-8))  # a constant channel is not scaled
         if self.settings.standardise and self.decoder.knows_latents:
             for unet in (self.decoder.unet, *([] if self.ema is None else [self.ema.network])):
                 self.decoder.fold_standardisation(-self.center / self.spread, 1 / self.spread, unet)
@@ -246,7 +246,7 @@ class VisualDecoding(Objective):
 
 
 def target_images(batch: Batch, settings: VisualDecoderSettings, size: int) -> Tensor:
-    """What is to be painted, [I, 3, size, size] in [-1, 1].
+    """The target images, [I, 3, size, size] in [-1, 1].
 
     `target_pixel_values` if the batch has them, else `pixel_values` without their normalisation. Larger images are made
     smaller. Raises ConfigError for smaller ones.
@@ -265,7 +265,7 @@ def target_images(batch: Batch, settings: VisualDecoderSettings, size: int) -> T
 
 
 def empty_prompt_latents(backbone: ImageTextBackbone) -> Tensor:
-    """[N, D]: what the model generates after nothing, the other half of guidance."""
+    """Latents of the empty prompt, [N, D], for guidance."""
     config, device = backbone.config, next(backbone.parameters()).device
     any_token = config.image_end_token_id if config.bos_token_id is None else config.bos_token_id
     ids = torch.tensor([[any_token]], device=device)
@@ -273,7 +273,7 @@ def empty_prompt_latents(backbone: ImageTextBackbone) -> Tensor:
 
 
 def image_starts(batch: Batch, config: ImageTextConfig) -> list[tuple[int, int, int]]:
-    """Of each image, in reading order: its row, where its document begins, and where its `[IMG]` stands."""
+    """Row, start of the document, and position of `[IMG]` of each image, in reading order."""
     places = (batch["input_ids"] == config.image_token_id).nonzero()[:: config.num_image_latents].tolist()
     documents = batch.get("document_ids")
     if documents is None:
@@ -286,20 +286,20 @@ def image_starts(batch: Batch, config: ImageTextConfig) -> list[tuple[int, int, 
 
 
 def image_seeds(batch: Batch, config: ImageTextConfig) -> Tensor | None:
-    """Seeds of the images [I], of what is drawn for each of them."""
+    """Seeds of the images [I], for random numbers of each."""
     rows = (batch["input_ids"] == config.image_token_id).nonzero()[:: config.num_image_latents, 0].contiguous()
     return seeds_within(rows)
 
 
 def has_context(batch: Batch, config: ImageTextConfig) -> Tensor:
-    """Which images [I] have more before them in their document than the begin token."""
+    """Images [I] that are preceded by more than the begin token in their document."""
     least = 0 if config.bos_token_id is None else 1
     found = [start - begin > least for _, begin, start in image_starts(batch, config)]
     return torch.tensor(found, dtype=torch.bool, device=batch["input_ids"].device)
 
 
 def contexts(batch: Batch, chosen: Tensor, config: ImageTextConfig) -> dict[str, Tensor]:
-    """What stands before the chosen images [I] in their documents, as prompts padded on the left, with its images."""
+    """The context of the chosen images [I] in their documents, as prompts padded on the left, with their images."""
     rows, images = [], []
     for index, (row, begin, start) in enumerate(image_starts(batch, config)):
         if bool(chosen[index]):
