@@ -1,1 +1,1 @@
-"""Image files of any origin to training batches and probe samples; imports nothing above `core`."""
+"""From files of any source to training batches and probe samples; imports nothing above `core`."""

@@ -1,4 +1,4 @@
-"""Members of tar and zip archives, listed once and read where they lie, without unpacking."""
+"""Members of tar and zip archives, listed once and read in place, without unpacking."""
 
 import lzma
 import os
@@ -17,7 +17,7 @@ from .listing import is_picture, shown
 from .transforms import Unreadable
 
 TAR, ZIP = "tar-member:", "zip-member:"  # before what `refer` writes
-MOST = 500_000_000  # bytes of a member that are read where no setting says otherwise
+MOST = 500_000_000  # default limit of bytes read of a member
 OUTSIDE = "its name leads out of the archive"
 LINK = "a link, which is not followed in archives"
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
@@ -27,7 +27,7 @@ EXTRA = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNU
 
 
 class Member(NamedTuple):
-    """A file in an archive. name: as it stands there; ref: what `read_member` reads; reason: why it cannot be used."""
+    """A file in an archive. name: its path there; ref: input of `read_member`; reason: why it cannot be used."""
 
     name: str
     ref: str
@@ -35,7 +35,7 @@ class Member(NamedTuple):
 
 
 def refer(archive: str, name: str, offset: int | None = None, size: int = 0) -> str:
-    """A text that names a member. offset, size: of the bytes in a tar archive."""
+    """A reference to a member, as text. offset, size: of the bytes in a tar archive."""
     head = ZIP if offset is None else f"{TAR}{offset}:{size}:"
     return f"{head}{len(archive)}:{archive}/{name}"
 
@@ -45,14 +45,14 @@ def is_member(ref: str) -> bool:
 
 
 def place_of(ref: str) -> tuple[str, str]:
-    """The archive, and the name of the member. Raises ValueError for a text that names none."""
+    """The archive, and the name of the member. Raises ValueError for a text that is not a reference."""
     numbers = ref.split(":", 4 if ref.startswith(TAR) else 2)
     length, path = int(numbers[-2]), numbers[-1]
     return path[:length], path[length + 1 :]
 
 
 def read_member(ref: str, max_bytes: int = MOST) -> bytes:
-    """The bytes of a member. Raises Unreadable, also for more than `max_bytes`, of which none is unpacked then."""
+    """The bytes of a member. Raises Unreadable, also for more than `max_bytes`, without unpacking any."""
     try:
         archive, name = place_of(ref)
         if ref.startswith(ZIP):
@@ -76,7 +76,7 @@ def _check_size(size: int, max_bytes: int) -> None:
 
 @lru_cache(4)
 def _opened_zip(archive: str, changed: float, process: int) -> zipfile.ZipFile:
-    """An open archive; each process has its own, whose place in the file no other moves."""
+    """An open archive; each process has its own, because the position in the file is shared."""
     return zipfile.ZipFile(archive)
 
 
@@ -142,7 +142,8 @@ def _tar_reason(one: tarfile.TarInfo) -> str:
 
 
 def check_tar(file: str | Path) -> None:
-    """Raises ValueError for an archive that is cut off or broken in the middle, which `tarfile` takes for its end."""
+    """Raises ValueError for an archive that is truncated or broken in the middle, which `tarfile` mistakes for its
+    end."""
     size, at, num = os.path.getsize(file), 0, 0
     with open(file, "rb") as archive:
         while at < size:
@@ -154,7 +155,7 @@ def check_tar(file: str | Path) -> None:
                 member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.TarError as err:
                 if num == 0:
-                    return  # it is compressed, or no archive at all: its reader tells
+                    return  # compressed or not an archive: the reader reports it
                 raise ValueError(f"{err} after {num} members") from None
             blocks = -(-member.size // tarfile.BLOCKSIZE) if member.isreg() or member.type in EXTRA else 0
             at, num = at + (1 + blocks) * tarfile.BLOCKSIZE, num + 1
@@ -163,8 +164,8 @@ def check_tar(file: str | Path) -> None:
 
 
 def samples(members: list[Member]) -> dict[str, dict[str, str]]:
-    """Members that belong together, by key: their refs by ending, in lower case, as webdataset has it: what follows the
-    first dot of a name. Where that is no kind of file that many samples have, dots are part of the name.
+    """Members that belong together, by key: their refs by extension in lower case, as in webdataset: what follows the
+    first dot of a name. If few samples have that extension, dots are part of the name.
 
     Raises ValueError for two members of one kind in a sample.
     """
@@ -174,7 +175,7 @@ def samples(members: list[Member]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for one, key, kind in parted:
         if not kind and picture_inside(one):
-            kind = "png"  # or another one: pictures are read by their content
+            kind = "png"  # or another format: pictures are read by their content
         if not kind:
             continue
         inner, dot, last = kind.rpartition(".")
@@ -187,7 +188,7 @@ def samples(members: list[Member]) -> dict[str, dict[str, str]]:
 
 
 def picture_inside(one: Member) -> bool:
-    """Whether a member of a tar archive that has no ending, and is not hidden, is a picture by its first bytes."""
+    """Whether a member of a tar archive without extension, which is not hidden, is a picture by its first bytes."""
     if is_unneeded(one.name) or not one.ref.startswith(TAR):
         return False
     offset = int(one.ref.split(":", 2)[1])
@@ -197,13 +198,13 @@ def picture_inside(one: Member) -> bool:
 
 
 def is_unneeded(name: str) -> bool:
-    """Whether a member is hidden, or one that systems leave everywhere."""
+    """Whether a member is hidden, or a system file such as Thumbs.db."""
     parts = name.split("/")
     return parts[-1].startswith(".") or parts[-1] == "" or "__MACOSX" in parts
 
 
 def unnamed(members: list[Member]) -> list[str]:
-    """The names of members that are left out because no ending and no content says what they are."""
+    """The names of members that are left out because neither extension nor content identifies them."""
     bare = (one for one in members if "." not in one.name.rpartition("/")[2] and not is_unneeded(one.name))
     return [one.name for one in bare if one.ref and not one.reason and not picture_inside(one)]
 
@@ -219,5 +220,5 @@ def _parted(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, kind = base.partition(".")
     if not stem or base.startswith("._") or "__MACOSX" in folder:
-        return name, ""  # a hidden file is no sample
+        return name, ""  # a hidden file is not a sample
     return folder + slash + stem, kind

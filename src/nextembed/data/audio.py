@@ -12,7 +12,7 @@ from .cut_files import WHOLE, is_cut
 from .transforms import Unreadable
 
 SAMPLE_RATE = 16_000  # Hz
-GUESSING = {"mp3", "aac", "ac3", "amr", "wav", "caf", "w64"}  # formats whose length is that of the bytes that are there
+GUESSING = {"mp3", "aac", "ac3", "amr", "wav", "caf", "w64"}  # formats whose length follows from the size of the file
 
 
 class AudioReader:
@@ -63,7 +63,7 @@ class AudioReader:
 
 
 def said_seconds(container: Any) -> float:
-    """How long a file says that its sound is; 0 where it says nothing, or only guesses from the number of its bytes."""
+    """Length of a sound according to its file; 0 if unknown, or only estimated from the size of the file."""
     stream = container.streams.audio[0]
     if GUESSING & set(container.format.name.split(",")):
         return 0.0

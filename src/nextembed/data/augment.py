@@ -17,10 +17,9 @@ from ..errors import MissingExtra
 class Augment:
     """Changes one cropped image; the same image and seed give the same result.
 
-    size: pixels a side. rand_augment: (magnitude, standard deviation) of RandAugment, two operations an image, as
-    timm's "rand-m9-mstd0.5-inc1". erase_rate: share of images of which a rectangle (2 to 33 % of the area) becomes
-    mid-grey, which is 0 after normalisation.
-    Raises MissingExtra if RandAugment is asked for and timm is not installed.
+    size: pixels a side. rand_augment: (magnitude, standard deviation) of RandAugment, two operations per image, as
+    timm's "rand-m9-mstd0.5-inc1". erase_rate: share of images in which a rectangle (2 to 33 % of the area) becomes
+    mid-grey, which is 0 after normalisation. Raises MissingExtra if RandAugment is asked for and timm is not installed.
     Source: RandAugment (arXiv 1909.13719), random erasing (arXiv 1708.04896).
     """
 
@@ -37,7 +36,7 @@ class Augment:
         self.erase = v2.RandomErasing(p=erase_rate, value=128.0) if erase_rate > 0 else None
 
     def __call__(self, pixels: Tensor, seed: int) -> Tensor:
-        """pixels [C, S, S] in 0..255, uint8 or whole float32, C 1 or 3; the same type and shape come back."""
+        """pixels [C, S, S] in 0..255, uint8 or whole float32, C 1 or 3; the result has the same type and shape."""
         with _seeded(seed):
             if self.operations is not None:
                 pixels = self._apply(pixels)
@@ -55,7 +54,7 @@ class Augment:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's generators start from a seed, and afterwards are where they were."""
+    """Seeds Python's, numpy's and torch's generators inside the block; afterwards they are as before."""
     before, numpy_before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)

@@ -1,4 +1,4 @@
-"""Which rows of a table are asked for, by the values of a column, whatever type the column has."""
+"""Selection of rows of a table by the values of a column, whatever its type."""
 
 import datetime
 import decimal
@@ -10,13 +10,13 @@ from pydantic import BeforeValidator
 
 from ..core.yaml_text import Number, Whole
 
-Value = bool | int | float | str | None  # that a setting asks for
+Value = bool | int | float | str | None  # values that a setting selects
 TRUTHS = {"true": True, "false": False}
 
 
 def as_written(value: object) -> object:
-    """The values of columns, of which numbers that are written in an unusual way (`1e3`, `1.50`) are text: a column
-    of text has the characters, one of numbers the number."""
+    """Values of columns; numbers in an unusual spelling (`1e3`, `1.50`) stay text: a text column is compared by
+    characters, a number column by value."""
     if not isinstance(value, dict):
         return value
     for column, wanted in value.items():
@@ -36,10 +36,9 @@ Where = Annotated[dict[str, Value | list[Value]], BeforeValidator(as_written)]
 
 
 class Wanted:
-    """The values that a column may have, by what they are in it: `7`, "7" and "007" are the number 7 in a column of
-    numbers; in one of text each is its characters alone.
-
-    values: those asked for. names: of class ids; a class is asked for by its name, or else by its id.
+    """The selected values in the type of a column: `7`, "7" and "007" are the number 7 in a column of numbers; in a
+    text column each is only its characters. values: the selection. names: of class ids; a class is selected by its
+    name, or else by its id.
     """
 
     def __init__(self, values: list[Value], names: list[str] | None = None):
@@ -63,7 +62,7 @@ class Wanted:
 
 
 def texts_of(value: Value) -> list[str]:
-    """How a value may be written in a column of text."""
+    """Spellings of a value in a text column."""
     if isinstance(value, bool):
         word = str(value)
         return [word, word.lower(), word.upper()]
@@ -71,7 +70,7 @@ def texts_of(value: Value) -> list[str]:
 
 
 def numbers_of(value: Value) -> list[float | decimal.Decimal]:
-    """What a value may be in a column of numbers: as whole, of 64 or 32 bits, or decimal."""
+    """Representations of a value in a column of numbers: integer, float of 64 or 32 bits, or decimal."""
     if isinstance(value, bool) or value is None:
         return [] if value is None else [value]
     text = str(value)

@@ -1,5 +1,5 @@
-"""Clips as images whose channels are those of all frames, one frame after the other: they are cropped, cached and
-probed as images are."""
+"""Clips as images with the channels of all frames, frame by frame, so that they are cropped, cached and probed like
+images."""
 
 import io
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ NO_CLIP = "an image, not a clip; for images set model.num_frames=1, to use only 
 
 
 def reader_of(num_channels: int, background: Colour, max_pixels: int, max_bytes: int) -> ImageReader:
-    """What decodes images of 1 or 3 channels, or clips of 3 for each frame. Raises ConfigError for another number."""
+    """The decoder for images of 1 or 3 channels, or clips with 3 per frame. Raises ConfigError for another number."""
     if num_channels in (1, COLOURS):
         return ImageReader(num_channels, background, max_pixels, max_bytes)
     if num_channels % (COLOURS * TUBELET):
@@ -62,7 +62,7 @@ class ClipReader(ImageReader):
 
 
 def is_still(data: bytes) -> bool:
-    """Whether a file is a picture that does not move."""
+    """Whether a file is a still picture."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as img:
             img.seek(1)
@@ -70,4 +70,4 @@ def is_still(data: bytes) -> bool:
     except EOFError:
         return True
     except (OSError, ValueError, Image.DecompressionBombError):
-        return False  # no picture; the decoder of videos says what is wrong
+        return False  # not a picture; the video decoder reports what is wrong

@@ -17,9 +17,8 @@ Label = int | Tensor  # a class, or a mask of classes [H, W]
 
 @dataclass(frozen=True)
 class Collate:
-    """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, seeds, and whatever `draw` adds.
-
-    num_latents: T, begin token counted. draw: see `core.objective.ObjectiveSettings.draw`. augment: changes the
+    """Makes a Batch: normalised pixels, labels, latent_mask (all True), position, seeds, and the tensors of `draw`.
+    num_latents: T, with the begin token. draw: see `core.objective.ObjectiveSettings.draw`. augment: changes the
     cropped pixels of one sample, seeded in the same way. num_global: of several crops, the first so many are
     `global_views`, the others `local_views`; None: there is one.
     """

@@ -1,4 +1,4 @@
-"""Files of sound and video, opened from memory within limits. The only door to PyAV."""
+"""Files of sound and video, opened from memory within limits. The only module that imports PyAV."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def cut_mp4(data: bytes) -> bool:
 
 
 def said(err: Exception) -> str:
-    """What an error says, without the marks of the library that raised it."""
+    """An error's message, without the decoration of its library."""
     reason = re.sub(r"^\[Errno -?\d+\] |: '[^']*'$", "", (str(err).splitlines() or [""])[0])
     return reason[:150] or type(err).__name__
 
@@ -43,7 +43,7 @@ class Containers:
         self.files = ImageReader(max_bytes=max_bytes)
 
     def load(self, value: object) -> bytes:
-        """The bytes of a file. value: bytes, a path, or {"bytes", "path"} of which one is there."""
+        """The bytes of a file. value: bytes, a path, or {"bytes", "path"} with one of the two."""
         if isinstance(value, dict):
             value = value["bytes"] if value.get("bytes") is not None else value.get("path")
         if value is None:

@@ -1,10 +1,10 @@
-"""How much of a file of sound or video is not there, by what it says itself; a decoder plays the rest as if it were
-whole."""
+"""How much of a sound or video file is missing, according to its header; a decoder would play the rest without an
+error."""
 
 import re
 import struct
 
-WHOLE = 0.9  # of what a file says it holds; codecs pad a little, and headers are often off by a few bytes
+WHOLE = 0.9  # of the size in the header; codecs pad a little, and headers are often off by a few bytes
 UNKNOWN = (0, 2**32 - 1, 2**64 - 1)  # sizes of files that were written as they came
 W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")  # the name of the outer chunk of Sony's Wave64
 
@@ -15,14 +15,13 @@ def is_cut(data: bytes) -> bool:
 
 
 def missing_share(data: bytes) -> float:
-    """The share of a WAV, AVI, RF64, Wave64, CAF or MP3 file that is not there, by its header; 0 where that says
-    nothing."""
+    """The missing share of a WAV, AVI, RF64, Wave64, CAF or MP3 file, by its header; 0 if unknown."""
     said = said_bytes(data)
     return max(0.0, 1 - len(data) / said) if said else 0.0
 
 
 def said_bytes(data: bytes) -> int:
-    """The number of bytes that a file says it has; 0 where it says none."""
+    """The size of a file according to its header; 0 if unknown."""
     try:
         if data[:4] == b"RIFF":
             return _known(struct.unpack_from("<I", data, 4)[0], 8)
@@ -42,7 +41,7 @@ def _known(size: int, more: int) -> int:
 
 
 def _of_mp3(data: bytes) -> int:
-    """What the first frame of an MP3 file says, where an encoder wrote that ("Xing", or "Info" of a constant rate)."""
+    """The size in the first frame of an MP3 file, if an encoder wrote it ("Xing", or "Info" for a constant rate)."""
     at = 0
     while data[at : at + 3] == b"ID3":  # tags, whose sizes have seven bits a byte
         at += 10 + sum(byte << shift for byte, shift in zip(data[at + 6 : at + 10], (21, 14, 7, 0)))

@@ -1,4 +1,4 @@
-"""Where a Parquet file is damaged, or has other columns than the files beside it."""
+"""Finds where a Parquet file is damaged, or which one has other columns than the rest."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from .remote import fetched
 
 
 def find_fault(files: Sequence[str], suspect: str | None = None) -> tuple[str, ValueError] | None:
-    """The file that is to blame, and why, with its row group and column; None where all can be read.
+    """The damaged file, the reason, row group and column; None if all can be read.
 
     files: of one split, of which the first says what columns there are. suspect: the only one that is looked at.
     """
@@ -69,12 +69,12 @@ def _group_fault(file: parquet.ParquetFile) -> str:
 
 
 def cannot_read(file: object, err: Exception, builder: str) -> DamagedFile:
-    """What is wrong with a file that cannot be read, or not to its end."""
+    """Why a file cannot be read completely."""
     return DamagedFile(f"data.source: cannot read '{file}' as {builder}: {reason_in(err)} (repair or remove the file)")
 
 
 def reason_in(err: Exception) -> str:
-    """What a reader says of a file, in one line."""
+    """A reader's message about a file, in one line."""
     return first_line(err.__cause__ or err).removeprefix("Could not open Parquet input source '<Buffer>': ")[:300]
 
 

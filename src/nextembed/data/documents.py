@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 class DocumentPart(Limits, Part):
-    """Documents packed into rows of one length, whatever they come from.
+    """Documents packed into rows of one length, from any source.
 
     A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyDocuments`:
 
@@ -122,7 +122,7 @@ class DocumentPart(Limits, Part):
         return [RowSource(self, rows)]
 
     def source_weights(self) -> list[float]:
-        """How often a document comes from each source."""
+        """Relative frequency of documents from each source."""
         return [1.0]
 
     def train_loader(self, loading: Loading, *, encode: Encode, max_length: int) -> DocumentLoader:
@@ -204,8 +204,8 @@ class RowSource:
         self.length = len(rows) if isinstance(rows, Rows) else None
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark) -> Iterator[tuple[Mark, AnyRow]]:
-        """One reader's rows of an epoch, in the order that (seed, epoch) draws, from a mark on, each with the mark
-        after it."""
+        """One reader's rows of an epoch, in the order given by (seed, epoch), from a mark on, each with the mark after
+        it."""
         if not isinstance(self.rows, Rows):
             yield from in_sequence(read_on(self.rows, seed, epoch, reader, num_readers, mark))
             return
@@ -214,7 +214,7 @@ class RowSource:
             yield Mark(number), row_at(self.rows, index)
 
     def in_order(self, seed: int) -> Iterator[AnyRow]:
-        """The rows as they are stored; those of a sequence that cannot, in the order of its first epoch."""
+        """The rows in storage order; for sequences without one, in the order of the first epoch."""
         if isinstance(self.rows, Rows):
             yield from (row_at(self.rows, index) for index in range(len(self.rows)))
         elif isinstance(self.rows, Ordered):
@@ -228,8 +228,8 @@ class RowSource:
 
 
 def decoded(part: DocumentPart, row: AnyRow, seed: int) -> Document:
-    """The document of a row. Raises Unreadable for whatever is wrong with the row; DataError for a mistake in the
-    user's own code."""
+    """The document of a row. Raises Unreadable for any fault of the row, DataError for an error in the user's own
+    code."""
     check_readable(row)
     with reading(key_of(row, 0)):
         document: object = part.document(row, seed)
@@ -244,7 +244,7 @@ def decoded(part: DocumentPart, row: AnyRow, seed: int) -> Document:
 
 
 def in_sequence(rows: Iterator[R]) -> Iterator[R]:
-    """The rows of a reader. Raises DataError if it fails: there is no next row, then."""
+    """The rows of a reader. Raises DataError if it fails, because then there is no next row."""
     try:
         yield from rows
     except NextEmbedError:
@@ -254,7 +254,7 @@ def in_sequence(rows: Iterator[R]) -> Iterator[R]:
 
 
 class Choose:
-    """Which source a reader's next document comes from: drawn by weight from (seed, reader, number of the draw)."""
+    """The source of a reader's next document: drawn by weight from (seed, reader, number of the draw)."""
 
     def __init__(self, weights: list[float], seed: int):
         self.edges, self.seed = np.cumsum(weights) / np.sum(weights), seed

@@ -1,4 +1,4 @@
-"""What is drawn for a sample: seeds and numbers that depend on nothing but the run's seed, the epoch and its key."""
+"""Random numbers of a sample, which depend only on the run's seed, the epoch and the sample's key."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ def signed(seeds: Sequence[int]) -> Tensor:
 def uniform(seed: int, index: int) -> float:
     """Number `index` of the sequence of a 64-bit seed, in [0, 1): SplitMix64 (Steele, Lea and Flood 2014).
 
-    Each number is one small function of (seed, index), so a generator a sample costs nothing to set up.
+    Each number is one small function of (seed, index), so a generator for each sample costs nothing to set up.
     """
     x = (seed + (index + 1) * 0x9E3779B97F4A7C15) & MASK
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
@@ -57,7 +57,7 @@ class Draws:
 
 
 def drawing(settings: ObjectiveSettings) -> Draw | None:
-    """What an objective draws for a sample; None for one that draws nothing, as a call a sample would cost time."""
+    """The `draw` of an objective; None if it draws nothing, because a call for each sample would cost time."""
     return None if type(settings).draw is ObjectiveSettings.draw else settings.draw
 
 
@@ -67,7 +67,7 @@ def drawn_for(draw: Draw, sample: Mapping[str, Tensor], seed: int) -> dict[str, 
 
 
 class DrawnEncode:
-    """Encodes a document, with what the objective draws for it beside its positions."""
+    """Encodes a document and adds what the objective draws for it."""
 
     def __init__(self, encode: Encode, draw: Draw):
         self.encode, self.draw = encode, draw

@@ -1,10 +1,10 @@
-"""What opening the data found: rows that are used, files that are not, and the classes."""
+"""Findings about the data when it was opened: rows that are used, files that are not, and classes."""
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-NUM_CLASSES = 10  # that are named
+NUM_CLASSES = 10  # number of names that are listed
 NUM_REASONS = 3
 
 
@@ -37,7 +37,7 @@ class Found:
         return None if self.used is None else self.used + len(self.skipped)
 
     def lines(self, what: str = "images") -> list[str]:
-        """Sentences for a person: what trains, what does not and why."""
+        """Sentences: what is used for training, what is not, and why."""
         number = "a stream of" if self.used is None else f"{self.used:,}"
         text = f"{number} {what}, split {self.split}"
         if self.classes:

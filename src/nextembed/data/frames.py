@@ -1,4 +1,5 @@
-"""One frame of a video as players show it: upright, in its proportions, on white, HDR as on a usual screen."""
+"""One frame of a video as players show it: upright, with its aspect ratio, on white, HDR mapped to a standard
+screen."""
 
 from functools import cache
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import numpy as np
 
 PQ, HLG = 16, 18  # transfer functions, by their numbers in ITU-T H.273
-WHITE = 203.0  # cd/m2 of white on a usual screen (ITU-R BT.2408); what is brighter is white
+WHITE = 203.0  # cd/m2 of white on a standard screen (ITU-R BT.2408); brighter pixels become white
 PEAK = 1000.0  # cd/m2 of the screen that HLG is meant for
 TO_709 = np.array(  # BT.2020's primaries in those of BT.709 (ITU-R BT.2407)
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
@@ -15,9 +16,8 @@ LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
 def as_shown(frame: Any, ratio: float = 1.0) -> np.ndarray:
-    """uint8 [H, W, 3]: turned and mirrored as its display matrix says, transparent pixels on white, as of images.
-
-    ratio: width of a pixel by its height, as its container says.
+    """uint8 [H, W, 3]: rotated and mirrored by its display matrix, transparent pixels on white, as for images. ratio:
+    width of a pixel divided by its height, from its container.
     """
     size = {"width": shown_width(frame.width, ratio)} if ratio != 1 else {}
     if any(component.is_alpha for component in frame.format.components):
@@ -44,7 +44,7 @@ def shown_width(width: int, ratio: float) -> int:
 
 
 def dimmed(pixels: np.ndarray, transfer: int) -> np.ndarray:
-    """HDR pixels (uint16 [H, W, 3], BT.2020) for a usual screen, uint8 [H, W, 3]; white is at 203 cd/m2."""
+    """HDR pixels (uint16 [H, W, 3], BT.2020) mapped to a standard screen, uint8 [H, W, 3]; white is at 203 cd/m2."""
     light = light_of(transfer)[pixels]
     if transfer == HLG:
         light *= np.maximum(light @ LUMA, 1e-6)[..., None] ** 0.2 * (PEAK / WHITE)

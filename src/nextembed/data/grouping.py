@@ -1,4 +1,4 @@
-"""The rules for splits and classes: what names of files and folders say, for tables and for images."""
+"""The rules by which names of files and folders determine splits and classes, for tables and images."""
 
 import re
 import unicodedata
@@ -42,10 +42,8 @@ ASK = (
 
 
 def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[File]]:
-    """Tables or archives by the split that their names or those of their folders stand for.
-
-    Gives what is unclear, too, and files that are left out. Without a word of a split all train; beside a `test` alone,
-    the others do.
+    """Tables or archives by split, from their names or those of their folders. Also returns what is unclear, and files
+    that are left out. If no name is that of a split, all are for training; if only `test` is named, the others are.
     """
     if folders == "classes":
         return {"train": files}, "", []
@@ -63,7 +61,7 @@ def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[Fil
         return groups, "", [file._replace(reason="its name matches no split") for file in rest]
     if "train" not in groups and rest:
         return {"train": rest, **groups}, "", []
-    for file in rest:  # usable by their own names, if asked for
+    for file in rest:  # usable by their own names on request
         groups.setdefault(re.split(r"[-_.]", file.name.rsplit("/", 1)[-1].lower())[0], []).append(file)
     unclear = f"{_names(file.name for file in rest)}: not in a split, although other files are; {ASK}" if rest else ""
     return groups, unclear, []
@@ -72,10 +70,9 @@ def by_names(files: list[File], folders: Folders) -> tuple[Groups, str, list[Fil
 def by_folders(
     files: list[File], folders: Folders, class_folder: ClassFolder
 ) -> tuple[Groups, dict[str, str], list[File]]:
-    """Images or videos by the split that a folder above them stands for; the class by path; and files left out.
-
-    A class is the top folder below the split, or above it. Raises ConfigError if some folders are splits and others
-    are none, or if there are several above the splits as well as below.
+    """Images or videos by the split of a folder above them; the class by path; and files left out. A class is the top
+    folder below the split, or above it. Raises ConfigError if only some folders are splits, or if there are several
+    folders both above and below the splits.
     """
     groups: Groups = {}
     rest, below = [], {}
@@ -112,22 +109,22 @@ def by_folders(
 
 
 def _renamed(file: File, pairs: dict[str, str]) -> File:
-    """The file as if its folders had the plain names of the splits that they stand for."""
+    """The file with its folders renamed to the splits that they stand for."""
     *above, last = file.name.split("/")
     return file._replace(name="/".join((*(pairs.get(part, part) for part in above), last)))
 
 
 @lru_cache(10_000)
 def _around_split(folders: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The folders above the first that names a split, and those below it that name none; all are below where no folder
-    names one."""
+    """The folders above the first that names a split, and those below it that do not; without such a folder, all are
+    below."""
     at = next((at for at, part in enumerate(folders) if splits_named(part)), -1)
     return folders[: max(at, 0)], tuple(part for part in folders[at + 1 :] if not splits_named(part))
 
 
 def _are_below(files: list[File]) -> bool:
-    """Whether the classes are folders below those of splits. Raises ConfigError if they may be above as well:
-    `v1/train/cat` says the version, `cat/train/monday` the class first."""
+    """Whether the classes are folders below those of splits. Raises ConfigError if they may be above as well: in
+    `v1/train/cat` the version comes first, in `cat/train/monday` the class."""
     sides: tuple[set[str], set[str]] = set(), set()
     for above, below in map(_around_split, {file.folders for file in files}):
         sides[0].update(above[-1:])
@@ -143,7 +140,8 @@ def _are_below(files: list[File]) -> bool:
 
 
 def _classes(below: dict[str, tuple[str, ...]], class_folder: ClassFolder) -> dict[str, str]:
-    """The class of each file that has one, by the folders above it that are no splits; empty if there is only one."""
+    """The class of each file that has one, by the folders above it that are not splits; empty if there is only one
+    class."""
     while (tops := {parts[:1] for parts in below.values()}) and len(tops) == 1:
         (top,) = tops
         if not top or top[0].lower() not in WRAPPERS:
@@ -163,13 +161,13 @@ def _split_in(file: File, parts: tuple[str, ...]) -> str | None:
 
 
 def splits_of_path(file: File) -> set[str]:
-    """The splits that the folders above a file, and its own name if it is no image or video, stand for."""
+    """The splits named by the folders above a file, and by its own name unless it is an image or video."""
     parts = file.folders if file.kind in ("image", "video") else file.name.split("/")
     return {split for part in parts for split in splits_named(part)}
 
 
 def _check_trainval(groups: Groups) -> None:
-    """Raises ConfigError for `trainval` beside `train` or `val`, whose rows it holds once more."""
+    """Raises ConfigError for `trainval` next to `train` or `val`, whose rows it repeats."""
     parts = {part for found in groups.values() for file in found for part in file.name.split("/")}
     names = {part.lower().split(".")[0] for part in parts}
     whole = next((name for name in names if re.match(r"trainval([^a-z]|$)", name)), None)

@@ -1,4 +1,4 @@
-"""Images as the data of a run: the settings every image source shares, and what is built from them."""
+"""Images as the data of a run: the settings that all image sources share, and the loaders built from them."""
 
 import itertools
 from dataclasses import replace
@@ -51,10 +51,10 @@ class Pixels(Protocol):
 
 
 class ImagePart(Limits, Part):
-    """Settings of image data, whatever it comes from.
+    """Settings of image data from any source.
 
-    A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyImages`. It says what the rows
-    are, and raises MissingSplit for a split it does not have:
+    A source of your own is a subclass in your own file, chosen with `kind: my_file.py:MyImages`. It defines the rows,
+    and raises MissingSplit for a split that it does not have:
 
         class MyImages(ImagePart):
             folder: str
@@ -120,7 +120,7 @@ class ImagePart(Limits, Part):
         return []
 
     def why_no_labels(self) -> str:
-        """Which of what the source has looks like labels and is none; empty where nothing does."""
+        """What in the source looks like labels but is not used as such; empty if there is nothing."""
         return ""
 
     def summary(self, split: Role) -> Found:
@@ -143,7 +143,7 @@ class ImagePart(Limits, Part):
         return replace(found, used=len(rows), classes=classes, unlabelled=labels.count(IGNORE_LABEL), notes=notes)
 
     def training_rows(self) -> Rows | RowSequence:
-        """The rows of the training split; with `labels_per_class`, so many of each class.
+        """The rows of the training split; with `labels_per_class`, this many of each class.
 
         Raises:
             ConfigError: If a class has fewer, or there are no labels, or for a stream.
@@ -312,7 +312,7 @@ def fits(rows: Rows | RowSequence, reader: ImageReader) -> bool:
 
 
 class Choice(NamedTuple):
-    """Which samples of a split: so many, drawn from the seed, or all; and of which size."""
+    """A choice of samples of a split: a number drawn from the seed, or all; and their size."""
 
     split: Role
     size: int
@@ -328,7 +328,7 @@ class Choice(NamedTuple):
 class EvalSamples(Dataset[Sample]):
     """Samples for probes and scores, in a fixed order: pixel_values float32, label (or mask int64 [H, W]), key.
 
-    What is unreadable is not scored: another one stands in its place, without labels. `log.reasons` names it.
+    Unreadable ones are replaced by others without labels, so that they are not scored. `log.reasons` names it.
     class_names: by class id, empty if unknown.
     """
 

@@ -1,4 +1,4 @@
-"""Rows of segments in any order, in our own JSON lines and in the shapes of OBELICS and MMC4."""
+"""Rows of segments in any order, in our own JSON lines and in the formats of OBELICS and MMC4."""
 
 from collections import defaultdict
 from typing import Any, Literal, cast
@@ -20,7 +20,7 @@ Layout = Literal["segments", "obelics", "mmc4"]
 FILES = ("image", "video", "audio")
 
 
-# What a segment says beside its value.
+# Keys of a segment besides its value.
 MARKS = ("type", "value", "loss", "order", "bytes", "path")
 
 
@@ -126,7 +126,7 @@ def from_segments(row: Values, known: list[str]) -> list[Segment]:
 
 
 def kind_of(given: Values, known: list[str]) -> str | None:
-    """What a segment is: its "type", or the one name of a kind among its keys; None if that cannot be told."""
+    """The kind of a segment: its "type", or the only name of a kind among its keys; None if unclear."""
     if "type" in given:
         return given["type"] if isinstance(given["type"], str) else None
     names = [name for name in given if name in known] or [name for name in given if name not in MARKS]

@@ -1,4 +1,4 @@
-"""Rows of one table with the rows of others beside them, and which rows have what is asked of them."""
+"""Rows of one table joined with rows of others, and which rows have the values that are needed."""
 
 from collections.abc import Hashable
 
@@ -31,9 +31,8 @@ class Join(Config):
 
 
 class JoinedRows:
-    """Rows with what other tables say of them: row[NAME] is a row of the table NAME, or None where none fits.
-
-    others: for each table the column that is the same in both, and its rows.
+    """Rows with the matching rows of other tables: row[NAME] is a row of the table NAME, or None if none matches.
+    others: for each table the common column, and its rows.
     """
 
     def __init__(self, rows: Rows, others: dict[str, tuple[str, Rows]]):
@@ -67,13 +66,13 @@ def values_of(rows: Rows, column: str, setting: str) -> list[Hashable]:
 
 
 def hashable(value: object) -> Hashable:
-    """None for a list or an object, which no row is found by."""
+    """None for a list or an object, which cannot be a key."""
     return value if isinstance(value, Hashable) else None
 
 
 def present(rows: Rows, column: str) -> list[bool]:
     """Whether each row has a value in a column ("image", "captions.es", "NAME.image"), without decoding media. A line
-    that is not JSON counts as one that has, so that it is met and named as unreadable."""
+    that is not JSON counts as having it, so that it is later reported as unreadable."""
     if isinstance(rows, JoinedRows):
         name, _, inner = column.partition(".")
         if name not in rows.others:
@@ -90,7 +89,7 @@ def present(rows: Rows, column: str) -> list[bool]:
         values = table.column(top)
         for name in inner_names:
             if not pa.types.is_struct(values.type) or values.type.get_field_index(name) < 0:
-                break  # inside JSON text, or not there: the row will tell
+                break  # inside JSON text, or missing: only the row shows it
             values = pc.struct_field(values, name)
         valid += pc.is_valid(values).to_pylist()
     return valid

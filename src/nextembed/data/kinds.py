@@ -1,4 +1,4 @@
-"""Importing this registers every kind of data that is read from a source, so that a saved config can be read."""
+"""Importing this registers every kind of data with a source, so that saved configs can be read."""
 
 from .interleaved import Interleaved
 from .messages import Messages

@@ -1,4 +1,4 @@
-"""Labels: from a CSV file, a few of each class, and whether they are fit to train on."""
+"""Labels: from a CSV file, a few per class, and checks before training."""
 
 from collections import Counter
 from pathlib import Path
@@ -60,7 +60,7 @@ def classes_to_learn(data: Classed) -> list[str]:
 
 
 def no_class(labels: list[int]) -> str:
-    """What to say of labels that are almost all different, as names of files and measured values are; else empty."""
+    """A note about labels that are almost all different, like file names or measured values; else empty."""
     counts = Counter(label for label in labels if label != IGNORE_LABEL)
     alone, total = sum(count == 1 for count in counts.values()), sum(counts.values())
     if len(counts) <= NUM_LIKELY or alone * 2 <= total:
@@ -91,8 +91,8 @@ def check_labels(rows: Rows, names: list[str]) -> None:
 def read_labels(label_file: str) -> dict[str, str]:
     """Label by file name ("" for none), of a CSV file with a header.
 
-    The columns are found by their names, else they are the first two. Raises ConfigError for a file that cannot be
-    read, has no header or not two columns, or gives one image two labels.
+    The columns are found by name, otherwise they are the first two. Raises ConfigError for a file that cannot be read,
+    has no header or not two columns, or gives one image two labels.
     """
     path = check_file("data.label_file", label_file)
     try:
@@ -147,11 +147,11 @@ class FewRows:
 
     def __getitem__(self, index: int) -> AnyRow:
         at = self.indices[index]
-        return keyed(self.rows[at], at)  # the key of a row stays, wherever it stands
+        return keyed(self.rows[at], at)  # a row keeps its key at any index
 
 
 def labels_of(rows: Rows) -> list[int]:
-    """The label of every row, -100 where there is none; read without the images where the rows can."""
+    """The label of every row, -100 where there is none; read without the images if possible."""
     return rows.labels() if isinstance(rows, Labelled) else [row_label(rows[i]) for i in range(len(rows))]
 
 
@@ -165,7 +165,7 @@ def by_class(labels: list[int], seed: int) -> dict[int, list[int]]:
 
 
 def draw_few(labels: list[int], per_class: int, seed: int, names: list[str]) -> list[int]:
-    """Indices, in order, of `per_class` rows of each class. More of a class contain fewer of it with the same seed.
+    """Indices, in order, of `per_class` rows of each class. With the same seed, a larger choice contains a smaller one.
 
     names: by class id, for the ConfigError that a class with fewer rows raises; empty if they have none.
     """
@@ -181,7 +181,8 @@ def draw_few(labels: list[int], per_class: int, seed: int, names: list[str]) -> 
 
 
 def hold_out(labels: list[int], rate: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the rows that stay and of those kept apart: this share of each class, of two rows or more one."""
+    """Indices of the rows that stay and of those held out: this share of each class, at least one if it has two or more
+    rows."""
     kept = []
     for indices in by_class(labels, seed).values():
         if len(indices) > 1:

@@ -1,4 +1,4 @@
-"""What documents of a row hold, in reading order, written as words: "image caption", "image en|fr"."""
+"""Layouts of documents: the pieces in reading order, like "image caption" or "image en|fr"."""
 
 import itertools
 from collections.abc import Callable, Collection
@@ -15,12 +15,12 @@ def _equally_often(value: object) -> object:
     return dict.fromkeys([value] if isinstance(value, str) else value, 1.0) if isinstance(value, str | list) else value
 
 
-# How often each layout is drawn. A list draws all equally often.
+# Relative frequency of each layout. In a list all are equally frequent.
 Layouts = Annotated[dict[str, Annotated[float, Field(ge=0, le=1e9)]], BeforeValidator(_equally_often)]
 
 
 def check_layouts(layouts: dict[str, float], names: Collection[str]) -> None:
-    """Raises ValueError for a layout without words or with a word that is no name, and if none is ever drawn."""
+    """Raises ValueError for an empty layout, an invalid name, and if all weights are 0."""
     for layout in layouts:
         if not layout.split():
             raise ValueError("a layout names at least one segment")
@@ -32,7 +32,7 @@ def check_layouts(layouts: dict[str, float], names: Collection[str]) -> None:
 
 
 def choices(layout: str, has: Callable[[str], bool]) -> list[list[str]]:
-    """The names that a layout may stand for, of those that a row has. No alternative is chosen twice in a document."""
+    """Ways to fill a layout with the pieces that a row has. No alternative is chosen twice in a document."""
     places = [place.split("|") for place in layout.split()]
     found = []
     for names in itertools.product(*([name for name in place if has(name)] for place in places)):
@@ -43,7 +43,7 @@ def choices(layout: str, has: Callable[[str], bool]) -> list[list[str]]:
 
 
 def drawn_layout(layouts: dict[str, float], has: Callable[[str], bool], draw: Draws) -> list[str] | None:
-    """The names of a document's segments, drawn by weight among the layouts that are possible; None: none is."""
+    """The pieces of a document, drawn by weight among the possible layouts; None if none is possible."""
     possible = [(found, weight) for layout, weight in layouts.items() if weight and (found := choices(layout, has))]
     if not possible:
         return None

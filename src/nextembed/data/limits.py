@@ -1,4 +1,4 @@
-"""What every kind of data has: names of its splits, and limits on what it decodes."""
+"""Settings of every kind of data: names of splits, and limits of decoding."""
 
 from typing import Protocol, runtime_checkable
 
@@ -32,17 +32,17 @@ class Limits(Config):
         return {}
 
     def around(self) -> Found:
-        """What lies around the rows: files of other kinds, and the splits."""
+        """Other files of the source, and its splits."""
         return Found("", None)
 
 
 def expression_of(part: Limits, split: Role) -> str:
-    """A split as the settings write it: "train[:-50]"."""
+    """A split in the notation of the settings: "train[:-50]"."""
     return part.expression(split) if isinstance(part, Expressed) else split
 
 
 @runtime_checkable
 class Expressed(Protocol):
-    """Settings that say what the splits are called."""
+    """Settings with the names of the splits."""
 
     def expression(self, split: Role) -> str: ...

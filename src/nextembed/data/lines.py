@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON lines and text as rows in which every value is the characters of the file: the only reader of them."""
+"""The reader of CSV, TSV, JSON lines and text. Values are the characters of the file, without conversion."""
 
 import codecs
 import csv
@@ -22,14 +22,14 @@ MARKS = (  # at the beginning of a file; the longer ones first
 )
 TABS = (".tsv", ".tab")
 DELIMITED = (".csv", *TABS)
-SMALL = 2**20  # bytes up to which a file is told from another by all of its content
+SMALL = 2**20  # files up to this size are compared by all of their content
 BLOCK = 2**16
 
 csv.field_size_limit(2**31 - 1)  # Python's own limit of 131,072 is less than a long document
 
 
 def encoding_of(file: str | Path) -> str:
-    """What a file's first bytes say of its encoding; UTF-8 where they say nothing."""
+    """The encoding of a file by its first bytes; UTF-8 if they do not show it."""
     with open(file, "rb") as opened:
         head = opened.read(4096)
     for mark, name in MARKS:
@@ -43,7 +43,7 @@ def encoding_of(file: str | Path) -> str:
 
 
 def opened(file: str | Path, newline: str) -> IO[str]:
-    """A file as text. What is not in its encoding is marked, for `check_text` to name."""
+    """A file as text. Invalid bytes are marked, so that `check_text` can report them."""
     return open(file, encoding=encoding_of(file), errors=MARK_BYTES, newline=newline)
 
 
@@ -55,8 +55,8 @@ def read_lines(file: str | Path) -> Iterator[str]:
 
 
 def read_units(file: str | Path, unit: str) -> Iterator[str]:
-    """What a row of a text file is: its lines, its paragraphs (parted by blank lines), or all of it; blank ones are
-    none. unit: "line", "paragraph" or "document"."""
+    """Rows of a text file: its lines, its paragraphs (separated by blank lines), or all of it; blank ones are skipped.
+    unit: "line", "paragraph" or "document"."""
     if unit == "document":
         with opened(file, "") as found:
             units = iter([found.read()])
@@ -69,8 +69,8 @@ def read_units(file: str | Path, unit: str) -> Iterator[str]:
 
 
 def read_json_lines(file: str | Path) -> Iterator[tuple[int, object]]:
-    """(number of the line, value) of each line that is not blank. Raises DataError, with the line, for what is not
-    JSON, or not text."""
+    """(number of the line, value) of each line that is not blank. Raises DataError, with the line, for anything that is
+    not JSON or not text."""
     for number, line in enumerate(read_lines(file), 1):
         if line.strip():
             try:
@@ -86,7 +86,7 @@ def holds_list(file: str | Path) -> bool:
 
 
 def read_json_list(file: str | Path) -> list[object]:
-    """The values of a list in JSON. Raises DataError for what is none."""
+    """The values of a JSON list. Raises DataError for anything else."""
     with opened(file, "") as found:
         try:
             values = from_json(found.read())
@@ -98,10 +98,10 @@ def read_json_list(file: str | Path) -> list[object]:
 
 
 def read_fields(file: str | Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, fields) of each row of a CSV or TSV file, the header too; blank lines are none.
-
-    Fields are parted by tabs in .tsv and .tab; else by the comma, semicolon, tab or bar of which the first line has
-    most outside of quotes. Raises DataError, with the line, for quotes that do not end or stand in the middle.
+    """(number of its first line, fields) of each row of a CSV or TSV file, the header too; blank lines are skipped.
+    Fields are separated by tabs in .tsv and .tab; otherwise by the comma, semicolon, tab or bar that is most frequent
+    in the first line outside of quotes. Raises DataError, with the line, for quotes that do not end or are in the
+    middle of a field.
     """
     with opened(file, "") as found:
         first = found.readline()
@@ -120,7 +120,7 @@ def read_fields(file: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def delimiter_of(file: str | Path, first: str) -> str:
-    """What parts the fields of a first line. Raises ConfigError for one that may be read in two ways."""
+    """The separator of a first line. Raises ConfigError if it is ambiguous."""
     bare = re.sub(r'"[^"]*"', "", first)
     counts = {mark: bare.count(mark) for mark in ",;\t|"}
     most = [mark for mark in counts if counts[mark] == max(counts.values())]
@@ -142,7 +142,7 @@ def read_header(file: str | Path) -> list[str]:
 
 
 def read_delimited(file: str | Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """(number of the line, row) of a CSV or TSV file with a header: text as it stands there; None where a row ends
+    """(number of the line, row) of a CSV or TSV file with a header: text without conversion; None where a row ends
     early.
 
     Raises DataError, with the line, for a row of more fields than the header has names: a comma without quotes would
@@ -172,7 +172,7 @@ def check_written(file: str | Path, number: int, fields: list[str]) -> None:
 
 
 def stamp(file: str | Path) -> str:
-    """What tells a file from what stood under its name before: size, time, and content (of large files, parts)."""
+    """A fingerprint to notice that a file has changed: size, time, and content (parts of large files)."""
     path = Path(file)
     facts = path.stat()
     digest = blake2b(f"{facts.st_size}/{facts.st_mtime_ns}".encode(), digest_size=16)

@@ -1,4 +1,4 @@
-"""What lies in a folder: every file with its kind, links followed, and what cannot be used with the reason."""
+"""Lists a folder: every file with its kind, links followed, and unusable files with the reason."""
 
 import os
 import stat
@@ -124,7 +124,8 @@ class File(NamedTuple):
     """A file below a folder.
 
     name: relative, with slashes. kind: "image", "video", one of `KINDS`, "metadata", "packed" (an archive that is not
-    read), "other"; reason: why it cannot be used, though it may be data. A name that is no UTF-8 has surrogates."""
+    read), "other"; reason: why it cannot be used although it may be data. A name that is not UTF-8 contains
+    surrogates."""
 
     name: str
     path: str
@@ -142,8 +143,8 @@ def shown(name: str) -> str:
 
 
 def listed(folder: Path, hidden: bool = False, folders: list[str] | None = None) -> list[File]:
-    """Every file below a folder, by name. hidden: uses names with a leading dot. folders: gets the paths of the folders
-    that were looked into."""
+    """Every file below a folder, by name. hidden: uses names with a leading dot. folders: collects the paths of visited
+    folders."""
     return sorted(_walk(str(folder), "", (), False, hidden, [] if folders is None else folders))
 
 
@@ -165,7 +166,7 @@ def _walk(
     for entry in entries:
         below = f"{name}/{entry.name}" if name else entry.name
         if entry.name.lower() in JUNK or entry.name.startswith("._"):
-            continue  # what systems leave everywhere
+            continue  # files that systems create everywhere
         dotted = is_hidden or (entry.name.startswith(".") and not hidden)
         try:
             mode = entry.stat().st_mode

@@ -1,4 +1,4 @@
-"""Data sets that Hugging Face `datasets` reads, with its many errors as one line each: the only door to it."""
+"""Reads data with Hugging Face `datasets` and turns its errors into one line each. The only module that imports it."""
 
 import contextlib
 import itertools
@@ -47,7 +47,7 @@ Feature: TypeAlias = object  # the type of a column, as `datasets` has it: a cla
 TAR_IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "JPG", "JPEG", "PNG")
 NUM_SHARDS = 64  # of image files that are streamed
 
-# Readers log what is wrong with a file before they raise it; the error is told in one line.
+# Readers log an error before they raise it; here it is reported once.
 logging.getLogger("datasets.packaged_modules").setLevel(logging.CRITICAL)
 
 
@@ -61,8 +61,8 @@ def class_names(features: Mapping[str, Feature] | None) -> dict[str, list[str]]:
 
 
 def storage(columns: Mapping[str, Feature], classes: Mapping[str, list[str]]) -> pa.Schema:
-    """The columns as a Parquet file holds them, with what `datasets` has to know. classes: names of class ids by
-    column. Media are files' bytes with their names: "image", "video", "audio" says a column of them in one word."""
+    """The columns as a Parquet file holds them, with information for `datasets`. classes: names of class ids by column.
+    Media are files' bytes with their names: "image", "video", "audio" says a column of them in one word."""
     media: Options = {"image": datasets.Image, "video": datasets.Video, "audio": datasets.Audio}
     fields: Options = {
         name: media[one](decode=False) if isinstance(one, str) else as_stored(one) for name, one in columns.items()
@@ -157,7 +157,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
     try:
         with quiet(origin.files is not None):
             data = _opened(origin.builder, options)
-    except Exception as err:  # whatever the bytes of a file lead to
+    except Exception as err:  # broken files may raise anything
         if "corresponds to no data" in str(err):
             kind = {"imagefolder": "images", "videofolder": "videos"}.get(origin.builder, "rows")
             raise MissingSplit(
@@ -168,9 +168,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
                 raise ConfigError(
                     f"data.source: '{origin.builder}' is neither a local path nor in the download cache, and {away}"
                 ) from err
-            missing = str(err).startswith(
-                ("Unknown split", "Bad split")
-            )  # what `datasets` says, in no class of its own
+            missing = str(err).startswith(("Unknown split", "Bad split"))  # `datasets` has no class for this error
             raise (MissingSplit if missing else ConfigError)(
                 f"data.source: cannot read '{origin.builder}' on the hub or as a local path: {reason_in(err)}"
             ) from err
@@ -181,7 +179,7 @@ def load(origin: Origin, split: str, subset: str | None, streaming: bool) -> Tab
 
 def remote_stream(origin: Origin, name: str) -> datasets.IterableDataset:
     """The rows of archives or Parquet files that are fetched one by one as they are read; each is a shard. The first
-    one says what columns there are."""
+    one determines the columns."""
     files, index = origin.of_split(name), origin.shards
     given: Options = {"files": files}
     if origin.builder == "parquet":
@@ -224,7 +222,7 @@ def image_table(origin: Origin, name: str) -> datasets.Dataset:
 
 
 def first_row(data: Table) -> dict[str, object]:
-    """The first row of a table; nothing of a stream, which is not begun for it, or of one without rows."""
+    """The first row of a table; empty for a stream, which is not started for this, or without rows."""
     return dict(data[0]) if isinstance(data, datasets.Dataset) and len(data) else {}
 
 
@@ -256,7 +254,9 @@ def _opened(builder: str, options: Options) -> Table:
         options = {**options, "features": _tar_features(options["data_files"])}
     if builder == "webdataset" and not options["streaming"]:
         made = {name: options[name] for name in ("features", "data_files")}
-        if not Path(datasets.load_dataset_builder(builder, **made).cache_dir).exists():  # else that has been done
+        if not Path(
+            datasets.load_dataset_builder(builder, **made).cache_dir
+        ).exists():  # otherwise this was done already
             for pattern in itertools.chain(*options["data_files"].values()):
                 check_tar(glob(pattern)[0])
     data = datasets.load_dataset(builder, **options)
@@ -264,7 +264,7 @@ def _opened(builder: str, options: Options) -> Table:
 
 
 def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tuple[object, Exception]:
-    """The file that cannot be read, and why; the folder if each can, but not all together."""
+    """The file that cannot be read, and why; the folder if each can be read, but not all together."""
     files = (origin.files or {})[name]
     if origin.builder in ("imagefolder", "videofolder") and origin.folder is not None:
         return metadata_fault(origin.folder, err)
@@ -287,8 +287,8 @@ def _culprit(origin: Origin, name: str, options: Options, err: Exception) -> tup
 def _tar_features(data_files: dict[str, list[str]]) -> datasets.Features:
     """Features of webdataset archives with a column for every kind of image.
 
-    `datasets` takes the columns of the first samples for those of all, and refuses first samples that differ: a PNG
-    among JPEGs would be lost, or stop everything.
+    `datasets` assumes the columns of the first samples for all, and fails if these differ: a PNG among JPEGs would be
+    lost or stop the run.
     """
     try:
         split = next(iter(data_files))
@@ -309,7 +309,8 @@ def _plain(file: str) -> str:
 
 
 def _undecoded(data: Table) -> Table:
-    """Images, videos and sounds as file bytes or paths: a filter on a stream would else decode them, for good."""
+    """Images, videos and sounds as file bytes or paths: otherwise a filter on a stream would decode them
+    permanently."""
     for name, feature in (data.features or {}).items():
         if (stored := as_stored(feature)) is not feature:
             data = data.cast_column(name, stored)
@@ -335,7 +336,7 @@ def quiet(local: bool) -> Iterator[None]:
     shown, level = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
     if local:
         datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what is wrong comes as an error, too
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # faults are also raised as errors
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Images with a mask of class ids: settings that every such data part shares, reading, joint crops, batches."""
+"""Images with a mask of class ids: shared settings, reading, joint crops, batches."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -24,7 +24,7 @@ from .stream import TrainLoader
 from .transforms import ImageReader, Unreadable, _to_tensor, _unreadable
 
 NUM_CHECKED = 64  # masks that are read before training starts
-NUM_TRIES = 10  # of a crop that one class does not fill
+NUM_TRIES = 10  # attempts for a crop that one class does not fill
 
 
 class MaskPart(Limits, Part):
@@ -43,7 +43,7 @@ class MaskPart(Limits, Part):
             a value to 255 means no label.
     """
 
-    has_masks: ClassVar[bool] = True  # labels are masks; images have no classes to probe
+    has_masks: ClassVar[bool] = True  # labels are masks, so there are no classes to probe
 
     scale_range: tuple[float, float] = (0.5, 2.0)
     flip_rate: float = Field(0.5, ge=0, le=1)
@@ -127,7 +127,7 @@ class PairReader(ImageReader):
     mask_values: tuple[tuple[int, int], ...] = ()
 
     def read_pair(self, row: Row) -> tuple[Image.Image, np.ndarray]:
-        """The image, upright and opaque, and its class ids, uint8 [H, W], 255 where there is none."""
+        """The image, upright and opaque, and its class ids, uint8 [H, W], 255 for no class."""
         with _unreadable():
             image = self._convert(self._open(self._load(row.get("image"))))
         if row.get("mask") is None:
@@ -186,7 +186,7 @@ class JointCrop:
         scale = size / min(image.size) * (low + uniform(seed, 0) * (high - low))
         width, height = (max(1, round(side * scale)) for side in image.size)
         crop_w, crop_h = min(size, width), min(size, height)
-        x, y = image.width / width, image.height / height  # source pixels an output pixel
+        x, y = image.width / width, image.height / height  # source pixels per output pixel
         for number in range(NUM_TRIES):
             left = int(uniform(seed, 2 + 2 * number) * (width - crop_w + 1))
             top = int(uniform(seed, 3 + 2 * number) * (height - crop_h + 1))
@@ -225,7 +225,7 @@ class MaskView:
         return [pixels], labels
 
     def whole(self, row: Row, size: int) -> tuple[Tensor, Label]:
-        """The shorter side of the image gets the size; the mask stays as in the file."""
+        """The shorter side of the image is resized to this size; the mask stays as in the file."""
         image, ids = self.reader.read_pair(row)
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
@@ -236,8 +236,8 @@ class MaskView:
 def classes_to_segment(data: MaskPart) -> list[str]:
     """The class names of data with masks, by class id, after a look at some of its masks.
 
-    Raises ConfigError for fewer than two or more than 255 classes, a name that comes twice, if more of the masks
-    looked at than `max_skipped_rate` (of many: than half) cannot be used, or if they show one class alone.
+    Raises ConfigError for fewer than two or more than 255 classes, a duplicate name, if more than `max_skipped_rate` of
+    the checked masks (if many: more than half) cannot be used, or if they contain only one class.
     """
     names = [str(name) for name in data.class_names()]
     if not 2 <= len(names) <= IGNORE_PIXEL:
@@ -266,7 +266,7 @@ def classes_to_segment(data: MaskPart) -> list[str]:
 
 
 def check_seen(seen: np.ndarray, names: list[str], looked_at: int, total: int) -> None:
-    """Raises ConfigError if masks show fewer than two classes, and all were looked at or 255 may be one of them.
+    """Raises ConfigError if masks contain fewer than two classes, and either all were checked or 255 may be a class.
 
     seen [256]: pixels by class id.
     """

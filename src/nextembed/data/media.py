@@ -46,7 +46,7 @@ class Media(Limits):
         return [*KINDS, *self.own_kinds]
 
     def segment(self, kind: str, value: object, folder: Folder, loss: bool = True) -> Segment:
-        """What a row holds of one kind, decoded. folder: where files lie that it names. Raises Unreadable."""
+        """A value of one kind in a row, decoded. folder: of the files that it names. Raises Unreadable."""
         read_as = self.own_kinds.get(kind, kind)
         if value is None:
             raise Unreadable(f"no {kind}")
@@ -72,7 +72,7 @@ class Media(Limits):
 
 def parse_series(value: object, max_bytes: int = 100_000_000) -> Tensor:
     """A series of any number of channels, float32 [C, T], of a nested list [C][T], one list [T], JSON text of either,
-    or an array. Raises Unreadable for what is none: ragged channels, no samples, values that are missing or not finite.
+    or an array. Raises Unreadable for ragged channels, no samples, and values that are missing or not finite.
     """
     try:
         given = from_json(value) if isinstance(value, str | bytes) else value

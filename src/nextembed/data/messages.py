@@ -1,4 +1,4 @@
-"""Conversations with images as documents; only what the assistant says is learned."""
+"""Conversations with images as documents; only the assistant's answers are targets."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from .stored import Values
 from .tables import DocumentTable, field
 from .transforms import Unreadable
 
-# What the release says before the question about one image, and about a video.
+# Text before the question about an image, and about a video, as in the release.
 IMAGE_SYSTEM = (
     "You will be presented with an image: [IMG]ImageContent[/IMG]. You will be able to see the image after I provide "
     "it to you. Please answer my questions based on the given image."
@@ -21,7 +21,7 @@ VIDEO_SYSTEM = (
     "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
     "based on the given video."
 )
-PLACE = "<image>"  # where an image of the row stands in a message that is one text
+PLACE = "<image>"  # position of an image in a message that is plain text
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 
@@ -66,7 +66,7 @@ Turn = tuple[str, list[Segment]]
 
 
 def read_turns(row: Values, messages_column: str | None, images_column: str | None) -> list[Turn]:
-    """(role, text and undecoded images) of each message. Raises Unreadable for what is no conversation."""
+    """(role, text and undecoded images) of each message. Raises Unreadable if it is not a conversation."""
     column = messages_column or ("conversations" if "conversations" in row else "messages")
     beside = images_column or next((name for name in ("images", "image") if row.get(name) is not None), None)
     images = field(row, beside) if beside is not None else []
@@ -128,13 +128,13 @@ def render(
 ) -> list[Segment]:
     """`{system} [USER]: {words and images} [ASSISTANT]: {answer}`, as Emu was instructed. Loss on answers only.
 
-    user, assistant: the two markers. turn_end: after answers that are not the last one. reply: the assistant's marker
-    stands at the end, for a model to continue. Answers and what closes them are segments, so tokens, of their own.
+    user, assistant: the two markers. turn_end: after answers that are not the last one. reply: whether it ends with the
+    assistant's marker, for a model to continue. Answers and their ends are separate segments, and so separate tokens.
     """
     segments: list[Segment] = []
 
     def say(words: str, loss: bool = False, tokens: bool = False) -> None:
-        """tokens: whether special tokens in the words are tokens."""
+        """tokens: whether special tokens in the text are tokens."""
         if not (segments and segments[-1]["kind"] == "text" and not segments[-1]["loss"] and not loss):
             segments.append(text("", loss))
         last = segments[-1]

@@ -1,4 +1,4 @@
-"""Metadata beside images and videos: which files there are, and what is said of each."""
+"""Metadata files of images and videos: their columns, and the files that they name."""
 
 import os
 from pathlib import Path
@@ -12,13 +12,13 @@ from .record import stored_path
 
 
 def csv_in(origin: Origin, name: str) -> list[str]:
-    """The metadata of a split's files, where all of them are CSV."""
+    """The metadata files of a split, if all are CSV."""
     found = [file for file in origin.of_split(name) if Path(file).name in METADATA]
     return found if all(file.endswith(".csv") for file in found) else []
 
 
 def metadata_columns(tables: list[str], kind: str) -> tuple[dict[str, list[object]], dict[str, str]]:
-    """The columns of `metadata.csv` files, as the characters that stand there, and which of them are media.
+    """The columns of `metadata.csv` files, without conversion, and which of them are media.
 
     kind: "image" or "video", what `file_name` names; `NAME_file_name` is a column NAME of the same. Raises ConfigError
     for one that names no files, DataError for one that cannot be read.
@@ -46,7 +46,7 @@ def is_name(column: str) -> bool:
 
 
 def media_at(table: str, path: str) -> dict[str, object]:
-    """A file that metadata name, relative to them."""
+    """A file that is named in metadata, relative to these."""
     return {"bytes": None, "path": stored_path(os.path.join(os.path.dirname(table), path))}
 
 

@@ -1,4 +1,4 @@
-"""Which split the name of a folder or file stands for: train_images, mnist_test.parquet, val2017, dev."""
+"""The split that the name of a folder or file stands for: train_images, mnist_test.parquet, val2017, dev."""
 
 import re
 from collections.abc import Collection
@@ -21,7 +21,7 @@ CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 
 @lru_cache(10_000)
 def splits_named(name: str) -> frozenset[str]:
-    """The splits whose words stand anywhere in a name (`wiki.test.raw.txt`); several for `train_test_pairs`."""
+    """The splits whose names occur anywhere in a name (`wiki.test.raw.txt`); several for `train_test_pairs`."""
     stem = name.split(".")[0].lower()
     if stem in WHOLE:
         return frozenset({WHOLE[stem]})
@@ -37,8 +37,8 @@ PAIRED = re.compile(r"(.*[a-z0-9])(train|test|val|valid|validation)", re.IGNOREC
 
 
 def paired(names: Collection[str]) -> dict[str, str]:
-    """The splits of names whose words are not parted, where one tells of the other: mnisttrain beside mnisttest. Alone
-    such a name says nothing: contest, latest, interval."""
+    """The splits of names without separators, if they occur as a pair: mnisttrain and mnisttest. A single such name
+    proves nothing: contest, latest, interval."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         stem, dot, rest = name.partition(".")
@@ -53,7 +53,7 @@ def paired(names: Collection[str]) -> dict[str, str]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a name stands for; None: it names none. Raises ConfigError for one of several."""
+    """The split that a name stands for; None if it does not name one. Raises ConfigError for a name of several."""
     found = splits_named(name)
     if len(found) > 1:
         raise ConfigError(f"data.source: '{name}' could be the {' or the '.join(sorted(found))} split; rename it")
@@ -61,7 +61,7 @@ def split_of(name: str) -> str | None:
 
 
 class Part(NamedTuple):
-    """Which rows of a split, in order: from one to another; as numbers or in percent, negative ones from the end."""
+    """A range of rows of a split, as numbers or in percent; negative ones count from the end."""
 
     start: str = ""
     stop: str = ""
@@ -71,7 +71,7 @@ class Part(NamedTuple):
         return self == Part()
 
     def of(self, total: int) -> range:
-        """The numbers of the rows, of so many. Raises ConfigError for a row that does not exist."""
+        """The indices, given the number of rows. Raises ConfigError for a row that does not exist."""
         return range(self._at(self.start, 0, total), self._at(self.stop, total, total))
 
     def _at(self, end: str, default: int, total: int) -> int:

@@ -1,4 +1,4 @@
-"""What a source names: a folder of images, tables, archives, or a hub id; and which of its files are which split."""
+"""What a source is: a folder of images, tables, archives, or a hub id; and the split of each file."""
 
 import os
 import time
@@ -36,7 +36,7 @@ NAMES = {"image": "image", "video": "video", "tar": ".tar archive", "zip": ".zip
 
 
 class Rules(NamedTuple):
-    """How a source is understood where it can be in several ways. See `TableSettings`."""
+    """How an ambiguous source is read. See `TableSettings`."""
 
     format: Format | None = None
     folders: Folders = None
@@ -52,11 +52,11 @@ class Origin(NamedTuple):
     """Where rows come from.
 
     builder: "images", "videos", "imagefolder" and "videofolder" (with metadata), "parquet", "webdataset", "zip",
-    "text", "json", "csv", or a hub id. files: by split, for local builders. folder: what file paths are relative to,
-    and may not leave; None for the hub. classes: of files of images and videos, those that have one. left_out: what may
-    be data and cannot be used, with reasons. beside: how many files there are of other kinds, by ending. unclear: why
-    it cannot be told which files train. shards: of a folder of shards that the library wrote. remote: the source, if
-    its files are fetched as they are read."""
+    "text", "json", "csv", or a hub id. files: by split, for local builders. folder: base of file paths, which they may
+    not leave; None for the hub. classes: of images and videos that have one. left_out: files that may be data but
+    cannot be used, with reasons. beside: number of other files, by extension. unclear: why it is not clear which files
+    are for training. shards: of a folder of shards that the library wrote. remote: the source, if its files are fetched
+    as they are read."""
 
     builder: str
     files: dict[str, list[str]] | None
@@ -70,7 +70,7 @@ class Origin(NamedTuple):
     remote: str = ""
 
     def named(self, split: str) -> str:
-        """The name of a split among those of `files`. Raises MissingSplit, or ConfigError where that is unclear."""
+        """The name of a split among those of `files`. Raises MissingSplit, or ConfigError if it is unclear."""
         if self.unclear and split in WORDS:
             raise ConfigError(f"data.source: {self.unclear}")
         return in_files(split, self.files or {})
@@ -81,13 +81,13 @@ class Origin(NamedTuple):
 
 
 def find_origin(source: str, rules: Rules = PLAIN) -> Origin:
-    """What kind of images a text names. Raises ConfigError with the nearest spelling if it names none."""
+    """The origin of images for a source. Raises ConfigError with the nearest spelling if there is none."""
     return _found(source, rules, OF_IMAGES, ("parquet", "tar", "zip"))
 
 
 def find_table(source: str, rules: Rules = PLAIN) -> Origin:
-    """What kind of rows a text names: what `find_origin` finds, and JSON-lines or text files (builder "text": one line
-    a row), JSON lists ("json"), CSV files, folders of one of these, or "glosses", the short texts that come with the
+    """The origin of rows for a source: those of `find_origin`, and JSON-lines or text files (builder "text": one line a
+    row), JSON lists ("json"), CSV files, folders of one of these, or "glosses", the short texts that come with the
     package."""
     if source == "glosses":
         return Origin("parquet", {"train": [str(GLOSSES)]}, GLOSSES.parent)
@@ -95,7 +95,7 @@ def find_table(source: str, rules: Rules = PLAIN) -> Origin:
 
 
 def check_file(setting: str, name: str) -> Path:
-    """The path of a file. Raises ConfigError for what is there and is none: a device or a pipe may never end."""
+    """The path of a file. Raises ConfigError for a special file: a device or a pipe may never end."""
     path = Path(name).expanduser()
     if path.exists() and not path.is_file():
         raise ConfigError(f"{setting}: {name} is not a file")
@@ -123,9 +123,9 @@ def _found(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str,
 
 
 def _from_remote(source: str, rules: Rules, kinds: tuple[str, ...], single: tuple[str, ...]) -> Origin:
-    """What lies in an object store or on a web server. Archives and Parquet files of a stream are fetched as they are
-    read; all else is fetched to the cache first."""
-    files, folder = remote_files(source), cache_folder() / "none"  # what rows name besides their bytes is nowhere
+    """The origin of a source in an object store or on a web server. Archives and Parquet files of a stream are fetched
+    as they are read; everything else is first fetched into the cache."""
+    files, folder = remote_files(source), cache_folder() / "none"  # files that rows name are not available
     if rules.streaming and files and {file.kind for file in files} <= {"tar", "parquet", "other", "side"}:
         kind = _kind(Path(source), files, rules, kinds)
         own = [file for file in files if file.kind == kind]
@@ -142,12 +142,12 @@ def _from_remote(source: str, rules: Rules, kinds: tuple[str, ...], single: tupl
 
 
 def _names_files(source: str, files: list[File]) -> bool:
-    """Whether an address names files, and not a folder of them."""
+    """Whether an address names files instead of a folder."""
     return "*" in source or (len(files) == 1 and files[0].path == source.rstrip("/"))
 
 
 def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str, ...]) -> Origin:
-    """Files that are named one by one. What is asked for trains, whatever it is called, unless it is several splits."""
+    """Files that are named one by one. They are for training, whatever their names, unless they are several splits."""
     kinds = {KINDS.get(file.suffix.lower(), file.suffix) for file in files}
     kind = next(iter(kinds))
     if len(kinds) > 1 or kind not in single:
@@ -168,7 +168,7 @@ def _from_files(files: list[Path], source: str, rules: Rules, single: tuple[str,
 
 
 class Kept(NamedTuple):
-    """What a folder was found to be, and when each folder in it had last been changed then."""
+    """Result of looking at a folder, and the time of the last change of each folder in it."""
 
     origin: Origin
     changed: dict[str, int]
@@ -176,11 +176,11 @@ class Kept(NamedTuple):
 
 KEPT: dict[tuple[Path, Rules, tuple[str, ...]], Kept] = {}
 NUM_KEPT = 8
-SETTLED = 2 * 10**9  # nanoseconds: two changes in one tick of a file system's clock are not told apart
+SETTLED = 2 * 10**9  # nanoseconds: two changes within one tick of a file system's clock cannot be distinguished
 
 
 def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
-    """What a folder holds; listed anew only where one of its folders has changed, for each role asks for it."""
+    """The content of a folder; listed again only if one of its folders has changed, because every split asks for it."""
     folder, began = folder.resolve(), time.time_ns()
     shards = read_index(folder)
     kept = KEPT.get((folder, rules, kinds))
@@ -202,7 +202,7 @@ def _from_folder(folder: Path, rules: Rules, kinds: tuple[str, ...]) -> Origin:
 
 
 def _changed(folder: Path | str) -> int:
-    """When files were last added to a folder or taken from it, or its permissions changed; 0: it is gone."""
+    """When files were last added to or removed from a folder, or its permissions changed; 0 if it is gone."""
     try:
         return os.stat(folder).st_ctime_ns
     except OSError:
@@ -232,8 +232,8 @@ def _of_listed(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, 
 
 
 def _from_zips(archives: dict[str, list[str]], folder: Path, rules: Rules, left_out: Sequence[File] = ()) -> Origin:
-    """The images, or else the videos, in zip archives, as if each lay unpacked; what the archives are called says the
-    split, else folders inside. Raises ConfigError for an archive that cannot be read or has neither."""
+    """The images, or else the videos, in zip archives, as if unpacked; the split follows from the archives' names, else
+    from folders inside. Raises ConfigError for an archive that cannot be read or has neither."""
     files = []
     for split, names in archives.items():
         for name in names:
@@ -259,12 +259,12 @@ def _from_zips(archives: dict[str, list[str]], folder: Path, rules: Rules, left_
 
 
 def _belongs(metadata: File, images: list[File]) -> bool:
-    """Whether a metadata file lies above some of the images."""
+    """Whether there is a metadata file above some of the images."""
     return any(image.folders[: len(metadata.folders)] == metadata.folders for image in images)
 
 
 def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...]) -> str:
-    """Which kind of files the folder's data are. Raises ConfigError if there are several, or none."""
+    """The kind of files that are the folder's data. Raises ConfigError if there are several, or none."""
     held = Counter(file.kind for file in files)
     if rules.format is not None:
         kind = rules.format.removesuffix("s") if rules.format in FORMATS.values() else rules.format
@@ -273,7 +273,7 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
         return kind
     there = [kind for kind in kinds if held[kind]]
     if there[:2] == ["image", "video"]:
-        there.remove("video")  # as phones lay them down; data.format=videos takes them
+        there.remove("video")  # as phones store them; data.format=videos selects them
     if kinds is OF_IMAGES and there[:1] != ["parquet"] and "parquet" in there:
         there = [kind for kind in there if kind != unneeded(files, there[0])]
     if len(there) > 1:
@@ -292,15 +292,15 @@ def _kind(folder: Path, files: list[File], rules: Rules, kinds: tuple[str, ...])
 
 
 def unneeded(files: list[File], media: str) -> str:
-    """Of images (or videos) and Parquet files beside each other, which are no data of their own: tables that hold no
-    images, such as features; images that the tables name. "": neither."""
+    """If images (or videos) and Parquet files are in one folder: which of them are not the data. Tables without images,
+    such as features, or images that the tables name. "" if neither."""
     names = {file.path for file in files if file.kind == media}
     found = {held_in(Path(file.path), names) for file in files if file.kind == "parquet"}
     return "parquet" if found == {"nothing"} else media if found == {"names"} else ""
 
 
 def held_in(table: Path, images: set[str]) -> str:
-    """What a Parquet file holds of images: "nothing", the "names" of files, or "bytes"."""
+    """How a Parquet file contains images: "nothing", the "names" of files, or "bytes"."""
     try:
         with parquet.ParquetFile(table) as file:
             fields = list(file.schema_arrow)
@@ -322,7 +322,7 @@ def _some(kind: str, files: list[File]) -> str:
 
 
 def endings(files: list[File]) -> dict[str, int]:
-    """How many files have each ending."""
+    """Number of files by extension."""
     return dict(Counter(os.path.splitext(file.name)[1].lower() or "no ending" for file in files).most_common())
 
 

@@ -1,8 +1,8 @@
-"""Documents packed into rows of one length: what is cut from long ones, what goes together, and how a run resumes.
+"""Packing of documents into rows of one length: truncation, what shares a row, and resuming.
 
-Readers (ranks x `num_readers`) each own a part of every epoch. A rank takes one stretch of documents from each of its
-readers in turn; workers decode and encode them, each for some of the readers, so neither the documents nor their order
-depend on the number of workers. The main process packs.
+Readers (ranks x `num_readers`) each own a part of every epoch. A rank takes a fixed number of documents from each of
+its readers in turn; workers decode and encode them, each for some of the readers, so neither the documents nor their
+order depend on the number of workers. The main process packs.
 """
 
 import itertools
@@ -25,13 +25,13 @@ from .transforms import Unreadable
 
 STRETCH = 16  # documents of one reader, one after the other
 OK, UNREADABLE, TRUNCATED, TOO_LONG = range(4)
-NO_TARGET = {"labels": IGNORE_LABEL, "regression_mask": False, "latent_mask": False}  # what says so, by key
+NO_TARGET = {"labels": IGNORE_LABEL, "regression_mask": False, "latent_mask": False}  # the log entry, by key
 OUTCOMES = ("whole", "unreadable", "truncated", "too_long")
 
 
 class DocumentPlace(NamedTuple):
-    """Which document: reader (of all ranks), source, epoch of that source, and the number of its row in it, from 1;
-    then where it can be read again from, and what comes after it: see `shuffle.Mark`."""
+    """Position of a document: reader (of all ranks), source, epoch of that source, number of its row in it, from 1;
+    then from where it can be read again: see `shuffle.Mark`."""
 
     reader: int
     source: int
@@ -44,7 +44,7 @@ class DocumentPlace(NamedTuple):
 
     @property
     def mark(self) -> Mark:
-        """Before this document."""
+        """The mark before this document."""
         return Mark(self.row - 1, self.shard, self.before)
 
 
@@ -77,11 +77,9 @@ class Source(Protocol):
 
 
 class State:
-    """Where the readers of one rank stand, as JSON or int64 values.
-
-    turn: the reader (of this rank) whose documents come next, offset: how many of its stretch are taken. drawn: how
-    many documents each reader has read; readers: for each the epoch and the mark in each source. pending: documents
-    that were read and not yet packed.
+    """The state of the readers of one rank, as JSON or int64 values. turn: the reader (of this rank) whose turn it is,
+    offset: documents already taken in this turn. drawn: number of documents that each reader has read; readers: epoch
+    and mark of each in each source. pending: documents that were read but not packed yet.
     """
 
     def __init__(self, rank: int, world_size: int, num_readers: int, num_sources: int):
@@ -93,7 +91,7 @@ class State:
 
     @classmethod
     def load(cls, values: list[int], rank: int, world_size: int, num_readers: int, num_sources: int) -> "State":
-        """Raises ConfigError if the stopped run read with other ranks, readers or sources."""
+        """Raises ConfigError if the stopped run had other ranks, readers or sources."""
         state = cls(rank, world_size, num_readers, num_sources)
         names = ("number of ranks", "data.num_readers", "number of data.sources")
         for name, now, then in zip(names, state.sizes, values[1:4]):
@@ -116,7 +114,7 @@ class State:
         return flat + [number for place in self.pending for number in place]
 
     def take(self, place: DocumentPlace) -> None:
-        """A document has been read; the next one of its stretch, or the next reader, is up."""
+        """Advances after a document: to the next one of this turn, or to the next reader."""
         num_readers = self.sizes[1]
         number = place.reader - self.rank * num_readers
         self.readers[number][place.source] = (place.epoch, Mark(place.row, place.next_shard, place.next_before))
@@ -148,7 +146,7 @@ class DocumentStream(IterableDataset[Stretch]):
 
     def __iter__(self) -> Iterator[Stretch]:
         worker, num_workers = worker_of()
-        # Torch asks worker 0 first; the readers' turns go on from where the stopped run stood.
+        # Torch asks worker 0 first; turns continue from where the stopped run was.
         own = [(self.state.turn + i) % self.num_readers for i in range(worker, self.num_readers, num_workers)]
         endless = {number: self.documents(number) for number in own}
         left = STRETCH - self.state.offset
@@ -181,7 +179,7 @@ class DocumentStream(IterableDataset[Stretch]):
         return self.sources[source].read(self.seed, epoch, reader, self.all_readers, mark)
 
     def encode(self, row: AnyRow, place: DocumentPlace, num_seen: int) -> tuple[int, Encoded | None]:
-        """As of `Fit`; what is left out is named in the log."""
+        """As `Fit`; documents that are left out are logged."""
         try:
             document = self.sources[place.source].document(row, self.seed, place.epoch, place.row)
             outcome, encoded = self.fit(document)
@@ -197,7 +195,7 @@ class DocumentStream(IterableDataset[Stretch]):
         return outcome, encoded
 
     def again(self, places: list[DocumentPlace]) -> list[tuple[DocumentPlace, Encoded]]:
-        """Documents that had been read before a stop and were not packed, in the same order."""
+        """Documents that were read before a stop but not packed, in the same order."""
         found: dict[DocumentPlace, Encoded] = {}
         for reader, source, epoch in {place[:3] for place in places}:
             wanted = {place.row: place for place in places if place[:3] == (reader, source, epoch)}
@@ -243,11 +241,10 @@ def spread(stretch: Stretch) -> Iterator[Fitted]:
 
 
 class Fit:
-    """Encodes a document within `max_length`; of a longer one the end is cut off, or it is left out.
-
-    A cut never goes through an image or video: text is cut anywhere, and an image that does not fit ends the document
-    before it. What then has no target is left out, too. long: "truncate" or "skip". too_long: why a document is left
-    out. The work is that of `max_length` positions, however many segments a document has.
+    """Encodes a document within `max_length`; a longer one is truncated or left out. A cut never goes through an image
+    or video: text is cut anywhere, and an image that does not fit ends the document before it. A document without
+    targets is left out, too. long: "truncate" or "skip". too_long: why a document is left out. The cost is that of
+    `max_length` positions, however many segments a document has.
     """
 
     def __init__(self, encode: Encode, max_length: int, long: str):
@@ -259,7 +256,7 @@ class Fit:
     def __call__(self, document: Document) -> tuple[int, Encoded | None]:
         """An index into OUTCOMES, and what is left. Raises Unreadable for a document that cannot be encoded."""
         segments, end = document["segments"], 0
-        while True:  # mostly once: hardly ever has a segment no position, so no more of them can fit
+        while True:  # usually once: segments without positions are rare, so no more of them can fit
             end = self._end(segments, max(self.max_length + 1, 2 * end))
             document = {**document, "segments": segments[:end]}
             encoded = self._encode(document)
@@ -273,7 +270,8 @@ class Fit:
         return (TOO_LONG, None) if cut is None else (TRUNCATED, cut)
 
     def _end(self, segments: list[Segment], end: int) -> int:
-        """`end`, or one more where that lies between text and an image, which text is encoded differently before."""
+        """`end`, or one more if it lies between text and an image, because text is encoded differently before an
+        image."""
         between = 0 < end < len(segments) and segments[end - 1]["kind"] == "text" != segments[end]["kind"]
         return min(end + between, len(segments))
 
@@ -283,7 +281,7 @@ class Fit:
 
     def _cut(self, document: Document) -> Encoded | None:
         segments = document["segments"]
-        fits, too_long = 0, len(segments)  # how many segments do, and do not; by halves
+        fits, too_long = 0, len(segments)  # number of segments that fit, and that do not; by bisection
         while too_long - fits > 1:
             middle = (fits + too_long) // 2
             if self._encode({**document, "segments": segments[:middle]}).length <= self.max_length:
@@ -306,7 +304,7 @@ class Fit:
 
 
 def has_target(document: Encoded) -> bool:
-    """Whether anything in a document is to be learned; an encoder of one's own may not say, then all is."""
+    """Whether a document has targets; if the user's own encoder does not say, all positions are."""
     marks = [(document.positions[name], none) for name, none in NO_TARGET.items() if name in document.positions]
     return not marks or any(bool((rows != none).any()) for rows, none in marks)
 
@@ -314,8 +312,8 @@ def has_target(document: Encoded) -> bool:
 class DocumentLoader(TrainLoader):
     """Endless packed batches (`core.types.Batch`) of one rank.
 
-    counts: documents so far by what became of them ("whole", "truncated", "too_long", "unreadable"). fill_rate: share
-    of all positions so far that are no padding.
+    counts: documents so far by outcome ("whole", "truncated", "too_long", "unreadable"). fill_rate: share of all
+    positions so far that are no padding.
     """
 
     def __init__(self, stream: DocumentStream, loading: Loading, max_length: int, window: int, num_workers: int):
@@ -352,7 +350,7 @@ class DocumentLoader(TrainLoader):
                     self.counts[OUTCOMES[outcome]] += 1
                     if encoded is not None:
                         waiting.append((place, encoded))
-                place = waiting[0][0]  # of the oldest document, which is in the row for sure
+                place = waiting[0][0]  # of the oldest document, which is always in the row
                 seeds.append(sample_seed(self.stream.seed, place.epoch, f"{place.reader}/{place.source}/{place.row}"))
                 rows.append(first_fit(waiting, self.length))
             state.pending = [place for place, _ in waiting]
@@ -395,7 +393,7 @@ def pack(rows: list[list[Encoded]], length: int, position: list[int]) -> Batch:
             for name, part in one.positions.items():
                 batch[name][here] = part
                 if name in NO_TARGET:
-                    batch[name][number, at] = NO_TARGET[name]  # nothing of the document before may predict it
+                    batch[name][number, at] = NO_TARGET[name]  # the previous document must not predict it
             batch["document_ids"][here] = document
             batch["position_ids"][here] = torch.arange(one.length)
             at += one.length

@@ -51,7 +51,7 @@ class PairData(DocumentTable, DocumentPart):
 
 
 def ordered(shown: Segment, written: Segment, order: str, seed: int) -> list[Segment]:
-    """Both, in the order asked for or drawn."""
+    """Both, in the given or drawn order."""
     first = order == "image_first" or (order == "random" and uniform(seed, 2) < 0.5)
     return [shown, written] if first else [written, shown]
 

@@ -1,4 +1,4 @@
-"""Rows as they come from a source: a user's columns, what the library knows beside them, and what may go wrong."""
+"""Rows as they come from a source: a user's columns, information of the library about them, and their faults."""
 
 import base64
 import os
@@ -25,14 +25,14 @@ MISTAKES = (AttributeError, NameError, TypeError, ImportError, AssertionError, N
 
 
 class Folder(NamedTuple):
-    """Where files that a row names are. Absolute paths and ways out are no such files. max_bytes: of what lies in an
-    archive."""
+    """The folder of files that rows name. Absolute paths and paths out of it are refused. max_bytes: of members of
+    archives."""
 
     path: Path | None
     max_bytes: int = MOST
 
     def read(self, value: object) -> object:
-        """What a column holds (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
+        """A column's value (bytes, {"bytes", "path"}, the name of a file) as bytes or a path. In JSON, bytes are in
         base64. Raises Unreadable."""
         if isinstance(value, dict):
             if isinstance(value.get("bytes"), str):
@@ -100,9 +100,9 @@ def from_base64(value: str) -> bytes:
 class Record(dict[str, Any]):
     """The columns of a row, under whatever names they have.
 
-    key: names the row for good. folder: where the files are that it names. error: why it cannot be read, if it cannot;
-    it then has no columns. known: columns that hold something in the source, of which those to use are chosen for all
-    rows alike; None: each row speaks for itself.
+    key: a permanent name of the row. folder: of the files that it names. error: why it cannot be read; it then has no
+    columns. known: columns with values in the source, from which those to use are chosen for all rows; None if each row
+    decides.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ AnyRow = Record | Mapping[str, Any]  # of a table, or a user's own
 
 
 def key_of(row: AnyRow, index: int) -> str:
-    """What names a row: of a user's own row "key", if it has one, else the number of the row."""
+    """The key of a row: "key" of a user's own row, if present, else the row number."""
     return row.key if isinstance(row, Record) else str(row.get("key", index))
 
 
@@ -143,7 +143,7 @@ def check_readable(row: object) -> None:
 
 
 def row_at(rows: Rows, index: int) -> Any:
-    """A row with its key; if reading it fails, one that says why."""
+    """A row with its key; if reading it fails, a row with the reason."""
     try:
         with reading(str(index)):
             return keyed(rows[index], index)
@@ -153,9 +153,8 @@ def row_at(rows: Rows, index: int) -> Any:
 
 @contextmanager
 def reading(key: str) -> Iterator[None]:
-    """What the content of a row causes while it is read, decoded or encoded becomes Unreadable, with the reason.
-
-    A mistake in a user's own code is no property of a row: DataError, which names the file and the line.
+    """Errors that the content of a row causes while it is read, decoded or encoded become Unreadable, with the reason.
+    An error in a user's own code is not the row's fault: DataError with file and line.
     """
     try:
         yield
@@ -170,8 +169,8 @@ def reading(key: str) -> Iterator[None]:
 
 
 def own_line(err: BaseException) -> str | None:
-    """ "FILE, line N" where an error comes from a user's own code, perhaps through a library that this called; None
-    where it comes from nextembed, perhaps by what a row holds."""
+    """ "FILE, line N" where an error comes from a user's own code, possibly through a library that it called; None if
+    it comes from nextembed, possibly because of a row."""
     for frame, line in reversed(list(traceback.walk_tb(err.__traceback__))):
         file = frame.f_code.co_filename
         if file.startswith(PACKAGE):

@@ -47,7 +47,7 @@ class Piece(Config):
 
     @property
     def is_fixed(self) -> bool:
-        """Whether it is words that no column is needed for."""
+        """Whether it is a fixed text that needs no column."""
         return self.kind == "text" and self.column is None and not any("{text}" in prompt for prompt in self.prompts)
 
 
@@ -135,11 +135,11 @@ class Records(Media, DocumentTable, DocumentPart):
         return rows
 
     def _usable(self, rows: Rows, split: Role) -> Rows:
-        """The rows of which some layout can be made."""
+        """The rows that fit at least one layout."""
         pieces = self.pieces_known()
         used = {name for layout, weight in self.layouts_known().items() if weight for name in _names(layout)}
         has = {name: present(rows, column) for name in pieces if name in used and (column := self._column(name))}
-        fits: dict[tuple[bool, ...], bool] = {}  # rows have few patterns of what is there
+        fits: dict[tuple[bool, ...], bool] = {}  # few different patterns of present values occur
         indices = []
         for index in range(len(rows)):
             pattern = tuple(column[index] for column in has.values())
@@ -161,14 +161,14 @@ class Records(Media, DocumentTable, DocumentPart):
     # -- documents
 
     def pieces_known(self) -> dict[str, Piece]:
-        """The pieces asked for, or those that were found when rows were read."""
+        """The pieces in the settings, or those that were detected when rows were read."""
         return self.pieces or self._found
 
     def layouts_known(self) -> dict[str, float]:
         return self.layouts or every_two(self.pieces_known())
 
     def possible(self, row: Record) -> list[str]:
-        """The layouts that a row has everything for; bars are written out: "image caption", "image es"."""
+        """The layouts that a row has all values for, with alternatives expanded: "image caption", "image es"."""
         found = [names for layout in self.layouts_known() for names in choices(layout, lambda n: self.has(row, n))]
         return list(dict.fromkeys(" ".join(names) for names in found))
 
@@ -182,7 +182,7 @@ class Records(Media, DocumentTable, DocumentPart):
     def make(self, row: Record, layout: str, seed: int = 0) -> Document:
         """The document of a row in one layout, for evaluation: "image caption". Raises Unreadable without its values.
 
-        seed: for what is drawn among prompts, and texts of a list.
+        seed: for the choice of prompts and of texts in a list.
         """
         check_layouts({layout: 1.0}, self.pieces_known())
         draw = Draws(seed)
@@ -209,7 +209,7 @@ class Records(Media, DocumentTable, DocumentPart):
         return self.segment(piece.kind, value, home.folder, piece.loss)
 
     def written(self, piece: Piece, row: Record, column: str | None, value: object, draw: Draws) -> str:
-        """The text of a piece, as one of its prompts writes it."""
+        """The text of a piece, in one of its prompts."""
         if isinstance(value, list):
             value = value[draw.below(len(value))] if value else ""
         prompt = piece.prompts[draw.below(len(piece.prompts))]
@@ -227,7 +227,7 @@ class Records(Media, DocumentTable, DocumentPart):
 
 
 def _plain(value: object) -> object:
-    """A number as text; one that is not finite stands for none."""
+    """A number as text; one that is not finite counts as missing."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, int | float) else value
@@ -238,20 +238,20 @@ def _names(layout: str) -> list[str]:
 
 
 def every_two(pieces: dict[str, Piece]) -> dict[str, float]:
-    """All layouts of two pieces, in both orders; of one piece that is alone, itself."""
+    """All layouts of two pieces, in both orders; a single piece alone."""
     pairs = [f"{a} {b}" for a in pieces for b in pieces if a != b]
     return dict.fromkeys(pairs or pieces, 1.0)
 
 
 def columns_of(rows: Rows | RowSequence) -> Mapping[str, Feature]:
-    """What the columns hold; nothing where rows are JSON, whose columns are not known before."""
+    """Types of the columns; empty if rows are JSON, whose columns are not known in advance."""
     if (isinstance(rows, IndexedRows) and rows.has_columns) or (isinstance(rows, StreamedRows) and rows.has_columns):
         return rows.data.features or {}
     return {}
 
 
 def pieces_of(media: dict[str, str | None]) -> dict[str, Piece]:
-    """Pieces of columns by what they hold: all media, and one text, or else class, to go with them."""
+    """Pieces detected from column types: all media, and one text or else class."""
     found = {name: Piece(kind=kind) for name, kind in media.items() if kind not in (None, "text", "label")}
     likely = [name for name in TEXTS if media.get(name) == "text"]
     likely += [name for name, kind in media.items() if kind == "label"]

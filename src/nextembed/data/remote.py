@@ -1,4 +1,4 @@
-"""Sources in object stores and on web servers: what is there, and its files as local ones. The door to fsspec."""
+"""Sources in object stores and on web servers: listing and fetching of files. The only module that imports fsspec."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ from .shard_index import INDEX, JOURNAL, Index, parse_index
 SECONDS = 5.0  # for a connection
 TRIES = 3
 KEPT = 600.0  # seconds for which a listing counts
-LARGE = 100 * 2**20  # bytes of which somebody wants to know that they are being fetched
+LARGE = 100 * 2**20  # size above which a download is announced
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
 DENIED = ("forbidden", "access denied", "accessdenied", "unable to locate credentials", "401", "403",
           "invalidaccesskey", "signaturedoesnotmatch", "not authorized", "gated")  # fmt: skip
@@ -35,7 +35,7 @@ MISSING = ("nosuchbucket", "specified bucket does not exist", "not found", "no s
 
 
 class Store(Protocol):
-    """What is used of an fsspec file system."""
+    """The part of an fsspec file system that is used."""
 
     def isfile(self, path: str) -> bool: ...
     def find(self, path: str, detail: bool) -> dict[str, dict[str, object]]: ...
@@ -46,7 +46,7 @@ class Store(Protocol):
 
 
 class There(NamedTuple):
-    """A file that is there. name: below the source; path: as its store has it; stamp: what tells its content."""
+    """A remote file. name: below the source; path: in its store; stamp: fingerprint of its content."""
 
     name: str
     path: str
@@ -55,7 +55,7 @@ class There(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a source holds. shards: of those that the library wrote."""
+    """Content of a source. shards: of shards that the library wrote."""
 
     files: list[There]
     shards: Index | None
@@ -84,12 +84,12 @@ def store_of(address: str) -> tuple[Store, str]:
 
 @contextlib.contextmanager
 def told(source: str) -> Iterator[None]:
-    """What goes wrong with a store in the block as one line that holds no secret."""
+    """Turns errors of a store into one line without secrets."""
     try:
         yield
     except (ConfigError, DataError):
         raise
-    except Exception as err:  # each store has classes of its own
+    except Exception as err:  # each store has its own error classes
         said = without_secrets(first_line(err), source)[:200]
         lower = re.sub(r"\w+://\S+", "", f"{type(err).__name__} {said}".lower())  # addresses have ports such as 40123
         if isinstance(err, PermissionError) or any(word in lower for word in DENIED):
@@ -101,9 +101,8 @@ def told(source: str) -> Iterator[None]:
 
 
 def listing(source: str) -> Listing:
-    """The files of a source: one file, a folder, or all that a pattern fits; asked for once in a while.
-
-    Raises ConfigError, one line, for what is not there, may not be read, or cannot be reached.
+    """The files of a source: one file, a folder, or all matches of a pattern; cached for a while. Raises ConfigError,
+    one line, if it does not exist, may not be read or cannot be reached.
     """
     return _listing(source, int(time.monotonic() // KEPT))
 
@@ -127,7 +126,8 @@ def _listing(source: str, moment: int) -> Listing:
 
 
 def _about(store: Store, path: str, is_web: bool) -> dict[str, object]:
-    """Facts of a file. Raises what the store says; of the web, not that a file is missing where it may not be read."""
+    """Size and stamp of a file. Raises the store's error; web servers may report a file as missing that may not be
+    read."""
     try:
         return store.info(path)
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def _files(found: dict[str, dict[str, object]], base: str) -> list[There]:
 
 
 def _there(name: str, path: str, about: dict[str, object]) -> There:
-    """A file of a listing, which may be anybody's. Raises ConfigError for a name that leads out of the source."""
+    """A file of a listing, which is not trusted. Raises ConfigError for a name that leads out of the source."""
     if not stays_inside(name):
         raise ConfigError(f"data.source: {name[:200]!a} is a file outside of the source that lists it")
     size = about.get("size")
@@ -187,8 +187,8 @@ def _find(path: str) -> tuple[str, There]:
 
 
 def fetch(source: str, there: There, target: Path) -> None:
-    """One file as a local one, whole or not at all; tried again where the network fails. Raises ConfigError as
-    `listing`, and DataError for a file that stays too short."""
+    """Fetches one file atomically, with retries. Raises ConfigError as `listing`, and DataError for a file that is
+    still truncated."""
     with told(source):
         store, _ = store_of(filled_in(source))
         for left in reversed(range(TRIES)):
@@ -210,7 +210,7 @@ def fetch(source: str, there: There, target: Path) -> None:
 
 @contextlib.contextmanager
 def fetched(path: str) -> Iterator[Path]:
-    """A file that `remote_files` named, here while the block runs."""
+    """Context with a local copy of a file from `remote_files`."""
     source, there = _find(path)
     with tempfile.TemporaryDirectory(prefix="nextembed-") as folder:
         target = Path(folder) / PurePosixPath(there.name).name
@@ -219,13 +219,13 @@ def fetched(path: str) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Where files of remote sources are kept."""
+    """The cache folder of remote sources."""
     return Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets") / "remote"
 
 
 def mirrored(source: str) -> Path:
-    """All files of a source in a folder of the cache; what has changed is fetched anew, what is gone goes. Of several
-    processes, ranks of a run among them, one fetches, and the others wait for it."""
+    """Fetches all files of a source into a folder of the cache; changed files are fetched again, removed ones deleted.
+    If several processes or ranks do this, one fetches and the others wait."""
     found = listing(source)
     folder = cache_folder() / blake2b(source.encode(), digest_size=16).hexdigest()
     make_folder(folder)
@@ -235,9 +235,9 @@ def mirrored(source: str) -> Path:
 
 
 def _mirror(source: str, found: Listing, folder: Path) -> None:
-    """Files arrive beside the folder that others may be listing meanwhile, and are moved into it whole."""
+    """Files are fetched next to the folder, which others may be listing, and are then moved into it."""
     arriving = folder / "arriving"
-    shutil.rmtree(arriving, ignore_errors=True)  # of a killed process; the lock is ours
+    shutil.rmtree(arriving, ignore_errors=True)  # left by a killed process; this process has the lock
     new = [one for one in found.files if not _is_here(folder, one)]
     size = sum(max(one.size, 0) for one in new)
     if size > LARGE:
@@ -271,5 +271,5 @@ def _is_here(folder: Path, one: There) -> bool:
 
 
 def forget() -> None:
-    """Asks anew what sources hold."""
+    """Clears the cached listings."""
     _listing.cache_clear()

@@ -1,4 +1,4 @@
-"""Rows of images as they come from a source, undecoded: what they hold, by index or in sequence, and in order."""
+"""Undecoded rows as they come from a source: their content, and access by index, in sequence, or in storage order."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, TypedDict, runtime_checkable
@@ -9,9 +9,9 @@ from ..errors import ConfigError
 
 class Row(TypedDict, total=False):
     """One undecoded sample. image: bytes, path, PIL image or uint8 array; an Unreadable if the row could not be read.
-    mask: alike, or None where there is none; no_mask: then says what was looked for. label: class id. label_name: where
-    the source has text for labels. key: its name. place: where a stream has it, the same in every epoch and for every
-    reader; else the key tells rows apart."""
+    mask: the same, or None; no_mask: then names what was looked for. label: class id. label_name: if labels are text in
+    the source. key: its name. place: position in a stream, the same in every epoch and for every reader; otherwise the
+    key identifies the row."""
 
     image: object
     mask: object
@@ -24,7 +24,7 @@ class Row(TypedDict, total=False):
 
 @runtime_checkable
 class Rows(Protocol):
-    """Rows that can be indexed, e.g. a list: a Row each of images, of documents a Record or the user's own."""
+    """Rows with an index, such as a list: of images a Row each, of documents a Record or the user's own."""
 
     def __len__(self) -> int: ...
 
@@ -32,16 +32,16 @@ class Rows(Protocol):
 
 
 class RowSequence(Protocol):
-    """Rows that only come one after the other, e.g. read from a network. One that is `shuffle.Resumable`, too, is not
-    read again from the epoch's start when a run resumes."""
+    """Rows that only come in sequence, for example over a network. If they are also `shuffle.Resumable`, a resumed run
+    does not read the epoch from its start."""
 
     def read(self, seed: int, epoch: int, reader: int, num_readers: int) -> Iterator[Any]:
         """The part of an epoch that belongs to one of `num_readers` readers; the same arguments give the same order."""
 
 
 class RowPlace(NamedTuple):
-    """How far rows have been read in the order they are stored: row: in all; shard: the one being read; passed: rows
-    of that shard. Rows that can be indexed are one shard."""
+    """A position in storage order: row: number of rows before it; shard: index of the shard; passed: rows of that shard
+    before it. Rows with an index are one shard."""
 
     row: int
     shard: int
@@ -53,14 +53,14 @@ FIRST = RowPlace(0, 0, 0)
 
 @runtime_checkable
 class Ordered(Protocol):
-    """Rows that have a fast way through all of them as they are stored."""
+    """Rows with fast access in storage order."""
 
     def in_order(self, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Any]]:
-        """The rows from a place on, each with the place after it."""
+        """The rows from a position on, each with the position after it."""
 
 
 def rows_in_order(rows: Rows | RowSequence, start: RowPlace = FIRST) -> Iterator[tuple[RowPlace, Any]]:
-    """Rows as they are stored, from a place on, each with the place after it.
+    """Rows in storage order, from a position on, each with the position after it.
 
     Raises ConfigError for a sequence of the user's own that has no `in_order`.
     """

@@ -17,20 +17,20 @@ BLOCK = 2**20
 
 
 class Media(NamedTuple):
-    """A picture, sound or video as its file is. name: of the file, with its ending."""
+    """The unchanged file of a picture, sound or video. name: of the file, with its extension."""
 
     data: bytes
     name: str
 
     @property
     def ending(self) -> str:
-        """ "jpg"; "bin" where nothing says what it is."""
+        """ "jpg"; "bin" if unknown."""
         return Path(self.name).suffix.lower().lstrip(".") or "bin"
 
 
 class Packed(NamedTuple):
-    """A row that is ready to be written. name: "000012_cat", unlike all others of a split. columns: values, in which
-    `Media` may stand at any depth. label: its class id, or the name of its class; None where there is none."""
+    """A row that is ready to be written. name: "000012_cat", unique in a split. columns: values, with `Media` at any
+    depth. label: its class id, or the name of its class; None if there is none."""
 
     name: str
     columns: dict[str, object]
@@ -38,7 +38,7 @@ class Packed(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of it, about."""
+        """Approximate size in bytes."""
         return _size(self.columns)
 
 
@@ -61,7 +61,7 @@ class ShardFile(Protocol):
 
 
 class TarShard:
-    """An archive as webdataset has it: `NAME.jpg`, `NAME.cls` with the class, `NAME.json` with all other columns."""
+    """A webdataset archive: `NAME.jpg`, `NAME.cls` with the class, `NAME.json` with all other columns."""
 
     def __init__(self, file: Path, schema: pa.Schema):
         self.archive = tarfile.open(file, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115  # until `close`
@@ -80,7 +80,7 @@ class TarShard:
 
     def _member(self, name: str, data: bytes) -> None:
         about = tarfile.TarInfo(name)
-        about.size = len(data)  # no time and no owner: they would differ each time
+        about.size = len(data)  # no time and no owner, which would differ each time
         self.archive.addfile(about, io.BytesIO(data))
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class ParquetShard:
 
 
 class LinesShard:
-    """JSON lines; the bytes of media stand in them in base64."""
+    """JSON lines, with the bytes of media in base64."""
 
     def __init__(self, file: Path, schema: pa.Schema):
         self.file: IO[bytes] = file.open("wb")
@@ -136,7 +136,7 @@ FILES: dict[str, type[TarShard] | type[ParquetShard] | type[LinesShard]] = {
 
 
 def in_json(value: object) -> object:
-    """The value as JSON can hold it."""
+    """The value converted for JSON."""
     if isinstance(value, Media):
         return {"bytes": base64.b64encode(value.data).decode(), "path": value.name}
     if isinstance(value, dict):

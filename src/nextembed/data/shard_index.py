@@ -1,4 +1,4 @@
-"""index.json of a folder of shards: what lies in it; and whether all of it does."""
+"""index.json of a folder of shards: its content, and checks that nothing is missing."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ VERSION = 1
 
 
 class Shard(BaseModel):
-    """A file, which lies beside the index. labels: its rows by class id."""
+    """A file next to the index. labels: number of rows by class id."""
 
     file: Annotated[str, AfterValidator(check_name)]
     rows: int
@@ -34,7 +34,7 @@ class Split(BaseModel):
 
 
 class Index(BaseModel):
-    """What a folder of shards holds. classes: names by class id; empty where there are none."""
+    """Content of a folder of shards. classes: names by class id; empty if there are none."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,14 +45,14 @@ class Index(BaseModel):
     settings: dict[str, object] = {}
 
     def split_of(self, file: str) -> str | None:
-        """The split of a file in the folder; None for one that is none of the shards."""
+        """The split of a file in the folder; None if it is not a shard."""
         return next(
             (name for name, split in self.splits.items() if any(one.file == file for one in split.shards)), None
         )
 
 
 def parse_index(text: str, where: object) -> Index | None:
-    """The index of JSON text; None where it is something else. Raises ConfigError for one of a later version."""
+    """The index from JSON text; None if it is something else. Raises ConfigError for one of a later version."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -70,7 +70,7 @@ def parse_index(text: str, where: object) -> Index | None:
 
 
 def read_index(folder: Path, checked: bool = True) -> Index | None:
-    """The index of a folder; None where it has none. checked: whether the files have to be there, as long as they were.
+    """The index of a folder; None where it has none. checked: whether files have to exist with their original size.
 
     Raises ConfigError for shards that are not finished, DamagedFile for one that is missing or of another size.
     """
@@ -92,7 +92,7 @@ def read_index(folder: Path, checked: bool = True) -> Index | None:
 
 
 def check_shard(folder: Path, shard: Shard) -> None:
-    """Raises DamagedFile for a shard that is missing or not as long as it was."""
+    """Raises DamagedFile for a shard that is missing or has another size."""
     try:
         size = (folder / shard.file).stat().st_size
     except OSError:

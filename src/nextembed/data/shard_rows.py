@@ -1,4 +1,4 @@
-"""What the rows of a source become in shards: their columns, and the files that they name as these are."""
+"""Rows of a source prepared for shards: their columns, and the unchanged files that they name."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ from .transforms import ImageReader, Unreadable, is_video
 
 MEDIA = ("image", "video", "audio")
 SOUNDS = frozenset([".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aiff"])
-PEEKED = 200  # rows that tell which values are names of files
+PEEKED = 200  # rows that are checked for names of files
 UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -47,13 +47,13 @@ class Draft(NamedTuple):
 
 
 def drafted(record: Stored, index: int | str) -> Draft:
-    """The row as it is."""
+    """The row without conversion."""
     return Draft(record, index)
 
 
 class Content(NamedTuple):
-    """The rows of a split. pack: makes what is written of one, by its number in the source; raises Unreadable. key:
-    names one. formats: which files can hold it, the best one first. left_out: columns that are not written."""
+    """The rows of a split. pack: makes the `Draft` of a row, by its number in the source; raises Unreadable. key: names
+    a row. formats: possible file formats, the best one first. left_out: columns that are not written."""
 
     rows: Rows | RowSequence
     pack: Callable[[int, object], Packed]
@@ -65,14 +65,14 @@ class Content(NamedTuple):
 
 
 def named(kind: str, source: str) -> TableSettings:
-    """Data settings of the user's own words."""
+    """Data settings that the user typed."""
     with trusting(True):
         return checked(DATA.parse({"kind": kind, "source": source}))
 
 
 def part_of(source: str, kind: str | None) -> TableSettings:
-    """The data settings of a source. kind: of data, as `data.kind` has it; None finds out whether it is images or the
-    rows of a table. Raises ConfigError where both may be meant."""
+    """The data settings of a source. kind: of data, as `data.kind` has it; None detects images or rows of a table.
+    Raises ConfigError if both are possible."""
     if kind is not None:
         return named(kind, source)
     images = ImageData(source=source)
@@ -108,8 +108,8 @@ def checked(part: Part) -> TableSettings:
 
 
 def content_of(part: TableSettings, split: Role, decodes: bool) -> Content:
-    """The rows of a split, as they are to be written. decodes: finds images that cannot be read. Raises MissingSplit,
-    and ConfigError for what no shard can hold."""
+    """The rows of a split, prepared for writing. decodes: whether images are decoded to find broken ones. Raises
+    MissingSplit, and ConfigError for what no shard can hold."""
     reader = ImageReader()
     if isinstance(part, Limits):
         reader = ImageReader(3, part.background, part.max_pixels, part.max_bytes)

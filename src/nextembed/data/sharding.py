@@ -1,7 +1,5 @@
-"""Any source as shards: files of equal size with an index, written one by one, so that a stop keeps those that are
-done.
-
-While it works, `index.partial` names the finished shards, a line each, with the place in the source after them. Rows
+"""Writes any source as shards: files of equal size with an index, written one by one, so that finished ones survive a
+stop. Meanwhile `index.partial` lists finished shards, one line each, with the position in the source after them. Rows
 are cut by their number and size alone, so that shards are the same whether it was stopped or not.
 """
 
@@ -32,14 +30,14 @@ ROLES: tuple[Role, ...] = ("train", "validation", "test")
 AHEAD = 64  # rows that are read and decoded while one is written
 LOCK = "lock"
 
-Report = Callable[[int, int | None], None]  # rows done, rows in all (None where nobody knows)
-# What of the data's settings says nothing about which rows there are, or what is in them.
+Report = Callable[[int, int | None], None]  # rows done, rows in all (None if unknown)
+# Settings of the data that do not affect which rows there are or what they contain.
 BESIDE = {"num_workers", "cache", "crop_scale", "crop_ratio", "flip_rate", "rand_augment", "erase_rate",
           "max_skipped_rate", "shuffle_buffer", "mean", "std"}  # fmt: skip
 
 
 class Sharded(NamedTuple):
-    """What was written. num_resumed: shards that an earlier start had done. skipped: of all splits; "split", "key" and
+    """The result. num_resumed: shards that an earlier start had finished. skipped: of all splits; "split", "key" and
     "reason" of each row that was left out, also in `rows.skipped.jsonl`."""
 
     folder: Path
@@ -49,7 +47,8 @@ class Sharded(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A line of the journal: a shard that is there, if one is, the place after it, and what was left out before."""
+    """A line of the journal: a finished shard, if any, the position after it, and the rows that were left out
+    before."""
 
     split: str
     place: RowPlace
@@ -77,8 +76,8 @@ def shard(
     report: Report | None = None,
     **settings: object,
 ) -> Sharded:
-    """Writes the rows of a source as shards that train like it, with `index.json`; started again after a stop, it goes
-    on.
+    """Writes the rows of a source as shards with `index.json`, for training as from the source; started again after a
+    stop, it continues.
 
     Pictures, sounds and videos are written as their files are, byte for byte. A row that cannot be read is left out and
     named in `rows.skipped.jsonl`. Splits are called train, validation and test, whatever the settings call them.
@@ -129,12 +128,12 @@ def shard(
 
 
 def added(report: Report, before: int, total: int | None) -> Report:
-    """A report of one split as one of all."""
+    """Converts the progress of one split to that of all."""
     return lambda done, _: report(before + done, total)
 
 
 def check_folder(output: Path) -> None:
-    """Raises ConfigError for a folder that may not be written: it is somebody else's, or finished."""
+    """Raises ConfigError for a folder that may not be written, because it is not ours or finished."""
     if (output / INDEX).exists() and not (output / JOURNAL).exists():
         raise ConfigError(f"{output} already contains shards; choose another folder, or remove it")
     check_own_folder(output, (JOURNAL,), LOCK)
@@ -156,7 +155,7 @@ def opened(part: TableSettings, settings: ShardSettings) -> dict[Role, Content]:
 
 
 class Journal:
-    """What is done, in `index.partial`. Raises ConfigError if it was begun with other settings."""
+    """Reads `index.partial`. Raises ConfigError if it was started with other settings."""
 
     def __init__(self, folder: Path, settings: dict[str, object]):
         self.folder, self.file = folder, folder / JOURNAL
@@ -180,7 +179,7 @@ class Journal:
                 if one.shard is not None:
                     check_shard(folder, one.shard)
             except (ValueError, KeyError, TypeError, ConfigError):
-                break  # half a line, or a shard that a lost disk cache took away: from here on it is done again
+                break  # half a line, or a shard that was lost with a disk cache: everything from here on is done again
             self.done.append(one)
             good += len(line)
         os.truncate(self.file, good)
@@ -203,7 +202,7 @@ class Journal:
         return [{"split": one.split, **row} for one in self.done for row in one.skipped]
 
     def finish(self, classes: list[str], form: str, settings: dict[str, object]) -> Index:
-        """Writes the index, and then takes the journal away."""
+        """Writes the index, then removes the journal."""
         splits = {}
         for name in self.last():
             shards = self.shards(name)
@@ -267,7 +266,7 @@ class Writer:
         """The next shard; whether the split ends with it."""
         skipped: list[dict[str, str]] = []
         last = self.journal.last().get(self.split)
-        place = FIRST if last is None else last.place  # what `rows` has given so far ends here
+        place = FIRST if last is None else last.place  # position after the rows so far
         first: Packed | None = None
         while first is None:
             found = next(rows, None)

@@ -1,4 +1,4 @@
-"""Rows of a sequence in a mixed order, of which reading can go on anywhere without reading again what is past."""
+"""Shuffled rows of a sequence. Reading can continue anywhere without reading earlier rows again."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -12,8 +12,8 @@ from .rows import RowSequence
 
 
 class Mark(NamedTuple):
-    """How far a reader is in an epoch. passed: rows that it has given out. shard: where it has to read again from,
-    counted in its own order; before: rows of the shards that come before."""
+    """Position of a reader in an epoch. passed: rows that it has returned. shard: from which it has to read again, in
+    its own order; before: rows of the shards before that."""
 
     passed: int = 0
     shard: int = 0
@@ -26,7 +26,7 @@ CHANGED = "the data, or data.shuffle_buffer, is not as before the stop: the run 
 
 @runtime_checkable
 class Resumable(Protocol):
-    """Rows in sequence of which reading can go on at a mark."""
+    """Rows in sequence that can be read from a mark on."""
 
     def read_on(
         self, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark = START
@@ -37,8 +37,8 @@ class Resumable(Protocol):
 def read_on(
     rows: RowSequence, seed: int, epoch: int, reader: int, num_readers: int, mark: Mark = START
 ) -> Iterator[tuple[Mark, Any]]:
-    """A reader's rows of an epoch from a mark on, with the mark after each. Those of a sequence that has no `read_on`
-    are all read again up to the mark, undecoded."""
+    """A reader's rows of an epoch from a mark on, with the mark after each. A sequence without `read_on` is read again
+    up to the mark, without decoding."""
     if isinstance(rows, Resumable):
         return rows.read_on(seed, epoch, reader, num_readers, mark)
     found = itertools.islice(rows.read(seed, epoch, reader, num_readers), mark.passed, None)
@@ -57,17 +57,16 @@ class Stored(Protocol):
 
     @property
     def load(self) -> Callable[[], Any]:
-        """Gives its values; an Unreadable where they cannot be decoded."""
+        """Reads its values; an Unreadable if they cannot be decoded."""
 
 
 S = TypeVar("S", bound=Stored)
 
 
 def mixed(stored: Iterable[S], size: int, seed: int, mark: Mark = START) -> Iterator[tuple[Mark, S, Any]]:
-    """All rows, each `size` of them in an order of their own, with the mark after each.
-
-    Each row that is given makes room for one of the next `size`, so that reading is spread evenly. stored: the rows
-    from the mark's shard on. Raises DataError if they are not those of before the stop.
+    """All rows, shuffled within groups of `size`, with the mark after each. Each returned row makes room for one of the
+    next group, so that reading is spread evenly. stored: the rows from the mark's shard on. Raises DataError if they
+    are not those of before the stop.
     """
     block, given = divmod(mark.passed, size)
     rows = (one for one in stored if one.number >= block * size)
@@ -78,7 +77,7 @@ def mixed(stored: Iterable[S], size: int, seed: int, mark: Mark = START) -> Iter
     while held:
         order = np.random.default_rng(sample_seed(seed, block, "block")).permutation(len(held))
         first, waiting, following = held[0][0], dict(enumerate(held)), list[tuple[S, Any]]()
-        held.clear()  # what is given out is not kept
+        held.clear()  # returned rows are not kept
         for at in order[given:].tolist():
             following += ((one, one.load()) for one in itertools.islice(rows, 1))
             passed += 1

@@ -1,4 +1,4 @@
-"""Which samples could not be read, and when they are too many."""
+"""Counts samples that could not be read, and stops a run if there are too many."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from ..core.files import to_json
 from ..errors import DataError
 
-MIN_SEEN = 1000  # share of unreadable samples is taken over at least so many, or over all if there are fewer
+MIN_SEEN = 1000  # the share of unreadable samples is computed over at least this many, or over all if there are fewer
 
 
 class SkipLog:
@@ -30,9 +30,9 @@ class SkipLog:
     def add(self, key: str, reason: str, num_seen: int, place: str | None = None, counts: bool = True) -> None:
         """Names one unreadable sample.
 
-        num_seen: samples that all workers and ranks have looked at, about, none of them twice. place: what tells the
-        sample from all others, the same in every epoch and for every worker; None: the key does. counts: whether it is
-        one of those of which there may be too many; not if the settings ask to leave it out.
+        num_seen: approximate number of different samples that all workers and ranks have seen. place: identifies the
+        sample in every epoch and worker; None uses the key. counts: whether it counts towards `max_rate`; not if the
+        settings exclude it.
         """
         self._read_others()
         place = key if place is None else place
@@ -76,7 +76,8 @@ class SkipLog:
     def check(self, num_seen: int, at_least: int = MIN_SEEN) -> None:
         """Raises DataError if more than `max_rate` of the samples seen are unreadable.
 
-        Samples seen count as `at_least` so many, lest one of the first few stops a run; but never as more than exist.
+        Samples seen count as `at_least` so many, so that one of the first few does not stop a run; but never more than
+        exist.
         """
         self._read_others()
         total = max(num_seen, self._seen, at_least)
@@ -108,7 +109,7 @@ class SkipLog:
             for line in file:
                 self._repair = "" if line.endswith(b"\n") else "\n"
                 if self._repair:
-                    break  # half a line, e.g. of a full disk: the next one starts afresh
+                    break  # half a line, e.g. after a full disk: the next one starts on a new line
                 self._offset += len(line)
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     entry = json.loads(line)

@@ -28,7 +28,7 @@ from .tables import TableSettings, parsed
 from .transforms import Unreadable
 
 FILE_LABEL = "label of label_file"
-EXACT = 2**53  # from here on not every whole number is a float
+EXACT = 2**53  # above, not every integer is a float
 
 
 @DATA.register("images")
@@ -49,7 +49,7 @@ class ImageData(TableSettings, ImagePart):
     label_file: str | None = None
 
     _class_names: list[str] | None = PrivateAttr(None)
-    _notes: dict[str, str] = PrivateAttr(default_factory=dict)  # what opening a split found, by what it is about
+    _notes: dict[str, str] = PrivateAttr(default_factory=dict)  # findings when opening a split, by topic
     _unused: list[str] = PrivateAttr(default_factory=list)  # other columns of images, and the one that is used
 
     def rows(self, split: Role) -> Rows | RowSequence:
@@ -98,7 +98,7 @@ class ImageData(TableSettings, ImagePart):
         return [str(name) for name in self._class_names or []]
 
     def _label(self) -> str | None:
-        """The label column that is asked for; None: the one that looks like it."""
+        """The label column in the settings; None if it is detected."""
         if self.label_file is not None:
             return FILE_LABEL
         return self.label_column or ("group" if self.source == "emoji" else None)
@@ -184,7 +184,7 @@ class ImageData(TableSettings, ImagePart):
         )
         self._note("merged", text, bool(merged))
         values: set[Any] = set(written)
-        return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # -1 is how some say: no label
+        return sorted(v for v in values if not isinstance(v, int) or v >= 0)  # some sources use -1 for no label
 
     def why_no_labels(self) -> str:
         return self._notes.get("no labels", "")
@@ -248,7 +248,7 @@ def labelled(data: Table, label_file: str, origin: Origin, streaming: bool) -> T
 
 
 def why_no_labels(data: Table) -> str:
-    """Which of the columns has a label's name and is none; empty where there is no such column."""
+    """A column with the name of a label that is not used as one; empty if there is none."""
     features = data.features or {}
     if column := next((name for name in LABEL_COLUMNS if name in features), None):
         return (
@@ -272,7 +272,7 @@ class Columns(NamedTuple):
 
     @classmethod
     def find(cls, data: Table, image: str | None, label: str | None, source: str) -> "Columns":
-        """The columns asked for, or those that look like it. Raises ConfigError for a missing one."""
+        """The columns in the settings, or the detected ones. Raises ConfigError for a missing one."""
         features = data.features
         if features is None:
             raise ConfigError(f"data.source: the columns of '{source}' are not known; set streaming=false")
@@ -294,7 +294,7 @@ class Columns(NamedTuple):
         if label is None:
             classes = [name for name, feature in features.items() if media_of(feature) == "label"]
             usual = [name for name in LABEL_COLUMNS if name in features and dtype_of(features[name])]
-            label = next(iter((*usual, *classes)), None)  # a list of boxes or of tags is no class
+            label = next(iter((*usual, *classes)), None)  # a list of boxes or tags is not a class
         return cls(image, label, others)
 
 
@@ -344,7 +344,7 @@ class ToImage(NamedTuple):
         return row
 
     def _picture(self, value: object) -> tuple[object, str | None]:
-        """What a column holds of an image, or why it cannot be read, and its path where it has one."""
+        """The image in a column, or why it cannot be read, and its path if it has one."""
         path = value.get("path") if isinstance(value, dict) else None
         try:
             path = path and plain_path(path)
@@ -366,9 +366,9 @@ class ToImage(NamedTuple):
 
 
 def plain_label(value: object, column: str) -> Hashable:
-    """A label as it is meant: whole numbers that stand as fractions (pandas writes 1.0 where others are missing),
-    lists of one, text without white space around it, in one form of Unicode; None for nothing and NaN. Raises
-    ConfigError for several labels of one image, and bytes that are no text."""
+    """A normalised label: whole numbers written as fractions (pandas writes 1.0 if others are missing), lists of one,
+    text without white space around it, in one form of Unicode; None for nothing and NaN. Raises ConfigError for several
+    labels of one image, and bytes that are no text."""
     if isinstance(value, list) and len(value) < 2:
         value = value[0] if value else None
     if isinstance(value, list | dict):

@@ -21,9 +21,9 @@ from .shuffle import START, Mark, mixed
 from .transforms import Unreadable
 
 Values = dict[str, Any]  # of a row, by column
-Stored = Values | Unreadable  # what stands in a table; an Unreadable for values that cannot be decoded
+Stored = Values | Unreadable  # values in a table; an Unreadable if they cannot be decoded
 R = TypeVar("R", covariant=True)
-FEW_SHARDS = 4  # a reader: one more or less makes a difference
+FEW_SHARDS = 4  # per reader: one more or less makes a difference
 
 
 class ToRow(Protocol[R]):
@@ -88,7 +88,7 @@ class StreamedRows(Generic[R]):
         self.origin, self.files = origin, (origin.files or {}).get(split, [])
 
     def divided(self, num_readers: int) -> str:
-        """How the shards are divided among readers, and what is unfavourable about it, in words."""
+        """How the shards are divided among readers, and its disadvantages, as text."""
         num = self.data.num_shards
         said = f"{num:,} shard{'s' * (num != 1)} for {num_readers:,} reader{'s' * (num_readers != 1)}"
         if num < num_readers:
@@ -145,7 +145,7 @@ class StreamedRows(Generic[R]):
                 yield partial(self._decoded, shard, table)
         except NextEmbedError:
             raise
-        except Exception as err:  # whatever the bytes of a file lead to
+        except Exception as err:  # broken files may raise anything
             raise cannot_read(*self._fault(shard, err), self.origin.builder) from err
 
     def _decoded(self, shard: int, table: ArrowTable) -> Stored:

@@ -1,4 +1,4 @@
-"""The endless training stream: which sample comes when, what replaces unreadable ones, and how a run resumes.
+"""The endless training stream: order of samples, replacement of unreadable ones, and resuming.
 
 What a batch holds is a function of the seed and of its place in the stream. For rows that can be indexed
 (`MapStream`) it depends on neither workers nor ranks nor micro-batch size; for rows that only come in
@@ -37,13 +37,13 @@ from .transforms import ImageReader, RandomResizedCrop, Unreadable, WrongKind, r
 
 R = TypeVar("R")
 S = TypeVar("S")
-State = dict[str, Any]  # where a run is in its data, as JSON
+State = dict[str, Any]  # position of a run in its data, as JSON
 NUM_LOOKED = 4  # rows that tell images from clips
 DOCUMENT_MARK = -1  # begins the positions of packed documents, which `packing.State` reads
 
 
 class View(Protocol):
-    """What samples are made of a row. Both raise Unreadable."""
+    """How samples are made from rows. Both methods raise Unreadable."""
 
     def crop(self, row: Row, seed: int) -> tuple[list[Tensor], Label]:
         """For training: crops uint8 [C, S, S], as many for each row, and the label."""
@@ -95,7 +95,7 @@ def build_cache(rows: Rows, view: ImageView, log: SkipLog) -> Cache:
             cache.images.append(view.reader.read(row.get("image")))
         except Unreadable as err:
             cache.images.append(None)
-            log.add(cache.keys[-1], str(err), len(rows), str(index))  # all are going to be looked at
+            log.add(cache.keys[-1], str(err), len(rows), str(index))  # all will be read
     log.check(len(cache.images))
     if all(image is None for image in cache.images):
         raise DataError(f"none of the {len(rows)} images is readable")
@@ -103,7 +103,7 @@ def build_cache(rows: Rows, view: ImageView, log: SkipLog) -> Cache:
 
 
 def decoded_bytes(rows: Rows, reader: ImageReader, num_probed: int = 32) -> int:
-    """Estimated size of all rows once decoded, from the headers of some that lie evenly apart."""
+    """Estimated size of all rows once decoded, from the headers of evenly spaced ones."""
     sizes = []
     for index in np.linspace(0, len(rows) - 1, min(num_probed, len(rows))).astype(int):
         try:
@@ -115,10 +115,8 @@ def decoded_bytes(rows: Rows, reader: ImageReader, num_probed: int = 32) -> int:
 
 
 def tries(index: int, total: int, seed: int) -> Iterator[int]:
-    """A row, and then, for when it cannot be read, all others in an order that the seed draws.
-
-    The order is a walk by a fixed stride, so it costs nothing to draw, and what replaces rows that lie side by side
-    lies anywhere.
+    """A row, then all others as replacements, in an order given by the seed. The order is a walk with a fixed stride,
+    which costs nothing, and replacements of neighbouring rows are far apart.
     """
     yield index
     start, stride = seed % total, seed // total % total or 1
@@ -229,7 +227,7 @@ class SequentialStream(IterableDataset[Batch]):
     ):
         self.rows, self.view, self.collate, self.log = rows, view, collate, log
         self.loading, self.num_workers = loading, max(1, num_workers)
-        self.num_good, self.num_wrong = 0, 0  # what this process has read, and what is of the wrong kind
+        self.num_good, self.num_wrong = 0, 0  # rows that this process has read, and those of the wrong kind
         self.num_readers = loading.world_size * self.num_workers
         start = loading.start
         if start is not None and "readers" not in start:
@@ -243,7 +241,7 @@ class SequentialStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         start = self.loading.start or {"readers": {}, "worker": 0}
-        # Torch asks worker 0 first; the stopped run may have stood at another one.
+        # Torch asks worker 0 first; the stopped run may have been at another one.
         worker = (worker_of()[0] + start["worker"]) % self.num_workers
         reader = self.loading.rank * self.num_workers + worker
         epoch, *mark = start["readers"].get(str(reader), (0,))
@@ -283,7 +281,7 @@ def endless(
     who: tuple[int, int],
     start: tuple[int, Mark],
 ) -> Iterator[S]:
-    """What is made of the rows of one reader, epoch after epoch.
+    """Samples from the rows of one reader, epoch after epoch.
 
     read: (epoch, mark) -> rows, each with the mark after it. use: (row, its place, rows that all readers have seen,
     about) -> whether it is readable, and what is given; it logs what is not. who: reader, and number of readers. start:
@@ -364,7 +362,9 @@ class TrainLoader(DataLoader[Batch]):
             pin_memory=loading.pins,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
-            generator=torch.Generator().manual_seed(loading.seed),  # else torch draws a seed from the global generator
+            generator=torch.Generator().manual_seed(
+                loading.seed
+            ),  # otherwise torch draws a seed from the global generator
             worker_init_fn=_start_worker,
         )
 
@@ -374,13 +374,13 @@ class TrainLoader(DataLoader[Batch]):
         return rows | {"data_skipped": self.log.count()}
 
     def shares(self) -> dict[str, tuple[int, int]]:
-        """What was done to samples since the last call: by name, to how many, and of how many."""
+        """Counts of processed samples since the last call: by name, how many, and out of how many."""
         return {}
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         before = multiprocessing.active_children()
         if self.num_workers:
-            gc.collect()  # lest a worker does, before it has started
+            gc.collect()  # before a worker starts and does so itself
         with held_back():
             batches = super().__iter__()
         atexit.register(kill_workers)
@@ -395,8 +395,8 @@ class TrainLoader(DataLoader[Batch]):
 
 @contextlib.contextmanager
 def checked_workers(loader: object) -> Iterator[None]:
-    """An error in the block is a DataError of one line if it comes of the death of one of the loader's workers: torch
-    raises wherever the main process is at that moment, by a signal."""
+    """Turns the death of a loader's worker into a DataError of one line: torch raises through a signal, wherever the
+    main process is."""
     try:
         yield
     except NextEmbedError:
@@ -440,6 +440,6 @@ def worker_of() -> tuple[int, int]:
 
 
 def _start_worker(worker: int) -> None:
-    gc.freeze()  # video decoders that the parent left as garbage would wait for ever for threads that are not here
+    gc.freeze()  # uncollected video decoders of the parent would wait for ever for threads that do not exist here
     left_to_parent()
     torch.set_num_threads(1)

@@ -29,11 +29,11 @@ from .tar_tables import notes_of_archives
 from .text_tables import load_text
 from .transforms import Unreadable
 
-PEEKED = 1000  # rows that tell which columns hold something
+PEEKED = 1000  # rows that are checked for columns with values
 
 
 class TableSettings(Config):
-    """Where rows of a table are, and which of them.
+    """Source and selection of the rows of a table.
 
     Attributes:
         source: where the rows come from; see each kind of data.
@@ -70,7 +70,7 @@ class TableSettings(Config):
     hidden: bool = False
 
     def rules(self) -> Rules:
-        """How the source is understood."""
+        """How the source is read."""
         return Rules(self.format, self.folders, self.class_folder, self.hidden, self.streaming)
 
     @field_validator("source")
@@ -82,7 +82,7 @@ class TableSettings(Config):
             raise ValueError(str(err).removeprefix("data.source: ")) from None
 
     def origin(self) -> Origin:
-        """What the source is."""
+        """The origin of the source."""
         return find_origin(self.source, self.rules())
 
     def left_out(self, split: Role) -> dict[str, str]:
@@ -107,8 +107,8 @@ class TableSettings(Config):
 
     @contextmanager
     def asked_for(self, split: Role) -> Iterator[None]:
-        """What is missing in the block is a plain ConfigError if the settings name it: a mistyped name is no lack of a
-        split. The default names ("validation", "test") may be missing."""
+        """Turns a missing split into a ConfigError if the settings name it, because it may be mistyped. The default
+        names ("validation", "test") may be missing."""
         try:
             yield
         except MissingSplit as err:
@@ -122,7 +122,7 @@ class TableSettings(Config):
         return self.split_column or ("split" if self.source == "emoji" else None)
 
     def stored_split(self, split: Role) -> str:
-        """The name under which the rows of a split are stored, with others perhaps."""
+        """The name under which the rows of a split are stored, possibly together with others."""
         return "train" if self.splits_by() else parse_split(self.expression(split))[0]
 
     def opened(self, origin: Origin, split: Role) -> Table:
@@ -216,7 +216,7 @@ def is_lines(origin: Origin) -> bool:
 
 
 def is_there(column: str, columns: list[str]) -> bool:
-    """Whether columns have this one, or the one that it is a field of."""
+    """Whether this column, or the one that it is a field of, is among the columns."""
     return column in columns or column.split(".")[0] in columns
 
 
@@ -250,7 +250,7 @@ class ToRecord(NamedTuple):
         row, error = as_row(record)
         if self.json_lines:
             row, error = parsed(row["text"])
-        elif "__key__" in row and isinstance(row.get("json"), str):  # of an archive
+        elif "__key__" in row and isinstance(row.get("json"), str):  # from an archive
             row["json"] = parsed(row["json"])[0]
         for column, names in self.class_names.items():
             label = row.get(column)
@@ -258,7 +258,7 @@ class ToRecord(NamedTuple):
         return Record(row, self.key(record, index), Folder(self.folder, self.max_bytes), error, self.known)
 
     def key(self, record: object, index: int | str) -> str:
-        if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # of a webdataset archive
+        if isinstance(record, dict) and "__key__" in record and "__url__" in record:  # from a webdataset archive
             return f"{Path(str(record['__url__'])).name}/{record['__key__']}"
         return str(index)
 
@@ -294,7 +294,7 @@ def field(row: Values, name: str) -> object:
 
 
 def words(value: object, name: str) -> str:
-    """Text of a column. Raises Unreadable for what is none, or nothing but white space."""
+    """Text of a column. Raises Unreadable if it is not text, or only white space."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
@@ -320,7 +320,7 @@ def first_of(row: Values, names: tuple[str, ...], what: str, setting: str) -> st
 
 
 def known_columns(origin: Origin, split: str, data: Table) -> frozenset[str] | None:
-    """The columns that hold something, so that one row without a value does not choose others; None for archives, whose
+    """The columns with values, so that a row without a value does not change the choice; None for archives, whose
     samples have a column for each kind of file."""
     if origin.builder in ("csv", "text"):
         return filled(itertools.islice(text_rows(origin, split), PEEKED))
@@ -344,7 +344,7 @@ def text_rows(origin: Origin, split: str) -> Iterator[object]:
 
 
 def filled(rows: Iterable[object]) -> frozenset[str]:
-    """Columns, and fields inside them, in which some row has more than nothing: not null, no empty text."""
+    """Columns, and fields inside them, that are not null or empty text in some row."""
     found: set[str] = set()
     for row in rows:
         for name, value in row.items() if isinstance(row, dict) else ():

@@ -1,4 +1,4 @@
-"""Archives of webdataset as tables of `datasets`: a row for each sample, of which media stay where they lie."""
+"""Webdataset archives as tables of `datasets`: one row per sample; media stay in the archive."""
 
 import itertools
 import tarfile
@@ -22,7 +22,7 @@ Feature = object  # the type of a column, as `datasets` has it
 Features = dict[str, Any]
 
 TAR_TEXTS = ("txt", "text", "caption", "captions", "transcript", "transcription", "json")
-PEEKED = 100  # samples of each archive of a stream that tell whether its ids are numbers
+PEEKED = 100  # samples of each archive of a stream that are checked for whether ids are numbers
 TAR_NUMBERS = ("cls", "cls2", "index", "inx", "id", "count")
 
 
@@ -51,7 +51,7 @@ def kinds_in(origin: Origin, name: str) -> list[str]:
 
 
 def notes_of_archives(origin: Origin) -> Iterator[str]:
-    """What a person should know of tar archives: members that are left out, folders that are no classes."""
+    """Notes about tar archives: members that are left out, folders that are not classes."""
     if origin.builder != "webdataset" or origin.shards is not None:
         return
     for name, files in (origin.files or {}).items():
@@ -73,9 +73,8 @@ def notes_of_archives(origin: Origin) -> Iterator[str]:
 
 
 def named_kinds(files: list[str], kinds: list[str], first: int = 0) -> frozenset[str]:
-    """Kinds that are numbers as a rule, but in some sample text: `.cls` files that say "cat", or "007" beside "7".
-
-    first: looks at so many samples of each archive, for a stream; 0: at all."""
+    """Kinds that are usually numbers, but text in some sample: `.cls` files with "cat", or "007" next to "7". first:
+    samples of each archive to check, for a stream; 0 checks all."""
     found = set()
     for kind in (kind for kind in kinds if kind.split(".")[-1] in TAR_NUMBERS):
         refs = (
@@ -114,8 +113,8 @@ def feature_of(kind: str) -> Feature:
 def archive_rows(
     files: list[str], kinds: list[str], labels: Mapping[str, int], named: frozenset[str]
 ) -> Iterator[dict[str, object]]:
-    """The samples of archives: text as it is, the bytes of media by where they lie. labels: class ids by key; empty
-    where there are none. named: see `named_kinds`."""
+    """The samples of archives: text as it is, media by reference. labels: class ids by key; empty if there are none.
+    named: see `named_kinds`."""
     for file in files:
         for key, sample in samples_in(file).items():
             row: dict[str, object] = {"__key__": key, "__url__": file}
@@ -138,7 +137,7 @@ def archive_rows(
 
 
 def written(data: bytes) -> int | str | None:
-    """A number, or the text where it is none or written otherwise (007); None for nothing."""
+    """A number, or the text if it is not one or has an unusual spelling (007); None if empty."""
     text = data.decode("utf-8", MARK_BYTES).strip()
     try:
         return int(text) if str(int(text)) == text else text

@@ -57,7 +57,7 @@ def rows_of(unit: str, files: list[Stamped]) -> Iterator[Mapping[str, str | None
 
 
 def common_columns(files: list[str]) -> list[str]:
-    """The columns of CSV or TSV files. Raises DataError for a file whose first line names others than most do."""
+    """The columns of CSV or TSV files. Raises DataError for a file whose first line differs from that of most."""
     headers = {file: read_header(file) for file in files}
     common, _ = Counter(frozenset(names) for names in headers.values()).most_common(1)[0]
     for file, names in headers.items():

@@ -26,7 +26,7 @@ from torch import Tensor
 from ..core.pictures import orientation, plain_picture
 from .draws import uniform
 
-# Formats whose decoders only decode: no PostScript, no vector graphics, nothing that starts another program.
+# Formats with harmless decoders: no PostScript, no vector graphics, nothing that starts another program.
 Image.init()
 with contextlib.suppress(ImportError):  # the extra "heic": photographs of phones
     import pillow_heif
@@ -41,7 +41,7 @@ SMALL = 64  # pixels a side up to which a whole batch is cropped at once
 NO_IMAGE = "a clip, not an image; for clips set model.num_frames, e.g. 8"
 VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3")
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
-GAP = 2.0  # a reduced scale keeps this many times the pixels wanted, as Pillow's own thumbnails do
+GAP = 2.0  # a reduced scale keeps this many times the required pixels, as Pillow's thumbnails do
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]  # RGB
@@ -61,7 +61,7 @@ class Unreadable(Exception):
 
 
 class WrongKind(Unreadable):
-    """A clip where images are wanted, or an image where clips are."""
+    """A clip instead of an image, or an image instead of a clip."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +205,9 @@ def is_video(data: bytes) -> bool:
 
 
 def _decoder_pixels(img: Image.Image, data: bytes) -> int:
-    """Room that a file makes its decoder take, in pixels, whatever the size of the image; 0 where that decides.
-
-    A TIFF has tiles of any size. A JPEG 2000 of up to 65,535 tiles takes about 1,000 pixels' room for each, and its
-    size stands in the codestream once more.
+    """Memory that a decoder allocates for a file, in pixels, regardless of the size of the image; 0 if the size
+    decides. A TIFF has tiles of any size. A JPEG 2000 of up to 65,535 tiles takes about 1,000 pixels for each, and the
+    codestream contains its size once more.
     """
     if isinstance(img, TiffImageFile):
         return int(img.tag_v2.get(322, 0)) * int(img.tag_v2.get(323, 0))
@@ -221,8 +220,8 @@ def _decoder_pixels(img: Image.Image, data: bytes) -> int:
 
 
 def _check_jpegs(img: Image.Image, data: bytes) -> None:
-    """Raises Unreadable for a TIFF of JPEGs that are smaller than their strips or tiles: libtiff leaves what they do
-    not cover as it found the memory, so that the pixels are others each time, and other images' at that."""
+    """Raises Unreadable for a TIFF of JPEGs that are smaller than their strips or tiles: libtiff leaves uncovered
+    memory uninitialised, so that pixels differ each time and may come from other images."""
     tags = img.tag_v2 if isinstance(img, TiffImageFile) else {}
     if tags.get(259) != 7:
         return
@@ -299,10 +298,10 @@ class RandomResizedCrop:
 
 
 def crop_and_resize(images: Tensor, boxes: Sequence[Box], flips: Sequence[bool], size: int) -> Tensor:
-    """Crops of equally large images, each its own box, as whole-valued float32 [B, C, size, size] in 0..255.
+    """Crops of images of one size, each with its own box, as whole-valued float32 [B, C, size, size] in 0..255.
 
-    images [B, C, H, W], uint8. Antialiased bilinear, within one level of torchvision's `resized_crop`. It is
-    two batched matrix products, which for small images is far cheaper than one call an image.
+    images [B, C, H, W], uint8. Antialiased bilinear, within one level of torchvision's `resized_crop`. It is two
+    batched matrix products, which for small images is far cheaper than one call per image.
     """
     box = torch.tensor(boxes, dtype=torch.float32)  # [B, 4]
     rows = _resize_weights(box[:, 0], box[:, 2], images.shape[-2], size)  # [B, size, H]

@@ -25,13 +25,14 @@ from .transforms import Unreadable
 
 VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
 SUBTITLES = ("subtitles", "srt", "vtt", "captions", "asr")
-ATTACHED = 1024  # FFmpeg's mark of a stream that is a picture: the cover of a sound
-UP_FRONT = {"matroska", "flv", "asf", "avi"}  # formats that say at the beginning how long they are
+ATTACHED = 1024  # FFmpeg's flag of a stream that is a picture: the cover of a sound
+UP_FRONT = {"matroska", "flv", "asf", "avi"}  # formats with their duration in the header
 TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d{1,3})")
 
 
 def frame_indices(num_total: int, num_frames: int) -> list[int]:
-    """Which of `num_total` frames are taken: int(s / 2) + round(s i) with s = (num_total - 1) / num_frames.
+    """Indices of the frames that are taken from `num_total`: int(s / 2) + round(s i) with s = (num_total - 1) /
+    num_frames.
 
     Of a video with fewer frames some are taken more than once, as Emu's release does. Rounding is to even, as there.
     """
@@ -40,14 +41,14 @@ def frame_indices(num_total: int, num_frames: int) -> list[int]:
 
 
 def even_indices(num_total: int, num_frames: int) -> list[int]:
-    """Which frames of a clip are taken, the first and the last among them. Raises Unreadable for a single one."""
+    """Indices of the frames of a clip, with the first and the last. Raises Unreadable for a single frame."""
     if num_total < 2:
         raise Unreadable("a single frame is not a clip")
     return [round(i * (num_total - 1) / (num_frames - 1)) for i in range(num_frames)]
 
 
 def clip_indices(times: list[float], num_frames: int) -> list[int]:
-    """`even_indices`; where frames do not come evenly, those that are shown at even moments."""
+    """`even_indices`; for a variable frame rate, the frames that are shown at evenly spaced times."""
     indices = even_indices(len(times), num_frames)
     if comes_evenly(times):
         return indices
@@ -65,7 +66,7 @@ def shown_at(times: list[float], moment: float) -> int:
 
 
 def spread_indices(times: list[float], num_frames: int) -> list[int]:
-    """`frame_indices`; where frames do not come evenly, those that are shown at the same moments of the video."""
+    """`frame_indices`; for a variable frame rate, the frames that are shown at the same times."""
     indices = frame_indices(len(times), num_frames)
     if comes_evenly(times):
         return indices
@@ -74,7 +75,7 @@ def spread_indices(times: list[float], num_frames: int) -> list[int]:
 
 
 class Span(NamedTuple):
-    """What is said from `start` to `end`, in seconds."""
+    """A text from `start` to `end`, in seconds."""
 
     start: float
     end: float
@@ -97,7 +98,7 @@ class VideoReader:
         return self._frames(data, lambda times: spread_indices(times, num_frames))
 
     def read_clip(self, video: object, num_frames: int) -> Tensor:
-        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W]. A single frame is no clip."""
+        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W]. A single frame is not a clip."""
         return self._frames(self.files.load(video), lambda times: clip_indices(times, num_frames))
 
     def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
@@ -171,8 +172,7 @@ class VideoReader:
 
 
 def check_whole(formats: str, said: float, there: float, data: bytes) -> None:
-    """Raises Unreadable for a file that ends before it says; formats that say nothing themselves are not judged.
-
+    """Raises Unreadable for a file that ends before the duration in its header; formats without one are not checked.
     said, there: seconds.
     """
     if is_cut(data):
