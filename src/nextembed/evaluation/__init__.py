@@ -1,1 +1,1 @@
-"""Frozen features of a backbone, and what simple probes read from them."""
+"""Evaluation: frozen features and probes, scores, benchmarks."""

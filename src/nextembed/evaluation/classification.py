@@ -1,4 +1,4 @@
-"""How good a fine-tuned classifier is: top-1 and what stands behind it."""
+"""Scores of a fine-tuned classifier."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from ..data.images import EvalSamples
 from ..errors import ConfigError, DataError
 from .features.extract import Precision, Samples, batches, evaluating
 
-METRIC = "eval/accuracy"  # what the best weights of a run are chosen by
+METRIC = "eval/accuracy"  # metric for the best weights of a run
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def logits_of(
     num_workers: int = 0,
     precision: Precision = "float32",
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, C], float32, and labels [N] of a map-style dataset, on the CPU. The model comes back in its mode."""
+    """Logits [N, C], float32, and labels [N] of a map-style dataset, on the CPU. The model keeps its mode."""
     device = next(model.parameters()).device
     logits, labels = [], []
     with evaluating(model):

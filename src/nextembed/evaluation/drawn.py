@@ -1,4 +1,4 @@
-"""Drawn images beside real ones: how far they are in features, how sharp, and how near to what was trained on.
+"""Generated images compared with real ones: distance in features, sharpness, and distance to training images.
 
 Shapes: N images, D features.
 """
@@ -25,7 +25,7 @@ from .classification import ids_by_name
 from .features.encoder import preprocessing_of
 from .images import feature_space, frechet_distance
 
-NEAR = 0.01  # share of held-out images that counts as near to a training image
+NEAR = 0.01  # quantile of held-out images that defines "near to a training image"
 Statistic = Callable[..., float]
 
 
@@ -37,14 +37,14 @@ class Judged(NamedTuple):
 
 
 class Judge(NamedTuple):
-    """What looks at images. look: uint8 [N, C, H, W] -> `Judged`; name: which features these are, in words."""
+    """Evaluates images. look: uint8 [N, C, H, W] -> `Judged`; name: description of the features."""
 
     look: Callable[[Tensor], Judged]
     name: str
 
 
 def open_judge(path: str | Path, class_names: Sequence[str], batch_size: int = 64) -> Judge:
-    """A classifier, by what enters its last layer; or features of any other vision model, as `feature_space` has them.
+    """Features that enter the last layer of a classifier, or those of any other vision model, as in `feature_space`.
 
     Args:
         path: a run (its best weights), a checkpoint, a model folder or a hub id.
@@ -93,8 +93,8 @@ def _reading(model: PreTrainedModel, run: Path | None, folder: Path | str) -> Ca
 
 @torch.no_grad()
 def last_features(model: PreTrainedModel, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters the last linear layer of a classifier, and its logits, [N, D] and [N, C], on the CPU; the logits
-    twice for one that does not end in such a layer."""
+    """Inputs of the last linear layer of a classifier, and its logits, [N, D] and [N, C], on the CPU; twice the logits
+    if it does not end with such a layer."""
     entered: list[Tensor] = []
     last = [
         one for one in model.modules() if isinstance(one, nn.Linear) and one.out_features == model.config.num_labels
@@ -121,10 +121,9 @@ def sharpness(images: Tensor) -> Tensor:
 
 
 def estimate(statistic: Statistic, *samples: np.ndarray, draws: int, seed: int, high: float = np.inf) -> Estimate:
-    """A statistic of sets of rows with its 95 % interval: 1.96 standard deviations of its values on sets that are drawn
-    anew from each, with replacement; not below 0 nor above `high`.
-
-    Around the value itself, since a distance of drawn sets is too high: a row that comes twice makes a set narrower.
+    """A statistic of sets of rows with its 95 % interval: 1.96 standard deviations over bootstrap samples of each set,
+    between 0 and `high`. Centred on the value itself, since distances of bootstrap samples are too high: duplicate rows
+    make a set narrower.
     """
     value, generator = float(statistic(*samples)), np.random.default_rng(seed)
     again = [statistic(*(one[generator.integers(len(one), size=len(one))] for one in samples)) for _ in range(draws)]
@@ -133,7 +132,7 @@ def estimate(statistic: Statistic, *samples: np.ndarray, draws: int, seed: int, 
 
 
 class Bootstrap(NamedTuple):
-    """draws: sets that are drawn; seed: of them."""
+    """draws: number of bootstrap samples; seed: of these."""
 
     draws: int
     seed: int
@@ -143,7 +142,7 @@ class Bootstrap(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Images, measured one by one. labels int64 [N]: negative where none is said. nearest [N]: distance to the nearest
+    """Images, measured one by one. labels int64 [N]: negative for no class. nearest [N]: distance to the nearest
     training image."""
 
     judged: Judged
@@ -157,7 +156,7 @@ def measured(judge: Judge, images: Tensor, labels: Tensor, nearest: Tensor) -> M
 
 
 def row_of(name: str, found: Measured, held: Measured, bootstrap: Bootstrap) -> SampleRow:
-    """A row of the table. held: the held-out images, which have no distance to themselves."""
+    """A row of the table. held: the held-out images, for which no distance to themselves is computed."""
     frechet = None
     if found is not held and min(len(found.labels), len(held.labels)) > 1:
         frechet = bootstrap(frechet_distance, found.judged.features.numpy(), held.judged.features.numpy())

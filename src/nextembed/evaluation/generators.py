@@ -1,4 +1,4 @@
-"""A model that generates, with the objective that it was trained by: both averaged, or both as trained."""
+"""A generative model with its objective: both with averaged or both with trained weights."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from ..objectives.saved import objective_of
 
 
 class Generator(NamedTuple):
-    """objective: None where none was saved with the model. weights: "raw" or "ema". folder: of the model."""
+    """objective: None if none was saved with the model. weights: "raw" or "ema". folder: of the model."""
 
     model: PreTrainedModel
     objective: Objective | None
@@ -21,7 +21,7 @@ class Generator(NamedTuple):
 
 
 def open_generator(saved: Saved, weights: str | None = None, device: str | None = None) -> Generator:
-    """What draws.
+    """The generator.
 
     Args:
         saved: what lies at a path.
@@ -36,11 +36,11 @@ def open_generator(saved: Saved, weights: str | None = None, device: str | None 
     folder = saved.folder("ema" if averaged else weights)
     model = load_model(folder, device=device)
     objective = objective_of(folder, model)
-    if averaged and objective is not None and not objective.averages:  # heads that do not fit averaged weights
+    if averaged and objective is not None and not objective.averages:  # heads do not fit averaged weights
         averaged, folder = False, saved.folder()
         model = load_model(folder, device=device)
     name = "ema" if averaged else weights or next(iter(saved.folders))
     if objective is not None:
-        alone = weights is None and saved.run is None  # nobody knows which these are
+        alone = weights is None and saved.run is None  # unknown weights
         objective.draws_averaged = name == "ema" or alone
     return Generator(model, objective, name, folder)

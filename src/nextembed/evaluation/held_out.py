@@ -20,7 +20,7 @@ class HeldOutLoss:
     """Called with a backbone in eval mode: means over all targets of fixed validation batches, of the metrics that the
     objective gives as (sum, count), e.g. "eval/text_loss", and of a loss of one term as "eval/loss".
 
-    objective: as it trains; it comes back in its mode. skipped: the reason by document that could not be read.
+    objective: as in training; it keeps its mode. skipped: reasons by document.
     """
 
     def __init__(self, batches: Sequence[Batch], objective: Objective, skipped: dict[str, str] | None = None):
@@ -45,7 +45,7 @@ class HeldOutLoss:
 
 
 def means_of(output: ObjectiveOutput) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    """(name, (sum, count)) of all that can be averaged over batches."""
+    """(name, (sum, count)) of all metrics that can be averaged over batches."""
     assert output.loss_sum is not None and output.num_targets is not None
     if output.loss_sum.ndim == 0:
         yield "loss", (output.loss_sum, output.num_targets)

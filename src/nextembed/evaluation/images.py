@@ -1,4 +1,4 @@
-"""Painted images against real ones, in a space of features: Frechet distance and retrieval."""
+"""Painted images compared with real ones in a feature space: Frechet distance and retrieval."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from .features.encoder import Encoder, encode
 
 
 class FeatureSpace(NamedTuple):
-    """encode: PIL images to features float32 [N, D]. name: which features these are, in words."""
+    """encode: PIL images to features float32 [N, D]. name: description of the features."""
 
     encode: Callable[[Sequence[Image.Image]], Tensor]
     name: str
@@ -25,17 +25,17 @@ class FeatureSpace(NamedTuple):
 
 @runtime_checkable
 class EmbedsImages(Protocol):
-    """A model of images and texts, as CLIP."""
+    """A model of images and texts, such as CLIP."""
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor | ModelOutput: ...
 
 
 def frechet_distance(first: Tensor | np.ndarray, second: Tensor | np.ndarray) -> float:
-    """Squared Frechet distance of two sets of features, each taken as a normal distribution.
+    """Squared Frechet distance of two sets of features, each modelled by a normal distribution.
 
     |m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2)), in float64, covariances with N - 1. The trace of the root comes from
     the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric: nothing becomes complex, and sets of fewer images than
-    features (singular covariances) work too; but of few images the value is too high, whatever the features.
+    features (singular covariances) work too; but with few images the value is too high.
 
     Args:
         first: [N, D].
@@ -62,7 +62,7 @@ def frechet_distance(first: Tensor | np.ndarray, second: Tensor | np.ndarray) ->
 def retrieval_ranks(painted: Tensor, real: Tensor) -> np.ndarray:
     """Rank [N], from 1, of real image i among all real ones [N, D], by cosine with painted image i [N, D].
 
-    Of equally near ones those before it in the list come first."""
+    Equally near ones are ordered as in the list."""
     painted, real = (torch.nn.functional.normalize(x.cpu().double(), dim=1) for x in (painted, real))
     similarity = painted @ real.T
     own = similarity.diagonal()[:, None]
@@ -109,7 +109,7 @@ def nepa_space(path: str | Path, batch_size: int) -> FeatureSpace:
 
 
 def pooled(model: PreTrainedModel, pixels: Tensor) -> Tensor:
-    """One vector an image [B, D], float32, of any vision model."""
+    """One vector per image [B, D], float32, of any vision model."""
     if isinstance(model, EmbedsImages):
         embedded = model.get_image_features(pixel_values=pixels)
         return (embedded if isinstance(embedded, Tensor) else embedded["pooler_output"]).float()

@@ -1,4 +1,4 @@
-"""How good a segmenter is: mIoU and what stands behind it, counted over a whole split."""
+"""Scores of a segmenter over a whole split: mIoU, IoU of classes, pixel accuracy."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from ..models.nepa.segmenter import trunk_config
 from ..nn.windows import sliding_logits
 from .features.extract import Precision, evaluating
 
-METRIC = "eval/miou"  # what the best weights of a run are chosen by
-STRIDE_RATE = 2 / 3  # of the window, where no stride is given
+METRIC = "eval/miou"  # metric for the best weights of a run
+STRIDE_RATE = 2 / 3  # of the window, if no stride is given
 
 
 Masked = Sequence[Sample] | EvalSamples  # with a mask as label
 
 
 class Counts:
-    """torchmetrics' IoU and pixel accuracy, gathered image by image. Raises MissingExtra without torchmetrics."""
+    """torchmetrics' IoU and pixel accuracy, updated image by image. Raises MissingExtra without torchmetrics."""
 
     def __init__(self, num_classes: int):
         try:
@@ -46,11 +46,11 @@ class Counts:
         self.num_images += len(labels)
 
     def per_class(self) -> Tensor:
-        """IoU [C], float64; not a number where a class is neither in the truth nor in the answers."""
+        """IoU [C], float64; nan for a class that is neither in the labels nor in the answers."""
         return self.iou.compute().double()
 
     def shares(self) -> Tensor:
-        """Share of each class in the truth, [C]."""
+        """Share of each class in the labels, [C]."""
         confusion: Tensor = self.iou.confmat
         return confusion.sum(1).double() / max(1, self.num_pixels)
 
@@ -64,10 +64,9 @@ def count(
     batch_size: int = 256,
     precision: Precision = "float32",
 ) -> Counts:
-    """Answers to all samples, at the resolution of their masks, by sliding window. The model comes back in its mode.
-
-    stride: pixels; None takes two thirds of the window. batch_size: window-sized images at once.
-    Raises DataError if no pixel has a label or one is not one of the model's classes.
+    """Answers to all samples, at the resolution of their masks, by sliding window. The model keeps its mode. stride:
+    pixels; None takes two thirds of the window. batch_size: window-sized images at once. Raises DataError if no pixel
+    has a label or one is not one of the model's classes.
     """
     device, num_classes = next(model.parameters()).device, len(model.config.id2label or {})
     window = window_of(model)
@@ -110,7 +109,7 @@ def same_size(samples: Masked, max_pixels: int) -> Iterator[tuple[Tensor, Tensor
 
 
 def window_of(model: PreTrainedModel) -> int:
-    """Pixels a side of the images a segmenter was trained on."""
+    """Side of a segmenter's training images, in pixels."""
     return int(trunk_config(model.config).image_shape[0])
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of other layouts to and from ours: the official one and that of stable-pretraining.
+"""Converts checkpoints between our layout, the official one and that of stable-pretraining.
 
 Official layout: a Hugging Face folder. Its configuration fields and parameter names are ours, so nothing is renamed;
 what comes as a bare state dict (also with `module.`/`model.` prefixes, or with EMA entries) gets the configuration that
@@ -55,8 +55,8 @@ def find_layout(names: Any) -> tuple[str, str]:
 
 
 def plain_state(state: State) -> tuple[str, State]:
-    """The layout, and the weights of the transformer and its classifier by their plain names: prefixes of trainers
-    (`module.`, `model.`, `_orig_mod.`, ...) and what belongs to others (probes, objectives) are gone."""
+    """The layout, and the weights of the transformer and its classifier by plain names, without prefixes of trainers
+    (`module.`, `model.`, `_orig_mod.`, ...) and without other parts (probes, objectives)."""
     layout, prefix = find_layout(state)
     if layout == "stable-pretraining":
         own = re.compile(r"(patch_embed|blocks|norm|pos_embed)\b")
@@ -73,7 +73,7 @@ def plain_state(state: State) -> tuple[str, State]:
 
 
 def official_config(state: State, **known: Any) -> ViTNepaConfig:
-    """The configuration that plain official weights tell, and `known` for what they do not: num_attention_heads where
+    """The configuration that follows from plain official weights, and `known` for the rest: num_attention_heads where
     there is no learned QK-norm, qk_norm, image_size, is_causal.
 
     Raises ConfigError if the number of heads is not known.
@@ -133,7 +133,7 @@ def from_stable_pretraining(state: State, **known: Any) -> tuple[SptNepaConfig, 
         "patch_size": _patch(patches),
         "num_channels": patches.shape[1],
     }
-    known.pop("num_attention_heads", None)  # the weights tell it
+    known.pop("num_attention_heads", None)  # follows from the weights
     config = SptNepaConfig(**_image_size(fields | known))
     ours: State = {"embeddings.cls_token": torch.zeros(1, 1, width)}
     used = {f"blocks.{i}.attn.rope.inv_freq" for i in range(num_layers)}
@@ -226,7 +226,7 @@ def _to_halves(x: Tensor, head_dim: int) -> Tensor:
 
 
 def _to_neighbours(x: Tensor, head_dim: int) -> Tensor:
-    """The way back from `_to_halves`."""
+    """The inverse of `_to_halves`."""
     return x.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 

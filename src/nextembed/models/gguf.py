@@ -19,9 +19,8 @@ VERSIONS = (2, 3)
 
 
 def gguf_file(name: str | None) -> Path | None:
-    """The GGUF file that a name means: the file, or the only one in a folder without a config.json; else None.
-
-    Raises ConfigError for a file that is none, and for a folder with several.
+    """The GGUF file of a name: the file, or the only one in a folder without a config.json; else None. Raises
+    ConfigError if the file is not GGUF, and for a folder with several.
     """
     if name is None:
         return None
@@ -44,12 +43,12 @@ def gguf_model(file: Path) -> PreTrainedModel:
     with building(what):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     loaded = _load(AutoModelForCausalLM, file, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())  # without the mark that it was quantized, which forbids saving
+    model.load_state_dict(loaded.state_dict())  # without the quantization marker, which prevents saving
     return model
 
 
 def gguf_tokenizer(file: Path) -> Any:
-    """The tokenizer, a copy of its own."""
+    """A copy of the tokenizer."""
     _checked(file)
     return copy.deepcopy(_tokenizer(file, file.stat().st_mtime_ns))
 
@@ -70,7 +69,8 @@ def _load(kind: Any, file: Path, **options: object) -> Any:
 
 
 def _checked(file: Path) -> str:
-    """How messages about it begin. Raises ConfigError for what is no whole GGUF file, and without the package."""
+    """The beginning of messages about it. Raises ConfigError if the GGUF file is not complete, or without the
+    package."""
     what = f"model.language: cannot load '{file}'"
     with file.open("rb") as stream:
         head = stream.read(HEAD.size)

@@ -1,4 +1,4 @@
-"""Saved models and their processors: the only loader, of our own kinds and of all others that transformers knows."""
+"""The loader of saved models and processors, of our own kinds and all others in transformers."""
 
 import os
 from pathlib import Path
@@ -51,7 +51,7 @@ def load_model(
 
 
 def load_processor(folder: str | Path, kind: Any = AutoProcessor) -> ProcessorMixin:
-    """The processor that was saved beside a model. Raises ConfigError, one line, for what does not load."""
+    """The processor that was saved with a model. Raises ConfigError if it does not load."""
     found: ProcessorMixin = load_pretrained(kind, folder, f"cannot load the processor in {folder}")
     return found
 
@@ -81,12 +81,12 @@ def open_pair(
     if (found := model_type(folder)) != wanted.model_type:
         raise ConfigError(f"{path} contains a model of type '{found}', not '{wanted.model_type}'")
     own = isinstance(folder, str) or (folder / "processor_config.json").is_file()
-    home = folder if own else saved.first_of("raw")  # averaged weights have none of their own
+    home = folder if own else saved.first_of("raw")  # averaged weights are saved without one
     return load_pair((folder, home), model_class, processor_class, device)
 
 
 def model_type(folder: str | Path) -> str:
-    """What the config.json of a model folder, or hub id, says that the model is. Raises ConfigError without one."""
+    """The model type in the config.json of a model folder or hub id. Raises ConfigError without one."""
     if isinstance(folder, Path):
         return read_model_file(folder).model_type
     return str(load_pretrained(AutoConfig, folder).model_type)

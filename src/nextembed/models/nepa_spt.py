@@ -2,9 +2,9 @@
 
 What differs from the official architecture, read from stable-pretraining 0.1.8 (MIT), `methods/nepa.py`:
 
-- There is no begin token. Here one stands first all the same, seen by none and seeing none, so that position 0 is not a
-  patch anywhere in this library; its hidden states mean nothing.
-- Rotary positions are whole numbers (row, column), base 10000, without 2 pi. Of the d / 4 frequencies of an axis only
+- There is no begin token. Here there is one nevertheless, which no patch sees and which sees no patch, so that position
+0 is never a patch in this library; its hidden states are meaningless. - Rotary positions are whole numbers (row,
+column), base 10000, without 2 pi. Of the d / 4 frequencies of an axis only
   every second one is used, each by two pairs of channels (the tables are built for halves, but read with stride two).
 - LayerNorm eps 1e-5; MLP without biases, gated, of width 2/3 of the nominal one.
 - Causal attention in training, full attention in evaluation, which is the default here.

@@ -1,4 +1,4 @@
-"""Parts of a model that are loaded by name: one clear line for what does not load."""
+"""Parts of a model that are loaded by name, with one clear line for anything that does not load."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ from ..errors import ConfigError, shortened
 
 
 class CheckedModel(PreTrainedModel):
-    """Base of our models: `from_pretrained` refuses, with a ConfigError, a config.json whose sizes no memory has."""
+    """Base of our models: `from_pretrained` raises ConfigError for a config.json with impossible sizes."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -29,7 +29,7 @@ class CheckedModel(PreTrainedModel):
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
-POSITION = 3  # numbers that say where a sample stands in the data
+POSITION = 3  # numbers of a sample's position in the data
 
 
 class ModelPart(Part):
@@ -85,7 +85,7 @@ class ModelPart(Part):
         }
 
     def processor(self) -> BaseImageProcessor | ProcessorMixin | None:
-        """What is saved beside the weights."""
+        """What is saved with the weights."""
         return None
 
     def prepare(self, backbone: PreTrainedModel, data: Part) -> None:
@@ -116,7 +116,7 @@ class ModelPart(Part):
             "position": torch.zeros(POSITION, dtype=torch.int64),
         }
         one |= draw(one, torch.Generator().manual_seed(0))
-        # Expanded: it takes as much memory as one sample.
+        # Expanded, so it needs the memory of one sample.
         return cast(Batch, {name: value.expand(size, *value.shape) for name, value in one.items()})
 
     def example_labels(self, side: int) -> Tensor:
@@ -144,7 +144,7 @@ class ModelPart(Part):
 
 def load_part(kind: Any, name: str, field: str, **options: Any) -> Any:
     """`kind.from_pretrained` of a run folder, a checkpoint, an HF folder or a hub id. field: of the settings, for
-    messages; options are passed on. Raises ConfigError for a path that is not here, and for what does not load."""
+    messages; options are passed on. Raises ConfigError for a missing path, and for anything that does not load."""
     what = f"model.{field}: cannot load '{shortened(name)}'"
     try:
         check_here(name, f"model.{field}: no such run, checkpoint or folder")

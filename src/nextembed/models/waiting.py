@@ -1,8 +1,6 @@
-"""Our models in transformers' Auto classes, imported when one of them is asked for.
-
-Every Auto class that loads a folder first looks its `model_type` up in the mapping of configs. That mapping learns our
-four types as names that wait: the first look at one of them imports the models, which then register themselves in all
-Auto classes. So `import nextembed` costs neither torch nor transformers.
+"""Lazy registration of our models in transformers' Auto classes. Every Auto class first looks up the `model_type` of a
+folder in the mapping of configs. This adds our four types to it as placeholders: the first lookup imports the models,
+which then register themselves in all Auto classes. So `import nextembed` costs neither torch nor transformers.
 """
 
 import importlib
@@ -19,7 +17,7 @@ MAPPING = "transformers.models.auto.configuration_auto"
 
 
 class Waiting(dict[str, Any]):
-    """The configs that were registered with transformers; asked for one of ours, it imports our models first."""
+    """The mapping of registered configs; a lookup of one of ours imports our models first."""
 
     def __contains__(self, name: object) -> bool:
         if not super().__contains__(name) and isinstance(name, str) and name in MODULE_OF:

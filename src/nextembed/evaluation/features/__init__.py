@@ -1,1 +1,1 @@
-"""One feature vector an image: extracted, written, searched."""
+"""One feature vector per image: extraction, writing, search."""

@@ -1,8 +1,8 @@
 """Features of any number of images in one Parquet file: streamed, resumable, the same whether it was stopped or not.
 
-While it works, finished rows lie in OUTPUT.parts/ as small Parquet files that appear whole or not at all; at the end
-they are joined, a few thousand rows in memory at a time, and the folder is removed. Batches are cut by row number, so
-a resumed run computes the very batches that an uninterrupted one would.
+Meanwhile, finished rows are in OUTPUT.parts/ as small Parquet files, written atomically; at the end they are joined, a
+few thousand rows in memory at a time, and the folder is removed. Batches are cut by row number, so a resumed run
+computes the very batches that an uninterrupted one would.
 """
 
 import itertools
@@ -30,15 +30,15 @@ from .settings import EmbedSettings
 
 AHEAD = 2  # batches that are read and decoded while one is computed
 
-# What of the data's settings says nothing about which rows there are, or how their pixels are computed.
+# Settings of the data that do not affect which rows there are or how their pixels are computed.
 BESIDE = {"num_workers", "cache", "crop_scale", "crop_ratio", "flip_rate", "max_skipped_rate", "shuffle_buffer"}
 
-Report = Callable[[int, int | None], None]  # rows done, rows in all (None where nobody knows)
+Report = Callable[[int, int | None], None]  # rows done, rows in all (None if unknown)
 
 
 class Embedded(NamedTuple):
-    """What was written. num_rows: of the file; num_resumed: rows of the source that an earlier start had done;
-    skipped: "row", "key" and "reason" of each unreadable image, also in `skipped_file`; seconds: of this start."""
+    """The result. num_rows: of the file; num_resumed: rows of the source that an earlier start had finished; skipped:
+    "row", "key" and "reason" of each unreadable image, also in `skipped_file`; seconds: of this start."""
 
     file: Path
     num_rows: int
@@ -49,8 +49,8 @@ class Embedded(NamedTuple):
 
 
 def encoder_of(checkpoint: Checkpoint | Encoder, settings: EmbedSettings) -> Encoder:
-    """The encoder of a checkpoint, or the one that is given. Raises DataError for weights that are not finite: some
-    attention kernels hide them, and the features would look like any others."""
+    """The encoder of a checkpoint, or the given one. Raises DataError for weights that are not finite, because some
+    attention kernels hide them, and the features would look normal."""
     encoder = checkpoint
     if not isinstance(encoder, Encoder):
         places = (settings.layer, settings.pooling, settings.attention, settings.weights, settings.precision)
@@ -124,7 +124,7 @@ def embed(
 
 
 def reading_of(encoder: Encoder, data: ImagePart) -> Callable[[RowPlace, Row], Item]:
-    """What reads a row of the data as the encoder sees it."""
+    """The reader of rows as the encoder expects them."""
     reader, names = encoder.reader(data.max_pixels, data.max_bytes), data.class_names()
 
     def read(place: RowPlace, row: Row) -> Item:
@@ -147,7 +147,7 @@ def reading_of(encoder: Encoder, data: ImagePart) -> Callable[[RowPlace, Row], I
 def work(
     encoder: Encoder, batches: Iterator[list[Item]], writer: PartWriter, report: Report | None, total: int | None
 ) -> None:
-    """Embeds every batch; on Ctrl-C too, what is done is kept."""
+    """Embeds every batch; finished ones are kept, also after Ctrl-C."""
     try:
         for items in batches:
             images = [item.pixels for item in items if item.pixels is not None]
@@ -163,7 +163,7 @@ def work(
 
 
 def check_finite(items: list[Item], values: torch.Tensor) -> None:
-    """Raises DataError, with the first image, for features that are not finite: they would be near to nothing."""
+    """Raises DataError, with the first image, for features that are not finite, which could not be compared."""
     wrong = ~torch.isfinite(values).all(1)
     if wrong.any():
         key = [item.key for item in items if item.pixels is not None][int(wrong.int().argmax())]
@@ -180,7 +180,7 @@ def fitting(source: str | os.PathLike[str], preprocessing: Preprocessing) -> Ima
 
 
 def describe(encoder: Encoder, data: ImagePart, settings: EmbedSettings, total: int | None) -> dict[str, object]:
-    """All that the file's content depends on: its metadata, and what a resumed run has to agree with."""
+    """Everything that determines the file's content: its metadata, which a resumed run has to match."""
     name, here = encoder.checkpoint, Path(encoder.checkpoint or "")
     values = data.model_dump(mode="json", exclude=BESIDE)
     source = str(values.get("source", data.kind))
@@ -218,8 +218,8 @@ def decoded(
     read: Callable[[RowPlace, Row], Item],
     num_workers: int,
 ) -> Iterator[list[Item]]:
-    """Batches of rows in their order, read by threads: decoders let go of Python's lock. At most 1 + `AHEAD` batches
-    are in memory."""
+    """Batches of rows in their order, read by threads: decoders release Python's lock. At most 1 + `AHEAD` batches are
+    in memory."""
     if num_workers < 1:
         while batch := list(itertools.islice(rows, batch_size)):
             yield [read(*numbered) for numbered in batch]
@@ -238,7 +238,7 @@ def decoded(
 
 
 def _same_data(rows: Rows | RowSequence, start: RowPlace, parts: Parts) -> None:
-    """Raises ConfigError if the row that an earlier start ended with is another one now."""
+    """Raises ConfigError if the last row of an earlier start is different now."""
     if start == FIRST or not isinstance(rows, Rows) or parts.last_key is None:
         return
     if row_key(rows[start.row - 1], start.row - 1) != parts.last_key:

@@ -1,4 +1,4 @@
-"""Features as a folder of files, by this process or by many; started again after a stop, only what is missing."""
+"""Features as a folder of files, by one process or many; after a stop only missing files are computed."""
 
 import os
 import time
@@ -35,8 +35,8 @@ from .stored import BEGUN, LIST
 
 
 class EmbeddedMany(NamedTuple):
-    """What was written. num_rows: of all files; num_resumed: files that an earlier start had done; skipped: "row",
-    "key" and "reason" of each unreadable image, also in `skipped_file`; seconds: of this start."""
+    """The result. num_rows: of all files; num_resumed: files that an earlier start had finished; skipped: "row", "key"
+    and "reason" of each unreadable image, also in `skipped_file`; seconds: of this start."""
 
     folder: Path
     num_files: int
@@ -109,7 +109,7 @@ def embed_many(
 
 
 def here(own: Work, shard_rows: int, total: int | None, report: Report | None) -> tuple[list[Written], int]:
-    """All files, one after the other, and how many were there."""
+    """Computes all files, one after the other; returns also how many existed."""
     files: list[Written] = []
     place, resumed = FIRST, 0
     while total is None or place.row < total:
@@ -128,7 +128,7 @@ def here(own: Work, shard_rows: int, total: int | None, report: Report | None) -
 
 
 def by_ray(own: Work, many: ManySettings, total: int, report: Report | None) -> tuple[list[Written], int]:
-    """All files, by processes of Ray, and how many were there."""
+    """Computes all files with processes of Ray; returns also how many existed."""
     step = many.shard_rows or 1
     there = dict(all_written(own, step, total))
     missing = [number for number, one in there.items() if one is None]
@@ -146,7 +146,7 @@ def by_ray(own: Work, many: ManySettings, total: int, report: Report | None) -> 
 
 
 def finish(own: Work, files: list[Written], skipped: list[Skipped]) -> None:
-    """Writes the list of all files; those that earlier settings left go."""
+    """Writes the list of all files and removes those of earlier settings."""
     if not any(one.rows for one in files):
         first = "; ".join(f"{one['key']}: {one['reason']}" for one in skipped[:2])
         raise DataError(f"none of the {len(skipped)} images is readable: {' '.join(first.split())}")

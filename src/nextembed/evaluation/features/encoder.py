@@ -1,4 +1,4 @@
-"""One feature vector an image: a checkpoint together with the place in it where features are read."""
+"""One feature vector per image: a checkpoint together with layer, pooling and attention."""
 
 import copy
 import itertools
@@ -31,13 +31,13 @@ from ...models.omni.images import OmniImages, image_config
 from ...objectives.saved import objective_beside, objective_of
 from .extract import FeatureKey, Pooling, Precision, evaluating, feature_keys, pool
 
-Network = ViTNepaTrunk | OmniImages  # or one of the user's own that answers as they do
+Network = ViTNepaTrunk | OmniImages  # or one of the user's own with the same interface
 Checkpoint = str | os.PathLike[str] | nn.Module
 Picture = str | bytes | os.PathLike[str] | Image.Image | np.ndarray
 
 
 class Preprocessing(NamedTuple):
-    """From an image to what a model sees. size: pixels a side; mean, std: for pixels in [0, 1]; background: RGB."""
+    """Preprocessing of images. size: side in pixels; mean, std: for pixels in [0, 1]; background: RGB."""
 
     size: int
     num_channels: int
@@ -47,7 +47,7 @@ class Preprocessing(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What of a checkpoint is read, and in words why."""
+    """Weights, layer, pooling and attention, and the reason of the choice as text."""
 
     weights: str
     key: FeatureKey
@@ -55,10 +55,9 @@ class Place(NamedTuple):
 
 
 class Encoder:
-    """A frozen network and the place in it where an image's features are read.
-
-    What is not named is taken from the best row of RUN/probe.json that agrees with what is, else: raw weights, the
-    middle layer, mean over patches, and the attention that the model was trained with.
+    """A frozen network, and layer, pooling and attention of an image's features. Values that are not given come from
+    the best row of RUN/probe.json that matches the others, else: raw weights, the middle layer, mean over patches, and
+    the attention that the model was trained with.
 
     Args:
         checkpoint: a run, a checkpoint, a model folder (pretraining, classification or plain; an Omni that reads
@@ -140,7 +139,7 @@ class Encoder:
             return pool((hidden.layers[layer] if hidden.layers else hidden.last).float(), pooling).cpu()
 
     def digest(self) -> str:
-        """A name for the weights by what they hold."""
+        """A hash of the weights."""
         found = blake2b(digest_size=16)
         state = self.trunk.state_dict()
         if self.objective is not None:
@@ -223,9 +222,8 @@ def choose(
     attention: AttentionMode | None,
     weights: str | None,
 ) -> Place:
-    """Weights, layer, pooling and attention: what is named, the rest from the run's probes or the defaults.
-
-    Raises ConfigError for a layer that the model does not have, or a token that has seen nothing.
+    """Weights, layer, pooling and attention: the given values, the rest from the run's probes or the defaults. Raises
+    ConfigError for a layer that the model does not have, or for a token without context.
     """
     num_layers = config.num_hidden_layers
     if layer is not None:
@@ -255,7 +253,7 @@ def choose(
 
 
 def _best_row(file: Path, num_layers: int, available: list[str], wanted: Mapping[str, object]) -> Row | None:
-    """The best row of probe.json that agrees with what is wanted; None if no row does."""
+    """The best row of probe.json that matches the given values; None if none does."""
     table = ProbeTable.load(file)
     table.rows = [
         row
@@ -273,7 +271,7 @@ def trunk_of(model: nn.Module) -> Network:
     if isinstance(model, OmniForPreTraining):
         return OmniImages(model.model, model.processor)
     for found in (model.base_model, model) if isinstance(model, PreTrainedModel) else (model,):
-        # Emu has latents, too, but of documents: its config is that of several networks.
+        # Emu also has latents, but of documents, and a config of several networks.
         of_documents = isinstance(found, PreTrainedModel) and not isinstance(found.config, LayeredConfig)
         if isinstance(found, nn.Module) and isinstance(found, Encodes) and not of_documents:
             return cast(Network, found)
@@ -281,9 +279,8 @@ def trunk_of(model: nn.Module) -> Network:
 
 
 def cut(trunk: Network, layer: int) -> Network:
-    """The same network, weights shared, without what lies above a layer: its last hidden state is that layer's.
-
-    The trunk itself where nothing is to cut, or where it is not known how.
+    """The same network with shared weights, without the layers above one, so that its last hidden state is that
+    layer's. The trunk itself if there is nothing to cut, or if the structure is unknown.
     """
     if not isinstance(trunk, ViTNepaTrunk) or layer >= trunk.config.num_hidden_layers:
         return trunk
@@ -295,7 +292,8 @@ def cut(trunk: Network, layer: int) -> Network:
 
 
 def _load_config(folder: Path | str) -> ViTNepaConfig:
-    """What says how a model reads images. Raises ConfigError for a model that does not, or has no latents."""
+    """The configuration of images of a model. Raises ConfigError for a model that does not read images or has no
+    latents."""
     config: ViTNepaConfig | OmniConfig = load_pretrained(AutoConfig, folder)
     if not issubclass(cast(type, MODEL_MAPPING.get(type(config), object)), Encodes):
         raise ConfigError(f"{folder} contains a model of type '{config.model_type}', not a NEPA model (vit_nepa)")
@@ -303,8 +301,8 @@ def _load_config(folder: Path | str) -> ViTNepaConfig:
 
 
 def load_network(folder: Path | str) -> tuple[Network, Objective | None]:
-    """What features of images are read from: the transformer of a saved model, and where it was saved with an objective
-    that reads them itself, the model that it was trained on and the objective."""
+    """The source of image features: the transformer of a saved model; if its objective provides features itself, also
+    that objective and the model that it was trained on."""
     if objective_beside(folder) is None:
         return load_trunk(folder), None
     backbone = load_model(folder, dtype=torch.float32)
@@ -312,7 +310,7 @@ def load_network(folder: Path | str) -> tuple[Network, Objective | None]:
 
 
 def load_trunk(folder: Path | str) -> Network:
-    """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded, or not wholly."""
+    """The transformer of a saved model, in float32. Raises ConfigError if it cannot be loaded completely."""
     trunk = load_model(folder, AutoModel, dtype=torch.float32)
     if isinstance(trunk, OmniModel):
         return OmniImages(trunk, load_pretrained(OmniProcessor, folder, f"cannot load the processor in {folder}"))
@@ -320,7 +318,7 @@ def load_trunk(folder: Path | str) -> Network:
 
 
 def preprocessing_of(config: ViTNepaConfig, run: Path | None = None, folder: Path | str = "") -> Preprocessing:
-    """As the run's data were, else as the model's preprocessor_config.json says, else pixels in [-1, 1]."""
+    """Preprocessing as in the run's data, else as in the model's preprocessor_config.json, else to [-1, 1]."""
     default = Preprocessing(config.image_shape[0], config.num_channels)
     data = read_config(run).get("data") if run else None
     if isinstance(data, dict):

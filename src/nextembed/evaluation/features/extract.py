@@ -1,4 +1,5 @@
-"""Images or documents in, frozen features out: every layer, pooling and attention mode from one forward pass a mode."""
+"""Images or documents in, frozen features out: every layer, pooling and attention mode, with one forward pass per
+mode."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,8 @@ Samples = Dataset[Sample] | Sequence[Sample]
 Pooling = Literal["mean", "last", "first"]
 Precision = Literal["float32", "bfloat16"]
 
-BESIDE = ("labels", "raw")  # of a batch, what no model reads
-PIXEL_SIZE = 32  # raw pixels are shrunk to this side, so that a probe on them stays possible
+BESIDE = ("labels", "raw")  # entries of a batch that no model reads
+PIXEL_SIZE = 32  # raw pixels are shrunk to this side, so that a probe on them is feasible
 
 
 class FeatureKey(NamedTuple):
@@ -47,10 +48,8 @@ def feature_keys(
     poolings: Sequence[Pooling] = ("mean", "last", "first"),
     attentions: Sequence[AttentionMode] = ("causal", "full"),
 ) -> list[FeatureKey]:
-    """All keys that can differ.
-
-    Left out, because they hold nothing or are there already: the first token where it sees no patch (causal
-    attention, or layer 0), and layer 0 under a second attention mode.
+    """All keys that can differ. Left out as empty or duplicate: the first token where it sees no patch (causal
+    attention, or layer 0), and layer 0 in a second attention mode.
 
     Args:
         num_layers: L, of the backbone.
@@ -76,7 +75,7 @@ def feature_keys(
 
 
 def pool(hidden: Tensor, pooling: Pooling, kinds: Tensor | None = None) -> Tensor:
-    """One vector a sample, [B, D], from hidden states.
+    """One vector per sample, [B, D], from hidden states.
 
     Args:
         hidden: [B, T, D].
@@ -105,8 +104,8 @@ def extract(
 ) -> Features:
     """Features of samples, in their order.
 
-    One embedding a batch and one pass per attention mode give all keys. The backbone works in eval mode where it stands
-    and comes back as it was; no random number is drawn from the global generators.
+    One embedding per batch and one pass per attention mode give all keys. The backbone is used in eval mode on its
+    device and then restored; global random generators are not used.
 
     Args:
         backbone: frozen.
@@ -148,9 +147,9 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def extract_pixels(dataset: Samples, batch_size: int = 256, num_workers: int = 0) -> Features:
-    """Raw pixels [N, C * H * W] under the key "pixels": the bar a useful feature has to pass.
+    """Raw pixels [N, C * H * W] under the key "pixels": the baseline of useful features.
 
-    Images larger than 32 pixels a side are averaged down to 32 first. Of samples with "encoded" it is their "raw".
+    Images larger than 32 pixels a side are averaged down to 32 first. For samples with "encoded" it is their "raw".
     """
     values, labels = [], []
     for batch in batches(dataset, batch_size, num_workers):
@@ -168,7 +167,7 @@ def extract_pixels(dataset: Samples, batch_size: int = 256, num_workers: int = 0
 
 def batches(dataset: Samples, batch_size: int = 256, num_workers: int = 0) -> Iterator[Batch]:
     """A map-style dataset as batches of `pixel_values` (or documents, and their `raw`) and `labels`, in order."""
-    # A generator of its own: a DataLoader draws a seed, from the global one it would change later training.
+    # A separate generator: a DataLoader draws a seed, which would change later training if it were the global one.
     loader = DataLoader(
         cast(Dataset[Sample], dataset),
         batch_size,

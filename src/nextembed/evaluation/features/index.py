@@ -1,5 +1,5 @@
-"""An index of many features: built once, asked in milliseconds. Exact below 100,000 rows, approximate above, with its
-measured recall. FAISS (MIT) does the work."""
+"""An index of many features: built once, searched in milliseconds. Exact below 100,000 rows, approximate above, with
+its measured recall. FAISS (MIT) does the work."""
 
 import importlib
 import os
@@ -25,9 +25,9 @@ from .stored import BEGUN, LIST, FeatureFile, StoredRows
 if TYPE_CHECKING:
     import faiss
 
-EXACT_ROWS = 100_000  # below, looking at every row takes milliseconds
-TRAIN_ROWS = 64  # a cluster, for k-means
-QUERIES = 400  # rows that recall is measured with: half of them choose, half measure
+EXACT_ROWS = 100_000  # below, comparing with every row takes milliseconds
+TRAIN_ROWS = 64  # per cluster, for k-means
+QUERIES = 400  # rows for measuring recall: half for choosing, half for the result
 NEIGHBOURS = 10  # of recall
 SEED = 0
 INDEX, ROWS, FACTS = "index.faiss", "rows.parquet", "index.json"
@@ -36,11 +36,10 @@ Report = Callable[[str, int, int], None]
 
 @dataclass
 class IndexFacts:
-    """What index.json holds.
-
-    kind: "exact", or "clusters": rows by nearest of `num_clusters` k-means centres, of which a search visits the
-    `num_probes` nearest to the query, with vectors in 16 bits. recall: share of the true 10 nearest rows that are
-    found, in [0, 1], mean over `num_queries` rows that had no part in choosing num_probes. seconds: building took.
+    """Content of index.json. kind: "exact", or "clusters": rows by nearest of `num_clusters` k-means centres, of which
+    a search visits the `num_probes` nearest to the query, with vectors in 16 bits. recall: share of the true 10 nearest
+    rows that are found, in [0, 1], mean over `num_queries` rows that had no part in choosing num_probes. seconds:
+    building took.
     """
 
     kind: Literal["exact", "clusters"]
@@ -54,7 +53,7 @@ class IndexFacts:
 
 
 class Indexed(NamedTuple):
-    """What `build_index` made."""
+    """The result of `build_index`."""
 
     path: Path
     facts: IndexFacts
@@ -62,9 +61,8 @@ class Indexed(NamedTuple):
 
 
 class FeatureIndex(StoredRows):
-    """A folder that `build_index` wrote: asked as a `FeatureFile` is.
-
-    Raises ConfigError for a folder that is none, or whose files do not belong together.
+    """A folder that `build_index` wrote, with the methods of a `FeatureFile`. Raises ConfigError for another folder, or
+    if its files do not belong together.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -115,11 +113,10 @@ def build_index(
     exact_rows: int = EXACT_ROWS,
     report: Report | None = None,
 ) -> Indexed:
-    """An index of a file of features, in a folder of its own; the file is not needed any more.
-
-    Fewer than `exact_rows` rows are kept as they are and searched exactly. More are divided into 2 sqrt(rows) clusters,
-    and so many of them are visited that at least `recall` of the true nearest 10 rows are found. Memory: the index
-    (2 bytes a number of each row, 4 of an exact one) and a row group of the file.
+    """An index of a file of features, in a folder of its own; the file is no longer needed. Fewer than `exact_rows`
+    rows are searched exactly. More are divided into 2 sqrt(rows) clusters, and enough of them are visited to find at
+    least `recall` of the true nearest 10 rows. Memory: the index (2 bytes per number, 4 if exact) and a row group of
+    the file.
 
     Args:
         features: a file that `embed` wrote, or any Parquet file with a fixed-size list column "embedding".
@@ -187,14 +184,14 @@ def _add(index: "faiss.Index", file: FeatureFile, tell: Report) -> None:
 
 
 def _drawn(file: FeatureFile, count: int) -> tuple[Tensor, Tensor]:
-    """Numbers, ascending, and unit vectors of so many random rows."""
+    """Row numbers, ascending, and unit vectors of this many random rows."""
     order = torch.randperm(file.num_rows, generator=torch.Generator().manual_seed(SEED))
     numbers = order[:count].sort().values
     return numbers, file.gather(numbers)
 
 
 def _true_neighbours(file: FeatureFile, numbers: Tensor, queries: Tensor, tell: Report) -> Tensor:
-    """Numbers of the 10 rows truly nearest to each query, itself left out, [Q, 10]."""
+    """Row numbers of the true 10 nearest rows of each query, without itself, [Q, 10]."""
     best = torch.full((len(queries), 0), -2.0)
     rows = torch.empty(len(queries), 0, dtype=torch.long)
     for begin, bank in file.unit_vectors():

@@ -1,4 +1,5 @@
-"""Files of features computed by Ray: each process has the model, and takes file after file. The door to ray."""
+"""Files of features computed by Ray: each process has the model and takes one file after another. The only module that
+imports ray."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from .shard_writing import Work, settings_of, write_file
 
 
 class Task(TypedDict):
-    """One file: its number, and the rows it holds."""
+    """One file: its number, and its rows."""
 
     number: int
     begin: int
@@ -26,7 +27,7 @@ class Task(TypedDict):
 
 
 class Worker:
-    """What a process of Ray does: opens model and data once, then writes files."""
+    """A process of Ray: opens model and data once, then writes files."""
 
     def __init__(
         self, checkpoint: str, settings: dict[str, object], data: dict[str, object], folder: str, threads: int
@@ -34,17 +35,17 @@ class Worker:
         from ...data import kinds
         from ...toys import kinds as toys
 
-        assert kinds.__all__ and toys  # so that every kind of data is known
-        torch.set_num_threads(threads)  # as in the process that asks: sums of other threads round otherwise
+        assert kinds.__all__ and toys  # registers every kind of data
+        torch.set_num_threads(threads)  # as in the calling process: another number of threads rounds differently
         self.chosen = settings_of(settings)
         self.encoder = encoder_of(checkpoint, self.chosen)
-        with trusting(True):  # the process that asks has checked what it names
+        with trusting(True):  # checked by the calling process
             self.data = DATA.parse(data)
         self.folder = Path(folder)
         self.saved: dict[str, object] = dict(settings["saved"]) if isinstance(settings["saved"], dict) else {}
 
     def __call__(self, task: Task) -> dict[str, object]:
-        """Writes a file; gives its number, or what is wrong."""
+        """Writes a file; returns its number, or the error."""
         assert isinstance(self.data, ImagePart)
         data = self.data
         self.encoder.preprocessing = self.encoder.preprocessing._replace(
@@ -81,13 +82,13 @@ def compute(own: Work, settings: ManySettings, tasks: list[Task]) -> Iterator[in
         if own_cluster:
             cpus = max(2, workers) if settings.ray_address is None else None
             ray.init(settings.ray_address, num_cpus=cpus, include_dashboard=False, log_to_driver=False)
-    except Exception as err:  # of a cluster that is not there
+    except Exception as err:  # of a missing cluster
         reason = (str(err).splitlines() or [type(err).__name__])[0]
         raise ConfigError(f"--ray-address {settings.ray_address}: no Ray cluster answers ({reason[:200]})") from None
     values = {**settings_of(settings.model_dump()).model_dump(mode="json"), "saved": own.saved}
     values |= own.encoder.place.key._asdict() | {"weights": settings.weights}
     data = own.data.model_dump(mode="json")
-    whole = own.saved["data"]  # in which paths are absolute: processes of Ray stand in folders of their own
+    whole = own.saved["data"]  # with absolute paths: processes of Ray have other working folders
     data |= {"source": whole["source"]} if isinstance(whole, dict) and "source" in whole else {}
     given = (str(own.saved["checkpoint"]), values, data, str(own.folder.resolve()))
     context = ray.data.DataContext.get_current()

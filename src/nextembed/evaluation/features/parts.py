@@ -1,4 +1,4 @@
-"""A growing table of features on disk: parts that appear whole or not at all, joined into one Parquet file."""
+"""A growing table of features on disk: parts that are written atomically and joined into one Parquet file."""
 
 import contextlib
 import json
@@ -32,8 +32,8 @@ from ...errors import ConfigError, DataError
 METADATA = b"nextembed"  # key of the file's metadata that holds our settings as JSON
 DType = Literal["float32", "float16"]
 
-PART_BYTES = 64 * 2**20  # embeddings kept in memory before a part is written, at most
-PART_SECONDS = 30.0  # and work that a kill can cost, at most
+PART_BYTES = 64 * 2**20  # limit of embeddings in memory before a part is written
+PART_SECONDS = 30.0  # limit of work that a kill can cost
 GROUP_BYTES = 8 * 2**20  # embeddings of a row group: what a search reads at a time
 
 
@@ -53,7 +53,7 @@ class Item(NamedTuple):
 
 
 class Skipped(TypedDict):
-    """An image that was left out. row: None of a file that was no row."""
+    """An image that was left out. row: None for a file that was not a row."""
 
     row: int | None
     key: str
@@ -61,8 +61,7 @@ class Skipped(TypedDict):
 
 
 class Done(NamedTuple):
-    """What a part ends with: the place after it, the key of its last row, and what was left out since the part before.
-    It is the part's metadata."""
+    """Metadata of a part: the position after it, the key of its last row, and rows left out since the previous part."""
 
     place: RowPlace
     last_key: str
@@ -77,7 +76,7 @@ def schema(width: int, dtype: DType) -> pa.Schema:
 
 
 class Sink(Protocol):
-    """What takes parts."""
+    """Receives parts."""
 
     def write(self, table: pa.Table, done: Done) -> None: ...
 
@@ -109,7 +108,7 @@ class PartWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what was collected as a part."""
+        """Writes the collected rows as a part."""
         if self.last is None:
             return
         rows = [(item.place.row - 1, item.key, item.path, item.label, item.label_name) for item in self.items]
@@ -137,14 +136,14 @@ class Parts:
         self._place = FIRST
 
     def check(self, overwrite: bool) -> None:
-        """Raises ConfigError, before anything is loaded, for an output that may not be written."""
+        """Raises ConfigError for an output that may not be written, before anything is loaded."""
         checked_file(self.output)
         self._check_foreign()
         if self.output.exists() and not overwrite and not self.folder.exists():
             raise ConfigError(f"{self.output} exists; --overwrite replaces it")
 
     def _check_foreign(self) -> None:
-        """Raises ConfigError for things of somebody else under the names that are written, emptied or removed here."""
+        """Raises ConfigError if files of other origin have names that are written, emptied or removed here."""
         if os.path.lexists(self.folder):
             if self.folder.is_symlink() or not self.folder.is_dir():
                 raise ConfigError(f"{self.folder} was not created by nextembed embed: choose another output")
@@ -162,14 +161,13 @@ class Parts:
             raise ConfigError(f"{self.skipped_file} was not written by nextembed embed: choose another output")
 
     def place(self) -> RowPlace:
-        """Where the finished parts end."""
+        """The position after the finished parts."""
         return self._place
 
     @contextlib.contextmanager
     def opened(self, settings: dict[str, object], end: int | None, overwrite: bool) -> Iterator[bool]:
-        """The folder, made or found again, locked while the block runs; yields whether all rows, up to `end`, are done.
-
-        Raises ConfigError for parts of other settings, unless `overwrite`: they are removed then.
+        """Context with the folder, new or existing, locked; yields whether all rows up to `end` are done. Raises
+        ConfigError for parts of other settings, unless `overwrite`, which removes them.
         """
         self._check_foreign()
         file = self.folder / "settings.json"
@@ -195,7 +193,7 @@ class Parts:
             self._remove()
 
     def _remove(self, pattern: str = "*") -> None:
-        """Our files of these names, settings.json last; the folder too, if nothing is left in it."""
+        """Removes our files, settings.json last, and the folder if it is then empty."""
         for file in sorted(self.folder.glob(pattern), key=lambda file: file.name == "settings.json"):
             if OWN.fullmatch(file.name):
                 file.unlink()
@@ -203,7 +201,7 @@ class Parts:
             self.folder.rmdir()
 
     def _find(self) -> None:
-        """The finished parts; from a damaged one on (power was lost), they are removed."""
+        """The finished parts; from a damaged one on (after a power cut), they are removed."""
         for number, file in enumerate(sorted(self.folder.glob("part-*.parquet"))):
             try:
                 state = json.loads(pq.read_schema(file).metadata[METADATA])
@@ -220,7 +218,7 @@ class Parts:
         self._place, self.last_key = done.place, done.last_key
 
     def write(self, table: pa.Table, done: Done) -> None:
-        """One more part; it is there whole or not at all."""
+        """Writes one more part, atomically."""
         file = self.folder / f"part-{len(self.files):06d}.parquet"
         with replacing(file) as scratch:
             pq.write_table(
@@ -229,25 +227,24 @@ class Parts:
         self._take(file, done)
 
     def leave_out(self, files: dict[str, str]) -> None:
-        """Files that were found to be of no use when the data were opened, with reasons."""
+        """Records files that were unusable when the data was opened, with reasons."""
         self.skipped[:0] = [{"row": None, "key": key, "reason": reason} for key, reason in files.items()]
 
     def join(self, layout: pa.Schema, settings: dict[str, object]) -> int:
-        """All parts as the output, and the skipped images beside it; gives the number of rows.
-
-        Row groups have a fixed number of rows, wherever parts were cut. Columns in which nothing is known are left out.
+        """Writes all parts as the output, with the list of skipped images; returns the number of rows. Row groups have
+        a fixed number of rows, independent of parts. Empty columns are left out.
         """
         metadata = [pq.read_metadata(file) for file in self.files]
         num_rows = sum(m.num_rows for m in metadata)
         if num_rows == 0:
             first = "; ".join(f"{s['key']}: {s['reason']}" for s in self.skipped[:2])
-            self._remove()  # nothing in it is worth resuming
+            self._remove()  # nothing in it needs to be resumed
             raise DataError(f"none of the {len(self.skipped)} images is readable: {' '.join(first.split())}")
         empty = {name for name in ("path", "label", "label_name") if _nulls(metadata, layout, name) == num_rows}
         layout = pa.schema([field for field in layout if field.name not in empty])
         settings = settings | {"num_rows": num_rows, "num_skipped": len(self.skipped)}
         layout = layout.with_metadata({METADATA: to_json(settings)})
-        joined = self.folder / "joined.parquet"  # here, where the next start finds what a kill has left
+        joined = self.folder / "joined.parquet"  # here, where the next start finds it after a kill
         texts = [name for name in ("label", "label_name") if name in layout.names]
         with (
             replacing(joined) as scratch,
@@ -281,14 +278,15 @@ class Parts:
 
 
 def _nulls(metadata: list[pq.FileMetaData], layout: pa.Schema, name: str) -> int:
-    """How many rows of all parts hold nothing in a column; "embedding" is the last, so the others keep their number."""
+    """Number of rows without a value in each column, over all parts; "embedding" is the last, so the others keep their
+    number."""
     column = layout.names.index(name)
     return sum(m.row_group(g).column(column).statistics.null_count for m in metadata for g in range(m.num_row_groups)
                if m.row_group(g).num_rows)  # fmt: skip
 
 
 def _made_with(output: Path, settings: Mapping[str, object]) -> bool:
-    """Whether a file is what these settings make: it was finished, and then the parts were not removed any more."""
+    """Whether a file is the finished output of these settings, whose parts were not removed before a stop."""
     try:
         found = json.loads(pq.read_schema(output).metadata[METADATA])
     except (OSError, ValueError, KeyError, TypeError):
@@ -306,7 +304,7 @@ def _names_skipped(file: Path) -> bool:
 
 
 def first_change(before: object, settings: Mapping[str, object]) -> str:
-    """The first setting that is another one, in words."""
+    """The first setting that differs, as text."""
     values = before if isinstance(before, dict) else {}
     for name, value in settings.items():
         if (old := values.get(name)) != value:
@@ -317,7 +315,7 @@ def first_change(before: object, settings: Mapping[str, object]) -> str:
 
 
 def _read_settings(file: Path) -> object:
-    """What the parts in a folder were begun with; None where its file says nothing."""
+    """The settings of the parts in a folder; None if unknown."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["settings"]
     except (OSError, ValueError, KeyError, TypeError):

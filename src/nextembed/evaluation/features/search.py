@@ -1,4 +1,4 @@
-"""Nearest images among embedded ones, and how often near means alike."""
+"""Nearest images among embedded ones, and retrieval scores."""
 
 import os
 from pathlib import Path
@@ -77,7 +77,7 @@ def query_vector(
 
 
 def encoder_of(file: Bank, checkpoint: Checkpoint | None = None) -> Encoder:
-    """What embedded a file's images, loaded again. Raises ConfigError if it is gone, or no longer the same."""
+    """The encoder that embedded a file's images. Raises ConfigError if it is missing or has changed."""
     origin = file.origin
     checkpoint = checkpoint or origin.checkpoint
     if checkpoint is None:
@@ -135,7 +135,7 @@ def search_folder(
 ) -> FolderHits:
     """The rows nearest to each image of a folder, as `search` for each. Raises ConfigError for one without images."""
     encoder = encoder_of(bank, checkpoint)
-    rows = ImageData(source=os.fspath(folder), folders="classes").rows("train")  # every image, whatever its folder
+    rows = ImageData(source=os.fspath(folder), folders="classes").rows("train")  # every image, in any folder
     found = FolderHits({}, {})
     for place, row in rows_in_order(rows):
         key = row_key(row, place.row - 1)
@@ -149,11 +149,12 @@ def search_folder(
 
 
 class Retrieval(NamedTuple):
-    """How often near means alike: means over queries, in [0, 1].
+    """Retrieval scores: means over queries, in [0, 1].
 
     recall_at_1: the nearest other image has the query's label. precision_at_k: share of the k nearest that have it.
-    mean_average_precision: of the ranking of all images. chance: mean share of images with the query's label, what a
-    random ranking would give for each of the three, about. num_left_out: rows without a label, or alone with theirs.
+    mean_average_precision: of the ranking of all images. chance: mean share of images with the query's label, about the
+    value of each of the three for a random ranking. num_left_out: rows without a label, or with a label that no other
+    has.
     """
 
     recall_at_1: float

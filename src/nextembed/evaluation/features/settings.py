@@ -8,8 +8,8 @@ from ...core.config import Config
 
 
 class EmbedSettings(Config):
-    """Where features are read, and how the file is written. What of the first four is not named is taken from the best
-    row of RUN/probe.json that agrees with what is; see `Encoder`.
+    """Which features are read, and how the file is written. Of the first four, values that are not given come from the
+    best row of RUN/probe.json that matches the others; see `Encoder`.
 
     Attributes:
         layer: 0 is the latents, -1 the output; the best layer in RUN/probe.json if left out.

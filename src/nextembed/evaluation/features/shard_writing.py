@@ -1,4 +1,4 @@
-"""A folder of features: files that each hold so many rows of the source, and are the same whoever computes them."""
+"""A folder of features: files with a fixed number of rows of the source, the same whichever process computes them."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ OWN = re.compile(r"features-\d{6,}\.parquet|" + "|".join(map(re.escape, (LIST, B
 
 
 class Written(NamedTuple):
-    """A finished file. place: in the source, behind its last row. skipped: of its rows."""
+    """A finished file. place: position in the source after its last row. skipped: of its rows."""
 
     file: str
     begin: int
@@ -39,7 +39,7 @@ class Written(NamedTuple):
 
 
 class Work(NamedTuple):
-    """All that a file depends on: the same here and on another machine. saved: what its metadata says."""
+    """Everything that determines a file, the same on every machine. saved: its metadata."""
 
     encoder: Encoder
     data: ImagePart
@@ -68,9 +68,8 @@ def name_of(number: int) -> str:
 
 
 def write_file(own: Work, number: int, begin: RowPlace, end: int, report: Report | None = None) -> Written | None:
-    """The features of the rows from a place to a number, as one file; None where there is no row.
-
-    Batches are cut from the file's first row on, so that a file is the same whatever was computed before it.
+    """The features of a range of rows, as one file; None if there are no rows. Batches start at the file's first row,
+    so that a file does not depend on earlier ones.
     """
     layout, sink = schema(own.encoder.width, own.chosen.dtype), Tables()
     wanted = itertools.islice(rows_in_order(own.rows, begin), end - begin.row)
@@ -89,7 +88,7 @@ def write_file(own: Work, number: int, begin: RowPlace, end: int, report: Report
 
 
 def written(folder: Path, number: int, saved: dict[str, object]) -> Written | None:
-    """A file that an earlier start finished; None where there is none, or it is damaged or of other settings."""
+    """A file that an earlier start finished; None if there is none, or if it is damaged or has other settings."""
     try:
         metadata = pq.read_metadata(folder / name_of(number))
         about, own = (json.loads(metadata.metadata[key]) for key in (SHARD, METADATA))
@@ -118,7 +117,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def _is_ours(file: Path) -> bool:
-    """Whether a file that says what a folder holds was written here."""
+    """Whether a list of files was written by this library."""
     try:
         found = from_json(read_text(file))
     except (ValueError, ConfigError):
@@ -128,7 +127,7 @@ def _is_ours(file: Path) -> bool:
 
 
 def begin_folder(folder: Path, saved: dict[str, object], overwrite: bool) -> None:
-    """Notes what the folder is begun with. Raises ConfigError if that was something else before."""
+    """Writes the settings of the folder. Raises ConfigError if it was started with others."""
     file = folder / BEGUN
     if file.exists():
         found = from_json(read_text(file))

@@ -23,11 +23,11 @@ from .stored import StoredRows
 
 TILE, GAP, MARGIN, CAPTION, HEADER = 176, 18, 28, 58, 66
 INK, SOFT, PAGE, CARD, LINE, ACCENT = "#1b2330", "#5b6675", "#f6f7f9", "#ffffff", "#dfe4ea", "#d55e00"
-SCALE = 2  # drawn at twice the size: sharp on any screen
+SCALE = 2  # drawn at twice the size, to be sharp on any screen
 
 
 def images_of(file: StoredRows, hits: Sequence[Hit]) -> list[Image.Image | None]:
-    """The pictures of hits: by path, else read again from the source; None where that is not possible."""
+    """The pictures of hits: by path, else from the source; None if that is not possible."""
     found: dict[int, Picture] = {hit.row: hit.path for hit in hits if hit.path and Path(hit.path).is_file()}
     missing = {hit.row: hit.key for hit in hits if hit.row not in found}
     found |= _from_source(file, missing) if missing else {}
@@ -68,7 +68,7 @@ def _picture(image: Picture) -> Image.Image | None:
 def contact_sheet(
     query: Picture | None, name: str, hits: Sequence[Hit], pictures: Sequence[Image.Image | None], title: str = ""
 ) -> Image.Image:
-    """The query, marked, and then the hits, row by row.
+    """The query, marked, followed by the hits, row by row.
 
     Args:
         query: the image; None leaves its place empty.
@@ -135,7 +135,7 @@ def _tile(
 def _text(
     draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, colour: str, room: int, bold: bool = False
 ) -> None:
-    """One line, shortened in its middle to the room there is: file names differ at their ends."""
+    """One line, shortened in its middle to fit, because file names differ at their ends."""
     font = _font(size, bold)
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())[:300]
     short = text
@@ -147,6 +147,6 @@ def _text(
 
 
 def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
-    # The fonts that matplotlib brings: most alphabets, on every machine the same.
+    # matplotlib's own fonts: most alphabets, and the same on every machine.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size * SCALE)

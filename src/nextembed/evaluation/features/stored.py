@@ -1,4 +1,4 @@
-"""Files of features, as `embed` writes them: vectors, and what is known of each row."""
+"""Files of features, as `embed` writes them: vectors and columns of each row."""
 
 import difflib
 import os
@@ -21,12 +21,12 @@ from ...errors import ConfigError, DataError
 from .extract import Pooling, Precision
 from .parts import METADATA
 
-LIST, BEGUN = "features.json", "features.partial"  # in a folder of files of features: which they are; not all yet
+LIST, BEGUN = "features.json", "features.partial"  # in a folder of feature files: their list; not complete yet
 KEYS_COMPARED = 100_000  # for the nearest spelling of a key
 
 
 class StoredRow(TypedDict, total=False):
-    """A row of a file of features, without them; other files may lack any of it."""
+    """A row of a file of features, without the vector; files of other programs may lack any of it."""
 
     row: int
     key: str
@@ -37,7 +37,7 @@ class StoredRow(TypedDict, total=False):
 
 @dataclass
 class Origin:
-    """How a file was made: what of its metadata is read again. All is None where something else wrote it."""
+    """The part of a file's metadata that is read again. All None if another program wrote it."""
 
     checkpoint: str | None = None
     weights: str | None = None
@@ -87,10 +87,9 @@ def files_in(path: Path) -> list[Path]:
 
 
 class StoredRows:
-    """Rows of a Parquet file, or of a folder of them, by number and by key: everything but features.
-
-    columns: names of what it holds, without "embedding". origin: what its metadata says of how it was made.
-    Raises ConfigError for a file that is missing or no Parquet.
+    """Rows of a Parquet file, or of a folder of them, by number and by key: all columns but the features. columns:
+    their names, without "embedding". origin: from its metadata. Raises ConfigError for a file that is missing or not
+    Parquet.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -154,7 +153,7 @@ class StoredRows:
 class FeatureFile(StoredRows):
     """A file that `embed` wrote, or any Parquet file with a fixed-size list column "embedding": searched exactly.
 
-    width: of the features. Raises ConfigError for a file that is none of this.
+    width: of the features. Raises ConfigError for any other file.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -199,14 +198,14 @@ class FeatureFile(StoredRows):
         unit = F.normalize(vector.double(), dim=0)
         best_cosine, best_row = torch.empty(0, dtype=torch.double), torch.empty(0, dtype=torch.long)
         for begin, bank in self.unit_vectors(torch.double):
-            # A matrix product rounds by a row's place in it: equal rows are to be equally near.
+            # The rounding of a matrix product depends on the row's position, but equal rows should be equally near.
             cosine = (bank @ unit).round(decimals=12)  # [n]
             if leave_out is not None and begin <= leave_out < begin + len(bank):
                 cosine[leave_out - begin] = -2.0
             place = cosine.argsort(descending=True, stable=True)[:top]
             best_cosine = torch.cat((best_cosine, cosine[place]))
             best_row = torch.cat((best_row, place + begin))
-            # Sorted by row first, and then stably: equal ones stay in the order of the file.
+            # Sorted by row first, then stably, so that equal ones stay in the order of the file.
             by_row = best_row.argsort()
             best_cosine, best_row = best_cosine[by_row], best_row[by_row]
             keep = best_cosine.argsort(descending=True, stable=True)[:top]

@@ -1,4 +1,4 @@
-"""What a model says or paints, measured: captions, answers, rankings, pictures."""
+"""Evaluation of generated text and images: captions, answers, rankings, pictures."""
 
 from .protocols import LanguageEval
 from .scores import LanguageScores

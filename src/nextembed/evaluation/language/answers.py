@@ -1,4 +1,4 @@
-"""Short answers against those of annotators: VQA accuracy with its official normalisation, and exact match."""
+"""Short answers compared with those of annotators: VQA accuracy with its official normalisation, and exact match."""
 
 import re
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6",
            "seven": "7", "eight": "8", "nine": "9", "ten": "10"}  # fmt: skip
 ARTICLES = frozenset(("a", "an", "the"))
-# Right spellings; each stands also for itself with one apostrophe left out. The official table holds exactly these,
-# and turns "somebody'd" around.
+# Correct spellings; each also replaces itself with one apostrophe missing. The official table has exactly these, with
+# "somebody'd" reversed.
 CONTRACTIONS = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
     "he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've "
@@ -31,8 +31,8 @@ def normalize_answer(text: str) -> str:
 
     Punctuation beside a space, or anywhere in a text with a number like 1,000, is left out, else it becomes a space;
     points stay only in front of a digit; then lower case, number words as digits, no articles, apostrophes put back.
-    The official code does the same, its slips included: a point is left out whatever stands before it, only the first
-    32 points are looked at, and ' and : are not punctuation.
+    This follows the official code, with its errors: a point is left out whatever stands before it, only the first 32
+    points are looked at, and ' and : are not punctuation.
     """
     text = text.replace("\n", " ").replace("\t", " ").strip()
     thousands = re.search(r"\d,\d", text) is not None
@@ -63,13 +63,13 @@ def vqa_accuracy(answer: str, references: Sequence[str], style: VQAStyle = "vqav
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """1.0 if the answer, normalised, is one of the references, normalised; else 0.0. As of MSVD-QA and MSRVTT-QA, whose
-    questions have one answer of one word."""
+    """1.0 if the normalised answer is one of the normalised references, else 0.0. As for MSVD-QA and MSRVTT-QA, whose
+    answers are single words."""
     return float(normalize_answer(answer) in {normalize_answer(reference) for reference in references})
 
 
 def short_answer(text: str) -> str:
-    """The first few words that answer: cut at a line end, ". ", a quotation mark or ", ", in lower case, without "it
+    """The first few words of an answer: cut at a line end, ". ", a quotation mark or ", ", in lower case, without "it
     is", "it's", "a", "an", "the" in front. As Emu's benchmark code does before VQA accuracy."""
     text = re.split(r"\n|\. |\"|, ", text.strip(), maxsplit=1)[0].lower().strip()
     while (shorter := re.sub(r"^(?:it is|it's|an|a|the)(?:\s+|$)", "", text)) != text:

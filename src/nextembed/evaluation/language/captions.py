@@ -1,4 +1,5 @@
-"""Captions against references: CIDEr, BLEU-1..4 and ROUGE-L, with the values of pycocoevalcap, as papers report them.
+"""Captions compared with references: CIDEr, BLEU-1..4 and ROUGE-L, with the values of pycocoevalcap, as papers report
+them.
 
 Texts are compared as lists of words; `words` makes them much as the Java tokeniser does that pycocoevalcap calls.
 """
@@ -63,7 +64,7 @@ def words(text: str) -> list[str]:
 
 
 def ngrams(tokens: Words, longest: int = 4) -> Counter[tuple[str, ...]]:
-    """How often each run of 1 to `longest` words is there."""
+    """Counts of each n-gram of 1 to `longest` words."""
     return Counter(tuple(tokens[i : i + n]) for n in range(1, longest + 1) for i in range(len(tokens) - n + 1))
 
 
@@ -105,8 +106,8 @@ def cider(answers: Sequence[Words], references: Sequence[Sequence[Words]], sigma
 
 
 def bleu_counts(answers: Sequence[Words], references: Sequence[Sequence[Words]]) -> np.ndarray:
-    """What BLEU is made of, [items, 10], float64: of each answer its length, the length of the closest reference (the
-    shorter of two as close), how many 1-, 2-, 3-, 4-grams it has, and how many of these are in a reference."""
+    """Counts for BLEU, [items, 10], float64: length of each answer, length of the closest reference (of equally close
+    ones the shorter), its number of 1-, 2-, 3-, 4-grams, and how many of these are in a reference."""
     table = np.zeros((len(answers), 10))
     for row, answer, group in zip(table, answers, references, strict=True):
         most: Counter[tuple[str, ...]] = Counter()

@@ -1,4 +1,4 @@
-"""What a model is asked and what would be right: one `Example` for every layout of annotations."""
+"""Prompts and right answers: one `Example` class for every layout of annotations."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class Example:
     """One item to score a model on.
 
     pictures: segments of kind "image" (a path, encoded bytes or a PIL image) or "video" (frames), in reading order.
-    question: text of the question, empty for captions; before: what was said before it (caption and turns of a
-    dialog). references: captions, annotators' answers or the one right answer. candidates: answers to choose from,
-    target: place of the right one, relevance: of each in [0, 1] where it was annotated. kind: of question or answer,
-    where the data says so. split: of the item, where one file has several.
+    question: text of the question, empty for captions; before: the preceding text (caption and turns of a dialog).
+    references: captions, annotators' answers or the one right answer. candidates: answers to choose from, target: index
+    of the right one, relevance: of each in [0, 1], if annotated. kind: of question or answer, if known. split: of the
+    item, where one file has several.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Example:
 
 
 class ImageFolder:
-    """Finds the images that annotations name. folder: names are relative to it and may not leave it; also found in the
+    """Finds images that annotations name. folder: names are relative to it and may not leave it; also found in the
     subfolders given at the call, as official downloads have them."""
 
     def __init__(self, folder: str | Path):
@@ -70,8 +70,8 @@ class ImageFolder:
 
 
 def texts(value: object, what: str) -> list[str]:
-    """A text, or a list of texts or of {"answer": text}, as texts; nothing and an empty text are none. Raises DataError
-    for anything else."""
+    """A text, or a list of texts or of {"answer": text}, as texts; empty ones are left out. Raises DataError for
+    anything else."""
     if value is None or value == "":
         return []
     values = [value] if isinstance(value, str | int | float) else value

@@ -1,4 +1,4 @@
-"""The official layouts of COCO captions, VQAv2, OK-VQA, VizWiz, Visual Dialog and MM-Vet, as they are downloaded."""
+"""The official layouts of COCO captions, VQAv2, OK-VQA, VizWiz, Visual Dialog and MM-Vet, as downloaded."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,7 +107,7 @@ def read_vizwiz(file: Path, images: ImageFolder, annotations: Path | None = None
 
 
 def read_visdial(file: Path, images: ImageFolder, annotations: Path | None = None) -> list[Example]:
-    """Visual Dialog 1.0: an example for each round whose right answer is known, with all that was said before.
+    """Visual Dialog 1.0: an example for each round with a known right answer, with the preceding dialog.
 
     annotations: the dense relevance of candidates (`visdial_1.0_val_dense_annotations.json`), for NDCG.
     """
@@ -150,7 +150,7 @@ def _dense(file: Path) -> dict[tuple[int, int], list[float]]:
 
 def read_mmvet(file: Path, images: ImageFolder, annotations: Path | None = None) -> list[Example]:
     """MM-Vet: {"v1_0": {"imagename", "question", "answer", "capability"}}. Its answers are graded by an external
-    language model, so that no score is made here."""
+    language model, so no score is computed here."""
     found = []
     with _layout(file, "MM-Vet"):
         for key, row in read_json(file).items():

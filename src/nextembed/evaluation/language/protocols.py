@@ -1,4 +1,4 @@
-"""How each benchmark asks and decodes, and the settings of an evaluation."""
+"""Prompts and decoding of each benchmark, and the settings of an evaluation."""
 
 import re
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ TASKS = ("caption", "vqa", "video_qa", "retrieval", "text_to_image")
 FITS = {"coco": ("caption", "text_to_image", "retrieval"), "vqav2": ("vqa",), "okvqa": ("vqa",), "vizwiz": ("vqa",),
         "visdial": ("retrieval",), "mmvet": ("vqa",), "table": TASKS}  # fmt: skip
 
-# What a pretrained model is asked: our wording, the paper gives none for all of these.
+# Prompts of a pretrained model, in our wording, because the paper does not give them all.
 PLAIN = {
     "caption": "{image}",
     "vqa": "{image}{before} Question: {question} Answer:",
@@ -25,7 +25,7 @@ PLAIN = {
     "retrieval": "{image}{before} Question: {question} Answer:",
     "text_to_image": "{text}",
 }
-# What an instructed one is asked: the release's wording, with what it puts into the assistant's mouth.
+# Prompts of an instructed model: the release's wording, with the beginning of the answer.
 TURN = " [USER]: {image}{before} {question} [ASSISTANT]:"
 INSTRUCTED = {
     "caption": IMAGE_SYSTEM + " [USER]: {image} [ASSISTANT]: The image depicts a photo of",
@@ -62,7 +62,7 @@ OTHERS = {
 
 
 class LanguageEval(Config):
-    """What a checkpoint is scored on, and how; what is null is the benchmark's own.
+    """The task and settings of an evaluation; null takes the benchmark's value.
 
     Attributes:
         task: the task to evaluate.
@@ -135,7 +135,7 @@ class LanguageEval(Config):
 
     @property
     def decoding(self) -> Decoding:
-        """The benchmark's, with what is set here."""
+        """The benchmark's decoding, with the values set here."""
         own = BENCHMARKS.get(self.format) or OTHERS.get(self.task) or OTHERS["caption"]
         return own._replace(**self.model_dump(include=set(Decoding._fields), exclude_none=True))
 
@@ -169,7 +169,7 @@ def fill(template: str, example: Example, images: bool = True) -> list[Segment]:
 
 
 def joined(segments: list[Segment]) -> list[Segment]:
-    """Neighbouring texts as one, white space doubled in the process as one space, empty ones left out."""
+    """Joins neighbouring texts; doubled white space becomes one space, empty texts are left out."""
     found: list[Segment] = []
     for segment in segments:
         if segment["kind"] == "text" and found and found[-1]["kind"] == "text":
@@ -188,7 +188,7 @@ def joined(segments: list[Segment]) -> list[Segment]:
 
 
 def without(segment: Segment, pattern: str) -> Segment:
-    """A text segment without what fits a pattern; its tokens stay where they were in the text."""
+    """A text segment without the matches of a pattern; its tokens keep their place in the text."""
     text = segment["value"]
     gone = [match.span() for match in re.finditer(pattern, text)]
 
@@ -200,7 +200,7 @@ def without(segment: Segment, pattern: str) -> Segment:
 
 
 def with_shots(template: str, example: Example, shots: list[Example], images: bool, end: str) -> list[Segment]:
-    """The prompt of an example with solved ones in front, each followed by `end`."""
+    """The prompt of an example after solved ones, each followed by `end`."""
     found: list[Segment] = []
     for shot in shots:
         answer = shot.references[shot.target or 0] if shot.target is None and shot.references else ""

@@ -1,4 +1,4 @@
-"""Candidates in order of a score: the ranks of Visual Dialog."""
+"""Ranks of candidates by score, for Visual Dialog."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ import numpy as np
 
 
 def rank_of(scores: Sequence[float], target: int) -> int:
-    """Rank of a candidate, from 1, where higher scores come first; of equals, those before it in the list."""
+    """Rank of a candidate, from 1, by descending score; equal ones keep their order."""
     values = np.asarray(scores, dtype=np.float64)
     return 1 + int((values > values[target]).sum() + (values[:target] == values[target]).sum())
 
 
 def ndcg(scores: Sequence[float], relevance: Sequence[float]) -> float:
-    """Normalised discounted cumulative gain in [0, 1], over as many first places as there are relevant candidates.
+    """Normalised discounted cumulative gain in [0, 1], over as many ranks as there are relevant candidates.
 
     Relevance / log2(place + 1), summed, divided by the sum of the best order. 0 if nothing is relevant.
     Source: the Visual Dialog challenge 2018.

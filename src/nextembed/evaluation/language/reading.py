@@ -1,4 +1,4 @@
-"""The items of an evaluation, and the solved ones that are put in front of them."""
+"""The items of an evaluation, and solved examples for few-shot prompts."""
 
 from pathlib import Path
 
@@ -69,13 +69,13 @@ def choose_items(settings: LanguageEval, found: list[Example]) -> list[Example]:
 
 
 def check_fit(settings: LanguageEval) -> None:
-    """Raises ConfigError for a task that a layout has nothing for."""
+    """Raises ConfigError for a task that a layout does not support."""
     if settings.task not in FITS[settings.format]:
         raise ConfigError(f"{settings.format} is for {', '.join(FITS[settings.format])}, not {settings.task}")
 
 
 def with_candidates(settings: LanguageEval, found: list[Example]) -> list[Example]:
-    """Items without candidates get all first references of the set, each once, to choose from."""
+    """Items without candidates get all different first references of the set as candidates."""
     if all(example.candidates for example in found):
         return found
     pool = list(dict.fromkeys(example.references[0] for example in found if example.references))
@@ -92,10 +92,7 @@ def with_candidates(settings: LanguageEval, found: list[Example]) -> list[Exampl
 
 
 class Shots:
-    """Solved examples for each item. An item never gets itself, nor one with the same key.
-
-    note: where they come from, in words.
-    """
+    """Solved examples for each item. An item never gets itself or one with the same key. note: their origin."""
 
     def __init__(self, settings: LanguageEval, speaker: Speaker, items: list[Example], all_items: list[Example]):
         self.settings, self.speaker, self.note = settings, speaker, ""
@@ -131,4 +128,4 @@ class Shots:
         else:
             order = np.random.default_rng((self.settings.seed, number)).permutation(len(self.pool)).tolist()
         allowed = [self.pool[i] for i in order if self.pool[i] is not example and self.pool[i].key != example.key]
-        return allowed[:num][::-1]  # the most similar stands next to the question
+        return allowed[:num][::-1]  # the most similar one comes right before the question

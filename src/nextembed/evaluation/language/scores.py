@@ -1,4 +1,4 @@
-"""What a model scored on a task: values with their intervals, answers, a table and a file."""
+"""Scores of a model on a task: values with intervals, answers, a table and a file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ Statistic = Callable[[np.ndarray], np.ndarray]
 
 @dataclass
 class Metric:
-    """A value with its 95 % interval (the same items drawn again and again), in `unit`; None where it has none."""
+    """A value with its 95 % interval (bootstrap over items), in `unit`; None if it has none."""
 
     name: str
     value: float
@@ -27,10 +27,9 @@ class Metric:
 
 @dataclass
 class LanguageScores:
-    """What a checkpoint scored on a task.
-
-    answers: one object an item: key, prompt, answer, references, and what it scored. notes: what has to be known to
-    read the values. settings: of the evaluation. answers_only: {key: answer} where an external grader makes the score.
+    """Scores of a checkpoint on a task. answers: one object per item: key, prompt, answer, references, and scores.
+    notes: remarks on the values. settings: of the evaluation. answers_only: {key: answer} if an external grader
+    computes the score.
     """
 
     task: str
@@ -69,7 +68,7 @@ class LanguageScores:
         return table
 
     def sentences(self) -> list[str]:
-        """What has to be known to read them."""
+        """Remarks on the values."""
         lines = [] if self.metrics else [f"{self.num_examples:,} answers; their score is made by an external grader."]
         return lines + [f"Note: {note}." for note in self.notes]
 
@@ -82,7 +81,7 @@ def mean_metric(
     draws: int = 1000,
     seed: int = 0,
 ) -> Metric:
-    """The mean of a value an item, times `scale`."""
+    """The mean of one value per item, times `scale`."""
     table = np.asarray(values, dtype=np.float64)[:, None] * scale
     return statistic_metric(name, table, lambda sums: sums[..., 0] / len(table), unit, draws, seed)
 

@@ -31,7 +31,7 @@ class Likelihood(NamedTuple):
 
 
 class Speaker:
-    """An Emu model and its processor, in eval mode, ready to be asked."""
+    """An Emu model and its processor, in eval mode."""
 
     def __init__(self, model: EmuForConditionalGeneration, processor: EmuProcessor):
         self.model, self.processor = model.eval(), processor
@@ -39,7 +39,7 @@ class Speaker:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], weights: str | None = None) -> "Speaker":
-        """A model that is saved; arguments and errors as of `models.loading.open_pair`."""
+        """Loads a saved model; arguments and errors as of `models.loading.open_pair`."""
         return cls(*open_pair(path, EmuForConditionalGeneration, EmuProcessor, weights))
 
     def decode(self, segments: Sequence[Segment], key: str) -> list[Segment]:
@@ -71,7 +71,7 @@ class Speaker:
             inputs = self.processor([list(prompt) for prompt in decoded])
         except ValueError as err:
             if len(decoded) > 1:
-                for one, key in zip(decoded, keys, strict=True):  # which of them it is
+                for one, key in zip(decoded, keys, strict=True):  # number of the item
                     self.batch([one], [key], room)
             raise DataError(f"{keys[0]}: {err}") from None
         most = self.model.config.num_positions
@@ -85,11 +85,11 @@ class Speaker:
     def answer(
         self, prompts: Sequence[Sequence[Segment]], keys: Sequence[str], decoding: Decoding, num_beams: int
     ) -> list[str]:
-        """What the model says after each prompt, by beam search, up to an end token or where an image would begin."""
+        """Generates text after each prompt by beam search, up to an end token or the start of an image."""
         config = self.model.config
         ends = [config.eos_token_id] if isinstance(config.eos_token_id, int) else list(config.eos_token_id or [])
         options: dict[str, float] = {"min_new_tokens": decoding.min_new_tokens} if decoding.min_new_tokens else {}
-        # With one beam it has no use, and a checkpoint's own would be warned of.
+        # Not used with one beam; transformers would warn about a checkpoint's value.
         options["length_penalty"] = decoding.length_penalty if num_beams > 1 else 1.0
         ids = self.model.generate(
             **self.batch(prompts, keys, decoding.max_new_tokens),
@@ -142,7 +142,7 @@ class Speaker:
 
     @torch.no_grad()
     def picture_features(self, pictures: Sequence[Sequence[Segment]], keys: Sequence[str]) -> Tensor:
-        """One vector [N, E] of unit length for the pictures of each item: the mean over the encoder's tokens."""
+        """One unit vector [N, E] for the pictures of each item: the mean over the encoder's tokens."""
         found = []
         for segments, key in zip(pictures, keys, strict=True):
             frames: list[Tensor] = []

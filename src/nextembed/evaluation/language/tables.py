@@ -1,4 +1,4 @@
-"""Examples of a plain table: Parquet, CSV or JSON lines with columns of images, questions and answers."""
+"""Examples from a plain table: Parquet, CSV or JSON lines with columns of images, questions and answers."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from ...data.video import VideoReader, frame_indices
 from ...errors import ConfigError, DataError, unknown
 from .examples import Example, ImageFolder, texts
 
-# By meaning, the names that are looked for, the first found taken.
+# By meaning, the names of columns, of which the first match is used.
 NAMES = {
     "image": ("image", "images", "picture", "file_name", "image_path", "img", "jpg", "png"),
     "video": ("video", "frames", "video_path"),
@@ -77,7 +77,7 @@ def read_table(
 
 
 def find_columns(there: list[str], given: Mapping[str, str], file: Path) -> dict[str, str]:
-    """Column by meaning. Raises ConfigError for one that is not there, or if there is nothing to ask."""
+    """Column by meaning. Raises ConfigError for a missing column, or if there is nothing to evaluate."""
     for meaning, column in given.items():
         if meaning not in NAMES:
             raise ConfigError(unknown("columns:", meaning, NAMES))
@@ -98,7 +98,7 @@ def _rows(file: Path) -> list[Row]:
         if kind == ".parquet":
             return pyarrow.parquet.read_table(file).to_pylist()
         if kind in DELIMITED:
-            # An empty cell is no value: an answer that is not there, not one of no words.
+            # An empty cell is a missing answer, not an empty one.
             return [{name: value or None for name, value in row.items()} for _, row in read_delimited(file)]
         if kind in (".jsonl", ".ndjson", ".json"):
             return list(_json_rows(file))
@@ -182,7 +182,7 @@ def _frames(value: object, images: ImageFolder, what: str) -> Sequence[Frame]:
 def read_video(source: bytes | Path, what: str, num_frames: int = 8) -> Sequence[Frame]:
     """`num_frames` frames of an animated image (GIF, WebP, APNG) or, with the extra `video`, of any video file.
 
-    Raises DataError for what is neither, MissingExtra for a video without PyAV.
+    Raises DataError for other values, MissingExtra for a video without PyAV.
     """
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:

@@ -125,7 +125,8 @@ def caption_metrics(answers: list[str], references: list[list[str]], draws: int 
 
 
 def answer_metrics(settings: LanguageEval, items: list[Example], answers: list[str], scores: LanguageScores) -> None:
-    """Accuracy of short answers, in all and for each kind; beside it, always giving the most frequent answer."""
+    """Accuracy of short answers, in total and for each kind, with the baseline of always giving the most frequent
+    answer."""
     several = any(len(example.references) > 1 for example in items)
     vqa = settings.metric == "vqa" or (settings.metric is None and several)
     style: VQAStyle = "vizwiz" if settings.format == "vizwiz" else "vqav2"
@@ -156,7 +157,7 @@ def rank(
     scores: LanguageScores,
     progress: Progress | None,
 ) -> LanguageScores:
-    """Candidates in order of their likelihood, by two rules."""
+    """Ranks of candidates by likelihood, with two rules."""
     ranks: dict[str, list[int]] = {"mean": [], "reference": []}
     gains: dict[str, list[float]] = {"mean": [], "reference": []}
     for part in batches(len(items), 1, progress):
@@ -210,7 +211,7 @@ def paint(
     progress: Progress | None,
     folder: str | Path | None,
 ) -> LanguageScores:
-    """Images painted from texts, compared with the real ones in a space of features."""
+    """Images painted from texts, compared with the real ones in a feature space."""
     if folder is not None:
         open_folder(Path(folder))
     speaker = Speaker(pipeline.model, pipeline.processor)
@@ -271,5 +272,5 @@ def batches(total: int, size: int, progress: Progress | None) -> Iterator[slice]
 
 
 def shown(prompt: list[Segment]) -> str:
-    """A prompt to read: pictures as {image} and {video}."""
+    """A prompt as text, with pictures as {image} and {video}."""
     return "".join(str(s["value"]) if s["kind"] == "text" else "{" + s["kind"] + "}" for s in prompt)

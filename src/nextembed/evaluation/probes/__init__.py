@@ -1,1 +1,1 @@
-"""What frozen features hold, read by simple probes."""
+"""Simple probes on frozen features."""

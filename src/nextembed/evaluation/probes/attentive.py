@@ -32,10 +32,10 @@ HALF_MAX = 65504.0  # largest float16
 class AttentiveProbe(nn.Module):
     """Logits [B, C] of standardised patches [B, T, D].
 
-    Each head's learned query attends to its keys of the patches; the mean of its values that this gives goes, with the
-    other heads', to the classifier. Computed in the other order than usual: a single query can be applied to the key
-    matrix first, and values be made of pooled patches, so no key or value of a patch is ever computed. The function,
-    its parameters and their gradients are the same.
+    Each head's learned query attends to its keys of the patches; the weighted means of the values of all heads go to
+    the classifier. The order of computation is reversed: the query is first applied to the key matrix, and values are
+    computed from pooled patches, so keys and values of single patches are never computed. The function, its parameters
+    and their gradients are the same.
     """
 
     mean: Tensor
@@ -74,7 +74,7 @@ class Setting(NamedTuple):
 
 
 class Attentive(NamedTuple):
-    """What the probe found. validation, test: accuracy of each seed, in [0, 1]; test is empty without a test split.
+    """The result of the probe. validation, test: accuracy of each seed, in [0, 1]; test is empty without a test split.
     num_train: labelled images it was fitted on."""
 
     setting: Setting
@@ -114,7 +114,7 @@ class Reader(NamedTuple):
                 yield Patches(states.float().clamp(-HALF_MAX, HALF_MAX).half().cpu(), batch["labels"][known])
 
     def keep(self, dataset: Any, max_bytes: float) -> Patches:
-        """All of them in memory, or of as many images, drawn with a fixed seed, as fit into `max_bytes`.
+        """All of them in memory, or those of as many images as fit into `max_bytes`, drawn with a fixed seed.
 
         Raises ConfigError if not even 10 images fit.
         """
@@ -238,7 +238,7 @@ def moments(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _num_heads(width: int) -> int:
-    """Heads of about 64, as in AIM, that divide the width."""
+    """Number of heads, each about 64 wide as in AIM, that divides the width."""
     return next(n for n in range(max(1, width // 64), 0, -1) if width % n == 0)
 
 

@@ -1,4 +1,4 @@
-"""Labelled rows of any modality of an Omni as samples, so that probes take them as they take images."""
+"""Labelled rows of any modality of an Omni as samples, so that probes read them like images."""
 
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -25,9 +25,9 @@ from ..features.extract import PIXEL_SIZE
 from .samples import load_data
 from .sweep import ProbeConfig, ProbeData, draw
 
-RAW_STEPS = 16  # stretches of time that a raw signal is averaged over, so that all have one length
+RAW_STEPS = 16  # intervals of time over which a raw signal is averaged, so that all have one length
 RAW_FRAMES, RAW_SIDE = 4, 16  # of a raw video
-# What of a table says which rows there are, and how they are decoded.
+# Settings of a table that determine its rows and their decoding.
 FIELDS = ("source", "subset", "split", "validation", "test", "where", "split_column", "background", "max_pixels",
           "max_bytes", "max_skipped_rate", "num_frames", "max_seconds")  # fmt: skip
 
@@ -100,7 +100,7 @@ def image_data(data: ImagePart, config: ProbeConfig, processor: OmniProcessor, n
 
 
 def chosen_modality(data: Part, config: ProbeConfig, processor: OmniProcessor) -> str:
-    """`config.modality`, or the only one that can be meant."""
+    """`config.modality`, or the only possible one."""
     if config.modality is not None:
         if config.modality not in processor.readers:
             raise ConfigError(unknown("probe.modality:", config.modality, processor.names))
@@ -113,7 +113,7 @@ def chosen_modality(data: Part, config: ProbeConfig, processor: OmniProcessor) -
 
 
 def rows_if_there(table: Labelled, role: Role) -> Rows | None:
-    """Rows of a split; None where there is no such split, and it is not the training split."""
+    """Rows of a split; None if there is no such split, unless it is the training split."""
     try:
         rows = table.rows(role)
     except MissingSplit:
@@ -128,7 +128,7 @@ def rows_if_there(table: Labelled, role: Role) -> Rows | None:
 
 
 def chosen_column(row: Mapping[str, object], given: str | None, likely: list[str], setting: str) -> str:
-    """The column asked for, or the first likely one that a row has. Raises ConfigError where there is none."""
+    """The column in the settings, or the first likely one. Raises ConfigError where there is none."""
     columns = list(row)
     if given is not None:
         if given.split(".")[0] not in columns:
@@ -153,7 +153,7 @@ def label_of(row: Record, column: str) -> str | None:
 
 
 class Reader:
-    """Rows to samples: "encoded", "raw", "label". What cannot be read is left out; notes: how much, and why."""
+    """Rows to samples: "encoded", "raw", "label". Unreadable rows are left out; notes: how many, and why."""
 
     def __init__(self, table: Labelled, processor: OmniProcessor, name: str, kind: str, column: str):
         self.table, self.processor, self.name, self.kind, self.column = table, processor, name, kind, column
@@ -185,7 +185,7 @@ class Reader:
 
 
 def encode(processor: OmniProcessor, name: str, value: object) -> Encoded:
-    """One segment as a document that goes on. Raises ValueError for what is none, or has no latents."""
+    """One segment as an open document. Raises ValueError for other values, or one without latents."""
     encoded = processor.encode_document({"key": "", "segments": [{"kind": name, "value": value}]}, end=False)
     if encoded.length < 2:
         raise ValueError("it is empty")
@@ -199,8 +199,8 @@ def raw_name(reader: Modality) -> str:
 
 
 def raw_values(reader: Modality, value: Any, encoded: Encoded | None) -> Tensor:
-    """What a probe without a model reads, [R]: shares of tokens; pixels of an image, at most 32 a side, or of a video,
-    averaged to 4 frames of 16 a side; of any other signal its patches, averaged over 16 stretches."""
+    """The input of a probe without a model, [R]: shares of tokens; pixels of an image, at most 32 a side, or of a
+    video, averaged to 4 frames of 16 a side; of any other signal its patches, averaged over 16 stretches."""
     table: Any = reader.table if reader.value_size is None else None
     if table is not None and encoded is not None:
         ids = encoded.positions["input_ids"][1:]
@@ -210,6 +210,6 @@ def raw_values(reader: Modality, value: Any, encoded: Encoded | None) -> Tensor:
     if isinstance(reader, Video):
         frames = as_pixels(value, reader.num_channels, RAW_SIDE).transpose(0, 1)  # [C, F, H, W]
         return F.adaptive_avg_pool3d(frames[None], (RAW_FRAMES, RAW_SIDE, RAW_SIDE)).flatten()
-    assert encoded is not None  # only images come without
+    assert encoded is not None  # only images have no time axis
     patches = next(rows for rows in encoded.values.values() if len(rows))  # [N, P]
     return F.adaptive_avg_pool1d(patches.T[None], RAW_STEPS).flatten()

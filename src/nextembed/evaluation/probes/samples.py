@@ -10,14 +10,14 @@ from ...data.images import ImagePart
 from ...errors import ConfigError, MissingSplit
 from .sweep import ProbeConfig, ProbeData
 
-CACHE_BYTES = 2**30  # decoded probe images are kept up to this size: every model reads them again
+CACHE_BYTES = 2**30  # decoded probe images are kept up to this size, because every model reads them
 
 
 def load_data(data: Part, config: ProbeConfig, model_config: Any) -> ProbeData:
     """The splits of a data config (`ImagePart`) as probes need them, at the model's image size.
 
-    Without a validation split, part of the training images is held out to choose on; without a test split,
-    nothing is measured on test. Small images are decoded once and kept.
+    Without a validation split, part of the training images is held out for choices; without a test split, there are no
+    test values. Small images are decoded once and kept.
     """
     if not isinstance(data, ImagePart):
         raise ConfigError(f"data of kind {data.kind} has no classes of images to probe on")

@@ -21,16 +21,17 @@ def knn(
 ) -> Tensor:
     """Predicted class [Q], int64: a vote of the k nearest in the bank, by cosine similarity.
 
-    bank [N, D], bank_labels [N], queries [Q, D]; device: where they are compared, None: where they are. A neighbour's
-    vote weighs exp(similarity / temperature).
-    Source: Wu et al., arXiv 1805.01978, section 3.4, as used by DINO (arXiv 2104.14294).
+    bank [N, D], bank_labels [N], queries [Q, D]; device: for the comparison; None is theirs. A neighbour's vote weighs
+    exp(similarity / temperature). Source: Wu et al., arXiv 1805.01978, section 3.4, as used by DINO (arXiv 2104.14294).
     """
     k = min(k, len(bank))
     bank, bank_labels = F.normalize(bank.to(device), dim=1).T, bank_labels.to(device)  # [D, N], [N]
     predicted = []
     for chunk in queries.split(1024):
         similarity, nearest = (F.normalize(chunk.to(device), dim=1) @ bank).topk(k, dim=1)  # [q, k]
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest weighs 1: no overflow
+        weight = (
+            (similarity - similarity[:, :1]) / temperature
+        ).exp()  # the nearest has weight 1, so there is no overflow
         votes = torch.zeros(len(chunk), num_classes, device=weight.device).scatter_add_(1, bank_labels[nearest], weight)
         predicted.append(votes.argmax(1).to(queries.device))
     return torch.cat(predicted)
@@ -64,14 +65,14 @@ def fit_linear(
 ) -> list[LinearProbe]:
     """One probe for each penalty: minimises mean cross-entropy + penalty / 2 x |weight|^2 (the bias is free).
 
-    features [N, D], labels [N]; device: where it is solved, None: where the features are. The same problem as
+    features [N, D], labels [N]; device: for the computation; None is that of the features. The same problem as
     scikit-learn's LogisticRegression(C=1 / (N x penalty)) on standardised features. All penalties are solved in one
-    L-BFGS run, in the eigenbasis of the features and scaled by the curvature bound of Boehning (1992),
-    H <= X'X / 2N + penalty: same optimum, in fewer steps. The gradient is that of all rows, summed over minibatches.
+    L-BFGS run, in the eigenbasis of the features and scaled by the curvature bound of Boehning (1992), H <= X'X / 2N +
+    penalty: same optimum, in fewer steps. The gradient is that of all rows, summed over minibatches.
     """
     x, labels = features.to(device), labels.to(device)
     mean, scale = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(scale > 1e-6, scale, 1.0)  # a constant feature stays a constant
+    scale = torch.where(scale > 1e-6, scale, 1.0)  # a constant feature stays constant
     x = (x - mean) / scale
     basis, variance = _eigenbasis(x)  # [D, R], [R]
     x = x @ basis
@@ -133,7 +134,7 @@ def _eigenbasis(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a symmetric matrix; not every accelerator has it."""
+    """Eigenvalues of a symmetric matrix, also on accelerators without this function."""
     if matrix.device.type == "mps":
         values, vectors = torch.linalg.eigh(matrix.cpu())
         return values.to(matrix.device), vectors.to(matrix.device)

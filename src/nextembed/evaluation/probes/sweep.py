@@ -1,7 +1,7 @@
-"""What frozen features hold: kNN and linear probes over layer, pooling, attention mode and weights.
+"""kNN and linear probes of frozen features over layer, pooling, attention mode and weights.
 
 Fitted on training images, chosen on validation images (or by cross-validation, where the data has none), measured once
-on test images. Rows of any other modality are probed alike, see `segments`.
+on test images. Rows of any other modality are probed in the same way, see `segments`.
 """
 
 import statistics
@@ -125,7 +125,7 @@ class ProbeData(NamedTuple):
     """Labelled images, without augmentation, or rows of another modality (`segments`).
 
     validation is None where choices are made by cross-validation, test where the data has no such split. raw, things:
-    what the baseline reads, and what rows are, in words. notes: what else is to be known.
+    names of the baseline's input and of the rows. notes: further remarks.
     """
 
     train: Dataset[Sample]
@@ -202,7 +202,7 @@ def _alone(function: Callable[[], T]) -> T:
 
 
 def _probe_pixels(table: ProbeTable, data: ProbeData, config: ProbeConfig) -> None:
-    """Fills in what a probe of the raw values reaches, and how many images there are."""
+    """Adds the results of probes on raw values, and the numbers of images."""
     pixels = partial(extract_pixels, batch_size=config.batch_size)
     train = _labelled(pixels(data.train), "training")
     validation = None if data.validation is None else _labelled(pixels(data.validation), "validation")
@@ -226,7 +226,7 @@ def _probe_pixels(table: ProbeTable, data: ProbeData, config: ProbeConfig) -> No
 
 
 def _attentive_row(best: Row, reader: Reader, data: ProbeData, config: ProbeConfig, table: ProbeTable) -> Row:
-    """An attentive probe where the linear one was best."""
+    """An attentive probe on the layer and attention of the best linear one."""
     found = attentive(
         reader,
         *(data.train, cast(Any, data.validation), data.test),
@@ -254,7 +254,7 @@ def _attentive_row(best: Row, reader: Reader, data: ProbeData, config: ProbeConf
 
 
 class Fitted(NamedTuple):
-    """Probes by feature, with what they were fitted and chosen on."""
+    """Probes by feature, with the samples for fitting and choosing."""
 
     fits: dict[FeatureKey, dict[ProbeName, Fit]]
     train: Features
@@ -264,7 +264,7 @@ class Fitted(NamedTuple):
 def _probe_backbone(
     weights: str, network: LayeredConfig, read: Read, data: ProbeData, config: ProbeConfig, place: tuple[int, int]
 ) -> list[Row]:
-    """All rows, on every rank; each rank (its number, of how many) fits those of its own features."""
+    """All rows, on every rank; each rank fits those of its own features."""
     number, world = place
     together = _alone if world == 1 else distributed.together
     num_layers = network.num_hidden_layers
@@ -298,7 +298,7 @@ def _of_all(rows: list[Row], keys: list[FeatureKey], world: int) -> list[Row]:
 
 
 def _fitted(read: Read, keys: list[FeatureKey], data: ProbeData, config: ProbeConfig) -> Fitted:
-    """Of some features; there may be none, where there are more ranks than features."""
+    """Rows of some features; none if there are more ranks than features."""
     if not keys:
         return Fitted({}, Features({}, torch.empty(0)), None)
     train = _labelled(read(data.train, keys))
@@ -353,7 +353,7 @@ def fit_probes(
 def _candidates(
     probe: ProbeName, x: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig
 ) -> list[tuple[Predict, float | None]]:
-    """What of a probe is to be chosen from, with its penalty."""
+    """The candidates of a probe, with their penalties."""
     if probe == "knn":
         return [(partial(knn, x, labels, num_classes=num_classes, k=config.k, device=_device()), None)]
     found = fit_linear(x, labels, num_classes, config.penalties, device=_device())
@@ -366,7 +366,7 @@ def _device() -> torch.device:
 
 
 def _cross_validated(probe: ProbeName, x: Tensor, labels: Tensor, num_classes: int, config: ProbeConfig) -> list[float]:
-    """Share of right answers of each candidate, each row answered by probes that have not seen it."""
+    """Accuracy of each candidate in cross-validation."""
     right: list[float] = []
     for fold in range(config.folds):
         out = folds_of(labels, config.folds) == fold
@@ -378,7 +378,7 @@ def _cross_validated(probe: ProbeName, x: Tensor, labels: Tensor, num_classes: i
 
 
 def folds_of(labels: Tensor, num: int) -> Tensor:
-    """The fold of each row [N]: every class is dealt out evenly, drawn with a fixed seed."""
+    """The fold of each row [N]: every class is distributed evenly, with a fixed seed."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(2))
     order = order[labels[order].argsort(stable=True)]
     folds = torch.empty_like(labels)
@@ -436,7 +436,7 @@ class QuickProbe:
     def __init__(self, data: ProbeData, config: ProbeConfig, features: ReadFeatures | None = None):
         self.features = features
         self.train = draw(data.train, config.num_online)
-        assert data.validation is not None  # images have one always, held out if need be
+        assert data.validation is not None  # images always have one, held out if necessary
         self.validation = draw(data.validation, config.num_online)
         self.config = config.model_copy(update={"penalties": [0.01]})
 
@@ -452,7 +452,7 @@ class QuickProbe:
 
 
 def attention_of(config: object) -> AttentionMode:
-    """As a model reads by itself; one that does not say reads in order."""
+    """The default attention of a model; causal if it does not define one."""
     return "full" if isinstance(config, SaysCausal) and not config.is_causal else "causal"
 
 

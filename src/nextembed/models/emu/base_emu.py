@@ -22,7 +22,7 @@ from .visual import build_visual, without_norm
 
 
 class EmuPreTrainedModel(CheckedModel):
-    """How its weights are drawn, and what of it records and shards."""
+    """Initialisation, and the modules that record outputs and are sharded."""
 
     config_class = EmuConfig
     base_model_prefix = "model"
@@ -199,7 +199,7 @@ class EmuModel(EmuPreTrainedModel):
             if pixel_values is not None and len(pixel_values):
                 latents = self.image_latents(pixel_values)
             if latents is None and cache is not None and cache.get_seq_length() > 0:
-                inputs_embeds = self.get_input_embeddings()(input_ids)  # generated text, which may say `<image>`
+                inputs_embeds = self.get_input_embeddings()(input_ids)  # generated text, which may contain `<image>`
             else:
                 inputs_embeds = self.embed(input_ids, latents)
         self.check_length(inputs_embeds.shape[1])

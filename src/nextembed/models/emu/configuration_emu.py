@@ -84,7 +84,7 @@ class EmuConfig(PreTrainedConfig):
         self.text_config = as_config(self.text_config, llama_13b_config)
         self.causal_former_config = former_config(self.causal_former_config)
         self._check_parts(self.vision_config, self.text_config)
-        # The base class gives all parts its own attention, which it has not got yet; parts of models keep theirs.
+        # The base class would set its own attention for all parts, before it has one; parts keep theirs.
         own = {name: getattr(self, name)._attn_implementation for name in self.sub_configs}
         if any(own.values()):
             kwargs.setdefault("attn_implementation", {"": None, **own})
@@ -115,12 +115,12 @@ class EmuConfig(PreTrainedConfig):
                 raise ValueError(f"{name} {number} is not in the vocabulary of {vocabulary}")
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
-        """The language model's, which caches and generation ask for."""
+        """The configuration of the language model, for caches and generation."""
         return self.text_config
 
     @property
     def image_size(self) -> int:
-        """Pixels a side that the encoder takes."""
+        """Side of the encoder's images, in pixels."""
         size = self.vision_config.image_size
         return size if isinstance(size, int) else size[0]
 
@@ -140,7 +140,7 @@ class EmuConfig(PreTrainedConfig):
 
 
 def as_config(values: dict[str, Any] | PreTrainedConfig | None, default: Any) -> PreTrainedConfig:
-    """A configuration object from what `config.json` holds for it."""
+    """A configuration object from its entry in `config.json`."""
     if values is None:
         return default()
     if isinstance(values, PreTrainedConfig):
@@ -156,7 +156,7 @@ def as_config(values: dict[str, Any] | PreTrainedConfig | None, default: Any) ->
 
 
 def former_config(values: dict[str, Any] | PreTrainedConfig | None) -> T5Config:
-    """T5-base's decoder half, or what `values` changes of it. It has no vocabulary: the queries are learned."""
+    """The decoder of T5-base, with the changes in `values`. It has no vocabulary: the queries are learned."""
     given = values.to_dict() if isinstance(values, PreTrainedConfig) else dict(values or {})
     given.pop("model_type", None)
     check_sizes(given, "causal_former")

@@ -28,7 +28,7 @@ class CausalFormer(nn.Module):
             cross.v = nn.Linear(encoder_width, inner, bias=False)
             for matrix in (cross.k, cross.v):
                 nn.init.normal_(matrix.weight, std=encoder_width**-0.5)
-                if not matrix.weight.is_meta:  # else T5Stack draws them once more, as any matrix of its own: by 1
+                if not matrix.weight.is_meta:  # otherwise T5Stack would initialise them again, with deviation 1
                     matrix._is_hf_initialized = True
         self.stack = stack
         self.projection = nn.Linear(config.d_model, width)
@@ -45,7 +45,7 @@ class CausalFormer(nn.Module):
 class PooledGrid(nn.Module):
     """Means over n x n regions of the patch grid, projected: features [I, T, E] to [I, n n, D], in raster order.
 
-    What stands before the patches (class token, registers) is left out. Source: Emu2 (arXiv 2312.13286), section 2.1.
+    Tokens before the patches (class token, registers) are left out. Source: Emu2 (arXiv 2312.13286), section 2.1.
     """
 
     def __init__(self, num_latents: int, num_patches: int, encoder_width: int, width: int):
@@ -90,7 +90,7 @@ def standardise(connector: Any, features: Tensor, std: float) -> None:
     """Scales and shifts a connector's projection so that, over the images of `features` [I, T, E], each of the D
     dimensions of the latents has mean 0 and, at each of the N places, this standard deviation on average.
 
-    A new connector's latents are almost the same for every image; those of a trained one keep what they say.
+    A new connector's latents are almost the same for every image; those of a trained one keep their information.
     """
     projection = connector.projection
     if not isinstance(projection, nn.Linear):

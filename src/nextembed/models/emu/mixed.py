@@ -1,4 +1,4 @@
-"""Text and images in one output: the model writes on, and where it begins an image, predicts the image's latents."""
+"""Text and images in one output: the model generates text, and where it starts an image, predicts its latents."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,8 @@ Paint = Callable[[Tensor], Any]
 
 @dataclass
 class Made:
-    """A span of a model's output. kind "text": `text`; "image": `latents` [N, D], and `image` where something paints.
-
-    complete: False for the last span where the output was cut short.
+    """A span of a model's output. kind "text": `text`; "image": `latents` [N, D], and `image` if there is a decoder.
+    complete: False for the last span if the output was truncated.
     """
 
     kind: Literal["text", "image"]
@@ -33,11 +32,9 @@ class Made:
 
 @dataclass(frozen=True)
 class Writing:
-    """How a document goes on.
-
-    max_images: no more images are begun after so many. begin_image: the first thing is an image. paint: latents
-    [N, D] to a picture. on_text: is given text as it comes. sampling: how a flow draws latents.
-    The rest as in `GenerationMixin.generate`.
+    """How a document is continued. max_images: limit of images. begin_image: whether the output starts with an image.
+    paint: function from latents [N, D] to a picture. on_text: called with new text. sampling: how a flow samples
+    latents. The rest as in `GenerationMixin.generate`.
     """
 
     max_new_tokens: int = 200
@@ -54,7 +51,7 @@ class Writing:
     sampling: LatentSampling | None = None
 
     def warpers(self) -> LogitsProcessorList:
-        """What changes the scores of tokens before one is chosen."""
+        """Changes scores of tokens before one is chosen."""
         found = LogitsProcessorList()
         if self.repetition_penalty != 1.0:
             found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -73,10 +70,10 @@ def generate_document(
 ) -> list[Made]:
     """How a document of text and images continues, span by span, from one cache.
 
-    Where the text head gives `[IMG]` (models trained with `image_start_is_target` do), N latents are regressed, each
-    read as the next embedding, `[/IMG]` closes the image and text goes on. Ends at the end token, at `max_new_tokens`
-    of text, or where the context is full.
-    Raises ValueError for an empty prompt or one longer than the context.
+    Where the text head gives `[IMG]` (models trained with `image_start_is_target` do), N latents are predicted, each
+    read as the next embedding, then `[/IMG]` closes the image and text continues. Ends at the end token, after
+    `max_new_tokens` of text, or when the context is full. Raises ValueError for an empty prompt or one longer than the
+    context.
     """
     model.eval()
     config, sampling = model.config, model.latent_sampling(writing.sampling)
@@ -115,7 +112,7 @@ def generate_document(
 
 
 class _Spans:
-    """What was written so far. num_images, num_tokens: in all."""
+    """The output so far. num_images, num_tokens: totals."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None):
         self.tokenizer, self.on_text = tokenizer, on_text
@@ -137,12 +134,12 @@ class _Spans:
         if self.on_text is None:
             return
         text = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-        if rest or not text.endswith("\ufffd"):  # else a character of which bytes are missing
+        if rest or not text.endswith("\ufffd"):  # otherwise the last character is incomplete
             self.on_text(text[self.num_shown :])
             self.num_shown = len(text)
 
     def close(self, complete: bool) -> list[Made]:
-        """Ends the text that is open; gives all spans."""
+        """Ends the current text and returns all spans."""
         if self.ids:
             self.show(rest=True)
             text = self.tokenizer.decode(self.ids, skip_special_tokens=True).strip()
@@ -152,7 +149,7 @@ class _Spans:
 
 
 class _Writer:
-    """A prompt that has been read, and what is written behind it. hidden [1, 1, D]: of the last position."""
+    """A prompt that has been read, and its continuation. hidden [1, 1, D]: of the last position."""
 
     def __init__(self, model: EmuForConditionalGeneration, embeds: Tensor):
         self.model, self.limit = model, model.config.num_positions

@@ -1,4 +1,4 @@
-"""Emu with its heads, as a Hugging Face model: text tokens and image latents are predicted, one after the other.
+"""Emu with its heads, as a Hugging Face model that predicts text tokens and image latents.
 
 Shapes: B rows, T positions, I images of all rows in reading order, N latents an image, D width of the language model.
 Source: Emu (arXiv 2307.05222); where the paper is silent, the released inference code.
@@ -55,7 +55,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         return isinstance(self.regression_head, LatentFlow)
 
     def regress_by_flow(self) -> None:
-        """A new flow in place of the matrix; one that is there stays."""
+        """Replaces the linear head by a new flow; an existing flow stays."""
         if not isinstance(self.regression_head, LatentFlow):
             self.regression_head = LatentFlow(self.config.hidden_size).to(self.regression_head.weight)
             self.config.regression_head = "flow"
@@ -219,7 +219,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             weighted = self.config.regression_weight * terms["regression_loss"]
             terms["loss"] = terms["loss"] + weighted if "loss" in terms else weighted
         every: dict[str, Any] = {**terms, **found}
-        # All at once: fields that are set later would stand behind the others in the tuple, the loss not first.
+        # All at once: fields that are set later would come last in the tuple, and the loss would not be first.
         return EmuOutput(logits=self.text_logits(hidden[:, keep]), **every)
 
     @torch.no_grad()
@@ -302,7 +302,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         one = self.empty_prompt(input_ids.device)
         prompt, empty = (embeds, mask), (one, mask.new_ones(one.shape[:2]))
         sampling, rows = self.latent_sampling(sampling), len(embeds)
-        if sampling.guidance != 1:  # each prompt beside an empty one that reads the same latents
+        if sampling.guidance != 1:  # each prompt together with an empty one that reads the same latents
             beside = (one.expand(rows, -1, -1), empty[1].expand(rows, -1))
             found = self.regress_latents([prompt, beside], sampling, seed)[:rows]
         elif self.draws_latents or not guidance:
@@ -313,7 +313,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             without = self.regress_latents([empty])
         else:
             found, without = self.regress_latents([prompt, empty]).split([rows, 1])
-        return torch.cat([found, without.expand(rows, -1, -1)])  # every empty prompt is the same
+        return torch.cat([found, without.expand(rows, -1, -1)])  # all empty prompts are the same
 
     def latent_sampling(self, sampling: LatentSampling | None) -> LatentSampling:
         """Sampling settings of the regression head.
@@ -396,7 +396,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         found = [self.next_latent(hidden, generators, sampling)]
         for last in range(length + 1, length + num):
             out = self.model(
-                inputs_embeds=found[-1].to(prompts[0][0].dtype),  # autocast's bf16 would not fit the cache
+                inputs_embeds=found[-1].to(prompts[0][0].dtype),  # bf16 of autocast would not match the cache
                 attention_mask=mask[:, :last],
                 position_ids=positions[:, last - 1 : last],
                 cache=cache,
@@ -420,7 +420,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         hidden, parts = [], []
         for embeds, mask in prompts:
             part: Any = cache if alone else DynamicCache(config=self.config.text_config)
-            whole = bool(mask.all())  # then nothing has to be masked but the future
+            whole = bool(mask.all())  # only the future has to be masked then
             out = self.model(
                 inputs_embeds=embeds,
                 attention_mask=None if whole and not alone else mask,

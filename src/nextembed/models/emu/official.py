@@ -1,8 +1,7 @@
-"""The released Emu checkpoints: their names and ours, and the configuration that their shapes tell.
-
-Released are two layouts: the base model, and the instructed one, whose language side has peft's names, LoRA among them.
-Names may begin with `module.` (a wrapper of their trainer) and `decoder.lm.base_model.model.` (peft); peft since 0.7
-calls an adapted matrix `q_proj.base_layer.weight`, before that `q_proj.weight`. All of these are one name here.
+"""The released Emu checkpoints: their parameter names and ours, and the configuration that follows from their shapes.
+There are two layouts: the base model, and the instructed one, whose language model has peft's names, with LoRA. Names
+may begin with `module.` (a wrapper of their trainer) and `decoder.lm.base_model.model.` (peft); peft since 0.7 calls an
+adapted matrix `q_proj.base_layer.weight`, before that `q_proj.weight`. All of these are treated as one name.
 """
 
 import re
@@ -56,7 +55,8 @@ LORA_ALPHA = 16  # of the release
 
 
 class Part(NamedTuple):
-    """One of our parameters: its shape, the released tensors it is made of (by their names in the file), and how."""
+    """One of our parameters: its shape, and the released tensors (by name in the file) and function that it is made
+    of."""
 
     shape: tuple[int, ...]
     sources: tuple[str, ...]
@@ -75,7 +75,7 @@ class Mapped(NamedTuple):
 
 
 def plain_name(name: str) -> str:
-    """A released name without the marks of trainers and of peft."""
+    """A released name without prefixes of trainers and peft."""
     name = name.removeprefix("module.")
     if name.startswith(PEFT):
         name = "decoder.lm." + name.removeprefix(PEFT).replace(".base_layer.", ".")
@@ -175,7 +175,8 @@ def map_official(shapes: Mapping[str, tuple[int, ...]], merge: bool = True, alph
 
 
 def _check_lora(lora: dict[tuple[str, str], str], parts: dict[str, Part], shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """The rank of all pairs; 0 where there is none. Raises ConfigError for half a pair or one that fits no matrix."""
+    """The rank of all pairs; 0 if there are none. Raises ConfigError for half a pair, or one that does not fit its
+    matrix."""
     ranks = set()
     for layer, side in lora:
         pair = [lora.get((layer, "A")), lora.get((layer, "B"))]
@@ -237,7 +238,7 @@ def derive_config(
 
 
 def _shape(parts: Mapping[str, Part], name: str) -> tuple[int, ...]:
-    """Raises ConfigError for a parameter that is not there."""
+    """Raises ConfigError for a missing parameter."""
     if name not in parts:
         raise ConfigError(f"a weight is missing: {name}")
     return parts[name].shape
@@ -289,7 +290,7 @@ def token_ids(vocabulary: int, instruct: bool) -> dict[str, Any]:
 
 
 def _head_size(inner: int, heads: int | None, known: int | None, usual: int, option: str) -> int:
-    """Width of a head. Raises ConfigError naming the option where nothing tells it, or it does not divide."""
+    """Width of a head. Raises ConfigError naming the option if it is unknown or does not divide the width."""
     size = known or (inner // heads if heads else usual)
     if size < 1 or inner % size or (heads and inner // size != heads):
         what = (
@@ -307,8 +308,8 @@ def _depth(parts: Mapping[str, Part], pattern: str) -> int:
 
 
 def unread_tensors(config: EmuConfig) -> dict[str, Tensor]:
-    """What a strict load in the released code asks for and nothing reads: norm and head of the tower (at their initial
-    ones and zeros), the causal former's embedding table (zeros), rotary tables."""
+    """Parameters that a strict load in the released code needs but nothing reads: norm and head of the tower (at their
+    initial ones and zeros), the causal former's embedding table (zeros), rotary tables."""
     width, text = config.vision_config.hidden_size, config.text_config
     size, theta = text.head_dim, text.rope_parameters["rope_theta"]
     found = {
@@ -325,7 +326,7 @@ def unread_tensors(config: EmuConfig) -> dict[str, Tensor]:
 
 
 def to_official(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """One of our parameters by its released names. Raises ConfigError for what the release does not have."""
+    """One of our parameters as released tensors by name. Raises ConfigError if the release does not have it."""
     if match := OUR_BIAS.match(name):
         query, key, value = tensor.chunk(3)
         if key.any():

@@ -1,4 +1,4 @@
-"""What Emu's models give.
+"""Outputs of Emu's models.
 
 Shapes: B rows, T positions, V tokens, I images of all rows in reading order, N latents an image, D their width.
 """

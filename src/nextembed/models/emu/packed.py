@@ -23,7 +23,7 @@ def document_mask(config: Any, document_ids: Tensor, embeds: Tensor) -> Any:
             return mask
         return torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
 
-    if "sliding_attention" in layers:  # such models take a mask for each kind of layer
+    if "sliding_attention" in layers:  # these models take one mask per kind of layer
         return {"full_attention": shown(mask), "sliding_attention": shown(near)}
     return shown(mask if layers else near)
 

@@ -1,4 +1,4 @@
-"""Prompt in, picture out: an Emu model regresses image latents, its visual decoder paints them."""
+"""From prompt to picture: an Emu model predicts image latents, its visual decoder paints them."""
 
 import os
 import warnings

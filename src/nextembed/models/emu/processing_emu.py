@@ -1,4 +1,5 @@
-"""Interleaved text, images and videos to what Emu reads: ids with N places an image, and normalised pixels."""
+"""Converts interleaved text, images and videos to Emu's inputs: ids with N positions per image, and normalised
+pixels."""
 
 import os
 import re
@@ -270,8 +271,8 @@ class EmuProcessor(ProcessorMixin):
 
 
 def as_document(pieces: Sequence[Piece]) -> Document:
-    """The pieces of a prompt as a document. Raises ValueError for what is none of them, and for a plain "<image>"
-    beside images: it may be meant as the place of one."""
+    """The pieces of a prompt as a document. Raises ValueError for other values, and for a plain "<image>" together with
+    images, because it may be meant as the position of one."""
     segments = [as_segment(piece) for piece in pieces]
     plain = any(isinstance(piece, str) and IMAGE in piece for piece in pieces)
     if plain and any(segment["kind"] != "text" for segment in segments):
@@ -283,7 +284,7 @@ def as_document(pieces: Sequence[Piece]) -> Document:
 
 
 def as_segment(piece: Piece) -> Segment:
-    """A piece of a prompt as a segment. Raises ValueError for what is none."""
+    """A piece of a prompt as a segment. Raises ValueError for other values."""
     if isinstance(piece, str):
         return {"kind": "text", "value": piece}
     if isinstance(piece, dict):
@@ -314,9 +315,9 @@ def frames_of(segment: Segment) -> list[object]:
 
 
 def to_rgb(image: object) -> Image.Image:
-    """Any image as PIL in RGB, see `plain_picture`. Raises ValueError for what is none, or is too large."""
+    """Any image as PIL in RGB, see `plain_picture`. Raises ValueError if it is not an image or too large."""
     if isinstance(image, str | Path):
-        # transformers' load_image drops transparency, so it only fetches what is no file
+        # transformers' load_image drops transparency, so it is only used for URLs
         image = Image.open(image) if os.path.isfile(image) else load_image(str(image))
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3:
@@ -336,8 +337,8 @@ def to_rgb(image: object) -> Image.Image:
 
 def add_emu_tokens(tokenizer: PreTrainedTokenizerBase, instruct: bool = False) -> int:
     """Adds `[PAD]`, `[IMG]`, `[/IMG]`, `<image>`, and for dialogue `[USER]`, `[ASSISTANT]`, in the released order, to a
-    tokenizer, in place. Gives how many were new. `[PAD]` is added only where there is no padding token, or where the
-    end pads: padding is never written, the end has to be."""
+    tokenizer, in place. Returns how many were new. `[PAD]` is added only if there is no padding token, or if it is the
+    end token: padding is never a target, the end has to be."""
     names = [START, END, IMAGE, *([USER, ASSISTANT] if instruct else [])]
     added = 0
     if tokenizer.pad_token in (None, tokenizer.eos_token):
@@ -346,5 +347,5 @@ def add_emu_tokens(tokenizer: PreTrainedTokenizerBase, instruct: bool = False) -
 
 
 def bare_token(name: str) -> AddedToken:
-    """A special token beside which white space is dropped, as under the release's tokenizer."""
+    """A special token next to which white space is dropped, as in the release's tokenizer."""
     return AddedToken(name, lstrip=True, rstrip=True, normalized=False, special=True)

@@ -1,4 +1,4 @@
-"""The model part of an Emu run: parts that exist, put together, or a checkpoint that goes on."""
+"""The model part of an Emu run: assembled from existing parts, or a checkpoint to continue from."""
 
 import contextlib
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ from .processing_emu import ASSISTANT, END, IMAGE, START, USER, EmuProcessor, ad
 from .visual import build_visual
 from .vocabulary import grow_vocabulary
 
-EXAMPLE_TEXT = 30  # tokens beside each image, as in a short caption
+EXAMPLE_TEXT = 30  # tokens per image, as in a short caption
 NUM_MEASURED = 256  # images for `latent_std`
 BUNDLED_TOKENIZER = Path(__file__).parents[2] / "data" / "sample" / "tokenizer"
 
@@ -166,7 +166,8 @@ class EmuParts(ModelPart):
         return tokenizer
 
     def image_processor(self) -> Any:
-        """Squashes to the encoder's size; mean and standard deviation are the vision model's, else CLIP's."""
+        """Resizes to the encoder's size without keeping the aspect ratio; mean and standard deviation are the vision
+        model's, else CLIP's."""
         config = self._vision_config()
         size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
         fields: dict[str, Any] = {"size": {"height": size, "width": size}, "resample": 3}
@@ -188,7 +189,7 @@ class EmuParts(ModelPart):
         """
         if self.latent_std is None:
             return
-        # The first of training: rows as they are stored may be all of one kind.
+        # From the shuffled training data: stored rows may be sorted by kind.
         loader = data.model_copy(update={"num_workers": 0}).train_loader(
             Loading(1, pin_memory=False), **self.loader_arguments(backbone)
         )
@@ -276,7 +277,7 @@ class EmuParts(ModelPart):
 
 
 def full_rows(numbers: EmuConfig, length: int, size: int, draw: Draw) -> Batch:
-    """See `EmuParts.example_batch`. Raises ConfigError for rows in which no image has room."""
+    """See `EmuParts.example_batch`. Raises ConfigError for rows that are too short for an image."""
     document = numbers.num_image_latents + 2 + EXAMPLE_TEXT
     images = max(1, length // document)
     block = [numbers.image_start_token_id, *[numbers.image_token_id] * numbers.num_image_latents,

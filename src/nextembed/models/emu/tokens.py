@@ -11,7 +11,7 @@ from .processing_emu import PAD, add_emu_tokens, bare_token
 
 
 def llama_tokenizer(path: Path, instruct: bool = False) -> Any:
-    """A LLaMA tokenizer grown by Emu's tokens in the released order, from `tokenizer.model` or a folder.
+    """A LLaMA tokenizer with Emu's tokens added in the released order, from `tokenizer.model` or a folder.
 
     White space beside Emu's tokens is stripped, and the text after each begins with SentencePiece's leading space:
     `[/IMG]There` is `[/IMG]`, `▁There`. A begin token comes first, no end token.
@@ -30,10 +30,10 @@ def llama_tokenizer(path: Path, instruct: bool = False) -> Any:
             raise MissingExtra("sentencepiece", "convert") from None
     try:
         tokenizer = _load(folder)
-    except Exception as err:  # whatever a broken file raises
+    except Exception as err:  # a broken file may raise anything
         reason = (str(err).strip().splitlines() or [type(err).__name__])[0]
         raise ConfigError(f"cannot read the tokenizer in {folder}: {reason}") from None
-    if tokenizer.pad_token != PAD:  # whatever its folder says: the release pads with a token of its own
+    if tokenizer.pad_token != PAD:  # regardless of its folder: the release pads with a token of its own
         tokenizer.add_special_tokens({"pad_token": bare_token(PAD)})
     add_emu_tokens(tokenizer, instruct)
     return tokenizer

@@ -1,6 +1,5 @@
-"""From image latents to pixels by diffusion: a UNet that attends to the latents, with or without a VAE in front.
-
-The one door to diffusers (extra `paint`); it is imported when first used.
+"""From image latents to pixels by diffusion: a UNet that attends to the latents, with or without a VAE. The only module
+that imports diffusers (extra `paint`), when first used.
 """
 
 import copy
@@ -20,8 +19,8 @@ from ...core.saved import checked, read_json
 from ...errors import ConfigError, MissingExtra, unknown
 from ...nn.latent_flow import row_generators
 
-FOLDER = "visual_decoder"  # beside the model it belongs to
-PARTS = ("unet", "vae", "scheduler", "feature_extractor", "safety_checker")  # the folders in it, as Stable Diffusion's
+FOLDER = "visual_decoder"  # next to the model it belongs to
+PARTS = ("unet", "vae", "scheduler", "feature_extractor", "safety_checker")  # its folders, as in Stable Diffusion
 
 
 def diffusers() -> Any:
@@ -72,12 +71,12 @@ class VisualDecoder(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels a side of one position of the UNet."""
+        """Side of one position of the UNet, in pixels."""
         return self.patch_size if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def image_size(self) -> int:
-        """Pixels a side that the UNet was made for."""
+        """Side of images that the UNet was made for, in pixels."""
         return int(self.unet.config.sample_size) * self.stride
 
     def check_width(self, width: int) -> None:
@@ -175,7 +174,7 @@ class VisualDecoder(nn.Module):
         x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.unet.device)
         guided = empty is not None and guidance_scale > 1
         condition = torch.cat((latents, empty.expand_as(latents))) if guided and empty is not None else latents
-        scheduler = copy.deepcopy(self.scheduler)  # steps leave a state behind
+        scheduler = copy.deepcopy(self.scheduler)  # steps change its state
         scheduler.set_timesteps(num_inference_steps, device=x.device)
         x = x * scheduler.init_noise_sigma
         known = inspect.signature(scheduler.step).parameters
@@ -333,7 +332,7 @@ def _load(name: str, folder: str | Path, dtype: torch.dtype | None = None) -> An
             model, info = kind.from_pretrained(str(folder), output_loading_info=True, **options)
     except ConfigError:
         raise
-    except Exception as err:  # diffusers raises many kinds for damaged files
+    except Exception as err:  # diffusers raises many kinds of errors for damaged files
         reason = " ".join(str(err).split())[:300] or type(err).__name__
         raise ConfigError(f"cannot load {name} from {folder}: {reason}") from None
     check_parameters(f"{name} in {folder}", info)
@@ -341,7 +340,7 @@ def _load(name: str, folder: str | Path, dtype: torch.dtype | None = None) -> An
 
 
 def check_parameters(what: str, info: dict[str, Any]) -> None:
-    """Raises ConfigError that names parameters which are missing or too many."""
+    """Raises ConfigError that names missing and unexpected parameters."""
     surplus = [n for n in info["unexpected_keys"] if not n.endswith("position_ids")]  # a constant that old files store
     for words, names in (("lacks", sorted(info["missing_keys"])), ("has unknown", sorted(surplus))):
         if names:

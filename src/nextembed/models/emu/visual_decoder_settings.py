@@ -77,7 +77,7 @@ class PixelDecoder(Part):
             "beta_schedule": "squaredcos_cap_v2",
             "prediction_type": self.prediction,
         }
-        # DDIM's own settings travel along, so that `DDIMScheduler.from_config(...)` finds them after a swap
+        # with DDIM's own settings, so that `DDIMScheduler.from_config(...)` finds them later
         made = diffusers().DDIMScheduler(**options, clip_sample=True, timestep_spacing="trailing")
         return made if self.scheduler == "DDIMScheduler" else scheduler_class(self.scheduler).from_config(made.config)
 
@@ -111,7 +111,7 @@ class StableDiffusionDecoder(Part):
 
 
 def with_latent_width(decoder: VisualDecoder, width: int) -> VisualDecoder:
-    """The same decoder for latents of another width: key and value matrices of its cross-attention are new."""
+    """The same decoder for latents of another width, with new key and value matrices in its cross-attention."""
     config = dict(decoder.unet.config) | {"cross_attention_dim": width}
     with no_progress_bar():
         unet = type(decoder.unet).from_config(config)

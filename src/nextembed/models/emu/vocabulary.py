@@ -1,4 +1,4 @@
-"""Tokenizers of one's own, and more tokens for a language model."""
+"""Training of tokenizers, and new tokens for a language model."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ from .processing_emu import ASSISTANT, END, IMAGE, PAD, START, USER
 def grow_vocabulary(language_model: Any, num_tokens: int) -> None:
     """Makes room for `num_tokens` in place; new rows of the input table and of the head are the mean of the old ones.
 
-    A model that has as many or more stays as it is. Source: Emu's release (transformers' own way draws about the mean).
+    A model that has as many or more stays as it is. Source: Emu's release (transformers itself draws around the mean).
     """
     old = language_model.get_input_embeddings().weight.shape[0]
     if num_tokens <= old:
@@ -26,7 +26,7 @@ def grow_vocabulary(language_model: Any, num_tokens: int) -> None:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = 4096) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of one's own, with begin, end, padding and Emu's tokens; `save_pretrained` keeps it.
+    """Trains a byte-level BPE tokenizer with begin, end, padding and Emu's tokens; save it with `save_pretrained`.
 
     A word has the same token at the beginning of a text, after an image and after a space, as in LLaMA's.
 

@@ -44,7 +44,7 @@ AutoModelForSemanticSegmentation.register(ViTNepaConfig, ViTNepaForSemanticSegme
 AutoBackbone.register(ViTNepaConfig, ViTNepaBackbone, exist_ok=True)
 AutoImageProcessor.register(ViTNepaConfig, image_processor_classes={"torchvision": ViTImageProcessor}, exist_ok=True)
 
-# Hugging Face's test-suite and some of its tools look class names up in these tables, which `register` leaves alone.
+# Hugging Face's test suite and some tools look up class names in these tables, which `register` does not fill.
 for _table, _model in (
     (modeling_auto.MODEL_MAPPING_NAMES, ViTNepaModel),
     (modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES, ViTNepaForPreTraining),

@@ -110,12 +110,12 @@ class ViTNepaConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def num_tubelets(self) -> int:
-        """How often in time each patch stands: once in an image."""
+        """Number of times at which each patch occurs; 1 for an image."""
         return self.num_frames // TUBELET if self.num_frames > 1 else 1
 
     @property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width of the images that training uses, pixels. The model takes any size that patches divide."""
+        """Height and width of training images, in pixels. The model takes any size that is a multiple of the patch."""
         return _pair(self.image_size)
 
 

@@ -1,4 +1,4 @@
-"""Pretrained weights into a NEPA model with a head, with one clear line for whatever does not fit."""
+"""Loads pretrained weights into a NEPA model with a head, with one clear line for anything that does not fit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +65,6 @@ def with_pretrained_weights(model: Any, pretrained: str, head: tuple[str, ...], 
     wrong = sorted(name for name in new if not name.startswith(head))
     if wrong:
         raise ConfigError(f"model.pretrained: {pretrained} has no weights that fit {wrong[0]} ({len(wrong)} in all)")
-    # Drawn before loading, so that a new head depends on the seed alone.
+    # Initialised before loading, so that a new head depends on the seed alone.
     loaded.load_state_dict({name: value for name, value in fresh.items() if new_head or name in new}, strict=False)
     return loaded

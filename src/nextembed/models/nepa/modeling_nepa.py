@@ -1,7 +1,7 @@
 """NEPA's vision transformer as Hugging Face models. Parameter names are the official ones.
 
-Shapes: B images, T = 1 + patches (a learned begin token comes first), D hidden_size, H heads, d head width.
-Source: NEPA (arXiv 2512.16922); what the released code fixes beyond the paper is followed too.
+Shapes: B images, T = 1 + patches (a learned begin token comes first), D hidden_size, H heads, d head width. Source:
+NEPA (arXiv 2512.16922); details that only the released code defines follow that code.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .pyramid import ViTNepaPyramid
 
 
 class OutputFlags(TypedDict, total=False):
-    """What every forward takes besides its own arguments. hidden states: all of them, or those at some indices."""
+    """Further arguments of every forward. hidden states: all of them, or those at some indices."""
 
     output_hidden_states: bool | int | list[int] | None
     output_attentions: bool | None
@@ -58,7 +58,7 @@ class ViTNepaForPreTrainingOutput(ModelOutput):
 
 
 def attention_mode(is_causal: bool | None) -> Attention | None:
-    """Hugging Face's flag as the name that `Backbone.encode` takes."""
+    """Hugging Face's flag as the attention name of `Backbone.encode`."""
     return None if is_causal is None else ("causal" if is_causal else "full")
 
 
@@ -102,7 +102,7 @@ class ViTNepaEmbeddings(nn.Module):
 
 
 class ViTNepaPreTrainedModel(CheckedModel):
-    """How its weights are drawn, and what of it records and shards."""
+    """Initialisation, and the modules that record outputs and are sharded."""
 
     config: ViTNepaConfig
     base_model_prefix = "vit_nepa"
@@ -224,7 +224,7 @@ class ViTNepaModel(ViTNepaTrunk):
 
 
 class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
-    """NEPA as it is pretrained. It is also the backbone that nextembed's trainer takes."""
+    """NEPA for pretraining, and the backbone of nextembed's trainer."""
 
     def __init__(self, config: ViTNepaConfig):
         super().__init__(config)
@@ -256,7 +256,7 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         return self.vit_nepa.encode(latents, attention, output_layers)
 
     def new_cache(self) -> Cache:
-        """A cache of nothing, for `encode_next`."""
+        """An empty cache, for `encode_next`."""
         return DynamicCache(config=self.config)
 
     def encode_next(self, latents: Latents, attention: AttentionMode, cache: Cache) -> Hidden:
@@ -292,7 +292,7 @@ class ViTNepaForPreTraining(ViTNepaPreTrainedModel):
         outputs = self.vit_nepa(pixel_values, is_causal=is_causal, output_hidden_states=every or wanted, **kwargs)
         selected = [wanted] if type(wanted) is int else wanted if isinstance(wanted, list | tuple) else []  # indices
         hidden_states = outputs.hidden_states if wanted or selected else None
-        if every and selected:  # the loss read all of them
+        if every and selected:  # the loss needs all of them
             kept = {i % len(outputs.hidden_states) for i in selected}
             hidden_states = tuple(h if i in kept else None for i, h in enumerate(outputs.hidden_states))
         last, z = outputs.last_hidden_state, outputs.input_embedding

@@ -1,4 +1,4 @@
-"""Maps of four scales from a transformer whose layers all have one: what UPerNet takes."""
+"""Feature maps at four scales, for UPerNet, from a transformer whose layers all have the same."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class ViTNepaPyramid(nn.Module):
     """Four maps [B, D, rows, columns] to four times, twice, once and half their size.
 
-    Up by deconvolution, down by the maximum of 2 x 2, as BEiT does for UPerNet (arXiv 2106.08254).
+    Upsampled by deconvolution, downsampled by the maximum of 2 x 2, as in BEiT with UPerNet (arXiv 2106.08254).
     """
 
     def __init__(self, hidden_size: int):

@@ -22,7 +22,7 @@ NUM_SCALES = 4
 
 
 def trunk_config(config: PreTrainedConfig) -> ViTNepaConfig:
-    """Of a segmenter: what its transformer is like. Raises ConfigError for another model."""
+    """The configuration of a segmenter's transformer. Raises ConfigError for another model."""
     trunk = config.backbone_config if isinstance(config, UperNetConfig) else config
     if not isinstance(trunk, ViTNepaConfig):
         raise ConfigError(f"a model of type '{config.model_type}' is not an image segmenter")
@@ -97,7 +97,7 @@ class NepaSegmenter(ModelPart):
             model: Any = ViTNepaForSemanticSegmentation(config)
             return self._filled(model, pretrained, ("classifier.",))
         model = UperNetForSemanticSegmentation(self._upernet_config(config))
-        # What FSDP and gradient checkpointing ask for; transformers' UPerNet leaves it to its backbone.
+        # Needed by FSDP and gradient checkpointing; transformers' UPerNet leaves it to its backbone.
         model._no_split_modules = list(model.backbone._no_split_modules)
         model.supports_gradient_checkpointing = True
         if has_head:
@@ -159,7 +159,7 @@ class NepaSegmenter(ModelPart):
         )
 
     def _check_head(self, pretrained: str, class_names: Sequence[str]) -> bool:
-        """Whether a checkpoint has a head of the kind that is built. Raises ConfigError if it is for other classes."""
+        """Whether a checkpoint has a head of this kind. Raises ConfigError if it is for other classes."""
         config: Any = read_any_config(pretrained)
         kind = "UperNetForSemanticSegmentation" if self.head == "upernet" else "ViTNepaForSemanticSegmentation"
         if kind not in (config.architectures or []):
@@ -173,7 +173,7 @@ class NepaSegmenter(ModelPart):
         return True
 
     def _filled(self, model: Any, pretrained: str | None, head: tuple[str, ...]) -> Any:
-        """The model with the checkpoint's weights; `head`: what may be new."""
+        """The model with the checkpoint's weights; `head`: parameters that may be new."""
         if pretrained is None:
             return model
         fresh = {name: value.clone() for name, value in model.state_dict().items() if name.startswith(head)}

@@ -125,8 +125,8 @@ class NepaModel(ModelPart):
         return load_part(ViTNepaForPreTraining, self.pretrained, "pretrained")
 
     def processor(self) -> ViTImageProcessor | None:
-        """What turns pictures into `pixel_values` for this model: resize, scale to [-1, 1]; saved with a checkpoint.
-        There is none of clips."""
+        """The image processor for this model: resize, scale to [-1, 1]; saved with checkpoints. There is none for
+        clips."""
         config = self.hf_config() if self.pretrained is None else read_config(self.pretrained)
         if config.num_frames > 1:
             return None

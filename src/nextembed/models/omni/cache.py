@@ -1,6 +1,5 @@
-"""Keys and values of a document that goes on latent by latent, in room that doubles.
-
-`DynamicCache` copies all it holds at every step, which behind a thousand latents takes longer than the step itself.
+"""A cache of keys and values for generation latent by latent, whose capacity doubles. `DynamicCache` copies everything
+at each step, which after a thousand latents takes longer than the step itself.
 """
 
 from torch import Tensor
@@ -8,12 +7,12 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """A layer of a cache; what it gives are views of its room."""
+    """A layer of a cache; it returns views of its buffer."""
 
     _rooms: dict[str, Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """All keys and values [B, H, past + T, d], the new ones behind the old ones."""
+        """All keys and values [B, H, past + T, d], the new ones last."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._rooms = {}
@@ -26,7 +25,7 @@ class GrowingLayer(DynamicLayer):
         past = held.shape[-2] if held.ndim == 4 else 0
         end = past + new.shape[-2]
         room = self._rooms.get(name)
-        # Who repeats, selects or crops puts other tensors in place of the views; cropped ones still begin at the room.
+        # Repeating, selecting or cropping replaces the views by other tensors; cropped ones still share the buffer.
         if room is None or room.data_ptr() != held.data_ptr() or len(room) != len(new) or end > room.shape[-2]:
             room = new.new_empty(*new.shape[:-2], 2 * end, new.shape[-1])
             if past:

@@ -1,4 +1,4 @@
-"""Configuration of Omni: the sizes of one transformer, and what stands at its boundary."""
+"""Configuration of Omni: the sizes of one transformer, and its modalities."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -119,7 +119,7 @@ class OmniConfig(PreTrainedConfig):
 
 
 def in_order(modalities: Mapping[str, Any], names: Sequence[str] | None) -> dict[str, Any]:
-    """Settings of modalities in the order of `names`. Raises ValueError if these are other ones."""
+    """Settings of modalities in the order of `names`. Raises ValueError if the names differ."""
     names = list(modalities if names is None else names)
     if sorted(names) != sorted(modalities):
         raise ValueError(f"modality_names {', '.join(names)} are not those of modalities: {', '.join(modalities)}")

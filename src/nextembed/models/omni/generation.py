@@ -1,4 +1,4 @@
-"""Omni in use: what comes next, latent by latent with a cache, and how likely given continuations are.
+"""Generation with Omni, latent by latent with a cache, and scores of given continuations.
 
 Shapes: B documents at once, D latent width, V rows of the table of begin latents and tokens, C candidates.
 """
@@ -24,14 +24,14 @@ from .configuration_omni import OmniConfig
 from .processing_omni import BEGIN_PLACE, OmniProcessor, Piece, next_places, pad_left
 from .scoring import Codes
 
-STOP_COSINE = 0.5  # a prediction as near as this to a begin or end latent ends a signal of no fixed length
+STOP_COSINE = 0.5  # cosine with a begin or end latent at which a signal without fixed length ends
 CHUNK = 32  # candidates scored at once
 
 OnLatent = Callable[[Any], None]
 
 
 class Omni(Protocol):
-    """What of an `OmniForPreTraining` is needed here."""
+    """The part of an `OmniForPreTraining` that is needed here."""
 
     config: OmniConfig
     density_head: AnyDensityHead | None
@@ -62,7 +62,7 @@ class Omni(Protocol):
 
 @dataclass(frozen=True)
 class Drawing:
-    """How what comes next is chosen; see `OmniForPreTraining.generate`."""
+    """How outputs are chosen; see `OmniForPreTraining.generate`."""
 
     max_latents: int = 64
     shape: tuple[int, ...] | None = None
@@ -74,8 +74,8 @@ class Drawing:
 
 
 class Made(NamedTuple):
-    """A signal that was generated. kind: its modality; value: text, picture, ... as `Segment` has it; latents [N, D]:
-    as they were fed back, in natural order; values [N, P] or ids [N]; ended: whether the model ended it by itself."""
+    """A generated signal. kind: its modality; value: text, picture, ... as in `Segment`; latents [N, D]: as they were
+    fed back, in natural order; values [N, P] or ids [N]; ended: whether the model ended it itself."""
 
     kind: str
     value: Any
@@ -85,11 +85,9 @@ class Made(NamedTuple):
 
 
 class Rollout:
-    """B documents that go on, one latent at a time; nothing is computed twice.
-
-    inputs: of the processor, padded on the left. twice: each document goes on a second time, in the same cache, behind
-    zeros in place of what stands in it, as `context_drop_rate` trains it. hidden [B, D]: what the next latent is
-    predicted from; without [B, D]: the same of the second time.
+    """Continues B documents, one latent at a time, with a cache. inputs: of the processor, padded on the left. twice:
+    each document is also continued without its content (zeros), in the same cache, as `context_drop_rate` trains it.
+    hidden [B, D]: predicts the next latent; without [B, D]: the same without content.
     """
 
     without: Tensor | None = None
@@ -98,7 +96,7 @@ class Rollout:
         self.model, self.cache, self.twice = model, growing_cache(), twice
         self.documents: Tensor = inputs["document_ids"]
         self.padded = bool((self.documents == 0).any())
-        self.time = inputs["coordinates"][..., 0].amax(1)  # [B]: when the last latent was
+        self.time = inputs["coordinates"][..., 0].amax(1)  # [B]: time of the last latent
         latents = model.embed(inputs)
         if twice:
             again = [None if part is None else torch.cat((part, part)) for part in latents[2:]]
@@ -123,19 +121,19 @@ class Rollout:
             z, places, documents = (torch.cat((part, part)) for part in (z, places, documents))
             told = None if told is None else torch.cat((told, told))
         following = None if told is None else told[:, None]
-        # One latent at the end sees all there is: that needs no mask, and goes faster without.
+        # A single latent at the end sees everything, so it needs no mask and is faster without.
         latents = Latents(z[:, None], places[:, None], documents if self.padded else None, following)
         self._keep(self.model.encode(latents, "full", past_key_values=self.cache).last[:, -1])
 
     def begin(self, index: int, told: Tensor | None = None) -> None:
-        """The begin latent of a modality, by its number."""
+        """The begin latent of a modality, by index."""
         z = self.model.begin[index].expand(len(self.time), -1)
         places = F.pad((self.time + 1)[:, None], (0, 2))
         self.feed(z, places, None if told is None else told.expand(len(z), -1))
 
 
 class Sampler(NamedTuple):
-    """How a latent is chosen from its prediction. temperature: 0 takes the likeliest; top_k: of tokens, 0: all."""
+    """How a latent is chosen from its prediction. temperature: 0 takes the most likely; top_k: of tokens, 0 is all."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -165,7 +163,7 @@ class Sampler(NamedTuple):
 
 
 def on_device(model: Omni, inputs: Mapping[str, Tensor]) -> Batch:
-    """A batch where the model is."""
+    """A batch on the model's device."""
     return cast(Batch, {name: part.to(model.device) for name, part in inputs.items()})
 
 
@@ -173,7 +171,7 @@ def on_device(model: Omni, inputs: Mapping[str, Tensor]) -> Batch:
 def generate(
     model: Omni, processor: OmniProcessor, documents: Sequence[Sequence[Piece]], target: str | None, drawing: Drawing
 ) -> list[Made]:
-    """What comes after each document, in one modality. See `OmniForPreTraining.generate`."""
+    """Continues each document in one modality. See `OmniForPreTraining.generate`."""
     sampler = Sampler(drawing.temperature, drawing.top_k, torch.Generator().manual_seed(drawing.seed))
     inputs = on_device(model, processor(documents))
     rollout = Rollout(model, inputs, drawing.guidance != 1)
@@ -190,7 +188,7 @@ def generate(
 
 
 def chosen_modality(model: Omni, rollout: Rollout, sampler: Sampler) -> str | None:
-    """The modality whose begin latent is predicted; None where the document ends."""
+    """The modality whose begin latent is predicted; None if the document ends."""
     if len(rollout.hidden) > 1:
         raise ConfigError("target: name one; the model can choose only for a single document")
     table = model.begin
@@ -216,8 +214,8 @@ def write(
     sampler: Sampler,
     drawing: Drawing,
 ) -> list[Made]:
-    """Tokens until a begin or end latent is the likeliest."""
-    modality: Any = model.modality(name)  # of tokens: it has a table
+    """Tokens until a begin or end latent is the most likely."""
+    modality: Any = model.modality(name)  # a modality of tokens has a table
     rollout.begin(processor.names.index(name))
     first = len(model.begin)
     table = torch.cat((model.begin, modality.table.weight))
@@ -256,12 +254,12 @@ def paint(
     sampler: Sampler,
     drawing: Drawing,
 ) -> list[Made]:
-    """Latents of a continuous modality: as many as its shape has, or until a begin or end latent is predicted."""
+    """Latents of a continuous modality: as many as its shape needs, or until a begin or end latent is predicted."""
     reader, number = processor.readers[name], processor.names.index(name)
     shape = drawing.shape or reader.default_shape()
     try:
         places = reader.places(shape if shape is not None else (drawing.max_latents,)).to(model.device)
-    except IndexError:  # more than time
+    except IndexError:  # more axes than time
         size = f"shape {tuple(shape)} does not fit" if shape is not None else "its size has to be given"
         raise ConfigError(f"target '{name}': {size}; see `default_shape` of {type(reader).__name__}") from None
     own = processor.orders.get(name, "raster")
@@ -308,14 +306,14 @@ def nearest_begin(model: Omni, direction: Tensor) -> Tensor:
 
 
 class Context(NamedTuple):
-    """What candidates go on after, read once: its keys and values, its number of latents, and when the next one is."""
+    """A context that was read once: keys and values, number of latents, and time of the next one."""
 
     cache: Cache
     length: int
     time: int
 
     def copies(self, num: int) -> Cache:
-        """The cache of `num` documents that all began like this: views, copied when they are gone on with."""
+        """The cache for `num` documents with this context: views, which are copied when they are extended."""
         found: list[Any] = []
         layer: Any
         for layer in self.cache.layers:
@@ -327,7 +325,7 @@ class Context(NamedTuple):
 
 
 def read_context(model: Omni, processor: OmniProcessor, pieces: Sequence[Piece]) -> Context | None:
-    """None where there is nothing."""
+    """None for an empty context."""
     if not len(pieces):
         return None
     inputs = on_device(model, processor([list(pieces)]))
@@ -345,14 +343,13 @@ def score(
     *,
     against: Sequence[Sequence[Piece]] = (),
 ) -> Tensor:
-    """How well each candidate goes on after the context, [C]. See `OmniForPreTraining.score`.
-
-    The context is read once; candidates of like length are read together.
+    """How well each candidate continues the context, [C]. See `OmniForPreTraining.score`. The context is read once;
+    candidates of similar length are read together.
     """
     if not len(candidates):
         raise ConfigError("candidates: give at least one")
     before = read_context(model, processor, context)
-    # The seed is what their segments would have as part of the whole document, of which random orders are drawn.
+    # The seed of random orders is that of their segments within the whole document.
     encoded = [processor.encode_document({**processor.document(c), "seed": len(context)}) for c in candidates]
     by_length = sorted(range(len(encoded)), key=lambda number: encoded[number].length)
     total = torch.zeros(len(encoded), device=model.device)

@@ -1,4 +1,4 @@
-"""An Omni as what encodes images: pixels in, latents and hidden states out, as of a NEPA."""
+"""An Omni as an image encoder: pixels in, latents and hidden states out, like a NEPA."""
 
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +14,7 @@ from .processing_omni import OmniProcessor
 
 
 def image_modality(config: OmniConfig) -> str:
-    """The name of an Omni's first image modality. Raises ConfigError where it reads no images."""
+    """The name of an Omni's first image modality. Raises ConfigError if it does not read images."""
     for name, settings in (config.modalities or {}).items():
         if issubclass(MODALITIES.find(settings.get("kind", name)), Image):
             return str(name)
@@ -22,7 +22,7 @@ def image_modality(config: OmniConfig) -> str:
 
 
 def image_config(config: OmniConfig) -> Any:
-    """What a NEPA's configuration says, of an Omni on images: image_shape, num_channels, hidden_size, ..."""
+    """An Omni on images with the attributes of a NEPA configuration: image_shape, num_channels, hidden_size, ..."""
     name = image_modality(config)
     reader = MODALITIES.without_weights({name: (config.modalities or {})[name]})[name]
     assert isinstance(reader, Image)

@@ -1,7 +1,7 @@
 """Omni: one causal transformer over latents of any modality.
 
-Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `kinds` say what a position is: 0 padding,
-1 a begin (or end) latent, 2 + i the i-th modality. Position t predicts the latent at t + 1, whatever it is.
+Shapes: B rows, T positions of packed documents, D hidden_size, M modalities. `kinds` is the kind of each position: 0
+padding, 1 a begin (or end) latent, 2 + i the i-th modality. Position t predicts the latent at t + 1, whatever it is.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ from .processing_omni import OmniProcessor, Piece, as_documents
 
 PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
-READOUT_NOISE = 0.1  # of the squared length of a latent: what its prediction may be off by
+READOUT_NOISE = 0.1  # variance of a prediction's error, relative to the squared length of a latent
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
 
 
@@ -51,7 +51,7 @@ class OmniOutput(ModelOutput):
 
 
 class OmniPreTrainedModel(CheckedModel):
-    """How weights of an Omni are drawn, and what of it records and shards."""
+    """Initialisation of an Omni, and the modules that record outputs and are sharded."""
 
     config: OmniConfig
     config_class = OmniConfig
@@ -68,15 +68,16 @@ class OmniPreTrainedModel(CheckedModel):
         super()._init_weights(module)
         init_transformer(module, self.config)
         if isinstance(module, NextPlace):
-            init.zeros_(module.weight)  # at the start it says nothing
-        elif isinstance(module, OmniForPreTraining):  # called last, and only for what has parameters of its own
+            init.zeros_(module.weight)  # zero at the start
+        elif isinstance(module, OmniForPreTraining):  # called last, and only for modules with parameters of their own
             init.constant_(module.log_scale, START_LOG_SCALE)
             if module.density_head is not None:
                 module.density_head.reset_parameters()
 
 
 class NextPlace(nn.Module):
-    """What is added to a latent to say where the next one is: [B, T, 3] -> [B, T, D]. (0, 0, 0) says nothing."""
+    """An embedding of the position of the next latent, added to each latent: [B, T, 3] -> [B, T, D]; 0 for (0, 0,
+    0)."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -138,7 +139,7 @@ class OmniModel(OmniPreTrainedModel):
             values = ids[kinds == kind] if modality.value_size is None else by_name(batch)[f"values.{name}"]
             if len(values):
                 parts.append((kind, modality.embed(values.to(z.dtype) if values.is_floating_point() else values)))
-            elif self.training:  # every rank has to reach every parameter in every step
+            elif self.training:  # every rank has to use every parameter in every step
                 idle += [p.sum() * 0.0 for p in modality.parameters() if p.requires_grad]
         for kind, latents in parts:
             z = z.masked_scatter((kinds == kind)[..., None], latents.to(z.dtype))
@@ -158,7 +159,7 @@ class OmniModel(OmniPreTrainedModel):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Moves the running lengths by what all ranks saw in this step, however it was divided."""
+        """Updates the running lengths with the latents of all ranks in this step, however it was divided."""
         seen = torch.zeros(len(self.lengths), 2) if self._seen is None else self._seen.cpu()
         self._seen = None
         total, count = distributed.sum_over_ranks(seen).to(self.lengths.device).unbind(1)
@@ -216,9 +217,8 @@ class OmniModel(OmniPreTrainedModel):
 
 
 class OmniForPreTraining(OmniPreTrainedModel):
-    """Omni as it is trained and used: the transformer, and what reads its predictions.
-
-    It is the backbone that nextembed's trainer takes, with objective `next_embedding`.
+    """Omni for training and generation: the transformer, and the decoding of its predictions. The backbone for
+    objective `next_embedding`.
     """
 
     def __init__(self, config: OmniConfig):
@@ -228,7 +228,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         self.density_head: AnyDensityHead | None = density_head(
             config.density, config.hidden_size, config.num_components, config.max_cosine
         )
-        self.readouts: dict[str, nn.Module] = {}  # latents to values, trained apart; not saved with the model
+        self.readouts: dict[str, nn.Module] = {}  # latents to values, trained separately; not saved with the model
         self._processor: OmniProcessor | None = None
         self.post_init()
 
@@ -387,7 +387,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
 
     @property
     def processor(self) -> OmniProcessor:
-        """The processor beside the weights, loaded when first needed; may be set.
+        """The processor next to the weights, loaded when first needed; may be set.
 
         Raises:
             ConfigError: Without one.
@@ -441,7 +441,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
     def generate(  # type: ignore[override]
         self, segments: Sequence[Piece] | Sequence[Sequence[Piece]], target: str | None = None, **options: Any
     ) -> Any:
-        """What comes after a document, a list of pieces as `OmniProcessor` takes them; or after each of a list of them.
+        """Continues a document, a list of pieces as `OmniProcessor` takes them, or each of a list of documents.
 
         Args:
             segments: pieces of one document, or lists of pieces.

@@ -1,4 +1,4 @@
-"""Documents of any modality to what Omni reads: patches, tokens, places, and what may be a target."""
+"""Converts documents of any modality to Omni's inputs: patches, tokens, coordinates, and possible targets."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -79,14 +79,14 @@ class OmniProcessor(ProcessorMixin):
 
     @property
     def spelled(self) -> list[str]:
-        """The modalities whose text a tokenizer spells."""
+        """The modalities whose text is tokenized."""
         return list(self._texts())
 
     def _texts(self) -> dict[str, Text]:
         return {n: r for n, r in self.readers.items() if isinstance(r, Text) and r.vocabulary != "bytes"}
 
     def to_dict(self) -> dict[str, Any]:
-        """What processor_config.json holds."""
+        """Content of processor_config.json."""
         found = {"modalities": self.modalities, "orders": self.orders, "tell_next": self.tell_next}
         return {"processor_class": type(self).__name__, "modality_names": self.names, **found}
 
@@ -131,7 +131,7 @@ class OmniProcessor(ProcessorMixin):
 
     @property
     def names(self) -> list[str]:
-        """Of the modalities, in the order of their begin latents."""
+        """Names of the modalities, in the order of their begin latents."""
         return list(self.readers)
 
     @property
@@ -196,7 +196,7 @@ class OmniProcessor(ProcessorMixin):
         return {"kind": "image", "value": as_tensor(piece)}
 
     def encode_document(self, document: Document, end: bool = True) -> Encoded:
-        """A document as a model reads it.
+        """A document as the model reads it.
 
         Args:
             document: its segments.
@@ -322,16 +322,15 @@ def begin(index: int, time: int, loss: bool) -> dict[str, Tensor]:
 
 
 def next_places(following: Tensor, current: Tensor) -> Tensor:
-    """What a model is told of the next latent: how many steps ahead in time, and where in height and width.
-
-    Half a step is added, so that no place is (0, 0, 0), which says nothing."""
+    """The position of the next latent, as the model is told: steps ahead in time, and height and width. Half a step is
+    added, so that no position is (0, 0, 0), which means unknown."""
     told = following.clone()
     told[:, 0] = (following[:, 0] - current[:, 0] + 0.5) / 16
     return told
 
 
 def pad_left(encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-    """One row a document, all ending at the last position."""
+    """One row per document, all ending at the last position."""
     length = max(one.length for one in encoded)
     found: dict[str, Tensor] = {}
     for name, part in encoded[0].positions.items():
@@ -343,7 +342,7 @@ def pad_left(encoded: Sequence[Encoded]) -> dict[str, Tensor]:
 
 
 def as_tensor(image: object) -> Tensor:
-    """An image as uint8 [C, H, W]; transparent pixels on white. Raises ValueError for what is none."""
+    """An image as uint8 [C, H, W]; transparent pixels on white. Raises ValueError for other values."""
     if isinstance(image, Image.Image):
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")

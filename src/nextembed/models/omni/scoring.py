@@ -1,4 +1,4 @@
-"""How Omni's predictions are compared with what comes next: by cosine, a softmax over tables, or a density.
+"""How Omni's predictions are compared with targets: by cosine, a softmax over tables, or a density.
 
 Shapes: B rows, T positions of packed documents, D hidden_size, V rows of all tables.
 """
@@ -19,8 +19,8 @@ from .configuration_omni import BEGIN
 class Codes(NamedTuple):
     """The latents that are rows of tables: begin latents, the end latent, tokens of text.
 
-    table [V, D]; codes [B, T], int64: the row of each position, -1 where a position is none of them; log_scale []: of
-    cosines, where they are compared by a softmax.
+    table [V, D]; codes [B, T], int64: the row of each position, -1 for other positions; log_scale []: of cosines in a
+    softmax.
     """
 
     table: Tensor
@@ -29,7 +29,7 @@ class Codes(NamedTuple):
 
 
 class ScoredModel(Protocol):
-    """What of an `OmniForPreTraining` is needed here."""
+    """The part of an `OmniForPreTraining` that is needed here."""
 
     density_head: AnyDensityHead | None
 
@@ -76,11 +76,11 @@ class OmniScorer:
         if kind == "vocabulary":
             found = self._vocabulary(pred, target, mask)
         elif kind == "likelihood":
-            assert self.density is not None  # `check` saw to it
+            assert self.density is not None  # ensured by `check`
             found = self.density.distance(pred, target, None)
         else:
             found = losses.regression_distance(pred, target, kind)
-        found = found + 0.0 * self.codes.log_scale  # ranks have to reach every parameter in every step
+        found = found + 0.0 * self.codes.log_scale  # every rank has to use every parameter in every step
         return found if self.weight is None else found * self.weight[:, 1:]
 
     def _vocabulary(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,7 +88,7 @@ class OmniScorer:
         table, codes = self.codes.table, self.codes.codes[:, 1:]
         wanted = torch.ones_like(codes, dtype=torch.bool) if mask is None else mask
         chosen = wanted & (codes >= 0)
-        others = wanted & ~chosen  # a density of many directions is not worth having where it is not asked for
+        others = wanted & ~chosen  # a density over many directions is only computed where it is needed
         if self.density is None:
             found = losses.negative_cosine(pred[others], target[others])
             distances = found.new_zeros(codes.shape).masked_scatter(others, found)

@@ -1,4 +1,4 @@
-"""The model part of an Omni run: a new model with its boundary, one that starts from a NEPA, or a checkpoint."""
+"""The model part of an Omni run: a new model with its modalities, one that starts from a NEPA, or a checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,7 +81,7 @@ class OmniParts(ModelPart):
     @field_validator("modalities", mode="after")
     @classmethod
     def _known(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """With kinds that another folder finds, too."""
+        """With kinds that are also found from another folder."""
         if not given:
             raise ValueError("a model needs one modality at least")
         found = {}
