@@ -1,7 +1,7 @@
 """nextembed: next-embedding prediction. One autoregressive model over latents, any modality.
 
-`import nextembed` makes its models known to the Hugging Face Auto classes. All of it loads when it is first used, and
-torch with it.
+`import nextembed` makes its models known to the Hugging Face Auto classes. Everything, torch included, is loaded when
+it is first used.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from .models.waiting import wait
 
 __version__: str
 
-if TYPE_CHECKING:  # the public names, as type checkers and editors see them; _PUBLIC says the same at run time
+if TYPE_CHECKING:  # the public names for type checkers and editors; _PUBLIC has the same at run time
     from . import recipes as recipes
     from .comparison.compare import compare as compare
     from .comparison.settings import CompareSettings as CompareSettings
@@ -119,7 +119,7 @@ _PUBLIC = {
     "data.sharding": "shard",
     "data.sources": "ImageData",
     "data.transforms": "Unreadable",
-    "toys.kinds": "DATA",  # of the registries the modules that fill them
+    "toys.kinds": "DATA",  # modules that fill the registries
     "models.loading": "MODELS",
     "objectives": "OBJECTIVES",
     "errors": "ConfigError DataError MissingSplit NextEmbedError TrainingError",
@@ -155,7 +155,7 @@ _PUBLIC = {
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
 
-if not TYPE_CHECKING:  # a type checker that sees it takes any name for one of ours
+if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any name
 
     def __getattr__(name: str) -> Any:
         if name in _MODULE_OF:

@@ -5,23 +5,23 @@ from collections.abc import Iterable
 
 
 class NextEmbedError(Exception):
-    """Base of every error that is raised on purpose; `exit_code` is what the command line returns."""
+    """Base of every error that is raised on purpose; `exit_code` is that of the command line."""
 
     exit_code = 1
 
 
 class ConfigError(NextEmbedError):
-    """A setting, path, column or size that cannot work: found before anything is trained (exit code 2)."""
+    """A wrong setting, path, column or size: found before anything is trained (exit code 2)."""
 
     exit_code = 2
 
 
 class CodeRefused(ConfigError):
-    """Code that a file names, and not the user, would have to be run."""
+    """Code that is named only by a file, not by the user, would have to be run."""
 
 
 class MissingSplit(ConfigError):
-    """The data has no such split, or nothing in it; what can do without one goes on without it."""
+    """The data has no such split, or the split is empty; optional steps are then skipped."""
 
 
 class DataError(NextEmbedError):
@@ -29,7 +29,7 @@ class DataError(NextEmbedError):
 
 
 class DamagedFile(DataError, ConfigError):
-    """A file that the settings name cannot be read: the file is damaged, or it is not what was meant."""
+    """A file that the settings name cannot be read: it is damaged or of another kind."""
 
 
 class TrainingError(NextEmbedError):
@@ -37,7 +37,7 @@ class TrainingError(NextEmbedError):
 
 
 class NotGenerative(NextEmbedError):
-    """What was asked to draw new signals has learned no model of them."""
+    """The objective cannot generate signals."""
 
 
 class MissingExtra(ConfigError):

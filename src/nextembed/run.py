@@ -1,4 +1,4 @@
-"""One run: where data, model, objective, training, judgement and report meet."""
+"""One run: data, model, objective, training, evaluation and report together."""
 
 import tempfile
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ from .training.watch import ProgressBar, Records, Say, Watcher
 
 
 def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Run:
-    """Trains, judges and reports. Everything it writes is in the run folder.
+    """Trains, evaluates and reports. All files are written into the run folder.
 
     Args:
         config: settings, e.g. of a recipe. A new run never touches a folder that exists: with `runs/demo` taken it goes
@@ -82,12 +82,12 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
 
 
 def same_settings(run_dir: Path, config: RunConfig) -> bool:
-    """Whether a run was begun with these settings."""
+    """Whether a run was started with these settings."""
     return to_yaml(read_run_config(run_dir)) == to_yaml(config)
 
 
 def dry_run(config: RunConfig) -> None:
-    """Says all that `fit` says before its first step, and how long the run would take; trains and leaves nothing.
+    """Prints what `fit` prints before its first step, and the expected time; trains nothing and leaves no files.
 
     Args:
         config: settings, e.g. of a recipe.
@@ -105,14 +105,14 @@ def dry_run(config: RunConfig) -> None:
 
 
 def undecoded(config: RunConfig) -> RunConfig:
-    """The same run, for a look at its first steps: images are decoded as they come, not all of them before."""
+    """The same run for measuring its first steps: images are decoded when needed, not all in advance."""
     if not isinstance(config.data, ImagePart):
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"cache": "off"})})
 
 
 def fit_stage(config: RunConfig) -> None:
-    """Trains what another run starts from, in OUTPUT_DIR/NAME and nowhere else; one that was stopped goes on there.
+    """Trains a stage of another run, exactly in OUTPUT_DIR/NAME; a stopped one resumes.
 
     Arguments and errors as of `fit`; also raises ConfigError while another process trains the same stage.
     """
@@ -125,12 +125,12 @@ def fit_stage(config: RunConfig) -> None:
             "there is none"
         )
     with opened(folder, resume=begun, exact=True) as run_dir:
-        if not distributed.on_main((run_dir / "model").is_dir):  # else somebody else was faster
+        if not distributed.on_main((run_dir / "model").is_dir):  # otherwise another process was faster
             train_in(run_dir, config)
 
 
 def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run:
-    """A run in its folder, from the named checkpoint, or its last one, or the start."""
+    """Runs in its folder, from the named checkpoint, the last one, or the start."""
     ready = train_steps(run_dir, config, named)
     metrics = finish(open_run(run_dir), ready.progress.say)
 
@@ -142,7 +142,8 @@ def train_in(run_dir: Path, config: RunConfig, named: Path | None = None) -> Run
 def train_steps(
     run_dir: Path, config: RunConfig, named: Path | None = None, watchers: Sequence[Watcher] = ()
 ) -> "Ready":
-    """The training of `train_in`, without judgement and report. watchers: see each logged line before it is written."""
+    """The training of `train_in`, without evaluation and report. watchers: see each logged line before it is
+    written."""
     ready = prepare(run_dir, config, named)
     loop, progress = ready.loop, ready.progress
     loop.watchers[:0] = watchers
@@ -156,7 +157,7 @@ def train_steps(
 
 
 class Ready(NamedTuple):
-    """A run before its next step. trained: parameters that train, and all; data: what was found of it."""
+    """A run before its next step. trained: number of trained parameters, and of all; data: findings."""
 
     loop: Loop
     progress: ProgressBar
@@ -167,7 +168,8 @@ class Ready(NamedTuple):
 
 
 def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | None = None) -> Ready:
-    """Model, data and loop of a run, each said as soon as it is known. shown: the folder that is named in its place."""
+    """Makes model, data and loop of a run, and prints each as soon as it is known. shown: the folder that is printed
+    instead of its own."""
     checkpoint = distributed.on_main(lambda: whole_checkpoint(run_dir, named))
     progress, task, part = ProgressBar(), task_of(config), resumed(model_part(config), checkpoint)
     announce(place_line(shown or run_dir, config.dir, checkpoint is not None))
@@ -175,11 +177,11 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     class_names, counts = open_data(config, task, part)
     torch.manual_seed(config.seed)
 
-    # the model and what it is trained by
+    # model and objective
     with building("the model"):
         backbone = part.build(class_names)
     if part is not config.model:
-        backbone.config._name_or_path = model_folder(str(model_part(config).pretrained))  # what an adapter belongs on
+        backbone.config._name_or_path = model_folder(str(model_part(config).pretrained))  # base model of adapters
     adapt(backbone, config.train, config.seed)
     task.check(config, backbone)
     with building("the objective"):
@@ -225,7 +227,7 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
 
 
 def open_data(config: RunConfig, task: Task, part: ModelPart) -> tuple[list[str], DataCounts]:
-    """Class names, and how much there is of the data; what was found is said."""
+    """Class names, and amounts of data; findings are printed."""
     with busy("         opening the data", announce):
         class_names = task.class_names(config.data)
         sees = ModelOf(size_of(part), reads_clips(part))
@@ -236,7 +238,7 @@ def open_data(config: RunConfig, task: Task, part: ModelPart) -> tuple[list[str]
 
 
 def fitted(config: RunConfig, model: PretrainingModel, loading: dict[str, Any], class_names: list[str]) -> RunConfig:
-    """The run as it fits into this device's memory; what was chosen for that is said."""
+    """The run adapted to this device's memory; changes are printed."""
     length, ranks = loading.get("max_length") or loading.get("num_latents"), distributed.world_size()
     train, said = distributed.on_main(lambda: fit_to_memory(config, model, length, ranks, len(class_names)))
     if said:
@@ -249,8 +251,8 @@ def fitted(config: RunConfig, model: PretrainingModel, loading: dict[str, Any], 
 
 
 def drawings(config: RunConfig, objective: Objective, run_dir: Path) -> list[Drawings]:
-    """What draws images during training, where that costs little: sharded weights would have to be gathered for it,
-    compiled ones compiled again."""
+    """Samples images during training if that is cheap: sharded weights would have to be gathered, compiled models
+    compiled again."""
     if not objective.generates or config.train.fsdp or config.train.compile or not isinstance(config.data, ImagePart):
         return []
     return [Drawings(run_dir, config.train.save_steps, config.data.mean, config.data.std)]
@@ -268,15 +270,15 @@ def reads_clips(part: ModelPart) -> bool:
 
 
 def resumed(part: ModelPart, checkpoint: Path | None) -> ModelPart:
-    """The model part, but from a checkpoint where there is one: what its `pretrained` names may have moved or changed
-    since the run began. The checkpoint's weights are read in later."""
+    """The model part, from a checkpoint if there is one, because its `pretrained` may have moved or changed since the
+    run started. The checkpoint's weights are loaded later."""
     if checkpoint is None or part.pretrained is None:
         return part
     return part.model_copy(update={"pretrained": str(checkpoint)})
 
 
 def loader_arguments(part: ModelPart, backbone: PreTrainedModel, objective: Objective) -> dict[str, Any]:
-    """What loaders of the run's data need to know: of the model, and what the objective draws for a sample."""
+    """Arguments of the data's loaders: from the model, and the objective's `draw`."""
     found, draw = part.loader_arguments(backbone), drawing(objective.settings)
     if "encode" in found:
         return found if draw is None else {**found, "encode": DrawnEncode(found["encode"], draw)}
@@ -284,13 +286,13 @@ def loader_arguments(part: ModelPart, backbone: PreTrainedModel, objective: Obje
 
 
 def model_words(backbone: PreTrainedModel, part: ModelPart) -> str:
-    """The model; and where features of what is fine-tuned are not its own, that they are left behind."""
+    """Makes the model; prints a note if the pretrained objective's features are not used in fine-tuning."""
     left = other_features(part.pretrained) if part.pretrained and part.task != "pretraining" else ""
     return model_line(backbone, part.kind) + (f"\n         {left}" if left else "")
 
 
 def trained_words(trained: tuple[int, int], objective: Objective) -> str:
-    """How much trains, where it is not all of the model; else nothing."""
+    """The trained share, if it is not the whole model; else empty."""
     if trained[0] == 0:
         own = sum(p.numel() for p in objective.parameters() if p.requires_grad)
         return f"the model is frozen; {own:,} parameters of the objective train"
@@ -300,8 +302,8 @@ def trained_words(trained: tuple[int, int], objective: Objective) -> str:
 
 
 def finish(run: Run, say: Say) -> dict[str, Any]:
-    """Judges a run, on every rank, and writes its report. Gives `Run.metrics`: the last logged line, what the task
-    scored, and the word of the verdict."""
+    """Evaluates a run, on every rank, and writes its report. Returns `Run.metrics`: the last logged line, the task's
+    scores, and the word of the verdict."""
     metrics = run.metrics | run.task.finish(run, say)
     metrics |= {"verdict": run.verdict().word, "skipped": len(run.skipped())}
     distributed.on_main(run.report)

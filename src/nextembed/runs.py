@@ -1,4 +1,4 @@
-"""Runs, opened: the one reader of run folders, checkpoints, model folders and hub ids."""
+"""The reader of run folders, checkpoints, model folders and hub ids."""
 
 import re
 import webbrowser
@@ -76,7 +76,7 @@ class RunConfig(Config):
 
     @property
     def dir(self) -> Path:
-        """OUTPUT_DIR/NAME; a new run gets another folder where that is taken."""
+        """OUTPUT_DIR/NAME; a new run gets another folder if this exists."""
         return Path(self.output_dir).expanduser() / self.name
 
 
@@ -145,7 +145,7 @@ class Run(RunFolder):
         return task_of(self.config)
 
     def verdict(self) -> Verdict:
-        """What it came to, by its curves, probes, scores and answers.
+        """Its verdict, by its curves, probes, scores and answers.
 
         Raises:
             ConfigError: For damaged files of these.
@@ -265,7 +265,7 @@ def figure(value: float | str) -> str:
 
 
 class _Seed(Config):
-    """The only setting that is needed of a run.
+    """The seed of a run, without its other settings.
 
     Attributes:
         seed: seed of the run.
@@ -288,7 +288,7 @@ def open_run(path: str | Path) -> Run:
     """
     place = Path(path).expanduser()
     if not place.exists():
-        find_saved(path)  # a hub id, or an error that names what is near
+        find_saved(path)  # a hub id, or an error with the nearest name
     return Run(path, run_folder(place) or place)
 
 

@@ -32,11 +32,11 @@ app = typer.Typer(
 
 
 def main(args: list[str] | None = None) -> int:
-    """Runs the command line and gives its exit code. args: None takes sys.argv's."""
+    """Runs the command line and returns its exit code. args: None takes sys.argv."""
     words = sys.argv[1:] if args is None else list(args)
-    debug = "--debug" in words  # wherever it stands
+    debug = "--debug" in words  # anywhere on the line
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file's name may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: file names may not be UTF-8
     stop = TidyStop()
     try:
         with stop, one_command():
@@ -53,7 +53,7 @@ def main(args: list[str] | None = None) -> int:
         if isinstance(err, typer.Abort):
             if not isinstance(err.__cause__, EOFError):
                 return _fail("stopped", 130, debug)
-            err = err.__cause__  # of a file that ended too early; typer takes it for Ctrl-D
+            err = err.__cause__  # from a truncated file; typer mistakes it for Ctrl-D
         if hasattr(err, "format_message"):  # typer's usage errors
             said, setting = err.format_message(), _setting_meant(err, words)
             said = said.partition(" (Possible")[0] if setting else said  # options that are spelled alike
@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def allowing(words: list[str]) -> list[str]:
-    """The line without `--code FILE`, wherever it stands. Allows these files, and those of `my_file.py:MyPart`."""
+    """The line without `--code FILE`, at any position. Allows these files, and those of `my_file.py:MyPart`."""
     kept: list[str] = []
     left = iter(words)
     for word in left:
@@ -84,7 +84,7 @@ def allowing(words: list[str]) -> list[str]:
 
 
 def _setting_meant(err: Exception, words: list[str]) -> str:
-    """What `--max-steps 10` should have been, of a command that takes settings."""
+    """A suggestion for `--max-steps 10`, for a command that takes settings."""
     name = getattr(err, "option_name", None)
     if not isinstance(name, str) or not words or words[0] not in ("train", "plan", "recipes", "probe", "evaluate"):
         return ""
@@ -96,7 +96,7 @@ def _setting_meant(err: Exception, words: list[str]) -> str:
 
 
 def _of_the_machine(err: Exception) -> str | None:
-    """What is wrong with a file, a name or the memory, where an error says so; None of all others."""
+    """The message of an error about a file, a name or memory; None for other errors."""
     from ..core.sizes import too_large
 
     if isinstance(err, OSError) and err.filename is not None:
@@ -113,7 +113,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
     message = shortened(" ".join(message.splitlines()), 2000)
     if debug:
         traceback.print_exc()
-    if code == 1 or os.environ.get("RANK", "0") == "0":  # of several ranks, one says what is wrong for all
+    if code == 1 or os.environ.get("RANK", "0") == "0":  # with several ranks, one reports it for all
         print(f"nextembed: {one_line(message)}", file=sys.stderr)
     return code
 

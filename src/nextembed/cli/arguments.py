@@ -1,4 +1,4 @@
-"""Arguments that several commands have, each with what Tab offers for it."""
+"""Arguments of several commands, each with its completion."""
 
 from pathlib import Path
 from typing import Annotated

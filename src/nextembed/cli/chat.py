@@ -64,7 +64,7 @@ def chat(
 
 
 class _Chat:
-    """Reads lines, keeps the conversation, prints. From a pipe, the first error ends it; in a terminal it is said."""
+    """Reads lines, keeps the conversation, prints. From a pipe, the first error ends it; in a terminal it is shown."""
 
     def __init__(self, talker: "Talker", sampling: "Sampling", painting: "Painting", system: str | None, frames: int):
         from ..core.console import PlainConsole
@@ -142,7 +142,7 @@ class _Chat:
             stream = self.sampling.num_beams == 1
             text, dropped = self.talker.reply(self.talk, self.sampling, on_text=say if stream else None)
         except BaseException:
-            self.talk.turns.pop()  # what has no answer was not said
+            self.talk.turns.pop()  # a message without an answer is dropped
             raise
         print("" if stream else text)
         self.talk.answer(text)

@@ -90,7 +90,7 @@ def show(found: "Comparison", open_page: bool) -> None:
 
 
 def check_words(named: list[str], overrides: list[str]) -> None:
-    """What can be said without torch. Raises ConfigError."""
+    """Checks that need no torch. Raises ConfigError."""
     from ..recipes import listed
 
     if not named:

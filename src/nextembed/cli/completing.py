@@ -1,4 +1,4 @@
-"""What the shell offers when Tab is pressed: recipes, settings, runs and what lies in them. Nothing heavy is loaded."""
+"""Completion in the shell: recipes, settings, runs, models and checkpoints. Nothing heavy is loaded."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,12 +10,12 @@ from ..recipes import listed
 from .known import settings
 from .words import PATHS
 
-Offers = list[tuple[str, str]]  # a word, and what it is
-IN_RUNS = ("model", "ema", "best", "checkpoints/step-*")  # where a model may lie
+Offers = list[tuple[str, str]]  # a word, and its description
+IN_RUNS = ("model", "ema", "best", "checkpoints/step-*")  # folders that may hold a model
 
 
 def offer_settings(incomplete: str) -> Offers:
-    """Settings that begin so, or the words that one may be."""
+    """Settings with this beginning, or possible values of one."""
     name, equals, value = incomplete.partition("=")
     if equals and name in PATHS:
         found = [(f"{name}={place}", text) for place, text in offer_models(value)]
@@ -27,7 +27,7 @@ def offer_settings(incomplete: str) -> Offers:
 
 
 def offer_data_settings(incomplete: str) -> Offers:
-    """Settings of the data, where no others mean anything."""
+    """Settings of the data only."""
     return [(word, text) for word, text in offer_settings(incomplete) if word.startswith("data.")]
 
 
@@ -37,13 +37,13 @@ def offer_recipes(incomplete: str) -> Offers:
 
 
 def offer_runs(incomplete: str) -> Offers:
-    """Run folders below the one that is being typed, or below runs/."""
+    """Run folders below the typed one, or below runs/."""
     folder = Path(incomplete).parent if "/" in incomplete else Path("runs")
     return beginning([(path, "") for path in places(folder.glob("*/config.yaml"))], incomplete)
 
 
 def offer_models(incomplete: str) -> Offers:
-    """Run folders; below one that is named, its models and checkpoints."""
+    """Run folders; after a run, its models and checkpoints."""
     run = next(
         (path for path in (Path(incomplete), *Path(incomplete).parents) if (path / "config.yaml").is_file()), None
     )
@@ -59,12 +59,12 @@ def places(files: Iterable[Path]) -> list[str]:
 
 
 def beginning(offers: Offers, incomplete: str) -> Offers:
-    """Those that begin as what is typed."""
+    """Words with the typed beginning."""
     return [(word, text) for word, text in offers if word.startswith(incomplete)]
 
 
 def of_words(offer: Callable[[str], Offers]) -> Callable[[typer.Context, str], Offers]:
-    """The same for words that may have a "=" in them, which bash takes for a word of its own."""
+    """The same for words with a "=", which bash treats as a separate word."""
 
     def complete(context: typer.Context, incomplete: str) -> Offers:
         before = [word for value in context.params.values() if isinstance(value, list) for word in value]

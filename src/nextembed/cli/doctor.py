@@ -1,4 +1,4 @@
-"""`doctor`: what machine, versions and extras are here."""
+"""`doctor`: machine, versions and extras."""
 
 import os
 import sys
@@ -36,7 +36,7 @@ EXTRAS = {
 
 
 def diagnosis() -> list[tuple[str, str]]:
-    """What `nextembed doctor` prints, (name, text) a line. Something missing or broken is a line, never an error."""
+    """The lines of `nextembed doctor`, (name, text). A missing or broken package is a line, never an error."""
     import platform
     import shutil
 
@@ -87,5 +87,5 @@ def _accelerators() -> list[str]:
         found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
         return [f"{p.name}, {p.total_memory / 2**30:.0f} GiB, {bf16}, CUDA {torch.version.cuda}" for p in found]
-    except Exception as err:  # a broken driver or installation is what doctor is asked about
+    except Exception as err:  # a broken driver or installation is what doctor should report
         return [f"torch does not start: {type(err).__name__}: {' '.join(str(err).split())[:200]}"]

@@ -1,4 +1,4 @@
-"""`probe`, `evaluate` and `report`: what a run learned."""
+"""`probe`, `evaluate` and `report`."""
 
 import os
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def probe(
 
 
 def check_labelled(target: str, data: str | None) -> None:
-    """Raises ConfigError for a source that is not there, or for none beside a model from the hub."""
+    """Raises ConfigError for a missing source, or for a model from the hub without a source."""
     if data is not None:
         check_data(data)
     elif not Path(target).expanduser().exists():
@@ -99,7 +99,7 @@ def probe_settings(run: "Run", source: str | None, overrides: list[str]) -> "Run
 
 @dataclass
 class Language:
-    """What only evaluations of Emu models take."""
+    """Options for evaluations of Emu models only."""
 
     task: Annotated[
         str | None,
@@ -134,7 +134,7 @@ class Language:
     ] = None
 
     def given(self) -> dict[str, str | int]:
-        """Settings of the evaluation that are not as they are anyway."""
+        """Settings of the evaluation that differ from the defaults."""
         usual = Language()
         values = {"images": self.images, "annotations": self.annotations, "shots": self.shots}
         values |= {"choose": self.choose, "format": self.format}

@@ -53,7 +53,7 @@ class Weights(enum.StrEnum):
 
 @dataclass
 class Graph:
-    """What the file computes."""
+    """Options of the exported function."""
 
     task: Annotated[
         Task | None, typer.Option(help="What the exported model computes; the task of the checkpoint if left out.")
@@ -143,7 +143,7 @@ def export(
 
 
 def file_format(output: Path, named: Format | None) -> Format:
-    """By option, else by the file's ending. Raises ConfigError if the ending tells nothing."""
+    """The format, by option, else by the file's extension. Raises ConfigError if the extension is unknown."""
     if named is not None:
         return named
     by_ending = {".onnx": Format.onnx, ".pt2": Format.torch}
@@ -165,7 +165,7 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def written(result: "Exported", spec: "GraphSpec") -> str:
-    """What was written and how near it is to PyTorch."""
+    """Prints what was written and the difference from PyTorch."""
     opset = f", opset {result.opset}" if result.opset else ""
     sizes = " and ".join("x".join(map(str, size)) for size in result.sizes)
     return "\n".join(
@@ -185,7 +185,7 @@ def written_int8(
     checkpoint: str,
     data: str | None,
 ) -> str:
-    """Writes the int8 file; what it costs, in plain words."""
+    """Writes the int8 file and prints what it costs."""
     from ..core.files import replacing
     from ..export.cost import measure
     from ..export.formats import export_onnx

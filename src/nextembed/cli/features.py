@@ -119,8 +119,8 @@ def _say_many(done: "EmbeddedMany", width: int) -> None:
 
 
 class progress:
-    """A live bar with images/s on a terminal; elsewhere a line every ten seconds. title: what is done; stopped: what is
-    said after Ctrl-C; what: what is counted."""
+    """A live bar with images/s on a terminal; elsewhere a line every ten seconds. title: of the bar; stopped: message
+    after Ctrl-C; what: name of the items."""
 
     def __init__(self, title: str, stopped: str = "", what: str = "images"):
         self.title, self.stopped, self.what = title, stopped, what

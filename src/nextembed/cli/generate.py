@@ -1,4 +1,4 @@
-"""`generate`: an Emu or Omni model in use."""
+"""`generate`: output of an Emu or Omni model."""
 
 import sys
 from collections.abc import Callable
@@ -95,7 +95,7 @@ def write_or_paint(
     painting: "Painting",
     loading: Loading,
 ) -> None:
-    """What an Emu model makes of pieces, which are words or names of files."""
+    """Generates with an Emu model; pieces are text or names of files."""
     task = _task(wanted.target, wanted.output, given.prompts)
     sampling = with_beams(sampling, wanted.stream)
     one_by_one = wanted.stream or task == "mixed"
@@ -125,7 +125,7 @@ def write_or_paint(
 
 
 def with_beams(sampling: "Sampling", stream: bool) -> "Sampling":
-    """One beam where tokens are drawn or shown. Raises ConfigError if more were asked for."""
+    """One beam if tokens are sampled or streamed. Raises ConfigError if more were requested."""
     if not (sampling.do_sample or stream):
         return sampling
     if "num_beams" in sampling.model_fields_set and sampling.num_beams > 1:
@@ -141,7 +141,7 @@ def _check_prompts(given: bool, from_file: bool, one_by_one: bool) -> None:
 
 
 def is_omni(checkpoint: str) -> bool:
-    """Whether a run, a checkpoint, a model folder or a hub id holds an Omni model. Raises ConfigError for none."""
+    """Whether a run, checkpoint, model folder or hub id is an Omni model. Raises ConfigError if it is no model."""
     from ..core.run_folder import find_saved
     from ..models.loading import model_type
 
@@ -149,7 +149,7 @@ def is_omni(checkpoint: str) -> bool:
 
 
 def _task(task: str, output: Path | None, prompts: Path | None) -> str:
-    """What an Emu model is to make."""
+    """The kind of output of an Emu model."""
     if task not in TARGETS:
         raise ConfigError(unknown("--target", task, TARGETS))
     picture = output is not None and output.suffix.lower() in PICTURES
@@ -161,7 +161,7 @@ def _task(task: str, output: Path | None, prompts: Path | None) -> str:
         raise ConfigError(f"--target {task} does not write an image, but -o {output} names an image file")
     if output is not None and not output.absolute().parent.is_dir():
         raise ConfigError(f"--output: no such folder: {output.parent}")
-    if output is not None:  # before a model is at work for minutes
+    if output is not None:  # before minutes of generation
         folder = task == "mixed" or (task == "image" and prompts is not None)
         check_target(output) if folder else checked_file(output)
     return task

@@ -1,4 +1,4 @@
-"""The settings there are, read from the text of the classes that hold them: a list of names needs no torch."""
+"""All settings, read from the source text of their classes, so that a list of names needs no torch."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..core.described import describe
 
 SOURCE = Path(__file__).parents[1]
-# A class with its decorators, to its first method: what is below has no fields, and reading it takes time.
+# A class with its decorators, up to its first method: the rest has no fields, and parsing it takes time.
 HEAD = re.compile(
     r"^(?:@.*\n)*class \w+\(.*(?:Config|Parts?|Settings|Table|Media|Limits)\b.*\):\n"
     r"(?:(?!    (?:def |@|async )|\S).*\n)*",
@@ -20,7 +20,7 @@ SLOTS = {"DATA": "data", "MODELS": "model", "OBJECTIVES": "objective"}
 
 
 class Setting(NamedTuple):
-    """One field. kind: its type, as it is written; choices: words that it may be."""
+    """One field. kind: its type, as written; choices: possible values."""
 
     kind: str
     text: str
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
 @dataclass
 class Read:
-    """A class as its file says it. slot, kind: of a registered one."""
+    """A class as written in its file. slot, kind: if registered."""
 
     bases: list[str]
     doc: str | None = None
@@ -75,7 +75,7 @@ def _described(value: ast.expr | None) -> str:
 
 
 def fields_of(name: str) -> dict[str, Setting]:
-    """Fields of a class and those it has from others."""
+    """Fields of a class and its bases."""
     read = classes().get(name)
     if read is None:
         return {}
@@ -107,7 +107,7 @@ def settings() -> dict[str, Setting]:
 
 
 def _below(name: str, kind: str) -> dict[str, Setting]:
-    """Settings in a group of settings, and in groups of that one."""
+    """Settings of a group, and of groups in it."""
     group = None if "[" in kind else next((word for word in re.findall(r"\w+", kind) if word in classes()), None)
     found: dict[str, Setting] = {}
     for own, value in fields_of(group).items() if group else ():
@@ -149,4 +149,4 @@ SHORT = {
     "size": "image_size",
     "layers": "num_hidden_layers",
     "wd": "weight_decay",
-}  # by what people call them elsewhere
+}  # by common other names

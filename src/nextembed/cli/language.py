@@ -1,4 +1,4 @@
-"""`evaluate --task`: what an Emu model says and paints, scored."""
+"""`evaluate --task`: scores of an Emu model's text and pictures."""
 
 import os
 from pathlib import Path
@@ -49,14 +49,14 @@ def evaluate_language(
 
 
 def language_settings(task: str, data: str | None, given: dict[str, str | int], overrides: list[str]) -> "LanguageEval":
-    """Checked settings of an evaluation. Raises ConfigError for a word that is not known, or without data."""
+    """Checked settings of an evaluation. Raises ConfigError for an unknown setting, or without data."""
     from ..core.config import apply_overrides, validated
     from ..evaluation.language.protocols import LanguageEval
 
     if data is None:
         raise ConfigError(f"--task {task} needs a file of items: --data FILE")
     for word in overrides:
-        if word.startswith("prompt="):  # text as it is: {image} would else be YAML
+        if word.startswith("prompt="):  # plain text: otherwise {image} would be read as YAML
             given["prompt"] = word.removeprefix("prompt=")
     rest = [word for word in overrides if not word.startswith("prompt=")]
     return apply_overrides(validated(LanguageEval, {"task": task, "data": data, **given}), rest)

@@ -23,8 +23,8 @@ def continue_document(
     loading: "Loading",
     guidance: float = 1.0,
 ) -> None:
-    """words: pieces in order; what ends like a file of some modality is one, else it is text. wanted.target: "auto" is
-    what the output is named like, else what the model chooses."""
+    """words: pieces in order; a word with the extension of a modality is a file, otherwise text. wanted.target: "auto"
+    follows the extension of the output, else the model chooses."""
     output = wanted.output
     if not (words or given.named or given.piece):
         raise ConfigError("give text or a file after the checkpoint, or --text, --image, --audio, ...")
@@ -79,7 +79,7 @@ def read_pieces(words: list[str], given: "Given", kinds: dict[str, str]) -> list
 
 
 class Shown:
-    """Prints text while it is written; what has been printed is `text`."""
+    """Prints text while it is generated; `text` is what was printed."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -93,7 +93,7 @@ class Shown:
 
 
 def say_made(made: "Made", kind: str, output: Path | None, shown: str) -> None:
-    """Prints or saves what came, of which `shown` is on the terminal already."""
+    """Prints or saves the output, of which `shown` is already on the terminal."""
     from ..inference.signals import plain, write_signal
 
     value = made.value
@@ -109,7 +109,7 @@ def say_made(made: "Made", kind: str, output: Path | None, shown: str) -> None:
 
 
 def named_by(output: Path | None, kinds: dict[str, str]) -> str | None:
-    """The only modality that is written to a file of this name; None if there is none."""
+    """The only modality that a file of this name can hold; None if there is none."""
     from ..inference.signals import WRITES
 
     fitting = [name for name, own in kinds.items() if output is not None and WRITES.get(own) == output.suffix.lower()]

@@ -27,7 +27,7 @@ SIMPLE = (str, int, float, bool, Path)
 
 
 class Group(NamedTuple):
-    """A class, or where it is, with defaults of the command line that are not its own."""
+    """A class, or its location, with the command line's own defaults."""
 
     cls: str | type
     defaults: dict[str, object] = {}
@@ -59,7 +59,7 @@ def command(**groups: str | type | Group) -> Callable[[F], F]:
 
 
 class WithGroups(TyperCommand):
-    """A command that learns its options when it is asked for them."""
+    """A command whose options are loaded when needed."""
 
     whole: Callable[[], Callable[..., None]]
     filled = False
@@ -118,8 +118,8 @@ def options_of(cls: type, defaults: Mapping[str, object]) -> list[inspect.Parame
 
 
 def option(name: str, field: "FieldInfo", default: object) -> inspect.Parameter:
-    """One option; None where it is not given, so that a class knows what was. `json_schema_extra` may name it
-    otherwise (`option`) and say what a value looks like (`metavar`)."""
+    """One option; None if not given, so that a class knows which were. `json_schema_extra` may name it otherwise
+    (`option`) and say what a value looks like (`metavar`)."""
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     kind, is_list = simple(field.annotation)
     words = sentence(field.description or "")
@@ -135,7 +135,7 @@ def option(name: str, field: "FieldInfo", default: object) -> inspect.Parameter:
 
 
 def sentence(text: str) -> str:
-    """A description as it stands in --help."""
+    """A description as shown by --help."""
     return f"{text[:1].upper()}{text[1:].rstrip('.')}." if text else ""
 
 

@@ -128,7 +128,7 @@ def facts(plan: "Plan", device: str) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A time for people: 3.2 ms, 41 s, 12 min, 73 hours."""
+    """A time as text: 3.2 ms, 41 s, 12 min, 73 hours."""
     for unit, name in ((3600, "hours"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "us")):
         if seconds >= unit:
             return f"{seconds / unit:,.{0 if seconds >= 100 * unit else 1}f} {name}"
@@ -136,7 +136,7 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Bytes for people: 3.2 GiB, 410 MiB."""
+    """Bytes as text: 3.2 GiB, 410 MiB."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.{0 if num_bytes >= 100 * unit else 1}f} {name}"
@@ -144,7 +144,7 @@ def size(num_bytes: int) -> str:
 
 
 def count(number: int, flops: bool = False) -> str:
-    """A large number for people: 86.1 M, 14.2 B; of FLOPs 3.1 TFLOP."""
+    """A large number as text: 86.1 M, 14.2 B; FLOPs like 3.1 TFLOP."""
     names = ("P", "T", "G", "M") if flops else ("", "T", "B", "M")
     for power, name in zip((15, 12, 9, 6), names, strict=True):
         if number >= 10**power and name:

@@ -25,7 +25,7 @@ class Loading:
 
 @dataclass
 class Given:
-    """What the model reads."""
+    """Options of the input."""
 
     text: Pieces = None
     image: Annotated[list[str] | None, typer.Option(metavar="FILE", help=f"An image, {AFTER}")] = None
@@ -58,7 +58,7 @@ class Given:
 
 @dataclass
 class Wanted:
-    """What is to come."""
+    """Options of the output."""
 
     target: Annotated[
         str,

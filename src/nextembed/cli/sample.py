@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Drawn:
-    """Which images."""
+    """Options of the images."""
 
     classes: Annotated[
         list[str] | None,

@@ -1,4 +1,4 @@
-"""`evaluate --task samples`: images that a run draws, measured."""
+"""`evaluate --task samples`: scores of images that a run generates."""
 
 import os
 from pathlib import Path
@@ -16,9 +16,8 @@ SCORES = "samples.json"
 
 
 def evaluate_samples(target: str, overrides: list[str], output: Path | None) -> None:
-    """Draws, measures, prints and saves; the picture of them lies beside the figures.
-
-    Raises ConfigError for settings or an output that cannot be, before anything is drawn.
+    """Generates, measures, prints and saves; a picture is saved next to the scores. Raises ConfigError for wrong
+    settings or an output that cannot be written, before anything is generated.
     """
     from ..core.console import PlainConsole
     from ..core.run_folder import find_saved
@@ -37,7 +36,7 @@ def evaluate_samples(target: str, overrides: list[str], output: Path | None) -> 
         )
     if output is None:
         own_file(run or file.parent, picture.name)
-    elif picture.exists() and not file.exists():  # no picture of such figures
+    elif picture.exists() and not file.exists():  # this file cannot have a picture
         raise ConfigError(f"--output: the image would overwrite {picture}; choose another name")
     for one in (file, picture):
         checked_file(one)
@@ -50,7 +49,7 @@ def evaluate_samples(target: str, overrides: list[str], output: Path | None) -> 
 
 
 def sample_settings(overrides: list[str]) -> "SampleEval":
-    """Checked settings of a measurement. Raises ConfigError for a word that is not known, or without a classifier."""
+    """Checked settings of a measurement. Raises ConfigError for an unknown setting, or without a classifier."""
     from ..core.config import apply_overrides
     from ..inference.measuring import SampleEval
 

@@ -1,4 +1,4 @@
-"""`search` and `index`: what lies near what among embedded images, also among millions."""
+"""`search` and `index`: nearest images among embedded ones."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -96,7 +96,7 @@ def _search_folder(bank: "Bank", folder: str, top: int, output: Path | None, che
 
 
 def _write_table(hits: dict[str, list["Hit"]], output: Path) -> None:
-    """One row a hit, CSV."""
+    """CSV with one row per hit."""
     import csv
 
     from ..core.files import replacing

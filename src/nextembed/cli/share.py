@@ -41,7 +41,7 @@ class Dtype(enum.StrEnum):
 
 @dataclass
 class Bare:
-    """What bare weights do not tell."""
+    """Options that do not follow from weights alone."""
 
     weights: Annotated[
         Weights | None, typer.Option(help="Trained weights (raw) or their average (ema), where there are both.")
@@ -200,8 +200,8 @@ def push(
 
 
 def name_recipe(facts: "Facts") -> None:
-    """Adds the recipe that a run was started with, else the one its name or its settings are nearest to, and what
-    differs. Nothing is added outside a run."""
+    """Adds the recipe of a run, else the one with the most similar name or settings, and the differences. Nothing is
+    added for a model without a run."""
     from .. import recipes
     from ..core.config import to_yaml
     from ..core.run_folder import read_environment
@@ -219,7 +219,7 @@ def name_recipe(facts: "Facts") -> None:
         try:
             return differences(flat(read_yaml(to_yaml(recipes.load(recipe)), recipe)), facts.settings)
         except ConfigError:
-            return [("", None, None)] * 10_000  # a recipe that needs what is not here is near to nothing
+            return [("", None, None)] * 10_000  # a recipe with missing requirements cannot be compared
 
     if name is None:
         name = min(recipes.recipes(), key=lambda recipe: len(changed(recipe)))

@@ -1,4 +1,4 @@
-"""Runs that start from others: which are trained first, how long each takes, and one after another."""
+"""Runs that start from others: the stages to train first, their estimated times, and their training."""
 
 import shlex
 import sys
@@ -13,9 +13,8 @@ if TYPE_CHECKING:
 
 
 def say_stages(chain: Sequence["RunConfig"], overrides: Sequence[str]) -> None:
-    """What is trained, said at once on the main rank; and then, measured, how long each of it takes.
-
-    chain: the stages that are missing, and the run that is asked for. Raises what `fit` raises before its first step.
+    """Prints the stages on the main rank, then the measured time of each. chain: the missing stages, and the requested
+    run. Raises what `fit` raises before its first step.
     """
     from ..core import distributed
 
@@ -55,7 +54,7 @@ def length(config: "RunConfig") -> str:
 
 
 def train_stages(stages: Sequence["RunConfig"]) -> None:
-    """Trains what a run starts from. After Ctrl-C the same command resumes the whole chain, and that is said."""
+    """Trains the stages before a run. After Ctrl-C, a message says that the same command resumes the chain."""
     from ..core import distributed
     from ..run import fit_stage
     from ..training.watch import Interrupted

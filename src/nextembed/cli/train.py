@@ -80,7 +80,7 @@ def train(
 
 
 def check_words(recipe: str | None, resume: Path | None, dry: bool, overrides: list[str]) -> None:
-    """What can be said without torch. Raises ConfigError."""
+    """Checks that need no torch. Raises ConfigError."""
     if (recipe is None) == (resume is None):
         raise ConfigError(
             "give a recipe, a config.yaml or my_file.py:my_recipe; `nextembed recipes` lists the recipes"
@@ -89,7 +89,9 @@ def check_words(recipe: str | None, resume: Path | None, dry: bool, overrides: l
         )
     if recipe is not None:
         check_recipe(recipe)
-    elif resume is not None and resume.parent.name != "checkpoints":  # of these, those that are there are named later
+    elif (
+        resume is not None and resume.parent.name != "checkpoints"
+    ):  # missing ones are reported later, with the existing ones
         check_here(str(resume), "no such run or file", hub=False)
     check_settings(overrides)
     if dry and resume is not None:
@@ -97,7 +99,7 @@ def check_words(recipe: str | None, resume: Path | None, dry: bool, overrides: l
 
 
 def asked_of(recipe: str | None, overrides: list[str], minutes: float | None) -> dict[str, Any]:
-    """What a recipe looks at before it chooses its settings. Raises ConfigError for one that takes no minutes."""
+    """Arguments from which a recipe chooses its settings. Raises ConfigError for a recipe without `--minutes`."""
     if recipe != "nepa_images":
         if minutes is not None:
             raise ConfigError(
@@ -109,13 +111,13 @@ def asked_of(recipe: str | None, overrides: list[str], minutes: float | None) ->
 
 
 def starting() -> None:
-    """Says on a terminal that something happens: torch takes seconds to load, the first time up to a minute."""
+    """Shows on a terminal that torch is being loaded, which takes seconds, the first time up to a minute."""
     if sys.stderr.isatty():
         print("loading torch and transformers ...", file=sys.stderr, flush=True)
 
 
 def summary(run: "Run") -> str:
-    """What was learned, in plain words, and where to go from here."""
+    """The result of the run in sentences, and next steps."""
     from ..core.run_folder import data_in_words
 
     folder = os.path.relpath(run.dir)

@@ -1,4 +1,4 @@
-"""`visualize`: what goes on inside a model on one image."""
+"""`visualize`: what happens inside a model on one image."""
 
 import os
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .words import check_data, check_model
 
 @dataclass
 class Look:
-    """What is looked at."""
+    """Options of what is shown."""
 
     index: Annotated[int, typer.Option(metavar="N", help="Index of the image in a data source, from 0.")] = 0
     patch: Annotated[
@@ -60,7 +60,7 @@ class Look:
     foreground: Annotated[bool, typer.Option("--foreground", help="Fit the PCA on the foreground only.")] = False
 
     def options(self) -> dict[str, Any]:
-        """As `nextembed.visualize` takes them. Raises ConfigError for a word that it does not know."""
+        """Arguments of `nextembed.visualize`. Raises ConfigError for an unknown value."""
         check_choice("attention", self.attention, ("causal", "full"))
         check_choice("weights", self.weights, ("raw", "ema"))
         check_choice("length", self.length, ("mean", "true"))

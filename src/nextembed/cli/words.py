@@ -1,7 +1,5 @@
-"""Words of the command line, checked before anything heavy is loaded: recipes, settings, paths.
-
-Settings are read from the text of the classes that hold them, so that a mistyped one and the shell's completion answer
-at once. What is more than a name is checked by the classes themselves.
+"""Checks words of the command line before anything heavy is loaded: recipes, settings, paths. Settings are read from
+the source text of their classes, so that errors and completion are immediate. Values are checked later by the classes.
 """
 
 from collections.abc import Iterable
@@ -14,11 +12,11 @@ from .known import meant, settings
 
 PATHS = ("model.pretrained", "model.vision", "model.language", "model.tokenizer", "model.nepa")
 HERE = "no such run, checkpoint or folder"
-FIXED = ("train", "optim", "probe")  # groups that are the same whatever kinds a run has
+FIXED = ("train", "optim", "probe")  # groups that do not depend on the kinds of a run
 
 
 def check_recipe(spec: str) -> None:
-    """Raises ConfigError for what is no recipe, file or run folder, before anything is loaded."""
+    """Raises ConfigError unless it is a recipe, file or run folder, before anything is loaded."""
     from ..recipes import listed
 
     path = Path(spec).expanduser()
@@ -45,8 +43,7 @@ def check_data(source: str) -> None:
 
 
 def check_settings(words: Iterable[str]) -> None:
-    """Raises ConfigError for a word that is no setting, with the one that was meant, and for a path that is not
-    here."""
+    """Raises ConfigError for a word that is not a setting, with the nearest one, and for a missing path."""
     left = iter(words)
     for word in left:
         if word.startswith("-"):
@@ -69,6 +66,6 @@ def check_settings(words: Iterable[str]) -> None:
 
 
 def unknown_group(name: str) -> str:
-    """The rest of the line for a name that is like none."""
+    """The rest of the message for a name without a similar one."""
     groups = sorted({full.partition(".")[0] for full in settings()})
     return f". Allowed: {', '.join(groups)}, and what is in them (nextembed recipes NAME)"

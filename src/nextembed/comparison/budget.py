@@ -1,4 +1,4 @@
-"""Equal cost: what a step costs, how many steps a budget pays for, and what a run has spent."""
+"""Equal cost: the cost of a step, the number of steps in a budget, and the cost of a run."""
 
 import contextlib
 import multiprocessing
@@ -22,9 +22,9 @@ from ..training.loop import Loop
 from ..training.watch import Training, Watcher
 from .settings import CompareSettings
 
-WARM_UP, MEASURED = 3, 8  # steps that are not measured, since the first ones are slower; and at least measured ones
-SHARE = 0.05  # of the minutes, that are spent on measuring what a step costs
-LEAST, MOST = 2.0, 20.0  # seconds of it
+WARM_UP, MEASURED = 3, 8  # first steps, which are slower and not measured; and the minimum of measured ones
+SHARE = 0.05  # share of the minutes for measuring the cost of a step
+LEAST, MOST = 2.0, 20.0  # limits of this time, in seconds
 
 
 class Reading(NamedTuple):
@@ -49,10 +49,10 @@ def read_clock() -> Reading:
 
 
 class Meter(Watcher):
-    """Adds up what training steps cost, without probes, logs and checkpoints between them.
+    """Adds up the cost of training steps, without probes, logs and checkpoints.
 
-    It writes "cpu_seconds" and "wall_seconds" into each logged line, and goes on from there after a stop.
-    history: logged lines of a run that goes on. every: steps between logs, at which an accelerator is waited for.
+    It writes "cpu_seconds" and "wall_seconds" into each logged line, and continues from there after a stop. history:
+    logged lines of a resumed run. every: steps between logs, when an accelerator is synchronised.
     """
 
     def __init__(self, history: Sequence[Mapping[str, Any]] = (), every: int = 1, clock: Clock = read_clock):
@@ -86,8 +86,8 @@ class Meter(Watcher):
 
 @dataclass
 class Pace:
-    """What one optimizer step costs. cpu, wall: seconds; flops: counted in matrix products, forward and backward;
-    batch_size: images of a step; measured: steps it is the mean of."""
+    """The cost of one optimizer step. cpu, wall: seconds; flops: counted in matrix products, forward and backward;
+    batch_size: images of a step; measured: number of steps in the mean."""
 
     cpu: Number
     wall: Number
@@ -96,7 +96,7 @@ class Pace:
     measured: Count = 0
 
     def steps(self, settings: CompareSettings, threads: int, on_cpu: bool) -> int:
-        """How many a budget pays for; 0 where it is too small for one."""
+        """Number of steps in a budget; 0 if it is too small for one."""
         if settings.images_seen is not None:
             return settings.images_seen // self.batch_size
         if settings.flops is not None:
@@ -106,7 +106,7 @@ class Pace:
 
 
 class Stopwatch(Watcher):
-    """Ends a run that only measures, after so many seconds of what is counted, and at least MEASURED steps."""
+    """Ends a measuring run after this many counted seconds and at least MEASURED steps."""
 
     def __init__(self, seconds: float, on_cpu: bool, clock: Clock = read_clock):
         self.seconds, self.on_cpu, self.clock = seconds, on_cpu, clock
@@ -127,7 +127,7 @@ class Stopwatch(Watcher):
 
 
 def measure_pace(config: RunConfig, minutes: float | None, clock: Clock = read_clock) -> Pace:
-    """Trains a few seconds, in a folder that is gone afterwards. Raises what `fit` raises before its first step."""
+    """Trains a few seconds in a temporary folder. Raises what `fit` raises before its first step."""
     seconds = min(MOST, max(LEAST, 60 * SHARE * minutes)) if minutes else 0.0
     endless: dict[str, object] = {
         "max_steps": 10**6,

@@ -1,4 +1,4 @@
-"""`nextembed.compare`: objectives at equal cost, or runs that are there, as one table."""
+"""`nextembed.compare`: objectives at equal cost, or existing runs, in one table."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -56,13 +56,13 @@ def compare(
     settings: CompareSettings | Mapping[str, object] | None = None,
     **overrides: object,
 ) -> Comparison:
-    """Trains several objectives on the same images, model and budget, and scores them in the same way; or scores runs
-    that are there.
+    """Trains several objectives on the same images, model and budget, and scores them in the same way; or scores
+    existing runs.
 
         found = nextembed.compare("fashion_mnist", ["nepa", "mae"], settings={"minutes": 5, "seeds": 3})
         found = nextembed.compare(["runs/a", "runs/b"])
 
-    The same call resumes where it was stopped; more objectives or seeds are added to what is there.
+    The same call resumes where it was stopped; more objectives or seeds are added to the table.
 
     Args:
         what: a recipe's name, a config.yaml, a folder of images, a Parquet file or a hub id: the data, and the size of
@@ -103,8 +103,8 @@ def is_run(word: str | Path) -> bool:
 
 
 def base_config(source: str, minutes: float | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The recipe or settings of this name; of anything else, images of which size, patch and batch are chosen by
-    `nepa_images`."""
+    """The recipe or settings of this name; anything else is a source of images, for which `nepa_images` chooses size,
+    patch and batch."""
     place = Path(source).expanduser()
     named = source.removesuffix("_tiny") in listed() or ".py:" in source or place.suffix in (".yaml", ".yml")
     if named or is_run(place):
@@ -148,8 +148,8 @@ class Plan:
         self.code = [str(file) for file in allowed_files()]
 
     def check_folder(self, before: Asked | None) -> None:
-        """Notes what the folder is begun with. Raises ConfigError where that was something else before: its figures are
-        of no use then."""
+        """Writes the settings of the folder. Raises ConfigError if it was started with others, because its results
+        would not be comparable."""
         free = {"seeds", "jobs", "threads"}
         asked = Asked(to_yaml(self.base), self.settings.model_dump(mode="json", exclude=free), self.threads)
         file = self.place / SETTINGS
@@ -159,7 +159,7 @@ class Plan:
         changed = [name for name, value in asked.settings.items() if before.settings.get(name) != value]
         if not before.config:
             changed.append("runs that were there")
-        elif to_yaml(from_yaml(RunConfig, before.config, str(file))) != asked.config:  # whatever its comments were
+        elif to_yaml(from_yaml(RunConfig, before.config, str(file))) != asked.config:  # regardless of comments
             changed.append("its data, model or training")
         if changed:
             raise ConfigError(
@@ -199,13 +199,13 @@ class Plan:
                 if state.state == "done":
                     self.collect(jobs, save=True)
 
-            pool.watch = watch  # after each job: what is done can be looked at
+            pool.watch = watch  # after each job, so that the table can be viewed
             pool.run(jobs)
         return self.collect(jobs, save=True)
 
     def paces(self, pool: Pool, overview: Overview) -> dict[str, int]:
-        """Steps of each row, from what a step costs, measured one after another. Raises ConfigError, of the first row
-        that cannot run, before any is trained."""
+        """Steps of each row, from the measured cost of a step. Raises ConfigError for the first row that cannot run,
+        before any is trained."""
         configs = {name: row_config(self.base, config) for name, config in self.own.items()}
         stages = {name: stage_of(self.base, config) for name, config in self.own.items()}
         configs |= {tokenizer_of(name): stage for name, stage in stages.items() if stage is not None}
@@ -243,7 +243,7 @@ class Plan:
         return found
 
     def tuned(self, pool: Pool, overview: Overview, steps: dict[str, int]) -> dict[str, dict[str, float]]:
-        """Factors of each objective's settings: those whose short run is best on validation."""
+        """Factors of each objective's learning rate: those whose short run is best on validation."""
         by_name = self.trial_jobs(steps)
         jobs = [job for own in by_name.values() for job in own]
         with overview.of(jobs):
@@ -256,7 +256,7 @@ class Plan:
         return found
 
     def jobs(self, steps: dict[str, int], chosen: dict[str, dict[str, float]]) -> list[Job]:
-        """One seed after another, so that a table is there early."""
+        """One seed after another, so that there is a table early."""
         found = []
         for seed in range(self.settings.seeds):
             for name, tuned in chosen.items():
@@ -271,7 +271,7 @@ class Plan:
         return found
 
     def collect(self, jobs: Sequence[Job], save: bool = False) -> Comparison:
-        """What is there so far; save: as files, too."""
+        """The table so far; save: also as files."""
         runs = [one for job in jobs if job.result.is_file() for one in load_scores(job.result)]
         tried = [self.place / name / f"trial-{number}" / "scores.json" for name in self.own for number in range(9)]
         found = Comparison(
@@ -291,7 +291,7 @@ class Plan:
         return found
 
     def missing(self) -> list[str]:
-        """What cannot be measured, and why."""
+        """Notes about values that cannot be measured."""
         if self.labels:
             return []
         return [
@@ -350,7 +350,7 @@ class Plan:
 
 
 def without_probe(config: RunConfig) -> RunConfig:
-    """A supervised run without looks at validation images on the way: its last weights count."""
+    """A supervised run without validation during training: its last weights are scored."""
     return config.model_copy(update={"train": config.train.model_copy(update={"probe_steps": None})})
 
 

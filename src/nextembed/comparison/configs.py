@@ -1,4 +1,4 @@
-"""Run settings of each row: one data, model, batch and length; objective, rates and attention of the row's own."""
+"""Run settings of each row: the same data, model, batch and length, with the row's objective, rates and attention."""
 
 from ..core.objective import ObjectiveSettings, ViewSettings
 from ..core.optim import OptimConfig
@@ -44,7 +44,7 @@ def fits_images(config: RunConfig, num_frames: int) -> bool:
 
 
 def chosen_objectives(names: list[str] | None, num_frames: int = 1) -> dict[str, RunConfig]:
-    """Those that were asked for, else all. Raises ConfigError for a name that is unknown or comes twice."""
+    """The requested objectives, else all. Raises ConfigError for an unknown or duplicate name."""
     known = known_objectives(num_frames)
     if not names:
         return known
@@ -61,7 +61,7 @@ def chosen_objectives(names: list[str] | None, num_frames: int = 1) -> dict[str,
 
 def checked_base(config: RunConfig) -> RunConfig:
     """What all rows share: images and a new NEPA model. Where labelled data has no validation split, a tenth of the
-    training images is kept apart to choose on. Raises ConfigError for other data or models."""
+    training images is held out for choices. Raises ConfigError for other data or models."""
     if not isinstance(config.data, ImagePart):
         raise ConfigError(f"a comparison needs images, and data.kind {config.data.kind} gives none")
     if not isinstance(config.model, NepaModel) or config.model.pretrained is not None:
@@ -69,7 +69,7 @@ def checked_base(config: RunConfig) -> RunConfig:
     if config.train.fsdp:
         raise ConfigError("a comparison runs each model on one device: train.fsdp=false")
     data = config.data
-    if config.train.compile is None:  # compiling takes of the minutes, of each row another share
+    if config.train.compile is None:  # compiling would take a different share of each row's minutes
         config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
     if data.class_names() and data.validation_rate is None and isinstance(data.training_rows(), Rows):
         try:
@@ -160,7 +160,7 @@ def fitted(objective: ObjectiveSettings, base: RunConfig) -> ObjectiveSettings:
 
 
 def with_length(config: RunConfig, steps: int, num_probes: int = NUM_PROBES) -> RunConfig:
-    """So many steps; logs, quick probes and checkpoints at the same parts of every run."""
+    """Sets the number of steps, with logs, quick probes and checkpoints at the same fractions of every run."""
     log = max(1, steps // NUM_LOGS)
     probe = log * max(1, steps // log // num_probes)
     save = log * max(1, steps // log // NUM_SAVES)
@@ -175,7 +175,7 @@ def with_length(config: RunConfig, steps: int, num_probes: int = NUM_PROBES) -> 
 
 
 def supervised_config(base: RunConfig, seed: int = 0) -> RunConfig:
-    """From scratch: the base's model with a classifier on it, and all labels."""
+    """Training from scratch: the base's model with a classifier, and all labels."""
     train = base.train.model_copy(update={"trackers": [], "ema_decay": None})
     changes: dict[str, object] = {
         "seed": seed,
@@ -191,8 +191,8 @@ def supervised_config(base: RunConfig, seed: int = 0) -> RunConfig:
 def finetune_config(
     base: RunConfig, pretrained: str | None, per_class: int, seed: int, steps: int, num_labels: int
 ) -> RunConfig:
-    """A few labels of each class, drawn by the seed; the same number of steps for every row. pretrained: a model
-    folder; None starts anew."""
+    """Fine-tuning on a few labels of each class, drawn by the seed; the same number of steps for every row. pretrained:
+    a model folder; None is from scratch."""
     config = supervised_config(base, seed)
     batch = max(2, min(64, num_labels))
     changes: dict[str, object] = {
@@ -209,7 +209,7 @@ def finetune_config(
 
 
 def label_counts(data: ImagePart) -> dict[str, int]:
-    """Labels of each class for fine-tuning, by column; empty where there are no labels. A class that has fewer bounds
+    """Labels of each class for fine-tuning, by column; empty where there are no labels. The smallest class limits
     it."""
     rows = data.training_rows()
     if not isinstance(rows, Rows) or not data.class_names():
@@ -223,5 +223,5 @@ def label_counts(data: ImagePart) -> dict[str, int]:
 
 
 def trials(number: int) -> list[dict[str, float]]:
-    """Factors of learning rate and weight decay that are tried, in this order."""
+    """Factors of learning rate and weight decay to try, in this order."""
     return [{"learning_rate": rate, "weight_decay": decay} for decay in DECAYS for rate in RATES][:number]

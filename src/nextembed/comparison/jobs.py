@@ -1,5 +1,5 @@
-"""One job of a comparison, done in a process of its own: measure, tune, train and score. What it finds is written into
-its folder as one file at the end; a job that was stopped goes on where it was."""
+"""One job of a comparison in its own process: measure, tune, train and score. The result is written into its folder as
+one file at the end; a stopped job resumes."""
 
 import shutil
 import statistics
@@ -29,7 +29,7 @@ from .budget import Meter, measure_pace
 from .configs import finetune_config, with_tokenizer
 from .scores import Point, RunScores, read_pixels, read_probes, save_scores
 
-FAILURES = (TrainingError, DataError)  # of one row, while the others go on
+FAILURES = (TrainingError, DataError)  # errors that affect one row only
 SCORES, PACE, TRAINED, PROBES = "scores.json", "pace.json", "trained.json", "probe.json"
 STAGE = "tokenizer"  # the folder of what a run starts from
 
@@ -60,7 +60,7 @@ class Job:
 
     @property
     def result(self) -> Path:
-        """The file that says that it is done."""
+        """The file of a finished job."""
         return self.place / (PACE if self.do == "pace" else SCORES)
 
     def settings(self) -> RunConfig:
@@ -74,7 +74,7 @@ class Job:
 
 @dataclass
 class Trained:
-    """What only the process that trained knows. peak_memory: bytes, None where it shares a process with others."""
+    """Values that only the training process knows. peak_memory: bytes, None if it shares its process with others."""
 
     parameters_backbone: Count
     parameters_objective: Count
@@ -122,7 +122,7 @@ def run(job: Job, alone: bool) -> list[RunScores]:
 
 
 def trial(job: Job, alone: bool) -> list[RunScores]:
-    """A short run for the choice of settings: judged by the last quick probe, on validation."""
+    """A short run for tuning, judged by the last quick probe, on validation."""
     found = trained_run(job, job.settings(), alone)
     scores = scores_of(found, job.row)
     scores.measured_on = "validation"
@@ -134,7 +134,7 @@ def trial(job: Job, alone: bool) -> list[RunScores]:
 
 
 def untrained(job: Job, alone: bool) -> list[RunScores]:
-    """The network as it is drawn, and raw pixels."""
+    """The untrained network, and raw pixels."""
     config, scores, pixels = (
         job.settings(),
         RunScores(job.row, kind="baseline"),
@@ -165,7 +165,7 @@ def scratch(job: Job, alone: bool) -> list[RunScores]:
 
 
 def existing(job: Job, alone: bool) -> list[RunScores]:
-    """A run that somebody trained: its folder stays as it is."""
+    """Scores an existing run; its folder is not changed."""
     found = open_run(job.path)
     config = found.config
     scores = scores_of(found, job.row)
@@ -182,7 +182,7 @@ def existing(job: Job, alone: bool) -> list[RunScores]:
 
 
 def trained_run(job: Job, config: RunConfig, alone: bool) -> Run:
-    """The run in the job's folder, trained to its end, from wherever it stands."""
+    """The run in the job's folder, trained to its end, resumed if necessary."""
     file = job.place / TRAINED
     if not file.is_file():
         if job.stage:
@@ -196,10 +196,10 @@ def trained_run(job: Job, config: RunConfig, alone: bool) -> Run:
 
 
 def train_in_place(config: RunConfig) -> Meter:
-    """A run in its own folder and no other, from wherever it stands, to its end."""
+    """A run in exactly its own folder, trained to its end, resumed if necessary."""
     place = config.dir
     if place.is_dir() and not (place / "config.yaml").is_file():
-        shutil.rmtree(place)  # it was stopped before its first line
+        shutil.rmtree(place)  # stopped before its first line
     resumes = place.is_dir()
     meter = Meter(read_history(place), config.train.log_steps)
     with opened(place, resume=resumes, exact=not resumes) as run_dir:
@@ -208,7 +208,7 @@ def train_in_place(config: RunConfig) -> Meter:
 
 
 def scores_of(found: Run, row: str) -> RunScores:
-    """What its log says: verdict, speed, size, curve."""
+    """Verdict, speed, size and curve from its log."""
     verdict = found.config.objective.verdict(found.history())
     scores = RunScores(row, verdict=verdict.word, sentence=verdict.sentence)
     fill(scores, found)
@@ -239,13 +239,13 @@ def fill(scores: RunScores, found: Run) -> None:
 
 
 def after(history: list[Line], stage: Mapping[str, float]) -> list[Line]:
-    """Lines of a run that counts from where its stage ended: images and seconds."""
+    """Logged lines that include the images and seconds of the stage before."""
     counted = {name: stage[name] for name in ("samples_seen", "cpu_seconds", "wall_seconds") if name in stage}
     return [line | {name: line[name] + own for name, own in counted.items() if name in line} for line in history]
 
 
 def curve(history: list[Line]) -> list[Point]:
-    """The quick probes: of the averaged weights where there are some, the better of output and middle layer."""
+    """The quick probes: with averaged weights if there are any, the better of output and middle layer."""
     points = []
     for line in history:
         best: dict[str, float] = {}
@@ -261,7 +261,7 @@ def curve(history: list[Line]) -> list[Point]:
 
 
 def probed(found: Run) -> ProbeTable:
-    """Probes of the averaged weights, or the raw ones where none are averaged."""
+    """Probes of the averaged weights, else of the raw ones."""
     saved = found.saved()
     name = "ema" if "ema" in saved.folders else "raw"
     model = found.model(name)
@@ -270,7 +270,7 @@ def probed(found: Run) -> ProbeTable:
 
 
 def finetune_all(job: Job, base: RunConfig, pretrained: str | None, scores: RunScores) -> None:
-    """Fine-tunes on each number of labels, and keeps the accuracies alone."""
+    """Fine-tunes on each number of labels, and keeps only the accuracies."""
     for column, per_class in job.labels.items() if job.finetune_steps else ():
         file = job.place / f"{column}.json"
         if not file.is_file():
@@ -317,11 +317,11 @@ def quiet(text: str) -> None:
 
 
 def peak_memory() -> float:
-    """Bytes: of a GPU what was allocated at most, else of this process."""
+    """Peak memory in bytes: allocated on the GPU, else of this process."""
     if torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated())
     if sys.platform == "win32":
-        import psutil  # accelerate brings it
+        import psutil  # a dependency of accelerate
 
         return float(psutil.Process().memory_info().peak_wset)
     import resource  # of Unix

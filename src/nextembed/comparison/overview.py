@@ -1,4 +1,4 @@
-"""What a comparison is doing now: a live table on a terminal, lines elsewhere."""
+"""Progress of a comparison: a live table on a terminal, lines elsewhere."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ WORDS = {
 
 
 class Overview:
-    """Told by `Pool` what changes."""
+    """Receives changes from `Pool`."""
 
     def __init__(self, console: PlainConsole | None = None):
         self.console = console or PlainConsole(stderr=True)
@@ -78,7 +78,7 @@ class Overview:
 
 
 def found(job: Job) -> str:
-    """What a finished job scored, in a few words."""
+    """The scores of a finished job in a few words."""
     if job.do == "pace":
         return ""
     scores = load_scores(job.result)[0]

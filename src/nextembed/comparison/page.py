@@ -1,4 +1,4 @@
-"""A comparison as one HTML page that needs nothing else."""
+"""A comparison as one self-contained HTML page."""
 
 import statistics
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ def page(found: Comparison) -> str:
 
 
 def facts(found: Comparison) -> str:
-    """What was done, in figures."""
+    """The comparison in figures."""
     rows = [row for row in found.rows if row.kind != "baseline"]
     known = [("objectives" if found.name != "runs" else "rows", f"{len(rows)}")]
     known += [("runs of each", f"{max((row.num for row in rows), default=0)}"), ("budget of a run", found.budget)]
@@ -100,7 +100,7 @@ class Curve(NamedTuple):
 
 
 def curve_of(runs: Sequence[RunScores], axis: str, threads: int, on_cpu: bool) -> Curve:
-    """Of the runs of one row: their quick probes stand at the same parts of the run."""
+    """Mean curves of one row: quick probes are at the same fractions of every run."""
     num = min((len(run.curve) for run in runs), default=0)
     points = [[run.curve[i] for run in runs] for i in range(num)]
     points = [own for own in points if all(place(point, axis, threads, on_cpu) is not None for point in own)]
@@ -111,7 +111,7 @@ def curve_of(runs: Sequence[RunScores], axis: str, threads: int, on_cpu: bool) -
 
 
 def place(point: Point, axis: str, threads: int, on_cpu: bool) -> float | None:
-    """Where a point stands on the x axis: thousands of images, or minutes of the kind that the budget counts."""
+    """The x value of a point: thousands of images, or minutes as the budget counts them."""
     if axis == "images":
         return point.images / 1000
     seconds = point.cpu if on_cpu else point.wall
@@ -168,7 +168,7 @@ def tables(found: Comparison) -> str:
 
 
 def verdicts(found: Comparison) -> str:
-    """What each objective says of its own runs, and what the probes chose."""
+    """The verdicts of each objective, and the choices of the probes."""
     rows = ""
     for run in found.runs:
         if run.kind != "baseline":

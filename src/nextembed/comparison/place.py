@@ -1,4 +1,4 @@
-"""The folder of a comparison: a new one or its own, held by one process, with what it was begun with."""
+"""The folder of a comparison, new or its own, locked by one process, with its settings."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ SETTINGS, LOCK = "settings.json", ".lock"
 
 @dataclass
 class Asked:
-    """settings.json of a comparison: what may not change when it goes on. config: as YAML; empty of runs that are
-    there, which are compared as they are."""
+    """settings.json of a comparison: settings that must not change when it resumes. config: as YAML; empty for existing
+    runs."""
 
     config: str
     settings: dict[str, object]

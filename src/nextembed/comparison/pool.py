@@ -1,4 +1,4 @@
-"""Jobs, one after another or side by side, each in a process of its own; what is done already is left as it is."""
+"""Runs jobs, one after another or in parallel, each in its own process; finished ones are skipped."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ Watch = Callable[["State"], None]
 
 @dataclass
 class State:
-    """Where a job stands. state: "waits", "runs", "done"."""
+    """The state of a job: "waits", "runs", "done"."""
 
     job: Job
     state: str = "waits"
@@ -41,7 +41,7 @@ class State:
 
 @dataclass
 class Failure:
-    """What a process left that could not do its job."""
+    """The error of a failed process."""
 
     message: str
     exit_code: Count = 1
@@ -49,8 +49,8 @@ class Failure:
 
 @dataclass
 class Pool:
-    """Runs jobs. number: side by side; 0: one after another in this process. threads: of all together. watch: told
-    when a job changes. tick: called while jobs run."""
+    """Runs jobs. number: in parallel; 0 runs them one after another in this process. threads: of all together. watch:
+    told when a job changes. tick: called while jobs run."""
 
     number: int
     threads: int
@@ -59,8 +59,8 @@ class Pool:
     running: dict[int, tuple[State, "subprocess.Popen[bytes]"]] = field(default_factory=dict)
 
     def run(self, jobs: Sequence[Job], side_by_side: bool = True) -> None:
-        """Does those that are not done. Raises ConfigError or TrainingError, one line, of the first that fails; the
-        others are stopped then, and saved."""
+        """Runs those that are not done. Raises ConfigError or TrainingError of the first that fails; the others are
+        stopped and saved."""
         waiting = [State(job) for job in jobs if not job.result.is_file()]
         for state in waiting:
             state.job.place.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,7 @@ class Pool:
             self.stop()
 
     def here(self, state: State) -> None:
-        """In this process; what it prints goes to its log."""
+        """Runs a job in this process; its output goes to its log."""
         state.state, state.begun = "runs", time.monotonic()
         self.watch(state)
         before = torch.get_num_threads()
@@ -100,7 +100,7 @@ class Pool:
         self.watch(state)
 
     def start(self, place: int, state: State, places: int) -> None:
-        """A process at one of so many places, with its share of threads and its GPU."""
+        """Starts a process with its share of threads and its GPU."""
         threads = str(max(1, self.threads // places))
         # Threads that spin while they wait burn CPU time on a busy machine, which the budget would count.
         environment = (

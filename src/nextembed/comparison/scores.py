@@ -1,4 +1,4 @@
-"""What one run scored, as it is kept in its scores.json."""
+"""The scores of one run, as in its scores.json."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -51,8 +51,8 @@ class Point:
 @dataclass
 class RunScores:
     """row: of the table. kind: "objective", "baseline" or "run". values: by column, see `COLUMNS`, accuracies in [0, 1]
-    on the split that `measured_on` names; validation: accuracies that chose. chosen: layer, pooling and attention, by
-    probe. failed: why nothing was scored."""
+    on the split that `measured_on` names; validation: accuracies for choices. chosen: layer, pooling and attention, by
+    probe. failed: reason if nothing was scored."""
 
     row: str
     seed: Count = 0
@@ -71,7 +71,7 @@ class RunScores:
 
 
 def save_scores(file: Path, scores: list[RunScores]) -> None:
-    """Written whole or not at all: a file that is there says that the job is done."""
+    """Written atomically: an existing file means that the job is done."""
     write_json(file, [asdict(one) for one in scores])
 
 

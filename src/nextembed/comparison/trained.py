@@ -1,4 +1,4 @@
-"""Runs that are there, compared as they are."""
+"""Comparison of existing runs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from .table import Comparison, rows_of
 
 
 def compare_runs(words: Sequence[str], settings: CompareSettings, folder: str | Path | None = None) -> Comparison:
-    """Runs that are there, as they are; those that differ in their seed alone are one row. Errors as of `compare`."""
+    """Existing runs; those that differ only in the seed form one row. Errors as of `compare`."""
     place = Path(folder).expanduser() if folder else Path("runs") / "compare-runs"
     if len({str(Path(word).resolve()) for word in words}) < len(words):
         raise ConfigError("a run is named twice")

@@ -1,4 +1,4 @@
-"""python -m nextembed.comparison.worker JOB.json: does one job. What goes wrong is left in error.json beside it."""
+"""python -m nextembed.comparison.worker JOB.json: runs one job. An error is written to error.json next to it."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def main(file: str) -> int:
 
 
 def leave_with(parent: int) -> None:
-    """Nobody waits for this process any more: it saves and stops."""
+    """The parent has ended: the process saves and stops."""
     while os.getppid() == parent:
         time.sleep(1)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,1 +1,1 @@
-"""A trained model as something else: ONNX (float or int8), a torch.export program, a folder for the hub."""
+"""Export of a trained model: ONNX (float or int8), a torch.export program, a folder for the hub."""

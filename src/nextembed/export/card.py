@@ -1,4 +1,4 @@
-"""The model card: front matter for the hub, and a text in which every figure was measured in the run."""
+"""The model card: front matter for the hub, and a text with figures measured in the run."""
 
 import re
 from collections.abc import Sequence
@@ -62,7 +62,7 @@ class Markdown(str):
 
 
 def text(value: object) -> Markdown:
-    """A value as Markdown, on one line, that says just what it is: no markup, no HTML, no link, no end of a cell."""
+    """A value escaped for Markdown, on one line: no markup, HTML or links, no end of a table cell."""
     marked = re.sub(r"([\\`*\[\]~$])|(?<!\w)(_)|(_)(?!\w)", lambda found: f"\\{found[0]}", one_line(value))
     marked = escape(marked, quote=False).replace("|", "&#124;")
     return Markdown(marked.replace("://", "&#58;//").replace("www.", "www&#46;"))
@@ -89,7 +89,7 @@ def front_matter(facts: Facts, name: str, license: str | None) -> str:
 
 
 def _results(facts: Facts) -> list[EvalResult]:
-    """Test scores only: what was chosen on validation images is no result on them."""
+    """Test scores only: validation images were used for choices, so their scores are not results."""
     data = one_line(facts.data or "unknown")
     found = []
 
@@ -197,7 +197,7 @@ def _use(facts: Facts, repo_id: str) -> str:
 
 
 def _use_of_objective(reader: str, repo_id: str, row: Row | None) -> str:
-    """Features that the objective reads: the transformer alone would give others."""
+    """A note about features that the objective provides: the transformer alone would give others."""
     place = "" if row is None else f', layer={row.layer}, pooling="{row.pooling}", attention="{row.attention}"'
     lines = [
         "import nextembed",
@@ -302,7 +302,7 @@ def _limits(facts: Facts, license: str | None) -> str:
 
 
 def _not_better(facts: Facts) -> list[str]:
-    """Says it where the linear probe does not pass its baselines."""
+    """A note if the linear probe is not above its baselines."""
     table = facts.probes
     own = table.best("linear", facts.weights) if table else None
     if table is None or own is None:

@@ -1,4 +1,4 @@
-"""What int8 costs on real images: likeness, speed, and the accuracy of float and int8 side by side."""
+"""What int8 costs on real images: similarity, speed, and accuracy of float and int8."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +25,8 @@ NAMES = {"knn": "kNN", "linear": "linear probe"}
 
 @dataclass
 class Cost:
-    """int8 beside float. speed: how many times faster. accuracy: (float, int8) in [0, 1] by what was measured, on
-    `num_scored` images of `split`; empty, with the `reason`, where there are no labels."""
+    """int8 compared with float. speed: ratio. accuracy: (float, int8) in [0, 1] by what was measured, on `num_scored`
+    images of `split`; empty, with the `reason`, if there are no labels."""
 
     task: Task
     likeness: Likeness
@@ -55,7 +55,7 @@ def measure(
     runs = [onnx_session(file, threads=1) for file in (full, small)]
     config = config or ProbeConfig(num_train=2_000, num_validation=1_000, num_test=1_000)
     parts = load_data(data, config, model_config)
-    assert parts.validation is not None  # of images there always is one
+    assert parts.validation is not None  # images always have one
     seen = [_input(batch["pixel_values"], spec, data) for batch in batches(parts.validation, BATCH)]
     speed = speed_ratio(runs[0], runs[1], seen[0])[1]
     cost = Cost(spec.task, likeness(runs[0], runs[1], seen), speed, len(seen[0]))
@@ -106,7 +106,7 @@ def _features(run: Run, dataset: Dataset[Sample] | None, spec: GraphSpec, data: 
 
 
 def _input(pixels: Tensor, spec: GraphSpec, data: ImagePart) -> Tensor:
-    """What the file takes: normalised pixels as they are, or uint8 images [B, height, width, C]."""
+    """The file's input: normalised pixels, or uint8 images [B, height, width, C]."""
     if spec.mean is None:
         return pixels
     raw = (pixels * data.std + data.mean) * 255

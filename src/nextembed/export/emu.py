@@ -1,7 +1,5 @@
-"""Emu checkpoints: the released layouts to ours and back, one tensor at a time.
-
-What is written is checked against the model's own parameters before the first byte: whatever is missing, surplus or of
-another shape is named.
+"""Converts Emu checkpoints between the released layouts and ours, one tensor at a time. Before anything is written,
+tensors are compared with the model's parameters: missing and unexpected ones and wrong shapes are named.
 """
 
 import mmap
@@ -31,8 +29,8 @@ WEIGHT_ENDINGS = (".bin", ".pt", ".pth", ".ckpt", ".safetensors")
 
 
 class Converted(NamedTuple):
-    """What was read and written. source: "released", "released, instructed" or "nextembed"; files: of weights; rank:
-    of the LoRA in it (0: none); lora: "merged", "kept" or ""; copied: the painter's folders; has_tokenizer."""
+    """The result. source: "released", "released, instructed" or "nextembed"; files: of weights; rank: of the LoRA in it
+    (0: none); lora: "merged", "kept" or ""; copied: the painter's folders; has_tokenizer."""
 
     config: EmuConfig
     source: str
@@ -161,9 +159,9 @@ def _to_ours(
 
 
 def generation_defaults(config: EmuConfig) -> GenerationConfig:
-    """How the release writes text where nothing else is asked for: 5 beams, at most 50 new tokens, lengths not weighed.
+    """The release's defaults for generating text: 5 beams, at most 50 new tokens, lengths not weighed.
 
-    Its least length of 1 is met by a begin token that it puts in front, so it is none here.
+    Its minimum length of 1 counts the begin token, so it is 0 here.
     """
     return GenerationConfig(
         bos_token_id=config.bos_token_id,
@@ -210,7 +208,8 @@ def _released_files(path: Path) -> tuple[list[Path], Path]:
 
 
 def _encoder_folder(path: Path) -> Path | None:
-    """Where the released weights lie: `multimodal_encoder/`, that of a clone's `pretrain/`, or the folder itself."""
+    """The folder of the released weights: `multimodal_encoder/`, that of a clone's `pretrain/`, or the folder
+    itself."""
     for folder in (path / ENCODER, path / "pretrain" / ENCODER):
         if folder.is_dir():
             if not weight_files(folder):
@@ -227,7 +226,7 @@ def _vocabulary(mapped: Mapped) -> int:
 
 
 def _rotary(state: LazyState) -> dict[str, Any]:
-    """What the rotary tables of the file, which nothing reads, tell of heads and base."""
+    """Heads and base that follow from the file's rotary tables, which nothing else reads."""
     for name in state.infos:
         if plain_name(name).endswith("layers.0.self_attn.rotary_emb.inv_freq"):
             table = state.read(name).float()
@@ -241,7 +240,7 @@ def _rotary(state: LazyState) -> dict[str, Any]:
 def _tokenizer(
     path: str | Path | None, folder: Path, config: EmuConfig, instruct: bool
 ) -> PreTrainedTokenizerBase | None:
-    """The grown tokenizer; None where there is none. Raises ConfigError if its ids are not the weights'."""
+    """The extended tokenizer; None if there is none. Raises ConfigError if its ids do not fit the weights."""
     if path is None:
         names = ("tokenizer.model", "tokenizer.json")
         if not any((folder / name).is_file() for name in names):
@@ -289,7 +288,7 @@ def _our_folder(path: Path) -> Path | None:
     try:
         folder = find_saved(path).local_folder()
         return folder if read_model_file(folder).model_type == EmuConfig.model_type else None
-    except ConfigError:  # there is none, or no whole one
+    except ConfigError:  # missing or incomplete
         return None
 
 

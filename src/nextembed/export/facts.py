@@ -1,4 +1,4 @@
-"""What a model card says, gathered from a run folder: nothing is assumed, what is not there stays empty."""
+"""Facts for a model card, from a run folder: nothing is assumed, missing facts stay empty."""
 
 import contextlib
 import re
@@ -35,7 +35,7 @@ ROLES = ("train", "validation", "test")
 
 @dataclass
 class Facts:
-    """A model and where it comes from.
+    """A model and its origin.
 
     folder: its Hugging Face folder. weights: "raw" or "ema". settings: the run's resolved config, flat, by dotted name.
     recipe, changes: the recipe's name and (setting, recipe's value, run's value) where the run differs. data: name of
@@ -114,7 +114,7 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
     if settings.data.source:
         source = str(settings.data.source)
         is_hub = bool(HUB_ID.fullmatch(source)) and not Path(source).exists()
-        # A path is a matter of one machine, and may tell more than its owner wants: only its name is published.
+        # A path belongs to one machine and may reveal private information, so only its name is published.
         facts.data, facts.dataset = (source, source) if is_hub else (Path(source).name, None)
     elif settings.data.kind:
         facts.data = settings.data.kind.split(":")[-1]
@@ -122,8 +122,8 @@ def _add_run(facts: Facts, run: Path, probes: ProbeTable | None) -> None:
 
 
 def _splits(data: dict[str, object], settings: Settings, facts: Facts) -> list[tuple[str, str, int | None]]:
-    """Names of the splits, with their number of images: as the run counted them when it began; else counted where the
-    data is here (nothing is downloaded for it), else as far as the run's files tell."""
+    """Names of the splits, with their number of images: as counted at the start of the run; else counted now if the
+    data is here (nothing is downloaded), else from the run's files."""
     own, probe = settings.data, settings.probe
     counted = read_environment(facts.run).data if facts.run is not None else DataCounts()
     names = dict(zip(ROLES, (own.split, own.validation, own.test)))

@@ -1,4 +1,4 @@
-"""Writing a model as ONNX or as a torch.export program, compared with PyTorch before it gets its name."""
+"""Writes a model as ONNX or torch.export program, and compares it with PyTorch before the file appears."""
 
 import contextlib
 import importlib
@@ -20,9 +20,7 @@ from .graph import TOLERANCE, ExportGraph, GraphSpec, greatest_difference
 
 T = TypeVar("T")
 
-LOWEST_OPSET = (
-    18  # measured: below, torch's exporter writes 18 whatever is asked for ("No Adapter To Version 17 for Pad")
-)
+LOWEST_OPSET = 18  # measured: for lower versions torch's exporter still writes 18 ("No Adapter To Version 17 for Pad")
 PROTOBUF_LIMIT = 2**31 - 2**24  # an ONNX file cannot be larger
 
 
@@ -217,7 +215,7 @@ def _write_onnx(graph: ExportGraph, file: Path, opset: int | None) -> None:
 
 
 def _example(graph: ExportGraph) -> Tensor:
-    """An input whose sizes are no 1, which an exporter would take for a constant."""
+    """An input without sizes of 1, which an exporter would treat as constants."""
     height, width = graph.spec.size or (3 * graph.config.patch_shape[0], 4 * graph.config.patch_shape[1])
     return graph.example(2, height, width)
 

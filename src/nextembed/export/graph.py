@@ -124,7 +124,7 @@ class ExportGraph(nn.Module):
         return (shapes,)
 
     def metadata(self) -> dict[str, str]:
-        """What a user of the file has to know, as short texts."""
+        """Information for users of the file, as short texts."""
         spec, config = self.spec, self.config
         values: dict[str, object] = {
             "producer": "nextembed",

@@ -21,11 +21,11 @@ FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetens
 
 
 class UploadError(NextEmbedError):
-    """The hub did not take the folder: no token, no permission, or not reachable."""
+    """The hub did not accept the folder: no token, no permission, or not reachable."""
 
 
 def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: str | None = None) -> Path:
-    """Writes what the hub gets: weights as safetensors, configuration, image processor, README.md, and the
+    """Writes the folder for the hub: weights as safetensors, configuration, image processor, README.md, and the
     objective where one was saved with the model. No optimizer state.
 
     Args:
@@ -55,7 +55,7 @@ def write_hub_folder(facts: Facts, target: str | Path, repo_id: str, license: st
 
 
 def _add_objective(objective: Path, folder: Path) -> None:
-    """Copies what reads the model's features, or generates, and says so in config.json."""
+    """Copies the objective that provides features or generates, and marks it in config.json."""
     (folder / FOLDER).mkdir()
     for name in OBJECTIVE_FILES:
         shutil.copyfile(objective / name, folder / FOLDER / name)
@@ -64,7 +64,7 @@ def _add_objective(objective: Path, folder: Path) -> None:
 
 
 def check_objective(facts: Facts) -> None:
-    """Raises ConfigError for an objective in a file of one's own: whoever downloads the model has not got it."""
+    """Raises ConfigError for an objective in a user's own file, which others do not have."""
     if facts.objective is not None and ":" in (name := ObjectiveFile.load(facts.objective).name):
         raise ConfigError(
             f"{facts.folder} needs the objective {name}, whose code cannot be uploaded with it; to share the model "
@@ -81,7 +81,7 @@ def push_to_hub(
     license: str | None = None,
     api: HfApi | None = None,
 ) -> str:
-    """Uploads a model with its card, and gives its address.
+    """Uploads a model with its card, and returns its address.
 
     Args:
         model: a run, a checkpoint or a model folder, or facts from `facts.gather`.
@@ -133,7 +133,7 @@ def _reason(err: Exception, repo_id: str) -> str:
         if status == 403:
             return f"the token may not write to {repo_id}: it needs the 'write' role, and the name has to be yours"
         return f"the hub refused {repo_id}: {first_line(err)}"
-    kinds = {kind.__name__ for kind in type(err).__mro__}  # the hub's HTTP library is its own affair
+    kinds = {kind.__name__ for kind in type(err).__mro__}  # errors of the hub's HTTP library
     if isinstance(err, (OfflineModeIsEnabled, OSError)) or kinds & {"TransportError", "RequestError"}:
         return f"huggingface.co cannot be reached ({first_line(err)}); --dry-run FOLDER writes what would be uploaded"
     return f"the upload failed: {type(err).__name__}: {first_line(err)}"

@@ -1,4 +1,4 @@
-"""int8 weights for an ONNX file, and what they cost: size, speed, likeness of the outputs."""
+"""int8 weights for an ONNX file, and their cost: size, speed, similarity of outputs."""
 
 import logging
 import statistics
@@ -20,7 +20,7 @@ Run = Callable[[Tensor], list[Tensor]]
 
 class Likeness(NamedTuple):
     """Cosine between float and int8 outputs (embeddings or logits): mean and lowest over images; centred: mean after
-    the float outputs' average is taken off both, since what all images share makes any two of them alike."""
+    subtracting the float outputs' average from both, since the part that all images share makes any two similar."""
 
     mean: float
     lowest: float
@@ -32,7 +32,7 @@ def quantize_int8(source: str | Path, target: str | Path) -> Path:
     """Writes an ONNX file with int8 weights, one scale an output channel, of a float ONNX file.
 
     Dynamic quantisation: linear layers only (patch embedding, norms and attention stay float), activations to uint8
-    with a scale found at run time; no data needed. onnxruntime does it, since torch's own way is about to go.
+    with a scale found at run time; no data needed. onnxruntime does it, since torch's own is deprecated.
 
     Args:
         source: a float ONNX file.
@@ -72,7 +72,7 @@ def quantize_int8(source: str | Path, target: str | Path) -> Path:
 
 
 def likeness(float_run: Run, int8_run: Run, batches: Iterable[Tensor]) -> Likeness:
-    """How alike the last outputs (embedding or logits) of two files are, image by image."""
+    """Similarity of the last outputs (embedding or logits) of two files, image by image."""
     pairs = [(float_run(x)[-1], int8_run(x)[-1]) for x in batches]
     full, small = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     cosines = F.cosine_similarity(full, small, dim=-1)
@@ -84,7 +84,7 @@ def speed_ratio(float_run: Run, int8_run: Run, x: Tensor, rounds: int = 7) -> tu
     """(milliseconds of a call of the int8 file, how many times faster than the float file): medians over rounds in
     which the two take turns."""
     seconds: tuple[list[float], list[float]] = ([], [])
-    float_run(x), int8_run(x)  # what is slow only once
+    float_run(x), int8_run(x)  # warm-up
     for _ in range(rounds):
         for run, found in zip((float_run, int8_run), seconds, strict=True):
             start = time.perf_counter()

@@ -1,4 +1,5 @@
-"""Checkpoints in other layouts: read any of NEPA, write the official one, ours, or stable-pretraining's; Emu's too."""
+"""Checkpoints in other layouts: reads all of NEPA's and Emu's, writes the official ones, ours, and
+stable-pretraining's."""
 
 import shutil
 from dataclasses import dataclass
@@ -37,14 +38,14 @@ from .loading import is_classifier, read_model_config
 Layout = Literal["official", "nextembed", "stable-pretraining"]
 
 EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema", "ema_model")
-ARGUMENTS = "arguments.json"  # beside stable-pretraining weights that we wrote
+ARGUMENTS = "arguments.json"  # next to stable-pretraining weights that we wrote
 NEPA_ONLY = ("weights", "image_size", "qk_norm", "is_causal")
 EMU_ONLY = ("tokenizer", "adapter", "lora_alpha", "dtype", "max_shard_size", "vision_heads", "relative_max_distance")
 
 
 class Source(NamedTuple):
-    """A checkpoint that was read. layout: what it was in; processor: its image processor, None if it had none;
-    objective: folder of the one that was saved with it, which no other layout holds."""
+    """A loaded checkpoint. layout: its layout; processor: its image processor, if any; objective: folder of the one
+    that was saved with it, which other layouts cannot contain."""
 
     model: ViTNepaPreTrainedModel
     layout: str
@@ -116,7 +117,7 @@ def convert_nepa(
 
 @dataclass
 class Arguments:
-    """What of a stable-pretraining model's arguments its weights do not tell."""
+    """Arguments of a stable-pretraining model that do not follow from its weights."""
 
     img_size: Annotated[int, Field(gt=0, le=MAX_SIDE)]
 
@@ -153,7 +154,7 @@ def read_any(source: str | Path, weights: str | None = None, **known: Any) -> So
 def read_state(file: Path, weights: str | None = None) -> State:
     """The tensors of a file of weights by name; of a training checkpoint, those of the model or of its average.
 
-    Raises ConfigError for a file that is no weights, holds pickled code, or has no EMA weights if asked for.
+    Raises ConfigError if the file contains no weights, pickled code, or no EMA weights although requested.
     """
     wants_ema = weights == "ema"
     if file.suffix == ".safetensors":
@@ -197,7 +198,7 @@ def _from_state(state: State, path: Path, known: dict[str, object]) -> Source:
     model.load_state_dict(plain)
     size = dict(zip(("height", "width"), model.config.image_shape, strict=True))
     half = [0.5] * model.config.num_channels
-    # What stable-pretraining's users normalise with is their own: not known.
+    # The normalisation of stable-pretraining's users is not known.
     known_processor = layout == "official"
     processor = ViTImageProcessor(size=size, resample=2, image_mean=half, image_std=half) if known_processor else None
     return Source(model.eval(), layout, processor)

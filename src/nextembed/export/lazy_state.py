@@ -29,7 +29,7 @@ Handle = safe_open | dict[str, Tensor]
 
 
 class Info(NamedTuple):
-    """Where a tensor lies and what it is."""
+    """Position, dtype and shape of a tensor."""
 
     file: Path
     shape: tuple[int, ...]
@@ -43,8 +43,8 @@ class Info(NamedTuple):
 class LazyState:
     """Tensors by name of one file, or of several that make one checkpoint.
 
-    `infos`: name to `Info`. Raises ConfigError for a file that is missing, no weights, or holds pickled code; for a
-    name that two files hold.
+    `infos`: name to `Info`. Raises ConfigError for a file that is missing, has no weights or contains pickled code; and
+    for a name in two files.
     """
 
     def __init__(self, files: Iterable[Path]):
@@ -64,7 +64,7 @@ class LazyState:
         return {name: info.shape for name, info in self.infos.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor, mapped from its file: let go of it before the next is read, and its pages go too."""
+        """The tensor, mapped from its file; release it before reading the next, so that its pages are freed."""
         info = self.infos[name]
         if self.read_bytes > RENEW:
             self.close()
@@ -73,7 +73,7 @@ class LazyState:
         return handle[name] if isinstance(handle, dict) else handle.get_tensor(name)
 
     def close(self) -> None:
-        """Lets the mapping go; the next `read` makes it anew."""
+        """Closes the mapping; the next `read` opens it again."""
         self.open, self.read_bytes = None, 0
 
     def _handle(self, file: Path) -> Handle:
@@ -92,14 +92,16 @@ def open_file(file: Path) -> Handle:
 
 
 def load_torch(file: Path) -> Mapping[str, object]:
-    """What a torch file holds by name, mapped. Raises ConfigError for code, objects, and whatever has no names."""
+    """The named tensors of a torch file, mapped. Raises ConfigError for code, objects, and values without names."""
     with _reading(file):
         try:
             values = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as err:
             if "mmap can only be used" not in str(err):
                 raise
-            values = torch.load(file, map_location="cpu", weights_only=True)  # before torch 1.6: no zip file to map
+            values = torch.load(
+                file, map_location="cpu", weights_only=True
+            )  # before torch 1.6: not a zip file, cannot be mapped
     if not isinstance(values, dict):
         raise ConfigError(f"cannot read {file} as weights: it contains a {type(values).__name__}")
     return values
@@ -120,7 +122,7 @@ def _reading(file: Path) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise ConfigError(f"no such file: {file}") from None
-    except Exception as err:  # damaged, no weights, or pickled objects
+    except Exception as err:  # damaged, without weights, or pickled objects
         code = "weights_only" in str(err)
         why = "it is a pickle of code or objects, not weights, and is not run" if code else first_line(err)
         raise ConfigError(f"cannot read {file} as weights: {why}") from err

@@ -71,7 +71,7 @@ def load_model(path: str | Path, task: Task | None = None, weights: str | None =
 
 
 def check_reader(folder: Path) -> None:
-    """Raises ConfigError for a model whose features its objective reads: an exported file would give others."""
+    """Raises ConfigError for a model whose objective provides the features: an exported file would give others."""
     beside = objective_beside(folder)
     if beside is not None and (file := ObjectiveFile.load(beside)).reads_itself:
         raise ConfigError(

@@ -1,8 +1,8 @@
 """Sharded safetensors, written tensor by tensor.
 
-safetensors' own `save_file` wants all tensors of a file at once and joins them in memory; here one tensor is there at a
-time, so that a shard of any size costs as much as its largest tensor. The format: 8 bytes length of the header (little
-endian), the header (JSON: name to dtype, shape and offsets), the tensors one after the other.
+safetensors' own `save_file` wants all tensors of a file at once and joins them in memory; here only one tensor is in
+memory at a time, so that a shard of any size needs the memory of its largest tensor. The format: 8 bytes length of the
+header (little endian), the header (JSON: name to dtype, shape and offsets), the tensors one after the other.
 """
 
 import json

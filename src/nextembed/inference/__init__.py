@@ -1,1 +1,1 @@
-"""Models in use: captions, answers, pictures and continuations of what they are given."""
+"""Use of trained models: captions, answers, pictures and continuations."""

@@ -1,4 +1,4 @@
-"""An Emu model in use: captions, answers, images and mixed documents from prompts of text, images and videos."""
+"""Use of an Emu model: captions, answers, images and mixed documents from prompts of text, images and videos."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ OnText = Callable[[str], None]
 
 
 class Talker:
-    """A model and its processor, ready to be asked.
+    """A model and its processor.
 
         talker = Talker.load("runs/emu")
         talker.caption(image)
@@ -113,7 +113,7 @@ class Talker:
             for name in ("temperature", "top_k", "top_p"):
                 chosen.pop(name)
         if sampling.num_beams == 1:
-            chosen["length_penalty"] = 1.0  # it has no use, and a checkpoint's own would be warned of
+            chosen["length_penalty"] = 1.0  # not used; transformers would warn about a checkpoint's value
         if stop:
             chosen |= {"stop_strings": [stop], "tokenizer": self.processor.tokenizer}
         never = [config.image_token_id, config.image_start_token_id, config.image_end_token_id, config.pad_token_id]
@@ -213,7 +213,7 @@ class Talker:
 
     @property
     def stop(self) -> str | None:
-        """What ends an answer, where the model does not end it by itself."""
+        """Texts that end an answer if the model does not."""
         return None if self.style.instruct else f"\n{self.style.user}:"
 
     def pieces_of(self, prompt: Prompt) -> list[Piece]:
@@ -382,7 +382,7 @@ class Talker:
 
 
 class _Streamer(TextStreamer):
-    """Gives new text to `on_text` as it is decoded, up to where it stops."""
+    """Passes decoded text to `on_text`, up to a stop text."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: OnText, stop: str | None):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -395,14 +395,14 @@ class _Streamer(TextStreamer):
         self.held += text
         if self.stop and self.stop in self.held:
             self.held, self.stopped = self.held.split(self.stop)[0], True
-        keep = 0 if stream_end or self.stopped else max(0, len(self.stop) - 1)  # may be the beginning of the end
+        keep = 0 if stream_end or self.stopped else max(0, len(self.stop) - 1)  # may be the beginning of a stop text
         give, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         if give:
             self.on_text(give)
 
 
 def segment_of(piece: Piece) -> Segment:
-    """A piece of a prompt as a segment. Raises ConfigError for what is none."""
+    """A piece of a prompt as a segment. Raises ConfigError for other values."""
     try:
         segment = as_segment(piece)
         if segment["kind"] == "text":
@@ -413,5 +413,5 @@ def segment_of(piece: Piece) -> Segment:
 
 
 def as_pieces(segments: Sequence[Segment]) -> list[Piece]:
-    """Segments, which a processor takes as pieces, too."""
+    """Segments, which a processor also accepts as pieces."""
     return [dict(segment) for segment in segments]

@@ -13,8 +13,8 @@ from ..models.emu.processing_emu import EmuProcessor, Piece, as_segment
 
 @dataclass
 class Style:
-    """How turns are written. user, assistant: what stands, with a colon, before each side's words; turn_end: after an
-    answer that is not the last."""
+    """Format of turns. user, assistant: labels, followed by a colon, before each side's text; turn_end: text after each
+    answer but the last."""
 
     user: str
     assistant: str
@@ -32,7 +32,7 @@ def style_of(processor: EmuProcessor) -> Style:
 
 @dataclass
 class Turn:
-    """What one side said: segments of text, images and videos. sources: where pictures came from, for the file."""
+    """One turn: segments of text, images and videos. sources: origin of pictures, for the file."""
 
     role: Literal["user", "assistant"]
     segments: list[Segment]
@@ -40,7 +40,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """Its words alone."""
+        """Its text only."""
         return " ".join(s["value"] for s in self.segments if s["kind"] == "text")
 
 
@@ -100,7 +100,7 @@ class Conversation:
         kinds = [s["kind"] for turn in self.turns for s in turn.segments]
         if "video" in kinds:
             return VIDEO_SYSTEM
-        return IMAGE_SYSTEM if kinds.count("image") == 1 else ""  # interleaved input has an empty one
+        return IMAGE_SYSTEM if kinds.count("image") == 1 else ""  # interleaved input has an empty system line
 
     def to_document(self, style: Style) -> Document:
         """The conversation as a document that ends where the next answer begins, as in training.
@@ -118,7 +118,7 @@ class Conversation:
             raise ConfigError("there is no question to answer")
         turns: list[tuple[str, list[Segment]]] = [(turn.role, turn.segments) for turn in self.turns]
         system = self.system_line() if style.instruct and self.system is None else ""
-        if self.system:  # a user's words, in which nothing is a token
+        if self.system:  # a user's text, without special tokens
             turns.insert(0, ("system", [{"kind": "text", "value": self.system}]))
         return {"key": "", "segments": render(turns, style.user, style.assistant, system, style.turn_end, reply=True)}
 

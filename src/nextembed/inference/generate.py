@@ -1,4 +1,4 @@
-"""An Omni model in use: opened with all that belongs to it, and its features of documents."""
+"""Use of an Omni model: loading it with processor and readouts, and features of documents."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`evaluate --task samples`: images that a run draws, beside those that it was trained on and those that it was not."""
+"""`evaluate --task samples`: generated images of a run, compared with training and held-out images."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +21,9 @@ from .samples import MOST_COMPARED, Report, Sampler, in_pairs, sheet
 SHOWN, COLUMNS = 24, 12  # images of a band of the sheet, and of a row
 HEAD = 22  # pixels of the line above a band
 
-Stages = Callable[[str], AbstractContextManager[Report]]  # what is done -> what is called with how far it is
+Stages = Callable[
+    [str], AbstractContextManager[Report]
+]  # name of the work -> function that is called with its progress
 
 
 class SampleEval(Config):
@@ -57,21 +59,20 @@ class Real(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What was measured, and a picture: samples above the nearest training images, and held-out images."""
+    """The scores, and a picture: samples above their nearest training images, and held-out images."""
 
     scores: SampleScores
     sheet: Image.Image
 
 
 def silent(title: str) -> AbstractContextManager[Report]:
-    """Says nothing of what is done."""
+    """No progress."""
     return nullcontext(lambda done, total: None)
 
 
 def measure_samples(path: str | Path, settings: SampleEval, stages: Stages = silent) -> Samples:
-    """Draws images with a run and measures them, beside held-out images, training images and the mean image.
-
-    Classes are drawn as often as they are in the training images. Images are compared at the size that the run draws.
+    """Generates images with a run and scores them, next to held-out images, training images and the mean image. Classes
+    are as frequent as in the training images. Images are compared at the size of the run.
 
     Args:
         path: a run whose objective draws images, or its folder.
@@ -124,7 +125,7 @@ def measure_samples(path: str | Path, settings: SampleEval, stages: Stages = sil
 
 
 def held_out(sampler: Sampler, settings: SampleEval) -> tuple[Role, Real]:
-    """Images that were not trained on, and their split. Raises MissingSplit without such images."""
+    """Held-out images, and their split. Raises MissingSplit without such images."""
     splits: tuple[Role, ...] = (settings.split,) if settings.split else ("test", "validation")
     for split in splits:
         try:

@@ -1,4 +1,4 @@
-"""Prompts of an Emu model from files and words: text, images and videos in reading order."""
+"""Prompts of an Emu model from files and text: text, images and videos in reading order."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,8 @@ VIDEOS = tuple(suffix for suffix in SUFFIXES["video"] if suffix != ".gif")
 
 @dataclass
 class Prompt:
-    """What a model goes on after, or is asked about.
-
-    pieces: as `EmuProcessor` takes them. question: about them, or None. row: what a file of prompts holds for it.
+    """What a model continues, or is asked about. pieces: as `EmuProcessor` takes them. question: about them, or None.
+    row: its row in a file of prompts.
     """
 
     pieces: list[Piece]
@@ -130,7 +129,7 @@ def _piece_of(piece: object, folder: Path, num_frames: int) -> Piece:
 
 
 def _named(file: str, folder: Path) -> str:
-    """Where a file lies that a row names. Raises DataError for an address."""
+    """The path of a file that a row names. Raises DataError for a web address."""
     if "://" in file:
         raise DataError(f"'{file[:80]}' is a URL; files of rows are not downloaded")
     return str(folder / file)

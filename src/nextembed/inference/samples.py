@@ -1,4 +1,4 @@
-"""New images from a run whose objective draws them: in batches, of one class or of all in turn, on one sheet."""
+"""New images from a generative run: in batches, of one class or of all in turn, on one sheet."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ Report = Callable[[int, int], None]  # images that are done, of how many
 
 
 class Sampler:
-    """A model that draws images, opened.
+    """A generative model of images.
 
     Args:
         path: a run, a checkpoint or a model folder.
@@ -70,9 +70,8 @@ class Sampler:
         return [] if data is None else data.class_names()
 
     def nearest(self, images: Tensor, split: Role = "train", report: Report | None = None) -> tuple[Tensor, Tensor]:
-        """The image of the run's data that is nearest to each image in pixels: is it remembered?
-
-        Mirrored ones count where training mirrors images.
+        """The nearest image of the run's data, in pixels, which shows whether a sample is copied. Mirrored images count
+        if training mirrors them.
 
         Args:
             images: uint8 [N, C, H, W].
@@ -104,7 +103,7 @@ class Sampler:
                 report(min(start + CHUNK, len(samples)), len(samples))
         shown = self.plain(torch.stack([samples[int(i)]["pixel_values"] for i in where]))
         shown = torch.where(mirrored[:, None, None, None], shown.flip(-1), shown)
-        return shown, (images.float() - shown.float()).square().flatten(1).mean(1).sqrt()  # exact where they are equal
+        return shown, (images.float() - shown.float()).square().flatten(1).mean(1).sqrt()  # exactly 0 if they are equal
 
     def _mirrors(self) -> bool:
         """Whether training saw images mirrored."""
@@ -212,7 +211,7 @@ class Sampler:
 
 
 def in_pairs(images: Tensor, others: Tensor, columns: int) -> Tensor:
-    """For a sheet: a row of images, below it a row of the others, and so on; the last rows are filled with white."""
+    """For a sheet: rows of images alternating with rows of the others; the last rows are filled with white."""
     white = -len(images) % columns
     rows = [torch.cat((one, one.new_full((white, *one.shape[1:]), 255))).split(columns) for one in (images, others)]
     return torch.cat([row for pair in zip(*rows, strict=True) for row in pair])

@@ -1,4 +1,4 @@
-"""How text is chosen and pictures are painted: the settings of `generate` and `chat`, in Python and as options."""
+"""Settings of `generate` and `chat` for text and painting, in Python and as options."""
 
 from pydantic import Field
 

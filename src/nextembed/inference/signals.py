@@ -1,4 +1,4 @@
-"""Files of any modality: what their names say, read as signals, and signals written to them."""
+"""Files of any modality: their kind by name, reading and writing of signals."""
 
 import wave
 from collections.abc import Callable
@@ -29,7 +29,7 @@ NUM_FRAMES = 8
 
 
 def kind_of(file: str | Path) -> str | None:
-    """The modality that a file's name speaks of; None for none."""
+    """The modality of a file by its name; None if unknown."""
     suffix = Path(file).suffix.lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
@@ -112,7 +112,7 @@ def _write(kind: str, value: Any, file: Path) -> None:
             out.setframerate(SAMPLE_RATE)
             out.writeframes((value.clamp(-1, 1) * 32767).short().numpy().tobytes())
     elif file.suffix.lower() == ".npy":
-        with file.open("wb") as out_file:  # of a name, numpy would make another one
+        with file.open("wb") as out_file:  # numpy would change a name
             np.save(out_file, np.asarray(value), allow_pickle=False)
     else:
         file.write_text(to_json(plain(value)) + "\n")
@@ -124,7 +124,7 @@ def plain(value: Any) -> Any:
 
 
 def check_file(kind: str, file: Path | None) -> None:
-    """Raises ConfigError for a file that signals of a kind are not written to; for pictures and sounds None is none."""
+    """Raises ConfigError for a file that cannot hold a signal of this kind; pictures and sounds need a file."""
     wanted = WRITES.get(kind)
     if file is None:
         if wanted is not None and kind != "text":

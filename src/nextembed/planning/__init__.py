@@ -1,1 +1,1 @@
-"""What a run will need before it is started: parameters, memory, FLOPs, hours. Nothing is read but settings."""
+"""Estimates of a run before it starts: parameters, memory, FLOPs, hours. Only settings are read."""

@@ -1,5 +1,4 @@
-"""How a run that does not fit into memory is made to: smaller micro batches, which give the same steps, and activations
-that are computed again."""
+"""Makes a run fit into memory: smaller micro batches, which give the same steps, and recomputed activations."""
 
 import math
 import os
@@ -17,19 +16,19 @@ from ..runs import RunConfig
 from ..training.settings import TrainConfig
 from .step import trace_step
 
-FEW = 8  # samples at once: fewer leave a device idle, so that activations are computed again first
-STATE = 16  # bytes of a parameter that trains by AdamW: itself, its gradient, two averages
-MUCH = 1000  # bytes for each number between two layers: several times what training takes
-SURE = 0.25  # of the memory: what is estimated so generously and stays below is not looked at closer
+FEW = 8  # smallest micro batch before activations are recomputed: fewer samples leave a device idle
+STATE = 16  # bytes per parameter trained with AdamW: weight, gradient, two averages
+MUCH = 1000  # bytes per number between two layers: several times the actual need
+SURE = 0.25  # share of the memory: if the generous estimate stays below, nothing is traced
 
-RESERVE = 0.2  # of a device's memory: the prediction's error, the driver's own, gaps between blocks
+RESERVE = 0.2  # share of a device's memory that is usable: errors of the estimate, the driver, fragmentation
 
 Peak = Callable[[int], int | None]
 Verdict = Literal["fits", "tight", "does not fit"]
 
 
 def judge(peak: int, room: int) -> Verdict:
-    """Whether a step of so many bytes fits into a device's memory."""
+    """Whether a step that needs this many bytes fits into a device's memory."""
     if peak <= (1 - RESERVE) * room:
         return "fits"
     return "tight" if peak <= room else "does not fit"
@@ -38,9 +37,8 @@ def judge(peak: int, room: int) -> Verdict:
 def fit_to_memory(
     config: RunConfig, model: PretrainingModel, length: int | None, ranks: int, num_classes: int
 ) -> tuple[TrainConfig, str]:
-    """Settings of training with which a step fits into this device's memory, and what they change, in words.
-
-    Only what the settings leave open (null) is chosen. Micro batches stay whole where the loss depends on them.
+    """Settings of training with which a step fits into this device's memory, and the changes as text. Only settings
+    that are null are chosen. Micro batches are not divided if the loss depends on them.
 
     Args:
         config: the run.
@@ -62,7 +60,7 @@ def fit_to_memory(
             if judge(whole, room) == "fits" or not (may_divide or train.gradient_checkpointing is None):
                 return train, ""
             changes = chosen(config, ranks, num_classes, room, whole, may_divide)
-    except ConfigError:  # what cannot be traced may fit all the same
+    except ConfigError:  # a step that cannot be traced may still fit
         return train, ""
     now, there = in_bytes(whole), in_bytes(room)
     if changes is None:
@@ -78,7 +76,8 @@ def fit_to_memory(
 
 
 def generous_bytes(model: PretrainingModel, length: int | None, micro: int, config: RunConfig) -> float:
-    """More than a step takes; infinite where one transformer is not all there is (visual decoders)."""
+    """An upper bound of a step's memory; infinite for models with other parts than one transformer (visual
+    decoders)."""
     sizes = model.backbone.config
     if not isinstance(sizes, LayeredConfig) or length is None:
         return math.inf

@@ -6,7 +6,7 @@ from ..errors import ConfigError, unknown
 
 
 class Peak(NamedTuple):
-    """TFLOP/s (10^12 operations a second) by precision. float32: without TF32, as torch computes unless told else."""
+    """TFLOP/s (10^12 operations a second) by precision. float32: without TF32, which is torch's default."""
 
     bf16: float
     float32: float

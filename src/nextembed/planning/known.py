@@ -1,4 +1,4 @@
-"""Values of small tensors, carried beside fake ones, so that code that looks at masks can run on shapes alone."""
+"""Values of small tensors, stored with fake tensors, so that code that reads masks can run on shapes alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
-MAX_BYTES = 16 * 2**20  # of a storage whose values are carried
+MAX_BYTES = 16 * 2**20  # largest storage whose values are stored
 MAX_FLOATS = 256  # numbers of a float tensor whose values are carried: drawn shares, rates
 _ATEN = torch.ops.aten
 _BY_MASK = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default}

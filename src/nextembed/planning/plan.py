@@ -1,4 +1,4 @@
-"""`plan`: whether a run fits, what it computes, how long it takes, and what would make it fit."""
+"""`plan`: whether a run fits into memory, its FLOPs and duration, and changes that would make it fit."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will need. Bytes are of one device, at the highest moment of a training step.
+    """The requirements of a run. Bytes are those of one device, at the peak of a training step.
 
     Attributes:
         name: of the run.
@@ -81,7 +81,7 @@ class Plan:
 
 
 def plan(config: RunConfig, **settings: object) -> Plan:
-    """What a run needs; no data and no weights are read.
+    """Plans a run; no data and no weights are read.
 
     Args:
         config: The run.
@@ -126,7 +126,7 @@ def plan(config: RunConfig, **settings: object) -> Plan:
 
 
 def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
-    """What was not known and taken as given, in sentences."""
+    """Assumptions, in sentences."""
     if needs_classes(config) and not listed_classes(config):
         yield f"{len(class_names(config, classes)):,} classes (--classes)"
     if isinstance(config.model, EmuParts) and not isinstance(config.data, MakesBatches):
@@ -138,13 +138,14 @@ def assumed(config: RunConfig, step: Step, classes: int) -> Iterator[str]:
 
 
 def advise(config: RunConfig, devices: int, room: int, classes: int, whole: int) -> Iterator[str]:
-    """What would make the run fit, in plain words; each was traced. whole: the peak of the run as it is."""
+    """Changes that would make the run fit, in sentences; each was traced. whole: the peak of the run without
+    changes."""
     share = config.train.batch_size // devices
 
     def peak(*changes: str) -> int | None:
         try:
             return trace_step(apply_overrides(config, changes), devices, classes).peak
-        except ConfigError:  # a change that this model does not take
+        except ConfigError:  # a change that this model does not support
             return None
 
     def said(what: str, change: str, needs: int) -> str:

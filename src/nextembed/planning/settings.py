@@ -1,4 +1,4 @@
-"""What a run is planned for: settings of `plan`, in Python and as options."""
+"""Settings of `plan`, in Python and as options."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""One training step of a run, traced: what a device holds at its peak, and what is computed."""
+"""Traces one training step of a run: peak memory of a device, and FLOPs."""
 
 import contextlib
 import warnings
@@ -62,7 +62,7 @@ def trace_step(config: RunConfig, devices: int, num_classes: int) -> Step:
     micro = config.train.micro_batch(devices)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # fake tensors are told off for what deepcopy asks of them
+            warnings.simplefilter("ignore")  # fake tensors warn about attributes that deepcopy reads
             return _trace(config, devices, micro, num_classes)
     except NextEmbedError:
         raise
@@ -79,7 +79,9 @@ def _trace(config: RunConfig, devices: int, micro: int, num_classes: int) -> Ste
     backbone = build_weightless(config, num_classes)
     with _modes(fake, known, train.device):
         to_fake(backbone)
-        with torch.device("meta"):  # peft would move new layers to their neighbours' device, which fake tensors resist
+        with torch.device(
+            "meta"
+        ):  # peft would move new layers to their neighbours' device, which fails for fake tensors
             adapt(backbone, train, config.seed)
         to_fake(backbone)
         objective = config.objective.build(cast(Backbone, backbone))
@@ -126,7 +128,7 @@ def _modes(fake: FakeTensorMode, known: KnownValues, device: str) -> Iterator[No
 def build_weightless(config: RunConfig, num_classes: int) -> PreTrainedModel:
     """The run's backbone on torch's meta device; a classifier gets as many classes as its settings say."""
     model = cast(Any, config.model)
-    if isinstance(config.model, EmuParts):  # the packing itself is for `quantized`: it needs no bitsandbytes
+    if isinstance(config.model, EmuParts):  # packing is estimated by `quantized`, which needs no bitsandbytes
         model = model.model_copy(update={"quantize": None})
     names = class_names(config, num_classes) if needs_classes(config) else []
     with weightless():
@@ -140,7 +142,7 @@ def needs_classes(config: RunConfig) -> bool:
 
 @runtime_checkable
 class MakesBatches(Protocol):
-    """A data part that says itself what its batches are like."""
+    """A data part with example batches of its own."""
 
     def example_batch(self, micro_batch_size: int, backbone: PreTrainedModel) -> Batch: ...
 
@@ -215,7 +217,7 @@ def place(
     inputs: dict[str, torch.Tensor],
     batches: int,
 ) -> None:
-    """Puts everything that is there before the forward pass into its category."""
+    """Assigns everything that exists before the forward pass to its category."""
     for tensor in (*model.parameters(), *model.buffers()):
         trace.move(tensor, WEIGHTS)
     for param in model.parameters():
@@ -239,15 +241,15 @@ def keep_in_eight_bits(trace: Trace, optimizer: torch.optim.Optimizer) -> None:
 
 
 def shares(fsdp: bool, devices: int) -> dict[str, float]:
-    """How much of each category one device holds. With FSDP, autocast's copies of weights are the gathered weights
-    themselves, which `communication` counts."""
+    """The share of each category that one device holds. With FSDP, autocast's copies of weights are the gathered
+    weights themselves, which `communication` counts."""
     if not fsdp or devices == 1:
         return {}
     return {**dict.fromkeys((WEIGHTS, GRADIENTS, OPTIMIZER, AVERAGES), 1 / devices), CASTS: 0.0}
 
 
 def communication(model: PretrainingModel, config: RunConfig, devices: int) -> int:
-    """Bytes that several devices need for talking to each other.
+    """Bytes that communication between devices needs.
 
     Without FSDP: DistributedDataParallel's buckets, a second copy of the gradients. With it: the weights of two blocks
     (the one at work and the next) and of all that is in no block, gathered, and one block's gradients twice, whole and

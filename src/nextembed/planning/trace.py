@@ -1,4 +1,4 @@
-"""A training step without numbers: which storages live when, and how many operations are computed.
+"""A training step without values: lifetimes of storages, and number of operations.
 
 The step runs the real model and objective on fake tensors, which have shapes but no values. Autograd is real, so a
 storage lives exactly as long as in training: what the backward pass needs until it has been used, the rest briefly.
@@ -32,7 +32,7 @@ def _cpu_attention_backward(
 
 
 _ATEN = torch.ops.aten
-# torch's own table lacks the attention that the CPU uses; a causal one is counted whole, as torch counts all others.
+# torch's table lacks the CPU's attention; causal attention counts like full attention, as torch does elsewhere.
 FLOPS: dict[OpOverloadPacket, Callable[..., int]] = {
     **flop_registry,
     _ATEN._scaled_dot_product_flash_attention_for_cpu: _cpu_attention,
@@ -104,7 +104,7 @@ class Trace(TorchDispatchMode):
                 param.register_post_accumulate_grad_hook(self._finished)
 
     def restart(self) -> None:
-        """The peak and the operations are counted from here."""
+        """Starts counting peak and operations."""
         self.peak, self._highest, self.flops = {}, 0.0, 0
         self._note()
 

@@ -1,4 +1,4 @@
-"""Models without weights: built as a run builds them, but nothing is drawn or read but configurations."""
+"""Models without weights: built as in a run, but only configurations are read."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The candle test: is a model as sure of what it has not touched as the evidence allows?"""
+"""The candle test: is a model's uncertainty calibrated for things that it has not touched?"""
 
 from ..core.config import apply_overrides
 from ..core.optim import OptimConfig
@@ -9,7 +9,7 @@ from ..runs import RunConfig
 from ..toys.candle import THINGS, Candle
 from ..training.settings import TrainConfig
 
-RATES = (0.2, 0.5, 0.8)  # how often a thing is real; which of the three depends on the thing
+RATES = (0.2, 0.5, 0.8)  # how often a thing is real; each thing has one of these rates
 
 
 def _rates() -> dict[str, float]:
@@ -45,9 +45,10 @@ def omni_candle() -> RunConfig:
             density="mixture",
             num_components=8,
         ),
-        # All in nats. Pictures are what is known here and not what is asked for; at full weight they take the gradient.
+        # All in nats. Pictures are given, not asked for; at full weight they dominate the gradient.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 0.01}),
-        # White patches push all weights of the image projection one way: at its full rate pictures all become alike.
+        # White patches move all weights of the image projection in one direction: at the full rate all pictures become
+        # alike.
         optim=OptimConfig(
             learning_rate=1.09375e-3,
             betas=(0.9, 0.98),

@@ -1,4 +1,4 @@
-"""Small decoders from the latents of a frozen, pretrained model to pixels: to look at what its latents hold."""
+"""Small decoders from the latents of a frozen, pretrained model to pixels, which show what latents contain."""
 
 from ..core.optim import OptimConfig
 from ..data.sources import ImageData

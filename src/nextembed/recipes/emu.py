@@ -164,7 +164,7 @@ def emu_emoji() -> RunConfig:
             learning_rate=1e-3,
             betas=(0.9, 0.98),
             warmup_rate=0.05,
-            # At the full rate the text loss alone makes all latents point one way within 50 steps.
+            # At the full rate the text loss alone collapses the latents within 50 steps.
             part_lr_rates={"visual": 0.1, "connector": 0.1},
         ),
         train=TrainConfig(batch_size=16, max_steps=1600, log_steps=20, save_steps=400, probe_steps=200),

@@ -46,7 +46,7 @@ def ijepa_demo() -> RunConfig:
     """I-JEPA on the bundled emoji pictures: a teacher's features of four blocks, from other patches."""
     demo = _demo("ijepa_demo", IjepaSettings())
     data = demo.data.model_copy(update={"crop_scale": (0.3, 1.0), "flip_rate": 0.0})  # as the paper
-    train = demo.train.model_copy(update={"ema_decay": None})  # the teacher is the average that is read
+    train = demo.train.model_copy(update={"ema_decay": None})  # the teacher is the average whose features are used
     return demo.model_copy(update={"data": data, "train": train})
 
 
@@ -54,7 +54,7 @@ def mar_demo() -> RunConfig:
     """MAR on the bundled emoji pictures: masked patches of 4 px sampled by a flow, by group; it generates images."""
     config = _demo("mar_demo", MarSettings(num_classes=NUM_GROUPS, ema_decay=0.999))
     model = config.model.model_copy(update={"patch_size": 4})
-    # Few images a step: each is worth four draws of sixty patches, and a small network is short of steps.
+    # Few images per step: each gives four samples of sixty patches, and a small network needs many steps.
     train = config.train.model_copy(update={"batch_size": 32, "max_steps": 3000, "ema_decay": 0.999, "log_steps": 50})
     return config.model_copy(update={"model": model, "train": train})
 

@@ -95,7 +95,7 @@ def nepa_large_imagenet_finetune_released() -> RunConfig:
 def _imagenet(
     name: str, model: NepaClassifier, optim: dict[str, Any], epochs: float, erase_rate: float = 0.0
 ) -> RunConfig:
-    """What all four have in common. There are no labels for the hub's test split: weights are chosen on the last 10,000
+    """Settings of all four. There are no labels for the hub's test split: weights are chosen on the last 10,000
     training images and measured on the 50,000 validation images."""
     return RunConfig(
         name=name,

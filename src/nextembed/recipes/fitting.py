@@ -11,7 +11,7 @@ from .loading import load
 
 
 def fit(config: RunConfig | str | None = None, resume: str | Path | None = None, **overrides: Any) -> Run:
-    """Trains, judges and reports. Everything it writes is in the run folder.
+    """Trains, evaluates and reports. All files are written into the run folder.
 
         run = nextembed.fit("nepa_demo", name="mine", train={"max_steps": 100})
 

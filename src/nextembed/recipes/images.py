@@ -1,4 +1,5 @@
-"""NEPA on one's own images: size, patch, batch and steps chosen from what is in the folder and the minutes given."""
+"""NEPA on the user's own images: size, patch, batch and steps chosen from what is in the folder and the minutes
+given."""
 
 from ..core.optim import OptimConfig
 from ..data.sources import ImageData

@@ -43,14 +43,14 @@ def fashion_mnist(data: str = "zalando-datasets/fashion_mnist") -> RunConfig:
             split="train[:-5000]",
             validation="train[-5000:]",
             test="test",
-            crop_scale=(1.0, 1.0),  # the garments are centred: random crops cost 1 to 2 points in short runs
+            crop_scale=(1.0, 1.0),  # garments are centred: random crops cost 1 to 2 points in short runs
             crop_ratio=(1.0, 1.0),
             flip_rate=0.5,
             num_workers=0,  # decoded once, kept in memory
         ),
         model=_small(image_size=28, patch_size=7, num_channels=1, hidden_size=256, num_attention_heads=4),
         objective=NextEmbeddingSettings(),
-        optim=OptimConfig(learning_rate=1e-3, warmup_rate=0.1),  # 3e-3 costs rank and 2 points
+        optim=OptimConfig(learning_rate=1e-3, warmup_rate=0.1),  # 3e-3 loses rank and 2 points
         train=TrainConfig(batch_size=128, max_steps=2000, ema_decay=0.999, log_steps=20, save_steps=500),
         probe=ProbeConfig(),
     )
@@ -102,8 +102,8 @@ def _large(**changes: Any) -> NepaModel:
 
 
 def _imagenet(name: str, model: NepaModel, epochs: float, flip_rate: float = 0.0) -> RunConfig:
-    """What B and L, paper and released code have in common. The hub's test split has no labels, so probes
-    choose on 10,000 of the validation images and measure on the other 40,000."""
+    """Settings of B and L, paper and released code. The hub's test split has no labels, so probes choose on 10,000 of
+    the validation images and measure on the other 40,000."""
     return RunConfig(
         name=name,
         data=ImageData(

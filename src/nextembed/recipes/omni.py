@@ -29,7 +29,8 @@ def omni_emoji() -> RunConfig:
             layerscale_value=0.1,
             max_length=256,
         ),
-        # A softmax over cosines pulls twenty times as hard as a cosine: else pictures take nothing from names.
+        # A softmax over cosines has twenty times the gradient of a cosine; without weights, pictures would not depend
+        # on names.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 16}),
         optim=OptimConfig(
             learning_rate=1e-3,
@@ -38,7 +39,7 @@ def omni_emoji() -> RunConfig:
             # At the full rate latents of white patches grow to thirty times the length of tokens (docs/LOG.md).
             part_lr_rates={"modalities.image": 0.1},
         ),
-        # Many small steps: of as many rows, 2 a step teach more than 8 (docs/LOG.md).
+        # Many small steps: for the same number of rows, 2 per step are better than 8 (docs/LOG.md).
         train=TrainConfig(batch_size=2, max_steps=5000, log_steps=50, save_steps=1000, probe_steps=1000),
         probe=ProbeConfig(enabled=False),
     )

@@ -51,9 +51,9 @@ def nepa_large_ade20k() -> RunConfig:
 
 
 def _ade20k(name: str, pretrained: str, layer_decay: float, drop_path_prob: float) -> RunConfig:
-    """What both sizes have in common. The benchmark's test masks are not public: weights are chosen on the last 500
-    training images and measured on the 2,000 validation images. No averaged weights: UPerNet's batch norms keep means
-    of the raw ones."""
+    """Settings of both sizes. The benchmark's test masks are not public: weights are chosen on the last 500 training
+    images and measured on the 2,000 validation images. No averaged weights: UPerNet's batch norms keep means of the raw
+    ones."""
     return RunConfig(
         name=name,
         data=SegmentationData(

@@ -1,4 +1,4 @@
-"""`tiny`: any run as one of two steps and two narrow layers, on data that comes with the package."""
+"""`tiny`: any run reduced to two steps and two narrow layers, on data of the package."""
 
 from ..core.config import Part, apply_overrides
 from ..data.mixture import Mixture
@@ -100,7 +100,7 @@ def _omni(model: OmniParts, data: Part) -> list[str]:
     sizes = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
     if model.pretrained is not None:
         sizes += ["model.pretrained=null", "model.tokenizer=bundled"]
-    if not _comes_along(data):  # what takes its place has pictures
+    if not _comes_along(data):  # its replacement has pictures
         sizes.append("model.modalities.image={image_size: 32, patch_size: 8}")
     return sizes
 
@@ -122,7 +122,7 @@ def _objective(config: RunConfig) -> list[str]:
 
 
 def _tokenizer(objective: TokenizedSettings, model: NepaModel) -> str:
-    """Sizes of an untrained one, which needs no other run."""
+    """Sizes of an untrained tokenizer, which needs no other run."""
     side, scales = 3 * model.patch_size, [1, 3] if objective.kind == "var" else []
     images = f"image_shape: [{side}, {side}], patch_shape: [{model.patch_size}, {model.patch_size}]"
     nets = f"num_channels: {model.num_channels}, num_codes: 8, code_width: 4, width: 8, num_blocks: 0"

@@ -9,14 +9,14 @@ from ..data.rows import Rows
 from ..data.sources import ImageData
 from ..training.banner import short_side
 
-SAMPLED = 20  # images whose size is looked at
+SAMPLED = 20  # images whose size is read
 SIZES = (32, 48, 64, 96, 128, 160, 224)
-FLOPS = {"cpu": 2e10, "mps": 2e12, "cuda": 4e13}  # a second that small models reach: of a core, of an accelerator
-EPOCHS = 800  # beyond, a small folder teaches nothing new
+FLOPS = {"cpu": 2e10, "mps": 2e12, "cuda": 4e13}  # FLOP/s that small models reach: per core, on an accelerator
+EPOCHS = 800  # more repetitions of a small folder do not help
 
 
 class Found(NamedTuple):
-    """What is in a source. num: images, None of a stream. side: the median shorter side of some, pixels."""
+    """Content of a source. num: images, None for a stream. side: median shorter side of a sample, in pixels."""
 
     num: int | None
     side: int

@@ -1,4 +1,4 @@
-"""How long each of a chain of runs takes, measured before the first is trained."""
+"""Estimated time of each run in a chain, measured before the first is trained."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ def stage_seconds(stages: Sequence[RunConfig]) -> Iterator[float | None]:
             except ConfigError as err:
                 if scratch not in str(err):
                     raise
-                seconds, goes_on = None, False  # it starts from what only a trained stage has
+                seconds, goes_on = None, False  # it needs files that only a trained stage has
             yield seconds
             if not goes_on:
                 yield from [None] * (len(stages) - number - 1)

@@ -40,7 +40,7 @@ def omni_stamps() -> RunConfig:
             drop_path_prob=0.1,
             max_length=256,
         ),
-        # As in omni_emoji: cosines pull less than the softmax of text, and many small steps teach more.
+        # As in omni_emoji: cosines have smaller gradients than the softmax of text, and many small steps are better.
         objective=NextEmbeddingSettings(distance="vocabulary", weights={"image": 16, "audio": 16}),
         optim=OptimConfig(
             learning_rate=1e-3,

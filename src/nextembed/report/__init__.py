@@ -1,1 +1,1 @@
-"""A run as plain values (`view`), and as one HTML page that needs nothing else (`page`)."""
+"""A run as plain values (`view`), and as one self-contained HTML page (`page`)."""

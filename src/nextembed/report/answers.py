@@ -1,4 +1,4 @@
-"""What an Omni makes of documents that it has not seen: up to their last segment, which it then writes or paints."""
+"""Output of an Omni on unseen documents: it reads all but the last segment and generates that."""
 
 from collections.abc import Iterable
 from html import escape
@@ -40,7 +40,7 @@ def answered(run: DocumentRun) -> str:
     )
 
 
-Row = tuple[list[Segment], Any, Any]  # what is read, what is made, what is true
+Row = tuple[list[Segment], Any, Any]  # context, output, target
 
 
 def written(run: DocumentRun) -> Answers:
@@ -96,7 +96,7 @@ def painted_card(before: list[Segment], value: Tensor, true: Tensor) -> str:
 
 
 def shown(segments: list[Segment]) -> str:
-    """What was read: pictures, then words."""
+    """The context: pictures, then text."""
     pictures = "".join(picture(frame) for frame in frames(segments))
     return f'{pictures}<p class="soft">{escape(words(segments)) or "&nbsp;"}</p>'
 

@@ -1,4 +1,4 @@
-"""The axes of a curve, which stay sensible for one point and for constant values; and its values under the pointer."""
+"""The axes of a curve, also for one point and constant values, and its values under the pointer."""
 
 import re
 from bisect import bisect_left
@@ -13,7 +13,7 @@ Curve = tuple[list[float], list[float]]  # steps, values
 
 
 def step_limits(steps: Sequence[float]) -> tuple[float, float]:
-    """Both ends of the step axis; one step alone stands in the middle."""
+    """Both ends of the step axis; a single step is in the middle."""
     first, last = min(steps), max(steps)
     room = 0.01 * (last - first) or 1.0
     return first - room, last + room

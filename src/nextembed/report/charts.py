@@ -19,7 +19,7 @@ MAX_POINTS = 400
 SIZE = (4.0, 2.15)  # of a chart, inches
 DIGIT = 0.084  # width of one in its labels, inches
 
-# Stand-ins that matplotlib draws with; the page's CSS says what they look like.
+# Placeholder colours for matplotlib; the page's CSS replaces them.
 INK, GRID, SERIES = "#010101", "#020202", ("#0a0101", "#0a0202", "#0a0303", "#0a0404")
 COLOURS = {INK: "var(--soft)", GRID: "var(--line)"} | {c: f"var(--c{i + 1})" for i, c in enumerate(SERIES)}
 STYLE: dict[Any, Any] = {

@@ -1,4 +1,4 @@
-"""Sections of a fine-tuning run: how often the classifier is right, on what, and what was trained."""
+"""Sections of a fine-tuning run: scores of the classifier, and what was trained."""
 
 from collections.abc import Callable
 from html import escape
@@ -16,7 +16,7 @@ from .pictures import data_uri, to_array
 from .view import RunView, looking
 
 Picture = tuple[Mistake, str]  # a wrong answer with its image, as a data URI
-MAX_CLASSES = 40  # in bars and matrix; of more, those with the most mistakes
+MAX_CLASSES = 40  # classes in bars and matrix; of more, those with the most mistakes
 MAX_LABEL = 26  # characters
 
 
@@ -52,7 +52,7 @@ def answers(view: RunView, pictures: Callable[[ClassScores], list[Picture]]) -> 
 
 
 def _scale(scores: ClassScores) -> str:
-    """Top-1 and its 95 % range between 0 and 100 %, beside what guessing the largest class would score."""
+    """Top-1 and its 95 % range between 0 and 100 %, with the baseline of guessing the largest class."""
     low, high = scores.range
     guess = min(1.0, max(scores.counts, default=0) / max(1, scores.num_images))
     anchor = "start" if guess < 0.5 else "end"
@@ -181,7 +181,7 @@ def _mistakes(scores: ClassScores, pictures: Callable[[ClassScores], list[Pictur
 
 
 def pictures_of(scores: ClassScores, data: Part, config: PretrainedConfig, num_test: int | None) -> list[Picture]:
-    """Wrong answers with the images of the scored samples; without those where the data is not what it was.
+    """Wrong answers with the images of the scored samples; without images if the data has changed.
 
     Args:
         scores: of the run.
@@ -207,7 +207,7 @@ def pictures_of(scores: ClassScores, data: Part, config: PretrainedConfig, num_t
 
 
 def what_was_trained(view: RunView) -> str:
-    """Where the run started, what of it moved, and on what."""
+    """Initial weights, trained parts, and data of the run."""
     run = view.settings
     model, train, data, task, optim = run.model, run.train, run.data, run.objective, run.optim
     alphas = {"mixup": task.mixup_alpha, "cutmix": task.cutmix_alpha}

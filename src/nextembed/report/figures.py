@@ -1,4 +1,4 @@
-"""The inside of a model on one image as one picture: sections of titled panels, at sizes that stay readable."""
+"""One picture of what happens inside a model on an image: sections of titled panels, in readable sizes."""
 
 import io
 import textwrap
@@ -205,7 +205,7 @@ def glow(image: Tensor, overlay: np.ndarray) -> np.ndarray:
 
 
 def made_here() -> PngInfo:
-    """What a PNG file says of who wrote it."""
+    """Metadata of our PNG files."""
     info = PngInfo()
     info.add_text("Software", MAKER)
     return info

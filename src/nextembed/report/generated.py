@@ -1,4 +1,4 @@
-"""Sections of what generates: images a tokenizer gives back, and images that an objective draws."""
+"""Sections of generative runs: reconstructions of a tokenizer, and samples of an objective."""
 
 from collections.abc import Sequence
 from html import escape
@@ -24,7 +24,7 @@ MOST_IMAGES = 1000  # of a row
 
 
 class Codes(NamedTuple):
-    """Codes of images on one map: its side in words, how many are used at all, and as if they were used alike."""
+    """Codes of images on one map: its side as text, number of used codes, and effective number (perplexity)."""
 
     side: str
     used: int
@@ -43,7 +43,7 @@ class GivenBack(NamedTuple):
 
 @torch.no_grad()
 def give_back(tokenizer: ImageTokenizer, pixels: Tensor, mean: float, std: float) -> GivenBack:
-    """What a tokenizer keeps of images [N, C, H, W], normalised by mean and std: with one map, with two, ..."""
+    """Reconstructions by a tokenizer of images [N, C, H, W], normalised by mean and std: with one map, with two, ..."""
     ids, sizes = tokenizer.encode(pixels), tokenizer.quantizer.sizes
     counts = [part.flatten().bincount(minlength=tokenizer.shape.num_codes) for part in ids.split(sizes, 1)]
     codes = [
@@ -70,7 +70,7 @@ def plain(pixels: Tensor, mean: float, std: float) -> Tensor:
 
 
 def reconstructions(found: GivenBack, split: str) -> str:
-    """Images beside what comes back, and how often each code is used."""
+    """Images with their reconstructions, and how often each code is used."""
     named = [("image", found.images)]
     several = len(found.back) > 1
     for code, images in zip(found.codes, found.back, strict=True):

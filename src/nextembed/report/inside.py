@@ -1,4 +1,4 @@
-"""What goes on inside a model on given images: attention, cosine maps, surprise, PCA of features, pixels read back.
+"""What happens inside a model on given images: attention, cosine maps, surprise, PCA of features, pixels read back.
 
 Patches are numbered in raster order, 0 first. `predictions[p]` is the prediction *of* patch p, made after reading the
 patches before p; so a query (current) patch q has read itself and predicts patch q + 1.
@@ -23,7 +23,7 @@ from .readouts import Length, Readout, Sequences, read_out, roll_out
 
 @dataclass
 class Inside:
-    """N images and what a model of L layers and H heads makes of them.
+    """N images, with features and attention of a model of L layers and H heads.
 
     images [N, 3, height, width] in [0, 1]; grid: rows and columns of patches.
     latents [N, P, D]; predictions [N, P + 1, D]: number P follows the last patch. Both as they are, any length.
@@ -102,7 +102,7 @@ def _span(scores: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Look:
-    """What is looked at. mode: attention. layers: whose features are kept (None: latents, middle, output).
+    """What is computed. mode: attention. layers: whose features are kept (None: latents, middle, output).
     attention_layers: whose attention weights are, which needs a model with eager attention. num_known: patches that the
     rollout starts from; None is the top half. read: where features come from, see `Objective.read`; None: the model
     itself. Negative layers count from the end."""

@@ -1,4 +1,4 @@
-"""Sections of the report on what goes on inside: surprise, PCA of features, latents as pixels, rollout."""
+"""Sections of the report on what happens inside: surprise, PCA of features, latents as pixels, rollout."""
 
 from collections.abc import Sequence
 from html import escape
@@ -47,7 +47,7 @@ def _surprise(inside: Inside, numbers: Sequence[int], tiles: Tiles) -> str:
 
 
 def feature_section(inside: Inside | None, numbers: Sequence[int], tiles: Tiles) -> str:
-    """What the layers of a model hold that predicts no latents."""
+    """The features of a model that does not predict latents."""
     if inside is None:
         return ""
     columns = components(inside, numbers, tiles)

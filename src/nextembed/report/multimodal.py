@@ -1,4 +1,4 @@
-"""Sections of a run on interleaved documents: both losses, whether the latents live, and what the model says."""
+"""Sections of a run on interleaved documents: both losses, collapse of latents, and generated text."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,7 +25,7 @@ MAX_PICTURES = 8  # of a document
 
 
 class DocumentRun(Protocol):
-    """What is read of a run to let its model speak (`runs.Run`)."""
+    """The part of a run that is needed to generate text (`runs.Run`)."""
 
     dir: Path
 
@@ -66,7 +66,7 @@ def _listed(names: list[str]) -> str:
 
 
 def spoken(answers: Answers | None) -> str:
-    """Documents up to their last learned text behind an image, what the model says there, and what is true."""
+    """Documents up to their last target text after an image, the model's output there, and the target."""
     if answers is None or not answers.rows:
         return ""
     cards = "".join(
@@ -88,7 +88,7 @@ def picture(src: str) -> str:
 
 
 def answers_of(run: DocumentRun) -> Answers:
-    """What the model says in some documents of its data. Raises ConfigError where it cannot be run on them."""
+    """The model's output for some documents of its data. Raises ConfigError if it cannot be run on them."""
     with looking(run.dir):
         model, processor = run.model("raw"), run.processor("raw")
         documents, split = documents_of(run.source())

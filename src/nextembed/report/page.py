@@ -1,4 +1,4 @@
-"""A view to one HTML page that needs nothing else: its frame, and the sections that every task has."""
+"""From a view to one self-contained HTML page: its frame, and the sections of every task."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ def duration(seconds: float) -> str:
 
 
 def verdict_card(view: RunView, more: str = "") -> str:
-    """The verdict on the run and its reason. more: what else is to be said."""
+    """The verdict on the run and its reason. more: further sentences."""
     found = view.verdict
     return (
         f'<div class="card verdict {escape(found.word)}"><b>{escape(found.word.capitalize())}</b>'

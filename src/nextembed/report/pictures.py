@@ -1,4 +1,4 @@
-"""What the model sees and predicts on real images: attention, similarity of predictions, nearest patches.
+"""The model's view and predictions of real images: attention, similarity of predictions, nearest patches.
 
 Patch p (0 first, raster order) is predicted from the hidden state at sequence position p, which has read the begin
 token and the patches before p.
@@ -18,14 +18,14 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-MAX_LOOKED_AT = 2000  # nearest patches among which different-looking ones are searched
+MAX_LOOKED_AT = 2000  # nearest patches from which different-looking ones are chosen
 FLAT = 0.01  # contrast below which a patch counts as one colour
 MAX_SIDE = 160  # pixels an image is shown with at most; it is stored in the page
 
 
 @dataclass
 class Scene:
-    """Images with what the model makes of them. N images, P patches, D width, H heads.
+    """Images with latents, predictions and attention of the model. N images, P patches, D width, H heads.
 
     images [N, 3, height, width] in [0, 1]; grid: rows and columns of patches.
     latents, predictions [N, P, D]: of unit length, at the patch they belong to.

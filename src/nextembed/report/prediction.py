@@ -1,4 +1,4 @@
-"""Sections of a pretraining run: what it predicts on real images, where it looks, and what goes on inside."""
+"""Sections of a pretraining run: predictions on real images, attention, and what happens inside."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ def look(
     decoders: Sequence[str | Path],
     read: ReadFeatures | None = None,
 ) -> Looked:
-    """Looks at real images with a model.
+    """Runs a model on real images.
 
     Args:
         model: with eager attention, which alone gives its weights.
@@ -101,8 +101,8 @@ def look(
 
 
 def is_causal(view: RunView, config: PretrainedConfig) -> bool:
-    """Whether a run's model sees earlier patches alone: as an objective says that predicts the next latent, else as
-    the model is saved."""
+    """Whether a run's model only sees earlier patches: by an objective that predicts the next latent, else by the saved
+    model."""
     if view.settings.objective.kind in NEXT_LATENT or not isinstance(config, ViTNepaConfig):
         return view.settings.objective.causal
     return bool(config.is_causal)
@@ -121,7 +121,7 @@ def images_of(data: ImagePart, config: PretrainedConfig) -> tuple[Tensor, str]:
 
 
 def header(view: RunView, looked: Looked | None) -> str:
-    """The verdict and the last figures. looked: what was read of the model, where there is one."""
+    """The verdict and the last figures. looked: results of the model, if it could be loaded."""
     last = view.last
     facts: list[tuple[str, str]] = []
     if "loss" in last:
@@ -143,7 +143,7 @@ def header(view: RunView, looked: Looked | None) -> str:
 
 
 def pictures(view: RunView, looked: Looked) -> str:
-    """What it predicts, what the predictions look like, where it looks, and what goes on inside."""
+    """Predictions, their appearance, attention, and what happens inside."""
     if view.settings.objective.kind in GENERATIVE:
         return ""
     tiles = Tiles(looked.scene)

@@ -1,4 +1,4 @@
-"""Latents and predictions turned back into pixels, by least squares and by trained decoders; and rollouts shown so."""
+"""Latents, predictions and rollouts decoded to pixels, by least squares and by trained decoders."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ..objectives.latent_decoder import LoadedDecoder
 
 Length = Literal["mean", "true"]
 
-CUTOFF = 0.01  # of the singular values that predictions are inverted with; true latents are inverted with all
+CUTOFF = 0.01  # share of the singular values for inverting predictions; true latents are inverted with all
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Readout:
 
     true: the images' own latents, None if it reads predictions only. predicted: every patch from its prediction, which
     was made from the true patches before it. rollout: the known patches as they are, the rest predicted one from the
-    other; None where the model cannot. note: in plain words, what it does to a latent.
+    other; None where the model cannot. note: description of the decoding.
     """
 
     name: str
@@ -51,7 +51,7 @@ ToImages = Callable[[Tensor], Tensor]  # normalised pixels -> images in [0, 1]
 
 @runtime_checkable
 class RollsOut(Protocol):
-    """A model that goes on from the first latents of an image by its own predictions."""
+    """A model that can continue from the first latents of an image with its own predictions."""
 
     def rollout(self, pixel_values: Tensor, num_known: int, num_steps: int, match_norm: bool = True) -> Tensor: ...
 
@@ -76,7 +76,7 @@ def read_out(
     decoders: Sequence[LoadedDecoder],
     length: Length,
 ) -> tuple[list[Readout], list[str]]:
-    """All readouts that fit the model, and sentences about those that do not.
+    """All readouts that fit the model, and notes about those that do not.
 
     to_images: normalised pixels -> images in [0, 1]. length: of a prediction before least squares.
     Raises ConfigError for a decoder of another shape.

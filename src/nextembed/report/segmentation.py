@@ -30,7 +30,7 @@ NUM_IMAGES = 8
 MAX_SIDE = 256  # pixels a picture is shown with at most; it is stored in the page
 MAX_BARS = 24  # classes shown at once; of more, the best and the worst
 OPACITY = 0.62
-# Told apart also by colour-blind readers, as far as ten colours can be; more classes get hues in turn.
+# Distinguishable for colour-blind readers, as far as ten colours can be; more classes get hues in turn.
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#7f3fbf", "#8c6d31", "#e7298a")
 UNLABELLED = (128, 128, 128)
 
@@ -53,7 +53,7 @@ class Shown:
 
 @dataclass
 class Overlays:
-    """What a segmenter makes of images. config: of its transformer."""
+    """Answers of a segmenter. config: of its transformer."""
 
     config: ViTNepaConfig
     class_names: list[str] = field(default_factory=list)
@@ -159,7 +159,7 @@ def mistakes(shown: Shown) -> np.ndarray:
 
 
 def header(view: RunView, overlays: Overlays | None) -> str:
-    """What the run reached, in plain words, and its figures."""
+    """The result of the run in sentences, and its figures."""
     scores = scores_of(view)
     facts: list[tuple[str, str]] = []
     if scores:
@@ -187,7 +187,7 @@ def answers(view: RunView, overlays: Overlays | None) -> str:
 
 
 def what_was_trained(view: RunView, overlays: Overlays | None) -> str:
-    """Where the run started, what of it moved, and on what."""
+    """Initial weights, trained parts, and data of the run."""
     run = view.settings
     model, train, data, optim = run.model, run.train, run.data, run.optim
     layers = overlays.config.out_indices if overlays is not None else None

@@ -1,7 +1,5 @@
-"""What of a run's config.yaml the report and the model card say in words, checked once.
-
-Everything else of it is only listed. Settings of other kinds of parts are left alone, so that a run of a newer library,
-or with parts of its own, has a report, too.
+"""The settings that report and model card describe in sentences, checked once. All others are only listed. Settings of
+other kinds of parts are left alone, so that a run of a newer library, or with parts of its own, has a report, too.
 """
 
 from collections.abc import Mapping
@@ -39,7 +37,7 @@ class Train(_Group):
 
     @property
     def what(self) -> str:
-        """What was trained, in words."""
+        """What was trained, as text."""
         if lora := self.lora:
             return f"LoRA of rank {lora.rank} (alpha {lora.alpha:g}) on {', '.join(lora.targets)}, and the head"
         return "everything" + " but " * bool(self.freeze) + ", ".join(self.freeze or [])
@@ -74,7 +72,7 @@ class Model(_Group):
 
     @property
     def start(self) -> str:
-        """What the weights were at first, in words."""
+        """The initial weights, as text."""
         return "random weights" if self.from_scratch or not self.pretrained else self.pretrained
 
 

@@ -1,4 +1,4 @@
-"""The look of the page: system fonts, colours that colour-blind readers can tell apart, light and dark."""
+"""The style of the page: system fonts, colours for colour-blind readers, light and dark."""
 
 CSS = """
 :root { color-scheme: light dark; --font: system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;

@@ -1,4 +1,4 @@
-"""A run as plain values: what a page, or anything else that shows runs, is made from."""
+"""A run as plain values, from which pages are made."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,10 +22,9 @@ T = TypeVar("T")
 
 @dataclass
 class RunView:
-    """A run as a reader sees it. What is not there is empty; `missing` says in plain words what and why.
-
-    config, listed: config.yaml and environment.json as they are, to be listed; settings, environment: what of them is
-    read. history: lines of metrics.jsonl, oldest first.
+    """A run as plain values. Missing parts are empty; `missing` says which and why. config, listed: config.yaml and
+    environment.json as they are; settings, environment: the checked parts of these. history: lines of metrics.jsonl,
+    oldest first.
     """
 
     dir: Path
@@ -51,12 +50,12 @@ class RunView:
 
     @property
     def verdict(self) -> Verdict:
-        """What the run came to, by its curves, probes, scores and answers."""
+        """The verdict on the run, by its curves, probes, scores and answers."""
         return judge(self.config.get("objective"), self.history, self.probes, self.scores, self.answers)
 
     @property
     def training_seconds(self) -> float:
-        """How long its steps took, without what is measured between them: from the speed of each logged line."""
+        """The time of its steps, without probes and checkpoints, from the speed in each logged line."""
         seconds, before = 0.0, 0
         for line in self.history:
             seen, speed = line.get("samples_seen"), line.get("images_per_second")
@@ -65,7 +64,7 @@ class RunView:
         return seconds
 
     def read(self, what: str, reader: Callable[[], T], otherwise: T) -> T:
-        """What `reader` gives; where a file holds something else, `otherwise`, and `missing` says why."""
+        """The result of `reader`; for a damaged file `otherwise`, with the reason in `missing`."""
         try:
             return reader()
         except NextEmbedError as err:
@@ -119,8 +118,8 @@ def read_view(run: RunFolder) -> RunView:
 
 @contextlib.contextmanager
 def looking(where: str | Path) -> Iterator[None]:
-    """Whatever goes wrong while a model runs on data as a ConfigError: of a model or settings that somebody changed,
-    torch says so in errors of every kind."""
+    """Turns any error while a model runs on data into a ConfigError, because torch reports changed models or settings
+    with all kinds of errors."""
     try:
         yield
     except (NextEmbedError, MemoryError):

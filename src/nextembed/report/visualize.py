@@ -1,4 +1,4 @@
-"""`visualize`: one image, one model, one picture of what goes on inside."""
+"""`visualize`: one picture of what happens inside a model on one image."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -38,9 +38,7 @@ ARCHIVES = (".parquet", ".tar", ".tgz", ".arrow", ".jsonl", ".csv")  # of many i
 
 @dataclass
 class Visualization:
-    """What `visualize` gives.
-
-    A notebook shows the picture.
+    """The result of `visualize`. A notebook shows the picture.
 
     Attributes:
         inside: the tensors.
@@ -98,7 +96,7 @@ def _grid(net: PreTrainedModel, pixels: Tensor) -> tuple[int, int]:
 
 
 def _layers(layers: Sequence[int] | None, num_layers: int) -> tuple[list[int], list[int]]:
-    """Layers of the PCA, and those whose attention is shown: not the latents, which have none."""
+    """Layers of the PCA, and those whose attention is shown (not the latents)."""
     if layers is None:
         wanted = check_layers([0, num_layers // 2, num_layers], num_layers, 0)
         return wanted, list(dict.fromkeys([1, (num_layers + 1) // 2, num_layers]))
@@ -196,7 +194,7 @@ def opened_model(model: Model, weights: str) -> Opened:
         return Opened(model, {}, type(model).__name__)
     saved = find_saved(model)
     folder = saved.folder(weights)
-    net = load_model(folder, device="cpu", attn_implementation="eager")  # only eager attention gives its weights
+    net = load_model(folder, device="cpu", attn_implementation="eager")  # only eager attention returns weights
     _check_model(net, saved.path)
     values = read_config(saved.run) if saved.run else {}
     settings = settings_of(values, saved.run or Path(saved.path))
@@ -208,7 +206,7 @@ def opened_model(model: Model, weights: str) -> Opened:
 
 @contextlib.contextmanager
 def eager(net: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode, with the attention that gives its weights; afterwards as it was."""
+    """Context with the model in eval mode and eager attention; afterwards it is restored."""
     training, before = net.training, net.config._attn_implementation
     net.eval().set_attn_implementation("eager")
     try:
@@ -329,7 +327,7 @@ def _heads(heads: Sequence[int] | None, num_heads: int) -> list[int]:
 
 
 def objective_notes(values: dict[str, Any], mode: AttentionMode) -> list[str]:
-    """What to know of a model that was not trained as NEPA is, or is not used as it was trained."""
+    """Notes about a model that was not trained like NEPA, or is used in another way than trained."""
     objective = values.get("objective") or {}
     kind = str(objective.get("kind") or "next_embedding")
     notes = []
