@@ -1,4 +1,4 @@
-"""Any modality in, any out: documents of an Omni from what was dropped, draws of what comes next, and scores."""
+"""Any modality in, any out: documents for an Omni from the inputs, samples of the output, and scores."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ from .settings import StudioSettings
 from .uploads import checked
 
 FILES = [suffix for kind in SUFFIXES.values() for suffix in kind]
-OTHERS = ("text", "image", "video", "audio")  # kinds that are no series
+OTHERS = ("text", "image", "video", "audio")  # kinds other than series
 ALIKE = "All samples are identical: only a model with a density (model.density) can sample anything but text."
 SHOWN = 24  # series that are drawn
 
 
 class Draw(NamedTuple):
-    """One thing that may come next. kind: of its modality."""
+    """One possible output. kind: of its modality."""
 
     name: str
     kind: str
@@ -35,7 +35,7 @@ class Draw(NamedTuple):
 
 
 def open_omni(path: Path) -> OmniForPreTraining:
-    """Raises ConfigError, one line, for what is no Omni."""
+    """Raises ConfigError for other models."""
     return load_omni(path)
 
 
@@ -77,7 +77,7 @@ def pieces_of(
 def draws(
     model: OmniForPreTraining, pieces: list[Piece], target: str | None, num: int, options: dict[str, float]
 ) -> Iterator[list[Draw]]:
-    """What may come next, one draw more each time. Raises ConfigError for what the model cannot do."""
+    """Samples of the output, one more each time. Raises ConfigError for an output that the model does not support."""
     kinds, found = kinds_of(model), list[Draw]()
     for number in range(num):
         try:
@@ -98,7 +98,7 @@ def draws(
 
 
 def shown(found: Sequence[Draw]) -> str:
-    """All draws: texts with how often each came, pictures beside how far they differ."""
+    """All samples: texts with their counts, pictures with the differences between them."""
     if not found:
         return '<p class="line">The model ends the document here.</p>'
     parts = []
@@ -122,7 +122,7 @@ def shown(found: Sequence[Draw]) -> str:
 
 
 def series(found: Sequence[Draw]) -> list[Drawn]:
-    """Series that were drawn, over each other: how far they lie apart is how little is known."""
+    """Sampled series, over each other: their spread is the uncertainty."""
     own = [
         one for one in found if one.kind not in ("text", "image", "video", "audio") and isinstance(one.value, Tensor)
     ]
@@ -154,7 +154,7 @@ def written(found: Sequence[Draw], kind: str, ending: str, folder: Path) -> str 
 
 
 def scored(model: OmniForPreTraining, pieces: list[Piece], candidates: Sequence[str]) -> str:
-    """Candidates by how well each goes on, less what each scores by itself, as bars. Raises ConfigError for none."""
+    """Candidates by their score, minus the score without context, as bars. Raises ConfigError without candidates."""
     name, words = name_of("text", kinds_of(model)), [one.strip() for one in candidates if one.strip()]
     if not words:
         raise ConfigError("write candidates, one a line")

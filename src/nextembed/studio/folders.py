@@ -1,4 +1,4 @@
-"""What lies below the folders that were given: runs, models, features and comparisons. Nothing else is opened."""
+"""Runs, models, features and comparisons below the given folders. Nothing else is opened."""
 
 import os
 import threading
@@ -18,10 +18,10 @@ from ..evaluation.features.index import FACTS, INDEX, ROWS
 Kind = Literal["run", "model", "features", "comparison"]
 DEPTH = 5  # folders below a given one that are looked into
 MOST = 20_000  # folders that are looked into
-OF_A_RUN = ("environment.json", "metrics.jsonl", "checkpoints", ".lock")  # what lies beside a run's config.yaml
+OF_A_RUN = ("environment.json", "metrics.jsonl", "checkpoints", ".lock")  # files next to a run's config.yaml
 INSIDE = ("model", "ema", "best", "teacher", "checkpoints", "tensorboard", "decoder", "readout", "visual_decoder")
 OF_AN_INDEX = {INDEX, ROWS, FACTS}
-FRESH = 2.0  # seconds that a look is good for
+FRESH = 2.0  # seconds for which a listing is cached
 
 
 @dataclass
@@ -40,9 +40,7 @@ class Found:
 
 
 class Folders:
-    """The folders that may be read.
-
-    Links are not followed, and a run with a file that is a link to somewhere else is left out.
+    """The folders that may be read. Links are not followed, and a run with a link to another place is left out.
 
     Args:
         paths: run folders, folders of runs, models, files of features; at least one.
@@ -59,14 +57,14 @@ class Folders:
         self._seen: tuple[float, Found] | None = None
 
     def look(self) -> Found:
-        """What there is now; a look of the last two seconds will do."""
+        """The current content, at most two seconds old."""
         with self._lock:
             if self._seen is None or time.monotonic() - self._seen[0] > FRESH:
                 self._seen = (time.monotonic(), self._look())
             return self._seen[1]
 
     def get(self, kind: Kind, name: str) -> Path:
-        """The folder of a name that `look` gave. Raises ConfigError for any other word, paths among them."""
+        """The folder of a name from `look`. Raises ConfigError for anything else, also for paths."""
         found = self.look().of(kind)
         if name not in found:
             raise ConfigError(unknown(kind, name, list(found)[:20]))
@@ -116,7 +114,7 @@ class Folders:
                 yield from self._here(place, folders, files)
 
     def _here(self, place: Path, folders: list[str], files: list[str]) -> Iterator[tuple[Path, Kind]]:
-        """What a folder is and holds; of a run, the folders of its own are left alone."""
+        """Classifies a folder; folders inside a run are not visited."""
         if "config.yaml" in files and any(name in files or name in folders for name in OF_A_RUN):
             folders[:] = [name for name in folders if name not in INSIDE]
             yield place, "run"
@@ -145,7 +143,7 @@ class Folders:
         return name
 
     def _link_out(self, place: Path) -> str:
-        """The first file of a run that is a link to outside; none is ""."""
+        """The first file of a run that is a link to outside; "" if there is none."""
         if not place.is_dir():
             return self._out(place)
         for folder, folders, files in os.walk(place):

@@ -1,4 +1,5 @@
-"""What stands before the app: who may ask, from where, and how much. Plain ASGI, so that it sees every request."""
+"""Access control in front of the app: hosts, origins, token, size of requests. Plain ASGI, so that it sees every
+request."""
 
 import hmac
 import ipaddress
@@ -18,7 +19,7 @@ Headers = dict[str, str]
 
 COOKIE = "nextembed_studio"
 LOCAL_NAMES = ("localhost", "localhost.localdomain")
-# Parts of gradio that nothing here needs: they fetch, tell or edit.
+# Parts of gradio that are not needed and could fetch, reveal or edit something.
 CLOSED = ("/gradio_api/proxy=", "/proxy=", "/monitoring", "/gradio_api/vibe", "/gradio_api/undo-vibe",
           "/gradio_api/deep_link", "/gradio_api/mcp", "/docs", "/redoc", "/openapi.json",
           "/gradio_api/runs")  # fmt: skip
@@ -39,7 +40,7 @@ ADDED = {
 @dataclass(frozen=True)
 class Rules:
     """hosts: names that the browser may know this machine by, besides addresses. token: None asks for none.
-    any_address: whether addresses other than loopback ones will do. max_bytes: of a request."""
+    any_address: whether addresses other than loopback ones are allowed. max_bytes: of a request."""
 
     hosts: frozenset[str]
     token: str | None
@@ -48,7 +49,7 @@ class Rules:
 
 
 def rules_of(host: str, token: str | None, max_bytes: int) -> Rules:
-    """For a server that listens on an address. token: to be asked for; only a loopback address does without."""
+    """For a server that listens on an address. token: to be asked for; only a loopback address needs none."""
     if is_loopback(host):
         return Rules(frozenset(LOCAL_NAMES), token, False, max_bytes)
     own = socket.gethostname().lower()
@@ -66,11 +67,9 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """An ASGI app that asks before another one is asked.
-
-    A request is refused with one line where its Host is no name of this machine (a page elsewhere may have pointed a
-    name of its own here), where its Origin is another site, where it is larger than `max_bytes`, and without the token.
-    The token comes once, in the printed link, and is a cookie afterwards.
+    """An ASGI app in front of another one. It refuses a request with one line if its Host is not a name of this machine
+    (another site may have pointed its name here), if its Origin is another site, if it is larger than `max_bytes`, and
+    without the token. The token comes once, in the printed link, and is a cookie afterwards.
     """
 
     def __init__(self, app: App, rules: Rules):
@@ -134,7 +133,7 @@ class Guard:
         return self.rules.any_address or address.is_loopback
 
     def _counted(self, receive: Receive) -> Receive:
-        """A request that does not say its length ends where it has been long enough."""
+        """A request without a length is cut off at the limit."""
         seen = 0
 
         async def counted() -> Message:
@@ -174,7 +173,7 @@ def raw_query(scope: Scope) -> str:
 
 
 def cookie_for(token: str) -> str:
-    """What the cookie holds: not the token itself, so that the one does not give away the other."""
+    """The value of the cookie: not the token itself, so that it does not reveal the token."""
     return sha256(f"nextembed studio {token}".encode()).hexdigest()
 
 
@@ -188,7 +187,7 @@ def cookie_of(headers: Headers) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """Compared in a time that does not tell how much of it is right."""
+    """Comparison in constant time."""
     return hmac.compare_digest(one.encode(), other.encode())
 
 
@@ -204,7 +203,7 @@ async def answer(scope: Scope, send: Send, status: int, text: str, more: Headers
 
 
 def added(send: Send) -> Send:
-    """What every answer says, where it does not say so itself."""
+    """Headers that are added to every answer."""
 
     async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -1,4 +1,4 @@
-"""Looking inside a model on one image: computed once, then shown for whatever patch, layer and head is asked for."""
+"""Looks inside a model on one image: computed once, then shown for any patch, layer and head."""
 
 from dataclasses import dataclass
 from html import escape
@@ -24,13 +24,13 @@ from ..report.pictures import heat
 from ..report.visualize import Opened, default_patch, eager, opened_model
 from .pictures import address, tiles
 
-NUM_BANK = 64  # images that near patches are looked for in
+NUM_BANK = 64  # images that are searched for near patches
 NUM_NEAR = 12
 
 
 @dataclass
 class Looker:
-    """A model that is looked into. opened: a NEPA; omni: an Omni, of which less can be shown."""
+    """The model. opened: a NEPA; omni: an Omni, of which less can be shown."""
 
     opened: Opened | None
     omni: OmniImages | None
@@ -92,7 +92,7 @@ def look_omni(omni: OmniImages, pixels: Tensor) -> Inside:
 
 
 def query(inside: Inside, patch: int | None) -> int:
-    """The patch that is asked about; None takes one of much contrast."""
+    """The query patch; None takes one with high contrast."""
     return default_patch(inside) if patch is None else max(0, min(patch, inside.num_patches - 1))
 
 
@@ -139,7 +139,7 @@ def maps(inside: Inside, patch: int, layer: int, head: int, foreground: bool = F
 
 
 def rollout(inside: Inside) -> str:
-    """Known patches, and the rest as the model goes on."""
+    """Known patches, and the rest as the model continues."""
     found = [(photograph(one.rollout[0]), "goes on", one.name) for one in inside.readouts if one.rollout is not None]
     predicted = [(photograph(one.predicted[0]), "predicted", one.name) for one in inside.readouts]
     if not found:

@@ -1,4 +1,4 @@
-"""Embedded images as a map, and what lies near what in it."""
+"""Embedded images as a map, and their neighbours."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ from .folders import Folders
 
 MOST = 5000  # rows on the map; of more, some are drawn with a fixed seed
 NUM_CLUSTERS = 8
-NUM_NEAR = 10  # neighbours that tell how far out a row lies
+NUM_NEAR = 10  # neighbours that define how far out a row lies
 Layout = Literal["PCA", "UMAP"]
 
 
@@ -59,7 +59,7 @@ class Points(TypedDict):
 
 
 def open_map(name: str, path: Path) -> Mapped:
-    """Rows of a file or index of features. Raises ConfigError for what is none, DataError for damaged features."""
+    """Rows of a file or index of features. Raises ConfigError for other files, DataError for damaged features."""
     bank = open_features(path)
     order = torch.randperm(bank.num_rows, generator=torch.Generator().manual_seed(0))[:MOST]
     numbers = order.sort().values
@@ -71,7 +71,7 @@ def open_map(name: str, path: Path) -> Mapped:
 
 
 def layouts() -> list[str]:
-    """Ways to lay a map out that are installed."""
+    """The installed layout methods."""
     return ["PCA"] + ["UMAP"] * (find_spec("umap") is not None)
 
 
@@ -118,12 +118,12 @@ def clusters(vectors: Tensor) -> tuple[list[int], list[str]]:
 
 
 def key_of(row: StoredRow, number: int) -> str:
-    """What a row is called."""
+    """The name of a row."""
     return str(row.get("key", number))
 
 
 def grid(mapped: Mapped, places: Sequence[int], words: Sequence[str] = ()) -> str:
-    """Rows as tiles; a click asks for what is near. places: in the map, not of the file."""
+    """Rows as tiles; a click shows their neighbours. places: in the map, not of the file."""
     boxes = ""
     for i, place in enumerate(places):
         key = escape(key_of(mapped.rows[place], mapped.numbers[place]), quote=True)
@@ -148,7 +148,7 @@ def near_vector(mapped: Mapped, vector: Tensor, top: int, leave_out: int | None 
 
 
 def embedded_image(mapped: Mapped, image: Image.Image, folders: Folders) -> Tensor:
-    """Features [D] of a picture, by the model that made the file. Raises ConfigError where that is not here."""
+    """Features [D] of a picture, by the model that made the file. Raises ConfigError if it is missing."""
     from ..evaluation.features.encoder import encode
 
     folders.inside(checkpoint_of(mapped))
@@ -156,7 +156,7 @@ def embedded_image(mapped: Mapped, image: Image.Image, folders: Folders) -> Tens
 
 
 def embedded_text(mapped: Mapped, text: str, folders: Folders) -> Tensor:
-    """Features [D] of words. Raises ConfigError for a model that reads none."""
+    """Features [D] of a text. Raises ConfigError for a model without text."""
     path = folders.inside(checkpoint_of(mapped))
     if model_type(find_saved(path).folder()) != "omni":
         raise ConfigError("the model of these features does not read text; drop an image, or embed with an Omni")
@@ -165,7 +165,7 @@ def embedded_text(mapped: Mapped, text: str, folders: Folders) -> Tensor:
 
 
 def checkpoint_of(mapped: Mapped) -> str:
-    """Where the model lies that made the file. Raises ConfigError where it does not say."""
+    """The path of the model that made the file. Raises ConfigError if it is unknown."""
     if mapped.bank.origin.checkpoint is None:
         raise ConfigError("these features do not record which model made them")
     return mapped.bank.origin.checkpoint
@@ -205,7 +205,7 @@ def table(mapped: Mapped, places: Sequence[int]) -> str:
 
 
 def thumbnail(folders: Folders, bank: Bank, number: int) -> Image.Image | None:
-    """The picture of a row; None where it is not here, or lies outside the given folders."""
+    """The picture of a row; None if it is missing or outside the given folders."""
     row = bank.rows([number])[0]
     source = str((bank.origin.data or {}).get("source", ""))
     path = row.get("path")

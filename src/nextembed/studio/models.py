@@ -1,4 +1,4 @@
-"""Models in memory: loaded when they are first asked for, a few at a time, and let go again."""
+"""Models in memory: loaded when first needed, a few at a time, and released again."""
 
 import gc
 import threading
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Models:
-    """Keeps what was opened last; what was not used for longest goes first.
+    """A cache that releases the least recently used models first.
 
     Args:
         most: how many are kept.
@@ -24,7 +24,7 @@ class Models:
         self._lock = threading.RLock()
 
     def get(self, key: Hashable, load: Callable[[], T], name: str) -> T:
-        """What `load` gave for this key. Room is made before something new is loaded. name: for people."""
+        """The result of `load` for this key. Others are released before something new is loaded. name: for display."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
@@ -37,7 +37,7 @@ class Models:
             return made
 
     def unload(self) -> list[str]:
-        """Lets all go. Gives their names."""
+        """Releases all. Returns their names."""
         with self._lock:
             names = self.names()
             self._kept.clear()
@@ -45,7 +45,7 @@ class Models:
             return names
 
     def names(self) -> list[str]:
-        """Of what is in memory, the one that was used last at the end."""
+        """Names of the models in memory, the last used one at the end."""
         with self._lock:
             return list(dict.fromkeys(name for name, _ in self._kept.values()))
 

@@ -1,4 +1,4 @@
-"""The page: its head, its look, and a tab for each panel."""
+"""The page: its head, its theme, and a tab for each panel."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def theme() -> gr.themes.Base:
 
 
 def shown(root: Path) -> str:
-    """A folder as people would name it here: below the current folder, below the home folder, else whole."""
+    """A short name of a folder: relative to the current folder, to the home folder, else its full path."""
     for base, start in ((Path.cwd(), ""), (Path.home(), "~/")):
         if root.is_relative_to(base):
             return start + root.relative_to(base).as_posix()

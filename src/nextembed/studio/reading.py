@@ -1,4 +1,4 @@
-"""Runs as they are now, each read again only when its files have changed."""
+"""The current state of runs; each is read again only when its files have changed."""
 
 import threading
 from collections import OrderedDict

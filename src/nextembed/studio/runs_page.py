@@ -1,4 +1,4 @@
-"""The runs as HTML: the list with what each is doing, and what is known of the chosen ones."""
+"""The runs as HTML: a list with their status, and details of the chosen ones."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -50,7 +50,7 @@ def _row(name: str, view: RunView, state: Status, chosen: Sequence[str]) -> str:
 
 
 def details(views: Mapping[str, RunView], states: Mapping[str, Status]) -> str:
-    """What is known of the chosen runs, beside their curves."""
+    """Details of the chosen runs, next to their curves."""
     if not views:
         return '<div class="empty">Choose runs above to see their curves; several are overlaid.</div>'
     parts = [_head(name, view, states[name], len(views) > 1) for name, view in views.items()]

@@ -1,5 +1,5 @@
-"""What is applied to a model from outside: LoRA, frozen parameters, memory savers, compilation, sharding. Models know
-nothing of it."""
+"""Changes that are applied to a model from outside: LoRA, frozen parameters, gradient checkpointing, sharding. Models
+do not know of them."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ from ..core.quiet import import_bitsandbytes
 from ..core.sizes import MAX_WIDTH
 from ..errors import ConfigError, MissingExtra, unknown
 
-BASE, LORA = ".base_layer.", ".lora_"  # in peft's parameter names: the layer as it was, and its adapter
+BASE, LORA = ".base_layer.", ".lora_"  # in peft's parameter names: the original layer, and its adapter
 
 
 class LoraSettings(Config):
-    """LoRA: linear layers of the trunk keep their weights and learn an update of low rank; the head learns as a whole.
+    """LoRA: linear layers of the trunk keep their weights and learn an update of low rank; the head is trained fully.
 
     Attributes:
         rank: rank of the update.
@@ -48,7 +48,7 @@ class LoraSettings(Config):
 
 
 class Adaptation(Protocol):
-    """What of `TrainConfig` changes the backbone."""
+    """The settings of `TrainConfig` that change the backbone."""
 
     attn_implementation: str | None
     gradient_checkpointing: bool | None
@@ -59,7 +59,7 @@ class Adaptation(Protocol):
 def adapt(backbone: PreTrainedModel, train: Adaptation, seed: int = 0) -> None:
     """Adds LoRA, freezes parameters, and sets the attention implementation and gradient checkpointing, in place.
 
-    Called before an objective is built on the backbone, so that a teacher is a copy of what trains.
+    Called before an objective is built on the backbone, so that a teacher is a copy of the trained network.
 
     Args:
         backbone: of transformers.
@@ -82,16 +82,15 @@ def adapt(backbone: PreTrainedModel, train: Adaptation, seed: int = 0) -> None:
 
 
 def recompute_activations(backbone: PreTrainedModel) -> None:
-    """The activations of the layers are computed again in the backward pass, from now on."""
+    """Turns on gradient checkpointing: activations of the layers are recomputed in the backward pass."""
     # transformers 5.23 renamed it; earlier versions only know the old name
     enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def freeze(backbone: nn.Module, names: Sequence[str]) -> None:
-    """Parameters whose dotted names hold one of `names` as whole parts take no gradient any more.
-
-    Raises ConfigError for a name that fits none, with the nearest one, or if nothing is left to train.
+    """Freezes parameters whose dotted names contain one of `names` as whole parts. Raises ConfigError for a name
+    without a match, with the nearest one, or if nothing is left to train.
     """
     params = dict(backbone.named_parameters())
     for name in names:
@@ -106,15 +105,14 @@ def freeze(backbone: nn.Module, names: Sequence[str]) -> None:
 
 
 def trained_parameters(backbone: nn.Module) -> tuple[int, int]:
-    """How many of the backbone's parameters train, and how many there are."""
+    """Number of trained parameters of the backbone, and of all."""
     sizes = [(p.numel(), p.requires_grad) for p in backbone.parameters()]
     return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
 
 
 def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
-    """Puts adapters on the trunk's layers, in place; they and the head train, all else is frozen.
-
-    Raises ConfigError for a layer that is not there, MissingExtra without peft.
+    """Puts adapters on the trunk's layers, in place; these and the head are trained, all else is frozen. Raises
+    ConfigError for a missing layer, MissingExtra without peft.
     """
     import_bitsandbytes()
     try:
@@ -139,14 +137,14 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
     if settings.rank > smallest:
         raise ConfigError(f"train.lora.rank {settings.rank}: the smallest of the layers is {smallest} wide")
     targets: Any = settings.targets
-    if settings.within is not None or settings.whole:  # whole names: peft itself looks at their ends only
+    if settings.within is not None or settings.whole:  # whole names: peft only compares their ends
         targets = reached
     config = peft.LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # any number does
         lora_dropout=settings.dropout,
         target_modules=targets,
-        exclude_modules=[*head, *settings.whole] or None,  # where `write_adapter` finds them, too
+        exclude_modules=[*head, *settings.whole] or None,  # where `write_adapter` also finds them
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -157,7 +155,7 @@ def add_lora(backbone: nn.Module, settings: LoraSettings, seed: int) -> None:
 
 
 def train_whole(backbone: nn.Module, parts: Sequence[str]) -> None:
-    """Lets parts of a model learn. Raises ConfigError for one that is not there."""
+    """Makes parts of a model trainable. Raises ConfigError for a missing one."""
     for part in parts:
         found = [param for name, param in backbone.named_parameters() if f".{part}." in f".{name}"]
         if not found:
@@ -168,7 +166,7 @@ def train_whole(backbone: nn.Module, parts: Sequence[str]) -> None:
 
 
 def head_modules(backbone: nn.Module) -> list[str]:
-    """Names of what stands on a Hugging Face model's trunk."""
+    """Names of the modules on top of a Hugging Face model's trunk."""
     trunk = backbone.base_model_prefix if isinstance(backbone, PreTrainedModel) else ""
     children = [name for name, child in backbone.named_children() if any(True for _ in child.parameters())]
     return [name for name in children if name != trunk] if trunk in children else []
@@ -179,7 +177,7 @@ def has_lora(backbone: nn.Module) -> bool:
 
 
 def merged(backbone: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a backbone with LoRA as those of the plain model: the updates are added. Others come back as is."""
+    """Weights of a backbone with LoRA merged into those of the plain model. Others are unchanged."""
     if not has_lora(backbone):
         return state
     config: Any = backbone.peft_config["default"]  # of peft
@@ -193,8 +191,7 @@ def merged(backbone: PreTrainedModel, state: dict[str, Tensor]) -> dict[str, Ten
 
 
 def write_adapter(backbone: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
-    """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters, the head, and what learned as a
-    whole."""
+    """A folder for `peft.PeftModel.from_pretrained(base, folder)`: the adapters, the head, and fully trained parts."""
     config: Any = copy.copy(backbone.peft_config["default"])
     kept = sorted(config.exclude_modules or [])
     head = [n for n, _ in backbone.named_modules() if any(f".{n}".endswith(f".{part}") for part in kept)]
@@ -220,7 +217,7 @@ def shard(model: PretrainingModel) -> PretrainingModel:
 
 @contextmanager
 def only_last_syncs(model: nn.Module, last: bool) -> Iterator[None]:
-    """Gradients are exchanged between ranks with the last micro batch of a step only."""
+    """Gradients are synchronised between ranks only with the last micro batch of a step."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
     with nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync():

@@ -1,4 +1,4 @@
-"""What is said before the first step: where a run goes, on what it trains, of which data, and how long it will take."""
+"""Lines before the first step: run folder, device, data, model, length and expected time."""
 
 import io
 import os
@@ -29,13 +29,12 @@ from .loop import Loop
 from .settings import TrainConfig
 from .watch import Say, Training, Watcher
 
-FEW = 100  # images, below which nothing general is learned
-SMALLER = 8  # times, from which on it is said that images are shrunk
+FEW = 100  # number of images below which nothing general is learned
+SMALLER = 8  # factor of shrinking that is reported
 
 
 def announce(text: str) -> None:
-    """Prints a line of what is said before training, on the main rank, to standard output: errors alone go to the other
-    one."""
+    """Prints a line before training, on the main rank, to standard output; only errors go to standard error."""
     if distributed.is_main():
         print(text, flush=True)
 
@@ -64,7 +63,7 @@ def device_line(train: TrainConfig) -> str:
 
 
 class ModelOf(NamedTuple):
-    """What of a model says how its data are called. image_size: pixels a side, None where that is not known."""
+    """Properties of a model for messages about its data. image_size: side in pixels, None if unknown."""
 
     image_size: int | None = None
     reads_clips: bool = False
@@ -74,7 +73,7 @@ UNKNOWN = ModelOf()
 
 
 def found_data(data: Part, batch_size: int, model: ModelOf = UNKNOWN) -> tuple[list[str], DataCounts]:
-    """What was found of the data and what is odd about it, in lines, and in figures."""
+    """Findings about the data and warnings, as lines and as numbers."""
     source = data.named() if isinstance(data, Mixture) else getattr(data, "source", None) or data.kind
     if isinstance(data, DocumentPart):
         found = data.summary("train")
@@ -100,7 +99,7 @@ def found_data(data: Part, batch_size: int, model: ModelOf = UNKNOWN) -> tuple[l
         for role, num in (("validation", counts.validation), ("test", counts.test)):
             text += f"; {role} " + ("a stream" if num is None else f"{num:,}" if num else "none")
         said = data.summary("train").lines()[1:]
-    left_out = [line for line in said if not line.startswith("splits: ")]  # they are counted above
+    left_out = [line for line in said if not line.startswith("splits: ")]  # counted above
     return [text, *(f"         {line}" for line in (*left_out, *odd(rows, batch_size, model)))], counts
 
 
@@ -117,7 +116,7 @@ def here(data: Part) -> bool:
 
 
 def count(data: "ImagePart | MaskPart", role: Role) -> int | None:
-    """How many images a split has; 0 where there is no such split, None for a stream."""
+    """Number of images in a split; 0 if there is no such split, None for a stream."""
     try:
         rows = data.split_rows(role) if isinstance(data, ImagePart) else data.rows(role)
     except NextEmbedError:
@@ -135,7 +134,7 @@ def class_words(names: list[str], shown: int = 4) -> str:
 
 
 def odd(rows: Rows, batch_size: int, model: ModelOf = UNKNOWN) -> list[str]:
-    """What somebody should know before minutes are spent."""
+    """Warnings before time is spent."""
     found, image_size, one = [], model.image_size, "clip" if model.reads_clips else "image"
     if len(rows) < FEW:
         few = f"1 {one} is" if len(rows) == 1 else f"{len(rows)} {one}s are"
@@ -156,7 +155,7 @@ def odd(rows: Rows, batch_size: int, model: ModelOf = UNKNOWN) -> list[str]:
 
 
 def short_side(image: object) -> int | None:
-    """Pixels of an undecoded image's shorter side; None where that cannot be told at once."""
+    """Shorter side of an undecoded image in pixels; None if that cannot be read quickly."""
     if isinstance(image, Image.Image):
         return min(image.size)
     if isinstance(image, bytes | str | Path):
@@ -189,7 +188,7 @@ def length_line(loop: Loop) -> str:
 
 
 def minutes(seconds: float) -> str:
-    """A time to be expected, for people: "about 4 minutes"."""
+    """An expected time as text: "about 4 minutes"."""
     if seconds < 50:
         return f"about {max(1, round(seconds))} {'second' if round(seconds) <= 1 else 'seconds'}"
     if seconds < 100 * 60:
@@ -200,7 +199,7 @@ def minutes(seconds: float) -> str:
 
 
 class Pace(Watcher):
-    """Says once, after the first seconds, how long the run will take."""
+    """Prints once, after the first seconds, how long the run will take."""
 
     def __init__(self, say: Say, after: float = 2.0, steps: int = 20):
         self.say, self.after, self.steps = say, after, steps
@@ -209,7 +208,7 @@ class Pace(Watcher):
 
     def stepped(self, loop: Training) -> None:
         now = time.monotonic()
-        if self.begun is None:  # the first step is slower than all others
+        if self.begun is None:  # the first step is slower
             self.begun = now, loop.step
             return
         began, first = self.begun
@@ -245,7 +244,7 @@ def step_seconds(loop: Loop) -> float:
 
 @contextmanager
 def busy(what: str, say: Say, after: float = 1.0, every: float = 15.0) -> Iterator[None]:
-    """Says what takes so long, if it does, while the block runs."""
+    """Prints what is being done, if the block takes long."""
     over, began = threading.Event(), time.monotonic()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear whole or not at all, with all that an exact resume needs.
+"""Checkpoints: folders that are written atomically, with everything for an exact resume.
 
 RUN/checkpoints/step-000100/
   config.json, model.safetensors, preprocessor_config.json   the backbone, for `from_pretrained`
@@ -50,13 +50,17 @@ class Saves(Protocol):
 
 
 STATE = "state"
-UNIMPORTANT = {"architectures", "dtype", "transformers_version", "_name_or_path"}  # may differ in a resumed run
+UNIMPORTANT = {
+    "architectures",
+    "dtype",
+    "transformers_version",
+    "_name_or_path",
+}  # settings that may differ in a resumed run
 
 
 def clean(run_dir: Path) -> None:
-    """Removes what a killed process left half-written, and puts back what it was about to replace.
-
-    Only for the process that holds the run's lock."""
+    """Removes half-written files of a killed process, and restores what it was about to replace. Only for the process
+    that holds the run's lock."""
     files.clean(run_dir)
     files.clean(run_dir / "checkpoints")
 
@@ -66,7 +70,7 @@ def step_dir(run_dir: Path, step: int) -> Path:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """All checkpoints of a run, oldest first: folders, no links to somewhere else."""
+    """All checkpoints of a run, oldest first, without links to other places."""
     found = [p for p in (run_dir / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     found = [p for p in found if p.is_dir() and not p.is_symlink()]
     return sorted(found, key=checkpoint_step)
@@ -90,9 +94,8 @@ def resume_place(path: str | Path) -> tuple[Path, Path | None]:
 
 
 def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
-    """The checkpoint to go on from: the named one, else the newest; None where there is none.
-
-    Raises ConfigError if it is not there or damaged, with the command that resumes from the one before it.
+    """The checkpoint to resume from: the named one, else the newest; None if there is none. Raises ConfigError if it is
+    missing or damaged, with the command that resumes from the one before it.
     """
     folder = named or last_checkpoint(run_dir)
     if folder is None:
@@ -110,7 +113,8 @@ def whole_checkpoint(run_dir: Path, named: Path | None = None) -> Path | None:
 
 
 def set_aside(run_dir: Path, after: int) -> None:
-    """Renames the checkpoints of later steps to unused-step-...: a run that goes on from step `after` saves its own."""
+    """Renames the checkpoints of later steps to unused-step-..., because a run resumed from step `after` saves its
+    own."""
     for folder in checkpoints(run_dir):
         if checkpoint_step(folder) > after:
             names = (f"unused-{folder.name}" + (f"-{n}" if n > 1 else "") for n in itertools.count(1))
@@ -118,7 +122,7 @@ def set_aside(run_dir: Path, after: int) -> None:
 
 
 def prune(run_dir: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` checkpoints; a folder of such a name that this library did not write stays."""
+    """Deletes all but the newest `keep` checkpoints; folders that this library did not write stay."""
     written = [folder for folder in checkpoints(run_dir) if (folder / CHECKSUMS).is_file()]
     for folder in written[:-keep]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -126,9 +130,8 @@ def prune(run_dir: Path, keep: int) -> None:
 
 @contextmanager
 def folder_of_all(target: Path, what: str) -> Iterator[Path]:
-    """A scratch folder that all ranks write into; it becomes `target` when the block ends well on every one of them.
-
-    Every rank must call it. What goes wrong on one is a TrainingError on all, so that none waits for ever.
+    """A temporary folder that all ranks write into; it becomes `target` when the block ends without an error on all of
+    them. Every rank must call it. An error on one is a TrainingError on all, so that none waits for ever.
     """
     run_dir = target.parent.parent if target.parent.name == "checkpoints" else target.parent
     with ExitStack() as stack:
@@ -155,10 +158,9 @@ def folder_of_all(target: Path, what: str) -> Iterator[Path]:
 def write_model(
     folder: Path, backbone: PreTrainedModel, averaged: Mapping[str, Tensor] | None, image_processor: Saves | None
 ) -> None:
-    """A folder for `from_pretrained`: weights, or the averaged ones in their place, config and image processor.
-
-    LoRA is merged into the weights, and beside them in adapter/ for peft. Every rank must call it: of a sharded model
-    each writes its part, and no rank ever holds all.
+    """A folder for `from_pretrained`: trained or averaged weights, config and image processor. LoRA is merged into the
+    weights, and also saved in adapter/ for peft. Every rank must call it: of a sharded model each writes its part, and
+    no rank ever holds all.
     """
     state = {name: value.detach() for name, value in backbone.state_dict().items()} | dict(averaged or {})
     if distributed.is_main():
@@ -174,9 +176,7 @@ def write_model(
         state = {name: whole(value) for name, value in state.items()}
         if distributed.is_main():
             with no_progress_bar():
-                backbone.save_pretrained(
-                    folder, state_dict=dict(merged(backbone, state))
-                )  # it empties what it is given
+                backbone.save_pretrained(folder, state_dict=dict(merged(backbone, state)))  # it empties its argument
     if distributed.is_main():
         if has_lora(backbone):
             write_adapter(backbone, state, folder / "adapter")
@@ -190,14 +190,14 @@ def whole(value: Tensor) -> Tensor:
 
 
 def untied(backbone: PreTrainedModel, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of weights that are not those of another name."""
+    """Names of weights without aliases of other names."""
     tied = dict(backbone.all_tied_weights_keys or {})
     return [name for name in state if name not in tied]
 
 
 @dataclass
 class Progress:
-    """How far a run is. ranks: of each its "data" (the state of its loader) and "averages" ({name: [sum, count]})."""
+    """Progress of a run. ranks: of each, "data" (the state of its loader) and "averages" ({name: [sum, count]})."""
 
     step: int
     max_steps: int
@@ -212,7 +212,7 @@ def save(
     progress: Progress,
     image_processor: Saves | None,
 ) -> None:
-    """Writes one checkpoint as the module's docstring shows it. Every rank must call it."""
+    """Writes one checkpoint, in the layout above. Every rank must call it."""
     backbone = model.backbone
     averaged = None if ema is None else ema.weights
     with folder_of_all(folder, f"saving step {progress.step}") as scratch:
@@ -231,7 +231,7 @@ def save(
 
 
 def write_reader(folder: Path, model: PretrainingModel) -> None:
-    """The objective, where it reads features itself, or generates. Every rank must call it."""
+    """Saves the objective if it provides features itself or generates. Every rank must call it."""
     if not (model.objective.reads_itself or model.objective.generates):
         return
     parts = model.objective.folders(own_state(model)).get(FOLDER)
@@ -246,7 +246,7 @@ def own_state(model: PretrainingModel) -> dict[str, Tensor]:
 
 
 def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, image_processor: Saves | None) -> None:
-    """RUN/model, RUN/ema, RUN/teacher and what the objective keeps beside them. Every rank must call it."""
+    """Writes RUN/model, RUN/ema, RUN/teacher and folders of the objective. Every rank must call it."""
     backbone = model.backbone
     weights: dict[str, Mapping[str, Tensor] | None] = {"model": None} | (
         {"ema": ema.weights} if ema and ema.weights else {}
@@ -264,11 +264,10 @@ def save_models(run_dir: Path, model: PretrainingModel, ema: EmaWeights | None, 
 
 
 class BestWeights:
-    """RUN/best: the weights that scored highest so far, for `from_pretrained`; score.json beside them says when.
-
-    Called with scores and the step on rank 0. metric: a name among the scores, "eval/accuracy"; where there are
-    averaged weights, theirs ("eval/ema_accuracy") are judged and kept. The first of equals stays, so that a resumed run
-    keeps what a run that never stopped would have kept.
+    """RUN/best: the weights with the highest score so far, for `from_pretrained`, with score.json. Called with scores
+    and the step on rank 0. metric: a name among the scores, "eval/accuracy"; with averaged weights, theirs
+    ("eval/ema_accuracy") decide and are kept. The first of equal ones stays, so that a resumed run keeps the same as an
+    uninterrupted one.
     """
 
     def __init__(
@@ -281,11 +280,11 @@ class BestWeights:
     ):
         self.folder, self.ema, self.backbone, self.image_processor = run_dir / "best", ema, backbone, image_processor
         self.metric = metric if ema is None else metric.replace("/", "/ema_", 1)
-        self.value()  # of a resumed run: a file that cannot be read is found now, not at the first probe
+        self.value()  # in a resumed run, an unreadable file is found now, not at the first probe
 
     def __call__(self, scores: dict[str, float], step: int) -> None:
         value = scores[self.metric]
-        if not value > self.value():  # also where it is not a number
+        if not value > self.value():  # also if it is nan
             return
         averaged = None if self.ema is None else self.ema.weights
         with saving(self.folder.parent, "saving the best weights"), new_folder(self.folder, replace=True) as scratch:
@@ -294,7 +293,7 @@ class BestWeights:
             write_json(scratch / "score.json", score)
 
     def value(self) -> float:
-        """The score of what is kept; -inf if nothing is."""
+        """The score of the kept weights; -inf if there are none."""
         file = self.folder / "score.json"
         if not file.is_file():
             return float("-inf")
@@ -306,16 +305,15 @@ class BestWeights:
 
 
 def save_part(folder: Path, values: dict[str, object], state: dict[str, Tensor]) -> None:
-    """config.json and model.safetensors of what an objective keeps beside the model."""
+    """Writes config.json and model.safetensors of a folder of the objective."""
     write_json(folder / "config.json", values)
     save_file({n: t.contiguous().clone() for n, t in state.items()}, folder / "model.safetensors")
 
 
 def load(folder: Path, model: PretrainingModel, optimizer: torch.optim.Optimizer, ema: EmaWeights | None) -> Progress:
-    """Puts a checkpoint's tensors in their places, each rank its own part, and gives how far it was.
-
-    Every rank must call it. Averaged weights that the checkpoint has not begin at its weights.
-    Raises ConfigError if it is of another model or objective, TrainingError for files that cannot be read.
+    """Loads a checkpoint's tensors, each rank its own part, and returns its progress. Every rank must call it. Averaged
+    weights that the checkpoint lacks start from its weights. Raises ConfigError if it belongs to another model or
+    objective, TrainingError for files that cannot be read.
     """
     backbone = model.backbone
     progress = read_progress(folder)
@@ -361,7 +359,7 @@ def settings_of(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def read_progress(folder: Path) -> Progress:
-    """progress.json. Raises TrainingError for one that is not what was saved at this step."""
+    """Reads progress.json. Raises TrainingError if it is not that of this step."""
     file = folder / "progress.json"
     with reading(file):
         values = json.loads(file.read_bytes())
@@ -376,7 +374,7 @@ def read_progress(folder: Path) -> Progress:
         for rank in progress.ranks:
             if not valid_state(rank["data"]):
                 raise ValueError("a rank has no position in the data")
-            means = rank["averages"]  # JSON has null for what is not finite
+            means = rank["averages"]  # null in JSON stands for values that are not finite
             rank["averages"] = {n: [math.nan if v is None else v + 0.0 for v in pair] for n, pair in means.items()}
             if any(len(pair) != 2 for pair in means.values()):
                 raise ValueError("a running mean is not a [sum, count] pair")
@@ -384,7 +382,7 @@ def read_progress(folder: Path) -> Progress:
 
 
 def start_state(folder: Path | None) -> dict[str, Any] | None:
-    """Where this rank's data goes on; None without a checkpoint. Of rank 0 if there are more ranks now than then."""
+    """The position of this rank's data; None without a checkpoint. That of rank 0 if there are more ranks now."""
     if folder is None:
         return None
     ranks = read_progress(folder).ranks

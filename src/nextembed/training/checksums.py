@@ -1,5 +1,5 @@
-"""What the files of a checkpoint hold: checksums, written last and compared before anything is read; and reading in
-which whatever else is wrong with a file, e.g. one edited by hand, comes out as one line that names it."""
+"""Checksums of a checkpoint's files, written last and compared before anything is read; and reading that turns any
+other fault of a file into one line that names it."""
 
 import contextlib
 import hashlib
@@ -21,7 +21,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str:
-    """Which file of a checkpoint is not as it was saved, and why, in one line; "" if all are. More files do no harm."""
+    """The file of a checkpoint that has changed, and how, in one line; "" if none has. Additional files are ignored."""
     file = folder / NAME
     try:
         expected = json.loads(file.read_bytes())
@@ -58,12 +58,12 @@ def _sum(path: Path) -> dict[str, object]:
 
 @contextlib.contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Whatever goes wrong in the block is a TrainingError of one line that names the file."""
+    """Turns any error in the block into a TrainingError of one line that names the file."""
     try:
         yield
     except NextEmbedError:
         raise
-    except Exception as err:  # foreign content breaks a reader in any way
+    except Exception as err:  # foreign content may raise anything
         raise TrainingError(f"{file} cannot be read: {_reason(err)}") from err
 
 

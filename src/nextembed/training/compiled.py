@@ -1,4 +1,4 @@
-"""torch.compile: where it pays, how long it took, and plain code where it fails."""
+"""torch.compile: when it is used, how long it took, and falling back to plain code."""
 
 import importlib.util
 import time
@@ -13,15 +13,13 @@ from .settings import TrainConfig
 from .watch import Say
 
 T = TypeVar("T")
-LONG = 2000  # steps, from which on the minutes of compiling are won back
+LONG = 2000  # number of steps from which on compiling saves time
 COMPILERS = ("torch._dynamo", "torch._inductor", "torch._functorch", "triton")
 
 
 def compiles(train: TrainConfig, packed: bool) -> bool:
-    """Whether a run is compiled: as the settings say; where they leave it open, with CUDA and Triton, of LONG steps or
-    more, images of one size, and whole weights that all train.
-
-    packed: rows of documents, whose masks differ from row to row.
+    """Whether a run is compiled: by the settings; if these are null, with CUDA and Triton, LONG steps or more, images
+    of one size, and unsharded weights that are all trained. packed: rows of documents, whose masks differ.
     """
     if train.compile is not None:
         return train.compile
@@ -33,7 +31,7 @@ def compiles(train: TrainConfig, packed: bool) -> bool:
 class Compiled:
     """Compiles a model in place, parameter names unchanged, at its first step; falls back to plain code if that fails.
 
-    wanted: False leaves it as it is. say: told how long the first step took, or what failed.
+    wanted: False changes nothing. say: prints how long the first step took, or what failed.
     """
 
     def __init__(self, model: nn.Module, wanted: bool, say: Say):
@@ -42,7 +40,7 @@ class Compiled:
             model.compile()
 
     def run(self, part: Callable[[], T], undo: Callable[[], None]) -> T:
-        """What `part` gives. If compiling fails in it, it is undone and run again in plain code, as all that follow."""
+        """Calls `part`. If compiling fails, it is turned off and `part` is called again in plain code."""
         if not self.active:
             return part()
         start = time.monotonic()

@@ -1,4 +1,4 @@
-"""What an objective draws while it trains: a row of images at each checkpoint, to look at in the report."""
+"""Samples of an objective during training: a row of images at each checkpoint, for the report."""
 
 from pathlib import Path
 from typing import cast
@@ -50,7 +50,10 @@ def draw(objective: Objective, backbone: Backbone) -> Tensor:
     classes = range(min(NUM, objective.num_classes)) if objective.num_classes else [IGNORE_LABEL] * NUM
     device = next(objective.parameters()).device
     condition: Batch = {"labels": torch.tensor(list(classes), device=device)}
-    before, objective.draws_averaged = objective.draws_averaged, False  # as the backbone, which is not averaged here
+    before, objective.draws_averaged = (
+        objective.draws_averaged,
+        False,
+    )  # like the backbone, whose weights are not averaged here
     try:
         with evaluating(objective), evaluating(cast(torch.nn.Module, backbone)):
             return objective.sample(backbone, condition, None, torch.Generator().manual_seed(0))

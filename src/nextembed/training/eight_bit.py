@@ -14,11 +14,11 @@ from ..core.quiet import import_bitsandbytes
 from ..errors import ConfigError, MissingExtra
 
 MOMENTS = ("state1", "state2", "absmax1", "absmax2")  # what is saved; the tables of the codes are always the same
-WHOLE = 4096  # numbers, from which on averages are kept in 8 bits
+WHOLE = 4096  # size of a parameter from which on averages have 8 bits
 
 
 class EightBit(Protocol):
-    """What is used of bitsandbytes' optimizer, besides that it is one of torch's."""
+    """The part of bitsandbytes' optimizer that is used."""
 
     def init_state(self, group: dict, p: Tensor, gindex: int, pindex: int) -> None: ...
 
@@ -45,7 +45,7 @@ def is_eight_bit(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def start_eight_bit(optimizer: torch.optim.Optimizer, param: Tensor, step: int) -> None:
-    """The state of one parameter as after `step` steps, but for its averages, which are to be read."""
+    """The state of one parameter after `step` steps, whose averages are read later."""
     for number, group in enumerate(optimizer.param_groups):
         for place, one in enumerate(group["params"]):
             if one is param:

@@ -1,4 +1,4 @@
-"""The folder of a run: made for it alone, held by one process at a time, and gone again where nothing came of it."""
+"""The folder of a run: made for it alone, locked by one process, and removed if the run fails at the start."""
 
 import contextlib
 import glob
@@ -21,15 +21,15 @@ BEFORE_TRAINING = (LOCK, LAUNCH, "skipped.jsonl")  # the only files that a run w
 def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
     """The run's folder while the block runs, on every rank; no other process can train there.
 
-    folder: of a run to resume, or of a new one, which gets NAME-2, ... if that is taken; exact: or none at all.
-    An error or Ctrl-C before config.yaml is there leaves no new folder, so that the next try gets its name.
-    Raises ConfigError, on every rank, where no folder can be made or another process is at work.
+    folder: of a run to resume, or of a new one, which gets NAME-2, ... if that is taken; exact: or none at all. An
+    error or Ctrl-C before config.yaml is there leaves no new folder, so that the next try gets its name. Raises
+    ConfigError, on every rank, if no folder can be made or another process uses it.
     """
     held: list[IO[bytes]] = []
 
     def take() -> Path:
         if resume:
-            check_links(folder)  # somebody else may have made them, before the run came here
+            check_links(folder)  # another process may have made them before
         run_dir = folder if resume else free_folder(folder.parent, folder.name, exact)
         held.append(acquire(run_dir / LOCK, f"another process is training in {run_dir}: wait for it, or stop it"))
         if resume:
@@ -51,14 +51,14 @@ def opened(folder: Path, resume: bool, exact: bool = False) -> Iterator[Path]:
 
 
 def launch() -> str:
-    """The name of the launch that this process belongs to, as `torchrun` says it (--rdzv-id); "" outside of one."""
+    """The id of the launch of this process (`torchrun --rdzv-id`); "" outside of one."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return "" if name == "none" else name
 
 
 def begun_by_launch(folder: Path, same: Callable[[Path], bool]) -> Path | None:
-    """The newest run, NAME or NAME-2, ..., that this very launch began and has not finished, with a checkpoint to go on
-    from: what `torchrun` restarts after a process was lost. same: whether a run has the settings that are wanted."""
+    """The newest run, NAME or NAME-2, ..., that this launch started and has not finished, with a checkpoint to resume
+    from: for restarts by `torchrun` after a process was lost. same: whether a run has the same settings."""
     name = launch()
     found = []
     for run_dir in folder.parent.glob(f"{glob.escape(folder.name)}*") if name else ():
@@ -71,7 +71,7 @@ def begun_by_launch(folder: Path, same: Callable[[Path], bool]) -> Path | None:
 
 
 def _undo(run_dir: Path) -> None:
-    """Removes what this process made, file by file; with anything else in it, the folder stays."""
+    """Removes the files of this process, and the folder if it is then empty."""
     for name in BEFORE_TRAINING:
         (run_dir / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):

@@ -3,10 +3,9 @@
 - An objective gives a loss sum and a count. The gradient of a step is d(sum of all losses) / (number of all targets),
   over the whole accumulation window and all ranks, so batch 16, 4 x 4 and 2 ranks x 8 give the same weights. Each term
   of a loss of several has its own count.
-- Every forward pass is seeded with (seed, step, micro step, rank), and what is drawn for a sample by the sample: it
-  depends on nothing else.
-- Batches come from an endless loader that can start at a saved position; nothing is replayed on resume.
-- Nothing waits for the device within a step; sums stay there until they are logged.
+- Every forward pass is seeded with (seed, step, micro step, rank), and random numbers of a sample by the sample, so
+they depend on nothing else. - Batches come from an endless loader that can start at a saved position; nothing is
+replayed on resume. - Nothing waits for the device within a step; sums stay there until they are logged.
 """
 
 import shlex
@@ -42,12 +41,11 @@ Advance = Callable[[dict[str, Any] | None, Tensor], dict[str, Any]]
 class Source(NamedTuple):
     """The data of a run.
 
-    loader: endless batches of this rank, of the micro-batch size, from where the run starts or resumes.
-    advance: (state or None, position rows [B, P] of a consumed batch) -> state, JSON values: the `start` of a loader
-        that goes on behind that batch. `checkpoint.start_state` reads it back.
-    num_samples: size of the data, for the epoch that is logged; None if unknown.
-    facts: what of the data is used, so far, for the lines of metrics. shares: what was done to samples since the last
-        call: by name, to how many, and of how many.
+    loader: endless batches of this rank, of the micro-batch size, from where the run starts or resumes. advance: (state
+    or None, position rows [B, P] of a consumed batch) -> state, JSON values: the `start` of a loader that continues
+    after that batch. `checkpoint.start_state` reads it back. num_samples: size of the data, for the epoch that is
+    logged; None if unknown. facts: use of the data so far, for the lines of metrics. shares: counts of processed
+    samples since the last call: by name, to how many, and of how many.
     """
 
     loader: Iterable[Batch]
@@ -58,11 +56,9 @@ class Source(NamedTuple):
 
 
 class Judges(NamedTuple):
-    """Who watches a run.
-
-    watchers: told what happens. probe: backbone -> scores by name, run every `config.probe_steps`; None where there is
-    nothing to probe on. best: the name among them (its EMA twin, where weights are averaged) whose best weights are
-    kept in RUN/best. say: told what the loop itself has to say.
+    """Observers of a run. watchers: receive events. probe: backbone -> scores by name, run every `config.probe_steps`;
+    None where there is nothing to probe on. best: the name among them (its EMA twin, where weights are averaged) whose
+    best weights are kept in RUN/best. say: prints messages of the loop.
     """
 
     watchers: Sequence[Watcher] = ()
@@ -141,7 +137,7 @@ class Loop:
         if resume is not None:
             self.restore(resume)
             if distributed.is_main():
-                checkpoint.set_aside(self.run_dir, self.step)  # later ones are not of this run any more
+                checkpoint.set_aside(self.run_dir, self.step)  # later ones no longer belong to this run
             if self.step >= self.max_steps:
                 return
         self.trackers.start(self.step)
@@ -166,12 +162,12 @@ class Loop:
                 self.end_of_step()
         self.trackers.close()
         if self.stop_signal:
-            kill_workers()  # one that hangs does not hold up the end
+            kill_workers()  # a hanging tracker must not block the end
             command = f"nextembed train --resume {shlex.quote(str(self.run_dir))}"
             raise Interrupted(f"stopped and saved; resume with: {command}", self.stop_signal)
 
     def window(self, batches: Iterator[Batch]) -> list[Batch]:
-        """The micro batches of one optimizer step; where the data goes on is noted."""
+        """The micro batches of one optimizer step; the position of the data is stored."""
         window = [batch for _, batch in zip(range(self.num_micro_batches), batches)]
         if len(window) < self.num_micro_batches:
             raise DataError(f"the data ended at step {self.step}")
@@ -185,12 +181,12 @@ class Loop:
         """Targets of the step on all ranks, [terms], at least 1; every rank learns here of a signal to one."""
         own = torch.stack(counts).sum(0).cpu()
         *totals, signum = distributed.sum_over_ranks(torch.cat([own, torch.tensor([self.signals.received])]))
-        if signum:  # seen at the same step by all, so that all stop and save together
+        if signum:  # all ranks see it at the same step, so that they stop and save together
             self.stop_signal = max(int(s) for s in distributed.gather_objects(self.signals.received))
         return torch.stack(totals).clamp(min=1).to(self.device)
 
     def gradients(self, window: list[Batch], totals: Tensor) -> list[ObjectiveOutput]:
-        """Adds up the gradient of a step; gives what the objective said of each micro batch, without its graph."""
+        """Accumulates the gradient of a step; returns the objective's outputs, detached."""
         outputs = []
         for number, batch in enumerate(window):
             with only_last_syncs(self.model, number == len(window) - 1):
@@ -224,7 +220,7 @@ class Loop:
             self.averages.add(name, *(value if isinstance(value, tuple) else (value,)))
 
     def update(self) -> None:
-        """Clips, steps the optimizer, and lets follow what follows the weights."""
+        """Clips, steps the optimizer, and updates everything that follows the weights."""
         params = [p for p in self.bare.parameters() if p.grad is not None]
         norm = nn.utils.clip_grad_norm_(params, self.optim_config.max_grad_norm or float("inf"))
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
@@ -232,7 +228,7 @@ class Loop:
         bad = ~torch.isfinite(self.step_loss + norm) & (self.first_bad_step < 0)
         self.first_bad_step = torch.where(bad, self.step + 1, self.first_bad_step)
         self.step_loss = torch.zeros_like(self.step_loss)
-        if self.device.type == "cpu":  # elsewhere reading it would stop the queue: it waits for log and save
+        if self.device.type == "cpu":  # on accelerators reading it would synchronise, so this waits for log and save
             self.check_finite()
         set_learning_rates(self.optimizer, self.optim_config, self.step, self.warmup_steps, self.max_steps)
         self.optimizer.step()
@@ -243,7 +239,7 @@ class Loop:
         self.bare.after_step(self.step, self.max_steps)
 
     def end_of_step(self) -> None:
-        """Probes, logs and saves where it is time to."""
+        """Probes, logs and saves when due."""
         for watcher in self.watchers:
             watcher.stepped(self)
         if self.signals.received and _world() == 1:
@@ -301,7 +297,7 @@ class Loop:
     # -- state
 
     def save(self) -> None:
-        """RUN/checkpoints/step-N, whole or not at all. Every rank must call it."""
+        """Writes RUN/checkpoints/step-N atomically. Every rank must call it."""
         self.check_finite()
         ranks = distributed.gather_objects({"data": self.data_state, "averages": self.averages.state()})
         checkpoint.save(
@@ -316,20 +312,20 @@ class Loop:
             checkpoint.prune(self.run_dir, self.config.keep_checkpoints)
 
     def restore(self, folder: Path) -> None:
-        """Goes on from a checkpoint. Raises ConfigError if it is of another model or objective."""
+        """Resumes from a checkpoint. Raises ConfigError if it belongs to another model or objective."""
         progress = checkpoint.load(folder, self.bare, self.optimizer, self.ema)
         self.step = progress.step
         self.data_state = checkpoint.start_state(folder)
-        if len(progress.ranks) == _world():  # else the means since the last log start anew
+        if len(progress.ranks) == _world():  # otherwise the means since the last log start again
             self.averages.load(progress.ranks[distributed.rank()]["averages"], self.device)
 
     def save_folders(self) -> None:
-        """The final RUN/model and RUN/ema, ready for `from_pretrained`. Every rank must call it."""
+        """Writes the final RUN/model and RUN/ema, for `from_pretrained`. Every rank must call it."""
         checkpoint.save_models(self.run_dir, self.bare, self.ema, self.image_processor)
 
 
 def check_sharding(accelerator: Accelerator) -> None:
-    """Raises ConfigError for a way of sharding that a configuration of accelerate asks for and this loop has not."""
+    """Raises ConfigError for a kind of sharding in a configuration of accelerate that this loop does not support."""
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
         raise ConfigError(f"accelerate is configured for {kind}: launch with plain ranks; train.fsdp=true shards")

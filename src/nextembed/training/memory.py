@@ -1,4 +1,4 @@
-"""Whether a run's sizes fit into memory, from below: what surely does not is refused before anything is allocated."""
+"""A lower bound of a run's memory: runs that cannot fit are refused before anything is allocated."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def check_memory(config: TrainConfig, optim: OptimConfig, model: PretrainingMode
     """Raises ConfigError if weights with gradients and the optimizer's state, the batches of a step, or the latents and
     masks of one micro batch alone are larger than the memory that is to hold them.
 
-    data: what `train_loader` is told of the model: image_size, num_channels and num_latents, or max_length.
+    data: arguments of `train_loader` from the model: image_size, num_channels and num_latents, or max_length.
     """
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     device, ranks = "cpu" if cpu else "cuda", distributed.world_size()

@@ -13,8 +13,7 @@ from .eight_bit import adamw_8bit
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
-    """Groups by optimizer, weight decay and learning rate, the largest learning rate first; "muon" says whose they are.
-
+    """Groups by optimizer, weight decay and learning rate, the largest learning rate first; "muon" marks those of Muon.
     model: a PretrainingModel; parameters outside `backbone.` (heads, projectors) are on top of its last layer.
     """
     every = list(model.named_parameters())
@@ -37,7 +36,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 
 def check_parts(model: nn.Module, config: OptimConfig) -> None:
-    """Raises ConfigError if `part_lr_rates` names what the model does not have."""
+    """Raises ConfigError if `part_lr_rates` names a part that the model does not have."""
     names = [name for name, _ in model.named_parameters()]
     for part in config.part_lr_rates:
         if not any(f".{part}." in f".{name}." for name in names):
@@ -63,7 +62,7 @@ def _depth(name: str, num_layers: int) -> int:
 
 
 def layer_matrices(model: nn.Module) -> set[torch.Tensor]:
-    """The weights of linear layers inside numbered layers or blocks: what Muon is made for."""
+    """The weights of linear layers inside numbered layers or blocks, for Muon."""
     return {
         module.weight
         for name, module in model.named_modules()
@@ -113,7 +112,7 @@ def _adamw(groups: list[dict], config: OptimConfig) -> torch.optim.AdamW:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """The optimizer over `parameter_groups`; AdamW with the fused kernel (CPU, CUDA and MPS have one).
 
-    Raises ConfigError where an 8-bit one cannot be.
+    Raises ConfigError if an 8-bit one is not possible.
     """
     groups = parameter_groups(model, config)
     make = {"adamw": _adamw, "adamw_8bit": adamw_8bit, "muon": MuonAdamW}[config.kind]
@@ -146,7 +145,7 @@ def lr_rate(step: int, config: OptimConfig, num_warmup_steps: int, max_steps: in
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, num_warmup_steps: int, max_steps: int
 ) -> None:
-    """Each group's learning rate for optimizer step `step` (counted from 0), a function of nothing else."""
+    """Sets each group's learning rate for optimizer step `step` (counted from 0)."""
     for group in optimizer.param_groups:
         below = group.get("below_top", 0)
         group["lr"] = group["peak_lr"] * lr_rate(step, config, num_warmup_steps, max_steps, below)

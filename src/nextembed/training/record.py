@@ -1,4 +1,4 @@
-"""What a run writes about itself: its settings, and what it ran on."""
+"""A run's record of its settings and environment."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from ..core.run_folder import DataCounts
 
 
 def write_settings(run_dir: Path, config: Config, seed: int, trained: tuple[int, int], data: DataCounts) -> None:
-    """config.yaml, as it is now; environment.json, as it was at the start of the run."""
+    """Writes config.yaml with the current settings, and environment.json from the start of the run."""
 
     def write() -> None:
         write_text(run_dir / "config.yaml", to_yaml(config))
@@ -30,17 +30,15 @@ def write_settings(run_dir: Path, config: Config, seed: int, trained: tuple[int,
 
 
 def environment(seed: int, trained: tuple[int, int], data: DataCounts) -> dict[str, object]:
-    """What this run ran on: versions, machine, git commit of the current folder; how much of the backbone trains, on
-    how much data.
-
-    trained: parameters that do, and all.
+    """The environment: versions, machine, git commit of the current folder; trained parameters and amount of data.
+    trained: number of trained parameters, and of all.
     """
     versions = {}
     for name in ("nextembed", "torch", "torchvision", "transformers", "accelerate", "datasets", "numpy", "safetensors"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
     commit = None
-    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or no repository here
+    with contextlib.suppress(OSError, subprocess.SubprocessError):  # no git, or not a repository
         commit = subprocess.check_output(["git", "rev-parse", "HEAD"], text=True, stderr=subprocess.DEVNULL).strip()
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

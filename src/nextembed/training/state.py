@@ -1,4 +1,4 @@
-"""Tensors that training goes on from, sharded: every rank writes and reads its own part, in place, as safetensors.
+"""The tensors of the training state, sharded: every rank writes and reads its own part, in place, as safetensors.
 
 STATE/shard-00001-model-00001-of-00002.safetensors, ...: parts of `model.NAME` (backbone and objective), `ema.NAME`,
 `exp_avg.NAME`, `exp_avg_sq.NAME` (AdamW's), `momentum_buffer.NAME` (Muon's), `state1.NAME` and others (in 8 bits).
@@ -29,7 +29,7 @@ EVERY = (ADAMW, MUON, MOMENTS)
 def tensors_of(
     model: nn.Module, optimizer: torch.optim.Optimizer, averaged: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """The tensors themselves, by name; of those that share memory one."""
+    """The tensors by name; of those that share memory only one."""
     found = {f"model.{name}": value for name, value in model.state_dict().items()}
     found |= {f"ema.{name}": value for name, value in (averaged or {}).items()}
     for name, param in model.named_parameters():
@@ -47,8 +47,8 @@ def tensors_of(
 
 
 def start_moments(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, object], step: int) -> None:
-    """The optimizer's state as after `step` steps, of the parameters that have one in `stored`; its moments are to be
-    read. Raises ConfigError if another optimizer stored them."""
+    """The optimizer's state as after `step` steps, of the parameters that have one in `stored`; its moments are read
+    later. Raises ConfigError if another optimizer stored them."""
     muon = {param for group in optimizer.param_groups if group["muon"] for param in group["params"]}
     for name, param in model.named_parameters():
         if not param.requires_grad:
@@ -70,7 +70,7 @@ def start_moments(model: nn.Module, optimizer: torch.optim.Optimizer, stored: Ma
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor], whole: bool = False) -> None:
-    """Writes tensors (sharded or not) into a folder that is there. Every rank must call it.
+    """Writes tensors (sharded or not) into an existing folder. Every rank must call it.
 
     whole: joins the parts to ordinary safetensors files with an index, as `from_pretrained` reads them.
     """
@@ -110,13 +110,13 @@ def stored_shapes(folder: Path) -> dict[str, torch.Size]:
 
 
 def _flat(value: Tensor) -> Tensor:
-    """A single number as a vector of one, which the format can cut; it shares memory."""
+    """A single number as a vector of one, which the format can divide; it shares memory."""
     return value.view(1) if value.ndim == 0 else value
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch says nothing on its own, and what went wrong on a rank comes out as the error that it was."""
+    """Silences torch, and raises the original error of a rank."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         try:

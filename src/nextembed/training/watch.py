@@ -1,4 +1,4 @@
-"""What happens beside the training step: averaged weights, means, records, progress, trackers, online probe."""
+"""Observers of the training step: averaged weights, means, records, progress, trackers, online probe."""
 
 import sys
 import time
@@ -34,7 +34,7 @@ def quiet(text: str) -> None:
 
 
 class Interrupted(NextEmbedError):
-    """Training was stopped by a signal, and saved; the message holds the command that resumes it."""
+    """Training was stopped by a signal and saved; the message has the command that resumes it."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -42,7 +42,7 @@ class Interrupted(NextEmbedError):
 
 
 class Training(Protocol):
-    """What watchers see of the loop. step: done so far; max_steps: of the run; bare: backbone and objective."""
+    """The loop as watchers see it. step: steps done; max_steps: of the run; bare: backbone and objective."""
 
     step: int
     max_steps: int
@@ -50,26 +50,26 @@ class Training(Protocol):
 
 
 class Watcher:
-    """Told what happens in training; the methods of this class do nothing."""
+    """Receives events of training; the methods of this class do nothing."""
 
     def started(self, loop: Training) -> None:
         """Before the first step."""
 
     def stepped(self, loop: Training) -> None:
-        """After each step, `loop.step` being its number, from 1."""
+        """After each step; `loop.step` is its number, from 1."""
 
     def logged(self, loop: Training, line: dict[str, Any]) -> None:
-        """With each line of metrics; what is added to it is recorded by those that come after."""
+        """With each line of metrics; later watchers record what is added to it."""
 
     def ready(self, loop: Training) -> None:
-        """Before the next step, when what followed the last one (probe, log, checkpoint) is done."""
+        """Before the next step, after probe, log and checkpoint of the last one."""
 
 
 class EmaWeights:
-    """Exponential moving average of the backbone's parameters that train; the others stay as they are.
+    """Exponential moving average of the backbone's trained parameters.
 
     weights: by name in the backbone; sharded like the parameters under FSDP2. The decay after step t is
-    `nn.ema.decay_at`. Of a frozen backbone there is nothing to average.
+    `nn.ema.decay_at`. A frozen backbone has none.
     """
 
     def __init__(self, decay: float, backbone: nn.Module):
@@ -78,7 +78,7 @@ class EmaWeights:
 
     @torch.no_grad()
     def start(self, backbone: nn.Module) -> None:
-        """Begins anew at the backbone's weights."""
+        """Restarts from the backbone's weights."""
         params = dict(backbone.named_parameters())
         copy_into(list(self.weights.values()), [params[n].detach() for n in self.weights])
 
@@ -89,7 +89,7 @@ class EmaWeights:
 
     @contextmanager
     def applied(self, backbone: nn.Module) -> Iterator[None]:
-        """The backbone holds the averaged weights inside the block, and its own again after it."""
+        """Context in which the backbone has the averaged weights."""
         by_name = dict(backbone.named_parameters())
         params = [by_name[n].data for n in self.weights]
         own = [p.clone() for p in params]
@@ -106,7 +106,7 @@ def copy_into(params: list[Tensor], values: list[Tensor]) -> None:
 
 
 class Averages:
-    """Means since the last log, kept on the device so that adding to them never waits for it."""
+    """Means since the last log, kept on the device, so that adding does not synchronise."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -127,7 +127,7 @@ class Averages:
         self.counts = {n: torch.tensor(c, device=device) for n, (_, c) in state.items()}
 
     def drain(self) -> dict[str, float]:
-        """Means over all ranks, also of what only some have; starts anew. Every rank must call it."""
+        """Means over all ranks, also of metrics that only some have; then restarts. Every rank must call it."""
         states = distributed.gather_objects(self.state())
         self.sums, self.counts = {}, {}
         found = {}
@@ -150,7 +150,7 @@ class Trackers:
                 raise MissingExtra(name, name) from None
 
     def start(self, step: int) -> None:
-        """step: after which a resumed run goes on; what was tracked of later ones goes."""
+        """step: from which a run resumes; tracked values of later steps are removed."""
         if not distributed.is_main():
             return
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -177,8 +177,8 @@ class Trackers:
 class Records(Watcher):
     """metrics.jsonl: one JSON object per logging step, written at once; and each lasting warning once on the terminal.
 
-    warnings: all lines so far -> sentences about what is wrong now; they are recorded with the line as "warnings".
-    say: prints. resume_step: lines after it are dropped first, also one that a kill cut short.
+    warnings: all lines so far -> current warnings, which are recorded in the line as "warnings". say: prints.
+    resume_step: lines after it are dropped first, also one that a kill cut short.
     """
 
     def __init__(self, path: Path, warnings: Warnings, say: Say, resume_step: int = 0):
@@ -189,14 +189,14 @@ class Records(Watcher):
         distributed.on_main(self._rewrite)
 
     def logged(self, loop: Training, line: dict[str, Any]) -> None:
-        # JSON has no NaN: what is not a number now is left out, as what is not measured now
+        # JSON has no NaN: such values are left out
         line = {n: v for n, v in line.items() if not isinstance(v, float) or isfinite(v)}
         self.lines.append(line)
         if found := self.warnings(self.lines):
             line["warnings"] = found
         distributed.on_main(lambda: self._append(line))
         before = self.lines[-2].get("warnings", []) if len(self.lines) > 1 else []
-        for text in found:  # said at the second line in a row: the first steps of any run look like copying
+        for text in found:  # printed at the second line in a row: the first steps of any run look like copying
             if kind(text) not in self.said and kind(text) in map(kind, before):
                 self.say(f"warning step {line['step']}: {text}")
                 self.said.add(kind(text))
@@ -211,7 +211,7 @@ class Records(Watcher):
 
 
 def kind(warning: str) -> str:
-    """The words before the colon, which stay the same while the figures change."""
+    """The text before the colon, which stays the same while figures change."""
     return warning.partition(":")[0]
 
 
@@ -268,14 +268,14 @@ class ProgressBar(Watcher):
 
 
 def summary(logs: dict[str, float]) -> str:
-    """One line of what matters in a logging step."""
+    """The line of a logging step."""
     parts = [name for name in logs if name.startswith(("top1/", "cos_next/")) and not name.endswith("/begin")]
     what = "rows" if "text_loss" in logs or parts else "images"
     names = {"loss": "loss {:.4f}", "text_loss": "text {:.3f}", "regression_loss": "latents {:.4f}"}
     names |= {"cos_gap": "gap {:+.3f}", "images_per_second": f"{{:.0f}} {what}/s"}
     names |= {"probe/knn": "kNN {:.1%}", "probe/linear": "linear {:.1%}"}
     names |= {"eval/accuracy": "accuracy {:.1%}", "eval/ema_accuracy": "EMA {:.1%}", "eval/miou": "mIoU {:.1%}"}
-    for name in parts:  # Omni: tokens read out right, cosines elsewhere
+    for name in parts:  # Omni: token accuracy, cosines elsewhere
         own = name.partition("/")[2]
         if name.startswith("top1/") or f"top1/{own}" not in logs:
             names[name] = f"{own} {{:.3f}}"
@@ -304,7 +304,7 @@ class OnlineProbe:
         return step % self.steps == 0 or step == max_steps
 
     def __call__(self, loop: Training) -> dict[str, float]:
-        """Results on the main rank; the others wait for it here, as long as it takes."""
+        """Results on the main rank; the others wait for it without a time limit."""
         results: dict[str, float] = {}
         if self.probe is not None and distributed.is_main():
             results = self.measure(self.probe, loop.bare.backbone)

@@ -1,4 +1,4 @@
-"""Any to any: an Omni is given text, a drawing, sounds and files, and asked what comes next."""
+"""Any to any: an Omni reads text, a drawing, sounds and files, and generates what follows."""
 
 import os
 import tempfile
@@ -19,7 +19,7 @@ from ..snippets import omni_python
 from ..ui import charts, fragment, listen, model_choice, python
 
 SELF = "(the model chooses)"
-OPTIONS = ("temperature", "top_k", "guidance", "max_latents", "seed")  # of a draw
+OPTIONS = ("temperature", "top_k", "guidance", "max_latents", "seed")  # limit of a sample
 
 
 def omni(shared: Shared, name: str) -> OmniForPreTraining:
@@ -41,7 +41,7 @@ def inked(drawing: dict[str, object] | None) -> np.ndarray | None:
 
 
 class Handlers:
-    """What is done when somebody clicks."""
+    """Actions of the panel."""
 
     def __init__(self, shared: Shared):
         self.shared = shared

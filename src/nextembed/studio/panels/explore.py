@@ -1,4 +1,4 @@
-"""Explore: an image, a model, and what goes on inside for the patch that is clicked."""
+"""Explore: an image, a model, and what happens inside for the clicked patch."""
 
 import gradio as gr
 import torch
@@ -37,7 +37,7 @@ def samples_of(shared: Shared, name: str) -> EvalSamples:
 
 
 class Handlers:
-    """What is done when somebody clicks."""
+    """Actions of the panel."""
 
     def __init__(self, shared: Shared):
         self.shared = shared

@@ -1,4 +1,4 @@
-"""Map and search: an embedded folder as a map; what is near, far out, or there twice."""
+"""Map and search: an embedded folder as a map, with neighbours, outliers and duplicates."""
 
 import tempfile
 from pathlib import Path
@@ -25,7 +25,7 @@ def mapped(shared: Shared, name: str) -> Mapped:
 
 
 class Handlers:
-    """What is done when somebody clicks."""
+    """Actions of the panel."""
 
     def __init__(self, shared: Shared):
         self.shared = shared

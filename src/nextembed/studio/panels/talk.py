@@ -31,7 +31,7 @@ def talker(shared: Shared, name: str) -> Talker:
 
 
 class Handlers:
-    """What is done when somebody clicks."""
+    """Actions of the panel."""
 
     def __init__(self, shared: Shared):
         self.shared = shared
@@ -124,7 +124,7 @@ def build(shared: Shared) -> None:
 
 
 def messages(turns: Turns) -> list[dict[str, object]]:
-    """What was said, for the page; pictures of earlier turns as words."""
+    """The conversation, for the page; pictures of earlier turns as text."""
     found: list[dict[str, object]] = []
     for pieces, question, answer in turns:
         shown = f"[{len(pieces)} picture{'s' * (len(pieces) > 1)}] " if pieces else ""
