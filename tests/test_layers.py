@@ -154,3 +154,9 @@ def test_command_line_imports_nothing_heavy_at_the_top() -> None:
     for file in files:
         names = {name.split(".")[0] for _, name in imports(ast.parse(file.read_text()), file, top_level=True)}
         assert not names & HEAVY
+
+
+def test_the_guide_for_contributors_has_the_same_rows() -> None:
+    text = (SRC.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = text.partition("## Import rule\n\n```\n")[2].partition("```")[0].split("\n")
+    assert [sorted(row.split()) for row in reversed(rows) if row] == [sorted(row) for row in ROWS]

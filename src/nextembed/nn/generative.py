@@ -196,10 +196,12 @@ class FlowHead(nn.Module):
         Returns:
             [N, K].
         """
+        # --8<-- [start:flow]
         target, times = target.float()[:, None], time[..., None]
         x = (1 - times) * noise + times * target
         many = hidden[:, None].expand(-1, noise.shape[1], -1)
         return (target - noise - self.velocity(x, many, time, NEAREST)).square().mean(-1)
+        # --8<-- [end:flow]
 
     def mean(self, hidden: Tensor) -> Tensor:
         """The mean of what may follow: at t = 0 the velocity is that mean minus the noise. Averaged over two opposite
@@ -348,9 +350,11 @@ def energy_score(found: Tensor, target: Tensor) -> Tensor:
     Returns:
         [N].
     """
+    # --8<-- [start:energy]
     num = found.shape[1]
     between = _length(found[:, :, None] - found[:, None]).sum((1, 2)) / (num * (num - 1))
     return (2 * _length(target[:, None] - found).mean(1) - between) / math.sqrt(target.shape[-1])
+    # --8<-- [end:energy]
 
 
 def _length(x: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ class OmniScorer:
 
     def distance(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """pred, target [B, T - 1, D]: what follows each position; mask [B, T - 1], bool -> [B, T - 1]."""
+        # --8<-- [start:distance]
         kind = self.scoring.distance
         if kind == "vocabulary":
             found = self._vocabulary(pred, target, mask)
@@ -82,6 +83,7 @@ class OmniScorer:
             found = losses.regression_distance(pred, target, kind)
         found = found + 0.0 * self.codes.log_scale  # every rank has to use every parameter in every step
         return found if self.weight is None else found * self.weight[:, 1:]
+        # --8<-- [end:distance]
 
     def _vocabulary(self, pred: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
         """Cross-entropy of a softmax where the target is a row of a table; elsewhere the density, or cosine."""
@@ -94,9 +96,11 @@ class OmniScorer:
             distances = found.new_zeros(codes.shape).masked_scatter(others, found)
         else:
             distances = self.density.distance(pred, target, others)
+        # --8<-- [start:vocabulary]
         table = table.detach() if self.scoring.stop_gradient_table else table
         scores = losses.vocabulary_scores(pred[chosen], table, self.codes.log_scale)
         return distances.masked_scatter(chosen, losses.cross_entropy(scores, codes[chosen]))
+        # --8<-- [end:vocabulary]
 
     @torch.no_grad()
     def diagnose(self, z: Tensor, h: Tensor, target: Tensor, mask: Tensor | None) -> Metrics:
