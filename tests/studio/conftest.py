@@ -20,6 +20,7 @@ from nextembed.studio.settings import StudioSettings
 
 from . import material
 
+MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # it beeps
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -61,7 +62,7 @@ def browser() -> Iterator[object]:
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine")
     with playwright.sync_playwright() as play:
-        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        found = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *MICROPHONE])
         yield found
         found.close()
 
@@ -86,8 +87,28 @@ class Watched:
         self.page.goto(self.address)
         self.page.wait_for_selector("table.runs, .empty")
         if tab:
-            self.page.get_by_role("tab", name=tab, exact=True).click()
+            self.tab(tab)
         return self
+
+    def tab(self, name: str) -> None:
+        """Opens a tab, on a narrow page by the menu of those that have no room."""
+        own = self.page.get_by_role("tab", name=name, exact=True)
+        if own.count():
+            own.click()
+            return
+        self.page.get_by_role("button", name="More tabs").first.click()
+        self.page.locator(".overflow-dropdown").first.get_by_text(name, exact=True).click()
+
+    def choose(self, label: str, name: str) -> None:
+        """Chooses from the list of this label in the tab that is open."""
+        self.page.get_by_label(label, exact=True).locator("visible=true").click()
+        self.page.get_by_role("option", name=name, exact=True).locator("visible=true").click()
+
+    def upload(self, label: str, *files: object) -> None:
+        """Uploads files into the box of this label."""
+        box = self.page.locator(".block", has=self.page.get_by_text(label, exact=True)).locator("visible=true")
+        box.locator("input[type=file]").last.set_input_files([str(file) for file in files])
+        self.page.locator(".file-preview").locator("visible=true").first.wait_for()
 
 
 @pytest.fixture

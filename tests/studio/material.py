@@ -23,20 +23,26 @@ def make(folder: Path) -> Path:
 
 
 def fill(runs: Path) -> None:
-    """A NEPA with probes, another one that differs in a setting, an Emu, an Omni, features, and a comparison."""
+    """Two NEPAs, one with probes, Emus, Omnis, a MAR, features of two models, and a comparison."""
     for name, rate in (("nepa", 1e-3), ("faster", 2e-3)):
         config = recipes.load("nepa_demo_tiny").model_copy(update={"name": name, "output_dir": str(runs)})
         config.optim.learning_rate = rate
         config.probe.enabled = name == "nepa"
         nextembed.fit(config)
-    for name in ("emu_emoji", "omni_emoji"):
+    for name in ("emu_emoji", "omni_stamps", "omni_series", "mar_demo", "omni_emoji"):
         nextembed.fit(recipes.load(f"{name}_tiny").model_copy(update={"name": name, "output_dir": str(runs)}))
+    painter = recipes.load("emu_emoji_decoder_tiny")
+    model = painter.model.model_copy(update={"pretrained": str(runs / "emu_emoji")})
+    nextembed.fit(
+        painter.model_copy(update={"name": "emu_painter", "output_dir": str(runs), "after": [], "model": model})
+    )
     (runs / "photos").mkdir()
     for number in range(12):
         colour = (20 * number, 255 - 20 * number, 40 * (number % 3))
         Image.new("RGB", (24, 24), colour).save(runs / "photos" / f"{number:02d}.png")
     Image.new("RGB", (24, 24), (0, 255, 0)).save(runs / "photos" / "same.png")  # as 00.png
     nextembed.embed(str(runs / "nepa"), str(runs / "photos"), str(runs / "features.parquet"))
+    nextembed.embed(str(runs / "omni_emoji"), str(runs / "photos"), str(runs / "omni.parquet"))
     points = [Point(10, 1.0, 1.0, 0.2, 0.2), Point(20, 2.0, 2.0, 0.4, 0.3)]
     scores = [RunScores(row, values={"linear": value}, curve=points) for row, value in (("nepa", 0.5), ("mae", 0.75))]
     (runs / "compare-x").mkdir()

@@ -9,7 +9,7 @@ from nextembed.studio import snippets
 
 
 def choose(page, name: str) -> None:
-    page.get_by_label("Model").locator("visible=true").click()
+    page.get_by_label("Model", exact=True).locator("visible=true").click()
     page.get_by_role("option", name=name, exact=True).locator("visible=true").click()
 
 
@@ -26,7 +26,7 @@ def files(tmp_path: Path) -> dict[str, str]:
 def test_explore_an_image_patch_by_patch(watch, files: dict[str, str]) -> None:
     page = watch("Explore").page
     choose(page, "nepa")
-    page.get_by_role("button", name="Take it").click()
+    page.get_by_role("button", name="Load", exact=True).click()
     patches = page.locator(".patches button")
     patches.first.wait_for()
     page.get_by_text("attention").first.wait_for()
@@ -35,7 +35,7 @@ def test_explore_an_image_patch_by_patch(watch, files: dict[str, str]) -> None:
     page.keyboard.press("ArrowLeft")
     page.get_by_text("Patch 0 of").wait_for()
     page.get_by_role("button", name="Nearest patches").click()
-    page.get_by_role("button", name="Find them").click()
+    page.get_by_role("button", name="Find", exact=True).click()
     page.get_by_text("Nearest among").wait_for()
     page.locator("input[type=file]").locator("visible=true").or_(
         page.locator("input[type=file]")
@@ -58,9 +58,9 @@ def test_explore_an_omni_says_what_is_missing(watch, files: dict[str, str]) -> N
     page = watch("Explore").page
     choose(page, "omni_emoji")
     page.locator("input[type=file]").first.set_input_files(files["good"])
-    page.get_by_text("For an Omni there are no attention maps").wait_for()
+    page.get_by_text("For an Omni, attention maps").wait_for()
     choose(page, "emu_emoji")
-    page.get_by_role("button", name="Take it").click()
+    page.get_by_role("button", name="Load", exact=True).click()
     page.get_by_text("not a model of next-embedding prediction").first.wait_for()
 
 
@@ -77,20 +77,20 @@ def test_map_choose_search_and_save(watch, files: dict[str, str]) -> None:
     for place in places[1:]:
         page.mouse.move(*place, steps=4)
     page.mouse.up()
-    page.get_by_text("images chosen").wait_for()
+    page.get_by_text("images selected").wait_for()
     page.locator(".tiles img").first.wait_for()
     page.get_by_role("button", name="Near-duplicates").click()
     page.get_by_text("Pairs above").wait_for()
     assert {"00.png", "same.png"} <= set(page.locator(".tiles img").evaluate_all("all => all.map(one => one.alt)"))
     with page.expect_download() as saved:
-        page.get_by_role("button", name="Save these as CSV").click()
+        page.get_by_role("button", name="Export this list as CSV").click()
     assert Path(saved.value.path()).read_text().startswith("row,key,path,label,label_name\n")
     page.locator("input[type=file]").first.set_input_files(files["good"])
-    page.get_by_text("Nearest to the image").wait_for()
+    page.get_by_text("Nearest to the uploaded image").wait_for()
     page.locator(".tiles button").first.click()
     page.get_by_text("Nearest to 1").or_(page.get_by_text("Nearest to 0")).first.wait_for()
-    page.get_by_label("or text").fill("red")
-    page.get_by_label("or text").press("Enter")
+    page.get_by_label("Search by text").fill("red")
+    page.get_by_label("Search by text").press("Enter")
     page.get_by_text("does not read text").first.wait_for()
 
 
@@ -111,7 +111,7 @@ def test_talk_with_an_image_and_see_the_prompt(watch, files: dict[str, str]) -> 
     choose(page, "emu_emoji")
     page.locator("input[type=file]").first.set_input_files(files["good"])
     page.locator(".thumbnail-item img").first.wait_for()  # it has arrived
-    page.get_by_placeholder("Write, and drop").fill("What is this?")
+    page.get_by_placeholder("Write a question").fill("What is this?")
     page.keyboard.press("Enter")
     page.locator(".bot.message, [data-testid=bot]").first.wait_for()
     page.get_by_role("button", name="The prompt as the model sees it").click()
@@ -127,14 +127,14 @@ def test_talk_with_an_image_and_see_the_prompt(watch, files: dict[str, str]) -> 
 def test_any_to_any(watch) -> None:
     page = watch("Any to any").page
     choose(page, "omni_emoji")
-    page.get_by_label("Words").fill("a red apple:")
-    page.get_by_label("What comes next").click()
+    page.get_by_label("Text", exact=True).fill("a red apple:")
+    page.get_by_label("Output", exact=True).click()
     page.get_by_role("option", name="image", exact=True).locator("visible=true").click()
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_text("uncertainty").wait_for()
     page.get_by_label("Candidates").fill("fire.\nred apple.")
-    page.get_by_role("button", name="Weigh them").click()
-    page.get_by_text("Share among these").wait_for()
+    page.get_by_role("button", name="Score", exact=True).click()
+    page.get_by_text("Probability among these").wait_for()
     assert page.locator(".bars .bar").count() == 2
     page.get_by_role("button", name="Unload models").click()
     page.get_by_text("Unloaded").first.wait_for()

@@ -11,15 +11,17 @@ from nextembed.studio.snippets import runs_python
 
 from .conftest import served
 
+ALL = ["emu_emoji", "emu_painter", "faster", "mar_demo", "nepa", "omni_emoji", "omni_series", "omni_stamps"]
+
 
 def test_runs_curves_and_what_differs(watch) -> None:
     page = watch().page
     rows = page.locator("table.runs tbody tr")
     rows.nth(1).wait_for()
-    assert rows.count() == 4 and page.locator(".state.finished").count() >= 2
+    assert rows.count() == 8 and page.locator(".state.finished").count() >= 2
     page.locator(".nx-plot .scatterlayer .trace").first.wait_for()
     assert page.locator("figure h3").first.text_content() == "Loss"
-    page.get_by_role("button", name="omni_emoji", exact=True).click()  # was chosen as the newest
+    page.get_by_role("button", name="emu_painter", exact=True).click()  # was chosen as the newest
     page.get_by_text("Choose runs above to see").wait_for()
     page.get_by_role("button", name="faster", exact=True).click()
     page.get_by_role("button", name="nepa", exact=True).click()
@@ -40,10 +42,17 @@ def test_the_report_is_served_and_framed(watch) -> None:
     frame.get_by_text("Written by").wait_for()
 
 
-def test_samples_says_what_a_run_cannot_do(watch) -> None:
+def test_samples_of_a_run_that_generates_and_of_one_that_does_not(watch) -> None:
     page = watch().page
+    page.get_by_role("button", name="emu_painter", exact=True).click()
+    page.get_by_role("button", name="mar_demo", exact=True).click()
     page.get_by_role("tab", name="Samples").click()
-    page.get_by_role("button", name="Draw new images").click()
+    page.get_by_role("button", name="Generate images").click()
+    page.get_by_text("16 of 16 images from mar_demo").wait_for()
+    page.locator(".image-container img").locator("visible=true").wait_for()
+    page.get_by_role("button", name="nepa", exact=True).click()
+    page.get_by_role("tab", name="Samples").click()
+    page.get_by_role("button", name="Generate images").click()
     page.get_by_text("does not generate images").wait_for()
 
 
@@ -53,9 +62,9 @@ def test_rows_sort_by_keyboard(watch) -> None:
     head.wait_for()
     head.focus()
     page.keyboard.press("Enter")
-    assert page.locator("table.runs tbody .name").all_text_contents() == ["emu_emoji", "faster", "nepa", "omni_emoji"]
+    assert page.locator("table.runs tbody .name").all_text_contents() == sorted(ALL)
     page.keyboard.press("Enter")
-    assert page.locator("table.runs tbody .name").all_text_contents() == ["omni_emoji", "nepa", "faster", "emu_emoji"]
+    assert page.locator("table.runs tbody .name").all_text_contents() == sorted(ALL)[::-1]
     row = page.get_by_role("button", name="nepa", exact=True)
     before = row.get_attribute("aria-pressed")
     row.focus()

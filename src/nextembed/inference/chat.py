@@ -18,6 +18,7 @@ from ..models.emu import EmuForConditionalGeneration, EmuPipeline, EmuProcessor,
 from ..models.emu.mixed import Made, Writing, generate_document
 from ..models.emu.pipeline_emu import decoder_folder
 from ..models.emu.processing_emu import Piece, as_segment
+from ..models.emu.visual_decoder import OnStep
 from ..models.loading import open_pair
 from ..nn.latent_flow import LatentSampling
 from .conversation import Conversation, Style, style_of
@@ -201,15 +202,29 @@ class Talker:
         Returns:
             The answer, and how many turns were left out.
         """
-        sampling, dropped = sampling or Sampling(), 0
-        while True:
+        sampling = sampling or Sampling()
+        dropped = self.fit(talk, sampling.max_new_tokens)
+        prompt = as_pieces(talk.to_document(self.style)["segments"])
+        return self.write([prompt], sampling, on_text=on_text, stop=self.stop)[0], dropped
+
+    def fit(self, talk: Conversation, max_new_tokens: int) -> int:
+        """Drops the oldest turns of a conversation that leave no room for an answer.
+
+        Args:
+            talk: is changed.
+            max_new_tokens: of the answer.
+
+        Returns:
+            How many turns were dropped.
+        """
+        limit, dropped = self.model.config.num_positions, 0
+        while limit is not None:
             prompt = as_pieces(talk.to_document(self.style)["segments"])
             length = self.encode([prompt], check=False)["input_ids"].shape[1]
-            limit = self.model.config.num_positions
-            if limit is None or length + sampling.max_new_tokens <= limit or not talk.drop_oldest():
+            if length + max_new_tokens <= limit or not talk.drop_oldest():
                 break
             dropped += 2
-        return self.write([prompt], sampling, on_text=on_text, stop=self.stop)[0], dropped
+        return dropped
 
     @property
     def stop(self) -> str | None:
@@ -263,7 +278,7 @@ class Talker:
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         seed: int = 0,
-        progress: bool = False,
+        progress: bool | OnStep = False,
         latent_temperature: float = 1.0,
         latent_guidance: float = 1.0,
     ) -> Image.Image:
@@ -274,7 +289,8 @@ class Talker:
             num_inference_steps: denoising steps.
             guidance_scale: how far to extrapolate from the empty prompt towards yours; 1 or less turns guidance off.
             seed: of the noise.
-            progress: whether to show a progress bar.
+            progress: whether to show a progress bar; or what to call after each step, with how many are done, and of
+                how many.
             latent_temperature: of image latents, if the regression head is a flow.
             latent_guidance: guidance of image latents, if the regression head is a flow; 1 turns it off.
 

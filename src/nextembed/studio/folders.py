@@ -83,7 +83,7 @@ class Folders:
     def _look(self) -> Found:
         found = Found()
         for place, kind in self._places():
-            if wrong := self._link_out(place):
+            if wrong := self.link_out(place):
                 found.left_out.append(f"{place.name}: {wrong} is a link to another place")
                 continue
             names = found.of(kind)
@@ -142,8 +142,8 @@ class Folders:
             name, number = f"{name} ({number})", number + 1
         return name
 
-    def _link_out(self, place: Path) -> str:
-        """The first file of a run that is a link to outside; "" if there is none."""
+    def link_out(self, place: Path) -> str:
+        """The first file of a folder, four levels deep, that is a link to outside; none is ""."""
         if not place.is_dir():
             return self._out(place)
         for folder, folders, files in os.walk(place):

@@ -50,7 +50,7 @@ def open_looker(path: Path) -> Looker:
         encoder = Encoder(path)
         assert isinstance(encoder.trunk, OmniImages)
         return Looker(
-            None, encoder.trunk, "For an Omni there are no attention maps and no rollout here; see Any to any."
+            None, encoder.trunk, "For an Omni, attention maps and rollout are not available here; see Any to any."
         )
     return Looker(opened_model(path, find_saved(path).name_of(find_saved(path).folder())), None, "")
 
@@ -110,7 +110,7 @@ def clickable(inside: Inside, patch: int) -> str:
         f'<div class="patches" data-columns="{columns}" style="--columns:{columns};--ratio:{columns}/{rows}">'
         f'<img alt="the image" src="{address(photograph(inside.images[0]))}"><div>{buttons}</div></div>'
         f'<p class="line">Patch {patch} of {inside.num_patches}: click another, or move with the arrow keys. Dashed: '
-        "the query; orange: the one that follows.</p>"
+        "the query; orange: the next patch.</p>"
     )
 
 
@@ -130,7 +130,7 @@ def maps(inside: Inside, patch: int, layer: int, head: int, foreground: bool = F
     found.append((surprise, "surprise", f"mean {inside.surprise[0].mean():.3f}"))
     features = F.normalize(inside.layers[layer][0], dim=-1)
     alike = features @ features[patch]
-    found.append((heat(alike, inside.grid), "alike", f"features of layer {layer}"))
+    found.append((heat(alike, inside.grid), "similarity", f"of features, layer {layer}"))
     colours = as_bytes(inside.colours(layer, foreground)[0].view(*inside.grid, 3).numpy())
     found.append((colours, "PCA", f"layer {layer}"))
     return f'<div class="large">{tiles(found)}</div>' + "".join(
@@ -139,12 +139,12 @@ def maps(inside: Inside, patch: int, layer: int, head: int, foreground: bool = F
 
 
 def rollout(inside: Inside) -> str:
-    """Known patches, and the rest as the model continues."""
-    found = [(photograph(one.rollout[0]), "goes on", one.name) for one in inside.readouts if one.rollout is not None]
+    """Given patches, and the rest as the model predicts it."""
+    found = [(photograph(one.rollout[0]), "rollout", one.name) for one in inside.readouts if one.rollout is not None]
     predicted = [(photograph(one.predicted[0]), "predicted", one.name) for one in inside.readouts]
     if not found:
         return '<p class="line">No rollout for this model.</p>'
-    image = (photograph(inside.images[0]), "the image", "")
+    image = (photograph(inside.images[0]), "image", "")
     known = f"{inside.num_known} of {inside.num_patches} patches are given"
     return f'<p class="line">{known}.</p><div class="large">{tiles([image, *found, *predicted])}</div>'
 

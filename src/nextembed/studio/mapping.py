@@ -1,16 +1,20 @@
 """Embedded images as a map, and their neighbours."""
 
+import contextlib
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 from urllib.parse import quote
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -28,22 +32,26 @@ from ..inference.generate import load_omni
 from ..models.loading import model_type
 from ..nn.quantize import Codebook
 from .folders import Folders
+from .models import Models
 
 MOST = 5000  # rows on the map; of more, some are drawn with a fixed seed
 NUM_CLUSTERS = 8
-NUM_NEAR = 10  # neighbours that define how far out a row lies
-Layout = Literal["PCA", "UMAP"]
+NUM_NEAR = 10  # neighbours that tell how far out a row lies
+FEWEST = 3  # rows that UMAP lays out
+Check = Callable[[], object]  # raises where nobody waits any more
 
 
 @dataclass
 class Mapped:
-    """Some rows of a file of features. numbers [N]: of the rows; vectors [N, D] of length 1; rows: what is known."""
+    """Some rows of a file of features. numbers [N]: of the rows; vectors [N, D] of length 1; rows: what is known;
+    layouts: those that have been computed, [N, 2] each."""
 
     name: str
     bank: Bank
     numbers: list[int]
     vectors: Tensor
     rows: list[StoredRow]
+    layouts: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Points(TypedDict):
@@ -75,29 +83,58 @@ def layouts() -> list[str]:
     return ["PCA"] + ["UMAP"] * (find_spec("umap") is not None)
 
 
-def points(mapped: Mapped, layout: str = "PCA", colour: str = "class") -> Points:
-    """The map: coordinates, and a colour for each class or cluster."""
-    x, y = coordinates(mapped.vectors, layout).T.tolist()
-    group, groups = classes(mapped.rows) if colour == "class" else ([], [])
-    if not groups:
-        group, groups = clusters(mapped.vectors)
-    some = "" if len(mapped.numbers) == mapped.bank.num_rows else f" of {mapped.bank.num_rows:,}, drawn at random"
-    text = f"{len(mapped.numbers):,} images{some}, {layout}. Drag to choose some; point at one to see it."
+def points(mapped: Mapped, layout: str = "PCA", colour: str = "class", check: Check = lambda: None) -> Points:
+    """The map: coordinates, and a colour for each class or cluster. check: is called often while it is computed."""
+    if layout not in mapped.layouts:
+        mapped.layouts[layout] = coordinates(mapped.vectors, layout, check)
+    x, y = mapped.layouts[layout].T.tolist()
+    group, groups = grouped(mapped, colour)
+    some = "" if len(mapped.numbers) == mapped.bank.num_rows else f" of {mapped.bank.num_rows:,}, chosen at random"
+    text = f"{len(mapped.numbers):,} images{some}, {layout}. Drag to select; hover over a point to see its image."
     return Points(name=mapped.name, x=x, y=y, keys=[key_of(row, n) for row, n in zip(mapped.rows, mapped.numbers)],
                   group=group, groups=groups, text=text)  # fmt: skip
 
 
-def coordinates(vectors: Tensor, layout: str) -> Tensor:
-    """[N, D] -> [N, 2]. Raises ConfigError for UMAP where it is not installed."""
+def grouped(mapped: Mapped, colour: str) -> tuple[list[int], list[str]]:
+    """Number of each row's class or cluster, and their names; clusters where no row has a class."""
+    found = classes(mapped.rows) if colour == "class" else ([], [])
+    return found if found[1] else clusters(mapped.vectors)
+
+
+def coordinates(vectors: Tensor, layout: str, check: Check = lambda: None) -> Tensor:
+    """[N, D] -> [N, 2]. Raises ConfigError for UMAP where it is not installed, or fails."""
     if layout == "UMAP":
         if find_spec("umap") is None:
             raise ConfigError("UMAP is not installed: pip install umap-learn")
-        made = import_module("umap").UMAP(random_state=0, metric="cosine").fit_transform(vectors.numpy())
-        return torch.as_tensor(made)
+        if len(vectors) < FEWEST:
+            raise ConfigError(f"UMAP needs at least {FEWEST} images; use PCA")
+        return umap(vectors, check)
     centred = vectors - vectors.mean(0)
     _, _, vt = torch.linalg.svd(centred, full_matrices=False)
     found = centred @ vt[:2].T
     return F.pad(found, (0, 2 - found.shape[1]))
+
+
+def umap(vectors: Tensor, check: Check) -> Tensor:
+    """[N, D] -> [N, 2], computed by a process of its own, which ends when `check` raises."""
+    with tempfile.TemporaryDirectory() as scratch:
+        given, made = Path(scratch) / "vectors.npy", Path(scratch) / "layout.npy"
+        np.save(given, vectors.numpy())
+        program = [sys.executable, str(Path(__file__).with_name("umap_layout.py")), str(given), str(made)]
+        said = Path(scratch) / "said.txt"
+        with said.open("w") as log, subprocess.Popen(program, stdout=log, stderr=log) as running:
+            try:
+                while running.poll() is None:
+                    check()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        running.wait(timeout=0.2)
+            except BaseException:
+                running.kill()
+                raise
+        if running.returncode or not made.is_file():
+            lines = said.read_text(errors="replace").strip().splitlines()
+            raise ConfigError(f"UMAP failed: {lines[-1][:200] if lines else 'no layout was written'}")
+        return torch.from_numpy(np.load(made))
 
 
 def classes(rows: Sequence[StoredRow]) -> tuple[list[int], list[str]]:
@@ -147,20 +184,22 @@ def near_vector(mapped: Mapped, vector: Tensor, top: int, leave_out: int | None 
     return list(cosines)[:top], list(cosines.values())[:top]
 
 
-def embedded_image(mapped: Mapped, image: Image.Image, folders: Folders) -> Tensor:
-    """Features [D] of a picture, by the model that made the file. Raises ConfigError if it is missing."""
+def embedded_image(mapped: Mapped, image: Image.Image, folders: Folders, models: Models) -> Tensor:
+    """Features [D] of a picture, by the model that made the file. Raises ConfigError where that is not here."""
     from ..evaluation.features.encoder import encode
 
-    folders.inside(checkpoint_of(mapped))
-    return encode(encoder_of(mapped.bank), image)[0]
+    path = folders.inside(checkpoint_of(mapped))
+    key = ("encoder", str(path), str(mapped.bank.path))
+    return encode(models.get(key, lambda: encoder_of(mapped.bank), path.name), image)[0]
 
 
-def embedded_text(mapped: Mapped, text: str, folders: Folders) -> Tensor:
-    """Features [D] of a text. Raises ConfigError for a model without text."""
+def embedded_text(mapped: Mapped, text: str, folders: Folders, models: Models) -> Tensor:
+    """Features [D] of words. Raises ConfigError for a model that reads none."""
     path = folders.inside(checkpoint_of(mapped))
     if model_type(find_saved(path).folder()) != "omni":
         raise ConfigError("the model of these features does not read text; drop an image, or embed with an Omni")
-    made, model = mapped.bank.origin, load_omni(path, device="cpu")
+    made = mapped.bank.origin
+    model = models.get(("text", str(path)), lambda: load_omni(path, device="cpu"), path.name)
     return omni_features(model, [[text]], made.layer, made.pooling or "mean", made.attention or "causal")[0]
 
 

@@ -8,7 +8,10 @@ from .panels import anything, compare, explore, maps, runs, talk
 from .shared import Shared
 from .ui import listen
 
-HEAD = '<script src="studio/studio.js"></script><link rel="icon" href="data:,">'
+HEAD = (
+    '<script src="studio/studio.js"></script><link rel="stylesheet" href="studio/page.css">'
+    '<link rel="icon" href="data:,">'
+)
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
 
@@ -71,6 +74,7 @@ def build_page(shared: Shared) -> None:
 
         def let_go() -> None:
             names = shared.models.unload()
+            shared.maps.unload()
             gr.Info(f"Unloaded: {', '.join(names)}" if names else "No model is in memory", duration=4)
 
         listen(unload.click, let_go)

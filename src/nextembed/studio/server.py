@@ -35,6 +35,7 @@ WEB = Path(__file__).parent / "web"
 NO_SCRIPTS = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; frame-ancestors 'self'; sandbox"
 )
+MAPS = 4  # files of features in memory
 KEPT = {"cache-control": "no-cache"}
 
 
@@ -47,7 +48,7 @@ def make_app(folders: Folders, settings: StudioSettings, token: str | None = Non
     script = plotly_script()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = gr.Blocks(title="nextembed studio", analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True)
-    shared = Shared(settings, folders, Reader(folders), Models(settings.max_models), page)
+    shared = Shared(settings, folders, Reader(folders), Models(settings.max_models), Models(MAPS), page)
     build_page(shared)
     add_files(app, shared, script)
     gr.mount_gradio_app(app, page.queue(default_concurrency_limit=4), "/", footer_links=[], run_history=False,
@@ -68,6 +69,10 @@ def add_files(app: FastAPI, shared: Shared, script: Path) -> None:
     @app.get("/studio/studio.js")
     def own() -> FileResponse:
         return FileResponse(WEB / "studio.js", media_type="text/javascript", headers=KEPT)
+
+    @app.get("/studio/page.css")
+    def page() -> FileResponse:
+        return FileResponse(WEB / "page.css", media_type="text/css", headers=KEPT)
 
     @app.get("/studio/inside.css")
     def inside() -> Response:

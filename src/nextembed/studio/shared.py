@@ -12,10 +12,11 @@ from .settings import StudioSettings
 
 @dataclass
 class Shared:
-    """page: the gradio page that is being built."""
+    """maps: files of features in memory. page: the gradio page that is being built."""
 
     settings: StudioSettings
     folders: Folders
     reader: Reader
     models: Models
+    maps: Models
     page: gr.Blocks

@@ -14,12 +14,12 @@ page = run.report()                                    # the report, written ane
 """
 
 
-def explore_python(model: str) -> str:
-    """Of looking inside."""
+def explore_python(model: str, source: str = "emoji", index: int = 0) -> str:
+    """Of looking inside, on an image of a data source."""
     return f"""\
 import nextembed
 
-seen = nextembed.visualize({model!r}, "emoji", index=0)  # or a file, a PIL image, an array
+seen = nextembed.visualize({model!r}, {source!r}, index={index})  # or a file, a PIL image, an array
 inside = seen.inside
 attention = inside.attention[inside.num_layers][0, :, seen.patch + 1]  # [heads, 1 + patches] of the query patch
 cosines = inside.cosines(seen.patch)                                   # prediction against every patch

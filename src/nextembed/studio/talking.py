@@ -1,56 +1,19 @@
-"""Talking with an Emu: text that comes as it is written and can be stopped, and the prompt as the model sees it."""
+"""A conversation with an Emu from what was uploaded, and the prompt as the model sees it."""
 
-import queue
 import re
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from ..inference.chat import OnText, Talker, as_pieces
+from ..inference.chat import Talker, as_pieces
 from ..inference.conversation import Conversation
-from ..inference.prompts import IMAGES, VIDEOS, read_video
+from ..inference.prompts import IMAGES, VIDEOS
 from ..models.emu.processing_emu import Piece
 from .settings import StudioSettings
-from .uploads import checked, read_image
+from .uploads import checked, read_frames, read_image
 
 Example = tuple[Image.Image, str, str]  # a picture, a question about it, the answer
-
-
-class Stopped(Exception):
-    """Raised inside a generation that nobody waits for any more."""
-
-
-def streamed(write: Callable[[OnText], object]) -> Iterator[str]:
-    """The text so far, each time that some comes. A reader that goes away stops the writer; its errors come here."""
-    parts: queue.Queue[str | BaseException | None] = queue.Queue()
-    stop = threading.Event()
-
-    def on_text(text: str) -> None:
-        if stop.is_set():
-            raise Stopped
-        parts.put(text)
-
-    def work() -> None:
-        try:
-            write(on_text)
-            parts.put(None)
-        except Stopped:
-            return
-        except BaseException as err:
-            parts.put(err)
-
-    threading.Thread(target=work, daemon=True).start()
-    text = ""
-    try:
-        while (part := parts.get()) is not None:
-            if isinstance(part, BaseException):
-                raise part
-            text += part
-            yield text
-    finally:
-        stop.set()
 
 
 def read_pieces(files: Sequence[str], settings: StudioSettings) -> list[Piece]:
@@ -58,7 +21,8 @@ def read_pieces(files: Sequence[str], settings: StudioSettings) -> list[Piece]:
     found: list[Piece] = []
     for file in files:
         path = checked(file, [*IMAGES, *VIDEOS], settings)
-        found.append(read_video(path) if path.suffix.lower() in VIDEOS else read_image(file, settings))
+        is_video = path.suffix.lower() in VIDEOS
+        found.append({"video": read_frames(path, settings)} if is_video else read_image(file, settings))
     return found
 
 

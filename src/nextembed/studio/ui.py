@@ -2,8 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import gradio as gr
@@ -11,10 +12,13 @@ from gradio.components import Component
 from gradio.events import Dependency
 
 from ..core.files import first_line
+from ..core.run_folder import find_saved
 from ..core.sizes import too_large
 from ..errors import NextEmbedError
+from ..models.loading import model_type
 from .folders import Kind
 from .shared import Shared
+from .working import MODEL
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +52,7 @@ def listen(
     """Calls a function at an event; its errors are one line in the page. heavy: it uses a model; one works at a time,
     and the page shows that it does. at_once: how many of others are served; 1 where each has to see what the one before
     has left."""
-    handler = in_one_line(function)
+    handler = in_one_line(alone(function) if heavy and not streams(function) else function)
     if heavy:
         return event(handler, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
     return event(
@@ -60,6 +64,27 @@ def listen(
         api_visibility="private",
         trigger_mode="multiple" if at_once == 1 else "always_last",
     )
+
+
+def streams(function: Callable[..., object]) -> bool:
+    """Whether a handler hands its work to `streamed`, which waits by itself."""
+    return inspect.isgeneratorfunction(function)
+
+
+def alone(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that waits until no other work uses a model."""
+
+    @functools.wraps(function)
+    def waiting(*args: P.args, **kwargs: P.kwargs) -> R:
+        with MODEL:
+            return function(*args, **kwargs)
+
+    return waiting
+
+
+def stops(button: gr.Button, work: Dependency) -> None:
+    """A click on the button ends the work; where nothing runs, nothing happens."""
+    button.click(None, cancels=[work], api_visibility="private")
 
 
 def sent(event: gr.EventData) -> tuple[str, str]:
@@ -112,7 +137,7 @@ def in_one_line(function: Callable[P, R]) -> Callable[P, R]:
 
 def refusal(err: Exception) -> gr.Error:
     """What gradio shows of an error."""
-    return gr.Error(escape(said(err)), duration=12, print_exception=False, title="This did not work")
+    return gr.Error(escape(said(err)), duration=12, print_exception=False, title="Error")
 
 
 def empty(text: str) -> str:
@@ -120,14 +145,40 @@ def empty(text: str) -> str:
     return f'<div class="empty">{escape(text)}</div>'
 
 
-def model_choice(shared: Shared, label: str = "Model", kind: Kind = "model") -> gr.Dropdown:
-    """What there is of a kind, looked for again when the page is opened or the list is."""
-    names = list(shared.folders.look().of(kind))
-    box = gr.Dropdown(names, value=names[0] if names else None, label=label, allow_custom_value=True)
+def model_choice(shared: Shared, label: str = "Model", kind: Kind = "model", types: Sequence[str] = ()) -> gr.Dropdown:
+    """What there is of a kind, looked for again when the list is opened. types: of models that come first."""
+
+    def names() -> list[str]:
+        found = shared.folders.look().of(kind)
+        return sorted(found, key=lambda name: type_of(found[name]) not in types) if types else list(found)
+
+    first = names()
+    box = gr.Dropdown(first, value=first[0] if first else None, label=label, allow_custom_value=True)
 
     def again(chosen: str | None) -> object:
-        now = list(shared.folders.look().of(kind))
+        now = names()
         return gr.update(choices=now, value=chosen if chosen in now else now[0] if now else None)
 
     listen(box.focus, again, [box], [box])
     return box
+
+
+def type_of(place: Path) -> str:
+    """The type of a model; "" where that cannot be read."""
+    try:
+        return str(model_type(find_saved(place).folder()))
+    except (NextEmbedError, OSError):
+        return ""
+
+
+def python_of(shared: Shared, box: gr.Dropdown, write: Callable[[str], str], kind: Kind = "model") -> gr.Code:
+    """The Python that does the same with what is chosen. write: gives it for a path."""
+
+    def text(chosen: str | None) -> str:
+        place = shared.folders.look().of(kind).get(chosen or "")
+        return write(str(place) if place is not None else "PATH")
+
+    code = python(text(str(box.value) if box.value else None))
+    listen(box.change, text, [box], [code])
+    listen(shared.page.load, text, [box], [code])
+    return code

@@ -17,7 +17,7 @@ from ...errors import ConfigError
 from ...nn.latent_flow import LatentSampling
 from .modeling_emu import EmuForConditionalGeneration
 from .processing_emu import EmuProcessor
-from .visual_decoder import FOLDER, VisualDecoder
+from .visual_decoder import FOLDER, OnStep, VisualDecoder
 
 Prompt = Any  # text, an image, a list of such, or a list of such lists
 
@@ -122,7 +122,7 @@ class EmuPipeline:
         seed: int | Sequence[int] | None = 0,
         height: int | None = None,
         width: int | None = None,
-        progress: bool = True,
+        progress: bool | OnStep = True,
         sampling: LatentSampling | None = None,
     ) -> Any:
         """Paints the image that would follow a prompt.
@@ -169,7 +169,7 @@ class EmuPipeline:
         seed: int | Sequence[int] | None = 0,
         height: int | None = None,
         width: int | None = None,
-        progress: bool = False,
+        progress: bool | OnStep = False,
     ) -> list[Image.Image]:
         """Images from latents, for example from `model.image_latents(pixels)`, which shows what these hold.
 

@@ -5,7 +5,7 @@ that imports diffusers (extra `paint`), when first used.
 import copy
 import inspect
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from ...core.saved import checked, read_json
 from ...errors import ConfigError, MissingExtra, unknown
 from ...nn.latent_flow import row_generators
 
-FOLDER = "visual_decoder"  # next to the model it belongs to
-PARTS = ("unet", "vae", "scheduler", "feature_extractor", "safety_checker")  # its folders, as in Stable Diffusion
+OnStep = Callable[[int, int], object]
+
+FOLDER = "visual_decoder"  # beside the model it belongs to
+PARTS = ("unet", "vae", "scheduler", "feature_extractor", "safety_checker")  # the folders in it, as Stable Diffusion's
 
 
 def diffusers() -> Any:
@@ -143,7 +145,7 @@ class VisualDecoder(nn.Module):
         seed: int | Sequence[int] | None = 0,
         height: int | None = None,
         width: int | None = None,
-        progress: bool = False,
+        progress: bool | OnStep = False,
     ) -> Tensor:
         """Images from latents.
 
@@ -159,7 +161,8 @@ class VisualDecoder(nn.Module):
                 for each image; None: random.
             height: pixels; None: as trained.
             width: pixels; None: as trained.
-            progress: whether a progress bar is shown.
+            progress: whether a progress bar is shown; or what is called after each step with how many are done, and of
+                how many. An error that it raises ends the painting.
 
         Returns:
             [B, 3, H, W], float32, in [0, 1].
@@ -365,11 +368,17 @@ def scheduler_class(name: str) -> Any:
     return getattr(library, name)
 
 
-def _watched(steps: Tensor, progress: bool) -> Iterable[Tensor]:
+def _watched(steps: Tensor, progress: bool | OnStep) -> Iterable[Tensor]:
+    if callable(progress):
+        for number, step in enumerate(steps):
+            yield step
+            progress(number + 1, len(steps))
+        return
     if not progress:
-        return steps
+        yield from steps
+        return
     from rich.progress import track
 
     from ...core.console import PlainConsole
 
-    return track(steps, "painting", len(steps), console=PlainConsole(stderr=True), transient=True)
+    yield from track(steps, "painting", len(steps), console=PlainConsole(stderr=True), transient=True)

@@ -4,6 +4,7 @@ from html import escape
 from urllib.parse import quote
 
 import gradio as gr
+from gradio.components import Component
 
 from ...comparison.page import curve_of
 from ...comparison.scores import COLUMNS
@@ -12,7 +13,7 @@ from ...report.axes import step_limits, value_limits
 from ..curves import Drawn, Trace
 from ..shared import Shared
 from ..snippets import compare_python
-from ..ui import charts, empty, fragment, listen, model_choice, python
+from ..ui import charts, empty, fragment, listen, model_choice, python_of
 
 
 def table(found: Comparison, name: str) -> str:
@@ -64,13 +65,13 @@ def build(shared: Shared) -> None:
         show = gr.Button("Show", variant="primary")
     rows = fragment(empty("`nextembed compare` makes a comparison; name its folder, or one above it."))
     plots = charts()
-    code = python(compare_python("runs/compare-fashion_mnist"))
+    python_of(shared, name, compare_python, "comparison")
 
     def opened(which: str) -> list[object]:
         place = shared.folders.get("comparison", which)
         found = Comparison.load(place / FILE)
-        return [table(found, which), curves(found), compare_python(str(place))]
+        return [table(found, which), curves(found)]
 
-    outputs = [rows, plots, code]
+    outputs: list[Component] = [rows, plots]
     listen(show.click, opened, [name], outputs)
     listen(name.input, opened, [name], outputs)

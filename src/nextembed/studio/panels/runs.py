@@ -1,11 +1,13 @@
 """Runs: all of them, live, and the chosen ones over each other."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from html import escape
 from urllib.parse import quote
 
 import gradio as gr
+import torch
+from torch import Tensor
 
 from ...errors import NextEmbedError, NotGenerative
 from ...inference.samples import Sampler, sheet
@@ -13,8 +15,10 @@ from ..curves import Drawn, curves
 from ..runs_page import details, log, probes, table
 from ..shared import Shared
 from ..snippets import runs_python
-from ..ui import charts, empty, fragment, listen, python, sent
+from ..ui import charts, empty, fragment, listen, python, sent, stops
+from ..working import Work, streamed
 
+AT_ONCE = 8  # images of a batch
 MOST = 8  # runs over each other: as many as there are colours
 Shown = tuple[str, list[Drawn], str, str, str, str]
 
@@ -54,19 +58,29 @@ def frame(chosen: Sequence[str]) -> str:
     return f'<iframe src="{address}" title="Report of {escape(chosen[-1], quote=True)}" sandbox=""></iframe>'
 
 
-def drawn(shared: Shared, chosen: Sequence[str], num: float, seed: float) -> tuple[object, str]:
-    """New images from the run that was chosen last, and a line about them."""
+def sampled(shared: Shared, chosen: Sequence[str], num: float, seed: float) -> Iterator[tuple[object, object]]:
+    """New images from the run that was chosen last, some at a time, and a line about them."""
     if not chosen:
-        return None, "Choose a run above."
+        yield None, "Choose a run above."
+        return
     place = shared.folders.get("run", chosen[-1])
-    try:
+
+    def work(show: Work[tuple[object, str]]) -> None:
         sampler = shared.models.get(("sampler", str(place)), lambda: Sampler(place), chosen[-1])
-        labels = sampler.labels(int(num))
-        return sheet(sampler(labels, seed=int(seed))), f"{len(labels)} new images of {chosen[-1]}, seed {int(seed)}"
+        labels, parts = sampler.labels(int(num)), list[Tensor]()
+        for number, part in enumerate(labels.split(AT_ONCE)):
+            parts.append(sampler(part, seed=int(seed) + number))
+            images = torch.cat(parts)
+            show.show((sheet(images), f"{len(images)} of {len(labels)} images from {chosen[-1]}, seed {int(seed)}"))
+
+    yield gr.skip(), "Generating …"
+    try:
+        for part in streamed(work):
+            yield (gr.skip(), gr.skip()) if part is None else part
     except NotGenerative as err:
-        return None, f"No new images: {err}. Its report shows what it predicts."
+        yield None, f"No new images: {err}. Its report shows its predictions."
     except NextEmbedError as err:
-        return None, f"No new images: {err}"
+        yield None, f"No new images: {err}"
 
 
 def build(shared: Shared) -> None:
@@ -82,8 +96,9 @@ def build(shared: Shared) -> None:
             with gr.Row(equal_height=True):
                 num = gr.Slider(1, 64, 16, step=1, label="Images")
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-                draw = gr.Button("Draw new images", variant="primary")
-            line = gr.Markdown("For runs whose objective draws images; others show what they predict in their report.")
+                draw = gr.Button("Generate images", variant="primary")
+                stop = gr.Button("Stop", variant="stop")
+            line = gr.Markdown("For objectives that generate images. The report of other runs shows their predictions.")
             picture = gr.Image(show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"])
         with gr.Tab("Log and data"):
             lines = fragment()
@@ -115,4 +130,4 @@ def build(shared: Shared) -> None:
     listen(report.select, frame, [chosen], [page])
     timer = gr.Timer(shared.settings.refresh_seconds)
     listen(timer.tick, refresh, [chosen, before], [before, *outputs])
-    listen(draw.click, partial(drawn, shared), [chosen, num, seed], [picture, line], heavy=True)
+    stops(stop, listen(draw.click, partial(sampled, shared), [chosen, num, seed], [picture, line], heavy=True))

@@ -1,0 +1,13 @@
+"""A UMAP layout as a program of its own, so that it can be stopped: `python umap_layout.py VECTORS.npy LAYOUT.npy`."""
+
+import sys
+
+import numpy as np
+import umap
+
+vectors = np.load(sys.argv[1])
+# Of as few rows as neighbours, the spectral start has no solution.
+start = "spectral" if len(vectors) > 16 else "random"
+near = max(2, min(15, len(vectors) - 1))
+layout = umap.UMAP(random_state=0, n_jobs=1, metric="cosine", n_neighbors=near, init=start).fit_transform(vectors)
+np.save(sys.argv[2], layout)

@@ -1,0 +1,154 @@
+"""Long work shows how far it is, and its Stop button ends it: the model really computes no further."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nextembed.inference.samples import Sampler
+from nextembed.models.emu.modeling_emu import EmuForConditionalGeneration
+from nextembed.models.emu.visual_decoder import VisualDecoder
+from nextembed.models.omni.generation import Rollout
+from nextembed.studio.working import MODEL, Work, streamed
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
+    """Makes a method take longer; gives when it was called."""
+
+    def patch(owner: type, name: str, seconds: float = 0.1) -> list[float]:
+        calls: list[float] = []
+        real = getattr(owner, name)
+
+        def wrapped(self, *args: object, **kwargs: object) -> object:
+            calls.append(time.monotonic())
+            time.sleep(seconds)
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+        return calls
+
+    return patch
+
+
+def stops(page, calls: list[float], least: int) -> None:
+    """Waits for some calls, clicks on Stop, and sees that no more come and that the model is free."""
+    deadline = time.monotonic() + 40
+    while len(calls) < least and time.monotonic() < deadline:
+        page.wait_for_timeout(50)
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    page.wait_for_timeout(700)
+    seen = len(calls)
+    page.wait_for_timeout(500)
+    assert least <= seen == len(calls)
+    assert MODEL.acquire(timeout=5)
+    MODEL.release()
+
+
+def test_an_answer_stops(watch, slow: Callable[..., list[float]]) -> None:
+    seen = watch("Talk and paint")
+    seen.choose("Model", "emu_emoji")
+    page = seen.page
+    page.get_by_label("number input for Maximum tokens").fill("200")
+    page.get_by_placeholder("Write a question").fill("What is this?")
+    calls = slow(EmuForConditionalGeneration, "forward")
+    page.keyboard.press("Enter")
+    stops(page, calls, 6)
+    assert len(calls) < 100
+
+
+def test_painting_shows_its_steps_and_stops(watch, slow: Callable[..., list[float]]) -> None:
+    seen = watch("Talk and paint")
+    seen.choose("Model", "emu_painter")
+    page = seen.page
+    page.get_by_role("tab", name="Paint", exact=True).click()
+    page.get_by_label("number input for Denoising steps").fill("100")
+    page.get_by_label("Image prompt").fill("a red apple")
+    calls = slow(VisualDecoder, "forward")
+    page.get_by_role("button", name="Paint", exact=True).click()
+    page.get_by_text("/100 steps").first.wait_for()
+    stops(page, calls, 4)
+    assert len(calls) < 100
+
+
+def test_samples_of_an_omni_stop(watch, slow: Callable[..., list[float]]) -> None:
+    seen = watch("Any to any")
+    seen.choose("Model", "omni_emoji")
+    page = seen.page
+    page.get_by_label("Text", exact=True).fill("a red apple:")
+    seen.choose("Output", "image")
+    calls = slow(Rollout, "feed")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    stops(page, calls, 3)
+    assert len(calls) < 60
+
+
+def test_images_of_a_run_stop(watch, slow: Callable[..., list[float]]) -> None:
+    page = watch().page
+    page.get_by_role("button", name="mar_demo", exact=True).click()
+    page.get_by_role("tab", name="Samples").click()
+    page.get_by_label("number input for Images").fill("64")
+    calls = slow(Sampler, "__call__", 0.5)
+    page.get_by_role("button", name="Generate images").click()
+    stops(page, calls, 2)
+    assert len(calls) < 8
+
+
+def test_work_ends_when_nobody_reads_it_and_one_works_at_a_time() -> None:
+    steps: list[int] = []
+
+    def endless(work: Work[int]) -> None:
+        while True:
+            steps.append(len(steps))
+            work.show(len(steps))
+            time.sleep(0.01)
+
+    def silent(work: Work[int]) -> None:
+        time.sleep(0.5)
+
+    assert next(streamed(silent)) is None  # where a reader can be told to stop
+    reader = streamed(endless)
+    assert next(reader) == 1
+    assert MODEL.locked()
+    reader.close()
+    assert MODEL.acquire(timeout=5)
+    MODEL.release()
+    assert len(steps) < 100 and list(streamed(lambda work: work.show("after"))) == ["after"]
+
+
+def test_an_error_of_work_comes_to_the_reader() -> None:
+    def wrong(work: Work[int]) -> None:
+        work.show(1)
+        raise ValueError("bad")
+
+    reader = streamed(wrong)
+    assert next(reader) == 1
+    with pytest.raises(ValueError, match="bad"):
+        next(reader)
+    assert not MODEL.locked()
+
+
+def test_a_umap_that_is_stopped_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import subprocess
+
+    import torch
+
+    from nextembed.studio import mapping
+
+    started: list[subprocess.Popen] = []
+
+    class Seen(subprocess.Popen):
+        def __init__(self, *args: object, **kwargs: object):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    def check() -> None:
+        if started and time.monotonic() - began > 0.3:
+            raise InterruptedError
+
+    monkeypatch.setattr(subprocess, "Popen", Seen)
+    began = time.monotonic()
+    with pytest.raises(InterruptedError):
+        mapping.umap(torch.eye(5), check)
+    assert time.monotonic() - began < 5 and started[0].poll() is not None
