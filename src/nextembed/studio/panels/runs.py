@@ -50,12 +50,13 @@ def first_choice(shared: Shared) -> list[str]:
     return list(views)[:1]
 
 
-def frame(chosen: Sequence[str]) -> str:
-    """The report of the run that was chosen last, as a frame of the page."""
-    if not chosen:
+def frame(shared: Shared, chosen: Sequence[str]) -> str:
+    """The report of the run that was chosen last and is still there, as a frame of the page."""
+    there = [name for name in chosen if name in shared.folders.look().run]
+    if not there:
         return empty("Choose a run above.")
-    address = f"studio/report?run={quote(chosen[-1])}"
-    return f'<iframe src="{address}" title="Report of {escape(chosen[-1], quote=True)}" sandbox=""></iframe>'
+    address = f"studio/report?run={quote(there[-1])}"
+    return f'<iframe src="{address}" title="Report of {escape(there[-1], quote=True)}" sandbox=""></iframe>'
 
 
 def sampled(shared: Shared, chosen: Sequence[str], num: float, seed: float) -> Iterator[tuple[object, object]]:
@@ -126,8 +127,8 @@ def build(shared: Shared) -> None:
     everything = [chosen, before, *outputs]
     listen(shared.page.load, start, None, everything)
     clicked = listen(rows.select, choose, [chosen], everything, at_once=1)
-    listen(clicked.then, frame, [chosen], [page])
-    listen(report.select, frame, [chosen], [page])
+    listen(clicked.then, partial(frame, shared), [chosen], [page])
+    listen(report.select, partial(frame, shared), [chosen], [page])
     timer = gr.Timer(shared.settings.refresh_seconds)
     listen(timer.tick, refresh, [chosen, before], [before, *outputs])
     stops(stop, listen(draw.click, partial(sampled, shared), [chosen, num, seed], [picture, line], heavy=True))
