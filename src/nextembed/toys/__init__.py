@@ -1,1 +1,1 @@
-"""Data made for demonstrations: emoji scenes and documents, the candle. The same for ever from its seed."""
+"""Data for demonstrations, made from a seed: emoji scenes and documents, moving emoji, the candle test."""

@@ -1,7 +1,8 @@
-"""The candle test: pictures of hot and cold things, and what touch tells of them.
+"""The candle test: pictures of hot and cold things, and how they feel.
 
-Through a hole in a box one sees a candle; it may be one, or a film of one. Only touch, a series of temperatures, tells
-them apart. So what comes after the picture has two answers, with known rates, and a model can be held to them.
+Through a hole in a box one sees a candle; it may be one, or a film of one. Only touch, a series of temperatures,
+distinguishes them. So two continuations of the picture are possible, with known rates, with which a model can be
+compared.
 """
 
 import math
@@ -49,9 +50,9 @@ THINGS: dict[str, Warmth] = {
 }
 
 # Temperatures are series values: 0 is the room's 20 degrees Celsius, and 1 is 20 degrees more.
-END = {"hot": 2.0, "cold": -1.0, "room": 0.0}  # what a real thing comes to: 60, 0 and 20 degrees
-SPREAD = 0.15  # of the end, as a share: things of one kind differ
-PACE = (5.0, 10.0)  # samples in which 63 % of the way is made
+END = {"hot": 2.0, "cold": -1.0, "room": 0.0}  # temperature of a real thing: 60, 0 and 20 degrees
+SPREAD = 0.15  # deviation of the final temperature within a kind, as a share
+PACE = (5.0, 10.0)  # time constant in samples
 
 WORDS = ("picture", "touch", "what", "hot", "cold", "name")
 QUESTIONS = {"what": "what is it?", "hot": "is it hot?", "cold": "is it cold?"}
@@ -69,11 +70,9 @@ DEFAULT_LAYOUTS = {
 
 
 class Truth(NamedTuple):
-    """What a document was made from.
-
-    name, warmth: of the thing in the picture. is_real: False for a picture or film of it, whose touch stays at the
-    room's. real_rate: how often it is real. touch [1, num_samples], float32: all of the temperatures, of which
-    documents hold the first `num_touched`. layout: the words of the document.
+    """The truth behind a document. name, warmth: of the thing in the picture. is_real: False for a picture or film of
+    it, which stays at room temperature. real_rate: how often it is real. touch [1, num_samples], float32: all
+    temperatures, of which documents contain the first `num_touched`. layout: of the document.
     """
 
     name: str
@@ -172,7 +171,7 @@ class Candle(DocumentTable, DocumentPart):
     # -- with the truth, for evaluation
 
     def drawn(self, row: Record, seed: int) -> tuple[Document, Truth]:
-        """The document that training would see of a row with this seed, and what is true of it."""
+        """The document that training reads for a row with this seed, and its truth."""
         names = drawn_layout(self.layouts, lambda word: True, Draws(sample_seed(seed, 0, "layout")))
         assert names is not None
         return self.make(row, " ".join(names), seed)
@@ -180,7 +179,7 @@ class Candle(DocumentTable, DocumentPart):
     def make(
         self, row: Record, layout: str, seed: int = 0, is_real: bool | None = None, num_touched: int | None = None
     ) -> tuple[Document, Truth]:
-        """A document of a row in one layout, and what is true of it. is_real, num_touched: None draws them."""
+        """A document of a row in one layout, and its truth. is_real, num_touched: None draws them."""
         check_layouts({layout: 1.0}, WORDS)
         truth = self.truth(row, layout, seed, is_real, num_touched)
         segments: list[Segment] = []
@@ -197,7 +196,7 @@ class Candle(DocumentTable, DocumentPart):
         return {"key": row.key, "segments": segments}, truth
 
     def truths(self, split: Role, num: int | None = None, seed: int = 0) -> Iterator[tuple[Document, Truth]]:
-        """The documents of `documents(split, num, seed)`, each with what is true of it. Raises Unreadable."""
+        """The documents of `documents(split, num, seed)`, each with its truth. Raises Unreadable."""
         rows = self.rows(split)
         for number in range(len(rows) if num is None else min(num, len(rows))):
             row = rows[number]
@@ -220,7 +219,7 @@ class Candle(DocumentTable, DocumentPart):
         return Truth(name, warmth, real, rate, touch, touched, layout)
 
     def picture(self, row: Record, seed: int | None) -> Segment:
-        """The thing on its ground, shifted and scaled where there is a seed. Raises Unreadable."""
+        """The thing on its background, shifted and scaled if there is a seed. Raises Unreadable."""
         pixels = self.reader().read(row.folder.read(field(row, self.image_column)))
         if seed is not None and (self.max_shift or self.max_scale):
             draw = Draws(sample_seed(seed, 0, "move"))
@@ -248,7 +247,7 @@ def indexed(rows: Rows | RowSequence) -> Rows:
 
 
 class RepeatedRows:
-    """Each of some rows several times in an epoch, with keys of their own."""
+    """Rows that are repeated in an epoch, each repetition with its own key."""
 
     def __init__(self, rows: Rows, repeats: int):
         self.rows, self.repeats = rows, repeats

@@ -11,7 +11,7 @@ SECOND_RATE = 0.4  # of conversations have a second question
 
 
 class Facts(NamedTuple):
-    """What is known of an emoji."""
+    """Facts about an emoji."""
 
     name: str
     tags: Sequence[str]
@@ -19,7 +19,7 @@ class Facts(NamedTuple):
 
 
 class Topic(NamedTuple):
-    """Questions that ask for the same, and what answers them."""
+    """Questions with the same meaning, and their answers."""
 
     questions: Sequence[str]
     answer: Callable[[Facts], str]

@@ -1,4 +1,4 @@
-"""Documents made of emoji: captions both ways, keywords, questions about the group, two pictures in context."""
+"""Documents about emoji: captions in both directions, keywords, questions about the group, two pictures in context."""
 
 from typing import Literal
 
@@ -22,7 +22,7 @@ from .restyle import restyled
 
 CACHE_BYTES = 256 * 2**20
 
-# What is asked about the group; the last ones are never trained on, and show whether a model understands the question.
+# Questions about the group; the last ones are never trained on, and show whether a model understands the question.
 FORMS: dict[str, tuple[str, ...]] = {
     "train": (
         "Question: what kind of thing is this? Answer:",
@@ -98,7 +98,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         return EmojiRows(self._vendored().table(split))
 
     def row_sources(self, split: Role) -> list[RowSource]:
-        """Pictures are changed in training alone."""
+        """Pictures are only changed in training."""
         if split == "train" or not (self.max_shift or self.max_scale or self.restyle_rate):
             return super().row_sources(split)
         still = {"max_shift": 0.0, "max_scale": 0.0, "restyle_rate": 0.0}
@@ -133,7 +133,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
             return self.context([row, row.others.another(row, draw)], seed)
         return make[kind](row, seed)
 
-    # -- the kinds, also for evaluation: what is asked ends before the first segment with loss, if it has one
+    # -- the kinds, also for evaluation: the prompt ends before the first segment with loss, if there is one
 
     def caption(self, row: "EmojiRow", seed: int | None = None) -> Document:
         return self._made(row, [self.picture(row, seed), text(f"{name_of(row)}.")])
@@ -168,7 +168,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         return {"key": row.key, "segments": segments}
 
     def picture(self, row: "EmojiRow", seed: int | None, loss: bool = True, painted: bool = False) -> Segment:
-        """The emoji on its ground, uint8 [3, H, W]; shifted, scaled and restyled where there is a seed. Raises
+        """The emoji on its background, uint8 [3, H, W]; shifted, scaled and restyled if there is a seed. Raises
         Unreadable."""
         pixels = row.pixels
         if pixels is None:
@@ -184,13 +184,13 @@ class EmojiDocuments(DocumentTable, DocumentPart):
 
 
 def drawn_kind(kinds: list[tuple[str, float]], at: float) -> str:
-    """The kind that `at`, in [0, sum of weights), falls on."""
+    """The kind at position `at` in [0, sum of weights)."""
     possible = [(name, weight) for name, weight in kinds if weight > 0]
     for name, weight in possible:
         at -= weight
         if at < 0:
             return name
-    return possible[-1][0]  # the last edge, missed by rounding
+    return possible[-1][0]  # rounding at the last edge
 
 
 def name_of(row: Record) -> str:
@@ -205,7 +205,7 @@ def tags_of(row: Record) -> list[str]:
 
 
 def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, background: tuple[int, int, int]) -> Tensor:
-    """The picture in another size and place on its ground; what leaves the edge is lost."""
+    """The picture in another size and position on its background, cropped at the edges."""
     _, height, width = pixels.shape
     scale = 1 + (2 * draw.share() - 1) * max_scale
     left, top = ((2 * draw.share() - 1) * max_shift * side + (1 - scale) / 2 * side for side in (width, height))
@@ -217,7 +217,7 @@ def moved(pixels: Tensor, draw: Draws, max_shift: float, max_scale: float, backg
 
 
 class EmojiRow(Record):
-    """A row that knows the others, its number among them, and its picture once that has been decoded."""
+    """A row with access to the others, its index, and its decoded picture."""
 
     def __init__(self, row: Record, others: "EmojiRows", number: int, pixels: Tensor | None = None):
         super().__init__(row, row.key, row.folder, row.error)
@@ -225,8 +225,8 @@ class EmojiRow(Record):
 
 
 class EmojiRows:
-    """Rows that know the other ones, for documents of two. What has been read once stays in memory while there is room,
-    pictures decoded."""
+    """Rows with access to each other, for documents of two. Rows that were read stay in memory with decoded pictures,
+    up to a limit."""
 
     def __init__(self, rows: Rows):
         self.rows = rows
@@ -248,7 +248,7 @@ class EmojiRows:
             self.kept[row.number] = EmojiRow(row, self, row.number, pixels)
 
     def another(self, row: "EmojiRow", draw: Draws) -> EmojiRow:
-        """Another row; the same one only where there is no other."""
+        """Another row; the same one only if there is no other."""
         index = draw.below(len(self))
         found = self[index]
         return self[(index + 1) % len(self)] if found.key == row.key else found

@@ -1,4 +1,4 @@
-"""Importing this registers every kind of data, also of those that are made here."""
+"""Importing this registers every kind of data, with those of this package."""
 
 from ..core.config import DATA
 from ..data import kinds as read

@@ -1,4 +1,4 @@
-"""Emoji that move over textures that move otherwise: clips made on the spot, the same for ever, for models of clips."""
+"""Emoji that move over textures with another motion: generated clips for models of clips."""
 
 import math
 from collections.abc import Mapping
@@ -102,7 +102,7 @@ class Clips:
         return [direction if self.part.label == "direction" else self.groups[emoji] for direction, emoji in found]
 
     def _begin(self, index: int) -> tuple[Draws, int, int]:
-        """What draws a clip, its direction and its emoji."""
+        """The random numbers of a clip, its direction and its emoji."""
         draw = Draws(sample_seed(self.part.clip_seed, index, f"{self.split} clip"))
         return draw, draw.below(len(DIRECTIONS)), draw.below(len(self.emoji))
 
@@ -127,7 +127,7 @@ class Clips:
 
 
 class Path(NamedTuple):
-    """The way of what moves straight on. speed: pixels a frame; angle: radians; top, left: where it begins."""
+    """A straight motion. speed: pixels per frame; angle: radians; top, left: start."""
 
     speed: float
     angle: float
@@ -147,8 +147,8 @@ def over(above: np.ndarray, behind: np.ndarray) -> np.ndarray:
 
 
 def texture(draw: Draws, size: int) -> np.ndarray:
-    """Random colours at 2 to S / 4 points a side, blended between them and over the edges, uint8 [S, S, 3]: a smooth
-    gradient of two, noise of many."""
+    """Random colours at 2 to S / 4 points per side, interpolated between them and across the edges, uint8 [S, S, 3]: a
+    smooth gradient of two, noise of many."""
     num = 2 ** (1 + draw.below(int(math.log2(size)) - 2))
     colours = np.array([draw.share() for _ in range(num * num * 3)]).reshape(num, num, 3)
     at = np.arange(size) * num / size

@@ -1,4 +1,4 @@
-"""A picture as another hand might have drawn it: colours, flat areas, lines, a turn, something covered."""
+"""Random restyling of a picture: colours, flat areas, lines, rotation, an occlusion."""
 
 import math
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from ..data.draws import Draws
 
 MAX_TURN = 12.0  # degrees
-WHITE = 250  # what is brighter stays as it is
+WHITE = 250  # brighter pixels stay unchanged
 
 
 def restyled(pixels: Tensor, draw: Draws, ground: tuple[int, int, int]) -> Tensor:
-    """Another style of a picture, uint8 [3, H, W]; each change is made or not by itself."""
+    """Another style of a picture, uint8 [3, H, W]; each change is drawn independently."""
     picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     if draw.share() < 0.4:
         picture = lines(picture, draw)
@@ -41,7 +41,7 @@ def lines(picture: Image.Image, draw: Draws) -> Image.Image:
 
 
 def colours(picture: Image.Image, draw: Draws) -> Image.Image:
-    """Another hue, saturation, contrast and brightness of all that is not white."""
+    """Another hue, saturation, contrast and brightness of all pixels that are not white."""
     values = np.asarray(picture).astype(np.float32)
     grey = values.mean(-1, keepdims=True)
     turn = (2 * draw.share() - 1) * math.pi / 8
@@ -55,7 +55,7 @@ def colours(picture: Image.Image, draw: Draws) -> Image.Image:
 
 
 def cover(picture: np.ndarray, draw: Draws, ground: tuple[int, int, int]) -> None:
-    """A rectangle of the ground somewhere, up to a third of each side."""
+    """A rectangle in the colour of the background, up to a third of each side."""
     height, width, _ = picture.shape
     tall, wide = 1 + draw.below(max(1, height // 3)), 1 + draw.below(max(1, width // 3))
     top, left = draw.below(height - tall + 1), draw.below(width - wide + 1)

@@ -1,4 +1,4 @@
-"""Emoji pasted on backgrounds, with a mask of their groups: a segmentation task made on the spot, the same for ever."""
+"""Emoji pasted on backgrounds, with a mask of their groups: a generated segmentation task."""
 
 import hashlib
 from collections import OrderedDict
@@ -18,7 +18,7 @@ from ..errors import ConfigError, MissingSplit
 
 BACKGROUND = "background"
 SHARES = {"train": 8, "validation": 1, "test": 1}  # of backgrounds that come without such a split
-OPAQUE = 128  # alpha, of 255, from which a pixel belongs to an emoji
+OPAQUE = 128  # smallest alpha (of 255) of a pixel that belongs to an emoji
 CACHE_BYTES = 256 * 2**20
 
 
@@ -146,7 +146,7 @@ class Scenes:
             picture, group = self._emoji(draw.below(len(self.emoji)))
             side = max(4, round(size * (low + draw.share() * (high - low))))
             pasted = _turned(picture, side, (2 * draw.share() - 1) * self.part.max_turn, draw.below(2) == 1)
-            left = draw.below(size) - pasted.width // 2  # its centre lies in the scene; its edges may not
+            left = draw.below(size) - pasted.width // 2  # its centre is in the scene; its edges may be outside
             top = draw.below(size) - pasted.height // 2
             scene.alpha_composite(
                 pasted.crop((max(0, -left), max(0, -top), pasted.width, pasted.height)), (max(0, left), max(0, top))
@@ -180,7 +180,7 @@ class Scenes:
         return picture
 
     def _backdrop(self, draw: Draws) -> Image.Image:
-        """A plain colour, and over it a random square of a picture where there are pictures."""
+        """A plain colour, or a random square of a picture if there are pictures."""
         size = self.part.scene_size
         plain = Image.new("RGBA", (size, size), (draw.below(256), draw.below(256), draw.below(256), 255))
         if not self.numbers:
@@ -190,7 +190,7 @@ class Scenes:
             try:
                 picture = self._picture("backdrop", self.backdrops, self.numbers[(first + step) % len(self.numbers)])
             except Unreadable:
-                continue  # the next one takes its place, for ever
+                continue  # replaced permanently by the next one
             side = min(picture.size) * (0.5 + 0.5 * draw.share())
             left, top = (draw.share() * (length - side) for length in picture.size)
             box = (left, top, min(left + side, picture.width), min(top + side, picture.height))
@@ -204,7 +204,7 @@ class RgbaReader(ImageReader):
     """Reads a picture with its transparency."""
 
     def read_rgba(self, image: object) -> Image.Image:
-        """RGBA. Raises Unreadable for what is no picture within the limits."""
+        """RGBA. Raises Unreadable for anything but a picture within the limits."""
         with _unreadable():
             opened = self._open(self._load(image))
             opened.load()
@@ -212,7 +212,7 @@ class RgbaReader(ImageReader):
 
 
 def _turned(picture: Image.Image, side: int, angle: float, flip: bool) -> Image.Image:
-    """A premultiplied emoji in its new size and turn, as RGBA."""
+    """A premultiplied emoji, resized and rotated, as RGBA."""
     if flip:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     picture = picture.resize((side, side), Image.Resampling.BILINEAR)

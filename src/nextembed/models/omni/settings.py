@@ -1,6 +1,6 @@
 """The model part of an Omni run: a new model with its modalities, one that starts from a NEPA, or a checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -197,7 +197,7 @@ class OmniParts(ModelPart):
         Returns:
             The command.
         """
-        kinds = {name: own.get("kind", name) for name, own in self._known_modalities().items()}
+        kinds = {name: str(own.get("kind", name)) for name, own in self._known_modalities().items()}
         target = "text" if "text" in kinds else next(iter(kinds))
         given = next((name for name in kinds if kinds[name] == "image" and name != target), None)
         given = given or next((name for name in kinds if name != target), target)
@@ -209,7 +209,7 @@ class OmniParts(ModelPart):
         }.get(kinds[given], "--series SERIES.json" if given == "series" else f"--piece {given}=FILE")
         return f"nextembed generate {folder} {file} --target {target}"
 
-    def _known_modalities(self) -> dict[str, Any]:
+    def _known_modalities(self) -> Mapping[str, Mapping[str, object]]:
         """Those of the pretrained model, if there is one and it is still where it was."""
         if self.pretrained is None:
             return self.modalities
