@@ -117,7 +117,7 @@ def _below(name: str, kind: str) -> dict[str, Setting]:
 
 
 def meant(name: str, value: str = "") -> str:
-    """ "; did you mean train.max_steps=10?" for the last part of a setting's name, or one letter beside it."""
+    """ "; did you mean train.max_steps=10?" for the last part of a setting's name, or one that differs by a letter."""
     import difflib
 
     name = SHORT.get(bare := name.lstrip("-").replace("-", "_").lower(), bare)

@@ -137,7 +137,7 @@ def convert(
 
 
 def written_emu(source: str, target: Path, found: "Converted") -> str:
-    """What was read and written, in plain words."""
+    """Prints what was read and written."""
     config = found.config
     size = sum(file.stat().st_size for file in found.files)
     vision, text = config.vision_config, config.text_config

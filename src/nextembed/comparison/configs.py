@@ -137,7 +137,7 @@ def with_tokenizer(config: RunConfig, folder: str) -> RunConfig:
 
 
 def without_classes(objective: ObjectiveSettings) -> ObjectiveSettings:
-    """Every row learns without labels, also where its recipe is told classes to draw images of them."""
+    """Every row learns without labels, also if its recipe is conditioned on classes."""
     return (
         objective.model_copy(update={"num_classes": 0}) if "num_classes" in type(objective).model_fields else objective
     )

@@ -50,7 +50,7 @@ class Failure:
 @dataclass
 class Pool:
     """Runs jobs. number: in parallel; 0 runs them one after another in this process. threads: of all together. watch:
-    told when a job changes. tick: called while jobs run."""
+    called when a job changes. tick: called while jobs run."""
 
     number: int
     threads: int

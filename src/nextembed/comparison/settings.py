@@ -1,4 +1,4 @@
-"""What is compared, and how much each may cost."""
+"""Settings of a comparison: budget, seeds, tuning, fine-tuning."""
 
 from pydantic import Field, model_validator
 

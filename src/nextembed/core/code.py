@@ -26,7 +26,7 @@ def allow_code(file: str | Path) -> None:
     """Lets this process run a Python file that a config.yaml, a features file or a model may name: you trust it.
 
     Args:
-        file: your own file, or one that you have read. It may import what lies beside it.
+        file: your own file, or one that you have read. It may import modules next to it.
 
     Raises:
         ConfigError: There is no such Python file.
@@ -101,10 +101,9 @@ def check_code(values: Mapping[str, object], source: str | Path) -> None:
 
 
 def load_from_file(spec: str, what: str = "a file") -> object:
-    """The object `name` from `path/to/file.py:name`. Runs the file; modules beside it can be imported, too.
-
-    what: the setting that names it, for messages. Raises CodeRefused unless the file is allowed, ConfigError if the
-    file or the name does not exist, or if the file itself fails.
+    """The object `name` from `path/to/file.py:name`. Runs the file; modules next to it can be imported, too. what: the
+    setting that names it, for messages. Raises CodeRefused unless the file is allowed, ConfigError if the file or the
+    name does not exist, or if the file itself fails.
     """
     file, name = _split(spec)
     _check(file, what, spec)

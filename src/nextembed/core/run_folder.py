@@ -103,7 +103,7 @@ def run_folder(path: str | Path) -> Path | None:
     path = Path(path).expanduser().resolve()
     if (path / "config.yaml").is_file():
         return path
-    # Folders above may hold a config.yaml of something else; a run's has environment.json beside it.
+    # Folders above may contain another config.yaml; that of a run is next to an environment.json.
     above = (p for p in list(path.parents)[:3] if (p / "config.yaml").is_file())
     return next((p for p in above if (p / "environment.json").is_file()), None)
 

@@ -141,7 +141,8 @@ def find_folders(source: Path, rules: Rules = PLAIN) -> dict[str, tuple[Path, Pa
 
 
 def split_folders(folder: Path, rules: Rules) -> dict[str, Path]:
-    """The folders in a folder that are splits. Raises ConfigError if one split has two, or images lie beside them."""
+    """The folders in a folder that are splits. Raises ConfigError if one split has two, or if there are images next to
+    them."""
     found: dict[str, Path] = {}
     if rules.folders == "classes":
         return found

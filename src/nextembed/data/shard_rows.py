@@ -223,7 +223,7 @@ class ToPacked:
         return Packed(name_of(number, record.key), columns)
 
     def of_image(self, to_row: ToImage, rest: tuple[str, ...], kind: str) -> Callable[[int, object], Packed]:
-        """What packs a `Draft` of images. rest: columns to keep beside the image and its class."""
+        """The function that makes a `Draft` of images. rest: columns to keep besides the image and its class."""
 
         def pack(number: int, draft: object) -> Packed:
             assert isinstance(draft, Draft)

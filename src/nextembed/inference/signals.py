@@ -82,7 +82,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def write_signal(kind: str, value: Any, file: Path) -> None:
-    """Writes a generated signal, whole or not at all.
+    """Writes a generated signal atomically.
 
     Args:
         kind: of the signal; other kinds than text, image, video and audio are written as .json or .npy.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LENGTH_SPREAD = 1.0  # of latents of one modality, beside their mean length
+LENGTH_SPREAD = 1.0  # of latents of one modality, relative to their mean length
 
 
 class ValueStatistics(nn.Module):

@@ -24,7 +24,7 @@ NUM_FRAMES = 4  # shown of a video
 
 
 def answered(run: DocumentRun) -> str:
-    """Pictures that the model makes, beside the true ones; empty where its modalities are others."""
+    """Pictures that the model generates, next to the true ones; empty without such modalities."""
     try:
         with looking(run.dir):
             model, documents, split = opened(run)

@@ -133,7 +133,7 @@ def place_of_answer(document: Document) -> int | None:
 
 @torch.no_grad()
 def continued(model: Any, processor: Any, document: Document, place: int) -> Answer:
-    """What the model says behind the first `place` segments of a document, and how the document goes on."""
+    """The model's text after the first `place` segments of a document, and the true continuation."""
     before = document["segments"][:place]
     ids = model.generate(**processor([dict(s) for s in before]), max_new_tokens=MAX_TOKENS, do_sample=False)
     shown = [s for s in before if s["kind"] != "text"]

@@ -52,7 +52,7 @@ NUM_FOUND = 8  # with nearest patches
 
 @dataclass
 class Looked:
-    """What a model makes of images of its data. inside_images: numbers of the scene's images that `inside` shows."""
+    """Results of a model on images of its data. inside_images: numbers of the scene's images that `inside` shows."""
 
     config: PretrainedConfig
     split: str

@@ -36,9 +36,9 @@ from .models import Models
 
 MOST = 5000  # rows on the map; of more, some are drawn with a fixed seed
 NUM_CLUSTERS = 8
-NUM_NEAR = 10  # neighbours that tell how far out a row lies
+NUM_NEAR = 10  # neighbours that define how far out a row lies
 FEWEST = 3  # rows that UMAP lays out
-Check = Callable[[], object]  # raises where nobody waits any more
+Check = Callable[[], object]  # raises if the work was stopped
 
 
 @dataclass
@@ -185,7 +185,7 @@ def near_vector(mapped: Mapped, vector: Tensor, top: int, leave_out: int | None 
 
 
 def embedded_image(mapped: Mapped, image: Image.Image, folders: Folders, models: Models) -> Tensor:
-    """Features [D] of a picture, by the model that made the file. Raises ConfigError where that is not here."""
+    """Features [D] of a picture, by the model that made the file. Raises ConfigError if it is missing."""
     from ..evaluation.features.encoder import encode
 
     path = folders.inside(checkpoint_of(mapped))
@@ -194,7 +194,7 @@ def embedded_image(mapped: Mapped, image: Image.Image, folders: Folders, models:
 
 
 def embedded_text(mapped: Mapped, text: str, folders: Folders, models: Models) -> Tensor:
-    """Features [D] of words. Raises ConfigError for a model that reads none."""
+    """Features [D] of a text. Raises ConfigError for a model without text."""
     path = folders.inside(checkpoint_of(mapped))
     if model_type(find_saved(path).folder()) != "omni":
         raise ConfigError("the model of these features does not read text; drop an image, or embed with an Omni")

@@ -1,4 +1,4 @@
-"""What all panels share: the folders, the runs, the models in memory, and the page that they stand in."""
+"""Objects that all panels share: folders, runs, models in memory, and the page."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Whether a run is running, and how long it has to go, told by its folder alone: another process writes it."""
+"""Whether a run is running, and its remaining time, from its folder alone, which another process writes."""
 
 import contextlib
 import time
@@ -13,14 +13,14 @@ from ..report.page import duration
 from ..report.view import RunView
 
 State = Literal["running", "finished", "stopped", "failed"]
-RECENT = 60.0  # seconds; a run without a lock that wrote within them is taken for running
-LINES = 8  # of the log that the pace is measured by
+RECENT = 60.0  # a run without a lock that wrote within these seconds counts as running
+LINES = 8  # lines of the log for measuring the pace
 
 
 @dataclass(frozen=True)
 class Status:
-    """state: of the run. step, max_steps: how far it is; 0 where that is not known. seconds_left: None where that is
-    not known. why: a short sentence."""
+    """state: of the run. step, max_steps: progress; 0 if unknown. seconds_left: None if unknown. why: a short
+    sentence."""
 
     state: State
     step: int

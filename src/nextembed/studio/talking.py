@@ -1,4 +1,4 @@
-"""A conversation with an Emu from what was uploaded, and the prompt as the model sees it."""
+"""A conversation with an Emu about uploaded files, and the prompt as the model reads it."""
 
 import re
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Example = tuple[Image.Image, str, str]  # a picture, a question about it, the an
 
 
 def read_pieces(files: Sequence[str], settings: StudioSettings) -> list[Piece]:
-    """Images and videos that were dropped. Raises DataError for any other file."""
+    """Uploaded images and videos. Raises DataError for any other file."""
     found: list[Piece] = []
     for file in files:
         path = checked(file, [*IMAGES, *VIDEOS], settings)
@@ -29,7 +29,7 @@ def read_pieces(files: Sequence[str], settings: StudioSettings) -> list[Piece]:
 def conversation(
     examples: Sequence[Example], turns: Sequence[tuple[list[Piece], str, str]], system: str
 ) -> Conversation:
-    """Examples, then what was said so far: (pieces, question, answer) each."""
+    """Examples, then the conversation so far: (pieces, question, answer) each."""
     talk = Conversation(system=system or None)
     for picture, question, answer in examples:
         talk.ask(picture, question)
@@ -53,5 +53,5 @@ def as_seen(talker: Talker, talk: Conversation) -> str:
 
 
 def open_talker(path: Path) -> Talker:
-    """Raises ConfigError, one line, for what is no Emu."""
+    """Raises ConfigError for other models."""
     return Talker.load(path)

@@ -1,4 +1,4 @@
-"""Parts of the page that all panels use, and what turns an error into one line in it."""
+"""Parts of the page that all panels use, and errors as one line in it."""
 
 import functools
 import inspect
@@ -50,8 +50,8 @@ def listen(
     at_once: int = 16,
 ) -> Dependency:
     """Calls a function at an event; its errors are one line in the page. heavy: it uses a model; one works at a time,
-    and the page shows that it does. at_once: how many of others are served; 1 where each has to see what the one before
-    has left."""
+    and the page shows that it does. at_once: number of simultaneous calls of others; 1 if each depends on the one
+    before."""
     handler = in_one_line(alone(function) if heavy and not streams(function) else function)
     if heavy:
         return event(handler, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
@@ -141,12 +141,12 @@ def refusal(err: Exception) -> gr.Error:
 
 
 def empty(text: str) -> str:
-    """What stands where there is nothing yet."""
+    """A placeholder."""
     return f'<div class="empty">{escape(text)}</div>'
 
 
 def model_choice(shared: Shared, label: str = "Model", kind: Kind = "model", types: Sequence[str] = ()) -> gr.Dropdown:
-    """What there is of a kind, looked for again when the list is opened. types: of models that come first."""
+    """The entries of a kind, refreshed when the list is opened. types: of models that come first."""
 
     def names() -> list[str]:
         found = shared.folders.look().of(kind)

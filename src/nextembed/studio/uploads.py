@@ -1,4 +1,4 @@
-"""Files that are uploaded: of a type that is asked for, within limits, read as data are."""
+"""Uploaded files: of an expected type, within limits, read like data."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def read_pixels(file: str | None, settings: StudioSettings) -> Tensor:
 
 
 def read_frames(path: Path, settings: StudioSettings) -> Tensor:
-    """Frames spread over a video, uint8 [F, 3, H, W]. Raises DataError for what cannot be read."""
+    """Frames spread over a video, uint8 [F, 3, H, W]. Raises DataError if it cannot be read."""
     try:
         reader = VideoReader(settings.max_upload_mb * 10**6, settings.max_pixels, MOST_SECONDS)
         return reader.read(str(path), NUM_FRAMES)

@@ -11,11 +11,11 @@ MODEL = threading.Lock()  # held by whatever uses a model, until it has really e
 
 
 class Stopped(Exception):
-    """Raised inside work that nobody waits for any more."""
+    """Raised inside work that was stopped."""
 
 
 class Work(Generic[T]):
-    """What work is handed: `show` and `check` raise `Stopped` once nobody waits for it."""
+    """The interface of work to the page: `show` and `check` raise `Stopped` once it was stopped."""
 
     def __init__(self) -> None:
         self.parts: queue.Queue[tuple[T] | BaseException | None] = queue.Queue()
@@ -33,8 +33,8 @@ class Work(Generic[T]):
 
 
 def streamed(run: Callable[[Work[T]], object]) -> Iterator[T | None]:
-    """What work shows, as it comes; None where nothing new came for a while, as only between two parts can a reader be
-    told to stop. A reader that closes this iterator stops the work; errors of the work come here."""
+    """The parts that work shows; None if nothing new came for a while, because a reader can only be stopped between two
+    parts. Closing this iterator stops the work; errors of the work are raised here."""
     work = Work[T]()
 
     def body() -> None:

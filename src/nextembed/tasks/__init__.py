@@ -1,4 +1,4 @@
-"""What a run is for and how it is judged: one file a task. Importing this registers them."""
+"""Tasks: the purpose and evaluation of a run, one file each. Importing this registers them."""
 
 from .base import TASKS, OpenRun, RunSettings, Task, find_task, model_part, register, saved_task, task_of
 from .classification import Classification

@@ -1,4 +1,4 @@
-"""What a run is for, and how it is judged: the contract that every task fulfils."""
+"""The contract of tasks: the purpose and evaluation of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from ..training.watch import Probe, Say
 
 
 class RunSettings(Protocol):
-    """What a task reads of a run's settings (`runs.RunConfig`)."""
+    """The part of a run's settings that a task reads (`runs.RunConfig`)."""
 
     @property
     def seed(self) -> int: ...
@@ -40,7 +40,7 @@ class RunSettings(Protocol):
 
 
 class OpenRun(Protocol):
-    """What a task reads of a run (`runs.Run`)."""
+    """The part of a run that a task reads (`runs.Run`)."""
 
     dir: Path
 
@@ -65,8 +65,8 @@ class OpenRun(Protocol):
 
 
 class Task:
-    """What a run is for. One of your own is a subclass in your own file, registered with `@register` and named by the
-    `task` of an objective and a model part.
+    """The purpose and evaluation of a run. One of your own is a subclass in your own file, registered with `@register`
+    and named by the `task` of an objective and a model part.
 
     name: as parts name it. metric: what the best weights are chosen by, greater is better; None keeps none.
     """
@@ -253,11 +253,11 @@ def saved_task(objective: str, model: str) -> Task:
         return find_task("pretraining")
     try:
         return find_task(common_task(found, MODELS.find(model)) or found.task)
-    except NextEmbedError:  # of a model of somebody else, or a task that is not there
+    except NextEmbedError:  # for another model, or an unknown task
         return TASKS.get(found.task, TASKS["pretraining"])
 
 
-SPLITS = ("test", "validation")  # scores are of the first that is there
+SPLITS = ("test", "validation")  # the first existing one is scored
 
 
 def scored_folder(run: OpenRun) -> Path:

@@ -1,4 +1,4 @@
-"""Images into classes: judged by top-1 on the test split, with the weights that were best on validation."""
+"""Classification of images: evaluated by top-1 on the test split, with the best weights on validation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ class Classification(Task):
     def quick(
         self, config: RunSettings, backbone: PreTrainedModel, objective: Objective, loading: Mapping[str, Any], say: Say
     ) -> Probe:
-        """Raises ConfigError if there is no validation split to choose weights on, or it has no labels."""
+        """Raises ConfigError if there is no validation split for choosing weights, or if it has no labels."""
         try:
             samples = samples_of(config.data, "validation", backbone.config, config.probe.num_validation)
         except MissingSplit as err:
@@ -53,7 +53,7 @@ class Classification(Task):
         return QuickScore(kept, config.probe.batch_size, config.probe.precision)
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
-        """Writes scores.json: the best weights on the test split, or on validation where there is none."""
+        """Writes scores.json: the best weights on the test split, else on validation."""
         scores = finish_with(score, run, say)
         return {} if scores is None else {"top1": scores.top1, "top5": scores.top5}
 
@@ -84,7 +84,7 @@ class Classification(Task):
     def usage(self, run: OpenRun, folder: str) -> str:
         model = "best" if (run.dir / "best").is_dir() else "model"
         if not (run.dir / model / "preprocessor_config.json").is_file():
-            return f"nextembed evaluate {folder}"  # of clips, which pipelines of images cannot read
+            return f"nextembed evaluate {folder}"  # for clips, which image pipelines cannot read
         use = f'transformers.pipeline("image-classification", model="{folder}/{model}")'
         return f"import nextembed, transformers; {use}"
 
@@ -129,7 +129,7 @@ def samples_of(data: Part, split: str, model_config: Any, num_samples: int | Non
 
 
 def first_split(data: Part, splits: Sequence[str], model_config: Any, config: ProbeConfig) -> tuple[Any, str]:
-    """Samples of the first split that is there, and its name."""
+    """Samples of the first existing split, and its name."""
     for name in splits:
         try:
             return samples_of(data, name, model_config, config.num_test), name

@@ -1,4 +1,4 @@
-"""Documents of several modalities: judged by the losses on validation documents, and by what the model says."""
+"""Documents of several modalities: evaluated by losses and generated text on validation documents."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ class Multimodal(Task):
             return None
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
-        """Writes answers.json, where it trained a model that answers in text."""
+        """Writes answers.json, if the model generates text."""
         if not says_text(run.config.model.kind, run.config.objective.kind):
             return {}
         say("generating text")
@@ -59,7 +59,7 @@ class Multimodal(Task):
 
     def sections(self, view: RunView, run: OpenRun, decoders: Sequence[str | Path]) -> list[str]:
         kind, objective = view.settings.model.kind, view.settings.objective.kind
-        if view.answers is None and says_text(kind, objective):  # of a run that did not finish
+        if view.answers is None and says_text(kind, objective):  # for a run that did not finish
             view.answers = view.read("Generated text is", lambda: answers_of(run), None)
         own = answered(run) if (kind, objective) == ("omni", "next_embedding") else ""
         return [
@@ -87,12 +87,12 @@ def says_text(model: str, objective: str) -> bool:
 
 
 def answers_of(run: OpenRun) -> Answers:
-    """What the model of a run says in some documents of its data. Raises ConfigError where it cannot be run on them."""
+    """The output of a run's model for some documents of its data. Raises ConfigError if it cannot be run on them."""
     return written(run) if run.config.model.kind == "omni" else sections.answers_of(run)
 
 
 def last_losses(last: Mapping[str, Any]) -> list[str]:
-    """Both losses at the end, in one line; of an Omni how near it comes to each modality's next latent."""
+    """Both losses at the end, in one line; for an Omni the cosines with the next latent by modality."""
     if found := {k.partition("/")[2]: last[k] for k in last if k.startswith("cos_next/")}:
         line = "Cosine with the next latent: " + ", ".join(f"{name} {value:.3f}" for name, value in found.items())
         right = {k.partition("/")[2]: last[k] for k in last if k.startswith("top1/")}

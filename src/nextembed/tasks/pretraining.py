@@ -1,4 +1,4 @@
-"""Learning without labels: judged by probes on frozen features, and by what it predicts on real images."""
+"""Pretraining without labels: evaluated by probes on frozen features, and by predictions on real images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +37,9 @@ class Pretraining(Task):
     name: ClassVar[str] = "pretraining"
 
     def check(self, config: RunSettings, backbone: PreTrainedModel) -> None:
-        config.probe.features(backbone.config.num_hidden_layers)  # a wrong layer would else be found after training
+        config.probe.features(
+            backbone.config.num_hidden_layers
+        )  # otherwise a wrong layer would be found only after training
 
     def quick(
         self, config: RunSettings, backbone: PreTrainedModel, objective: Objective, loading: Mapping[str, Any], say: Say
@@ -71,7 +73,7 @@ class Pretraining(Task):
             view.missing.append("There is no probe table: the run was not probed (no labels, or it did not finish).")
         looked: prediction.Looked | None = None
         for decoder in decoders:
-            load_decoder(decoder)  # a wrong name is an error, not a remark on the page
+            load_decoder(decoder)  # a wrong name is an error, not a note on the page
         made = generated_sections(view, run)
         if view.settings.objective.kind == TOKENIZER:  # its model is neither read nor trained
             return [prediction.header(view, None), page.missing(view), page.curves(view), page.warnings(view), made]
@@ -88,7 +90,7 @@ class Pretraining(Task):
                     None if own_reader is None else own_reader.read,
                 )
         except NextEmbedError as err:
-            if decoders:  # they were asked for by name
+            if decoders:  # requested by name
                 raise
             view.missing.append(f"There are no pictures: {err}.")
         return [
@@ -112,7 +114,7 @@ class Pretraining(Task):
 
 
 def generated_sections(view: RunView, run: OpenRun) -> str:
-    """What a tokenizer gives back, or what an objective draws; empty for others."""
+    """Reconstructions of a tokenizer, or samples of an objective; empty for others."""
     try:
         with looking(run.dir):
             return _generated(view, run)
@@ -144,8 +146,8 @@ def _generated(view: RunView, run: OpenRun) -> str:
 def probe(
     run: OpenRun, data: Part | None = None, config: ProbeConfig | None = None, all_ranks: bool = False
 ) -> ProbeTable:
-    """Probes of a run, a checkpoint or any saved model: its weights, its EMA weights where there are some, and the same
-    network untrained (initialised with the run's seed). Written nowhere: see `ProbeTable.save`.
+    """Probes of a run, a checkpoint or any saved model: its weights, its EMA weights if there are any, and the same
+    network untrained (initialised with the run's seed). Nothing is written; see `ProbeTable.save`.
 
     Args:
         run: opened.
@@ -172,8 +174,8 @@ def probe(
 
 
 def readers_of(run: OpenRun, models: Mapping[str, PreTrainedModel]) -> dict[str, ReadFeatures]:
-    """What reads the features of these models, where it is the objective that was saved with them. That of "untrained"
-    is drawn from the run's seed, as its model."""
+    """The objectives that provide the features of these models, if they were saved with them. That of "untrained" is
+    initialised with the run's seed, like its model."""
     saved = run.saved()
     found: dict[str, ReadFeatures] = {}
     for name, model in models.items():
@@ -204,7 +206,7 @@ def untrained(model: ModelT, seed: int = 0) -> ModelT:
 
 
 def accuracies(table: ProbeTable) -> dict[str, float]:
-    """The best row of each probe, measured on test where there is a test split, beside its baselines."""
+    """The best row of each probe, measured on test if there is a test split, with its baselines."""
     found = {}
     for name in ("linear", "knn", "attentive"):
         for ending, row in (("", table.best(name)), ("_untrained", table.best(name, "untrained"))):

@@ -1,4 +1,4 @@
-"""Scores of a fine-tuned model, by what its checkpoint says it is for."""
+"""Scores of a fine-tuned model, by the kind of its checkpoint."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ SCORERS: dict[str, Callable[..., ClassScores | SegmentScores]] = {
 
 
 def instead(folder: Path, kind: str) -> str:
-    """What measures a model that is neither classifier nor segmenter."""
+    """The commands for models that are neither classifiers nor segmenters."""
     match read_model_file(folder).model_type:
         case "emu":
             return "it is an Emu: nextembed evaluate RUN --task caption --data SOURCE, or vqa, retrieval, text_to_image"

@@ -1,4 +1,4 @@
-"""A class for every pixel: judged by mIoU on the test split, with the weights that were best on validation."""
+"""Segmentation: evaluated by mIoU on the test split, with the best weights on validation."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,12 +41,12 @@ class Segmentation(Task):
         say: Say,
     ) -> Probe:
         """Raises ConfigError if there is no validation split to choose on, MissingExtra without torchmetrics."""
-        Counts(2)  # torchmetrics is missed before training starts, not at the first probe
+        Counts(2)  # a missing torchmetrics is found before training, not at the first probe
         samples = samples_of(config.data, "validation", backbone, config.probe.num_validation)
         return QuickSegment(keep_decoded(samples), config.probe.stride, config.probe.batch_size)
 
     def finish(self, run: OpenRun, say: Say) -> dict[str, Any]:
-        """Writes scores.json: the best weights on the test split, or on validation where there is none."""
+        """Writes scores.json: the best weights on the test split, else on validation."""
         scores = finish_with(score, run, say)
         return {} if scores is None else dict(scores.metrics())
 
@@ -78,7 +78,7 @@ class Segmentation(Task):
 
 
 def best_weights(run: OpenRun) -> str:
-    """The best weights that a run has: best on validation, else averaged, else raw."""
+    """The best weights of a run: best on validation, else averaged, else raw."""
     folders = run.saved().folders
     return next(name for name in ("best", "ema", "raw") if name in folders)
 

@@ -101,7 +101,7 @@ def contact_sheet(
 
 
 def save_sheet(sheet: Image.Image, path: str | os.PathLike[str]) -> Path:
-    """Writes a PNG; it is there whole or not at all."""
+    """Writes a PNG atomically."""
     target = Path(path)
     with replacing(target) as scratch:
         sheet.save(scratch, "PNG")

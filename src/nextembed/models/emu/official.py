@@ -133,9 +133,9 @@ def is_official(names: Iterable[str]) -> bool:
 def map_official(shapes: Mapping[str, tuple[int, ...]], merge: bool = True, alpha: float | None = None) -> Mapped:
     """How each of our parameters is made of the tensors of a released file, given its names and shapes.
 
-    merge: LoRA goes into the matrices, else it is told apart in `Mapped.lora`. alpha: of LoRA; the update is scaled by
-    alpha / rank (None: 16, the release's).
-    Raises ConfigError for a name that is none of Emu's, is there twice, or is half of a pair.
+    merge: LoRA is merged into the matrices; otherwise it is kept separately in `Mapped.lora`. alpha: of LoRA; the
+    update is scaled by alpha / rank (None: 16, the release's). Raises ConfigError for a name that is none of Emu's, is
+    there twice, or is half of a pair.
     """
     found: dict[str, str] = {}
     for name in shapes:

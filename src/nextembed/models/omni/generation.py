@@ -113,7 +113,7 @@ class Rollout:
             self.hidden, self.without = hidden.chunk(2)
 
     def feed(self, z: Tensor, places: Tensor, told: Tensor | None = None) -> None:
-        """z [B, D] at places [B, 3]; told [B, 3]: where the next one is, see `next_places`."""
+        """z [B, D] at positions [B, 3]; told [B, 3]: position of the next one, see `next_places`."""
         self.time = torch.maximum(self.time, places[:, 0])
         self.documents = F.pad(self.documents, (0, 1), value=1)
         documents = self.documents

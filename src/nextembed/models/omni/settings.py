@@ -125,7 +125,7 @@ class OmniParts(ModelPart):
         return model
 
     def tells(self) -> bool:
-        """Whether the model is told where the next latent is."""
+        """Whether the model is conditioned on the position of the next latent."""
         if self.tell_next is not None:
             return self.tell_next
         return any(order not in ("raster", "time") for order in self.orders.values())
