@@ -82,7 +82,7 @@ def show(found: "Comparison", open_page: bool) -> None:
     for note in found.notes:
         print(f"- {note}")
     page = Path(found.folder) / "comparison.html"
-    print(f"Page:  {os.path.relpath(page)}; beside it comparison.json, .md and .csv")
+    print(f"Page:  {os.path.relpath(page)}; next to it comparison.json, .md and .csv")
     if open_page:
         import webbrowser
 

@@ -149,7 +149,7 @@ def written_emu(source: str, target: Path, found: "Converted") -> str:
         f"{text.vocab_size:,} tokens",
     ]
     if found.lora:
-        where = "in the weights" if found.lora == "merged" else "beside them, in adapter/"
+        where = "in the weights" if found.lora == "merged" else "next to them, in adapter/"
         lines.append(f"LoRA:   rank {found.rank}, {where}")
     if found.copied:
         lines.append(f"Copied: {', '.join(found.copied)}")

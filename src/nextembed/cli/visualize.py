@@ -109,7 +109,7 @@ def visualize(
     from ..report.visualize import visualize as make
 
     found = make(checkpoint, image, output or f"{Path(image).stem or 'image'}_inside.png", **options)
-    more = f"    and {len(found.paths) - 1} panels beside it" if len(found.paths) > 1 else ""
+    more = f"    and {len(found.paths) - 1} panels next to it" if len(found.paths) > 1 else ""
     print(f"Saved:  {os.path.relpath(found.paths[0])}{more}")
 
 

@@ -51,7 +51,7 @@ class Found:
             first = " ".join(next(iter(self.skipped)).split())
             found.append(f"{len(self.skipped):,} files are not used: {named} (first: {first})")
         if self.beside:
-            found.append(f"beside them: {_some([f'{count:,} of {name}' for name, count in self.beside.items()], 5)}")
+            found.append(f"other files: {_some([f'{count:,} of {name}' for name, count in self.beside.items()], 5)}")
         if len(self.splits) > 1:
             found.append(f"splits: {', '.join(self.splits)}")
         return [*found, *self.notes]

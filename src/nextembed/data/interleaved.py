@@ -136,7 +136,7 @@ def kind_of(given: Values, known: list[str]) -> str | None:
 def from_obelics(row: Values) -> list[Segment]:
     images, texts = as_list(field(row, "images"), "images"), as_list(field(row, "texts"), "texts")
     if len(images) != len(texts):
-        raise Unreadable(f"{len(images)} images beside {len(texts)} texts")
+        raise Unreadable(f"{len(images)} images and {len(texts)} texts")
     found: list[Segment] = []
     for shown, written in zip(images, texts):
         if shown is not None and written is not None:

@@ -99,7 +99,7 @@ def test_archives_in_archives_are_not_opened_and_said(tmp_path):
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("3.png", png())
     found, said = read(zipped(tmp_path, [("in.zip", inner.getvalue())]))
-    assert len(found) == 2 and "beside them: 1 of .zip" in said
+    assert len(found) == 2 and "other files: 1 of .zip" in said
 
 
 @pytest.mark.parametrize("name", ["../evil/3.png", "cat/../../3.png", "..\\3.png"])
