@@ -34,10 +34,15 @@ def as_on_accelerator() -> Iterator[None]:
         _AS_ACCELERATOR.reset(token)
 
 
+def is_uncompiled_cpu(x: Tensor) -> bool:
+    """Whether x is on a CPU, without compiler."""
+    return x.device.type == "cpu" and not _AS_ACCELERATOR.get() and not torch.compiler.is_compiling()
+
+
 def is_eager_cpu(x: Tensor) -> bool:
     """Whether x is on a CPU in float32 or float64, without compiler and autocast."""
-    in_full = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not _AS_ACCELERATOR.get()
-    return in_full and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
+    in_full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return in_full and is_uncompiled_cpu(x)
 
 
 def scaled_linear(linear: nn.Linear, x: Tensor, scale: Tensor | None, residual: Tensor | None = None) -> Tensor:

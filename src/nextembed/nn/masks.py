@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ..core.types import Attention, Blocks, Prefix
 from ..errors import ConfigError
+from .documents import as_mask, attends_in_blocks
 
 
 def attention_arguments(
@@ -28,7 +29,8 @@ def attention_arguments(
         past: how many latents a cache holds already, S - T.
 
     Returns:
-        Keyword arguments. The mask is None wherever the kernel needs none.
+        Keyword arguments. The mask is None wherever the kernel needs none, and that of `documents.as_mask` where
+        documents are attended to in blocks.
 
     Raises:
         ConfigError: For a mask that the implementation has no kernel for.
@@ -46,6 +48,8 @@ def attention_arguments(
         if plain:  # flash counts from the end, as a cache needs it
             return {"attention_mask": None, "is_causal": is_causal}
         raise ConfigError(f"train.attn_implementation={kind} has no such mask; use sdpa or flex_attention")
+    if kind == "sdpa" and is_causal and documents is not None and past == 0 and attends_in_blocks(z):
+        return {"attention_mask": as_mask(documents), "is_causal": True}
     seen = _seen(attention, documents)
     if kind == "flex_attention":
         sizes = (z.shape[0], None, num, past + num, z.device)

@@ -18,6 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..core.randomness import uniform
 from .attention import eager_attention, query_key_value
+from .documents import DOCUMENTS
 from .linear import activated_linear, scaled_linear
 
 PATHS = 1  # the stream of stochastic depth
@@ -85,7 +86,8 @@ class SelfAttention(nn.Module):
         query, key, value = (x.transpose(1, 2) for x in heads)  # [B, H, T, d]
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        kind = self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(DOCUMENTS if kind == "sdpa" else kind, eager_attention)
         kwargs["dropout"] = self.config.attention_probs_dropout_prob if self.training else 0.0
         kwargs["is_causal"] = self.is_causal if is_causal is None else is_causal
         context, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, **kwargs)

@@ -205,7 +205,7 @@ class EmuModel(EmuPreTrainedModel):
         self.check_length(inputs_embeds.shape[1])
         if document_ids is not None:
             position_ids = positions_in_documents(document_ids) if position_ids is None else position_ids
-            attention_mask = document_mask(self.language_model.config, document_ids, inputs_embeds)
+            attention_mask = document_mask(self.language_model, document_ids, inputs_embeds)
             use_cache = False
         found = self.get_decoder()(
             inputs_embeds=inputs_embeds,
