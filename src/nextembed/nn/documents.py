@@ -37,8 +37,8 @@ def attends_in_blocks(z: Tensor) -> bool:
 
 
 def as_mask(documents: Tensor) -> Tensor:
-    """Documents [B, T] in place of a mask: [B, 1, 1, T], int64, which only `document_attention` reads."""
-    return documents[:, None, None, :]
+    """Documents [B, T], whole numbers, in place of a mask: [B, 1, 1, T], int64, read by `document_attention` alone."""
+    return documents.long()[:, None, None, :]
 
 
 def document_attention(
