@@ -56,7 +56,7 @@ def document_attention(
     found = []
     for rows in blocks.rows:
         inside = (x.index_select(0, rows.flatten()).unflatten(0, rows.shape).transpose(1, 2) for x in flat)
-        out, _ = sdpa_attention_forward(module, *inside, None, **kwargs)  # type: ignore[arg-type]
+        out, _ = sdpa_attention_forward(module, *inside, None, **kwargs)  # type: ignore[arg-type, call-arg]
         found.append(out.flatten(0, 1))
     out = torch.cat(found).index_select(0, blocks.back)
     return out.unflatten(0, (query.shape[0], query.shape[2])), None
