@@ -34,6 +34,16 @@ def test_explore_an_image_patch_by_patch(watch, files: dict[str, str]) -> None:
     page.get_by_text("Patch 1 of").wait_for()
     page.keyboard.press("ArrowLeft")
     page.get_by_text("Patch 0 of").wait_for()
+    layer, before = page.get_by_label("number input for Layer"), page.locator(".large img").nth(3).get_attribute("src")
+    layer.fill("2")
+    page.get_by_text("of features, layer 2").wait_for()
+    assert page.locator(".large img").nth(3).get_attribute("src") != before
+    page.get_by_role("button", name="Rollout").click()
+    for number in ("5", "2"):
+        page.get_by_label("number input for Given patches").fill(number)
+        page.get_by_label("number input for Given patches").press("Enter")
+        page.get_by_label("number input for Given patches").blur()
+        page.get_by_text(f"{number} of 9 patches are given").wait_for()
     page.get_by_role("button", name="Nearest patches").click()
     page.get_by_role("button", name="Find", exact=True).click()
     page.get_by_text("Nearest among").wait_for()

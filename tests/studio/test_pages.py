@@ -1,0 +1,73 @@
+"""For all panels: their Python runs as it is copied, they fit a phone, and another process trains meanwhile."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import served
+
+PANELS = {
+    "Runs": None,
+    "Explore": ("Model", "nepa"),
+    "Map and search": ("Features", "features.parquet"),
+    "Compare": ("Comparison", "compare-x"),
+    "Talk and paint": ("Model", "emu_emoji"),
+    "Any to any": ("Model", "omni_emoji"),
+}
+
+
+PAST = """() => [...document.querySelectorAll('button, input, textarea, select')].filter(one => {
+    const box = one.getBoundingClientRect();
+    const inner = one.closest('.nx, .modebar, .visually-hidden, .overflow-dropdown');
+    return one.checkVisibility() && box.width > 1 && !inner && (box.right > 391 || box.left < -1);
+}).map(one => one.outerHTML.slice(0, 120))"""  # what a user could not reach
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_the_python_runs_as_it_is_copied(watch, panel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watch(permissions=["clipboard-read", "clipboard-write"])
+    page = seen.page
+    if panel == "Runs":
+        page.get_by_role("button", name="emu_painter", exact=True).click()
+        page.get_by_role("button", name="nepa", exact=True).click()
+    else:
+        seen.tab(panel)
+        seen.choose(*PANELS[panel])
+    page.wait_for_timeout(1000)
+    page.get_by_role("button", name="The same in Python").locator("visible=true").click()
+    page.get_by_role("button", name="Copy", exact=False).locator("visible=true").last.click()
+    text = page.evaluate("navigator.clipboard.readText()")
+    assert "import nextembed" in text or "from nextembed" in text
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(text, panel, "exec"), names)  # with the paths of what was chosen
+    assert {"curve", "inside", "near", "found", "answer", "scores"} & names.keys()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_panel_fits_a_phone(watch, dark: bool) -> None:
+    seen = watch(viewport={"width": 390, "height": 844}, color_scheme="dark" if dark else "light")
+    for panel in PANELS:
+        seen.tab(panel)
+        seen.page.wait_for_timeout(300)
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390, panel
+        assert seen.page.evaluate(PAST) == [], panel
+
+
+def test_a_run_that_a_real_process_trains(watch, tmp_path: Path) -> None:
+    train = [sys.executable, "-c", "from nextembed_cli import main; main()", "train", "nepa_demo_tiny", "name=live",
+             f"output_dir={tmp_path}", "train.max_steps=60", "train.log_steps=1", "probe.enabled=false"]  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    with served([tmp_path]) as address:
+        page = watch(address=address).page
+        page.get_by_text("No runs here yet").wait_for()
+        with subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+            page.get_by_role("button", name="live", exact=True).wait_for()
+            page.get_by_role("button", name="live", exact=True).click()
+            page.locator("figure h3", has_text="Loss").wait_for()
+            assert running.wait(120) == 0
+        page.locator(".state.finished").first.wait_for()
+        page.get_by_text("60 of 60").first.wait_for()
+        page.context.close()
