@@ -72,6 +72,19 @@ def test_painting_shows_its_steps_and_stops(watch, slow: Callable[..., list[floa
     assert len(calls) < 100
 
 
+def test_a_blend_is_painted_and_seen(watch, runs: Path) -> None:
+    seen = watch("Talk and paint")
+    seen.choose("Model", "emu_painter")
+    page = seen.page
+    page.get_by_role("tab", name="Paint", exact=True).click()
+    seen.upload("Images in the prompt; two images are blended", runs / "photos" / "00.png", runs / "photos" / "09.png")
+    page.get_by_role("button", name="Paint", exact=True).click()
+    painted = page.locator(".nx-painted img").locator("visible=true")
+    painted.wait_for()
+    box = painted.bounding_box()
+    assert box["height"] > 300  # of 16 pixels, enlarged
+
+
 def test_samples_of_an_omni_stop(watch, slow: Callable[..., list[float]]) -> None:
     seen = watch("Any to any")
     seen.choose("Model", "omni_emoji")

@@ -137,7 +137,14 @@ def build(shared: Shared) -> None:
                 with gr.Row():
                     go = gr.Button("Paint", variant="primary")
                     halt = gr.Button("Stop", variant="stop")
-            painted = gr.Image(label="Painted", format="png", interactive=False, buttons=["download", "fullscreen"])
+            painted = gr.Image(
+                label="Painted image",
+                height=380,
+                format="png",
+                interactive=False,
+                buttons=["download", "fullscreen"],
+                elem_classes=["nx-painted"],
+            )
     python_of(shared, name, talk_python)
 
     inputs = [name, asked, turns, examples, system, tokens, bold, seed]
