@@ -5,9 +5,9 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -24,7 +24,7 @@ from ..data.mixture import Mixture
 from ..data.rows import Rows, RowSequence
 from ..data.segmentation import MaskPart
 from ..data.stored import StreamedRows
-from ..errors import NextEmbedError
+from ..errors import MissingSplit
 from .loop import Loop
 from .settings import TrainConfig
 from .watch import Say, Training, Watcher
@@ -76,6 +76,7 @@ def found_data(data: Part, batch_size: int, model: ModelOf = UNKNOWN) -> tuple[l
     """Findings about the data and warnings, as lines and as numbers."""
     source = data.named() if isinstance(data, Mixture) else getattr(data, "source", None) or data.kind
     if isinstance(data, DocumentPart):
+        check_splits(data)
         found = data.summary("train")
         number = "a stream of" if found.used is None else f"{found.used:,}"
         beside = [line for line in found.lines("documents")[1:] if not line.startswith("splits: ")]
@@ -116,12 +117,25 @@ def here(data: Part) -> bool:
 
 
 def count(data: "ImagePart | MaskPart", role: Role) -> int | None:
-    """Number of images in a split; 0 if there is no such split, None for a stream."""
+    """Number of images in a split; 0 if there is no such split, None for a stream.
+
+    Raises ConfigError for a split that the settings name and the data lacks: training would go on without it.
+    """
     try:
         rows = data.split_rows(role) if isinstance(data, ImagePart) else data.rows(role)
-    except NextEmbedError:
+    except MissingSplit:
         return 0
     return len(rows) if isinstance(rows, Rows) else None
+
+
+def check_splits(data: DocumentPart) -> None:
+    """Raises ConfigError if the settings name a validation or test split that the data on this machine lacks."""
+    for part in data.parts() if isinstance(data, Mixture) else [data]:
+        if not here(part):
+            continue
+        for role in cast(tuple[Role, ...], ("validation", "test")):
+            with suppress(MissingSplit):
+                part.row_sources(role)
 
 
 def class_words(names: list[str], shown: int = 4) -> str:

@@ -12,7 +12,7 @@ from nextembed.core.files import next_folder
 from nextembed.data.mixture import Mixture
 from nextembed.data.pairs import TextData
 from nextembed.data.sources import ImageData
-from nextembed.errors import DataError
+from nextembed.errors import ConfigError, DataError
 from nextembed.models.nepa.settings import NepaModel
 from nextembed.run import reads_clips
 from nextembed.toys.emoji_documents import EmojiDocuments
@@ -146,3 +146,27 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
         (folder / "skipped.jsonl").write_text("")
         raise DataError("damaged")
     assert not (tmp_path / "runs/mine").exists()
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+def test_a_mistyped_split_of_images_is_no_missing_one(tmp_path: Path, role: str) -> None:
+    """Names that the settings give have to be there; the default names may be missing."""
+    for number in range(4):
+        folder = tmp_path / "train" / "cat"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(folder / f"{number}.png")
+    _, counts = found_data(ImageData(source=str(tmp_path)), 2)
+    assert (counts.train, counts.validation, counts.test) == (4, 0, 0)
+    with pytest.raises(ConfigError, match=rf"data\.{role}: split 'tset' is not known"):
+        found_data(ImageData.model_validate({"source": str(tmp_path), role: "tset"}), 2)
+
+
+@pytest.mark.parametrize("role", ["validation", "test"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_mistyped_split_of_documents_is_no_missing_one(tmp_path: Path, role: str, mixed: bool) -> None:
+    (tmp_path / "train.txt").write_text("one\ntwo\nthree\n")
+    found_data(TextData(source=str(tmp_path)), 2)
+    settings = {"kind": "text", "source": str(tmp_path), role: "tset"}
+    data = Mixture.model_validate({"sources": [settings]}) if mixed else TextData.model_validate(settings)
+    with pytest.raises(ConfigError, match=rf"data\.{role}: split 'tset' is not known"):
+        found_data(data, 2)
