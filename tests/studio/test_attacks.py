@@ -42,7 +42,8 @@ def handlers(address: str, label: str, event: str = "click") -> list[int]:
 
 def test_a_run_that_vanishes_while_it_is_shown(watch, own: Path) -> None:
     with served([own]) as address:
-        page = watch(address=address).page
+        watched = watch(address=address)
+        page = watched.page
         page.get_by_role("button", name="nepa", exact=True).wait_for()
         if page.get_by_role("button", name="nepa", exact=True).get_attribute("aria-pressed") != "true":
             page.get_by_role("button", name="nepa", exact=True).click()
@@ -58,6 +59,8 @@ def test_a_run_that_vanishes_while_it_is_shown(watch, own: Path) -> None:
         page.get_by_role("button", name="Load", exact=True).click()
         page.locator(".toast-body").get_by_text("nepa").first.wait_for()
         page.context.close()
+        # Pictures that the page was still loading when they went are missing, and the browser says so.
+        watched.wrong[:] = [line for line in watched.wrong if "404" not in line]
 
 
 def test_a_run_vanishes_between_two_steps_of_a_look(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:

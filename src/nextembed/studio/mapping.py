@@ -134,7 +134,7 @@ def umap(vectors: Tensor, check: Check) -> Tensor:
         if running.returncode or not made.is_file():
             lines = said.read_text(errors="replace").strip().splitlines()
             raise ConfigError(f"UMAP failed: {lines[-1][:200] if lines else 'no layout was written'}")
-        return torch.from_numpy(np.load(made))
+        return torch.from_numpy(np.load(made, allow_pickle=False))
 
 
 def classes(rows: Sequence[StoredRow]) -> tuple[list[int], list[str]]:

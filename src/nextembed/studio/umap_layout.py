@@ -9,7 +9,7 @@ def main(given: str, made: str) -> None:
     """Reads vectors [N, D] and writes their layout [N, 2]."""
     import umap
 
-    vectors = np.load(given)
+    vectors = np.load(given, allow_pickle=False)
     # With as few rows as neighbours, the spectral start has no solution.
     start = "spectral" if len(vectors) > 16 else "random"
     near = max(2, min(15, len(vectors) - 1))
