@@ -44,13 +44,15 @@ def test_the_report_is_served_and_framed(watch) -> None:
 
 def test_samples_of_a_run_that_generates_and_of_one_that_does_not(watch) -> None:
     page = watch().page
-    page.get_by_role("button", name="emu_painter", exact=True).click()
+    page.locator("[aria-pressed=true]").first.wait_for()  # the run that is shown at the start
     page.get_by_role("button", name="mar_demo", exact=True).click()
+    page.locator("[data-value=mar_demo][aria-pressed=true]").wait_for()  # the server has heard of the choice
     page.get_by_role("tab", name="Samples").click()
     page.get_by_role("button", name="Generate images").click()
     page.get_by_text("16 of 16 images from mar_demo").wait_for()
     page.locator(".image-container img").locator("visible=true").wait_for()
     page.get_by_role("button", name="nepa", exact=True).click()
+    page.locator("[data-value=nepa][aria-pressed=true]").wait_for()
     page.get_by_role("tab", name="Samples").click()
     page.get_by_role("button", name="Generate images").click()
     page.get_by_text("does not generate images").wait_for()
