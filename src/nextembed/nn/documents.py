@@ -22,8 +22,10 @@ SHORTEST = 16  # documents of up to so many positions are laid beside each other
 class Blocks(NamedTuple):
     """Where to find the documents of packed rows [B, T].
 
-    rows: for each call of attention the positions [N, n] that it reads, counted through the flattened B T; a document
-    shorter than n repeats its last. back [B T]: where the output of each position lies among those of all calls.
+    Attributes:
+        rows: for each call of attention the positions that it reads, [N, n], int64, counted through the flattened B T.
+            A document shorter than n repeats its last position.
+        back: [B T], int64: where the output of each position lies among those of all calls.
     """
 
     rows: list[Tensor]
@@ -31,13 +33,27 @@ class Blocks(NamedTuple):
 
 
 def attends_in_blocks(z: Tensor) -> bool:
-    """Whether packed documents of z [B, T, D] are attended to in blocks: on a CPU, not compiled. Elsewhere the sizes of
-    the blocks would have to be fetched from the device in each step."""
+    """Whether packed documents are attended to in blocks.
+
+    Args:
+        z: latents, [B, T, D].
+
+    Returns:
+        True on a CPU without compiler. Elsewhere the sizes of the blocks would have to be fetched from the device in
+        each step.
+    """
     return is_uncompiled_cpu(z)
 
 
 def as_mask(documents: Tensor) -> Tensor:
-    """Documents [B, T], whole numbers, in place of a mask: [B, 1, 1, T], int64, read by `document_attention` alone."""
+    """Documents in place of a mask.
+
+    Args:
+        documents: [B, T], whole numbers; equal ones in a row are one document.
+
+    Returns:
+        [B, 1, 1, T], int64. Only `document_attention` understands it.
+    """
     return documents.long()[:, None, None, :]
 
 
@@ -46,7 +62,16 @@ def document_attention(
 ) -> tuple[Tensor, None]:
     """Like the "sdpa" of transformers, and if the mask is that of `as_mask`, causal inside each document.
 
-    query [B, H, T, d]; key and value [B, G, T, d], G heads that divide H; the output is [B, T, H, d].
+    Args:
+        module: the layer; `sdpa` reads from it whether heads share keys.
+        query: [B, H, T, d].
+        key: [B, G, T, d]; G divides H.
+        value: [B, G, T, d].
+        attention_mask: of `as_mask`, or any mask of "sdpa".
+        **kwargs: of "sdpa" (scaling, dropout, is_causal).
+
+    Returns:
+        The context, [B, T, H, d], and no weights.
     """
     if attention_mask is None or attention_mask.dtype != torch.int64:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)  # type: ignore[arg-type]
@@ -63,7 +88,14 @@ def document_attention(
 
 
 def find_blocks(documents: Tensor) -> Blocks:
-    """Documents [B, T], int64, by length: up to 16 positions, up to 32, 64 and so on."""
+    """Groups documents by length: up to 16 positions, up to 32, 64 and so on.
+
+    Args:
+        documents: [B, T], int64, not negative. The positions of a document need not be neighbours.
+
+    Returns:
+        Where they are; every position of [B, T] occurs, padding as well.
+    """
     num_rows, length = documents.shape
     device = documents.device
     name = documents + torch.arange(num_rows, device=device)[:, None] * (documents.amax() + 1)
