@@ -99,7 +99,9 @@ def test_samples_of_an_omni_stop(watch, slow: Callable[..., list[float]]) -> Non
 
 def test_images_of_a_run_stop(watch, slow: Callable[..., list[float]]) -> None:
     page = watch().page
+    page.locator("[aria-pressed=true]").first.wait_for()  # the run that is shown at the start
     page.get_by_role("button", name="mar_demo", exact=True).click()
+    page.locator("[data-value=mar_demo][aria-pressed=true]").wait_for()  # the server has heard of the choice
     page.get_by_role("tab", name="Samples").click()
     page.get_by_label("number input for Images").fill("64")
     calls = slow(Sampler, "__call__", 0.5)

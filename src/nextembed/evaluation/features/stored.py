@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +55,21 @@ class Origin:
 
 
 class Groups:
-    """The row groups of a Parquet file, or of several one after the other. Raises as `pq.ParquetFile`."""
+    """The row groups of a Parquet file, or of several one after the other; for several threads. Raises as
+    `pq.ParquetFile`."""
 
     def __init__(self, files: Sequence[Path]):
         self.files = [pq.ParquetFile(file) for file in files]
         self.places = [(one, group) for one in self.files for group in range(one.num_row_groups)]
         self.lengths = [one.metadata.row_group(group).num_rows for one, group in self.places]
         self.schema_arrow: pa.Schema = self.files[0].schema_arrow
+        self._one_reads = threading.Lock()  # pyarrow's reader is not for several threads
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> pa.Table:
         """A row group; all columns if none is named."""
         file, group = self.places[number]
-        return file.read_row_group(group, columns=list(columns) if columns else None)
+        with self._one_reads:
+            return file.read_row_group(group, columns=list(columns) if columns else None)
 
 
 def files_in(path: Path) -> list[Path]:
