@@ -390,7 +390,12 @@ class TrainLoader(DataLoader[Batch]):
         except (DataError, ConfigError) as err:
             # A worker's error arrives with the worker's traceback as its text; its last line is the message.
             kind = type(err).__name__
-            raise type(err)(str(err).rstrip().rpartition(f"{kind}: ")[2]) from None
+            found = type(err)(str(err).rstrip().rpartition(f"{kind}: ")[2])
+            # Workers end at once if they are let go here. What only the garbage collector finds, at some later time,
+            # has lost its queues by then, and torch waits for each worker until its time limits.
+            del batches
+            self._iterator = err.__traceback__ = None
+            raise found from None
 
 
 @contextlib.contextmanager

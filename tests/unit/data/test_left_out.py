@@ -1,6 +1,7 @@
 """Documents from which nothing can be learned are left out, named and counted; data that hold no other end a run."""
 
 import json
+import multiprocessing
 
 import pytest
 from encoding import encode
@@ -51,6 +52,17 @@ def test_all_too_long_ends_after_one_pass(kind, long, num_workers):
     part = kind(letters=[50, 60, 70, 80], long=long, num_workers=num_workers, max_skipped_rate=1.0)
     with pytest.raises(DataError, match=r"none of the \d documents read can be used: .*too long: more than 32"):
         batches(part)
+
+
+def test_workers_end_with_their_error():
+    """Not when the loader is collected, perhaps much later, which takes torch 20 seconds and holds their memory."""
+    part = Asked(letters=[50, 60], num_workers=2, max_skipped_rate=1.0)
+    made = part.train_loader(Loading(micro_batch_size=1), encode=encode, max_length=MAX_LENGTH)
+    before = set(multiprocessing.active_children())
+    with pytest.raises(DataError) as caught:
+        list(zip(range(3), made))
+    assert "none of the" in str(caught.value)
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_more_than_the_share_stops_in_one_line():
