@@ -90,4 +90,4 @@ def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
 def test_sharded_weights_optimizer_and_average_come_back_whole(tmp_path):
     """What a checkpoint holds under FSDP2; the assertions are in the runner."""
     done = torchrun(RUNNER.with_name("shard_runner.py"), tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[:6000]  # the rank that fails first speaks first
