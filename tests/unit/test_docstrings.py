@@ -96,10 +96,11 @@ def test_a_public_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS_SHOWN)
 def test_what_the_reference_shows(name: str) -> None:
-    """Each parameter has a description, and what has parameters says what it gives."""
+    """Each parameter has a type and a description, and what has parameters says what it gives."""
     function = FUNCTIONS_SHOWN[name]
     signature, doc = inspect.signature(function), inspect.cleandoc(function.__doc__ or "")
     parameters = set(signature.parameters) - {"self", "cls"}
     assert section(doc, "Args") == parameters
+    assert not [own for own in parameters if signature.parameters[own].annotation is inspect.Parameter.empty]
     if parameters and signature.return_annotation not in (None, "None", inspect.Signature.empty):
         assert "Returns:\n" in doc or "Yields:\n" in doc

@@ -33,11 +33,11 @@ class Density(NamedTuple):
     kappas: Tensor
     log_weights: Tensor
 
-    def at(self, index) -> "Density":
+    def at(self, index: Tensor | slice | int | tuple[Tensor | slice | int | None, ...]) -> "Density":
         """The densities of some positions.
 
         Args:
-            index: as of a tensor [...].
+            index: what a tensor [...] can be indexed with.
 
         Returns:
             The density at these positions.
