@@ -91,9 +91,12 @@ def test_a_run_that_another_process_writes(watch, tmp_path: Path) -> None:
         page = watch(address=address).page
         page.get_by_text("1 of 100").first.wait_for()
         assert page.locator(".state.running").count() > 0
+        page.locator("table.runs th button").first.focus()
         for step in (2, 3, 4):
             log(step)
         page.get_by_text("4 of 100").first.wait_for()  # nobody asked for it
+        page.keyboard.press("Enter")  # the focus is still where it was, in a table that was renewed
+        page.locator("table.runs th[aria-sort=ascending]").wait_for()
         page.get_by_text("about 4").first.wait_for()
         page.wait_for_function("document.querySelector('.nx-plot').data[0].x.length === 4")
         lock.close()

@@ -94,11 +94,15 @@ window.nextembed = (() => {
     });
     once(watch, props, (value) => {
       const open = [...root.querySelectorAll("details")].map((one) => one.open);
+      // the focus stays where it was: at the same key, or else (heads of columns, summaries, links) at the same place
+      const places = () => [...root.querySelectorAll("a[href], button, summary, input")];
       const focused = root.activeElement?.dataset?.key;
+      const place = places().indexOf(root.activeElement);
       root.innerHTML = value || "";
       root.querySelectorAll("details").forEach((one, i) => { if (i < open.length && open[i]) one.open = true; });
       sorted(root, order);
       if (focused) root.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
+      else if (place >= 0) places()[place]?.focus();
     });
   };
 
