@@ -6,10 +6,12 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help demo test abuse cases lint types docs clean
+.PHONY: help demo test test-all abuse cases lint types docs clean
 help:
 	@echo "make demo    pretrain on the bundled images, probe, write runs/nepa_demo/report.html (about 10 minutes)"
-	@echo "make test    run the tests       make abuse   try to break it: kills, damage, odd input (half an hour)"
+	@echo "make test    run the tests (about ten minutes on two cores)"
+	@echo "make test-all  also those with kills, ranks and browsers (about twenty)"
+	@echo "make abuse   try to break it: kills, damage, odd input (half an hour)"
 	@echo "make cases   what people reported about such tools (fifteen minutes)"
 	@echo "make lint    check style         make types   check types"
 	@echo "make docs    build the site      make clean   remove what was built (not runs/)"
@@ -19,6 +21,10 @@ demo: $(VENV)/.installed
 
 # As many workers as there are cores, eight at most: each holds a torch of its own.
 test: $(VENV)/.installed
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow"
+
+# Also what starts, kills and restarts processes, several ranks, and the studio in a browser.
+test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # One campaign, or one case of it: see `python -m tests.abuse.campaigns --help`.

@@ -36,6 +36,7 @@ def steps(run: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, code",
     [("term", 143), ("ctrl_c", 130), ("term_two_at_once", 143), ("term_while_probing", 143),
@@ -74,6 +75,7 @@ def test_no_process_is_left(results, name):
     assert results[name][2] == 0
 
 
+@pytest.mark.slow
 def test_torchrun_passes_sigterm_on_and_all_ranks_save_the_same_step(tmp_path):
     words = ["nepa_demo_tiny", "train.batch_size=16", "data.num_workers=1", "data.cache=off", "train.device=cpu",
              "train.trackers=[]", "train.probe_steps=null", "train.log_steps=1", "train.save_steps=100000",

@@ -65,6 +65,7 @@ def test_files_lie_in_its_folder(whole) -> None:
     assert not (folder / "nepa" / "seed-0" / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_stopped_anywhere_it_ends_with_the_same_figures(base, whole, tmp_path, monkeypatch) -> None:
     class Killed(BaseException):
         pass
@@ -137,6 +138,7 @@ def test_a_tokenizer_is_part_of_the_budget(base, tmp_path) -> None:
     assert (tmp_path / "var" / "seed-0" / "tokenizer" / "metrics.jsonl").is_file()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_named_and_gone_on_with(base, tmp_path) -> None:
     out = tmp_path / "out"
     words = ["-c", "from nextembed.cli import main; raise SystemExit(main())", "compare", base, "--objectives", "nepa",

@@ -19,6 +19,7 @@ def trained(run_dir, say=quiet, **settings):
     return dict(net.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_the_same_weights_and_says_how_long_it_compiled(tmp_path):
     said: list[str] = []
     plain, fast = trained(tmp_path / "plain"), trained(tmp_path / "fast", said.append, compile=True)

@@ -59,6 +59,7 @@ def close(run_dir: Path, expected: Path, name: str) -> None:
         assert (found[key] - weight).abs().max() <= 5e-6 * weight.abs().max(), f"{name} {key}"
 
 
+@pytest.mark.slow
 def test_two_ranks_train_the_weights_of_one(tmp_path, one_rank):
     done = torchrun(RUNNER, given(config(tmp_path, micro_batch_size=4), tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
@@ -72,6 +73,7 @@ def test_two_ranks_train_the_weights_of_one(tmp_path, one_rank):
     assert done.stderr.count("step 6/6") == 1  # one rank speaks
 
 
+@pytest.mark.slow
 def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
     """Weights, optimizer and data position of a checkpoint do not depend on the number of ranks."""
     half = config(tmp_path, max_steps=3)
@@ -87,6 +89,7 @@ def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
         close(first.dir, expected.dir, name)
 
 
+@pytest.mark.slow
 def test_sharded_weights_optimizer_and_average_come_back_whole(tmp_path):
     """What a checkpoint holds under FSDP2; the assertions are in the runner."""
     done = torchrun(RUNNER.with_name("shard_runner.py"), tmp_path)

@@ -44,6 +44,7 @@ def source(request, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
 def test_killed_twice_and_started_again_is_the_same_file(checkpoint, source, tmp_path, streaming) -> None:
     if streaming != (source.name.startswith("parquet")):

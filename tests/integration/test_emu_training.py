@@ -60,6 +60,7 @@ def test_accumulation_gives_the_same_weights(tmp_path, regression):
             assert a[name] == pytest.approx(b[name], rel=1e-4), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("regression", ["linear", "flow"])
 def test_two_ranks_learn_together(tmp_path, regression):
     """One of them has text alone in some step: no rank waits for ever, and both end with the same weights."""

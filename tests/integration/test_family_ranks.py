@@ -4,12 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from family_runner import gradients
 
 RUNNER = Path(__file__).parent / "family_runner.py"
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradients_of_one(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(RUNNER), str(tmp_path / "two.pt")], capture_output=True, text=True,
                           timeout=300, check=False)  # fmt: skip

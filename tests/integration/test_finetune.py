@@ -135,6 +135,7 @@ def test_a_pipeline_answers_with_the_names_of_the_classes(trained):
     assert len(answer) == 5 and {found["label"] for found in answer} <= set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", ["null", "{rank: 2, dropout: 0.1}"], ids=["whole", "lora"])
 def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeypatch):
     """Killed in the middle of a step, right after the best weights were kept, and while saving; in the end the
@@ -310,6 +311,7 @@ def test_a_run_folder_stands_for_its_model(trained):
 # -- ranks
 
 
+@pytest.mark.slow
 def test_two_ranks_score_on_one_and_train_the_weights_of_one(tmp_path, still):
     exact = ["objective={kind: classification, label_smoothing: 0.1}", "train.max_steps=6",
              "optim.eps=1e-3", "train.probe_steps=2", "train.save_steps=3", "train.micro_batch_size=4"]  # fmt: skip

@@ -83,6 +83,7 @@ def agents(num: int, rdzv_id: str, *words: object) -> list[tuple[int, str]]:
     return [(one.returncode, text) for one, text in zip(started, said)]
 
 
+@pytest.mark.slow
 def test_a_lost_rank_is_restarted_and_ends_bit_for_bit(tmp_path) -> None:
     whole, parts = (config(tmp_path / name, max_steps=5, save_steps=2, log_steps=5) for name in ("whole", "parts"))
     for one in (whole, parts):

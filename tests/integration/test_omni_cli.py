@@ -259,6 +259,7 @@ def config(*changes: str):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
     words = []
     for name, kills in (("whole", []), ("parts", ["2:window", "6:write", "7:update"])):

@@ -39,6 +39,7 @@ def test_accumulation_gives_the_same_weights(tmp_path, density):
     same(whole.dir, parts.dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("density", ["none", "mixture"])
 def test_two_ranks_learn_together(tmp_path, density):
     """No rank waits for ever for one that has no picture; each packs its own documents, so the rows are not one's."""

@@ -20,6 +20,7 @@ def two_ranks(*words: object) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_two_ranks_find_what_one_finds(tmp_path: Path, seeds: int) -> None:
     settings = config(tmp_path, max_steps=1)
@@ -34,6 +35,7 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, seeds: int) -> None:
     assert any(row["accuracy"] is not None for row in two["rows"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["wait", "fail"])
 def test_ranks_wait_as_long_as_it_takes_and_fail_together(what: str) -> None:
     two_ranks(what)

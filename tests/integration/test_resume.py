@@ -52,6 +52,7 @@ def metrics(folder: Path) -> list[dict]:
     return [{n: v for n, v in line.items() if n != "images_per_second"} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
 def test_killed_five_times_and_resumed_is_bit_identical(tmp_path, streaming, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -50,6 +50,7 @@ def test_a_run_leaves_scores_report_and_a_model_for_the_pipeline(head, tmp_path)
     assert {answer["mask"].size for answer in answers} == {(40, 30)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
 def test_a_stopped_and_resumed_run_is_the_same_to_the_bit(head, tmp_path, monkeypatch):
     changes = ["train.max_steps=5", "train.save_steps=2", "train.probe_steps=2", "train.micro_batch_size=4"]

@@ -67,6 +67,13 @@ def browser() -> Iterator[object]:
         found.close()
 
 
+@pytest.hookimpl(tryfirst=True)  # before those that are not asked for are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 class Watched:
     """A page, and what went wrong in it: errors of the console, and requests to anywhere else."""
 

@@ -102,6 +102,7 @@ def test_other_settings_and_folders_are_refused(saved, source, tmp_path) -> None
         embed_many(saved / "run", str(source), tmp_path / "bad", shard_rows=6, **PLACE)
 
 
+@pytest.mark.slow
 def test_ray_writes_the_same_files(saved, source, tmp_path, monkeypatch) -> None:
     pytest.importorskip("ray.data")
     above = [str(Path(__file__).parents[3] / "src"), os.environ.get("PYTHONPATH", "")]
