@@ -76,10 +76,9 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         vendor: keeps the pictures of one, or of some; null: all.
         kinds: relative frequency of each kind of document.
         forms: the questions that are asked, "train" or "heldout".
-        max_shift: random shift, as a share of the side, and change of size, as a share, of the picture on its white
-            ground, in training; 0 leaves it as it is.
-        max_scale: random shift, as a share of the side, and change of size, as a share, of the picture on its white
-            ground, in training; 0 leaves it as it is.
+        max_shift: random shift, as a share of the side, of the pictures that are read, not generated, on their white
+            ground, in training; 0 leaves them as they are.
+        max_scale: random change of their size, as a share; 0 leaves them as they are.
         restyle_rate: share of the pictures that are read, not generated, whose style is changed at random in training:
             colours, flat areas, lines, a turn, something covered.
     """
@@ -168,13 +167,13 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         return {"key": row.key, "segments": segments}
 
     def picture(self, row: "EmojiRow", seed: int | None, loss: bool = True, painted: bool = False) -> Segment:
-        """The emoji on its background, uint8 [3, H, W]; shifted, scaled and restyled if there is a seed. Raises
-        Unreadable."""
+        """The emoji on its background, uint8 [3, H, W]. With a seed, one that is read is shifted, scaled and restyled; one
+        that is painted stays as it is: its mean over shifts would be blurred. Raises Unreadable."""
         pixels = row.pixels
         if pixels is None:
             pixels = self.reader().read(row.folder.read(field(row, "image")))
             row.others.keep(row, pixels)
-        if seed is not None and (self.max_shift or self.max_scale):
+        if seed is not None and not painted and (self.max_shift or self.max_scale):
             pixels = moved(pixels, Draws(sample_seed(seed, 0, "move")), self.max_shift, self.max_scale, self.background)
         if seed is not None and self.restyle_rate and not painted:
             draw = Draws(sample_seed(seed, 0, "style"))

@@ -328,6 +328,7 @@ def test_emoji_documents():
     a, b = moving.picture(test[0], 5)["value"], moving.picture(test[0], 6)["value"]
     assert a.shape == plain.shape and not torch.equal(a, plain) and not torch.equal(a, b)
     assert torch.equal(a, moving.picture(test[0], 5)["value"])
+    assert torch.equal(moving.paint(test[0], 5)["segments"][1]["value"], plain)  # what is to be painted stays as it is
 
 
 def test_emoji_in_other_styles_and_in_conversations():
