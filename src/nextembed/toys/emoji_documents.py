@@ -167,8 +167,11 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         return {"key": row.key, "segments": segments}
 
     def picture(self, row: "EmojiRow", seed: int | None, loss: bool = True, painted: bool = False) -> Segment:
-        """The emoji on its background, uint8 [3, H, W]. With a seed, one that is read is shifted, scaled and restyled; one
-        that is painted stays as it is: its mean over shifts would be blurred. Raises Unreadable."""
+        """The emoji on its background, uint8 [3, H, W]. Raises Unreadable.
+
+        With a seed, one that is read is shifted, scaled and restyled. One that is painted stays as it is: its mean over
+        shifts would be blurred.
+        """
         pixels = row.pixels
         if pixels is None:
             pixels = self.reader().read(row.folder.read(field(row, "image")))
