@@ -46,9 +46,11 @@ class Modality(nn.Module):
 
     Attributes:
         value_size: P; None for tokens.
+        std: what values in [-1, 1] were divided by, so that errors can be given in their units.
     """
 
     value_size: int | None = None
+    std: float = 1.0
     projection: nn.Linear
 
     def patches(self, value: Any) -> Patches:

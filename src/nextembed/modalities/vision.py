@@ -12,19 +12,31 @@ from .base import MODALITIES, Modality, Patches
 
 @MODALITIES.register("image")
 class Image(Modality):
-    """Square images, squashed to `image_size` pixels a side, in patches of `patch_size`; values in [-1, 1].
+    """Square images, squashed to `image_size` pixels a side, in patches of `patch_size`.
 
-    The projection is NEPA's patch embedding (a convolution whose kernel is its stride) written as a matrix.
+    The projection is NEPA's patch embedding (a convolution whose kernel is its stride) written as a matrix. Patches are
+    (x - mean) / std of pixels x in [-1, 1]. The defaults leave x as it is. If your images share a background, give their
+    mean and deviation: otherwise all latents share its direction, and cosines between them say little.
     """
 
-    def __init__(self, hidden_size: int, image_size: int = 32, patch_size: int = 4, num_channels: int = 3):
+    def __init__(
+        self,
+        hidden_size: int,
+        image_size: int = 32,
+        patch_size: int = 4,
+        num_channels: int = 3,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ):
         super().__init__()
+        if not (-1 <= mean <= 1 and 0 < std <= 1):
+            raise ValueError(f"mean {mean} and std {std} of pixels in [-1, 1] lie in [-1, 1] and (0, 1]")
         if min(image_size, patch_size, num_channels) < 1:
             raise ValueError("the sizes of an image are whole numbers from 1")
         if image_size % patch_size:
             raise ValueError(f"patch_size {patch_size} does not divide image_size {image_size}")
         self.image_size, self.patch_size, self.num_channels = image_size, patch_size, num_channels
-        self.value_size = num_channels * patch_size**2
+        self.value_size, self.mean, self.std = num_channels * patch_size**2, mean, std
         self.projection = nn.Linear(self.value_size, hidden_size)
 
     def patches(self, value: Tensor) -> Patches:
@@ -32,11 +44,13 @@ class Image(Modality):
         pixels = as_pixels(value, self.num_channels, self.image_size)
         side = self.image_size // self.patch_size
         found = to_patches(pixels[None], (self.patch_size, self.patch_size))[0]
-        return Patches(found, self.places((side, side)), (side, side))
+        return Patches((found - self.mean) / self.std, self.places((side, side)), (side, side))
 
     def signal(self, values: Tensor, shape: tuple[int, ...]) -> Tensor:
         """uint8 [C, height, width]."""
-        pixels = to_image(values[None], (shape[0], shape[1]), (self.patch_size, self.patch_size))[0]
+        pixels = to_image(
+            (values * self.std + self.mean)[None], (shape[0], shape[1]), (self.patch_size, self.patch_size)
+        )[0]
         return as_bytes(pixels)
 
     def default_shape(self) -> tuple[int, ...]:

@@ -100,6 +100,8 @@ class Readout(Objective):
 
     def __init__(self, settings: ReadoutSettings, backbone: Backbone, sizes: dict[str, int]):
         super().__init__(settings)
+        readers = MODALITIES.without_weights(backbone.config.modalities)
+        self.ranges = {name: 2 / readers[name].std for name in sizes}  # of values in [-1, 1]
         self.kinds = {name: FIRST + list(backbone.config.modalities).index(name) for name in sizes}
         width, causal = backbone.config.hidden_size, settings.source == "predictions"
         self.readouts = nn.ModuleDict({
@@ -132,7 +134,7 @@ class Readout(Objective):
             target = rows.target[rows.mask]
             sums.append(mse(found, target).sum())
             if self.diagnose:
-                metrics |= readout_metrics(name, found.detach(), target)
+                metrics |= readout_metrics(name, found.detach(), target, self.ranges[name])
         return ObjectiveOutput(
             loss_sum=torch.stack(sums),
             num_targets=self.count_targets(batch),
@@ -189,11 +191,11 @@ def segment_numbers(batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def readout_metrics(name: str, found: Tensor, target: Tensor) -> Metrics:
-    """Of one modality, over rows [N, P]; see `Readout`."""
+def readout_metrics(name: str, found: Tensor, target: Tensor, span: float = 2.0) -> Metrics:
+    """Of one modality, over rows [N, P] of values that lie within `span`; see `Readout`."""
     error, count = mse(found, target).sum(), torch.tensor(len(target), device=target.device)
     mean = mse(target.mean(0, keepdim=True), target).sum()
-    psnr = 10 * torch.log10(4 / (error / count).clamp(min=1e-10))
+    psnr = 10 * torch.log10(span**2 / (error / count).clamp(min=1e-10))
     return {f"mse/{name}": (error, count), f"mse_mean/{name}": (mean, count), f"psnr/{name}": psnr}
 
 

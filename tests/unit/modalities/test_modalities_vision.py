@@ -54,6 +54,16 @@ def test_other_sizes_are_squashed():
         assert torch.equal(image.signal(values, found), torch.full((3, 8, 8), 51, dtype=torch.uint8))
 
 
+def test_values_are_centred_and_scaled_and_come_back():
+    plain, image = Image(16, 8, 4), Image(16, 8, 4, mean=0.5, std=0.6)
+    values, _, shape = image.patches(picture())
+    assert torch.allclose(values, (plain.patches(picture()).values - 0.5) / 0.6, atol=1e-6)
+    assert torch.equal(image.signal(values, shape), picture())
+    for wrong in ({"mean": 128}, {"std": 0}, {"std": 58}):
+        with pytest.raises(ValueError, match=r"of pixels in \[-1, 1\]"):
+            Image(16, 8, 4, **wrong)
+
+
 def test_normalised_pixels_and_arrays_are_taken():
     image = Image(16, image_size=8, patch_size=4)
     value = picture()

@@ -119,9 +119,10 @@ def test_an_omni_of_images_is_nepa(nepa):
     assert torch.allclose(begin, ours.model.begin.weight.grad[1], atol=1e-5)
 
 
-def test_what_comes_after_an_image_does_not_change_it(nepa):
+@pytest.mark.parametrize("normalised", [{}, {"mean": 0.5, "std": 0.6}], ids=["plain", "normalised"])
+def test_what_comes_after_an_image_does_not_change_it(nepa, normalised):
     theirs, folder = nepa
-    parts = started(folder)
+    parts = started(folder, **normalised)
     ours, processor = parts.build().eval(), parts.processor()
     picture = random_picture(5, 12)
     whole = ours(**processor([picture, "and words"], end=True)).last_hidden_state[:, :10]

@@ -142,6 +142,7 @@ def test_metrics_by_hand():
     found = readout_metrics("image", target + 0.2, target)
     assert found["psnr/image"] == pytest.approx(20.0, abs=1e-4)  # 10 log10(4 / 0.04)
     assert found["mse/image"][0] == pytest.approx(0.08) and found["mse/image"][1] == 2
+    assert readout_metrics("image", target + 0.2, target, span=2 / 0.5)["psnr/image"] == pytest.approx(26.02, abs=0.01)
     assert found["mse_mean/image"][0] == pytest.approx(1.0)  # half of the values are 1 away from their mean
 
 

@@ -270,11 +270,12 @@ def start_from_nepa(model: OmniForPreTraining, nepa: ViTNepaForPreTraining, name
     images = [n for n, part in own.modalities.items() if (own.config.modalities or {})[n].get("kind", n) == "image"]
     if not images:
         raise ConfigError(f"model.nepa: '{name}' reads images, and the model has no image modality")
-    patches: Any = own.modality(images[0]).projection
+    reader: Any = own.modality(images[0])
+    patches = reader.projection
     kernel = theirs.embeddings.patch_embeddings.projection.weight.flatten(1)
     if kernel.shape != patches.weight.shape:
         raise ConfigError(f"model.nepa: patches of '{name}' have {kernel.shape[1]} values, those of the image modality "
                           f"{patches.weight.shape[1]}: set its patch_size and num_channels")  # fmt: skip
-    patches.weight.copy_(kernel)
-    patches.bias.copy_(theirs.embeddings.patch_embeddings.projection.bias)
+    patches.weight.copy_(kernel * reader.std)  # NEPA reads pixels in [-1, 1], this modality (pixels - mean) / std
+    patches.bias.copy_(theirs.embeddings.patch_embeddings.projection.bias + kernel.sum(1) * reader.mean)
     own.begin.weight[own.config.names.index(images[0])] = theirs.embeddings.cls_token[0, 0]
