@@ -15,8 +15,8 @@ class Image(Modality):
     """Square images, squashed to `image_size` pixels a side, in patches of `patch_size`.
 
     The projection is NEPA's patch embedding (a convolution whose kernel is its stride) written as a matrix. Patches are
-    (x - mean) / std of pixels x in [-1, 1]. The defaults leave x as it is. If your images share a background, give their
-    mean and deviation: otherwise all latents share its direction, and cosines between them say little.
+    (x - mean) / std of pixels x in [-1, 1]. The defaults leave x as it is. If your images share a background, give
+    their mean and deviation: otherwise all latents share its direction, and cosines between them say little.
     """
 
     def __init__(
