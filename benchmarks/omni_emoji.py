@@ -14,7 +14,8 @@ On each: the right caption of 100 for an image and the right image of 100 for a 
   against_others      the same, less what each candidate scores in the mean after the other queries
   the_other_way       how well the context goes on after each candidate: Bayes' rule with all candidates alike
 Each query meets every choice of 99 other emoji of its set, so its figure is a share. Then captions that the model
-writes (exact name, CIDEr) and pictures that it paints: is the nearest of 100 pictures the one asked for?
+writes (exact name, CIDEr) and pictures that it paints: is the nearest of 100 pictures the one asked for, and how sharp
+are they (gradient energy in units of the real pictures')?
 Baseline: an image is taken for the training picture nearest in raw pixels, and captions are compared with that
 picture's name by their words. Intervals: the middle 95 % of 1,000 bootstrap draws over items.
 """
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from emu_emoji import caption_scores, pixels_of, rows_of
+from nextembed.evaluation.drawn import sharpness
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.inference.generate import load_omni
 from nextembed.inference.signals import picture
@@ -65,7 +67,9 @@ def main() -> None:
         found = result["sets"][name] = {"items": len(rows), "chance": 100 / min(CANDIDATES, len(rows))}
         written, painted = captions(model, rows), paintings(model, rows)
         found["written"] = caption_scores([said.partition(".")[0].strip() for said in written], rows)
-        found["painted"] = chosen(-torch.cdist(pixels(painted), pixels_of(rows)))
+        drawn = pixels(painted)
+        found["painted"] = chosen(-torch.cdist(drawn, pixels_of(rows)))
+        found["sharpness"] = round(float(energy(drawn) / energy(pixels_of(rows))), 3)
         found |= retrieval(model, rows, trained, args.quick)
         if args.sheets:
             sheet(rows, written, painted, Path(args.sheets) / f"omni_{name}.png")
@@ -163,6 +167,12 @@ def paintings(model: Any, rows: list[dict[str, Any]], size: int = 50) -> list[An
 
 def pixels(images: list[Any]) -> Tensor:
     return pixels_of([{"image": image} for image in images])
+
+
+def energy(flat: Tensor) -> Tensor:
+    """Mean gradient energy of pictures [N, H W 3]."""
+    side = math.isqrt(flat.shape[1] // 3)
+    return sharpness(flat.view(-1, side, side, 3).permute(0, 3, 1, 2)).mean()
 
 
 def sheet(rows: list[dict[str, Any]], written: list[str], painted: list[Any], file: Path, num: int = 24) -> None:

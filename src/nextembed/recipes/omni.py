@@ -12,7 +12,7 @@ from ..training.settings import TrainConfig
 
 
 def omni_emoji() -> RunConfig:
-    """Images and text in one latent space, on the bundled emoji; 20 minutes on two cores, 30 on a busy one.
+    """Images and text in one latent space, on the bundled emoji; 43 minutes on one core.
 
     Captions, names to be painted, keywords and questions about the group; 16 patches a picture, tokens of the bundled
     tokenizer.
