@@ -32,11 +32,20 @@ def same(a, b, tolerance=1e-5):
             assert (a[name] - b[name]).abs().max() <= tolerance * a[name].abs().max() + tolerance, name
 
 
-@pytest.mark.parametrize("density", ["none", "mixture"])
-def test_accumulation_gives_the_same_weights(tmp_path, density):
-    whole = nextembed.fit(config(tmp_path / "a", f"model.density={density}"))
-    parts = nextembed.fit(config(tmp_path / "b", f"model.density={density}", "train.micro_batch_size=1"))
-    same(whole.dir, parts.dir)
+@pytest.mark.parametrize(
+    ("density", "optimizer", "tolerance"),
+    [
+        ("none", "{kind: adamw, learning_rate: 1e-3}", 1e-5),
+        ("mixture", "{kind: adamw, learning_rate: 1e-3}", 1e-5),
+        ("none", "{kind: muon, learning_rate: 1e-3}", 1e-4),  # torch's Muon computes its products in bf16
+    ],
+    ids=["none", "mixture", "muon"],
+)
+def test_accumulation_gives_the_same_weights(tmp_path, density, optimizer, tolerance):
+    given = [f"model.density={density}", f"optim={optimizer}"]
+    whole = nextembed.fit(config(tmp_path / "a", *given))
+    parts = nextembed.fit(config(tmp_path / "b", *given, "train.micro_batch_size=1"))
+    same(whole.dir, parts.dir, tolerance)
 
 
 @pytest.mark.slow
@@ -55,7 +64,11 @@ def test_two_ranks_learn_together(tmp_path, density):
 
 def test_a_new_run_looks_at_what_values_are_like(tmp_path):
     """White grounds: the mean of pixels is far from 0, and neighbours go together. One that goes on keeps it."""
-    run = nextembed.fit(config(tmp_path / "a", "train.max_steps=1", "train.save_steps=1"))
+    short = ["train.max_steps=1", "train.save_steps=1"]
+    centred = nextembed.fit(config(tmp_path / "c", *short)).trained.model.values["image"]
+    assert centred.mean.mean().abs() < 0.2  # the recipe's mean and std
+    plain = ["model.modalities.image.mean=0", "model.modalities.image.std=1"]
+    run = nextembed.fit(config(tmp_path / "a", *short, *plain))
     found = run.trained.model.values["image"]
     assert found.mean.mean() > 0.3
     assert (found.covariance > 0).float().mean() > 0.9

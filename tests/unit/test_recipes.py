@@ -313,7 +313,7 @@ RATES = {
     "emu_emoji_instruct": 2e-3,
     "emu_emoji_decoder": 1e-3,
     "emu_smol": 2e-3,
-    "omni_emoji": 1e-3,
+    "omni_emoji": 2e-3,
     "omni_emoji_readout": 2e-3,
     "omni_text": 2e-3,
     "omni_candle": 1.09375e-3,
