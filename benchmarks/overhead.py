@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
 
-Trains recipes for a few steps and takes the mean cost of each of these, then divides by how often the whole recipe has
-them. Times are CPU seconds of the process, in which waiting for the disk is not contained. Diagnostics: a step that has
-them minus the median step that has none. The final probe sweep, which is part of the evaluation, is not counted; the
-quick probes while it trains are.
+Trains recipes for a few steps and takes the median cost of each of these; the share is that cost, once in as many steps
+as in the whole recipe. Times are CPU seconds of the process, in which waiting for the disk is not contained.
+Diagnostics: a step that has them minus the median step that has none. The final probe sweep, which is part of the
+evaluation, is not counted; the quick probes while it trains are.
 """
 
 import argparse
@@ -64,7 +64,13 @@ def shares(name: str, steps: int) -> dict[str, Any]:
         cost = statistics.median(times[1:] or times)  # the first of its kind loads what it needs
         found[part] = {"ms": 1e3 * cost, "every": every[part], "percent": 100 * cost / every[part] / step}
     found["percent"] = sum(found[part]["percent"] for part in spent)
-    return found
+    return rounded(found)
+
+
+def rounded(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {name: rounded(value) for name, value in found.items()}
+    return round(found, 3) if isinstance(found, float) else found
 
 
 @contextlib.contextmanager

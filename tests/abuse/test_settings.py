@@ -159,9 +159,9 @@ def test_a_batch_larger_than_memory_is_refused_before_it_is_read() -> None:
     for change in ("train.batch_size=2000000000", "train={batch_size: 2000000000, micro_batch_size: 1, max_steps: 1}"):
         with pytest.raises(ConfigError, match="TiB; this machine has"):
             step(apply_overrides(base, [change]))
-    long = ["model.max_length=1000000", "train.attn_implementation=eager"]
-    with pytest.raises(ConfigError, match="attention masks need"):
-        step(apply_overrides(recipes.load("omni_emoji_tiny"), long))
+    for masked in ("train.attn_implementation=eager", "train.compile=true"):
+        with pytest.raises(ConfigError, match="attention masks need"):
+            step(apply_overrides(recipes.load("omni_emoji_tiny"), ["model.max_length=1000000", masked]))
 
 
 def test_a_model_larger_than_memory_is_stopped_before_it_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ def check_memory(config: TrainConfig, optim: OptimConfig, model: PretrainingMode
         micro * length * width * FLOAT,
         device,
     )
-    # On a CPU "sdpa" attends document by document, without a mask (nn/documents.py).
-    masked = config.attn_implementation == "eager" or (config.attn_implementation in (None, "sdpa") and not cpu)
+    in_blocks = cpu and not config.compile  # "sdpa" attends document by document, without a mask (nn/documents.py)
+    masked = config.attn_implementation == "eager" or (config.attn_implementation in (None, "sdpa") and not in_blocks)
     if packed and masked:
         mask = micro * length**2 * (1 + FLOAT)
         check_fits(f"{micro:,} rows of model.max_length {length:,}: their attention masks need", mask, device)
