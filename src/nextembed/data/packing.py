@@ -113,6 +113,10 @@ class State:
         flat += [number for reader in self.readers for epoch, mark in reader for number in (epoch, *mark)]
         return flat + [number for place in self.pending for number in place]
 
+    def num_packed(self) -> int:
+        """Documents of this rank that were read and wait no more."""
+        return sum(self.drawn) - len(self.pending)
+
     def take(self, place: DocumentPlace) -> None:
         """Advances after a document: to the next one of this turn, or to the next reader."""
         num_readers = self.sizes[1]
@@ -313,17 +317,26 @@ class DocumentLoader(TrainLoader):
     """Endless packed batches (`core.types.Batch`) of one rank.
 
     counts: documents so far by outcome ("whole", "truncated", "too_long", "unreadable"). fill_rate: share of all
-    positions so far that are no padding.
+    positions so far that are no padding. num_rows: None, because a row of the batch holds several documents, and how
+    many rows an epoch fills is not known before it is read.
     """
 
     def __init__(self, stream: DocumentStream, loading: Loading, max_length: int, window: int, num_workers: int):
         divisors = [n for n in range(1, stream.num_readers + 1) if stream.num_readers % n == 0 and n <= num_workers]
-        super().__init__(stream, max(divisors, default=0), loading, stream.log, stream.log.length)
+        super().__init__(stream, max(divisors, default=0), loading, stream.log)
         self.stream, self.size, self.length, self.window = stream, loading.micro_batch_size, max_length, window
         self.pinned = loading.pins
         self.counts = dict.fromkeys(OUTCOMES, 0)
         self._filled = self._total = 0
+        self._packed = stream.state.num_packed()
         self._told = dict(self.counts)
+
+    def facts(self) -> dict[str, float]:
+        """As of any data, and the documents that all ranks have packed since the run began; with data of known size
+        the epochs that this makes."""
+        seen = self._packed * self.stream.state.sizes[0]
+        epochs = {"epoch": seen / self.log.length} if self.log.length else {}
+        return super().facts() | {"documents_seen": seen} | epochs
 
     def shares(self) -> dict[str, tuple[int, int]]:
         new = {outcome: count - self._told[outcome] for outcome, count in self.counts.items()}
@@ -354,6 +367,7 @@ class DocumentLoader(TrainLoader):
                 seeds.append(sample_seed(self.stream.seed, place.epoch, f"{place.reader}/{place.source}/{place.row}"))
                 rows.append(first_fit(waiting, self.length))
             state.pending = [place for place, _ in waiting]
+            self._packed = state.num_packed()
             batch = pack(rows, self.length, state.values())
             batch["seeds"] = signed(seeds)
             self._filled += int((batch["document_ids"] > 0).sum())

@@ -342,7 +342,7 @@ def valid_state(state: object) -> bool:
 class TrainLoader(DataLoader[Batch]):
     """A torch DataLoader of ready batches, without end. Data errors of workers come out as one clear line.
 
-    num_rows: size of the data, None if that is not known. log: what could not be used.
+    num_rows: samples of an epoch, None if that is not known. log: what could not be used.
     """
 
     def __init__(
@@ -368,9 +368,9 @@ class TrainLoader(DataLoader[Batch]):
             worker_init_fn=_start_worker,
         )
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> dict[str, float]:
         """Rows and files of the data, where that is known, and how many of them turned out to be of no use so far."""
-        rows = {} if self.log.length is None else {"data_rows": self.log.length}
+        rows: dict[str, float] = {} if self.log.length is None else {"data_rows": self.log.length}
         return rows | {"data_skipped": self.log.count()}
 
     def shares(self) -> dict[str, tuple[int, int]]:

@@ -226,10 +226,11 @@ def _recipe(facts: Facts) -> str:
     if facts.run is None:
         return "Not known: this model comes without its run folder."
     lines = []
-    steps, seen = facts.last.get("step"), facts.last.get("samples_seen")
+    steps, what = facts.last.get("step"), "documents" if "documents_seen" in facts.last else "images"
+    seen = facts.last.get("documents_seen", facts.last.get("samples_seen"))
     if steps:
         rate = f", final training loss {facts.last['loss']:.4f}" if "loss" in facts.last else ""
-        lines.append(f"{steps:,} optimizer steps" + (f", {seen:,} images seen" if seen else "") + rate + ".")
+        lines.append(f"{steps:,} optimizer steps" + (f", {seen:,} {what} seen" if seen else "") + rate + ".")
     if facts.recipe is None:
         return "\n".join([*lines, "The settings of the run belong to no recipe of nextembed."])
     if not facts.changes:

@@ -153,11 +153,12 @@ def _count(data: dict[str, object]) -> dict[str, int] | None:
 
 
 def _recorded(role: str, wanted: int, facts: Facts) -> int | None:
-    """Training images from images seen and epochs; the others from the probes, where these took all there were, fewer
-    than wanted."""
+    """Training images as counted, or from images seen and epochs; the others from the probes, where these took all
+    there were, fewer than wanted."""
     if role == "train":
         seen, epochs = facts.last.get("samples_seen"), facts.last.get("epoch")
-        return round(seen / epochs) if seen and epochs else None
+        rows = facts.last.get("data_rows") or (seen / epochs if seen and epochs else None)
+        return round(rows) if rows else None
     size = facts.probes.images.get(role) if facts.probes else None
     return size if size and size < wanted else None
 

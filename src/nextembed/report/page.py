@@ -42,7 +42,9 @@ def common_facts(view: RunView) -> list[tuple[str, str]]:
     if "step" in last:
         total = view.settings.train.max_steps
         found.append((f"{last['step']:,}" + (f" of {total:,}" if total else ""), "optimizer steps"))
-    if "samples_seen" in last:
+    if "documents_seen" in last:
+        found.append((f"{last['documents_seen']:,}", "training documents seen"))
+    elif "samples_seen" in last:
         found.append((f"{last['samples_seen']:,}", "training samples seen"))
     if data.train is not None:
         classes = f", {data.classes:,} classes" if data.classes else ""

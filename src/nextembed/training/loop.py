@@ -43,15 +43,15 @@ class Source(NamedTuple):
 
     loader: endless batches of this rank, of the micro-batch size, from where the run starts or resumes. advance: (state
     or None, position rows [B, P] of a consumed batch) -> state, JSON values: the `start` of a loader that continues
-    after that batch. `checkpoint.start_state` reads it back. num_samples: size of the data, for the epoch that is
-    logged; None if unknown. facts: use of the data so far, for the lines of metrics. shares: counts of processed
-    samples since the last call: by name, to how many, and of how many.
+    after that batch. `checkpoint.start_state` reads it back. num_samples: samples of an epoch; None if unknown, as of
+    streams and of packed documents. facts: use of the data so far, for the lines of metrics. shares: counts of
+    processed samples since the last call: by name, to how many, and of how many.
     """
 
     loader: Iterable[Batch]
     advance: Advance
     num_samples: int | None = None
-    facts: Callable[[], dict[str, int]] = dict
+    facts: Callable[[], dict[str, float]] = dict
     shares: Callable[[], dict[str, tuple[int, int]]] = dict
 
 

@@ -87,7 +87,8 @@ class TrainConfig(Config):
         """Optimizer steps of the run.
 
         Args:
-            num_samples: training samples of an epoch; None where that is not known (streams).
+            num_samples: training samples of an epoch; None where that is not known (streams, packed
+                documents).
 
         Returns:
             `max_steps`, or what `epochs` makes of it.
@@ -98,7 +99,9 @@ class TrainConfig(Config):
         if self.max_steps is not None:
             return self.max_steps
         if num_samples is None:
-            raise ConfigError("train.epochs needs data of known size; set train.max_steps for streamed data")
+            raise ConfigError(
+                "train.epochs needs data of known size; set train.max_steps for streams and packed documents"
+            )
         return max(1, round(float(self.epochs or 0) * num_samples / self.batch_size))
 
     def on_cpu(self) -> bool:

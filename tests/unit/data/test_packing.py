@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -166,6 +167,23 @@ def test_other_readers_cannot_resume(options, words):
         loader(part, start=state, **options)
     with pytest.raises(ConfigError, match="not on packed documents"):
         loader(part, start={"next": 4})
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_epochs_are_counted_in_documents_not_in_the_rows_they_share(ranks):
+    part = Made(num_workers=0)
+    first = loader(part, max_length=96, world_size=ranks)
+    assert (first.num_rows, first.facts()["epoch"]) == (None, 0)
+    seen = 0
+    for batch in islice(first, 10):
+        seen += len(unpacked(batch))
+        assert first.facts()["documents_seen"] == seen * ranks
+        assert first.facts()["epoch"] == seen * ranks / part.num
+    assert seen > 2 * 2 * 10  # rows of the ten batches
+    again = loader(part, max_length=96, world_size=ranks, start=advance(None, batch["position"]))
+    assert again.facts()["documents_seen"] == seen * ranks
+    more = len(unpacked(take(again, 1)[0]))
+    assert again.facts()["documents_seen"] == (seen + more) * ranks
 
 
 def test_unreadable_documents_are_skipped_named_and_counted(tmp_path):
