@@ -76,6 +76,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         vendor: keeps the pictures of one, or of some; null: all.
         kinds: relative frequency of each kind of document.
         forms: the questions that are asked, "train" or "heldout".
+        prompt_loss: whether the name before a picture that is painted is predicted, too; nothing says which it will be.
         max_shift: random shift, as a share of the side, of the pictures that are read, not generated, on their white
             ground, in training; 0 leaves them as they are.
         max_scale: random change of their size, as a share; 0 leaves them as they are.
@@ -87,6 +88,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
     vendor: str | list[str] | None = None
     kinds: KindWeights = Field(default_factory=KindWeights)
     forms: Literal["train", "heldout"] = "train"
+    prompt_loss: bool = True
     max_shift: float = Field(0.0, ge=0, lt=1)
     max_scale: float = Field(0.0, ge=0, lt=1)
     restyle_rate: float = Field(0.0, ge=0, le=1)
@@ -138,7 +140,7 @@ class EmojiDocuments(DocumentTable, DocumentPart):
         return self._made(row, [self.picture(row, seed), text(f"{name_of(row)}.")])
 
     def paint(self, row: "EmojiRow", seed: int | None = None) -> Document:
-        return self._made(row, [text(f"{name_of(row)}:"), self.picture(row, seed, painted=True)])
+        return self._made(row, [text(f"{name_of(row)}:", loss=self.prompt_loss), self.picture(row, seed, painted=True)])
 
     def keywords(self, row: "EmojiRow", seed: int | None = None) -> Document:
         tags = ", ".join(tags_of(row)) or name_of(row)
