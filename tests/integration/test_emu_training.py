@@ -116,7 +116,7 @@ def test_latents_start_spread_out(tmp_path):
 def test_stages_that_are_missing_come_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [stage.name for stage in recipes.missing_stages(recipes.load("emu_emoji_decoder"))] == [
-        "nepa_demo", "emu_emoji_language", "emu_emoji"
+        "nepa_demo", "emu_emoji_encoder", "emu_emoji_language", "emu_emoji"
     ]  # fmt: skip
     Path("runs/emu_emoji_language/model").mkdir(parents=True)
     assert [stage.name for stage in recipes.missing_stages(recipes.load("emu_emoji"))] == []

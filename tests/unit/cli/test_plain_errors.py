@@ -79,7 +79,7 @@ def test_ctrl_c_while_the_command_line_is_loaded_is_one_line() -> None:
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The last of three stages, none of which is there."""
+    """The last of four stages, none of which is there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["nextembed", "train", "emu_emoji", "train.max_steps=7", "name=my run"])
     return recipes.load("emu_emoji")
@@ -98,13 +98,13 @@ def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
     monkeypatch.setattr("nextembed.run.fit_stage", fit_stage)
     with pytest.raises(Interrupted) as stopped:
         train_stages(missing_stages(chain))
-    assert trained == ["nepa_demo", "emu_emoji_language"] and stopped.value.exit_code == 130
+    assert trained == ["nepa_demo", "emu_emoji_encoder"] and stopped.value.exit_code == 130
     assert str(stopped.value) == (
-        "stopped and saved in stage 2 of 3; to resume, run the same command again: "
+        "stopped and saved in stage 2 of 4; to resume, run the same command again: "
         "nextembed train emu_emoji train.max_steps=7 'name=my run'"
     )
     said = capsys.readouterr().out
-    assert said == "Stage 1 of 3: nepa_demo\nStage 2 of 3: emu_emoji_language\n"
+    assert said == "Stage 1 of 4: nepa_demo\nStage 2 of 4: emu_emoji_encoder\n"
 
 
 def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
@@ -113,8 +113,8 @@ def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
     monkeypatch.setattr("nextembed.recipes.stage_times.stage_seconds", lambda chain: iter([60.0] * len(chain)))
     say_stages([*missing_stages(chain), chain], ["train.max_steps=7"])
     said = capsys.readouterr().out
-    assert "3 stages are trained in this order" in said
-    assert "  1 of 3  nepa_demo: " in said and "  3 of 3  emu_emoji: " in said
+    assert "4 stages are trained in this order" in said
+    assert "  1 of 4  nepa_demo: " in said and "  4 of 4  emu_emoji: " in said
     assert "The settings of this command (train.max_steps=7) apply to emu_emoji only." in said
 
 
@@ -123,5 +123,5 @@ def test_stages_that_are_there_are_not_trained_again(chain: RunConfig, monkeypat
     monkeypatch.setattr("nextembed.run.fit_stage", lambda stage: trained.append(stage.name))
     Path("runs/nepa_demo/model").mkdir(parents=True)
     train_stages(missing_stages(chain))
-    assert trained == ["emu_emoji_language"]
+    assert trained == ["emu_emoji_encoder", "emu_emoji_language"]
     shutil.rmtree("runs")
