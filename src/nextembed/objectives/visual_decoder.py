@@ -131,7 +131,8 @@ class VisualDecoding(Objective):
         super().__init__(settings)
         width = backbone.config.get_text_config().hidden_size
         part: Any = settings.decoder
-        self.decoder: Any = part.build(width)
+        num = backbone.config.num_image_latents
+        self.decoder: Any = part.build(width, num)
         if self.decoder.vae is not None:
             self.decoder.vae.requires_grad_(False)
         if settings.gradient_checkpointing:
@@ -139,7 +140,6 @@ class VisualDecoding(Objective):
         self.ema = None if settings.ema_decay is None else Teacher(self.decoder.unet)
         self.prediction = self.decoder.scheduler.config.prediction_type
         self.register_buffer("signal", self.decoder.scheduler.alphas_cumprod.float().clone(), persistent=False)
-        num = backbone.config.num_image_latents
         self.register_buffer("empty", torch.zeros(num, width))  # latents of the empty prompt
         self.register_buffer("center", torch.zeros(width))
         self.register_buffer("spread", torch.ones(width))

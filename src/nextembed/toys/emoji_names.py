@@ -46,6 +46,7 @@ class EmojiNames(ImagePart):
         return Versions(self, split)
 
     def class_names(self) -> list[str]:
+        """The names, in alphabetical order."""
         return Versions(self, "train").names
 
     def documents(self) -> EmojiDocuments:

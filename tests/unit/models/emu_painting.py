@@ -26,7 +26,9 @@ def picture(color="red", size=16):
 
 def pixel_decoder(width=48, seed=0, **changes):
     torch.manual_seed(seed)
-    return PixelDecoder(**{**SMALL, **changes}).build(width).eval()
+    decoder = PixelDecoder(**{**SMALL, **changes}).build(width, 4).eval()
+    torch.nn.init.normal_(decoder.unet.conv_out.weight, std=0.1)  # 0 in a new one, which then paints the map alone
+    return decoder
 
 
 def latent_decoder(width=48, seed=0, checker=None):

@@ -150,6 +150,22 @@ def test_standardisation_folds_into_the_layout():
         torch.testing.assert_close(decoder(x, steps, z), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_new_pixel_decoder_paints_a_linear_map_of_the_latents(tmp_path):
+    decoder, z = PixelDecoder(image_size=16, patch_size=2, channels=[16], head_width=8).build(48, 4).eval(), latents()
+    x, steps = torch.randn(2, 12, 8, 8), torch.tensor([3, 700])
+    expected = decoder.unet.mean(z.flatten(1)).view(2, 12, 8, 8)
+    torch.testing.assert_close(decoder(x, steps, z), expected)
+    torch.nn.init.normal_(decoder.unet.conv_out.weight)
+    decoder.save_pretrained(tmp_path)
+    again = VisualDecoder.from_pretrained(tmp_path)
+    assert type(again.unet).__name__ == "LatentUNet" and again.unet.config.num_latents == 4
+    assert torch.equal(again(x, steps, z), decoder(x, steps, z))
+    assert not torch.allclose(decoder(x, steps, z), expected, atol=0.1)
+    assert again.paint(z, num_inference_steps=2, height=32, width=16).shape == (2, 3, 32, 16)
+    plain = PixelDecoder(image_size=16, patch_size=2, channels=[16], head_width=8, prediction="epsilon").build(48, 4)
+    assert type(plain.unet).__name__ == "UNet2DConditionModel"
+
+
 def test_safety_checker(tmp_path):
     flagging, passing = latent_decoder(checker=safety_checker(True)), latent_decoder(checker=safety_checker(False))
     painted = torch.rand(2, 3, 16, 16)
@@ -170,7 +186,7 @@ def test_safety_checker(tmp_path):
 def test_pretrained_decoder_for_other_latents_keeps_all_but_keys_and_values(tmp_path):
     old = latent_decoder(width=32)
     old.save_pretrained(tmp_path / "sd")
-    new = StableDiffusionDecoder(pretrained=str(tmp_path / "sd")).build(48)
+    new = StableDiffusionDecoder(pretrained=str(tmp_path / "sd")).build(48, 4)
     assert new.latent_width == 48
     ours, theirs = new.unet.state_dict(), old.unet.state_dict()
     differ = {
@@ -178,7 +194,7 @@ def test_pretrained_decoder_for_other_latents_keeps_all_but_keys_and_values(tmp_
     }
     assert differ == {"to_k.weight", "to_v.weight"}
     assert torch.equal(next(new.vae.parameters()), next(old.vae.parameters()))
-    same = StableDiffusionDecoder(pretrained=str(tmp_path / "sd"), prediction="v_prediction").build(32)
+    same = StableDiffusionDecoder(pretrained=str(tmp_path / "sd"), prediction="v_prediction").build(32, 4)
     assert same.scheduler.config.prediction_type == "v_prediction"
     assert torch.equal(next(same.unet.parameters()), next(old.unet.parameters()))
 
@@ -244,4 +260,4 @@ def test_without_diffusers_the_extra_is_named(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(MissingExtra, match=r"needs diffusers: pip install 'nextembed\[paint\]'"):
-        PixelDecoder().build(48)
+        PixelDecoder().build(48, 4)

@@ -7,7 +7,7 @@ import inspect
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ class VisualDecoder(nn.Module):
     """Paints images from image latents [B, N, D], which the UNet's cross-attention takes as they are.
 
     Args:
-        unet: `UNet2DConditionModel` with cross_attention_dim D.
+        unet: `UNet2DConditionModel` with cross_attention_dim D, or a `LatentUNet`.
         scheduler: any scheduler of diffusers that has `alphas_cumprod`.
         vae: `AutoencoderKL`, or None: the UNet then paints pixels, 3 channels or, folded, 3 p^2 (patches of p x p
             pixels).
@@ -219,8 +219,8 @@ class VisualDecoder(nn.Module):
 
     @torch.no_grad()
     def fold_standardisation(self, mean: Tensor, std: Tensor, unet: nn.Module | None = None) -> None:
-        """Changes the cross-attention so that it reads latents as they are, where it read (latents - mean) / std
-        before.
+        """Changes the cross-attention, and the map of a `LatentUNet`, so that they read latents as they are, where they
+        read (latents - mean) / std before.
 
         The function stays the same: keys lose a part that is equal for all latents, which softmax does not see; that of
         values moves into the output's bias.
@@ -236,6 +236,10 @@ class VisualDecoder(nn.Module):
                     matrix.weight /= std.to(matrix.weight)
                 out = layer.to_out[0]
                 out.bias -= out.weight @ (layer.to_v.weight @ mean.to(out.weight))
+            elif name == "mean":  # of a LatentUNet
+                times = layer.in_features // len(mean)
+                layer.weight /= std.to(layer.weight).repeat(times)
+                layer.bias -= layer.weight @ mean.to(layer.weight).repeat(times)
 
     def save_weights(self, folder: Path, unet: dict[str, Tensor], shift: tuple[Tensor, Tensor] | None = None) -> None:
         """Writes the decoder with other weights of the UNet. Safety checker and feature extractor of the decoder that
@@ -329,7 +333,7 @@ def _load(name: str, folder: str | Path, dtype: torch.dtype | None = None) -> An
 
             kind: Any = Checker
         else:
-            kind = library.UNet2DConditionModel if name == "unet" else library.AutoencoderKL
+            kind = _unet_class(folder) if name == "unet" else library.AutoencoderKL
         with no_progress_bar():
             options: dict[str, Any] = {} if dtype is None else {"torch_dtype": dtype}
             model, info = kind.from_pretrained(str(folder), output_loading_info=True, **options)
@@ -349,6 +353,15 @@ def check_parameters(what: str, info: dict[str, Any]) -> None:
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ConfigError(f"{what} {words} parameters: {', '.join(names[:3])}{more}")
+
+
+def _unet_class(folder: Path) -> type[nn.Module]:
+    file = folder / "config.json"
+    if file.is_file() and checked(dict[str, object], read_json(file), file).get("_class_name") == "LatentUNet":
+        from .latent_unet import LatentUNet
+
+        return LatentUNet
+    return cast(type[nn.Module], diffusers().UNet2DConditionModel)
 
 
 def _scheduler_class(folder: Path) -> Any:

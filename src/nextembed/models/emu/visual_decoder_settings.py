@@ -1,9 +1,12 @@
 """The `decoder` slot of the objective `visual_decoder`: sizes of a new pixel decoder, or the one to start from."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
+from torch import nn
 
 from ...core.config import DECODERS, Part
 from ...core.quiet import no_progress_bar
@@ -53,10 +56,27 @@ class PixelDecoder(Part):
             raise ValueError(f"attention has {len(self.attention)} entries for {len(self.channels)} resolutions")
         return self
 
-    def build(self, latent_width: int) -> VisualDecoder:
-        """A new decoder for latents of this width."""
-        look = self.attention or [True] * len(self.channels)
-        unet = diffusers().UNet2DConditionModel(
+    def build(self, latent_width: int, num_latents: int) -> VisualDecoder:
+        """A new decoder.
+
+        Args:
+            latent_width: D of the latents [B, N, D].
+            num_latents: N.
+
+        Returns:
+            A UNet that predicts what it adds to a linear map of the latents (`LatentUNet`); a plain one where it does
+            not predict the clean image.
+
+        Raises:
+            MissingExtra: without diffusers.
+        """
+        look, library = self.attention or [True] * len(self.channels), diffusers()
+        kind: Callable[..., nn.Module] = library.UNet2DConditionModel
+        if self.prediction == "sample":
+            from .latent_unet import LatentUNet
+
+            kind = partial(LatentUNet, num_latents=num_latents)
+        unet = kind(
             sample_size=self.image_size // self.patch_size,
             in_channels=3 * self.patch_size**2,
             out_channels=3 * self.patch_size**2,
@@ -95,8 +115,9 @@ class StableDiffusionDecoder(Part):
     pretrained: str
     prediction: Literal["epsilon", "v_prediction", "sample"] | None = None
 
-    def build(self, latent_width: int) -> VisualDecoder:
-        """Raises ConfigError if the folder does not load."""
+    def build(self, latent_width: int, num_latents: int) -> VisualDecoder:
+        """The decoder of the folder, for latents of this width, as many as there are. Raises ConfigError if it does not
+        load."""
         folder = Path(self.pretrained).expanduser()
         decoder = VisualDecoder.from_pretrained(folder, safety_checker=False)
         knows = decoder.latent_width == latent_width
