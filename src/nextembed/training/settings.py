@@ -19,7 +19,8 @@ class TrainConfig(Config):
         micro_batch_size: images per forward pass and rank. The gradient is accumulated over batch_size /
             (micro_batch_size x ranks) passes. null: the whole share of a rank, or as much of it as fits into memory.
         max_steps: length in optimizer steps; give either this or epochs.
-        epochs: length in passes over the data; give either this or max_steps.
+        epochs: length in passes over the data; give either this or max_steps. Not for streams and packed documents,
+            whose steps in a pass are not known.
         precision: "bf16" is autocast; weights and optimizer stay float32.
         compile: compiles the model with torch.compile: a slow start, then faster steps; if that fails, training
             continues without it. null: for images on CUDA, from 2,000 steps on.

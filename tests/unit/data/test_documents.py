@@ -329,6 +329,9 @@ def test_emoji_documents():
     assert a.shape == plain.shape and not torch.equal(a, plain) and not torch.equal(a, b)
     assert torch.equal(a, moving.picture(test[0], 5)["value"])
     assert torch.equal(moving.paint(test[0], 5)["segments"][1]["value"], plain)  # what is to be painted stays as it is
+    for loss in (True, False):
+        painted = part.model_copy(update={"prompt_loss": loss}).paint(test[0])["segments"]
+        assert [s["loss"] for s in painted] == [loss, True]
 
 
 def test_emoji_in_other_styles_and_in_conversations():
