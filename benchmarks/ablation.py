@@ -4,7 +4,7 @@
 
 Each run is `nextembed train fashion_mnist ...` with one switch changed, all else equal, on one thread; `--jobs`
 of them at a time. Choices (layer, pooling, attention, penalty) are made on validation images, test accuracy is
-measured once for each run. Finished runs in the output folder are taken as they are, so a stopped benchmark goes on.
+measured once for each run. Finished runs in the output folder are taken as they are, so a stopped benchmark continues.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Peak memory of each rank while a checkpoint is saved and while a run goes on from it.
+"""Peak memory of each rank while a checkpoint is saved and while a run continues from it.
 
     python benchmarks/checkpoint_memory.py --ranks 2 --layers 48 -o benchmarks/results/checkpoint_memory.json
     python benchmarks/checkpoint_memory.py --ranks 2 --layers 48 --shard

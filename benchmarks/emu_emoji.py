@@ -1,6 +1,6 @@
 """What the small Emu of the recipes `emu_emoji*` can do, beside simple baselines, on emoji it was not trained on.
 
-    nextembed train emu_emoji_decoder        # and with it nepa_demo, emu_emoji_language and emu_emoji
+    nextembed train emu_emoji_decoder        # and with it all stages before it
     nextembed train emu_emoji_instruct
     python benchmarks/emu_emoji.py EMOJI_FOLDER --out benchmarks/results/emu_emoji.json
 
@@ -8,7 +8,8 @@ EMOJI_FOLDER: train, validation and test Parquet files with image, vendor, hexco
 model is trained on the bundled Noto drawings of the train split. Measured on:
   captions   known emoji in a drawing style never seen (twemoji): exact name and CIDEr, zero-shot and after 2 examples
   groups     questions on emoji never seen (test split, both styles): exact answer, asked as trained and as never asked
-  painting   text to picture: is the nearest of the training pictures the one that was asked for?
+  painting   text to picture: is the nearest of the training pictures the one that was asked for, and how sharp are
+             they (gradient energy, as a share of that of the real ones)?
 Intervals: the middle 95 % of 1,000 bootstrap draws over items.
 """
 
@@ -23,6 +24,7 @@ import torch
 from PIL import Image
 
 from nextembed import EmuForConditionalGeneration, EmuPipeline, EmuProcessor
+from nextembed.evaluation.drawn import sharpness
 from nextembed.evaluation.images import feature_space
 from nextembed.evaluation.language.captions import cider, words
 from nextembed.evaluation.language.scores import mean_metric
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="NEPA model for nearest neighbours")
     parser.add_argument("--captions", type=int, default=500, help="emoji to name")
     parser.add_argument("--paintings", type=int, default=100, help="emoji to paint")
+    parser.add_argument("--guidance", type=float, default=2.0, help="of the visual decoder; 1: none")
     parser.add_argument("--sheet", help="PNG of paintings")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
@@ -179,12 +182,13 @@ def painting(args: Any, known: list) -> dict[str, Any]:
     chosen = np.random.default_rng(2).permutation(len(known))[: args.paintings].tolist()
     rows = [known[i] for i in chosen]
     from_text = pipeline(
-        [[f"{row['name']}:"] for row in rows], num_inference_steps=30, guidance_scale=2.0, progress=False
+        [[f"{row['name']}:"] for row in rows], num_inference_steps=30, guidance_scale=args.guidance, progress=False
     )
     inputs = pipeline.processor([[row["image"]] for row in rows])
     own = pipeline.paint(pipeline.model.image_latents(inputs["pixel_values"]), num_inference_steps=30)
-    found: dict[str, Any] = {"chance": 100 / len(known)}
+    found: dict[str, Any] = {"chance": 100 / len(known), "guidance": args.guidance}
     keys = pixels_of(known)
+    real = sharpness_of(rows)
     for name, images in (("from_text", from_text), ("from_own_latents", own)):
         painted = [{"image": image.resize((SIZE, SIZE))} for image in images]
         distance = torch.cdist(pixels_of(painted), keys)
@@ -193,10 +197,15 @@ def painting(args: Any, known: list) -> dict[str, Any]:
             "top1": percent("top1", [r == 1 for r in ranks]),
             "top10": percent("top10", [r <= 10 for r in ranks]),
             "median_rank": float(np.median(ranks)),
+            "sharpness": sharpness_of(painted) / real,
         }
     if args.sheet:
         contact_sheet(rows[:24], from_text, own).save(args.sheet)
     return found
+
+
+def sharpness_of(rows: list) -> float:
+    return float(sharpness(pixels_of(rows).view(-1, SIZE, SIZE, 3).permute(0, 3, 1, 2) / 255).mean())
 
 
 def contact_sheet(rows: list, from_text: list, own: list, side: int = 64, columns: int = 8) -> Image.Image:

@@ -6,7 +6,7 @@
 `--data` is a folder with fashion_mnist/, emoji/ and stamps/ (Parquet files by split). Both starts, NEPA and scratch,
 get a grid of as many settings, tried once at the task's tuning size and chosen by validation accuracy; the chosen one
 then runs with every size and three seeds (of labels, head and order), and is measured once each on test. Finished runs
-in the output folder are taken as they are, so a stopped benchmark goes on.
+in the output folder are taken as they are, so a stopped benchmark continues.
 """
 
 import argparse

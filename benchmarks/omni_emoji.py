@@ -12,7 +12,7 @@ On each: the right caption of 100 for an image and the right image of 100 for a 
   likelihood          `model.score(context, candidates)`
   against_nothing     the same, less what each candidate scores with nothing before it
   against_others      the same, less what each candidate scores in the mean after the other queries
-  the_other_way       how well the context goes on after each candidate: Bayes' rule with all candidates alike
+  the_other_way       how well the context continues after each candidate: Bayes' rule with all candidates alike
 Each query meets every choice of 99 other emoji of its set, so its figure is a share. Then captions that the model
 writes (exact name, CIDEr) and pictures that it paints: is the nearest of 100 pictures the one asked for, and how sharp
 are they (gradient energy in units of the real pictures')?

@@ -3,7 +3,7 @@
     python benchmarks/plan_memory.py                    # all settings
     python benchmarks/plan_memory.py --only nepa_bf16   # one of them
 
-The result file is written after each setting; what is in it is not measured again, so a stopped benchmark goes on.
+The result file is written after each setting; what is in it is not measured again, so a stopped benchmark continues.
 
 Each setting runs two optimizer steps of the real trainer, on random batches of the planned shape, in processes of
 their own, with one thread:

@@ -5,7 +5,7 @@
 EMOJI, PICTURES: Parquet folders (see docs/segmentation.md); left out, the bundled emoji on plain colours. One NEPA is
 pretrained for each seed on the unlabelled training scenes. Then each variant is trained with the same steps at each of
 the same learning rates; the rate is chosen by mIoU on validation, and test is measured once by each run. Finished runs
-in the output folder are taken as they are, so a stopped benchmark goes on. One thread a run, `--jobs` at a time.
+in the output folder are taken as they are, so a stopped benchmark continues. One thread a run, `--jobs` at a time.
 """
 
 import argparse

@@ -33,7 +33,7 @@ class DamagedFile(DataError, ConfigError):
 
 
 class TrainingError(NextEmbedError):
-    """Training cannot go on: the loss is not a number, or a checkpoint does not fit the run."""
+    """Training cannot continue: the loss is not a number, or a checkpoint does not fit the run."""
 
 
 class NotGenerative(NextEmbedError):

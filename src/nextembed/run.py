@@ -54,7 +54,7 @@ def fit(config: RunConfig | None = None, resume: str | Path | None = None) -> Ru
 
     Args:
         config: settings, e.g. of a recipe. A new run never touches a folder that exists: with `runs/demo` taken it goes
-            to `runs/demo-2`; but what `torchrun` restarts goes on in the run that it began. With `resume` None takes
+            to `runs/demo-2`; but what `torchrun` restarts continues in the run that it began. With `resume` None takes
             RUN/config.yaml; a changed one has to fit the same model.
         resume: a run folder; training resumes from its last checkpoint, bit for bit as if it had never stopped. Or one
             of its checkpoints, RUN/checkpoints/step-000080; later ones are renamed to unused-step-...

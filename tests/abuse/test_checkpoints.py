@@ -151,7 +151,7 @@ def of_rank(change):
     return rewritten(lambda v: v | {"ranks": [v["ranks"][0] | change]})
 
 
-READ = ["config.json", STATE, "progress.json"]  # when a run goes on
+READ = ["config.json", STATE, "progress.json"]  # when a run continues
 FOREIGN = {  # files with right checksums and other content
     **{f"{name} empty": (name, empty) for name in READ},
     **{f"{name} half": (name, truncated) for name in READ},

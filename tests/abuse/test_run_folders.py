@@ -149,7 +149,7 @@ def test_two_commands_that_want_one_stage(tmp_path):
     assert {**before, f"stage/{LOCK}": b""} == tree(tmp_path)
 
 
-def test_a_lock_ends_with_its_process_though_a_data_worker_goes_on(tmp_path):
+def test_a_lock_ends_with_its_process_though_a_data_worker_continues(tmp_path):
     with opened(tmp_path / "run", resume=False) as run_dir:
         ready, tell = os.pipe()
         pid = os.fork()
@@ -168,7 +168,7 @@ def test_a_lock_ends_with_its_process_though_a_data_worker_goes_on(tmp_path):
 
 @contextlib.contextmanager
 def leaving():
-    """A forked child ends here, whatever happens, and goes on with no test."""
+    """A forked child ends here, whatever happens, and runs no test."""
     try:
         yield
     except BaseException:

@@ -337,7 +337,7 @@ def test_a_strange_model_is_one_line(line: str, stranger: Path, capsys: pytest.C
 def test_a_strange_processor_is_one_line(line: str, code: int, ours: Path, capsys: pytest.CaptureFixture) -> None:
     found = main(line.split())
     said = capsys.readouterr()
-    assert found == code or "Saved" in said.out, said  # what needs no processor goes on without it
+    assert found == code or "Saved" in said.out, said  # what needs no processor continues without it
     assert "[y/N]" not in said.out + said.err
     assert found == 0 or ("custom code" in said.err and said.err.count("\n") == 1)
     assert not Path("RAN").exists()

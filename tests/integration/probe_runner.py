@@ -23,7 +23,7 @@ def wait() -> None:
 
 
 def fail() -> None:
-    """What one rank raises, all raise, and then go on together."""
+    """What one rank raises, all raise, and then continue together."""
 
     def read() -> int:
         if distributed.rank() == 1:
@@ -35,7 +35,7 @@ def fail() -> None:
     except DataError as err:
         assert "rank 1 cannot read" in str(err)
     else:
-        raise AssertionError("it went on")
+        raise AssertionError("it continued")
     assert distributed.gather_objects(distributed.rank()) == [0, 1]
 
 

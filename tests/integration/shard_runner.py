@@ -1,6 +1,6 @@
 """What each rank of the FSDP2 checkpoint test does: python shard_runner.py FOLDER.
 
-A sharded run is saved, goes on from its checkpoint as if it had never stopped, and leaves whole models for
+A sharded run is saved, continues from its checkpoint as if it had never stopped, and leaves whole models for
 `from_pretrained`; each rank writes and reads its own part.
 """
 
@@ -36,8 +36,8 @@ def step(net, optimizer, ema, number):
 
 def main(folder: Path) -> None:
     distributed.start("cpu")
-    goes_on_and_saves(folder, "adamw")
-    goes_on_and_saves(folder / "muon", "muon")
+    continues_and_saves(folder, "adamw")
+    continues_and_saves(folder / "muon", "muon")
     alike()
 
 
@@ -53,7 +53,7 @@ def alike() -> None:
         assert torch.linalg.norm(moved - wanted) < 0.25 * torch.linalg.norm(wanted) + 1e-6, name
 
 
-def goes_on_and_saves(folder: Path, kind: str) -> None:
+def continues_and_saves(folder: Path, kind: str) -> None:
     folder.mkdir(exist_ok=True)
     first, second = sharded(0, kind), sharded(1, kind)
     for number in (1, 2):

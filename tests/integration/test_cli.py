@@ -270,7 +270,7 @@ def test_train_says_in_plain_words_what_was_learned(trained: tuple[Path, str]) -
     assert f"nextembed train --resume {os.path.relpath(run)} train.max_steps=4" in out
 
 
-def test_resume_goes_on_with_the_runs_own_settings(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
+def test_resume_continues_with_the_runs_own_settings(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
     run, _ = trained
     assert main(["train", "--resume", str(run)]) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]

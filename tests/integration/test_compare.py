@@ -1,4 +1,4 @@
-"""A whole comparison in small: trained, stopped and gone on with, killed, and of runs that are there."""
+"""A whole comparison in small: trained, stopped and resumed, killed, and of runs that are there."""
 
 import json
 import os

@@ -114,7 +114,7 @@ def test_many_prompts_are_answered_as_each_alone(talker: Talker, capsys: pytest.
     assert rows[2]["output"] == talker.write([["a dog"]], alone)[0]
 
 
-def test_mixed_output_begins_images_and_goes_on(talker: Talker) -> None:
+def test_mixed_output_begins_images_and_continues(talker: Talker) -> None:
     """The latents of an image that is begun are those that `generate_image_embeddings` gives for the same prompt."""
     prompt = ["a photo of", Image.open("cat.png")]
     shown: list[str] = []

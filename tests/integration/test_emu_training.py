@@ -37,7 +37,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
+def test_a_stopped_run_continues_bit_for_bit(tmp_path):
     whole = nextembed.fit(config(tmp_path / "a", "train.max_steps=4", "train.save_steps=2"))
     folder = tmp_path / "a" / "run"
     (folder / "model").rename(tmp_path / "kept")

@@ -208,7 +208,7 @@ def test_lora_changes_its_targets_and_the_head_alone(adapted, pretrained):
     assert counted["trained"] < counted["all"] == sum(p.numel() for p in adapted.trained.parameters())
 
 
-def test_lora_cannot_be_switched_when_a_run_goes_on(adapted):
+def test_lora_cannot_be_switched_when_a_run_continues(adapted):
     settings = apply_overrides(nextembed.runs.read_run_config(adapted.dir), ["train.lora=null", "train.max_steps=9"])
     with pytest.raises(ConfigError, match=r"was trained with train\.lora, but this run is not"):
         fit(settings, resume=adapted.dir)
@@ -249,7 +249,7 @@ def test_half_precision_weights_train_in_float32(pretrained, tmp_path):
     assert {param.dtype for param in built(tmp_path / "half", new_head=True).parameters()} == {torch.float32}
 
 
-def test_a_classifier_goes_on_with_its_head_or_gets_a_new_one(trained):
+def test_a_classifier_continues_with_its_head_or_gets_a_new_one(trained):
     best = trained.dir / "best"
     kept = built(best)
     assert torch.equal(kept.classifier.weight, load_file(best / "model.safetensors")["classifier.weight"])

@@ -1,4 +1,4 @@
-"""Two machines, each a `torchrun` agent of its own: a rank is killed, and the run goes on as if it had not been."""
+"""Two machines, each a `torchrun` agent of its own: a rank is killed, and the run continues as if it had not been."""
 
 import os
 import socket
@@ -107,7 +107,7 @@ def test_a_lost_rank_is_restarted_and_ends_bit_for_bit(tmp_path) -> None:
     [("job", True, False, "demo-2"), ("other", True, False, None), ("job", False, False, None),
      ("job", True, True, "demo"), ("none", True, False, None), ("", True, False, None)],
 )  # fmt: skip
-def test_which_run_a_restart_goes_on_with(tmp_path, monkeypatch, launch, same, report, expected) -> None:
+def test_which_run_a_restart_continues_with(tmp_path, monkeypatch, launch, same, report, expected) -> None:
     for number, name in enumerate(("demo", "demo-2", "demo-3")):
         write_text(tmp_path / name / ".launch", "job\n")
         os.utime(tmp_path / name / ".launch", ns=(number, number))

@@ -1,4 +1,4 @@
-"""Omni as users run it: train, go on from any modality with any other, stop and resume, bad input."""
+"""Omni as users run it: train, continue from any modality with any other, stop and resume, bad input."""
 
 import json
 import shutil
@@ -237,7 +237,7 @@ def test_images_have_features_as_of_a_nepa(folder: Path, capsys: pytest.CaptureF
     shutil.rmtree(pictures)
 
 
-def test_an_omni_goes_on_from_another(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_omni_continues_from_another(folder: Path, capsys: pytest.CaptureFixture) -> None:
     line = f"train omni_emoji_tiny model.pretrained={RUN}/model name=more output_dir=runs train.max_steps=1"
     run(line + " optim.learning_rate=1e-12", capsys)
     first, second = (load_file(folder / name / "model/model.safetensors") for name in (RUN, "runs/more"))

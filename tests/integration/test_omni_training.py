@@ -1,4 +1,4 @@
-"""Omni runs: rows divided among micro batches train what they train together; ranks without a modality go on."""
+"""Omni runs: rows divided among micro batches train what they train together; ranks without a modality continue."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_two_ranks_learn_together(tmp_path, density):
 
 
 def test_a_new_run_looks_at_what_values_are_like(tmp_path):
-    """White grounds: the mean of pixels is far from 0, and neighbours go together. One that goes on keeps it."""
+    """White grounds: the mean of pixels is far from 0, and neighbours go together. One that continues keeps it."""
     short = ["train.max_steps=1", "train.save_steps=1"]
     centred = nextembed.fit(config(tmp_path / "c", *short)).trained.model.values["image"]
     assert centred.mean.mean().abs() < 0.2  # the recipe's mean and std

@@ -56,7 +56,7 @@ def test_decoder_run_leaves_model_and_decoder(runs: Path) -> None:
     assert {"psnr", "psnr_flat", "loss"} <= line.keys()
 
 
-def test_stopped_decoder_goes_on_exactly(runs: Path) -> None:
+def test_stopped_decoder_continues_exactly(runs: Path) -> None:
     def config(name: str) -> nextembed.RunConfig:
         more = ("train.max_steps=5", "train.save_steps=2", "train.keep_checkpoints=9", "optim.schedule=constant")
         return decoder_config(runs, name, "predictions", *more)

@@ -33,13 +33,13 @@ def stage_seconds(stages: Sequence[RunConfig]) -> Iterator[float | None]:
             run_dir = Path(scratch) / stage.name
             run_dir.mkdir()
             try:
-                seconds, goes_on = measured(run_dir, with_paths(stage, moved), number + 1 == len(stages))
+                seconds, continues = measured(run_dir, with_paths(stage, moved), number + 1 == len(stages))
             except ConfigError as err:
                 if scratch not in str(err):
                     raise
-                seconds, goes_on = None, False  # it needs files that only a trained stage has
+                seconds, continues = None, False  # it needs files that only a trained stage has
             yield seconds
-            if not goes_on:
+            if not continues:
                 yield from [None] * (len(stages) - number - 1)
                 return
             moved[str(stage.dir)] = run_dir

@@ -119,7 +119,7 @@ def here(data: Part) -> bool:
 def count(data: "ImagePart | MaskPart", role: Role) -> int | None:
     """Number of images in a split; 0 if there is no such split, None for a stream.
 
-    Raises ConfigError for a split that the settings name and the data lacks: training would go on without it.
+    Raises ConfigError for a split that the settings name and the data lacks: training would continue without it.
     """
     try:
         rows = data.split_rows(role) if isinstance(data, ImagePart) else data.rows(role)

@@ -4,7 +4,7 @@ RUN/checkpoints/step-000100/
   config.json, model.safetensors, preprocessor_config.json   the backbone, for `from_pretrained`
   ema/                                                        the same for its averaged weights
   objective/                                                  of one that reads features itself
-  state/                                                      all tensors that training goes on from; see `state`
+  state/                                                      all tensors that training continues from; see `state`
   progress.json                                               step; by rank: state of the data, means since the last log
   checksums.json                                              of all of these, written last, compared before resuming
 RUN/best/                                                     a supervised run's best weights so far, and their score

@@ -2,7 +2,7 @@
 
 Each module here is a campaign: `cases(fixtures, rng)` gives names and checks, a check returns None or why it failed;
 `prepare(folder)` makes what they share. Cases run in a forked process, in an order that the seed draws, until the time
-is over. A case that ends the process, hangs or grows beyond the limits has failed, and the next one goes on.
+is over. A case that ends the process, hangs or grows beyond the limits has failed, and the next one is run.
 """
 
 import argparse

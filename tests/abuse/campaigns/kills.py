@@ -73,7 +73,7 @@ def strike(pid: int, run: Path, rng: Random, seconds: float) -> str | None:
     (os.killpg if to_group else os.kill)(pid, number)
     code = wait(pid, 60)
     if code is None:
-        return f"goes on after {number.name}"
+        return f"continues after {number.name}"
     return None if code in (0, *SIGNALS[number]) else f"exit code {code} after {number.name}, {moment}"
 
 

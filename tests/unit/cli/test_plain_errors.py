@@ -85,7 +85,7 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return recipes.load("emu_emoji")
 
 
-def test_ctrl_c_in_a_stage_says_the_command_that_goes_on_with_all(
+def test_ctrl_c_in_a_stage_says_the_command_that_continues_with_all(
     chain: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     trained: list[str] = []

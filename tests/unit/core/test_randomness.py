@@ -29,7 +29,7 @@ def test_a_sample_draws_the_same_in_any_batch():
 
 
 def test_known_values():
-    """So that a run goes on alike with a later version."""
+    """So that a run continues alike with a later version."""
     with drawn_by(torch.tensor([0, 1, -1])):
         found = uniform(3, 2, 1, CPU)
     expected = torch.tensor([[13980769, 13732473], [777181, 5331746], [12212902, 13924112]]) / 2.0**24

@@ -360,7 +360,7 @@ def test_batches_do_not_depend_on_workers_ranks_or_micro_batches(tmp_path):
     assert one[0]["labels"].dtype == torch.int64 and one[0]["latent_mask"].shape == (4, 5)
 
 
-def test_a_resumed_stream_goes_on_at_the_next_sample(tmp_path):
+def test_a_resumed_stream_continues_at_the_next_sample(tmp_path):
     source = folder(tmp_path)
     whole, state = take(data(source), 7), None
     for batch in whole[:3]:

@@ -113,7 +113,7 @@ def test_workers_change_nothing(kind, workers):
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_a_stopped_run_goes_on_with_the_same_batches(kind, stop):
+def test_a_stopped_run_continues_with_the_same_batches(kind, stop):
     part = kind(num_workers=0, broken=[3])
     part.max_skipped_rate = 0.5
     whole = take(loader(part), 14)
@@ -126,7 +126,7 @@ def test_a_stopped_run_goes_on_with_the_same_batches(kind, stop):
     assert same(whole[stop:], take(loader(part, start=state), 14 - stop))
 
 
-def test_a_mixture_is_weighted_reproducible_and_goes_on(tmp_path):
+def test_a_mixture_is_weighted_reproducible_and_continues(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"a{i}"}) + "\n" for i in range(30)))
     (tmp_path / "b.txt").write_text("\n\n".join(f"b{i}" for i in range(20)))
     sources = [{"kind": "text", "source": str(tmp_path / name)} for name in ("a.jsonl", "b.txt")]

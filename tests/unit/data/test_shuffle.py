@@ -1,4 +1,4 @@
-"""Reading goes on where it was: the same rows, and hardly anything is read again."""
+"""Reading continues where it was: the same rows, and hardly anything is read again."""
 
 import json
 from collections import Counter
@@ -105,7 +105,7 @@ def test_a_stream_of_images_reads_its_shard_again_and_no_more(tmp_path, encode, 
     source = image_shards(tmp_path / "d", encode, make_picture, 20, 30)
     data = ImageData(source=source, streaming=True, shuffle_buffer=buffer, num_workers=0)
     options = {"image_size": 4, "num_channels": 3, "num_latents": 2}
-    whole = take(data.train_loader(Loading(10, seed=5), **options), 62)  # goes on into the second epoch
+    whole = take(data.train_loader(Loading(10, seed=5), **options), 62)  # continues into the second epoch
     state = None
     for number, batch in enumerate(whole[:61], 1):
         state = advance(state, batch["position"])

@@ -91,7 +91,7 @@ def stop_after(num_batches):
     return report
 
 
-def test_stopped_it_goes_on_and_never_mixes(saved, tmp_path):
+def test_stopped_it_continues_and_never_mixes(saved, tmp_path):
     options = dict(batch_size=10, part_seconds=0, limit=60, **PLACE)
     whole = embed(saved / "run", "emoji", tmp_path / "whole.parquet", **options)
     output = tmp_path / "f.parquet"

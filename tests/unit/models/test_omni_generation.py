@@ -18,7 +18,7 @@ DENSITIES = ["none", "von_mises_fisher", "mixture"]
 
 
 class Recomputed:
-    """A document that goes on without a cache: everything is encoded anew whenever it is asked."""
+    """A document that continues without a cache: everything is encoded anew whenever it is asked."""
 
     def __init__(self, model, pieces):
         self.model = model

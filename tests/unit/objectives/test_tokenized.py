@@ -190,7 +190,7 @@ def test_an_untrained_tokenizer_is_said() -> None:
     assert VarSettings().verdict([{"token_top1": 0.2, "token_chance": 0.2}]).word == "undecided"
 
 
-def test_the_cache_goes_on_where_it_stands() -> None:
+def test_the_cache_continues_where_it_stands() -> None:
     backbone, _ = built(LlamaGenSettings)
     latents = backbone.embed({"pixel_values": torch.randn(2, 1, 8, 8)})
     whole, cache = backbone.encode(latents, "causal").last, backbone.new_cache()

@@ -106,7 +106,7 @@ def step(model, optimizer):
     optimizer.zero_grad()
 
 
-def test_all_that_training_goes_on_from_comes_back(tmp_path):
+def test_all_that_training_continues_from_comes_back(tmp_path):
     first, second = net(target="teacher", steps_ahead=[1, 2]), net(target="teacher", steps_ahead=[1, 2])
     emas = [EmaWeights(0.9, model.backbone) for model in (first, second)]
     own, folder = saved(first, tmp_path, emas[0])
@@ -187,7 +187,7 @@ def test_best_weights_that_cannot_be_written_are_a_training_error(tmp_path, monk
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"value": "high"}', '{"value": NaN}', "[" * 100_000])
-def test_a_best_score_that_cannot_be_read_is_found_when_the_run_goes_on(tmp_path, text):
+def test_a_best_score_that_cannot_be_read_is_found_when_the_run_continues(tmp_path, text):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "score.json").write_text(text)
     with pytest.raises(TrainingError, match=r"best/score.json cannot be read: "):

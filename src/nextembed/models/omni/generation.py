@@ -365,7 +365,7 @@ def score(
 def log_likelihoods(model: Omni, inputs: Batch, before: Context | None = None) -> Tensor:
     """For each position how likely its latent was after those before it, [B, T], 0 at the first of each document and
     where there is none: the log density relative to the uniform one, or what stands for it (`nn.sampled`); of
-    rows of tables that are read by a softmax its logarithm; else the cosine. before: what all documents go on after."""
+    rows of tables that are read by a softmax its logarithm; else the cosine. before: their common context."""
     present = inputs["document_ids"] > 0
     cache = None
     if before is not None:

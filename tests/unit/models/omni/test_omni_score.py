@@ -1,4 +1,4 @@
-"""How well candidates go on: the context is read once, and the figures are those of whole documents."""
+"""How well candidates continue: the context is read once, and the figures are those of whole documents."""
 
 import pytest
 import torch
