@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--encoder", help="NEPA model for nearest neighbours")
     parser.add_argument("--captions", type=int, default=500, help="emoji to name")
     parser.add_argument("--paintings", type=int, default=100, help="emoji to paint")
+    parser.add_argument("--forms", type=int, help="wordings of the question about the group; default: all")
     parser.add_argument("--guidance", type=float, default=2.0, help="of the visual decoder; 1: none")
     parser.add_argument("--sheet", help="PNG of paintings")
     parser.add_argument("--out", required=True)
@@ -155,7 +156,7 @@ def groups(model: Any, processor: Any, args: Any, known: list, baselines: bool =
         rows = rows_of(args.emoji, vendor, "test")
         for forms in ("train", "heldout"):
             right = []
-            for form in FORMS[forms]:
+            for form in FORMS[forms][: args.forms]:
                 answers = said(model, processor, [[row["image"], form] for row in rows])
                 right += [a == row["group"] for a, row in zip(answers, rows)]
             found[f"{vendor}_{forms}_forms"] = percent("exact", right)

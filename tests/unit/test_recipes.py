@@ -311,7 +311,7 @@ RATES = {
     "emu_visual_decoder": 1e-4,
     "emu_emoji_encoder": 2e-3,
     "emu_emoji_language": 1.5e-3,
-    "emu_emoji": 1e-3,
+    "emu_emoji": 2e-3,
     "emu_emoji_instruct": 2e-3,
     "emu_emoji_decoder": 1e-3,
     "emu_smol": 2e-3,
