@@ -18,8 +18,11 @@ RUNNER = Path(__file__).with_name("rank_runner.py")
 
 
 def config(folder, *overrides, recipe="emu_emoji_tiny"):
-    exact = ["model.causal_former.dropout_rate=0", "optim.eps=1e-3", f"output_dir={folder}", "name=run"]
-    return apply_overrides(recipes.load(recipe), [*exact, *overrides])
+    # AdamW, since torch's Muon computes its products in bf16
+    exact = ["model.causal_former.dropout_rate=0", "optim.kind=adamw", "optim.eps=1e-3", f"output_dir={folder}",
+             "name=run"]  # fmt: skip
+    whole = ["train.freeze=[]"] if recipe == "emu_emoji_tiny" else []
+    return apply_overrides(recipes.load(recipe), [*exact, *whole, *overrides])
 
 
 def weights(run):
