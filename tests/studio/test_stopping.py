@@ -1,7 +1,7 @@
 """Long work shows how far it is, and its Stop button ends it: the model really computes no further."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,11 @@ def stops(page, calls: list[float], least: int) -> None:
     assert least <= seen == len(calls)
     assert MODEL.acquire(timeout=5)
     MODEL.release()
+
+
+def first_part(reader: Iterator[object]) -> object:
+    """The next part; on a busy machine some of None may come before it."""
+    return next(part for part in reader if part is not None)
 
 
 def test_an_answer_stops(watch, slow: Callable[..., list[float]]) -> None:
@@ -124,12 +129,12 @@ def test_work_ends_when_nobody_reads_it_and_one_works_at_a_time() -> None:
 
     assert next(streamed(silent)) is None  # where a reader can be told to stop
     reader = streamed(endless)
-    assert next(reader) == 1
+    assert first_part(reader) == 1
     assert MODEL.locked()
     reader.close()
     assert MODEL.acquire(timeout=5)
     MODEL.release()
-    assert len(steps) < 100 and list(streamed(lambda work: work.show("after"))) == ["after"]
+    assert len(steps) < 100 and first_part(streamed(lambda work: work.show("after"))) == "after"
 
 
 def test_an_error_of_work_comes_to_the_reader() -> None:
@@ -138,9 +143,9 @@ def test_an_error_of_work_comes_to_the_reader() -> None:
         raise ValueError("bad")
 
     reader = streamed(wrong)
-    assert next(reader) == 1
+    assert first_part(reader) == 1
     with pytest.raises(ValueError, match="bad"):
-        next(reader)
+        first_part(reader)
     assert not MODEL.locked()
 
 

@@ -33,7 +33,7 @@ def test_of_documents(tmp_path, num_workers):
     rows = [{"text": "x" * (40 if i % 4 == 0 else 5)} for i in range(60)] + [{"text": None}] * 3
     data = TextData(source=texts(tmp_path / "a.jsonl", rows), max_skipped_rate=0.1)
     loader = loaded(data, tmp_path, 80, num_workers)
-    assert loader.facts() == {"data_rows": 63, "data_skipped": 3}
+    assert loader.facts().items() >= {"data_rows": 63, "data_skipped": 3}.items()
     cut, of = loader.shares()["truncated_rate"]
     assert abs(cut / of - 0.25) < 0.03
     assert loader.shares() == {}  # told once
@@ -53,7 +53,7 @@ def test_of_rows_without_a_layout(tmp_path):
     assert first.endswith("2 documents for training")
     assert second.strip() == "2 rows are not used: it has the values for none of data.layouts"
     loader = loaded(data, tmp_path, 3)
-    assert loader.facts() == {"data_rows": 4, "data_skipped": 2}
+    assert loader.facts().items() >= {"data_rows": 4, "data_skipped": 2}.items()
     assert [row["key"] for row in read_skipped(tmp_path)] == ["row 2", "row 3"]
     again = DATA.parse({"kind": "mixture", "sources": [given, {"kind": "text", "source": "glosses"}]})
     assert "         2 rows are not used: it has the values for none of data.layouts" in found_data(again, 2)[0]

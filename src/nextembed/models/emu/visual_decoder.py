@@ -358,7 +358,7 @@ def check_parameters(what: str, info: dict[str, Any]) -> None:
 def _unet_class(folder: Path) -> type[nn.Module]:
     file = folder / "config.json"
     if file.is_file() and checked(dict[str, object], read_json(file), file).get("_class_name") == "LatentUNet":
-        from .latent_unet import LatentUNet
+        from .visual_decoder_unet import LatentUNet
 
         return LatentUNet
     return cast(type[nn.Module], diffusers().UNet2DConditionModel)

@@ -73,7 +73,7 @@ class PixelDecoder(Part):
         look, library = self.attention or [True] * len(self.channels), diffusers()
         kind: Callable[..., nn.Module] = library.UNet2DConditionModel
         if self.prediction == "sample":
-            from .latent_unet import LatentUNet
+            from .visual_decoder_unet import LatentUNet
 
             kind = partial(LatentUNet, num_latents=num_latents)
         unet = kind(
