@@ -180,7 +180,7 @@ def emu_emoji() -> RunConfig:
         name="emu_emoji",
         data=EmojiDocuments(
             kinds=KindWeights(caption=4, paint=3, tags=0.5, question=1.5, context=0.5),
-            prompt_loss=False,  # nothing says which name will come: a quarter of the targets would be noise
+            prompt_loss=False,  # nothing before them says which name will come
             max_shift=0.1,
             max_scale=0.1,
             restyle_rate=0.5,  # for images in another drawing style
@@ -198,8 +198,8 @@ def emu_emoji() -> RunConfig:
         train=TrainConfig(
             batch_size=8,
             max_steps=3600,
-            # It knows the names already. Trained with the rest, it costs a fifth of a step, and its latents lose half
-            # of their directions (docs/LOG.md).
+            # It knows the names already. Trained with the rest, it costs about a third of a step, and its latents lose
+            # half of their directions (docs/LOG.md).
             freeze=["visual"],
             log_steps=20,
             save_steps=400,
