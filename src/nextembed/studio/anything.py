@@ -194,7 +194,7 @@ def scored(model: OmniForPreTraining, pieces: list[Piece], candidates: Sequence[
 def bars(rows: Sequence[tuple[str, float]], what: str) -> str:
     """Shares as bars."""
     lines = "".join(
-        f'<span>{escape(word)}</span><div class="value"><div class="bar">'
+        f'<span>{escape(word) or "(empty)"}</span><div class="value"><div class="bar">'
         f'<i style="--w:{100 * share:.1f}%;--c:var(--c1)"></i></div><b>{100 * share:.1f} %</b></div>'
         for word, share in rows
     )
