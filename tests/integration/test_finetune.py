@@ -44,6 +44,18 @@ def still(tmp_path_factory) -> Path:
     return folder
 
 
+def test_rotary_rescaling_is_as_pretrained_or_as_said(pretrained: Path, still: Path) -> None:
+    def rescale(folder: Path, **said: float) -> float | None:
+        return NepaClassifier(pretrained=str(folder), **said).hf_config(["a", "b"]).pos_embed_rescale
+
+    assert rescale(pretrained) == 2 and rescale(still) is None
+    assert rescale(pretrained, pos_embed_rescale=1) == 1 and rescale(still, pos_embed_rescale=1.5) == 1.5
+    torch.manual_seed(0)
+    model = NepaClassifier(pretrained=str(pretrained), pos_embed_rescale=1).build(["a", "b"])
+    images = torch.rand(2, 3, *model.config.image_shape)
+    assert torch.equal(model.train()(images).logits, model.eval()(images).logits)  # 1: coordinates stay
+
+
 def config(output_dir: Path, pretrained: Path, *overrides: str) -> RunConfig:
     """Everything random is on: crops, RandAugment, erasing, mixing, drop path, rotary rescaling."""
     made = RunConfig(

@@ -1,6 +1,7 @@
 """Any to any and Talk with sound, video, series and the microphone; text search; models leave memory."""
 
 import gc
+import time
 import wave
 import weakref
 from pathlib import Path
@@ -70,11 +71,25 @@ def test_the_outputs_offered_are_those_of_the_model(watch) -> None:
     seen = watch("Any to any")
     for model, wanted in (("omni_stamps", {"text", "image", "audio"}), ("omni_emoji", {"text", "image"})):
         seen.choose("Model", model)
-        seen.page.wait_for_timeout(700)
-        seen.page.get_by_label("Output", exact=True).click()
-        offered = seen.page.get_by_role("option").locator("visible=true").all_text_contents()
-        assert {word.strip(" ✓\n") for word in offered} == wanted | {"(the model chooses)"}
-        seen.page.keyboard.press("Escape")
+        assert eventually(lambda: offered(seen), wanted | {"(the model chooses)"})
+
+
+def offered(seen) -> set[str]:
+    """The outputs in the list; it closes again."""
+    seen.page.get_by_label("Output", exact=True).click()
+    seen.page.get_by_role("option").locator("visible=true").first.wait_for()
+    words = seen.page.get_by_role("option").locator("visible=true").all_text_contents()
+    seen.page.keyboard.press("Escape")
+    seen.page.keyboard.press("Tab")
+    return {word.strip(" ✓\n") for word in words}
+
+
+def eventually(look, wanted: object, seconds: float = 30) -> bool:
+    """Whether `look` finds this within some seconds."""
+    deadline = time.monotonic() + seconds
+    while (found := look()) != wanted and time.monotonic() < deadline:
+        pass
+    return found == wanted
 
 
 @pytest.mark.parametrize(

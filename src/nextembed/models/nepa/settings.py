@@ -148,6 +148,8 @@ class NepaClassifier(ModelPart):
         image_size: side in pixels; null: as pretrained.
         drop_path_prob: stochastic depth of the last layer, rising linearly from 0.
         layerscale_value: LayerScale of a network trained from scratch; null: as in the config of `pretrained`.
+        pos_embed_rescale: in training, largest random scaling factor of all coordinates together; 1: none; null: as in
+            the config of `pretrained`.
         new_head: initialises a new head even if `pretrained` has one; without it, a head for other classes is an error.
     """
 
@@ -161,6 +163,7 @@ class NepaClassifier(ModelPart):
     image_size: int | None = Field(None, gt=0, le=MAX_SIDE)
     drop_path_prob: float = Field(0.0, ge=0, le=0.99)
     layerscale_value: float | None = Field(None, ge=0, le=100)
+    pos_embed_rescale: float | None = Field(None, ge=1, le=100)
     new_head: bool = False
 
     def hf_config(self, class_names: Sequence[str]) -> ViTNepaConfig:
@@ -177,8 +180,12 @@ class NepaClassifier(ModelPart):
             drop_path_prob=self.drop_path_prob,
             id2label=dict(enumerate(class_names)),
             label2id={name: i for i, name in enumerate(class_names)},
-            **({} if self.layerscale_value is None else {"layerscale_value": self.layerscale_value}),
+            **self.given("layerscale_value", "pos_embed_rescale"),
         )
+
+    def given(self, *names: str) -> dict[str, object]:
+        """The fields of these names that are not null: they replace those of the config."""
+        return {name: value for name, value in self.model_dump(include=set(names)).items() if value is not None}
 
     def build(self, class_names: Sequence[str] = ()) -> ViTNepaForImageClassification:
         """The classifier; its head, and all of it if from scratch, is drawn from torch's random state."""
