@@ -1,4 +1,4 @@
-"""What `nextembed train` says at the end of an Omni run."""
+"""What `nextembed train` prints at the end of an Omni run."""
 
 from pathlib import Path
 
@@ -33,7 +33,7 @@ def test_figures_by_modality():
     assert line == "Cosine with the next latent: text 0.250, image 0.750. Top-1: text 50.0 %."
 
 
-def test_a_model_from_another_is_used_by_that_one_s_modalities(tmp_path: Path) -> None:
+def test_a_pretrained_model_keeps_its_modalities(tmp_path: Path) -> None:
     OmniConfig(modalities={"text": {"kind": "text"}, "series": {"kind": "series"}}).save_pretrained(tmp_path)
     usage = OmniParts(pretrained=str(tmp_path)).usage("runs/mine")
     assert usage == "nextembed generate runs/mine --series SERIES.json --target text"
