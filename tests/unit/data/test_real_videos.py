@@ -16,7 +16,7 @@ TICK = fractions.Fraction(1, 1000)
 
 
 def numbered(number: int, width: int = WIDTH) -> np.ndarray:
-    """A frame with six black or white fields for the bits of its number, a red top left and a blue bottom left corner."""
+    """A frame with six black or white fields for the bits of its number; red at the top left, blue at the bottom."""
     pixels = np.full((HEIGHT, width, 3), 128, np.uint8)
     pixels[:16, :16], pixels[-16:, :16] = (255, 0, 0), (0, 0, 255)
     for bit in range(BITS):
