@@ -177,14 +177,14 @@ def main() -> int:
         begin = time.monotonic()
         count, failed = campaign(name, options.seed, options.minutes, options.case, scratch)
         table.append((name, count, count - len(failed), len(failed), f"{(time.monotonic() - begin) / 60:.1f}"))
-        print("{:12} {:>6} tried {:>6} passed {:>6} failed   {:>5} minutes".format(*table[-1]), flush=True)
+        print("{:12} {:>6} tried {:>6} held {:>6} failed   {:>5} minutes".format(*table[-1]), flush=True)
         for like in kinds(failed).values():
             more = f"   ({len(like)} similar)" if len(like) > 1 else ""
             again = f"python -m tests.abuse.campaigns {name} --seed {options.seed} --case {shlex.quote(like[0])}"
             said.append(f"{name}: {failed[like[0]]}{more}\n    {again}")
     for text in said:
         print(f"\n{text}")
-    print(f"\n{'campaign':12} {'tried':>6} {'passed':>6} {'failed':>6} {'minutes':>7}")
+    print(f"\n{'campaign':12} {'tried':>6} {'held':>6} {'failed':>6} {'minutes':>7}")
     for row in table:
         print("{:12} {:>6} {:>6} {:>6} {:>7}".format(*row))
     if not options.case:
