@@ -315,7 +315,7 @@ def test_errors_are_one_line_and_leave_no_files(tmp_path, pretrained):
         assert not list((tmp_path / "runs").glob("*")), overrides
 
 
-def test_a_run_folder_stands_for_its_model(trained):
+def test_a_run_folder_is_accepted_as_its_model(trained):
     of_run, of_model = built(trained.dir).state_dict(), built(trained.dir / "model").state_dict()
     assert all(torch.equal(of_model[name], value) for name, value in of_run.items() if "classifier" not in name)
 

@@ -31,7 +31,7 @@ from nextembed.report.view import RunView
         ([-1e50, 1e50], (None, None), False, (-1.12e50, 1.12e50)),
     ],
 )
-def test_the_value_axis_holds_all_values_and_is_never_empty(values, limits, percent, expected) -> None:
+def test_the_value_axis_covers_all_values_and_is_never_empty(values, limits, percent, expected) -> None:
     low, high = value_limits(values, limits, percent)
     assert (low, high) == pytest.approx(expected)
     assert low <= min(values) and max(values) <= high and low < high

@@ -67,7 +67,7 @@ def test_cosines_are_those_of_the_next_prediction(model, pixels):
     with torch.no_grad():
         out = model(pixels)
     hidden, z = out.last_hidden_state[1], out.input_embedding[1, 1:]
-    for query in (0, 6, 15):  # the hidden state after patch q stands at position q + 1
+    for query in (0, 6, 15):  # the hidden state after patch q is at position q + 1
         expected = torch.cosine_similarity(hidden[query + 1, None], z, dim=-1)
         torch.testing.assert_close(inside.cosines(query, 1), expected, atol=1e-5, rtol=1e-4)
     assert inside.cosines(6, 1)[7] == pytest.approx(1 - inside.surprise[1, 7].item(), abs=1e-5)

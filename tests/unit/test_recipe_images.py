@@ -20,7 +20,7 @@ CORE, GPU = 2e10, 4e13
         (Found(1641, 32, True), CORE, 30.0, 32, 128),  # not larger than the images
         (Found(1641, 600, False), CORE, 0.5, 32, 128),  # no time for larger images
         (Found(100_000, 600, False), GPU, 600.0, 224, 128),
-        (Found(40, 600, True), CORE, 30.0, 64, 16),  # a batch holds at most half of the data
+        (Found(40, 600, True), CORE, 30.0, 64, 16),  # a batch contains at most half of the data
         (Found(3, 3000, False), CORE, 30.0, 64, 8),
     ],
 )

@@ -97,7 +97,7 @@ def test_each_recipe_and_its_tiny_twin_survive_yaml(name: str) -> None:
         assert from_yaml(RunConfig, to_yaml(config)) == config
 
 
-def test_tiny_shrinks_any_config_and_leaves_it_as_it_was() -> None:
+def test_tiny_shrinks_a_copy_of_any_config() -> None:
     config = nextembed.RunConfig(name="own", train=nextembed.TrainConfig(max_steps=900))
     config.objective.distance = "mse"
     small = recipes.tiny(config)
@@ -110,7 +110,7 @@ def test_tiny_shrinks_any_config_and_leaves_it_as_it_was() -> None:
     ("name", "width", "layers", "heads", "epochs"),
     [("nepa_base_imagenet", 768, 12, 12, 1600), ("nepa_large_imagenet", 1024, 24, 16, 800)],
 )
-def test_imagenet_recipes_hold_the_papers_numbers(name: str, width: int, layers: int, heads: int, epochs: int) -> None:
+def test_imagenet_recipes_use_the_papers_values(name: str, width: int, layers: int, heads: int, epochs: int) -> None:
     """NEPA (arXiv 2512.16922), its table of pretraining settings."""
     config = recipes.load(name)
     model = config.model.hf_config()
@@ -158,7 +158,7 @@ FINETUNING = {
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_finetuning_recipes_hold_the_papers_numbers(name: str) -> None:
+def test_finetuning_recipes_use_the_papers_values(name: str) -> None:
     epochs, rate, decay, end, drop_path, warmup, by_layer, pooling = FINETUNING[name]
     config = recipes.load(name)
     optim, train, task, data, model = config.optim, config.train, config.objective, config.data, config.model
@@ -189,7 +189,7 @@ def test_finetune_requires_a_pretrained_model() -> None:
     assert (few.data.source, few.data.labels_per_class, few.data.validation) == ("some/folder", 60, "train[-5000:]")
 
 
-def test_fashion_mnist_takes_a_local_folder_and_keeps_validation_apart() -> None:
+def test_fashion_mnist_accepts_a_local_folder_and_holds_out_validation() -> None:
     config = recipes.fashion_mnist(data="some/folder")
     assert (config.data.source, config.data.split, config.data.validation, config.data.test) == (
         "some/folder",
@@ -252,7 +252,7 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("FOLDER", "no config.yaml in "),
     ],
 )
-def test_what_cannot_be_loaded(spec: str, words: str, user_file: Path) -> None:
+def test_invalid_recipes(spec: str, words: str, user_file: Path) -> None:
     spec = spec.replace("FILE", str(user_file)).replace("FOLDER", str(user_file.parent))
     with pytest.raises(ConfigError) as err:
         recipes.load(spec)
@@ -265,7 +265,7 @@ def test_a_saved_config_and_its_folder_load(tmp_path: Path) -> None:
     assert recipes.load(str(tmp_path / "config.yaml")) == config == recipes.load(str(tmp_path))
 
 
-def test_public_names_are_all_there() -> None:
+def test_all_public_names_exist() -> None:
     for name in dir(nextembed):
         assert getattr(nextembed, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nope'"):

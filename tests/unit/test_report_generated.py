@@ -59,7 +59,7 @@ def var() -> tuple[Any, Any]:
     return backbone, config.objective.build(backbone)
 
 
-def test_drawing_leaves_training_as_it_was(var: tuple[Any, Any], tmp_path: Path) -> None:
+def test_sampling_does_not_change_training(var: tuple[Any, Any], tmp_path: Path) -> None:
     backbone, objective = var
     backbone.train(), objective.train()
     state = torch.get_rng_state()

@@ -54,7 +54,7 @@ def test_the_page_shows_curves_texts_and_pictures(run):
     assert "There are no generated" not in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_run_without_its_model_says_so(run, tmp_path):
+def test_a_missing_model_is_noted(run, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / name).write_text((run / name).read_text())
     page = open_run(tmp_path).report().read_text()

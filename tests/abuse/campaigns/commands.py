@@ -1,5 +1,5 @@
-"""Command lines with invalid words: one line and exit code 0, 1 or 2 within seconds, and foreign files are
-unchanged."""
+"""Command lines with invalid arguments end within seconds with one line and exit code 0, 1 or 2, and leave foreign
+files unchanged."""
 
 import os
 import shutil

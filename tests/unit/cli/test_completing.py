@@ -132,7 +132,7 @@ def test_the_shells(shell: str, tmp_path: Path) -> None:
         ("nextembed expo", "export"),
     ],
 )
-def test_bash_takes_the_equals_sign_for_a_word(
+def test_bash_splits_words_at_the_equals_sign(
     line: str, offered: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for name, value in {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}.items():

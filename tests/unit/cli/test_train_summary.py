@@ -28,7 +28,7 @@ def test_the_command_fits_the_modalities(tmp_path, modalities, command):
     assert "AutoModel" not in said and "probe" not in said.lower()
 
 
-def test_figures_by_modality():
+def test_metrics_by_modality():
     (line,) = last_losses({"cos_next/text": 0.25, "cos_next/image": 0.75, "top1/text": 0.5, "loss": 1.0})
     assert line == "Cosine with the next latent: text 0.250, image 0.750. Top-1: text 50.0 %."
 

@@ -84,7 +84,7 @@ def test_terminal_and_notebook_show_the_rows() -> None:
     assert "<td>60.0 ± 10.0</td>" in made()._repr_html_()
 
 
-def test_a_row_that_is_not_above_a_baseline_says_so():
+def test_a_row_that_is_not_above_a_baseline_is_marked():
     """Means of the linear probe are compared; a baseline without a linear probe is ignored."""
     runs = [
         RunScores("nepa", 0, values={"linear": 0.5}, verdict="learning"),

@@ -123,7 +123,7 @@ def test_override_sets_one_value_and_survives_yaml(override: str, path: str, exp
     assert from_yaml(Run, to_yaml(config)) == config
 
 
-def test_override_leaves_the_original_and_its_other_fields_alone() -> None:
+def test_override_changes_neither_the_original_nor_other_fields() -> None:
     config = Run(name="run", train=Train(max_steps=3, distance="mse"))
     changed = apply_overrides(config, ["train.max_steps=4"])
     assert (config.train.max_steps, changed.train.max_steps, changed.train.distance) == (3, 4, "mse")
@@ -371,7 +371,7 @@ def test_names_that_are_the_same_number_are_duplicates():
 @pytest.mark.parametrize(
     ("word", "value"), [("optim.learning_rate=1e-3", 1e-3), ("train.max_steps=5", 5), ("data.label_column=null", None)]
 )
-def test_numbers_and_null_stay_what_they_are(word, value):
+def test_numbers_and_null_keep_their_type(word, value):
     config = apply_overrides(recipes.nepa_demo(), [word])
     part, _, name = word.partition("=")[0].partition(".")
     assert dict(dict(config)[part])[name] == value

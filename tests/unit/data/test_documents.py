@@ -328,7 +328,7 @@ def test_emoji_documents():
     a, b = moving.picture(test[0], 5)["value"], moving.picture(test[0], 6)["value"]
     assert a.shape == plain.shape and not torch.equal(a, plain) and not torch.equal(a, b)
     assert torch.equal(a, moving.picture(test[0], 5)["value"])
-    assert torch.equal(moving.paint(test[0], 5)["segments"][1]["value"], plain)  # what is to be painted stays as it is
+    assert torch.equal(moving.paint(test[0], 5)["segments"][1]["value"], plain)  # the target image is not augmented
     for loss in (True, False):
         painted = part.model_copy(update={"prompt_loss": loss}).paint(test[0])["segments"]
         assert [s["loss"] for s in painted] == [loss, True]
@@ -342,7 +342,7 @@ def test_emoji_in_other_styles_and_in_conversations():
     assert all(picture.shape == plain.shape and picture.dtype == torch.uint8 for picture in drawn)
     assert sum(not torch.equal(picture, plain) for picture in drawn) >= 7
     assert torch.equal(drawn[3], part.picture(rows[0], 3)["value"])
-    assert torch.equal(part.paint(rows[0], 3)["segments"][1]["value"], plain)  # what is to be painted stays as it is
+    assert torch.equal(part.paint(rows[0], 3)["segments"][1]["value"], plain)  # the target image is not augmented
     talks = [part.chat(rows[0], seed)["segments"] for seed in range(20)]
     for talk in talks:
         assert talk[0]["value"] == "Question:" and talk[1]["kind"] == "image" and not talk[1]["loss"]

@@ -102,7 +102,7 @@ def test_a_crop_of_one_class_is_resampled():
     assert filled(0.75) < filled(1.0) / 2
 
 
-def test_colour_distortion_leaves_the_mask_alone():
+def test_colour_distortion_does_not_change_the_mask():
     image, ids = pair(3)
     plain = JointCrop(16, (1.0, 1.0), 0.5, 1.0, distort_colours=False)(image, ids, 5)
     jittered = JointCrop(16, (1.0, 1.0), 0.5, 1.0, distort_colours=True)(image, ids, 5)

@@ -44,7 +44,7 @@ def test_overlapping_windows_are_averaged():
     assert logits[0, 0, 0].tolist() == [1, 1, 1.5, 1.5, 2, 2]
 
 
-def test_one_window_is_the_whole_image_to_the_bit():
+def test_one_window_is_bit_identical_to_the_whole_image():
     pixels = torch.randn(1, 3, 8, 8)
     assert torch.equal(sliding_logits(local, pixels, (8, 8), (4, 4)), local(pixels))
 
