@@ -1,10 +1,10 @@
-"""The paper's core ablation at small scale: what shift, stop-gradient, causal mask and input masking do.
+"""The paper's core ablation at small scale: effect of the shift, stop-gradient, causal mask and input masking.
 
     python benchmarks/ablation.py --data PATH_TO_FASHION_MNIST --output benchmarks/results/ablation.json
 
-Each run is `nextembed train fashion_mnist ...` with one switch changed, all else equal, on one thread; `--jobs`
-of them at a time. Choices (layer, pooling, attention, penalty) are made on validation images, test accuracy is
-measured once for each run. Finished runs in the output folder are taken as they are, so a stopped benchmark continues.
+Each run is `nextembed train fashion_mnist ...` with one setting changed, all else equal, on one thread; `--jobs` runs
+in parallel. Layer, pooling, attention and penalty are chosen on validation images; test accuracy is measured once per
+run. Finished runs in the output folder are reused, so an interrupted benchmark can be continued.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BEYOND_THE_PAPER = {"InfoNCE": ["objective.distance=info_nce"]}  # run last
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict:
-    """Trains and probes one variant; its row."""
+    """Trains and probes one variant; returns its row."""
     folder = args.runs / f"{name.replace(' ', '_').replace('%', 'percent')}-{seed}"
     if not (folder / "probe.json").is_file():
         command = [sys.executable, "-m", "nextembed_cli", "train", "fashion_mnist", f"data.source={args.data}"]
@@ -52,7 +52,7 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict:
 
 
 def summary(rows: list[dict]) -> list[dict]:
-    """Mean and sample standard deviation over seeds."""
+    """Mean and sample standard deviation over seeds, one line per variant."""
 
     def spread(values: list[float]) -> list[float]:
         return [statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0]

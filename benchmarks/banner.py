@@ -1,4 +1,4 @@
-"""One picture of what a run predicts, for the README: drawn from its model and its data like the report.
+"""A figure of a run's predictions for the README, made from its model and data in the same way as the report.
 
 python benchmarks/banner.py runs/nepa_demo docs/assets/banner.png
 """
@@ -22,9 +22,9 @@ INK, SOFT, NEXT, CURRENT = "#1b2330", "#5b6675", "#e8590c", "#1c7ed6"
 
 
 def write_banner(run_dir: str | Path, path: str | Path, images: list[int] | None = None) -> Path:
-    """Writes a PNG: an image as far as it is read, the similarity map of the prediction, the patches nearest to it.
+    """Writes a PNG: the part of an image read so far, the similarity map of the prediction, and its nearest patches.
 
-    images: numbers among the validation images drawn for the report; by default four, evenly spread.
+    images: indices into the validation images of the report; by default four, evenly spaced.
     Raises ConfigError if the run has no model or its data cannot be read.
     """
     run = open_run(run_dir)
@@ -49,9 +49,9 @@ def write_banner(run_dir: str | Path, path: str | Path, images: list[int] | None
 
 
 def _row(figure: Any, scene: Scene, image: int, patch: int, box: tuple[float, ...], title: bool) -> None:
-    """The read image, the map and the nearest patches, in a box of the figure (left, bottom, width, height)."""
+    """Draws the image read so far, the map and the nearest patches in a box (left, bottom, width, height)."""
     left, bottom, _, height = box
-    side = height * figure.get_figheight() / figure.get_figwidth()  # a square that is as high as the box
+    side = height * figure.get_figheight() / figure.get_figwidth()  # width of a square with the height of the box
     rows, columns = scene.grid
     veil = np.full((rows, columns, 4), 255, np.uint8)
     veil[..., 3] = 204 * (np.arange(rows * columns).reshape(rows, columns) >= patch)
@@ -72,7 +72,7 @@ def _row(figure: Any, scene: Scene, image: int, patch: int, box: tuple[float, ..
 
 
 def _patches(figure: Any, scene: Scene, image: int, patch: int, box: tuple[float, ...], title: bool) -> None:
-    """The true next patch, and beside it the six nearest in two rows."""
+    """Draws the true next patch and, to its right, the six nearest patches in two rows."""
     left, bottom, side, height = box
     small, tall, middle = 0.31 * side, 0.31 * height, bottom + height / 2
     axes = figure.add_axes((left, middle - tall / 2, small, tall))
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a trained NEPA")
     parser.add_argument("out", help="PNG")
-    parser.add_argument("--images", type=int, nargs="*", help="numbers among the images of the report; else four")
+    parser.add_argument("--images", type=int, nargs="*", help="indices into the images of the report; default: four")
     args = parser.parse_args()
     print(write_banner(args.run, args.out, args.images))
 

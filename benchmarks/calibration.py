@@ -1,4 +1,4 @@
-"""Does a predicted density know how wrong it is? Expected against actual cosines, coverage, likelihood."""
+"""Calibration of predicted densities: expected against actual cosines, coverage, likelihood."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,17 +15,18 @@ from nextembed.evaluation.language.scores import Metric
 from nextembed.nn.density import Density
 from nextembed.nn.directional import cosines
 
-NUM_DRAWS = 19  # samples a position: the truth then has one of 20 places, so that 50 and 90 % regions are exact
+NUM_DRAWS = 19  # samples per position: the truth then has one of 20 ranks, so that 50 and 90 % regions are exact
 REGIONS = (0.5, 0.9)
 
 
 class PositionScores(NamedTuple):
-    """What is kept of N positions: numbers instead of densities; `join` puts batches together.
+    """Scores of N positions (numbers instead of densities); `join` concatenates batches.
 
-    expected [N]: mean cosine of the predicted direction with what comes, as the density has it; cosine [N]: the actual
-    one. log_prob [N]: at the truth, in nats, relative to the uniform density. place [N], int: the component nearest to
-    the truth, 0 the heaviest. weights [N, K]: falling. drawn [N, NUM_DRAWS]: cosines of samples of the density itself.
-    above [N], int: how many of those samples lie where the density is higher than at the truth. dim: width of a latent.
+    expected [N]: cosine of the predicted direction with the next latent, expected under the density; cosine [N]: the
+    actual cosine. log_prob [N]: at the truth, in nats, relative to the uniform density. place [N], int: rank by weight
+    of the component nearest to the truth, 0 for the heaviest. weights [N, K]: in descending order. drawn
+    [N, NUM_DRAWS]: cosines of samples of the density. above [N], int: number of those samples at which the density is
+    higher than at the truth. dim: width of a latent.
     """
 
     expected: np.ndarray
@@ -40,8 +41,8 @@ class PositionScores(NamedTuple):
 
 @dataclass
 class Bin:
-    """Positions of similar expected cosine: how many, means of both cosines, the 95 % interval of the actual one, and
-    the angles of which the means are the cosines, in degrees."""
+    """Positions of similar expected cosine: their number, the means of both cosines, the 95 % interval of the actual
+    cosine, and the angles in degrees that correspond to the means."""
 
     count: int
     expected: float
@@ -54,9 +55,9 @@ class Bin:
 
 @dataclass
 class Coverage:
-    """share: of true latents that are nearest to one of the k heaviest components, and its 95 % interval; weight: the
-    mean sum of those components' weights, which is what the share should be where components do not overlap (wide ones
-    take from each other, so that the heaviest may get less)."""
+    """share: of the true latents that are nearest to one of the k heaviest components, with its 95 % interval; weight:
+    the mean sum of the weights of those components. The share should equal the weight if components do not overlap
+    (with wide components, which overlap, the heaviest may get less)."""
 
     k: int
     share: float
@@ -69,11 +70,11 @@ class Coverage:
 class Calibration:
     """metrics, over all positions:
 
-    nll: mean negative log density in nats relative to the uniform one: 0 is chance, lower is better; nll_per_dimension.
-    expected_cosine, cosine: of the predicted direction, as the density has it and as it is.
-    calibration_error: mean over positions of how far the two differ in their bin (expected calibration error).
-    calibration_error_of_samples: the same if samples of the densities were the truth: what chance alone leaves.
-    region_50, region_90: share of true latents inside the region of highest density that should hold 50 and 90 %.
+    nll: mean negative log density relative to the uniform one, in nats (chance: 0; lower is better); nll_per_dimension.
+    expected_cosine, cosine: of the predicted direction, expected under the density and actual.
+    calibration_error: mean over positions of the difference of the two in their bin (expected calibration error).
+    calibration_error_of_samples: the same with samples of the densities as the truth: the error due to chance alone.
+    region_50, region_90: share of true latents in the highest-density region that should contain 50 and 90 %.
     """
 
     num_positions: int
@@ -84,18 +85,18 @@ class Calibration:
     coverage: list[Coverage]
 
     def __getitem__(self, name: str) -> float:
-        """The value of a metric. Raises KeyError if there is none of this name."""
+        """The value of a metric. Raises KeyError for an unknown name."""
         return {metric.name: metric.value for metric in self.metrics}[name]
 
     def save(self, path: str | Path) -> Path:
-        """Writes it as JSON. Raises ConfigError where it cannot be written."""
+        """Writes it as JSON. Raises ConfigError if it cannot be written."""
         write_json(path, asdict(self))
         return Path(path)
 
 
 @torch.no_grad()
 def score_positions(density: Density, latents: Tensor, generator: torch.Generator | None = None) -> PositionScores:
-    """Scores of densities [...] at the true latents [..., D], of any length; N is the product of the first axes.
+    """Scores of densities [...] at the true latents [..., D] (of any norm); N is the product of the leading axes.
 
     generator: of the samples. Raises ValueError if shapes differ.
     """
@@ -127,7 +128,7 @@ def score_positions(density: Density, latents: Tensor, generator: torch.Generato
 
 
 def join(scores: Sequence[PositionScores]) -> PositionScores:
-    """Scores of several batches as those of one."""
+    """Concatenates the scores of several batches."""
     columns: list[Any] = [np.concatenate(column) for column in zip(*(batch[:-1] for batch in scores), strict=True)]
     return PositionScores._make([*columns, scores[0].dim])
 
@@ -140,12 +141,11 @@ def calibrate(
     draws: int = 1000,
     seed: int = 0,
 ) -> Calibration:
-    """Calibration of scored positions; documents [N]: which document each belongs to.
+    """Calibration of scored positions; documents [N]: the document of each position.
 
-    num_bins: of the reliability curve, of equal counts where expected cosines differ. top: how many of the heaviest
-    components cover; those above K are left out. Intervals hold the middle 95 % of `draws` values of as many documents
-    drawn with replacement. Raises ValueError for no positions, a wrong number of documents, and log densities that are
-    not finite.
+    num_bins: of the reliability curve, with equal counts except for ties. top: values of k for the coverage; those
+    above K are left out. Intervals are the middle 95 % of `draws` bootstrap values; documents are resampled. Raises
+    ValueError for no positions, a wrong number of documents and non-finite log densities.
     """
     count = len(scores.expected)
     if count == 0 or len(documents) != count:
@@ -167,7 +167,7 @@ def calibrate(
     table = np.zeros((which.max() + 1, sum(block.shape[1] for block in blocks.values())))
     np.add.at(table, which, np.concatenate(list(blocks.values()), axis=1))
     ends = np.cumsum([block.shape[1] for block in blocks.values()])[:-1]
-    sums = _resampled(table, draws, seed)  # the first row is of the documents as they are
+    sums = _resampled(table, draws, seed)  # the first row is of the original documents
     parts = dict(zip(blocks, np.split(sums, ends, axis=1), strict=True))
     total = parts["plain"][:, :1]
     nll, expected, cosine = (parts["plain"][:, 1:] / total).T
@@ -175,7 +175,7 @@ def calibrate(
     drawn = [np.abs(ones.T @ (scores.expected - sample)).sum() / count for sample in scores.drawn.T]
     regions = {f"region_{100 * r:.0f}": v for r, v in zip(REGIONS, (parts["regions"] / total).T, strict=True)}
     with np.errstate(invalid="ignore"):
-        curve = parts["cosine"] / parts["bins"]  # nan in a draw without any position of the bin
+        curve = parts["cosine"] / parts["bins"]  # nan for a resample without a position in the bin
     weights = scores.weights.cumsum(axis=1).mean(axis=0)
     return Calibration(
         num_positions=count,
@@ -202,7 +202,7 @@ def calibrate(
 
 
 def bin_numbers(values: np.ndarray, num_bins: int) -> np.ndarray:
-    """Bin of each value, from 0 upwards: of equal counts, but equal values are never parted; none is empty."""
+    """Bin of each value, from 0 upwards: bins have equal counts except for ties (never split); no bin is empty."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, num_bins + 1)[1:-1]))
     return np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True)[1]
 
@@ -213,14 +213,14 @@ def _number(documents: Sequence[Hashable] | np.ndarray) -> np.ndarray:
 
 
 def _resampled(table: np.ndarray, draws: int, seed: int) -> np.ndarray:
-    """Sums over rows, [1 + draws, columns]: of all rows, then of as many drawn with replacement."""
+    """Sums over rows, [1 + draws, columns]: first of all rows, then of bootstrap samples of them."""
     generator = np.random.default_rng(seed)
     uniform = np.full(len(table), 1 / len(table))
     return np.stack([table.sum(0), *(generator.multinomial(len(table), uniform) @ table for _ in range(draws))])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
-    """Of a statistic's value (first) and its draws; the value itself where there are none."""
+    """95 % interval of a statistic from its value (first) and bootstrap values; (value, value) if there are none."""
     known = values[1:][~np.isnan(values[1:])]
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (values[0], values[0])
     return float(low), float(high)

@@ -1,4 +1,4 @@
-"""The picture of a calibration: expected against actual cosines, and how much the heaviest components cover."""
+"""Plot of a calibration: expected against actual cosines, and the coverage of the heaviest components."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ INK, SOFT, LINE, ACTUAL, EXPECTED = "#1b2330", "#5b6675", "#d5dae2", "#0072b2", 
 
 
 def calibration_figure(found: Mapping[str, Any]) -> Figure:
-    """Two charts. found: what `calibration.Calibration.save` writes, read back."""
+    """Two charts. found: the content of the file that `calibration.Calibration.save` writes."""
     figure = Figure(figsize=(8.6, 3.9), dpi=150, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
@@ -31,7 +31,7 @@ def calibration_figure(found: Mapping[str, Any]) -> Figure:
 
 
 def write_calibration(found: Mapping[str, Any], path: str | Path) -> Path:
-    """Writes the picture as a PNG file, the same each time, and returns where."""
+    """Writes the plot as a PNG file with reproducible bytes and returns its path."""
     with replacing(path) as file:
         calibration_figure(found).savefig(file, format="png", metadata={"Software": None})
     return Path(path)

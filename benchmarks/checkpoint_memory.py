@@ -1,10 +1,10 @@
-"""Peak memory of each rank while a checkpoint is saved and while a run continues from it.
+"""Peak memory of each rank while a checkpoint is saved and while a run resumes from it.
 
     python benchmarks/checkpoint_memory.py --ranks 2 --layers 48 -o benchmarks/results/checkpoint_memory.json
     python benchmarks/checkpoint_memory.py --ranks 2 --layers 48 --shard
 
-A step is taken first, so that gradients' memory and AdamW's state are there. What counts is how much more than that
-saving and resuming take: "held" is the resident set between the two, "save" and "load" what it grew by at most.
+One training step runs first, so that gradients and AdamW state are allocated. Saving and resuming are measured by the
+memory they need in addition: "held" is the resident set before them, "save" and "load" are its peak growth.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def memory(field: str) -> int:
 
 
 def grown(action) -> tuple[int, float]:
-    """Bytes by which the resident set grows at most while `action` runs, and seconds."""
+    """Peak growth of the resident set in bytes while `action` runs, and seconds."""
     Path("/proc/self/clear_refs").write_text("5")
     before, start = memory("VmRSS"), time.perf_counter()
     action()
@@ -75,8 +75,8 @@ def rank(args: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--layers", type=int, default=24, help="of width 1024; 24 are 1.2 GB in float32")
-    parser.add_argument("--shard", action="store_true", help="FSDP2; else each rank holds all (DDP)")
+    parser.add_argument("--layers", type=int, default=24, help="layers of width 1024; 24 take 1.2 GB in float32")
+    parser.add_argument("--shard", action="store_true", help="FSDP2; without it each rank stores all weights (DDP)")
     parser.add_argument("-o", "--output")
     args = parser.parse_args()
     with socket.socket() as free:

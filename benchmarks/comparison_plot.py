@@ -1,4 +1,4 @@
-"""The picture of a comparison: what each objective's features are worth, beside the baselines.
+"""Plot of a comparison: scores of the features of each objective, with the baselines.
 
 python benchmarks/comparison_plot.py runs/compare-mine/comparison.json comparison.png
 """
@@ -19,7 +19,7 @@ PANELS = {"linear": "linear probe", "finetune_1": "fine-tuned, 1 % of the labels
 
 
 def comparison_figure(found: Comparison) -> Figure:
-    """A chart for each kind of score that the comparison has, best objective on top; baselines are dashed lines."""
+    """One chart per kind of score in the comparison, best objective on top; baselines are dashed lines."""
     rows = [row for row in found.rows if row.kind != "baseline"]
     names = [name for name in PANELS if any(name in row.cells for row in rows)]
     figure = Figure(figsize=(3.1 * len(names) + 0.6, 0.27 * len(rows) + 1.3), dpi=150, facecolor="white",
@@ -35,7 +35,7 @@ def comparison_figure(found: Comparison) -> Figure:
 
 
 def write_comparison(found: Comparison, path: str | Path) -> Path:
-    """Writes the picture as a PNG file, the same each time, and returns where."""
+    """Writes the plot as a PNG file with reproducible bytes and returns its path."""
     with replacing(path) as file:
         comparison_figure(found).savefig(file, format="png", metadata={"Software": None})
     return Path(path)

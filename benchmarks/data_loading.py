@@ -1,11 +1,11 @@
-"""Images per second of one core: this package's loading beside Pillow and torchvision, and whether they look the same.
+"""Images per second on one core: the loading of this package against Pillow and torchvision, with image differences.
 
     NEXTEMBED_DATA=DATA python benchmarks/data_loading.py
 
-JPEGs are made in memory from the pictures of --source, enlarged (DATA/stamps/train.parquet; without it the bundled
-emoji), once as they are and once with a little sensor noise, so that they weigh what photos weigh. Each image is
-processed by all contenders in turn, several times; the median over rounds of processor time counts, so other load on
-the machine matters little.
+JPEGs are made in memory by enlarging the images of --source (DATA/stamps/train.parquet; without it the bundled emoji),
+once without noise and once with a little sensor noise, so that files have the size of photos. Each image is processed
+by all contenders in turn, several times. Reported is the median CPU time over rounds, so other load on the machine has
+little effect.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def make_jpegs(source: str, count: int, side: int, noise: float) -> list[bytes]:
 
 
 def race(contenders: dict[str, Callable[[bytes, int], Any]], files: list[bytes], rounds: int) -> dict[str, float]:
-    """Images per second of processor time, by contender."""
+    """Images per second of CPU time, by contender."""
     spent: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         total = dict.fromkeys(contenders, 0.0)
@@ -64,7 +64,7 @@ def race(contenders: dict[str, Callable[[bytes, int], Any]], files: list[bytes],
 
 
 def looks(files: list[bytes], size: int) -> dict[str, float]:
-    """Differences between our crops and the same crops of a full Pillow decode: worst PSNR in dB, mean levels."""
+    """Differences between our crops and the same crops of a full Pillow decode: PSNR in dB, mean difference."""
     reader, crop = ImageReader(3), RandomResizedCrop(size, flip_rate=0)
     psnr, mean, reduced = [], [], 0
     for seed, data in enumerate(files):
@@ -100,7 +100,7 @@ def jpegs(source: str, side: int, size: int, count: int, rounds: int, noise: flo
 
 
 def small_images(num_images: int = 20_000, batch_size: int = 128) -> dict[str, float]:
-    """Batches of 28 x 28 grey images from the in-memory cache, main process only, against Pillow on the same PNGs."""
+    """Images per second, 28 x 28 grey PNGs: batches from the in-memory cache (main process only) against Pillow."""
     rng = np.random.default_rng(0)
     pngs = []
     for _ in range(500):
@@ -136,9 +136,9 @@ def small_images(num_images: int = 20_000, batch_size: int = 128) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stamps = Path(os.environ.get("NEXTEMBED_DATA", "")) / "stamps" / "train.parquet"
-    parser.add_argument("--source", default=str(stamps) if stamps.exists() else "emoji", help="pictures to start from")
-    parser.add_argument("--count", type=int, default=100, help="JPEGs (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="times each is read (default: %(default)s)")
+    parser.add_argument("--source", default=str(stamps) if stamps.exists() else "emoji", help="images to enlarge")
+    parser.add_argument("--count", type=int, default=100, help="number of JPEGs (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="how often each is read (default: %(default)s)")
     parser.add_argument("--noise", type=float, default=4.0, help="sensor noise in levels (default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -154,13 +154,13 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['side']:5d}-px JPEG ({row['kilobytes']:4.0f} kB) -> {row['size']:3d} px: "
-            f"Pillow {row['pillow']:5.0f}, nextembed {row['nextembed']:5.0f} images/s a core, {row['ratio']:.2f} x; "
+            f"Pillow {row['pillow']:5.0f}, nextembed {row['nextembed']:5.0f} images/s/core, {row['ratio']:.2f} x; "
             f"PSNR to a full decode {row['median_psnr_db']:.0f} dB (at least {row['lowest_psnr_db']:.0f}), "
             f"mean difference {row['mean_level_difference']:.2f} of 255"
         )
     small = small_images()
     print(
-        f"28-px PNG, cached: Pillow {small['pillow']:.0f}, nextembed {small['nextembed']:.0f} images/s a core; "
+        f"28-px PNG, cached: Pillow {small['pillow']:.0f}, nextembed {small['nextembed']:.0f} images/s/core; "
         f"decoding 60,000 once takes {small['seconds_to_decode_60000_once']:.1f} s"
     )
     versions = {

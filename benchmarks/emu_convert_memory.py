@@ -1,16 +1,16 @@
-"""Peak memory of `nextembed convert` on an Emu checkpoint of about 1.5 GB and of many shards.
+"""Peak memory of `nextembed convert` on an Emu checkpoint of about 1.5 GB, written as many shards.
 
     python benchmarks/emu_convert_memory.py -o benchmarks/results/emu_convert_memory.json
     python benchmarks/emu_convert_memory.py --scale 0.1 --folder SCRATCH
 
-Writes a released folder with random weights (one `multimodal_encoder/pytorch_model.bin`), converts it in a process of
-its own, and reads that process's memory from /proc every 5 ms:
+Writes a folder in the released format with random weights (one `multimodal_encoder/pytorch_model.bin`), converts it in
+a separate process, and reads the memory of that process from /proc every 5 ms:
 
-    anonymous   memory that only the process holds: what the system cannot take back
-    resident    all of its pages, those of mapped files among them (which the system may drop at any time)
+    anonymous   memory private to the process, which the system cannot reclaim
+    resident    all resident pages, including those of mapped files (which the system may drop at any time)
 
-both above what they were with everything imported and nothing read. The claim: resident, the stricter of the two, stays
-below one and a half times the largest shard; loading everything and saving it is measured beside it.
+both relative to the values after all imports and before reading. The benchmark fails unless "resident", the stricter
+of the two, stays below 1.5 times the largest shard. Loading everything at once and saving it is measured as well.
 """
 
 import argparse
@@ -55,7 +55,7 @@ print("done", flush=True)
 
 
 def released_state(scale: float) -> dict[str, torch.Tensor]:
-    """Random weights by the released names; scale: of the number of layers."""
+    """Random weights under the released names; scale: factor on the number of layers."""
     s, state = SIZES, {}
     layers = max(1, round(s["text_layers"] * scale))
     width, former, text, mlp = s["vision"], s["former"], s["text"], s["text_mlp"]
@@ -114,7 +114,7 @@ def released_state(scale: float) -> dict[str, torch.Tensor]:
 
 
 def memory(pid: int) -> tuple[int, int]:
-    """(anonymous, resident) bytes of a process now; zeros once it is gone."""
+    """Current (anonymous, resident) bytes of a process; zeros if it has ended."""
     try:
         text = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -124,7 +124,7 @@ def memory(pid: int) -> tuple[int, int]:
 
 
 def measure(way: str, source: Path, target: Path, shard: str, config: str) -> dict[str, float]:
-    """Peaks in bytes above the imported process, and seconds."""
+    """Peaks in bytes relative to the process after its imports, and seconds."""
     command = [sys.executable, "-c", CHILD % WAYS[way], str(source), str(target), shard, config]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdin and child.stdout
@@ -144,9 +144,9 @@ def measure(way: str, source: Path, target: Path, shard: str, config: str) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the number of layers")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of layers")
     parser.add_argument("--shard", default="300MB")
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if left out")
+    parser.add_argument("--folder", type=Path, help="where to create the scratch folder; default: the system's")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         source = Path(scratch) / "released"
@@ -175,7 +175,7 @@ def main() -> None:
             args.output.write_text(json.dumps(result, indent=1) + "\n")
     for way in ("streamed", "streamed, to bf16"):
         if result[way]["resident_over_largest_shard"] >= 1.5:
-            raise SystemExit(f"{way}: above one and a half times the largest shard")
+            raise SystemExit(f"{way}: above 1.5 times the largest shard")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
-"""What the small Emu of the recipes `emu_emoji*` can do, beside simple baselines, on emoji it was not trained on.
+"""Scores of the small Emu of the recipes `emu_emoji*` on emoji it was not trained on, with simple baselines.
 
-    nextembed train emu_emoji_decoder        # and with it all stages before it
+    nextembed train emu_emoji_decoder        # also trains all earlier stages
     nextembed train emu_emoji_instruct
     python benchmarks/emu_emoji.py EMOJI_FOLDER --out benchmarks/results/emu_emoji.json
 
 EMOJI_FOLDER: train, validation and test Parquet files with image, vendor, hexcode, name, group (noto and twemoji). The
-model is trained on the bundled Noto drawings of the train split. Measured on:
-  captions   known emoji in a drawing style never seen (twemoji): exact name and CIDEr, zero-shot and after 2 examples
-  groups     questions on emoji never seen (test split, both styles): exact answer, asked as trained and as never asked
-  painting   text to picture: is the nearest of the training pictures the one that was asked for, and how sharp are
-             they (gradient energy, as a share of that of the real ones)?
-Intervals: the middle 95 % of 1,000 bootstrap draws over items.
+model is trained on the bundled Noto drawings of the train split. Tasks:
+  captions   known emoji in an unseen drawing style (twemoji): exact match and CIDEr, zero-shot and 2-shot
+  groups     questions about unseen emoji (test split, both styles): exact match, with trained and held-out wordings
+  painting   text to image: retrieval rank of the requested emoji among the training images, and sharpness (gradient
+             energy relative to that of the real images)
+Intervals: the middle 95 % of 1,000 bootstrap samples over items.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from nextembed.evaluation.language.captions import cider, words
 from nextembed.evaluation.language.scores import mean_metric
 from nextembed.toys.emoji_documents import FORMS, EmojiDocuments
 
-SIZE = 32  # pixels a side, as the bundled pictures
+SIZE = 32  # pixels per side, as in the bundled images
 
 
 def main() -> None:
@@ -40,11 +40,11 @@ def main() -> None:
     parser.add_argument("--instruct", help="model folder after instruction tuning")
     parser.add_argument("--decoder", help="run of emu_emoji_decoder")
     parser.add_argument("--encoder", help="NEPA model for nearest neighbours")
-    parser.add_argument("--captions", type=int, default=500, help="emoji to name")
-    parser.add_argument("--paintings", type=int, default=100, help="emoji to paint")
-    parser.add_argument("--forms", type=int, help="wordings of the question about the group; default: all")
-    parser.add_argument("--guidance", type=float, default=2.0, help="of the visual decoder; 1: none")
-    parser.add_argument("--sheet", help="PNG of paintings")
+    parser.add_argument("--captions", type=int, default=500, help="number of emoji to caption")
+    parser.add_argument("--paintings", type=int, default=100, help="number of emoji to generate images of")
+    parser.add_argument("--forms", type=int, help="number of wordings of the group question; default: all")
+    parser.add_argument("--guidance", type=float, default=2.0, help="guidance scale of the visual decoder; 1: none")
+    parser.add_argument("--sheet", help="PNG with generated images")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     started = time.monotonic()
@@ -70,7 +70,7 @@ def loaded(folder: str) -> tuple[Any, Any]:
 
 
 def rows_of(folder: str, vendor: str, split: str) -> list[dict[str, Any]]:
-    """name, group and picture, uint8 [32, 32, 3] on white, of each emoji."""
+    """Name, group and image (32 x 32 pixels on white) of each emoji."""
     data = EmojiDocuments(source=folder, vendor=vendor)
     table = data.rows(split)  # type: ignore[arg-type]
     found = []
@@ -124,7 +124,7 @@ def features_of(space: Any, rows: list[dict[str, Any]]) -> torch.Tensor:
 
 
 def captions(model: Any, processor: Any, known: list, foreign: list, encoder: str | None) -> dict[str, Any]:
-    """Names of known emoji in another style, by the model and by the nearest training picture."""
+    """Scores of captions for known emoji in another style: of the model and of the nearest training image."""
     rng = np.random.default_rng(1)
     few = []
     for row in foreign:
@@ -150,7 +150,7 @@ def by_nearest(queries: torch.Tensor, keys: torch.Tensor, known: list, rows: lis
 
 
 def groups(model: Any, processor: Any, args: Any, known: list, baselines: bool = True) -> dict[str, Any]:
-    """Group questions on emoji of the test split, in both styles."""
+    """Scores of group questions about emoji of the test split, in both styles."""
     found: dict[str, Any] = {}
     for vendor in ("noto", "twemoji"):
         rows = rows_of(args.emoji, vendor, "test")
@@ -178,7 +178,7 @@ def groups(model: Any, processor: Any, args: Any, known: list, baselines: bool =
 
 
 def painting(args: Any, known: list) -> dict[str, Any]:
-    """Pictures from names and from the pictures' own latents: is the nearest training picture the right one?"""
+    """Images generated from names and from the latents of the real image: rank of the target among training images."""
     pipeline = EmuPipeline.from_pretrained(args.model, visual_decoder=args.decoder)
     chosen = np.random.default_rng(2).permutation(len(known))[: args.paintings].tolist()
     rows = [known[i] for i in chosen]
@@ -210,7 +210,7 @@ def sharpness_of(rows: list) -> float:
 
 
 def contact_sheet(rows: list, from_text: list, own: list, side: int = 64, columns: int = 8) -> Image.Image:
-    """Triples in a grid: the emoji, painted from its own latents, painted from its name."""
+    """Grid of triples: the emoji, its image from its own latents, its image from its name."""
     height = -(-len(rows) // columns) * (3 * side + 12)
     sheet = Image.new("RGB", (columns * (side + 8), height), (245, 245, 245))
     for i, row in enumerate(rows):

@@ -1,10 +1,10 @@
-"""Seconds to predict the N latents of an image: the cached loop beside whole forward passes, one for each latent.
+"""Seconds to predict the N latents of an image: the loop with a cache against one full forward pass per latent.
 
     python benchmarks/emu_generation.py
 
-Both run in this process on the same new model (language model 512 wide, 8 layers) and prompts of 128 tokens, in turn;
-medians over rounds count. The loop without a cache does what Emu's release does: for each latent, one forward pass over
-all that there is so far, the prompts and their empty twins in one batch, padded on the right.
+Both run in turn in this process on the same random model (language model of width 512, 8 layers) with prompts of 128
+tokens; medians over rounds are reported. The loop without a cache works like the released Emu code: for each latent,
+one forward pass over the whole sequence so far, prompts and empty prompts in one batch with right padding.
 """
 
 import argparse
@@ -32,7 +32,7 @@ VOCABULARY, PROMPT = 4096, 128
 
 
 def build(num_latents: int) -> EmuForConditionalGeneration:
-    """A new model; its encoder is tiny, for no prompt here holds an image."""
+    """A randomly initialised model; its encoder is tiny because no prompt here contains an image."""
     torch.manual_seed(0)
     config = EmuConfig(
         vision_config=Blip2VisionConfig(image_size=28, patch_size=14, hidden_size=32, num_hidden_layers=1,
@@ -49,7 +49,7 @@ def build(num_latents: int) -> EmuForConditionalGeneration:
 
 @torch.no_grad()
 def without_cache(model: EmuForConditionalGeneration, input_ids: Tensor, guidance: bool) -> Tensor:
-    """What `generate_image_embeddings` gives, by whole forward passes."""
+    """The output of `generate_image_embeddings`, computed by full forward passes."""
     config, embed = model.config, model.get_input_embeddings()
     rows, length = input_ids.shape
     ids = F.pad(input_ids, (0, 1), value=config.image_start_token_id)
@@ -73,7 +73,7 @@ def without_cache(model: EmuForConditionalGeneration, input_ids: Tensor, guidanc
 def measure(model: EmuForConditionalGeneration, batch: int, guidance: bool, rounds: int) -> dict[str, Any]:
     ids = torch.randint(3, VOCABULARY - 3, (batch, PROMPT), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = model.config.bos_token_id
-    model.generate_image_embeddings(ids, guidance=guidance)  # warms up
+    model.generate_image_embeddings(ids, guidance=guidance)  # warm-up
     spent: dict[str, list[float]] = {"whole_sequence": [], "cached": []}
     latents: dict[str, Tensor] = {}
     for _ in range(rounds):
@@ -95,8 +95,8 @@ def measure(model: EmuForConditionalGeneration, batch: int, guidance: bool, roun
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--latents", type=int, nargs="+", default=[32, 64], help="N (default: 32 64)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="prompts at once (default: 1 8)")
-    parser.add_argument("--rounds", type=int, default=3, help="times each is run (default: %(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="prompts per batch (default: 1 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is run (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -114,7 +114,7 @@ def main() -> None:
                     f"largest difference {row['largest_difference']:.0e}",
                     flush=True,
                 )
-                save(args, rows)  # after each: a run that is stopped keeps what it has
+                save(args, rows)  # after each row, so that an interrupted run keeps its results
 
 
 def save(args: argparse.Namespace, rows: list[dict]) -> None:

@@ -1,12 +1,12 @@
-"""What pretraining is worth: fine-tuning from NEPA beside the same network from scratch, with few and with all labels.
+"""Benefit of pretraining: fine-tuning from NEPA against the same network from scratch, with few and with all labels.
 
     python benchmarks/finetune.py --data SHARED --pretrained runs/fashion_mnist/model --task fashion_mnist
     python benchmarks/finetune.py --data SHARED --pretrained runs/emoji/model --task emoji
 
-`--data` is a folder with fashion_mnist/, emoji/ and stamps/ (Parquet files by split). Both starts, NEPA and scratch,
-get a grid of as many settings, tried once at the task's tuning size and chosen by validation accuracy; the chosen one
-then runs with every size and three seeds (of labels, head and order), and is measured once each on test. Finished runs
-in the output folder are taken as they are, so a stopped benchmark continues.
+`--data` is a folder with fashion_mnist/, emoji/ and stamps/ (one Parquet file per split). NEPA and scratch each get a
+grid with the same number of settings. Each setting runs once at the tuning size of the task; the one with the highest
+validation accuracy then runs with every size and three seeds (of labels, head and data order), with one test score per
+run. Finished runs in the output folder are reused, so an interrupted benchmark can be continued.
 """
 
 import argparse
@@ -25,11 +25,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "fashion_mnist": {
         "recipe": "fashion_mnist_finetune",
         "settings": ["data.source={data}/fashion_mnist"],
-        "sizes": {"60": 6, "600": 60, "6000": 600},  # labels a class
+        "sizes": {"60": 6, "600": 60, "6000": 600},  # labels per class
         "steps": {"60": 200, "600": 400, "6000": 600},
         "tune": "600",
     },
-    "emoji": {  # trained on one drawing style, tested on the other: the same emoji groups, other emoji
+    "emoji": {  # trained on one drawing style, also tested on another: same emoji groups, other emoji
         "recipe": "finetune",
         "settings": [
             "data.source={data}/emoji",
@@ -58,8 +58,8 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 
-# As many settings for both starts: three learning rates for the first four layers under causal attention, then
-# at the middle one full attention, and all six layers.
+# The same number of settings for both: three learning rates with four layers and causal attention, then full attention
+# at the middle rate with four and with six layers.
 BEST_RATES = {"NEPA": (5e-4, 1e-3, 2e-3), "scratch": (2.5e-4, 5e-4, 1e-3)}
 DECAY = {"NEPA": 0.75, "scratch": 1.0}
 
@@ -80,7 +80,7 @@ def grid(start: str) -> list[list[str]]:
 
 
 class Runner:
-    """Runs `nextembed train` with settings, in a folder of its own; a finished one is only read."""
+    """Runs `nextembed train` with settings, each run in its own folder; finished runs are not repeated."""
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.task = args, TASKS[args.task]
@@ -125,7 +125,7 @@ class Runner:
 
 
 def validation(folder: Path) -> float:
-    """The accuracy that a run's best weights had on validation."""
+    """The validation accuracy of the best weights of a run."""
     return json.loads((folder / "best" / "score.json").read_text())["value"]
 
 
@@ -140,8 +140,8 @@ def main() -> None:
     parser.add_argument("--task", choices=list(TASKS), default="fashion_mnist")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--trials", type=int, default=5, help="so many settings of each grid (default: %(default)s)")
-    parser.add_argument("--length", type=float, default=1.0, help="times the default number of steps")
+    parser.add_argument("--trials", type=int, default=5, help="settings to try of each grid (default: %(default)s)")
+    parser.add_argument("--length", type=float, default=1.0, help="factor on the default number of steps")
     parser.add_argument("--num-validation", type=int, default=2000)
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune"))
     parser.add_argument("--output", type=Path, default=None)

@@ -1,9 +1,10 @@
-"""What each setting costs on one GPU: steps of the real loop, optimizers, copies, FSDP2 and waits for the host.
+"""Cost of each setting on one GPU: steps of the training loop, optimizers, copies, FSDP2 and host synchronisations.
 
     python benchmarks/gpu.py                         # ViT-B at 224 px, under 8 minutes
-    python benchmarks/gpu.py --tiny --steps 3        # the same table of a tiny model, on a CPU too
+    python benchmarks/gpu.py --tiny --steps 3        # the same table for a tiny model, also on a CPU
 
-A row that this machine cannot run says why. Steps are timed after warm-up, with the device waited for before and after.
+A row that cannot run on this machine gives the reason. Steps are timed after warm-up, with the device synchronised
+before and after.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from nextembed.training.loop import Loop, Source
 
 CUDA = torch.cuda.is_available()
 LIMIT = 460.0  # seconds for all rows
-WARM = 3  # steps before timing
+WARM = 3  # warm-up steps before timing
 ROWS = {
     "eager attention, fp32": ["train.attn_implementation=eager"],
     "sdpa, fp32": ["train.attn_implementation=sdpa"],
@@ -41,7 +42,7 @@ ROWS = {
 
 
 def wait() -> None:
-    """Until the device is done."""
+    """Waits until the device is idle."""
     if CUDA:
         torch.cuda.synchronize()
 
@@ -58,7 +59,7 @@ def config_of(words: list[str], tiny: bool, steps: int) -> Any:
 
 
 def train(config: Any) -> dict[str, float]:
-    """Images per second, peak memory and waits for the host in each step of the real loop."""
+    """Milliseconds per step, images per second, peak memory and host synchronisations of the training loop."""
     torch.manual_seed(0)
     backbone = config.model.build([])
     adapt(backbone, config.train)
@@ -91,7 +92,7 @@ def train(config: Any) -> dict[str, float]:
 
 
 def optimizers(tiny: bool, steps: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """AdamW's three forms on the weights of the model."""
+    """The three implementations of AdamW on the weights of the model."""
     for name, options in (
         ("fused", {"fused": True}),
         ("foreach", {"foreach": True}),
@@ -109,7 +110,7 @@ def optimizers(tiny: bool, steps: int) -> Iterator[tuple[str, Callable[[], dict[
 
 
 def copies(tiny: bool, steps: int) -> Iterator[tuple[str, Callable[[], dict[str, float]]]]:
-    """A batch of pixels to the device."""
+    """Copies of a batch of pixels to the device."""
     pixels = torch.zeros(4 if tiny else 128, 3, 224, 224)
 
     def pinned() -> dict[str, float]:
@@ -139,14 +140,14 @@ def rows(tiny: bool, steps: int) -> Iterator[tuple[str, Callable[[], dict[str, f
 
 
 def measure(tiny: bool, steps: int, limit: float = LIMIT) -> dict[str, dict[str, Any]]:
-    """Every row, printed as it is known; one that fails says why."""
+    """All rows, printed as soon as they are measured; a row that fails gives the reason."""
     found: dict[str, dict[str, Any]] = {}
     until = time.monotonic() + limit
     print(f"{'':38} {'ms':>9} {'images/s':>10} {'MiB':>9} {'waits':>6}")
     for name, call in rows(tiny, steps):
         try:
             found[name] = call() if time.monotonic() < until else {"skipped": f"{limit:.0f} s are over"}
-        except Exception as err:  # whatever a machine lacks
+        except Exception as err:  # e.g. a feature that the machine lacks
             found[name] = {"skipped": (str(err).strip().splitlines() or [type(err).__name__])[0][:120]}
         own = found[name]
         figures = [own.get(key) for key in ("ms", "images_per_second", "MiB", "waits")]
@@ -161,8 +162,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a tiny model")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds after which no row is begun")
-    parser.add_argument("--output", type=Path, help="a JSON file")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="no row is started after this many seconds")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
     found = measure(args.tiny, args.steps, args.limit)
     device = torch.cuda.get_device_name() if CUDA else f"CPU, {platform.machine()}"

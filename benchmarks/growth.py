@@ -1,12 +1,12 @@
-"""Time and memory as the work grows: latents of an image, layers, files of a folder.
+"""Scaling of time and memory with the number of latents per image, layers, and files in a folder.
 
     python benchmarks/growth.py --out benchmarks/results/growth.json --figure docs/assets/growth.png
 
-  latents   one training step of a NEPA, 192 wide with 4 layers, on 4,096 latents in images of 64 to 4,096
-  layers    the same with 1 to 64 layers on 16 images of 64 latents
-  files     the rows of a folder of JPEGs (hard links to a few), and the first of them read: 10 to 1,000,000
-Each setting runs in a process of its own. Times are CPU seconds (median of three; of one for files), memory is the
-growth of the largest resident set.
+  latents   one training step of a NEPA of width 192 with 4 layers, on 4,096 latents in images of 64 to 4,096 latents
+  layers    one training step of the same model with 1 to 64 layers, on 16 images of 64 latents
+  files     listing the rows of a folder of 10 to 1,000,000 JPEGs (hard links to a few) and reading the first row
+Each setting runs in a separate process. Times are CPU seconds (median of three; a single run for files), memory is the
+growth of the peak resident set.
 """
 
 import argparse
@@ -26,14 +26,14 @@ GRID = {
     "layers": [1, 4, 16, 64],
     "files": [10, 100, 1_000, 10_000, 100_000, 1_000_000],
 }
-LATENTS = 4096  # of a step
-LINKS = 50_000  # to one file, at most
+LATENTS = 4096  # per step
+LINKS = 50_000  # largest number of links to one file
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--figure", help="PNG of the curves")
+    parser.add_argument("--figure", help="PNG with the curves")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -64,7 +64,7 @@ def layers(num: int) -> dict[str, Any]:
 
 
 def step(side: int, num: int, layers: int, images: int) -> dict[str, Any]:
-    """CPU seconds and memory of forward, backward and update."""
+    """CPU seconds and memory of the forward pass, backward pass and update."""
     import torch
 
     from nextembed import NepaModel, NextEmbeddingSettings
@@ -103,7 +103,7 @@ def files(num: int) -> dict[str, Any]:
 
 
 def fill(folder: Path, num: int) -> None:
-    """Classes of at most 10,000 files."""
+    """Creates `num` JPEGs in class folders of at most 10,000 files."""
     from PIL import Image
 
     for number in range(num):
@@ -128,7 +128,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         for axis, key, unit in zip(axes[:, column], ("seconds", "megabytes"), ("CPU seconds", "memory, MB")):
             values = [max(row[key], 1e-3) for row in own]
             axis.loglog(sizes, values, "o-", color="#2f6fde")
-            if what != "latents":  # a step has as many latents whatever the size of its images
+            if what != "latents":  # the number of latents per step is constant
                 axis.loglog(sizes, [values[-1] * n / sizes[-1] for n in sizes], ":", color="#999999", label="linear")
             else:
                 axis.set_ylim(values[0] / 3, values[-1] * 3)

@@ -1,13 +1,13 @@
-"""Emoji to compare objectives on: trained on one drawing style, measured on another.
+"""Creates emoji data to compare objectives on: training in one drawing style, testing in another.
 
-It reads a folder of emoji tables (columns image, vendor, group; files train, validation and test) and writes train and
-validation of Noto, and test of Twemoji.
+Reads a folder of emoji tables (columns image, vendor, group; files train, validation and test). Writes Noto images as
+train and validation, and Twemoji images as test.
 
     python benchmarks/make_emoji_styles.py path/to/emoji -o emoji_styles
     nextembed compare nepa_demo data.source=emoji_styles data.label_column=group --minutes 5 --tune 3
 
-Validation is Noto's emoji that its train table lacks; the test holds all of Twemoji: known things in a style never
-seen.
+Validation contains the Noto emoji that are not in train. Test contains all Twemoji emoji, so that it measures mostly
+known emoji in an unseen style.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Makes what comes with the package for small language models: data/sample/glosses.parquet and data/sample/tokenizer/.
+"""Creates the bundled text data for small language models: data/sample/glosses.parquet and data/sample/tokenizer/.
 
     python benchmarks/make_sample_text.py TEXT_FOLDER
 
-TEXT_FOLDER: train.parquet with a column `text` of lines "lemma: gloss" (WordNet 3.0 nouns). Glosses of everyday words
-are kept: lower case, at most 100 characters, drawn with a fixed seed. The tokenizer is trained on them and on the
-names and keywords of the bundled emoji.
+TEXT_FOLDER: train.parquet with a column `text` of lines "lemma: gloss" (WordNet 3.0 nouns). Lines in lower case with at
+most 100 characters (everyday words) are sampled with a fixed seed. The tokenizer is trained on them and on the names
+and keywords of the bundled emoji.
 """
 
 import sys

@@ -1,12 +1,12 @@
-"""Makes the tables of the recipe `omni_stamps` from the stamps of Tux Paint.
+"""Creates the tables of the recipe `omni_stamps` from the stamps of Tux Paint.
 
     apt-get install tuxpaint-stamps-default
     python benchmarks/make_stamps.py /usr/share/tuxpaint/stamps .
 
-Writes stamps/ and stamps_speech/, each with train, validation and test.parquet. The stamps are GPL-2.0-or-later, and so
-are the tables. stamps: id, image (PNG, at most 128 pixels a side), caption, captions_other (es, fr, de, zh), category,
-sound, speech (English). stamps_speech: id, language, text, speech (Spanish and French). Stamps that are drawn as SVG
-are left out. The split depends on the caption alone: equal captions are in one split.
+Writes stamps/ and stamps_speech/, each with train, validation and test.parquet. The stamps, and therefore the tables,
+are licensed under GPL-2.0-or-later. stamps: id, image (PNG, at most 128 pixels per side), caption, captions_other (es,
+fr, de, zh), category, sound, speech (English). stamps_speech: id, language, text, speech (Spanish and French). SVG
+stamps are left out. The split depends only on the caption, so equal captions are in the same split.
 """
 
 import hashlib
@@ -61,7 +61,7 @@ def main(stamps: Path, out: Path) -> None:
 
 
 def read_captions(file: Path) -> dict[str, str]:
-    """By language; the first line is English, others are "es.utf8=..."."""
+    """Captions by language; the first line of a file is English, the others have the form "es.utf8=..."."""
     first, *others = file.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     pairs = (line.partition("=") for line in others)
     found = {key.partition(".")[0].partition("_")[0]: value.strip() for key, _, value in reversed(list(pairs)) if value}
@@ -83,7 +83,7 @@ def shrunk(file: Path) -> bytes:
 
 
 def sound(file: Path, ending: str) -> dict[str, Any] | None:
-    """What is heard of a stamp. A file without content stands for no sound."""
+    """The sound file of a stamp. Files of at most 1,000 bytes are placeholders and count as no sound."""
     for suffix in (".ogg", ".wav"):
         found = file.with_name(f"{file.stem}{ending}{suffix}")
         if found.is_file() and found.stat().st_size > 1000:

@@ -1,20 +1,19 @@
-"""The candle test: is a model as sure of what it has not touched as the evidence allows?
+"""The candle test: does the uncertainty of a model before touch match the evidence?
 
     python benchmarks/omni_candle.py --emoji EMOJI_FOLDER --out benchmarks/results/omni_candle.json \
         --figure docs/assets/omni_candle.png --calibration docs/assets/omni_candle_calibration.png
 
-Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density), `omni_candle_point` (a point),
-`omni_candle_flow` and `omni_candle_energy` (draws)
-with `--seeds` seeds each, where RUNS/NAME_SEED is not there yet, and measures on pictures as they were never seen:
-  known      the things trained on, in the same drawings, shifted and scaled anew
-  style      the same things as drawn by others (twemoji; EMOJI_FOLDER: Parquet with image, vendor, name)
-  unknown    things of the validation and test splits, never trained on: what can be known of them is their kind
-(a) touch    from the picture alone: weight and samples of the first touch latent on the side of the real thing,
-             beside the rate at which it is real; where the mean prediction lies between the two;
-             curves that are generated
+Trains `omni_candle` (mixture), `omni_candle_single` (one von Mises-Fisher density), `omni_candle_point` (a point
+prediction), `omni_candle_flow` and `omni_candle_energy` (both sampled) with `--seeds` seeds each, unless RUNS/NAME_SEED
+exists, and evaluates them on unseen pictures:
+  known      things in the training data, in the same drawings with new shifts and scales
+  style      the same things in another drawing style (twemoji; EMOJI_FOLDER: Parquet with image, vendor, name)
+  unknown    things of the validation and test splits, which are not in the training data
+(a) touch    from the picture alone: weight and samples of the first touch latent on the side of the real thing, against
+             the rate at which it is real; position of the mean prediction between the two; generated curves
 (b) settling the same, and "is it hot?", after 1, 2, 4 and 8 touch latents of the real thing and of a picture of it
-(c) text     "what is it?" and "is it hot?" before and after touch: exact names, probability of yes against the rate
-Intervals: the middle 95 % of 1,000 bootstrap draws over pictures, of means over seeds; sd: over seeds.
+(c) text     "what is it?" and "is it hot?" before and after touch: exact match, probability of yes against the rate
+Intervals: the middle 95 % of 1,000 bootstrap samples over pictures, of means over seeds; sd: over seeds.
 """
 
 import argparse
@@ -40,13 +39,13 @@ from nextembed.toys.candle import END, QUESTIONS, Candle, temperatures
 VARIANTS = {"mixture": "omni_candle", "single": "omni_candle_single", "point": "omni_candle_point",
             "flow": "omni_candle_flow", "energy": "omni_candle_energy"}  # fmt: skip
 TOUCHED = (0, 1, 2, 4, 8)  # latents
-PATCH = 4  # samples a latent
+PATCH = 4  # samples per latent
 KINDS = ("room", "hot", "cold")
 NUM_BANK, NEIGHBOURS, NUM_SAMPLES = 300, 5, 100
 
 
 class View(NamedTuple):
-    """A picture of a thing as it is shown. rate: how often such a thing is real; touches: by is_real, [1, samples]."""
+    """A picture of a thing. rate: probability that the thing is real; touches: series [1, samples] by is_real."""
 
     name: str
     warmth: str
@@ -60,7 +59,7 @@ class View(NamedTuple):
 
 
 def views(data: Candle, splits: list[str], num: int, first_seed: int) -> list[View]:
-    """`num` views of each thing of some splits, as training never showed them."""
+    """`num` views, not used in training, of each thing of some splits."""
     found = []
     for split in splits:
         rows = data.model_copy(update={"repeats": 1}).rows(split)  # type: ignore[arg-type]
@@ -77,7 +76,7 @@ def views(data: Candle, splits: list[str], num: int, first_seed: int) -> list[Vi
 
 
 class Bank:
-    """True touch latents of each kind at one place in a series, to say what others are like.
+    """True touch latents of each kind at one position in a series, used to classify other latents.
 
     directions [M, D]; kinds [M]: index into KINDS, 3 for begin and end latents.
     """
@@ -97,20 +96,20 @@ class Bank:
         self.centres = [F.normalize(self.directions[self.kinds == n].mean(0), dim=-1) for n in range(3)]
 
     def kind(self, x: Tensor) -> Tensor:
-        """The kind of most of the nearest true latents, [..., D] -> [...]."""
+        """The majority kind among the nearest true latents, [..., D] -> [...]; 3 if the nearest one has kind 3."""
         scores = F.normalize(x, dim=-1) @ self.directions.T
         near = self.kinds[scores.topk(NEIGHBOURS, dim=-1).indices]
         found = F.one_hot(near, 4).sum(-2).argmax(-1)
         return torch.where(self.kinds[scores.argmax(-1)] == 3, 3, found)
 
     def between(self, x: Tensor, kind: int) -> Tensor:
-        """Where a direction lies on the way from the room's mean latent (0) to that of a kind (1), by angles."""
+        """Relative position by angle of a direction between the mean latent of the room (0) and that of a kind (1)."""
         x = F.normalize(x, dim=-1)
         room, real = ((x @ self.centres[n]).clamp(-1, 1).arccos() for n in (0, kind))
         return room / (room + real)
 
     def told_apart(self) -> float:
-        """Share of true latents whose nearest others are of their kind: what the first latent tells at best."""
+        """Leave-one-out nearest-neighbour accuracy of the kind of true latents: an upper bound for predictions."""
         right = []
         scores = self.directions @ self.directions.T
         scores.fill_diagonal_(-2)
@@ -122,7 +121,7 @@ class Bank:
 
 @torch.no_grad()
 def predicted(model: Any, shown: list[View], num: int, real: bool) -> Tensor:
-    """Hidden states [N, D] from which the touch latent after `num` of them is predicted."""
+    """Hidden states [N, D] from which touch latent number `num` (from 0) is predicted."""
     documents: list[list[Any]] = [[v.picture] for v in shown]
     if num:
         for document, view in zip(documents, shown):
@@ -135,7 +134,7 @@ def predicted(model: Any, shown: list[View], num: int, real: bool) -> Tensor:
 
 @torch.no_grad()
 def side(model: Any, shown: list[View], bank: Bank, num: int, real: bool, seed: int = 0) -> dict[str, Any]:
-    """How much of the next touch latent's prediction is on the side of the real thing (hot or cold), by view."""
+    """By view: share of the prediction of the next touch latent on the side of the real thing (hot or cold)."""
     hidden = predicted(model, shown, num, real)
     wanted = torch.tensor([KINDS.index(v.warmth) for v in shown])
     if model.density_head is None:
@@ -143,7 +142,7 @@ def side(model: Any, shown: list[View], bank: Bank, num: int, real: bool, seed: 
         weights = torch.ones(len(shown), 1)
     else:
         density, mean = model.density_head(hidden), model.density_head(hidden).mean()
-        if isinstance(density, SampledDensity):  # its draws are its components
+        if isinstance(density, SampledDensity):  # its samples are used as components
             directions = density.several(NUM_SAMPLES)
             found, weights = bank.kind(directions), torch.full(directions.shape[:2], 1 / NUM_SAMPLES)
         else:
@@ -167,7 +166,7 @@ def side(model: Any, shown: list[View], bank: Bank, num: int, real: bool, seed: 
 
 @torch.no_grad()
 def explained(model: Any, banks: dict[int, Bank]) -> float:
-    """R2 of touch values as the model reads them out of true latents' directions."""
+    """R2 of the touch values that the model decodes from the directions of true latents."""
     x = torch.cat([bank.directions[bank.kinds < 3] for bank in banks.values()])
     y = torch.cat([bank.values for bank in banks.values()])
     found = model.values_of("touch", x)
@@ -175,7 +174,7 @@ def explained(model: Any, banks: dict[int, Bank]) -> float:
 
 
 def curves(model: Any, shown: list[View], num: int, seed: int) -> dict[str, Any]:
-    """Touch series generated after each picture, and what of them is hot, cold or of the room by their last samples."""
+    """Touch series generated after each picture, and the share that ends like the real thing (mean of last samples)."""
     temperature = 0.0 if model.density_head is None else 1.0
     many = 1 if model.density_head is None else num
     documents = [[view.picture] for view in shown for _ in range(many)]
@@ -189,7 +188,7 @@ def curves(model: Any, shown: list[View], num: int, seed: int) -> dict[str, Any]
 
 @torch.no_grad()
 def yes(model: Any, shown: list[View], num: int, real: bool, question: str = "hot") -> list[float]:
-    """Probability of "yes" among yes and no: of its first letter, among the first letters of the two."""
+    """Probability of "yes" against "no", computed from their first letters."""
     documents: list[list[Any]] = [[v.picture] for v in shown]
     for document, view in zip(documents, shown):
         document += [{"touch": view.touches[real][:, : num * PATCH]}] if num else []
@@ -200,7 +199,7 @@ def yes(model: Any, shown: list[View], num: int, real: bool, question: str = "ho
 
 
 def named(model: Any, shown: list[View], num: int) -> list[bool]:
-    """Whether "what is it?" is answered with the very name; touch is that of the real thing."""
+    """Whether the answer to "what is it?" is exactly the name; touch is that of the real thing."""
     documents: list[list[Any]] = [[v.picture] for v in shown]
     if num:
         for document, view in zip(documents, shown):
@@ -210,7 +209,7 @@ def named(model: Any, shown: list[View], num: int) -> list[bool]:
 
 
 def measure(model: Any, sets: dict[str, list[View]], noise: float, seed: int) -> dict[str, Any]:
-    """All that is measured of one model, by view."""
+    """All measurements of one model, by view."""
     banks = {num: Bank(model, num, noise) for num in TOUCHED if num < 8}
     found: dict[str, Any] = {
         "told_apart": {str(num): bank.told_apart() for num, bank in banks.items()},
@@ -234,7 +233,7 @@ def measure(model: Any, sets: dict[str, list[View]], noise: float, seed: int) ->
 
 
 def nearest_name(shown: list[View], known: list[View], size: int = 16) -> list[bool]:
-    """Whether the picture with the nearest pixels among the known ones has the same name."""
+    """Whether the known picture nearest in raw pixels has the same name."""
 
     def flat(many: list[View]) -> Tensor:
         small = [F.interpolate(v.picture[None].float(), (size, size), mode="area").flatten() for v in many]
@@ -244,18 +243,18 @@ def nearest_name(shown: list[View], known: list[View], size: int = 16) -> list[b
     return [known[i].name == v.name for i, v in zip(near, shown)]
 
 
-# -- from views to figures
+# -- from views to statistics
 
 
 def stats(each: np.ndarray) -> dict[str, float]:
-    """each [seeds, items] -> mean, interval over items of means over seeds, sd over seeds."""
+    """From each [seeds, items]: mean, interval over items of the means over seeds, sd over seeds."""
     found = mean_metric("", each.mean(0))
     sd = float(each.mean(1).std(ddof=1)) if len(each) > 1 else 0.0
     return {"mean": found.value, "low": float(found.low or 0), "high": float(found.high or 0), "sd": sd}
 
 
 def table(runs: list[dict[str, Any]], *path: str) -> np.ndarray:
-    """[seeds, items] of one measure."""
+    """[seeds, items]: the values of one measure."""
     found = []
     for run in runs:
         value: Any = run
@@ -270,13 +269,13 @@ def by_rate(each: np.ndarray, rates: np.ndarray) -> dict[str, Any]:
 
 
 def cross_entropy(p: np.ndarray, rate: np.ndarray) -> np.ndarray:
-    """Mean nats of saying p of what happens at a rate."""
+    """Expected cross-entropy in nats of probability p for an event with the given rate."""
     p = p.clip(1e-6, 1 - 1e-6)
     return -(rate * np.log(p) + (1 - rate) * np.log(1 - p))
 
 
 def summarise(runs: list[dict[str, Any]], name: str, shown: list[View]) -> dict[str, Any]:
-    """One variant on one set of pictures."""
+    """Results of one variant on one set of pictures."""
     warm = np.array([v.rate for v in shown if v.warmth != "room"])
     hot = np.array([v.hot_rate for v in shown])
     is_hot = np.array([v.warmth == "hot" for v in shown])
@@ -333,7 +332,7 @@ def dress(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[str, Any]) -> None:
-    """Above: curves that the mixture and the point generate for three things. Below: rates and settling."""
+    """Top: curves generated by the mixture and the point prediction for hot things. Bottom: rates and settling."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -382,7 +381,7 @@ def figure(path: str, models: dict[str, Any], shown: list[View], summary: dict[s
 
 
 def calibration(model: Any, data: Candle, num: int) -> tuple[Any, dict[str, Any]]:
-    """Calibration of all touch latents of held-out views, and of the first ones alone."""
+    """Calibration on held-out views: of all touch latents, and of the first touch latents only."""
     from calibration import calibrate, join, score_positions
 
     parts: dict[str, list[Any]] = {"all": [], "first": []}
@@ -410,8 +409,8 @@ def calibration(model: Any, data: Candle, num: int) -> tuple[Any, dict[str, Any]
 
 @torch.no_grad()
 def sampled_calibration(model: Any, data: Candle, num: int) -> dict[str, Any]:
-    """Of densities without a formula, over touch latents of new views: the cosine that the mean is expected to have and
-    the one it has; how often what came is nearer to the mean than half, and than all but a tenth, of the draws."""
+    """Calibration of densities that can only be sampled, over touch latents of new views: expected and actual cosine of
+    the mean, and coverage of the 50 and 90 % regions around the mean, estimated from samples."""
     kind = 2 + model.processor.names.index("touch")
     rows = data.model_copy(update={"repeats": 1}).rows("train")
     found: dict[str, list[Tensor]] = {"expected_cosine": [], "cosine": [], "region_50": [], "region_90": []}
@@ -425,7 +424,7 @@ def sampled_calibration(model: Any, data: Candle, num: int) -> dict[str, Any]:
         density = model.density_head(model.encode(latents).last[:, :-1][own])
         mean, truth = density.mean(), F.normalize(latents.z[:, 1:][own], dim=-1)
         draws = (density.several(NUM_SAMPLES) * mean[:, None]).sum(-1)
-        nearer = ((truth * mean).sum(-1)[:, None] < draws).float().mean(1)  # share of draws nearer than what came
+        nearer = ((truth * mean).sum(-1)[:, None] < draws).float().mean(1)  # share of samples nearer than the truth
         found["expected_cosine"].append(density.expected_cosine())
         found["cosine"].append((truth * mean).sum(-1))
         found["region_50"].append((nearer <= 0.5).float())
@@ -443,13 +442,13 @@ def trained(variant: str, seed: int, folder: Path, overrides: list[str]) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--emoji", help="Parquet with the other drawing style")
+    parser.add_argument("--emoji", help="Parquet folder with the other drawing style")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--views", type=int, default=2, help="of each picture")
-    parser.add_argument("--figure", help="PNG")
-    parser.add_argument("--calibration", help="PNG")
+    parser.add_argument("--views", type=int, default=2, help="views per thing")
+    parser.add_argument("--figure", help="PNG with curves and rates")
+    parser.add_argument("--calibration", help="PNG with the calibration plot")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the recipes")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()

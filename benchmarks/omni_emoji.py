@@ -1,23 +1,23 @@
-"""What the Omni of the recipe `omni_emoji` knows of emoji: captions for images, images for captions, both made anew.
+"""Scores of the Omni of the recipe `omni_emoji` on emoji: retrieval of captions and images, and generation of both.
 
     nextembed train omni_emoji
     python benchmarks/omni_emoji.py EMOJI_FOLDER --sheets docs/assets --out benchmarks/results/omni_emoji.json
 
 EMOJI_FOLDER: train, validation and test Parquet files with image, vendor, hexcode, name, group (noto and twemoji). The
 model is trained on the bundled Noto drawings of the train split. Sets of emoji:
-  known_noto      drawings that it was trained on
-  heldout_noto    emoji of the test split, in the style trained on
-  known_twemoji, heldout_twemoji   the same emoji in a style never seen
-On each: the right caption of 100 for an image and the right image of 100 for a caption (chance 1 %), by
+  known_noto      drawings in the training data
+  heldout_noto    emoji of the test split, in the training style
+  known_twemoji, heldout_twemoji   the same emoji in an unseen style
+Retrieval (top-1 among 100 candidates, chance 1 %) of the caption for an image and of the image for a caption, by
   likelihood          `model.score(context, candidates)`
-  against_nothing     the same, less what each candidate scores with nothing before it
-  against_others      the same, less what each candidate scores in the mean after the other queries
-  the_other_way       how well the context continues after each candidate: Bayes' rule with all candidates alike
-Each query meets every choice of 99 other emoji of its set, so its figure is a share. Then captions that the model
-writes (exact name, CIDEr) and pictures that it paints: is the nearest of 100 pictures the one asked for, and how sharp
-are they (gradient energy in units of the real pictures')?
-Baseline: an image is taken for the training picture nearest in raw pixels, and captions are compared with that
-picture's name by their words. Intervals: the middle 95 % of 1,000 bootstrap draws over items.
+  against_nothing     the same minus the score of the candidate without a context
+  against_others      the same minus the mean score of the candidate after the other queries
+  the_other_way       score of the context after the candidate (Bayes' rule with a uniform prior over candidates)
+The accuracy of a query is averaged over all choices of 99 other emoji of its set, so it is a share. Generated captions
+are scored by exact match and CIDEr; generated images by retrieval (is the target the nearest of 100 real images?) and
+by sharpness (gradient energy relative to that of the real images).
+Baseline: candidates are ranked by the word overlap of their captions with the name of the training image nearest in
+raw pixels. Intervals: the middle 95 % of 1,000 bootstrap samples over items.
 """
 
 import argparse
@@ -50,11 +50,11 @@ SETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("emoji")
-    parser.add_argument("--model", default="runs/omni_emoji", help="a run, or a model folder in it")
-    parser.add_argument("--items", type=int, default=150, help="emoji of each set, at most (default: %(default)s)")
+    parser.add_argument("--model", default="runs/omni_emoji", help="a run or a model folder")
+    parser.add_argument("--items", type=int, default=150, help="at most so many emoji per set (default: %(default)s)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
-    parser.add_argument("--quick", action="store_true", help="score no images, which takes nine tenths of the time")
-    parser.add_argument("--sheets", help="folder for omni_SET.png: pictures and captions that the model makes")
+    parser.add_argument("--quick", action="store_true", help="do not score images (saves 90 %% of the time)")
+    parser.add_argument("--sheets", help="folder for omni_SET.png with generated images and captions")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     started = time.monotonic()
@@ -74,21 +74,21 @@ def main() -> None:
         if args.sheets:
             sheet(rows, written, painted, Path(args.sheets) / f"omni_{name}.png")
         result["minutes"] = round((time.monotonic() - started) / 60, 1)
-        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")  # after each: what is done is kept
+        Path(args.out).write_text(json.dumps(result, indent=1) + "\n")  # after each set, in case of interruption
         print(name, json.dumps(found, indent=1), flush=True)
 
 
 def some(rows: list[dict[str, Any]], num: int) -> list[dict[str, Any]]:
-    """At most `num`, drawn with a fixed seed, each name once."""
+    """At most `num` rows with distinct names, sampled with a fixed seed."""
     rows = list({row["name"]: row for row in rows}.values())
     return [rows[i] for i in sorted(np.random.default_rng(0).permutation(len(rows))[:num])]
 
 
-# -- choosing
+# -- retrieval
 
 
 def retrieval(model: Any, rows: list[dict[str, Any]], trained: list[dict[str, Any]], quick: bool) -> dict[str, Any]:
-    """Right choices, both ways. quick: by the scores of captions alone."""
+    """Retrieval scores in both directions. quick: uses only the scores of captions."""
     names = [f"{row['name']}." for row in rows]
     images = [row["image"] for row in rows]
     near = nearest_named(rows, trained)
@@ -107,7 +107,7 @@ def matrix(model: Any, contexts: list[list[Any]], candidates: list[Any]) -> Tens
 
 
 def ways(scores: Tensor | None, nothing: Tensor, other: Tensor | None) -> dict[str, Any]:
-    """Figures by what the choice is made from; scores, other [N, N]: query by candidate; nothing [N]."""
+    """Retrieval metrics by scoring method; scores, other [N, N]: query by candidate; nothing [N]."""
     found = {} if scores is None else {"likelihood": scores, "against_nothing": scores - nothing.cpu()}
     if scores is not None and len(scores) > 1:
         others = (scores.sum(0) - scores) / (len(scores) - 1)
@@ -117,13 +117,13 @@ def ways(scores: Tensor | None, nothing: Tensor, other: Tensor | None) -> dict[s
 
 
 def chosen(scores: Tensor, num: int = CANDIDATES) -> dict[str, Any]:
-    """How often the right one, on the diagonal of scores [N, N], beats num - 1 others: over all choices of these.
+    """Top-1 accuracy of the diagonal of scores [N, N] against num - 1 other candidates, averaged over their choices.
 
-    Of equal scores one is drawn.
+    Ties are broken at random.
     """
     noise = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ranked = np.lexsort((noise.numpy(), scores.double().numpy()), axis=1)[:, ::-1]
-    better = (ranked == np.arange(len(scores))[:, None]).argmax(1)  # how many are before the right one
+    better = (ranked == np.arange(len(scores))[:, None]).argmax(1)  # number of candidates ranked above the target
     others, num = len(scores) - 1, min(num, len(scores))
     share = [math.comb(others - int(b), num - 1) / math.comb(others, num - 1) for b in better]
     found = mean_metric("top1", np.array(share), scale=100)
@@ -132,8 +132,8 @@ def chosen(scores: Tensor, num: int = CANDIDATES) -> dict[str, Any]:
 
 
 def nearest_named(rows: list[dict[str, Any]], trained: list[dict[str, Any]]) -> Tensor:
-    """[image, caption]: share of words that a caption has in common with the name of the training picture nearest in
-    raw pixels to an image."""
+    """[image, caption]: word overlap of the caption with the name of the training image nearest to the image in raw
+    pixels."""
     near = torch.cdist(pixels_of(rows), pixels_of(trained)).argmin(1).tolist()
     found = [[overlap(trained[i]["name"], row["name"]) for row in rows] for i in near]
     return torch.tensor(found)
@@ -144,11 +144,11 @@ def overlap(a: str, b: str) -> float:
     return len(one & other) / max(1, len(one | other))
 
 
-# -- making
+# -- generation
 
 
 def captions(model: Any, rows: list[dict[str, Any]], size: int = 50) -> list[str]:
-    """What the model writes after each picture."""
+    """The caption generated for each image."""
     made = []
     for start in range(0, len(rows), size):
         documents = [[row["image"]] for row in rows[start : start + size]]
@@ -157,7 +157,7 @@ def captions(model: Any, rows: list[dict[str, Any]], size: int = 50) -> list[str
 
 
 def paintings(model: Any, rows: list[dict[str, Any]], size: int = 50) -> list[Any]:
-    """Pictures that the model paints of names."""
+    """The image generated for each name."""
     made = []
     for start in range(0, len(rows), size):
         documents = [[f"{row['name']}:"] for row in rows[start : start + size]]
@@ -170,13 +170,13 @@ def pixels(images: list[Any]) -> Tensor:
 
 
 def energy(flat: Tensor) -> Tensor:
-    """Mean gradient energy of pictures [N, H W 3]."""
+    """Mean gradient energy of images [N, H W 3]."""
     side = math.isqrt(flat.shape[1] // 3)
     return sharpness(flat.view(-1, side, side, 3).permute(0, 3, 1, 2)).mean()
 
 
 def sheet(rows: list[dict[str, Any]], written: list[str], painted: list[Any], file: Path, num: int = 24) -> None:
-    """The first `num` emoji as a PNG: the picture, what the model paints of its name, its name, what is written."""
+    """Writes a PNG of the first `num` emoji: image, image generated from the name, name, generated caption."""
     columns = 4
     figure, axes = plt.subplots(-(-num // columns), columns, figsize=(12, 1.35 * (-(-num // columns))), dpi=80)
     for place in axes.flat:

@@ -1,17 +1,17 @@
-"""Sensor series: what next-latent pretraining gives a frozen probe, and a model that writes classes; beside raw series.
+"""Sensor series: benefit of next-latent pretraining for frozen probes and generated classes, with raw baselines.
 
     python benchmarks/omni_series.py SERIES_FOLDER --out benchmarks/results/omni_series.json
 
 SERIES_FOLDER: folders BasicMotions and JapaneseVowels of train.parquet and test.parquet (columns series, label), as in
 the UEA archive. For each seed and data set `omni_series` is trained on the train split without labels, then
-`omni_series_classes` from it and from nothing. Test accuracy of
+`omni_series_classes` from it and from scratch. Test accuracy of
   probe      logistic regression on frozen features; layer, pooling and strength are chosen by cross-validation on train
-  untrained  the same on the network as it is drawn
-  written    the class with the best score() behind the series: pretrained first, and from scratch at the same steps
-  raw        logistic regression on resampled values, and on mean and deviation of each channel (strength by
+  untrained  the same on the network at initialisation
+  written    the class with the best score() after the series: pretrained, and from scratch with the same steps
+  raw        logistic regression on resampled values, and on mean and standard deviation of each channel (strength by
              cross-validation); nearest neighbour by Euclidean distance of resampled values, and by dynamic time warping
-Channels are scaled by the train split's deviation everywhere, and for Omni centred. Intervals: the middle 95 % of 1,000
-bootstrap draws over test items, of means over seeds; sd: over seeds.
+Channels are always scaled by the standard deviation of the train split; for Omni they are also centred. Intervals: the
+middle 95 % of 1,000 bootstrap samples over test items, of means over seeds; sd: over seeds.
 """
 
 import argparse
@@ -42,7 +42,7 @@ POOLINGS = ("mean", "last", "mean+std")
 
 
 def read(folder: Path) -> dict[str, tuple[list[np.ndarray], np.ndarray, list[str]]]:
-    """Series [C, T] and class numbers of each split, and the names of classes."""
+    """By split: series [C, T], class indices, and the names of the classes."""
     found = {}
     for split in ("train", "test"):
         part = Records(source=str(folder), pieces={"series": "series", "label": "text"}, layouts={"series label": 1})
@@ -58,7 +58,7 @@ def read(folder: Path) -> dict[str, tuple[list[np.ndarray], np.ndarray, list[str
 
 
 def resampled(series: list[np.ndarray], scale: np.ndarray, num: int) -> np.ndarray:
-    """[N, C * num]: each channel at `num` places, linearly between samples."""
+    """[N, C * num]: each channel linearly interpolated at `num` points."""
     rows = []
     for one in series:
         at = np.linspace(0, one.shape[1] - 1, num)
@@ -67,7 +67,7 @@ def resampled(series: list[np.ndarray], scale: np.ndarray, num: int) -> np.ndarr
 
 
 def moments(series: list[np.ndarray], scale: np.ndarray) -> np.ndarray:
-    """[N, 2 * C]: mean and deviation of each channel."""
+    """[N, 2 * C]: mean and standard deviation of each channel."""
     return np.stack([np.concatenate(((one / scale).mean(1), (one / scale).std(1))) for one in series])
 
 
@@ -81,7 +81,7 @@ def cross_validated(x: np.ndarray, y: np.ndarray, strength: float) -> float:
 
 
 def logistic(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Whether each test item is right, with the strength that cross-validates best on train."""
+    """Correctness of each test item, with the strength chosen by cross-validation on train."""
     scores = {c: cross_validated(x["train"], y["train"], c) for c in STRENGTHS}
     best = max(scores, key=lambda c: scores[c])
     right = classifier(best).fit(x["train"], y["train"]).predict(x["test"]) == y["test"]
@@ -94,8 +94,8 @@ def nearest(x: dict[str, np.ndarray], y: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def warped(test: np.ndarray, train: list[np.ndarray]) -> np.ndarray:
-    """Dynamic time warping distance, all channels together, of one series to many: [N]. Source: Sakoe and Chiba 1978,
-    without a window."""
+    """Dynamic time warping distance (over all channels jointly) of one series to many: [N]. Source: Sakoe and Chiba
+    1978, without a window."""
     longest = max(one.shape[1] for one in train)
     others = np.stack([np.pad(one, ((0, 0), (0, longest - one.shape[1]))) for one in train])  # [N, C, L]
     cost = ((test[None, :, :, None] - others[:, :, None, :]) ** 2).sum(1)  # [N, T, L]
@@ -137,7 +137,7 @@ def features(model: Any, series: list[np.ndarray]) -> dict[tuple[int, str], np.n
 
 
 def probe(model: Any, x: dict[str, list[np.ndarray]], y: dict[str, np.ndarray]) -> dict[str, Any]:
-    """A linear probe at the layer, pooling and strength that cross-validate best on train."""
+    """A linear probe with layer, pooling and strength chosen by cross-validation on train."""
     own = {split: features(model, x[split]) for split in x}
     tried = {
         (key, c): cross_validated(own["train"][key], y["train"], c) for key in own["train"] for c in STRENGTHS[1:3]
@@ -148,7 +148,7 @@ def probe(model: Any, x: dict[str, list[np.ndarray]], y: dict[str, np.ndarray]) 
 
 
 def written(model: Any, series: list[np.ndarray], classes: list[str]) -> np.ndarray:
-    """The class whose name scores best after each series."""
+    """The class whose name has the best score after each series."""
     candidates = [f"{name}." for name in classes]
     return np.array([int(model.score([{"series": one}], candidates).argmax()) for one in series])
 
@@ -212,7 +212,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def stats(right: np.ndarray) -> dict[str, float]:
-    """right [seeds, items] -> accuracy in %, interval over items, sd over seeds."""
+    """From right [seeds, items]: accuracy in %, interval over items, sd over seeds."""
     metric = mean_metric("", right.astype(float).mean(0), scale=100)
     sd = float(100 * right.mean(1).std(ddof=1)) if len(right) > 1 else 0.0
     return {"accuracy": metric.value, "low": float(metric.low or 0), "high": float(metric.high or 0), "sd": sd}

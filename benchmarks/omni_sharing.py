@@ -1,21 +1,21 @@
-"""One model on everything beside one model per modality, at equal compute: what is gained and lost by sharing.
+"""One model for all modalities against one model per modality at equal compute: the effect of sharing.
 
     python benchmarks/omni_sharing.py DATA_FOLDER --out benchmarks/results/omni_sharing.json \\
         --figure docs/assets/omni_sharing.png
 
 DATA_FOLDER: emoji (image, group), stamps_speech (speech, language), video (video, group), series/JapaneseVowels
-(series, label) as Parquet; texts are the bundled ones, as bytes. Documents hold one segment, so nothing but the
+(series, label) as Parquet; texts are the bundled ones, as bytes. Each document has one segment, so only the
 transformer is shared. Per seed:
-  alone    five models, each trained for `--steps` on its modality
-  shared   one model of the same transformer, trained for 5 x `--steps` on all, as many positions of each
-  untrained  the network as it is drawn
-The same settings for all; none were tuned. On rows that were not trained on, of frozen models:
-  bits       of a byte of text
-  next       R2 of the next patch's values (pixels, mel levels, samples), by ridge regression from the hidden state
-             before it; `last` is the same from the current patch's values instead: what needs no model
-  class      accuracy of a linear probe (group, language, speaker) on mean and deviation over latents, layer and
-             strength by cross-validation on train
-A model that is there is not trained again, so the script can be stopped.
+  alone      five models, each trained for `--steps` on its modality
+  shared     one model with the same transformer, trained for 5 x `--steps` on all, with as many positions of each
+  untrained  the network at initialisation
+All use the same settings, without tuning. Metrics of the frozen models on held-out rows:
+  bits       bits per byte of text
+  next       R2 of the values of the next patch (pixels, mel levels, samples), by ridge regression from the hidden state
+             before it; `last` is the same from the values of the current patch, a baseline without a model
+  class      accuracy of a linear probe (group, language, speaker) on mean and standard deviation over latents; layer
+             and strength are chosen by cross-validation on train
+Existing models are not trained again, so an interrupted benchmark can be continued.
 """
 
 import argparse
@@ -55,22 +55,22 @@ BOUNDARY: dict[str, Any] = {
     "video": {"image_size": 32, "patch_size": 8, "tube_size": 4},
     "series": {"channels": 12, "patch_size": 2},
 }
-# Folder, column, class; splits that count as not trained on.
+# Folder, column, class column, held-out splits.
 TABLES = {
     "image": ("emoji", "image", "group", ("validation", "test")),
     "audio": ("stamps_speech", "speech", "language", ("validation",)),
     "video": ("video", "video", "group", ("validation", "test")),
     "series": ("series/JapaneseVowels", "series", "label", ("test",)),
 }
-LENGTHS = {"text": 85, "image": 17, "audio": 20, "video": 65, "series": 9}  # positions a document, about
-NUM = 1200  # rows that probes are fitted on, at most
+LENGTHS = {"text": 85, "image": 17, "audio": 20, "video": 65, "series": 9}  # approximate positions per document
+NUM = 1200  # largest number of rows that probes are fitted on
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=120, help="of each modality (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=120, help="steps per modality (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -107,7 +107,7 @@ def source(folder: Path, name: str) -> Any:
 
 
 def scaled(folder: Path) -> dict[str, Any]:
-    """The boundary, with mean and deviation of the channels of series."""
+    """The modality settings with mean and standard deviation of the channels of series."""
     part = source(folder, "series")
     values = np.concatenate([d["segments"][0]["value"].numpy() for d in part.documents("train")], axis=1)
     own = {"offset": values.mean(1).round(4).tolist(), "scale": values.std(1).round(4).tolist()}
@@ -149,7 +149,7 @@ def trained(args: argparse.Namespace, boundary: dict[str, Any], names: list[str]
 
 
 def segments(folder: Path, name: str) -> dict[str, tuple[list[Any], list[str]]]:
-    """Values and classes of rows trained on ("train") and not ("test")."""
+    """Values and classes of training rows ("train") and held-out rows ("test")."""
     part = source(folder, name)
     if name == "text":
         return {"test": ([d["segments"][0]["value"] for d in part.documents("validation", NUM)], [])}
@@ -166,7 +166,7 @@ def segments(folder: Path, name: str) -> dict[str, tuple[list[Any], list[str]]]:
 
 @torch.no_grad()
 def measured(model: Any, name: str, documents: dict[str, tuple[list[Any], list[str]]]) -> dict[str, Any]:
-    """Figures, and by item what they are means of."""
+    """Metrics, and under "items" the values per item of those that are means."""
     if name == "text":
         items = bits(model, documents["test"][0])
         return {"bits": float(items.mean()), "items": {"bits": items.tolist()}}
@@ -179,7 +179,7 @@ def measured(model: Any, name: str, documents: dict[str, tuple[list[Any], list[s
 
 
 def bits(model: Any, texts: list[str]) -> np.ndarray:
-    """Mean bits a byte of each text."""
+    """Mean bits per byte of each text."""
     found = []
     for text in texts:
         inputs = model.processor([[text]], end=False)
@@ -191,8 +191,8 @@ def bits(model: Any, texts: list[str]) -> np.ndarray:
 
 
 def hidden(model: Any, name: str, values: list[Any], size: int = 32) -> tuple[list[tuple[Any, ...]], Any]:
-    """Of each document (last hidden states, values now, values next) of latents but its last; and pooled layers
-    [N, layers, 2 * D]: mean and deviation over latents."""
+    """Per document (last hidden states, current values, next values) of all latents but the last; and pooled layers
+    [N, layers, 2 * D]: mean and standard deviation over latents."""
     pairs, pooled = [], []
     number = 2 + model.processor.names.index(name)
     for start in range(0, len(values), size):
@@ -208,7 +208,7 @@ def hidden(model: Any, name: str, values: list[Any], size: int = 32) -> tuple[li
 
 
 def probe(x: dict[str, np.ndarray], y: dict[str, list[str]]) -> np.ndarray:
-    """Whether each test item is right, by the layer and strength that cross-validate best on train."""
+    """Correctness of each test item, with layer and strength chosen by cross-validation on train."""
 
     def classifier(strength: float) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=200))
@@ -220,17 +220,17 @@ def probe(x: dict[str, np.ndarray], y: dict[str, list[str]]) -> np.ndarray:
 
 
 def foreseen(pairs: dict[str, list[np.ndarray]], number: int) -> float:
-    """R2 of the next values on test documents, from column `number`: over all values together."""
+    """R2 of the next values on test documents, predicted from column `number`, over all values jointly."""
     (x, y), (tx, ty) = ((pairs[split][number], pairs[split][2]) for split in ("train", "test"))
     model = make_pipeline(StandardScaler(), Ridge(alpha=1e-3 * len(x))).fit(x, y)
     return float(1 - ((model.predict(tx) - ty) ** 2).sum() / ((ty - y.mean(0)) ** 2).sum())
 
 
-# -- what is written down
+# -- output
 
 
 def summary(rows: list[dict[str, Any]], documents: Any) -> dict[str, Any]:
-    """Means over seeds with deviation, the interval over items, and of shared - alone, too."""
+    """Mean and standard deviation over seeds, and the difference shared - alone with its interval over items."""
     found: dict[str, Any] = {}
     for name in dict.fromkeys(row["modality"] for row in rows):
         own: dict[str, Any] = {}
@@ -261,19 +261,19 @@ def save(args: argparse.Namespace, rows: list[dict[str, Any]], documents: Any, s
 
 
 def draw(found: dict[str, Any], file: Path) -> None:
-    """Bars of class accuracy and of what is foreseen, alone beside shared; bits of text."""
+    """Bar charts by arm: class accuracy, R2 of the next values, bits per byte of text."""
     names = [name for name in found if name != "text"]
     figure, axes = plt.subplots(1, 3, figsize=(10, 3), gridspec_kw={"width_ratios": [4, 4, 1]}, layout="constrained")
     panels = (
         ("class", names, "linear probe, %"),
         ("next", names, "next values, R²"),
-        ("bits", ["text"], "bits a byte"),
+        ("bits", ["text"], "bits per byte"),
     )
     colours = {"untrained": "#bbbbbb", "alone": "#4477aa", "shared": "#ee6677"}
     for place, (key, which, title) in zip(axes, panels):
         for number, (arm, colour) in enumerate(colours.items()):
             if key == "bits" and arm == "untrained":
-                continue  # it is off the scale
+                continue  # off the scale
             bars = [found[name][arm][key] for name in which]
             place.bar(np.arange(len(which)) + 0.27 * (number - 1), [b["mean"] for b in bars], 0.25, color=colour,
                       yerr=[b["sd"] for b in bars], label=arm)  # fmt: skip

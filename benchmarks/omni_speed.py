@@ -1,17 +1,17 @@
-"""How an Omni spends its time: padding in packed batches, latents from the cache, training on mixed documents.
+"""Speed of an Omni: padding in packed batches, generation with a cache, training on mixed documents.
 
     python benchmarks/omni_speed.py DATA_FOLDER
 
-DATA_FOLDER: with speech/ (audio, text) and series/BasicMotions/ (series, label); emoji come with the package. All
-models have the transformer of the recipe `omni_emoji` with new weights, where nothing else is said. Measured:
-  packing      share of positions that are padding, over documents of images, text, sound and series mixed
-  position     one more latent behind 1,000 against behind 50
-  cache        512 latents, one after the other, against a whole forward pass over all so far for each; and one latent
-               at the end of that length; also for a transformer 512 wide with 8 layers
-  training     positions a second (padding left out) on mixed documents against images alone, packed alike, and against
+DATA_FOLDER: with speech/ (audio, text) and series/BasicMotions/ (series, label); emoji come with the package. Unless
+noted otherwise, models have the transformer of the recipe `omni_emoji` with random weights. Measured:
+  packing      share of padding positions, for documents with images, text, sound and series
+  position     generation of one latent after 1,000 latents against after 50
+  cache        generation of 512 latents against one full forward pass per latent over the sequence so far, and of one
+               latent at that length; also for a transformer of width 512 with 8 layers
+  training     positions per second (without padding) on mixed documents against images only, both packed, and against
                NEPA, which reads images unpacked
-Seconds are CPU time of this process on one thread, so that other processes matter little; what is compared takes turns,
-and medians over rounds count.
+Seconds are CPU time of this process on one thread, so that other processes have little effect. Compared variants run in
+turn; medians over rounds are reported.
 """
 
 import argparse
@@ -50,9 +50,9 @@ GROWN = 512
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--rounds", type=int, default=5, help="times each is run (default: %(default)s)")
-    parser.add_argument("--batches", type=int, default=100, help="packed, to count padding (default: %(default)s)")
-    parser.add_argument("--parts", nargs="+", help="measure only these anew: packing, generation, ...; others are kept")
+    parser.add_argument("--rounds", type=int, default=5, help="how often each is run (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=100, help="packed batches for padding (default: %(default)s)")
+    parser.add_argument("--parts", nargs="+", help="measure only these: packing, generation, ...; others are kept")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "omni_speed.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,14 +79,14 @@ def main() -> None:
 
 
 def spent(call: Callable[[], object]) -> float:
-    """CPU seconds."""
+    """CPU seconds of a call."""
     begin = time.process_time()
     call()
     return time.process_time() - begin
 
 
 def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each; one round before to warm up."""
+    """Median CPU seconds of each, after one warm-up round."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -129,12 +129,12 @@ def packing(folder: Path, num: int) -> dict[str, Any]:
 
 
 def rollout_after(model: Any, processor: Any, length: int) -> Rollout:
-    """Documents of text whose next latent is number `length` + 1."""
+    """A rollout over a text document of `length` latents."""
     return Rollout(model, processor([["a" * (length - 1)]]))
 
 
 def feed(model: Any, rollout: Rollout, num: int) -> None:
-    """As `generation.write` does, but for choosing: what is fed back is always the same."""
+    """Like `generation.write`, but without a choice: the same latent is always fed back."""
     z = model.model.modality("text").table.weight[:1]
     for _ in range(num):
         places = torch.zeros(1, 3)
@@ -145,7 +145,7 @@ def feed(model: Any, rollout: Rollout, num: int) -> None:
 @torch.no_grad()
 def generation(sizes: dict[str, Any], rounds: int, num: int = 20, stride: int = 64) -> dict[str, Any]:
     torch.manual_seed(0)
-    parts = OmniParts(modalities={"text": {}}, **sizes)  # of bytes: one latent a letter
+    parts = OmniParts(modalities={"text": {}}, **sizes)  # byte level: one latent per letter
     model, processor = parts.build().eval(), parts.processor()
     seconds: dict[str, list[float]] = {"behind_50": [], "behind_1000": []}
     for number in range(rounds + 1):
@@ -171,7 +171,7 @@ def generation(sizes: dict[str, Any], rounds: int, num: int = 20, stride: int = 
         ends.append(spent(lambda rollout=rollout: feed(model, rollout, num)) / num)
     passes = [statistics.median(values) for values in found.values()]
     grown, at_end, end = statistics.median(cached), statistics.median(ends), passes[-1]
-    recomputed = stride * (sum(passes) - passes[-1] / 2)  # trapezes, from about nothing
+    recomputed = stride * (sum(passes) - passes[-1] / 2)  # trapezoidal rule, starting from about 0
     return {
         "seconds_a_latent": each,
         "behind_1000_over_50": each["behind_1000"] / each["behind_50"],
@@ -186,7 +186,7 @@ def generation(sizes: dict[str, Any], rounds: int, num: int = 20, stride: int = 
 
 
 class Step:
-    """One model with a few batches, which take turns."""
+    """A training step of one model, with a few batches that are used in turn."""
 
     def __init__(self, model: torch.nn.Module, objective: NextEmbeddingSettings, batches: list[Any]):
         self.whole = PretrainingModel(model, objective.build(model)).train()  # type: ignore[arg-type]

@@ -1,13 +1,13 @@
-"""Retrieval in all directions between what a run's rows hold: image, text, sound, speech.
+"""Retrieval in all directions between the pieces of a run's rows: image, text, sound, speech.
 
     nextembed train omni_stamps
     python benchmarks/omni_stamps.py runs/omni_stamps --splits validation train \
         --out benchmarks/results/omni_stamps.json
 
-For any run of an Omni on data of kind `records` (or a mixture of them): for every two pieces of its rows the right one
-of at most 100 given the other, by the three ways of benchmarks/omni_emoji.py, on rows of the split that have both.
-Where rows are few, so are the candidates: `chance` says what guessing would give. Of rows with the same text one is
-kept. Intervals: the middle 95 % of 1,000 bootstrap draws over items.
+For any run of an Omni on data of kind `records` (or a mixture of them): for each pair of pieces, one is retrieved among
+at most 100 candidates given the other, by the scoring methods of benchmarks/omni_emoji.py, on rows of the split that
+have both. With few rows there are fewer candidates; `chance` is the accuracy of guessing. Of rows with the same text
+only one is used. Intervals: the middle 95 % of 1,000 bootstrap samples over items.
 """
 
 import argparse
@@ -28,21 +28,21 @@ from nextembed.inference.generate import load_omni
 from nextembed.toys import kinds  # noqa: F401  registers the kinds of data
 from omni_emoji import CANDIDATES, matrix, ways
 
-FEWEST = 5  # rows; of fewer nothing can be said
+FEWEST = 5  # rows; fewer are not evaluated
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--splits", nargs="+", default=["validation"], help="train, validation, test")
-    parser.add_argument("--items", type=int, default=CANDIDATES, help="rows of each pair (default: %(default)s)")
+    parser.add_argument("--items", type=int, default=CANDIDATES, help="rows per pair (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     started = time.monotonic()
     model = load_omni(args.run)
     folder = run_folder(args.run)
     if folder is None:
-        raise SystemExit(f"{args.run} is no run: its data are needed")
+        raise SystemExit(f"{args.run} is not a run; the data settings of a run are needed")
     data: Any = DATA.parse(read_config(folder)["data"])
     sources = [part for part in getattr(data, "sources", [data]) if isinstance(part, Records)]
     result: dict[str, Any] = {"model": str(args.run), "parameters": model.num_parameters(), "splits": {}}
@@ -50,7 +50,7 @@ def main() -> None:
         name = split if len(sources) == 1 else f"{split}/{number}"
         result["splits"][name] = {"source": source.source, **directions(model, source, split, args.items)}
         result["minutes"] = round((time.monotonic() - started) / 60, 1)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")  # after each: what is done is kept
+        args.out.write_text(json.dumps(result, indent=1) + "\n")  # after each split, in case of interruption
         print(name, json.dumps(result["splits"][name], indent=1), flush=True)
 
 
@@ -73,7 +73,7 @@ def directions(model: Any, source: Records, split: Any, num: int) -> dict[str, A
 
 
 def read_pairs(source: Records, rows: Any, a: str, b: str, num: int) -> list[tuple[Any, Any]]:
-    """Both pieces of at most `num` rows, drawn with a fixed seed; every text once."""
+    """Both pieces of at most `num` rows, sampled with a fixed seed; each text occurs once."""
     pairs, seen = [], set()
     for i in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist():
         row = rows[i]

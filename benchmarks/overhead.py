@@ -1,11 +1,11 @@
-"""Which share of a run's time goes into diagnostics, logs, probes and checkpoints.
+"""Share of a run's time that diagnostics, logs, probes and checkpoints take.
 
     python benchmarks/overhead.py --out benchmarks/results/overhead.json
 
-Trains recipes for a few steps and takes the median cost of each of these; the share is that cost, once in as many steps
-as in the whole recipe. Times are CPU seconds of the process, in which waiting for the disk is not contained.
-Diagnostics: a step that has them minus the median step that has none. The final probe sweep, which is part of the
-evaluation, is not counted; the quick probes while it trains are.
+Trains recipes for a few steps and measures the median cost of each of these; the share is that cost divided by the cost
+of the training steps between two of them in the full recipe. Times are CPU seconds of the process, which exclude
+waiting for the disk. Diagnostics: a step with diagnostics minus the median step without. The quick probes during
+training are included; the final probe sweep, which is part of the evaluation, is not.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def shares(name: str, steps: int) -> dict[str, Any]:
-    """CPU milliseconds of each part, and percent of the training steps of the whole recipe."""
+    """CPU milliseconds of each part, and percentage of the training steps of the full recipe."""
     whole = recipes.load(name).train
     every = {"log": whole.log_steps, "diagnostics": whole.log_steps, "checkpoint": whole.save_steps}
     if whole.probe_steps:
@@ -61,7 +61,7 @@ def shares(name: str, steps: int) -> dict[str, Any]:
     spent["diagnostics"] = [one - step for one in watched]
     found: dict[str, Any] = {"step_ms": 1e3 * step}
     for part, times in spent.items():
-        cost = statistics.median(times[1:] or times)  # the first of its kind loads what it needs
+        cost = statistics.median(times[1:] or times)  # the first call includes one-time loading
         found[part] = {"ms": 1e3 * cost, "every": every[part], "percent": 100 * cost / every[part] / step}
     found["percent"] = sum(found[part]["percent"] for part in spent)
     return rounded(found)
@@ -75,7 +75,7 @@ def rounded(found: Any) -> Any:
 
 @contextlib.contextmanager
 def timed(spent: dict[str, list[float]]) -> Iterator[None]:
-    """CPU seconds of each call of the parts of training, while the block runs."""
+    """Records the CPU seconds of each call of the parts of training while the block runs."""
     methods = [(Loop, "log", "log"), (Loop, "save", "checkpoint"), (OnlineProbe, "__call__", "probe")]
     own = {(kind, name): getattr(kind, name) for kind, name, _ in methods} | {(Loop, "update"): Loop.update}
     gradients = Loop.gradients
@@ -93,7 +93,7 @@ def timed(spent: dict[str, list[float]]) -> Iterator[None]:
         part = "watched" if self.bare.objective.diagnose else "step"
         return timer(gradients, part)(self, *args)
 
-    def update(self: Loop) -> None:  # belongs to the step whose gradients were the last
+    def update(self: Loop) -> None:  # added to the step whose gradients were computed last
         start = time.process_time()
         own[Loop, "update"](self)
         part = "watched" if self.bare.objective.diagnose else "step"

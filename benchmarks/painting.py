@@ -1,12 +1,12 @@
-"""How well a small pixel decoder paints from image latents, after so many seconds of training on one thread.
+"""Quality of a small pixel decoder that reconstructs images from latents, after fixed training time on one thread.
 
     python benchmarks/painting.py --encoder runs/nepa_demo/model --data path/to/emoji --output results.json
 
-The condition is what a frozen encoder and a frozen random connector make of each picture (the mean of its tokens over
-a 4 x 4 grid, or a causal transformer's queries), so that only the painting is measured. Painted are pictures of the
-test split; scored by retrieval in raw pixels (is the nearest test picture the right one?) and mean squared error.
-Each setting of --compare trains anew for --seconds of processor time. Pictures go to a contact sheet beside the output:
-true, painted without and with guidance.
+The condition is the output of a frozen encoder and a frozen random connector (mean of the tokens over a 4 x 4 grid, or
+queries of a causal transformer), so that only the decoder is measured. Images of the test split are reconstructed and
+scored by retrieval in raw pixels (is the original the nearest test image?) and mean squared error. Each setting of
+--compare is trained for --seconds of CPU time. A contact sheet next to the output shows original images and
+reconstructions without and with guidance.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GUIDANCE = (1.0, 3.0)
 
 
 def pictures(folder: Path, split: str, vendor: str, size: int) -> Tensor:
-    """[R, 3, size, size] in [-1, 1], on white."""
+    """Images of a vendor, [R, 3, size, size] in [-1, 1], on white."""
     rows = pq.read_table(folder / f"{split}.parquet", columns=["image", "vendor"]).to_pylist()
     images = [to_rgb(Image.open(io.BytesIO(row["image"]["bytes"]))) for row in rows if row["vendor"] == vendor]
     squashed = [image.resize((size, size), Image.Resampling.BICUBIC) for image in images]
@@ -43,7 +43,7 @@ def pictures(folder: Path, split: str, vendor: str, size: int) -> Tensor:
 
 
 def frozen_emu(encoder: str, connector: str, layer: int) -> EmuForConditionalGeneration:
-    """A trained encoder behind a random connector; what it says of the empty prompt comes from random weights, too."""
+    """A trained encoder with a random connector; the embedding of the empty prompt is also from random weights."""
     visual = AutoModel.from_pretrained(encoder)
     torch.manual_seed(0)
     language = LlamaConfig(vocab_size=64, hidden_size=WIDTH, intermediate_size=WIDTH, num_hidden_layers=1,
@@ -58,7 +58,7 @@ def frozen_emu(encoder: str, connector: str, layer: int) -> EmuForConditionalGen
 
 
 class Cached:
-    """A frozen model whose latents are read from a table: each picture is encoded once."""
+    """A frozen model whose latents are read from a table, so that each image is encoded once."""
 
     def __init__(self, model: EmuForConditionalGeneration, latents: Tensor):
         self.model, self.table, self.config, self.rows = model, latents, model.config, torch.arange(0)
@@ -71,7 +71,7 @@ class Cached:
 
 
 def train(settings: VisualDecoderSettings, cached: Cached, images: Tensor, args: argparse.Namespace) -> tuple:
-    """The trained objective and how many steps it took."""
+    """The trained objective and its number of training steps."""
     torch.manual_seed(1)
     objective = settings.build(cached).train()
     weights = [p for p in objective.parameters() if p.requires_grad]
@@ -95,7 +95,7 @@ def train(settings: VisualDecoderSettings, cached: Cached, images: Tensor, args:
 
 
 def scores(painted: Tensor, pictures: Tensor) -> dict[str, float]:
-    """painted [n, ...] are to be the first n of pictures, both in [0, 1]."""
+    """Scores of painted [n, ...] as reconstructions of the first n pictures; both in [0, 1]."""
     near = torch.cdist(painted.flatten(1), pictures.flatten(1)).topk(5, largest=False).indices
     right = near == torch.arange(len(painted))[:, None]
     error = (painted - pictures[: len(painted)]).square().mean()

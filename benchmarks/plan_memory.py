@@ -1,19 +1,20 @@
-"""Memory as `nextembed plan` predicts it, beside what training steps really take on this machine's CPU.
+"""Memory predicted by `nextembed plan` against the measured memory of training steps on the CPU.
 
     python benchmarks/plan_memory.py                    # all settings
-    python benchmarks/plan_memory.py --only nepa_bf16   # one of them
+    python benchmarks/plan_memory.py --only nepa_bf16   # one setting
 
-The result file is written after each setting; what is in it is not measured again, so a stopped benchmark continues.
+The result file is written after each setting. Settings in it are not measured again, so an interrupted benchmark can be
+continued.
 
-Each setting runs two optimizer steps of the real trainer, on random batches of the planned shape, in processes of
-their own, with one thread:
+Each setting runs two optimizer steps of the trainer, on random batches of the planned shape, in separate processes
+with one thread:
 
-- rss: growth of the resident set, from after the imports and a first tiny run (which loads what libraries load late) to
-  its highest point (VmHWM, reset by /proc/self/clear_refs; Linux only). glibc keeps freed memory for later, so that
-  its default says little about what was needed: blocks from 64 KiB on go back at once (MALLOC_MMAP_THRESHOLD_,
-  MALLOC_TRIM_THRESHOLD_), from one arena. This is the figure that predictions are judged by.
-- allocated: the highest sum of what torch's CPU allocator gave out and not yet got back, from the profiler's memory
-  events, in a process of its own since a profiler needs memory, too. It leaves out what kernels take for themselves.
+- rss: growth of the resident set to its peak (VmHWM, reset by /proc/self/clear_refs; Linux only), measured after the
+  imports and a first tiny run (which triggers lazy loading in libraries). By default glibc keeps freed memory, which
+  distorts the measurement; here blocks of 64 KiB and more are returned at once (MALLOC_MMAP_THRESHOLD_,
+  MALLOC_TRIM_THRESHOLD_), and there is one arena. Predictions are compared with this number.
+- allocated: peak memory allocated by torch's CPU allocator, from the memory events of the profiler, in a separate
+  process because the profiler needs memory itself. It does not include internal allocations of kernels.
 """
 
 import argparse
@@ -79,7 +80,7 @@ ENVIRONMENT = {
 
 
 def settings_of(words: str) -> Any:
-    """The run config of a recipe's name and settings."""
+    """The run config of a recipe name followed by settings."""
     import nextembed.models.emu.settings
     import nextembed.objectives.emu  # noqa: F401  # both register their kinds
     from nextembed import recipes
@@ -90,7 +91,7 @@ def settings_of(words: str) -> Any:
 
 
 def train(config: Any, folder: Path) -> None:
-    """Two steps of the real trainer, on the same random batch over and over."""
+    """Two steps of the trainer on random batches."""
     import torch
 
     from nextembed.core.objective import PretrainingModel
@@ -116,13 +117,13 @@ def train(config: Any, folder: Path) -> None:
 
 
 def memory_of(field: str) -> int:
-    """A field of /proc/self/status in bytes: VmRSS, VmHWM."""
+    """A field of /proc/self/status in bytes, e.g. VmRSS or VmHWM."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def rss(run: Callable[[], None]) -> int:
-    """Bytes by which the resident set grows at most while `run` runs."""
+    """Peak growth of the resident set in bytes while `run` runs."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -132,7 +133,7 @@ def rss(run: Callable[[], None]) -> int:
 
 
 def allocated(run: Callable[[], None]) -> int:
-    """Bytes that torch's allocator has given out at most while `run` runs."""
+    """Peak bytes allocated by torch's allocator while `run` runs."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
@@ -146,7 +147,7 @@ def allocated(run: Callable[[], None]) -> int:
 
 
 def child(measure: str, words: str) -> None:
-    """Prints one measured figure."""
+    """Prints one measured number."""
     config = settings_of(words)
     small = settings_of("nepa_demo_tiny train.precision=" + config.train.precision)
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--output", type=Path, default=RESULT)
-    parser.add_argument("--anew", action="store_true", help="measure again what the result file has")
+    parser.add_argument("--anew", action="store_true", help="also measure settings that are in the result file")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

@@ -1,10 +1,10 @@
-"""The linear probe's solver beside the one before it, on Fashion-MNIST.
+"""The solver of the linear probe against its predecessor, on Fashion-MNIST.
 
     python benchmarks/probe_solver.py FOLDER_WITH_PARQUET -o benchmarks/results/probe_solver.json
 
-Each seed draws 10,000 training images; features are raw pixels, and those of an untrained NEPA. Both solve the same
-problem; the new one sums its gradient over minibatches (here of 2^16 logits, so that there are several) and runs on any
-device. What counts is the accuracy on all 10,000 test images, in points.
+For each seed 10,000 training images are sampled; features are raw pixels and those of an untrained NEPA. Both solvers
+solve the same problem; the new one sums its gradient over minibatches (here of 2^16 logits, so that there are several)
+and runs on any device. They are compared by accuracy on all 10,000 test images, in percentage points.
 """
 
 import argparse
@@ -26,7 +26,7 @@ KEY = FeatureKey(2, "mean", "causal")
 
 
 def fit_before(features: Tensor, labels: Tensor, num_classes: int) -> list[solvers.LinearProbe]:
-    """The solver until November 2026: all rows and penalties in one product, on the CPU."""
+    """The solver before November 2026: all rows and penalties in one matrix product, on the CPU."""
     mean, scale = features.mean(0), features.std(0, correction=0)
     scale = torch.where(scale > 1e-6, scale, 1.0)
     x = (features - mean) / scale

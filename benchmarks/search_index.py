@@ -1,5 +1,5 @@
-"""Search among a million vectors: build and query time, memory and measured recall of `nextembed index`, beside the
-exact search of a file. Vectors are drawn about 1,000 centres, with a part that all share, as frozen features have.
+"""Search among a million vectors: build and query time, memory and measured recall of `nextembed index`, with exact
+search of the file for comparison. Vectors are sampled around 1,000 centres with a common offset, like frozen features.
 
     python benchmarks/search_index.py --rows 1000000 --width 256 -o benchmarks/results/search_index.json
 """
@@ -23,9 +23,9 @@ GROUP = 8_192
 
 
 def write(file: Path, rows: int, width: int, spread: float) -> None:
-    """A file of features, a row group at a time."""
+    """Writes a file of features, one row group at a time."""
     random = np.random.default_rng(0)
-    scale = np.linspace(2, 0.1, width, dtype=np.float32)  # few directions hold most of the variance
+    scale = np.linspace(2, 0.1, width, dtype=np.float32)  # a few directions contain most of the variance
     centres = random.standard_normal((1_000, width), dtype=np.float32) * scale
     schema = pa.schema([("key", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
     with pq.ParquetWriter(file, schema, compression="none") as writer:
@@ -41,7 +41,7 @@ def write(file: Path, rows: int, width: int, spread: float) -> None:
 
 
 def times(ask: list[torch.Tensor], bank: FeatureFile | FeatureIndex) -> dict[str, float]:
-    """Milliseconds of one query after another."""
+    """Milliseconds per query, with queries run one after another."""
     taken = []
     for query in ask:
         began = time.perf_counter()
@@ -54,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--spread", type=float, default=1.0, help="of vectors about their centre, in centres' spreads")
+    parser.add_argument("--spread", type=float, default=1.0, help="spread around centres relative to that of centres")
     parser.add_argument("--recall", type=float, default=0.95)
     parser.add_argument("-o", "--output", type=Path)
     args = parser.parse_args()

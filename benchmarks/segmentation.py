@@ -1,11 +1,11 @@
-"""What pretraining gives to segmentation: emoji scenes from a pretrained NEPA, from scratch, and with frozen features.
+"""Benefit of pretraining for segmentation of emoji scenes: pretrained NEPA, from scratch, and frozen features.
 
     python benchmarks/segmentation.py --emoji EMOJI --backgrounds PICTURES
 
-EMOJI, PICTURES: Parquet folders (see docs/segmentation.md); left out, the bundled emoji on plain colours. One NEPA is
-pretrained for each seed on the unlabelled training scenes. Then each variant is trained with the same steps at each of
-the same learning rates; the rate is chosen by mIoU on validation, and test is measured once by each run. Finished runs
-in the output folder are taken as they are, so a stopped benchmark continues. One thread a run, `--jobs` at a time.
+EMOJI, PICTURES: Parquet folders (see docs/segmentation.md); without them, the bundled emoji on plain colours. One NEPA
+is pretrained for each seed on the unlabelled training scenes. Then each variant is trained with the same steps and the
+same grid of learning rates; the rate is chosen by validation mIoU, and each run is tested once. Finished runs in the
+output folder are reused, so an interrupted benchmark can be continued. One thread per run, `--jobs` runs in parallel.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SIZES = "hidden_size=128 num_hidden_layers=4 num_attention_heads=4 intermediate_
 
 
 def train(folder: Path, recipe: str, settings: list[str]) -> Path:
-    """One run of the command line, unless it is there already; its folder."""
+    """Runs `nextembed train` unless the run is finished; returns its folder."""
     if not (folder / "report.html").is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "nextembed_cli", "train", recipe, f"name={folder.name}"]
@@ -52,7 +52,7 @@ def data_settings(args: argparse.Namespace) -> list[str]:
 
 
 def segment(name: str, seed: int, rate: float, pretrained: Path, args: argparse.Namespace) -> dict:
-    """Trains and scores one variant at one learning rate; its row."""
+    """Trains and scores one variant at one learning rate; returns its row."""
     folder = args.runs / f"{name.replace(', ', '-').replace(' ', '_')}-{seed}-{rate:g}"
     settings = [*data_settings(args), f"seed={seed}", "model.architecture=null"]
     settings += [f"model.pretrained={pretrained / 'ema'}", f"optim.learning_rate={rate}"]
@@ -67,7 +67,7 @@ def segment(name: str, seed: int, rate: float, pretrained: Path, args: argparse.
 
 
 def table(rows: list[dict]) -> list[dict]:
-    """Mean and sample standard deviation over seeds of the rows whose learning rate won on validation."""
+    """Mean and sample standard deviation over seeds of the rows with the best learning rate on validation."""
     found = []
     for name in VARIANTS:
         seeds = sorted({row["seed"] for row in rows if row["variant"] == name})
@@ -84,7 +84,7 @@ def table(rows: list[dict]) -> list[dict]:
 
 
 def largest_class(row: dict) -> dict:
-    """What always guessing the largest class gives."""
+    """Scores of always predicting the largest class."""
     shares = [one["share"] for one in row["per_class"]]
     return {"miou": max(shares) / sum(share > 0 for share in shares), "pixel_accuracy": max(shares)}
 
@@ -92,7 +92,7 @@ def largest_class(row: dict) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--emoji", help="Parquet folder of emoji with the columns image and group")
-    parser.add_argument("--backgrounds", help="folder or Parquet files of pictures")
+    parser.add_argument("--backgrounds", help="folder or Parquet files of images")
     parser.add_argument("--pretrain-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--num-scenes", type=int, default=2000)

@@ -1,12 +1,12 @@
-"""Images per second, share of this machine's GEMM peak and peak memory of NEPA, beside timm's ViT of the same size.
+"""Images per second, share of this machine's GEMM peak and peak memory of NEPA and of timm's ViT of the same size.
 
     python benchmarks/train_step.py                      # both sizes, training and inference
     python benchmarks/train_step.py --sizes small --compile
 
-Everything is measured in one run on one machine, since only ratios within a run mean anything. The two models take
-turns, so that a change in the machine's speed meets both; each figure is the median of the rounds. timm's ViT does no
-rotary positions, QK-norm or LayerScale. A train step is forward, loss (NEPA: next-embedding, timm: cross-entropy),
-backward and a fused AdamW step. Peak memory is that of a process of its own that does nothing else.
+Everything is measured in one run on one machine, because only ratios within a run are meaningful. The two models run in
+turn, so that changes in the speed of the machine affect both; each number is the median over rounds. timm's ViT has no
+rotary positions, QK-norm or LayerScale. A training step is forward, loss (NEPA: next-embedding, timm: cross-entropy),
+backward and a fused AdamW step. Peak memory is measured in a separate process.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SIZES = {
 
 
 def gemm_peak(size: int = 2048, rounds: int = 10) -> float:
-    """Float32 matrix product, FLOP/s: the fastest of `rounds`."""
+    """FLOP/s of a float32 matrix product, the fastest of `rounds`."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     return max(2 * size**3 / timed(lambda: a @ b) for _ in range(rounds))
 
@@ -48,8 +48,8 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def forward_flops(size: str) -> float:
-    """Multiply-adds of one image's forward pass times two: linear layers, patch embedding and attention products,
-    counted in full for both models although a causal attention needs half of its products."""
+    """FLOPs of the forward pass of one image (two per multiply-add): linear layers, patch embedding and attention
+    products. Attention is counted in full for both models, although causal attention needs only half of it."""
     width, depth, _, image, patch, _ = SIZES[size]
     tokens = 1 + (image // patch) ** 2
     layer = 12 * width**2 + 2 * tokens * width
@@ -57,7 +57,7 @@ def forward_flops(size: str) -> float:
 
 
 def nepa(size: str) -> nn.Module:
-    """The released variant (GELU, QK-norm without learned scale, LayerScale)."""
+    """NEPA in the released variant (GELU, QK-norm without learned scale, LayerScale)."""
     width, depth, heads, image, patch, _ = SIZES[size]
     model = NepaModel(
         hidden_size=width,
@@ -83,7 +83,7 @@ def timm_vit(size: str) -> nn.Module:
 
 
 class Runner:
-    """One model, ready to train or to infer on one fixed batch."""
+    """One model, ready for training or inference on one fixed batch."""
 
     def __init__(self, name: str, size: str, training: bool, compile: bool):
         torch.manual_seed(0)
@@ -129,7 +129,7 @@ def speed(size: str, training: bool, rounds: int, compile: bool) -> dict[str, li
 
 
 def peak_memory(name: str, size: str, training: bool) -> float:
-    """Highest resident memory, GB, of a fresh process that takes three steps, less what importing took."""
+    """Peak resident memory in GB of a new process that runs three steps, minus the memory after imports."""
     command = [sys.executable, __file__, "--memory-of", name, "--sizes", size] + ["--training"] * training
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -144,7 +144,7 @@ def measure_memory(name: str, size: str, training: bool) -> float:
 
 
 def highest_resident_kb() -> int:
-    """This process's high-water mark. getrusage would not do: a child starts from its parent's mark."""
+    """Peak resident memory of this process. getrusage is not usable: a child inherits the peak of its parent."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
@@ -153,9 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--compile", action="store_true", help="both models through torch.compile")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile for both models")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--training", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()

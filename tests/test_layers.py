@@ -1,4 +1,4 @@
-"""The house rules that keep the code readable: who imports whom, one door for each library, small files."""
+"""Rules that keep the code readable: import layers, one module that imports each optional library, small files."""
 
 import ast
 from collections.abc import Iterator
@@ -9,23 +9,23 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "nextembed"
 FILES = sorted(SRC.rglob("*.py"))
 
-# From the ground up; modules may import from earlier rows only, and those in one row not each other.
+# From the lowest layer up. A module may import from earlier rows only, not from its own row.
 ROWS = [
     ["core", "errors"],
     ["nn"],
     ["modalities"],
     ["models"],
     ["objectives", "data"],
-    ["toys"],  # above data, not beside it: toys are kinds of data, made of its parts
+    ["toys"],  # above data: toys are kinds of data and are built from its parts
     ["training", "evaluation", "report"],
     ["tasks", "inference", "export"],
     ["runs"],
-    ["planning"],  # below run, which asks it how a step fits into memory
+    ["planning"],  # below run, which calls it to fit a step into memory
     ["run"],
     ["recipes"],
-    ["comparison"],  # above recipes: what is compared is named by them
+    ["comparison"],  # above recipes, which define what is compared
     ["studio"],
-    ["cli"],  # above the studio: one of the commands starts it
+    ["cli"],  # above studio: one command starts it
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 ONLY = {"data": {"core", "errors", "modalities"}, "objectives": {"core", "errors", "nn", "modalities"}}
@@ -40,10 +40,10 @@ DOORS = {
 }
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
-MAX_PARAMETERS = 8  # self and cls are none
+MAX_PARAMETERS = 8  # without self and cls
 MANY_PARAMETERS = {
-    "models/emu/modeling_emu.py:forward",  # what transformers calls a model with
-    "report/visualize.py:visualize",  # the options of one picture, for people; all but three by name
+    "models/emu/modeling_emu.py:forward",  # the arguments that transformers passes to a model
+    "report/visualize.py:visualize",  # the options of one figure; all but three are keyword-only
 }
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "accelerate", "sklearn", "matplotlib", "numpy"}
 
@@ -53,7 +53,7 @@ def layer(file: Path) -> str:
 
 
 def imports(tree: ast.Module, file: Path, top_level: bool = False) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of every import; relative ones made absolute."""
+    """(line, dotted name) of every import; relative imports are made absolute."""
     package = ["nextembed", *file.relative_to(SRC).parts[:-1]]
     for node in tree.body if top_level else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -71,7 +71,7 @@ def num_parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def breaches(file: Path, text: str) -> list[str]:
-    """What breaks the rules in a file of this text, one line each."""
+    """Rule violations in a file with this text, one line each."""
     tree, name, own = ast.parse(text), file.relative_to(SRC).as_posix(), layer(file)
     if own != "__init__" and own not in ROW:
         return [f"{name}: '{own}' has no place in the import rule"]
@@ -119,7 +119,7 @@ def test_rules_hold(file: Path) -> None:
         ("nn/x.py", "def f(a, b, c, d, /, e, f, *, g, h, i): ...", "f has more than 8 parameters"),
     ],
 )
-def test_each_breach_is_seen(name: str, text: str, words: str) -> None:
+def test_each_breach_is_found(name: str, text: str, words: str) -> None:
     found = breaches(SRC / name, text)
     assert len(found) == 1 and words in found[0]
 
@@ -136,7 +136,7 @@ def test_each_breach_is_seen(name: str, text: str, words: str) -> None:
         ("models/emu/modeling_emu.py", "def forward(a, b, c, d, e, f, g, h, i): ..."),
     ],
 )
-def test_what_is_allowed_passes(name: str, text: str) -> None:
+def test_allowed_code_passes(name: str, text: str) -> None:
     assert breaches(SRC / name, text) == []
 
 

@@ -1,5 +1,5 @@
-"""Every value of a document, one at a time, replaced by something else: what a file looks like that was edited by
-hand, damaged, or written by somebody with other things in mind."""
+"""Replaces every value of a document, one at a time, as in files that were edited by hand, damaged, or written with
+bad intent."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ DELETED, DOUBLED = "deleted", "doubled"
 
 
 def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Places of all values that hold no others, and of all groups, the outermost first."""
+    """The places of all values and groups, outermost first."""
     yield place
     inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for name, one in inside:
@@ -24,8 +24,8 @@ def leaves(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def altered(value: Any) -> Iterator[tuple[str, Any]]:
-    """(what was done where, the whole value with it), for each place and each replacement; also deleted, and of a list
-    doubled."""
+    """(description, altered document) for each place and replacement; also with the value deleted, or doubled in a
+    list."""
     for place in leaves(value):
         name = ".".join(map(str, place)) or "all"
         for other in ELSE:
@@ -53,7 +53,7 @@ def put(value: Any, place: tuple[Any, ...], other: Any = None, delete: bool = Fa
 
 
 def everywhere(value: Any, text: str = ATTACK, keep: tuple[str, ...] = ()) -> Any:
-    """The value with `text` behind every string, but for those of the names `keep`."""
+    """The value with `text` appended to every string, except under the keys in `keep`."""
     if isinstance(value, dict):
         return {name: one if name in keep else everywhere(one, text, keep) for name, one in value.items()}
     if isinstance(value, list):
@@ -65,7 +65,7 @@ def everywhere(value: Any, text: str = ATTACK, keep: tuple[str, ...] = ()) -> An
 
 
 def read(file: Path) -> Any:
-    """The value of a .yaml, .json or .jsonl file, of the last one a list of its lines."""
+    """The value of a .yaml, .json or .jsonl file (a list of its lines)."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".yaml":
         return yaml.safe_load(text)
@@ -82,5 +82,5 @@ def write(file: Path, value: Any) -> None:
 
 
 def texts(folder: Path) -> list[Path]:
-    """The files of a folder, and of those in it, that hold values as text."""
+    """All files of a folder and its subfolders that contain values as text."""
     return sorted(file for kind in ("yaml", "json", "jsonl") for file in folder.rglob(f"*.{kind}"))

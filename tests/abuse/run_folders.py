@@ -1,4 +1,4 @@
-"""Run folders of every task, without their weights: what a report reads besides the model."""
+"""Run folders of every task without weights: the files that a report reads besides the model."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ METRICS = {"samples_seen": 8, "loss": 1.5, "learning_rate": 0.1, "cos_next": 0.5
 
 
 def make_run(folder: Path, task: str) -> Path:
-    """A finished run of a task, as far as its report goes."""
+    """A finished run of a task, with all files that its report needs."""
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(recipes.load(TASKS[task])))
     environment: dict[str, Any] = {"python": "3.11", "gpus": ["one"], "command": ["nextembed", "train", TASKS[task]]}

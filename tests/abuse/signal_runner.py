@@ -1,7 +1,7 @@
-"""Runs `nextembed train` in forked children, each in a process group of its own, while something goes wrong in it.
+"""Runs `nextembed train` in forked children, each in its own process group, and makes something go wrong in it.
 
-python signal_runner.py FOLDER SCENARIO ...   prints {scenario: [exit code, last line, processes left after a while]}
-Forks, because importing everything for each child would take most of the time.
+python signal_runner.py FOLDER SCENARIO ...   prints {scenario: [exit code, last line, remaining processes]}
+It forks, because imports in each child would take most of the time.
 """
 
 import gc
@@ -19,14 +19,14 @@ from nextembed.cli import main
 from nextembed.data.stream import MapStream
 from nextembed.tasks import Pretraining
 
-warnings.filterwarnings("ignore", category=DeprecationWarning)  # of forks
+warnings.filterwarnings("ignore", category=DeprecationWarning)  # warnings about forks
 WORDS = ["nepa_demo_tiny", "data.num_workers=2", "data.cache=off", "train.device=cpu", "train.trackers=[]",
          "probe.enabled=false", "train.log_steps=10", "train.max_steps=25", "train.save_steps=1000"]  # fmt: skip
-PATIENCE = 60  # seconds, of a machine that has much else to do
+PATIENCE = 60  # seconds, enough for a busy machine
 
 
 def in_batch(number, action):
-    """The worker that reads batch `number` does something first."""
+    """Runs `action` in the worker before it reads batch `number`."""
     read = MapStream.batch
 
     def batch(self, begin, following):
@@ -42,8 +42,8 @@ def to_group(signum):
 
 
 def hang():
-    """In a worker: it never gives its batch. The main process saves and ends without it, and takes it along; where it
-    does not, the second signal finds it waiting."""
+    """Makes a worker hang. The main process must save and exit without its batch, and end the worker; otherwise a
+    second signal finds it waiting."""
     main_process = os.getppid()
     os.killpg(0, signal.SIGTERM)
     end = time.monotonic() + PATIENCE
@@ -54,7 +54,7 @@ def hang():
 
 
 def probing(*waits):
-    """The group gets SIGTERM while the main process probes, once after each of the waits."""
+    """Sends SIGTERM to the group during a probe of the main process, once after each wait."""
 
     def probe(backbone):
         for wait in waits:
@@ -80,7 +80,7 @@ SCENARIOS = {
 
 
 def started(folder: Path, scenario: str) -> int:
-    """The process, and group, of a run."""
+    """The process id, which is also the group id, of a run."""
     pid = os.fork()
     if pid:
         return pid
@@ -97,14 +97,14 @@ def started(folder: Path, scenario: str) -> int:
 
 
 def left(group: int) -> int:
-    """Processes of the group that live."""
+    """The number of live processes in the group."""
     listed = subprocess.check_output(["ps", "-eo", "pgid,stat"], text=True).splitlines()[1:]
     return sum(int(line.split()[0]) == group and line.split()[1][0] != "Z" for line in listed)
 
 
 def result(folder: Path, scenario: str, pid: int) -> list:
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    end = time.monotonic() + PATIENCE  # a worker looks every five seconds whether its parent lives
+    end = time.monotonic() + PATIENCE  # workers check every five seconds whether their parent is alive
     while left(pid) and time.monotonic() < end:
         time.sleep(0.1)
     said = (folder / f"{scenario}.txt").read_text().strip().splitlines() or [""]
@@ -114,9 +114,9 @@ def result(folder: Path, scenario: str, pid: int) -> list:
 if __name__ == "__main__":
     where, names = Path(sys.argv[1]), sys.argv[2:]
     runs.Run.report = lambda *args: None
-    gc.freeze()  # what was imported is not searched through again and again
+    gc.freeze()  # excludes imported modules from garbage collection
     found = {}
-    for again in (False, True):  # those that go on with a run come after it
+    for again in (False, True):  # scenarios that resume a run come after it
         pids = {name: started(where, name) for name in names if ("+" in name) is again}
         found |= {name: result(where, name, pid) for name, pid in pids.items()}
     print(json.dumps(found))

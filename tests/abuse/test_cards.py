@@ -1,4 +1,4 @@
-"""Names in a model card are shown as they are: they make no markup, no HTML, no cell of a table, no line of YAML."""
+"""Names in a model card are shown literally: they create no markup, HTML, table cells or YAML lines."""
 
 import json
 import re
@@ -25,7 +25,7 @@ NAMES = ["a|b", "<img src=x onerror=alert(1)>", "---\ninjected: true", "`code` `
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A fine-tuned run whose classes have names such as these."""
+    """A fine-tuned run with these class names."""
     folder = make_run(tmp_path / "run", "classification")
     names = dict(enumerate(NAMES))
     torch.manual_seed(0)
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def rendered(markdown: str) -> str:
-    """HTML of a card's text."""
+    """The HTML of a card's text."""
     markdown_it = pytest.importorskip("markdown_it")
     return markdown_it.MarkdownIt("gfm-like", {"linkify": False}).render(markdown)
 
@@ -55,7 +55,7 @@ def test_names_in_a_card_are_only_text(run: Path) -> None:
     assert "<img" not in body and "<b>" not in body and "<i>" not in body and "\x1b" not in card
     assert "\ninjected" not in card
     columns = [line.count("|") for line in body.splitlines() if line.startswith("|")]
-    assert set(columns) == {3, 4}  # tables of two and of three columns, and no cell more
+    assert set(columns) == {3, 4}  # tables of two and three columns, without extra cells
     html = rendered(body)
     for name in NAMES[:1] + NAMES[6:]:
         assert name.replace("\x1b", "\\u001b") in html
@@ -64,7 +64,7 @@ def test_names_in_a_card_are_only_text(run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_comes_through_a_renderer_as_it_is(name: str) -> None:
+def test_a_name_is_rendered_literally(name: str) -> None:
     shown = " ".join(name.replace("\x1b", "\\u001b").split())
     for found in (text(name), code(name)):
         html = rendered(f"| a | b |\n| --- | --- |\n| x | {found} |\n")
@@ -73,7 +73,7 @@ def test_a_name_comes_through_a_renderer_as_it_is(name: str) -> None:
         assert unescape(row) == shown
 
 
-def test_a_wrong_value_is_one_line(run: Path) -> None:
+def test_a_wrong_value_is_a_one_line_error(run: Path) -> None:
     file = run / "model" / "config.json"
     values = json.loads(file.read_text())
     for change in ({"architectures": "x"}, {"id2label": 5}, {"id2label": {"a": "b"}}, {"model_type": ["x"]}):

@@ -1,4 +1,4 @@
-"""A damaged checkpoint is one line that names the file and the checkpoint before it; nothing is loaded or changed."""
+"""A damaged checkpoint is a one-line error with the file and the previous checkpoint; nothing is loaded or changed."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """The run as if it had been stopped after step 4."""
+    """The run in the state after step 4."""
     copy = tmp_path / "run"
     shutil.copytree(whole, copy)
     for name in ("checkpoints/step-000006", "model", "ema"):
@@ -38,13 +38,13 @@ def run(whole, tmp_path):
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    """All that is in a folder, but for locks."""
+    """The contents of a folder, except locks."""
     files = (path for path in folder.rglob("*") if path.is_file() and "lock" not in path.name)
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def refused(run: Path, capsys, resume: Path | None = None) -> str:
-    """The one line of a resume that fails."""
+    """The one-line error of a resume that fails."""
     capsys.readouterr()
     code = main(["train", "--resume", str(resume or run)])
     said = capsys.readouterr().err.strip()
@@ -84,7 +84,7 @@ def a_folder(file):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [empty, truncated, flipped, missing, a_folder], ids=lambda way: way.__name__)
-def test_damage_is_named_with_the_checkpoint_before(run, capsys, name, damage):
+def test_damage_is_reported_with_the_previous_checkpoint(run, capsys, name, damage):
     damage(run / NEWEST / name)
     before = everything(run)
     said = refused(run, capsys)
@@ -93,7 +93,7 @@ def test_damage_is_named_with_the_checkpoint_before(run, capsys, name, damage):
     assert everything(run) == before
 
 
-def test_what_is_offered_ends_as_if_nothing_had_happened(run, whole, capsys):
+def test_resuming_as_suggested_gives_the_same_result(run, whole, capsys):
     flipped(run / NEWEST / STATE)
     said = refused(run, capsys)
     assert main(["train", "--resume", said.rpartition(" ")[2]]) == 0
@@ -104,7 +104,7 @@ def test_what_is_offered_ends_as_if_nothing_had_happened(run, whole, capsys):
     assert lines == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_whole_checkpoint_that_is_passed_over_is_kept_beside(run, whole):
+def test_an_intact_checkpoint_that_is_skipped_is_kept(run, whole):
     kept = everything(run / NEWEST)
     for _ in range(2):
         assert main(["train", "--resume", str(run / BEFORE)]) == 0
@@ -113,7 +113,7 @@ def test_a_whole_checkpoint_that_is_passed_over_is_kept_beside(run, whole):
     assert (run / "checkpoints/unused-step-000004-2").is_dir()
 
 
-def test_all_damaged_and_none_of_that_name(run, capsys):
+def test_no_intact_or_no_such_checkpoint(run, capsys):
     for name in (NEWEST, BEFORE):
         empty(run / name / "progress.json")
     assert refused(run, capsys).endswith("no earlier checkpoint is intact")
@@ -151,8 +151,8 @@ def of_rank(change):
     return rewritten(lambda v: v | {"ranks": [v["ranks"][0] | change]})
 
 
-READ = ["config.json", STATE, "progress.json"]  # when a run continues
-FOREIGN = {  # files with right checksums and other content
+READ = ["config.json", STATE, "progress.json"]  # read when a run resumes
+FOREIGN = {  # changed files with matching checksums
     **{f"{name} empty": (name, empty) for name in READ},
     **{f"{name} half": (name, truncated) for name in READ},
     "tensors lack one": (STATE, tensors(drop_one)),
@@ -180,7 +180,7 @@ FOREIGN = {  # files with right checksums and other content
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_other_content_with_right_checksums_is_one_line_that_names_the_file(run, capsys, case):
+def test_changed_content_with_matching_checksums_is_a_one_line_error(run, capsys, case):
     name, change = FOREIGN[case]
     change(run / NEWEST / name)
     write_checksums(run / NEWEST)
@@ -190,7 +190,7 @@ def test_other_content_with_right_checksums_is_one_line_that_names_the_file(run,
     assert everything(run / "checkpoints") == before
 
 
-def test_checksums_without_files_are_no_checksums(run, capsys):
+def test_invalid_checksum_files(run, capsys):
     for text in ("{}", "[]", "3", '{"config.json": 1}', "[" * 100_000):
         (run / NEWEST / "checksums.json").write_text(text)
         assert str(run / NEWEST) in refused(run, capsys)

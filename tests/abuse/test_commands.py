@@ -1,4 +1,4 @@
-"""Every option of every command with words that cannot be: exit code 1 or 2 and one line, never "unexpected"."""
+"""Every option of every command with invalid values: exit code 1 or 2 and one line, never "unexpected"."""
 
 import contextlib
 import io
@@ -22,7 +22,7 @@ from nextembed.models.nepa.settings import NepaModel
 from nextembed.recipes import load
 
 ODD = ["", ".", "folder", "/dev/null", "/nope/x", "x" * 5000, "nan", "-1", "1e30", "9" * 30, "\udc80", "ü [", "a:b"]
-OUTPUTS = {"output", "target", "json_file", "dry_run"}  # tried where outputs are
+OUTPUTS = {"output", "target", "json_file", "dry_run"}  # tested with outputs
 
 COMMANDS: dict[str, list[str]] = {
     "train": ["nepa_demo_tiny", "data.nope=1"],
@@ -43,7 +43,7 @@ COMMANDS: dict[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that has hardly been one."""
+    """A folder with a minimal run."""
     root = tmp_path_factory.mktemp("commands") / "deep" / "down"
     (root / "folder").mkdir(parents=True)
     run = root / "run"
@@ -64,7 +64,7 @@ def call(words: list[str]) -> tuple[Any, str, float]:
 
 
 def tries(command: str, words: list[str]) -> list[list[str]]:
-    """The command's words with one that is odd in the place of, or beside, each of its own."""
+    """Variants of the command with an invalid value for each of its arguments and options."""
     found, place = [], 0
     whole = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
     for param in whole.get_params(whole.context_class(whole)):
@@ -84,7 +84,7 @@ def tries(command: str, words: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS))
-def test_odd_words_are_one_line(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_one_line_errors(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -106,7 +106,7 @@ def test_odd_words_are_one_line(command: str, place: Path, monkeypatch: pytest.M
         ("--memory", "x"),
     ],
 )  # fmt: skip
-def test_a_plan_of_what_cannot_be_is_one_line(
+def test_an_invalid_plan_is_a_one_line_error(
     option: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,7 +116,7 @@ def test_a_plan_of_what_cannot_be_is_one_line(
 
 
 @pytest.mark.parametrize("name", ["", ".", "nan", "0", "cuda:99", "cpu:x", "\udc80", "meta:9999999999"])
-def test_a_device_that_is_not_here_is_named(name: str) -> None:
+def test_a_missing_device_is_reported(name: str) -> None:
     with pytest.raises(ConfigError, match="there is no device"):
         usable_device(name)
     assert usable_device("cpu") == torch.device("cpu")
@@ -132,7 +132,7 @@ def test_a_device_that_is_not_here_is_named(name: str) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_the_machine_lacks_is_said_plainly(err: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_errors_are_reported_plainly(err: Exception, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise err
 

@@ -1,5 +1,5 @@
-"""Damaged files of data: a row that cannot be read is skipped and counted; a file that cannot is named, with the
-reason, in one line. The same with and without streaming."""
+"""Damaged data files: an unreadable row is skipped and counted; an unreadable file is a one-line error with its name
+and the reason. The same with and without streaming."""
 
 import gzip
 import io
@@ -44,7 +44,7 @@ def parquet(file: Path, num: int = 20, texts: pa.Array | None = None) -> bytes:
 
 
 def no_utf8(num: int, bad: int) -> pa.Array:
-    """Text as no writer checks it."""
+    """A text column with invalid UTF-8."""
     values = pa.array([b"a \xff" if i == bad else b"text" for i in range(num)], pa.binary())
     return pa.Array.from_buffers(pa.string(), num, values.buffers())
 
@@ -73,7 +73,7 @@ def header_flipped(data: bytes) -> bytes:
     return flipped(data, at + 100, 60)
 
 
-# name of the kind of file -> (its suffix, what is whole, {damage: what becomes of that})
+# kind of file -> (suffix, intact content, {damage: function})
 PARQUET = {
     "truncated": lambda data: data[: len(data) // 2],
     "flipped pages": lambda data: flipped(data, len(data) // 2, 2000),
@@ -97,7 +97,7 @@ CSV = {
 
 
 def image_message(part) -> str:
-    """What a run says that reads an epoch."""
+    """The error of a run that reads an epoch."""
     with pytest.raises((ConfigError, DataError)) as caught:
         loader = part.train_loader(Loading(4), image_size=8, num_channels=3, num_latents=5)
         for _, _batch in zip(range(20), loader):
@@ -129,7 +129,7 @@ def encode():
 
 
 def shards(folder: Path, suffix: str, whole: bytes, broken: bytes) -> Path:
-    """A folder of four files, the third of which is broken."""
+    """A folder of four files; the third is broken."""
     folder.mkdir()
     for number in range(4):
         (folder / f"part-{number}{suffix}").write_bytes(broken if number == 2 else whole)
@@ -137,7 +137,7 @@ def shards(folder: Path, suffix: str, whole: bytes, broken: bytes) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "damage"), [("parquet", one) for one in PARQUET] + [("tar", one) for one in TAR])
-def test_a_broken_file_of_images_is_named(kind, damage, tmp_path, capfd):
+def test_an_error_names_a_broken_file_of_images(kind, damage, tmp_path, capfd):
     whole = parquet(tmp_path / "whole") if kind == "parquet" else tar()
     file = shards(tmp_path / "data", f".{kind}", whole, (PARQUET if kind == "parquet" else TAR)[damage](whole))
     found = []
@@ -153,7 +153,7 @@ def test_a_broken_file_of_images_is_named(kind, damage, tmp_path, capfd):
     ("kind", "damage"),
     [("parquet", one) for one in PARQUET] + [("tar", one) for one in TAR] + [("csv", o) for o in CSV],
 )
-def test_a_broken_file_of_documents_is_named(kind, damage, tmp_path, encode, capfd):
+def test_an_error_names_a_broken_file_of_documents(kind, damage, tmp_path, encode, capfd):
     if kind == "csv":
         whole, damages = b"text\n" + b"".join(b"text %d\n" % i for i in range(20)), CSV
     else:
@@ -175,7 +175,7 @@ def test_a_broken_file_of_documents_is_named(kind, damage, tmp_path, encode, cap
 
 
 @STREAMING
-def test_text_that_is_not_utf8_is_a_row_that_cannot_be_read(streaming, tmp_path, encode):
+def test_text_that_is_not_utf8_is_an_unreadable_row(streaming, tmp_path, encode):
     texts = no_utf8(20, 7)
     parquet(tmp_path / "a.parquet", texts=texts)
     (tmp_path / "a.jsonl").write_bytes(
@@ -200,7 +200,7 @@ def test_text_that_is_not_utf8_is_a_row_that_cannot_be_read(streaming, tmp_path,
 
 
 @STREAMING
-def test_a_broken_line_of_json_is_a_row_that_cannot_be_read(streaming, tmp_path, encode):
+def test_a_broken_line_of_json_is_an_unreadable_row(streaming, tmp_path, encode):
     (tmp_path / "a.jsonl").write_bytes(lines([b'{"text": "a' if i == 7 else {"text": "text"} for i in range(20)]))
     values = {"kind": "text", "source": str(tmp_path / "a.jsonl"), "streaming": streaming, "max_skipped_rate": 0.05}
     part = DATA.parse(values | {"num_readers": 1, "num_workers": 0})
@@ -211,8 +211,8 @@ def test_a_broken_line_of_json_is_a_row_that_cannot_be_read(streaming, tmp_path,
 
 
 @STREAMING
-def test_images_whose_label_or_bytes_cannot_be_read_are_rows_of_their_own(streaming, tmp_path):
-    """A quarter of the rows has no image: no stream takes them for one."""
+def test_rows_without_an_image_are_counted_separately(streaming, tmp_path):
+    """A quarter of the rows has no image; identical rows are counted separately."""
     images = [{"bytes": None if i % 4 == 0 else png(i), "path": None} for i in range(400)]
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
     part = DATA.parse(
@@ -237,7 +237,7 @@ METADATA = {
 
 @pytest.mark.parametrize("damage", METADATA)
 @pytest.mark.parametrize("kind", ["images", "pairs"])
-def test_a_broken_row_of_metadata_is_named(kind, damage, tmp_path, encode, capfd):
+def test_a_broken_row_of_metadata_is_reported(kind, damage, tmp_path, encode, capfd):
     line, words = METADATA[damage]
     rows = [line if i == 3 else {"file_name": f"{i}.png", "text": "a"} for i in range(20)]
     (tmp_path / "data").mkdir()
@@ -256,7 +256,7 @@ def test_a_broken_row_of_metadata_is_named(kind, damage, tmp_path, encode, capfd
 
 @STREAMING
 @pytest.mark.parametrize("row", [{"file_name": "gone.png", "text": "a"}, {"file_name": None, "text": "a"}])
-def test_metadata_of_a_missing_file_is_a_row_that_cannot_be_read(row, streaming, tmp_path):
+def test_metadata_of_a_missing_file_is_an_unreadable_row(row, streaming, tmp_path):
     (tmp_path / "data").mkdir()
     for i in range(20):
         (tmp_path / "data" / f"{i}.png").write_bytes(png(i))
@@ -271,7 +271,7 @@ def test_metadata_of_a_missing_file_is_a_row_that_cannot_be_read(row, streaming,
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 1
 
 
-def test_files_that_are_none_are_one_line(tmp_path):
+def test_devices_pipes_and_sockets_are_one_line_errors(tmp_path):
     os.mkfifo(tmp_path / "pipe.parquet")
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "socket.tar"))
@@ -297,7 +297,7 @@ def test_files_that_are_none_are_one_line(tmp_path):
 
 @STREAMING
 @pytest.mark.parametrize("value", [1, "a", None, {"path": 1}])
-def test_rows_are_not_chosen_by_what_is_no_number_or_text(value, streaming, tmp_path):
+def test_rows_are_selected_only_by_numbers_or_text(value, streaming, tmp_path):
     parquet(tmp_path / "a.parquet")
     for kind in ("images", "text"):
         values = {

@@ -1,4 +1,4 @@
-"""Settings of data that no run can work with are refused in one line, before anything is read."""
+"""Invalid data settings are rejected with a one-line error before any data is read."""
 
 import pytest
 
@@ -40,7 +40,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("kind", "setting"), [(kind, setting) for kind in REFUSED for setting in REFUSED[kind]])
-def test_a_setting_that_cannot_work_is_refused(kind, setting):
+def test_an_invalid_setting_is_rejected(kind, setting):
     part = DATA.parse({"kind": kind, **PARTS[kind]})
     with pytest.raises(ConfigError) as caught:
         apply_overrides(part, [setting])

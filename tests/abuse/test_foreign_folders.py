@@ -1,5 +1,5 @@
-"""Folders that commands fill file by file, and folders that somebody sent: what nothing says is theirs stays, and links
-that lead out of a folder are not written through."""
+"""Folders that commands fill file by file, and foreign folders: files of unknown origin are kept, and nothing is
+written through links that point outside."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def refused(function, *words):
      "nepa/seed-0/run/checkpoints/a", "train-000000.tar", ".lock", "features.skipped.jsonl", "rows.skipped.jsonl"],
 )  # fmt: skip
 @pytest.mark.parametrize("name", FILLED)
-def test_a_folder_of_others_is_not_filled(tmp_path, monkeypatch, name, file) -> None:
+def test_a_foreign_folder_is_not_filled(tmp_path, monkeypatch, name, file) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs" / file).parent.mkdir(parents=True)
     (tmp_path / "theirs" / file).write_text("theirs")
@@ -86,7 +86,7 @@ def test_a_folder_of_others_is_not_filled(tmp_path, monkeypatch, name, file) -> 
     [("embed", "features.json"), ("embed", "features.partial"), ("shard", "index.partial"),
      ("compare", "settings.json")],
 )  # fmt: skip
-def test_a_file_of_that_name_makes_no_folder_ours(tmp_path, name, mark, text) -> None:
+def test_a_file_with_a_known_name_does_not_make_a_folder_ours(tmp_path, name, mark, text) -> None:
     (tmp_path / "features-000007.parquet").write_text("theirs")
     (tmp_path / mark).write_text(text)
     before = tree(tmp_path)
@@ -94,7 +94,7 @@ def test_a_file_of_that_name_makes_no_folder_ours(tmp_path, name, mark, text) ->
     assert tree(tmp_path) == before
 
 
-def test_a_folder_that_was_begun_is_gone_on_with(tmp_path) -> None:
+def test_a_partly_filled_folder_can_be_continued(tmp_path) -> None:
     check_own_folder(tmp_path / "new", ("mark",), "lock")
     assert not (tmp_path / "new").exists()
     (tmp_path / "lock").touch()
@@ -105,8 +105,8 @@ def test_a_folder_that_was_begun_is_gone_on_with(tmp_path) -> None:
     check_own_folder(tmp_path, ("mark",), "lock")
 
 
-def test_features_beside_those_of_others_are_not_begun(model, tmp_path) -> None:
-    """What is left of earlier settings goes, and it alone."""
+def test_features_are_not_written_beside_foreign_files(model, tmp_path) -> None:
+    """Only files left from earlier settings are removed."""
     out = tmp_path / "out"
     embed_many(str(model), "emoji", out, **FEATURES)
     embed_many(str(model), "emoji", out, overwrite=True, **(FEATURES | {"shard_rows": 4}))
@@ -117,7 +117,7 @@ def test_features_beside_those_of_others_are_not_begun(model, tmp_path) -> None:
     assert "features-mine.parquet, which nextembed embed did not write" in said and tree(out) == before
 
 
-# -- links in what somebody sent
+# -- links in foreign folders
 
 
 LINKS = ["config.yaml", "metrics.jsonl", "skipped.jsonl", "environment.json", "checkpoints", "samples", "model/a",
@@ -125,7 +125,7 @@ LINKS = ["config.yaml", "metrics.jsonl", "skipped.jsonl", "environment.json", "c
 
 
 @pytest.mark.parametrize("name", LINKS)
-def test_a_run_with_a_link_to_elsewhere_is_not_trained(tmp_path, name) -> None:
+def test_a_run_with_a_link_to_the_outside_is_not_trained(tmp_path, name) -> None:
     (tmp_path / "mine" / "step-000001").mkdir(parents=True)
     (tmp_path / "mine" / "letter").write_text("mine")
     run = tmp_path / "sent" / "run"
@@ -139,7 +139,7 @@ def test_a_run_with_a_link_to_elsewhere_is_not_trained(tmp_path, name) -> None:
     assert tree(tmp_path) == before
 
 
-def test_links_that_stay_inside_are_fine(tmp_path) -> None:
+def test_links_that_stay_inside_are_allowed(tmp_path) -> None:
     run = tmp_path / "disk" / "run"
     (run / "checkpoints" / "step-000001").mkdir(parents=True)
     (run / "last").symlink_to("checkpoints/step-000001")
@@ -159,7 +159,7 @@ def test_links_that_stay_inside_are_fine(tmp_path) -> None:
      ("evaluate RUN --task samples features=RUN", "samples.json"),
      ("evaluate RUN --task samples features=RUN", "samples.png")],
 )  # fmt: skip
-def test_what_a_run_holds_is_not_written_behind_a_link(model, tmp_path, capsys, line, name) -> None:
+def test_files_of_a_run_are_not_written_through_a_link(model, tmp_path, capsys, line, name) -> None:
     run = make_run(tmp_path / "sent" / "run", "pretraining")
     shutil.copytree(model, run / "model")
     (tmp_path / "letter").write_text('{"mine": 1}')
@@ -177,7 +177,7 @@ def test_a_report_may_be_written_elsewhere(tmp_path) -> None:
     assert open_run(run).report(tmp_path / "page.html").is_file() and not (tmp_path / "letter").exists()
 
 
-def test_figures_of_samples_do_not_replace_a_picture_of_others(model, tmp_path, capsys) -> None:
+def test_sample_scores_do_not_replace_foreign_images(model, tmp_path, capsys) -> None:
     run = make_run(tmp_path / "run", "pretraining")
     shutil.copytree(model, run / "model")
     (tmp_path / "cat.png").write_text("mine")
@@ -187,11 +187,11 @@ def test_figures_of_samples_do_not_replace_a_picture_of_others(model, tmp_path, 
         assert "cat.png" in capsys.readouterr().err and (tmp_path / "cat.png").read_text() == "mine"
 
 
-# -- pipes, and names of files, in what somebody sent
+# -- pipes and file names in foreign folders
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "skipped.jsonl", ".lock", "probe.json", "checkpoints/step-000001/a"])
-def test_a_run_with_a_pipe_is_not_waited_for(tmp_path, capsys, name) -> None:
+def test_a_run_with_a_pipe_is_rejected_without_waiting(tmp_path, capsys, name) -> None:
     run = make_run(tmp_path / "run", "pretraining")
     (run / name).parent.mkdir(parents=True, exist_ok=True)
     (run / name).unlink(missing_ok=True)
@@ -201,7 +201,7 @@ def test_a_run_with_a_pipe_is_not_waited_for(tmp_path, capsys, name) -> None:
     assert said.count("\n") == 1 and f"{name} is no file but a pipe, socket or device" in said
 
 
-def test_pipes_are_no_features_and_no_pictures(tmp_path, capsys) -> None:
+def test_pipes_are_neither_features_nor_images(tmp_path, capsys) -> None:
     os.mkfifo(tmp_path / "f.parquet")
     os.mkfifo(tmp_path / "step-000001.png")
     assert main(["search", str(tmp_path / "f.parquet"), "a"]) == 2
@@ -211,8 +211,8 @@ def test_pipes_are_no_features_and_no_pictures(tmp_path, capsys) -> None:
 
 
 @pytest.mark.parametrize("make", ["bomb", "cut", "wide", "text"])
-def test_a_drawn_picture_that_is_none_is_named(tmp_path, make) -> None:
-    """Its size is looked at before it is decoded."""
+def test_an_invalid_sample_image_is_reported(tmp_path, make) -> None:
+    """Its size is checked before it is decoded."""
     file = tmp_path / "step-000001.png"
     Image.new("L", {"bomb": (20_000, 20_000), "wide": (80_000, 8)}.get(make, (16, 8))).save(file)
     if make == "cut":
@@ -227,18 +227,18 @@ def test_a_drawn_picture_that_is_none_is_named(tmp_path, make) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret.parquet", "/etc/secret.parquet", "..", "a/b.parquet", 5, None])
-def test_features_list_what_lies_beside_the_list(tmp_path, name) -> None:
+def test_a_list_of_features_cannot_refer_to_files_elsewhere(tmp_path, name) -> None:
     (tmp_path / "secret.parquet").write_bytes(b"PAR1")
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "features.json").write_text(json.dumps({"files": [{"file": name}]}))
     assert "features.json" in refused(files_in, tmp_path / "f")
 
 
-# -- comparisons of runs that are there
+# -- comparisons of existing runs
 
 
 def scored(folder: Path, model: Path, linear: float) -> Path:
-    """A run whose probes say so."""
+    """A run with this probe accuracy."""
     run = make_run(folder, "pretraining")
     shutil.copytree(model, run / "model")
     table = ProbeTable.load(run / "probe.json")
@@ -248,8 +248,8 @@ def scored(folder: Path, model: Path, linear: float) -> Path:
     return run
 
 
-def test_runs_of_one_name_keep_their_own_figures(model, tmp_path, monkeypatch) -> None:
-    """Names alone do not say which run it is: another folder, a later training, names that differ in a slash."""
+def test_runs_with_the_same_name_keep_their_own_scores(model, tmp_path, monkeypatch) -> None:
+    """Names alone do not identify a run: other folders, later training, names that differ in a slash."""
     monkeypatch.chdir(tmp_path)
     first = [scored(tmp_path / "x" / name, model, value) for name, value in (("a", 0.1), ("b", 0.2))]
     second = [scored(tmp_path / "y" / name, model, value) for name, value in (("a", 0.3), ("b", 0.4))]

@@ -1,4 +1,4 @@
-"""Half of a surrogate pair, which JSON and file names can hold and UTF-8 cannot: one line wherever text comes in."""
+"""Lone surrogates, which JSON and file names can contain but UTF-8 cannot: a one-line error for every input."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def test_generate_and_features_of_an_omni(omni, capsys):
         features(load_omni(omni), ["fine", HALF])
 
 
-def test_the_emu_processor_and_what_an_emu_is_told(tmp_path):
+def test_the_emu_processor_and_prompts(tmp_path):
     processor = load("emu_emoji_tiny").model.processor()
     with pytest.raises(ValueError, match=SAID):
         processor([f"a {HALF}"])
@@ -75,7 +75,7 @@ def test_tables_and_annotations_of_an_evaluation(row, tmp_path):
         read_coco(tmp_path / "coco.json", None)
 
 
-def test_validation_leaves_out_what_the_model_cannot_read(tmp_path):
+def test_validation_skips_unreadable_documents(tmp_path):
     rows = [{"segments": [{"text": "fine"}]}, {"segments": [{"text": HALF}]}, {"segments": [{"series": [1, 2]}]}]
     rows += [{"segments": [{"text": "x"}] * 5000}]
     for split in ("train", "validation"):
@@ -86,7 +86,7 @@ def test_validation_leaves_out_what_the_model_cannot_read(tmp_path):
     assert sum(int(batch["document_ids"].max()) for batch in found.batches) == 1
 
 
-def test_keys_and_reasons_are_written_and_read_again(tmp_path):
+def test_keys_and_reasons_round_trip(tmp_path):
     file = tmp_path / "skipped.jsonl"
     log = SkipLog(file, 1.0)
     log.add(f"{HALF}.png", f"'{HALF}' is no picture", 1)
@@ -97,7 +97,7 @@ def test_keys_and_reasons_are_written_and_read_again(tmp_path):
     assert sample_seed(0, 0, HALF) != sample_seed(0, 0, "\udcff")
 
 
-def test_the_terminal_takes_it(monkeypatch):
+def test_the_terminal_accepts_lone_surrogates(monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stdout", out)
     assert main(["--version"]) == 0

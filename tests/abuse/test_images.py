@@ -1,4 +1,4 @@
-"""Images that lie about their size, or of which a C library would tell the terminal."""
+"""Images with false sizes, and images for which a C library would write to the terminal."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ def saved(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def broken_files():
-    """Files that are cut off, or have some bytes altered."""
+    """Files that are truncated or have altered bytes."""
     draw = random.Random(0)
     for kind, options in FORMATS:
         whole = saved(picture(), kind, **options)
@@ -53,8 +53,8 @@ def test_broken_files_write_nothing_to_the_terminal(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_same_files_are_readable_for_training_and_for_scores():
-    """Each is decoded by Pillow, and cropped by the same bits whatever decodes it."""
+def test_training_and_evaluation_read_the_same_files():
+    """Files are read identically as a whole and with a crop."""
     full = RandomResizedCrop(48, (1.0, 1.0), (1.0, 1.0), 0.0)
     readable = 0
     for data in broken_files():
@@ -72,7 +72,7 @@ def test_the_same_files_are_readable_for_training_and_for_scores():
 
 
 def tiled_tiff(side: int) -> bytes:
-    """64 x 64 pixels in one tile of that side."""
+    """A TIFF of 64 x 64 pixels in one tile of the given side."""
     data = zlib.compress(b"\0" * 100_000)
     tags = [(256, 4, 1, 64), (257, 4, 1, 64), (258, 3, 3, 134), (259, 3, 1, 8), (262, 3, 1, 2), (277, 3, 1, 3),
             (322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 140), (325, 4, 1, len(data))]  # fmt: skip
@@ -81,7 +81,7 @@ def tiled_tiff(side: int) -> bytes:
 
 
 def codestream(side: int, tile: int, stated: int | None = None) -> bytes:
-    """JPEG 2000 of that side, in tiles; its header says `stated`."""
+    """A tiled JPEG 2000 file of the given side, whose header claims `stated`."""
     data = saved(Image.new("RGB", (64, 64)), "JPEG2000")
     at, header = data.index(b"\xff\x4f\xff\x51") + 8, data.index(b"ihdr") + 4
     size = struct.pack(">8I", side, side, 0, 0, tile, tile, 0, 0)
@@ -94,7 +94,7 @@ def codestream(side: int, tile: int, stated: int | None = None) -> bytes:
     [
         tiled_tiff(20_000),
         codestream(20_000, 20_000),
-        codestream(20_000, 20_000, 10),  # the file's header says 10 x 10, the codestream 20,000 x 20,000
+        codestream(20_000, 20_000, 10),  # the file header claims 10 x 10, the codestream 20,000 x 20,000
         codestream(255, 1),  # 65,025 tiles
         saved(Image.new("P", (9000, 9000)), "GIF")[:6] + b"\1\0\1\0" + saved(Image.new("P", (9000, 9000)), "GIF")[10:],
         b"P6\n60000 60000\n255\n" + bytes(100),
@@ -109,7 +109,7 @@ def test_sizes_are_limited_before_anything_is_decoded(data):
             read(data)
 
 
-def test_honest_files_of_these_kinds_are_read():
+def test_valid_files_of_these_kinds_are_read():
     for kind in ("TIFF", "JPEG2000", "GIF"):
         assert READER.read(saved(Image.new("RGB", (300, 200)), kind)).shape == (3, 200, 300)
     tiled = saved(picture(256), "JPEG2000", tile_size=(64, 64))
@@ -126,10 +126,10 @@ def test_an_image_of_one_patch_cannot_be_trained_on():
 
 @pytest.mark.parametrize("height, width", [(40, 48), (48, 43)])
 def test_a_tiff_whose_jpeg_is_smaller_than_its_strip_is_unreadable(height, width):
-    """Else the pixels that it does not cover would be whatever was in memory there."""
+    """Otherwise the pixels that it does not cover would be uninitialised memory."""
     data = saved(picture(), "TIFF", compression="jpeg")
     assert READER.read(data).shape == (3, 48, 48)
-    whole = b"\xff\xc0\x00\x11\x08\x00\x30\x00\x30"  # where the JPEG tells of its size
+    whole = b"\xff\xc0\x00\x11\x08\x00\x30\x00\x30"  # the frame header with the size
     assert whole in data
     data = data.replace(whole, whole[:5] + struct.pack(">HH", height, width))
     with pytest.raises(Unreadable, match=f"a JPEG of {width}x{height} pixels is in it where 48x48 are expected"):

@@ -1,4 +1,4 @@
-"""A document of very many segments costs what fits a row, and is cut as if all of it had been encoded."""
+"""Only the part of a long document that fits into a row is encoded, with the same result as encoding all of it."""
 
 import torch
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ BEGIN, IMAGE, STOP = 1, 2, 3
 
 
 def encode_as_emu_does(document) -> Encoded:
-    """Letters as ids, white space beside images stripped, 4 places an image; an empty text has no position."""
+    """Letters as ids, white space next to images stripped, 4 positions per image, none for empty text."""
     segments, ids, labels, seen = document["segments"], [BEGIN], [-100], []
     for number, one in enumerate(segments):
         if one["kind"] != "text":
@@ -31,7 +31,7 @@ def encode_as_emu_does(document) -> Encoded:
 
 
 def cut_knowing_all(encode, document, max_length):
-    """What `Fit` does, plainly: the whole document is encoded, and each number of its segments tried."""
+    """A brute-force version of `Fit`: encodes the whole document and every prefix of its segments."""
     whole = encode(document)
     if whole.length <= max_length:
         return OK, whole
@@ -71,7 +71,7 @@ def same(found, wanted):
 
 @settings(max_examples=60, deadline=None)
 @given(segments=documents, max_length=st.integers(2, 24), seed=st.integers(0, 3))
-def test_cut_as_if_all_of_it_were_known(segments, max_length, seed):
+def test_truncation_equals_that_of_the_whole_document(segments, max_length, seed):
     document = {"key": "", "segments": segments, "seed": seed}
     for encode in (encode_as_emu_does, OMNI.encode_document):
         wanted = cut_knowing_all(encode, document, max_length)
@@ -80,7 +80,7 @@ def test_cut_as_if_all_of_it_were_known(segments, max_length, seed):
         assert same(Fit(encode, max_length, "skip")(document), left_out)
 
 
-def test_the_work_is_that_of_what_fits():
+def test_only_the_fitting_part_is_encoded():
     most = 0
 
     def counted(document):
@@ -93,7 +93,7 @@ def test_the_work_is_that_of_what_fits():
     assert outcome == TRUNCATED and encoded.length == 256 and most <= 258
 
 
-def test_segments_without_positions_are_no_reason_to_cut():
+def test_segments_without_positions_do_not_cause_truncation():
     segments = [{"kind": "text", "value": "", "loss": True} for _ in range(5000)]
     segments += [{"kind": "text", "value": "end", "loss": True}]
     outcome, encoded = Fit(encode_as_emu_does, 8, "truncate")({"key": "", "segments": segments})

@@ -1,4 +1,4 @@
-"""Whatever is named as an output: nothing of somebody else is changed or removed, and what is wrong is one line."""
+"""For any output path, foreign files are never changed or removed, and errors are one line."""
 
 import dataclasses
 import io
@@ -48,7 +48,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """home/now, the current folder, where others have files; `link` names one of their folders."""
+    """The current folder home/now with foreign files; `link` points to a foreign folder."""
     for file in ("home/letter.txt", "home/now/thesis.tex", "home/now/theirs/a.png", "elsewhere/config.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("theirs")
@@ -58,7 +58,7 @@ def here(tmp_path, monkeypatch):
 
 
 def made(cls, **values):
-    """An object whose fields hold as little as its type allows."""
+    """An object with minimal field values."""
     missing = [f.name for f in dataclasses.fields(cls) if f.default is f.default_factory is dataclasses.MISSING]
     return cls(**({name: 0 for name in missing} | values))
 
@@ -129,7 +129,7 @@ def test_a_file_is_not_written_over_a_folder_or_below_a_file(here, name, path):
 
 @pytest.mark.parametrize("path", [*TAKEN, "thesis.tex"])
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_is_a_new_one(here, model, name, path):
+def test_an_output_folder_must_be_new(here, model, name, path):
     before = tree(here)
     refused(FOLDERS[name], path, model)
     assert tree(here) == before
@@ -151,10 +151,10 @@ def test_a_folder_is_a_new_one(here, model, name, path):
     ],
     ids=lambda words: words[0],
 )
-def test_commands_say_it_before_they_work(here, model, capsys, words, path):
-    """A file that is there may be written over where a file is named; these stop at something else then, or never."""
+def test_commands_check_outputs_first(here, model, capsys, words, path):
+    """Commands that replace an existing file by design are skipped for that case."""
     if path == "thesis.tex" and words[0] in ("plan", "probe", "evaluate", "export"):
-        pytest.skip("a named file is replaced")
+        pytest.skip("replaces an existing file by design")
     before = tree(here)
     code = main([word.replace("PATH", path).replace("MODEL", str(model)) for word in words])
     said = capsys.readouterr().err.strip()
@@ -162,8 +162,8 @@ def test_commands_say_it_before_they_work(here, model, capsys, words, path):
     assert tree(here) == before
 
 
-def test_a_file_that_is_named_is_replaced_behind_its_link(here):
-    """The link stays a link, and the folder beside it as it was."""
+def test_a_link_to_a_file_is_followed(here):
+    """The link remains, and the rest of the target folder is unchanged."""
     Path("probe.json").symlink_to(here / "elsewhere" / "probe.json")
     write_json("probe.json", {"loss": float("nan"), "best": [float("inf"), 1]})
     assert Path("probe.json").is_symlink()
@@ -171,13 +171,13 @@ def test_a_file_that_is_named_is_replaced_behind_its_link(here):
     assert sorted(os.listdir(here / "elsewhere")) == ["config.json", "probe.json"]
 
 
-def test_panels_join_a_folder(here):
-    """The one output that is documented to put its files beside others."""
+def test_panels_are_added_to_a_folder(here):
+    """The only output that is documented to add files to an existing folder."""
     before = tree(here)
     paths = Visualization(None, 0, Drawing(), []).save("theirs")
     assert sorted(path.name for path in paths) == ["all.png", "attention.png"]
     assert {name: value for name, value in tree(here).items() if name in before} == before
-    Visualization(None, 0, Drawing(), []).save("theirs")  # its own files are replaced, those of others are not
+    Visualization(None, 0, Drawing(), []).save("theirs")  # only its own files are replaced
     Image.new("RGB", (4, 4)).save("theirs/attention.png")
     before = tree(here)
     with pytest.raises(ConfigError, match=r"attention\.png in it was not written by this command"):
@@ -185,8 +185,8 @@ def test_panels_join_a_folder(here):
     assert tree(here) == before
 
 
-def test_a_conversation_is_added_to_what_is_there(here):
-    Path("talk.jsonl").write_text('{"messages": []}')  # no newline at its end
+def test_a_conversation_is_appended_to_a_file(here):
+    Path("talk.jsonl").write_text('{"messages": []}')  # without a trailing newline
     asked().save("talk.jsonl")
     first, second = Path("talk.jsonl").read_text().splitlines()
     assert first == '{"messages": []}' and "that" in second
@@ -195,7 +195,7 @@ def test_a_conversation_is_added_to_what_is_there(here):
     assert Path("talk.jsonl").read_bytes() == b"\xff\xfe"
 
 
-# -- embed's parts
+# -- the parts of embed
 
 
 def foreign(kind):
@@ -213,7 +213,7 @@ def foreign(kind):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", ["link", "file", "skipped", "notes.txt", "part-000000.parquet", ".tmp-mine"])
-def test_parts_of_somebody_else_stay(here, kind, overwrite):
+def test_foreign_parts_are_kept(here, kind, overwrite):
     foreign(kind)
     before = tree(here)
     refused(Parts(Path("f.parquet")).check, overwrite)

@@ -1,4 +1,4 @@
-"""What a web server or an index.json calls its files: none is written or read outside of where the source belongs."""
+"""File names from a web server or an index.json: nothing is written or read outside the source's own folder."""
 
 import http.server
 import json
@@ -20,7 +20,7 @@ OUTSIDE = ["../../../../owned", "..", "a/../../../owned", "..\\..\\owned"]
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):
-    """The same pages for everybody; anything else is a file of its own making."""
+    """Serves the given pages, and evil content for every other path."""
 
     pages: dict[str, str] = {}
 
@@ -40,7 +40,7 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web(tmp_path, monkeypatch) -> Iterator[str]:
-    """Its address; the cache of what is fetched lies deep enough for names that climb."""
+    """The server's address; the download cache is nested deeply enough for names with `..`."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "a" / "b" / "c" / "d" / "e"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -67,13 +67,13 @@ def refused(source: object, tmp_path: Path, streaming: bool = False) -> None:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("file", [*OUTSIDE, "/tmp/owned", "sub/owned.tar"])
-def test_an_index_names_what_lies_beside_it(web, tmp_path, file, streaming) -> None:
+def test_a_remote_index_cannot_refer_to_files_elsewhere(web, tmp_path, file, streaming) -> None:
     Hostile.pages["/data/index.json"] = index(f"{file}.tar" if "owned" in file else file)
     refused(web, tmp_path, streaming)
 
 
 @pytest.mark.parametrize("file", [*OUTSIDE, "/etc/hostname/owned"])
-def test_an_index_that_is_here_names_what_lies_beside_it(tmp_path, file) -> None:
+def test_a_local_index_cannot_refer_to_files_elsewhere(tmp_path, file) -> None:
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "index.json").write_text(index(file))
     with pytest.raises(ConfigError, match="is not a valid name: give a single path component"):
@@ -81,7 +81,7 @@ def test_an_index_that_is_here_names_what_lies_beside_it(tmp_path, file) -> None
 
 
 @pytest.mark.parametrize("link", ["../../../../owned.png", "a/../../../../owned.png"])
-def test_a_page_links_to_what_lies_below_it(web, tmp_path, link) -> None:
+def test_a_page_cannot_link_to_files_elsewhere(web, tmp_path, link) -> None:
     Hostile.pages["/data/"] = f'<a href="{link}">a picture</a> <a href="b.png">another</a>'
     refused(web, tmp_path)
 

@@ -1,5 +1,5 @@
-"""A run folder that somebody sent, edited or damaged has a page that shows its values as text, or one line that names
-the file and the value."""
+"""A foreign, edited or damaged run folder gives a report that shows its values as text, or a one-line error with the
+file and the value."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,11 +21,11 @@ from nextembed.objectives import latent_decoder, readout
 from nextembed.report import charts, prediction
 from nextembed.runs import open_run
 
-STRIDE = 61  # of the altered values; `make abuse` takes all
+STRIDE = 61  # every 61st altered value; `make abuse` uses all
 
 
 class Page(HTMLParser):
-    """A page, as a browser reads it."""
+    """A page as parsed by a browser."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -64,7 +64,7 @@ def test_markup_in_every_string_is_shown_as_text(task, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_an_altered_value_gives_a_page_or_one_line(task, tmp_path, no_charts):
+def test_an_altered_value_gives_a_page_or_a_one_line_error(task, tmp_path, no_charts):
     run = make_run(tmp_path / "run", task)
     for file in texts(run):
         value = read(file)
@@ -75,7 +75,7 @@ def test_an_altered_value_gives_a_page_or_one_line(task, tmp_path, no_charts):
 
 
 def check(run: Path, what: str) -> None:
-    """A page without a script, or a ConfigError of one line that names a file of the run."""
+    """Checks for a page without scripts, or a one-line ConfigError that names a file of the run."""
     try:
         html = open_run(run).report().read_text(encoding="utf-8")
         assert "<script" not in html, what
@@ -83,7 +83,7 @@ def check(run: Path, what: str) -> None:
         assert isinstance(err, ConfigError) and str(run) in str(err) and "\n" not in str(err), f"{what}: {err}"
 
 
-def test_an_altered_config_of_the_model_gives_a_page_that_says_so(tmp_path, no_charts):
+def test_an_altered_model_config_gives_a_page_with_a_note(tmp_path, no_charts):
     run = make_run(tmp_path / "run", "pretraining")
     torch.manual_seed(0)
     config = ViTNepaConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
@@ -105,7 +105,7 @@ def test_an_altered_config_of_the_model_gives_a_page_that_says_so(tmp_path, no_c
         ("metrics.jsonl", (1, "loss"), "low", "metrics.jsonl, line 2: loss should be a valid number"),
     ],
 )
-def test_the_page_names_what_it_leaves_out(file, place, value, line, tmp_path, no_charts):
+def test_the_page_lists_what_it_omits(file, place, value, line, tmp_path, no_charts):
     run = make_run(tmp_path / "run", "pretraining")
     values = read(run / file)
     group = values
@@ -117,7 +117,7 @@ def test_the_page_names_what_it_leaves_out(file, place, value, line, tmp_path, n
     assert line in text, text
 
 
-def test_a_setting_of_the_wrong_kind_is_named(tmp_path):
+def test_a_setting_of_the_wrong_type_is_reported(tmp_path):
     run = make_run(tmp_path / "run", "pretraining")
     values = read(run / "config.yaml")
     write(run / "config.yaml", values | {"objective": {"kind": ["a"]}})
@@ -128,14 +128,14 @@ def test_a_setting_of_the_wrong_kind_is_named(tmp_path):
         open_run(run).report()
 
 
-def test_null_is_no_number(tmp_path):
+def test_null_is_not_a_number(tmp_path):
     run = make_run(tmp_path / "run", "pretraining")
     write(run / "metrics.jsonl", [{"step": 1, "loss": None, "cos_next": float("nan"), "psnr": float("inf")}])
     assert read_history(run) == [{"step": 1}]
 
 
 @pytest.mark.parametrize("objective", ["latent_decoder", "readout"])
-def test_an_altered_part_beside_the_model_is_one_line(objective, tmp_path):
+def test_an_altered_file_beside_the_model_is_a_one_line_error(objective, tmp_path):
     folder = tmp_path / ("decoder" if objective == "latent_decoder" else "readout")
     if objective == "latent_decoder":
         part: nn.Module = LatentDecoder(16, (8, 8), 3, 8, 1, 2)

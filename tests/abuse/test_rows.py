@@ -1,4 +1,4 @@
-"""Rows as the world has them: what cannot be read is skipped and named, and never ends a run or is used by mistake."""
+"""Malformed rows are skipped and listed; they never end a run and are never used by mistake."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from nextembed.models.omni.settings import OmniParts
 from nextembed.recipes import load
 
 DEEP = "[" * 20_000
-HALF = "\\ud83d"  # as JSON writes it
+HALF = "\\ud83d"  # as written in JSON
 EVERY = {"text": {}, "image": {"image_size": 8, "patch_size": 4}, "series": {}, "audio": {}, "video": {}}
 
 
@@ -56,14 +56,14 @@ def coded(data: bytes) -> str:
 
 
 def nan_wav() -> bytes:
-    """A sound of 32-bit floats that are no numbers."""
+    """Audio of 32-bit floats that are NaN."""
     samples = np.full(1600, np.nan, "<f4").tobytes()
     form = b"fmt \x10\0\0\0\3\0\1\0" + (16_000).to_bytes(4, "little") + (64_000).to_bytes(4, "little") + b"\4\0\x20\0"
     body = b"WAVE" + form + b"data" + len(samples).to_bytes(4, "little") + samples
     return b"RIFF" + len(body).to_bytes(4, "little") + body
 
 
-# Lines that are no row, whatever is asked for.
+# Lines that are never valid rows.
 NO_ROWS = ["{", DEEP, '{"x":' * 50_000, "9" * 10_000, '{"x": ' + "9" * 10_000 + "}", "[1, 2]", "null", "5", "NaN",
            '"text"', f'"{HALF}"', "{}", '{"other": 1}', "\ufeff{", "{'text': 'a'}"]  # fmt: skip
 BAD_TEXTS = ["null", "true", "{}", "[]", "[null]", "[5]", '""', '"  "', "NaN", "Infinity", '{"text": "a"}', '[["a"]]',
@@ -118,7 +118,7 @@ CASES = {
     "records": (
         {"pieces": {"image": "image", "text": "text"}, "layouts": ["image text"]},
         '{"image": "a.png", "text": "a cat %d"}',
-        [f'{{"image": "a.png", "text": {value}}}' for value in sorted({*BAD_TEXTS} - {"true", "[5]"})]  # are text here
+        [f'{{"image": "a.png", "text": {value}}}' for value in sorted({*BAD_TEXTS} - {"true", "[5]"})]  # text here
         + [f'{{"image": {value}, "text": "a cat"}}' for value in BAD_FILES],
     ),
     "interleaved": ({}, '{"segments": [{"text": "a cat %d"}, {"image": "a.png"}]}', INTERLEAVED),
@@ -137,7 +137,7 @@ def encoders():
 
 
 def outcomes(part, encode, skipped=None):
-    """Of the first epoch of a run: (what was read, {key: reason})."""
+    """The first epoch of a run: (outcomes, {key: reason})."""
     loader = part.train_loader(Loading(1, skipped_path=skipped), encode=encode, max_length=400)
     found = []
     for place, outcome, encoded in loader.stream.documents(0):
@@ -149,7 +149,7 @@ def outcomes(part, encode, skipped=None):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_a_row_that_cannot_be_read_is_skipped_and_named(case, streaming, tmp_path, encoders, capfd):
+def test_an_unreadable_row_is_skipped_and_listed(case, streaming, tmp_path, encoders, capfd):
     settings, good, bad = CASES[case]
     bad = [*NO_ROWS, *bad]
     lines = [line for number, row in enumerate(bad) for line in (good.replace("%d", str(number)), row)]
@@ -161,10 +161,10 @@ def test_a_row_that_cannot_be_read_is_skipped_and_named(case, streaming, tmp_pat
     part = DATA.parse(values | {"num_readers": 1, "num_workers": 0, "shuffle_buffer": 1} | settings)
     for name, encode in encoders.items():
         if name == "emu" and case == "interleaved":
-            continue  # it has no sounds and series
+            continue  # Emu supports neither audio nor series
         found, reasons = outcomes(part, encode, tmp_path / f"{name}.jsonl")
         read = [one for one in found if one[0] != UNREADABLE]
-        left_out = len(lines) - len(found)  # rows with nothing for any layout are no documents; they are named, too
+        left_out = len(lines) - len(found)  # rows without a layout give no documents, but are also listed
         assert len(read) == len(bad) and not (left_out and (case != "records" or streaming))
         if not streaming:
             odd = {key for key in reasons if not int(key.removeprefix("row ")) % 2}
@@ -180,7 +180,7 @@ def test_a_row_that_cannot_be_read_is_skipped_and_named(case, streaming, tmp_pat
 
 
 def test_columns_of_another_type_in_parquet(tmp_path, encoders):
-    """Null, empty and broken values where the type of a column is fixed."""
+    """Null, empty and broken values in columns with a fixed type."""
     shown = {"bytes": png(3), "path": None}
     rows = [{"image": shown, "name": f"cat {i}", "tags": ["a"], "group": "pets"} for i in range(12)]
     rows[1]["image"], rows[2]["image"] = None, {"bytes": b"junk", "path": None}
@@ -229,12 +229,12 @@ def test_a_column_of_emoji_may_have_any_name(name, tmp_path):
     assert [again.part.picture(again.rows[0], 0)["value"][0, 0, 0] for _ in range(2)] == [3, 3]
 
 
-def test_a_joined_table_needs_a_name_of_its_own(tmp_path):
+def test_a_joined_table_needs_a_unique_name(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"id": [1], "text": "a"}\n{"id": "x", "text": "b"}\n')
     values = {"kind": "records", "source": str(tmp_path / "a.jsonl"), "pieces": {"text": "text", "more": {
         "kind": "text", "column": "other.text"}}, "layouts": ["text more"]}  # fmt: skip
     joined = {"joins": {"other": {"source": str(tmp_path / "a.jsonl"), "by": "id"}}}
-    assert len(list(DATA.parse(values | joined).documents("train"))) == 1  # no row is found by a list
+    assert len(list(DATA.parse(values | joined).documents("train"))) == 1  # a list matches no row
     pq.write_table(pa.table({"id": ["x"], "text": ["a"], "other": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="'other' is already a column of the table"):
         DATA.parse(values | joined | {"source": str(tmp_path / "a.parquet")}).rows("train")
@@ -285,7 +285,7 @@ class Own(DocumentPart):
 """
 
 
-def test_a_sequence_that_fails_says_where(tmp_path, encoders, monkeypatch):
+def test_a_failing_custom_stream_is_reported_with_its_line(tmp_path, encoders, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     (tmp_path / "failing_rows.py").write_text(FAILING)
     allow_code(tmp_path / "failing_rows.py")
@@ -294,7 +294,7 @@ def test_a_sequence_that_fails_says_where(tmp_path, encoders, monkeypatch):
         list(part.train_loader(Loading(1), encode=encoders["bytes"], max_length=64))
 
 
-def test_a_kind_of_ones_own_is_no_mark_of_a_segment():
+def test_a_custom_kind_cannot_be_a_reserved_key():
     with pytest.raises(ConfigError, match="own_kinds: 'loss' is a reserved key"):
         DATA.parse({"kind": "interleaved", "source": "x", "own_kinds": ["loss"]})
 
@@ -319,7 +319,7 @@ def own_file(tmp_path):
         ("pair", "half a surrogate pair"),
     ],
 )
-def test_a_row_that_the_users_own_code_cannot_read(fault, reason, own_file, encoders):
+def test_a_row_that_custom_code_cannot_read(fault, reason, own_file, encoders):
     part = DATA.parse({"kind": own_file, "fault": fault, "max_skipped_rate": 0.5, "num_readers": 1})
     found, reasons = outcomes(part, encoders["bytes"])
     assert len(found) == 20 and len(reasons) == 1 and re.search(reason, *reasons.values())
@@ -330,7 +330,7 @@ def test_a_row_that_the_users_own_code_cannot_read(fault, reason, own_file, enco
     ("fault", "line", "num_workers"),
     [("attribute", 13, 0), ("name", 14, 0), ("type", 15, 1), ("nothing", None, 0)],
 )
-def test_a_mistake_in_the_users_own_code_is_one_line_with_its_place(fault, line, num_workers, own_file, encoders):
+def test_an_error_in_custom_code_is_one_line_with_its_location(fault, line, num_workers, own_file, encoders):
     part = DATA.parse({"kind": own_file, "fault": fault, "max_skipped_rate": 0.5, "num_workers": num_workers})
     loader = part.train_loader(Loading(1), encode=encoders["bytes"], max_length=64)
     wanted = rf"own_rows\.py, line {line}: .*Error: " if line else r"document\(\) of Own gives no \{'key'"

@@ -1,4 +1,4 @@
-"""Run folders: names, two starts at once, what is removed after an error, and small files that are damaged."""
+"""Run folders: names, simultaneous starts, removal after errors, and damaged small files."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ def tree(folder):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The current folder, with somebody's files in it."""
+    """The current folder with foreign files."""
     (tmp_path / "sub").mkdir()
     (tmp_path / "thesis.tex").write_text("three years of work")
     (tmp_path / "sub" / "skipped.jsonl").write_text("theirs")
@@ -37,7 +37,7 @@ def here(tmp_path, monkeypatch):
 
 
 def refused(capsys, *words):
-    """What a command says, in one line, when it returns 2."""
+    """The one-line error of a command that returns 2."""
     code = main(list(words))
     said = capsys.readouterr().err.strip()
     assert code == 2 and len(said.splitlines()) == 1 and "unexpected" not in said, said
@@ -55,7 +55,7 @@ def test_a_name_stays_in_output_dir_and_nothing_is_deleted(here, capsys, name):
 
 
 @pytest.mark.parametrize("output_dir", [".", "..", "sub", "sub/..", "link"])
-def test_a_refused_run_leaves_a_folder_of_others_as_it_was(here, capsys, output_dir):
+def test_a_rejected_run_does_not_change_foreign_folders(here, capsys, output_dir):
     (here / "link").symlink_to("sub")
     before = tree(here)
     refused(capsys, "train", "nepa_demo_tiny", f"output_dir={output_dir}", "name=sub", WRONG)
@@ -63,13 +63,13 @@ def test_a_refused_run_leaves_a_folder_of_others_as_it_was(here, capsys, output_
 
 
 @pytest.mark.parametrize("output_dir", ["thesis.tex", "thesis.tex/runs", "/proc/runs", "/dev/null", "x" * 300])
-def test_an_output_dir_that_cannot_be(here, capsys, output_dir):
+def test_invalid_output_dir(here, capsys, output_dir):
     before = tree(here)
     assert "cannot" in refused(capsys, "train", "nepa_demo_tiny", f"output_dir={output_dir}")
     assert tree(here) == before
 
 
-def test_after_an_error_only_own_files_go(tmp_path):
+def test_only_own_files_are_removed_after_an_error(tmp_path):
     with pytest.raises(ConfigError), opened(tmp_path / "run", resume=False) as run_dir:
         (run_dir / "skipped.jsonl").write_text("ours")
         (run_dir / "notes.txt").write_text("somebody was faster than we")
@@ -88,7 +88,7 @@ def test_after_an_error_only_own_files_go(tmp_path):
 # -- two at once
 
 
-def test_two_starts_of_one_name_have_a_folder_each(tmp_path):
+def test_two_starts_with_the_same_name_get_separate_folders(tmp_path):
     with opened(tmp_path / "run", resume=False) as first:
         before = tree(tmp_path / "run")
         with pytest.raises(ConfigError, match=r"^no$"), opened(tmp_path / "run", resume=False) as second:
@@ -97,7 +97,7 @@ def test_two_starts_of_one_name_have_a_folder_each(tmp_path):
         assert first.name == "run" and tree(first) == before and not second.exists()
 
 
-def test_ten_processes_that_start_at_once_have_a_folder_each(tmp_path):
+def test_ten_simultaneous_starts_get_separate_folders(tmp_path):
     children, gate = [], tmp_path / "gate"
     for _ in range(10):
         pid = os.fork()
@@ -113,7 +113,7 @@ def test_ten_processes_that_start_at_once_have_a_folder_each(tmp_path):
     assert len(list(tmp_path.glob("runs/*/mine"))) == 10
 
 
-def test_a_second_resume_is_told(here, capsys):
+def test_a_second_resume_is_rejected(here, capsys):
     run_dir = here / "runs" / "demo"
     with opened(run_dir, resume=False):
         shutil.copy(written(here), run_dir / "config.yaml")
@@ -125,7 +125,7 @@ def test_a_second_resume_is_told(here, capsys):
 
 
 def written(folder):
-    """A config.yaml."""
+    """Writes a settings file."""
     from nextembed import recipes
     from nextembed.core.config import to_yaml
 
@@ -134,7 +134,7 @@ def written(folder):
     return file
 
 
-def test_two_commands_that_want_one_stage(tmp_path):
+def test_two_commands_with_the_same_stage(tmp_path):
     stage = RunConfig(name="stage", output_dir=str(tmp_path), train=TrainConfig(max_steps=1))
     folder = stage.dir
     folder.mkdir()
@@ -145,11 +145,11 @@ def test_two_commands_that_want_one_stage(tmp_path):
         fit_stage(stage)
     (folder / "model").mkdir()
     before = tree(tmp_path)
-    fit_stage(stage)  # the other one has finished it meanwhile
+    fit_stage(stage)  # the other process has finished it meanwhile
     assert {**before, f"stage/{LOCK}": b""} == tree(tmp_path)
 
 
-def test_a_lock_ends_with_its_process_though_a_data_worker_continues(tmp_path):
+def test_a_lock_is_released_although_a_data_worker_continues(tmp_path):
     with opened(tmp_path / "run", resume=False) as run_dir:
         ready, tell = os.pipe()
         pid = os.fork()
@@ -168,7 +168,7 @@ def test_a_lock_ends_with_its_process_though_a_data_worker_continues(tmp_path):
 
 @contextlib.contextmanager
 def leaving():
-    """A forked child ends here, whatever happens, and runs no test."""
+    """Ends a forked child in any case, so that it runs no further tests."""
     try:
         yield
     except BaseException:
@@ -178,9 +178,9 @@ def leaving():
 
 
 def of_rank(rank, port, folder):
-    """What a rank gets."""
+    """The results on one rank."""
     os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank)}
-    AcceleratorState._reset_state(reset_partial_state=True)  # of what this process has trained before it was forked
+    AcceleratorState._reset_state(reset_partial_state=True)  # left from training before the fork
     distributed.start("cpu")
     with opened(folder, resume=False) as run_dir:
         yield run_dir.name
@@ -192,8 +192,8 @@ def of_rank(rank, port, folder):
                 yield f"{type(err).__name__}: {err}"
 
 
-def test_what_rank_0_meets_reaches_every_rank(tmp_path):
-    """Else the others wait for ever for a rank that has ended."""
+def test_errors_of_rank_0_reach_every_rank(tmp_path):
+    """Otherwise the other ranks would wait for ever for a rank that has exited."""
     children = []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -214,7 +214,7 @@ def test_what_rank_0_meets_reaches_every_rank(tmp_path):
         assert (tmp_path / f"rank-{rank}").read_text().split("\n") == ["run", busy, error]
 
 
-def test_without_ranks_an_error_stays_itself():
+def test_without_ranks_an_error_is_unchanged():
     with pytest.raises(ZeroDivisionError):
         on_main(lambda: 1 / 0)
     assert on_main(lambda: 1) == 1
@@ -224,7 +224,7 @@ def test_without_ranks_an_error_stays_itself():
 
 
 @pytest.mark.parametrize(("text", "words"), [("", "is empty"), ("\0\0\0", "not YAML"), ("name: [", "not YAML")])
-def test_a_damaged_config_is_one_line(here, capsys, text, words):
+def test_a_damaged_config_is_a_one_line_error(here, capsys, text, words):
     run_dir = here / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").write_text(text)
@@ -233,14 +233,14 @@ def test_a_damaged_config_is_one_line(here, capsys, text, words):
     assert "run/config.yaml" in said and words in said and tree(here) == before
 
 
-def test_lines_that_are_cut_short_or_of_no_step_are_left_out_on_resume(tmp_path):
+def test_partial_lines_and_lines_without_a_step_are_dropped_on_resume(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 2.0}\n{"loss": 1}\n{"step": null}\n{"step": 2, "lo')
     records = Records(file, lambda lines: [], print, resume_step=5)
     assert [line["step"] for line in records.lines] == [1] and file.read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
-def test_metrics_are_json_and_a_deleted_run_folder_ends_the_run_in_one_line(tmp_path):
+def test_metrics_are_json_and_a_deleted_run_folder_is_a_one_line_error(tmp_path):
 
     run_dir = tmp_path / "run"
     run_dir.mkdir()
@@ -253,7 +253,7 @@ def test_metrics_are_json_and_a_deleted_run_folder_ends_the_run_in_one_line(tmp_
     assert not run_dir.exists()
 
 
-def test_a_run_that_is_not_there(here):
+def test_a_missing_run(here):
     with pytest.raises(ConfigError, match=r"no run to resume in sub: it has no config.yaml"):
         fit(resume="sub")
     assert os.listdir("sub") == ["skipped.jsonl"]

@@ -1,4 +1,4 @@
-"""Every numeric setting, tried with numbers that cannot work: one line, or a model that takes a finite step."""
+"""Every numeric setting with invalid numbers: a one-line error, or a training step with finite results."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def fields(config: Config, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ..
 
 
 def step(config: RunConfig) -> None:
-    """Builds and takes a step; what comes out has to be finite."""
+    """Builds a model and takes a training step, whose results must be finite."""
     torch.manual_seed(0)
     labels = class_names(config, 3) if needs_classes(config) else []
     part: Any = config.model
@@ -86,7 +86,7 @@ def step(config: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_odd_settings_of_what_trains_are_one_line_or_work(recipe: str) -> None:
+def test_odd_training_settings_work_or_are_one_line_errors(recipe: str) -> None:
     base = recipes.load(recipe)
     for path in fields(base):
         if path[0] not in ("model", "objective", "optim") or (path[0] == "optim" and recipe != RECIPES[0]):
@@ -113,10 +113,10 @@ def numeric(cls: type[BaseModel]) -> list[str]:
     ],
     ids=lambda c: c.__name__,
 )
-def test_no_number_is_nan_infinite_or_huge(cls: type[Config]) -> None:
+def test_nan_infinite_and_huge_numbers_are_rejected(cls: type[Config]) -> None:
     for name in numeric(cls):
         for value in (NAN, INF, -INF, 1e308, 10**30, [NAN], [[NAN]], {"x": INF}, {"x": 10**30}):
-            if name.endswith("where") and value == {"x": INF}:  # what a column of a table may hold, as it is written
+            if name.endswith("where") and value == {"x": INF}:  # valid as the text of a table column
                 assert getattr(cls(**REQUIRED[cls], **{name: value}), name) == {"x": "inf"}
                 continue
             with pytest.raises(ConfigError) as caught:
@@ -141,7 +141,7 @@ def test_no_number_is_nan_infinite_or_huge(cls: type[Config]) -> None:
     ],
     ids=lambda text: text[:40],
 )  # fmt: skip
-def test_overrides_that_cannot_be_are_one_line(change: str) -> None:
+def test_invalid_overrides_are_one_line_errors(change: str) -> None:
     start = time.process_time()
     with pytest.raises(ConfigError) as caught:
         config = apply_overrides(recipes.load("nepa_demo_tiny"), [change])
@@ -150,11 +150,11 @@ def test_overrides_that_cannot_be_are_one_line(change: str) -> None:
     assert time.process_time() - start < 5
 
 
-def test_optim_of_nothing_is_the_default() -> None:
+def test_an_empty_optim_is_the_default() -> None:
     assert apply_overrides(recipes.load("nepa_demo_tiny"), ["optim={}"]).optim == OptimConfig()
 
 
-def test_a_batch_larger_than_memory_is_refused_before_it_is_read() -> None:
+def test_a_batch_larger_than_memory_is_rejected_before_reading() -> None:
     base = recipes.load("nepa_demo_tiny")
     for change in ("train.batch_size=2000000000", "train={batch_size: 2000000000, micro_batch_size: 1, max_steps: 1}"):
         with pytest.raises(ConfigError, match="TiB; this machine has"):
@@ -164,7 +164,7 @@ def test_a_batch_larger_than_memory_is_refused_before_it_is_read() -> None:
             step(apply_overrides(recipes.load("omni_emoji_tiny"), ["model.max_length=1000000", masked]))
 
 
-def test_a_model_larger_than_memory_is_stopped_before_it_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_larger_than_memory_is_rejected_before_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "memory", lambda device="cpu": 2**20)
     with (
         pytest.raises(ConfigError, match=r"the model needs 1.\d MiB or more; this machine has 1.0 MiB"),
@@ -182,7 +182,7 @@ def test_a_model_larger_than_memory_is_stopped_before_it_is_filled(monkeypatch: 
     ],
     ids=str,
 )  # fmt: skip
-def test_a_foreign_config_of_huge_sizes_is_refused_at_once(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_foreign_config_with_huge_sizes_is_rejected_at_once(changes: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     NepaModel(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4).build(
     ).save_pretrained(folder)  # fmt: skip
@@ -196,7 +196,7 @@ def test_a_foreign_config_of_huge_sizes_is_refused_at_once(changes: dict[str, An
     assert time.process_time() - start < 5
 
 
-def test_foreign_layers_are_looked_at_before_the_configuration_is_read(tmp_path: Path) -> None:
+def test_the_number_of_layers_is_checked_before_the_configuration_is_built(tmp_path: Path) -> None:
     config = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, image_size=8, patch_size=4)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
@@ -208,7 +208,7 @@ def test_foreign_layers_are_looked_at_before_the_configuration_is_read(tmp_path:
 
 
 @pytest.mark.parametrize("recipe", ["nepa_demo_tiny", "omni_emoji_tiny"])
-def test_a_plan_of_a_huge_batch_is_made_or_refused_at_once(recipe: str) -> None:
+def test_a_plan_of_a_huge_batch_is_fast(recipe: str) -> None:
     start = time.process_time()
     try:
         made = plan(apply_overrides(recipes.load(recipe), ["train.batch_size=1000000000"]), peak="h100")

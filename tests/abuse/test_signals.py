@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, to the process, its group or torchrun: training saves, stops, and leaves no process behind."""
+"""Ctrl-C and SIGTERM to the process, its group or torchrun: training saves, stops, and leaves no processes."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def steps(run: Path) -> list[int]:
     [("term", 143), ("ctrl_c", 130), ("term_two_at_once", 143), ("term_while_probing", 143),
      ("term_twice_while_a_worker_hangs", 143)],
 )  # fmt: skip
-def test_a_signal_to_the_group_saves_and_names_the_command_that_resumes(results, folder, name, code):
+def test_a_signal_to_the_group_saves_and_prints_the_resume_command(results, folder, name, code):
     assert results[name][:2] == [
         code,
         f"nextembed: stopped and saved; resume with: nextembed train --resume {folder / name}",
@@ -61,7 +61,7 @@ def test_a_second_signal_stops_at_once(results, folder):
     assert not steps(folder / "term_twice_while_probing")
 
 
-def test_a_data_worker_that_dies_ends_the_run_in_one_line(results):
+def test_a_dead_data_worker_ends_the_run_with_a_one_line_error(results):
     code, said, _ = results["worker_killed"]
     assert code == 1 and said.startswith(
         "nextembed: a data worker was killed (signal 9), usually because memory ran out"
@@ -76,7 +76,7 @@ def test_no_process_is_left(results, name):
 
 
 @pytest.mark.slow
-def test_torchrun_passes_sigterm_on_and_all_ranks_save_the_same_step(tmp_path):
+def test_torchrun_forwards_sigterm_and_all_ranks_save_the_same_step(tmp_path):
     words = ["nepa_demo_tiny", "train.batch_size=16", "data.num_workers=1", "data.cache=off", "train.device=cpu",
              "train.trackers=[]", "train.probe_steps=null", "train.log_steps=1", "train.save_steps=100000",
              "train.max_steps=100000", f"output_dir={tmp_path}", "name=run"]  # fmt: skip
@@ -97,7 +97,7 @@ def test_torchrun_passes_sigterm_on_and_all_ranks_save_the_same_step(tmp_path):
     assert len(json.loads((tmp_path / "run" / f"checkpoints/step-{step:06d}/progress.json").read_text())["ranks"]) == 2
 
 
-def test_sigterm_ends_another_command_as_ctrl_c_does():
+def test_sigterm_ends_other_commands_like_ctrl_c():
     tidied, before = [], signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), TidyStop() as stop:
         try:

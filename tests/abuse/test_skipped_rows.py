@@ -1,4 +1,4 @@
-"""How unreadable rows are counted and replaced: by their places, wherever they lie and however often they come."""
+"""Unreadable rows are counted and replaced by position, wherever they are and however often they occur."""
 
 import collections
 import itertools
@@ -19,7 +19,7 @@ CROP, COLLATE = RandomResizedCrop(2), Collate(0.5, 0.5, 2)
 
 
 class Rows:
-    """The label is the number of the row."""
+    """Rows whose label is their number."""
 
     def __init__(self, total, bad):
         self.total, self.bad = total, set(bad)
@@ -32,7 +32,7 @@ class Rows:
 
 
 class Reader(ImageReader):
-    """Counts reads and decodes nothing."""
+    """Counts reads without decoding."""
 
     reads = 0
 
@@ -60,13 +60,13 @@ def labels_of(stream, count):
 
 
 def lying(how, total, rate):
-    """So many broken rows in one block, or evenly apart."""
+    """The positions of broken rows, in one block or evenly spaced."""
     count = round(total * rate)
     return range(total // 3, total // 3 + count) if how == "block" else range(0, total, total // count)
 
 
 @pytest.mark.parametrize("how", ["block", "spread"])
-def test_a_few_broken_rows_are_replaced_evenly_and_at_the_cost_of_one_read_each(how):
+def test_broken_rows_are_replaced_evenly_with_one_extra_read_each(how):
     bad = lying(how, 100_000, 0.001)
     stream = stream_of(100_000, bad)
     Reader.reads = 0
@@ -77,14 +77,14 @@ def test_a_few_broken_rows_are_replaced_evenly_and_at_the_cost_of_one_read_each(
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("how", ["block", "spread"])
-def test_the_share_stops_a_run_wherever_broken_rows_lie(how, cached):
+def test_the_limit_applies_wherever_broken_rows_are(how, cached):
     for seed in range(12):
         labels_of(stream_of(5000, lying(how, 5000, 0.001), seed, cached=cached), 1000 if cached else 5000)
         with pytest.raises(DataError, match=r"more than data.max_skipped_rate=0.01: [0-9]+.png: empty file"):
             labels_of(stream_of(5000, lying(how, 5000, 0.02), seed, cached=cached), 5000)
 
 
-def test_what_replaces_a_row_is_a_function_of_its_place():
+def test_the_replacement_of_a_row_depends_only_on_its_position():
     def whole(size, ranks=1):
         streams = []
         for rank in range(ranks):
@@ -108,7 +108,7 @@ def test_every_row_is_tried_once(total):
 
 
 class Shuffled:
-    """A stream of rows whose broken ones all look the same."""
+    """A stream of rows whose broken rows are all identical."""
 
     def __init__(self, total, num_bad, places=True):
         self.rows = [{"image": b"" if i < num_bad else b"fine", "label": i, "key": "the same"} for i in range(total)]
@@ -124,14 +124,14 @@ def sequential(rows, path, rate, start=None):
     return SequentialStream(rows, VIEW, COLLATE, SkipLog(path, rate), Loading(50, start=start), 1)
 
 
-def test_rows_of_a_stream_count_even_if_they_are_equal(tmp_path):
+def test_identical_rows_of_a_stream_are_counted_separately(tmp_path):
     with pytest.raises(DataError, match=r"11 of the first 1000 images"):
         next(itertools.islice(iter(sequential(Shuffled(4000, 1000), tmp_path / "a", 0.01)), 79, None))
 
 
-def test_a_broken_row_of_a_stream_counts_once_over_epochs_and_resumes(tmp_path):
+def test_a_broken_row_of_a_stream_counts_once_across_epochs_and_resumes(tmp_path):
     path, rows, state = tmp_path / "skipped.jsonl", Shuffled(3000, 15), None
-    for _ in range(4):  # 0.5 % of the rows, never more; each part of the run ends within an epoch
+    for _ in range(4):  # 0.5 % of the rows; each part of the run ends within an epoch
         for one in itertools.islice(iter(sequential(rows, path, 0.01, state)), 70):
             state = advance(state, one["position"])
     lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""What comes from files is shown in the terminal as it is: no markup, no colours, no moving cursor."""
+"""Text from files is shown literally in the terminal: no markup, colours or cursor movements."""
 
 import ast
 import io
@@ -35,7 +35,7 @@ def drawn(thing: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", ["classes", "areas", "line"])
-def test_names_are_drawn_as_they_are(kind: str) -> None:
+def test_names_in_tables_are_literal(kind: str) -> None:
     num = len(NAMES)
     thing: Any = " ".join(NAMES)
     if kind == "classes":
@@ -49,7 +49,7 @@ def test_names_are_drawn_as_they_are(kind: str) -> None:
         assert plain(name) in text
 
 
-def test_a_progress_bar_says_names_as_they_are() -> None:
+def test_names_in_a_progress_bar_are_literal() -> None:
     out = io.StringIO()
     ProgressBar(PlainConsole(file=out, width=200)).say("warning step 1: " + " ".join(NAMES))
     assert out.getvalue() == f"warning step 1: {plain(' '.join(NAMES))}\n"
@@ -70,14 +70,14 @@ def test_a_file_may_have_any_name(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "[red]\\u001b[2J/report.html" in out and "\x1b" not in out
 
 
-def test_every_text_goes_through_the_door() -> None:
-    """Modules of the command line print with `core.terminal.print` and draw with `PlainConsole`."""
+def test_all_output_uses_the_safe_functions() -> None:
+    """Modules print only with `core.terminal.print` and draw only with `PlainConsole`."""
     package = Path(sys.modules["nextembed"].__file__ or "").parent
     for file in package.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
         if file.name in ("console.py", "terminal.py"):
             continue
         calls = [node.func for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
-        prints = any(isinstance(name, ast.Name) and name.id == "print" for name in calls)  # not the text of an example
+        prints = any(isinstance(name, ast.Name) and name.id == "print" for name in calls)  # not text in examples
         assert not prints or "core.terminal import" in text, file
         assert "Console(" not in text.replace("PlainConsole(", ""), file

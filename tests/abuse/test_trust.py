@@ -1,4 +1,4 @@
-"""Code comes from what the user names in a command, never from what a folder or file of somebody else names."""
+"""Code runs only if the user gives it in a command, never because a foreign folder or file refers to it."""
 
 import ast
 import io
@@ -59,7 +59,7 @@ def stage():
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is allowed, whatever ran before; whoever asks on the terminal hears yes."""
+    """No code is allowed, whatever ran before, and every prompt on the terminal is answered with yes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 100))
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -69,7 +69,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def evil(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A file of its own for every test, so that none is imported already."""
+    """A separate file for every test, so that none is already imported."""
     file = tmp_path / "foreign" / f"evil_{abs(hash(request.node.name))}.py"
     file.parent.mkdir()
     file.write_text(EVIL)
@@ -92,7 +92,7 @@ def small(**changes: Any) -> RunConfig:
 
 @pytest.fixture
 def run(evil: Path) -> Path:
-    """A run with a model; its config.yaml, with data from beside it, came from somebody else."""
+    """A run with a model; its foreign config.yaml refers to data code beside it."""
     folder = evil.parent / "run"
     torch.manual_seed(0)
     config = small()
@@ -123,7 +123,7 @@ RUNS = [
 
 
 @pytest.mark.parametrize("line", RUNS)
-def test_a_run_folder_runs_nothing(line: str, run: Path, evil: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_folder_runs_no_code(line: str, run: Path, evil: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(run, tmp_path / "again")
     assert main(line.format(run=run, tmp=tmp_path).split()) == 2
     said = capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_a_run_folder_runs_nothing(line: str, run: Path, evil: Path, tmp_path: P
      "shard {run}/config.yaml -o {tmp}/shards", "evaluate {run} --task samples features={run}", "embed {run} {run}",
      "evaluate {run} --task caption --data {run}", "search {run} a", "doctor", "generate {run} hello", "chat {run}"],
 )  # fmt: skip
-def test_commands_that_need_no_settings_run_nothing(line: str, run: Path, evil: Path, tmp_path: Path, capsys) -> None:
+def test_commands_that_need_no_settings_run_no_code(line: str, run: Path, evil: Path, tmp_path: Path, capsys) -> None:
     code = main(line.format(run=run, tmp=tmp_path).split())
     said = capsys.readouterr().err
     assert not ran(evil) and "unexpected" not in said
@@ -148,13 +148,13 @@ def test_commands_that_need_no_settings_run_nothing(line: str, run: Path, evil: 
     "line",
     ["report {run}", "plan {run}", "recipes {run}", "probe {run}", "train {run} name=again output_dir={tmp}/new"],
 )
-def test_what_the_user_names_runs(line: str, run: Path, evil: Path, tmp_path: Path, capsys: Any) -> None:
+def test_code_given_by_the_user_runs(line: str, run: Path, evil: Path, tmp_path: Path, capsys: Any) -> None:
     words = line.format(run=run, tmp=tmp_path).split()
     assert main([*words, "--code", str(evil)]) == 0
     assert ran(evil)
 
 
-def test_a_command_leaves_nothing_allowed(run: Path, evil: Path, tmp_path: Path) -> None:
+def test_permissions_end_with_the_command(run: Path, evil: Path, tmp_path: Path) -> None:
     other = evil.with_name("other_one.py")
     other.write_text(EVIL)
     assert main(["recipes", str(run), f"--code={other}", "--code", str(evil)]) == 0
@@ -164,8 +164,8 @@ def test_a_command_leaves_nothing_allowed(run: Path, evil: Path, tmp_path: Path)
     assert not evil.with_name("RAN").exists()
 
 
-def test_reading_a_runs_weights_needs_no_code(run: Path, evil: Path) -> None:
-    """Plain values are enough for these."""
+def test_reading_the_weights_of_a_run_needs_no_code(run: Path, evil: Path) -> None:
+    """These commands need only plain values."""
     assert main(["push", str(run), "me/model", "--dry-run", "card"]) == 0
     assert main(["embed", str(run), "emoji", "--limit", "4", "-o", "f.parquet"]) == 0
     assert main(["visualize", str(run), "emoji", "-o", "seen.png"]) == 0
@@ -194,7 +194,7 @@ def test_every_slot_of_a_config(changes: str, evil: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["EVIL:stage", f"{os.__file__}:abort"])
 def test_stages_before_a_run(stage: str, evil: Path, capsys: pytest.CaptureFixture) -> None:
-    """Not even a function of a file that is imported already."""
+    """Not even functions of already imported files are called."""
     config = small(after=[stage.replace("EVIL", str(evil))])
     Path("config.yaml").write_text(to_yaml(config))
     assert main(["train", "config.yaml"]) == 2
@@ -216,7 +216,7 @@ def test_metadata_of_features(run: Path, evil: Path, capsys: pytest.CaptureFixtu
     assert ran(evil)
 
 
-def test_a_model_runs_nothing(evil: Path) -> None:
+def test_a_model_runs_no_code(evil: Path) -> None:
     model = small(model=nextembed.OmniParts(modalities={"image": {"image_size": 8, "patch_size": 4}}, hidden_size=16,
                   num_hidden_layers=1, num_attention_heads=2)).model  # fmt: skip
     model.build().save_pretrained("omni")  # type: ignore[attr-defined]
@@ -233,14 +233,14 @@ def test_a_model_runs_nothing(evil: Path) -> None:
     ["EVIL:stage", "nepa_demo_tiny data.kind=EVIL:Data", "nepa_demo_tiny data=EVIL:Data",
      "nepa_demo_tiny objective={kind:\N{NO-BREAK SPACE}EVIL:Goal}"],
 )  # fmt: skip
-def test_what_is_typed_runs(word: str, evil: Path) -> None:
+def test_typed_settings_may_run_code(word: str, evil: Path) -> None:
     words = [one.replace("\N{NO-BREAK SPACE}", " ") for one in word.replace("EVIL", str(evil)).split(" ")]
     assert main(["recipes", *words]) == 0
     assert ran(evil)
 
 
 def test_programs(run: Path, evil: Path) -> None:
-    """What a program gives to the library is its own; what it has the library read is not."""
+    """Objects that a program passes are trusted; files that the library reads are not."""
     with pytest.raises(CodeRefused):
         nextembed.fit(resume=run)
     with pytest.raises(CodeRefused):
@@ -253,11 +253,11 @@ def test_programs(run: Path, evil: Path) -> None:
     other.write_text(EVIL)
     config = RunConfig(train={"max_steps": 1}, data={"kind": f"{other}:Data"})  # type: ignore[arg-type]
     assert config.data.kind == f"{other}:Data"
-    assert from_yaml(RunConfig, to_yaml(config)) == config  # imported: the class is only looked up
+    assert from_yaml(RunConfig, to_yaml(config)) == config  # already imported: the class is only looked up
 
 
 @pytest.mark.parametrize("name", ["nowhere.py", "folder.py", "text.txt", "", "x\0.py", "y" * 5000 + ".py"])
-def test_code_that_is_no_file(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_code_that_is_not_a_file(name: str, capsys: pytest.CaptureFixture) -> None:
     Path("folder.py").mkdir()
     Path("text.txt").touch()
     assert main(["recipes", "--code", name]) == 2
@@ -288,7 +288,7 @@ def evil_files(folder: Path) -> Path:
 
 @pytest.fixture
 def stranger() -> Path:
-    """A folder of a model that transformers does not know."""
+    """The folder of a model type unknown to transformers."""
     folder = evil_files(Path("stranger"))
     values = {"model_type": "evil", "auto_map": AUTO_MAP, "architectures": ["EvilForImageClassification"]}
     (folder / "config.json").write_text(json.dumps(values))
@@ -300,7 +300,7 @@ def stranger() -> Path:
 
 @pytest.fixture
 def ours() -> Path:
-    """A whole model of ours, with a processor that is not."""
+    """A complete model of ours with a foreign processor."""
     config = small()
     config.model.build().save_pretrained("ours")  # type: ignore[attr-defined]
     folder = evil_files(Path("ours"))
@@ -320,7 +320,7 @@ def ours() -> Path:
      "train emu_emoji_tiny model.tokenizer=stranger", "train omni_emoji_tiny model.tokenizer=stranger",
      "train omni_emoji_tiny model.nepa=stranger", "plan emoji_finetune_tiny model.pretrained=stranger"],
 )  # fmt: skip
-def test_a_strange_model_is_one_line(line: str, stranger: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_model_is_a_one_line_error(line: str, stranger: Path, capsys: pytest.CaptureFixture) -> None:
     Path("rows.jsonl").write_text('{"image": "a.png", "text": "a"}\n')
     Image.new("RGB", (8, 8)).save("a.png")
     assert main(line.split()) == 2
@@ -334,10 +334,12 @@ def test_a_strange_model_is_one_line(line: str, stranger: Path, capsys: pytest.C
     [("convert ours target", 2), ("export ours -o model.pt2", 2), ("push ours me/model --dry-run card", 2),
      ("embed ours emoji --limit 2", 2), ("visualize ours emoji -o seen.png", 0)],
 )  # fmt: skip
-def test_a_strange_processor_is_one_line(line: str, code: int, ours: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_unknown_processor_is_a_one_line_error(
+    line: str, code: int, ours: Path, capsys: pytest.CaptureFixture
+) -> None:
     found = main(line.split())
     said = capsys.readouterr()
-    assert found == code or "Saved" in said.out, said  # what needs no processor continues without it
+    assert found == code or "Saved" in said.out, said  # some need no processor
     assert "[y/N]" not in said.out + said.err
     assert found == 0 or ("custom code" in said.err and said.err.count("\n") == 1)
     assert not Path("RAN").exists()
@@ -352,7 +354,7 @@ def test_parts_inside_models(stranger: Path) -> None:
     with pytest.raises(ConfigError, match="custom code"):
         feature_space(stranger)
     inside = {"model_type": "dinov2", "auto_map": AUTO_MAP}
-    inside["model_type"] = "vit_mae"  # which is no backbone
+    inside["model_type"] = "vit_mae"  # not a backbone
     values = {"model_type": "upernet", "backbone_config": inside, "auto_map": AUTO_MAP}
     (stranger / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError):
@@ -360,7 +362,7 @@ def test_parts_inside_models(stranger: Path) -> None:
     assert not Path("RAN").exists()
 
 
-def test_kernels_of_the_hub_are_refused(stranger: Path) -> None:
+def test_kernels_from_the_hub_are_rejected(stranger: Path) -> None:
     from transformers import AutoModel
 
     values = {"model_type": "bert", "attn_implementation": "somebody/kernel"}
@@ -369,9 +371,9 @@ def test_kernels_of_the_hub_are_refused(stranger: Path) -> None:
         load_part(AutoModel, "stranger", "vision")
 
 
-def test_kernels_of_bitsandbytes_are_not_fetched(tmp_path: Path) -> None:
-    """On some CPUs it fetches one from the hub and runs it, when it is imported: by peft, too. In a process of its own,
-    as it is imported once."""
+def test_kernels_of_bitsandbytes_are_not_downloaded(tmp_path: Path) -> None:
+    """On some CPUs, importing it (also by peft) downloads and runs a kernel from the hub. This runs in a subprocess,
+    because a module is imported only once."""
     pytest.importorskip("bitsandbytes")
     (tmp_path / "kernels.py").write_text("def get_kernel(*_, **__):\n    print('fetched')\n    raise OSError\n")
     text = """
@@ -420,7 +422,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("name", ["weights.pt", "weights.bin", "weights.ckpt"])
-def test_pickles_are_no_weights(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_pickles_are_rejected_as_weights(name: str, capsys: pytest.CaptureFixture) -> None:
     torch.save({"state_dict": {"w": torch.zeros(2)}, "hyper_parameters": Runs()}, name)
     with pytest.raises(ConfigError, match="not weights"):
         read_state(Path(name))
@@ -434,7 +436,7 @@ def test_pickles_are_no_weights(name: str, capsys: pytest.CaptureFixture) -> Non
 
 
 def calls() -> Iterator[tuple[str, ast.Call, str]]:
-    """(file:line, call, what is called) of all calls in the package."""
+    """(file:line, call, called name) for all calls in the package."""
     for file in sorted(SRC.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
@@ -445,15 +447,15 @@ def given(call: ast.Call, name: str) -> Any:
     return next((ast.unparse(word.value) for word in call.keywords if word.arg == name), None)
 
 
-# These load no code: our own classes, which load their parts through `load_pretrained`; configs; parts of diffusers
-# by their own class, which is no Auto class.
+# These load no code: our own classes, which load parts through `load_pretrained`; configs; concrete classes of
+# diffusers, which are not Auto classes.
 SAFE = ("VisualDecoder.", "EmuPipeline.", "super().", "EmuConfig.", "ViTNepaConfig.", "cls.config_class.",
         "type(backbone.config).", "CLIPImageProcessor.", "_scheduler_class(", "scheduler_class(", "type(decoder.",
         "type(self.unet)")  # fmt: skip
 DOORS = {"core/pretrained.py": "kind.from_pretrained", "models/emu/visual_decoder.py": "kind.from_pretrained"}
 
 
-def test_every_load_says_that_no_code_is_run() -> None:
+def test_every_load_disables_remote_code() -> None:
     for place, call, name in calls():
         if name.endswith((".from_pretrained", ".from_config")) and not name.startswith(SAFE):
             door = DOORS.get(place.partition(":")[0]) == name

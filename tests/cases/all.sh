@@ -1,5 +1,5 @@
 #!/bin/bash
-# All cases, one after another: name and exit code, and at the end how many failed.
+# Runs all cases one after another: prints ok or FAULT for each, then the number of failures.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 2
 failed=0
 for folder in tests/cases/*/; do

@@ -1,7 +1,7 @@
-"""Every objective on every backbone that it fits keeps its contract. A new one is tested by being registered.
+"""Every objective fulfils its contract on every compatible backbone. New objectives are tested once registered.
 
-MODELS and BATCHES have a tiny backbone of each kind, and what it reads. SETTINGS are those of objectives whose defaults
-are too large here, and more that are worth a test; any other objective is tested with its defaults.
+MODELS and BATCHES contain a tiny backbone of each kind and its input. SETTINGS are for objectives whose defaults are
+too large, and further variants; other objectives are tested with their defaults.
 """
 
 import copy
@@ -28,7 +28,7 @@ from nextembed.errors import ConfigError, NotGenerative
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "layerscale_value": 1.0}
 NEPA = {**SIZES, "image_size": 16, "patch_size": 4, "drop_path_prob": 0.2}
 CLIPS = {**NEPA, "hidden_size": 48, "num_frames": 4}
-OF_CLIPS = ("vjepa", "next_embedding", "cpc")  # objectives that read them, tested on a model of clips, too
+OF_CLIPS = ("vjepa", "next_embedding", "cpc")  # objectives that also support clips
 DRAWN_PATHS = {"architecture": NEPA, "drop_path_prob": 0.2}
 UPERNET = {"head": "upernet", "head_width": 16, "architecture": {**NEPA, "num_hidden_layers": 4}}
 BOUNDARY = {"text": {}, "image": {"image_size": 8, "patch_size": 4}, "touch": {"kind": "series", "channels": 2,
@@ -115,7 +115,7 @@ def cases() -> list[Any]:
 CASES = cases()
 
 
-def test_every_objective_and_every_model_is_there() -> None:
+def test_every_objective_and_model_is_tested() -> None:
     tested = {(case.values[2], case.values[0]) for case in CASES}
     own = {kind for kind in OBJECTIVES.classes if ".py:" not in kind}
     assert {kind for kind, _ in tested} == own
@@ -138,7 +138,7 @@ def images(model: PretrainingModel, num: int) -> Batch:
     collate = Collate(0.5, 0.5, 17 if frames == 1 else 1 + 16 * frames // 2, drawing(settings))
     batch = collate([pixels], [0] * num, torch.zeros(num, 3, dtype=torch.int64), [2**40 + i for i in range(num)])
     batch["labels"] = labels
-    batch["latent_mask"][0, 9:] = False  # the number of targets differs from sample to sample
+    batch["latent_mask"][0, 9:] = False  # the number of targets varies between samples
     if settings.views != 1:
         views: Any = settings.views
         many, few, side = (views, 0, 8) if isinstance(views, int) else (views.num_global, views.num_local, 8)
@@ -171,7 +171,7 @@ def batch_of(model: PretrainingModel, num: int = 4) -> Batch:
 
 
 def rows_of(model: PretrainingModel, batch: Batch, rows: slice) -> Batch:
-    """Some samples; of packed documents, too: each row holds an image and a series."""
+    """A slice of the batch, also of packed documents, where each row has an image and a series."""
     tensors: dict[str, Any] = dict(batch)
     num = len(tensors["position"])
     found = {}
@@ -195,12 +195,12 @@ def model(request: pytest.FixtureRequest, made: dict[str, PretrainingModel]) -> 
         except ConfigError as err:
             if request.param[-1]:
                 raise
-            pytest.skip(f"does not fit: {err}")  # a model of the same task that its defaults do not take
+            pytest.skip(f"does not fit: {err}")  # a model of the same task that is incompatible with its defaults
     return copy.deepcopy(made[key])
 
 
 def gradients(model: PretrainingModel, batch: Batch, size: int) -> dict[str, Tensor]:
-    """Of a step over micro batches of `size`, as the loop takes it: seeded by the micro batch's number."""
+    """Gradients of a step over micro-batches of `size` as in the training loop, each seeded by its number."""
     num = len(batch["position"])
     parts = [rows_of(model, batch, slice(at, at + size)) for at in range(0, num, size)]
     totals = torch.stack([model.objective.count_targets(part).reshape(-1) for part in parts]).sum(0).clamp(min=1)
@@ -221,7 +221,7 @@ def each(function: Any) -> Any:
 
 @each
 def test_a_step_is_finite_and_exact(model: PretrainingModel) -> None:
-    """Finite loss and gradients where they are due and nowhere else; 1 x 4 gives the gradient of 2 x 2."""
+    """The loss is finite, exactly the trainable parameters get gradients, and 1 x 4 gives the gradient of 2 x 2."""
     batch = batch_of(model)
     other = copy.deepcopy(model)
     whole = gradients(model, batch, 4)
@@ -240,7 +240,7 @@ def test_a_step_is_finite_and_exact(model: PretrainingModel) -> None:
 
 
 @each
-def test_build_changes_nothing_in_the_backbone(model: PretrainingModel) -> None:
+def test_build_does_not_change_the_backbone(model: PretrainingModel) -> None:
     backbone = copy.deepcopy(model.backbone).requires_grad_(True).train()
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     config, random = copy.deepcopy(backbone.config.to_dict()), torch.get_rng_state()
@@ -276,7 +276,7 @@ def test_features_and_samples_have_their_shapes(model: PretrainingModel) -> None
 
 
 @each
-def test_it_is_saved_and_loaded_whole(model: PretrainingModel, request: pytest.FixtureRequest) -> None:
+def test_save_and_load(model: PretrainingModel, request: pytest.FixtureRequest) -> None:
     batch = batch_of(model)
     model.prepare([batch])
     with torch.no_grad():
@@ -292,9 +292,9 @@ def test_it_is_saved_and_loaded_whole(model: PretrainingModel, request: pytest.F
 
 
 @each
-def test_settings_say_what_is_asked_of_them(model: PretrainingModel) -> None:
+def test_settings_implement_the_interface(model: PretrainingModel) -> None:
     settings = model.objective.settings
-    assert len(pickle.dumps(settings.draw)) < 4000  # what goes to the workers holds no network
+    assert len(pickle.dumps(settings.draw)) < 4000  # what is sent to workers contains no network
     assert isinstance(settings.verdict([]), Verdict)
     batch = batch_of(model)
     model.prepare([batch])

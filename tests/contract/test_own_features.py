@@ -1,4 +1,4 @@
-"""An objective that reads features itself is saved with the model; whatever looks at features reads there."""
+"""An objective with its own features is saved with the model and is used wherever features are read."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> nextembed.Run:
 
 
 def by_hand(run: nextembed.Run, folder: Path, layer: int, objective: Path | None = None) -> torch.Tensor:
-    """Means over patches of what the table makes of a layer."""
+    """The mean over patches of a layer's hidden states, mapped by the table."""
     model = nextembed.open_run(folder).model(device="cpu")
     weights = load_file((objective or run.dir / "objective") / "model.safetensors")
     batch = {"pixel_values": torch.nn.functional.interpolate(PIXELS, model.config.image_shape)}
@@ -87,7 +87,7 @@ def encoded(encoder: Encoder) -> torch.Tensor:
     return found.layers[encoder.place.key.layer][:, 1:].mean(1)
 
 
-def test_it_lies_beside_the_model_and_in_checkpoints(run: nextembed.Run) -> None:
+def test_the_objective_is_saved_beside_the_model_and_in_checkpoints(run: nextembed.Run) -> None:
     checkpoint = last_checkpoint(run.dir)
     assert checkpoint is not None
     for folder in (run.dir, checkpoint):
@@ -101,7 +101,7 @@ def test_it_lies_beside_the_model_and_in_checkpoints(run: nextembed.Run) -> None
 
 
 @pytest.mark.parametrize("weights", ["raw", "ema"])
-def test_encode_reads_what_the_objective_says(run: nextembed.Run, weights: str) -> None:
+def test_encode_uses_the_features_of_the_objective(run: nextembed.Run, weights: str) -> None:
     encoder = Encoder(run.dir, layer=1, pooling="mean", attention="causal", weights=weights)
     expected = by_hand(run, run.dir / {"raw": "model", "ema": "ema"}[weights], 1)
     image = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
@@ -109,14 +109,14 @@ def test_encode_reads_what_the_objective_says(run: nextembed.Run, weights: str) 
     assert torch.allclose(encoded(encoder).cpu(), expected, atol=1e-5)
 
 
-def test_the_digest_of_an_encoder_knows_the_objective(run: nextembed.Run, tmp_path: Path) -> None:
+def test_the_digest_of_an_encoder_includes_the_objective(run: nextembed.Run, tmp_path: Path) -> None:
     shutil.copytree(run.dir, tmp_path / "run")
     weights = load_file(tmp_path / "run" / "objective" / "model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "run/objective/model.safetensors")
     assert Encoder(tmp_path / "run", layer=1).digest() != Encoder(run.dir, layer=1).digest()
 
 
-def test_probes_read_there_and_so_does_the_baseline(run: nextembed.Run) -> None:
+def test_probes_and_the_untrained_baseline_use_the_objective(run: nextembed.Run) -> None:
     models = models_of(nextembed.open_run(run.dir))
     readers = readers_of(nextembed.open_run(run.dir), models)
     assert set(readers) == set(models) == {"raw", "ema", "untrained"}
@@ -129,7 +129,7 @@ def test_probes_read_there_and_so_does_the_baseline(run: nextembed.Run) -> None:
     assert not torch.equal(first, readers["raw"](models["untrained"], batch, "full", True).last)
 
 
-def test_a_table_of_zeros_leaves_probes_nothing(run: nextembed.Run, tmp_path: Path) -> None:
+def test_a_table_of_zeros_makes_features_uninformative(run: nextembed.Run, tmp_path: Path) -> None:
     shutil.copytree(run.dir, tmp_path / "run")
     weights = load_file(tmp_path / "run" / "objective" / "model.safetensors")
     save_file({name: 0 * value for name, value in weights.items()}, tmp_path / "run/objective/model.safetensors")
@@ -137,19 +137,19 @@ def test_a_table_of_zeros_leaves_probes_nothing(run: nextembed.Run, tmp_path: Pa
     config = opened.probe_settings().model_copy(update={"layers": [0, -1], "attentive": True, "attentive_epochs": 1})
     table = probe(opened, config=config)
     rows = [row for row in table.rows if row.weights in ("raw", "ema") and row.probe == "linear"]
-    assert rows and len({row.validation_accuracy for row in rows}) == 1  # nothing to tell images apart by
+    assert rows and len({row.validation_accuracy for row in rows}) == 1  # all features are equal
     trained = probe(nextembed.open_run(run.dir), config=config)
     assert len({row.validation_accuracy for row in trained.rows if row.probe == "linear"}) > 1
 
 
-def test_the_report_reads_there_and_says_so(run: nextembed.Run) -> None:
+def test_the_report_uses_the_objective_and_notes_it(run: nextembed.Run) -> None:
     seen = nextembed.visualize(run.dir, torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy())
     assert {features.shape[-1] for features in seen.inside.layers.values()} == {5}
     assert any("its objective reads" in note for note in seen.inside.notes)
     assert run.report().is_file()
 
 
-def test_what_does_not_load_is_one_line(run: nextembed.Run, tmp_path: Path) -> None:
+def test_loading_errors_are_one_line(run: nextembed.Run, tmp_path: Path) -> None:
     model = nextembed.open_run(run.dir).model(device="cpu")
     for name, change in (
         ("weights", lambda folder: (folder / "model.safetensors").write_bytes(b"x")),

@@ -1,4 +1,4 @@
-"""Every recipe's tiny twin trains on any machine and leaves a model that loads."""
+"""The tiny twin of every recipe trains on any machine and saves a model that loads."""
 
 import math
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_tiny_twin_takes_a_step(name: str, tmp_path: Path) -> None:
 
 
 def omni_comes_back(run: nextembed.Run) -> None:
-    """The model loads with its processor and gives what the trained one gives; of readouts, these load as well."""
+    """The model loads with its processor and equals the trained one; readouts load as well."""
     model = AutoModelForPreTraining.from_pretrained(run.dir / "model").eval()
     assert model.config.names == run.trained.config.names == model.processor.names
     assert model.config.density == run.config.model.density
@@ -69,7 +69,7 @@ def omni_comes_back(run: nextembed.Run) -> None:
 
 
 def emu_comes_back(run: nextembed.Run) -> None:
-    """Model, processor and, of a painter, its decoder load; the model gives what the trained one gives."""
+    """Model, processor and, if there is one, visual decoder load, and the model equals the trained one."""
     model = AutoModelForPreTraining.from_pretrained(run.dir / "model").eval()
     processor = AutoProcessor.from_pretrained(run.dir / "model")
     inputs = processor(["an apple", torch.zeros(3, 20, 30, dtype=torch.uint8)])

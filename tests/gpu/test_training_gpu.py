@@ -1,4 +1,4 @@
-"""Training on accelerators: precision, compilation, and FSDP2 through accelerate. Skipped without them."""
+"""Training on GPUs: precision, compilation, and FSDP2 through accelerate. Skipped without GPUs."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def plain(tmp_path_factory):
     [({}, 1e-3), ({"precision": "bf16"}, 2e-2), ({"compile": True}, 1e-3), ({"gradient_checkpointing": True}, 1e-3)],
     ids=["float32", "bf16", "compile", "checkpointing"],
 )
-def test_loss_is_that_of_the_cpu(tmp_path, plain, train, tolerance):
+def test_loss_equals_the_cpu(tmp_path, plain, train, tolerance):
     run = fit(config(tmp_path, **train))
     assert next(run.trained.parameters()).device.type == "cuda"
     assert {p.dtype for p in run.trained.parameters()} == {torch.float32}
@@ -62,7 +62,7 @@ def test_resume_is_exact(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("fsdp", [False, True], ids=["ddp", "fsdp2"])
-def test_two_ranks_have_the_loss_of_one(tmp_path, plain, fsdp):
+def test_two_ranks_have_the_same_loss_as_one(tmp_path, plain, fsdp):
     file = tmp_path / "given.yaml"
     settings = config(tmp_path, fsdp=fsdp, micro_batch_size=8)
     file.write_text(to_yaml(settings))

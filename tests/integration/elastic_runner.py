@@ -1,4 +1,4 @@
-"""What each rank of the test of two machines does; rank 1 of the first attempt is killed in the middle of a step.
+"""The script of each rank in the test of two machines; rank 1 is killed during a step of the first attempt.
 
 torchrun --nnodes 2 ... elastic_runner.py CONFIG.yaml KILL_STEP MARKER
 """

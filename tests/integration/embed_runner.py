@@ -1,7 +1,7 @@
-"""Embeds a source once as a whole, and once in children that are killed with SIGKILL when so many parts are there.
+"""Embeds a source once without interruption, and once in children that are killed after the given number of parts.
 
 python embed_runner.py CHECKPOINT SOURCE STREAMING WHOLE.parquet OUTPUT.parquet PARTS PARTS ...
-Forks, because importing everything for each child would take most of the test's time.
+It forks, because imports in each child would take most of the time of the test.
 """
 
 import os
@@ -14,14 +14,14 @@ from nextembed import ImageData, embed
 
 
 def child(checkpoint: str, source: str, streaming: bool, output: Path, kill_at: int | None) -> int:
-    """Exit code of a process of its own that embeds, a part each batch."""
+    """The exit code of a child that embeds, writing a part per batch."""
     pid = os.fork()
     if pid == 0:
         data = ImageData(source=source, streaming=streaming)
         place = {"layer": 1, "pooling": "mean", "attention": "causal", "weights": "raw"}
 
         def report(*_: object) -> None:
-            """There is a moment to kill it, whatever else the machine does."""
+            """Slows the child down, so that it can be killed in time on a busy machine."""
             if kill_at:
                 late = len(list(Path(f"{output}.parts").glob("part-*.parquet"))) > kill_at + 1
                 time.sleep(60 if late else 0.1)

@@ -1,4 +1,4 @@
-"""A tiny Emu, saved as training saves one."""
+"""A tiny Emu, saved as by training."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ WIDTH = 32
 
 
 def save_tiny_emu(folder: Path, instruct: bool = True, context: int = 256) -> Path:
-    """A model folder: N is 4, images of 8 pixels."""
+    """Saves a model with N = 4 and images of 8 pixels."""
     torch.manual_seed(0)
     tokenizer = train_tokenizer(LINES, 300)
     ids = tokenizer.get_vocab()
@@ -43,7 +43,7 @@ def save_tiny_emu(folder: Path, instruct: bool = True, context: int = 256) -> Pa
 
 
 def without_dialogue(tokenizer):
-    """The same tokenizer, its dialogue tokens under other names."""
+    """The same tokenizer with its dialogue tokens renamed."""
     import json
 
     from tokenizers import Tokenizer

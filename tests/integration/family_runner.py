@@ -1,4 +1,4 @@
-"""Each of two forked ranks: python family_runner.py OUT.pt writes gradients of the halves of a batch, summed."""
+"""Two forked ranks: python family_runner.py OUT.pt writes the summed gradients of both halves of a batch."""
 
 import sys
 
@@ -23,7 +23,7 @@ NUM = 6
 
 
 def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
-    """Of the mean loss over NUM images, of which this rank has its share; summed over ranks by the caller."""
+    """Gradients of the mean loss over NUM images on this rank's share; the caller sums them over ranks."""
     generator = torch.Generator().manual_seed(0)
     crops = torch.randn(NUM, 2, 1, 8, 8, generator=generator)
     rows = slice(rank * NUM // world, (rank + 1) * NUM // world)
@@ -34,7 +34,7 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
         if isinstance(settings, LeJepaSettings):
             settings = settings.model_copy(update={"crops": settings.crops.model_copy(update={"num_local": 0})})
         objective = settings.build(backbone)
-        torch.manual_seed(5 + rank)  # rank 0 draws the directions, whatever the others would draw
+        torch.manual_seed(5 + rank)  # the directions come from rank 0, independent of other seeds
         output = objective(backbone, {"global_views": crops[rows]})
         (output.loss_sum / NUM).backward()
         for part in (backbone, objective):
@@ -54,7 +54,7 @@ def gradients(rank: int, world: int) -> dict[str, torch.Tensor]:
 
 
 def tokenizer_gradients(rank: int, pixels: torch.Tensor, world: int) -> dict[str, torch.Tensor]:
-    """Of the codes and the nets; and how often each code was used, which all ranks know."""
+    """Gradients of the tokenizer, and the usage counts of codes over all ranks."""
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build()
     objective = TokenizerSettings(num_codes=6, width=8, revive_steps=2, scales=[1, 2]).build(backbone).train()
@@ -69,7 +69,7 @@ def tokenizer_gradients(rank: int, pixels: torch.Tensor, world: int) -> dict[str
 
 
 def of_jepa(rows: slice, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Of a teacher's targets; each image draws its own blocks, wherever it is."""
+    """Gradients of I-JEPA and V-JEPA; the blocks of an image do not depend on its rank."""
     predictor = {"predictor_width": 8, "predictor_layers": 1, "predictor_heads": 2}
     clips = {**SIZES, "hidden_size": 24, "num_channels": 3, "num_frames": 4}
     return of(IjepaSettings(**predictor), SIZES, rows, generator) | of(
@@ -97,7 +97,7 @@ def of(
 
 
 def mar_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-    """Scales of pixels are those of all ranks; images mask different shares, so that ranks have other counts."""
+    """Gradients of MAR. Pixel scales are over all ranks; mask rates vary, so ranks have different target counts."""
     torch.manual_seed(0)
     backbone = NepaModel(**{**SIZES, "patch_size": 2}).build()
     settings = MarSettings(decoder_width=8, decoder_heads=2, decoder_layers=1, head_blocks=1, num_classes=3)
@@ -117,7 +117,7 @@ def mar_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
 
 
 def token_gradients(pixels: torch.Tensor, rows: slice) -> dict[str, torch.Tensor]:
-    """Of LlamaGen and VAR, on codes of a tokenizer that is not trained."""
+    """Gradients of LlamaGen and VAR on codes of an untrained tokenizer."""
     found = {}
     labels, dropped = torch.arange(NUM)[rows] % 3, torch.arange(NUM)[rows] == 4
     shape = {"image_shape": (8, 8), "patch_shape": (4, 4), "num_channels": 1, "num_codes": 5, "code_width": 3,

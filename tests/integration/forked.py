@@ -1,6 +1,6 @@
-"""Scripts in processes of their own that need not import everything anew, which takes eight seconds.
+"""Runs scripts in subprocesses without repeating imports, which take eight seconds.
 
-One process for all tests of a worker imports the library, uses none of it, and forks for each script.
+One server process per test worker imports the library without using it, and forks for each script.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def run_script(script: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run([python, script, *words], capture_output=True, text=True)`."""
+    """Like `subprocess.run([python, script, *words], capture_output=True, text=True)`."""
     server = started()
     assert server.stdin is not None and server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
@@ -29,7 +29,7 @@ def run_script(script: Path, *words: object) -> subprocess.CompletedProcess[str]
 
 @cache
 def started() -> subprocess.Popen[str]:
-    """The process that forks; it ends with this one, whose end of the pipe is then closed."""
+    """The server process; it ends with this process, when its pipe is closed."""
     command = [sys.executable, __file__]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -49,7 +49,7 @@ def serve() -> None:
 
 
 def become(request: dict) -> None:
-    """This process as it would have been started for the script."""
+    """Changes this process to the state of a newly started script."""
     files = {0: (os.devnull, os.O_RDONLY), 1: (request["out"], os.O_CREAT | os.O_WRONLY),
              2: (request["err"], os.O_CREAT | os.O_WRONLY)}  # fmt: skip
     for number, (name, flags) in files.items():

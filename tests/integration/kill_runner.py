@@ -1,7 +1,7 @@
-"""Runs `fit` in forked children, killed with SIGKILL at given steps and resumed, until the run is through.
+"""Runs `fit` in forked children, killed with SIGKILL at given steps and resumed, until the run is finished.
 
 python kill_runner.py OUTPUT_DIR step:event step:event ... -- OUTPUT_DIR step:event ...
-Each folder holds its config.yaml. Forks, because importing everything for each child would take most of the time.
+Each folder contains its config.yaml. It forks, because imports in each child would take most of the time.
 """
 
 import os
@@ -16,8 +16,8 @@ from nextembed.training.loop import Loop
 
 
 def kill_at(step: int, event: str) -> None:
-    """This process dies as the loop comes to the method `event` of that step; "write": with its checkpoint half
-    written."""
+    """Kills this process when the loop calls the method `event` in that step; with "write", while its checkpoint is
+    half written."""
     if event == "write":
         write = checkpoint.write_model
 

@@ -1,4 +1,4 @@
-"""What each of two forked ranks does: python probe_runner.py probe RUN OUT.json | wait | fail."""
+"""The script of two forked ranks: python probe_runner.py probe RUN OUT.json | wait | fail."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ from nextembed.tasks.pretraining import probe
 
 
 def wait() -> None:
-    """One rank takes longer than an exchange may."""
+    """One rank takes longer than the timeout of the process group."""
     assert distributed.on_main(lambda: time.sleep(4) or "done") == "done"
     found = distributed.together(lambda: time.sleep(4 * (distributed.rank() == 1)) or distributed.rank())
     assert found == int(os.environ["RANK"])
 
 
 def fail() -> None:
-    """What one rank raises, all raise, and then continue together."""
+    """An error on one rank is raised on all, and then they continue together."""
 
     def read() -> int:
         if distributed.rank() == 1:
@@ -43,8 +43,8 @@ if __name__ == "__main__":
     fork_ranks(2)
     what, *words = sys.argv[1:]
     dist.init_process_group("gloo", timeout=timedelta(seconds=300))
-    distributed.patient_group()  # as `distributed.start` makes it
-    if what == "wait":  # not while the ranks meet, which may take longer than two seconds on a busy machine
+    distributed.patient_group()  # as in `distributed.start`
+    if what == "wait":  # only now, as initialisation may take longer on a busy machine
         distributed_c10d._set_pg_timeout(timedelta(seconds=2), dist.group.WORLD)
     if what == "probe":
         table = probe(open_run(words[0]), all_ranks=True)

@@ -1,10 +1,10 @@
-"""What each rank of a test does:
+"""The script of each rank of a test:
 
 torchrun --nproc-per-node=2 rank_runner.py CONFIG.yaml [RUN_TO_RESUME]
 python rank_runner.py --ranks 2 CONFIG.yaml [RUN_TO_RESUME]
 
-The second forks the ranks, with what torchrun puts into the environment, because importing everything for each would
-take most of the test's time.
+The second form forks the ranks with the environment of torchrun, because imports in each rank would take most of the
+time of the test.
 """
 
 import os
@@ -19,7 +19,7 @@ from nextembed.errors import NextEmbedError
 
 
 def fork_ranks(num: int) -> None:
-    """Comes back as each of the ranks; the parent waits for them, ends the rest when one fails, and leaves."""
+    """Returns in each rank; the parent waits for them, ends the others if one fails, and exits."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

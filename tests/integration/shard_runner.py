@@ -1,7 +1,7 @@
-"""What each rank of the FSDP2 checkpoint test does: python shard_runner.py FOLDER.
+"""The script of each rank in the FSDP2 checkpoint test: python shard_runner.py FOLDER.
 
-A sharded run is saved, continues from its checkpoint as if it had never stopped, and leaves whole models for
-`from_pretrained`; each rank writes and reads its own part.
+A sharded run is saved, resumes exactly from its checkpoint, and saves complete models for `from_pretrained`; each
+rank writes and reads its own part.
 """
 
 import sys
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
 
 
 def alike() -> None:
-    """A step of Muon over shards is that over whole matrices; it is computed in bf16, here of matrices near rank 5."""
+    """A Muon step over shards equals that over whole matrices; it is in bf16, here for matrices of rank about 5."""
     cut, whole = sharded(0, "muon"), sharded(0, "muon", cut=lambda net: net)
     start = {name: value.clone() for name, value in whole[0].named_parameters()}
     step(*cut, 1)

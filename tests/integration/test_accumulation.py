@@ -1,4 +1,4 @@
-"""However a batch is divided, the weights come out the same."""
+"""The weights do not depend on how a batch is divided."""
 
 import pytest
 import torch
@@ -9,13 +9,13 @@ from nextembed.objectives.latent_decoder import LatentDecoderSettings
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.training.watch import Watcher
 
-# With Adam's usual eps, a gradient that is only rounding noise (a key's bias has none) moves its weight by a whole
-# step; this one leaves noise as small as it is.
+# With Adam's usual eps, a gradient of pure rounding noise (as for the bias of keys) would cause a full step; this
+# larger eps keeps noise small.
 OPTIM = OptimConfig(learning_rate=1e-1 * 16 / 256, warmup_steps=2, eps=1e-3)
 
 
 def train(run_dir, micro_batch_size, objective=None, masked=False, optim=OPTIM):
-    net = model(drop_path_prob=0.2, objective=objective)  # and positions are augmented, as by default
+    net = model(drop_path_prob=0.2, objective=objective)  # positions are also augmented by default
     run = trainer(run_dir, net, optim, micro_batch_size=micro_batch_size, max_steps=4)
     if masked:
         run.loader = (drop_latents(batch) for batch in run.loader)
@@ -24,7 +24,7 @@ def train(run_dir, micro_batch_size, objective=None, masked=False, optim=OPTIM):
 
 
 def drop_latents(batch):
-    """The number of targets differs from image to image, so a mean of means would be wrong."""
+    """The number of targets varies between images, so a mean of means would be wrong."""
     batch["latent_mask"][:, 3:] = batch["pixel_values"][:, 0, 0, 0, None] > 0
     return batch
 
@@ -44,7 +44,7 @@ def test_accumulation_gives_the_weights_of_the_whole_batch(tmp_path, micro, mask
 
 
 def test_gradient_of_accumulation_equals_that_of_the_whole_batch(tmp_path):
-    """To float precision, before Adam makes small differences larger."""
+    """Up to float precision, before Adam amplifies small differences."""
     gradients = []
     for micro in (16, 4):
         run = trainer(tmp_path / str(micro), model(), micro_batch_size=micro, max_steps=1)
@@ -74,14 +74,14 @@ def test_logged_loss_is_the_mean_over_all_targets(tmp_path):
     assert lines[1]["loss"] == pytest.approx(lines[3]["loss"], rel=1e-5)
 
 
-def test_info_nce_too(tmp_path):
+def test_info_nce_with_accumulation(tmp_path):
     whole, _ = train(tmp_path / "whole", None, NextEmbeddingSettings(distance="info_nce"))
     parts, _ = train(tmp_path / "parts", 4, NextEmbeddingSettings(distance="info_nce"))
     for name, weight in whole.items():
         assert (parts[name] - weight).abs().max() <= 5e-6 * weight.abs().max(), name
 
 
-def test_muon_too_as_far_as_bf16_goes(tmp_path):
+def test_muon_with_accumulation_up_to_bf16_precision(tmp_path):
     muon = OPTIM.model_copy(update={"kind": "muon"})
     start = dict(model().named_parameters())
     whole, _ = train(tmp_path / "whole", None, optim=muon)
@@ -90,7 +90,7 @@ def test_muon_too_as_far_as_bf16_goes(tmp_path):
         assert torch.linalg.norm(parts[name] - weight) <= 0.05 * torch.linalg.norm(weight - start[name]) + 1e-6, name
 
 
-def test_averaged_weights_of_a_frozen_backbone_are_its_own(tmp_path):
+def test_averages_of_a_frozen_backbone_equal_its_weights(tmp_path):
     net = model(objective=LatentDecoderSettings(width=8, num_layers=1, num_heads=2))
     before = {n: p.clone() for n, p in net.backbone.named_parameters()}
     run = trainer(tmp_path, net, ema_decay=0.9, max_steps=2)

@@ -1,4 +1,4 @@
-"""The command line end to end: what it writes, what it says, and how it fails."""
+"""The command line end to end: files, output and errors."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from nextembed.cli.words import check_data, check_model
 from nextembed.core.places import NO_RUN, NO_SOURCE
 from nextembed.training.watch import Interrupted
 
-# -- fast and plain
+# -- fast start-up
 
 
 def in_a_new_process(code: str) -> str:
@@ -77,7 +77,7 @@ push runs/mien me/mine
 push org/nothing me/mine""".splitlines()
 
 
-def test_help_lists_and_usage_errors_load_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_and_usage_errors_import_nothing_heavy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "nothing"))
@@ -93,7 +93,7 @@ def test_help_lists_and_usage_errors_load_nothing_heavy(tmp_path: Path, monkeypa
     assert out.splitlines()[-1] == "all"
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(
+def test_an_unreachable_hub_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -110,7 +110,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(
     check_data("org/nothing")
 
 
-def test_importing_nextembed_loads_nothing_heavy() -> None:
+def test_importing_nextembed_imports_nothing_heavy() -> None:
     heavy = "[m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules]"
     assert in_a_new_process(f"import sys, nextembed; dir(nextembed); print({heavy})") == "[]\n"
 
@@ -142,7 +142,7 @@ BANNER = ("Run:  ", "Device:  ", "Data:  ", "Model:  ", "Length:  ", "         "
 
 
 def without_banner(err: str) -> str:
-    """What is said before the first step left out."""
+    """The output without the lines before the first step."""
     return "".join(line for line in err.splitlines(keepends=True) if not line.startswith(BANNER))
 
 
@@ -193,7 +193,7 @@ def test_wrong_settings_and_usage_are_one_line_and_code_2(
     assert words in err and err.count("\n") == 1 and "Traceback" not in err
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture) -> None:
+def test_debug_shows_the_traceback_in_any_position(capsys: pytest.CaptureFixture) -> None:
     for line in (["--debug", "train", "nepa_dmo"], ["train", "nepa_dmo", "--debug"]):
         assert main(line) == 2
         err = capsys.readouterr().err
@@ -235,7 +235,7 @@ def test_failures_while_running(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A tiny run's folder, and what the command printed."""
+    """The folder of a tiny run, and the output of the command."""
     folder = tmp_path_factory.mktemp("runs")
     command = [sys.executable, "-m", "nextembed_cli", "train", "nepa_demo_tiny", f"output_dir={folder}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -260,7 +260,7 @@ def test_train_leaves_a_complete_run_folder(trained: tuple[Path, str]) -> None:
     }
 
 
-def test_train_says_in_plain_words_what_was_learned(trained: tuple[Path, str]) -> None:
+def test_train_summarises_what_was_learned(trained: tuple[Path, str]) -> None:
     run, out = trained
     probe = json.loads((run / "probe.json").read_text())
     assert {row["weights"] for row in probe["rows"]} == {"raw", "ema", "untrained"}
@@ -270,7 +270,7 @@ def test_train_says_in_plain_words_what_was_learned(trained: tuple[Path, str]) -
     assert f"nextembed train --resume {os.path.relpath(run)} train.max_steps=4" in out
 
 
-def test_resume_continues_with_the_runs_own_settings(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
+def test_resume_uses_the_settings_of_the_run(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
     run, _ = trained
     assert main(["train", "--resume", str(run)]) == 0
     steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -309,7 +309,7 @@ def test_probe_without_data_needs_a_run(
     assert "name labelled images or rows: --data SOURCE" in capsys.readouterr().err
 
 
-def test_report_is_written_anew(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
+def test_report_is_written_again(trained: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
     run, _ = trained
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
@@ -328,7 +328,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture) -> N
     assert "max_steps: 7" in capsys.readouterr().out
 
 
-def test_doctor_tells_what_is_here(capsys: pytest.CaptureFixture) -> None:
+def test_doctor_lists_what_is_installed(capsys: pytest.CaptureFixture) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     for word in ("machine", "python", "torch", "transformers", "accelerator", "wandb"):
@@ -352,7 +352,7 @@ def test_doctor_does_not_need_torch_or_extras(monkeypatch: pytest.MonkeyPatch) -
 # -- the first minute
 
 
-def test_a_dry_run_says_everything_and_leaves_nothing(
+def test_a_dry_run_prints_everything_and_leaves_no_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

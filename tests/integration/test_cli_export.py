@@ -1,4 +1,4 @@
-"""`export`, `convert` and `push` end to end on tiny models: what they write, what they say, and how they fail."""
+"""`export`, `convert` and `push` end to end on tiny models: files, output and errors."""
 
 import re
 import shutil
@@ -55,7 +55,7 @@ def test_export_of_a_run(run: Path, tmp_path: Path, said) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["model.onnx"]
 
 
-def test_int8_says_what_it_costs(run: Path, tmp_path: Path, said) -> None:
+def test_int8_reports_its_accuracy_loss(run: Path, tmp_path: Path, said) -> None:
     out = said("export", run, "-o", tmp_path / "small.onnx", "--int8", "--with-preprocessing")
     assert re.search(r"Speed: +\d+\.\d\d times the float file's", out)
     assert re.search(r"cosine 0\.\d{5} \(lowest 0\.\d{5}\) .*; 94 images of emoji", out)
@@ -129,7 +129,7 @@ def test_push_without_token(run: Path, said, monkeypatch: pytest.MonkeyPatch) ->
         ("push RUN a/b/c --dry-run out", "is not a repository name"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_leaves_nothing(
+def test_errors_are_one_line_and_leave_no_files(
     line: str, words: str, run: Path, tmp_path: Path, said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -141,7 +141,7 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(
     assert {p.name for p in tmp_path.rglob("*")} == {"other", "broken", "config.json"}
 
 
-def test_preprocessing_has_to_be_known(run: Path, tmp_path: Path, said) -> None:
+def test_preprocessing_must_be_known(run: Path, tmp_path: Path, said) -> None:
     shutil.copytree(run / "model", tmp_path / "bare", ignore=shutil.ignore_patterns("preprocessor_config.json"))
     words = said("export", tmp_path / "bare", "-o", tmp_path / "m.onnx", "--with-preprocessing", code=2)
     assert "preprocessor_config.json" in words

@@ -1,4 +1,4 @@
-"""`embed` and `search` at the command line: what they write, what they say, and how they fail."""
+"""`embed` and `search` on the command line: files, output and errors."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ from nextembed.cli import main
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """model/, and images/ with one broken file."""
+    """A folder with model/, and images/ with one broken file."""
     folder = tmp_path_factory.mktemp("features")
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedded(folder: Path) -> tuple[Path, str]:
-    """The file that the command wrote, and what it printed."""
+    """The file written by the command, and its output."""
     words = ["embed", str(folder / "model"), str(folder / "images"), "-o", str(folder / "f.parquet"), "--layer", "1"]
     done = subprocess.run([sys.executable, "-m", "nextembed_cli", *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -43,7 +43,7 @@ def embedded(folder: Path) -> tuple[Path, str]:
     return folder / "f.parquet", done.stdout
 
 
-def test_embed_says_what_it_did(embedded: tuple[Path, str]) -> None:
+def test_embed_prints_a_summary(embedded: tuple[Path, str]) -> None:
     file, out = embedded
     assert "Feature: layer 1 of 2, mean, causal attention, 16 wide (as asked for)" in out
     assert f"Images:  {file.parent / 'images'}, split train" in out
@@ -58,7 +58,7 @@ def test_embed_says_what_it_did(embedded: tuple[Path, str]) -> None:
 def test_search_prints_a_table_and_writes_a_sheet(
     embedded: tuple[Path, str], folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(folder.parent)  # the model and the images are found from any folder
+    monkeypatch.chdir(folder.parent)  # the model and the images are found from another folder
     file, _ = embedded
     query = str(folder / "images" / "cold" / "5.png")
     assert main(["search", str(file), query, "--top", "3", "-o", "sheet.png"]) == 0
@@ -69,7 +69,7 @@ def test_search_prints_a_table_and_writes_a_sheet(
     assert capsys.readouterr().out.splitlines()[1].split()[1:] == second.split()[1:]
 
 
-def test_score_is_said_in_words(embedded: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
+def test_score_is_printed_as_text(embedded: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
     assert main(["search", str(embedded[0]), "--score"]) == 0
     out = capsys.readouterr().out
     assert "(recall@1)" in out and "7 queries, each against all other 6 images." in out
@@ -98,7 +98,7 @@ def test_score_is_said_in_words(embedded: tuple[Path, str], capsys: pytest.Captu
         ("search {0}/f.parquet cold/5.png -o sheet.jpg", "should end in .png"),
     ],
 )
-def test_what_cannot_work_is_one_line_and_code_2(
+def test_errors_are_one_line_with_code_2(
     line: str, words: str, embedded: tuple[Path, str], folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
     before = sorted(p.name for p in folder.iterdir())

@@ -1,4 +1,4 @@
-"""`sample` at the command line: what it writes, what it says, and how it fails."""
+"""`sample` on the command line: files, output and errors."""
 
 import re
 from pathlib import Path
@@ -21,19 +21,19 @@ from nextembed.runs import Run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two steps of a VAR with an untrained tokenizer, 12 px."""
+    """A VAR trained for two steps at 12 px with an untrained tokenizer."""
     folder = tmp_path_factory.mktemp("sampled")
     return nextembed.fit("var_demo_tiny", output_dir=str(folder), probe={"enabled": False})
 
 
-def test_a_sheet_has_every_class_in_turn_and_the_seed_decides(run: Run, tmp_path: Path, capsys) -> None:
+def test_a_sheet_cycles_through_classes_and_depends_on_the_seed(run: Run, tmp_path: Path, capsys) -> None:
     words = ["sample", str(run.dir), "--num", "10", "--batch-size", "4", "--guidance", "2", "--device", "cpu"]
     files = [tmp_path / f"{name}.png" for name in "abc"]
     for file, seed in zip(files, (0, 0, 1), strict=True):
         assert main([*words, "-o", str(file), "--seed", str(seed)]) == 0
         assert f"Saved:  {file} (10 images)" in capsys.readouterr().out
     first, again, other = (np.asarray(Image.open(file)) for file in files)
-    assert first.shape == (3 * 98 + 2, 4 * 98 + 2, 3)  # four columns of 12 px, eight times as large
+    assert first.shape == (3 * 98 + 2, 4 * 98 + 2, 3)  # four columns of 12 px, enlarged eight times
     assert (first == again).all() and (first != other).any()
     sampler = Sampler(run.dir, device="cpu")
     assert sampler.labels(10).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 0]
@@ -62,7 +62,7 @@ def test_a_folder_and_classes_by_name(run: Run, tmp_path: Path, capsys) -> None:
         (["--weights", "best"], "has no best weights"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(run: Run, tmp_path: Path, capsys, monkeypatch, more: list[str], words: str):
+def test_errors_are_one_line(run: Run, tmp_path: Path, capsys, monkeypatch, more: list[str], words: str):
     monkeypatch.chdir(tmp_path)
     assert main(["sample", str(run.dir), *more]) == 2
     err = capsys.readouterr().err
@@ -70,7 +70,7 @@ def test_what_cannot_be_drawn_is_one_line(run: Run, tmp_path: Path, capsys, monk
     assert not list(tmp_path.iterdir())
 
 
-def test_the_nearest_training_images_lie_below(run: Run, tmp_path: Path, capsys) -> None:
+def test_the_nearest_training_images_are_shown_below(run: Run, tmp_path: Path, capsys) -> None:
     sampler = Sampler(run.dir, device="cpu")
     data = sampler.data()
     assert data is not None
@@ -80,16 +80,16 @@ def test_the_nearest_training_images_lie_below(run: Run, tmp_path: Path, capsys)
     assert torch.equal(found, known) and (distance < 0.1).all()
     shifted, distance = sampler.nearest((known.float() + 2).clamp(max=255).to(torch.uint8))
     assert torch.equal(shifted, known) and (distance <= 2.01).all() and distance.max() > 0.5
-    mirrored, distance = sampler.nearest(known.flip(-1))  # as training has seen them
+    mirrored, distance = sampler.nearest(known.flip(-1))  # training includes flipped images
     assert torch.equal(mirrored, known.flip(-1)) and (distance == 0).all()
     file = tmp_path / "a.png"
     assert main(["sample", str(run.dir), "--num", "3", "--columns", "2", "--nearest", "-o", str(file)]) == 0
     assert "Distance to the nearest training image:" in capsys.readouterr().out
     page = np.asarray(Image.open(file))
-    assert page.shape == (4 * 98 + 2, 2 * 98 + 2, 3) and (page[-95:, -95:] == 255).all()  # nothing was left to show
+    assert page.shape == (4 * 98 + 2, 2 * 98 + 2, 3) and (page[-95:, -95:] == 255).all()  # an empty cell
 
 
-def test_a_model_that_draws_nothing_says_so(tmp_path: Path, capsys) -> None:
+def test_a_model_that_does_not_generate_is_an_error(tmp_path: Path, capsys) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
     nextembed.NepaModel(**sizes).build().save_pretrained(tmp_path / "run" / "model")
     (tmp_path / "run" / "config.yaml").write_text("objective: {kind: mae}")
@@ -110,8 +110,8 @@ def test_the_python_of_the_docs(run: Run, classifier: Path, tmp_path: Path, monk
     assert Path("sheet.png").is_file()
 
 
-def test_averaged_weights_draw_with_averaged_heads(tmp_path: Path) -> None:
-    """A model and an objective go together: both averaged, or both as trained."""
+def test_averaged_weights_are_used_with_averaged_heads(tmp_path: Path) -> None:
+    """Model and objective are either both averaged or both raw."""
     changes = {"output_dir": str(tmp_path), "probe": {"enabled": False}}
     folder = nextembed.fit("mar_demo_tiny", **changes).dir
     for path, weights, expected in (
@@ -134,7 +134,7 @@ def test_averaged_weights_draw_with_averaged_heads(tmp_path: Path) -> None:
 
 
 def test_a_run_keeps_its_tokenizer(run: Run, tmp_path: Path) -> None:
-    """What was trained draws the same as what was saved, wherever the folder is."""
+    """The tokenizer is saved in the run, so the folder can be moved."""
     moved = tmp_path / "moved"
     run.dir.rename(moved)
     try:
@@ -147,7 +147,7 @@ def test_a_run_keeps_its_tokenizer(run: Run, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def classifier(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained one that knows the classes of the run's data."""
+    """An untrained classifier with the classes of the run's data."""
     folder = tmp_path_factory.mktemp("classifier") / "model"
     names = Sampler(run.dir, device="cpu").class_names()
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
@@ -157,7 +157,7 @@ def classifier(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_samples_are_measured_beside_real_images(run: Run, classifier: Path, tmp_path: Path, capsys) -> None:
+def test_samples_are_scored_against_real_images(run: Run, classifier: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "samples.json"
     words = ["evaluate", str(run.dir), "--task", "samples", f"features={classifier}", "num_images=40", "draws=5"]
     assert main([*words, "sampling.guidance=2", "-o", str(file)]) == 0
@@ -167,14 +167,14 @@ def test_samples_are_measured_beside_real_images(run: Run, classifier: Path, tmp
     assert [row.name for row in found.rows] == ["samples", "held-out", "training", "mean image"]
     assert (found.split, found.width, found.num_training, found.weights) == ("test", 16, 1641, "raw")
     training, mean = found["training"], found["mean image"]
-    assert (training.nearest.value, training.copies.value) == (0.0, 1.0)  # they are their own nearest ones
+    assert (training.nearest.value, training.copies.value) == (0.0, 1.0)  # their own nearest neighbours
     assert training.frechet is not None and mean.frechet is not None and training.frechet.value < mean.frechet.value
     assert found["held-out"].sharpness.value == 1.0 > mean.sharpness.value > 0
-    assert 0.01 <= found["held-out"].copies.value < 0.1  # the nearest one at least
+    assert 0.01 <= found["held-out"].copies.value < 0.1  # at least the nearest one
     assert Image.open(file.with_suffix(".png")).size == (12 * 98 + 2, 4 * 98 + 2 + 2 * 98 + 2 + 2 * 22)
     again = nextembed.measure_samples(run.dir, SampleEval(features=str(classifier), num_images=40, draws=5,
                                                           sampling=SampleSettings(guidance=2.0)))  # fmt: skip
-    assert again.scores.rows == found.rows  # the seed decides
+    assert again.scores.rows == found.rows  # determined by the seed
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,14 @@ def test_samples_are_measured_beside_real_images(run: Run, classifier: Path, tmp
         (["features=MODEL", "--data", "emoji"], "--task samples takes settings only"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(run: Run, classifier: Path, capsys, more: list[str], words: str) -> None:
+def test_evaluation_errors_are_one_line(run: Run, classifier: Path, capsys, more: list[str], words: str) -> None:
     more = [word.replace("MODEL", str(classifier)) for word in more]
     assert main(["evaluate", str(run.dir), "--task", "samples", *more]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
 
 
-def test_the_report_shows_what_is_drawn_and_given_back(run: Run, tmp_path: Path) -> None:
+def test_the_report_shows_samples_and_reconstructions(run: Run, tmp_path: Path) -> None:
     page = run.report(tmp_path / "page.html").read_text()
     assert "<h2>Samples</h2>" in page and "Next-scale pretraining (VAR) on emoji" in page and "food &amp; drink" in page
     assert "Nearest patches to the predictions" not in page and (run.dir / "samples" / "step-000002.png").is_file()

@@ -1,4 +1,4 @@
-"""A whole comparison in small: trained, stopped and resumed, killed, and of runs that are there."""
+"""A small complete comparison: trained, interrupted and resumed, killed, and of existing runs."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SETTINGS = {"images_seen": 40, "seeds": 2, "jobs": 0, "finetune_steps": 2}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> str:
-    """A config.yaml of steps of 8 images."""
+    """A config.yaml with 8 images per step."""
     file = tmp_path_factory.mktemp("base") / "small.yaml"
     config = apply_overrides(recipes.load("nepa_demo_tiny"), ["train.device=cpu", "train.trackers=[]"])
     file.write_text(to_yaml(config))
@@ -35,7 +35,7 @@ def whole(base, tmp_path_factory) -> Comparison:
     return compare(base, ["nepa", "simsiam"], tmp_path_factory.mktemp("whole"), SETTINGS)
 
 
-def test_every_row_has_its_figures(whole) -> None:
+def test_every_row_has_its_scores(whole) -> None:
     rows = {row.name: row for row in whole.rows}
     assert list(rows) == ["nepa", "simsiam", "untrained", "raw pixels", "from scratch"]
     for name in ("nepa", "simsiam"):
@@ -56,7 +56,7 @@ def test_equal_budget(whole) -> None:
     assert all(run.curve for run in trained if run.kind == "objective")
 
 
-def test_files_lie_in_its_folder(whole) -> None:
+def test_files_are_in_its_folder(whole) -> None:
     folder = Path(whole.folder)
     assert Comparison.load(folder / "comparison.json").rows == whole.rows
     assert "nepa" in (folder / "comparison.md").read_text() and "nepa" in (folder / "comparison.csv").read_text()
@@ -66,12 +66,12 @@ def test_files_lie_in_its_folder(whole) -> None:
 
 
 @pytest.mark.slow
-def test_stopped_anywhere_it_ends_with_the_same_figures(base, whole, tmp_path, monkeypatch) -> None:
+def test_an_interrupted_comparison_ends_with_the_same_scores(base, whole, tmp_path, monkeypatch) -> None:
     class Killed(BaseException):
         pass
 
-    # while a step is measured, in a fine-tuning, in training, and when that is over
-    stops = [("train", 1), ("update", 30), ("update", 4), ("save_folders", 2)]  # calls that go well
+    # while measuring a step, during fine-tuning, during training, and after it
+    stops = [("train", 1), ("update", 30), ("update", 4), ("save_folders", 2)]  # number of successful calls
     for method, last in stops:
         own, calls = getattr(Loop, method), []
 
@@ -94,7 +94,7 @@ def test_stopped_anywhere_it_ends_with_the_same_figures(base, whole, tmp_path, m
         assert ours.verdict == theirs.verdict
 
 
-def test_done_is_done_and_seeds_are_added(base, whole, monkeypatch) -> None:
+def test_finished_runs_are_not_repeated(base, whole, monkeypatch) -> None:
     folder = Path(whole.folder)
     file = folder / "nepa" / "seed-0" / "scores.json"
     before = file.stat().st_mtime_ns
@@ -106,7 +106,7 @@ def test_done_is_done_and_seeds_are_added(base, whole, monkeypatch) -> None:
         compare(base, ["nepa"], folder, SETTINGS | {"images_seen": 80})
 
 
-def test_runs_that_are_there(whole, tmp_path, capsys) -> None:
+def test_existing_runs(whole, tmp_path, capsys) -> None:
     runs = [str(Path(whole.folder) / name / f"seed-{seed}" / "run") for name in ("nepa", "simsiam") for seed in (0, 1)]
     words = ["compare", *runs, "--folder", str(tmp_path / "out"), "--jobs", "0", "--finetune-steps", "0"]
     assert main(words) == 0
@@ -133,13 +133,13 @@ def test_a_tokenizer_is_part_of_the_budget(base, tmp_path) -> None:
     given = {"images_seen": 64, "seeds": 1, "jobs": 0, "finetune_steps": 0}
     found = compare(base, ["var"], tmp_path, given)
     run = next(run for run in found.runs if run.row == "var")
-    assert run.values["images_seen"] == 64 and run.steps == 6, "of 8 steps two are the tokenizer's"
+    assert run.values["images_seen"] == 64 and run.steps == 6, "two of 8 steps are for the tokenizer"
     assert run.curve[0].images > 16
     assert (tmp_path / "var" / "seed-0" / "tokenizer" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_gone_on_with(base, tmp_path) -> None:
+def test_a_killed_process_is_resumed(base, tmp_path) -> None:
     out = tmp_path / "out"
     words = ["-c", "from nextembed.cli import main; raise SystemExit(main())", "compare", base, "--objectives", "nepa",
              "--images-seen", "2000", "--seeds", "1", "--finetune-steps", "0", "--folder", str(out)]  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_process_that_is_killed_is_named_and_gone_on_with(base, tmp_path) -> N
     before = json.loads(log.read_text().splitlines()[0])
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(log.read_text().splitlines()[0]) == before, "it began anew"
+    assert json.loads(log.read_text().splitlines()[0]) == before, "it started again"
     found = Comparison.load(out / "comparison.json")
     assert found.runs[0].values["images_seen"] == 2000
     assert found.runs[0].values["peak_memory"] > 1e7

@@ -1,4 +1,4 @@
-"""torch.compile in the loop: the same training, and plain code where compiling fails."""
+"""torch.compile in the training loop: the same training, with a fallback to eager mode if compilation fails."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def trained(run_dir, say=quiet, **settings):
 
 
 @pytest.mark.slow
-def test_a_compiled_run_trains_the_same_weights_and_says_how_long_it_compiled(tmp_path):
+def test_a_compiled_run_trains_the_same_weights_and_reports_the_time(tmp_path):
     said: list[str] = []
     plain, fast = trained(tmp_path / "plain"), trained(tmp_path / "fast", said.append, compile=True)
     for name, weight in plain.items():
@@ -28,7 +28,7 @@ def test_a_compiled_run_trains_the_same_weights_and_says_how_long_it_compiled(tm
     assert len(said) == 1 and said[0].startswith("torch.compile: the first step took")
 
 
-def test_what_cannot_be_compiled_trains_without_it_and_says_so(tmp_path, monkeypatch):
+def test_a_failed_compilation_falls_back_with_a_message(tmp_path, monkeypatch):
     def broken(graph, inputs):
         raise ValueError("no such kernel\nand more")
 
@@ -50,7 +50,7 @@ def test_what_cannot_be_compiled_trains_without_it_and_says_so(tmp_path, monkeyp
      ({"max_steps": 5000, "device": "cpu"}, False, False),
      ({"max_steps": 5, "compile": True, "device": "cpu"}, True, True)],
 )  # fmt: skip
-def test_where_compiling_is_left_open_it_is_chosen_by_a_rule(monkeypatch, settings, packed, expected):
+def test_default_for_compilation(monkeypatch, settings, packed, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(compiled.importlib.util, "find_spec", lambda name: name)

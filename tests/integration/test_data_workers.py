@@ -1,4 +1,4 @@
-"""The loader with worker processes: same batches, exact resume at any point, errors as one line."""
+"""The loader with worker processes: the same batches, exact resume at any point, one-line errors."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def png(seed: int) -> bytes:
 
 
 def shards(folder, lengths, bad=()):
-    """Parquet shards of unequal length; `bad` rows are no images; labels count through all."""
+    """Parquet shards of unequal length; `bad` rows are not images; labels are consecutive over all shards."""
     number = 0
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     for shard, length in enumerate(lengths):
@@ -49,7 +49,7 @@ def take(data: ImagePart, count: int, start=None, **options):
     loading = Loading(3, seed=11, start=start, **options)
     loader = data.train_loader(loading, image_size=8, num_channels=3, num_latents=5, draw=mask)
     batches = iter(loader)
-    return [next(batches) for _ in range(count)]  # dropping the iterator ends its workers
+    return [next(batches) for _ in range(count)]  # deleting the iterator ends its workers
 
 
 def same(a, b):
@@ -66,12 +66,12 @@ def test_map_batches_do_not_depend_on_workers_and_resume(tmp_path, cache):
     for number, batch in enumerate(full[:6], start=1):
         state = json.loads(json.dumps(advance(state, batch["position"])))
         if number in (1, 6):
-            for workers in (0, 2):  # another number of workers than before is fine
+            for workers in (0, 2):  # the number of workers may change
                 assert all(same(a, b) for a, b in zip(full[number:], take(runs[workers], 4, state)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-@pytest.mark.parametrize("lengths", [(13,), (5, 2, 6)])  # one shard: rows are dealt out; three: shards are
+@pytest.mark.parametrize("lengths", [(13,), (5, 2, 6)])  # readers divide rows of one shard, or three whole shards
 def test_streams_resume(tmp_path, lengths, num_workers):
     source = shards(tmp_path / "d", lengths, bad=(0, 4, 5, 12))
     data = ImageData(source=source, streaming=True, shuffle_buffer=3, max_skipped_rate=1, num_workers=num_workers)
@@ -84,7 +84,7 @@ def test_streams_resume(tmp_path, lengths, num_workers):
         if number in (2, 7):
             again = take(data, 4, state)
             assert all(same(a, b) for a, b in zip(full[number:], again))
-            second = advance(advance(state, again[0]["position"]), again[1]["position"])  # stopped once more
+            second = advance(advance(state, again[0]["position"]), again[1]["position"])  # resumed a second time
             assert all(same(a, b) for a, b in zip(full[number + 2 :], take(data, 2, second)))
 
 
@@ -97,7 +97,7 @@ def test_ranks_of_a_stream_share_all_rows(tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_too_many_unreadable_stop_the_run_with_one_line(tmp_path, num_workers, streaming):
+def test_too_many_unreadable_images_stop_the_run_with_a_one_line_error(tmp_path, num_workers, streaming):
     source = shards(tmp_path / "d", (30,), bad=range(12))
     path = tmp_path / "skipped.jsonl"
     data = ImageData(source=source, streaming=streaming, cache="off", num_workers=num_workers)
@@ -110,8 +110,8 @@ def test_too_many_unreadable_stop_the_run_with_one_line(tmp_path, num_workers, s
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_short_stream_is_judged_after_an_epoch(tmp_path, num_workers):
-    source = shards(tmp_path / "d", (100, 100), bad=(1, 2, 3, 101, 102))  # 2.5 %, but few
+def test_a_short_stream_is_checked_after_an_epoch(tmp_path, num_workers):
+    source = shards(tmp_path / "d", (100, 100), bad=(1, 2, 3, 101, 102))  # 2.5 %, but only five rows
     data = ImageData(source=source, streaming=True, num_workers=num_workers)
     with pytest.raises(DataError, match=r"[345] of 200 images"):
         take(data, 300)
@@ -126,7 +126,7 @@ def test_skipped_file_is_shared_by_workers(tmp_path):
     assert {key.split()[-1] for key in keys} == {"3.png", "17.png", "29.png"} and len(keys) <= 6
 
 
-def test_loading_leaves_the_global_generators_alone(tmp_path):
+def test_loading_does_not_use_global_generators(tmp_path):
     source = shards(tmp_path / "d", (8,))
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     for num_workers in (0, 2):

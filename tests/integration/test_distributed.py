@@ -1,4 +1,4 @@
-"""Two ranks on the CPU (gloo) train the weights that one rank trains."""
+"""Two ranks on the CPU (gloo) train the same weights as one rank."""
 
 import json
 import subprocess
@@ -60,22 +60,22 @@ def close(run_dir: Path, expected: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_the_weights_of_one(tmp_path, one_rank):
+def test_two_ranks_train_the_same_weights_as_one(tmp_path, one_rank):
     done = torchrun(RUNNER, given(config(tmp_path, micro_batch_size=4), tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
     run_dir = tmp_path / "run"
     for name in ("model", "ema"):
         close(run_dir, one_rank.dir, name)
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 3, 6]  # one writer
+    assert [line["step"] for line in lines] == [1, 3, 6]  # written by one rank only
     assert lines[-1]["loss"] == pytest.approx(one_rank.metrics["loss"], rel=1e-5)
     assert json.loads((run_dir / "environment.json").read_text())["ranks"] == 2
-    assert done.stderr.count("step 6/6") == 1  # one rank speaks
+    assert done.stderr.count("step 6/6") == 1  # printed by one rank only
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
-    """Weights, optimizer and data position of a checkpoint do not depend on the number of ranks."""
+def test_two_ranks_resume_a_run_of_one(tmp_path):
+    """Weights, optimizer state and data position in a checkpoint do not depend on the number of ranks."""
     half = config(tmp_path, max_steps=3)
     half.optim.schedule = "constant"
     first = fit(half)
@@ -90,7 +90,7 @@ def test_two_ranks_go_on_with_a_run_of_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_weights_optimizer_and_average_come_back_whole(tmp_path):
-    """What a checkpoint holds under FSDP2; the assertions are in the runner."""
+def test_sharded_weights_optimizer_and_average_are_restored(tmp_path):
+    """The contents of a checkpoint with FSDP2; the assertions are in the runner."""
     done = torchrun(RUNNER.with_name("shard_runner.py"), tmp_path)
-    assert done.returncode == 0, done.stderr[:6000]  # the rank that fails first speaks first
+    assert done.returncode == 0, done.stderr[:6000]  # the first failing rank prints first

@@ -1,4 +1,4 @@
-"""The documentation says what the code does: its Python runs, its commands name real settings, its links lead on."""
+"""The documentation matches the code: its Python code runs, its commands use valid settings, its links work."""
 
 import json
 import re
@@ -40,7 +40,7 @@ def blocks(language: str) -> list[tuple[str, str, str]]:
 
 
 def commands() -> list[list[str]]:
-    """Every `nextembed ...` line in the docs, as words; comments and line ends joined by a backslash removed."""
+    """Every `nextembed ...` line in the docs, split into words, without comments and line continuations."""
     lines = [line for _, _, text in blocks("sh") for line in text.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     words = [w[w.index("nextembed_cli") :] if "nextembed_cli" in w else w for w in words]
@@ -49,7 +49,7 @@ def commands() -> list[list[str]]:
 
 @pytest.fixture
 def user_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with the titled files of the docs in it."""
+    """The current folder, with the titled files of the docs."""
     monkeypatch.chdir(tmp_path)
     for _, title, text in blocks("python"):
         if title:
@@ -58,7 +58,7 @@ def user_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def tiny(config: Any, **parts: Any) -> Any:
-    """A recipe's twin with the given parts, in place of the full size."""
+    """The tiny twin of a recipe with the given parts."""
     small = recipes.load(f"{config.name}_tiny")
     return small.model_copy(update={"output_dir": "runs", **parts})
 
@@ -73,26 +73,26 @@ def mine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runs(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`runs/` of the current folder, with the run `mine` in it."""
+    """`runs/` in the current folder, with the run `mine`."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(mine, tmp_path / "runs" / "mine")
     return tmp_path / "runs"
 
 
 def options_of(command: str) -> set[str]:
-    """What may stand behind a command, --debug and --code included."""
+    """The options of a command, including --debug and --code."""
     group: Any = typer.main.get_command(app)
     found = group.commands[command]
     return {"--debug", "--code"}.union(*(one.opts for one in found.get_params(found.context_class(found))))
 
 
 @pytest.mark.parametrize("words", commands(), ids=lambda words: " ".join(words))
-def test_each_command_is_one_we_have(words: list[str], user_files: Path) -> None:
+def test_each_command_exists(words: list[str], user_files: Path) -> None:
     command, *rest = words
     assert command in {info.name or info.callback.__name__ for info in app.registered_commands}  # type: ignore[union-attr]
     options = [word for word in rest if re.match(r"--?[a-z]", word)]
     assert set(options) <= options_of(command)
-    if command in ("export", "convert", "push", "generate", "chat"):  # their words are no settings
+    if command in ("export", "convert", "push", "generate", "chat"):  # their arguments are not settings
         return
     overrides = [word for word in rest if "=" in word]
     if "--task" in rest:
@@ -115,7 +115,7 @@ def test_there_are_commands_to_check() -> None:
 
 
 def run_python(texts: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Runs blocks one after the other, with tiny runs in place of long ones; gives their names."""
+    """Runs blocks in sequence, with tiny runs instead of long ones; returns their variables."""
     fit = nextembed.fit
     small = lambda config: tiny(recipes.load(config) if isinstance(config, str) else config)  # noqa: E731
     monkeypatch.setattr(nextembed, "fit", lambda config: fit(small(config)), raising=False)
@@ -129,7 +129,7 @@ def test_readme_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ((_, _, text),) = [block for block in blocks("python") if block[0] == "README.md"]
     assert len([line for line in text.splitlines() if line.strip()]) <= 12
-    text = text.replace("hidden_states[3]", "hidden_states[1]")  # the twin has two layers
+    text = text.replace("hidden_states[3]", "hidden_states[1]")  # the tiny twin has two layers
     features = run_python([text], monkeypatch)["features"]
     assert features.shape == (1, 32)
 
@@ -219,7 +219,7 @@ def test_emu_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plan_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    """At full size: a plan trains nothing."""
+    """At full size, because a plan trains nothing."""
     ((_, _, text),) = [block for block in blocks("python") if block[0] == "docs/plan.md"]
     made = run_python([text], monkeypatch)["made"]
     assert made.devices == 2 and made.batch_size == recipes.nepa_demo().train.batch_size
@@ -227,8 +227,8 @@ def test_plan_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.startswith(f"{made.verdict} {made.peak / 2**30}")
 
 
-def test_all_python_of_the_docs_is_run_somewhere() -> None:
-    """Each page with Python is one of those that some test runs."""
+def test_all_python_code_of_the_docs_is_run() -> None:
+    """Each page with Python code is run by some test."""
     tests = "".join(file.read_text(encoding="utf-8") for file in Path(__file__).parents[1].rglob("test_*.py"))
     for page, title, _ in blocks("python"):
         assert title or re.search(rf'"{re.escape(Path(page).name)}"|{re.escape(page)}"', tests), page
@@ -268,12 +268,12 @@ def test_own_objective_and_data_train_a_step(user_files: Path) -> None:
     )
     run = nextembed.fit(config)
     assert run.metrics["step"] == 2
-    assert run.metrics["probe/linear_pixels"] > 0.5  # two classes that pixels tell apart
+    assert run.metrics["probe/linear_pixels"] > 0.5  # two classes that differ in their pixels
     again = nextembed.runs.read_run_config(run.dir)
     assert again.objective.kind == f"{user_files.resolve()}/my_objective.py:MaskedSquared"
 
 
-def test_own_task_judges_a_run(user_files: Path) -> None:
+def test_own_task_evaluates_a_run(user_files: Path) -> None:
     config = apply_overrides(
         recipes.load("nepa_demo_tiny"),
         ["name=judged", "objective=my_task.py:RetrievalObjective", "train.probe_steps=1", "data.num_workers=0"],
@@ -288,7 +288,7 @@ def test_own_task_judges_a_run(user_files: Path) -> None:
     assert "Retrieval on validation" in run.task.summary(run)[0]
 
 
-def test_own_modality_enters_a_model_and_comes_back(user_files: Path) -> None:
+def test_own_modality_round_trip(user_files: Path) -> None:
     nextembed.allow_code("my_touch.py")
     parts = nextembed.OmniParts(
         modalities={"text": {}, "touch": {"kind": "my_touch.py:Touch", "channels": 4}},
@@ -316,10 +316,10 @@ def test_own_recipe_is_a_config(user_files: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_are_valid(page: Path) -> None:
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        if not target.startswith("http") and "reference/" not in target:  # pages that are made with the site
+        if not target.startswith("http") and "reference/" not in target:  # pages that are generated with the site
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 

@@ -1,4 +1,4 @@
-"""Embedding that is killed at any moment and started again ends with the very file that it would have made."""
+"""Embedding that is killed at any moment and restarted gives the identical file."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module", params=["folder", "parquet"])
 def source(request, tmp_path_factory) -> Path:
-    """Real pictures, some of them broken: a folder, or three Parquet files."""
+    """Real images, some broken: a folder, or three Parquet files."""
     folder = tmp_path_factory.mktemp(request.param)
     sample = pq.read_table(Path(sys.modules["nextembed"].__file__ or "").parent / "data/sample/emoji32.parquet")
     images = [row["image"]["bytes"] for row in sample.slice(0, NUM_IMAGES).to_pylist()]
@@ -46,9 +46,9 @@ def source(request, tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True], ids=["map", "streaming"])
-def test_killed_twice_and_started_again_is_the_same_file(checkpoint, source, tmp_path, streaming) -> None:
+def test_killed_twice_and_restarted_gives_the_same_file(checkpoint, source, tmp_path, streaming) -> None:
     if streaming != (source.name.startswith("parquet")):
-        pytest.skip("each source in one way is enough")
+        pytest.skip("each source is tested in one mode only")
     whole, output = tmp_path / "whole.parquet", tmp_path / "parts.parquet"
     done = run_script(RUNNER, checkpoint, source, streaming, whole, output, 1, 6)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""`nextembed generate` and `nextembed chat` as users run them, on a tiny new model."""
+"""`nextembed generate` and `nextembed chat` on a tiny untrained model."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def chat(
     return run(["chat", *(options or ("emu",)), "--max-new-tokens", "6"], capsys, code)
 
 
-def test_text_is_what_the_model_generates(talker: Talker, capsys: pytest.CaptureFixture) -> None:
+def test_text_equals_the_output_of_the_model(talker: Talker, capsys: pytest.CaptureFixture) -> None:
     out = run(["generate", "emu", "a photo:", "cat.png", "It shows", "--max-new-tokens", "9"], capsys)
     inputs = talker.processor(["a photo:", Image.open("cat.png"), "It shows"])
     config = talker.model.config
@@ -72,12 +72,12 @@ def test_text_is_what_the_model_generates(talker: Talker, capsys: pytest.Capture
     assert out.rstrip("\n") == talker.processor.batch_decode(ids)[0]
 
 
-def test_streamed_text_is_the_text(capsys: pytest.CaptureFixture) -> None:
+def test_streamed_text_equals_the_text(capsys: pytest.CaptureFixture) -> None:
     line = ["generate", "emu", "a photo:", "cat.png", "--max-new-tokens", "12"]
     assert run([*line, "--stream"], capsys).strip() == run([*line, "--beams", "1"], capsys).strip()
 
 
-def test_seeds_decide_what_is_drawn(talker: Talker) -> None:
+def test_samples_depend_on_the_seed(talker: Talker) -> None:
     def drawn(seed: int) -> str:
         return talker.write([["a cat"]], Sampling(num_beams=1, do_sample=True, max_new_tokens=20, seed=seed))[0]
 
@@ -86,7 +86,7 @@ def test_seeds_decide_what_is_drawn(talker: Talker) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_transparent_pixels_of_a_file_are_white() -> None:
+def test_transparent_pixels_of_a_file_become_white() -> None:
     assert read_piece("clear.png").getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -99,7 +99,7 @@ def test_any_image_can_be_captioned_and_asked_about(name: str, talker: Talker, c
     assert answer.rstrip("\n") == talker.ask([Image.open(name)], "what?", few)
 
 
-def test_many_prompts_are_answered_as_each_alone(talker: Talker, capsys: pytest.CaptureFixture) -> None:
+def test_batched_prompts_equal_single_prompts(talker: Talker, capsys: pytest.CaptureFixture) -> None:
     line = ["generate", "emu", "--input", "in.jsonl", "-o", "out.jsonl", "--max-new-tokens", "5"]
     assert "out.jsonl (3 answers)" in run(line, capsys)
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
@@ -114,8 +114,8 @@ def test_many_prompts_are_answered_as_each_alone(talker: Talker, capsys: pytest.
     assert rows[2]["output"] == talker.write([["a dog"]], alone)[0]
 
 
-def test_mixed_output_begins_images_and_continues(talker: Talker) -> None:
-    """The latents of an image that is begun are those that `generate_image_embeddings` gives for the same prompt."""
+def test_mixed_output_generates_images_and_continues(talker: Talker) -> None:
+    """The latents of a generated image equal those of `generate_image_embeddings` for the same prompt."""
     prompt = ["a photo of", Image.open("cat.png")]
     shown: list[str] = []
     made = generate_document(talker.model, talker.processor, prompt, Writing(
@@ -124,7 +124,7 @@ def test_mixed_output_begins_images_and_continues(talker: Talker) -> None:
     assert [span.kind for span in made][:1] == ["image"] and made[0].image == (4, WIDTH)
     wanted = talker.model.generate_image_embeddings(**talker.processor(prompt))[0]
     assert (made[0].latents - wanted).abs().max() < 1e-5
-    # What follows is what the whole sequence, read without a cache, says.
+    # The following text equals that of the whole sequence without a cache.
     inputs = talker.processor([*prompt, Image.open("cat.png")])
     embeds = talker.model.model.embed(
         inputs["input_ids"], torch.stack([talker.model.image_latents(inputs["pixel_values"])[0], wanted])
@@ -137,10 +137,10 @@ def test_mixed_output_begins_images_and_continues(talker: Talker) -> None:
     assert made[1].text.startswith(first.strip()) and "".join(shown).strip() == made[1].text
 
 
-def test_a_model_that_gives_the_image_token_makes_an_image(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_image_token_starts_an_image(folder: Path, capsys: pytest.CaptureFixture) -> None:
     own = Talker.load(folder / "emu", device="cpu")
     head = own.model.get_output_embeddings()
-    with torch.no_grad():  # [IMG] is likeliest wherever the last hidden state is as after this prompt
+    with torch.no_grad():  # makes [IMG] the most likely token after this prompt
         hidden = own.model.model(**own.processor(["a cat"])).last_hidden_state[0, -1]
         head.weight[own.model.config.image_start_token_id] = 10 * hidden
     made = own.document(["a cat"], max_new_tokens=3, max_images=1)
@@ -169,7 +169,7 @@ def test_chat_from_a_pipe(talker: Talker, monkeypatch: pytest.MonkeyPatch, capsy
     assert saved[1]["content"][0]["text"] == answer
 
 
-def test_chat_with_a_plain_model_and_a_full_context(
+def test_chat_with_a_base_model_and_a_full_context(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     out = chat("who?\n" * 8, monkeypatch, capsys, "plain")
@@ -242,16 +242,14 @@ def test_painting(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         ("chat nowhere", 2, "no such run or checkpoint"),
     ],
 )
-def test_what_cannot_work_is_one_line(
-    line: str, code: int, words: str, folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_errors_are_one_line(line: str, code: int, words: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     before = sorted(folder.rglob("*"))
     err = run(line.split(), capsys, code)
     assert words in err and err.count("\n") == 1
     assert sorted(folder.rglob("*")) == before
 
 
-def test_prompts_that_cannot_be(capsys: pytest.CaptureFixture) -> None:
+def test_invalid_prompts(capsys: pytest.CaptureFixture) -> None:
     assert "an empty prompt" in run(["generate", "emu", " "], capsys, 2)
     assert "positions of the model's 256" in run(["generate", "emu", "a cat " * 300], capsys, 2)
     assert "positions of the model's 256" in run(["generate", "emu", "a cat " * 300, "--target", "mixed"], capsys, 2)
@@ -267,14 +265,14 @@ def test_prompts_that_cannot_be(capsys: pytest.CaptureFixture) -> None:
         ("/image\n", "/image needs an argument"),
     ],
 )
-def test_chat_says_what_is_wrong(
+def test_chat_reports_errors(
     text: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     err = chat(text, monkeypatch, capsys, code=2)
     assert words in err and err.count("\n") == 1
 
 
-def test_a_checkpoint_with_missing_weights_is_named(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_missing_weights_are_reported(folder: Path, capsys: pytest.CaptureFixture) -> None:
     from safetensors.torch import load_file, save_file
 
     save_tiny_emu(folder / "half")

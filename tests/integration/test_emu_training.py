@@ -18,7 +18,7 @@ RUNNER = Path(__file__).with_name("rank_runner.py")
 
 
 def config(folder, *overrides, recipe="emu_emoji_tiny"):
-    # AdamW, since torch's Muon computes its products in bf16
+    # AdamW, because torch's Muon multiplies in bf16
     exact = ["model.causal_former.dropout_rate=0", "optim.kind=adamw", "optim.eps=1e-3", f"output_dir={folder}",
              "name=run"]  # fmt: skip
     whole = ["train.freeze=[]"] if recipe == "emu_emoji_tiny" else []
@@ -40,7 +40,7 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_stopped_run_continues_bit_for_bit(tmp_path):
+def test_a_stopped_run_resumes_bit_identically(tmp_path):
     whole = nextembed.fit(config(tmp_path / "a", "train.max_steps=4", "train.save_steps=2"))
     folder = tmp_path / "a" / "run"
     (folder / "model").rename(tmp_path / "kept")
@@ -53,7 +53,7 @@ def test_a_stopped_run_continues_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("regression", ["linear", "flow"])
 def test_accumulation_gives_the_same_weights(tmp_path, regression):
-    """Rows hold different numbers of both kinds of targets, so a mean of means would differ."""
+    """Rows have different numbers of both kinds of targets, so a mean of means would differ."""
     given = ("train.batch_size=4", f"objective.regression={regression}")
     whole = nextembed.fit(config(tmp_path / "a", *given, "train.micro_batch_size=4"))
     parts = nextembed.fit(config(tmp_path / "b", *given, "train.micro_batch_size=1"))
@@ -65,8 +65,8 @@ def test_accumulation_gives_the_same_weights(tmp_path, regression):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("regression", ["linear", "flow"])
-def test_two_ranks_learn_together(tmp_path, regression):
-    """One of them has text alone in some step: no rank waits for ever, and both end with the same weights."""
+def test_two_ranks_train_together(tmp_path, regression):
+    """In some steps a rank has only text: no rank waits for ever, and the run finishes."""
     mixed = ["data={kind: mixture, sources: [{kind: emoji_documents}, {kind: text, source: glosses}], num_workers: 0}",
              "train.batch_size=2", "train.micro_batch_size=1", "model.max_length=24", "train.max_steps=6",
              f"objective.regression={regression}"]  # fmt: skip
@@ -79,7 +79,7 @@ def test_two_ranks_learn_together(tmp_path, regression):
     assert (tmp_path / "two" / "run" / "model" / "model.safetensors").is_file()
 
 
-def test_frozen_parts_stay(tmp_path):
+def test_frozen_parts_are_unchanged(tmp_path):
     torch.manual_seed(0)
     before = config(tmp_path, "train.freeze=[visual, language_model]")
     run = nextembed.fit(before)
@@ -90,7 +90,7 @@ def test_frozen_parts_stay(tmp_path):
     assert moved == {"connector", "visual_norm", "regression_head"}
 
 
-def test_lora_stays_within_the_language_model(tmp_path):
+def test_lora_is_limited_to_the_language_model(tmp_path):
     run = nextembed.fit(config(tmp_path, recipe="emu_instruct_tiny"))
     adapted = {name for name, _ in run.trained.named_parameters() if "lora_" in name}
     assert adapted and all(name.startswith("model.language_model.") for name in adapted)
@@ -102,7 +102,7 @@ def test_lora_stays_within_the_language_model(tmp_path):
     assert (run.dir / "model" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_latents_start_spread_out(tmp_path):
+def test_latents_are_standardised_at_the_start(tmp_path):
     small = config(tmp_path, "train.max_steps=1", "model.latent_std=0.5", "optim.learning_rate=1e-11")
     run = nextembed.fit(small)
     every = small.data.documents("train")
@@ -116,7 +116,7 @@ def test_latents_start_spread_out(tmp_path):
     assert latents.mean((0, 1)).abs().max() < 0.25
 
 
-def test_stages_that_are_missing_come_first(tmp_path, monkeypatch):
+def test_missing_stages_come_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [stage.name for stage in recipes.missing_stages(recipes.load("emu_emoji_decoder"))] == [
         "nepa_demo", "emu_emoji_encoder", "emu_emoji_language", "emu_emoji"
@@ -125,7 +125,7 @@ def test_stages_that_are_missing_come_first(tmp_path, monkeypatch):
     assert [stage.name for stage in recipes.missing_stages(recipes.load("emu_emoji"))] == []
 
 
-def test_wrong_settings_are_one_line(tmp_path):
+def test_wrong_settings_are_one_line_errors(tmp_path):
     with pytest.raises(ConfigError, match="for multimodal"):
         nextembed.fit(config(tmp_path, "model={kind: vit_nepa, image_size: 24, patch_size: 8}"))
     with pytest.raises(ConfigError, match=r"part_lr_rates: part.*'visuals'.*visual"):

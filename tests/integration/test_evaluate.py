@@ -24,7 +24,7 @@ def out_of(line: list[str], capsys: pytest.CaptureFixture) -> str:
     return capsys.readouterr().out
 
 
-def test_train_says_how_good_it_is_and_how_to_use_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_train_prints_scores_and_usage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = out_of(["train", "finetune_tiny", f"output_dir={tmp_path}", "train.max_steps=1"], capsys)
     assert re.search(r"^Top-1 \d+\.\d % \(95 % range \d+\.\d to \d+\.\d %\) on 32 test images of 9 classes", out, re.M)
     assert 'transformers.pipeline("image-classification", model="' in out and '/finetune_tiny/best")' in out
@@ -34,7 +34,7 @@ def test_train_says_how_good_it_is_and_how_to_use_it(tmp_path: Path, capsys: pyt
     assert "probe" not in out
 
 
-def test_evaluate_scores_a_run_again(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_repeats_the_scores_of_a_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     before = (run / "scores.json").read_text()
     (run / "scores.json").unlink()
     out = out_of(["evaluate", str(run)], capsys)
@@ -53,7 +53,7 @@ def test_evaluate_other_splits_data_and_weights(run: Path, tmp_path: Path, capsy
     out_of(["evaluate", str(alone), "--data", "emoji", "-o", str(file)], capsys)
     found = json.loads(file.read_text())
     assert (found["split"], found["weights"], found["step"], found["num_images"]) == ("test", "raw", None, 157)
-    assert (run / "scores.json").read_text() == before  # only a run's own data are its scores
+    assert (run / "scores.json").read_text() == before  # only scores on its own data are saved in the run
 
 
 def test_evaluate_a_checkpoint_and_a_run_that_did_not_finish(
@@ -73,7 +73,7 @@ def test_evaluate_a_checkpoint_and_a_run_that_did_not_finish(
     assert json.loads((unfinished / "scores.json").read_text())["top1"] == found["top1"]
 
 
-def test_probe_reads_the_trunk_of_a_classifier(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_probe_uses_the_trunk_of_a_classifier(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     line = ["probe", str(run), "--output", str(tmp_path / "p.json"), "probe.num_train=64", "probe.layers=[-1]"]
     out = out_of(line, capsys)
     assert "Linear probe" in out and "UNEXPECTED" not in out
@@ -105,9 +105,7 @@ def test_evaluate_a_folder_with_some_of_the_classes(
         ("evaluate MODEL", "so name labelled images or rows: --data SOURCE"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_one_clear_line(
-    line: str, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_errors_are_one_line(line: str, words: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from nextembed.models.nepa.settings import NepaModel
 
     NepaModel(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4).build(
@@ -145,7 +143,7 @@ def test_report_of_a_classifier(run: Path) -> None:
     assert html.count('<div class="card"><img') == min(12, len(scores["errors"]))
     assert not re.search(r"https?:|@import|url\((?!#)", html) and "<script" not in html
     counts = [int(n) for n in re.findall(r'text-anchor="middle">(\d+)</text>', html)]
-    assert sum(counts) == scores["num_images"] == 32  # every image is in the matrix
+    assert sum(counts) == scores["num_images"] == 32  # every image is in the confusion matrix
 
 
 def test_report_without_scores_with_foreign_names_and_with_many_classes(run: Path, tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_report_without_scores_with_foreign_names_and_with_many_classes(run: Pat
     names = [f"{EVIL} {i}" for i in range(60)]
     confusion = [[(i * 7 + j) % 3 for j in range(60)] for i in range(60)]
     scores |= {"class_names": names, "confusion": confusion, "num_images": sum(map(sum, confusion))}
-    scores["errors"][0]["key"] = EVIL  # not the picture it was
+    scores["errors"][0]["key"] = EVIL  # no longer the key of an image
     (folder / "scores.json").write_text(json.dumps(scores))
     html = page(folder)
     assert "<script" not in html and "20 classes with fewer mistakes are left out" in html

@@ -1,4 +1,4 @@
-"""Batch norms, SIGReg, the codebook and blocks of I-JEPA over two ranks are those of the whole batch on one."""
+"""Batch norm, SIGReg, codebooks and I-JEPA blocks on two ranks equal those of the whole batch on one."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ RUNNER = Path(__file__).parent / "family_runner.py"
 
 
 @pytest.mark.slow
-def test_two_ranks_give_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_same_gradients_as_one(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(RUNNER), str(tmp_path / "two.pt")], capture_output=True, text=True,
                           timeout=300, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: from a pretrained folder to a classifier that answers with the names of the classes."""
+"""Fine-tuning end to end: from a pretrained folder to a classifier that predicts class names."""
 
 import json
 from pathlib import Path
@@ -37,14 +37,14 @@ def pretrained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def still(tmp_path_factory) -> Path:
-    """The same without rotary rescaling, which is drawn once a forward pass and so depends on its division."""
+    """The same model without rotary rescaling, which is random per forward pass and so depends on micro-batches."""
     folder = tmp_path_factory.mktemp("still") / "model"
     torch.manual_seed(7)
     NepaModel(**SIZES, pos_embed_rescale=None).build().save_pretrained(folder)
     return folder
 
 
-def test_rotary_rescaling_is_as_pretrained_or_as_said(pretrained: Path, still: Path) -> None:
+def test_rotary_rescaling_is_as_pretrained_or_as_set(pretrained: Path, still: Path) -> None:
     def rescale(folder: Path, **said: float) -> float | None:
         return NepaClassifier(pretrained=str(folder), **said).hf_config(["a", "b"]).pos_embed_rescale
 
@@ -53,11 +53,11 @@ def test_rotary_rescaling_is_as_pretrained_or_as_said(pretrained: Path, still: P
     torch.manual_seed(0)
     model = NepaClassifier(pretrained=str(pretrained), pos_embed_rescale=1).build(["a", "b"])
     images = torch.rand(2, 3, *model.config.image_shape)
-    assert torch.equal(model.train()(images).logits, model.eval()(images).logits)  # 1: coordinates stay
+    assert torch.equal(model.train()(images).logits, model.eval()(images).logits)  # 1: coordinates are unchanged
 
 
 def config(output_dir: Path, pretrained: Path, *overrides: str) -> RunConfig:
-    """Everything random is on: crops, RandAugment, erasing, mixing, drop path, rotary rescaling."""
+    """All sources of randomness are enabled: crops, RandAugment, erasing, mixing, drop path, rotary rescaling."""
     made = RunConfig(
         name="run",
         output_dir=str(output_dir),
@@ -75,7 +75,7 @@ def config(output_dir: Path, pretrained: Path, *overrides: str) -> RunConfig:
 
 
 def killed_and_resumed(**runs: tuple[RunConfig, list[str]]) -> list[Path]:
-    """The folders of runs, each with its settings and the moments that it is killed at; one process starts them all."""
+    """The folders of runs, each given by its settings and its kill moments; one process starts them all."""
     words: list[str] = []
     for folder, (settings, kills) in runs.items():
         Path(folder).mkdir()
@@ -116,7 +116,7 @@ def test_a_run_leaves_these_files(trained):
     assert trained.metrics["top1"] == json.loads((trained.dir / "scores.json").read_text())["top1"]
 
 
-def test_the_best_are_the_averaged_weights_of_the_step_that_scored_highest(trained):
+def test_the_best_weights_are_the_average_with_the_highest_score(trained):
     line = max(
         (line for line in metrics(trained.dir) if "eval/ema_accuracy" in line),
         key=lambda line: (line["eval/ema_accuracy"], -line["step"]),
@@ -128,19 +128,19 @@ def test_the_best_are_the_averaged_weights_of_the_step_that_scored_highest(train
     checkpoint = trained.dir / "checkpoints" / f"step-{score['step']:06d}"
     same_weights(trained.dir / "best", checkpoint / "ema", "model.safetensors")
     raw, averaged = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / "ema" / "model.safetensors")
-    assert raw.keys() == averaged.keys() == {name for name, _ in trained.trained.named_parameters()}  # the frozen, too
+    assert raw.keys() == averaged.keys() == {name for name, _ in trained.trained.named_parameters()}  # also frozen
     assert any(not torch.equal(raw[name], averaged[name]) for name in raw)
     scores = json.loads((trained.dir / "scores.json").read_text())
     assert (scores["step"], scores["weights"], scores["split"]) == (score["step"], "ema", "test")
 
 
-def test_the_frozen_stay_as_pretrained_and_all_else_moves(trained, pretrained):
+def test_only_frozen_parameters_are_unchanged(trained, pretrained):
     before, after = load_file(pretrained / "model.safetensors"), load_file(trained.dir / "model" / "model.safetensors")
     same = [name for name in before if torch.equal(before[name], after[name])]
     assert same == [name for name in before if "patch_embeddings" in name] != []
 
 
-def test_a_pipeline_answers_with_the_names_of_the_classes(trained):
+def test_a_pipeline_returns_class_names(trained):
     own = AutoConfig.from_pretrained(trained.dir / "best")
     assert own.id2label == dict(enumerate(NAMES)) and own.label2id["flags"] == 2
     answer = pipeline("image-classification", model=str(trained.dir / "best"))(Image.new("RGB", (30, 20), "red"))
@@ -150,8 +150,8 @@ def test_a_pipeline_answers_with_the_names_of_the_classes(trained):
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", ["null", "{rank: 2, dropout: 0.1}"], ids=["whole", "lora"])
 def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeypatch):
-    """Killed in the middle of a step, right after the best weights were kept, and while saving; in the end the
-    pretrained folder is not there any more."""
+    """Killed in the middle of a step, right after saving the best weights, and while saving a checkpoint; finally the
+    pretrained folder is removed."""
     monkeypatch.chdir(tmp_path)
     gone = tmp_path / "gone"
     gone.symlink_to(pretrained)
@@ -159,7 +159,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeyp
     kills = ["3:window", "10:log", "12:write"]
     whole, parts = killed_and_resumed(whole=(once, []), parts=(more, kills))
     gone.unlink()
-    # 13 to 24 again, without the folder
+    # steps 13 to 24 again, without the folder
     for name in ("step-000018", "step-000024"):
         assert (parts / "checkpoints" / name).is_dir()
     __import__("shutil").rmtree(parts / "checkpoints" / "step-000024")
@@ -172,7 +172,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeyp
             "best/adapter/adapter_model.safetensors",
         ]
         base = json.loads((parts / "best" / "adapter" / "adapter_config.json").read_text())
-        assert base["base_model_name_or_path"] == str(gone)  # and not a checkpoint
+        assert base["base_model_name_or_path"] == str(gone)  # not a checkpoint
     same_weights(parts, whole, *files)
     assert metrics(parts) == metrics(whole)
     assert (parts / "best" / "score.json").read_text() == (whole / "best" / "score.json").read_text()
@@ -180,7 +180,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, pretrained, lora, monkeyp
     assert not list(parts.glob("**/.tmp-*")) and not list(parts.glob("**/.old-*"))
 
 
-def test_division_into_micro_batches_changes_nothing_without_mixing(tmp_path, still):
+def test_micro_batches_have_no_effect_without_mixing(tmp_path, still):
     exact = ["objective={kind: classification, label_smoothing: 0.1}", "train.max_steps=4",
              "optim.eps=1e-3", "train.batch_size=8", "probe.enabled=false", "train.probe_steps=null"]  # fmt: skip
     runs = [fit(config(tmp_path / str(micro), still, *exact, f"train.micro_batch_size={micro}")) for micro in (8, 2)]
@@ -211,7 +211,7 @@ def test_lora_leaves_plain_folders_and_adapters_that_peft_loads(adapted, pretrai
             torch.testing.assert_close(loaded(pixel_values=pixels).logits, plain(pixels).logits, atol=1e-5, rtol=1e-4)
 
 
-def test_lora_changes_its_targets_and_the_head_alone(adapted, pretrained):
+def test_lora_changes_only_its_targets_and_the_head(adapted, pretrained):
     before, after = load_file(pretrained / "model.safetensors"), load_file(adapted.dir / "model" / "model.safetensors")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if name.endswith(("query.weight", "up_proj.weight"))}
@@ -220,13 +220,13 @@ def test_lora_changes_its_targets_and_the_head_alone(adapted, pretrained):
     assert counted["trained"] < counted["all"] == sum(p.numel() for p in adapted.trained.parameters())
 
 
-def test_lora_cannot_be_switched_when_a_run_continues(adapted):
+def test_lora_cannot_be_changed_on_resume(adapted):
     settings = apply_overrides(nextembed.runs.read_run_config(adapted.dir), ["train.lora=null", "train.max_steps=9"])
     with pytest.raises(ConfigError, match=r"was trained with train\.lora, but this run is not"):
         fit(settings, resume=adapted.dir)
 
 
-# -- where it starts
+# -- starting weights
 
 
 def built(pretrained, seed=3, **settings):
@@ -234,7 +234,7 @@ def built(pretrained, seed=3, **settings):
     return NepaClassifier(pretrained=str(pretrained), **settings).build(NAMES)
 
 
-def test_a_new_head_depends_on_the_seed_alone(pretrained, tmp_path):
+def test_a_new_head_depends_only_on_the_seed(pretrained, tmp_path):
     torch.manual_seed(8)
     NepaModel(**SIZES).build().save_pretrained(tmp_path / "other")
     heads = [built(pretrained), built(pretrained, from_scratch=True), built(tmp_path / "other")]
@@ -261,11 +261,11 @@ def test_half_precision_weights_train_in_float32(pretrained, tmp_path):
     assert {param.dtype for param in built(tmp_path / "half", new_head=True).parameters()} == {torch.float32}
 
 
-def test_a_classifier_continues_with_its_head_or_gets_a_new_one(trained):
+def test_a_classifier_keeps_its_head_or_gets_a_new_one(trained):
     best = trained.dir / "best"
     kept = built(best)
     assert torch.equal(kept.classifier.weight, load_file(best / "model.safetensors")["classifier.weight"])
-    fresh = built(best, new_head=True)  # for the same classes, too
+    fresh = built(best, new_head=True)  # also for the same classes
     assert torch.equal(fresh.classifier.weight, built(best, from_scratch=True).classifier.weight)
     with pytest.raises(ConfigError) as err:
         NepaClassifier(pretrained=str(best)).build(["cat", "dog"])
@@ -276,7 +276,7 @@ def test_a_classifier_continues_with_its_head_or_gets_a_new_one(trained):
     assert NepaClassifier(pretrained=str(best), new_head=True).build(["cat", "dog"]).classifier.out_features == 2
 
 
-def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path, pretrained):
+def test_errors_are_one_line_and_leave_no_files(tmp_path, pretrained):
     vit = tmp_path / "vit"
     ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, image_size=8,
                        patch_size=4)).save_pretrained(vit)  # fmt: skip
@@ -315,7 +315,7 @@ def test_what_cannot_be_fine_tuned_is_one_clear_line_and_leaves_nothing(tmp_path
         assert not list((tmp_path / "runs").glob("*")), overrides
 
 
-def test_a_run_folder_stands_for_its_model(trained):
+def test_a_run_folder_is_accepted_as_its_model(trained):
     of_run, of_model = built(trained.dir).state_dict(), built(trained.dir / "model").state_dict()
     assert all(torch.equal(of_model[name], value) for name, value in of_run.items() if "classifier" not in name)
 
@@ -324,7 +324,7 @@ def test_a_run_folder_stands_for_its_model(trained):
 
 
 @pytest.mark.slow
-def test_two_ranks_score_on_one_and_train_the_weights_of_one(tmp_path, still):
+def test_two_ranks_score_on_one_and_train_the_same_weights(tmp_path, still):
     exact = ["objective={kind: classification, label_smoothing: 0.1}", "train.max_steps=6",
              "optim.eps=1e-3", "train.probe_steps=2", "train.save_steps=3", "train.micro_batch_size=4"]  # fmt: skip
     one = fit(config(tmp_path / "one", still, *exact))

@@ -1,4 +1,4 @@
-"""Two machines, each a `torchrun` agent of its own: a rank is killed, and the run continues as if it had not been."""
+"""Two machines, each with its own `torchrun` agent: a rank is killed, and the run ends with the same weights."""
 
 import os
 import socket
@@ -21,12 +21,12 @@ PAGE = (HERE.parents[1] / "docs" / "scaling.md").read_text(encoding="utf-8")
 
 
 def block(title: str) -> str:
-    """A titled file of the page."""
+    """A titled code block of the page."""
     return PAGE.partition(f'title="{title}"\n')[2].partition("```")[0]
 
 
-def test_the_script_of_slurm_starts_what_the_page_says(tmp_path) -> None:
-    """With a scheduler of two lines, and `torchrun` that writes down how it is called."""
+def test_the_slurm_script_starts_the_documented_command(tmp_path) -> None:
+    """With a minimal fake scheduler, and a fake `torchrun` that records its arguments."""
     (tmp_path / "train.slurm").write_text(block("train.slurm"))
     for name, text in {"scontrol": 'printf "node7\\nnode8\\n"', "srun": '"$@"',
                        "torchrun": f'printf "%s\\n" "$@" > {tmp_path}/called'}.items():  # fmt: skip
@@ -45,7 +45,7 @@ def test_the_script_of_slurm_starts_what_the_page_says(tmp_path) -> None:
     assert "node7:29400" in words and words[words.index("-m") :][:3] == ["-m", "nextembed_cli", "train"]
 
 
-def test_the_file_of_accelerate_is_one_that_it_reads(tmp_path) -> None:
+def test_the_file_for_accelerate_is_valid(tmp_path) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     (tmp_path / "machines.yaml").write_text(block("machines.yaml"))
@@ -53,7 +53,7 @@ def test_the_file_of_accelerate_is_one_that_it_reads(tmp_path) -> None:
     assert (found.num_machines, found.num_processes, found.main_process_ip) == (2, 16, "first-machine")
 
 
-def test_the_line_of_torchrun_is_one_that_it_takes() -> None:
+def test_the_command_line_of_torchrun_is_valid() -> None:
     from torch.distributed.run import parse_args
 
     (line,) = [one for one in PAGE.replace("\\\n", " ").splitlines() if one.startswith("torchrun ")]
@@ -63,14 +63,14 @@ def test_the_line_of_torchrun_is_one_that_it_takes() -> None:
 
 
 def agents(num: int, rdzv_id: str, *words: object) -> list[tuple[int, str]]:
-    """Exit code and output of `torchrun` on each of so many machines, all of them this one."""
+    """Exit code and output of `torchrun` on each of `num` machines, all simulated on this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(num), "--nproc-per-node", "1",
                "--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", rdzv_id,
                "--max-restarts", "2", *map(str, words)]  # fmt: skip
-    env = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as the page says: else a restart may hang
+    env = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # as documented: otherwise a restart may hang
     started = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
         for _ in range(num)
@@ -84,7 +84,7 @@ def agents(num: int, rdzv_id: str, *words: object) -> list[tuple[int, str]]:
 
 
 @pytest.mark.slow
-def test_a_lost_rank_is_restarted_and_ends_bit_for_bit(tmp_path) -> None:
+def test_a_lost_rank_is_restarted_with_bit_identical_weights(tmp_path) -> None:
     whole, parts = (config(tmp_path / name, max_steps=5, save_steps=2, log_steps=5) for name in ("whole", "parts"))
     for one in (whole, parts):
         Path(one.output_dir).mkdir()
@@ -93,7 +93,7 @@ def test_a_lost_rank_is_restarted_and_ends_bit_for_bit(tmp_path) -> None:
     marker = tmp_path / "killed"
     found = agents(2, "job-17", HERE / "elastic_runner.py", given(parts, tmp_path / "parts"), 3, marker)
     assert [code for code, _ in found] == [0, 0], "".join(text for _, text in found)[-3000:]
-    assert marker.read_text() == "0"  # it was killed in its first attempt
+    assert marker.read_text() == "0"  # killed in its first attempt
     runs = [path.name for path in Path(parts.output_dir).iterdir() if path.is_dir()]
     assert runs == ["run"] and "job-17" in (Path(parts.output_dir) / "run" / ".launch").read_text()
     for name in ("model", "ema"):
@@ -111,7 +111,7 @@ def test_which_run_a_restart_continues_with(tmp_path, monkeypatch, launch, same,
     for number, name in enumerate(("demo", "demo-2", "demo-3")):
         write_text(tmp_path / name / ".launch", "job\n")
         os.utime(tmp_path / name / ".launch", ns=(number, number))
-        if name != "demo-3":  # killed before it saved anything
+        if name != "demo-3":  # killed before its first checkpoint
             (tmp_path / name / "checkpoints" / "step-000002").mkdir(parents=True)
     if report:
         (tmp_path / "demo-2" / "report.html").touch()

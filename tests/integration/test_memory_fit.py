@@ -1,4 +1,4 @@
-"""A run that does not fit into memory at once: what it does by itself, and that its weights are the same."""
+"""A run that does not fit into memory chooses smaller micro-batches itself and gets the same weights."""
 
 from test_distributed import config
 
@@ -8,7 +8,7 @@ from nextembed.planning.step import trace_step
 from nextembed.run import fit, read_run_config
 
 
-def test_a_run_in_parts_that_fit_has_the_weights_of_the_run_at_once(tmp_path, monkeypatch, capsys):
+def test_a_run_in_micro_batches_that_fit_has_the_same_weights(tmp_path, monkeypatch, capsys):
     given = config(tmp_path, max_steps=2)
     assert given.train.micro_batch_size is None
     whole = fit(apply_overrides(given, ["name=whole"]))
@@ -19,7 +19,7 @@ def test_a_run_in_parts_that_fit_has_the_weights_of_the_run_at_once(tmp_path, mo
     parts = fit(apply_overrides(given, ["name=parts"]))
     said = capsys.readouterr().out
     assert "Memory:  a whole step would need about" in said and "2 micro batches of 8 (same result)" in said
-    assert read_run_config(parts.dir).train.micro_batch_size is None  # another machine chooses anew
+    assert read_run_config(parts.dir).train.micro_batch_size is None  # the choice is not saved
     found = dict(parts.model().named_parameters())
     for name, weight in whole.model().named_parameters():
         assert (found[name] - weight).abs().max() <= 1e-5 * weight.abs().max().clamp(min=1e-3), name

@@ -1,4 +1,4 @@
-"""Omni as users run it: train, continue from any modality with any other, stop and resume, bad input."""
+"""Omni on the command line: training, generation from and to any modality, resume, errors."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ SENSES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/omni_emoji_tiny, trained; senses, a new model with all kinds of modalities; files of each."""
+    """A folder with a trained omni_emoji_tiny run, an untrained senses run with every modality, and input files."""
     path = tmp_path_factory.mktemp("omni")
     assert main(["train", "omni_emoji_tiny", f"output_dir={path / 'runs'}"]) == 0
     torch.manual_seed(0)
@@ -72,19 +72,19 @@ def run(line: str, capsys: pytest.CaptureFixture, code: int = 0) -> str:
 RUN = "runs/omni_emoji_tiny"
 
 
-def test_a_run_is_a_model_that_loads(folder: Path) -> None:
+def test_the_model_of_a_run_loads(folder: Path) -> None:
     files = {file.name for file in (folder / RUN / "model").iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= files
     lines = [json.loads(line) for line in (folder / RUN / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "cos_next/text", "cos_next/image", "top1/text", "cos_next/begin"} <= set(lines[-1])
     assert (folder / RUN / "report.html").is_file()
     model = AutoModelForPreTraining.from_pretrained(folder / RUN / "model")
-    assert model.config.names == ["text", "image"] == model.processor.names  # as they were numbered in training
+    assert model.config.names == ["text", "image"] == model.processor.names  # in the order of training
     assert load_omni(folder / RUN, device="cpu").config.names == ["text", "image"]
 
 
 def test_image_to_text(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    """A model of two steps says nothing unless it is made bold; of the seeds, two with which it speaks are taken."""
+    """After two steps a model generates text only at high temperature; two seeds with readable text are used."""
     model = load_omni(folder / RUN, device="cpu")
 
     def said(seed: int, **options: float) -> str:
@@ -106,11 +106,11 @@ def test_text_to_image(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert out == "Saved:  apple.png\n"
     made = load_omni(folder / RUN, device="cpu").generate(["apple:"], "image")
     assert torch.equal(torch.from_numpy(np.asarray(Image.open("apple.png")).copy()).permute(2, 0, 1), made.value)
-    run(f"generate {RUN} apple: -o again.png", capsys)  # a picture is named, so one comes
+    run(f"generate {RUN} apple: -o again.png", capsys)  # the file name requests an image
     assert Path("again.png").read_bytes() == Path("apple.png").read_bytes()
 
 
-def test_the_model_chooses(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_model_chooses_the_modality(folder: Path, capsys: pytest.CaptureFixture) -> None:
     made = load_omni(folder / RUN, device="cpu").generate(["apple:"], max_latents=3)
     wanted = "(the document ends here)" if made is None else made.value if made.kind == "text" else None
     if wanted is not None:
@@ -119,13 +119,13 @@ def test_the_model_chooses(folder: Path, capsys: pytest.CaptureFixture) -> None:
         assert "the model generated image: name a file" in run(f"generate {RUN} apple: --max-new-tokens 3", capsys, 2)
 
 
-# What training says before its first step.
+# The lines before the first training step.
 BANNER = ("Run:  ", "Device:  ", "Data:  ", "Model:  ", "Length:  ", "         ")
 
 
 @pytest.mark.parametrize("piece", ["--audio beep.wav", "beep.wav", "--series touch.csv", "touch.npy", "--text hi",
                                    "--piece left=fire.png"])  # fmt: skip
-def test_any_modality_in(piece: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_any_input_modality(piece: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     out = run(f"generate senses {piece} --target touch", capsys)
     made = np.array(json.loads(out))
     assert made.shape == (2, 5)
@@ -137,7 +137,7 @@ def test_any_modality_in(piece: str, folder: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("file", ["sound.wav", "touch.npy", "touch.json", "clip.gif", "right.png", "text.txt"])
-def test_any_modality_out(file: str, capsys: pytest.CaptureFixture) -> None:
+def test_any_output_modality(file: str, capsys: pytest.CaptureFixture) -> None:
     target, file = Path(file).stem, f"made{Path(file).suffix}"
     out = run(f"generate senses hello --audio beep.wav --target {target} -o {file} --max-new-tokens 4", capsys)
     assert out.endswith(f"Saved:  {file}\n")
@@ -202,20 +202,18 @@ def test_pieces_keep_their_order(capsys: pytest.CaptureFixture) -> None:
         ),
     ],
 )
-def test_what_cannot_work_is_one_line(
-    line: str, code: int, words: str, folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_errors_are_one_line(line: str, code: int, words: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     before = sorted(folder.rglob("*"))
     err = run(line, capsys, code)
     said = [
         line for line in err.splitlines() if not line.startswith(BANNER)
-    ]  # what training says before its first step
+    ]  # the lines before the first training step
     assert words in err and len(said) == 1, err
     assert sorted(folder.rglob("*")) == before
 
 
-def test_images_have_features_as_of_a_nepa(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    """Of a model that reads them; what is asked of the attention of a NEPA is said not to be there."""
+def test_images_have_features(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """Features of images, and errors for models without images and for `visualize`."""
     pictures = folder / "pictures"
     pictures.mkdir()
     for number in range(3):
@@ -250,7 +248,7 @@ def test_an_omni_continues_from_another(folder: Path, capsys: pytest.CaptureFixt
 
 
 def config(*changes: str):
-    """Everything random is on, and all state that there is to keep."""
+    """All sources of randomness and all kinds of state are enabled."""
     return apply_overrides(
         recipes.load("omni_emoji_tiny"),
         ["name=run", "model.orders={image: random}", "model.density=mixture", "model.num_components=2",
@@ -277,7 +275,7 @@ def test_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
     assert settings[0] == settings[1] and settings[0]["tell_next"]
 
 
-def test_workers_do_not_change_what_comes() -> None:
+def test_batches_do_not_depend_on_workers() -> None:
     def batches(num_workers: int) -> list[dict]:
         made = config(f"data.num_workers={num_workers}")
         backbone = made.model.build()

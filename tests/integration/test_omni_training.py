@@ -1,4 +1,4 @@
-"""Omni runs: rows divided among micro batches train what they train together; ranks without a modality continue."""
+"""Omni runs: micro-batches give the same weights as whole batches; ranks without a modality do not hang."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from nextembed import recipes
 from nextembed.core.config import apply_overrides, to_yaml
 
 RUNNER = Path(__file__).with_name("rank_runner.py")
-# Rows of text alone come up, so in some steps a rank has no picture: neither a patch to embed nor a density to compare.
+# Some rows have only text, so in some steps a rank has no image: no patches to embed and no density to compare.
 MIXED = [
     "data={kind: mixture, sources: [{kind: emoji_documents}, {kind: text, source: glosses}], num_workers: 0}",
     "data.pack_window=4", "model.max_length=40", "train.batch_size=4", "train.max_steps=6", "train.save_steps=6",
@@ -28,7 +28,7 @@ def same(a, b, tolerance=1e-5):
     a, b = (load_file(run / "model" / "model.safetensors") for run in (a, b))
     assert a.keys() == b.keys()
     for name in a:
-        if not name.endswith("lengths"):  # a running mean, over more batches
+        if not name.endswith("lengths"):  # a running mean over batches
             assert (a[name] - b[name]).abs().max() <= tolerance * a[name].abs().max() + tolerance, name
 
 
@@ -37,7 +37,7 @@ def same(a, b, tolerance=1e-5):
     [
         ("none", "{kind: adamw, learning_rate: 1e-3}", 1e-5),
         ("mixture", "{kind: adamw, learning_rate: 1e-3}", 1e-5),
-        ("none", "{kind: muon, learning_rate: 1e-3}", 1e-4),  # torch's Muon computes its products in bf16
+        ("none", "{kind: muon, learning_rate: 1e-3}", 1e-4),  # torch's Muon multiplies in bf16
     ],
     ids=["none", "mixture", "muon"],
 )
@@ -50,8 +50,8 @@ def test_accumulation_gives_the_same_weights(tmp_path, density, optimizer, toler
 
 @pytest.mark.slow
 @pytest.mark.parametrize("density", ["none", "mixture"])
-def test_two_ranks_learn_together(tmp_path, density):
-    """No rank waits for ever for one that has no picture; each packs its own documents, so the rows are not one's."""
+def test_two_ranks_train_together(tmp_path, density):
+    """No rank waits for ever for one without images; ranks pack their own documents, so rows differ from one rank."""
     two = config(tmp_path, f"model.density={density}", "train.micro_batch_size=1", "train.batch_size=2")
     file = tmp_path / "given.yaml"
     file.write_text(to_yaml(two))
@@ -62,11 +62,11 @@ def test_two_ranks_learn_together(tmp_path, density):
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["ranks"] == 2
 
 
-def test_a_new_run_looks_at_what_values_are_like(tmp_path):
-    """White grounds: the mean of pixels is far from 0, and neighbours go together. One that continues keeps it."""
+def test_a_new_run_measures_value_statistics(tmp_path):
+    """With white backgrounds, pixel means are far from 0 and neighbours correlate. A continued run keeps the values."""
     short = ["train.max_steps=1", "train.save_steps=1"]
     centred = nextembed.fit(config(tmp_path / "c", *short)).trained.model.values["image"]
-    assert centred.mean.mean().abs() < 0.2  # the recipe's mean and std
+    assert centred.mean.mean().abs() < 0.2  # with the mean and std of the recipe
     plain = ["model.modalities.image.mean=0", "model.modalities.image.std=1"]
     run = nextembed.fit(config(tmp_path / "a", *short, *plain))
     found = run.trained.model.values["image"]

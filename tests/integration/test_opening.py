@@ -1,4 +1,5 @@
-"""Whatever opens a saved model takes a run, a checkpoint, a model folder or averaged weights, and refuses alike."""
+"""All functions that open a saved model accept runs, checkpoints, model folders and averaged weights, with the same
+errors."""
 
 import shutil
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def save_model(family: str, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of each family, with a checkpoint and averaged weights, which have no processor of their own."""
+    """A finished run of each family, with a checkpoint, and averaged weights without a processor."""
     runs = tmp_path_factory.mktemp("runs")
     for family in OPENERS:
         run = runs / family
@@ -70,7 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_each_place_opens(runs: Path, family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_place_can_be_opened(runs: Path, family: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
     opener = OPENERS[family][name]
     for place in (family, f"{family}/model", f"{family}/checkpoints/step-10"):
@@ -78,7 +79,7 @@ def test_each_place_opens(runs: Path, family: str, name: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("family", "name"), [c for c in CASES if c[1] not in ("feature space", "encoder")])
-def test_averaged_weights_are_named(runs: Path, family: str, name: str) -> None:
+def test_averaged_weights_are_selected_by_name(runs: Path, family: str, name: str) -> None:
     opener: Any = OPENERS[family][name]
     for place in (runs / family, runs / family / "checkpoints" / "step-10"):
         assert opener(place, weights="ema") is not None
@@ -87,10 +88,10 @@ def test_averaged_weights_are_named(runs: Path, family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "name"), CASES)
-def test_what_is_not_there_is_one_line(
+def test_missing_models_are_one_line_errors(
     runs: Path, family: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A name that looks like a path never goes to a hub, and the nearest name is said."""
+    """A name that looks like a path is never looked up on the hub, and the nearest name is suggested."""
     monkeypatch.chdir(runs)
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked a hub"))
     opener = OPENERS[family][name]
@@ -111,11 +112,11 @@ def test_what_is_not_there_is_one_line(
     [("emu", "talker", "nepa"), ("emu", "speaker", "omni"), ("omni", "omni", "emu"), ("nepa", "export", "emu"),
      ("nepa", "convert", "omni"), ("nepa", "card", "omni"), ("nepa", "encoder", "emu")],
 )  # fmt: skip
-def test_a_model_of_another_family_is_refused(runs: Path, family: str, name: str, other: str) -> None:
+def test_a_model_of_another_family_is_rejected(runs: Path, family: str, name: str, other: str) -> None:
     with pytest.raises(ConfigError, match=rf"contains a model of type '(vit_)?{other}'"):
         OPENERS[family][name](runs / other)
 
 
-def test_emu_is_told_from_others(runs: Path) -> None:
+def test_emu_is_distinguished_from_others(runs: Path) -> None:
     assert all(is_emu(runs / place) for place in ("emu", "emu/model", "emu/checkpoints/step-10"))
     assert not any(is_emu(runs / place) for place in ("nepa", "omni", "nowhere", "."))

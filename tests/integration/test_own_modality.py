@@ -1,4 +1,4 @@
-"""A modality that the library has never seen, in one file of a user: the tutorial own_modality.md, as it stands."""
+"""A custom modality in a single user file: the tutorial own_modality.md as written."""
 
 import json
 import re
@@ -23,7 +23,7 @@ FILE, TRAIN, ASK = re.findall(r"^```python[^\n]*\n(.*?)^```", PAGE, re.MULTILINE
 
 
 def forget() -> None:
-    """As in a process that has not seen the file."""
+    """Restores the state of a process that has not loaded the file."""
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", "")).endswith("_cloud.py"):
             del sys.modules[name]
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def names(folder: Path) -> dict[str, Any]:
-    """What the page's code made, with few steps in place of many."""
+    """The variables of the page's code, run with few steps."""
     found: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -64,7 +64,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_the_file_is_short() -> None:
     assert len(FILE.splitlines()) <= 40
-    assert "nextembed." not in FILE  # public names only
+    assert "nextembed." not in FILE  # only public names
 
 
 def test_it_trains_with_text(names: dict[str, Any]) -> None:
@@ -76,23 +76,23 @@ def test_it_trains_with_text(names: dict[str, Any]) -> None:
     for name in ("model.modalities.cloud.projection.weight", "model.modalities.text.table.weight"):
         assert not torch.equal(start[name], trained[name])
     config = json.loads((names["run"].dir / "model" / "config.json").read_text())
-    assert config["modalities"]["cloud"] == {"kind": "point_cloud"}  # no path of this machine
+    assert config["modalities"]["cloud"] == {"kind": "point_cloud"}  # no local path
 
 
-def test_it_is_context_and_answer(names: dict[str, Any]) -> None:
+def test_it_works_as_context_and_as_output(names: dict[str, Any]) -> None:
     model = names["model"]
     assert isinstance(model, nextembed.OmniForPreTraining)
     assert names["cloud"].shape == (32, 3) and names["cloud"].isfinite().all()
     assert names["names"].shape == names["clouds"].shape == (2,)
     text = model.generate([{"cloud": names["ball"]}], target="text")
     other = model.score([{"cloud": names["ball"] + 1}], ["ball", "box"])
-    assert text.kind == "text" and not torch.equal(other, names["names"])  # the cloud is looked at
+    assert text.kind == "text" and not torch.equal(other, names["names"])  # the scores depend on the cloud
     values = model.model.modality("cloud").patches(names["cloud"]).values
     made = model.generate(["box"], target="cloud")
     assert sorted(made.values.flatten().tolist()) == sorted(values.flatten().tolist())
 
 
-def test_a_wrong_cloud_is_one_line(names: dict[str, Any]) -> None:
+def test_a_wrong_cloud_is_a_one_line_error(names: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"a cloud is \[32, 3\], not \[5, 3\]"):
         names["model"].generate([{"cloud": torch.zeros(5, 3)}], target="text")
 
@@ -117,7 +117,7 @@ def test_a_new_process_needs_the_file(names: dict[str, Any], capsys: pytest.Capt
     assert torch.allclose(made, names["cloud"], atol=1e-4)
 
 
-def test_a_file_without_the_decorator_does_as_well(names: dict[str, Any], folder: Path, capsys: Any) -> None:
+def test_a_file_without_the_decorator_also_works(names: dict[str, Any], folder: Path, capsys: Any) -> None:
     forget()
     plain = FILE.replace('@MODALITIES.register("point_cloud")\n', "").replace("class PointCloud", "class Point_Cloud")
     (folder / "plain_cloud.py").write_text(plain)
@@ -153,7 +153,7 @@ def test_the_last_command_of_the_page_trains(tmp_path, monkeypatch):
 
 
 def test_the_last_command_of_the_page_runs(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    """With few steps and a small model in place of many and a large one."""
+    """With few steps and a small model."""
     forget()
     line = shlex.split(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[-1])
     assert line[:3] == ["nextembed", "train", "omni_emoji"]

@@ -1,4 +1,4 @@
-"""The built package: what it holds, and that it works where there is no clone."""
+"""The built package: its contents, and that it works without a clone."""
 
 import os
 import re
@@ -23,7 +23,7 @@ def run(*words: object, cwd: Path, **env: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the source archive, built from a copy of the tree."""
+    """A folder with the wheel and the source archive, built from a copy of the repository."""
     pytest.importorskip("build")
     folder = tmp_path_factory.mktemp("build")
     files = [ROOT / name for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE")]
@@ -39,7 +39,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel's packages and commands, apart from this clone."""
+    """A folder with the installed wheel and its commands, separate from this clone."""
     folder = tmp_path_factory.mktemp("installed")
     (wheel,) = built.glob("*.whl")
     run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, wheel, cwd=folder)
@@ -74,7 +74,7 @@ def test_commands_recipes_and_sample_work_from_the_wheel(installed: Path, tmp_pa
     assert (tmp_path / "runs/first/model/model.safetensors").is_file()
 
 
-def test_extras_name_each_other_and_cover_what_messages_ask_for() -> None:
+def test_extras_are_consistent_and_cover_those_in_messages() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for own in extras.values():
@@ -95,7 +95,7 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_nothing_asks_for_a_package_of_the_index_that_is_not_there() -> None:
-    """`pip install nextembed` is right once it has been published; until then the way is a clone."""
+def test_no_text_refers_to_an_unpublished_package() -> None:
+    """Until the package is published, the documentation must not say `pip install nextembed`."""
     pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *(ROOT / "src").rglob("*.py")]
     assert not [page.name for page in pages if "pip install nextembed" in page.read_text(encoding="utf-8")]

@@ -1,4 +1,4 @@
-"""A tiny painter, trained and scored from the command line: `evaluate --task text_to_image`."""
+"""A tiny image generator, trained and scored on the command line: `evaluate --task text_to_image`."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ FEW = ["num_inference_steps=2", "draws=20"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run `painter`, three pictures, and a file that names them."""
+    """The run `painter`, three images, and a file with their captions."""
     path = tmp_path_factory.mktemp("paint")
     assert main(["train", "emu_emoji_decoder_tiny", f"output_dir={path}", "name=painter", "train.max_steps=1"]) == 0
     for colour in COLOURS:
@@ -44,7 +44,7 @@ def pictures(folder: str) -> list[np.ndarray]:
     return [np.asarray(Image.open(file)).astype(int) for file in sorted(Path(folder).glob("*.png"))]
 
 
-def test_a_painter_is_scored(capsys: pytest.CaptureFixture) -> None:
+def test_an_image_generator_is_scored(capsys: pytest.CaptureFixture) -> None:
     words = ["--data", "captions.jsonl", "--paintings", "painted", "-o", "scores.json", "batch_size=2"]
     assert evaluate("painter", *words) == 0
     out = capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_a_painter_is_scored(capsys: pytest.CaptureFixture) -> None:
     pipeline = nextembed.EmuPipeline.from_pretrained("painter")
     own = pipeline(["a lime square"], num_inference_steps=2, seed=1, progress=False)
     assert np.abs(np.asarray(own).astype(int) - painted[1]).max() <= 1
-    # The scores, once more, from the files.
+    # The scores recomputed from the files.
     scores = json.loads(Path("scores.json").read_text())
     encode = Speaker(pipeline.model, pipeline.processor).features_of
     real = encode([Image.open(f"{colour}.png") for colour in COLOURS])
@@ -66,14 +66,14 @@ def test_a_painter_is_scored(capsys: pytest.CaptureFixture) -> None:
     assert values["mean rank"] == pytest.approx(ranks.mean()) and values["Frechet distance"] > 0
 
 
-def test_neither_batches_nor_the_folder_s_name_change_what_is_painted() -> None:
+def test_images_do_not_depend_on_batches_or_folder_names() -> None:
     assert evaluate("painter/model", "--data", "captions.jsonl", "--paintings", "alone", "batch_size=1") == 0
     assert evaluate("painter", "--data", "captions.jsonl", "--paintings", "together") == 0
     for one, other in zip(pictures("alone"), pictures("together"), strict=True):
         assert np.abs(one - other).max() <= 1
 
 
-def test_what_cannot_be_painted_is_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
+def test_errors_are_one_line(folder: Path, capsys: pytest.CaptureFixture) -> None:
     save_tiny_emu(folder / "speaker")
     shutil.copytree(folder / "painter" / "model", folder / "half")
     state = load_file(folder / "half" / "model.safetensors")

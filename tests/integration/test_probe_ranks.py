@@ -1,4 +1,4 @@
-"""Probes over two ranks give the table of one, and no rank waits in vain."""
+"""Probes on two ranks give the same table as on one, and no rank hangs."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ def two_ranks(*words: object) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_two_ranks_find_what_one_finds(tmp_path: Path, seeds: int) -> None:
+def test_two_ranks_give_the_same_table_as_one(tmp_path: Path, seeds: int) -> None:
     settings = config(tmp_path, max_steps=1)
     settings.probe.num_train, settings.probe.num_validation, settings.probe.num_test = 200, 60, 60
     settings.probe.seeds = seeds
@@ -37,5 +37,5 @@ def test_two_ranks_find_what_one_finds(tmp_path: Path, seeds: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["wait", "fail"])
-def test_ranks_wait_as_long_as_it_takes_and_fail_together(what: str) -> None:
+def test_ranks_wait_without_timeout_and_fail_together(what: str) -> None:
     two_ranks(what)

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment and resumed ends as if it had never stopped, bit for bit."""
+"""A run that is killed at any moment and resumed ends with bit-identical results."""
 
 import json
 from pathlib import Path
@@ -16,12 +16,12 @@ from nextembed.runs import RunConfig
 
 RUNNER = Path(__file__).parent / "kill_runner.py"
 EVENTS = ["window", "watch", "update", "end_of_step", "log"]
-# step 7 is in the middle of a logging window, 12 has just been saved, 18 dies while it saves
+# step 7 is in the middle of a logging window, 12 has just been saved, 18 is killed while saving
 KILLS = ["3:window", "7:watch", "12:end_of_step", "18:write", "20:log"]
 
 
 def config(streaming: bool) -> RunConfig:
-    """Everything random is on: crops, rotary rescaling, drop path, input masks; and all state there is to keep."""
+    """All randomness (crops, rotary rescaling, drop path, input masks) and all kinds of state are enabled."""
     return RunConfig(
         name="run",
         data={"kind": "images", "source": "emoji", "num_workers": 2, "streaming": streaming, "shuffle_buffer": 50},
@@ -36,7 +36,7 @@ def config(streaming: bool) -> RunConfig:
 
 
 def run(settings: RunConfig, **kills: list[str]) -> list[Path]:
-    """The folders of runs with the same settings, each killed at its own moments; one process starts them all."""
+    """The folders of runs with the same settings, each killed at the given moments; one process starts them all."""
     words: list[str] = []
     for folder, moments in kills.items():
         Path(folder).mkdir()
@@ -73,12 +73,12 @@ def test_killed_five_times_and_resumed_is_bit_identical(tmp_path, streaming, mon
 
 
 @pytest.mark.parametrize(("kind", "stored"), [("muon", "momentum_buffer."), ("adamw_8bit", "absmax2.")])
-def test_muon_and_8_bits_go_on_bit_for_bit_and_not_as_adamw(tmp_path, kind, stored):
+def test_muon_and_8_bit_resume_bit_identically_and_not_as_adamw(tmp_path, kind, stored):
     if kind == "adamw_8bit":
         pytest.importorskip("bitsandbytes")
     optim = OptimConfig(kind=kind, learning_rate=1e-3, warmup_steps=2)
     settings = {"max_steps": 6, "save_steps": 3, "micro_batch_size": 8, "ema_decay": 0.9}
-    wide = {"hidden_size": 64, "intermediate_size": 64}  # matrices of 4,096 numbers
+    wide = {"hidden_size": 64, "intermediate_size": 64}  # matrices of 4,096 elements
     trainer(tmp_path / "whole", model(**wide), optim, **settings).train()
     middle = tmp_path / "whole/checkpoints/step-000003"
     trainer(tmp_path / "parts", model(1, **wide), optim, start={"next": 6}, **settings).train(resume=middle)

@@ -1,4 +1,4 @@
-"""Segmentation end to end: a run's files, exact resume, pretrained weights, bad input in one line."""
+"""Segmentation end to end: files of a run, exact resume, pretrained weights, one-line errors."""
 
 import json
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_a_run_leaves_scores_report_and_a_model_for_the_pipeline(head, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-def test_a_stopped_and_resumed_run_is_the_same_to_the_bit(head, tmp_path, monkeypatch):
+def test_a_stopped_and_resumed_run_is_bit_identical(head, tmp_path, monkeypatch):
     changes = ["train.max_steps=5", "train.save_steps=2", "train.probe_steps=2", "train.micro_batch_size=4"]
     changes += ["data.scale_range=[0.5, 2.0]", "data.distort_colours=true", "data.max_class_rate=0.75"]
     whole = nextembed.fit(config(head, tmp_path, "name=whole", *changes))
@@ -79,7 +79,7 @@ def test_a_stopped_and_resumed_run_is_the_same_to_the_bit(head, tmp_path, monkey
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_segmenter_starts_from_what_was_pretrained_on_scenes(head, tmp_path):
+def test_a_segmenter_starts_from_a_model_pretrained_on_scenes(head, tmp_path):
     changes = ["data={kind: emoji_scenes, scene_size: 32, num_scenes: 16}", "model.image_size=32", "name=pre"]
     changes += ["model.num_hidden_layers=4", f"output_dir={tmp_path}", "train.trackers=[]"]
     before = nextembed.fit(apply_overrides(recipes.load("nepa_demo_tiny"), changes))
@@ -90,7 +90,7 @@ def test_a_segmenter_starts_from_what_was_pretrained_on_scenes(head, tmp_path):
     for name, value in trunk.named_parameters():
         if not name.startswith("fpn."):
             torch.testing.assert_close(value, stored[f"vit_nepa.{name}"])
-    # A resumed run does not need the folder it started from.
+    # A resumed run does not need the folder of the pretrained model.
     (before.dir / "model").rename(before.dir / "moved")
     nextembed.fit(apply_overrides(run.config, ["train.max_steps=3"]), resume=run.dir)
 
@@ -102,7 +102,7 @@ def cli(capsys, *words: str) -> tuple[int, str]:
 
 @pytest.fixture
 def masks(tmp_path):
-    """A folder of twelve images with masks of three classes."""
+    """A folder with twelve images and masks of three classes."""
     rng = np.random.default_rng(0)
     for name in ("images", "masks"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -127,7 +127,7 @@ def test_own_images_with_masks_train_from_the_command_line(masks, capsys):
     assert main(["report", str(masks.parent / "runs/own")]) == 0
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(masks, tmp_path, capsys):
+def test_invalid_input_is_one_line_and_leaves_no_files(masks, tmp_path, capsys):
     runs = masks.parent / "runs"
     BertConfig().save_pretrained(tmp_path / "bert")
     part = "model.architecture=null"
@@ -153,7 +153,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(masks, tmp_path, capsys):
     assert code == 2 and "images of split 'train' have no mask: images/3.jpg (there is no masks/3.png)" in err
 
 
-def test_a_head_for_other_classes_is_refused(masks, capsys):
+def test_a_head_for_other_classes_is_rejected(masks, capsys):
     assert main(words_for(masks, "name=own")) == 0
     capsys.readouterr()
     model = masks.parent / "runs/own/model"

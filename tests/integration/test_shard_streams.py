@@ -1,4 +1,4 @@
-"""Shards that two ranks of two workers stream, killed and resumed: every row comes once in an epoch."""
+"""Shards streamed by two ranks with two workers, stopped and resumed: every row appears once per epoch."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ RANKS, WORKERS, BATCH = 2, 2, 3
 
 
 def numbered(folder: Path, num_rows: int) -> Path:
-    """Pictures of which the class is the number of the row."""
+    """Images whose class is the row number."""
     table = datasets.Dataset.from_parquet(str(SAMPLE)).select(range(num_rows)).select_columns(["image"])
     file = folder / "rows.parquet"
     table.add_column("label", list(range(num_rows))).to_parquet(str(file))
@@ -36,7 +36,7 @@ def epoch_of(batch) -> list[int]:
 
 
 @pytest.mark.parametrize(("form", "kib", "num_shards"), [("tar", 12, 9), ("parquet", 35, 4), ("tar", 42, 3)])
-def test_each_row_is_read_once_an_epoch(tmp_path, monkeypatch, form, kib, num_shards) -> None:
+def test_each_row_is_read_once_per_epoch(tmp_path, monkeypatch, form, kib, num_shards) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
     file, total = numbered(tmp_path, 54), 54
     done = shard(file, tmp_path / "shards", format=form, shard_size=kib / 1024, shuffle=1)
@@ -50,7 +50,7 @@ def test_each_row_is_read_once_an_epoch(tmp_path, monkeypatch, form, kib, num_sh
         ):
             loading = Loading(BATCH, seed=7, rank=rank, world_size=RANKS, start=state)
             loader = data.train_loader(loading, image_size=16, num_channels=3, num_latents=4)
-            for batch in itertools.islice(loader, next(stops, 40)):  # what workers read beyond it is lost
+            for batch in itertools.islice(loader, next(stops, 40)):  # rows that workers read ahead are lost
                 state = json.loads(json.dumps(advance(state, batch["position"])))
                 for epoch, label in zip(epoch_of(batch), batch["labels"].tolist()):
                     read.setdefault(epoch, Counter())[label] += 1
@@ -65,14 +65,14 @@ def test_each_row_is_read_once_an_epoch(tmp_path, monkeypatch, form, kib, num_sh
         (1, "2 shards for 1 reader"),
     ],
 )
-def test_too_few_shards_are_told(tmp_path, readers, words) -> None:
+def test_too_few_shards_are_noted(tmp_path, readers, words) -> None:
     shard(numbered(tmp_path, 20), tmp_path / "shards", format="tar", shard_size=0.04)
     rows = ImageData(source=str(tmp_path / "shards"), streaming=True).rows("train")
     assert isinstance(rows, StreamedRows) and rows.divided(readers).startswith(words)
 
 
-def test_readers_of_uneven_shards_are_told(tmp_path, capsys) -> None:
-    """And they train: the banner says it, and the run resumes bit for bit."""
+def test_readers_with_uneven_shards_are_noted(tmp_path, capsys) -> None:
+    """The run prints a note, trains, and resumes bit-identically."""
     shard("emoji", tmp_path / "shards", format="tar", shard_size=0.5)
     config = apply_overrides(
         recipes.load("nepa_demo_tiny"),

@@ -1,4 +1,4 @@
-"""A model whose features its objective reads, given to somebody else: a hub folder, the hub itself, other layouts."""
+"""Sharing a model whose objective defines its features: a hub folder, the hub, other layouts."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def folder(run: nextembed.Run, tmp_path: Path) -> Path:
 
 
 def on_hub(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder as a repository that was downloaded: what the hub's own library keeps."""
+    """Copies the folder into the download cache as a repository of the hub."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -48,7 +48,7 @@ def on_hub(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(folder, repo / "snapshots" / ("0" * 40))
 
 
-def test_a_hub_folder_is_read_by_its_objective(run: nextembed.Run, folder: Path) -> None:
+def test_a_hub_folder_uses_its_objective(run: nextembed.Run, folder: Path) -> None:
     assert objective_beside(folder) == folder / "objective"
     assert json.loads((folder / "config.json").read_text())["nextembed_objective"] is True
     encoder = Encoder(folder, **PLACE)
@@ -57,7 +57,7 @@ def test_a_hub_folder_is_read_by_its_objective(run: nextembed.Run, folder: Path)
     assert torch.equal(encode(encoder, IMAGE), expected) and not torch.allclose(plain, expected, atol=1e-3)
 
 
-def test_a_hub_id_is_read_by_its_objective(
+def test_a_hub_id_uses_its_objective(
     run: nextembed.Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_hub(folder, tmp_path / "cache", monkeypatch)
@@ -84,7 +84,7 @@ def test_a_model_without_an_objective_has_none_on_the_hub(
     assert objective_beside(REPO) is None and Encoder(REPO, **PLACE).objective is None
 
 
-def test_pixels_are_normalised_as_the_model_on_the_hub_says(
+def test_pixels_are_normalised_as_for_the_model_on_the_hub(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = folder / "preprocessor_config.json"
@@ -95,13 +95,13 @@ def test_pixels_are_normalised_as_the_model_on_the_hub_says(
     assert (found.mean, found.std) == (0.3, 0.2) == Encoder(folder, **PLACE).preprocessing[2:4]
 
 
-def test_the_card_reads_features_with_the_objective(run: nextembed.Run) -> None:
+def test_the_card_computes_features_with_the_objective(run: nextembed.Run) -> None:
     card = model_card(gather(run.dir), REPO)
     assert f'nextembed.encode("{REPO}", "picture.jpg"' in card and "training objective `igpt`" in card
     assert "AutoModel.from_pretrained" not in card
 
 
-def test_an_exported_file_refuses_such_features_by_name(run: nextembed.Run, tmp_path: Path, capsys) -> None:
+def test_features_of_an_objective_cannot_be_exported(run: nextembed.Run, tmp_path: Path, capsys) -> None:
     assert main(["export", str(run.dir), "-o", str(tmp_path / "model.onnx")]) == 2
     said = capsys.readouterr().err
     assert "read by its objective igpt" in said and "cannot be exported" in said
@@ -109,7 +109,7 @@ def test_an_exported_file_refuses_such_features_by_name(run: nextembed.Run, tmp_
 
 
 @pytest.mark.parametrize("layout", ["nextembed", "official"])
-def test_another_layout_keeps_it_or_says_that_it_does_not(
+def test_another_layout_keeps_the_objective_or_notes_its_absence(
     run: nextembed.Run, layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["convert", str(run.dir), str(tmp_path / "out"), "--to", layout]) == 0
@@ -118,7 +118,7 @@ def test_another_layout_keeps_it_or_says_that_it_does_not(
     assert ("This layout has no place for its objective" in capsys.readouterr().out) != kept
 
 
-def test_an_objective_of_ones_own_file_is_not_uploaded(run: nextembed.Run, tmp_path: Path) -> None:
+def test_a_custom_objective_is_not_uploaded(run: nextembed.Run, tmp_path: Path) -> None:
     shutil.copytree(run.dir, tmp_path / "run")
     file = tmp_path / "run" / "objective" / "config.json"
     values = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""One short run from Python: what it writes, what it refuses, how it stops, how it fails."""
+"""One short run from Python: files, invalid settings, stopping, and failures."""
 
 import errno
 import json
@@ -41,7 +41,7 @@ def config(output_dir, **parts) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Run:
-    """Every feature that leaves a file is on."""
+    """A run with every feature that writes a file."""
     return fit(
         config(
             tmp_path_factory.mktemp("runs"),
@@ -84,7 +84,7 @@ def test_metrics_and_environment(finished):
     assert environment["seed"] == 0
 
 
-def test_config_yaml_is_complete_and_gives_the_config_back(finished):
+def test_config_yaml_is_complete_and_round_trips(finished):
     again = read_run_config(finished.dir)
     assert again.model_dump() == finished.config.model_dump()
     assert "learning_rate" in (finished.dir / "config.yaml").read_text()
@@ -102,13 +102,13 @@ def test_the_saved_model_loads_in_plain_transformers(finished, name):
         assert all(torch.equal(own[n], w) for n, w in loaded.state_dict().items())
 
 
-def test_a_folder_with_a_run_is_never_touched(tmp_path):
+def test_a_folder_with_a_run_is_never_modified(tmp_path):
     first = fit(config(tmp_path))
     before = {f: os.stat(first.dir / f).st_mtime_ns for f in files(first.dir)}
     second = fit(config(tmp_path))
     assert second.dir == tmp_path / "run-2"
     assert before == {f: os.stat(first.dir / f).st_mtime_ns for f in files(first.dir)}
-    assert all(torch.equal(weights(second.dir)[n], w) for n, w in weights(first.dir).items())  # same seed, same run
+    assert all(torch.equal(weights(second.dir)[n], w) for n, w in weights(first.dir).items())  # same seed
 
 
 def test_resume_of_a_finished_run_changes_no_weights(tmp_path):
@@ -136,7 +136,7 @@ def test_resume_of_nothing_is_a_config_error(tmp_path):
         fit()
 
 
-def test_bad_settings_are_found_before_a_folder_is_made(tmp_path):
+def test_invalid_settings_are_found_before_a_folder_is_made(tmp_path):
     with pytest.raises(ConfigError, match=r"train\.batch_size 8 is not a multiple of micro_batch_size 3"):
         fit(config(tmp_path, train=TRAIN | {"micro_batch_size": 3}))
     with pytest.raises(ConfigError, match="patch_size 5 does not divide image_size 16"):
@@ -162,7 +162,7 @@ def spoil(model):
         next(model.parameters()).fill_(float("nan"))
 
 
-def test_nan_is_one_clear_error_and_nothing_is_saved_over_the_last_good_checkpoint(tmp_path):
+def test_nan_is_a_clear_error_and_keeps_the_last_good_checkpoint(tmp_path):
     run = trainer(tmp_path, watchers=[At(3, spoil)])
     with pytest.raises(TrainingError, match=r"step 4: the loss or its gradient is not a finite number; lower optim"):
         run.train()
@@ -173,7 +173,7 @@ def test_nan_is_one_clear_error_and_nothing_is_saved_over_the_last_good_checkpoi
 
 @pytest.mark.parametrize("where", ["write_model", "save_tensors", "sync"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, where):
-    """The second checkpoint hits a full disk: while weights are written, the state, or when it is synced."""
+    """The disk is full during the second checkpoint: while writing weights or state, or during sync."""
     full = OSError(errno.ENOSPC, "No space left on device")
     names = {
         "write_model": (checkpoint, "write_model"),
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path, monkeypatch, wher
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_names_the_command_that_resumes(tmp_path, signum):
+def test_a_signal_saves_and_prints_the_resume_command(tmp_path, signum):
     run = trainer(tmp_path, save_steps=100, watchers=[At(2, lambda _: os.kill(os.getpid(), signum))])
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=f"nextembed train --resume {tmp_path}") as caught:
@@ -250,8 +250,8 @@ def test_bf16_trains_float32_weights(tmp_path):
     assert all(torch.isfinite(p).all() for p in run.model.parameters())
 
 
-def test_parts_of_the_users_own_file_train_with_workers_and_resume(tmp_path):
-    """In processes of their own: the file is found again from config.yaml, from another folder."""
+def test_custom_parts_train_with_workers_and_resume(tmp_path):
+    """In subprocesses: the file is found through config.yaml, also from another folder."""
     (tmp_path / "mine.py").write_text(
         textwrap.dedent("""
         import torch

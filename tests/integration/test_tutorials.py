@@ -1,4 +1,4 @@
-"""The tutorials' commands run as they stand, on small folders with few steps; so do the notebooks."""
+"""The commands of the tutorials run as written, on small folders with few steps; so do the notebooks."""
 
 import json
 import re
@@ -52,7 +52,7 @@ def test_the_first_tutorial(
 
 
 def test_the_tutorial_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commands, with a budget of two steps and one layer: what it says lies in the folder does, and starts a
+    """Its commands, with a budget of two steps and one layer, create the documented files, which can start a
     classifier."""
     monkeypatch.chdir(tmp_path)
     for name, colour in (("animals", "red"), ("faces", "green"), ("food", "blue")):
@@ -68,7 +68,7 @@ def test_the_tutorial_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = [*first[:minutes], "--images-seen", "16", *first[minutes + 2 :], *TINY]
     names = [words[words.index("--objectives") + 1] for words in (first, full)]
     assert set(",".join(names).split(",")) <= set(known_objectives())
-    words[words.index("--objectives") + 1] = "mae"  # the others take as long again
+    words[words.index("--objectives") + 1] = "mae"  # more objectives only take more time
     assert main([*words, "--jobs", "0"]) == 0
     found = json.loads(Path("runs/compare-first/comparison.json").read_text())
     assert {"mae", "untrained", "raw pixels", "from scratch"} <= {row["name"] for row in found["rows"]}
@@ -79,7 +79,7 @@ def test_the_tutorial_of_comparisons(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def parts(page: Path) -> tuple[list[list[str]], list[str]]:
-    """Commands (without `nextembed`) and Python of a page."""
+    """The commands (without `nextembed`) and the Python blocks of a page."""
     found = FENCE.findall(page.read_text(encoding="utf-8").replace("\\\n", " "))
     lines = [line for language, text in found if language == "sh" for line in text.splitlines()]
     commands = [shlex.split(line)[1:] for line in lines if line.startswith("nextembed ")]
@@ -93,7 +93,7 @@ def test_the_tutorial_of_a_sensor(
     commands, (make, cut, test) = parts(SENSOR)
     exec(compile(make.replace("range(45)", "range(15)"), "make_machine.py", "exec"), {})
     exec(compile(cut, "windows.py", "exec"), {})
-    assert "z: offset 9.81, scale 0.3" in capsys.readouterr().out  # as the page has them
+    assert "z: offset 9.81, scale 0.3" in capsys.readouterr().out  # as on the page
     assert [words[0] for words in commands] == ["train", "train", "probe"]
     tiny = ["model.hidden_size=32", "model.num_hidden_layers=2", "model.num_attention_heads=2"]
     for words in commands:
@@ -105,7 +105,7 @@ def test_the_tutorial_of_a_sensor(
 
 
 def test_the_tutorial_of_painting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small stages of the page's own pictures; each reads what the one before it wrote."""
+    """Small stages on the images of the page; each uses the output of the previous one."""
     pytest.importorskip("diffusers")
     monkeypatch.chdir(tmp_path)
     commands, (make, use) = parts(PAINT)
@@ -126,7 +126,7 @@ def test_the_tutorial_of_painting(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_tutorial_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs on a laptop; ranks and restarts are tested in test_distributed and test_machines."""
+    """The parts that run on a laptop; test_distributed and test_machines test ranks and restarts."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for number in range(24):

@@ -1,4 +1,4 @@
-"""What a run came to: one verdict for terminal, report, model card and notebook; it counts baselines and answers."""
+"""The verdict on a run is the same in terminal, report, model card and notebook; it includes baselines and answers."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ def table(trained: float, pixels: float, untrained: float = 0.1) -> ProbeTable:
         (Verdict("collapsed", "All is one."), table(0.1, 0.9), ""),
     ],
 )
-def test_the_verdict_counts_the_baselines(found: Verdict, probes: ProbeTable | None, sentence: str) -> None:
+def test_the_verdict_includes_the_baselines(found: Verdict, probes: ProbeTable | None, sentence: str) -> None:
     said = against_baselines(found, probes)
     assert said.word == found.word and said.sentence.startswith(sentence) and said.sentence.endswith(found.sentence)
     assert bool(sentence) == (said != found)
@@ -64,13 +64,13 @@ def test_the_verdict_counts_the_baselines(found: Verdict, probes: ProbeTable | N
         ("segmentation", "segmenter"),
     ],
 )
-def test_what_has_no_diagnostics_says_what_it_is(kind: str, word: str) -> None:
+def test_objectives_without_diagnostics_are_described(kind: str, word: str) -> None:
     for history in ([], [{"step": 1, "loss": 2.0}]):
         found = judge({"kind": kind}, history)
         assert found.word == word and "diagnostics" not in found.sentence
 
 
-def test_readouts_and_text_alone_are_described_by_their_figures() -> None:
+def test_readouts_and_text_models_are_described_by_their_losses() -> None:
     readout = judge({"kind": "readout"}, [{"mse/image": 0.0123, "mse_mean/image": 0.2}])
     assert "image with a mean squared error of 0.0123 (the mean patch: 0.2000)" in readout.sentence
     text = judge({"kind": "emu"}, [{"step": 1, "text_loss": 8.0}, {"step": 20, "text_loss": 4.0}])
@@ -119,12 +119,12 @@ TRUE = ["a cat", "red heart", "two boats", "a dog", "the moon", "a flag"]
         (answers([""] * 6, TRUE), "an empty answer"),
         (answers(["x y z"] * 4 + ["p", "q"], TRUE, ["what?"] * 4 + ["who?"] * 2), "with the prompt 'what?' get"),
         (answers(TRUE, TRUE), ""),
-        (answers(["yes"] * 6, ["yes"] * 5 + ["no"]), ""),  # the data itself says the same
+        (answers(["yes"] * 6, ["yes"] * 5 + ["no"]), ""),  # the true answers are also equal
         (answers(["a red face"] * 3, TRUE[:3]), ""),  # too few
         (answers(["a cat"] * 3 + TRUE[3:], TRUE), ""),
     ],
 )
-def test_answers_that_are_all_alike_are_a_collapse(found: Answers, words: str) -> None:
+def test_identical_answers_are_a_collapse(found: Answers, words: str) -> None:
     sentence = found.collapse()
     assert (words in sentence) if words and sentence else (not words and sentence is None)
     said = judge({"kind": "emu"}, [LIVING], answers=found)
@@ -132,14 +132,14 @@ def test_answers_that_are_all_alike_are_a_collapse(found: Answers, words: str) -
     assert said.sentence.startswith("Same answers: ") == bool(words)
 
 
-def test_the_most_frequent_text_counts_small_differences_as_none() -> None:
+def test_the_most_frequent_text_ignores_small_differences() -> None:
     assert most_frequent(["a man with a red hat", "a man with a red hat.", "a cat", "a boat"]) == (
         2,
         "a man with a red hat",
     )
 
 
-def test_the_terminal_the_report_the_card_and_a_notebook_say_the_same(tmp_path: Path) -> None:
+def test_terminal_report_card_and_notebook_agree(tmp_path: Path) -> None:
     config = recipes.load("nepa_demo_tiny")
     run = tmp_path / "run"
     config.model.build([]).save_pretrained(run / "model")
@@ -157,7 +157,7 @@ def test_the_terminal_the_report_the_card_and_a_notebook_say_the_same(tmp_path: 
 
 
 class DocumentRun(Run):
-    """A saved Emu on the bundled documents."""
+    """A run with a saved Emu on the bundled documents."""
 
     def source(self) -> EmojiDocuments:
         return EmojiDocuments(num_workers=0)
@@ -170,14 +170,14 @@ def emu(tmp_path_factory: pytest.TempPathFactory) -> DocumentRun:
 
 
 @pytest.mark.parametrize("collapsed", [True, False])
-def test_an_emu_that_always_says_the_same_is_not_learning(
+def test_an_emu_with_constant_answers_is_not_learning(
     emu: DocumentRun, collapsed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = load_model(emu.path, device="cpu"), load_processor(emu.path)
     with torch.no_grad():
-        if collapsed:  # whatever is read, one token follows
+        if collapsed:  # always predicts the same token
             model.get_output_embeddings().weight.zero_()
-        for parameter in model.parameters():  # small random weights hardly look at the image
+        for parameter in model.parameters():  # with small random weights, the image has almost no effect
             parameter.mul_(1 if collapsed else 12)
     monkeypatch.setattr(multimodal, "MAX_TOKENS", 6)
     monkeypatch.setattr(emu, "model", lambda weights: model)
@@ -189,7 +189,7 @@ def test_an_emu_that_always_says_the_same_is_not_learning(
     assert Answers.load(found.save(emu.dir / "answers.json")) == found
 
 
-def test_an_altered_picture_of_an_answer_is_refused(tmp_path: Path) -> None:
+def test_an_altered_image_of_an_answer_is_rejected(tmp_path: Path) -> None:
     row = {"before": "", "said": "a", "true": "b", "pictures": ['x" onerror="alert(1)']}
     (tmp_path / "answers.json").write_text(json.dumps({"split": "validation", "rows": [row]}))
     with pytest.raises(ConfigError, match=r"answers.json: rows.0.pictures.0"):

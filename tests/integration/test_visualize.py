@@ -1,4 +1,4 @@
-"""From a trained run to pictures: the command line, a decoder on it, its exact resume, and both reports."""
+"""From a trained run to figures: the command line, a decoder for it, exact resume, and both reports."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from nextembed.training.checkpoint import last_checkpoint
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run of NEPA, and decoders of its latents and of its predictions."""
+    """A folder with a NEPA run and decoders of its latents and predictions."""
     folder = tmp_path_factory.mktemp("runs")
     nepa = recipes.load("nepa_demo_tiny")
     settings = [f"output_dir={folder}", "name=nepa", "train.ema_decay=0.9", "probe.enabled=false", "train.trackers=[]"]
@@ -43,11 +43,11 @@ def visualize(*words: object) -> int:
     return main(["visualize", *map(str, words)])
 
 
-def test_decoder_run_leaves_model_and_decoder(runs: Path) -> None:
+def test_a_decoder_run_saves_model_and_decoder(runs: Path) -> None:
     ours, theirs = (load_file(runs / name / "model/model.safetensors") for name in ("nepa", "latents"))
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)  # frozen
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)  # frozen weights
     size = json.loads((runs / "latents/model/preprocessor_config.json").read_text())["size"]
-    assert size == {"height": 24, "width": 24}  # the pretrained model's, not the settings' default
+    assert size == {"height": 24, "width": 24}  # from the pretrained model, not the default
     loaded = nextembed.load_decoder(runs / "latents")
     checkpoint = load_file(last_checkpoint(runs / "latents") / STATE_FILE)  # type: ignore[operator]
     for name, weight in loaded.decoder.state_dict().items():
@@ -56,7 +56,7 @@ def test_decoder_run_leaves_model_and_decoder(runs: Path) -> None:
     assert {"psnr", "psnr_flat", "loss"} <= line.keys()
 
 
-def test_stopped_decoder_continues_exactly(runs: Path) -> None:
+def test_a_stopped_decoder_resumes_exactly(runs: Path) -> None:
     def config(name: str) -> nextembed.RunConfig:
         more = ("train.max_steps=5", "train.save_steps=2", "train.keep_checkpoints=9", "optim.schedule=constant")
         return decoder_config(runs, name, "predictions", *more)
@@ -102,10 +102,10 @@ def test_command_line_to_png(runs: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_every_kind_of_checkpoint(runs: Path, where: str) -> None:
     weights = "ema" if where == "nepa/ema" else "raw"
     found = nextembed.visualize(runs / where, runs / "photo.jpg", weights=weights)  # type: ignore[arg-type]
-    assert len(found.inside.readouts) == (2 if where == "predictions" else 1)  # a decoder run brings its own
+    assert len(found.inside.readouts) == (2 if where == "predictions" else 1)  # a decoder run includes its own
 
 
-def test_decoder_of_other_weights_is_told(runs: Path) -> None:
+def test_a_decoder_for_other_weights_is_noted(runs: Path) -> None:
     model = nextembed.NepaModel(
         image_size=24, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48
     )
@@ -138,7 +138,7 @@ def test_bad_input(
     assert said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-def test_decoder_of_another_model_is_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_decoder_for_another_model_is_rejected(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     wide = apply_overrides(
         recipes.load("latent_decoder_tiny"), [f"output_dir={tmp_path}", "name=wide", "model.hidden_size=64"]
     )
@@ -169,7 +169,7 @@ def test_reports_show_pixels(runs: Path, capsys: pytest.CaptureFixture) -> None:
     assert "the rest, decoder of latents" in (runs / "nepa/report.html").read_text()
 
 
-def test_pretrained_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+def test_missing_pretrained_folder(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", "latent_decoder"]) == 2
     err = capsys.readouterr().err

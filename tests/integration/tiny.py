@@ -1,4 +1,4 @@
-"""A model, a loader and a trainer small enough for tests that take many steps."""
+"""A model, a loader and a trainer that are small enough for tests with many steps."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nextembed.training.loop import Judges, Loop, Source
 from nextembed.training.settings import TrainConfig
 from nextembed.training.watch import quiet
 
-STATE_FILE = "state/shard-00001-model-00001-of-00001.safetensors"  # of a checkpoint of one rank
+STATE_FILE = "state/shard-00001-model-00001-of-00001.safetensors"  # in a checkpoint of one rank
 MODEL = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -26,12 +26,12 @@ MODEL = {
 
 
 def images(step: int, size: int) -> torch.Tensor:
-    """The whole batch of one step [size, 3, 8, 8]; the same whatever its division."""
+    """The whole batch of one step [size, 3, 8, 8], independent of its division."""
     return torch.randn(size, 3, 8, 8, generator=torch.Generator().manual_seed(step))
 
 
 def loader(batch_size: int, micro: int, start=None):
-    """Endless batches of this rank; a position row holds the number of the micro batch that follows on this rank."""
+    """Endless batches of this rank; position rows contain the number of the next micro-batch on this rank."""
     world, rank = distributed.world_size(), distributed.rank()
     number = start["next"] if start else 0
     while True:

@@ -1,4 +1,4 @@
-"""The released Emu layouts, converted, against the reference values: base; instructed, its LoRA merged or kept."""
+"""Converted Emu releases against the reference values: base, and instruction-tuned with LoRA merged or kept."""
 
 import json
 
@@ -23,7 +23,7 @@ def base_state():
 
 @pytest.fixture(scope="module")
 def instruct_state(base_state):
-    """The single file of the release: the whole model, its language side by peft's names."""
+    """The single released file with the whole model; names of the language model are those of peft."""
     images = {name: t for name, t in base_state.items() if not name.startswith("decoder.")}
     return images | load_file(FOLDER / "instruct_weights.safetensors")
 
@@ -39,7 +39,7 @@ def instruct_io():
 
 
 def released(folder, state, form):
-    """A released folder in one of the forms it comes in."""
+    """A released folder in one of its forms."""
     inner = folder / "multimodal_encoder"
     inner.mkdir(parents=True)
     names = sorted(state)
@@ -83,7 +83,7 @@ def test_the_base_layout_in_all_its_forms(tmp_path, base_state, io, form):
 
 
 def with_base_layer(state):
-    """By the names of peft since 0.7."""
+    """The state with the names of peft since 0.7."""
     return {
         name.replace("_proj.weight", "_proj.base_layer.weight") if ".base_model.model." in name
         and name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")) else name: tensor
@@ -98,7 +98,7 @@ def without_adapter_name(state):
 @pytest.mark.parametrize("change", [dict, with_base_layer, without_adapter_name])
 @pytest.mark.parametrize("adapter", ["merge", "keep"])
 @torch.no_grad()
-def test_the_instructed_file(tmp_path, instruct_state, instruct_io, adapter, change):
+def test_the_instruction_tuned_file(tmp_path, instruct_state, instruct_io, adapter, change):
     torch.save(change(instruct_state), tmp_path / "Emu-instruct.pt")
     found = convert_emu(tmp_path / "Emu-instruct.pt", tmp_path / "out", adapter=adapter, lora_alpha=8, **HINTS)
     assert found.rank == 4
@@ -106,7 +106,7 @@ def test_the_instructed_file(tmp_path, instruct_state, instruct_io, adapter, cha
     io = instruct_io
     prompt = (io["input_ids"], io["pixels"], io["attention_mask"])
     if adapter == "keep":
-        assert (model(*prompt).logits - io["logits"]).abs().max() > 0.1  # the plain base is another model
+        assert (model(*prompt).logits - io["logits"]).abs().max() > 0.1  # the base without the adapter differs
         model = PeftModel.from_pretrained(model, str(tmp_path / "out" / "adapter")).base_model.model.eval()
     out = model(*prompt)
     near(out.inputs_embeds, io["inputs_embeds"])
@@ -120,7 +120,7 @@ def test_the_instructed_file(tmp_path, instruct_state, instruct_io, adapter, cha
 
 
 def test_lora_scale_is_alpha_over_rank(tmp_path, instruct_state):
-    """Without --lora-alpha the release's 16 is taken: the update is scaled by 16 / 4 here."""
+    """Without --lora-alpha, the release's value of 16 is used, so the update is scaled by 16 / 4 here."""
     torch.save(instruct_state, tmp_path / "x.pt")
     convert_emu(tmp_path / "x.pt", tmp_path / "out", **HINTS)
     name = "self_attn.q_proj"
@@ -131,8 +131,8 @@ def test_lora_scale_is_alpha_over_rank(tmp_path, instruct_state):
     assert torch.allclose(ours, wanted, atol=1e-5)
 
 
-def test_there_and_back(tmp_path, base_state):
-    """What the released model reads comes back bit for bit, under every name that a strict load asks for."""
+def test_round_trip(tmp_path, base_state):
+    """All used weights round-trip exactly, with every name that a strict load requires."""
     convert_emu(released(tmp_path / "emu", base_state, "plain"), tmp_path / "ours", max_shard_size="300KB", **HINTS)
     convert_emu(tmp_path / "ours", tmp_path / "back", to="official")
     back = torch.load(tmp_path / "back" / "multimodal_encoder" / "pytorch_model.bin", weights_only=True)
@@ -146,7 +146,7 @@ def test_there_and_back(tmp_path, base_state):
 
 
 def test_vocabulary_growth(base_state, io):
-    """New rows are the mean of the first `base_vocab_size` rows of each table."""
+    """New rows are initialised to the mean of the first `base_vocab_size` rows of each table."""
     ref = json.loads((FOLDER / "config.json").read_text())["text"]
     language_model = LlamaForCausalLM.config_class(
         vocab_size=ref["base_vocab_size"], hidden_size=ref["hidden_size"], intermediate_size=ref["intermediate_size"],

@@ -1,4 +1,4 @@
-"""Emu against the reference values in reference/emu/ (its README says what each tensor is)."""
+"""Emu against the reference values in reference/emu/, whose README describes each tensor."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def from_official(state):
-    """A released state dict by our names."""
+    """A released state dict with our names."""
     mapped = map_official({name: tuple(tensor.shape) for name, tensor in state.items()})
     return {name: part.make(*(state[source] for source in part.sources)) for name, part in mapped.parts.items()}
 
@@ -138,6 +138,6 @@ def test_generated_image_embeddings(model, io):
     prompt = io["gen_image.prompt_ids"], io["gen_image.pixels"]
     near(model.generate_image_embeddings(*prompt), io["gen_image.with_image"])
     near(model.generate_image_embeddings(*prompt, guidance=True), io["gen_image.with_image_and_empty"])
-    padded = torch.nn.functional.pad(prompt[0], (0, 3), value=512)  # as the release pads
+    padded = torch.nn.functional.pad(prompt[0], (0, 3), value=512)  # padding as in the release
     mask = torch.nn.functional.pad(torch.ones_like(prompt[0]), (0, 3))
     near(model.generate_image_embeddings(padded, prompt[1], mask), io["gen_image.with_image"])

@@ -1,4 +1,4 @@
-"""NEPA equals the reference values in reference/nepa (see the README there) within its tolerance."""
+"""NEPA agrees with the reference values in reference/nepa within the tolerance in its README."""
 
 import json
 from pathlib import Path
@@ -30,12 +30,12 @@ def expected(variant):
 
 
 def assert_equal(actual, expected, name):
-    """README: the largest difference is at most 1e-5 of the largest expected value."""
+    """As in the README, the largest difference is at most 1e-5 of the largest expected value."""
     assert actual.shape == expected.shape, name
     assert (actual - expected).abs().max() <= TOLERANCE * expected.abs().max(), name
 
 
-def test_every_weight_is_read(variant):
+def test_every_weight_is_loaded(variant):
     model, info = ViTNepaForPreTraining.from_pretrained(variant, output_loading_info=True)
     assert not any(info.values()), info
     assert set(model.state_dict()) == set(load_file(variant / "model.safetensors"))
@@ -46,7 +46,7 @@ def test_latents_and_hidden_states(model, expected):
         out = model(expected["pixel_values"], output_hidden_states=True)
     assert_equal(out.input_embedding, expected["input_embedding"], "input_embedding")
     assert_equal(out.last_hidden_state, expected["last_hidden_state"], "last_hidden_state")
-    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)  # what comes last is after the norm
+    assert torch.equal(out.hidden_states[-1], out.last_hidden_state)  # the last state is after the norm
     for i in range(1, model.config.num_hidden_layers):
         assert_equal(out.hidden_states[i], expected[f"hidden_states.{i}"], f"hidden_states.{i}")
 
@@ -94,7 +94,7 @@ def test_objective_gives_the_same_loss_and_gradients(model, expected):
             assert_equal(model.get_parameter(name.removeprefix("grad.")).grad, gradient, name)
 
 
-def test_saved_again_it_is_the_same_checkpoint(variant, tmp_path):
+def test_checkpoint_round_trip(variant, tmp_path):
     ViTNepaForPreTraining.from_pretrained(variant).save_pretrained(tmp_path)
     before, after = (load_file(folder / "model.safetensors") for folder in (variant, tmp_path))
     assert before.keys() == after.keys()

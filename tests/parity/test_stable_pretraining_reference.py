@@ -1,4 +1,4 @@
-"""Weights of stable-pretraining's NEPA, converted, compute what its own class computed; see the reference's README."""
+"""Converted weights of stable-pretraining's NEPA give the results of its own class; see the README there."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_hidden_states(model, variant, size, mode, attention):
     assert torch.isfinite(out).all()
 
 
-def test_loss_is_theirs_without_the_begin_tokens_prediction(model, variant):
+def test_loss_equals_theirs_without_the_prediction_of_the_begin_token(model, variant):
     expected = load_file(variant / "io.safetensors")
     with torch.no_grad():
         out = model(expected["pixel_values.24x24"], is_causal=True)
@@ -51,7 +51,7 @@ def test_loss_is_theirs_without_the_begin_tokens_prediction(model, variant):
     assert abs(loss_sum / num - expected["loss.24x24"]).item() <= TOLERANCE
 
 
-def test_the_way_back_is_bit_for_bit(model, variant):
+def test_the_reverse_conversion_is_exact(model, variant):
     arguments, state = to_stable_pretraining(model.config, model.state_dict())
     theirs = load_file(variant / "model.safetensors")
     assert state.keys() == theirs.keys()
@@ -62,7 +62,7 @@ def test_the_way_back_is_bit_for_bit(model, variant):
     }
 
 
-def test_what_their_class_cannot_compute_is_named(model):
+def test_unsupported_models_are_rejected(model):
     with pytest.raises(ConfigError, match="begin token"):
         to_stable_pretraining(ViTNepaConfig(), {})
     sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10)
@@ -76,7 +76,7 @@ def test_what_their_class_cannot_compute_is_named(model):
             to_stable_pretraining(model.config, state)
 
 
-def test_additive_positions_and_strange_weights_are_refused(variant):
+def test_additive_positions_and_unknown_weights_are_rejected(variant):
     state = load_file(variant / "model.safetensors")
     with pytest.raises(ConfigError, match="additive positions"):
         from_stable_pretraining(state | {"pos_embed": torch.zeros(1, 36, 32)})

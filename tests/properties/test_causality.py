@@ -1,4 +1,4 @@
-"""What may depend on what: causality, orders, targets, and the rotary positions behind them."""
+"""Dependencies: causality, orders, targets, and rotary positions."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def build(**fields):
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 24, "patch_size": 8}
     model = NepaModel(**(sizes | {"layerscale_value": 1.0} | fields)).build().eval()
-    with torch.no_grad():  # at the first 0.02 hardly anything flows between positions
+    with torch.no_grad():  # with the initial scale of 0.02, positions barely interact
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(10)
@@ -45,7 +45,7 @@ def change_patch(pixels, patch):
 
 @few
 @given(patch=st.integers(0, PATCHES - 1), seed=seeds)
-def test_a_patch_changes_only_what_comes_after_it(model, patch, seed):
+def test_a_patch_affects_only_later_positions(model, patch, seed):
     x = images(seed)
     with torch.no_grad():
         one, two = (model(v, output_hidden_states=True) for v in (x, change_patch(x, patch)))
@@ -57,14 +57,14 @@ def test_a_patch_changes_only_what_comes_after_it(model, patch, seed):
 
 @few
 @given(patch=st.integers(0, PATCHES - 1), seed=seeds)
-def test_with_full_attention_a_patch_changes_everything(model, patch, seed):
+def test_with_full_attention_a_patch_affects_everything(model, patch, seed):
     x = images(seed)
     with torch.no_grad():
         one, two = (model(v, is_causal=False).last_hidden_state for v in (x, change_patch(x, patch)))
     assert ((one - two).abs().amax(-1) > 1e-5).all()
 
 
-def test_gradients_flow_back_only(model):
+def test_gradients_are_causal(model):
     latents = model.embed({"pixel_values": images(0)})
     z = latents.z.detach().requires_grad_()
     for t in (0, 4, PATCHES):
@@ -75,7 +75,7 @@ def test_gradients_flow_back_only(model):
 
 
 def test_no_gradient_into_targets(model):
-    """The loss moves a latent only through what is predicted from it: the last one is a target and nothing else."""
+    """Latents get gradients only as inputs of predictions; the last one is only a target."""
     x = images(0).requires_grad_()
     model(x).loss.backward()
     assert x.grad[:, :, 16:, 16:].abs().sum() == 0
@@ -87,7 +87,7 @@ def test_no_gradient_into_targets(model):
 
 @few
 @given(order=st.permutations(range(1 + PATCHES)), seed=seeds)
-def test_full_attention_does_not_care_for_the_order(model, order, seed):
+def test_full_attention_is_independent_of_the_order(model, order, seed):
     latents = model.embed({"pixel_values": images(seed)})
     order = torch.tensor(order).expand(len(latents.z), -1)
     with torch.no_grad():
@@ -101,11 +101,11 @@ def test_full_attention_does_not_care_for_the_order(model, order, seed):
 def test_causality_follows_the_order(model, order, step, seed):
     latents = model.embed({"pixel_values": images(seed)})
     changed = latents.z.clone()
-    changed[:, order[step]] += torch.linspace(-1, 1, 32)  # not a constant: layer norms take that away
+    changed[:, order[step]] += torch.linspace(-1, 1, 32)  # not a constant, which layer norm would remove
     index = torch.tensor(order).expand(len(changed), -1)
     with torch.no_grad():
         one, two = (model.encode(part.take(index), "causal").last for part in (latents, latents._replace(z=changed)))
-    moved = (one - two).abs().amax(-1)  # in the order of reading
+    moved = (one - two).abs().amax(-1)  # in reading order
     assert (moved[:, :step] < 1e-5).all() and (moved[:, step:] > 1e-6).all()
 
 
@@ -145,7 +145,7 @@ def test_only_relative_positions_matter(a, b, shift, seed):
     assert torch.allclose(score(a, b), score(a + shift, b + shift), atol=1e-3)  # angles are float32
 
 
-def test_gradients_of_the_rotation_are_right():
+def test_gradients_of_the_rotation_are_correct():
     x = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     cos, sin = (t.double() for t in rotary_tables(torch.randn(3, 2), 8))
     assert gradcheck(lambda v: rotate(v, cos, sin), (x,))

@@ -1,4 +1,4 @@
-"""What may depend on what in packed documents: each is alone in its row and sees what came before, also by a cache."""
+"""Dependencies in packed documents: each document is isolated and causal, also with a cache."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def model(request):
                         intermediate_size=48, layerscale_value=1.0, tell_next=True)  # fmt: skip
     made = OmniForPreTraining(config).eval()
     made.set_attn_implementation(request.param)
-    with torch.no_grad():  # at the first 0.02 hardly anything flows between positions
+    with torch.no_grad():  # with the initial scale of 0.02, positions barely interact
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(8)
@@ -62,7 +62,7 @@ def hidden(model, batch):
 @few
 @given(first=documents, second=documents, other=documents)
 def test_packed_documents_are_isolated(model, first, second, other):
-    """A document is the same alone, beside another, and beside a third in place of that; behind it and before it."""
+    """A document's states are the same alone and next to any other document, before or after it."""
     one, two, three = (encoded(model, document) for document in (first, second, other))
     alone = hidden(model, pad_left([two]))[0]
     start, end = one.length, one.length + two.length
@@ -79,24 +79,24 @@ def test_packed_documents_are_isolated(model, first, second, other):
 
 @few
 @given(document=documents, seed=st.integers(0, 9), data=st.data())
-def test_a_latent_changes_only_what_comes_after_it(model, document, seed, data):
+def test_a_latent_affects_only_later_positions(model, document, seed, data):
     batch = pack([[encoded(model, document), encoded(model, document, seed)]], LENGTH, [0])
     length = int((batch["document_ids"] == 1).sum())
     t = data.draw(st.integers(0, length - 1))
     latents = model.embed(batch)
     changed = latents.z.clone()
-    changed[:, t] += torch.linspace(-1, 1, 32)  # not a constant: layer norms take that away
+    changed[:, t] += torch.linspace(-1, 1, 32)  # not a constant, which layer norm would remove
     with torch.no_grad():
         moved = model.encode(latents).last - model.encode(latents._replace(z=changed)).last
     moved = moved.abs().amax(-1)[0]
     assert (moved[:t] < 1e-5).all() and (moved[t:length] > 1e-6).all()
-    assert (moved[length:] < 1e-5).all()  # the next document, and padding
+    assert (moved[length:] < 1e-5).all()  # the next document and padding
 
 
 @few
 @given(document=documents, cuts=st.lists(st.integers(1, 10), min_size=1, max_size=3))
-def test_a_cache_changes_nothing(model, document, cuts):
-    """A row of documents of different lengths, read in parts of any size."""
+def test_a_cache_has_no_effect(model, document, cuts):
+    """Documents of different lengths, encoded in parts of any size."""
     batch = pad_left([encoded(model, document), encoded(model, document * 2), encoded(model, document[:1])])
     latents = model.embed(batch)
     cache, found, at = DynamicCache(config=model.config), [], 0
@@ -115,8 +115,8 @@ def test_a_cache_changes_nothing(model, document, cuts):
 
 @few
 @given(batch=st.lists(documents, min_size=2, max_size=3))
-def test_padding_changes_nothing(model, batch):
-    """On the left, as in use, and on the right, as in training."""
+def test_padding_has_no_effect(model, batch):
+    """On the left, as in generation, and on the right, as in training."""
     parts = [encoded(model, document) for document in batch]
     left = hidden(model, pad_left(parts))
     right = hidden(model, pack([[part] for part in parts], max(part.length for part in parts) + 3, [0]))
@@ -129,7 +129,7 @@ def test_padding_changes_nothing(model, batch):
 
 @few
 @given(document=documents, seed=st.integers(0, 9))
-def test_telling_matters_only_where_an_order_is_told(model, document, seed):
+def test_next_coordinates_matter_only_if_an_order_is_given(model, document, seed):
     batch = pad_left([encoded(model, document, seed)])
     told = batch["next_coordinates"].any(-1)[0]
     silent = {**batch, "next_coordinates": torch.zeros_like(batch["next_coordinates"])}
@@ -142,7 +142,7 @@ def test_telling_matters_only_where_an_order_is_told(model, document, seed):
 
 @few
 @given(document=documents)
-def test_gradients_flow_within_a_document_only(model, document):
+def test_gradients_stay_within_a_document(model, document):
     batch = pack([[encoded(model, document), encoded(model, [{"kind": "text", "value": "abc"}])]], LENGTH, [0])
     length = int((batch["document_ids"] == 1).sum())
     latents = model.embed(batch)

@@ -1,4 +1,4 @@
-"""The studio served to tests, and a browser to look at it."""
+"""A running studio for tests, and a browser."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from nextembed.studio.settings import StudioSettings
 
 from . import material
 
-MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # it beeps
+MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # a fake microphone that beeps
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -56,7 +56,7 @@ def studio(runs: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module")  # while it is open, no other event loop runs in this thread
+@pytest.fixture(scope="module")  # while it is open, no other event loop can run in this thread
 def browser() -> Iterator[object]:
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
@@ -67,7 +67,7 @@ def browser() -> Iterator[object]:
         found.close()
 
 
-@pytest.hookimpl(tryfirst=True)  # before those that are not asked for are left out
+@pytest.hookimpl(tryfirst=True)  # before tests are deselected by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Watched:
-    """A page, and what went wrong in it: errors of the console, and requests to anywhere else."""
+    """A page and its faults: console errors and requests to other sites."""
 
     def __init__(self, browser, address: str, **options: object):
         self.address, self.wrong = address, []
@@ -98,7 +98,7 @@ class Watched:
         return self
 
     def tab(self, name: str) -> None:
-        """Opens a tab, on a narrow page by the menu of those that have no room."""
+        """Opens a tab, on a narrow page through the overflow menu."""
         own = self.page.get_by_role("tab", name=name, exact=True)
         if own.count():
             own.click()
@@ -107,12 +107,12 @@ class Watched:
         self.page.locator(".overflow-dropdown").first.get_by_text(name, exact=True).click()
 
     def choose(self, label: str, name: str) -> None:
-        """Chooses from the list of this label in the tab that is open."""
+        """Selects an entry of the list with this label in the open tab."""
         self.page.get_by_label(label, exact=True).locator("visible=true").click()
         self.page.get_by_role("option", name=name, exact=True).locator("visible=true").click()
 
     def upload(self, label: str, *files: object) -> None:
-        """Uploads files into the box of this label."""
+        """Uploads files into the box with this label."""
         box = self.page.locator(".block", has=self.page.get_by_text(label, exact=True)).locator("visible=true")
         box.locator("input[type=file]").last.set_input_files([str(file) for file in files])
         self.page.locator(".file-preview").locator("visible=true").first.wait_for()
@@ -120,7 +120,7 @@ class Watched:
 
 @pytest.fixture
 def watch(browser, studio: str) -> Iterator[object]:
-    """Opens pages; at the end none of them has an error in its console."""
+    """Opens pages, and checks at the end that none has faults."""
     pages: list[Watched] = []
 
     def new(tab: str = "", address: str = studio, **options: object) -> Watched:

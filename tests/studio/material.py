@@ -1,4 +1,4 @@
-"""What the studio is tested with: tiny runs, made once for all workers."""
+"""Tiny runs for the tests of the studio, made once for all workers."""
 
 import fcntl
 from pathlib import Path
@@ -12,7 +12,7 @@ from nextembed.comparison.table import rows_of
 
 
 def make(folder: Path) -> Path:
-    """The folder of runs; the worker that comes first makes it, the others wait."""
+    """The folder of runs, made by the first worker while the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".made-by-one").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -23,7 +23,7 @@ def make(folder: Path) -> Path:
 
 
 def fill(runs: Path) -> None:
-    """Two NEPAs, one with probes, Emus, Omnis, a MAR, features of two models, and a comparison."""
+    """Makes two NEPA runs (one with probes), Emus, Omnis, a MAR, features of two models, and a comparison."""
     for name, rate in (("nepa", 1e-3), ("faster", 2e-3)):
         config = recipes.load("nepa_demo_tiny").model_copy(update={"name": name, "output_dir": str(runs)})
         config.optim.learning_rate = rate
@@ -40,7 +40,7 @@ def fill(runs: Path) -> None:
     for number in range(12):
         colour = (20 * number, 255 - 20 * number, 40 * (number % 3))
         Image.new("RGB", (24, 24), colour).save(runs / "photos" / f"{number:02d}.png")
-    Image.new("RGB", (24, 24), (0, 255, 0)).save(runs / "photos" / "same.png")  # as 00.png
+    Image.new("RGB", (24, 24), (0, 255, 0)).save(runs / "photos" / "same.png")  # identical to 00.png
     nextembed.embed(str(runs / "nepa"), str(runs / "photos"), str(runs / "features.parquet"))
     nextembed.embed(str(runs / "omni_emoji"), str(runs / "photos"), str(runs / "omni.parquet"))
     points = [Point(10, 1.0, 1.0, 0.2, 0.2), Point(20, 2.0, 2.0, 0.4, 0.3)]

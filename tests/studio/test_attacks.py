@@ -1,4 +1,4 @@
-"""What goes wrong on purpose: folders that vanish, files that are cut, links out, uploads that are something else."""
+"""Deliberate faults: vanishing folders, truncated files, links to the outside, fake uploads."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from .test_http import call, get
 
 @pytest.fixture
 def own(runs: Path, tmp_path: Path) -> Path:
-    """A copy of some runs that may be broken."""
+    """A copy of some runs that tests may damage."""
     for name in ("nepa", "emu_emoji", "omni_emoji", "photos", "compare-x"):
         shutil.copytree(runs / name, tmp_path / "runs" / name)
     shutil.copy(runs / "features.parquet", tmp_path / "runs")
@@ -26,13 +26,13 @@ def own(runs: Path, tmp_path: Path) -> Path:
 
 
 def cut(file: Path) -> None:
-    """Leaves the first half of a file."""
+    """Truncates a file to its first half."""
     data = file.read_bytes()
     file.write_bytes(data[: len(data) // 2])
 
 
 def handlers(address: str, label: str, event: str = "click") -> list[int]:
-    """Ids of what a click on the buttons of this label does, as the page's own settings list them."""
+    """The ids of the handlers of buttons with this label, from the configuration of the page."""
     config = json.loads(get(address, "/config")[1])
     buttons = {one["id"] for one in config["components"] if one["props"].get("value") == label}
     return [
@@ -40,7 +40,7 @@ def handlers(address: str, label: str, event: str = "click") -> list[int]:
     ]
 
 
-def test_a_run_that_vanishes_while_it_is_shown(watch, own: Path) -> None:
+def test_a_run_that_vanishes_while_shown(watch, own: Path) -> None:
     with served([own]) as address:
         watched = watch(address=address)
         page = watched.page
@@ -55,19 +55,19 @@ def test_a_run_that_vanishes_while_it_is_shown(watch, own: Path) -> None:
         page.get_by_text("This did not work").or_(page.get_by_text("unexpected")).wait_for(state="detached")
         page.get_by_role("tab", name="Curves").click()
         page.locator("figure").first.wait_for()
-        page.get_by_role("tab", name="Explore", exact=True).click()  # the list is that of before
+        page.get_by_role("tab", name="Explore", exact=True).click()  # the list is still the previous one
         page.get_by_role("button", name="Load", exact=True).click()
         page.locator(".toast-body").get_by_text("nepa").first.wait_for()
         page.context.close()
-        # Pictures that the page was still loading when they went are missing, and the browser says so.
+        # The browser reports images that vanished while they were loading.
         watched.wrong[:] = [line for line in watched.wrong if "404" not in line]
 
 
-def test_a_run_vanishes_between_two_steps_of_a_look(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_vanishes_between_two_reads(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(Folders([own]))
     views, _ = reader.views()
     shutil.rmtree(own / "nepa")
-    assert reader.states(views)["nepa"].state == "failed"  # not an error
+    assert reader.states(views)["nepa"].state == "failed"  # no exception
     views, broken = reader.views(["nepa", "emu_emoji"])
     assert set(views) == {"emu_emoji"} and len(broken["nepa"].splitlines()) == 1
 
@@ -81,11 +81,11 @@ def test_a_run_vanishes_between_two_steps_of_a_look(own: Path, monkeypatch: pyte
         ("compare-x/comparison.json", "Compare", "Show"),
     ],
 )
-def test_a_file_that_is_cut_is_one_line(watch, own: Path, file: str, tab: str, button: str) -> None:
+def test_a_truncated_file_is_a_one_line_error(watch, own: Path, file: str, tab: str, button: str) -> None:
     with served([own]) as address:
         seen = watch(tab, address=address)
         page = seen.page
-        cut(own / file)  # after the list was made
+        cut(own / file)  # after the list is made
         page.get_by_role("button", name=button, exact=True).click()
         said = page.locator(".toast-body")
         said.wait_for()
@@ -93,8 +93,8 @@ def test_a_file_that_is_cut_is_one_line(watch, own: Path, file: str, tab: str, b
         page.context.close()
 
 
-def test_a_log_and_settings_that_are_cut(watch, own: Path) -> None:
-    cut(own / "nepa" / "metrics.jsonl")  # a line half written
+def test_a_truncated_log_and_settings(watch, own: Path) -> None:
+    cut(own / "nepa" / "metrics.jsonl")  # a partial line
     (own / "emu_emoji" / "config.yaml").write_text("name: [")
     (own / "omni_emoji" / "metrics.jsonl").write_bytes(b"\x00\xff\xfe not json\n")
     with served([own]) as address:
@@ -104,7 +104,7 @@ def test_a_log_and_settings_that_are_cut(watch, own: Path) -> None:
         page.context.close()
 
 
-def test_data_that_lies_outside_is_not_shown(own: Path, tmp_path: Path) -> None:
+def test_data_outside_the_folders_is_not_shown(own: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     Image.new("RGB", (32, 32), (250, 1, 2)).save(tmp_path / "secret" / "secret.png")
     data = own / "data"
@@ -128,7 +128,7 @@ def test_data_that_lies_outside_is_not_shown(own: Path, tmp_path: Path) -> None:
         assert not said["success"] and "lies outside the folders" in json.dumps(said)
 
 
-def test_fifty_uses_of_a_model_at_once_wait_for_each_other(studio: str) -> None:
+def test_fifty_simultaneous_uses_of_a_model_are_queued(studio: str) -> None:
     (load,) = handlers(studio, "Load")
     found: dict[int, dict[str, object]] = {}
 
@@ -144,7 +144,7 @@ def test_fifty_uses_of_a_model_at_once_wait_for_each_other(studio: str) -> None:
 
 
 def upload(address: str, name: str, content: bytes) -> str:
-    """Uploads as the page does; the path that the server gives it."""
+    """Uploads like the page; returns the path assigned by the server."""
     import urllib.request
 
     body = (
@@ -158,7 +158,7 @@ def upload(address: str, name: str, content: bytes) -> str:
         return str(json.loads(answer.read())[0])
 
 
-def test_limits_hold_for_what_a_page_would_not_send(runs: Path, tmp_path: Path) -> None:
+def test_limits_apply_to_crafted_requests(runs: Path, tmp_path: Path) -> None:
     large = tmp_path / "large.png"
     Image.new("L", (2000, 2000)).save(large)
     with served([runs], max_pixels=1_000_000, max_upload_mb=1) as address:
@@ -189,7 +189,7 @@ def test_limits_hold_for_what_a_page_would_not_send(runs: Path, tmp_path: Path) 
 
 
 def post(address: str, name: str, content: bytes) -> tuple[int, str]:
-    """The status of an upload."""
+    """Status and body of an upload."""
     import urllib.error
 
     try:
@@ -197,4 +197,4 @@ def post(address: str, name: str, content: bytes) -> tuple[int, str]:
     except urllib.error.HTTPError as err:
         return err.code, err.read().decode()
     except (urllib.error.URLError, ConnectionError) as err:
-        return 413, str(err)  # refused before it was read
+        return 413, str(err)  # rejected before it is read

@@ -1,4 +1,4 @@
-"""Controls of the panels in a browser: heads, zoom, outliers, guidance and seed, a drawing, a video in and out."""
+"""Controls of the panels in a browser: heads, zoom, outliers, guidance, seed, drawing, video input and output."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ def images_of(page, selector: str) -> list[str]:
     return page.locator(selector).evaluate_all("all => all.map(one => one.src)")
 
 
-def test_attention_of_one_head_is_not_that_of_all(watch) -> None:
+def test_attention_of_one_head_differs_from_that_of_all(watch) -> None:
     seen = watch("Explore")
     page = seen.page
     seen.choose("Model", "nepa")
@@ -54,7 +54,7 @@ def pixels_at(page, address: str) -> np.ndarray:
 
 
 def painted(seen: Watched, seed: int, guidance: float) -> str:
-    """Where the image that is painted comes from, once it has arrived."""
+    """The source of the generated image, after it has arrived."""
     page = seen.page
     old = page.locator(".nx-painted img").first
     before = old.get_attribute("src") if old.count() else None
@@ -69,7 +69,7 @@ def painted(seen: Watched, seed: int, guidance: float) -> str:
     return page.locator(".nx-painted img").first.get_attribute("src")
 
 
-def test_seed_and_guidance_change_what_is_painted(watch) -> None:
+def test_seed_and_guidance_change_the_generated_image(watch) -> None:
     seen = watch("Talk and paint")
     seen.choose("Model", "emu_painter")
     page = seen.page
@@ -81,7 +81,7 @@ def test_seed_and_guidance_change_what_is_painted(watch) -> None:
     assert not np.array_equal(first, other) and not np.array_equal(first, guided)
 
 
-def test_a_drawing_is_read(watch) -> None:
+def test_a_drawing_is_used_as_input(watch) -> None:
     seen = watch("Any to any")
     page = seen.page
     seen.choose("Model", "omni_emoji")
@@ -104,7 +104,7 @@ def test_a_drawing_is_read(watch) -> None:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An Omni of text and video, and a film of six frames."""
+    """An Omni for text and video, and a video of six frames."""
     folder = tmp_path_factory.mktemp("films")
     torch.manual_seed(0)
     parts = nextembed.OmniParts(
@@ -118,7 +118,7 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_video_goes_in_and_comes_out(watch, films: Path) -> None:
+def test_video_input_and_output(watch, films: Path) -> None:
     with served([films]) as address:
         seen = watch("Any to any", address=address)
         page = seen.page

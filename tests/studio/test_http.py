@@ -1,4 +1,4 @@
-"""The studio asked without a browser: many at once, by the wrong, and for what it should not give."""
+"""HTTP requests to the studio without a browser: many at once, unauthorised, and for forbidden files."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from .conftest import served
 
 
 def get(address: str, path: str, **headers: str) -> tuple[int, bytes]:
-    """Status and body."""
+    """Status and body of a GET request."""
     asked = urllib.request.Request(address + path, headers={n.replace("_", "-"): v for n, v in headers.items()})
     try:
         with urllib.request.urlopen(asked, timeout=60) as answer:
@@ -26,7 +26,7 @@ def get(address: str, path: str, **headers: str) -> tuple[int, bytes]:
 
 
 def call(address: str, function: int, data: list[object], session: str) -> dict[str, object]:
-    """What gradio's page does for a click: joins the queue, and waits for the answer."""
+    """Does what gradio's page does on a click: joins the queue and waits for the result."""
     body = json.dumps({"fn_index": function, "data": data, "session_hash": session}).encode()
     asked = urllib.request.Request(f"{address}/gradio_api/queue/join", body, {"content-type": "application/json"})
     urllib.request.urlopen(asked, timeout=60).read()
@@ -38,12 +38,12 @@ def call(address: str, function: int, data: list[object], session: str) -> dict[
 
 
 def handler(address: str, event: str, number: int = 0) -> int:
-    """The id of the first handlers of an event, as the page's own settings list them."""
+    """The id of the n-th handler of an event, from the configuration of the page."""
     config = json.loads(get(address, "/config")[1])
     return [one["id"] for one in config["dependencies"] if any(event in target for target in one["targets"])][number]
 
 
-def test_fifty_requests_at_once_all_get_an_answer(studio: str) -> None:
+def test_fifty_simultaneous_requests_are_answered(studio: str) -> None:
     function, found = handler(studio, "load"), {}
 
     def ask(number: int) -> None:
@@ -59,7 +59,7 @@ def test_fifty_requests_at_once_all_get_an_answer(studio: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "{runs}/nepa/config.yaml", "{source}"])
-def test_no_file_is_given_by_its_path(studio: str, runs: Path, path: str) -> None:
+def test_files_are_not_served_by_path(studio: str, runs: Path, path: str) -> None:
     from nextembed.studio import server
 
     named = path.format(runs=runs, source=server.__file__)
@@ -74,12 +74,12 @@ def test_no_file_is_given_by_its_path(studio: str, runs: Path, path: str) -> Non
      "studio/thumb?features=features.parquet&row=-1", "studio/thumb?features=features.parquet&place=99999",
      "studio/comparison?name=.."],
 )  # fmt: skip
-def test_what_is_not_there_is_one_line(studio: str, query: str) -> None:
+def test_missing_resources_are_one_line_errors(studio: str, query: str) -> None:
     status, body = get(studio, f"/{query}")
     assert status == 404 and body.startswith(b"No ") and body.count(b"\n") == 0
 
 
-def test_a_picture_outside_the_folders_is_not_shown(runs: Path, tmp_path: Path) -> None:
+def test_an_image_outside_the_folders_is_not_shown(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "features.parquet").write_bytes((runs / "features.parquet").read_bytes())
     with served([tmp_path / "only"]) as alone, served([runs]) as whole:
@@ -93,13 +93,13 @@ def test_a_report_runs_no_scripts(studio: str) -> None:
         assert "sandbox" in answer.headers["content-security-policy"] and b"<html" in answer.read()
 
 
-def test_another_host_or_site_is_refused(studio: str) -> None:
+def test_another_host_or_site_is_rejected(studio: str) -> None:
     assert get(studio, "/", Host="evil.example")[0] == 403
     assert get(studio, "/config", Origin="http://evil.example")[0] == 403
     assert get(studio, "/")[0] == 200
 
 
-def test_a_file_of_this_machine_is_no_upload(studio: str) -> None:
+def test_a_local_file_is_not_accepted_as_an_upload(studio: str) -> None:
     config = json.loads(get(studio, "/config")[1])
     upload = next(one for one in config["dependencies"] if any("upload" in target for target in one["targets"]))
     data = ["nepa", {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}]
@@ -114,7 +114,7 @@ def test_with_a_token(runs: Path) -> None:
         assert get(address, "/config", Cookie=f"{COOKIE}={cookie_for('right')}")[0] == 200
 
 
-def test_nothing_is_fetched_from_elsewhere(studio: str) -> None:
+def test_nothing_is_loaded_from_other_sites(studio: str) -> None:
     _, page = get(studio, "/")
     _, theme = get(studio, "/theme.css")
     fetched = re.findall(rb"(?:src|href)=\"(https?://[^\"]+)|@import url\(['\"]?(https?:[^)'\"]+)", page + theme)

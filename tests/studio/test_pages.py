@@ -1,4 +1,4 @@
-"""For all panels: their Python runs as it is copied, they fit a phone, and another process trains meanwhile."""
+"""All panels: the copied Python code runs, they fit a phone, and a run is trained by another process meanwhile."""
 
 import subprocess
 import sys
@@ -22,11 +22,11 @@ PAST = """() => [...document.querySelectorAll('button, input, textarea, select')
     const box = one.getBoundingClientRect();
     const inner = one.closest('.nx, .modebar, .visually-hidden, .overflow-dropdown');
     return one.checkVisibility() && box.width > 1 && !inner && (box.right > 391 || box.left < -1);
-}).map(one => one.outerHTML.slice(0, 120))"""  # what a user could not reach
+}).map(one => one.outerHTML.slice(0, 120))"""  # elements that a user could not reach
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_the_python_runs_as_it_is_copied(watch, panel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copied_python_code_runs(watch, panel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watch(permissions=["clipboard-read", "clipboard-write"])
     page = seen.page
     if panel == "Runs":
@@ -42,7 +42,7 @@ def test_the_python_runs_as_it_is_copied(watch, panel: str, tmp_path: Path, monk
     assert "import nextembed" in text or "from nextembed" in text
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(text, panel, "exec"), names)  # with the paths of what was chosen
+    exec(compile(text, panel, "exec"), names)  # with the selected paths
     assert {"curve", "inside", "near", "found", "answer", "scores"} & names.keys()
 
 
@@ -56,7 +56,7 @@ def test_every_panel_fits_a_phone(watch, dark: bool) -> None:
         assert seen.page.evaluate(PAST) == [], panel
 
 
-def test_a_run_that_a_real_process_trains(watch, tmp_path: Path) -> None:
+def test_a_run_trained_by_a_real_process(watch, tmp_path: Path) -> None:
     train = [sys.executable, "-c", "from nextembed_cli import main; main()", "train", "nepa_demo_tiny", "name=live",
              f"output_dir={tmp_path}", "train.max_steps=60", "train.log_steps=1", "probe.enabled=false"]  # fmt: skip
     (tmp_path / "empty").mkdir()

@@ -1,4 +1,4 @@
-"""Explore, map, compare, talk and any to any, in a browser with tiny models."""
+"""Explore, Map, Compare, Talk and Any to any in a browser with tiny models."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ def choose(page, name: str) -> None:
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    """Good and bad uploads by what they are."""
+    """Valid and invalid uploads by name."""
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
-    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")  # of few bytes, and more pixels than are taken
+    Image.new("1", (9000, 9000)).save(tmp_path / "bomb.png")  # few bytes, but too many pixels
     (tmp_path / "page.html").write_text("<script>alert(1)</script>")
     return {path.stem: str(path) for path in tmp_path.iterdir()}
 
@@ -57,14 +57,14 @@ def test_explore_an_image_patch_by_patch(watch, files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "words"), [("broken", "cannot be read"), ("bomb", "cannot be read"), ("page", "Invalid file type")]
 )
-def test_a_bad_upload_is_one_line(watch, files: dict[str, str], name: str, words: str) -> None:
+def test_a_bad_upload_is_a_one_line_error(watch, files: dict[str, str], name: str, words: str) -> None:
     page = watch("Explore").page
     choose(page, "nepa")
     page.locator("input[type=file]").first.set_input_files(files[name])
     page.get_by_text(words).first.wait_for()
 
 
-def test_explore_an_omni_says_what_is_missing(watch, files: dict[str, str]) -> None:
+def test_explore_of_an_omni_notes_what_is_missing(watch, files: dict[str, str]) -> None:
     page = watch("Explore").page
     choose(page, "omni_emoji")
     page.locator("input[type=file]").first.set_input_files(files["good"])
@@ -120,7 +120,7 @@ def test_talk_with_an_image_and_see_the_prompt(watch, files: dict[str, str]) -> 
     page = watch("Talk and paint").page
     choose(page, "emu_emoji")
     page.locator("input[type=file]").first.set_input_files(files["good"])
-    page.locator(".thumbnail-item img").first.wait_for()  # it has arrived
+    page.locator(".thumbnail-item img").first.wait_for()  # the upload has arrived
     page.get_by_placeholder("Write a question").fill("What is this?")
     page.keyboard.press("Enter")
     page.locator(".bot.message, [data-testid=bot]").first.wait_for()

@@ -14,20 +14,20 @@ from .conftest import served
 ALL = ["emu_emoji", "emu_painter", "faster", "mar_demo", "nepa", "omni_emoji", "omni_series", "omni_stamps"]
 
 
-def test_runs_curves_and_what_differs(watch) -> None:
+def test_runs_curves_and_differences(watch) -> None:
     page = watch().page
     rows = page.locator("table.runs tbody tr")
     rows.nth(1).wait_for()
     assert rows.count() == 8 and page.locator(".state.finished").count() >= 2
     page.locator(".nx-plot .scatterlayer .trace").first.wait_for()
     assert page.locator("figure h3").first.text_content() == "Loss"
-    page.get_by_role("button", name="emu_painter", exact=True).click()  # was chosen as the newest
+    page.get_by_role("button", name="emu_painter", exact=True).click()  # was selected as the newest
     page.get_by_text("Choose runs above to see").wait_for()
     page.get_by_role("button", name="faster", exact=True).click()
     page.get_by_role("button", name="nepa", exact=True).click()
     page.get_by_text("What differs").wait_for()
     assert "optim.learning_rate" in page.locator("table.differs").text_content()
-    assert page.locator("figure").first.locator(".nx-chip").count() == 2  # one curve a run
+    assert page.locator("figure").first.locator(".nx-chip").count() == 2  # one curve per run
     page.locator("figure").first.locator(".trace").nth(1).wait_for()
     page.get_by_role("tab", name="Probes").click()
     page.locator("td.cell.best").first.wait_for()
@@ -44,9 +44,9 @@ def test_the_report_is_served_and_framed(watch) -> None:
 
 def test_samples_of_a_run_that_generates_and_of_one_that_does_not(watch) -> None:
     page = watch().page
-    page.locator("[aria-pressed=true]").first.wait_for()  # the run that is shown at the start
+    page.locator("[aria-pressed=true]").first.wait_for()  # the initially selected run
     page.get_by_role("button", name="mar_demo", exact=True).click()
-    page.locator("[data-value=mar_demo][aria-pressed=true]").wait_for()  # the server has heard of the choice
+    page.locator("[data-value=mar_demo][aria-pressed=true]").wait_for()  # the server has processed the selection
     page.get_by_role("tab", name="Samples").click()
     page.get_by_role("button", name="Generate images").click()
     page.get_by_text("16 of 16 images from mar_demo").wait_for()
@@ -75,7 +75,7 @@ def test_rows_sort_by_keyboard(watch) -> None:
                            ".getAttribute('aria-pressed') !== before", arg=before)  # fmt: skip
 
 
-def test_a_run_that_another_process_writes(watch, tmp_path: Path) -> None:
+def test_a_run_written_by_another_process(watch, tmp_path: Path) -> None:
     run = tmp_path / "live"
     run.mkdir()
     (run / "config.yaml").write_text("name: live\nobjective: {kind: next_embedding}\ntrain: {max_steps: 100}\n")
@@ -94,8 +94,8 @@ def test_a_run_that_another_process_writes(watch, tmp_path: Path) -> None:
         page.locator("table.runs th button").first.focus()
         for step in (2, 3, 4):
             log(step)
-        page.get_by_text("4 of 100").first.wait_for()  # nobody asked for it
-        page.keyboard.press("Enter")  # the focus is still where it was, in a table that was renewed
+        page.get_by_text("4 of 100").first.wait_for()  # refreshed automatically
+        page.keyboard.press("Enter")  # the focus survives the refresh of the table
         page.locator("table.runs th[aria-sort=ascending]").wait_for()
         page.get_by_text("about 4").first.wait_for()
         page.wait_for_function("document.querySelector('.nx-plot').data[0].x.length === 4")
@@ -106,7 +106,7 @@ def test_a_run_that_another_process_writes(watch, tmp_path: Path) -> None:
         page.context.close()
 
 
-def test_two_users_choose_for_themselves(watch) -> None:
+def test_two_users_have_separate_selections(watch) -> None:
     one, other = watch().page, watch().page
     for page in (one, other):
         page.locator("table.runs tbody tr").nth(1).wait_for()
@@ -117,7 +117,7 @@ def test_two_users_choose_for_themselves(watch) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_phone_has_no_sideways_scrolling(watch, dark: bool) -> None:
+def test_no_horizontal_scrolling_on_a_phone(watch, dark: bool) -> None:
     page = watch(viewport={"width": 390, "height": 844}, color_scheme="dark" if dark else "light").page
     page.locator("figure").first.wait_for()
     page.wait_for_function("document.documentElement.scrollWidth <= 390")

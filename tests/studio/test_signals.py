@@ -1,4 +1,4 @@
-"""Any to any and Talk with sound, video, series and the microphone; text search; models leave memory."""
+"""Any to any and Talk with audio, video, series and the microphone; text search; unloading of models."""
 
 import gc
 import time
@@ -16,7 +16,7 @@ from nextembed.studio.panels import talk
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
-    """A sound, a film in two formats, and series."""
+    """An audio file, a video in two formats, and series."""
     with wave.open(str(tmp_path / "tone.wav"), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
@@ -45,29 +45,29 @@ def generate(seen, model: str, target: str) -> None:
     seen.page.get_by_label("number input for Maximum latents").or_(seen.page.get_by_text("More settings")).first.click()
     box = seen.page.get_by_label("number input for Maximum latents")
     box.fill("6")
-    box.press("Tab")  # the value counts when the box loses the focus
+    box.press("Tab")  # the value is committed when the box loses focus
     seen.choose("Output", target)
     seen.page.get_by_role("button", name="Generate", exact=True).click()
 
 
-def test_sound_in_and_out(watch, files: dict[str, Path]) -> None:
+def test_audio_input_and_output(watch, files: dict[str, Path]) -> None:
     seen = watch("Any to any")
     seen.upload(INPUT, files["tone.wav"])
     generate(seen, "omni_stamps", "audio")
     seen.page.get_by_text("Sound, sample 1").wait_for()
-    seen.page.locator("figure h3", has_text="Samples").wait_for()  # the waveforms over each other
+    seen.page.locator("figure h3", has_text="Samples").wait_for()  # the overlaid waveforms
     seen.page.locator(".nx-plot .trace").locator("visible=true").nth(3).wait_for()
 
 
-def test_a_csv_in_and_series_out(watch, files: dict[str, Path]) -> None:
+def test_csv_input_and_series_output(watch, files: dict[str, Path]) -> None:
     seen = watch("Any to any")
     seen.upload(INPUT, files["series.csv"])
     generate(seen, "omni_series", "series")
     chips = seen.page.locator("figure .nx-chip").filter(has_text="sample 4, channel 6")
-    chips.wait_for()  # four samples of six channels
+    chips.wait_for()  # four samples with six channels
 
 
-def test_the_outputs_offered_are_those_of_the_model(watch) -> None:
+def test_the_listed_outputs_are_those_of_the_model(watch) -> None:
     seen = watch("Any to any")
     for model, wanted in (("omni_stamps", {"text", "image", "audio"}), ("omni_emoji", {"text", "image"})):
         seen.choose("Model", model)
@@ -75,7 +75,7 @@ def test_the_outputs_offered_are_those_of_the_model(watch) -> None:
 
 
 def offered(seen) -> set[str]:
-    """The outputs in the list; it closes again."""
+    """The outputs in the list, which is closed again."""
     seen.page.get_by_label("Output", exact=True).click()
     seen.page.get_by_role("option").locator("visible=true").first.wait_for()
     words = seen.page.get_by_role("option").locator("visible=true").all_text_contents()
@@ -85,7 +85,7 @@ def offered(seen) -> set[str]:
 
 
 def eventually(look, wanted: object, seconds: float = 30) -> bool:
-    """Whether `look` finds this within some seconds."""
+    """Whether `look` returns `wanted` within some seconds."""
     deadline = time.monotonic() + seconds
     while (found := look()) != wanted and time.monotonic() < deadline:
         pass
@@ -96,7 +96,7 @@ def eventually(look, wanted: object, seconds: float = 30) -> bool:
     ("file", "words"),
     [("words.csv", "could not convert"), ("film.gif", "but not video"), ("tone.wav", "but not audio")],
 )
-def test_what_a_model_does_not_read_is_one_line(watch, files: dict[str, Path], file: str, words: str) -> None:
+def test_unsupported_input_is_a_one_line_error(watch, files: dict[str, Path], file: str, words: str) -> None:
     seen = watch("Any to any")
     seen.upload(INPUT, files[file])
     generate(seen, "omni_series", "series")
@@ -118,7 +118,7 @@ def test_a_video_in_a_conversation(watch, files: dict[str, Path]) -> None:
     page.get_by_role("button", name="The prompt as the model sees it").click()
     page.wait_for_function(
         "[...document.querySelectorAll('textarea')].some(one => one.value.includes('What happens') && "
-        "(one.value.match(/ x 4/g) || []).length === 8)"  # eight frames of four latents
+        "(one.value.match(/ x 4/g) || []).length === 8)"  # eight frames with four latents each
     )
 
 
@@ -141,10 +141,10 @@ def test_few_shot_examples_and_long_conversations(watch, runs: Path) -> None:
     box.fill("word " * 90)
     page.wait_for_timeout(500)
     box.press("Enter")
-    page.get_by_text("turns are left out").first.wait_for()  # of 128 positions
+    page.get_by_text("turns are left out").first.wait_for()  # the context has 128 positions
 
 
-def test_text_finds_images_where_the_model_reads_it(watch) -> None:
+def test_text_search_finds_images_if_the_model_reads_text(watch) -> None:
     seen = watch("Map and search")
     seen.choose("Features", "omni.parquet")
     seen.page.get_by_label("Search by text").fill("red")
@@ -153,7 +153,7 @@ def test_text_finds_images_where_the_model_reads_it(watch) -> None:
     assert seen.page.locator(".tiles img").count() == 13
 
 
-def test_umap_clusters_and_a_list_without_a_mouse(watch) -> None:
+def test_umap_clusters_and_a_list_by_keyboard(watch) -> None:
     pytest.importorskip("umap")
     seen = watch("Map and search")
     page = seen.page
@@ -166,7 +166,7 @@ def test_umap_clusters_and_a_list_without_a_mouse(watch) -> None:
     assert 1 <= page.locator(".tiles img").count() < 13
 
 
-def test_models_leave_memory(watch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_are_unloaded(watch, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[weakref.ref] = []
 
     def load(path: Path) -> Talker:
@@ -195,7 +195,7 @@ def test_the_microphone(watch) -> None:
     page.get_by_role("button", name="Microphone").click()
     page.get_by_role("button", name="Record").click()
     page.wait_for_timeout(1500)
-    with page.expect_response(lambda answer: "/upload" in answer.url):  # only then does the studio have the sound
+    with page.expect_response(lambda answer: "/upload" in answer.url):  # only then has the audio been received
         page.get_by_role("button", name="Stop", exact=True).first.click()
     page.get_by_role("button", name="Reset audio").locator("visible=true").wait_for()
     generate(seen, "omni_stamps", "text")

@@ -1,4 +1,4 @@
-"""Long work shows how far it is, and its Stop button ends it: the model really computes no further."""
+"""Long work shows its progress, and the Stop button really ends the computation."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from nextembed.studio.working import MODEL, Work, streamed
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
-    """Makes a method take longer; gives when it was called."""
+    """Makes a method slower; returns the times of its calls."""
 
     def patch(owner: type, name: str, seconds: float = 0.1) -> list[float]:
         calls: list[float] = []
@@ -33,7 +33,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
 
 
 def stops(page, calls: list[float], least: int) -> None:
-    """Waits for some calls, clicks on Stop, and sees that no more come and that the model is free."""
+    """Waits for some calls, clicks Stop, and checks that there are no further calls and the model is free."""
     deadline = time.monotonic() + 40
     while len(calls) < least and time.monotonic() < deadline:
         page.wait_for_timeout(50)
@@ -47,11 +47,11 @@ def stops(page, calls: list[float], least: int) -> None:
 
 
 def first_part(reader: Iterator[object]) -> object:
-    """The next part; on a busy machine some of None may come before it."""
+    """The next part that is not None; on a busy machine, None may come first."""
     return next(part for part in reader if part is not None)
 
 
-def test_an_answer_stops(watch, slow: Callable[..., list[float]]) -> None:
+def test_an_answer_can_be_stopped(watch, slow: Callable[..., list[float]]) -> None:
     seen = watch("Talk and paint")
     seen.choose("Model", "emu_emoji")
     page = seen.page
@@ -63,7 +63,7 @@ def test_an_answer_stops(watch, slow: Callable[..., list[float]]) -> None:
     assert len(calls) < 100
 
 
-def test_painting_shows_its_steps_and_stops(watch, slow: Callable[..., list[float]]) -> None:
+def test_image_generation_shows_its_steps_and_can_be_stopped(watch, slow: Callable[..., list[float]]) -> None:
     seen = watch("Talk and paint")
     seen.choose("Model", "emu_painter")
     page = seen.page
@@ -77,7 +77,7 @@ def test_painting_shows_its_steps_and_stops(watch, slow: Callable[..., list[floa
     assert len(calls) < 100
 
 
-def test_a_blend_is_painted_and_seen(watch, runs: Path) -> None:
+def test_a_blend_is_generated_and_shown(watch, runs: Path) -> None:
     seen = watch("Talk and paint")
     seen.choose("Model", "emu_painter")
     page = seen.page
@@ -87,10 +87,10 @@ def test_a_blend_is_painted_and_seen(watch, runs: Path) -> None:
     painted = page.locator(".nx-painted img").locator("visible=true")
     painted.wait_for()
     box = painted.bounding_box()
-    assert box["height"] > 300  # of 16 pixels, enlarged
+    assert box["height"] > 300  # enlarged from 16 pixels
 
 
-def test_samples_of_an_omni_stop(watch, slow: Callable[..., list[float]]) -> None:
+def test_samples_of_an_omni_can_be_stopped(watch, slow: Callable[..., list[float]]) -> None:
     seen = watch("Any to any")
     seen.choose("Model", "omni_emoji")
     page = seen.page
@@ -102,11 +102,11 @@ def test_samples_of_an_omni_stop(watch, slow: Callable[..., list[float]]) -> Non
     assert len(calls) < 60
 
 
-def test_images_of_a_run_stop(watch, slow: Callable[..., list[float]]) -> None:
+def test_images_of_a_run_can_be_stopped(watch, slow: Callable[..., list[float]]) -> None:
     page = watch().page
-    page.locator("[aria-pressed=true]").first.wait_for()  # the run that is shown at the start
+    page.locator("[aria-pressed=true]").first.wait_for()  # the initially selected run
     page.get_by_role("button", name="mar_demo", exact=True).click()
-    page.locator("[data-value=mar_demo][aria-pressed=true]").wait_for()  # the server has heard of the choice
+    page.locator("[data-value=mar_demo][aria-pressed=true]").wait_for()  # the server has processed the selection
     page.get_by_role("tab", name="Samples").click()
     page.get_by_label("number input for Images").fill("64")
     calls = slow(Sampler, "__call__", 0.5)
@@ -115,7 +115,7 @@ def test_images_of_a_run_stop(watch, slow: Callable[..., list[float]]) -> None:
     assert len(calls) < 8
 
 
-def test_work_ends_when_nobody_reads_it_and_one_works_at_a_time() -> None:
+def test_work_ends_without_a_reader_and_runs_one_at_a_time() -> None:
     steps: list[int] = []
 
     def endless(work: Work[int]) -> None:
@@ -127,7 +127,7 @@ def test_work_ends_when_nobody_reads_it_and_one_works_at_a_time() -> None:
     def silent(work: Work[int]) -> None:
         time.sleep(0.5)
 
-    assert next(streamed(silent)) is None  # where a reader can be told to stop
+    assert next(streamed(silent)) is None  # lets a silent worker be stopped
     reader = streamed(endless)
     assert first_part(reader) == 1
     assert MODEL.locked()
@@ -137,7 +137,7 @@ def test_work_ends_when_nobody_reads_it_and_one_works_at_a_time() -> None:
     assert len(steps) < 100 and first_part(streamed(lambda work: work.show("after"))) == "after"
 
 
-def test_an_error_of_work_comes_to_the_reader() -> None:
+def test_an_error_of_the_work_reaches_the_reader() -> None:
     def wrong(work: Work[int]) -> None:
         work.show(1)
         raise ValueError("bad")
@@ -149,7 +149,7 @@ def test_an_error_of_work_comes_to_the_reader() -> None:
     assert not MODEL.locked()
 
 
-def test_a_umap_that_is_stopped_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_stopped_umap_leaves_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import subprocess
 
     import torch

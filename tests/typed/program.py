@@ -1,4 +1,4 @@
-"""A user's program that a strict type checker accepts: mypy reads this file, nobody runs it."""
+"""A user's program that a strict type checker accepts; only mypy reads this file."""
 
 from pathlib import Path
 from typing import assert_type
@@ -23,7 +23,7 @@ def pretrain(folder: Path) -> nextembed.Run:
 
 
 def look(run: nextembed.Run, image: Image.Image) -> None:
-    """What can be asked of a run."""
+    """Attributes and methods of a run."""
     print(run.metrics["loss"], run.config.train.batch_size, run.verdict())
     found = nextembed.visualize(run.dir, image)
     assert_type(found, nextembed.Visualization)
@@ -31,14 +31,14 @@ def look(run: nextembed.Run, image: Image.Image) -> None:
 
 
 def compare(folder: Path) -> float:
-    """The best linear probe of several objectives."""
+    """The best accuracy of the linear probe over several objectives."""
     made = nextembed.compare(str(folder), ["nepa", "mae"], settings={"minutes": 1, "seeds": 2})
     assert_type(made, nextembed.Comparison)
     return max(row.cells["linear"].mean for row in made.rows)
 
 
 class Halves(nextembed.Objective):
-    """An objective of one's own."""
+    """A custom objective."""
 
     def count_targets(self, batch: nextembed.Batch) -> Tensor:
         mask: Tensor = batch["latent_mask"]

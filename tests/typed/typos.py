@@ -1,5 +1,5 @@
-"""What a type checker finds in a user's program: mypy reads this file, nobody runs it. A typo that it no longer finds
-is an error here, as the comment beside it is then unused; so is a right name that it does not know."""
+"""Errors that a type checker must find in a user's program; only mypy reads this file. If an error is no longer found,
+the comment beside it is unused, which is an error; so is a valid name that mypy does not know."""
 
 import nextembed
 from nextembed import recipes

@@ -1,4 +1,4 @@
-"""Curves stay readable with one point, two, constant values and gaps; each shows its values under the pointer."""
+"""Curves stay readable with one or two points, constant values and gaps; hovering shows the values."""
 
 import re
 from datetime import UTC, datetime
@@ -31,13 +31,13 @@ from nextembed.report.view import RunView
         ([-1e50, 1e50], (None, None), False, (-1.12e50, 1.12e50)),
     ],
 )
-def test_the_value_axis_holds_all_values_and_is_never_empty(values, limits, percent, expected) -> None:
+def test_the_value_axis_covers_all_values_and_is_never_empty(values, limits, percent, expected) -> None:
     low, high = value_limits(values, limits, percent)
     assert (low, high) == pytest.approx(expected)
     assert low <= min(values) and max(values) <= high and low < high
 
 
-def test_one_step_alone_stands_in_the_middle() -> None:
+def test_a_single_step_is_centred() -> None:
     assert step_limits([7.0]) == (6.0, 8.0)
     assert step_limits([0.0, 100.0]) == (-1.0, 101.0)
 
@@ -51,19 +51,19 @@ def test_numbers_beside_an_axis_are_short(value: float, words: str) -> None:
 
 
 def labels(svg: str) -> list[str]:
-    """Texts of the axes, without those under the pointer."""
+    """Axis labels, without the hover labels."""
     return re.findall(r"<text[^>]*>([^<]*)</text>", re.sub(r'<g class="at">.*?</g>', "", svg, flags=re.DOTALL))
 
 
 def test_a_run_of_one_logged_line_has_one_tick_at_its_step() -> None:
     html = render_charts([{"step": 2, "loss": 1.5, "grad_norm": float("nan"), "copy_win": 1.0}])
-    assert "Gradient norm" not in html  # not a number
+    assert "Gradient norm" not in html  # its value is NaN
     loss, copy = html.split("</figure>")[:2]
     assert labels(loss)[:2] == ["2", "optimizer steps"] and "100 %" in labels(copy)
     assert loss.count('class="at"') == 1 and ">step 2 <tspan" in loss
 
 
-def test_values_under_the_pointer_are_those_of_their_step() -> None:
+def test_hovering_shows_the_values_of_that_step() -> None:
     history = [{"step": s, "cos_next": 0.5 + s / 1000, "cos_current": 0.4} for s in (1, 10, 20)]
     history[1].pop("cos_current")
     html = render_charts(history)
@@ -77,7 +77,7 @@ def test_values_under_the_pointer_are_those_of_their_step() -> None:
     }
 
 
-def test_long_runs_have_few_places_under_the_pointer_and_the_last_step() -> None:
+def test_long_runs_have_few_hover_points_and_keep_the_last_step() -> None:
     html = render_charts([{"step": s, "loss": 1 / s} for s in range(1, 5001)])
     assert 40 < html.count('class="at"') <= 60 and ">step 5,000 <" in html
 
@@ -90,7 +90,7 @@ def test_durations_are_in_words(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
-def test_the_top_says_when_how_long_and_on_what() -> None:
+def test_the_header_gives_start_duration_and_data() -> None:
     environment = Environment(
         Parameters(1_000, 2_710_000), [], datetime(2026, 11, 3, 9, 5, tzinfo=UTC), DataCounts(1641, 94, 157, 9)
     )

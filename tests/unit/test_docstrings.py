@@ -1,4 +1,4 @@
-"""Public functions and classes say in Google sections what they take, give and raise, so that the site shows tables."""
+"""The public API documents arguments, results and errors in Google sections, which the site shows as tables."""
 
 import importlib
 import inspect
@@ -15,10 +15,10 @@ NAMES = sorted({*dir(nextembed)} - {"__version__", "recipes"})
 PUBLIC = {name: getattr(nextembed, name) for name in NAMES}
 FUNCTIONS = {name: one for name, one in PUBLIC.items() if isinstance(one, types.FunctionType)}
 CLASSES = {name: one for name, one in PUBLIC.items() if isinstance(one, type)}
-# Models hold modules that exist already; errors say all in their first line.
+# Models consist of documented modules; errors need only their first line.
 NO_FIELDS = (Exception, Config)
 
-# Modules whose functions and classes have a page of the reference, too (`INTERNALS` of docs/gen_reference.py).
+# Further modules with a page in the reference (`INTERNALS` in docs/gen_reference.py).
 SHOWN = [
     "nn.losses",
     "nn.diagnostics",
@@ -34,12 +34,12 @@ SHOWN = [
     "modalities.base",
     "core.sample_scores",
 ]
-# What transformers asks of every model: described there, and left out of the reference (`filters` in mkdocs.yml).
+# Methods that transformers requires of every model: documented there, excluded here (`filters` in mkdocs.yml).
 OF_TRANSFORMERS = re.compile(r"[gs]et_(input|output)_embeddings|get_(decoder|text_config)")
 
 
 def shown_functions() -> Iterator[tuple[str, types.FunctionType]]:
-    """Functions, and methods of public classes, that the reference describes; an override may leave it to its base."""
+    """Functions and methods that the reference describes; an override without a docstring inherits its base's."""
     classes = {f"nextembed.{name}": cls for name, cls in CLASSES.items()}
     for path in SHOWN:
         module = importlib.import_module(f"nextembed.{path}")
@@ -67,7 +67,7 @@ FUNCTIONS_SHOWN = dict(shown_functions())
 
 
 def section(doc: str, name: str) -> set[str]:
-    """The entries of a section."""
+    """The entries of a docstring section."""
     found = re.search(rf"^{name}:\n((?:[ \t]+.*\n?|\n)*)", inspect.cleandoc(doc), re.MULTILINE)
     return set(re.findall(r"^    \*{0,2}(\w+):", found[1], re.MULTILINE)) if found else set()
 
@@ -91,12 +91,12 @@ def test_a_public_class(name: str) -> None:
     fields = {own for own in vars(cls).get("__annotations__", {}) if own[0] != "_" and own in dir(cls)}
     if vars(cls).get("__dataclass_fields__") or issubclass(cls, tuple):
         fields = {own for own in vars(cls)["__annotations__"] if own[0] != "_"}
-        assert fields == section(doc, "Attributes") & fields, f"{name}: say what these are"
+        assert fields == section(doc, "Attributes") & fields, f"{name}: describe these fields"
 
 
 @pytest.mark.parametrize("name", FUNCTIONS_SHOWN)
-def test_what_the_reference_shows(name: str) -> None:
-    """Each parameter has a type and a description, and what has parameters says what it gives."""
+def test_a_function_in_the_reference(name: str) -> None:
+    """Each parameter has a type and a description; functions with parameters document what they return."""
     function = FUNCTIONS_SHOWN[name]
     signature, doc = inspect.signature(function), inspect.cleandoc(function.__doc__ or "")
     parameters = set(signature.parameters) - {"self", "cls"}

@@ -1,4 +1,4 @@
-"""Attention inside packed documents: in blocks it is what the mask over whole rows gives."""
+"""Attention within packed documents: computing it in blocks gives the same result as a mask over whole rows."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ ROWS = {
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)], ids=["all heads", "grouped keys"])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
-def test_blocks_are_the_mask(rows: list[list[int]], heads: tuple[int, int]) -> None:
+def test_blocks_equal_the_mask(rows: list[list[int]], heads: tuple[int, int]) -> None:
     documents = torch.tensor(rows)
     length = documents.shape[1]
     mask = documents[:, :, None] == documents[:, None, :]
@@ -38,7 +38,7 @@ def test_blocks_are_the_mask(rows: list[list[int]], heads: tuple[int, int]) -> N
 
 
 def test_blocks_by_hand() -> None:
-    """Documents of 2, 1 and 17 positions: the short ones in one call, padded by their last; the long one alone."""
+    """Documents of 2, 1 and 17 positions: the short ones share a call, padded with their last position."""
     blocks = find_blocks(torch.tensor([[5, 5, 7] + [9] * 17]))
     assert [x.tolist() for x in blocks.rows] == [[[0, 1], [2, 2]], [list(range(3, 20))]]
     assert blocks.back.tolist() == [0, 1, 2, *range(4, 21)]
@@ -92,7 +92,7 @@ def test_a_language_model_reads_documents_in_blocks(monkeypatch: pytest.MonkeyPa
 
 
 def test_windows_keep_their_mask() -> None:
-    """A window over the last 4 positions is no block; its mask is made as before."""
+    """Sliding-window attention over the last 4 positions is not block-wise; it gets a mask over whole rows."""
     model = MistralModel(
         MistralConfig(
             vocab_size=50,
@@ -108,7 +108,7 @@ def test_windows_keep_their_mask() -> None:
     assert mask[0, 0, 7].tolist() == [False] * 4 + [True] * 4
 
 
-def test_blocks_are_for_causal_documents_on_a_cpu() -> None:
+def test_only_causal_attention_on_a_cpu_uses_blocks() -> None:
     config = _llama(attn_implementation="sdpa").config
     z, documents = torch.zeros(1, 4, 8), torch.tensor([[1, 1, 2, 2]])
     assert masks.attention_arguments("causal", z, config, documents)["attention_mask"].dtype == torch.int64

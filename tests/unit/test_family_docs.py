@@ -1,4 +1,4 @@
-"""The pages of objectives: one for each, in the menu, with the same parts; stated defaults are the code's."""
+"""Each objective has a page, listed in the menu, with the same sections; its defaults match the code."""
 
 import re
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from nextembed.report.prediction import KINDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("families/*.md"))}
-KIND = {"nepa": "next_embedding", "tokenizers": "tokenizer"}  # of pages that are named otherwise
-SHARED = {"igpt_bert": "igpt"}  # kinds on the page of another
-OTHER = ("", "latent_decoder")  # no objective that trains a backbone
+KIND = {"nepa": "next_embedding", "tokenizers": "tokenizer"}  # pages whose name differs from the kind
+SHARED = {"igpt_bert": "igpt"}  # kinds that share another kind's page
+OTHER = ("", "latent_decoder")  # not objectives that train a backbone
 PARTS = ["Source, and how ours differs", "Train it", "Settings that matter", "Is it learning?", "Reference"]
 
 
 def stated(page: str) -> Iterator[tuple[str, object]]:
-    """(setting below `objective`, default) of the rows of a page; defaults that are words of the page are left out."""
+    """(setting below `objective`, default) for each row of a page; defaults given in prose are left out."""
     table = PAGES[page].partition("## Settings that matter")[2].partition("\n## ")[0]
     for line in table.splitlines():
         if not line.startswith("| `objective."):
@@ -48,7 +48,7 @@ def of(settings: object, path: str) -> object:
 
 
 @pytest.mark.parametrize("page", [name for name in PAGES if name != "index"])
-def test_defaults_are_the_codes(page: str) -> None:
+def test_defaults_match_the_code(page: str) -> None:
     settings = OBJECTIVES.classes[KIND.get(page, page)]()
     shared = [OBJECTIVES.classes[kind]() for kind, other in SHARED.items() if other == page]
     rows = list(stated(page))

@@ -1,4 +1,4 @@
-"""Pages of objectives that predict no latents: they say what they are and show nothing that they do not do."""
+"""Reports of objectives that predict no latents: they name the objective and omit sections about predictions."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,7 @@ def headings(page: str) -> set[str]:
         ("cpc_demo", "Contrastive prediction (CPC) on emoji"),
     ],
 )
-def test_other_objectives_have_pages_of_their_own(recipe: str, kicker: str, tmp_path: Path) -> None:
+def test_other_objectives_have_their_own_pages(recipe: str, kicker: str, tmp_path: Path) -> None:
     page = page_of(recipe, tmp_path)
     assert kicker in page and "Next-embedding pretraining" not in page
     assert {"Training", "Attention maps", "Features"} <= headings(page) and not PREDICTED & headings(page)
@@ -50,7 +50,7 @@ def test_next_embedding_shows_its_predictions(tmp_path: Path) -> None:
     assert {"Predictions", "Surprise and features"} <= headings(page) and "Features" not in headings(page)
 
 
-def test_clips_are_clips_on_their_page(tmp_path: Path) -> None:
+def test_a_report_on_video_mentions_clips(tmp_path: Path) -> None:
     page = page_of("vjepa_demo", tmp_path)
     assert "(V-JEPA) on moving_stamps" in page and "training clips" in page and "training images" not in page
 
@@ -58,11 +58,11 @@ def test_clips_are_clips_on_their_page(tmp_path: Path) -> None:
 def test_every_kind_of_pretraining_has_a_name() -> None:
     from nextembed.core.objective import OBJECTIVES
 
-    others = {"emu", "readout", "segmentation", "classification", "visual_decoder"}  # pages of other tasks
+    others = {"emu", "readout", "segmentation", "classification", "visual_decoder"}  # these have their own reports
     assert set(OBJECTIVES.classes) - others <= set(KINDS) and set(NEXT_LATENT) <= set(KINDS)
 
 
-def test_less_than_nothing_is_said_in_words() -> None:
+def test_negative_explained_variance_is_described() -> None:
     said = MaeSettings().verdict([{"explained": -0.15}])
     assert (said.word, said.sentence) == (
         "undecided", "Hidden pixels are predicted worse than by the mean of each patch. Train longer."
@@ -73,7 +73,7 @@ def test_less_than_nothing_is_said_in_words() -> None:
 
 
 @pytest.mark.parametrize("name", ["next", "current", "query"])
-def test_frames_have_the_colour_of_their_key(name: str) -> None:
+def test_frames_have_the_colour_of_their_legend(name: str) -> None:
     from nextembed.report.style import CSS
 
     rules = re.findall(r"([^{}]+)\{([^{}]*)\}", CSS)

@@ -1,4 +1,4 @@
-"""`nextembed.fit` with a recipe's name, and how a run shows itself."""
+"""`nextembed.fit` with the name of a recipe, and the notebook view of a run."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from nextembed.runs import Run, RunConfig
         ({"data": {"kind": "images", "source": "other"}}, ("nepa_demo", 600, 600, "other")),
     ],
 )
-def test_a_name_and_what_is_different(
+def test_a_name_and_overrides(
     overrides: dict, expected: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # nothing is trained
     seen: list[RunConfig] = []
@@ -45,7 +45,7 @@ def test_wrong_names(name: str, overrides: dict, words: str) -> None:
     assert words in str(err.value)
 
 
-def test_a_run_shows_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_notebook_view_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1200, "loss": 0.25}\n')
     run = Run(tmp_path, tmp_path)
     assert "<td>step</td><td>1,200</td>" in run._repr_html_() and "<td>loss</td><td>0.25</td>" in run._repr_html_()
@@ -65,7 +65,7 @@ def table(trained: float, pixels: float, untrained: float = 0.1) -> ProbeTable:
     return ProbeTable(rows, pixels={"linear": pixels}, pixels_validation={"linear": pixels})
 
 
-def test_the_table_that_answers_is_short() -> None:
+def test_the_short_table_of_probes() -> None:
     assert [str(column.header) for column in table(0.6, 0.5).answer().columns] == [
         "probe", "trained (raw weights)", "untrained", "raw pixels", "feature",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The numbers behind the pictures, and `visualize` with good and bad input."""
+"""The numbers behind the figures, and `visualize` with valid and invalid input."""
 
 import io
 import json
@@ -67,13 +67,13 @@ def test_cosines_are_those_of_the_next_prediction(model, pixels):
     with torch.no_grad():
         out = model(pixels)
     hidden, z = out.last_hidden_state[1], out.input_embedding[1, 1:]
-    for query in (0, 6, 15):  # the hidden state after patch q stands at position q + 1
+    for query in (0, 6, 15):  # the hidden state after patch q is at position q + 1
         expected = torch.cosine_similarity(hidden[query + 1, None], z, dim=-1)
         torch.testing.assert_close(inside.cosines(query, 1), expected, atol=1e-5, rtol=1e-4)
     assert inside.cosines(6, 1)[7] == pytest.approx(1 - inside.surprise[1, 7].item(), abs=1e-5)
 
 
-def test_attention_and_layers_are_the_models(model, pixels):
+def test_attention_and_layers_match_the_model(model, pixels):
     inside = look(model, pixels, layers=[0, -1], attention_layers=[1, -1])
     with torch.no_grad():
         out = model(pixels, output_attentions=True, output_hidden_states=True)
@@ -93,9 +93,9 @@ def test_pca_is_deterministic_and_its_sign_is_fixed():
     colours = pca_colours(features, (4, 4))
     assert colours.shape == (2, 16, 3) and colours.min() == 0 and colours.max() == 1
     assert torch.equal(colours, pca_colours(features.clone(), (4, 4)))
-    moved = pca_colours(features + 5, (4, 4))  # the mean does not matter
+    moved = pca_colours(features + 5, (4, 4))  # the mean has no effect
     torch.testing.assert_close(moved, colours, atol=1e-3, rtol=0)
-    for sign in (1, -1):  # red follows the strongest direction, along the sign of its largest loading
+    for sign in (1, -1):  # red is the first component, signed by its largest loading
         red = pca_colours(sign * features, (4, 4))[..., 0].flatten()
         assert torch.corrcoef(torch.stack((red, sign * features[..., 0].flatten())))[0, 1] > 0.9
 
@@ -107,7 +107,7 @@ def test_pca_with_fewer_directions_than_colours():
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_foreground_is_what_is_not_at_the_border(sign):
+def test_foreground_excludes_what_fills_the_border(sign):
     features = torch.randn(1, 36, 6, generator=torch.Generator().manual_seed(0)) * 0.1
     centre = torch.zeros(6, 6, dtype=torch.bool)
     centre[2:4, 2:4] = True
@@ -126,7 +126,7 @@ def test_true_latents_are_the_image_and_predictions_are_not(model, pixels):
     assert not torch.equal(look(model, pixels, length="true").readouts[0].predicted, squares.predicted)
 
 
-def test_narrow_embedding_says_it_projects(pixels):
+def test_narrow_embedding_is_reported_as_a_projection(pixels):
     (squares,) = look(build(hidden=16), pixels).readouts
     assert "a projection: 16 numbers per patch determine 16 directions of its 48 values" in squares.note
     assert psnr((pixels + 1) / 2, squares.true).max() < 40
@@ -184,7 +184,7 @@ def test_glow_shows_map_and_image():
 # -- visualize
 
 
-def test_model_and_picture_to_a_figure(model, tmp_path):
+def test_model_and_image_give_a_figure(model, tmp_path):
     model.train().set_attn_implementation("sdpa")
     found = nextembed.visualize(model, picture(), tmp_path / "out" / "a.png", patch=(1, 2), heads=[2])
     assert model.training and model.config._attn_implementation == "sdpa"
@@ -217,10 +217,10 @@ def test_many_heads_last_patch_and_wide_image(tmp_path):
 def test_default_patch_is_before_the_most_contrast(model, pixels):
     flat = torch.zeros(1, 3, 16, 16)
     flat[..., 4:8, 8:12] = pixels[:1, :, 4:8, 8:12]
-    assert default_patch(look(model, flat)) == 5  # patch 6 is the striking one
+    assert default_patch(look(model, flat)) == 5  # patch 6 has the most contrast
 
 
-def test_what_was_trained_otherwise_is_said():
+def test_other_training_objectives_are_noted():
     assert objective_notes({}, "causal") == objective_notes({"objective": {"kind": "next_embedding"}}, "causal") == []
     (note,) = objective_notes({"objective": {"distance": "info_nce", "shift": True}}, "causal")
     assert note.startswith("Trained with distance info_nce: ")

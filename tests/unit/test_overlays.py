@@ -1,4 +1,4 @@
-"""The report of a segmentation run: colours, mistakes, bars; what is missing is said."""
+"""The report of a segmentation run: colours, errors, bars, and a note where images are missing."""
 
 import json
 

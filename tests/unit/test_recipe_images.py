@@ -1,4 +1,4 @@
-"""`nepa_images` chooses by what is in the folder and the minutes given."""
+"""`nepa_images` chooses its settings from the contents of the folder and the given minutes."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ CORE, GPU = 2e10, 4e13
 @pytest.mark.parametrize(
     ("found", "flops", "minutes", "image_size", "batch_size"),
     [
-        (Found(1641, 32, True), CORE, 30.0, 32, 128),  # never larger than the images
-        (Found(1641, 600, False), CORE, 0.5, 32, 128),  # no time for more
+        (Found(1641, 32, True), CORE, 30.0, 32, 128),  # not larger than the images
+        (Found(1641, 600, False), CORE, 0.5, 32, 128),  # no time for larger images
         (Found(100_000, 600, False), GPU, 600.0, 224, 128),
-        (Found(40, 600, True), CORE, 30.0, 64, 16),  # a batch holds at most half of the data
+        (Found(40, 600, True), CORE, 30.0, 64, 16),  # a batch contains at most half of the data
         (Found(3, 3000, False), CORE, 30.0, 64, 8),
     ],
 )
@@ -30,7 +30,7 @@ def test_sizes(found: Found, flops: float, minutes: float, image_size: int, batc
     assert chosen.image_size % chosen.patch_size == 0 and chosen.width % 64 == 0 and chosen.steps >= 20
 
 
-def test_more_minutes_are_more_steps_or_more_pixels() -> None:
+def test_more_minutes_give_more_steps_or_more_pixels() -> None:
     many = [choose(Found(5000, 400, True), CORE, minutes) for minutes in (1, 3, 10, 30, 100, 300)]
     pixels = [chosen.image_size for chosen in many]
     assert pixels == sorted(pixels) and pixels[0] < pixels[-1]
@@ -43,7 +43,7 @@ def test_a_small_folder_ends_early() -> None:
     assert chosen.steps * chosen.batch_size <= 800 * 50
 
 
-def test_it_looks_at_the_folder(tmp_path: Path) -> None:
+def test_settings_depend_on_the_folder(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / name).mkdir()
         for i in range(3):
@@ -54,7 +54,7 @@ def test_it_looks_at_the_folder(tmp_path: Path) -> None:
     assert load("nepa_demo", data="elsewhere", minutes=2.0) == load("nepa_demo")
 
 
-def test_what_the_command_hands_over() -> None:
+def test_arguments_passed_by_the_command() -> None:
     assert asked_of("nepa_images", ["name=x", "data.source=photos"], 5.0) == {"data": "photos", "minutes": 5.0}
     assert asked_of("nepa_images", [], None) == asked_of("nepa_demo", ["data.source=photos"], None) == {}
     with pytest.raises(ConfigError, match="only the recipe nepa_images takes --minutes"):

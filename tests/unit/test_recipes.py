@@ -1,4 +1,4 @@
-"""Recipes say what they claim: the paper's numbers, twins, and loading by name, file and function."""
+"""Recipes match their descriptions and the papers' numbers, have tiny twins, and load by name, file and function."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nextembed.runs import RunConfig
 NAMES = list(recipes.recipes())
 
 
-def test_the_recipes_there_are() -> None:
+def test_the_list_of_recipes() -> None:
     assert set(NAMES) == {
         "nepa_demo",
         "aim_demo",
@@ -71,7 +71,7 @@ def test_the_recipes_there_are() -> None:
     }
 
 
-def test_the_list_that_needs_no_torch_says_what_the_functions_say() -> None:
+def test_the_list_without_torch_matches_the_functions() -> None:
     made = {
         name: (recipe.__module__, (recipe.__doc__ or "").splitlines()[0]) for name, recipe in recipes.recipes().items()
     }
@@ -89,7 +89,7 @@ def test_recipes_are_attributes() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_is_named_described_and_survives_yaml_and_so_does_its_tiny_twin(name: str) -> None:
+def test_each_recipe_and_its_tiny_twin_survive_yaml(name: str) -> None:
     assert (recipes.recipes()[name].__doc__ or "").splitlines()[0].endswith(".")
     for made in (name, f"{name}_tiny"):
         config = recipes.load(made)
@@ -97,7 +97,7 @@ def test_each_is_named_described_and_survives_yaml_and_so_does_its_tiny_twin(nam
         assert from_yaml(RunConfig, to_yaml(config)) == config
 
 
-def test_tiny_shrinks_any_config_and_leaves_it_as_it_was() -> None:
+def test_tiny_shrinks_a_copy_of_any_config() -> None:
     config = nextembed.RunConfig(name="own", train=nextembed.TrainConfig(max_steps=900))
     config.objective.distance = "mse"
     small = recipes.tiny(config)
@@ -110,7 +110,7 @@ def test_tiny_shrinks_any_config_and_leaves_it_as_it_was() -> None:
     ("name", "width", "layers", "heads", "epochs"),
     [("nepa_base_imagenet", 768, 12, 12, 1600), ("nepa_large_imagenet", 1024, 24, 16, 800)],
 )
-def test_imagenet_recipes_hold_the_papers_numbers(name: str, width: int, layers: int, heads: int, epochs: int) -> None:
+def test_imagenet_recipes_use_the_papers_values(name: str, width: int, layers: int, heads: int, epochs: int) -> None:
     """NEPA (arXiv 2512.16922), its table of pretraining settings."""
     config = recipes.load(name)
     model = config.model.hf_config()
@@ -147,7 +147,7 @@ def test_released_recipes_differ_where_the_docs_say(size: str, affine: bool) -> 
     assert (released.train.epochs, released.data.flip_rate) == (1600, 0.5)
 
 
-# Fine-tuning as in the paper, and as in the released code where it differs; the same for all stands in the test.
+# Fine-tuning as in the paper, and as in the released code where it differs; values common to all are in the test.
 FINETUNING = {
     #                            epochs  rate    decay  end   drop path  warm-up                  by layer  pooling
     "nepa_base_imagenet_finetune": (100, 1e-3, 0.35, 1.0, 0.1, {"warmup_epochs": 5}, False, "last"),
@@ -158,7 +158,7 @@ FINETUNING = {
 
 
 @pytest.mark.parametrize("name", FINETUNING)
-def test_finetuning_recipes_hold_the_papers_numbers(name: str) -> None:
+def test_finetuning_recipes_use_the_papers_values(name: str) -> None:
     epochs, rate, decay, end, drop_path, warmup, by_layer, pooling = FINETUNING[name]
     config = recipes.load(name)
     optim, train, task, data, model = config.optim, config.train, config.objective, config.data, config.model
@@ -179,17 +179,17 @@ def test_finetuning_recipes_hold_the_papers_numbers(name: str) -> None:
     assert (model.drop_path_prob, model.attention, model.pooling) == (drop_path, "full", pooling)
     assert model.pretrained == f"SixAILab/nepa-{'base' if 'base' in name else 'large'}-patch14-224"
     assert train.freeze == ["patch_embeddings"] and train.lora is None
-    assert train.probe_steps is not None  # the best weights are kept
+    assert train.probe_steps is not None  # needed to keep the best weights
 
 
-def test_finetune_asks_for_what_it_starts_from() -> None:
+def test_finetune_requires_a_pretrained_model() -> None:
     config = recipes.load("finetune")
     assert config.model.pretrained is None and config.data.validation_rate == 0.1
     few = recipes.fashion_mnist_finetune(data="some/folder")
     assert (few.data.source, few.data.labels_per_class, few.data.validation) == ("some/folder", 60, "train[-5000:]")
 
 
-def test_fashion_mnist_takes_a_local_folder_and_keeps_validation_apart() -> None:
+def test_fashion_mnist_accepts_a_local_folder_and_holds_out_validation() -> None:
     config = recipes.fashion_mnist(data="some/folder")
     assert (config.data.source, config.data.split, config.data.validation, config.data.test) == (
         "some/folder",
@@ -252,7 +252,7 @@ def test_a_users_recipe(user_file: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ("FOLDER", "no config.yaml in "),
     ],
 )
-def test_what_cannot_be_loaded(spec: str, words: str, user_file: Path) -> None:
+def test_invalid_recipes(spec: str, words: str, user_file: Path) -> None:
     spec = spec.replace("FILE", str(user_file)).replace("FOLDER", str(user_file.parent))
     with pytest.raises(ConfigError) as err:
         recipes.load(spec)
@@ -265,14 +265,14 @@ def test_a_saved_config_and_its_folder_load(tmp_path: Path) -> None:
     assert recipes.load(str(tmp_path / "config.yaml")) == config == recipes.load(str(tmp_path))
 
 
-def test_public_names_are_all_there() -> None:
+def test_all_public_names_exist() -> None:
     for name in dir(nextembed):
         assert getattr(nextembed, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nope'"):
         _ = nextembed.nope
 
 
-# The peak rate of each recipe at its batch. They were chosen with care; a change of words may not change them.
+# The peak learning rate of each recipe at its batch size. They were tuned; a change of wording must not alter them.
 RATES = {
     "nepa_demo": 1e-3,
     "aim_demo": 1e-3,

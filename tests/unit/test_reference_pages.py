@@ -1,4 +1,4 @@
-"""The generated reference pages: each public name, command and setting stands there with type and description."""
+"""The generated reference pages list each public name, command and setting with type and description."""
 
 import importlib.util
 import re

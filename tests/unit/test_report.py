@@ -19,7 +19,7 @@ EVIL = '<script>alert("x")</script>'
 
 
 class Page(HTMLParser):
-    """What a page refers to, its text, and whether every element is closed."""
+    """The links and text of a page; checks that every element is closed."""
 
     def __init__(self, html):
         super().__init__()
@@ -98,7 +98,7 @@ def run(tmp_path, model):
     return folder
 
 
-def test_report_is_whole_and_self_contained(run):
+def test_report_is_complete_and_self_contained(run):
     path = open_run(run).report()
     html = path.read_text(encoding="utf-8")
     page = Page(html)
@@ -114,11 +114,11 @@ def test_report_is_whole_and_self_contained(run):
     assert names and all(f'<g id="{name}">' in html for name in names)
 
 
-def test_report_says_what_the_run_holds(run):
+def test_report_shows_the_contents_of_the_run(run):
     text = Page(open_run(run).report().read_text(encoding="utf-8")).text
     assert "Learning" in text and "300 of 300" in text
     assert "43.2 %" in text and "61.0 %" in text and "80 test images" in text
-    assert "3 of 30" in text and "figures of step 3" in text  # the warning: how often, and the last one
+    assert "3 of 30" in text and "figures of step 3" in text  # the warning: its count, and the last one
     assert "1 could not be read" in text and "truncated" in text
     assert "3.11" in text
 
@@ -148,7 +148,7 @@ def test_run_that_logged_nothing(run):
     assert f"The probes are left out: {run / 'probe.json'} is not JSON" in text
 
 
-def test_data_that_is_gone(run):
+def test_missing_data(run):
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["data"]["source"] = str(run / "gone")
     (run / "config.yaml").write_text(yaml.safe_dump(config))
@@ -168,14 +168,14 @@ def test_images_without_labels_or_validation_split(run, tmp_path):
     assert "from the train data" in text and "patches of 2 other images" in text
 
 
-def test_folders_that_are_no_run(tmp_path):
+def test_folders_that_are_not_runs(tmp_path):
     with pytest.raises(ConfigError, match="no such run or checkpoint"):
         open_run(tmp_path / "nowhere").report()
     with pytest.raises(ConfigError, match="is not a run folder"):
         open_run(tmp_path).report()
 
 
-def test_scene_is_what_the_model_says(model):
+def test_scene_matches_the_model(model):
     pixels = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     model.set_attn_implementation("eager")
     scene = build_scene(model, pixels, 0.5, 0.5, causal=True)
@@ -200,7 +200,7 @@ def test_ranks_by_hand():
     latents = axes[None]
     predictions = torch.stack([axes[0], axes[1], axes[1], 0.6 * axes[3] + 0.5 * axes[0] + 0.7 * axes[1]])[None]
     found = ranks(scene_of(latents, predictions))
-    # Patch 1 is hit; patch 2's prediction is the current patch 1; patch 3's own patch is the second nearest.
+    # Patch 1 is predicted correctly; for patch 2 the current patch 1 is copied; for patch 3 the target ranks second.
     assert found.num_predictions == 3 and found.chance == 0.25
     assert found.hit == pytest.approx(1 / 3) and found.copy == pytest.approx(1 / 3)
     assert found.median == 2
@@ -212,14 +212,14 @@ def test_ranks_leave_out_flat_patches():
     scene.images[0, :, 2:, 2:] = 0.3
     assert ranks(scene).num_predictions == 2
     scene.images[:] = 0.3
-    assert ranks(scene).num_predictions == 3  # all flat: then all count
+    assert ranks(scene).num_predictions == 3  # if all patches are flat, all are counted
 
 
 def test_neighbours_are_nearest_in_other_images_and_look_different():
     generator = torch.Generator().manual_seed(3)
     latents = torch.nn.functional.normalize(torch.randn(5, 4, 6, generator=generator), dim=-1)
     scene = scene_of(latents, latents)
-    scene.images[3] = scene.images[2]  # looks the same
+    scene.images[3] = scene.images[2]  # an identical image
     found = neighbours(scene, 0, 1, num=6)
     scores = [float(latents[place] @ latents[0, 1]) for place in found]
     assert len(found) == 6 and scores == sorted(scores, reverse=True)
@@ -232,12 +232,12 @@ def test_neighbours_are_nearest_in_other_images_and_look_different():
 def test_striking_patches_have_contrast_and_are_never_the_first():
     scene = scene_of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2))
     scene.images[:] = 0.5
-    scene.images[0, :, :2, :2] = torch.tensor([[0.0, 1], [1, 0]])  # the first patch, which nothing predicts
+    scene.images[0, :, :2, :2] = torch.tensor([[0.0, 1], [1, 0]])  # the first patch is never predicted
     scene.images[0, :, 2, 2] = 1
     assert striking(scene, 0, 1) == [3]
 
 
-def test_heat_spans_the_colours():
+def test_heat_map_spans_the_colours():
     rgba = heat(torch.tensor([0.2, 0.4, 0.6, 0.8]), (2, 2))
     assert rgba.shape == (2, 2, 4) and (rgba[..., 3] == 255).all()
     assert rgba[0, 0, :3].tolist() == [68, 1, 84] and rgba[1, 1, :3].tolist() == [253, 231, 37]

@@ -1,4 +1,4 @@
-"""Pages of what generates: what a tokenizer gives back, and what is drawn during training and after."""
+"""Reports of generative models: tokenizer reconstructions, and samples drawn during and after training."""
 
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,12 @@ def test_perplexity_by_hand() -> None:
     assert perplexity(torch.tensor([3, 1])) == pytest.approx(4 / 27**0.25)
 
 
-def test_what_comes_back_map_by_map() -> None:
+def test_reconstructions_scale_by_scale() -> None:
     torch.manual_seed(0)
     tokenizer, pixels = ImageTokenizer(SHAPE).eval(), torch.rand(20, 1, 8, 8) * 2 - 1
     found = give_back(tokenizer, pixels, 0.5, 0.5)
     ids = tokenizer.encode(pixels)
-    chosen = [0, 2, 5, 7, 10, 12, 15, 17]  # spread over all, which are in the order of the data
+    chosen = [0, 2, 5, 7, 10, 12, 15, 17]  # evenly spaced, in the order of the data
     assert torch.allclose(found.images, (pixels[chosen] + 1) / 2)
     assert torch.allclose(found.back[-1], ((tokenizer.decode(ids[chosen]) + 1) / 2).clamp(0, 1))
     assert torch.allclose(found.back[0], ((tokenizer.decode(ids[chosen, :1]) + 1) / 2).clamp(0, 1))
@@ -59,7 +59,7 @@ def var() -> tuple[Any, Any]:
     return backbone, config.objective.build(backbone)
 
 
-def test_drawing_leaves_training_as_it_was(var: tuple[Any, Any], tmp_path: Path) -> None:
+def test_sampling_does_not_change_training(var: tuple[Any, Any], tmp_path: Path) -> None:
     backbone, objective = var
     backbone.train(), objective.train()
     state = torch.get_rng_state()

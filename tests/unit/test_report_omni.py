@@ -1,4 +1,4 @@
-"""The page of an Omni run: curves by modality, and what it makes of documents beside what is true."""
+"""The report of an Omni run: curves by modality, and generated outputs beside the ground truth."""
 
 import json
 
@@ -14,7 +14,7 @@ from nextembed.runs import open_run
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder as training leaves it, of a model that was not trained."""
+    """A run folder as after training, with an untrained model."""
     import torch
 
     from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
@@ -50,18 +50,18 @@ def test_the_page_shows_curves_texts_and_pictures(run):
     ):
         assert title in page
     assert "Documents of the validation split" in page
-    assert page.count("data:image/png") >= 24  # 12 pictures painted, beside the true ones
+    assert page.count("data:image/png") >= 24  # 12 generated images, beside the true ones
     assert "There are no generated" not in page and "http://" not in page.replace("http://www.w3.org", "")
 
 
-def test_a_run_without_its_model_says_so(run, tmp_path):
+def test_a_missing_model_is_noted(run, tmp_path):
     for name in ("config.yaml", "metrics.jsonl"):
         (tmp_path / name).write_text((run / name).read_text())
     page = open_run(tmp_path).report().read_text()
     assert "There are no generated images" in page and "Next latent, by modality" in page
 
 
-def test_no_more_curves_in_a_chart_than_colours():
+def test_a_chart_has_no_more_curves_than_colours():
     names = [f"cos_next/m{i}" for i in range(6)]
     charts = modality_charts([dict.fromkeys(names, 0.5)])
     assert [len(chart.series) for chart in charts] == [4, 2]
@@ -69,7 +69,7 @@ def test_no_more_curves_in_a_chart_than_colours():
     assert modality_charts([{"loss": 1.0}]) == []
 
 
-def test_documents_are_chosen_by_what_they_end_with():
+def test_documents_are_chosen_by_their_last_modality():
     text, image = {"kind": "caption", "value": "a"}, {"kind": "image", "value": None}
     documents = [{"segments": segments} for segments in ([image, text], [text], [text, image], [image, {"kind": "x"}])]
     texts, images = choose(documents, {"caption": "text", "image": "image", "x": "series"})
@@ -77,7 +77,7 @@ def test_documents_are_chosen_by_what_they_end_with():
 
 
 @pytest.mark.parametrize(("varied", "word"), [(False, "collapsed"), (True, "")])
-def test_answers_of_an_omni_that_are_all_alike_are_a_collapse(run, monkeypatch, varied, word):
+def test_identical_answers_of_an_omni_are_a_collapse(run, monkeypatch, varied, word):
     said = iter(str(number) * 9 if varied else "the same" for number in range(100))
     monkeypatch.setattr(answers, "made", lambda model, documents, **options: [
         (document["segments"][:-1], next(said), document["segments"][-1]["value"]) for document in documents

@@ -1,8 +1,8 @@
-"""Long campaigns that try to break the library: python -m tests.abuse.campaigns [NAME ...] (see `make abuse`).
+"""Long fuzzing campaigns against the library: python -m tests.abuse.campaigns [NAME ...] (see `make abuse`).
 
-Each module here is a campaign: `cases(fixtures, rng)` gives names and checks, a check returns None or why it failed;
-`prepare(folder)` makes what they share. Cases run in a forked process, in an order that the seed draws, until the time
-is over. A case that ends the process, hangs or grows beyond the limits has failed, and the next one is run.
+Each module here is a campaign: `cases(fixtures, rng)` yields names and checks; a check returns None or the reason of
+its failure. `prepare(folder)` makes shared fixtures. Cases run in a forked process, in an order given by the seed,
+until the time is over. A case fails if it ends the process, hangs or exceeds the limits; then the next one is run.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from types import ModuleType
 from typing import Any
 
 NAMES = ["kills", "checkpoints", "images", "media", "rows", "shards", "commands", "report", "settings", "trust"]
-# Where a campaign does not say: how long it takes at most; processor seconds and memory that a case may take.
+# Defaults for campaigns: minutes at most, and CPU seconds and memory per case.
 MINUTES, SECONDS, MIB = 2, 20, 600
 
 
 def surroundings() -> Path:
-    """A scratch folder; caches, the home and temporary files lie there, and no network is asked."""
+    """A scratch folder for caches, the home folder and temporary files; network access is disabled."""
     scratch = Path(tempfile.mkdtemp(prefix="nextembed-abuse-")).resolve()
     for name in ("home", "tmp"):
         (scratch / name).mkdir()
@@ -45,7 +45,7 @@ def surroundings() -> Path:
 
 
 def forked(scratch: Path, work: Any) -> int:
-    """The id of a child, in a group of its own, which does the work and prints into scratch/said."""
+    """The id of a child in its own process group, which does the work and writes its output to scratch/said."""
     from .box import guard
 
     pid = os.fork()
@@ -70,7 +70,7 @@ def forked(scratch: Path, work: Any) -> int:
 
 
 def tried(module: ModuleType, cases: list[Any], seed: str, scratch: Path, tell: int, keep: bool) -> None:
-    """Runs cases one after the other; tells number and result of each."""
+    """Runs cases in sequence and reports the number and result of each."""
     from .box import Box, outside, remove
 
     for number, name, check in cases:
@@ -98,7 +98,7 @@ def tried(module: ModuleType, cases: list[Any], seed: str, scratch: Path, tell: 
 def campaign(
     name: str, seed: int, minutes: float | None, only: str | None, scratch: Path
 ) -> tuple[int, dict[str, str]]:
-    """How many cases were tried, and why those failed that did."""
+    """The number of cases run, and the reasons of failures."""
     module = importlib.import_module(f"{__package__}.{name}")
     fixtures = scratch / "fixtures"
     fixtures.mkdir()
@@ -107,7 +107,7 @@ def campaign(
         if code:
             raise SystemExit(f"{name}: its fixtures could not be made\n{(scratch / 'said').read_text()[-3000:]}")
     listed = list(module.cases(fixtures, Random(f"{seed} {name}")))
-    assert len({case for case, _ in listed}) == len(listed), f"{name}: two cases of one name"
+    assert len({case for case, _ in listed}) == len(listed), f"{name}: two cases with the same name"
     Random(f"{seed} order").shuffle(listed)
     todo = [(number, *case) for number, case in enumerate(listed) if only in (None, case[0])]
     end = time.monotonic() + 60 * (minutes or getattr(module, "MINUTES", MINUTES))
@@ -115,7 +115,7 @@ def campaign(
     longest = 3 * getattr(module, "SECONDS", SECONDS)
     while todo and time.monotonic() < end:
         read, tell = os.pipe()
-        batch = todo[:200]  # a new process now and then
+        batch = todo[:200]  # a new process after 200 cases
         pid = forked(scratch, lambda: tried(module, batch, f"{seed} {name}", scratch, tell, keep=only is not None))  # noqa: B023
         os.close(tell)
         with os.fdopen(read) as lines:
@@ -138,13 +138,13 @@ def campaign(
             failed[case] += f": {said[-1][:200]}"
     if only:
         print((scratch / "said").read_text(errors="replace"))
-        print(f"its folder: {scratch}/case-...")
+        print(f"folder: {scratch}/case-...")
     shutil.rmtree(fixtures)
     return count, failed
 
 
 def with_group(pid: int) -> None:
-    """Ends a child and all that it has started."""
+    """Ends a child and all processes that it started."""
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -153,7 +153,7 @@ def with_group(pid: int) -> None:
 
 
 def kinds(failed: dict[str, str]) -> dict[str, list[str]]:
-    """Cases by what went wrong with them, but for names and numbers."""
+    """Failed cases grouped by reason, ignoring names and numbers."""
     found: dict[str, list[str]] = {}
     for case, why in failed.items():
         found.setdefault(re.sub(r"/\S+|'[^']*'|0x\w+|\d+", "*", why)[:70], []).append(case)
@@ -163,9 +163,9 @@ def kinds(failed: dict[str, str]) -> dict[str, list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.abuse.campaigns", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--minutes", type=float, help="of each campaign, at most (2 to 4, as it says)")
+    parser.add_argument("--minutes", type=float, help="maximum per campaign (default: 2 to 4, set by each)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--case", help="only the case of this name; its folder is kept")
+    parser.add_argument("--case", help="run only this case and keep its folder")
     options = parser.parse_args()
     if wrong := sorted({*options.names} - {*NAMES}):
         parser.error(f"no campaign {wrong[0]}; there are {', '.join(NAMES)}")
@@ -179,7 +179,7 @@ def main() -> int:
         table.append((name, count, count - len(failed), len(failed), f"{(time.monotonic() - begin) / 60:.1f}"))
         print("{:12} {:>6} tried {:>6} held {:>6} failed   {:>5} minutes".format(*table[-1]), flush=True)
         for like in kinds(failed).values():
-            more = f"   ({len(like)} like it)" if len(like) > 1 else ""
+            more = f"   ({len(like)} similar)" if len(like) > 1 else ""
             again = f"python -m tests.abuse.campaigns {name} --seed {options.seed} --case {shlex.quote(like[0])}"
             said.append(f"{name}: {failed[like[0]]}{more}\n    {again}")
     for text in said:

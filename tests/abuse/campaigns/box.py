@@ -1,4 +1,4 @@
-"""What a case of a campaign gets: its own draws, an empty folder, what was printed, and the command line."""
+"""The environment of a case: its own random generator, an empty folder, captured output, and the command line."""
 
 import os
 import resource
@@ -15,7 +15,7 @@ WRITES = {"os.remove": 1, "os.rmdir": 1, "os.rename": 2, "os.mkdir": 1, "os.trun
 
 
 class Box:
-    """The surroundings of one case. folder: empty, and the current one. fixtures: what `prepare` made, to be read."""
+    """The environment of one case. folder: the empty current folder. fixtures: the read-only result of `prepare`."""
 
     def __init__(self, seed: str, folder: Path, fixtures: Path, said: Path):
         self.rng, self.folder, self.fixtures, self._said = Random(seed), folder, fixtures, said
@@ -25,7 +25,7 @@ class Box:
         outside.clear()
 
     def said(self) -> str:
-        """What was printed since it was last asked, on stdout and stderr, also by libraries in C."""
+        """The output on stdout and stderr since the last call, including that of C libraries."""
         sys.stdout.flush()
         sys.stderr.flush()
         text = self._said.read_bytes().decode(errors="replace")
@@ -33,7 +33,7 @@ class Box:
         return text
 
     def command(self, *words: str) -> tuple[int, str]:
-        """The exit code of a command line in this process, and what it printed."""
+        """The exit code and the output of a command line, run in this process."""
         from nextembed.cli import main
 
         self.said()
@@ -44,7 +44,7 @@ class Box:
         return code, self.said()
 
     def one_line(self, *words: str, codes: Iterable[int] = (0, 1, 2)) -> str | None:
-        """Why a command did not end well or with one line that a user can act on."""
+        """The fault of a command that neither succeeds nor ends with a useful one-line error; None if it is fine."""
         return fault(*self.command(*words), codes)
 
 
@@ -52,7 +52,7 @@ Case = tuple[str, Callable[[Box], str | None]]
 
 
 def fault(code: int, said: str, codes: Iterable[int] = (0, 1, 2)) -> str | None:
-    """What is wrong with the end of a command: another exit code, a traceback, an "unexpected ..." or no line."""
+    """The fault of a finished command: another exit code, a traceback, an "unexpected ..." or not exactly one line."""
     lines = [line for line in said.splitlines() if line.startswith("nextembed: ")]
     last = (lines or said.strip().splitlines() or ["nothing"])[-1][:300]
     if "Traceback (most recent call last)" in said or "nextembed: unexpected" in said:
@@ -69,12 +69,12 @@ def fault(code: int, said: str, codes: Iterable[int] = (0, 1, 2)) -> str | None:
 # -- the process of a campaign
 
 
-outside: list[str] = []  # what was to be written or removed outside the scratch folder
+outside: list[str] = []  # attempts to write or remove outside the scratch folder
 
 
 def guard(scratch: Path) -> None:
-    """Of this process and its children: nothing outside `scratch` is written or removed by Python code, whatever the
-    code under test tries; nor is memory without limit taken."""
+    """Prevents Python code in this process and its children from writing or removing anything outside `scratch`, and
+    limits memory."""
     for kind, limit in ((resource.RLIMIT_DATA, 8 << 30), (resource.RLIMIT_FSIZE, 2 << 30), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (limit, limit))
     inside = (f"{scratch}/", "/dev/", "/proc/")
@@ -94,7 +94,7 @@ def guard(scratch: Path) -> None:
                 continue
             text = os.fsdecode(path)
             if any(isinstance(one, int) and one > 2 for one in args[1:]) and event != "open" and text[0] != "/":
-                continue  # a name inside a folder that is open: its `rmtree` was looked at
+                continue  # relative to an open folder, whose `rmtree` was already checked
             folder, name = os.path.split(os.path.abspath(text))
             real = os.path.realpath(text) if event == "open" else os.path.join(os.path.realpath(folder), name)
             if event == "os.mkdir" and os.path.isdir(real):

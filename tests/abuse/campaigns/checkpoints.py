@@ -1,4 +1,4 @@
-"""A damaged newest checkpoint is one line that names the file; nothing is resumed from it."""
+"""A damaged newest checkpoint is a one-line error with the file name; the run does not resume from it."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ def prepare(folder: Path) -> None:
     tiny.without_report()
     more = ["train.save_steps=2", "train.keep_checkpoints=3", "train.ema_decay=0.9", "objective.target=teacher"]
     assert main(tiny.words(tiny.images(folder / "images"), 6, *more, f"output_dir={folder}", "name=run")) == 0
-    for name in ("checkpoints/step-000006", "model", "ema"):  # as if it had been stopped after step 4
+    for name in ("checkpoints/step-000006", "model", "ema"):  # the state after step 4
         shutil.rmtree(folder / "run" / name)
 
 
@@ -62,7 +62,7 @@ def refused(box: Box, name: str, change) -> str | None:
     before = tiny.tree(NEWEST)
     change(NEWEST / name)
     if tiny.tree(NEWEST) == before:
-        return None  # zeros on zeros
+        return None  # the damage changed nothing
     code, said = box.command("train", "--resume", "run")
     if why := fault(code, said, (1, 2)):
         return why

@@ -1,5 +1,5 @@
-"""Command lines with words that do not belong there: one line and an exit code of 0, 1 or 2, within seconds, and the
-files of others stay as they are."""
+"""Command lines with invalid arguments end within seconds with one line and exit code 0, 1 or 2, and leave foreign
+files unchanged."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ ODD = [*WORDS.split(), "", "9" * 400, "x" * 5000, "[" * 5000, "a b", "a\nb", "\x
 PLACES = """.. . / ../.. theirs theirs/.. theirs/ link link-to-folder loop theirs/thesis.txt/x run images pipe /dev/null
 /proc/x ../above.txt/.. \udc80 run/config.yaml/.. empty"""
 OUTPUTS = [*PLACES.split(), "x" * 300]
-SKIP = ("evaluate", "generate", "chat")  # which need other models
+SKIP = ("evaluate", "generate", "chat")  # these need other models
 NAMED = ["-o", "--output", "--json", "--dry-run", "output_dir", "name"]
 
 
@@ -68,7 +68,7 @@ def cases(fixtures: Path, rng: Random) -> Iterator[Case]:
 
 
 def to_outputs(words: list[str]) -> Iterator[list[str]]:
-    """The line with each of its outputs somewhere else."""
+    """Variants of the command line with other paths for each output."""
     for at, word in enumerate(words):
         key, equals, _ = word.partition("=")
         if key in NAMED or (at == 2 and words[0] == "convert"):
@@ -78,7 +78,7 @@ def to_outputs(words: list[str]) -> Iterator[list[str]]:
 
 
 def surroundings(box: Box) -> Path:
-    """A folder with the files of others, around the one where the command is given."""
+    """The current folder of the command, with foreign files in and around it."""
     here = box.folder / "around" / "here"
     for name in ("theirs", "empty", "../theirs"):
         (here / name).mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def one(box: Box, words: list[str], whole: bool = False) -> str | None:
     named = {os.path.realpath(word.rpartition("=")[2]) for word in words if len(word) < 200}
     why = box.one_line(*words, codes=(0,) if whole else (0, 1, 2))
     asked = [f"{event} {path}" for event in ("open", "os.mkdir") for path in named]
-    outside[:] = [one for one in outside if not one.startswith(tuple(asked))]  # what was asked for, and refused here
+    outside[:] = [one for one in outside if not one.startswith(tuple(asked))]  # without requested outputs
     os.chdir(box.folder)
     now = tiny.tree(box.folder)
     for name, value in before.items():

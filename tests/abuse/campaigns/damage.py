@@ -1,4 +1,4 @@
-"""What happens to files: bytes in, other bytes out, by the draws of a case."""
+"""Random damage to files: bytes in, other bytes out."""
 
 from collections.abc import Callable
 from random import Random
@@ -29,7 +29,7 @@ def changed(data: bytes, rng: Random, count: int, end: int, change: Callable[[in
 
 
 def huge(data: bytes, rng: Random) -> bytes:
-    """A number in the header becomes very large."""
+    """Makes a number in the header very large."""
     at = rng.randrange(min(60, max(1, len(data) - 4)))
     return data[:at] + rng.choice([b"\xff\xff\xff\x7f", b"\x7f\xff\xff\xff", b"\xff\xff", b"\0\0\1\0"]) + data[at + 4 :]
 

@@ -1,4 +1,4 @@
-"""Rows that become documents, as training reads them."""
+"""Rows of documents, read as in training."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def part(kind: str, source: Path, streaming: bool, **settings: Any) -> Any:
 
 
 def trained(data: Any, count: int, skipped: Path) -> list[dict[str, Any]]:
-    """Reads batches as a run does; what was skipped, each with its reason."""
+    """Reads batches as in a run; returns the skipped rows with their reasons."""
     loader = data.train_loader(Loading(1, skipped_path=skipped), encode=encode(), max_length=400)
     for _, _ in zip(range(count), loader):
         pass

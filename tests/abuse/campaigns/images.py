@@ -1,4 +1,4 @@
-"""Damaged and odd images: unreadable, or the pixels that Pillow decodes; nothing is printed and no memory is eaten."""
+"""Damaged and odd images: unreadable, or the pixels that Pillow decodes; no output and little memory."""
 
 import io
 import struct
@@ -63,7 +63,7 @@ def file(kind: tuple, width: int, height: int, seed: int) -> bytes:
 
 
 def claimed(form: str, data: bytes, rng: Random) -> bytes:
-    """A file whose header claims to be huge."""
+    """A file whose header claims a huge size."""
     size = rng.choice([30_000, 65_500, 2**31 - 1])
     small = min(size, 65_500)
     if form == "PNG":
@@ -77,7 +77,7 @@ def claimed(form: str, data: bytes, rng: Random) -> bytes:
         return data[:2] + f"\n{size} {size}\n255\n".encode() + data[15:]
     if form == "JPEG" and (at := max(data.find(b"\xff\xc0"), data.find(b"\xff\xc2"))) > 0:
         return data[: at + 5] + struct.pack(">HH", small, small) + data[at + 9 :]
-    if form == "JPEG2000" and (at := data.find(b"\xff\x51")) > 0:  # the codestream; the box before it stays small
+    if form == "JPEG2000" and (at := data.find(b"\xff\x51")) > 0:  # only the codestream; the box before it stays small
         return data[: at + 6] + struct.pack(">II", 60_000, 60_000) + data[at + 14 :]
     if form == "TIFF":
         for tag in (256, 257):
@@ -103,7 +103,7 @@ def one(box: Box, kind: tuple, size: tuple[int, int], damage: str) -> str | None
     try:
         data = file(kind, *size, box.rng.randrange(1000))
     except (OSError, ValueError, SystemError, KeyError):
-        return None  # this Pillow does not write such files
+        return None  # this Pillow cannot write such files
     data = claimed(kind[0], data, box.rng) if damage == "claimed" else DAMAGE[damage](data, box.rng)
     (box.folder / "image").write_bytes(data)
     return read(box, data)
@@ -132,7 +132,7 @@ def read(box: Box, data: bytes) -> str | None:
         if isinstance(value, str) and ("\n" in value or not value or len(value) > 300):
             return f"no line: {value[:300]!r}"
     expected = decoded(data, reader.mode)
-    box.said()  # Pillow's own
+    box.said()  # output of Pillow itself
     if isinstance(found, str):
         if not isinstance(crop, str):
             return f"read_crop reads what read does not: {found}"
@@ -154,12 +154,12 @@ def read(box: Box, data: bytes) -> str | None:
 
 
 def decoded(data: bytes, mode: str) -> np.ndarray | None:
-    """What Pillow makes of it, within the same limits."""
+    """The image as decoded by Pillow within the same limits."""
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             return None
         plain = plain_picture(image)
         return np.asarray(plain if plain.mode == mode else plain.convert(mode))
-    except Exception:  # whatever Pillow raises for broken files
+    except Exception:  # Pillow raises various errors for broken files
         return None

@@ -1,5 +1,5 @@
-"""Runs that are killed at any moment and resumed end with the weights of one that never stopped, bit for bit; runs that
-are started or resumed at the same time do not meet."""
+"""Runs that are killed at any moment and resumed end with bit-identical weights; runs that are started or resumed at
+the same time do not interfere."""
 
 import contextlib
 import json
@@ -35,12 +35,12 @@ def prepare(folder: Path) -> None:
 
 
 def start(line: list[str], log: Path) -> int:
-    """The process, and group, of a command."""
+    """The process id, which is also the group id, of a command."""
     from nextembed.cli import main
 
     pid = os.fork()
     if pid:
-        with contextlib.suppress(OSError):  # whoever is first makes the group
+        with contextlib.suppress(OSError):  # the first of both processes makes the group
             os.setpgid(pid, pid)
         return pid
     code = 1
@@ -58,7 +58,7 @@ def start(line: list[str], log: Path) -> int:
 
 
 def strike(pid: int, run: Path, rng: Random, seconds: float) -> str | None:
-    """Ends a run by a signal, to it or to its group; why that went wrong."""
+    """Ends a run by a signal to it or its group; returns what went wrong, if anything."""
     number, to_group = rng.choice(list(SIGNALS)), rng.random() < 0.5
     moment, delay = rng.choice(["beginning", "saving", "saving", "any", "any"]), rng.random()
     begin = time.monotonic()
@@ -83,7 +83,7 @@ def half_written(run: Path) -> bool:
 
 
 def finished(run: Path, reference: Path) -> str | None:
-    """What is wrong with a run that is through."""
+    """The fault of a finished run."""
     lines = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     if lines != list(range(1, STEPS + 1)):
         return f"metrics.jsonl has the steps {lines}"
@@ -99,7 +99,7 @@ def killed(box: Box, workers: int) -> str | None:
         if config.exists() and not config.read_text().strip():
             return "config.yaml is empty"
         again = config.exists()
-        if run.exists() and not again:  # killed before it had begun: a new one takes another folder
+        if run.exists() and not again:  # killed before its start: a new run uses another folder
             run.rename(run.with_name(f"killed-{number}"))
         line = ["train", "--resume", str(run)] if again else words(box.fixtures, box.folder / "runs", workers=workers)
         pid = start(line, log)

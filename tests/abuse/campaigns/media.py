@@ -1,4 +1,4 @@
-"""Damaged and odd sounds and videos: unreadable, or finite samples and whole frames."""
+"""Damaged and odd audio and video: unreadable, or finite samples and complete frames."""
 
 import io
 from collections.abc import Iterator
@@ -76,7 +76,7 @@ def one(box: Box, made: tuple, damage: str) -> str | None:
     try:
         data = sound(*made) if len(made) == 5 else video(*made)
     except (av.FFmpegError, ValueError, KeyError):
-        return None  # this PyAV does not write such files
+        return None  # this PyAV cannot write such files
     data = DAMAGE[damage](data, box.rng)
     (box.folder / "file").write_bytes(data)
     box.said()

@@ -1,5 +1,5 @@
-"""Every value of every file of a run folder replaced by another: the report is a page of finite numbers without foreign
-HTML, or one line."""
+"""Every value in every file of a run folder is replaced: the report is a page without foreign HTML, or a one-line
+error."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def cases(fixtures: Path, rng: Random) -> Iterator[Case]:
 
 def reported(box: Box, name: str, value: object) -> str | None:
     shutil.copytree(box.fixtures / "run", "run")
-    if not name.startswith("model"):  # its pictures take most of the time
+    if not name.startswith("model"):  # its images take most of the time
         shutil.rmtree("run/model")
     try:
         if name.endswith("jsonl"):
@@ -53,7 +53,7 @@ def reported(box: Box, name: str, value: object) -> str | None:
         else:
             text = yaml.safe_dump(value) if name.endswith("yaml") else json.dumps(value)
     except ValueError:
-        return None  # a number that nobody can write
+        return None  # a number that cannot be written
     Path("run", name).write_text(text)
     code, said = box.command("report", "run")
     if why := fault(code, said):

@@ -1,4 +1,4 @@
-"""Broken rows of documents: skipped and named, whatever they hold; the good ones beside them are read."""
+"""Broken rows of documents are skipped and listed, whatever they contain, and the intact rows are read."""
 
 import json
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def read(box: Box, kind: str, streaming: bool, line: bytes) -> str | None:
         segments = [one for row in part.documents("train") for one in row["segments"]]
         found = str([one["value"] for one in segments if one["kind"] == "text"])
         skipped = documents.trained(part, 6, box.folder / "skipped.jsonl")
-    except ConfigError as err:  # a file that is no text at all may be named instead
+    except ConfigError as err:  # a file that is not text may be reported instead
         return None if "rows.jsonl" in str(err) and "\n" not in str(err) else f"ConfigError: {err}"
     if missing := [number for number in range(3) if f"good {number}" not in found]:
         return f"a good row is not read: {missing[0]}"

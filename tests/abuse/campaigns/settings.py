@@ -1,4 +1,4 @@
-"""Numeric settings with odd values: one line, or a step of training with a finite loss."""
+"""Numeric settings with odd values: a one-line error, or a training step with a finite loss."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def prepare(folder: Path) -> None:
 
 
 def numeric(config: Config, path: str = "") -> Iterator[str]:
-    """Fields that take a number, or several."""
+    """Names of fields that take one or more numbers."""
     for name, field in type(config).model_fields.items():
         own: Any = getattr(config, name)
         if isinstance(own, Config):
@@ -41,7 +41,7 @@ def cases(fixtures: Path, rng: Random) -> Iterator[Case]:
         for path in numeric(recipes.load(recipe)):
             for value in VALUES:
                 if path in ("train.max_steps", "train.epochs") and value.isdigit():
-                    continue  # a long run is no fault
+                    continue  # a long run is not a fault
                 if recipe == "nepa_demo_tiny" or rng.random() < 0.1:
                     words = f"{path}={value}"
                     yield f"{recipe} {words[:60]}", lambda box, made=(recipe, words): one(box, *made)

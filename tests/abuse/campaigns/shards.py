@@ -1,4 +1,4 @@
-"""One damaged file among the files of a data set: rows are skipped, or one line names the file; streamed or not."""
+"""One damaged file in a data set: rows are skipped, or a one-line error names the file, streaming or not."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from .damage import DAMAGE
 
 MINUTES = 3
 FORMS = ["parquet", "jsonl", "csv", "tar", "images.parquet", "images.tar", "folder", "metadata.csv", "metadata.jsonl"]
-# What may leave all that is read as it was, or take whole rows away; and what then has no rows, which is no fault.
+# SILENT: damage that may leave the result unchanged or only drop rows. EMPTY: damage that leaves no rows; not a fault.
 SILENT = {"whole", "one bit", "some bytes", "head", "zeros", "hole", "huge", "doubled", "junk behind", "cut",
           "invalid UTF-8"}  # fmt: skip
 EMPTY = {("empty", "jsonl"), ("empty", "csv"), ("all zeros", "tar"), ("junk before", "tar")}
@@ -31,7 +31,7 @@ def prepare(folder: Path) -> None:
 
 
 def written(form: str, folder: Path, images: list[Path]) -> list[Path]:
-    """A data set of three files, or of a folder with metadata; the files that may be damaged."""
+    """Writes a data set of three files, or a folder with metadata; returns the files that may be damaged."""
     folder.mkdir()
     if form == "folder" or form.startswith("metadata"):
         for image in images:

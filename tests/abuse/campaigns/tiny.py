@@ -1,4 +1,4 @@
-"""The smallest runs there are, and the images they learn from."""
+"""Minimal runs and their images."""
 
 import os
 from pathlib import Path
@@ -25,19 +25,19 @@ def images(folder: Path, count: int = 12, labels: bool = False) -> Path:
 
 
 def words(source: Path, steps: int, *more: str) -> list[str]:
-    """`train` of a tiny model on the images of a folder."""
+    """The `train` command for a tiny model on the images of a folder."""
     return ["train", "nepa_demo_tiny", *QUICK, *MODEL, f"data.source={source}", f"train.max_steps={steps}", *more]
 
 
 def without_report() -> None:
-    """Of this process: runs end without their page, which takes longer than all the rest."""
+    """Disables reports in this process, because they take most of the time."""
     import nextembed.run
 
     nextembed.run.write_report = lambda *args, **kwargs: None  # type: ignore[assignment]
 
 
 def same_weights(run: Path, other: Path) -> str | None:
-    """Where two runs differ, bit for bit."""
+    """The first bitwise difference between two runs."""
     for name in ("model", "ema"):
         found, expected = (load_file(one / name / "model.safetensors") for one in (run, other))
         if found.keys() != expected.keys() or not all(torch.equal(found[n], t) for n, t in expected.items()):
@@ -46,7 +46,7 @@ def same_weights(run: Path, other: Path) -> str | None:
 
 
 def tree(folder: Path) -> dict[str, bytes | str | None]:
-    """All that is in a folder: what files hold, where links point."""
+    """The contents of a folder: file contents and link targets."""
     found: dict[str, bytes | str | None] = {}
     for path in folder.rglob("*"):
         value = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None

@@ -1,4 +1,4 @@
-"""Folders and files that somebody sent and that name Python code: nothing of it runs, whatever the command."""
+"""Foreign folders and files that refer to Python code: no command runs it."""
 
 import json
 import os

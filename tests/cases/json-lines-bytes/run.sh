@@ -1,6 +1,6 @@
 #!/bin/bash
-# JSON lines as Windows and json.dumps(ensure_ascii=False) write them: a BOM loses the first row; U+2028 or U+0085 in a text breaks
-# `evaluate` and `generate --input`; a BOM stays in the first text of a .txt. After: huggingface/datasets#8241, microsoft/promptflow#4172, wbolster/jsonlines#68
+# JSON lines as written by Windows and by json.dumps(ensure_ascii=False). Fault: a BOM loses the first row; U+2028 or U+0085 in a text breaks
+# `evaluate` and `generate --input`; a BOM stays in the first text of a .txt file. Based on: huggingface/datasets#8241, microsoft/promptflow#4172, wbolster/jsonlines#68
 . "$(dirname "$0")/../env.sh"; w json-lines-bytes
 $PY - <<'P'
 from pathlib import Path

@@ -1,6 +1,6 @@
 #!/bin/bash
-# Prompts of different lengths in one batch give what each gives alone (padding); empty and too long prompts and "<image>" in a prompt are refused in one line.
-# After: baaivision/Emu3#67 and padding-side reports
+# Prompts of different lengths give the same results in a batch as alone (padding); empty prompts, too long prompts and "<image>" in a prompt are refused in one line.
+# Based on: baaivision/Emu3#67 and reports about the padding side
 . "$(dirname "$0")/../env.sh"; w pass-generate; M=$(emu)
 MODEL=$M/model $PY - <<'P'
 import os

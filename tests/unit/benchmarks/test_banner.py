@@ -1,4 +1,4 @@
-"""The picture of the README."""
+"""The banner of the README."""
 
 from pathlib import Path
 

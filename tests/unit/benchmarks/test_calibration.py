@@ -1,4 +1,4 @@
-"""Calibration on made-up densities of which the answer is known, and its picture."""
+"""Calibration on synthetic densities with a known answer, and its plot."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def generator(seed=0):
 
 
 def densities(num_components=3) -> Density:
-    """Random directions; kappas from 1 to 100; weights about 0.6, 0.3, 0.1, in an order of their own."""
+    """Random directions; kappas from 1 to 100; weights of about 0.6, 0.3, 0.1 in random order."""
     directions = F.normalize(torch.randn(COUNT, num_components, WIDTH, generator=generator(1)), dim=-1)
     kappas = 100 ** torch.rand(COUNT, 1, generator=generator(2)).expand(COUNT, num_components)
     weights = torch.tensor([0.6, 0.3, 0.1])[:num_components].expand(COUNT, -1)
@@ -37,7 +37,7 @@ def documents():
 
 @pytest.fixture(scope="module", params=[1, 3])
 def honest(request, documents):
-    """Latents that are samples of the densities, three times as long."""
+    """Latents sampled from the densities, scaled by three."""
     density = densities(request.param)
     latents = 3 * density.sample(generator(4))
     return density, latents, calibrate(score_positions(density, latents, generator(5)), documents, draws=200)
@@ -60,7 +60,7 @@ def test_samples_of_the_densities_are_calibrated(honest):
 
 
 @pytest.mark.parametrize(("factor", "sign"), [(5.0, 1), (0.2, -1)])
-def test_too_sure_and_too_unsure_are_told_apart(documents, factor, sign):
+def test_overconfidence_and_underconfidence_are_distinguished(documents, factor, sign):
     density = densities(1)
     latents = density._replace(kappas=density.kappas / factor).sample(generator(4))
     found = calibrate(score_positions(density, latents, generator()), documents, draws=50)
@@ -74,7 +74,7 @@ def test_too_sure_and_too_unsure_are_told_apart(documents, factor, sign):
 
 
 def test_coverage_is_the_share_of_the_heaviest_components(documents):
-    density = densities(3)._replace(kappas=torch.full((COUNT, 3), 1e4))  # no sample leaves its component
+    density = densities(3)._replace(kappas=torch.full((COUNT, 3), 1e4))  # every sample stays in its component
     scores = score_positions(density, density.sample(generator()), generator())
     found = calibrate(scores, documents, top=(1, 2, 3, 4), draws=100)
     assert [c.k for c in found.coverage] == [1, 2, 3]  # there is no fourth
@@ -84,18 +84,18 @@ def test_coverage_is_the_share_of_the_heaviest_components(documents):
         assert c.low <= c.share <= c.high
 
 
-def test_places_and_regions_of_single_positions():
+def test_ranks_and_regions_of_single_positions():
     axes = torch.eye(4)[:3].expand(3, 3, 4)
     density = Density(axes, torch.full((3, 3), 1e3), torch.tensor([0.1, 0.6, 0.3]).log().expand(3, 3))
     latents = torch.stack((torch.eye(4)[1], torch.eye(4)[0], -torch.eye(4)[2] + 0.1 * torch.eye(4)[0]))
     scores = score_positions(density, latents, generator())
     assert scores.place.tolist() == [0, 2, 2]
     assert scores.above[0] == 0  # the peak of the heaviest component
-    assert scores.above[2] == NUM_DRAWS  # where nothing is expected
+    assert scores.above[2] == NUM_DRAWS  # where the density is negligible
     assert np.allclose(scores.weights, [[0.6, 0.3, 0.1]] * 3)
 
 
-def test_batches_together_are_the_whole(documents):
+def test_joined_batches_equal_the_whole(documents):
     density = densities()
     latents = density.sample(generator())
     whole = score_positions(density, latents, generator(1))
@@ -113,7 +113,7 @@ def test_axes_before_the_last_are_positions():
 
 
 def test_intervals_are_over_documents_not_positions():
-    """Positions of a document that all err alike are worth one."""
+    """If all positions of a document have the same error, they count as one."""
     side = np.repeat(np.array([0.2, 0.8] * 10), 50)
     n = len(side)
     zeros = np.zeros(n, int)
@@ -134,7 +134,7 @@ def test_equal_values_share_a_bin():
     assert np.bincount(bin_numbers(np.arange(100.0), 10)).tolist() == [10] * 10
 
 
-def test_what_does_not_fit_is_named(documents):
+def test_mismatched_inputs_are_reported(documents):
     density = densities()
     with pytest.raises(ValueError, match="do not belong together"):
         score_positions(density, torch.zeros(COUNT - 1, WIDTH))
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_named(documents):
         calibrate(broken, documents)
 
 
-def test_the_result_is_a_file_and_a_picture(honest, tmp_path):
+def test_the_result_is_a_file_and_a_plot(honest, tmp_path):
     found = json.loads(honest[2].save(tmp_path / "calibration.json").read_text())
     assert {m["name"] for m in found["metrics"]} >= {"nll", "calibration_error", "region_90"}
     assert found["bins"][0].keys() >= {"count", "expected", "cosine", "degrees", "expected_degrees"}

@@ -1,4 +1,4 @@
-"""The table of one GPU, on a CPU: rows that need no accelerator have figures, the others say why they have none."""
+"""The GPU benchmark on a CPU: rows that need no accelerator have numbers; the others give the reason for skipping."""
 
 import pytest
 import torch
@@ -6,9 +6,9 @@ import torch
 import gpu
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the table of a machine without an accelerator")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="checks the table of a machine without an accelerator")
 def test_the_table_of_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    slow = ("compile", "FSDP2")  # seconds to compile; a process group of its own
+    slow = ("compile", "FSDP2")  # takes seconds to compile; needs its own process group
     monkeypatch.setattr(gpu, "ROWS", {k: v for k, v in gpu.ROWS.items() if not any(word in k for word in slow)})
     found = gpu.measure(tiny=True, steps=2)
     for name in ("eager attention, fp32", "sdpa, fp32", "sdpa, bf16", "sdpa, bf16, recomputed activations"):

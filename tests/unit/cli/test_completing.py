@@ -1,4 +1,4 @@
-"""What the shell offers."""
+"""Shell completion."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from nextembed.cli import app
 from nextembed.cli.completing import offer_data_settings, offer_models, offer_recipes, offer_runs, offer_settings
 
 
-def test_settings_and_the_words_they_may_be() -> None:
+def test_settings_and_their_choices() -> None:
     assert [word for word, _ in offer_settings("train.max")] == ["train.max_steps="]
     assert [word for word, _ in offer_settings("train.precision=")] == [
         "train.precision=float32",
@@ -74,7 +74,7 @@ MODELS = ("MODEL", "RUN", "RUN_OR_CHECKPOINT", "CHECKPOINT")
 
 
 def offered(command: str, metavar: str, incomplete: str) -> list[str]:
-    """What a command offers for its argument or option of this name."""
+    """Completions of a command for its argument or option with this metavar."""
     context = COMMANDS[command].context_class(COMMANDS[command], resilient_parsing=True)
     (one,) = [one for one in COMMANDS[command].get_params(context) if one.metavar == metavar]
     return [item.value for item in one.shell_complete(context, incomplete)]
@@ -96,12 +96,12 @@ def test_every_command_offers_runs_where_it_takes_a_model(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "metavar"), [("train", "RECIPE | KEY=VALUE"), ("recipes", "RECIPE"), ("plan", "RECIPE")]
 )
-def test_recipes_are_offered_where_one_is_taken(name: str, metavar: str) -> None:
+def test_recipes_are_offered_where_one_is_expected(name: str, metavar: str) -> None:
     assert "nepa_demo" in offered(name, metavar, "nepa_d")
 
 
 @pytest.mark.parametrize("name", ["train", "recipes", "plan", "probe", "evaluate"])
-def test_settings_are_offered_where_they_are_taken(name: str) -> None:
+def test_settings_are_offered_where_they_are_expected(name: str) -> None:
     metavar = "RECIPE | KEY=VALUE" if name == "train" else "KEY=VALUE"
     assert "train.precision=bf16" in offered(name, metavar, "train.precision=")
 
@@ -132,7 +132,7 @@ def test_the_shells(shell: str, tmp_path: Path) -> None:
         ("nextembed expo", "export"),
     ],
 )
-def test_bash_takes_the_equals_sign_for_a_word(
+def test_bash_splits_words_at_the_equals_sign(
     line: str, offered: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     for name, value in {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}.items():

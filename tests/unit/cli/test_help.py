@@ -1,4 +1,4 @@
-"""--help of every command: sentences, and examples that the command takes."""
+"""--help of every command: full sentences, and examples that the command accepts."""
 
 import re
 import shlex
@@ -13,13 +13,13 @@ COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[
 
 
 def parts(text: str) -> tuple[str, list[str]]:
-    """What a command says of itself, and its examples."""
+    """The description of a command, and its examples."""
     prose, _, examples = text.partition("\b\nExamples:\n")
     return prose.strip(), [line.strip() for line in examples.splitlines() if line.strip()]
 
 
 def words_of(example: str) -> list[str]:
-    """The words behind `nextembed`, without what the shell takes for itself."""
+    """The words after `nextembed`, without shell redirections and pipes."""
     return shlex.split(re.split(r" > ", example.rpartition("| ")[2])[0])[1:]
 
 
@@ -28,25 +28,25 @@ def asked(command: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_says_what_it_does_in_sentences(name: str) -> None:
+def test_a_command_is_described_in_sentences(name: str) -> None:
     prose, _ = parts(COMMANDS[name].help)
     paragraphs = [" ".join(one.split()) for one in prose.split("\n\n")]
     assert all(re.match(r"[A-Z\-/]", one) and one.endswith(".") for one in paragraphs)
     assert "..." not in prose
-    assert len(paragraphs[0]) <= 78, "the list of commands cuts it off"
+    assert len(paragraphs[0]) <= 78, "too long for the list of commands"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_has_two_examples_that_it_takes(name: str) -> None:
+def test_a_command_has_two_valid_examples(name: str) -> None:
     _, examples = parts(COMMANDS[name].help)
     assert len(examples) >= 2
     for example in examples:
         command, *words = words_of(example)
         assert command == name
-        COMMANDS[name].make_context(name, words)  # raises for an option or a word that it has no place for
+        COMMANDS[name].make_context(name, words)  # raises for unknown options and surplus arguments
 
 
-def test_the_whole_has_examples_too() -> None:
+def test_the_top_level_help_has_examples() -> None:
     whole: Any = typer.main.get_command(app)
     _, examples = parts(whole.help)
     assert len(examples) >= 2
@@ -57,5 +57,5 @@ def test_the_whole_has_examples_too() -> None:
 def test_every_option_is_explained(name: str) -> None:
     for one in asked(COMMANDS[name]):
         text = re.sub(r"\s+\[(default|required).*\]$", "", one.help or "")
-        assert re.match(r"[A-Z0-9]", text) and text.endswith("."), f"{one.name}: {text!r} is no sentence"
-        assert len(text.split()) >= 3 and not text.startswith("Of "), f"{one.name}: {text!r} says too little"
+        assert re.match(r"[A-Z0-9]", text) and text.endswith("."), f"{one.name}: {text!r} is not a sentence"
+        assert len(text.split()) >= 3 and not text.startswith("Of "), f"{one.name}: {text!r} is too short"

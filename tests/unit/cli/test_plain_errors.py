@@ -1,4 +1,4 @@
-"""What a command cannot do is one line that says what would do it."""
+"""A command that cannot do something prints one line that says what to use instead."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from nextembed.training.watch import Interrupted
 
 
 def fails(line: list[str], capsys: pytest.CaptureFixture) -> str:
-    """What a command says that goes wrong: one line."""
+    """The one-line error of a command that fails."""
     assert main(line) == 2
     err: str = capsys.readouterr().err
     assert err.count("\n") == 1 and "Traceback" not in err
@@ -41,7 +41,7 @@ def test_an_emu_is_evaluated_on_a_task(tmp_path: Path, capsys: pytest.CaptureFix
     assert "it is an Emu: nextembed evaluate RUN --task caption --data SOURCE" in said
 
 
-def test_a_plan_of_parts_from_the_hub_needs_them(
+def test_a_plan_needs_the_parts_from_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -61,7 +61,7 @@ def test_a_command_line_without_typer_says_what_to_install() -> None:
     assert done.stderr == "nextembed: the package typer is missing here: pip install typer\n"
 
 
-def test_ctrl_c_while_the_command_line_is_loaded_is_one_line() -> None:
+def test_ctrl_c_during_imports_prints_one_line() -> None:
     code = (
         "import sys, nextembed_cli\n"
         "class Pressed:\n"
@@ -79,13 +79,13 @@ def test_ctrl_c_while_the_command_line_is_loaded_is_one_line() -> None:
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """The last of four stages, none of which is there."""
+    """The last of four stages, none of which is trained yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["nextembed", "train", "emu_emoji", "train.max_steps=7", "name=my run"])
     return recipes.load("emu_emoji")
 
 
-def test_ctrl_c_in_a_stage_says_the_command_that_continues_with_all(
+def test_ctrl_c_in_a_stage_prints_the_command_that_resumes(
     chain: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     trained: list[str] = []
@@ -107,7 +107,7 @@ def test_ctrl_c_in_a_stage_says_the_command_that_continues_with_all(
     assert said == "Stage 1 of 4: nepa_demo\nStage 2 of 4: emu_emoji_encoder\n"
 
 
-def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
+def test_stages_are_listed_and_settings_apply_to_the_last(
     chain: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr("nextembed.recipes.stage_times.stage_seconds", lambda chain: iter([60.0] * len(chain)))
@@ -118,7 +118,7 @@ def test_stages_are_named_with_their_steps_and_whose_the_settings_are(
     assert "The settings of this command (train.max_steps=7) apply to emu_emoji only." in said
 
 
-def test_stages_that_are_there_are_not_trained_again(chain: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_stages_are_not_trained_again(chain: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
     monkeypatch.setattr("nextembed.run.fit_stage", lambda stage: trained.append(stage.name))
     Path("runs/nepa_demo/model").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""What `nextembed train` says at the end of an Omni run."""
+"""What `nextembed train` prints at the end of an Omni run."""
 
 from pathlib import Path
 
@@ -28,12 +28,12 @@ def test_the_command_fits_the_modalities(tmp_path, modalities, command):
     assert "AutoModel" not in said and "probe" not in said.lower()
 
 
-def test_figures_by_modality():
+def test_metrics_by_modality():
     (line,) = last_losses({"cos_next/text": 0.25, "cos_next/image": 0.75, "top1/text": 0.5, "loss": 1.0})
     assert line == "Cosine with the next latent: text 0.250, image 0.750. Top-1: text 50.0 %."
 
 
-def test_a_model_from_another_is_used_by_that_one_s_modalities(tmp_path: Path) -> None:
+def test_a_pretrained_model_keeps_its_modalities(tmp_path: Path) -> None:
     OmniConfig(modalities={"text": {"kind": "text"}, "series": {"kind": "series"}}).save_pretrained(tmp_path)
     usage = OmniParts(pretrained=str(tmp_path)).usage("runs/mine")
     assert usage == "nextembed generate runs/mine --series SERIES.json --target text"

@@ -1,4 +1,4 @@
-"""Words of the command line that are checked before anything heavy is loaded."""
+"""Command-line arguments that are checked before anything heavy is imported."""
 
 import inspect
 import types
@@ -27,14 +27,14 @@ def groups(cls: type[Config], path: str) -> set[str]:
     return found
 
 
-def test_the_settings_read_from_text_are_those_of_the_classes() -> None:
+def test_settings_parsed_from_source_match_the_classes() -> None:
     real = groups(nextembed.RunConfig, "")
     for slot, registry in (("data", DATA), ("model", MODELS), ("objective", OBJECTIVES)):
         for kind, cls in registry.classes.items():
             if cls.__module__.startswith("nextembed"):
                 real |= groups(cls, f"{slot}.")
                 assert kind in settings()[f"{slot}.kind"].choices
-    assert set(settings()) ^ real == {"objective.decoder.kind"}  # of parts of your own
+    assert set(settings()) ^ real == {"objective.decoder.kind"}  # only for user-defined parts
     assert settings()["train.precision"].choices == ("float32", "bf16")
     assert settings()["train.batch_size"].text.startswith("images per optimizer step")
 
@@ -53,7 +53,7 @@ def test_the_settings_read_from_text_are_those_of_the_classes() -> None:
         ("zzzz", "8", ""),
     ],
 )
-def test_what_was_meant(word: str, value: str, words: str) -> None:
+def test_suggested_settings(word: str, value: str, words: str) -> None:
     assert meant(word, value) == words
 
 
@@ -71,7 +71,7 @@ def test_what_was_meant(word: str, value: str, words: str) -> None:
         ("zzzz=1", "field 'zzzz' is not known. Allowed: after, data, model"),
     ],
 )
-def test_words_that_are_no_settings(word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings(word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as err:
@@ -85,7 +85,7 @@ def test_words_that_are_no_settings(word: str, said: str, tmp_path: Path, monkey
      "model.pretrained=null", "model.pretrained=owner/name", "name=x",
      "objective.shfit=false", "train.lora.rnk=3", "data.source=my.py:Mine"],
 )  # fmt: skip
-def test_words_that_the_classes_check(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_are_left_to_the_classes(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "photos").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("nextembed.core.hub.unreachable", lambda: None)
@@ -163,7 +163,7 @@ def test_descriptions_are_entries_of_a_google_section() -> None:
     assert describe("A.\n\nAttributes:\n    one: without an end.\nMore.", ["one"]) == {"one": "without an end."}
 
 
-def test_a_description_without_words() -> None:
+def test_missing_descriptions_and_long_sentences() -> None:
     assert describe(None, ["one"]) == describe("A class.", []) == describe("A class.", ["one"]) == {}
     assert first_sentence("a share, 0.5 of it. More") == "a share, 0.5 of it"
     assert len(first_sentence("word " * 50)) <= 90

@@ -1,4 +1,4 @@
-"""Equal cost: what is counted, and how many steps a budget pays for."""
+"""Equal budgets: which time is counted, and how many steps a budget allows."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ PACE = Pace(cpu=0.5, wall=0.4, flops=1e9, batch_size=100)
 
 
 class FakeClock:
-    """Moves only when it is told."""
+    """A clock that advances only when `pass_by` is called."""
 
     def __init__(self) -> None:
         self.cpu = self.wall = 0.0
@@ -49,10 +49,10 @@ def test_only_steps_are_counted() -> None:
     assert meter.parameters == (6, 6)
 
 
-def test_what_was_spent_before_a_stop_is_counted_and_what_was_lost_is_not() -> None:
+def test_time_up_to_the_last_checkpoint_is_counted_and_lost_steps_are_not() -> None:
     history = [{"step": 5, "cpu_seconds": 10.0, "wall_seconds": 20.0},
                {"step": 9, "cpu_seconds": 18.0, "wall_seconds": 36.0}]  # fmt: skip
-    clock, loop = FakeClock(), fake_loop(step=5)  # its last checkpoint is of step 5
+    clock, loop = FakeClock(), fake_loop(step=5)  # resumed from the checkpoint of step 5
     meter = Meter(history, clock=clock)
     meter.started(loop)
     clock.pass_by(2, 4)
@@ -62,7 +62,7 @@ def test_what_was_spent_before_a_stop_is_counted_and_what_was_lost_is_not() -> N
 
 def test_a_busy_machine_gives_the_same_number_of_steps() -> None:
     settings = CompareSettings(minutes=1)
-    busy = Pace(cpu=0.5, wall=4.0, flops=1e9, batch_size=100)  # steps take longer by the clock
+    busy = Pace(cpu=0.5, wall=4.0, flops=1e9, batch_size=100)  # longer wall time per step, same CPU time
     assert PACE.steps(settings, 2, on_cpu=True) == busy.steps(settings, 2, on_cpu=True) == 240  # 60 s x 2 / 0.5
     assert PACE.steps(settings, 2, on_cpu=False) == 150  # 60 s / 0.4
 
@@ -80,12 +80,12 @@ def test_images_and_flops() -> None:
         (CompareSettings(flops=9e8), "9e[+]08 FLOPs are less than one step, which takes 1e[+]09"),
     ],
 )
-def test_a_budget_that_pays_for_no_step(settings: CompareSettings, words: str) -> None:
+def test_a_budget_below_one_step(settings: CompareSettings, words: str) -> None:
     with pytest.raises(ConfigError, match=f"mae: .*{words}"):
         checked_steps("mae", PACE, settings, 2, True)
 
 
-def test_one_kind_of_budget() -> None:
+def test_only_one_kind_of_budget_is_allowed() -> None:
     with pytest.raises(ConfigError, match="give one of minutes, images_seen and flops"):
         validated(CompareSettings, {"minutes": 1, "flops": 1e9})
     assert CompareSettings().budget_minutes == 10
@@ -93,7 +93,7 @@ def test_one_kind_of_budget() -> None:
 
 
 @pytest.mark.parametrize(("on_cpu", "expected"), [(True, WARM_UP + 20), (False, WARM_UP + 10)])
-def test_measuring_ends_by_what_is_counted(on_cpu: bool, expected: int, monkeypatch) -> None:
+def test_measuring_stops_by_the_counted_time(on_cpu: bool, expected: int, monkeypatch) -> None:
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
     clock, loop = FakeClock(), fake_loop()
     watch = Stopwatch(10.0, on_cpu, clock)

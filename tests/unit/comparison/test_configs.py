@@ -1,4 +1,4 @@
-"""Settings of rows: what they share, what is their own, and what is refused."""
+"""Settings of rows: shared ones, their own ones, and invalid ones."""
 
 import pytest
 
@@ -45,7 +45,7 @@ def test_rows_share_data_model_and_batch(base) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["nepa_demo_tiny", "mar_demo"])
-def test_no_row_is_told_classes(recipe) -> None:
+def test_no_row_uses_class_labels(recipe) -> None:
     base = checked_base(recipes.load(recipe))
     rows = {name: row_config(base, own) for name, own in chosen_objectives(None).items()}
     told = {name: row.objective.num_classes for name, row in rows.items() if hasattr(row.objective, "num_classes")}
@@ -66,20 +66,20 @@ def test_tuned_settings_are_factors(base) -> None:
     assert row.optim.weight_decay == pytest.approx(0.2 * own.optim.weight_decay)
 
 
-def test_as_many_trials_as_asked_for_the_first_being_the_defaults() -> None:
+def test_number_of_trials_and_the_defaults_first() -> None:
     assert trials(0) == []
     assert trials(3)[0] == {"learning_rate": 1.0, "weight_decay": 1.0}
     assert len({tuple(one.values()) for one in trials(9)}) == 9
 
 
-def test_logs_fall_on_probes_and_checkpoints(base) -> None:
+def test_probes_and_checkpoints_fall_on_logged_steps(base) -> None:
     for steps in (1, 7, 100, 12345):
         train = with_length(base, steps).train
         assert train.max_steps == steps
         assert train.probe_steps % train.log_steps == 0 and train.save_steps % train.log_steps == 0
 
 
-def test_labels_of_fine_tuning(base) -> None:
+def test_number_of_labels_for_fine_tuning(base) -> None:
     counts = label_counts(base.data)
     assert counts == {"finetune_1": 2, "finetune_10": 18}  # of 1,641 images in 9 classes
     config = finetune_config(base, None, 2, seed=5, steps=7, num_labels=18)
@@ -87,7 +87,7 @@ def test_labels_of_fine_tuning(base) -> None:
     assert (config.train.batch_size, config.train.max_steps) == (18, 7)
 
 
-def test_validation_is_kept_apart_where_there_is_none(tmp_path) -> None:
+def test_a_validation_split_is_held_out_if_there_is_none(tmp_path) -> None:
     from PIL import Image
 
     for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
@@ -144,7 +144,7 @@ def test_a_folder_of_another_comparison(base, tmp_path) -> None:
         check(other, images_seen=100)
 
 
-def test_a_tokenizer_is_of_the_images_of_the_comparison(base) -> None:
+def test_a_tokenizer_is_trained_on_the_images_of_the_comparison(base) -> None:
     own = chosen_objectives(["nepa", "llamagen", "var"])
     assert stage_of(base, own["nepa"]) is None
     for name, scales in (("llamagen", None), ("var", [1, 3])):  # 3 x 3 patches
@@ -156,6 +156,6 @@ def test_a_tokenizer_is_of_the_images_of_the_comparison(base) -> None:
 
 
 @pytest.mark.parametrize("name", ["vjepa", "vq"])
-def test_what_is_of_no_images_or_trains_no_model(name: str) -> None:
+def test_objectives_without_images_or_without_a_model(name: str) -> None:
     with pytest.raises(ConfigError, match=f"objective '{name}' does not fit images in a NEPA model. Allowed: "):
         chosen_objectives([name])

@@ -1,4 +1,4 @@
-"""The table of a comparison: numbers by hand from scores by hand."""
+"""The table of a comparison: values computed by hand from made-up scores."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def test_baselines_come_last() -> None:
     assert [row.name for row in rows_of(RUNS)] == ["nepa", "mae", "untrained"]
 
 
-def test_markdown_and_csv_say_the_same() -> None:
+def test_markdown_and_csv_agree() -> None:
     found = made()
     assert "| nepa | 60.0 ± 10.0 | 25.0 | 2.00 M | learning 2, collapsed 1 |" in found.markdown()
     assert "- a <note>" in found.markdown()
@@ -62,7 +62,7 @@ def test_saved_and_loaded(tmp_path) -> None:
     assert load_scores(tmp_path / "scores.json") == RUNS
 
 
-def test_a_damaged_file_is_named(tmp_path) -> None:
+def test_an_error_names_the_damaged_file(tmp_path) -> None:
     made().save(tmp_path)
     file = tmp_path / "comparison.json"
     values = json.loads(file.read_text())
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named(tmp_path) -> None:
         Comparison.load(file)
 
 
-def test_the_page_has_every_row_and_nothing_from_elsewhere() -> None:
+def test_the_page_has_every_row_and_no_external_resources() -> None:
     text = page(made())
     for words in ("nepa", "mae", "untrained", "60.0 ± 10.0", "a &lt;note&gt;", "<svg"):
         assert words in text
@@ -84,8 +84,8 @@ def test_terminal_and_notebook_show_the_rows() -> None:
     assert "<td>60.0 ± 10.0</td>" in made()._repr_html_()
 
 
-def test_a_row_that_is_not_above_a_baseline_says_so():
-    """Means of the linear probe; a baseline that has none judges nothing."""
+def test_a_row_that_is_not_above_a_baseline_is_marked():
+    """Means of the linear probe are compared; a baseline without a linear probe is ignored."""
     runs = [
         RunScores("nepa", 0, values={"linear": 0.5}, verdict="learning"),
         RunScores("nepa", 1, values={"linear": 0.7}, verdict="learning"),

@@ -1,4 +1,4 @@
-"""Every way a setting can be wrong, and the round trips that resuming a run needs."""
+"""Invalid settings, and the round trips through YAML that resuming a run needs."""
 
 import pickle
 import subprocess
@@ -123,7 +123,7 @@ def test_override_sets_one_value_and_survives_yaml(override: str, path: str, exp
     assert from_yaml(Run, to_yaml(config)) == config
 
 
-def test_override_leaves_the_original_and_its_other_fields_alone() -> None:
+def test_override_changes_neither_the_original_nor_other_fields() -> None:
     config = Run(name="run", train=Train(max_steps=3, distance="mse"))
     changed = apply_overrides(config, ["train.max_steps=4"])
     assert (config.train.max_steps, changed.train.max_steps, changed.train.distance) == (3, 4, "mse")
@@ -142,7 +142,7 @@ def test_overrides_are_checked_together() -> None:
 
 
 def test_derived_values_follow_an_override() -> None:
-    """A value that nobody set is not frozen by an override of another field."""
+    """An override does not fix other fields that were never set."""
     config = change("objective.hidden_size=16", objective=Masked(rate=0.1))
     assert config.objective.model_fields_set == {"kind", "rate", "hidden_size"}
 
@@ -201,7 +201,7 @@ def test_errors_name_the_field_the_nearest_spelling_and_what_is_allowed(override
     assert message(override).startswith(words)
 
 
-def test_the_number_of_other_wrong_fields_is_told() -> None:
+def test_the_number_of_other_wrong_fields_is_reported() -> None:
     assert message("train.max_steps=x", "name=null").endswith("(1 more wrong)")
 
 
@@ -228,7 +228,7 @@ def test_yaml_that_does_not_fit_names_its_file() -> None:
         from_yaml(Run, "a: [", "run/config.yaml")
 
 
-# Unicode's own line ends come back from YAML as \n.
+# YAML normalises Unicode line breaks to \n.
 TEXT = st.text(st.characters(exclude_characters="\0\x85\u2028\u2029", codec="utf-8"), max_size=12)
 
 
@@ -268,7 +268,7 @@ def make():
 
 @pytest.fixture
 def user_file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A user's own file, named after the test so that each is a module of its own."""
+    """A user's file, named after the test so that each is a separate module."""
     (tmp_path / "helper_beside.py").write_text("SIZE = 3\n")
     file = tmp_path / f"own_{request.node.name}.py"
     file.write_text(USER_FILE)
@@ -277,7 +277,7 @@ def user_file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_words() -> Iterator[None]:
-    """What these tests load they name themselves; see tests/abuse/test_trust.py for what others name."""
+    """Trusts files, because these tests load their own; tests/abuse/test_trust.py covers untrusted files."""
     with one_command(), trusting(True):
         yield
 
@@ -302,7 +302,7 @@ def test_own_part_made_in_python_gets_its_kind(user_file: Path) -> None:
 
 
 def test_own_part_reaches_another_process(user_file: Path, tmp_path: Path) -> None:
-    """Data workers that are spawned unpickle the user's classes with the parent's module path."""
+    """Spawned data workers unpickle user classes with the module path of the parent."""
     part = load_from_file(f"{user_file}:make")()
     (tmp_path / "part.pickle").write_bytes(pickle.dumps(part))
     code = f"import pickle, sys; sys.path[:] = {sys.path!r}; print(pickle.load(open('part.pickle', 'rb')).size)"
@@ -363,7 +363,7 @@ def test_texts_in_lists_and_names_in_mappings_are_the_characters_typed(word):
     assert list(part.pieces) == [word]
 
 
-def test_names_that_are_one_number_are_one_name():
+def test_names_that_are_the_same_number_are_duplicates():
     with pytest.raises(ConfigError, match=r"'1\.0' appears twice"):
         change("data.where={1: a, 1.0: b}")
 
@@ -371,7 +371,7 @@ def test_names_that_are_one_number_are_one_name():
 @pytest.mark.parametrize(
     ("word", "value"), [("optim.learning_rate=1e-3", 1e-3), ("train.max_steps=5", 5), ("data.label_column=null", None)]
 )
-def test_numbers_and_null_stay_what_they_are(word, value):
+def test_numbers_and_null_keep_their_type(word, value):
     config = apply_overrides(recipes.nepa_demo(), [word])
     part, _, name = word.partition("=")[0].partition(".")
     assert dict(dict(config)[part])[name] == value

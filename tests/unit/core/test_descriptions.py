@@ -1,4 +1,4 @@
-"""Every setting says what it is, in one text for editors, JSON schemas, YAML, options, completion and documentation."""
+"""Every setting has a description, shared by editors, JSON schemas, YAML, options, completion and documentation."""
 
 import importlib
 import pkgutil
@@ -30,7 +30,7 @@ def package() -> list[ModuleType]:
 
 
 def all_settings() -> list[type[Config]]:
-    """Every class of settings in the package, among them all that a registry knows."""
+    """Every class of settings in the package, including all registered ones."""
     modules = package()
     found = [cls for cls in below(Config) if cls.__module__.startswith("nextembed.")]
     registries = {id(own): own for module in modules for own in vars(module).values() if isinstance(own, Registry)}
@@ -44,7 +44,7 @@ def text_of(cls: type[Config], name: str) -> str:
     return cls.model_fields[name].description or ""
 
 
-def test_every_setting_says_what_it_is() -> None:
+def test_every_setting_has_a_description() -> None:
     found = all_settings()
     assert nextembed.RunConfig in found
     silent = [
@@ -53,11 +53,11 @@ def test_every_setting_says_what_it_is() -> None:
         for name in cls.model_fields
         if len(text_of(cls, name).split()) < FEWEST_WORDS
     ]
-    assert not silent, f"say in the docstring of the class what these are: {silent}"
+    assert not silent, f"describe these in the docstring of the class: {silent}"
 
 
-def test_settings_are_described_in_a_section_of_their_own() -> None:
-    """Sites and editors show `Attributes:` as a table; `name: text` elsewhere in the docstring would not be in it."""
+def test_settings_are_described_under_attributes() -> None:
+    """The site and editors show `Attributes:` as a table; `name: text` elsewhere in the docstring is not part of it."""
     loose = [
         cls.__name__
         for cls in all_settings()
@@ -72,7 +72,7 @@ def test_settings_are_described_in_a_section_of_their_own() -> None:
     assert not loose and not unknown
 
 
-def test_what_completion_reads_from_the_files_is_the_same() -> None:
+def test_completion_reads_the_same_text_from_the_source() -> None:
     real = {cls.__name__: cls for cls in all_settings()}
     assert set(classes()) & set(real)
     for name in set(classes()) & set(real) - {"Config"}:
@@ -126,7 +126,7 @@ class Own(Above):
     size: int = 2
 
 
-def test_a_class_has_the_text_of_those_above_it_and_its_own() -> None:
+def test_a_class_inherits_and_overrides_descriptions() -> None:
     assert text_of(Own, "size") == "how large it is"
     assert text_of(Own, "name") == "what it is called here."
     assert text_of(Above, "name") == "what it is called."

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, and nothing foreign is removed."""
+"""Files and folders are written atomically, and files of others are never removed."""
 
 import os
 
@@ -28,7 +28,7 @@ def failing(monkeypatch, error, when):
     monkeypatch.setattr(files.os, "replace", replace)
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+def test_a_folder_is_written_atomically(tmp_path):
     target = tmp_path / "checkpoints" / "step-000001"
     with pytest.raises(KeyboardInterrupt), files.new_folder(target) as scratch:
         (scratch / "half").write_text("x")
@@ -43,7 +43,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert (target / "file").read_text() == "2"
 
 
-def test_a_kill_between_the_two_renames_keeps_what_was_there(tmp_path, monkeypatch):
+def test_a_kill_between_the_two_renames_keeps_the_old_folder(tmp_path, monkeypatch):
     write(tmp_path / "best", "old")
     failing(monkeypatch, KeyboardInterrupt(), lambda source, target: target == tmp_path / "best")
     with pytest.raises(KeyboardInterrupt):
@@ -54,7 +54,7 @@ def test_a_kill_between_the_two_renames_keeps_what_was_there(tmp_path, monkeypat
     assert names(tmp_path) == ["best"] and (tmp_path / "best" / "file").read_text() == "old"
 
 
-def test_an_error_while_replacing_puts_back_what_was_there(tmp_path, monkeypatch):
+def test_an_error_while_replacing_restores_the_old_folder(tmp_path, monkeypatch):
     write(tmp_path / "best", "old")
     failing(monkeypatch, OSError(28, "full"), lambda source, target: source.name.startswith(".tmp-"))
     with pytest.raises(ConfigError, match=r"cannot write .*best: the disk is full"):
@@ -62,14 +62,14 @@ def test_an_error_while_replacing_puts_back_what_was_there(tmp_path, monkeypatch
     assert names(tmp_path) == ["best"] and (tmp_path / "best" / "file").read_text() == "old"
 
 
-def test_a_folder_made_meanwhile_by_somebody_else_stays(tmp_path):
+def test_a_folder_created_meanwhile_by_another_process_stays(tmp_path):
     with pytest.raises(ConfigError, match="exists; name a new folder"), files.new_folder(tmp_path / "out"):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("x")
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["theirs"]
 
 
-def test_clean_knows_its_own_names(tmp_path):
+def test_clean_removes_only_its_own_names(tmp_path):
     theirs = [".tmp-mine", ".tmp-", ".old-best", ".tmp-a-0123", "notes.tmp"]
     for name in theirs:
         (tmp_path / name).mkdir()
@@ -80,7 +80,7 @@ def test_clean_knows_its_own_names(tmp_path):
     assert names(tmp_path) == sorted(theirs)
 
 
-def test_a_file_stays_as_it_was_until_the_new_one_is_whole(tmp_path):
+def test_a_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     file = tmp_path / "config.yaml"
     files.write_text(file, "old")
     said = pytest.raises(ConfigError, match=r"cannot write .*config.yaml: the disk is full")
@@ -95,13 +95,13 @@ def test_a_file_stays_as_it_was_until_the_new_one_is_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b", "../x", "a\\b", "x" * 300])
-def test_a_name_is_one_part_of_a_path(tmp_path, name):
+def test_a_name_is_a_single_path_component(tmp_path, name):
     with pytest.raises(ConfigError, match="is not a valid name"):
         files.free_folder(tmp_path / "runs", name)
     assert names(tmp_path) == []
 
 
-def test_what_is_taken_by_anything_is_not_given_out(tmp_path):
+def test_names_in_use_are_skipped(tmp_path):
     (tmp_path / "demo").write_text("a file")
     (tmp_path / "demo-2").mkdir()
     (tmp_path / "demo-3").symlink_to(tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""A mistyped hub id, said before torch is loaded."""
+"""A mistyped hub id is reported before torch is imported."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from nextembed.errors import ConfigError
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Exception | None]:
-    """What the hub says of a repository: nothing wrong, or an error; and nothing was downloaded before."""
+    """Answers of the hub by repository: None or an error. Only kept/one is in the download cache."""
     said: dict[str, Exception | None] = {}
 
     def repo_info(api: HfApi, name: str, *, repo_type: str, timeout: float) -> None:
@@ -35,7 +35,7 @@ def error(kind: type[Exception]) -> Exception:
     return made
 
 
-def test_a_repository_that_is_not_there_is_said_in_one_line(answers: dict[str, Exception | None]) -> None:
+def test_a_missing_repository_is_reported_in_one_line(answers: dict[str, Exception | None]) -> None:
     answers["own/misyped"] = error(RepositoryNotFoundError)
     with pytest.raises(ConfigError) as stopped:
         check_reachable("own/misyped", "model.pretrained: no such folder")
@@ -47,15 +47,15 @@ def test_a_repository_that_is_not_there_is_said_in_one_line(answers: dict[str, E
 
 
 @pytest.mark.parametrize("problem", [None, error(GatedRepoError), TimeoutError("slow"), httpx.ConnectError("away")])
-def test_what_is_there_gated_or_not_answered_is_left_to_who_needs_it(
+def test_existing_gated_and_unanswered_repositories_pass(
     answers: dict[str, Exception | None], problem: Exception | None
 ) -> None:
     answers["own/model"] = problem
     check_reachable("own/model", "no such model")
-    check_reachable("kept/one", "no such model")  # the hub is not asked
+    check_reachable("kept/one", "no such model")  # in the cache: the hub is not queried
 
 
-def test_asking_the_hub_loads_no_torch() -> None:
+def test_querying_the_hub_does_not_import_torch() -> None:
     code = (
         "import sys; from huggingface_hub import HfApi; from nextembed.core import hub; "
         "hub.unreachable = lambda: None; "

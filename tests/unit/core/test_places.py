@@ -1,4 +1,4 @@
-"""A name is a path here or an id of the hub; what looks like a path is never looked up there."""
+"""A name is a local path or a hub id; names that look like paths are never looked up on the hub."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_paths(name: str, near: str | None) -> None:
     assert str(err.value) == f"no such run: {name}" + (f". Did you mean '{near}'?" if near else "")
 
 
-def test_runs_is_a_folder_even_where_it_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_is_a_folder_even_if_it_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert not is_hub_id("runs/mien")

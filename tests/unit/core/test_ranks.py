@@ -18,7 +18,7 @@ def test_without_a_process_group_there_is_one_rank():
     [("2", "3", "True", True), ("1", "3", "True", False), ("2", "0", "True", False), ("2", "3", "False", False),
      (None, None, None, False)],
 )  # fmt: skip
-def test_a_restart_that_may_hang_is_known(monkeypatch, machines, restarts, shared, expected):
+def test_a_restart_that_may_hang_is_detected(monkeypatch, machines, restarts, shared, expected):
     names = ("GROUP_WORLD_SIZE", "TORCHELASTIC_MAX_RESTARTS", "TORCHELASTIC_USE_AGENT_STORE")
     for name, value in zip(names, (machines, restarts, shared)):
         if value is None:

@@ -1,4 +1,4 @@
-"""What a run left out: the same count wherever it is said."""
+"""The summary of skipped samples: counts and the most frequent reasons."""
 
 import json
 
@@ -18,6 +18,6 @@ def test_each_row_counts_once(tmp_path):
 
 
 @pytest.mark.parametrize(("num", "end"), [(3, "1 x 2"), (5, "1 x 2; ...")])
-def test_the_commonest_reasons_are_named(num, end):
+def test_the_most_frequent_reasons_are_listed(num, end):
     assert skipped_in_words([{"reason": str(i)} for i in range(num)]).endswith(end)
     assert skipped_in_words([]) == ""

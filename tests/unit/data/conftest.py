@@ -1,4 +1,4 @@
-"""Image files as the world has them: every fixture builds its own."""
+"""Image files of many kinds; every fixture builds its own."""
 
 import io
 from pathlib import Path
@@ -11,12 +11,12 @@ from PIL import Image
 
 @pytest.fixture(autouse=True)
 def hf_cache(tmp_path, monkeypatch):
-    """What `datasets` prepares goes to the test's own folder."""
+    """The cache of `datasets` is in the test's own folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
 
 
 def picture(height: int = 40, width: int = 60, seed: int = 0, mode: str = "RGB") -> Image.Image:
-    """A smooth random picture with texture."""
+    """A smooth random image with texture."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 7, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -31,7 +31,7 @@ def encoded(img: Image.Image, format: str = "PNG", **options) -> bytes:
 
 
 def make_folder(folder: Path, count: int, bad: tuple[int, ...] = (), size: int = 40) -> Path:
-    """`count` PNG files 000.png ...; the `bad` ones are text."""
+    """`count` PNG files 000.png ...; the `bad` ones contain text."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         data = b"this is no image" if i in bad else encoded(picture(size, size, seed=i))
@@ -55,7 +55,7 @@ def encode():
 
 
 def parquet(path, count=10, encode=None, make_picture=None, **columns):
-    """A Parquet file with images of 8 x 8 and the given columns."""
+    """A Parquet file with 8 x 8 images and the given columns."""
     images = [{"bytes": encode(make_picture(8, 8, seed=i)), "path": None} for i in range(count)]
     features = {"image": datasets.Image()}
     for name, values in columns.items():

@@ -1,4 +1,4 @@
-"""A small encoder of documents, for tests: characters as ids, N = 3 places an image, the image's mean as its pixels."""
+"""A small document encoder for tests: characters as ids, N = 3 positions per image, its mean as pixel value."""
 
 import torch
 
@@ -41,7 +41,7 @@ def ids_of(one: Encoded) -> torch.Tensor:
 
 
 def written(ids) -> str:
-    """The text of ids, with * for an image."""
+    """The text for the ids, with * for an image."""
     return "".join({START: "*"}.get(i, chr(i - FIRST) if i >= FIRST else "") for i in ids.tolist())
 
 
@@ -52,7 +52,7 @@ def unpacked(batch) -> list[Encoded]:
         ids = batch["document_ids"][row]
         for number in range(1, int(ids.max()) + 1):
             here = (ids == number).nonzero()[:, 0]
-            assert torch.equal(here, torch.arange(int(here[0]), int(here[-1]) + 1))  # in one piece
+            assert torch.equal(here, torch.arange(int(here[0]), int(here[-1]) + 1))  # contiguous
             assert torch.equal(batch["position_ids"][row, here], torch.arange(len(here)))
             tokens = batch["input_ids"][row, here]
             images = int((tokens == START).sum())

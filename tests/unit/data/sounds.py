@@ -1,4 +1,4 @@
-"""Sounds and silent films for tests, written with the standard library and PyAV."""
+"""Audio and silent videos for tests, written with the standard library and PyAV."""
 
 import io
 import wave
@@ -8,12 +8,12 @@ import numpy as np
 
 
 def tone(seconds: float, rate: int = 16_000, hertz: float = 440.0, level: float = 0.5) -> np.ndarray:
-    """A sine, float [N]."""
+    """A sine wave, float [N]."""
     return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
 
 
 def wav(*channels: np.ndarray, rate: int = 16_000) -> bytes:
-    """16-bit WAV of channels in [-1, 1]."""
+    """A 16-bit WAV file of channels in [-1, 1]."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(len(channels))
@@ -24,7 +24,7 @@ def wav(*channels: np.ndarray, rate: int = 16_000) -> bytes:
 
 
 def packed(samples: np.ndarray, codec: str, container: str, sample_format: str, rate: int = 16_000) -> bytes:
-    """Samples [N] in [-1, 1] in another format of sound."""
+    """Samples [N] in [-1, 1] encoded in another audio format."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate, layout="mono")
@@ -38,7 +38,7 @@ def packed(samples: np.ndarray, codec: str, container: str, sample_format: str, 
 
 
 def film(num_frames: int, size: int = 32) -> bytes:
-    """Frames that grow lighter, an MP4 without sound."""
+    """An MP4 without sound, whose frames get brighter."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         stream = out.add_stream("mpeg4", rate=10)

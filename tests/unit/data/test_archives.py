@@ -1,4 +1,4 @@
-"""Images and pairs in tar and zip archives: every kind of file that is in them, read where it lies."""
+"""Images and pairs in tar and zip archives: all kinds of files, read in place."""
 
 import io
 import tarfile
@@ -66,7 +66,7 @@ def test_mixed_kinds_in_archives(tmp_path, pictures, names, wanted, streaming):
     assert texts(tar(tmp_path / "a.tar", files), streaming=streaming, num_workers=0) == wanted
 
 
-def test_kinds_with_dots_stay_kinds():
+def test_kinds_may_contain_dots():
     class_maps = samples([*(member(f"{i}.seg.png") for i in range(4)), *(member(f"{i}.img.jpg") for i in range(4))])
     assert set(class_maps) == set("0123") and set(class_maps["0"]) == {"seg.png", "img.jpg"}
     with pytest.raises(ValueError, match=r"two members are 'a.jpg'"):
@@ -96,7 +96,7 @@ def test_an_archive_without_samples_is_empty(tmp_path, streaming):
         ImageData(source=str(tar(tmp_path / "train.tar", {})), streaming=streaming).rows("train")
 
 
-def test_other_images_of_a_sample_are_said(tmp_path, pictures):
+def test_unused_images_of_a_sample_are_noted(tmp_path, pictures):
     files = {f"{i}.{side}.png": pictures["PNG"] for i in range(3) for side in ("left", "right")}
     data = ImageData(source=str(tar(tmp_path / "train.tar", files)))
     assert data.summary("train").notes == (
@@ -118,7 +118,7 @@ def test_class_folders_in_a_tar(tmp_path, pictures, streaming):
 
 
 @pytest.mark.parametrize("names", ["cat/1.png cat/2.png dog/1.png", "train/cat/1.png train/cat/2.png train/dog/1.png"])
-def test_a_zip_is_a_folder(tmp_path, pictures, names):
+def test_a_zip_is_read_like_a_folder(tmp_path, pictures, names):
     files = {name: pictures["PNG"] for name in names.split()}
     path = packed(tmp_path / "d.zip", files | {"__MACOSX/cat/._1.png": b"x", "read.me": b"x", "cat/x.cr2": b"x"}
                   if "train" not in names else files)  # fmt: skip
@@ -163,12 +163,12 @@ def test_rows_cannot_name_members_outside(tmp_path, pictures, make_parquet):
         Folder(None).read(ref)
 
 
-def test_members_are_read_where_they_lie(tmp_path, pictures):
+def test_members_are_read_in_place(tmp_path, pictures):
     path = tar(tmp_path / "a:b.tar", {"x:1.jpg": pictures["JPEG"], "y.png": pictures["PNG"]})
     assert [read_member(one.ref) for one in tar_members(str(path))] == [pictures["JPEG"], pictures["PNG"]]
 
 
-def test_a_folder_of_another_split_in_a_tar_is_never_trained_on(tmp_path: Path, pictures: dict[str, bytes]) -> None:
+def test_another_split_in_a_tar_is_never_used_for_training(tmp_path: Path, pictures: dict[str, bytes]) -> None:
     names = {
         f"{split}/{kind}/{i}.png": pictures["PNG"] for split in ("train", "test") for kind in "ab" for i in range(2)
     }
@@ -181,7 +181,7 @@ def test_a_folder_of_another_split_in_a_tar_is_never_trained_on(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_members_without_an_ending_are_read_by_content_or_named(tmp_path, pictures, streaming):
+def test_members_without_an_extension_are_read_by_content_or_noted(tmp_path, pictures, streaming):
     files = {"cat/1": pictures["JPEG"], "cat/2.png": pictures["PNG"], "dog/3": pictures["PNG"], "README": b"hello",
              ".hidden": b"x", "__MACOSX/x": b"x"}  # fmt: skip
     data = ImageData(source=str(tar(tmp_path / "a.tar", files)), streaming=streaming)
@@ -193,7 +193,7 @@ def test_members_without_an_ending_are_read_by_content_or_named(tmp_path, pictur
     )
 
 
-def test_folders_that_are_no_classes_are_said(tmp_path, pictures):
+def test_folders_that_are_not_classes_are_noted(tmp_path, pictures):
     files = {"cat/1.jpg": pictures["JPEG"], "cat/1.npy": b"x", "dog/2.jpg": pictures["JPEG"], "dog/2.xyz": b"y"}
     origin = find_origin(str(tar(tmp_path / "a.tar", files)))
     (note,) = notes_of_archives(origin)

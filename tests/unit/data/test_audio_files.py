@@ -1,4 +1,4 @@
-"""Sound files: every format, rate and number of channels becomes one waveform, or a clear reason."""
+"""Audio files: every format, rate and number of channels becomes one waveform, or gives a clear reason."""
 
 import builtins
 import io
@@ -20,11 +20,11 @@ def read(value, **limits):
 
 
 def pitch(samples, rate=16_000):
-    """The strongest frequency, Hz."""
+    """The strongest frequency in Hz."""
     return float(np.abs(np.fft.rfft(samples.numpy())).argmax()) * rate / len(samples)
 
 
-def test_wav_as_it_was_written(tmp_path):
+def test_wav_is_decoded_exactly(tmp_path):
     wanted = tone(0.25)
     found = read(wav(wanted))
     assert found.dtype == torch.float32 and found.shape == (4000,)
@@ -65,7 +65,7 @@ def test_formats(codec, container, sample_format, rate):
         assert 7900 <= len(found) <= 10_000
 
 
-def test_what_leaves_the_range_is_clipped():
+def test_samples_out_of_range_are_clipped():
     loud = np.sign(tone(0.3, hertz=200))  # a lossy codec overshoots at each edge
     found = read(packed(loud, "libmp3lame", "mp3", "s16p"))
     assert found.abs().max() == 1
@@ -89,13 +89,13 @@ def test_a_video_without_sound():
         (b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "not a sound"),
     ],
 )
-def test_broken_sounds_are_named(value, reason):
+def test_broken_audio_is_reported(value, reason):
     with pytest.raises(Unreadable, match=reason) as error:
         read(value)
     assert "\n" not in str(error.value)
 
 
-def test_a_cut_file_is_named_but_for_a_few_bytes():
+def test_truncated_files_are_reported_except_for_a_few_bytes():
     data = wav(tone(1.0))
     assert 15_900 < len(read(data[:-100])) < 16_000
     with pytest.raises(Unreadable, match=r"cut off after 0\.5 s of sound"):
@@ -111,7 +111,7 @@ def test_limits():
         read(data, max_seconds=1.5)
     with pytest.raises(Unreadable, match="more than max_bytes=1000"):
         read(data, max_bytes=1000)
-    # A rate that says that few samples last for hours is refused before it becomes gigabytes.
+    # A low rate makes few samples last for hours; such files are rejected before resampling fills memory.
     with pytest.raises(Unreadable, match="max_seconds"):
         read(wav(tone(2.0), rate=1), max_seconds=600)
 
@@ -130,7 +130,7 @@ def test_without_pyav(monkeypatch):
 
 
 def container(name: str, codec: str, rate: int, seconds: float = 1.0) -> bytes:
-    """A tone of 440 Hz as PyAV writes it."""
+    """A 440 Hz tone written by PyAV."""
     tone = (0.4 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate)).astype(np.float32)
     file = io.BytesIO()
     with av.open(file, "w", format=name) as out:
@@ -151,7 +151,7 @@ KINDS = [("ipod", "aac", 44100), ("opus", "libopus", 48000), ("webm", "libopus",
 
 
 @pytest.mark.parametrize(("name", "codec", "rate"), KINDS)
-def test_sounds_in_any_container_are_the_tone(name: str, codec: str, rate: int) -> None:
+def test_any_container_decodes_to_the_tone(name: str, codec: str, rate: int) -> None:
     samples = AudioReader().read(container(name, codec, rate))
     assert abs(len(samples) - 16000) < 1200
     middle = samples[4000:12000]
@@ -168,15 +168,15 @@ def test_sounds_in_any_container_are_the_tone(name: str, codec: str, rate: int) 
         ("ogg", "libopus", 48000),
     ],
 )
-def test_half_a_file_is_not_used_as_if_it_were_whole(name: str, codec: str, rate: int) -> None:
+def test_a_truncated_file_is_unreadable(name: str, codec: str, rate: int) -> None:
     data = container(name, codec, rate, 2.0)
     with pytest.raises(Unreadable, match=r"cut off after [01]\.\d s"):
         AudioReader().read(data[: len(data) * 6 // 10])
     assert len(AudioReader().read(data)) > 30000
 
 
-def test_sounds_of_more_than_4_gigabytes() -> None:
-    """RF64, whose sizes are in a chunk of their own."""
+def test_audio_of_more_than_4_gigabytes() -> None:
+    """RF64 files store sizes in a separate chunk."""
     plain = container("wav", "pcm_s16le", 16000)
     body = plain[plain.index(b"fmt ") :]
     at = body.index(b"data")
@@ -192,16 +192,16 @@ def test_sounds_of_more_than_4_gigabytes() -> None:
 @pytest.mark.parametrize(
     ("name", "codec", "rate"), [("ipod", "aac", 44100), ("mp3", "libmp3lame", 44100), ("opus", "libopus", 48000)]
 )
-def test_what_an_encoder_puts_in_front_is_left_out(name: str, codec: str, rate: int) -> None:
-    """The sine begins at the first sample: its phase is 0, where a delay of one would be 10 degrees."""
+def test_encoder_delay_is_removed(name: str, codec: str, rate: int) -> None:
+    """The sine wave starts at the first sample: its phase is 0; a delay of one sample would be 10 degrees."""
     samples = AudioReader().read(container(name, codec, rate, 2.0))[8000:24000].double()
     turn = 2 * np.pi * 440 * torch.arange(8000, 24000).double() / 16000
     phase = torch.atan2((samples * turn.cos()).mean(), (samples * turn.sin()).mean()).rad2deg()
     assert abs(float(phase)) < 2
 
 
-def test_a_variable_rate_has_its_length() -> None:
-    """Noise takes many bits and silence few: a length from bytes would be wrong."""
+def test_variable_bit_rates_have_the_right_length() -> None:
+    """Noise takes more bits than silence, so a length estimated from bytes would be wrong."""
     loud = np.random.default_rng(0).uniform(-0.5, 0.5, 44100 * 2)
     sound = np.concatenate([loud, np.zeros(44100 * 4)])
     assert abs(len(read(packed(sound, "libmp3lame", "mp3", "s16p", 44100))) - 6 * 16000) < 20
@@ -210,16 +210,16 @@ def test_a_variable_rate_has_its_length() -> None:
 def test_odd_wav_headers_are_read() -> None:
     wav = container("wav", "pcm_s16le", 44100)
     at = wav.index(b"data")
-    live = wav[:4] + b"\xff" * 4 + wav[8 : at + 4] + b"\xff" * 4 + wav[at + 8 :]  # written while it was recorded
+    live = wav[:4] + b"\xff" * 4 + wav[8 : at + 4] + b"\xff" * 4 + wav[at + 8 :]  # as written during recording
     more = (
         wav[:12] + b"LIST" + (10).to_bytes(4, "little") + b"INFOabcdef" + wav[12:]
-    )  # a chunk that the size leaves out
+    )  # an extra chunk not included in the size
     assert len(AudioReader().read(live)) == len(AudioReader().read(more)) == 16000
     with pytest.raises(Unreadable, match="without samples"):
         AudioReader().read(wav[:at] + b"data" + bytes(4))
 
 
-def test_a_picture_in_front_of_an_mp3_is_no_sound() -> None:
+def test_a_cover_image_in_an_mp3_is_ignored() -> None:
     picture = io.BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "JPEG")
     body = b"\0image/jpeg\0\x03\0" + picture.getvalue()

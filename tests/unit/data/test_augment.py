@@ -1,4 +1,4 @@
-"""RandAugment and erasing: the same sample and seed give the same pixels, whatever is around them."""
+"""RandAugment and erasing: a sample and a seed determine the pixels, independent of the rest of the batch."""
 
 import builtins
 
@@ -19,7 +19,7 @@ def pixels(make_picture):
     return torch.from_numpy(np.array(make_picture(16, 16))).permute(2, 0, 1)
 
 
-def test_the_seed_decides_and_nothing_leaks(pixels):
+def test_the_seed_determines_the_result_and_global_state_is_untouched(pixels):
     augment = Augment(16, (9, 0.5), 0.5)
     torch.manual_seed(0)
     np.random.seed(0)
@@ -35,7 +35,7 @@ def test_the_seed_decides_and_nothing_leaks(pixels):
     assert all(image.shape == pixels.shape and image.dtype == torch.uint8 for image in first)
 
 
-def test_grey_images_stay_grey_and_floats_whole(pixels):
+def test_grey_images_stay_grey_and_floats_stay_integral(pixels):
     augment = Augment(16, (9, 0.5), 0.0)
     for seed in range(6):
         grey = augment(pixels[:1].float(), seed)
@@ -72,7 +72,7 @@ def test_batches_do_not_depend_on_workers_or_batch_size(channels):
     assert not torch.equal(first(0, 12), next(iter(plain))["pixel_values"])
 
 
-def test_without_timm_the_line_says_what_to_install(monkeypatch):
+def test_without_timm_the_error_says_what_to_install(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **kwargs):

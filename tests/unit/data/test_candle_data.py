@@ -1,4 +1,4 @@
-"""The candle test's data: what can be known from the picture, what from touch, and that answers are true."""
+"""The data of the candle test: which facts follow from the image and which from touch, and correct answers."""
 
 import io
 
@@ -22,7 +22,7 @@ def texts(document):
     return [segment["value"] for segment in document["segments"] if segment["kind"] == "text"]
 
 
-def test_documents_and_their_truth_are_the_same_and_repeat():
+def test_documents_and_ground_truth_agree_and_are_reproducible():
     part = candle()
     plain = list(part.documents("validation", 12, seed=3))
     told = list(part.truths("validation", 12, seed=3))
@@ -39,7 +39,7 @@ def test_documents_and_their_truth_are_the_same_and_repeat():
     assert [texts(a) for a in plain] != [texts(b) for b in again]
 
 
-def test_every_split_has_hot_and_cold_things_of_its_own():
+def test_every_split_has_separate_hot_and_cold_things():
     seen = {}
     for split in ("train", "validation", "test"):
         rows = candle(repeats=2).rows(split)
@@ -47,11 +47,11 @@ def test_every_split_has_hot_and_cold_things_of_its_own():
         assert len(rows) == 2 * len(seen[split])
         warmths = {THINGS[name] for name in seen[split]}
         assert warmths == ({"hot", "room"} if split == "validation" else {"hot", "cold", "room"})
-    assert set.union(*seen.values()) == set(THINGS)  # every name is one of the sample
+    assert set.union(*seen.values()) == set(THINGS)  # all names are from the bundled sample
     assert sum(map(len, seen.values())) == len(THINGS) and {"candle", "fire", "ice"} <= seen["train"]
 
 
-def test_touch_tells_what_is_real_and_the_picture_does_not():
+def test_touch_shows_what_is_real_and_the_image_does_not():
     part = candle(noise=0.1)
     rows = part.rows("train")
     row = next(rows[i] for i in range(len(rows)) if rows[i]["name"] == "candle")
@@ -89,7 +89,7 @@ def test_base_rates_are_kept_by_kind_and_by_name():
     assert all(truth.answer("hot") == "yes" and truth.answer("cold") == "no" for truth in hot)
 
 
-def test_layouts_put_text_before_touch_and_after():
+def test_layouts_put_text_before_or_after_touch():
     part = candle(layouts={"picture what touch": 1, "name picture touch hot": 1}, touch_samples=[4, 32])
     orders, lengths = set(), set()
     for document, truth in part.truths("train", 60):
@@ -101,7 +101,7 @@ def test_layouts_put_text_before_touch_and_after():
     assert lengths == {4, 32}
 
 
-def test_temperatures_follow_from_the_seed():
+def test_temperatures_are_determined_by_the_seed():
     assert torch.equal(temperatures(2.0, 32, 0.05, 7), temperatures(2.0, 32, 0.05, 7))
     assert not torch.equal(temperatures(2.0, 32, 0.05, 7), temperatures(2.0, 32, 0.05, 8))
     curves = torch.cat([temperatures(2.0, 32, 0.0, seed) for seed in range(50)])
@@ -110,7 +110,7 @@ def test_temperatures_follow_from_the_seed():
     assert abs(noise.mean()) < 0.03 and abs(noise.std() - 0.5) < 0.02
 
 
-def test_things_of_your_own(tmp_path):
+def test_custom_things(tmp_path):
     def png(colour):
         file = io.BytesIO()
         Image.new("RGB", (8, 8), colour).save(file, "PNG")
@@ -140,6 +140,6 @@ def test_things_of_your_own(tmp_path):
         ({"real_rate": 1.5}, "real_rate"),
     ],
 )
-def test_wrong_settings_are_named(settings, message):
+def test_wrong_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         candle(**settings)

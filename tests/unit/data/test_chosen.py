@@ -1,4 +1,4 @@
-"""Rows chosen by the value of a column: the characters typed in a column of text, the number in one of numbers."""
+"""Rows selected by the value of a column: compared as text in text columns, and as numbers in numeric columns."""
 
 import datetime
 import io
@@ -43,7 +43,7 @@ def table(tmp_path, png):
 
 
 def kept(table, setting, **more):
-    """The numbers of the rows that stay, by an override as it is typed, and by the YAML that a run saves."""
+    """The numbers of the selected rows; the override also survives the YAML that a run saves."""
     config = apply_overrides(recipes.nepa_demo(), [f"data.source={table}", f"data.where={setting}"])
     assert from_yaml(RunConfig, to_yaml(config)) == config
     data = config.data.model_copy(update={"label_column": "number", **more})
@@ -51,7 +51,7 @@ def kept(table, setting, **more):
 
 
 @pytest.mark.parametrize("text", [text for text in TEXTS if text not in ("true", "True", "null", "")])
-def test_a_text_is_the_characters_typed(table, text):
+def test_text_is_compared_literally(table, text):
     assert kept(table, f"{{text: {text}}}") == [TEXTS.index(text)]
     assert kept(table, f"{{text: [{text}, other]}}") == [TEXTS.index(text)]
 
@@ -59,8 +59,8 @@ def test_a_text_is_the_characters_typed(table, text):
 @pytest.mark.parametrize(
     ("setting", "rows"),
     [
-        ("{text: ['true', 'null', '']}", [6, 8, 14]),  # in quotes: that text and no other
-        ("{text: true}", [6, 7]),  # True, as it is written by Python, too
+        ("{text: ['true', 'null', '']}", [6, 8, 14]),  # quoted: exactly this text
+        ("{text: true}", [6, 7]),  # also True, as Python writes it
         ("{number: [7, '8', 009, 1e1]}", [7, 8, 9, 10]),
         ("{number: abc}", None),
         ("{half: [0.1, '.2', 3e-1]}", [1, 2, 3]),
@@ -74,7 +74,7 @@ def test_a_text_is_the_characters_typed(table, text):
         ("{holes: [null, 4]}", [3, 4]),
     ],
 )
-def test_a_value_is_what_the_column_holds(table, setting, rows):
+def test_values_are_compared_in_the_type_of_the_column(table, setting, rows):
     if rows is None:
         with pytest.raises(ConfigError, match="no row has number = abc; it is one of: 0, 1, 10"):
             kept(table, setting)
@@ -82,12 +82,12 @@ def test_a_value_is_what_the_column_holds(table, setting, rows):
         assert kept(table, setting) == rows
 
 
-def test_a_stream_keeps_the_same_rows(table):
+def test_streaming_selects_the_same_rows(table):
     data = ImageData(source=str(table), where={"text": ["001", 1.0, "1e3"]}, label_column="number", streaming=True)
     assert sorted(row["label"] for row in data.rows("train").read(0, 0, 0, 1)) == [0, 2, 3]
 
 
-def test_a_class_is_asked_for_by_its_name(tmp_path, png):
+def test_a_class_is_selected_by_name(tmp_path, png):
     for name in ("10", "2", "cat"):
         (tmp_path / name).mkdir()
         for number in range(2):

@@ -1,4 +1,4 @@
-"""Clips: how they are read, and the moving stamps that come with the package."""
+"""Reading of clips, and the bundled moving stamps."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from nextembed.training.banner import model_line
 SIZES = {"image_size": 16, "num_channels": 12, "num_latents": 33}
 
 
-def test_frames_lie_evenly_from_the_first_to_the_last() -> None:
+def test_frames_are_evenly_spaced_from_first_to_last() -> None:
     assert even_indices(8, 8) == list(range(8))
     assert even_indices(16, 4) == [0, 5, 10, 15]
     assert even_indices(2, 4) == [0, 0, 1, 1]
@@ -29,7 +29,7 @@ def test_frames_lie_evenly_from_the_first_to_the_last() -> None:
         even_indices(1, 4)
 
 
-def test_channels_are_those_of_one_frame_after_the_other() -> None:
+def test_channels_are_ordered_by_frame() -> None:
     clip = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), dtype=np.uint8)
     reader = reader_of(12, (255, 255, 255), 10**6, 10**6)
     assert isinstance(reader, ClipReader) and type(reader_of(3, (0, 0, 0), 1, 1)) is ImageReader
@@ -69,7 +69,7 @@ def test_videos_of_a_table_are_read(tmp_path: Path) -> None:
     assert (down.diff() < -0.3).all()
 
 
-def test_a_stamp_moves_straight_on_and_one_frame_does_not_tell_where_to() -> None:
+def test_a_stamp_moves_in_a_straight_line_and_wraps_around() -> None:
     part = MovingStamps(canvas="plain", clip_frames=4, canvas_size=24, speed=(2.0, 2.0), num_clips=200)
     rows = part.rows("train")
     assert part.class_names() == list(DIRECTIONS) and rows.labels() == [rows[i]["label"] for i in range(200)]
@@ -81,27 +81,27 @@ def test_a_stamp_moves_straight_on_and_one_frame_does_not_tell_where_to() -> Non
         found = [(y, x) for y in range(-3, 4) for x in range(-3, 4)
                  if np.array_equal(np.roll(clip[0], (y, x), (0, 1)), clip[1])]  # fmt: skip
         assert any(abs(y - 2 * np.sin(angle)) < 1.01 and abs(x - 2 * np.cos(angle)) < 1.01 for y, x in found)
-        # every frame holds the same pixels: what leaves comes in again
+        # every frame has the same pixels, because the motion wraps around
         sums = [sorted(map(tuple, frame.reshape(-1, 3).tolist())) for frame in clip]
         assert all(one == sums[0] for one in sums)
     groups = MovingStamps(label="group")
     assert len(groups.class_names()) == 9 and set(groups.rows("test").labels()) <= set(range(9))
 
 
-def test_canvases_are_textures_that_rest_or_move_on_their_own() -> None:
+def test_canvases_are_static_or_moving_textures() -> None:
     rows = MovingStamps(clip_frames=3, canvas_size=32, stamp_scale=(0.1, 0.1)).rows("train")
     clips = [rows[index]["image"] for index in range(40)]
     assert all(np.array_equal(clip, rows[index]["image"]) for index, clip in enumerate(clips))
     corners = [len(np.unique(clip[0, :8, :8].reshape(-1, 3), axis=0)) for clip in clips]
     assert sum(number > 1 for number in corners) == 40
-    same = [(clip[0] == clip[1]).all(-1).mean() for clip in clips]  # the emoji is 3 pixels a side
+    same = [(clip[0] == clip[1]).all(-1).mean() for clip in clips]  # the emoji is 3 x 3 pixels
     assert 8 < sum(share > 0.9 for share in same) < 32
     moved = next(clip for clip, share in zip(clips, same) if share < 0.5)
     ways = [np.roll(moved[0], (y, x), (0, 1)) == moved[1] for y in range(-3, 4) for x in range(-3, 4)]
     assert max(way.all(-1).mean() for way in ways) > 0.9
 
 
-def test_splits_have_emoji_of_their_own_and_batches_are_those_of_clips() -> None:
+def test_splits_have_separate_emoji_and_batches_are_clips() -> None:
     part = MovingStamps(clip_frames=4, canvas_size=16, num_clips=20, num_validation=5)
     train = part.train_loader(Loading(3), **SIZES)
     batch = next(iter(train))
@@ -112,7 +112,7 @@ def test_splits_have_emoji_of_their_own_and_batches_are_those_of_clips() -> None
     assert emoji == [1641, 94, 157]
 
 
-def test_a_model_of_images_and_clips_and_one_of_clips_and_images_do_not_go_together() -> None:
+def test_image_models_reject_clips_and_clip_models_reject_images() -> None:
     with pytest.raises(ConfigError, match="a clip, not an image"):
         MovingStamps(num_clips=20).train_loader(Loading(3), image_size=16, num_channels=3, num_latents=17)
     from nextembed.data.sources import ImageData
@@ -125,7 +125,7 @@ def test_a_model_of_images_and_clips_and_one_of_clips_and_images_do_not_go_toget
         MovingStamps(speed=(9.0, 20.0))
 
 
-def test_a_model_of_clips_has_three_axes_and_two_frames_a_latent() -> None:
+def test_a_clip_model_has_three_axes_and_two_frames_per_latent() -> None:
     torch.manual_seed(0)
     part = NepaModel(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4,
                      num_frames=4, pos_embed_rescale=None, layerscale_value=1.0)  # fmt: skip

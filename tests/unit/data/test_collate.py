@@ -15,7 +15,7 @@ def draw(sample, generator: torch.Generator):
     return {"input_mask": torch.rand(sample["latent_mask"].shape, generator=generator) < 0.4}
 
 
-def test_batch_has_everything():
+def test_batch_has_all_fields():
     pixels = torch.full((3, 1, 4, 4), 255, dtype=torch.uint8)
     batch = Collate(0.5, 0.5, num_latents=17)([pixels], [4, -100, 0], torch.zeros(3, 2, dtype=torch.int64), [1, 2, 3])
     assert batch["pixel_values"].dtype == torch.float32 and bool((batch["pixel_values"] == 1).all())
@@ -24,7 +24,7 @@ def test_batch_has_everything():
     assert "input_mask" not in batch
 
 
-def test_draws_depend_on_the_sample_alone():
+def test_draws_depend_only_on_the_sample():
     collate = Collate(0.5, 0.5, num_latents=9, draw=draw)
     pixels, position = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.zeros(4, 2, dtype=torch.int64)
     seeds = [sample_seed(0, 0, key) for key in "abcd"]
@@ -37,7 +37,7 @@ def test_draws_depend_on_the_sample_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_an_objective_that_draws_nothing_costs_nothing():
+def test_an_objective_without_draws_adds_nothing():
     class Still(ObjectiveSettings):
         pass
 
@@ -53,7 +53,7 @@ def test_an_objective_that_draws_nothing_costs_nothing():
     assert len(pickle.dumps(NextEmbeddingSettings(input_mask_rate=0.5).draw)) < 2000
 
 
-def test_documents_are_drawn_for_one_by_one_and_alike_every_time():
+def test_draws_of_documents_are_reproducible_and_per_document():
     def encode(document):
         num = len(document["segments"][0]["value"])
         return Encoded({"latent_mask": torch.ones(num, dtype=torch.bool)}, {})
@@ -73,6 +73,6 @@ def test_documents_are_drawn_for_one_by_one_and_alike_every_time():
     assert not torch.equal(both({**documents[0], "seed": 5}).positions["order"], encoded[0].positions["order"])
 
 
-def test_seeds_differ_in_every_part():
+def test_seeds_depend_on_every_argument():
     seeds = {sample_seed(s, e, k) for s in (0, 1, 12) for e in (0, 1, 12) for k in ("0", "1", "2/0")}
     assert len(seeds) == 27 and all(0 <= seed < 2**64 for seed in seeds)

@@ -1,4 +1,4 @@
-"""Columns are chosen once for a source, by name before type; a row without a value in them is skipped and named."""
+"""Columns are chosen once per source, by name before type; rows without a value in them are skipped and reported."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def test_csv(folder):
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl", "parquet"])
-def test_a_column_without_any_value_is_none(folder, suffix):
+def test_a_column_without_any_value_is_ignored(folder, suffix):
     rows = [{"image": f"{n}.png", "text": None, "caption": f"picture {n}"} for n in range(4)]
     file = folder / f"train.{suffix}"
     if suffix == "parquet":
@@ -85,13 +85,13 @@ def test_images_by_name_before_type(folder, name, before):
     assert ImageData(source=str(folder / "a.parquet")).rows("train").to_row.columns.image == name
 
 
-def test_images_by_type_where_no_name_says_so(folder):
+def test_images_by_type_if_no_name_matches(folder):
     stored = [{"bytes": (folder / f"{n}.png").read_bytes(), "path": None} for n in range(4)]
     pq.write_table(pa.table({"id": [b"x"] * 4, "scan": stored}), folder / "a.parquet")
     assert ImageData(source=str(folder / "a.parquet")).rows("train").to_row.columns.image == "scan"
 
 
-def test_a_replaced_parquet_file_is_read_anew(folder):
+def test_a_replaced_parquet_file_is_read_again(folder):
     file = folder / "a.parquet"
     for text in ("one", "two"):
         pq.write_table(pa.table({"text": [text], "image": ["0.png"]}), file)
@@ -99,7 +99,7 @@ def test_a_replaced_parquet_file_is_read_anew(folder):
         assert pairs(file)[0] == [text]
 
 
-def test_other_columns_of_images_are_said(folder):
+def test_unused_image_columns_are_noted(folder):
     images = [{"bytes": (folder / f"{i}.png").read_bytes(), "path": None} for i in range(4)]
     pq.write_table(pa.table({"thumbnail": images, "photo": images, "checksum": [b"0"] * 4}), folder / "train.parquet")
     data = ImageData(source=str(folder / "train.parquet"))

@@ -1,4 +1,4 @@
-"""A damaged Parquet file, and one with other columns, is named with its row group and column."""
+"""Errors name a damaged or mismatched Parquet file with its row group and column."""
 
 import os
 from pathlib import Path

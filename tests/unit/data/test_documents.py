@@ -1,4 +1,4 @@
-"""Every layout of documents, from files to segments."""
+"""Every document layout, from files to segments."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def png(colour: int, size: int = 4) -> bytes:
 
 
 def movie(num_frames: int, fps: int = 10, size: int = 32) -> bytes:
-    """Frames that grow lighter, an MP4."""
+    """An MP4 whose frames get brighter."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("mpeg4", rate=fps)
@@ -53,7 +53,7 @@ def lines(folder, rows, name="train.jsonl"):
 
 
 def shape(document):
-    """Segments in short: text as it is, images by colour, videos by the number of their frames; "!" has no loss."""
+    """Short forms of segments: text, images by colour, videos by number of frames; "!" marks text without loss."""
     short = []
     for segment in document["segments"]:
         value = segment["value"]
@@ -207,12 +207,12 @@ def test_messages(tmp_path):
         ({"text": "hi"}, "has no 'messages'"),
     ],
 )  # fmt: skip
-def test_what_is_no_conversation(tmp_path, row, words):
+def test_invalid_conversations(tmp_path, row, words):
     with pytest.raises(DataError, match=words):
         documents(kind="messages", source=lines(tmp_path, [row]))
 
 
-def test_render_is_as_emu_was_instructed():
+def test_render_uses_the_instruction_format_of_emu():
     said = [{"kind": "text", "value": value, "loss": True} for value in ("system.", "question?", "answer")]
     turns = [("system", said[:1]), ("user", said[1:2]), ("assistant", said[2:])]
     segments = render(turns, "[USER]", "[ASSISTANT]")
@@ -225,13 +225,13 @@ def test_render_is_as_emu_was_instructed():
 @pytest.mark.parametrize(
     ("num", "wanted"), [(100, [6, 18, 31, 43, 56, 68, 80, 93]), (37, [2, 6, 11, 16, 20, 24, 29, 34])]
 )
-def test_frames_are_those_of_the_release(num, wanted):
+def test_frame_indices_equal_the_release(num, wanted):
     assert frame_indices(num, 8) == wanted
     assert all(0 <= i < n for n in range(1, 40) for i in frame_indices(n, 8))
 
 
 @pytest.mark.parametrize("num", [1, 3, 8, 37])
-def test_videos_give_the_frames_that_were_chosen(num):
+def test_videos_give_the_chosen_frames(num):
     frames = VideoReader(10**7, 10**6, 60).read(movie(num), 8)
     assert frames.shape == (8, 3, 32, 32) and frames.dtype == torch.uint8
     wanted = torch.tensor([255.0 * i / max(1, num - 1) for i in frame_indices(num, 8)])
@@ -282,7 +282,7 @@ def test_subtitles_as_text():
     assert within([0.0, 1.0, 2.0], Span(5, 6, ""), 2) == [2, 2]
 
 
-def test_without_pyav_the_extra_is_named(monkeypatch):
+def test_without_pyav_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(MissingExtra, match=r"nextembed\[video\]"):
         documents(kind="video_text", source="x.jsonl")
@@ -294,7 +294,7 @@ def test_text_files(tmp_path):
     assert documents(kind="text", source=str(tmp_path), sample_by="document") == [["one\n\ntwo"]]
 
 
-def test_documents_that_are_not_there(tmp_path):
+def test_missing_documents(tmp_path):
     with pytest.raises(ConfigError, match="Did you mean"):
         lines(tmp_path, [{"text": "a"}])
         documents(kind="text", source=str(tmp_path / "train.jsonk"))
@@ -328,7 +328,7 @@ def test_emoji_documents():
     a, b = moving.picture(test[0], 5)["value"], moving.picture(test[0], 6)["value"]
     assert a.shape == plain.shape and not torch.equal(a, plain) and not torch.equal(a, b)
     assert torch.equal(a, moving.picture(test[0], 5)["value"])
-    assert torch.equal(moving.paint(test[0], 5)["segments"][1]["value"], plain)  # what is to be painted stays as it is
+    assert torch.equal(moving.paint(test[0], 5)["segments"][1]["value"], plain)  # the target image is not augmented
     for loss in (True, False):
         painted = part.model_copy(update={"prompt_loss": loss}).paint(test[0])["segments"]
         assert [s["loss"] for s in painted] == [loss, True]
@@ -342,7 +342,7 @@ def test_emoji_in_other_styles_and_in_conversations():
     assert all(picture.shape == plain.shape and picture.dtype == torch.uint8 for picture in drawn)
     assert sum(not torch.equal(picture, plain) for picture in drawn) >= 7
     assert torch.equal(drawn[3], part.picture(rows[0], 3)["value"])
-    assert torch.equal(part.paint(rows[0], 3)["segments"][1]["value"], plain)  # what is to be painted stays as it is
+    assert torch.equal(part.paint(rows[0], 3)["segments"][1]["value"], plain)  # the target image is not augmented
     talks = [part.chat(rows[0], seed)["segments"] for seed in range(20)]
     for talk in talks:
         assert talk[0]["value"] == "Question:" and talk[1]["kind"] == "image" and not talk[1]["loss"]
@@ -352,7 +352,7 @@ def test_emoji_in_other_styles_and_in_conversations():
     assert len({len(talk) for talk in talks}) > 1 and len({talk[2]["value"] for talk in talks}) > 3
 
 
-def test_a_conversation_about_emoji_is_written_as_chat_writes_one():
+def test_emoji_conversations_have_the_format_of_chat():
     part = DATA.parse({"kind": "emoji_documents"})
     rows = part.rows("train")
     talk = next(t for t in (part.chat(rows[0], seed)["segments"] for seed in range(50)) if len(t) > 5)
@@ -368,11 +368,11 @@ def test_a_conversation_about_emoji_is_written_as_chat_writes_one():
 
 
 def second_question(talk):
-    """Its words."""
+    """The text of the second question."""
     return talk[-2]["value"].removeprefix(" Question: ").removesuffix(" Answer:")
 
 
-def test_emoji_documents_that_cannot_work(tmp_path):
+def test_invalid_emoji_documents(tmp_path):
     with pytest.raises(ConfigError, match="all weights are 0"):
         DATA.parse(
             {"kind": "emoji_documents", "kinds": dict.fromkeys(["caption", "paint", "tags", "question", "context"], 0)}
@@ -381,7 +381,7 @@ def test_emoji_documents_that_cannot_work(tmp_path):
         documents(kind="emoji_documents", vendor="noto")
 
 
-def test_pictures_of_emoji_move_in_training_alone() -> None:
+def test_emoji_images_are_shifted_only_in_training() -> None:
     still, moving = (EmojiDocuments(num_workers=0, max_shift=shift) for shift in (0.0, 0.3))
 
     def pictures(part: EmojiDocuments, split: str) -> list[torch.Tensor]:
@@ -396,7 +396,7 @@ def test_pictures_of_emoji_move_in_training_alone() -> None:
 @pytest.mark.parametrize(
     ("last", "after"), [("system", "be brief"), ("user", " [USER]: and now?")], ids=["system", "user"]
 )
-def test_what_follows_the_last_answer_is_no_target_and_closes_it(last, after):
+def test_text_after_the_last_answer_ends_it_and_is_not_a_target(last, after):
     words = {"system": "be brief", "user": "and now?"}[last]
     turns = [(role, [{"kind": "text", "value": value, "loss": True}])
              for role, value in (("user", "hi"), ("assistant", "yes"), (last, words))]  # fmt: skip

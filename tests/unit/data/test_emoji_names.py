@@ -1,4 +1,4 @@
-"""Images of emoji in changed styles whose classes are names."""
+"""Emoji images in varied styles, with their names as classes."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ def names(**settings):
     return DATA.parse({"kind": "emoji_names", "versions": 3, **settings})
 
 
-def test_each_picture_comes_in_versions_of_its_own_under_its_name():
+def test_each_emoji_has_several_versions_with_its_name():
     part, emoji = names(), EmojiDocuments().rows("train")
     rows, called = part.rows("train"), part.class_names()
     assert len(rows) == 3 * len(emoji) and classes_to_learn(part) == called == sorted(called)
@@ -44,14 +44,14 @@ def test_validation_and_test_are_other_versions_of_the_same_emoji():
     assert whole["train"][0]["label"] == whole["test"][0]["label"]
 
 
-def test_without_changes_it_is_the_picture_itself():
+def test_without_augmentation_it_is_the_original_image():
     still = names(max_shift=0, max_scale=0, restyle_rate=0, versions=1)
     plain = EmojiDocuments()
     picture = plain.picture(plain.rows("train")[5], None)["value"]
     assert torch.equal(torch.from_numpy(still.rows("train")[5]["image"]).permute(2, 0, 1), picture)
 
 
-def test_batches_and_a_source_that_is_not_like_the_sample(tmp_path):
+def test_batches_and_a_source_without_the_columns_of_the_sample(tmp_path):
     batch = next(iter(names().train_loader(Loading(4), **SIZES)))
     assert batch["pixel_values"].shape == (4, 3, 32, 32) and len(batch["labels"]) == 4
     (tmp_path / "train.csv").write_text("image,name\na.png,cat\n")

@@ -1,4 +1,4 @@
-"""Photographs of phones, with the extra "heic"."""
+"""HEIC photographs, with the extra "heic"."""
 
 import io
 from pathlib import Path
@@ -18,7 +18,7 @@ def heic(value: int) -> bytes:
     return file.getvalue()
 
 
-def test_they_are_used_like_other_images(tmp_path: Path) -> None:
+def test_heic_images_are_used_like_others(tmp_path: Path) -> None:
     for kind, value in (("cat", 200), ("dog", 40)):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "1.HEIC").write_bytes(heic(value))
@@ -29,7 +29,7 @@ def test_they_are_used_like_other_images(tmp_path: Path) -> None:
         assert samples[i]["pixel_values"].mean().item() == pytest.approx(value / 127.5 - 1, abs=0.03)
 
 
-def test_damaged_and_large_ones_are_unreadable() -> None:
+def test_damaged_and_large_images_are_unreadable() -> None:
     for data, words in ((heic(9)[:60], ""), (heic(9), "max_pixels")):
         with pytest.raises(Unreadable, match=words):
             ImageReader(3, max_pixels=1000).read(data)

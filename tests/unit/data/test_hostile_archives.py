@@ -1,4 +1,4 @@
-"""Archives that are attacks or damaged: one line for each, little memory, nothing unpacked, the rest is used."""
+"""Malicious or damaged archives: one-line errors, little memory, nothing is unpacked, intact members are used."""
 
 import gzip
 import io
@@ -58,7 +58,7 @@ def link(name, target, kind=tarfile.SYMTYPE):
 
 
 def patched(file, mark, place, value, last=False):
-    """Four bytes of a record of a zip archive."""
+    """Overwrites four bytes in a record of a zip archive."""
     data = bytearray(file.read_bytes())
     struct.pack_into("<I", data, (data.rfind if last else data.find)(mark) + place, value)
     file.write_bytes(data)
@@ -66,7 +66,7 @@ def patched(file, mark, place, value, last=False):
 
 
 def read(file) -> tuple[dict[str, str], str]:
-    """What reading each image gives, "" where it is well, and what is said of the whole."""
+    """The error for each image ("" if it is readable), and the summary."""
     before = {path for path in file.parents[1].rglob("*") if "hf_cache" not in path.parts}
     data = ImageData(source=str(file))
     reader, found = data.reader(3), {}
@@ -80,7 +80,7 @@ def read(file) -> tuple[dict[str, str], str]:
     return found, " / ".join(data.summary("train").lines())
 
 
-def test_a_member_that_grows_a_thousandfold_is_not_unpacked(tmp_path):
+def test_a_decompression_bomb_is_not_unpacked(tmp_path):
     file = zipped(tmp_path)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive, archive.open("cat/bomb.png", "w") as member:
         for _ in range(150):
@@ -94,7 +94,7 @@ def test_a_member_that_grows_a_thousandfold_is_not_unpacked(tmp_path):
     assert [found[f"a.zip/{name}"] for name in GOOD] == ["", ""] and peak < 2**24
 
 
-def test_archives_in_archives_are_not_opened_and_said(tmp_path):
+def test_nested_archives_are_not_opened_but_noted(tmp_path):
     inner = io.BytesIO()
     with zipfile.ZipFile(inner, "w") as archive:
         archive.writestr("3.png", png())
@@ -103,7 +103,7 @@ def test_archives_in_archives_are_not_opened_and_said(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../evil/3.png", "cat/../../3.png", "..\\3.png"])
-def test_names_that_lead_out(tmp_path, name):
+def test_names_that_point_outside(tmp_path, name):
     (tmp_path / "in").mkdir()
     for file in (zipped(tmp_path / "in", [(name, png())]), tarred(tmp_path / "in", [(tarfile.TarInfo(name), png())])):
         found, said = read(file)
@@ -111,14 +111,14 @@ def test_names_that_lead_out(tmp_path, name):
         assert "2 classes: cat, dog" in said
 
 
-def test_absolute_names_are_names_in_the_archive(tmp_path):
+def test_absolute_names_are_relative_to_the_archive(tmp_path):
     for file in (zipped(tmp_path, [("/etc/3.png", png())]), tarred(tmp_path, [(tarfile.TarInfo("/etc/3.png"), png())])):
         found, said = read(file)
         assert list(found.values()) == ["", "", ""] and "3 classes: cat, dog, etc" in said
 
 
 def test_links_in_archives(tmp_path):
-    """A hard link is the member that it names; no other link is followed."""
+    """A hard link is read as its target member; other links are not followed."""
     more = [
         link("cat/hard.png", "cat/1.png", tarfile.LNKTYPE),
         link("cat/soft.png", "1.png"),
@@ -136,8 +136,8 @@ def test_links_in_archives(tmp_path):
     assert len(found) == 2 and "1 x a link, which is not followed in archives (first: cat/link.png)" in said
 
 
-def test_a_sparse_member_is_named(tmp_path):
-    """A file of 50 GB in 10 kB of archive, as `tar --sparse` writes it."""
+def test_a_sparse_member_is_reported(tmp_path):
+    """A 50 GB file in a 10 kB archive, as written by `tar --sparse`."""
     member = tarfile.TarInfo("cat/3.png")
     member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "cat/3.png",
                           "GNU.sparse.realsize": "50000000000"}  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_sparse_member_is_named(tmp_path):
     assert list(found.values()) == ["", ""] and "1 x stored with holes (tar --sparse): left out" in said
 
 
-def test_two_members_of_one_name(tmp_path):
+def test_two_members_with_the_same_name(tmp_path):
     with pytest.raises(ConfigError, match=r"a.zip' as zip: two members are 'cat/1.png'"):
         read(zipped(tmp_path, [("cat/1.png", b"other")]))
     with pytest.raises(DataError, match=r"two members are 'cat/1.png'"):
@@ -166,7 +166,7 @@ def test_an_encrypted_zip(tmp_path):
 
 
 @pytest.mark.parametrize("left", [10, 100, -30])
-def test_cut_archives(tmp_path, left):
+def test_truncated_archives(tmp_path, left):
     for file in (zipped(tmp_path), tarred(tmp_path)):
         file.write_bytes(file.read_bytes()[: left if file.suffix == ".zip" or left > 0 else 700])
         with pytest.raises((ConfigError, DataError), match=rf"cannot read '.*{file.name}'") as caught:
@@ -174,7 +174,7 @@ def test_cut_archives(tmp_path, left):
         assert "\n" not in str(caught.value)
 
 
-def test_compressed_tar_archives_are_named(tmp_path):
+def test_compressed_tar_archives_are_reported(tmp_path):
     file = tarred(tmp_path)
     for data in (gzip.compress(file.read_bytes()), gzip.compress(file.read_bytes())[:-40]):
         file.write_bytes(data)
@@ -195,13 +195,13 @@ def test_compressed_tar_archives_are_named(tmp_path):
         (LOCAL, 46, 0xFFFFFFFF, "cannot be read"),
     ],
 )
-def test_sizes_places_and_content_that_are_wrong(tmp_path, mark, place, value, reason):
+def test_wrong_sizes_offsets_and_content(tmp_path, mark, place, value, reason):
     found, _ = read(patched(zipped(tmp_path), mark, place, value))
     assert reason in found["a.zip/cat/1.png"] and found["a.zip/cat/1.png"] and found["a.zip/dog/2.png"] == ""
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_broken_content_of_any_method(tmp_path, method):
+def test_broken_content_with_any_compression(tmp_path, method):
     data = bytearray(zipped(tmp_path, method=method).read_bytes())
     for at in range(60, 90):
         data[at] ^= 0xFF
@@ -210,6 +210,6 @@ def test_broken_content_of_any_method(tmp_path, method):
     assert "a member of an archive cannot be read" in found["a.zip/cat/1.png"] and found["a.zip/dog/2.png"] == ""
 
 
-def test_a_wrong_end_of_a_zip(tmp_path):
+def test_a_wrong_end_record_of_a_zip(tmp_path):
     with pytest.raises(ConfigError, match="as zip: Truncated central directory"):
         read(patched(zipped(tmp_path), END, 12, 5))

@@ -1,4 +1,4 @@
-"""Labels as people have them: in every type of column, with blanks, twins and holes; and what is no label."""
+"""Labels of every column type, with blanks, near-duplicates and missing values; and columns that are not labels."""
 
 import datetime
 import io
@@ -59,7 +59,7 @@ def labels(data: ImageData) -> tuple[list[int], list[str]]:
         (["1", "01", "1 ", " 1", "1\n"], None, [1, 0, 1, 1, 1], ["01", "1"]),
         ([CAFE, unicodedata.normalize("NFD", CAFE), "tea"], None, [0, 0, 1], [CAFE, "tea"]),
         (["a", "  ", "b", None, ""], None, [0, NO, 1, NO, NO], ["a", "b"]),
-        (["nan", "None", "NA"], None, [2, 1, 0], ["NA", "None", "nan"]),  # text is what stands there
+        (["nan", "None", "NA"], None, [2, 1, 0], ["NA", "None", "nan"]),  # these are ordinary texts
         ([b"cat", b"dog", None], None, [0, 1, NO], ["cat", "dog"]),
         ([1.0, 2.0, float("nan"), float("inf"), None], None, [0, 1, NO, NO, NO], ["1", "2"]),
         ([0.5, 1.0], None, [0, 1], ["0.5", "1"]),
@@ -74,7 +74,7 @@ def test_every_type_of_column(tmp_path, values, kind, ids, names):
     assert labels(table(tmp_path, values, kind)) == (ids, names)
 
 
-def test_twins_are_named(tmp_path):
+def test_near_duplicate_labels_are_noted(tmp_path):
     assert "one class: ' cat', 'cat ', 'cat'" in " ".join(
         table(tmp_path, ["cat", " cat", "cat ", "dog"]).summary("train").lines()
     )
@@ -84,7 +84,7 @@ def test_twins_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("values", [["a", "b"], [[1], [2, 3]], [{"x": 1}, {"x": 2}]])
-def test_lists_and_fields_are_no_classes_and_named(tmp_path, values):
+def test_lists_and_structs_are_not_classes(tmp_path, values):
     data = table(tmp_path, [[value] if isinstance(value, str) else value for value in values])
     assert "'label' contains lists or fields" in " ".join(data.summary("train").lines())
     with pytest.raises(ConfigError, match=r"needs labels.*'label' contains lists or fields"):
@@ -93,13 +93,13 @@ def test_lists_and_fields_are_no_classes_and_named(tmp_path, values):
         assert labels(data.model_copy(update={"label_column": "label"})) == ([0, 1], ["a", "b"])
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
+def test_bytes_that_are_not_text_are_rejected(tmp_path):
     with pytest.raises(ConfigError, match=r"'label' contains bytes that are not text"):
         table(tmp_path, [b"\xff\xfe", b"a"]).rows("train")
 
 
 @pytest.mark.parametrize("values", [[f"photo {i}" for i in range(30)], [i * 0.37 for i in range(30)]])
-def test_an_id_or_a_measured_value_is_no_class(tmp_path, values):
+def test_ids_and_measurements_are_not_classes(tmp_path, values):
     data = table(tmp_path, [*values, values[0]])
     assert "the labels have 30 distinct values in 31 rows" in " ".join(data.summary("train").lines())
     with pytest.raises(
@@ -120,8 +120,8 @@ def test_an_id_or_a_measured_value_is_no_class(tmp_path, values):
         (["NA", "true", "True"], ["NA", "True", "true"]),
     ],
 )
-def test_files_and_archives_of_any_labels(tmp_path, values, names):
-    """What stands in metadata.csv, in a file of labels and in the .cls files of an archive is the class."""
+def test_label_files_and_archives(tmp_path, values, names):
+    """Labels in metadata.csv, in a label file and in the .cls files of an archive are read as they are written."""
     expected = [None if not value else value.strip() for value in values]
     found, classes = labels(archive(tmp_path, values))
     assert [None if one == NO else classes[one] for one in found] == expected
@@ -138,13 +138,13 @@ def test_files_and_archives_of_any_labels(tmp_path, values, names):
     assert [None if one == NO else classes[one] for one in found] == expected
 
 
-def test_a_stream_of_archives_whose_ids_turn_out_to_be_names(tmp_path):
+def test_a_stream_with_ids_followed_by_names(tmp_path):
     data = archive(tmp_path, ["1"] * 120 + ["cat"]).model_copy(update={"streaming": True})
     with pytest.raises(DataError, match=r"train.tar.*120.cls contains 'cat', but earlier samples have numbers"):
         list(data.rows("train").read(0, 0, 0, 1))
 
 
-def test_labels_in_json_of_archives_are_named(tmp_path):
+def test_unused_labels_in_json_of_archives_are_noted(tmp_path):
     data = archive(tmp_path, [json.dumps({"label": "cat"})] * 3, "json")
     assert "'label' in the .json files is not read" in " ".join(data.summary("train").lines())
 
@@ -159,7 +159,7 @@ def test_mixed_types_in_metadata_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
-def test_files_that_metadata_do_not_name_are_counted(tmp_path, ending):
+def test_files_missing_from_the_metadata_are_counted(tmp_path, ending):
     folder = pictures(tmp_path / "pictures", 6)
     text = (
         "file_name,label\n1.png,a\n2.png,b\n"
@@ -172,7 +172,7 @@ def test_files_that_metadata_do_not_name_are_counted(tmp_path, ending):
     assert "4 files are left out, because the metadata do not name them (first: 0.png)" in found.notes
 
 
-def test_metadata_lead_nowhere_outside(tmp_path):
+def test_metadata_cannot_refer_to_files_outside(tmp_path):
     folder = pictures(tmp_path / "pictures", 2)
     (tmp_path / "secret.png").write_bytes(png(9))
     (folder / "metadata.csv").write_text(f"file_name,label\n0.png,a\n../secret.png,b\n{tmp_path}/secret.png,b\n")

@@ -1,4 +1,4 @@
-"""Labels from folders, columns and CSV files; few of each class; held-out validation; one clear line for the rest."""
+"""Labels from folders, columns and CSV files; few labels per class; held-out validation; one-line errors."""
 
 import datasets
 import pytest
@@ -15,7 +15,7 @@ SIZES = {"image_size": 16, "num_channels": 3}
 
 @pytest.fixture
 def class_folders(tmp_path, make_images):
-    """Folder with `count` images of each class."""
+    """A folder with `count` images of each class."""
 
     def make(classes, name="images", count=4, part=""):
         for label in classes:
@@ -45,7 +45,7 @@ def test_folders_name_the_classes(class_folders):
     assert labels(data)["cat/001.png"] == 1
 
 
-def test_validation_folders_that_lack_a_class_keep_the_numbers(class_folders):
+def test_validation_folders_that_lack_a_class_keep_the_ids(class_folders):
     class_folders(["ant", "cat", "dog"], part="train")
     data = ImageData(source=str(class_folders(["ant", "dog"], part="val", count=2)))
     assert {key.split("/")[1]: label for key, label in labels(data, "validation").items()} == {"ant": 0, "dog": 2}
@@ -54,7 +54,7 @@ def test_validation_folders_that_lack_a_class_keep_the_numbers(class_folders):
     assert {samples[i]["label"] for i in range(4)} == {0, 2} and samples.class_names == ["ant", "cat", "dog"]
 
 
-def test_a_class_that_training_does_not_know_is_an_error(class_folders):
+def test_a_class_without_training_images_is_an_error(class_folders):
     class_folders(["ant", "dog"], part="train")
     data = ImageData(source=str(class_folders(["ant", "zebra"], part="test")))
     assert said(lambda: data.rows("test")) == (
@@ -77,7 +77,7 @@ def test_a_column_of_numbers_with_gaps(tmp_path, make_picture, encode):
 
 @pytest.mark.parametrize(("values", "kind"), [([0, 1, -1, 0], "int64"), (["x", "y", None, "x"], "string"),
                                               (["x", "y", "", "x"], "string")])  # fmt: skip
-def test_a_row_without_a_label_is_named(tmp_path, make_picture, encode, values, kind):
+def test_an_error_names_a_row_without_a_label(tmp_path, make_picture, encode, values, kind):
     data = write_parquet(tmp_path / "a.parquet", values, kind, make_picture, encode)
     assert said(lambda: classes_to_learn(data)) == "data: 1 of 4 training images have no label (first: 2)"
 
@@ -91,7 +91,7 @@ def test_one_class(class_folders, tmp_path, make_picture, encode):
     )
 
 
-def test_one_class_is_left_by_where():
+def test_a_filter_that_leaves_one_class():
     data = ImageData(source="emoji", where={"group": "flags"})
     assert said(lambda: classes_to_learn(data)) == "data: all training images are of one class ('flags')"
 
@@ -120,7 +120,7 @@ class Own(ImagePart):
         (Own(names=["a", "a"]), "data: two classes have the same name"),
     ],
 )
-def test_labels_of_ones_own_rows_are_checked(own, words):
+def test_labels_of_custom_data_are_checked(own, words):
     assert words in said(lambda: classes_to_learn(own))
 
 
@@ -140,16 +140,16 @@ ROWS = [("000.png", "cat"), ("001.png", "dog"), ("002.png", "cat")]
     ("text", "encoding"),
     [
         ("file,label\n000.png,cat\n001.png,dog\n002.png,cat\n", "utf-8"),
-        ("class,id,filename\ncat,7,000.png\ndog,8,001.png\ncat,9,002.png\n", "utf-8"),  # other order, a third column
-        ("label,picture\ncat,000.png\ndog,001.png\ncat,002.png\n", "utf-8"),  # only the label's name is known
-        ("picture,kind\n000.png,cat\n001.png,dog\n002.png,cat\n", "utf-8"),  # none is: the first two
-        ("file,label\r\n000.png,cat\r\n001.png,dog\r\n\r\n002.png,cat\r\n", "utf-8-sig"),  # as a spreadsheet saves
+        ("class,id,filename\ncat,7,000.png\ndog,8,001.png\ncat,9,002.png\n", "utf-8"),  # another order, a third column
+        ("label,picture\ncat,000.png\ndog,001.png\ncat,002.png\n", "utf-8"),  # only the label column has a known name
+        ("picture,kind\n000.png,cat\n001.png,dog\n002.png,cat\n", "utf-8"),  # no known names: the first two columns
+        ("file,label\r\n000.png,cat\r\n001.png,dog\r\n\r\n002.png,cat\r\n", "utf-8-sig"),  # as saved by a spreadsheet
         ('file,label\n"000.png","cat"\n" 001.png ","dog"\n"./002.png",cat', "utf-8"),
     ],
 )
 def test_csv_labels(tmp_path, make_images, text, encoding):
     data = csv_data(make_images(tmp_path / "pictures", 4), text, encoding)
-    assert labels(data) == {"000.png": 0, "001.png": 1, "002.png": 0}  # 003 is not named and left out
+    assert labels(data) == {"000.png": 0, "001.png": 1, "002.png": 0}  # 003 is not listed and left out
     assert classes_to_learn(data) == ["cat", "dog"]
 
 
@@ -181,7 +181,7 @@ def test_csv_labels_reach_every_split(tmp_path, make_images):
         ("file,label\n000.png,cat\n001.png,\n002.png,dog\n", "1 of 3 training images have no label (first: 001.png)"),
     ],
 )
-def test_csv_mistakes_are_one_clear_line(tmp_path, make_images, text, words):
+def test_csv_errors_are_one_line(tmp_path, make_images, text, words):
     data = csv_data(make_images(tmp_path / "pictures", 3), text)
     assert words in said(lambda: classes_to_learn(data))
 
@@ -197,7 +197,7 @@ def test_csv_that_cannot_be_read(tmp_path, make_images):
 # -- few labels and held-out images
 
 
-def test_few_labels_are_nested_and_drawn_by_the_seed():
+def test_few_labels_are_nested_and_depend_on_the_seed():
     every = [i % 3 for i in range(60)] + [IGNORE_LABEL] * 5
     draws = {n: draw_few(every, n, 0, []) for n in (1, 2, 5, 20)}
     for few, more in ((1, 2), (2, 5), (5, 20)):
@@ -207,7 +207,7 @@ def test_few_labels_are_nested_and_drawn_by_the_seed():
     assert draws[5] != draw_few(every, 5, 1, [])
 
 
-def test_few_labels_that_are_not_there():
+def test_more_labels_per_class_than_there_are():
     assert said(lambda: draw_few([0, 0, 1], 2, 0, ["a", "b"])) == (
         "data.labels_per_class 2: class 'b' has only 1 images"
     )
@@ -221,7 +221,7 @@ def test_few_labels_of_real_images_keep_their_names():
     by_key = {row["key"]: row["label"] for row in whole.rows("train")}
     assert all(by_key[rows[i]["key"]] == rows[i]["label"] for i in range(27))
     samples = few.eval_samples("train", **SIZES)
-    assert len(samples) == 27  # probes learn from as few
+    assert len(samples) == 27  # probes also use the few labels
 
 
 def test_hold_out_takes_a_share_of_each_class_and_at_least_one():
@@ -233,7 +233,7 @@ def test_hold_out_takes_a_share_of_each_class_and_at_least_one():
     assert [sum(every[i] == c for i in hold_out(every, 0.99, 0)[0]) for c in range(4)] == [1, 1, 1, 1]
 
 
-def test_validation_is_held_out_only_where_there_is_none(class_folders):
+def test_validation_is_held_out_only_if_there_is_none(class_folders):
     data = ImageData(source=str(class_folders(["ant", "dog"], count=10)), validation_rate=0.2)
     apart = data.eval_samples("validation", **SIZES)
     keys = {apart[i]["key"] for i in range(len(apart))}
@@ -252,11 +252,11 @@ def test_validation_is_held_out_only_where_there_is_none(class_folders):
     ("names", "wanted"),
     [(["cat", "Cat", "dog"], ["Cat", "cat"]), (["cat", "dog"], []), (["Straße", "STRASSE"], ["STRASSE", "Straße"])],
 )
-def test_classes_that_differ_by_case_alone_are_said(tmp_path, names, wanted):
+def test_classes_that_differ_only_by_case_are_noted(tmp_path, names, wanted):
     for name in names:
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(tmp_path / name / "1.png")
     data = ImageData(source=str(tmp_path))
     found = [note for note in data.summary("train").notes if "differ by case" in note]
-    assert len(data.class_names()) == len(names)  # they are kept apart
+    assert len(data.class_names()) == len(names)  # they stay separate
     assert found == [f"classes whose names differ by case only stay separate: {', '.join(wanted)}"] * bool(wanted)

@@ -1,4 +1,4 @@
-"""Documents from which nothing can be learned are left out, named and counted; data that hold no other end a run."""
+"""Documents without prediction targets are skipped, listed and counted; a run on only such documents fails."""
 
 import json
 import multiprocessing
@@ -17,7 +17,7 @@ MAX_LENGTH = 32
 
 
 class Asked(DocumentPart):
-    """A question of so many letters, and its answer."""
+    """A question with the given number of letters, and its answer."""
 
     letters: list[int]
     answered: bool = True
@@ -48,14 +48,14 @@ def batches(part, num=3, path=None):
 @pytest.mark.parametrize("kind", [Asked, Sequence])
 @pytest.mark.parametrize("long", ["truncate", "skip"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_all_too_long_ends_after_one_pass(kind, long, num_workers):
+def test_only_too_long_documents_fail_after_one_pass(kind, long, num_workers):
     part = kind(letters=[50, 60, 70, 80], long=long, num_workers=num_workers, max_skipped_rate=1.0)
     with pytest.raises(DataError, match=r"none of the \d documents read can be used: .*too long: more than 32"):
         batches(part)
 
 
-def test_workers_end_with_their_error():
-    """Not when the loader is collected, perhaps much later, which takes torch 20 seconds and holds their memory."""
+def test_workers_exit_on_an_error():
+    """Workers exit on the error, not at garbage collection, which may be late, takes 20 seconds and keeps memory."""
     part = Asked(letters=[50, 60], num_workers=2, max_skipped_rate=1.0)
     made = part.train_loader(Loading(micro_batch_size=1), encode=encode, max_length=MAX_LENGTH)
     before = set(multiprocessing.active_children())
@@ -65,14 +65,14 @@ def test_workers_end_with_their_error():
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_more_than_the_share_stops_in_one_line():
+def test_more_than_the_allowed_share_is_a_one_line_error():
     with pytest.raises(
         DataError, match=r"of 8 documents are unreadable .*too long: more than 32 .* no prediction target"
     ):
         batches(Asked(letters=[5, 50] * 4, num_workers=0))
 
 
-def test_those_within_the_share_are_named_once(tmp_path):
+def test_skipped_documents_are_listed_once(tmp_path):
     part = Asked(letters=[5, 50, 6, 7, 60, 8], num_workers=0, num_readers=1, max_skipped_rate=0.5)
     made, _ = batches(part, 20, tmp_path / "skipped.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
@@ -83,17 +83,17 @@ def test_those_within_the_share_are_named_once(tmp_path):
     assert made.counts["too_long"] > 2
 
 
-def test_left_out_as_asked_for_is_named_but_is_no_fault(tmp_path):
+def test_documents_skipped_by_setting_are_listed_but_not_counted(tmp_path):
     part = Asked(letters=[5, 50, 50, 50], long="skip", num_workers=0, num_readers=1, max_skipped_rate=0.0)
     batches(part, 5, tmp_path / "skipped.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert {line["key"]: line["counts"] for line in lines} == {"1": False, "2": False, "3": False}
     log = SkipLog(tmp_path / "skipped.jsonl", 0.0, 4)
-    log.check(4)  # another process reads them, and does not count them either
+    log.check(4)  # another process reads the log and does not count them either
     assert set(log.reasons) == {"1", "2", "3"}
 
 
-def test_a_document_without_anything_to_learn(tmp_path):
+def test_a_document_without_prediction_targets(tmp_path):
     class Silent(Asked):
         def document(self, row, seed):
             found = super().document(row, seed)

@@ -1,4 +1,4 @@
-"""Values of CSV, TSV, JSON lines and text are the characters of the file, wherever they are read."""
+"""Values from CSV, TSV, JSON lines and text files are exactly the characters of the file, for every reader."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ODD = ["007", "1.0", "None", "NA", "null", "NaN", "10:30", "1e5", "true", "-0", 
 
 
 def texts(source, kind="text", **settings):
-    """The texts of all documents, and why others were left out."""
+    """The texts of all documents, and the reasons for skipped ones."""
     part = DATA.parse({"kind": kind, "source": str(source), "max_skipped_rate": 1.0, **settings})
     found = part.documents("train")
     return [s["value"] for d in found for s in d["segments"] if s["kind"] == "text"], found.skipped.reasons
@@ -34,7 +34,7 @@ def written(file: Path, content: str | bytes) -> Path:
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])
-def test_cells_stay_as_they_are(tmp_path, suffix, streaming):
+def test_cells_are_unchanged(tmp_path, suffix, streaming):
     file = written(tmp_path / f"a.{suffix}", "text\n" + "".join(f"{value}\n" for value in ODD))
     assert texts(file, streaming=streaming) == (ODD, {})
 
@@ -63,7 +63,7 @@ def test_captions_of_digits(tmp_path):
     ],
 )
 @pytest.mark.parametrize("streaming", [False, True])
-def test_faults_name_their_line(tmp_path, content, message, streaming):
+def test_errors_name_their_line(tmp_path, content, message, streaming):
     file = written(tmp_path / "a.csv", content)
     with pytest.raises(DataError) as err:
         texts(file, streaming=streaming)
@@ -89,7 +89,7 @@ def test_encodings(tmp_path, encoding):
     assert texts(file) == (["Größe"], {})
 
 
-def test_latin_1_is_named(tmp_path):
+def test_latin_1_is_reported(tmp_path):
     file = written(tmp_path / "a.csv", "text\nGröße\nfine\n".encode("latin-1"))
     assert texts(file) == (["fine"], {"0": "text that is not UTF-8"})
     row = '{"text": "Größe"}\n'.encode("latin-1")
@@ -105,7 +105,7 @@ def test_latin_1_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
-def test_lines_end_at_line_feeds_alone(tmp_path, mark):
+def test_lines_end_only_at_line_feeds(tmp_path, mark):
     file = written(tmp_path / "a.jsonl", json.dumps({"text": f"a{mark}b", "question": "q"}, ensure_ascii=False))
     if mark in "\u2028\u2029\x85":  # the others are escaped in JSON
         assert texts(file) == ([f"a{mark}b"], {})
@@ -133,13 +133,13 @@ def test_semicolons_and_long_cells(tmp_path):
     ("header", "row"),
     [("text|label", "a,b;c|1"), ("text;note, if any;label", "a,b;c;1"), ('"text";"a, b";c', "a,b;c;1")],
 )
-def test_the_first_line_says_what_parts_fields(tmp_path, header, row):
+def test_the_first_line_determines_the_separator(tmp_path, header, row):
     file = written(tmp_path / "a.csv", f"{header}\n{row}\n")
     mark = "|" if "|" in header else ";"
     assert [list(found.values()) for _, found in read_delimited(file)] == [row.split(mark)]
 
 
-def test_a_first_line_of_two_readings_asks(tmp_path):
+def test_an_ambiguous_first_line_is_an_error(tmp_path):
     file = written(tmp_path / "a.csv", "title, long;text\nhello;foo, bar\n")
     with pytest.raises(ConfigError, match=r"cannot tell whether ',' or ';' separates"):
         list(read_delimited(file))
@@ -147,13 +147,13 @@ def test_a_first_line_of_two_readings_asks(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(("name", "content"), [("a.csv", "text,label\n"), ("a.jsonl", ""), ("a.txt", "\n\n")])
-def test_files_without_rows_are_named(tmp_path, name, content, streaming):
+def test_an_error_names_files_without_rows(tmp_path, name, content, streaming):
     written(tmp_path / name, content)
     with pytest.raises(ConfigError, match=f"is empty: {name} has no rows"):
         texts(tmp_path, streaming=streaming)
 
 
-def test_json_lines_named_json_are_told(tmp_path):
+def test_json_lines_named_json_are_an_error(tmp_path):
     written(tmp_path / "a.json", '{"text": "a"}\n{"text": "b"}\n')
     with pytest.raises(ConfigError, match=r"name JSON lines \.jsonl"):
         texts(tmp_path)
@@ -168,7 +168,7 @@ def test_headers(tmp_path):
         texts(written(tmp_path / "c.csv", ""))
 
 
-def test_rows_are_chosen_by_text(tmp_path):
+def test_rows_are_selected_by_text(tmp_path):
     file = written(tmp_path / "a.csv", "text,year\nold,2019\nnew,2020\nnewer,2021\n")
     assert texts(file, where={"year": 2020})[0] == ["new"]
     assert texts(file, where={"year": [2019, "2021"]})[0] == ["old", "newer"]
@@ -192,7 +192,7 @@ def test_units_of_text(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "txt"])
-def test_a_changed_file_is_read_anew(tmp_path, suffix):
+def test_a_changed_file_is_read_again(tmp_path, suffix):
     before = {"csv": "text\none\n", "jsonl": '{"text": "one"}\n', "txt": "one\n"}[suffix]
     for text in ("one", "two", "a longer text"):
         file = written(tmp_path / f"a.{suffix}", before.replace("one", text))

@@ -1,4 +1,4 @@
-"""A folder is listed once for all roles, and anew where something was added, taken away or forbidden."""
+"""A folder is listed once for all roles, and again after files are added, removed or become inaccessible."""
 
 import os
 from pathlib import Path
@@ -15,7 +15,7 @@ from nextembed.training.banner import found_data
 
 @pytest.fixture
 def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What has been listed. Folders of this moment count as settled."""
+    """The folders listed so far. New folders count as settled at once."""
     seen: list[str] = []
     real = origins.listed
 
@@ -43,7 +43,7 @@ def test_all_roles_and_the_banner_list_a_folder_once(tmp_path: Path, listings: l
 
 
 @pytest.mark.parametrize("name", ["a/new.png", "empty/new.png", "train2/deep/new.png"])
-def test_a_file_that_is_added_anywhere_is_seen(tmp_path: Path, listings: list[str], name: str) -> None:
+def test_a_file_added_anywhere_is_found(tmp_path: Path, listings: list[str], name: str) -> None:
     source = str(photos(tmp_path / "own", "a/1.png", "b/2.png"))
     (tmp_path / "own/empty").mkdir()
     used = [ImageData(source=source, folders="classes").summary("train").used for _ in range(2)]
@@ -52,14 +52,14 @@ def test_a_file_that_is_added_anywhere_is_seen(tmp_path: Path, listings: list[st
     assert ImageData(source=source, folders="classes").summary("train").used == 3 and listings == ["own", "own"]
 
 
-def test_a_file_that_is_taken_away_is_gone(tmp_path: Path, listings: list[str]) -> None:
+def test_a_removed_file_is_dropped(tmp_path: Path, listings: list[str]) -> None:
     data = ImageData(source=str(photos(tmp_path / "own", "a/1.png", "b/2.png", "b/3.png")))
     assert data.summary("train").used == 3
     (tmp_path / "own/b/3.png").unlink()
     assert data.summary("train").used == 2
 
 
-def test_the_target_of_a_link_may_come_later(tmp_path: Path, listings: list[str]) -> None:
+def test_the_target_of_a_link_may_appear_later(tmp_path: Path, listings: list[str]) -> None:
     data = ImageData(source=str(photos(tmp_path / "own", "a/1.png", "b/2.png")))
     os.symlink(tmp_path / "later.png", tmp_path / "own/a/link.png")
     assert data.summary("train").used == 2
@@ -67,13 +67,13 @@ def test_the_target_of_a_link_may_come_later(tmp_path: Path, listings: list[str]
     assert data.summary("train").used == 3
 
 
-def test_a_folder_changed_a_moment_ago_is_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recently_changed_folder_is_listed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = ImageData(source=str(photos(tmp_path / "own", "a/1.png", "b/2.png")))
-    for number in range(5):  # each may fall into the same tick of the clock as the listing before it
+    for number in range(5):  # each may have the same time stamp as the previous listing
         photos(tmp_path / "own", f"a/new{number}.png")
         assert data.summary("train").used == 3 + number
 
 
-def test_names_that_begin_with_a_slash_have_their_own_classes() -> None:
-    files = [File(f"/{name}/1.png", name, "image") for name in ("cat", "dog")]  # as some archives are packed
+def test_names_that_begin_with_a_slash_have_classes() -> None:
+    files = [File(f"/{name}/1.png", name, "image") for name in ("cat", "dog")]  # as in some archives
     assert by_folders(files, None, None)[1] == {"cat": "cat", "dog": "dog"}

@@ -1,4 +1,4 @@
-"""Masks: joint crops, reading, folders and Parquet, class lists, bad input, the resumable stream."""
+"""Masks: joint crops, reading, folders and Parquet, class lists, invalid input, the resumable stream."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ CLASSES = ["sky", "tree", "road"]
 
 
 def pair(seed: int, height: int = 24, width: int = 32) -> tuple[Image.Image, np.ndarray]:
-    """An image whose red channel tells the class of every pixel: 80 x class."""
+    """An image whose red channel encodes the class of every pixel: 80 x class."""
     rng = np.random.default_rng(seed)
     ids = np.kron(rng.integers(0, 3, (height // 8, width // 8)), np.ones((8, 8), int)).astype(np.uint8)
     pixels = np.stack((ids * 80, rng.integers(0, 256, ids.shape), rng.integers(0, 256, ids.shape)), axis=2)
@@ -30,7 +30,7 @@ def pair(seed: int, height: int = 24, width: int = 32) -> tuple[Image.Image, np.
 def folder(
     root: Path, num: int = 12, split: str = "", bad: dict[int, Image.Image | bytes | None] | None = None
 ) -> Path:
-    """images/ and masks/ of `num` pairs; bad: another mask, or None for no mask, by number."""
+    """images/ and masks/ with `num` pairs; `bad` maps a number to another mask, or None for no mask."""
     images, masks = root / "images" / split, root / "masks" / split
     images.mkdir(parents=True), masks.mkdir(parents=True)
     for i in range(num):
@@ -64,7 +64,7 @@ def take(part, num, **settings):
 
 
 def test_image_and_mask_stay_together():
-    """Whatever scale, place and flip: the class that red tells is the one in the mask, but at the edges of classes."""
+    """For any scale, position and flip, the class in the red channel equals the mask, except at class edges."""
     crop = JointCrop(32, (0.5, 2.0), 0.5, max_class_rate=1.0, distort_colours=False)
     shares = []
     for seed in range(40):
@@ -90,7 +90,7 @@ def test_crop_is_a_function_of_the_seed_and_flips_half():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_crop_of_one_class_is_drawn_anew():
+def test_a_crop_of_one_class_is_resampled():
     ids = np.zeros((64, 64), np.uint8)
     ids[:, 32:] = 1
     image = Image.new("RGB", (64, 64))
@@ -102,7 +102,7 @@ def test_a_crop_of_one_class_is_drawn_anew():
     assert filled(0.75) < filled(1.0) / 2
 
 
-def test_colour_distortion_leaves_the_mask_alone():
+def test_colour_distortion_does_not_change_the_mask():
     image, ids = pair(3)
     plain = JointCrop(16, (1.0, 1.0), 0.5, 1.0, distort_colours=False)(image, ids, 5)
     jittered = JointCrop(16, (1.0, 1.0), 0.5, 1.0, distort_colours=True)(image, ids, 5)
@@ -124,7 +124,7 @@ def test_palette_and_16_bit_masks_are_ids_not_colours():
         assert np.array_equal(reader().read_pair({"image": image, "mask": mask})[1], ids)
 
 
-def test_a_jpeg_is_no_mask(tmp_path):
+def test_a_jpeg_is_not_a_mask(tmp_path):
     image, ids = pair(0)
     image.save(tmp_path / "image.jpg"), Image.fromarray(ids).save(tmp_path / "mask.jpg")
     with pytest.raises(Unreadable, match="mask: it is a JPEG"):
@@ -149,7 +149,7 @@ def test_reduce_labels_ignores_zero_and_shifts():
         (None, "it has no mask"),
     ],
 )
-def test_a_bad_mask_is_named(mask, words):
+def test_bad_masks_are_reported(mask, words):
     with pytest.raises(Unreadable, match=words):
         reader().read_pair({"image": pair(0)[0], "mask": mask})
 
@@ -174,9 +174,9 @@ def test_folders_of_every_layout(tmp_path):
     assert row["key"] == "test/images/01.png" and row["mask"].name == "01.png"
 
 
-def test_every_image_of_a_folder_of_masks_is_used_or_named(tmp_path):
+def test_every_image_of_a_mask_folder_is_used_or_reported(tmp_path):
     source = folder(tmp_path / "d", 4)
-    (source / "images" / "00.png").rename(source / "images" / "00")  # by its first bytes
+    (source / "images" / "00.png").rename(source / "images" / "00")  # recognised by its first bytes
     (source / "masks" / "00.png").rename(source / "masks" / "00")
     (tmp_path / "far").mkdir()
     for kind in ("images", "masks"):
@@ -196,7 +196,7 @@ def test_every_image_of_a_folder_of_masks_is_used_or_named(tmp_path):
         take(part, 1)
 
 
-def test_images_beside_folders_of_splits_ask(tmp_path):
+def test_images_beside_folders_of_splits_are_an_error(tmp_path):
     source = folder(folder(folder(tmp_path / "d", 3, "train2017"), 2, "val2017"), 2, "extra")
     with pytest.raises(ConfigError, match=r"images/extra is not in a split, although.*data.folders=splits"):
         data(source).rows("train")
@@ -207,7 +207,7 @@ def test_images_beside_folders_of_splits_ask(tmp_path):
 @pytest.mark.parametrize(
     ("split", "names"), [("train[:25%]", "00 01 02"), ("train[90%:]", "11"), ("train[5:7]", "05 06")]
 )
-def test_a_part_of_the_masks(tmp_path, split, names):
+def test_a_slice_of_the_masks(tmp_path, split, names):
     rows = data(folder(tmp_path / "d"), split=split).rows("train")
     assert [row["key"] for row in rows] == [f"images/{name}.png" for name in names.split()]
 
@@ -266,7 +266,7 @@ def test_class_files(name, text, tmp_path):
         (None, "", "cannot read .*nothing.json"),
     ],
 )
-def test_class_files_that_are_none(name, text, words, tmp_path):
+def test_invalid_class_files(name, text, words, tmp_path):
     path = tmp_path / (name or "nothing.json")
     if name:
         path.write_text(text)
@@ -275,10 +275,10 @@ def test_class_files_that_are_none(name, text, words, tmp_path):
     assert "\n" not in str(err.value)
 
 
-# -- bad input
+# -- invalid input
 
 
-def test_what_is_said_before_training(tmp_path):
+def test_errors_before_training(tmp_path):
     good = folder(tmp_path / "good")
     assert classes_to_segment(data(good)) == CLASSES
     for settings, words in (
@@ -301,7 +301,7 @@ def test_what_is_said_before_training(tmp_path):
         data(tmp_path / "alone").rows("train")
 
 
-def test_a_few_bad_masks_are_skipped_and_named(tmp_path):
+def test_a_few_bad_masks_are_skipped_and_listed(tmp_path):
     part = data(folder(tmp_path / "d", bad={3: Image.new("L", (9, 9)), 5: b"text", 7: None}), max_skipped_rate=0.5)
     assert classes_to_segment(part) == CLASSES
     batches = take(part, 6, skipped_path=tmp_path / "skipped.jsonl")
@@ -315,7 +315,7 @@ def test_a_few_bad_masks_are_skipped_and_named(tmp_path):
 
 
 def binary(folder: Path, *values: int) -> Path:
-    """Masks whose left half has the first value, and the right half the last."""
+    """Masks with the first value in the left half and the last in the right half."""
     for i in range(4):
         pixels = np.full((24, 32), values[0], np.uint8)
         pixels[:, 16:] = values[-1]
@@ -325,7 +325,7 @@ def binary(folder: Path, *values: int) -> Path:
     return folder
 
 
-def test_masks_that_show_one_class_ask(tmp_path):
+def test_masks_with_one_class_are_an_error(tmp_path):
     two = {"classes": ["background", "lesion"]}
     both = data(binary(tmp_path / "a", 0, 255), **two)
     with pytest.raises(ConfigError, match=r"50% of value 255.*'lesion', set data.mask_values=\{255: 1\}"):

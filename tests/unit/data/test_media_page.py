@@ -1,4 +1,4 @@
-"""The page about documents of any modality: its Python runs, its settings are settings."""
+"""The documentation of documents of any modality: its Python code runs, and its settings are valid."""
 
 import re
 import shlex
@@ -17,7 +17,7 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
-def test_its_python_runs(tmp_path, monkeypatch, capsys):
+def test_its_python_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
     for text in blocks("python"):
@@ -28,7 +28,7 @@ def test_its_python_runs(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("line", [line for text in blocks("text") for line in text.splitlines()])
-def test_its_overrides_are_settings(line):
+def test_its_overrides_are_valid(line):
     settings = {}
     for word in shlex.split(line):
         name, _, value = word.removeprefix("data.").partition("=")
@@ -37,7 +37,7 @@ def test_its_overrides_are_settings(line):
 
 
 @pytest.mark.parametrize("text", blocks("yaml"))
-def test_its_settings_files_are_settings(text):
+def test_its_settings_files_are_valid(text):
     settings = yaml.safe_load(text)["data"]
     part = DATA.parse(settings)
     assert list(part.pieces) == list(settings["pieces"]) and len(part.layouts) == len(settings["layouts"])

@@ -1,4 +1,4 @@
-"""Interleaved documents with sounds, series, videos and kinds of the user's own."""
+"""Interleaved documents with audio, series, videos and custom kinds."""
 
 import base64
 import io
@@ -46,7 +46,7 @@ def kinds(document):
     return [segment["kind"] for segment in document["segments"]]
 
 
-def test_every_kind_in_both_ways_of_writing(folder):
+def test_every_kind_in_both_notations(folder):
     short = [{"text": "a"}, {"image": "a.png"}, {"audio": "a.wav"}, {"video": "a.mp4"}, {"series": [[0, 1], [2, 3]]}]
     typed = [{"type": kind, "value": value} for piece in short for kind, value in piece.items()]
     mixed = [{"type": kind, kind: value} for piece in short for kind, value in piece.items()]
@@ -62,7 +62,7 @@ def test_every_kind_in_both_ways_of_writing(folder):
         assert all(segment["loss"] for segment in document["segments"])
 
 
-def test_bytes_in_lines_are_base64_and_marks_are_kept(folder):
+def test_bytes_in_lines_are_base64_and_attributes_are_kept(folder):
     inline = base64.b64encode(wav(tone(0.2))).decode()
     document = [
         {"type": "audio", "bytes": inline, "loss": False},
@@ -115,7 +115,7 @@ def test_broken_media_by_setting(folder):
     told = ["no such file", "outside the data folder", "not a sound", "are not downloaded", "empty"]
     assert len(reasons) == 5 and all(word in reason for word, reason in zip(told, reasons))
     dropped = list(DATA.parse(settings | {"missing_images": "drop"}).documents("train"))
-    assert [kinds(document) for document in dropped] == [["text"]] * 4  # the empty one is still none
+    assert [kinds(document) for document in dropped] == [["text"]] * 4  # the empty document is still skipped
     with pytest.raises(DataError, match="document 0: no such file"):
         list(DATA.parse(settings | {"missing_images": "error"}).documents("train"))
     with pytest.raises(DataError, match="unreadable"):
@@ -137,7 +137,7 @@ def test_unknown_kinds_by_setting(folder):
     assert list(documents) == [] and len(documents.skipped.reasons) == 4
 
 
-def test_kinds_of_your_own(folder):
+def test_custom_kinds(folder):
     points = [[0.5, 0.25, 1.0], [1.0, 2.0, 3.0]]
     settings = lines(folder, [{"points": points}, {"type": "touch", "value": [1, 2]}, {"hum": "a.wav", "loss": False}])
     own = {"own_kinds": {"points": "raw", "touch": "series", "hum": "audio"}}
@@ -156,7 +156,7 @@ def test_limits_of_length_and_number(folder):
     document = [{"audio": "a.wav"}, {"image": "a.png"}, {"series": [1]}, {"video": "a.mp4"}, {"text": "end"}]
     settings = lines(folder, document)
     (found,) = list(DATA.parse(settings | {"max_images": 1}).documents("train"))
-    assert kinds(found) == ["audio", "image", "series"]  # sounds and series are not counted
+    assert kinds(found) == ["audio", "image", "series"]  # audio and series do not count
     (found,) = list(DATA.parse(settings | {"max_seconds": 0.05, "missing_images": "drop"}).documents("train"))
     assert kinds(found) == ["image", "series", "text"]
 
@@ -176,7 +176,7 @@ def test_limits_of_length_and_number(folder):
         ({"a": 1}, "not a series of numbers"),
     ],
 )
-def test_what_is_no_series(value, reason):
+def test_invalid_series(value, reason):
     with pytest.raises(Unreadable, match=reason):
         parse_series(value)
 

@@ -1,4 +1,4 @@
-"""A split that is not there is an error of its own class; a damaged file or a mistyped name is none of it."""
+"""A missing split raises MissingSplit; a damaged file or a mistyped name does not."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from nextembed.errors import ConfigError, DataError, MissingSplit
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    folder = tmp_path / "splits"  # the word in the path is no reason
+    folder = tmp_path / "splits"  # the word in the path must not matter
     folder.mkdir()
     (folder / "train.jsonl").write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(4)))
     return folder
 
 
-def test_a_default_name_may_be_missing_and_a_given_one_not(table):
+def test_only_a_default_split_name_may_be_missing(table):
     with pytest.raises(MissingSplit):
         TextData(source=str(table)).rows("test")
     with pytest.raises(ConfigError, match=r"^data.test: split 'tset' is not known.*Allowed: train") as caught:
@@ -27,7 +27,7 @@ def test_a_default_name_may_be_missing_and_a_given_one_not(table):
     assert not isinstance(caught.value, MissingSplit)
 
 
-def test_a_damaged_test_file_is_no_missing_split(tmp_path, make_images):
+def test_a_damaged_test_file_is_not_a_missing_split(tmp_path, make_images):
     folder = tmp_path / "splits"
     folder.mkdir()
     (folder / "train.parquet").write_bytes(b"PAR1 nothing PAR1")
@@ -37,7 +37,7 @@ def test_a_damaged_test_file_is_no_missing_split(tmp_path, make_images):
     assert not isinstance(caught.value, MissingSplit)
 
 
-def test_images_of_a_folder(tmp_path, make_images):
+def test_missing_splits_of_an_image_folder(tmp_path, make_images):
     make_images(tmp_path / "train" / "a", 3)
     with pytest.raises(MissingSplit):
         ImageData(source=str(tmp_path)).rows("validation")
@@ -46,5 +46,5 @@ def test_images_of_a_folder(tmp_path, make_images):
     assert not isinstance(caught.value, MissingSplit)
 
 
-def test_documents_have_the_same_class():
+def test_missing_split_is_a_config_error():
     assert issubclass(MissingSplit, ConfigError) and issubclass(TextData, DocumentPart)

@@ -1,4 +1,4 @@
-"""Packed batches: whole documents, nothing lost or swapped, the same with any number of workers and after a stop."""
+"""Packed batches: whole documents, none lost or mixed up, identical for any number of workers and after resuming."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ from nextembed.errors import ConfigError, DataError
 
 
 class Made(DocumentPart):
-    """Documents whose number says what is in them: number % 3 images of colour `number`, then its number in words."""
+    """Documents that encode their number: number % 3 images of colour `number`, then the number as text."""
 
     num: int = 40
     broken: list[int] = []
@@ -38,7 +38,7 @@ class Made(DocumentPart):
 
 
 class Sequence(Made):
-    """The same, one after the other."""
+    """The same documents, read sequentially."""
 
     def rows(self, split):
         rows = super().rows(split)
@@ -71,7 +71,7 @@ def numbers(batches):
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_each_document_comes_once_an_epoch_with_its_own_images(kind, ranks):
+def test_each_document_appears_once_per_epoch_with_its_images(kind, ranks):
     part = kind(num_workers=0)
     seen = Counter()
     for rank in range(ranks):
@@ -87,11 +87,11 @@ def test_each_document_comes_once_an_epoch_with_its_own_images(kind, ranks):
     per_document = Counter()
     for (number, _), count in seen.items():
         per_document[number] += count
-    assert max(per_document.values()) - min(per_document.values()) <= 2 + ranks  # drift of readers, and the window
+    assert max(per_document.values()) - min(per_document.values()) <= 2 + ranks  # drift of readers, packing window
 
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
-def test_first_epoch_of_all_ranks_is_every_document_once(kind):
+def test_the_first_epoch_over_all_ranks_has_every_document_once(kind):
     part = kind(num_workers=0, pack_window=1)
     found = []
     for rank in range(2):
@@ -106,14 +106,14 @@ def test_first_epoch_of_all_ranks_is_every_document_once(kind):
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_change_nothing(kind, workers):
+def test_batches_do_not_depend_on_workers(kind, workers):
     alone = take(loader(kind(num_workers=0)), 12)
     assert same(alone, take(loader(kind(num_workers=workers)), 12))
 
 
 @pytest.mark.parametrize("kind", [Made, Sequence])
 @pytest.mark.parametrize("stop", [1, 4, 9])
-def test_a_stopped_run_continues_with_the_same_batches(kind, stop):
+def test_a_stopped_run_resumes_with_the_same_batches(kind, stop):
     part = kind(num_workers=0, broken=[3])
     part.max_skipped_rate = 0.5
     whole = take(loader(part), 14)
@@ -126,7 +126,7 @@ def test_a_stopped_run_continues_with_the_same_batches(kind, stop):
     assert same(whole[stop:], take(loader(part, start=state), 14 - stop))
 
 
-def test_a_mixture_is_weighted_reproducible_and_continues(tmp_path):
+def test_a_mixture_is_weighted_reproducible_and_resumable(tmp_path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": f"a{i}"}) + "\n" for i in range(30)))
     (tmp_path / "b.txt").write_text("\n\n".join(f"b{i}" for i in range(20)))
     sources = [{"kind": "text", "source": str(tmp_path / name)} for name in ("a.jsonl", "b.txt")]
@@ -141,7 +141,7 @@ def test_a_mixture_is_weighted_reproducible_and_continues(tmp_path):
     assert same(whole[:3], take(loader(again), 3))
 
 
-def test_a_mixture_that_cannot_work():
+def test_invalid_mixtures():
     with pytest.raises(ConfigError, match="2 weights for 1 sources"):
         Mixture(sources=[{"kind": "text", "source": "glosses"}], weights=[1, 2])
     with pytest.raises(ConfigError, match="a mixture needs sources of documents; 'images' has none"):
@@ -160,7 +160,7 @@ def test_choices_follow_the_weights():
     ("options", "words"),
     [({"world_size": 2}, "number of ranks"), ({"num_readers": 4}, "data.num_readers")],
 )
-def test_other_readers_cannot_resume(options, words):
+def test_resuming_with_other_readers_is_an_error(options, words):
     state = advance(None, take(loader(Made(num_workers=0)), 1)[0]["position"])
     part = Made(num_workers=0, num_readers=options.pop("num_readers", 2))
     with pytest.raises(ConfigError, match=words):
@@ -170,7 +170,7 @@ def test_other_readers_cannot_resume(options, words):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_epochs_are_counted_in_documents_not_in_the_rows_they_share(ranks):
+def test_epochs_are_counted_in_documents_not_in_packed_rows(ranks):
     part = Made(num_workers=0)
     first = loader(part, max_length=96, world_size=ranks)
     assert (first.num_rows, first.facts()["epoch"]) == (None, 0)
@@ -179,14 +179,14 @@ def test_epochs_are_counted_in_documents_not_in_the_rows_they_share(ranks):
         seen += len(unpacked(batch))
         assert first.facts()["documents_seen"] == seen * ranks
         assert first.facts()["epoch"] == seen * ranks / part.num
-    assert seen > 2 * 2 * 10  # rows of the ten batches
+    assert seen > 2 * 2 * 10  # more documents than rows in ten batches
     again = loader(part, max_length=96, world_size=ranks, start=advance(None, batch["position"]))
     assert again.facts()["documents_seen"] == seen * ranks
     more = len(unpacked(take(again, 1)[0]))
     assert again.facts()["documents_seen"] == (seen + more) * ranks
 
 
-def test_unreadable_documents_are_skipped_named_and_counted(tmp_path):
+def test_unreadable_documents_are_skipped_listed_and_counted(tmp_path):
     part = Made(num_workers=2, broken=[5], max_skipped_rate=0.1)
     found = loader(part, skipped_path=tmp_path / "skipped.jsonl")
     assert 5 not in numbers(take(found, 12)) and found.counts["unreadable"] >= 1
@@ -210,9 +210,9 @@ def shown(value=7):
     return {"kind": "image", "value": torch.full((3, 2, 2), value, dtype=torch.uint8), "loss": True}
 
 
-def test_cut_documents_keep_whole_images():
+def test_truncated_documents_keep_whole_images():
     document = {"key": "", "segments": [text("ab"), shown(1), text("cdef"), shown(2), text("gh")]}
-    whole = encode(document)  # begin a b [3 places and 2] c d e f [5] g h stop: 20
+    whole = encode(document)  # begin a b [image: 3 positions + 2 tokens] c d e f [5] g h stop: 20
     for length in range(1, len(whole.positions["input_ids"]) + 1):
         outcome, found = Fit(encode, length, "truncate")(document)
         if found is None:
@@ -226,10 +226,10 @@ def test_cut_documents_keep_whole_images():
             assert torch.equal(found.positions["labels"], whole.positions["labels"][: len(ids)])
             assert found.values["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0][: len(found.values["pixel_values"])]
             unused = length - len(ids)
-            assert unused <= 5  # only an image that, with an end token, does not fit is given up
+            assert unused <= 5  # only an image that does not fit with its end token is dropped
     assert Fit(encode, 8, "skip")(document) == (TOO_LONG, None)
     asked = {"key": "", "segments": [text("question", loss=False), text("answer")]}
-    assert Fit(encode, 6, "truncate")(asked) == (TOO_LONG, None)  # nothing to learn is left
+    assert Fit(encode, 6, "truncate")(asked) == (TOO_LONG, None)  # no prediction target is left
 
 
 @settings(max_examples=60, deadline=None)

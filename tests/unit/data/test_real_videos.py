@@ -1,4 +1,4 @@
-"""Videos as cameras and editors write them: each frame has its number in it, so that the right ones are known."""
+"""Videos as written by cameras and editors; each frame encodes its number, so that chosen frames can be checked."""
 
 import fractions
 import struct
@@ -16,7 +16,7 @@ TICK = fractions.Fraction(1, 1000)
 
 
 def numbered(number: int, width: int = WIDTH) -> np.ndarray:
-    """A frame with six fields, black or white, for the bits of its number; red at the top left, blue below."""
+    """A frame with six black or white fields for the bits of its number; red at the top left, blue at the bottom."""
     pixels = np.full((HEIGHT, width, 3), 128, np.uint8)
     pixels[:16, :16], pixels[-16:, :16] = (255, 0, 0), (0, 0, 255)
     for bit in range(BITS):
@@ -36,7 +36,7 @@ def is_upright(frame: np.ndarray) -> bool:
 
 
 def written(path, codec="mpeg4", times=None, change=lambda frame: frame, count=NUM, **settings) -> bytes:
-    """A video of numbered frames. times: in milliseconds; 40 each if left out."""
+    """A video of numbered frames; `times` are in milliseconds, by default 40 apart."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream(codec, rate=25, options=settings.pop("options", {}))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, settings.pop("pix_fmt", "yuv420p")
@@ -77,15 +77,15 @@ WHOLE = frame_indices(NUM, 8)
         ("a.mpg", {"codec": "mpeg2video", "options": {"flags": "+ildct+ilme"}}),  # interlaced
     ],
 )
-def test_the_right_frames(tmp_path, name, settings):
+def test_the_right_frames_are_chosen(tmp_path, name, settings):
     data = written(tmp_path / name, **settings)
     assert numbers(data) == WHOLE
     assert numbers(data, 4, clip=True) == [0, 13, 26, 39]
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
-def test_variable_rates_by_their_times(tmp_path, name):
-    """20 frames in 2 seconds, then one every half second: evenly by time, in documents and in clips."""
+def test_variable_frame_rates(tmp_path, name):
+    """20 frames in 2 seconds, then one every half second: frames are evenly spaced in time, in documents and clips."""
     times = [100 * i if i < 20 else 2000 + 500 * (i - 20) for i in range(NUM)]
     data = written(tmp_path / name, times=times)
     wanted = [max(i for i in range(NUM) if times[i] <= 11500 * at / 39 + 0.5) for at in WHOLE]
@@ -93,14 +93,14 @@ def test_variable_rates_by_their_times(tmp_path, name):
     assert numbers(data, 4, clip=True) == [0, 23, 31, 39]  # at 0, 3.83, 7.67 and 11.5 s
 
 
-def test_clips_of_even_times_choose_as_ever():
+def test_clips_with_even_times_are_chosen_by_index():
     assert clip_indices([i / 30 for i in range(16)], 4) == [0, 5, 10, 15]
     with pytest.raises(Unreadable, match="a single frame"):
         clip_indices([0.0], 4)
 
 
-def test_an_edit_list_leaves_out_what_it_says(tmp_path):
-    """A cut without encoding: the first ten frames are there for those that follow, and are not shown."""
+def test_an_edit_list_is_applied(tmp_path):
+    """A cut without re-encoding: the first ten frames are stored only as references and not shown."""
     data = bytearray(written(tmp_path / "a.mp4", options={"movflags": "use_editlist"}))
     at = data.index(b"elst") + 4
     assert struct.unpack_from(">BxxxI", data, at) == (0, 1)
@@ -114,15 +114,15 @@ def test_an_edit_list_leaves_out_what_it_says(tmp_path):
     ("matrix", "turns"), [((0, 1, -1, 0), 1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 3), ((1, 0, 0, 1), 0)]
 )
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
-def test_a_phone_held_in_any_way(tmp_path, name, matrix, turns):
-    """What lies in the file is turned back by the matrix in its track header."""
+def test_any_rotation_of_a_phone(tmp_path, name, matrix, turns):
+    """Stored frames are rotated by the matrix in the track header."""
     data = bytearray(written(tmp_path / name))
     place = data.index(b"tkhd") + 4 + 40
     a, b, c, d = (value * 0x10000 for value in matrix)
     struct.pack_into(">9i", data, place, a, b, 0, c, d, 0, 0, 0, 2**30)
     shown = READER.read(bytes(data), 8).permute(0, 2, 3, 1).numpy()
     assert shown.shape[1:3] == ((WIDTH, HEIGHT) if turns % 2 else (HEIGHT, WIDTH))
-    upright = np.rot90(shown, turns, axes=(1, 2))  # back to how it was drawn
+    upright = np.rot90(shown, turns, axes=(1, 2))  # undo the rotation
     assert all(is_upright(frame) for frame in upright) and [number_of(frame) for frame in upright] == WHOLE
 
 
@@ -163,7 +163,7 @@ def sound_and_cover(path, covered: bool) -> bytes:
 
 
 @pytest.mark.parametrize("covered", [False, True])
-def test_a_sound_is_no_video_though_it_has_a_cover(tmp_path, covered):
+def test_audio_with_a_cover_is_not_a_video(tmp_path, covered):
     with pytest.raises(Unreadable, match="a file without video"):
         READER.read(sound_and_cover(tmp_path / "a.mp4", covered), 4)
 
@@ -184,7 +184,7 @@ def test_one_frame(tmp_path):
         ("a.avi", {}, "the file is cut off|not a video that can be decoded"),
     ],
 )
-def test_half_a_video_is_not_used_as_if_it_were_whole(tmp_path, name, options, reason):
+def test_a_truncated_video_is_unreadable(tmp_path, name, options, reason):
     data = written(tmp_path / name, options=options)
     with pytest.raises(Unreadable, match=reason) as caught:
         READER.read(data[: len(data) // 2], 4)
@@ -204,7 +204,7 @@ def test_half_a_video_is_not_used_as_if_it_were_whole(tmp_path, name, options, r
         (1, 0.5, 128),
     ],
 )
-def test_hdr_is_shown_as_on_a_usual_screen(transfer, luma, wanted):
+def test_hdr_is_mapped_to_sdr(transfer, luma, wanted):
     from nextembed.data.frames import as_shown
 
     frame = av.VideoFrame(16, 16, "yuv420p10le")

@@ -1,4 +1,4 @@
-"""Tables with columns of any modality: which documents come of a row, how often, and from which columns."""
+"""Tables with columns of any modality: which documents a row yields, how often, and from which columns."""
 
 import io
 import json
@@ -32,17 +32,17 @@ def held(data):
 
 
 def parquet(file, columns, **media):
-    """A table whose columns of media, given as bytes, hold whole files."""
+    """A table whose media columns contain whole files as bytes."""
     bare = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
     columns = columns | {name: [held(data) for data in columns[name]] for name in media}
     table = datasets.Dataset.from_dict(columns)
-    for name, feature in media.items():  # first as they are: `datasets` would encode sounds by torchcodec
+    for name, feature in media.items():  # first as raw bytes: otherwise `datasets` would encode audio with torchcodec
         table = table.cast_column(name, bare).cast_column(name, feature)
     table.to_parquet(file)
 
 
 def stamps(folder, name="train", num=40):
-    """Rows with a picture and captions; every fourth has a sound, every second a French caption."""
+    """Rows with an image and captions; every fourth has a sound, every second a French caption."""
     columns = {
         "id": [f"s{i}" for i in range(num)],
         "image": [png(i) for i in range(num)],
@@ -63,7 +63,7 @@ PIECES = {
 
 
 def short(document):
-    """Segments in short: text as it is, pictures by colour, the others by kind."""
+    """Short forms of segments: text unchanged, images by colour, others by kind."""
     return [
         one["value"] if one["kind"] == "text" else int(one["value"][0, 0, 0]) if one["kind"] == "image" else one["kind"]
         for one in document["segments"]
@@ -75,20 +75,20 @@ def made(**settings):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_without_settings_media_and_text_go_both_ways(tmp_path, streaming):
+def test_default_layouts_have_media_and_text_in_both_orders(tmp_path, streaming):
     found = made(**stamps(tmp_path), streaming=streaming)
     assert len(found) == 40
     orders = Counter(tuple(type(one) for one in document) for document in found)
-    assert orders[(int, str)] > 8 and orders[(str, int)] > 8  # an image has "audio" beside it where there is a sound
+    assert orders[(int, str)] > 8 and orders[(str, int)] > 8  # rows with a sound also contain "audio"
     assert {"thing 1", 1} == set(found[1])
 
 
-def test_layouts_weigh_and_need_their_values(tmp_path):
+def test_layouts_are_weighted_and_require_their_values(tmp_path):
     settings = stamps(tmp_path) | {"pieces": PIECES}
     found = made(**settings, layouts={"image en|fr": 3, "en|fr en|fr": 1, "sound image en": 0})
     texts = [document for document in found if isinstance(document[0], str)]
     assert 2 <= len(texts) < 25
-    for document in texts:  # a translation is never into the same language
+    for document in texts:  # a translation is always into the other language
         (a, b) = document
         assert {a.split(":")[0].strip(), b.split(":")[0].strip()} == {"English", "Français"}
     french = [document for document in found if isinstance(document[0], int) and document[1].startswith("F")]
@@ -100,17 +100,17 @@ def test_layouts_weigh_and_need_their_values(tmp_path):
         made(**settings | {"where": {"id": "s1"}}, layouts=["sound image"])
 
 
-def test_rows_that_have_nothing_to_give_are_left_out(tmp_path):
+def test_rows_without_a_possible_layout_are_left_out(tmp_path):
     settings = stamps(tmp_path) | {"pieces": PIECES, "max_skipped_rate": 0.0}
     part = DATA.parse(settings | {"layouts": ["sound image", "image sound"]})
     documents = part.documents("train")
     assert len(documents) == 10 and not documents.skipped.reasons
     assert [document["key"] for document in documents] == [str(i) for i in range(0, 40, 4)]
-    with pytest.raises(Exception, match="unreadable"):  # a stream cannot know before
+    with pytest.raises(Exception, match="unreadable"):  # a stream only notices while reading
         list(DATA.parse(settings | {"layouts": ["sound image"], "streaming": True}).documents("train"))
 
 
-def test_documents_change_with_the_epoch_and_not_otherwise(tmp_path):
+def test_documents_depend_on_the_epoch_only(tmp_path):
     part = DATA.parse(stamps(tmp_path) | {"pieces": PIECES, "layouts": ["image en", "en image"]})
     first, again, other = (list(map(short, part.documents("train", seed=seed))) for seed in (0, 0, 1))
     assert first == again != other
@@ -159,7 +159,7 @@ def test_series_and_the_names_of_their_classes(tmp_path):
     assert document["segments"][1]["value"] == "b"
 
 
-def test_texts_are_written_by_prompts(tmp_path):
+def test_prompts_format_texts(tmp_path):
     rows = [{"say": ["hello", "hi"], "who": "Ann", "year": 1999, "points": [1, 2]}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     pieces = {
@@ -181,7 +181,7 @@ def test_texts_are_written_by_prompts(tmp_path):
         DATA.parse({"kind": "records", "source": str(tmp_path)}).rows("train")
 
 
-def test_broken_lines_are_named_and_lines_without_values_left_out(tmp_path):
+def test_broken_lines_are_reported_and_incomplete_ones_left_out(tmp_path):
     lines = ['{"a": "x", "b": "y"}', "no json", '{"a": "x"}', '{"a": "x", "b": ""}', '{"a": "x", "b": null}']
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     settings = {"kind": "records", "source": str(tmp_path), "pieces": {"a": "text", "b": "text"}}
@@ -210,7 +210,7 @@ def test_tables_are_joined(tmp_path):
     documents = list(part.documents("train"))
     assert list(map(short, documents)) == [[3, "audio", "w0"], [4, "audio", "w1"], [3, "audio", "w3"]]
     assert [len(document["segments"][1]["value"]) for document in documents] == [160, 320, 640]
-    # Both ways round: the files that a joined row names lie in its own folder.
+    # Also the other way round: paths in a joined row are relative to its own folder.
     turned = settings | {
         "source": str(tmp_path / "train.parquet"),
         "joins": {"said": {"source": str(spoken), "by": "id"}},
@@ -224,7 +224,7 @@ def test_tables_are_joined(tmp_path):
         made(**turned, streaming=True)
 
 
-def test_wrong_columns_are_named(tmp_path):
+def test_wrong_columns_are_reported(tmp_path):
     settings = stamps(tmp_path)
     with pytest.raises(ConfigError, match=r"data.pieces.x.column: 'capton' is not known. Did you mean 'caption'"):
         made(**settings, pieces={"x": {"kind": "text", "column": "capton"}})
@@ -248,7 +248,7 @@ def test_choices_and_draws_of_layouts():
     assert drawn_layout(layouts, "d".__contains__, Draws(0)) is None
 
 
-def test_saved_settings_come_back_and_batches_are_made(tmp_path):
+def test_settings_round_trip_and_make_batches(tmp_path):
     settings = stamps(tmp_path) | {"pieces": PIECES, "layouts": ["image en"], "num_workers": 0}
     part = DATA.parse(settings)
     assert isinstance(part, Records) and DATA.parse(part.model_dump()) == part

@@ -1,4 +1,4 @@
-"""Sources over a network are read like local ones; what fails is one line; secrets are written nowhere."""
+"""Sources over a network are read like local ones; errors are one line; secrets are never written anywhere."""
 
 import functools
 import http.server
@@ -42,7 +42,7 @@ def fresh(tmp_path, monkeypatch) -> None:
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Files, but 403 below /private, and below /signed without the right query."""
+    """Serves files, but 403 below /private, and below /signed without the secret query."""
 
     asked: list[str] = []
 
@@ -91,13 +91,13 @@ def read(data: ImageData) -> list[tuple[bytes, int]]:
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_shards_on_a_web_server_are_read_as_here(photos, tmp_path, web, form, streaming) -> None:
+def test_shards_on_a_web_server_are_read_like_local_ones(photos, tmp_path, web, form, streaming) -> None:
     done = shard(photos, tmp_path / "web" / "shards", format=form, shard_size=0.003)
     assert len(done.shards.splits["train"].shards) > 2
     data = ImageData(source=f"{web}/shards", streaming=streaming)
     assert data.class_names() == ["cat", "dog"]
     assert read(data) == read(ImageData(source=str(photos)))
-    if streaming:  # nothing but the first one is fetched before it is read
+    if streaming:  # shards are fetched only when they are read
         assert not (tmp_path / "cache").exists()
         Server.asked.clear()
         next(data.rows("train").read(0, 0, 0, 4))
@@ -123,7 +123,7 @@ def test_a_folder_of_images_and_of_lines(photos, tmp_path, web) -> None:
     assert [doc["segments"][0]["value"] for doc in texts] == ["one", "two"]
 
 
-def test_what_is_gone_or_has_changed_is_fetched_anew(photos, tmp_path, web) -> None:
+def test_removed_and_changed_files_are_synchronised(photos, tmp_path, web) -> None:
     photos.rename(tmp_path / "web" / "photos")
     folder = tmp_path / "web" / "photos"
     source = f"{web}/photos"
@@ -134,7 +134,7 @@ def test_what_is_gone_or_has_changed_is_fetched_anew(photos, tmp_path, web) -> N
     assert read(ImageData(source=source)) == read(ImageData(source=str(folder)))
 
 
-def test_a_shard_that_is_cut_off_is_named(photos, tmp_path, web) -> None:
+def test_an_error_names_a_truncated_shard(photos, tmp_path, web) -> None:
     shard(photos, tmp_path / "web" / "shards", format="tar", shard_size=0.003)
     file = tmp_path / "web" / "shards" / "train-000001.tar"
     file.write_bytes(file.read_bytes()[:-512])
@@ -152,14 +152,14 @@ def test_errors_are_one_line_and_quick(web) -> None:
         (f"{web}/nothing", "no such bucket, folder or file"),
         (f"{web}/private/train.tar", "no permission to read it"),
         (dead, "cannot be reached"),
-        (f"{web}/403/401.tar", "no such bucket, folder or file"),  # numbers in an address say nothing
+        (f"{web}/403/401.tar", "no such bucket, folder or file"),  # numbers in the URL are not status codes
         ("hf://datasets/org/name/train.parquet", "cannot be reached .*HF_HUB_OFFLINE is set"),
     ):
         begun = time.monotonic()
         with pytest.raises(ConfigError, match=f"data.source: .*{words}") as caught:
             find_origin(source)
         assert "\n" not in str(caught.value)
-        assert time.monotonic() - begun < 14, "more than two tries of a connection"
+        assert time.monotonic() - begun < 14, "more than two connection attempts"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_errors_are_one_line_and_quick(web) -> None:
         f"HTTPS://example.org/?{SECRET}",
     ],
 )
-def test_a_secret_in_an_address_is_refused_and_not_repeated(source) -> None:
+def test_a_secret_in_an_address_is_rejected_and_not_printed(source) -> None:
     for refuse in (
         lambda: check_source(source),
         lambda: ImageData(source=source),
@@ -184,7 +184,7 @@ def test_a_secret_in_an_address_is_refused_and_not_repeated(source) -> None:
         assert SECRET not in str(caught.value)
 
 
-def test_a_secret_of_the_environment_is_written_nowhere(photos, tmp_path, web, monkeypatch, capsys) -> None:
+def test_a_secret_in_the_environment_is_never_written(photos, tmp_path, web, monkeypatch, capsys) -> None:
     shard(photos, tmp_path / "web" / "shards", format="tar")
     source = f"{web}/signed/shards?$MY_QUERY"
     data = ImageData(source=source, streaming=True)
@@ -212,8 +212,8 @@ def test_a_secret_of_the_environment_is_written_nowhere(photos, tmp_path, web, m
 
 
 @pytest.mark.parametrize("place", ["?$MY_QUERY", "/${MY_QUERY}/a", "/a/$MY_QUERY/*.tar"])
-def test_a_file_of_somebody_else_sends_no_variable_away(tmp_path, web, monkeypatch, capsys, place) -> None:
-    """A config.yaml that was sent may ask for any: only the host that the user named with it is told."""
+def test_a_foreign_file_does_not_leak_variables(tmp_path, web, monkeypatch, capsys, place) -> None:
+    """A foreign config.yaml may contain any variable; its value is sent only to the host that the user allowed."""
     monkeypatch.setenv("MY_QUERY", SECRET)
     source, host = f"{web}/signed{place}", web.partition("//")[2]
     values = to_yaml(recipes.load("nepa_demo_tiny")).replace("source: emoji", f"source: {source}")
@@ -235,13 +235,13 @@ def test_a_file_of_somebody_else_sends_no_variable_away(tmp_path, web, monkeypat
     assert main(["train", str(file), out]) != 0 and any(SECRET in path for path in Server.asked)
 
 
-def test_what_is_typed_names_its_host(tmp_path, web, monkeypatch) -> None:
+def test_typed_settings_allow_their_host(tmp_path, web, monkeypatch) -> None:
     monkeypatch.setenv("MY_QUERY", SECRET)
-    monkeypatch.setattr(code, "_told", set())  # of other tests
+    monkeypatch.setattr(code, "_told", set())  # remove entries of other tests
     source = f"{web}/signed?$MY_QUERY"
     with one_command():
         config = apply_overrides(recipes.load("nepa_demo_tiny"), [f"data.source={source}"])
-        assert from_yaml(type(config), to_yaml(config)).data == config.data, "of this program"
+        assert from_yaml(type(config), to_yaml(config)).data == config.data, "written by this process"
         assert told() == {"MY_QUERY_HOST": web.partition("//")[2]}
         assert part_of(source, "images").source == source
         with pytest.raises(ConfigError, match=r"other.host would be told the environment variable MY_QUERY"):
@@ -251,7 +251,7 @@ def test_what_is_typed_names_its_host(tmp_path, web, monkeypatch) -> None:
     assert "MY_QUERY_HOST" not in os.environ
 
 
-def test_several_hosts_of_a_variable_are_passed_on(monkeypatch) -> None:
+def test_several_hosts_of_a_variable_reach_child_processes(monkeypatch) -> None:
     monkeypatch.setattr(code, "_told", {("A", "one.host"), ("A", "two.host:8"), ("B", "one.host")})
     passed = code.told()
     assert passed == {"A_HOST": "one.host,two.host:8", "B_HOST": "one.host"}
@@ -262,7 +262,7 @@ def test_several_hosts_of_a_variable_are_passed_on(monkeypatch) -> None:
     assert found == {("A", "one.host"), ("A", "two.host:8"), ("B", "one.host")}
 
 
-def test_messages_are_rid_of_secrets(monkeypatch) -> None:
+def test_secrets_are_removed_from_messages(monkeypatch) -> None:
     monkeypatch.setenv("PASS", SECRET)
     said = without_secrets(f"403: https://a:b{SECRET}@host/x?y={SECRET}", "https://host/x?y=$PASS")
     assert said == "403: https://...@host/x?..."
@@ -270,7 +270,7 @@ def test_messages_are_rid_of_secrets(monkeypatch) -> None:
 
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[object]:
-    """A bucket on an S3 server of this process."""
+    """A bucket on an S3 server in this process."""
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
     server.start()
@@ -288,7 +288,7 @@ def bucket(monkeypatch) -> Iterator[object]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_an_object_store_is_read_as_here(photos, tmp_path, bucket) -> None:
+def test_an_object_store_is_read_like_local_files(photos, tmp_path, bucket) -> None:
     shard(photos, tmp_path / "shards", format="tar", shard_size=0.003)
     bucket.put(str(tmp_path / "shards"), "photos-bucket/shards", recursive=True)
     expected = read(ImageData(source=str(photos)))
@@ -304,8 +304,8 @@ def test_an_object_store_is_read_as_here(photos, tmp_path, bucket) -> None:
         find_origin("s3://no-such-bucket-here/shards")
 
 
-def test_processes_that_fetch_at_once_take_turns(photos, tmp_path, web) -> None:
-    """As ranks do: none removes what another is about to write, or sees half of it."""
+def test_concurrent_downloads_take_turns(photos, tmp_path, web) -> None:
+    """As with ranks: no process removes files that another is writing, or sees partial files."""
     photos.rename(tmp_path / "web" / "photos")
     source, own = f"{web}/photos", remote.store_of
 

@@ -1,4 +1,4 @@
-"""Emoji scenes: the same for ever, splits apart, masks that fit the pixels, occlusion."""
+"""Emoji scenes: reproducible, with disjoint splits, masks that match the pixels, and occlusion."""
 
 import hashlib
 from pathlib import Path
@@ -12,14 +12,14 @@ from nextembed.core.types import Loading
 from nextembed.errors import ConfigError
 from nextembed.toys.scenes import EmojiScenes
 
-LARGE = Path(__file__).parents[4] / "shared" / "data"  # a larger set, where the developer has it
+LARGE = Path(__file__).parents[4] / "shared" / "data"  # a larger set, if available
 
 
 def scenes(**settings) -> EmojiScenes:
     return EmojiScenes(**{"scene_size": 48, "num_scenes": 30, "num_validation": 20, "num_test": 20, **settings})
 
 
-def test_a_scene_is_a_function_of_seed_split_and_number():
+def test_a_scene_depends_only_on_seed_split_and_number():
     first, second = scenes().rows("train"), scenes(num_scenes=500).rows("train")
     for index in (0, 7, 29):
         assert np.array_equal(first[index]["image"], second[index]["image"])
@@ -31,13 +31,13 @@ def test_a_scene_is_a_function_of_seed_split_and_number():
         first[30]
 
 
-def test_scene_0_is_that_of_the_first_version():
-    """What a benchmark has measured stays what it was."""
+def test_scene_0_is_unchanged_since_the_first_version():
+    """Keeps results of benchmarks comparable."""
     mask = scenes().rows("train")[0]["mask"]
     assert hashlib.sha256(mask.tobytes()).hexdigest()[:16] == "63206ec8695666cd"
 
 
-def test_masks_hold_groups_and_background():
+def test_masks_contain_groups_and_background():
     part = scenes(num_scenes=60)
     names = part.class_names()
     assert names[0] == "background" and len(names) == 10 and "flags" in names
@@ -47,7 +47,7 @@ def test_masks_hold_groups_and_background():
     assert 0.4 < (masks == 0).mean() < 0.95
 
 
-def test_on_a_plain_background_the_mask_is_where_the_colour_differs():
+def test_on_a_plain_background_the_mask_covers_differing_pixels():
     rows, outside, inside = scenes().rows("train"), [], []
     for index in range(30):
         image, mask = rows[index]["image"].astype(int), rows[index]["mask"]
@@ -58,16 +58,16 @@ def test_on_a_plain_background_the_mask_is_where_the_colour_differs():
         differs = np.abs(image - plain).sum(-1) > 24
         outside.append(differs[mask == 0].mean())
         inside.append(differs[mask > 0].mean() if (mask > 0).any() else 1.0)
-    assert np.mean(outside) < 0.08  # half-transparent edges
-    assert np.mean(inside) > 0.9  # an emoji may be of the background's colour
+    assert np.mean(outside) < 0.08  # anti-aliased edges
+    assert np.mean(inside) > 0.9  # parts of an emoji may have the colour of the background
 
 
-def test_the_emoji_on_top_counts():
-    """With all emoji at one place, the mask is that of the last one where it is opaque."""
+def test_the_mask_shows_the_top_emoji():
+    """If all emoji are in one place, the mask shows the last one where it is opaque."""
     part = scenes(max_emoji=5, emoji_scale=(1.9, 1.9), max_turn=0)
     rows = part.rows("train")
     both = sum(len(np.unique(rows[i]["mask"])) > 2 for i in range(30))
-    assert both > 3  # what lies below shows where the one on top has holes or ends
+    assert both > 3  # emoji below show through holes and beyond the edges of the top one
     for i in range(30):
         assert rows[i]["mask"].max() <= 9
 
@@ -86,7 +86,7 @@ def photographs(tmp_path):
     return tmp_path
 
 
-def test_backgrounds_without_splits_are_shared_out(photographs):
+def test_backgrounds_without_splits_are_divided(photographs):
     part = scenes(backgrounds=str(photographs))
     numbers = [set(part.backdrops(role)[1]) for role in ("train", "validation", "test")]
     assert all(numbers) and set.union(*numbers) == set(range(40)) and sum(map(len, numbers)) == 40
@@ -108,7 +108,7 @@ def test_backgrounds_with_splits_keep_them(tmp_path):
     assert validation and test and not validation & test and validation | test == set(range(12))
 
 
-def test_an_unreadable_background_gives_way(photographs):
+def test_an_unreadable_background_is_replaced(photographs):
     (photographs / "00.png").write_bytes(b"text")
     rows = scenes(backgrounds=str(photographs)).rows("train")
     assert all(rows[i]["image"].shape == (48, 48, 3) for i in range(30))
@@ -126,7 +126,7 @@ def test_scenes_train_and_evaluate():
     torch.testing.assert_close(samples[3]["pixel_values"], pixels, atol=1e-5, rtol=0)
 
 
-@pytest.mark.skipif(not (LARGE / "emoji").is_dir(), reason="the larger sets are not here")
+@pytest.mark.skipif(not (LARGE / "emoji").is_dir(), reason="the larger sets are not available")
 def test_the_larger_sets():
     part = scenes(emoji=str(LARGE / "emoji"), backgrounds=str(LARGE / "stamps"))
     assert part.class_names() == scenes().class_names()

@@ -1,4 +1,4 @@
-"""Shards hold the files of a source as they are, with its labels and splits, and are the same after any stop."""
+"""Shards contain the files of a source unchanged, with labels and splits, and are the same after any interruption."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from nextembed.errors import ConfigError, DamagedFile, DataError
 
 
 def read(data: ImageData, split: str = "train") -> list[tuple[bytes, int]]:
-    """The file and the label of each row."""
+    """The file content and the label of each row."""
     found = []
     for _, row in rows_in_order(data.rows(split)):
         image = row["image"]
@@ -30,13 +30,13 @@ def read(data: ImageData, split: str = "train") -> list[tuple[bytes, int]]:
 
 
 def small(**settings) -> dict:
-    """Shards of a few rows."""
+    """Settings for shards of a few rows."""
     return {"shard_size": 0.01, **settings}
 
 
 @pytest.fixture
 def classes(tmp_path, encode, make_picture) -> Path:
-    """Folders of splits and classes; of test images one class is missing, and two files are broken."""
+    """Folders of splits and classes; the test split lacks one class, and two files are broken."""
     folder = tmp_path / "photos"
     for split, names, count in (("train", ("cat", "dog", "emu"), 5), ("test", ("cat", "emu"), 3)):
         for name in names:
@@ -76,7 +76,7 @@ def test_images_of_folders_keep_bytes_labels_and_splits(classes, tmp_path, form,
     assert train.bytes == sum((tmp_path / "shards" / one.file).stat().st_size for one in train.shards)
 
 
-def test_archives_are_those_of_webdataset(classes, tmp_path) -> None:
+def test_archives_follow_the_webdataset_layout(classes, tmp_path) -> None:
     done = shard(classes, tmp_path / "shards")
     (one,) = done.shards.splits["train"].shards
     with tarfile.open(tmp_path / "shards" / one.file) as archive:
@@ -87,8 +87,8 @@ def test_archives_are_those_of_webdataset(classes, tmp_path) -> None:
     assert done.shards.splits["train"].kinds == ["cls", "jpg", "png"]
 
 
-def test_an_index_says_the_classes_where_training_rows_lack_one(classes, tmp_path) -> None:
-    """`.cls` holds numbers, which say nothing of a class that no shard has a row of."""
+def test_the_index_lists_classes_without_training_rows(classes, tmp_path) -> None:
+    """`.cls` files contain ids only; names of classes without rows come from the index."""
     shutil.rmtree(classes / "train" / "dog")
     (classes / "train" / "dog").mkdir()
     (classes / "train" / "dog" / "broken.png").write_bytes(b"this is no picture")
@@ -122,7 +122,7 @@ def values(documents) -> list[list]:
 
 
 @pytest.mark.parametrize("prefix", ["", "images"])
-def test_lines_of_json_hold_the_files_that_they_name(tmp_path, encode, make_picture, prefix) -> None:
+def test_json_lines_embed_the_files_they_refer_to(tmp_path, encode, make_picture, prefix) -> None:
     folder = tmp_path / "docs"
     (folder / prefix).mkdir(parents=True)
     rows = []
@@ -148,7 +148,7 @@ def test_lines_of_json_hold_the_files_that_they_name(tmp_path, encode, make_pict
     assert all(doc[1][0] == "image" and len(doc[1][1]) == 3 for doc in again)
 
 
-def test_tables_that_name_files_hold_them(tmp_path, encode, make_picture) -> None:
+def test_tables_embed_the_files_they_refer_to(tmp_path, encode, make_picture) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(3):
@@ -195,7 +195,7 @@ def stop_at(rows: int):
 @pytest.mark.parametrize(
     ("form", "streaming", "shuffle"), [("tar", False, 3), ("parquet", True, None), ("tar", True, None)]
 )
-def test_stopped_anywhere_and_started_again_is_the_same(classes, tmp_path, form, streaming, shuffle) -> None:
+def test_interrupted_and_resumed_sharding_is_identical(classes, tmp_path, form, streaming, shuffle) -> None:
     part = part_of(str(classes), None).model_copy(update={"streaming": streaming})
     settings = small(format=form, shuffle=shuffle, shard_size=0.01)
     whole = shard(part, tmp_path / "whole", **settings)
@@ -207,7 +207,7 @@ def test_stopped_anywhere_and_started_again_is_the_same(classes, tmp_path, form,
         with pytest.raises(ConfigError, match=r"not finished \(index.partial is there\): run the same"):
             ImageData(source=str(tmp_path / "parts")).rows("train")
         with (tmp_path / "parts" / "index.partial").open("a") as file:
-            file.write('{"split": "tr')  # of a line that a lost machine wrote by half
+            file.write('{"split": "tr')  # a partial line, as after a crash
     done = shard(part, tmp_path / "parts", **settings)
     resumed = done.num_resumed
     assert resumed >= 2
@@ -217,7 +217,7 @@ def test_stopped_anywhere_and_started_again_is_the_same(classes, tmp_path, form,
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes(), name
 
 
-def test_a_seed_mixes_all_rows(classes, tmp_path) -> None:
+def test_a_seed_shuffles_all_rows(classes, tmp_path) -> None:
     orders = []
     for seed in (0, 1):
         shard(classes, tmp_path / f"{seed}", **small(shuffle=seed))
@@ -232,7 +232,7 @@ def test_only_one_split(classes, tmp_path) -> None:
     assert list(done.shards.splits) == ["test"]
 
 
-def test_what_cannot_be_written_is_one_line(classes, tmp_path) -> None:
+def test_errors_are_one_line(classes, tmp_path) -> None:
     part = part_of(str(classes), None)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
@@ -256,13 +256,13 @@ def test_what_cannot_be_written_is_one_line(classes, tmp_path) -> None:
         shard(part_of(str(bad), None), tmp_path / "nothing")
 
 
-def test_both_images_and_rows_have_to_be_told_apart(classes, tmp_path) -> None:
+def test_a_folder_of_images_and_rows_is_ambiguous(classes, tmp_path) -> None:
     (classes / "captions.jsonl").write_text('{"image": "a.png", "text": "a"}\n')
     with pytest.raises(ConfigError, match=r"contains images and rows \(text\); choose one with --kind images, or"):
         part_of(str(classes), None)
 
 
-def test_a_copy_that_lacks_something_is_no_source(classes, tmp_path) -> None:
+def test_incomplete_copies_are_detected(classes, tmp_path) -> None:
     done = shard(classes, tmp_path / "shards", **small())
     file = tmp_path / "shards" / done.shards.splits["train"].shards[1].file
     whole = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Videos are read as players show them: turned, mirrored, opaque, and by the times of their frames."""
+"""Videos are read as players show them: rotated, mirrored, opaque, and by frame times."""
 
 import fractions
 import struct
@@ -11,7 +11,7 @@ from nextembed.data.video import VideoReader, as_shown, spread_indices
 av = pytest.importorskip("av")
 READER = VideoReader(10**8, 10**8, 600.0)
 ONE = 0x10000
-# Red above green; blue on the right half.
+# Red above green; blue in the right half.
 FRAME = np.zeros((32, 64, 3), np.uint8)
 FRAME[:16, :, 0], FRAME[16:, :, 1], FRAME[:, 32:, 2] = 255, 255, 255
 
@@ -33,7 +33,7 @@ def clip(path, pts, frames=None, pix_fmt="yuv420p"):
 
 
 def turned(data, a, b, c, d):
-    """The same with another matrix in its track header."""
+    """The same video with another matrix in its track header."""
     at = data.index(b"tkhd")
     version = data[at + 4]
     place = at + 4 + (52 if version else 40)
@@ -46,14 +46,14 @@ def turned(data, a, b, c, d):
     ("matrix", "wanted"),
     [
         ((1, 0, 0, 1), FRAME),
-        ((0, 1, -1, 0), np.rot90(FRAME, -1)),  # a phone held upright
+        ((0, 1, -1, 0), np.rot90(FRAME, -1)),  # a phone in portrait orientation
         ((-1, 0, 0, -1), np.rot90(FRAME, 2)),
         ((0, -1, 1, 0), np.rot90(FRAME, 1)),
         ((-1, 0, 0, 1), FRAME[:, ::-1]),
         ((1, 0, 0, -1), FRAME[::-1]),
     ],
 )
-def test_turned_as_it_is_shown(tmp_path, matrix, wanted):
+def test_rotation_is_applied(tmp_path, matrix, wanted):
     data = clip(tmp_path / "a.mp4", [0, 100, 200])
     found = READER.read(turned(data, *matrix), 2)[0].permute(1, 2, 0).numpy()
     assert found.shape == wanted.shape
@@ -64,20 +64,20 @@ def test_frames_by_their_times(tmp_path):
     shades = [0, 40, 80, 120, 160, 200]
     data = clip(tmp_path / "a.mp4", [0, 100, 200, 5000, 5100, 9000], shades)
     found = READER.read(data, 4).float().mean((1, 2, 3))
-    # Asked for at 0.0, 1.8, 3.6 (rounded to even) and 7.2 seconds of 9: most of it shows the frames 80 and 160.
+    # Frames are requested at 0.0, 1.8, 3.6 and 7.2 of 9 seconds; shades 80 and 160 are shown for most of the time.
     moments = [0, 1, 2, 4]
     wanted = [shades[max(i for i, t in enumerate([0, 0.1, 0.2, 5.0, 5.1, 9.0]) if t <= 1.8 * m)] for m in moments]
     np.testing.assert_allclose(found, wanted, atol=4)
 
 
-def test_even_times_choose_as_ever():
+def test_evenly_timed_frames_are_chosen_by_index():
     assert spread_indices([i / 30 for i in range(90)], 8) == [5, 16, 27, 38, 49, 61, 72, 83]
     assert spread_indices([0.0, 0.033, 0.067, 0.1, 0.133], 4) == [0, 1, 2, 3]
     assert spread_indices([0.0], 3) == [0, 0, 0]
     assert spread_indices([0.0, 0.0], 2) == spread_indices([0.0, 1.0], 2)
 
 
-def test_transparent_pixels_lie_on_white():
+def test_transparent_pixels_are_on_white():
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 0], rgba[:2, :, 3], rgba[2:, :, 3] = 200, 255, 0
     found = as_shown(av.VideoFrame.from_ndarray(rgba, "rgba"))
@@ -85,7 +85,7 @@ def test_transparent_pixels_lie_on_white():
 
 
 @pytest.mark.parametrize(("format", "white", "black"), [("yuv420p10le", 940, 64), ("yuv420p12le", 3760, 256)])
-def test_more_bits_keep_their_range(format, white, black):
+def test_higher_bit_depths_keep_their_range(format, white, black):
     for luma, wanted in ((white, 255), (black, 0)):
         frame = av.VideoFrame(16, 16, format)
         for number, plane in enumerate(frame.planes):

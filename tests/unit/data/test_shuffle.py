@@ -1,4 +1,4 @@
-"""Reading continues where it was: the same rows, and hardly anything is read again."""
+"""Reading resumes at the same row, and few rows are read again."""
 
 import json
 from collections import Counter
@@ -40,17 +40,17 @@ def stored(lengths, mark=Mark()):  # noqa: B008
 
 @settings(max_examples=60, deadline=None)
 @given(lengths=st.lists(st.integers(0, 9), min_size=1, max_size=9), size=st.integers(1, 12), seed=st.integers(0, 99))
-def test_every_mark_gives_the_rest_of_the_epoch(lengths, size, seed):
+def test_reading_resumes_from_every_position(lengths, size, seed):
     whole = list(mixed(stored(lengths), size, seed))
     assert sorted(row.number for _, row, _ in whole) == list(range(sum(lengths)))
     assert all(value == f"row {row.number}" for _, row, value in whole)
     for at, (mark, _, _) in enumerate(whole, 1):
         assert list(mixed(stored(lengths, mark), size, seed, mark)) == whole[at:]
         rows_of_shard = lengths[mark.shard]
-        assert at - mark.before <= size + rows_of_shard  # what is read again
+        assert at - mark.before <= size + rows_of_shard  # the number of rows that are read again
 
 
-def test_rows_are_mixed_and_one_is_read_for_each_that_is_given():
+def test_rows_are_shuffled_and_read_one_by_one():
     taken = []
     rows = mixed((taken.append(one) or one for one in stored([1000])), 50, 7)
     order = [next(rows)[1].number for _ in range(200)]
@@ -59,7 +59,7 @@ def test_rows_are_mixed_and_one_is_read_for_each_that_is_given():
     assert order[:50] != [number - 50 for number in order[50:100]]
 
 
-def test_other_rows_are_no_way_on():
+def test_resuming_on_other_rows_is_an_error():
     mark = list(mixed(stored([20, 20]), 8, 0))[28][0]
     with pytest.raises(DataError, match="cannot resume at the same row"):
         list(mixed(stored([20, 6], mark), 8, 0, mark))
@@ -69,7 +69,7 @@ def test_other_rows_are_no_way_on():
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Rows of each shard that are taken from storage."""
+    """The number of rows read from storage, by shard."""
     found = Counter()
     records = StreamedRows._records
 
@@ -101,7 +101,7 @@ def image_shards(folder, encode, make_picture, count, length):
 
 
 @pytest.mark.parametrize(("buffer", "most"), [(1, 1), (8, 1), (60, 3)])
-def test_a_stream_of_images_reads_its_shard_again_and_no_more(tmp_path, encode, make_picture, reads, buffer, most):
+def test_a_stream_of_images_rereads_only_its_shard(tmp_path, encode, make_picture, reads, buffer, most):
     source = image_shards(tmp_path / "d", encode, make_picture, 20, 30)
     data = ImageData(source=source, streaming=True, shuffle_buffer=buffer, num_workers=0)
     options = {"image_size": 4, "num_channels": 3, "num_latents": 2}
@@ -119,7 +119,7 @@ def test_a_stream_of_images_reads_its_shard_again_and_no_more(tmp_path, encode, 
 
 
 @pytest.mark.parametrize("readers", [1, 3])
-def test_a_stream_of_documents_reads_its_shard_again_and_no_more(tmp_path, reads, readers):
+def test_a_stream_of_documents_rereads_only_its_shard(tmp_path, reads, readers):
     for shard in range(30):
         lines = "".join(json.dumps({"text": f"{shard}/{i} " + "x" * (i % 9)}) + "\n" for i in range(20))
         (tmp_path / f"train-{shard:02d}.jsonl").write_text(lines)
@@ -134,5 +134,5 @@ def test_a_stream_of_documents_reads_its_shard_again_and_no_more(tmp_path, reads
     assert valid_state(state)
     reads.clear()
     assert same(whole[50:51], take(data.train_loader(Loading(4, start=state), **options), 1))
-    assert len(reads) <= 2 * readers  # each reader has a shard, and a document that waits may be of the one before
+    assert len(reads) <= 2 * readers  # one shard per reader, and a waiting document may come from the previous shard
     assert same(whole[50:], take(data.train_loader(Loading(4, start=state), **options), 12))

@@ -1,4 +1,4 @@
-"""Every format of samples, in which the same sine has to come out at its own scale."""
+"""Every audio sample format decodes to the same sine wave at the right amplitude."""
 
 import io
 import struct
@@ -10,7 +10,7 @@ from sounds import tone
 
 from nextembed.data.audio import AudioReader
 
-WAVES = {  # name: (WAVE format tag, bytes a sample, samples in [-1, 1] to bytes)
+WAVES = {  # name: (WAVE format tag, bytes per sample, samples in [-1, 1] to bytes)
     "unsigned 8 bit": (1, 1, lambda x: (x * 127 + 128).round().astype("u1").tobytes()),
     "16 bit": (1, 2, lambda x: (x * 32767).round().astype("<i2").tobytes()),
     "24 bit": (1, 3, lambda x: (x * (2**23 - 1)).round().astype("<i4").view("u1").reshape(-1, 4)[:, :3].tobytes()),
@@ -21,7 +21,7 @@ WAVES = {  # name: (WAVE format tag, bytes a sample, samples in [-1, 1] to bytes
 
 
 def wave_file(name: str, channels: list[np.ndarray], rate: int) -> bytes:
-    """A WAVE file, samples of the channels by turns."""
+    """A WAVE file with interleaved channels."""
     tag, size, packed = WAVES[name]
     data = packed(np.ascontiguousarray(np.stack(channels, 1)).reshape(-1))
     count = len(channels)
@@ -31,7 +31,7 @@ def wave_file(name: str, channels: list[np.ndarray], rate: int) -> bytes:
 
 
 def encoded(channels: list[np.ndarray], codec: str, container: str, samples: str, rate: int, layout: str) -> bytes:
-    """As a codec writes it; `samples` ends with p where the channels lie one after the other."""
+    """An encoded file; the sample format `samples` ends with p for planar channels."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate, layout=layout)
@@ -46,11 +46,11 @@ def encoded(channels: list[np.ndarray], codec: str, container: str, samples: str
 
 
 def check(data: bytes, atol: float, hertz: float = 440.0) -> None:
-    """That a file holds the sine at half its scale, whatever its rate was."""
+    """Checks that a file decodes to the sine wave at half scale, for any sample rate."""
     found = AudioReader().read(data).numpy()
     assert abs(len(found) - 8000) <= 1
     wanted = tone(0.5, hertz=hertz)[: len(found)]
-    middle = slice(400, 7600)  # away from the edges of resampling
+    middle = slice(400, 7600)  # away from resampling artefacts at the edges
     np.testing.assert_allclose(found[middle], wanted[middle], atol=atol)
 
 
@@ -81,8 +81,8 @@ def test_interleaved_and_planar_samples(codec, container, samples, atol, layout)
     check(encoded(channels, codec, container, samples, 48_000, layout), atol)
 
 
-def test_channels_of_a_film_count_alike():
-    """One of six channels that is heard gives a sixth of it, wherever it stands."""
+def test_channels_are_weighted_equally():
+    """One active channel of six gives a sixth of its amplitude, in any position."""
     for place in range(6):
         channels = [tone(0.5) if number == place else np.zeros(8000) for number in range(6)]
         found = AudioReader().read(wave_file("float32", channels, 16_000)).numpy()

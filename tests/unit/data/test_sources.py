@@ -53,7 +53,7 @@ def test_flat_folder_has_no_labels(tmp_path, make_images):
     assert first(data)["labels"].tolist() == [-100] * 4 and data.class_names() == []
 
 
-def test_names_of_files_do_not_make_splits(tmp_path, make_images):
+def test_file_names_of_images_are_not_splits(tmp_path, make_images):
     folder = make_images(tmp_path / "a", 3)
     for old, new in zip(sorted(folder.iterdir()), ("test_1.png", "val-2.PNG", "train.png")):
         old.rename(folder / new)
@@ -100,7 +100,7 @@ def test_text_labels_become_sorted_ids(tmp_path, make_parquet):
     assert data.class_names() == ["apple", "fig", "pear"]
     assert [row["label"] for row in data.rows("train")] == [2, 0, 1, 0]
     some = ImageData(source=str(path), where={"category": ["fig", "pear"]})
-    assert [row["label"] for row in some.rows("train")] == [2, 1]  # ids stay, whatever is filtered
+    assert [row["label"] for row in some.rows("train")] == [2, 1]  # ids do not depend on the filter
 
 
 def tar(path, count, start=0, encode=None, make_picture=None):
@@ -144,7 +144,7 @@ def test_webdataset_of_several_kinds_of_files(tmp_path, encode, make_picture, st
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", ["junk.tar", "junk.parquet"])
-def test_a_broken_file_is_named_in_one_line(tmp_path, capfd, streaming, name):
+def test_a_one_line_error_names_a_broken_file(tmp_path, capfd, streaming, name):
     (tmp_path / name).write_bytes(b"this is neither")
     text = message(lambda: first(ImageData(source=str(tmp_path / name), streaming=streaming)))
     assert f"cannot read '{tmp_path / name}'" in text
@@ -152,7 +152,7 @@ def test_a_broken_file_is_named_in_one_line(tmp_path, capfd, streaming, name):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_names_may_look_like_patterns(tmp_path, make_images, make_parquet, encode, make_picture, streaming):
+def test_names_may_look_like_glob_patterns(tmp_path, make_images, make_parquet, encode, make_picture, streaming):
     folder = tmp_path / "photos [2020] ?"
     make_images(folder / "images", 3)
     make_parquet(folder / "rows [1].parquet", 3)
@@ -175,7 +175,7 @@ def test_archive_members_stay_inside(tmp_path, encode, make_picture):
     assert not (tmp_path.parent / "escaped.png").exists()
 
 
-def test_rows_cannot_name_files_outside(tmp_path, make_images, encode, make_picture):
+def test_rows_cannot_refer_to_files_outside(tmp_path, make_images, encode, make_picture):
     (tmp_path / "secret.png").write_bytes(encode(make_picture()))
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "near.png").write_bytes(encode(make_picture()))
@@ -196,14 +196,14 @@ def test_streaming_readers_divide_the_rows(tmp_path, make_parquet):
     assert isinstance(rows, StreamedRows)
     everything = sorted(row["label"] for row in rows.read(0, 0, 0, 1))
     assert len(everything) == 12
-    for num_readers in (2, 3, 5):  # 3 shards: by shard, by shard, by row
+    for num_readers in (2, 3, 5):  # with 3 shards, readers split by shard, by shard, by row
         parts = [[row["label"] for row in rows.read(0, 1, reader, num_readers)] for reader in range(num_readers)]
         assert sorted(label for part in parts for label in part) == everything and all(parts)
     orders = [[row["label"] for row in rows.read(0, epoch, 0, 1)] for epoch in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert [row["label"] for row in rows.read(1, 0, 0, 1)] != orders[0]
     named = {row["key"]: row["label"] for row in rows.read(0, 0, 0, 1)}
-    assert len(named) == 12 and named["train-1.parquet:6"] == 16  # where a row is stored, in every epoch
+    assert len(named) == 12 and named["train-1.parquet:6"] == 16  # the key is where a row is stored, in every epoch
     assert named == {row["key"]: row["label"] for reader in (0, 1) for row in rows.read(0, 1, reader, 2)}
 
 
@@ -227,7 +227,7 @@ def message(function):
     return text
 
 
-def test_one_clear_line_for_what_cannot_work(tmp_path, make_images, make_parquet, monkeypatch):
+def test_errors_are_one_line(tmp_path, make_images, make_parquet, monkeypatch):
     make_images(tmp_path / "Photos", 2)
     path = make_parquet(tmp_path / "a.parquet", 3, kind=["x", "y", "y"])
     monkeypatch.chdir(tmp_path)
@@ -284,7 +284,7 @@ def test_hub_ids_go_to_load_dataset(monkeypatch):
     assert asked == [(("me/things",), {"split": "train[:5]", "streaming": False, "name": "small"})]
 
 
-def test_probe_samples_are_plain(tmp_path, make_images):
+def test_probe_samples_are_not_augmented(tmp_path, make_images):
     data = ImageData(source=str(make_images(tmp_path / "a", 6, size=16)))
     samples = data.eval_samples("train", **SIZES)
     assert len(samples) == 6
@@ -304,7 +304,7 @@ def test_probe_samples_of_a_stream(tmp_path, make_parquet):
     assert len(set(labels)) == 4 and samples[0]["pixel_values"].shape == (3, 16, 16)
 
 
-def test_probe_samples_leave_out_the_unreadable(tmp_path, make_images):
+def test_probe_samples_replace_unreadable_images(tmp_path, make_images):
     folder = make_images(tmp_path / "a", 4, bad=(1,))
     samples = ImageData(source=str(folder), max_skipped_rate=0.5).eval_samples("train", **SIZES)
     assert samples[1]["key"] != "001.png" and samples[1]["label"] == -100 and list(samples.log.reasons) == ["001.png"]
@@ -349,7 +349,7 @@ class MyImages(ImagePart):
 """
 
 
-def test_a_source_of_ones_own(tmp_path, make_images):
+def test_a_custom_source(tmp_path, make_images):
     (tmp_path / "mine.py").write_text(USER)
     make_images(tmp_path / "a", 5)
     allow_code(tmp_path / "mine.py")
@@ -361,7 +361,7 @@ def test_a_source_of_ones_own(tmp_path, make_images):
 
 
 @pytest.mark.parametrize("cache", ["on", "off"])
-def test_several_crops_of_each_image_for_objectives_that_compare_them(tmp_path, make_parquet, cache):
+def test_several_views_per_image(tmp_path, make_parquet, cache):
     source = str(make_parquet(tmp_path / "a.parquet", 12, label=list(range(12))))
     data = ImageData(source=source, cache=cache, flip_rate=0, num_workers=0)
 

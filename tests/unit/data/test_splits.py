@@ -1,4 +1,4 @@
-"""What is a split and what is a class, by the names of files and folders, alike for every source."""
+"""Splits and classes are recognised by names of files and folders, consistently for every source."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("split", NAMES)
-def test_names_in_any_usual_form(split):
+def test_common_split_names(split):
     assert {split_of(name) for name in NAMES[split].split()} == {split}
 
 
@@ -38,12 +38,12 @@ NO_SPLITS = (
 
 
 @pytest.mark.parametrize("name", NO_SPLITS.split())
-def test_names_that_are_no_splits(name):
+def test_names_that_are_not_splits(name):
     assert split_of(name) is None
 
 
 @pytest.mark.parametrize("name", ["train_test.csv", "train-val.parquet", "test_train"])
-def test_names_of_two_splits_ask(name):
+def test_names_of_two_splits_are_an_error(name):
     with pytest.raises(ConfigError, match=name):
         split_of(name)
 
@@ -66,7 +66,7 @@ def test_parts_of_a_split(expression, numbers):
 
 
 @pytest.mark.parametrize("part", [Part("", "201"), Part("-201", ""), Part("101%", ""), Part("", "-101%")])
-def test_a_part_beyond_the_rows_is_refused(part):
+def test_a_slice_beyond_the_rows_is_an_error(part):
     with pytest.raises(ConfigError, match="exceeds the 200 rows"):
         part.of(200)
 
@@ -97,7 +97,7 @@ def test_tables_by_split(tmp_path, make_parquet, files, found):
             ImageData(source=str(tmp_path / "d")).rows("train")
 
 
-def test_a_table_that_fits_no_split_asks(tmp_path, make_parquet):
+def test_a_table_that_matches_no_split_is_an_error(tmp_path, make_parquet):
     for name in ("train", "test", "extra"):
         make_parquet(tmp_path / "d" / f"{name}.parquet", 2)
     source = str(tmp_path / "d")
@@ -110,7 +110,7 @@ def test_a_table_that_fits_no_split_asks(tmp_path, make_parquet):
     assert [file.name for file in left] == ["extra.parquet"]
 
 
-def test_a_file_that_is_named_trains_whatever_it_is_called(tmp_path, make_parquet):
+def test_a_single_file_is_used_whatever_its_name(tmp_path, make_parquet):
     path = make_parquet(tmp_path / "mnist_test.parquet", 3)
     assert len(ImageData(source=str(path)).rows("train")) == 3
     make_parquet(tmp_path / "mnist_train.parquet", 2)
@@ -149,7 +149,7 @@ def test_the_top_folder_is_the_class(tmp_path, make_images, folders, number, cla
 
 
 @pytest.mark.parametrize("folders", ["train car bus", "test cat", "valid invalid", "train train_station bus"])
-def test_a_class_called_as_a_split_asks(tmp_path, make_images, folders):
+def test_a_class_named_like_a_split_is_an_error(tmp_path, make_images, folders):
     source = make(tmp_path / "d", make_images, folders)
     with pytest.raises(ConfigError, match=r"splits or classes.*data.folders=classes") as caught:
         ImageData(source=source).rows("train")
@@ -157,7 +157,7 @@ def test_a_class_called_as_a_split_asks(tmp_path, make_images, folders):
     assert labels(source, folders="classes")[:2] == (2 * len(folders.split()), sorted(folders.split()))
 
 
-def test_folders_of_splits_leave_out_others_if_told(tmp_path, make_images):
+def test_other_folders_are_left_out_with_folders_splits(tmp_path, make_images):
     source = make(tmp_path / "d", make_images, "train/a train/b extra")
     assert labels(source, folders="splits")[:2] == (4, ["a", "b"])
     left = find_origin(source, Rules(folders="splits")).left_out
@@ -166,13 +166,13 @@ def test_folders_of_splits_leave_out_others_if_told(tmp_path, make_images):
     ]
 
 
-def test_other_classes_if_told(tmp_path, make_images):
+def test_class_folder_setting(tmp_path, make_images):
     source = make(tmp_path / "d", make_images, "a/x a/y b/x")
     assert labels(source, class_folder="last")[1] == ["x", "y"]
     assert labels(source, class_folder="none")[1] == []
 
 
-def test_classes_above_and_below_splits_ask(tmp_path, make_images):
+def test_classes_above_and_below_splits_are_an_error(tmp_path, make_images):
     source = make(tmp_path / "d", make_images, "v1/train/cat v1/train/dog v2/train/cat v2/val/cat")
     with pytest.raises(ConfigError, match=r"'v1', 'v2' above the splits, or 'cat', 'dog' below"):
         labels(source)
@@ -181,7 +181,7 @@ def test_classes_above_and_below_splits_ask(tmp_path, make_images):
 
 
 @pytest.mark.parametrize("folders", ["cat/train dog/train cat/test", "data/train/cat data/train/dog old/test/cat"])
-def test_classes_on_one_side_of_splits_need_no_asking(tmp_path, make_images, folders):
+def test_classes_on_one_side_of_splits_are_unambiguous(tmp_path, make_images, folders):
     assert labels(make(tmp_path / "d", make_images, folders))[:2] == (4, ["cat", "dog"])
 
 
@@ -195,7 +195,7 @@ def test_an_image_in_no_class_folder_has_no_label(tmp_path, make_images):
     assert labels(source) == (6, ["a", "b"], {0, 1, -100})
 
 
-def test_what_holds_several_kinds_asks(tmp_path, make_images, make_parquet):
+def test_several_kinds_of_files_are_an_error(tmp_path, make_images, make_parquet):
     make(tmp_path / "d", make_images, "a b")
     (tmp_path / "d" / "old.tar").write_bytes(b"x" * 512)
     with pytest.raises(ConfigError, match=r"4 images and 1 .tar archive \(old.tar\).*data.format=images"):
@@ -206,7 +206,7 @@ def test_what_holds_several_kinds_asks(tmp_path, make_images, make_parquet):
         find_origin(str(tmp_path / "d"), Rules(format="parquet"))
 
 
-def test_lines_by_split_and_what_lies_beside(tmp_path):
+def test_json_lines_by_split_and_other_files(tmp_path):
     for name in ("captions_train2014.jsonl", "captions_val2014.jsonl"):
         (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
     (tmp_path / "README.txt").write_text("about")
@@ -219,7 +219,7 @@ def test_lines_by_split_and_what_lies_beside(tmp_path):
         find_table(str(tmp_path))
 
 
-def test_trainval_beside_train_asks(tmp_path, make_parquet):
+def test_trainval_beside_train_is_an_error(tmp_path, make_parquet):
     for name in ("trainval", "test"):
         make_parquet(tmp_path / "d" / f"{name}.parquet", 2)
     assert set(splits(tmp_path / "d")) == {"train", "test"}
@@ -231,7 +231,7 @@ def test_trainval_beside_train_asks(tmp_path, make_parquet):
 @pytest.mark.parametrize(
     ("split", "first", "number"), [("train[:10%]", 0, 1), ("train[90%:]", 9, 1), ("train[5:8]", 5, 3)]
 )
-def test_parts_mean_the_same_everywhere(tmp_path, make_parquet, make_images, split, first, number):
+def test_slices_are_the_same_for_every_source(tmp_path, make_parquet, make_images, split, first, number):
     make_parquet(tmp_path / "one.parquet", 10, where=["train"] * 10, number=list(range(10)))
     table = ImageData(source=str(tmp_path / "one.parquet"), split=split, label_column="number")
     by_column = table.model_copy(update={"split_column": "where"})
@@ -281,7 +281,7 @@ def test_every_file_is_listed_with_its_reason(tmp_path, make_images, make_pictur
     assert len(ImageData(source=str(d), hidden=True).rows("train")) == 7
 
 
-def test_names_that_are_no_utf8(tmp_path, make_picture, encode):
+def test_names_that_are_not_utf8(tmp_path, make_picture, encode):
     name = b"caf\xe9.png"
     with open(bytes(tmp_path) + b"/" + name, "wb") as file:
         file.write(encode(make_picture(8, 8)))
@@ -291,7 +291,7 @@ def test_names_that_are_no_utf8(tmp_path, make_picture, encode):
 
 
 def skips(part, tmp_path, **loading) -> list[tuple[str, str]]:
-    """What skipped.jsonl names after the loader was made."""
+    """The contents of skipped.jsonl after the loader is created."""
     path = tmp_path / "skipped.jsonl"
     part.train_loader(Loading(2, skipped_path=path, **loading), image_size=8, num_channels=3, num_latents=5)
     return [(row["key"], row["reason"]) for row in map(json.loads, path.read_text().splitlines())]
@@ -299,13 +299,13 @@ def skips(part, tmp_path, **loading) -> list[tuple[str, str]]:
 
 @pytest.fixture(autouse=True)
 def without_heic(monkeypatch):
-    """As where the extra is not installed; test_heic has it."""
+    """Simulates that the extra is not installed; test_heic tests with it."""
     monkeypatch.setattr("nextembed.data.listing.find_spec", lambda name: None)
 
 
 @pytest.fixture
 def heic(tmp_path, make_images):
-    """Nineteen images of two classes, and one that cannot be read."""
+    """19 images of two classes, and one that cannot be read."""
     make_images(tmp_path / "d" / "cat", 10)
     make_images(tmp_path / "d" / "dog", 9)
     (tmp_path / "d" / "dog" / "x.heic").write_bytes(b"\0\0\0\x18ftypheic")
@@ -313,7 +313,7 @@ def heic(tmp_path, make_images):
     return tmp_path / "d"
 
 
-def test_a_summary_says_what_is_used_and_what_is_not(heic, make_images):
+def test_a_summary_lists_used_and_unused_files(heic, make_images):
     found = ImageData(source=str(heic)).summary("train")
     assert (found.used, found.total, dict(found.classes)) == (19, 20, {"cat": 10, "dog": 9})
     assert list(found.skipped) == ["dog/x.heic"] and found.beside == {".txt": 1} and found.splits == ("train",)
@@ -329,12 +329,12 @@ def test_files_that_cannot_be_used_count_as_unreadable(heic, tmp_path):
     data = ImageData(source=str(heic), num_workers=0, max_skipped_rate=0.05)
     (entry,) = skips(data, tmp_path)
     assert entry[0] == "dog/x.heic" and "pillow-heif" in entry[1]
-    assert skips(data, tmp_path) == [entry]  # a resumed run names it once
+    assert skips(data, tmp_path) == [entry]  # a resumed run lists it once
     with pytest.raises(DataError, match=r"1 of 20 images are unreadable.*dog/x.heic: HEIC"):
         skips(data.model_copy(update={"max_skipped_rate": 0.01}), tmp_path)
 
 
-def test_ranks_write_once_what_cannot_be_used(heic, tmp_path):
+def test_only_one_rank_writes_unusable_files(heic, tmp_path):
     data = ImageData(source=str(heic), num_workers=0, max_skipped_rate=0.05)
     for rank in (1, 0):
         path = tmp_path / "skipped.jsonl"
@@ -344,7 +344,7 @@ def test_ranks_write_once_what_cannot_be_used(heic, tmp_path):
     assert len(path.read_text().splitlines()) == 1
 
 
-def test_a_folder_of_unreadable_files_alone_is_one_line(tmp_path):
+def test_a_folder_of_only_unreadable_files_is_a_one_line_error(tmp_path):
     for name in ("a.heic", "b.cr2"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"no images that can be used: a.heic \(HEIC"):
@@ -371,7 +371,7 @@ def test_labels_with_gaps(tmp_path, make_picture, encode, values, names, ids):
     assert [row["label"] for row in data.rows("train")] == ids and data.class_names() == names
 
 
-def test_several_labels_of_an_image_are_no_class(tmp_path, make_picture, encode):
+def test_several_labels_per_image_are_not_classes(tmp_path, make_picture, encode):
     images = [{"bytes": encode(make_picture(8, 8)), "path": None}] * 2
     pq.write_table(pa.table({"image": images, "labels": [[1, 2], [3]]}), tmp_path / "a.parquet")
     assert ImageData(source=str(tmp_path / "a.parquet")).class_names() == []
@@ -379,7 +379,7 @@ def test_several_labels_of_an_image_are_no_class(tmp_path, make_picture, encode)
         ImageData(source=str(tmp_path / "a.parquet"), label_column="labels").rows("train")
 
 
-# -- names whose words are not parted
+# -- names without separators between words
 
 
 @pytest.mark.parametrize(
@@ -388,17 +388,17 @@ def test_several_labels_of_an_image_are_no_class(tmp_path, make_picture, encode)
         (["mnisttrain.parquet", "mnisttest.parquet"], {"train": 1, "test": 1}),
         (["digitstrain.csv", "digitsval.csv", "digitstest.csv"], {"train": 1, "validation": 1, "test": 1}),
         (["MNISTtrain.jsonl", "MNISTtest.jsonl"], {"train": 1, "test": 1}),
-        (["contest.parquet", "latest.parquet"], {"train": 2}),  # words of their own
+        (["contest.parquet", "latest.parquet"], {"train": 2}),  # ordinary words
         (["interval.parquet", "retrain.parquet"], {"train": 2}),
         (["amnisttrain.parquet", "bmnisttest.parquet"], {"train": 2}),
     ],
 )
-def test_splits_whose_words_are_not_parted_tell_of_each_other(names: list[str], wanted: dict[str, int]) -> None:
+def test_splits_without_separators_are_recognised_together(names: list[str], wanted: dict[str, int]) -> None:
     groups, unclear, left_out = by_names([File(name, name, "parquet") for name in names], None)
     assert {split: len(files) for split, files in groups.items()} == wanted and not unclear and not left_out
 
 
-def test_folders_whose_words_are_not_parted_are_splits_too() -> None:
+def test_folders_without_separators_are_splits_too() -> None:
     files = [File(f"{split}/{name}/1.png", f"{split}{name}", "image")
              for split in ("mnisttrain", "mnisttest") for name in ("7", "8")]  # fmt: skip
     groups, classes, _ = by_folders(files, None, None)

@@ -1,4 +1,4 @@
-"""Streams without worker processes; tests/integration/test_data_workers.py has those."""
+"""Streams without worker processes; for those see tests/integration/test_data_workers.py."""
 
 import itertools
 import json
@@ -33,7 +33,7 @@ VIEW = ImageView(READER, (CROP,))
 
 
 def make_rows(count, bad=()):
-    """Grey squares; the label is the row, so a batch shows where it came from."""
+    """Grey squares whose label is the row number, so batches can be traced back."""
     grey = np.linspace(0, 255, count).astype(np.uint8)
     return [
         {"image": b"bad" if i in bad else np.full((6, 6), grey[i]), "label": i, "key": f"row{i}"} for i in range(count)
@@ -68,7 +68,7 @@ def test_each_epoch_has_each_row_once_in_a_new_order():
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("bad", [(), (0, 3, 4, 9)])
 def test_same_samples_for_accumulation_and_ranks(cached, bad):
-    """16 = 4 x 4 = 2 ranks x 8, sample by sample and bit by bit."""
+    """Batches of 16, 4 micro-batches of 4 and 2 ranks of 8 have bit-identical samples."""
     rows = make_rows(10, bad)
     whole = take(map_stream(rows, Loading(16), cached=cached), 2)
     parts = take(map_stream(rows, Loading(4), cached=cached), 8)
@@ -80,7 +80,7 @@ def test_same_samples_for_accumulation_and_ranks(cached, bad):
             assert torch.equal(expected, torch.cat([ranks[0][step][name], ranks[1][step][name]]))
 
 
-def test_cache_changes_nothing_but_rounding():
+def test_the_cache_changes_only_rounding():
     rows = make_rows(12, bad=(2, 3))
     for a, b in zip(take(map_stream(rows, Loading(5)), 6), take(map_stream(rows, Loading(5), cached=True), 6)):
         assert torch.equal(a["labels"], b["labels"]) and torch.equal(a["position"], b["position"])
@@ -119,7 +119,7 @@ def test_map_resume_is_exact(count, size, ranks, stop, bad, cached):
 
 
 class Sequence:
-    """Shards of unequal length; readers own shards if there are enough, else every n-th row."""
+    """Shards of unequal length; each reader gets whole shards if there are enough, otherwise every n-th row."""
 
     def __init__(self, shards):
         self.shards, self.reads = shards, 0
@@ -167,7 +167,7 @@ def test_sequential_epochs_are_complete_and_batches_full():
         assert sorted(seen[6 * epoch : 6 * epoch + 6]) == [0, 1, 2, 4, 5, 6]
 
 
-def test_sequential_state_must_fit():
+def test_sequential_state_must_match():
     rows = Sequence([make_rows(9)])
     state = advance(None, take(sequential(rows, Loading(2)), 1)[0]["position"])
     with pytest.raises(ConfigError, match=r"data.num_workers: .* same value as before, 1, not 2"):
@@ -180,21 +180,21 @@ def test_sequential_state_must_fit():
         sequential(rows, Loading(2, start={"next": 4}))
 
 
-def test_too_many_unreadable_stop_a_stream():
+def test_too_many_unreadable_images_stop_a_stream():
     with pytest.raises(DataError, match=r"4 of 300 images are unreadable \(1.3%\).*max_skipped_rate=0.01.*row"):
         take(map_stream(make_rows(300, bad=(5, 77, 130, 131, 280)), Loading(50), rate=0.01), 6)
-    take(map_stream(make_rows(300, bad=(5, 77, 130)), Loading(50), rate=0.01), 12)  # 1 % is not more than 1 %
+    take(map_stream(make_rows(300, bad=(5, 77, 130)), Loading(50), rate=0.01), 12)  # exactly 1 % is allowed
     with pytest.raises(DataError, match="unreadable"):
         map_stream(make_rows(300, bad=range(4)), Loading(50), rate=0.01, cached=True)
     many = make_rows(2000, bad=range(0, 2000, 50))  # 2 %
     with pytest.raises(DataError, match=r"11 of the first 1000 images"):
         take(sequential(Sequence([many]), Loading(50), rate=0.01), 100)
     few = make_rows(100, bad=(1, 2))
-    with pytest.raises(DataError, match=r"2 of 100"):  # only known after one epoch
+    with pytest.raises(DataError, match=r"2 of 100"):  # known only after one epoch
         take(sequential(Sequence([few]), Loading(50), rate=0.01), 5)
 
 
-def test_nothing_readable_ends_instead_of_looping():
+def test_no_readable_image_is_an_error_instead_of_a_loop():
     rows = make_rows(5, bad=range(5))
     with pytest.raises(DataError, match="none of the 5 images"):
         take(map_stream(rows, Loading(2)), 1)
@@ -206,7 +206,7 @@ def test_nothing_readable_ends_instead_of_looping():
         take(sequential(Sequence([[]]), Loading(2)), 1)
 
 
-def test_skip_log_counts_a_key_once_over_processes(tmp_path):
+def test_skip_log_counts_a_key_once_across_processes(tmp_path):
     path = tmp_path / "skipped.jsonl"
     logs = [SkipLog(path, 0.01, 200) for _ in range(2)]
     for log in logs:
@@ -219,7 +219,7 @@ def test_skip_log_counts_a_key_once_over_processes(tmp_path):
     assert [json.loads(line)["key"] for line in path.read_text().splitlines()] == ["a.png", "b.png", "c.png"]
 
 
-def test_skip_log_share_is_over_what_was_seen():
+def test_skip_log_share_is_relative_to_the_images_seen():
     log = SkipLog(None, 0.01, 1_000_000)
     for i in range(10):
         log.add(str(i), "bad", i)
@@ -228,7 +228,7 @@ def test_skip_log_share_is_over_what_was_seen():
     log.check(5000)
 
 
-def test_skip_log_survives_half_a_line(tmp_path):
+def test_skip_log_survives_a_partial_line(tmp_path):
     path = tmp_path / "skipped.jsonl"
     path.write_text('{"key": "a", "reason": "x"}\nnot json\n{"key": "b", "rea')
     log = SkipLog(path, 1.0, 10)
@@ -245,13 +245,13 @@ def test_size_is_estimated_from_headers():
     assert decoded_bytes([{"image": b""}], READER) == 0
 
 
-def test_streams_can_be_sent_to_other_processes():
+def test_streams_can_be_pickled():
     stream = map_stream(make_rows(8), Loading(3), cached=True)
     assert same(take(pickle.loads(pickle.dumps(stream)), 1)[0], take(stream, 1)[0])
 
 
 class Ended(TrainLoader):
-    """A loader whose one worker has ended, of which nothing is known but what torch says while one waits for it."""
+    """A loader whose only worker has died; the cause is known only from torch's error while waiting for it."""
 
     def __init__(self):
         self.workers = [SimpleNamespace(sentinel=0, exitcode=None)]
@@ -262,7 +262,7 @@ class Ended(TrainLoader):
     [("DataLoader worker (pid 7) is killed by signal: Killed. ", "a data worker was killed (signal 9)"),
      ("DataLoader worker (pid 7) exited unexpectedly with exit code 3. ", "a data worker died (exit code 3)")],
 )  # fmt: skip
-def test_a_death_that_is_told_while_the_worker_is_waited_for_is_one_line(monkeypatch, said, expected):
+def test_a_worker_that_dies_while_waited_for_is_a_one_line_error(monkeypatch, said, expected):
     def wait(sentinels, timeout):
         raise RuntimeError(said)
 

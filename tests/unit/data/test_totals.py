@@ -1,4 +1,4 @@
-"""How much of the data is used, left out and cut: the same at the start, in metrics, at the end and on each page."""
+"""Counts of used, skipped and truncated data agree at the start, in metrics, at the end and in reports."""
 
 import itertools
 import json
@@ -29,22 +29,22 @@ def loaded(data, tmp_path, num_batches, num_workers=0, max_length=16):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_of_documents(tmp_path, num_workers):
+def test_totals_of_documents(tmp_path, num_workers):
     rows = [{"text": "x" * (40 if i % 4 == 0 else 5)} for i in range(60)] + [{"text": None}] * 3
     data = TextData(source=texts(tmp_path / "a.jsonl", rows), max_skipped_rate=0.1)
     loader = loaded(data, tmp_path, 80, num_workers)
     assert loader.facts().items() >= {"data_rows": 63, "data_skipped": 3}.items()
     cut, of = loader.shares()["truncated_rate"]
     assert abs(cut / of - 0.25) < 0.03
-    assert loader.shares() == {}  # told once
+    assert loader.shares() == {}  # reported once
     history = [loader.facts() | {"truncated_rate": 0.2}, loader.facts() | {"truncated_rate": 0.3}]
     said = data_in_words(history, read_skipped(tmp_path))
     assert said.startswith("60 of 63 used; 3 could not be read and were left out: 3 x it has no 'text'")
     assert said.endswith("25.0% of the documents read were cut at their end (too long)")
 
 
-def test_of_rows_without_a_layout(tmp_path):
-    """They are as the settings have it, so no fault, but they are counted and named."""
+def test_totals_of_rows_without_a_layout(tmp_path):
+    """Rows that match no layout are expected, not errors, but they are counted and listed."""
     rows = [{"caption": "a"}, {"caption": "b"}, {"other": "c"}, {"caption": None}]
     source = texts(tmp_path / "a.jsonl", rows)
     given = {"kind": "records", "source": source, "pieces": {"caption": "text"}, "max_skipped_rate": 0.0}
@@ -62,6 +62,6 @@ def test_of_rows_without_a_layout(tmp_path):
     }
 
 
-def test_of_data_that_is_all_used(tmp_path):
+def test_totals_of_data_that_is_all_used(tmp_path):
     assert data_in_words([{"data_rows": 10, "data_skipped": 0}], []) == "10 of 10 used"
     assert data_in_words([{"step": 1}], []) == ""

@@ -30,7 +30,7 @@ def as_tensor(img):
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_common_formats_decode_as_pillow_does(format, make_picture, encode):
+def test_common_formats_decode_like_pillow(format, make_picture, encode):
     data = encode(make_picture(), format)
     expected = as_tensor(Image.open(io.BytesIO(data)))
     assert torch.equal(RGB.read(data), expected)
@@ -80,7 +80,7 @@ def test_palette(make_picture, encode):
 
 
 @pytest.mark.parametrize("background", [(255, 255, 255), (10, 200, 30)])
-def test_transparency_lies_on_the_background(background, encode):
+def test_transparency_is_composited_on_the_background(background, encode):
     reader = ImageReader(3, background)
     clear, half = Image.new("RGBA", (4, 4), (9, 9, 9, 0)), Image.new("RGBA", (4, 4), (100, 0, 50, 128))
     assert reader.read(encode(clear))[:, 0, 0].tolist() == list(background)
@@ -101,7 +101,7 @@ def test_cmyk_is_not_inverted(make_picture, encode):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("size", [(40, 60), (400, 600)])  # the larger one is decoded at a reduced scale
+@pytest.mark.parametrize("size", [(40, 60), (400, 600)])  # the larger image is decoded at reduced scale
 def test_exif_rotation(orientation, size, make_picture, encode):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -129,7 +129,7 @@ def test_animated_gif_gives_its_first_frame(encode):
     assert RGB.read(data)[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_unreadable_files_say_why(tmp_path, make_picture, encode):
+def test_unreadable_files_give_a_reason(tmp_path, make_picture, encode):
     jpeg, png = encode(make_picture(), "JPEG"), encode(make_picture())
     crop = RandomResizedCrop(8)
     cases = [
@@ -151,7 +151,7 @@ def test_unreadable_files_say_why(tmp_path, make_picture, encode):
             RGB.read_crop(image, crop, 0)
 
 
-def test_bombs_are_refused_by_their_header(tmp_path, encode):
+def test_decompression_bombs_are_rejected_by_their_header(tmp_path, encode):
     bomb = raw_png(50_000, 50_000, 8, 2, zlib.compress(b"\0" * 1000))  # 7.5 GB if decoded
     with pytest.raises(Unreadable, match=r"50000x50000|exceeds limit"):
         RGB.read(bomb)
@@ -167,7 +167,7 @@ def test_bombs_are_refused_by_their_header(tmp_path, encode):
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 400))
-def test_garbage_never_raises_anything_else(noise, at):
+def test_garbage_raises_only_unreadable(noise, at):
     file = io.BytesIO()
     Image.new("RGB", (20, 20), (200, 30, 90)).save(file, "JPEG")
     data = file.getvalue()
@@ -188,11 +188,11 @@ def test_batched_crop_equals_torchvision(height, width, size):
         expected = expected.flip(-1) if flip else expected
         assert (mine - expected.float()).abs().max() <= 1
         one = crop_and_resize(image[None], [box], [flip], size)[0]
-        assert torch.equal(one, mine)  # a sample does not depend on its batch
+        assert torch.equal(one, mine)  # samples do not depend on their batch
         assert torch.equal(resize(image, size, box), TF.resized_crop(image, *box, [size, size], antialias=True))
 
 
-def test_apply_takes_one_path_or_the_other():
+def test_batched_and_individual_crops_agree():
     crop = RandomResizedCrop(16)
     small = [torch.randint(0, 256, (1, 20, 20), dtype=torch.uint8) for _ in range(4)]
     mixed = [*small[:3], torch.randint(0, 256, (1, 90, 200), dtype=torch.uint8)]
@@ -221,7 +221,7 @@ def test_boxes_lie_inside(height, width, seed):
     assert box.height >= 1 and box.width >= 1
 
 
-def test_boxes_are_distributed_as_asked():
+def test_boxes_follow_the_requested_distribution():
     crop = RandomResizedCrop(8, (0.2, 0.6), (0.5, 2.0), flip_rate=0.25)
     boxes, flips = crop.draw([(400, 400)] * 4000, range(4000))
     box = torch.tensor(boxes).double()
@@ -231,7 +231,7 @@ def test_boxes_are_distributed_as_asked():
     assert abs(sum(flips) / 4000 - 0.25) < 0.03
     centre = box[:, 0] + box[:, 2] / 2
     assert abs(centre.mean() - 200) < 3 and centre.std() > 30
-    assert crop.draw([(4, 4000)], [0])[0][0] == Box(0, 1996, 4, 8)  # no box of that area fits: the centre
+    assert crop.draw([(4, 4000)], [0])[0][0] == Box(0, 1996, 4, 8)  # no box of that area fits: a central box is used
 
 
 def test_uniforms_are_uniform_and_independent():
@@ -248,13 +248,13 @@ def test_normalize():
     assert torch.allclose(normalize(pixels, 0.2, 0.4), torch.tensor([-0.5, 0.0, 2.0]), atol=1e-6)
 
 
-def test_a_row_that_could_not_be_read_keeps_its_reason():
+def test_an_unreadable_row_keeps_its_reason():
     with pytest.raises(Unreadable, match="text that is not UTF-8"):
         ImageReader().read(Unreadable("text that is not UTF-8"))
 
 
 @pytest.mark.parametrize("highest", [250, 65535])
-def test_grey_of_32_bits_has_no_known_range(tmp_path, highest):
+def test_32_bit_grey_has_no_known_range(tmp_path, highest):
     Image.fromarray(np.full((4, 4), highest, np.int32)).save(tmp_path / "a.tif")
     Image.fromarray(np.full((4, 4), highest, np.uint16)).save(tmp_path / "b.tif")
     reader = ImageReader()

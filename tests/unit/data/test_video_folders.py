@@ -1,4 +1,4 @@
-"""Folders and archives of videos: the splits, classes and lost files of images; and data of the wrong kind."""
+"""Folders and archives of videos: splits, classes and missing files as for images; and data of the wrong kind."""
 
 import shutil
 import tarfile
@@ -34,7 +34,7 @@ def data_of(source: Path, **settings: object) -> ImageData:
     return ImageData.model_validate({"source": str(source), "num_workers": 0, **settings})
 
 
-def test_folders_of_videos_have_the_splits_and_classes_of_images(videos: Path) -> None:
+def test_video_folders_have_splits_and_classes_like_images(videos: Path) -> None:
     data = data_of(videos)
     assert data.class_names() == ["jump", "wave"]
     rows = list(data.rows("train"))
@@ -45,15 +45,15 @@ def test_folders_of_videos_have_the_splits_and_classes_of_images(videos: Path) -
     batch = next(iter(data.train_loader(Loading(4), **CLIPS)))
     assert batch["pixel_values"].shape == (4, 12, 16, 16)
     whole = data.eval_samples("validation", image_size=16, num_channels=12)[0]["pixel_values"]
-    assert (whole.reshape(4, -1).mean(1).diff() > 0.3).all()  # it grows lighter
+    assert (whole.reshape(4, -1).mean(1).diff() > 0.3).all()  # frames get brighter
 
 
-def test_videos_stream_too(videos: Path) -> None:
+def test_videos_can_be_streamed(videos: Path) -> None:
     batch = next(iter(data_of(videos, streaming=True).train_loader(Loading(4), **CLIPS)))
     assert batch["pixel_values"].shape == (4, 12, 16, 16)
 
 
-def test_zip_and_tar_archives_hold_videos(videos: Path, tmp_path: Path) -> None:
+def test_videos_in_zip_and_tar_archives(videos: Path, tmp_path: Path) -> None:
     packed = shutil.make_archive(str(tmp_path / "videos"), "zip", videos)
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         for name in NAMES[:4]:
@@ -64,7 +64,7 @@ def test_zip_and_tar_archives_hold_videos(videos: Path, tmp_path: Path) -> None:
         assert next(iter(data.train_loader(Loading(4), **CLIPS)))["pixel_values"].shape == (4, 12, 16, 16)
 
 
-def test_files_that_cannot_be_read_are_named(videos: Path) -> None:
+def test_unreadable_files_are_listed(videos: Path) -> None:
     (videos / "train/wave/broken.mp4").write_bytes(b"no video")
     (videos / "train/wave/lost.webm").symlink_to(videos / "nowhere.webm")
     data = data_of(videos, max_skipped_rate=0.5)
@@ -75,7 +75,7 @@ def test_files_that_cannot_be_read_are_named(videos: Path) -> None:
     assert loader.log.reasons["train/wave/broken.mp4"].startswith("not a video that can be decoded")
 
 
-def test_images_go_before_videos_beside_them(videos: Path) -> None:
+def test_images_take_precedence_over_videos(videos: Path) -> None:
     for name in ("x", "y"):
         Image.new("RGB", (20, 20)).save(videos / f"train/wave/{name}.png")
     data = data_of(videos)
@@ -97,7 +97,7 @@ def test_videos_may_have_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_data_of_the_wrong_kind_is_one_line_before_training(videos: Path, tmp_path: Path, streaming: bool) -> None:
+def test_data_of_the_wrong_kind_is_a_one_line_error(videos: Path, tmp_path: Path, streaming: bool) -> None:
     with pytest.raises(ConfigError, match=r"^data: .*: a clip, not an image; for clips set model\.num_frames"):
         next(iter(data_of(videos, streaming=streaming, cache="off").train_loader(Loading(2), **IMAGES)))
     for number in range(5):
@@ -108,7 +108,7 @@ def test_data_of_the_wrong_kind_is_one_line_before_training(videos: Path, tmp_pa
         next(iter(images.train_loader(Loading(2), **CLIPS)))
 
 
-def test_one_still_among_clips_is_a_row_that_cannot_be_read(videos: Path) -> None:
+def test_a_still_image_among_clips_is_unreadable(videos: Path) -> None:
     Image.new("RGB", (20, 20)).save(videos / "train/wave/a.mp4", format="PNG")
     data = data_of(videos, max_skipped_rate=0.5)
     loader = data.train_loader(Loading(4), **CLIPS)
@@ -116,13 +116,13 @@ def test_one_still_among_clips_is_a_row_that_cannot_be_read(videos: Path) -> Non
     assert list(loader.log.reasons) == ["train/wave/a.mp4"]
 
 
-def test_first_bytes_tell_videos(videos: Path) -> None:
+def test_videos_are_recognised_by_their_first_bytes(videos: Path) -> None:
     assert all(is_video((videos / name).read_bytes()) for name in NAMES)
     assert not is_video(b"") and not is_video(b"RIFF\0\0\0\0WAVEfmt ") and not is_video(b"\0\0\0\x1cftypavif")
     assert {file.kind for file in listed(videos)} == {"video"}
 
 
-def test_a_source_of_ones_own_takes_the_place_of_moving_stamps(videos: Path) -> None:
+def test_a_custom_source_replaces_moving_stamps(videos: Path) -> None:
     found = DATA.parse({"kind": "moving_stamps", "source": str(videos), "num_clips": 9, "flip_rate": 0.0})
     assert isinstance(found, ImageData) and found.flip_rate == 0 and found.kind == "images"
     assert DATA.parse({"kind": "moving_stamps", "num_clips": 9}).kind == "moving_stamps"
@@ -144,4 +144,4 @@ def test_a_classifier_of_videos_starts_from_the_teacher(videos: Path, tmp_path: 
     run = fit(apply_overrides(load("finetune"), [*settings, "train.device=cpu", "data.num_workers=0"]))
     assert run.config.model.kind == "vit_nepa_classifier" and run.config.model.processor() is None
     assert run.task.usage(run, "RUN") == "nextembed evaluate RUN"
-    assert run.metrics["top1"] in (0.0, 1.0)  # of one clip
+    assert run.metrics["top1"] in (0.0, 1.0)  # accuracy on one clip

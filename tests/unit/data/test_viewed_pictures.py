@@ -1,4 +1,4 @@
-"""Pictures as viewers show them: upright in every format, in the colours of their profiles, the first frame, opaque."""
+"""Images are read as viewers show them: upright, in the colours of their profiles, the first frame, opaque."""
 
 import io
 import struct
@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 64, 32
 CORNERS = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
 CORNERS[:16, :32], CORNERS[:16, 32:], CORNERS[16:, :32], CORNERS[16:, 32:] = (
     (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))  # fmt: skip
-STORED = {  # how a picture lies in the file, by its EXIF orientation
+STORED = {  # how an image is stored, by EXIF orientation
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,7 +57,7 @@ def is_corners(data: bytes) -> bool:
 
 @pytest.mark.parametrize("way", STORED)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
-def test_upright_in_every_format(format, way):
+def test_images_are_upright_in_every_format(format, way):
     image = turned(way)
     if format == "TIFF":
         assert is_corners(saved(image, "TIFF", tiffinfo={274: way}))
@@ -66,8 +66,8 @@ def test_upright_in_every_format(format, way):
 
 
 @pytest.mark.parametrize("way", STORED)
-def test_heic_is_not_turned_twice(way):
-    """Phones write the turn into the file (irot, imir) and say it in EXIF, too; the first alone counts."""
+def test_heic_is_not_rotated_twice(way):
+    """Phones store the rotation in the container (irot, imir) and in EXIF; only the container counts."""
     pytest.importorskip("pillow_heif")
     data = saved(turned(way), "HEIF", exif=exif(way).tobytes(), quality=100)
     assert (b"irot" in data or b"imir" in data) == (way > 1) and b"Exif" in data
@@ -77,7 +77,7 @@ def test_heic_is_not_turned_twice(way):
     order = "little" if told[at : at + 2] == b"II" else "big"
     place = at + 8 + 2 + 8  # the value of the first tag
     assert int.from_bytes(told[place : place + 2], order) == 1
-    lying = told[:place] + way.to_bytes(2, order) + told[place + 2 :]  # EXIF alone says so
+    lying = told[:place] + way.to_bytes(2, order) + told[place + 2 :]  # rotated only in EXIF
     assert is_corners(lying)
 
 
@@ -93,7 +93,7 @@ def xyz(*values: float) -> bytes:
 
 
 def profile(space: bytes, kind: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> bytes:
-    """An ICC profile of version 2.4."""
+    """An ICC profile, version 2.4."""
     name = b"a test\0"
     tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", len(name)) + name + bytes(78), b"wtpt": xyz(0.9642, 1, 0.8249),
             b"cprt": b"text\0\0\0\0none\0"} | tags  # fmt: skip
@@ -109,7 +109,7 @@ def profile(space: bytes, kind: bytes, pcs: bytes, tags: dict[bytes, bytes]) -> 
 
 
 CURVE = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256))
-PRIMARIES = {  # of Display P3 and of Adobe RGB (1998), adapted to D50
+PRIMARIES = {  # Display P3 and Adobe RGB (1998), adapted to D50
     "P3": [(0.51512, 0.24120, -0.00105), (0.29198, 0.69225, 0.04189), (0.15710, 0.06657, 0.78407)],
     "Adobe": [(0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)],
 }
@@ -122,7 +122,7 @@ def of_primaries(name: str) -> bytes:
 
 
 def expected(name: str, colour: tuple[int, int, int]) -> np.ndarray:
-    """What a viewer shows, from the definitions."""
+    """The sRGB colour from the definitions of the colour spaces."""
     light = np.linalg.inv(SRGB) @ np.array(PRIMARIES[name]).T @ (np.array(colour) / 255) ** 2.2
     light = light.clip(0, 1)
     return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -141,11 +141,11 @@ def test_colours_of_a_profile(name, format, mode):
         image = image.quantize(8) if mode == "P" else image.convert(mode)
         found = pixels(saved(image, format, icc_profile=of_primaries(name)))[8, 8]
         np.testing.assert_allclose(found, expected(name, colour), atol=5)
-    assert np.abs(expected(name, (200, 100, 50)) - (200, 100, 50)).max() > 10  # without it the colours are others
+    assert np.abs(expected(name, (200, 100, 50)) - (200, 100, 50)).max() > 10  # the profile changes the colours
 
 
 def of_ink() -> bytes:
-    """A printer's profile: the lightness of no ink is 100, of all inks 0, and black alone leaves 40."""
+    """A printer profile: lightness is 100 without ink, 0 with full CMY, and 40 with black only."""
     corners = np.stack(np.meshgrid(*[[0, 1]] * 4, indexing="ij"), -1).reshape(-1, 4)
     light = (1 - corners[:, :3].mean(1)) * (1 - 0.6 * corners[:, 3])
     table = np.stack([light * 255, np.full(16, 128), np.full(16, 128)], 1).round().astype(np.uint8)
@@ -158,7 +158,7 @@ def of_ink() -> bytes:
 @pytest.mark.parametrize(
     ("ink", "lightness"), [((0, 0, 0, 0), 100), ((0, 0, 0, 255), 40), ((255, 255, 255, 0), 0), ((128, 128, 128, 0), 50)]
 )
-def test_ink_with_a_profile(ink, lightness):
+def test_cmyk_with_a_profile(ink, lightness):
     luminance = ((lightness + 16) / 116) ** 3 if lightness > 8 else lightness / 903.3
     grey = 255 * (1.055 * luminance ** (1 / 2.4) - 0.055 if luminance > 0.0031308 else 12.92 * luminance)
     for format in ("JPEG", "TIFF"):
@@ -166,7 +166,7 @@ def test_ink_with_a_profile(ink, lightness):
         np.testing.assert_allclose(pixels(data)[8, 8], grey, atol=6)
 
 
-def test_profiles_that_change_nothing_or_are_broken():
+def test_neutral_and_broken_profiles():
     from PIL import ImageCms
 
     image = Image.fromarray(CORNERS)
@@ -176,10 +176,10 @@ def test_profiles_that_change_nothing_or_are_broken():
         of_primaries("P3")[:200],
     ):
         assert is_corners(saved(image, "PNG", icc_profile=own))
-    assert is_corners(saved(image, "PNG", icc_profile=of_ink()))  # of another number of channels
+    assert is_corners(saved(image, "PNG", icc_profile=of_ink()))  # a profile for another number of channels
 
 
-def test_transparency_stays_with_a_profile():
+def test_transparency_is_kept_with_a_profile():
     image = Image.new("RGBA", (8, 8), (200, 100, 50, 0))
     image.info["icc_profile"] = of_primaries("P3")
     assert np.asarray(plain_picture(image, (1, 2, 3)))[4, 4].tolist() == [1, 2, 3]
@@ -199,7 +199,7 @@ def png(width, height, depth, kind, rows: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("kind", "values", "wanted"), [
-    (2, (65535, 32896, 257), (255, 128, 1)),  # colour of 16 bits
+    (2, (65535, 32896, 257), (255, 128, 1)),  # 16-bit colour
     (6, (65535, 0, 0, 65535), (255, 0, 0)), (6, (65535, 0, 0, 0), (255, 255, 255)),  # with alpha
     (0, (32896,), (128, 128, 128)),  # grey
     (4, (0, 32896), (127, 127, 127)), (4, (20560, 65535), (80, 80, 80)),  # grey with alpha, on white
@@ -220,7 +220,7 @@ def test_the_first_frame_of_an_animation(format, options):
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_grey_with_alpha_lies_on_the_background(format):
+def test_grey_with_alpha_is_composited_on_the_background(format):
     image = Image.merge("LA", [Image.new("L", (8, 8), 60), Image.new("L", (8, 8), 0)])
     image.paste((60, 255), (0, 0, 4, 8))
     found = pixels(saved(image, format, **({"lossless": True} if format == "WEBP" else {})))

@@ -1,4 +1,4 @@
-"""A small real model in every form that a checkpoint comes in, and folders of pictures."""
+"""A small real model in every checkpoint format, and folders of images."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ SIZES = dict(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, interme
 
 @pytest.fixture(autouse=True)
 def hf_cache(tmp_path, monkeypatch):
-    """What `datasets` prepares goes to the test's own folder."""
+    """The cache of `datasets` is in the test's own folder."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
 
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory) -> Path:
-    """run/ (model, ema, config.yaml), pretraining/, plain/, classifier/: the same network, EMA weights aside."""
+    """run/ (model, ema, config.yaml), pretraining/, plain/, classifier/: the same weights, except run/ema."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     config = ViTNepaConfig(image_size=16, patch_size=8, layerscale_value=0.5, **SIZES)
@@ -42,7 +42,7 @@ def saved(tmp_path_factory) -> Path:
 
 
 def write_pictures(folder: Path, count: int, bad: tuple[int, ...] = (), size: int = 20) -> Path:
-    """PNG files 000.png ... of smooth colours; the `bad` ones are text."""
+    """PNG files 000.png ... with smooth colours; the `bad` ones contain text."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
         file = folder / f"{i:03d}.png"

@@ -37,7 +37,7 @@ def test_probe_is_cross_attention_with_one_learned_query():
 
 
 def odd_patch(num, seed):
-    """Sixteen noisy patches, one of which is marked and carries the class: their mean hardly tells it."""
+    """Sixteen noisy patches; one marked patch carries the class, which is hard to read from their mean."""
     generator = torch.Generator().manual_seed(seed)
     values, labels = torch.randn(num, 16, 8, generator=generator) * 2, torch.randint(2, (num,), generator=generator)
     where = torch.randint(16, (num,), generator=generator)
@@ -47,7 +47,7 @@ def odd_patch(num, seed):
     return Patches(values.half(), labels)
 
 
-def test_it_finds_what_pooling_hides():
+def test_it_finds_what_mean_pooling_hides():
     train, test = odd_patch(400, 0), odd_patch(400, 1)
     pooled = [part.values.float().mean(1) for part in (train, test)]
     from nextembed.evaluation.probes.solvers import fit_linear
@@ -61,7 +61,7 @@ def test_it_finds_what_pooling_hides():
     assert good > 0.9 > 0.75 > bad
 
 
-def test_a_grid_point_is_as_if_it_were_alone_and_seeds_differ():
+def test_grid_points_are_independent_and_seeds_differ():
     train = odd_patch(130, 0)
     settings = grid([1e-3, 1e-2], [0.1])
     assert settings == [(1e-3, 0.1), (1e-2, 0.1)]
@@ -73,7 +73,7 @@ def test_a_grid_point_is_as_if_it_were_alone_and_seeds_differ():
     assert not torch.equal(other[0].query, alone[0].query)
 
 
-def test_moments_are_those_of_all_patches():
+def test_moments_are_over_all_patches():
     values = (torch.randn(2050, 3, 5) * 3 + 1).half()
     values[:, :, 4] = 2
     mean, scale = moments(values)
@@ -92,7 +92,7 @@ def make_model():
 
 
 def make_samples(num, seed):
-    """The class: one quarter is bright, or dark, or none is; every fifth image has no label."""
+    """Images whose class is a bright quadrant, a dark one, or neither; every fifth image has no label."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for i in range(num):
@@ -104,7 +104,7 @@ def make_samples(num, seed):
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_patches_are_a_layers_hidden_states(layer):
+def test_patches_are_the_hidden_states_of_a_layer(layer):
     model, samples = make_model().train(), make_samples(10, 0)
     kept = Reader(model, layer, "full", batch_size=3).keep(samples, 1e6)
     assert all(module.training for module in model.modules())
@@ -116,7 +116,7 @@ def test_patches_are_a_layers_hidden_states(layer):
     assert kept.labels.tolist() == [sample["label"] for sample in known]
 
 
-def test_memory_for_patches_is_a_limit():
+def test_memory_for_patches_is_limited():
     model, samples = make_model(), make_samples(50, 0)
     one = 4 * 16 * 2
     kept = Reader(model, 1, "full").keep(samples, 20 * one)
@@ -135,12 +135,12 @@ def test_choice_is_made_on_validation_and_measured_on_test():
     assert min(found.validation) > 0.6 and found.num_train == 80
     wrong = [{**s, "label": (s["label"] + 1) % 3 if s["label"] >= 0 else -100} for s in parts[2]]
     other = attentive(reader, *parts[:2], wrong, settings, num_epochs=40, num_seeds=3)
-    assert other[:2] == found[:2] and max(other.test) < 0.4  # the choice is blind to test labels
+    assert other[:2] == found[:2] and max(other.test) < 0.4  # the choice does not depend on test labels
     assert attentive(reader, *parts[:2], None, settings, num_epochs=2).test == []
 
 
 class Plain(nn.Module):
-    """A backbone of the user's own: its layers cannot be cut off."""
+    """A custom backbone whose upper layers cannot be removed."""
 
     def __init__(self):
         super().__init__()
@@ -177,7 +177,7 @@ def test_sweep_with_seeds_and_an_attentive_probe(tmp_path, backbone):
     assert again == table
 
 
-def test_too_few_bytes_are_said_in_the_table():
+def test_a_memory_limit_is_noted_in_the_table():
     data = ProbeData(make_samples(120, 0), make_samples(60, 1), None, [])
     config = ProbeConfig(layers=[1], poolings=["mean"], attentions=["full"], attentive=True, attentive_epochs=1,
                          attentive_gigabytes=50 * 4 * 16 * 2 / 2**30)  # fmt: skip
@@ -186,7 +186,7 @@ def test_too_few_bytes_are_said_in_the_table():
     assert next(row for row in table.rows if row.probe == "attentive").accuracy is None
 
 
-def test_without_seeds_and_attention_nothing_changes():
+def test_defaults_have_no_seeds_and_no_attentive_probe():
     data = ProbeData(make_samples(60, 0), make_samples(30, 1), make_samples(30, 2), [])
     table = sweep({"raw": make_model()}, data, ProbeConfig(k=5, penalties=[0.1], layers=[1]))
     assert {row.probe for row in table.rows} == {"linear", "knn"}

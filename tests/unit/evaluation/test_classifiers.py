@@ -11,7 +11,7 @@ def blobs(num, width, classes=4, seed=0, noise=2.0):
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
     labels = torch.randint(classes, (num,), generator=generator)
-    stretch = torch.linspace(0.1, 5, width)  # features of very unlike size
+    stretch = torch.linspace(0.1, 5, width)  # features of very different scale
     return (centres[labels] + noise * torch.randn(num, width, generator=generator)) * stretch + 3, labels
 
 
@@ -24,7 +24,7 @@ def test_linear_probe_is_logistic_regression(num, width):
     for probe, penalty in zip(probes, penalties, strict=True):
         reference = LogisticRegression(C=1 / (num * penalty), tol=1e-8, max_iter=5000).fit(scaled, y.numpy())
         np.testing.assert_allclose(probe.weight.T.numpy(), reference.coef_, atol=2e-3)
-        bias = probe.bias - probe.bias.mean()  # softmax leaves a common shift free
+        bias = probe.bias - probe.bias.mean()  # softmax is invariant to a common shift
         np.testing.assert_allclose(bias.numpy(), reference.intercept_ - reference.intercept_.mean(), atol=2e-2)
         assert (probe.predict(x).numpy() == reference.predict(scaled)).mean() > 0.99
 
@@ -36,7 +36,7 @@ def test_few_iterations_predict_the_same():
     assert (short == long).float().mean() > 0.99
 
 
-def test_linear_probe_takes_constant_and_missing():
+def test_linear_probe_handles_constant_features_and_missing_classes():
     x, y = blobs(60, 5, classes=3)
     x = torch.cat([x, torch.full((60, 1), 7.0)], dim=1)
     probe = fit_linear(x, y, 5, [0.01])[0]  # classes 3 and 4 never occur

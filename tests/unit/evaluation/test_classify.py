@@ -1,4 +1,4 @@
-"""Counting a classifier's answers, against counts by hand."""
+"""Scores of a classifier against counts by hand."""
 
 import json
 import types
@@ -16,7 +16,7 @@ NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 
 
 class Told(nn.Module):
-    """Answers with the logits that the first pixels hold."""
+    """Returns the first pixels as logits."""
 
     def __init__(self, names=NAMES):
         super().__init__()
@@ -37,7 +37,7 @@ def samples(answers, labels, names=(), strength=5.0):
     made = Samples()
     for i, (answer, label) in enumerate(zip(answers, labels)):
         pixels = torch.zeros(1, 8, 8)
-        pixels[0, 0, :6] = torch.arange(6) * -0.1  # a fixed order behind the first answer
+        pixels[0, 0, :6] = torch.arange(6) * -0.1  # a fixed order after the top prediction
         pixels[0, 0, answer] = strength + i / 10
         made.append({"key": f"image {i}", "pixel_values": pixels, "label": label})
     made.class_names = list(names)
@@ -49,12 +49,12 @@ def test_counts_by_hand():
     model = Told().train()
     found = score_classifier(model, data, "test", batch_size=4)
     assert (found.num_images, found.num_unlabelled, found.top1) == (5, 1, pytest.approx(3 / 5))
-    assert found.top5 == pytest.approx(4 / 5)  # class 5 comes sixth where the answer was 2
+    assert found.top5 == pytest.approx(4 / 5)  # class 5 ranks sixth where 2 was predicted
     assert found.confusion[0] == [1, 0, 0, 0, 0, 0] and found.confusion[1] == [1, 1, 0, 0, 0, 0]
     assert found.confusion[5] == [0, 0, 1, 0, 0, 1] and sum(map(sum, found.confusion)) == 5
     assert found.recalls == [1.0, 0.5, None, None, None, 0.5]
     assert found.confusions() == [(1, 0, 1), (5, 2, 1)]
-    assert [(e.index, e.label, e.answer) for e in found.errors] == [(3, 5, 2), (1, 1, 0)]  # the surest first
+    assert [(e.index, e.label, e.answer) for e in found.errors] == [(3, 5, 2), (1, 1, 0)]  # most confident first
     logits = torch.stack([row["pixel_values"][0, 0, :6] for row in data[:5]])
     loss = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 1, 5, 5]))
     assert found.loss == pytest.approx(loss.item(), rel=1e-6)
@@ -64,8 +64,8 @@ def test_counts_by_hand():
 @pytest.mark.parametrize(
     ("right", "total", "low", "high"), [(50, 100, 0.4038, 0.5962), (10, 10, 0.7225, 1.0), (0, 20, 0.0, 0.1611)]
 )
-def test_the_range_is_wilsons(right, total, low, high):
-    """Values from Wilson's formula as published (e.g. Agresti and Coull 1998)."""
+def test_the_range_is_the_wilson_interval(right, total, low, high):
+    """Values of the published Wilson formula (e.g. Agresti and Coull 1998)."""
     found = ClassScores("test", total, right / total, 1.0, 0.0, ["a", "b"], [[right, total - right], [0, 0]])
     assert found.range == (pytest.approx(low, abs=2e-4), pytest.approx(high, abs=2e-4))
 
@@ -83,14 +83,14 @@ def test_classes_of_other_data_are_found_by_name():
     )
 
 
-def test_labels_that_are_not_there_or_out_of_range():
+def test_labels_that_are_missing_or_out_of_range():
     with pytest.raises(DataError, match="the test images have no labels"):
         score_classifier(Told(), samples([0, 1], [IGNORE_LABEL] * 2), "test")
     with pytest.raises(DataError, match="label 6 of the test images is not one of the 6 classes"):
         score_classifier(Told(), samples([0, 1], [0, 6]), "test")
 
 
-def test_sentences_say_what_the_figure_is_worth():
+def test_sentences_qualify_the_accuracy():
     made = {"top1": 0.5, "top5": 1.0, "loss": 1.0, "class_names": ["a", "b"], "confusion": [[2, 1], [1, 0]]}
     text = ClassScores("test", 4, **made, step=30, weights="ema").sentence()
     assert text == (
@@ -108,6 +108,6 @@ def test_saved_scores_read_back(tmp_path):
     assert tuple(values["range"]) == found.range and values["task"] == "classification"
 
 
-def test_quick_score_leaves_the_unlabelled_out():
+def test_quick_score_ignores_unlabelled_images():
     scores = QuickScore(samples([0, 1, 2], [0, 0, IGNORE_LABEL]))(Told())
     assert scores["eval/accuracy"] == 0.5 and scores["eval/loss"] > 0

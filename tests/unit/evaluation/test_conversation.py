@@ -1,4 +1,4 @@
-"""A conversation as it is asked: the same tokens as in training."""
+"""Chat prompts have the same tokens as conversations in training."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def words(talk: Conversation, style: Style) -> list[str]:
     return [s["value"] if s["kind"] == "text" else s["kind"].upper() for s in talk.to_document(style)["segments"]]
 
 
-def test_as_emu_was_instructed(processor) -> None:
+def test_style_of_instruction_tuned_emu(processor) -> None:
     style = style_of(processor)
     assert style == Style("[USER]", "[ASSISTANT]", "</s>", True)
     assert words(spoken(), style) == [
@@ -41,7 +41,7 @@ def test_as_emu_was_instructed(processor) -> None:
     ]  # fmt: skip
 
 
-def test_plain_models_get_questions_and_answers() -> None:
+def test_base_models_get_question_and_answer_prompts() -> None:
     style = Style("Question", "Answer", "\n", False)
     assert words(spoken(), style) == [
         "Question:", "IMAGE", "what is it? Answer:", " a cat", "\n", " Question: sure? Answer:"
@@ -49,8 +49,8 @@ def test_plain_models_get_questions_and_answers() -> None:
 
 
 @pytest.mark.parametrize("style", [Style("[USER]", "[ASSISTANT]", "</s>", True), Style("Q", "A", "\n", False)])
-def test_a_prompt_is_what_training_shows_before_the_answer(style: Style, processor) -> None:
-    """What `chat` saves, read as training data: up to the next answer the ids are those of the prompt."""
+def test_a_prompt_equals_the_training_text_before_the_answer(style: Style, processor) -> None:
+    """A conversation saved by `chat`, read as training data: the ids before the next answer are those of the prompt."""
     talk = spoken()
     asked = processor.encode_document(talk.to_document(style), end=False)
     system = talk.system_line() if style.instruct else ""

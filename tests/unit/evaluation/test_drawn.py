@@ -1,4 +1,4 @@
-"""Drawn images beside real ones: numbers by hand and in closed form."""
+"""Scores of generated images against real ones: values by hand and in closed form."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from nextembed.evaluation.images import frechet_distance
 
 
 def test_the_distance_of_two_normal_distributions_in_closed_form() -> None:
-    """One axis: (m1 - m2)^2 + (s1 - s2)^2 = 9 + 4. Two axes at once: they add up; turned, they stay the same."""
+    """One axis: (m1 - m2)^2 + (s1 - s2)^2 = 9 + 4. Two axes: the sum over the axes, unchanged by a rotation."""
     unit = np.array([-1.0, 1.0]) / np.sqrt(2)  # variance 1 with N - 1
     first, second = unit[:, None], 3 + 3 * unit[:, None]
     assert frechet_distance(first, second) == pytest.approx(13)
@@ -35,14 +35,14 @@ def test_the_distance_of_two_normal_distributions_in_closed_form() -> None:
 
 
 def test_sharpness_by_hand() -> None:
-    """Across: 4, 4 and 0, 0; down: 9, 1 of a 2 x 2 image each."""
+    """Squared differences of the first 2 x 2 image: 4, 4 horizontally and 9, 1 vertically."""
     images = torch.tensor([[[[0, 2], [3, 1]]], [[[5, 5], [5, 5]]], [[[0, 255], [0, 255]]]], dtype=torch.uint8)
     across, down = (4 + 4) / 2, (9 + 1) / 2
     assert sharpness(images).tolist() == [across + down, 0.0, 255.0**2]
 
 
-def test_an_interval_has_the_width_of_a_share() -> None:
-    """1.96 sqrt(p (1 - p) / N) of N answers, never outside of what a share can be."""
+def test_the_interval_of_a_share() -> None:
+    """The half-width is 1.96 sqrt(p (1 - p) / N) for N answers, clipped to the range of a share."""
     right = np.array([1.0] * 300 + [0.0] * 100)
     found = estimate(np.mean, right, draws=4000, seed=0, high=1.0)
     assert found.value == 0.75
@@ -66,10 +66,10 @@ def test_a_row_by_hand() -> None:
     assert row.num_images == 4 and row.frechet is not None and row.accuracy is not None
     assert row.frechet.value == pytest.approx(9.0, abs=1e-6)  # means 0 and 3, the same variance
     assert row.accuracy.value == 0.75 and row.nearest.value == 4.0 and row.sharpness.value == 0.5
-    assert row.copies.value == 0.5  # two are no farther than 3, the nearest of the held-out images
+    assert row.copies.value == 0.5  # two are no farther than 3, the smallest distance of a held-out image
     real = row_of("held-out", held, held, Bootstrap(0, 0))
     assert real.frechet is None and real.accuracy is not None and real.sharpness.value == 1.0
-    assert real.accuracy.value == pytest.approx(2 / 3)  # the one without a class counts for nothing
+    assert real.accuracy.value == pytest.approx(2 / 3)  # the image without a class is ignored
     assert (
         row_of("samples", drawn._replace(judged=Judged(drawn.judged.features, None)), held, Bootstrap(0, 0)).accuracy
         is None
@@ -87,7 +87,7 @@ def classifier(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_classifier_is_read_before_its_last_layer_and_by_names(classifier: Path) -> None:
+def test_features_before_the_last_layer_and_classes_by_name(classifier: Path) -> None:
     model = ViTNepaForImageClassification.from_pretrained(classifier).eval()
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
     features, logits = last_features(model, images.float() / 127.5 - 1)
@@ -99,7 +99,7 @@ def test_a_classifier_is_read_before_its_last_layer_and_by_names(classifier: Pat
     assert judge.name == f"features before the last layer of the classifier {classifier}"
     with pytest.raises(ConfigError, match="classes that the model does not know"):
         open_judge(classifier, ["cat", "zebra"])
-    grey = open_judge(classifier, ["cat", "dog"]).look(images[:, :1])  # fewer classes, and grey images
+    grey = open_judge(classifier, ["cat", "dog"]).look(images[:, :1])  # fewer classes, and greyscale images
     assert grey.features.shape == (5, 16) and set(grey.answers.tolist()) <= {-1, 0, 1}  # type: ignore[union-attr]
 
 
@@ -113,7 +113,7 @@ def scores(copies: float, sharp: float, frechet: float = 5.0) -> SampleScores:
     return SampleScores("runs/a", "ema", "test", "features of a classifier", 64, 1000, rows)
 
 
-def test_what_is_said(tmp_path: Path) -> None:
+def test_sentences(tmp_path: Path) -> None:
     found = scores(0.0, 0.5)
     said = " ".join(found.sentences())
     assert "Fréchet distance 5 to 50 test images, where as many training images have 1.25, in 64 features" in said

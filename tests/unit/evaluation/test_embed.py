@@ -47,7 +47,7 @@ def test_a_folder_with_broken_images(saved, tmp_path, pictures):
     assert all(line["reason"] == "not an image file of a known format" for line in lines)
 
 
-def test_the_file_says_how_it_was_made(saved, tmp_path):
+def test_the_file_records_how_it_was_made(saved, tmp_path):
     done = embed(saved / "run", "emoji", tmp_path / "f.parquet", limit=70, dtype="float16", **PLACE)
     found = settings(done.file)
     wanted = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw", "image_size": 16, "width": 16,
@@ -57,7 +57,7 @@ def test_the_file_says_how_it_was_made(saved, tmp_path):
     assert {"nextembed_version", "weights_digest"} <= found.keys()
     kind = pq.read_schema(done.file).field("embedding").type
     assert kind.list_size == 16 and str(kind.value_type) == "halffloat"
-    assert not {"path"} & set(pq.read_schema(done.file).names)  # the pictures are no files
+    assert not {"path"} & set(pq.read_schema(done.file).names)  # the images have no files
 
 
 def test_streamed_is_the_same(saved, tmp_path):
@@ -80,7 +80,7 @@ def test_text_labels_and_row_groups(saved, tmp_path, monkeypatch):
 
 
 def stop_after(num_batches):
-    """A report that raises as a kill would stop it: what is in memory is lost."""
+    """A progress callback that raises, which simulates a kill: data in memory is lost."""
     seen = []
 
     def report(done, total):
@@ -91,7 +91,7 @@ def stop_after(num_batches):
     return report
 
 
-def test_stopped_it_continues_and_never_mixes(saved, tmp_path):
+def test_an_interrupted_run_resumes_and_never_mixes_settings(saved, tmp_path):
     options = dict(batch_size=10, part_seconds=0, limit=60, **PLACE)
     whole = embed(saved / "run", "emoji", tmp_path / "whole.parquet", **options)
     output = tmp_path / "f.parquet"
@@ -128,7 +128,7 @@ def test_killed_between_the_file_and_the_removal_of_its_parts(saved, tmp_path, m
     assert output.read_bytes() == before and not list(tmp_path.glob("*.parts"))
 
 
-def test_a_damaged_part_is_made_again(saved, tmp_path):
+def test_a_damaged_part_is_recomputed(saved, tmp_path):
     output, options = tmp_path / "f.parquet", dict(batch_size=10, part_seconds=0, limit=40, **PLACE)
     whole = embed(saved / "run", "emoji", tmp_path / "whole.parquet", **options)
     with pytest.raises(RuntimeError, match="killed"):
@@ -138,7 +138,7 @@ def test_a_damaged_part_is_made_again(saved, tmp_path):
     assert done.num_resumed == 10 and output.read_bytes() == whole.file.read_bytes()
 
 
-def test_changed_weights_and_changed_data_are_seen(saved, tmp_path, pictures):
+def test_changed_weights_and_changed_data_are_detected(saved, tmp_path, pictures):
     checkpoint, folder = tmp_path / "model", pictures(tmp_path / "images", 12)
     shutil.copytree(saved / "plain", checkpoint)
     options = dict(batch_size=4, part_seconds=0, layer=1)
@@ -153,7 +153,7 @@ def test_changed_weights_and_changed_data_are_seen(saved, tmp_path, pictures):
         embed(checkpoint, str(folder), tmp_path / "f.parquet", **options)
 
 
-def test_two_at_once_are_kept_apart(saved, tmp_path):
+def test_a_second_process_is_rejected(saved, tmp_path):
     output, found = tmp_path / "f.parquet", []
 
     def second(*_):
@@ -165,7 +165,7 @@ def test_two_at_once_are_kept_apart(saved, tmp_path):
     assert found
 
 
-def test_what_cannot_work_is_one_clear_line(saved, tmp_path, pictures):
+def test_invalid_input_is_one_line(saved, tmp_path, pictures):
     output = tmp_path / "f.parquet"
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
@@ -208,7 +208,7 @@ def test_memory_is_bounded_and_order_kept():
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize("name", ["attention.attention.key.weight", "output.dense.bias"])
-def test_weights_that_are_not_finite_are_refused(saved, tmp_path, pictures, name, value):
+def test_non_finite_weights_are_rejected(saved, tmp_path, pictures, name, value):
     model = shutil.copytree(saved / "run" / "model", tmp_path / "model")
     state = load_file(model / "model.safetensors")
     key = next(key for key in state if key.endswith(f"layer.0.{name}"))

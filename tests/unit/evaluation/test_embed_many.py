@@ -1,4 +1,4 @@
-"""A folder of files of features: the same after any stop and on either engine, and searched like one file."""
+"""A folder of feature files: the same after any interruption and with either engine, searched like a single file."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_the_same_after_any_stop(saved, source, tmp_path, streaming) -> None:
+def test_the_same_after_any_interruption(saved, source, tmp_path, streaming) -> None:
     data = ImageData(source=str(source), streaming=streaming)
     whole = embed_many(saved / "run", data, tmp_path / "whole", shard_rows=6, **PLACE)
     assert (whole.num_files, whole.num_rows, whole.num_resumed) == (4, 18, 0)
@@ -55,7 +55,7 @@ def test_the_same_after_any_stop(saved, source, tmp_path, streaming) -> None:
             open_features(tmp_path / "parts")
         broken = tmp_path / "parts" / "features-000001.parquet"
         if calls == 4 and broken.exists():
-            broken.write_bytes(broken.read_bytes()[:100])  # of a disk that lost power
+            broken.write_bytes(broken.read_bytes()[:100])  # as after a power failure
     done = embed_many(saved / "run", data, tmp_path / "parts", shard_rows=6, **PLACE)
     assert done.num_resumed >= 1 and contents(tmp_path / "parts") == contents(tmp_path / "whole")
     assert [(one["row"], one["key"]) for one in done.skipped] == [
@@ -107,7 +107,7 @@ def test_ray_writes_the_same_files(saved, source, tmp_path, monkeypatch) -> None
     pytest.importorskip("ray.data")
     above = [str(Path(__file__).parents[3] / "src"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(above))
-    monkeypatch.chdir(source.parent)  # relative paths hold in other processes, too
+    monkeypatch.chdir(source.parent)  # relative paths also work in other processes
     here = embed_many(saved / "run", "photos", "here", shard_rows=6, **PLACE)
     with pytest.raises(Stop):
         embed_many(saved / "run", "photos", "there", shard_rows=6, report=stop_after(2), **PLACE)

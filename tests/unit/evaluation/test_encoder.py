@@ -19,7 +19,7 @@ def images(tmp_path, pictures):
     return sorted(pictures(tmp_path / "images", 5).glob("*.png"))
 
 
-def test_every_layer_is_what_the_probes_read(saved, images):
+def test_every_layer_equals_the_features_of_the_probes(saved, images):
     samples = ImageData(source=str(images[0].parent), num_workers=0).eval_samples(
         "train", image_size=16, num_channels=3
     )
@@ -36,7 +36,7 @@ def test_every_kind_of_saved_model_gives_the_same(saved, images, kind):
     assert torch.equal(encode(saved / kind, images, **place), encode(saved / "run", images, weights="raw", **place))
 
 
-def test_a_model_in_memory_comes_back_as_it_was(saved, images):
+def test_a_model_in_memory_is_left_unchanged(saved, images):
     model = AutoModelForPreTraining.from_pretrained(saved / "pretraining").train()
     torch.manual_seed(3)
     want = torch.rand(1)
@@ -77,7 +77,7 @@ def test_weights_and_layer_come_from_the_probes(saved, tmp_path):
     assert "probe.json: knn 60.0 %" in Encoder(run).place.why
     assert Encoder(run, weights="raw").place[:2] == ("raw", FeatureKey(2, "last", "full"))
     assert Encoder(run, layer=-2).place[:2] == ("raw", FeatureKey(2, "last", "full"))
-    assert Encoder(run, layer=1).place[:2] == ("raw", FeatureKey(1, "mean", "causal"))  # no such row
+    assert Encoder(run, layer=1).place[:2] == ("raw", FeatureKey(1, "mean", "causal"))  # no row for this layer
     (run / "probe.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"probe\.json: rows is missing"):
         Encoder(run)
@@ -98,7 +98,7 @@ def test_pixels_are_normalised_as_in_the_run(saved, tmp_path):
     assert Encoder(alone).preprocessing[2:4] == (0.1, 0.4)
 
 
-def test_what_cannot_be_used_is_one_clear_line(saved, tmp_path, images, monkeypatch):
+def test_unusable_checkpoints_are_one_line_errors(saved, tmp_path, images, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     other = ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=16)
     ViTModel(other).save_pretrained(tmp_path / "vit")
@@ -126,7 +126,7 @@ def test_what_cannot_be_used_is_one_clear_line(saved, tmp_path, images, monkeypa
         encode(saved / "plain", [images[0], b"text"])
 
 
-def test_weights_that_are_missing_are_not_drawn_at_random(saved, tmp_path):
+def test_missing_weights_are_not_initialised_at_random(saved, tmp_path):
     from safetensors.torch import load_file, save_file
 
     weights = load_file(saved / "plain" / "model.safetensors")

@@ -47,7 +47,7 @@ def test_features_are_those_of_a_direct_call(model, samples):
     assert all(value.shape == (7, 16) and value.dtype == torch.float32 for value in features.values.values())
 
 
-def test_keys_leave_out_what_holds_nothing(model, samples):
+def test_keys_leave_out_uninformative_features(model, samples):
     keys = feature_keys(3)
     assert len(keys) == len(set(keys)) == 2 + 3 * 5
     left_out = [FeatureKey(0, "first", "full"), FeatureKey(2, "first", "causal")]
@@ -59,7 +59,7 @@ def test_keys_leave_out_what_holds_nothing(model, samples):
         feature_keys(3, [4])
 
 
-def test_extraction_disturbs_nothing(model, samples):
+def test_extraction_has_no_side_effects(model, samples):
     model.train()
     model.vit_nepa.layernorm.eval()
     torch.manual_seed(5)
@@ -72,13 +72,13 @@ def test_extraction_disturbs_nothing(model, samples):
 
 
 def test_training_mode_is_left_before_extraction(model, samples):
-    # In training mode positions are scaled at random, so two calls would differ.
+    # In training mode, positions are scaled at random, so two calls would differ.
     model.train()
     one, two = (extract(model, samples, [FeatureKey(3, "mean", "full")]) for _ in range(2))
     assert torch.equal(*(f.values[3, "mean", "full"] for f in (one, two)))
 
 
-def test_modes_come_back_after_an_error(model):
+def test_modes_are_restored_after_an_error(model):
     class Broken(list):
         def __getitem__(self, index):
             raise RuntimeError("broken")

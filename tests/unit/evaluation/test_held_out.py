@@ -1,4 +1,4 @@
-"""The validation loss of documents."""
+"""The validation loss on documents."""
 
 import pytest
 import torch
@@ -30,12 +30,12 @@ class Data:
         return Documents([RowSource(Part(), self.rows)], 0.5)
 
 
-def test_a_document_that_cannot_be_encoded_is_left_out_and_named():
+def test_a_document_that_cannot_be_encoded_is_skipped_and_reported():
     found = held_out_loss(Data("abc", "odd", "abcd", "much too long"), encode, 8, 2, None)
     assert list(found.skipped) == ["row 1", "row 3"] and found.skipped["row 1"].startswith("text cannot be encoded")
     assert sum(int((b["document_ids"] > 0).sum()) for b in found.batches) == 7
 
 
-def test_too_many_are_an_error():
+def test_too_many_skipped_documents_are_an_error():
     with pytest.raises(DataError, match=r"2 of 3 documents are unreadable.*row 0: text cannot be encoded"):
         held_out_loss(Data("odd", "odd", "abc"), encode, 8, 2, None)

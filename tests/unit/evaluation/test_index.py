@@ -22,17 +22,17 @@ def faiss():
 
 @pytest.fixture
 def clustered():
-    """600 vectors about 12 directions, with a part that all share, as frozen features have."""
+    """600 vectors around 12 centres with a common offset, like frozen features."""
     make = torch.Generator().manual_seed(0)
     centres = torch.randn(12, 8, generator=make)
     return centres[torch.randint(12, (600,), generator=make)] + 0.3 * torch.randn(600, 8, generator=make) + 2
 
 
-def test_a_small_index_finds_what_the_file_finds(tmp_path, clustered):
+def test_a_small_index_is_exact(tmp_path, clustered):
     file = write(tmp_path / "f.parquet", clustered, labels=[i % 3 for i in range(600)])
     made = build_index(file, tmp_path / "index")
     assert (made.facts.kind, made.facts.num_rows, made.facts.width, made.facts.recall) == ("exact", 600, 8, 1.0)
-    file.rename(tmp_path / "gone.parquet")  # it is not needed any more
+    file.rename(tmp_path / "gone.parquet")  # the index does not need it
     for query in (torch.randn(8, generator=torch.Generator().manual_seed(1)), "key 20"):
         ours, exact = search(made.path, query, top=9), search(tmp_path / "gone.parquet", query, top=9)
         assert [hit.row for hit in ours] == [hit.row for hit in exact]
@@ -63,14 +63,14 @@ def test_a_large_index_measures_its_recall(tmp_path, clustered):
     assert all_of_it.recall > 0.99
 
 
-def test_vectors_come_back_by_number(tmp_path, clustered):
+def test_vectors_are_retrieved_by_row(tmp_path, clustered):
     file = write(tmp_path / "f.parquet", clustered)
     for name, rows in (("exact", 10**5), ("clusters", 100)):
         bank = open_features(build_index(file, tmp_path / name, exact_rows=rows).path)
         assert F.cosine_similarity(bank.vector(77), clustered[77], dim=0) > 0.9999
 
 
-def test_bad_input_is_one_line(tmp_path, clustered):
+def test_invalid_input_is_one_line(tmp_path, clustered):
     file = write(tmp_path / "f.parquet", clustered)
     for recall in (0.0, 1.5, float("nan")):
         with pytest.raises(ConfigError, match="recall should be"):
@@ -89,7 +89,7 @@ def test_bad_input_is_one_line(tmp_path, clustered):
     assert not (tmp_path / "i").exists()
 
 
-def test_files_that_do_not_belong_together(tmp_path, clustered):
+def test_mismatched_and_damaged_files(tmp_path, clustered):
     a = build_index(write(tmp_path / "a.parquet", clustered), tmp_path / "a").path
     b = build_index(write(tmp_path / "b.parquet", clustered[:50]), tmp_path / "b").path
     (b / "index.faiss").rename(a / "index.faiss")

@@ -23,7 +23,7 @@ PROBE = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder as training leaves it, with a model that was not trained."""
+    """A run folder as after training, with an untrained model."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
@@ -41,7 +41,7 @@ def test_probes_of_a_run(run):
     assert table.images["train"] == 200 and table.images["validation"] == 50 and table.images["test"] > 50
     assert table.class_names and all(row.layer == 2 for row in table.rows)
     raw, ema = (table.best("linear", weights) for weights in ("raw", "ema"))
-    assert raw.accuracy == ema.accuracy  # the same weights were saved twice
+    assert raw.accuracy == ema.accuracy  # the same weights are saved twice
 
 
 def test_where_models_are_found(run, tmp_path):
@@ -67,12 +67,12 @@ def test_newest_checkpoint_by_number(run, tmp_path):
     assert weights_folders(tmp_path)["raw"].name == "step-1000000"
 
 
-def test_the_run_that_a_path_lies_in(tmp_path):
+def test_the_run_that_contains_a_path(tmp_path):
     inner = tmp_path / "run" / "checkpoints" / "step-000001" / "ema"
     inner.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").touch()
     assert run_folder(tmp_path / "run") == tmp_path / "run"
-    assert run_folder(inner) is None  # the config.yaml of something else
+    assert run_folder(inner) is None  # a config.yaml alone is not a run
     (tmp_path / "run" / "environment.json").touch()
     assert run_folder(inner) == run_folder(inner.parent) == tmp_path / "run"
     assert run_folder(tmp_path) is None
@@ -84,13 +84,13 @@ def test_a_model_that_cannot_load(run, tmp_path):
         models_of(open_run(tmp_path))
 
 
-def test_data_has_to_be_named_outside_a_run(run, tmp_path):
+def test_data_is_required_outside_a_run(run, tmp_path):
     (tmp_path / "model").symlink_to(run / "model")
     with pytest.raises(ConfigError, match="--data"):
         probe(open_run(tmp_path))
 
 
-def test_untrained_is_drawn_from_the_seed(run):
+def test_untrained_weights_are_initialised_from_the_seed(run):
     models = models_of(open_run(run))
     state = torch.get_rng_state()
     again, other = untrained(models["raw"], 7), untrained(models["raw"], 8)
@@ -115,7 +115,7 @@ class Samples(list):
     class_names = ("even", "odd")
 
 
-def test_validation_is_held_out_where_there_is_none():
+def test_a_validation_split_is_held_out_if_there_is_none():
     config = ViTNepaConfig(image_size=4, patch_size=2, num_channels=1)
     data = load_data(Rows(), ProbeConfig(), config)
     seen = [[int(s["pixel_values"].mean()) for s in part] for part in (data.train, data.validation)]

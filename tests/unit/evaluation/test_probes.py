@@ -31,7 +31,7 @@ def make_model(seed=0):
 
 
 def make_samples(num, seed, labels=None):
-    """Images whose class (of three) is where the bright quarter lies, under noise."""
+    """Noisy images of three classes; the class is the position of the bright quadrant."""
     generator = torch.Generator().manual_seed(seed)
     samples = []
     for i in range(num):
@@ -57,7 +57,7 @@ def test_sweep_has_every_row_once(table):
     assert len(places) == len(set(places)) == 2 * 2 * (2 + 2 * 5)
     assert all(0 <= row.validation_accuracy <= 1 for row in table.rows)
     assert table.images == {"train": 120, "validation": 60, "test": 90}
-    assert table.pixels["linear"] > 0.9  # the task is linear in pixels
+    assert table.pixels["linear"] > 0.9  # the task is linearly separable in pixels
     assert table.chance < 0.5
 
 
@@ -73,7 +73,7 @@ def test_test_accuracy_only_where_reported(table):
             assert (default.layer, default.pooling, default.attention) == (2, "mean", "causal")
 
 
-def test_choice_is_blind_to_test_labels(data, table):
+def test_choice_does_not_depend_on_test_labels(data, table):
     wrong = [{**sample, "label": (sample["label"] + 1) % 3} for sample in data.test]
     other = sweep({"raw": make_model(0), "untrained": make_model(1)}, data._replace(test=wrong), CONFIG)
 
@@ -83,7 +83,7 @@ def test_choice_is_blind_to_test_labels(data, table):
 
     assert chosen(other) == chosen(table)
     assert other.pixels_validation == table.pixels_validation
-    assert other.pixels["linear"] < 0.1  # it did measure on the wrong labels
+    assert other.pixels["linear"] < 0.1  # measured on the wrong labels
 
 
 def test_penalty_and_row_are_chosen_on_validation(data):
@@ -114,7 +114,7 @@ def test_without_a_test_split(data):
 
 
 @pytest.mark.parametrize(("labels", "message"), [([-100] * 9, "probes need labels"), ([1] * 9, "at least two classes")])
-def test_labels_that_cannot_work(data, labels, message):
+def test_unusable_labels(data, labels, message):
     with pytest.raises(DataError, match=message):
         sweep({"raw": make_model()}, data._replace(train=make_samples(9, 0, labels)), CONFIG)
 
@@ -138,7 +138,7 @@ def test_table_round_trip_and_words(table, tmp_path):
 
 
 class Shouting(nn.Module):
-    """A backbone whose features are the pixels, but which answers with noise in training mode."""
+    """A backbone whose features are the pixels, but random noise in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ class Shouting(nn.Module):
         return Hidden(latents.z, (latents.z,) * 3)
 
 
-def test_quick_probe_disturbs_nothing(data):
+def test_quick_probe_has_no_side_effects(data):
     probe = QuickProbe(data, CONFIG)
     model = Shouting().train()
     torch.manual_seed(3)
@@ -168,8 +168,8 @@ def test_quick_probe_disturbs_nothing(data):
     assert result == probe(model)
 
 
-def test_quick_probe_reads_where_the_objective_says(data):
-    """One that reads from a place without features finds none, however good the backbone is."""
+def test_quick_probe_reads_features_from_the_objective(data):
+    """If the objective reads features that are all zero, the probe fails even with a good backbone."""
 
     class Blind(Objective):
         reads_itself = True

@@ -22,7 +22,7 @@ PLACE = {"layer": 2, "pooling": "mean", "attention": "full", "weights": "raw"}
 
 
 def write(file, values, labels=None, group=7, settings=None):
-    """A features file of given vectors [N, D], in row groups of 7."""
+    """A features file of the given vectors [N, D], in row groups of 7."""
     kind = pa.list_(pa.float32(), values.shape[1])
     columns = {
         "row": list(range(len(values))),
@@ -43,7 +43,7 @@ def vectors():
     return torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
 
-def test_nearest_rows_are_those_of_a_whole_search(tmp_path, vectors):
+def test_search_equals_brute_force(tmp_path, vectors):
     file = write(tmp_path / "f.parquet", vectors)
     query = torch.randn(6, generator=torch.Generator().manual_seed(1))
     cosine = F.cosine_similarity(vectors, query[None])
@@ -62,7 +62,7 @@ def test_a_row_is_not_its_own_neighbour_and_ties_keep_their_order(tmp_path, vect
     assert len(search(file, "key 20", top=99)) == 39
 
 
-def test_an_image_is_embedded_as_the_file_was(saved, tmp_path, pictures):
+def test_a_query_image_is_embedded_like_the_file(saved, tmp_path, pictures):
     folder = pictures(tmp_path / "images", 9)
     file = embed(saved / "run", str(folder), tmp_path / "f.parquet", **PLACE).file
     for query in (str(folder / "004.png"), Image.open(folder / "004.png"), folder / "004.png"):
@@ -84,7 +84,7 @@ def test_a_moved_or_changed_model(saved, tmp_path, pictures):
         search(file, folder / "000.png", checkpoint=saved / "run" / "ema")
 
 
-def test_what_cannot_be_searched_is_one_clear_line(saved, tmp_path, vectors):
+def test_invalid_queries_and_files_are_one_line_errors(saved, tmp_path, vectors):
     file = write(tmp_path / "f.parquet", vectors)
     pq.write_table(pa.table({"key": ["a"], "value": [1.0]}), tmp_path / "other.parquet")
     pq.write_table(pa.table({"embedding": [[1.0]]}), tmp_path / "ragged.parquet")
@@ -109,7 +109,7 @@ def test_what_cannot_be_searched_is_one_clear_line(saved, tmp_path, vectors):
         search(write(tmp_path / "g.parquet", torch.zeros(2, 16)), tmp_path / "text.parquet", checkpoint=saved / "plain")
 
 
-def test_score_is_that_of_scikit_learn(tmp_path, vectors, monkeypatch):
+def test_score_equals_scikit_learn(tmp_path, vectors, monkeypatch):
     from sklearn.metrics import average_precision_score
 
     labels = [i % 3 for i in range(36)] + [7, None, None, 8]
@@ -131,7 +131,7 @@ def test_score_is_that_of_scikit_learn(tmp_path, vectors, monkeypatch):
     assert found.mean_average_precision == pytest.approx(np.mean(average))
     assert found.chance == pytest.approx(11 / 37)
     assert (found.num_queries, found.num_images, found.num_left_out) == (36, 38, 4)
-    monkeypatch.setattr("nextembed.evaluation.features.search.SCORE_BYTES", 1)  # a query at a time
+    monkeypatch.setattr("nextembed.evaluation.features.search.SCORE_BYTES", 1)  # one query at a time
     assert score(tmp_path / "f.parquet", k=4) == pytest.approx(found)
     with pytest.raises(DataError, match="no labels"):
         score(write(tmp_path / "g.parquet", vectors))
@@ -140,7 +140,7 @@ def test_score_is_that_of_scikit_learn(tmp_path, vectors, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_pictures_are_found_again(saved, tmp_path, streaming):
+def test_images_of_the_hits(saved, tmp_path, streaming):
     data = ImageData(source="emoji", split="test", streaming=streaming)
     file = FeatureFile(embed(saved / "run", data, tmp_path / "f.parquet", **PLACE).file)
     hits = search(file, file.rows([3])[0]["key"], top=3)
@@ -164,7 +164,7 @@ def test_contact_sheet_shows_the_query_first_and_every_hit(tmp_path):
         where = (pixels == np.array(Image.new("RGB", (1, 1), colour))[0, 0]).all(-1).nonzero()
         assert len(where[0]) > 10_000
         seen[colour] = (where[0].min(), where[1].min())
-    assert sorted(seen, key=seen.get) == colours  # left to right, then down
+    assert sorted(seen, key=seen.get) == colours  # row by row, from left to right
     file = save_sheet(sheet, tmp_path / "new" / "sheet.png")
     assert Image.open(file).size == sheet.size and [p.name for p in file.parent.iterdir()] == ["sheet.png"]
 

@@ -1,4 +1,4 @@
-"""Scores of segmenters: counted over the split, classes that never occur, sliding windows, clear errors."""
+"""Scores of segmentation models: counts over the whole split, absent classes, sliding windows, clear errors."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ SIZES = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "num_hidden_layer
 
 
 class Reader(nn.Module):
-    """Answers the class that the first channel names, at full resolution."""
+    """Predicts the class given by the first channel, at full resolution."""
 
     def __init__(self, window=8):
         super().__init__()
@@ -41,12 +41,12 @@ def sample(answer, truth, key="x"):
 
 
 def hand_made():
-    """Two images of different content; the counts are done by hand below."""
+    """Two different images; the counts are derived by hand below."""
     first_truth, first = torch.zeros(8, 8, dtype=torch.long), torch.zeros(8, 8)
-    first[:4] = 1  # 32 pixels of a called b
+    first[:4] = 1  # 32 pixels of a predicted as b
     second_truth, second = torch.ones(8, 8, dtype=torch.long), torch.ones(8, 8)
-    second_truth[0] = 2  # 8 pixels of c called b
-    second_truth[1] = 255  # 8 pixels that do not count
+    second_truth[0] = 2  # 8 pixels of c predicted as b
+    second_truth[1] = 255  # 8 ignored pixels
     second[1] = 3
     return [sample(first, first_truth), sample(second, second_truth)]
 
@@ -54,7 +54,7 @@ def hand_made():
 def test_scores_are_counted_over_the_whole_split():
     scores = score_segmenter(Reader(), hand_made(), NAMES, "test")
     ious = {row.name: row.iou for row in scores.per_class}
-    # a: 32 right of 64; b: 48 right of 48 true and 40 more called so; c: none of 8; never: in neither
+    # a: 32 of 64 correct; b: 48 of 48 correct and 40 false positives; c: 0 of 8; never: in neither
     assert ious["a"] == pytest.approx(32 / 64, abs=1e-6) and ious["b"] == pytest.approx(48 / 88, abs=1e-6)
     assert ious["c"] == 0 and ious["never"] is None
     assert scores.miou == pytest.approx((32 / 64 + 48 / 88 + 0) / 3)
@@ -79,7 +79,7 @@ def test_batching_and_windows_do_not_change_the_scores():
     assert {shape[2:] for shape in model.shapes} == {(8, 8)} and model.training
 
 
-def test_answers_are_resized_to_the_mask():
+def test_predictions_are_resized_to_the_mask():
     truth = torch.zeros(16, 16, dtype=torch.long)
     truth[:, 8:] = 1
     answer = torch.zeros(8, 8)
@@ -87,7 +87,7 @@ def test_answers_are_resized_to_the_mask():
     assert score_segmenter(Reader(), [sample(answer, truth)], NAMES, "test").pixel_accuracy == 1
 
 
-def test_saved_scores_say_what_they_are(tmp_path):
+def test_saved_scores_describe_themselves(tmp_path):
     scores = score_segmenter(Reader(), hand_made(), NAMES, "test")
     scores.step, scores.weights = 30, "ema"
     values = json.loads(scores.save(tmp_path / "scores.json").read_text())
@@ -105,7 +105,7 @@ def test_quick_score_names():
     assert found["eval/pixel_accuracy"] == pytest.approx(80 / 120) and found["eval/loss"] > 0
 
 
-def test_what_cannot_be_scored():
+def test_unscorable_data():
     nothing = [sample(torch.zeros(8, 8), torch.full((8, 8), 255))]
     with pytest.raises(DataError, match="no pixel of the test images has a label"):
         score_segmenter(Reader(), nothing, NAMES, "test")
@@ -115,7 +115,7 @@ def test_what_cannot_be_scored():
         score_segmenter(Reader(), hand_made(), NAMES, "test", stride=9)
 
 
-def test_without_torchmetrics_the_extra_is_named(monkeypatch):
+def test_without_torchmetrics_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.classification", None)
     with pytest.raises(MissingExtra, match=r"torchmetrics: pip install 'nextembed\[segment\]'"):
         score_segmenter(Reader(), hand_made(), NAMES, "test")
@@ -129,7 +129,7 @@ def saved(tmp_path):
     return tmp_path / "model", data
 
 
-def test_a_saved_segmenter_is_scored_on_the_split_asked_for(saved):
+def test_a_saved_segmenter_is_scored_on_the_requested_split(saved):
     folder, data = saved
     assert score(open_run(folder), data).split == "test"
     scores = score(open_run(folder), data, splits=("validation",))
@@ -137,7 +137,7 @@ def test_a_saved_segmenter_is_scored_on_the_split_asked_for(saved):
     assert score(open_run(folder), data, ProbeConfig(num_test=2, stride=3)).num_images == 2
 
 
-def test_class_list_and_model_have_to_fit(saved, tmp_path, monkeypatch):
+def test_class_list_must_match_the_model(saved, tmp_path, monkeypatch):
     folder, data = saved
     names = data.class_names()
     monkeypatch.setattr(EmojiScenes, "class_names", lambda self: [*names[:3], "other", *names[4:]])

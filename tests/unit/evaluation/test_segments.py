@@ -1,4 +1,4 @@
-"""Probes of any modality: labelled rows of series, text, sound, images, and choices by cross-validation."""
+"""Probes of any modality: labelled rows of series, text and images, with choices by cross-validation."""
 
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def saved(model: OmniForPreTraining, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Series of two classes that a mean tells apart, with words for each, of ragged lengths."""
+    """Series of various lengths in two classes that differ in their mean, with a text for each class."""
     folder = tmp_path / "rows"
     folder.mkdir()
     for split, num in (("train", 24), ("test", 10)):
@@ -61,7 +61,7 @@ def config(**settings: Any) -> ProbeConfig:
     return ProbeConfig(**{"modality": "touch", "label_column": "kind", **QUICK, **settings})
 
 
-def test_rows_of_a_series_are_probed_beside_the_untrained_network_and_the_raw_signal(saved: Path, table: Path) -> None:
+def test_series_are_probed_with_untrained_and_raw_baselines(saved: Path, table: Path) -> None:
     found = probe(open_run(saved), Records(source=str(table)), config())
     assert {row.weights for row in found.rows} == {"raw", "untrained"}
     assert {row.layer for row in found.rows} == {0, 2}
@@ -74,11 +74,11 @@ def test_rows_of_a_series_are_probed_beside_the_untrained_network_and_the_raw_si
     assert "image" not in text and "image" not in str(found)
 
 
-def test_text_and_columns_by_name(saved: Path, table: Path) -> None:
+def test_text_is_probed_by_column_name(saved: Path, table: Path) -> None:
     found = probe(open_run(saved), Records(source=str(table)), config(modality="text", column="words"))
     assert found.raw == "bag of tokens" and found.pixels["knn"] == 1.0
     best = found.best("knn")
-    assert best is not None and best.accuracy == 1.0  # two texts have two features
+    assert best is not None and best.accuracy == 1.0  # there are only two distinct texts
 
 
 def test_images_come_from_image_data(saved: Path) -> None:
@@ -91,7 +91,7 @@ def test_images_come_from_image_data(saved: Path) -> None:
     assert rows.raw == "raw pixels" and rows.things == "rows" and rows.images == {**found.images}
 
 
-def test_what_is_asked_for_has_to_be_there(model: OmniForPreTraining, table: Path) -> None:
+def test_missing_modalities_and_columns(model: OmniForPreTraining, table: Path) -> None:
     data = Records(source=str(table))
     for settings, message in (
         ({"modality": "tuch"}, "touch"),
@@ -108,7 +108,7 @@ def test_what_is_asked_for_has_to_be_there(model: OmniForPreTraining, table: Pat
         segment_data(data, config(column="words"), model.processor)
 
 
-def test_features_do_not_depend_on_what_is_beside_them(model: OmniForPreTraining) -> None:
+def test_features_do_not_depend_on_the_rest_of_the_batch(model: OmniForPreTraining) -> None:
     touch = {"touch": torch.randn(2, 9, generator=torch.Generator().manual_seed(0))}
     documents = ["a", ["it is cold", touch], touch]
     together = features(model, documents, layer=-1, attention="full")
@@ -127,20 +127,20 @@ def test_features_do_not_depend_on_what_is_beside_them(model: OmniForPreTraining
         features(model, [{"smell": 1}])
 
 
-def test_folds_deal_out_every_class_and_no_row_answers_itself() -> None:
+def test_folds_are_stratified_and_held_out() -> None:
     labels = torch.tensor([0] * 10 + [1] * 5 + [2] * 5)
     folds = folds_of(labels, 5)
     for fold in range(5):
         assert (folds == fold).sum() == 4 and set(labels[folds == fold].tolist()) == {0, 1, 2}
 
-    # One row a point, labels without sense: whoever saw the row answers rightly, others do not.
+    # Random labels: 1-NN is correct only on rows it was fitted on, so a fold must not contain its own rows.
     generator = torch.Generator().manual_seed(0)
     train = Features({"x": torch.randn(60, 30, generator=generator)}, torch.randint(0, 3, (60,), generator=generator))
     fit = fit_probes(train, None, ProbeConfig(k=1, folds=5))["x"]["knn"]
     assert (fit.predict(train.values["x"]) == train.labels).all() and fit.accuracy < 0.6
 
 
-def test_a_table_of_probes_keeps_what_was_probed(saved: Path, table: Path, tmp_path: Path) -> None:
+def test_a_saved_table_keeps_the_kind_of_data(saved: Path, table: Path, tmp_path: Path) -> None:
     found = probe(open_run(saved), Records(source=str(table)), config(seeds=2))
     again = ProbeTable.load(found.save(tmp_path / "probe.json"))
     assert (again.raw, again.things, again.folds) == ("raw signal", "rows", 4)
@@ -148,7 +148,7 @@ def test_a_table_of_probes_keeps_what_was_probed(saved: Path, table: Path, tmp_p
     assert best is not None and best.spread is not None
 
 
-def test_settings_that_name_a_modality_make_rows_of_a_source(saved: Path) -> None:
+def test_a_modality_setting_reads_the_source_as_rows(saved: Path) -> None:
     from nextembed.cli.evaluate import probe_settings
 
     found = probe_settings(open_run(saved), "rows", ["probe.modality=touch", "data.where={kind: a}"])

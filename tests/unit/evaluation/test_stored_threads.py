@@ -1,4 +1,4 @@
-"""A features file that several threads read at once, as the studio's thumbnails do."""
+"""Several threads read a features file at once, as for the thumbnails of the studio."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 from nextembed.evaluation.features.stored import StoredRows
 
 
-def test_threads_read_the_rows_they_ask_for(tmp_path: Path) -> None:
-    """pyarrow's reader fails or gives other rows if two threads use it at once."""
+def test_threads_read_the_requested_rows(tmp_path: Path) -> None:
+    """pyarrow's reader is not thread-safe: concurrent use fails or returns wrong rows."""
     file = tmp_path / "features.parquet"
     names = [f"picture-{number}" * 50 for number in range(2000)]
     pq.write_table(pa.table({"key": names, "path": names}), file, row_group_size=50)

@@ -25,9 +25,9 @@ def build(kind: Any = ViTNepaForPreTraining, **settings: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
-                parameter.normal_(0, 0.1)  # zero biases would hide a mistake
+                parameter.normal_(0, 0.1)  # zero biases would hide errors
             elif parameter.ndim >= 2:
-                parameter.mul_(10)  # at the start a network hardly mixes, which would hide one, too
+                parameter.mul_(10)  # freshly initialised attention barely mixes positions, which would hide errors, too
     return model.eval()
 
 

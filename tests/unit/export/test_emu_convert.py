@@ -1,4 +1,4 @@
-"""Emu checkpoints: what is written, how much memory that takes, and what cannot work leaves nothing."""
+"""Conversion of Emu checkpoints: files, memory use, and errors that leave no files behind."""
 
 import importlib.util
 import json
@@ -76,7 +76,7 @@ def test_a_released_folder(released, tmp_path, capsys):
 
 
 def test_python_takes_both_models(released, tmp_path):
-    """`nextembed.convert` tells Emu from NEPA, refuses the other's options, and gives what it says."""
+    """`nextembed.convert` distinguishes Emu from NEPA and rejects options of the other model."""
     found = nextembed.convert(released, tmp_path / "emu", num_attention_heads=4, max_shard_size="300KB", **HINTS)
     assert isinstance(found, Converted) and len(found.files) > 1 and all(file.is_file() for file in found.files)
     assert nextembed.EmuConfig.from_pretrained(tmp_path / "emu").text_config.num_attention_heads == 4
@@ -92,8 +92,8 @@ def test_python_takes_both_models(released, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
-def test_text_is_written_as_the_release_does_by_default(released, tmp_path):
-    """5 beams, 50 new tokens, no weight on lengths: what generates without a word is what these settings give."""
+def test_generation_defaults_are_those_of_the_release(released, tmp_path):
+    """The default generation settings are those of the release: 5 beams, 50 new tokens, no length penalty."""
     convert_emu(released, tmp_path / "out", **HINTS)
     model = EmuForConditionalGeneration.from_pretrained(tmp_path / "out")
     own = model.generation_config
@@ -105,7 +105,7 @@ def test_text_is_written_as_the_release_does_by_default(released, tmp_path):
     assert model.generate(ids, num_beams=1, length_penalty=1.0, max_new_tokens=3).shape[1] <= 3
 
 
-def test_what_is_an_emu(released, tmp_path):
+def test_emu_checkpoints_are_recognised(released, tmp_path):
     assert is_emu(released) and is_emu(released / "multimodal_encoder" / "pytorch_model.bin")
     assert is_emu(released / "multimodal_encoder")
     os.renames(released, tmp_path / "clone" / "pretrain")
@@ -114,7 +114,7 @@ def test_what_is_an_emu(released, tmp_path):
     assert not is_emu(tmp_path / "nowhere") and not is_emu(ROOT / "README.md")
 
 
-def test_missing_surplus_and_wrong_parameters_are_named(state, tmp_path):
+def test_missing_surplus_and_wrong_parameters_are_reported(state, tmp_path):
     def saved(change):
         changed = dict(state)
         change(changed)
@@ -144,7 +144,7 @@ def test_missing_surplus_and_wrong_parameters_are_named(state, tmp_path):
     leaves_nothing(tmp_path, "64: set --heads", file, tmp_path / "out")
 
 
-def test_lora_that_does_not_fit(instruct, tmp_path):
+def test_mismatched_lora(instruct, tmp_path):
     def saved(change):
         changed = dict(instruct)
         change(changed)
@@ -162,7 +162,7 @@ def test_lora_that_does_not_fit(instruct, tmp_path):
     leaves_nothing(tmp_path, "which is missing", file, tmp_path / "out")
 
 
-def test_files_that_are_no_weights(released, tmp_path):
+def test_files_that_are_not_weights(released, tmp_path):
     file = released / "multimodal_encoder" / "pytorch_model.bin"
     torch.save({"cformer.x": Path("/")}, file)
     leaves_nothing(tmp_path, "a pickle of code or objects, not weights", released, tmp_path / "out")
@@ -176,7 +176,7 @@ def test_files_that_are_no_weights(released, tmp_path):
     leaves_nothing(tmp_path, "names gone.bin, which is not there", released, tmp_path / "out")
 
 
-def test_options_that_cannot_work(released, tmp_path, capsys):
+def test_invalid_options(released, tmp_path, capsys):
     leaves_nothing(tmp_path, "exists", released, released)
     leaves_nothing(tmp_path, "a size is like", released, tmp_path / "out", max_shard_size="big")
     leaves_nothing(tmp_path, "a dtype is one of", released, tmp_path / "out", dtype="int8")
@@ -219,7 +219,7 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(released, tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_other_models_do_not_fit_the_released_layout(tmp_path):
+def test_other_models_are_rejected_for_the_released_layout(tmp_path):
     from transformers import GPT2Config
 
     from nextembed.models.emu import EmuConfig
@@ -239,9 +239,9 @@ def test_other_models_do_not_fit_the_released_layout(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads memory use from /proc")
 def test_memory_stays_below_one_and_a_half_shards(tmp_path, monkeypatch):
-    """Memory that the system cannot take back, of a process that converts 210 MB in shards of 20 MB."""
+    """Anonymous memory of a process that converts 210 MB in shards of 20 MB."""
     spec = importlib.util.spec_from_file_location("emu_convert_memory", ROOT / "benchmarks" / "emu_convert_memory.py")
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)

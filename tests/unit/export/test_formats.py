@@ -91,14 +91,14 @@ def test_program_loads_and_equals_eager(model, tmp_path):
 
 
 def test_the_plain_path_is_exported(model):
-    """No trace of the fused CPU functions, and LayerScale is inside the weights."""
+    """The graph has no fused CPU functions, and LayerScale is folded into the weights."""
     graph = ExportGraph(model, GraphSpec())
     program = torch.export.export(graph, (graph.example(2, 12, 16),), dynamic_shapes=graph.dynamic_shapes())
     targets = {str(node.target) for node in program.graph.nodes}
     assert not any("complex" in target or "vector_norm" in target for target in targets)
     assert any("layer_norm" in target for target in targets)
     assert not any("lambda1" in name for name in program.state_dict)
-    assert model.vit_nepa.encoder.layer[0].layer_scale.lambda1 is not None  # the model itself is as it was
+    assert model.vit_nepa.encoder.layer[0].layer_scale.lambda1 is not None  # the model itself is unchanged
 
 
 @torch.no_grad()
@@ -116,7 +116,7 @@ def test_int8_is_smaller_and_nearly_the_same(model, file, tmp_path):
 
     path = quantize_int8(file, tmp_path / "small.onnx")
     kinds = [node.op_type for node in onnx.load(path).graph.node]
-    assert kinds.count("MatMulInteger") == 2 * 7  # queries, keys, values, output, gate, up, down
+    assert kinds.count("MatMulInteger") == 2 * 7  # query, key, value, output, gate, up, down
     runs = onnx_session(file, threads=1), onnx_session(path, threads=1)
     batches = [pixels(4, 16, 16, seed) for seed in range(3)]
     found = likeness(*runs, batches)
@@ -125,14 +125,14 @@ def test_int8_is_smaller_and_nearly_the_same(model, file, tmp_path):
     assert milliseconds > 0 and ratio > 0
 
 
-def test_int8_of_something_else(tmp_path):
+def test_int8_of_a_file_that_is_not_onnx(tmp_path):
     (tmp_path / "x.onnx").write_text("no model")
     with pytest.raises(ConfigError, match=r"cannot read .* as ONNX"):
         quantize_int8(tmp_path / "x.onnx", tmp_path / "y.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
 
-# -- what cannot work
+# -- errors
 
 
 @pytest.mark.parametrize("opset", [9, 17])
@@ -158,13 +158,13 @@ def test_future_opset(model, tmp_path):
         ({"pool": "mean"}, "unexpected keyword argument 'pool'"),
     ],
 )
-def test_settings_the_model_cannot_do(model, tmp_path, fields, words):
+def test_settings_the_model_does_not_support(model, tmp_path, fields, words):
     with pytest.raises(ConfigError, match=words):
         export_program(model, tmp_path / "m.pt2", **fields)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_difference_leaves_no_file(model, tmp_path):
+def test_a_deviation_from_pytorch_leaves_no_file(model, tmp_path):
     with pytest.raises(ConfigError, match=r"differs from PyTorch by .*; nothing was saved"):
         export_onnx(model, tmp_path / "m.onnx", tolerance=0.0)
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from nextembed.export.hub import UploadError, push_to_hub, write_hub_folder
 
 
 class LocalHub:
-    """In place of `HfApi`: repositories are folders."""
+    """A stand-in for `HfApi` whose repositories are folders."""
 
     def __init__(self, folder):
         self.folder, self.private = folder, {}
@@ -36,7 +36,7 @@ def row(probe, weights, accuracy, layer=1, pooling="last"):
 
 
 def make_run(folder, checkpoint, source="emoji", **files):
-    """A run folder as training leaves it."""
+    """A run folder as after training."""
     shutil.copytree(checkpoint, folder / "model")
     shutil.copytree(checkpoint, folder / "ema")
     config = {
@@ -86,7 +86,7 @@ def classifier_run(classifier_checkpoint, tmp_path):
 
 
 def card(folder):
-    """(front matter, text) of a folder's README."""
+    """(front matter, text) of the README in a folder."""
     _, matter, text = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(matter), text
 
@@ -115,7 +115,7 @@ def test_upload_of_a_pretraining_run(run, tmp_path):
         "Nearest neighbours, frozen features": 0.5,
     }
     for words in (
-        "EMA weights",  # the best probe's
+        "EMA weights",  # those of the best probe
         "causal unless a call says otherwise; causal in pretraining",
         "layer 1 of 2, last, full attention",
         "| train | `train` | 1,641 |",
@@ -179,7 +179,7 @@ def test_data_set_on_the_hub_and_data_on_a_disk(checkpoint, tmp_path):
     from_hub = gather(make_run(tmp_path / "a", checkpoint, source="zalando-datasets/fashion_mnist"))
     assert from_hub.dataset == from_hub.data == "zalando-datasets/fashion_mnist"
     sizes = {role: size for role, _, size in from_hub.splits}
-    assert sizes == {"train": 128, "validation": None, "test": None}  # as the run tells; nothing is downloaded
+    assert sizes == {"train": 128, "validation": None, "test": None}  # as recorded in the run; nothing is downloaded
     private = tmp_path / "home" / "someone" / "pictures"
     private.mkdir(parents=True)
     from_disk = gather(make_run(tmp_path / "b", checkpoint, source=str(private)))
@@ -206,7 +206,7 @@ def test_differences_of_settings():
     assert differences(recipe, run) == [("train.max_steps", 600, 250)]
 
 
-# -- what cannot work
+# -- errors
 
 
 @pytest.mark.parametrize(

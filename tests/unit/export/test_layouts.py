@@ -23,8 +23,8 @@ def same(folder, model, x=X):
     return torch.equal(output(AutoModelForPreTraining.from_pretrained(folder).eval(), x), output(model, x))
 
 
-def test_official_folder_there_and_back(tmp_path):
-    """Weights and configuration of the official layout are unchanged by a way through ours."""
+def test_official_folder_round_trip(tmp_path):
+    """Weights and configuration of the official layout survive a round trip through ours."""
     source = REFERENCE / "nepa" / "swiglu"
     convert(source, tmp_path / "ours", "nextembed")
     convert(tmp_path / "ours", tmp_path / "official", "official")
@@ -79,7 +79,7 @@ def test_a_folder_keeps_its_image_processor(checkpoint, tmp_path):
     assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_std"] == [0.25] * 3
 
 
-def test_stable_pretraining_there_and_back(tmp_path):
+def test_stable_pretraining_round_trip(tmp_path):
     source = REFERENCE / "stable_pretraining" / "gated" / "model.safetensors"
     found = convert(source, tmp_path / "ours", image_size=24)
     x = torch.randn(2, 3, 24, 24)
@@ -93,7 +93,7 @@ def test_stable_pretraining_there_and_back(tmp_path):
     assert again.model.config.image_size == 24 and same(tmp_path / "again", found.model, x)
 
 
-# -- what cannot work
+# -- errors
 
 
 def leaves_nothing(tmp_path, words, *args, **kwargs):
@@ -112,14 +112,14 @@ def test_other_models(tmp_path):
     leaves_nothing(tmp_path, "no such run or checkpoint", tmp_path / "nowhere", tmp_path / "out")
 
 
-def test_layouts_that_cannot_hold_a_model(checkpoint, tmp_path):
+def test_layouts_that_cannot_represent_a_model(checkpoint, tmp_path):
     words = "begin token in attention, and its rotary positions"
     leaves_nothing(tmp_path, words, checkpoint, tmp_path / "out", "stable-pretraining")
     theirs = REFERENCE / "stable_pretraining" / "gated" / "model.safetensors"
     leaves_nothing(tmp_path, "the official layout cannot represent", theirs, tmp_path / "out", "official")
 
 
-def test_bare_weights_that_do_not_tell_enough(model, tmp_path):
+def test_bare_weights_with_too_little_information(model, tmp_path):
     state = model.state_dict()
     torch.save(state, tmp_path / "w.pt")
     leaves_nothing(tmp_path, "cannot be inferred from the weights: set --heads", tmp_path / "w.pt", tmp_path / "out")
@@ -132,7 +132,7 @@ def test_bare_weights_that_do_not_tell_enough(model, tmp_path):
     leaves_nothing(tmp_path, "a weight is missing", tmp_path / "w.pt", tmp_path / "out", num_attention_heads=2)
 
 
-def test_a_folder_whose_weights_are_not_whole(checkpoint, tmp_path):
+def test_a_folder_with_incomplete_weights(checkpoint, tmp_path):
     state = load_file(checkpoint / "model.safetensors")
     ViTNepaForPreTraining.from_pretrained(checkpoint).save_pretrained(tmp_path / "cut")
     state.pop("vit_nepa.layernorm.weight")
@@ -140,7 +140,7 @@ def test_a_folder_whose_weights_are_not_whole(checkpoint, tmp_path):
     leaves_nothing(tmp_path, "lacks parameter vit_nepa.layernorm.weight", tmp_path / "cut", tmp_path / "out")
 
 
-def test_files_that_are_no_weights(checkpoint, tmp_path):
+def test_files_that_are_not_weights(checkpoint, tmp_path):
     (tmp_path / "x.bin").write_bytes(b"nothing")
     torch.save({"model": Path("/")}, tmp_path / "code.pt")
     torch.save([1, 2], tmp_path / "list.pt")

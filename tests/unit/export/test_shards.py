@@ -36,7 +36,7 @@ def tiny_llama_tokenizer(folder, size):
     return folder
 
 
-def test_shards_hold_what_was_planned(tmp_path):
+def test_shards_match_the_plan(tmp_path):
     tensors = {f"t{i}": torch.randn(10, 100) for i in range(5)}
     tensors |= {"half": torch.randn(3).half(), "bf": torch.randn(2, 2).bfloat16(), "one": torch.tensor(3.5),
                 "none": torch.zeros(0, 4), "turned": torch.randn(4, 6).T}  # fmt: skip
@@ -53,7 +53,7 @@ def test_shards_hold_what_was_planned(tmp_path):
     assert all(torch.equal(state.read(name), t) for name, t in tensors.items())
 
 
-def test_one_shard_needs_no_index_and_types_change(tmp_path):
+def test_one_shard_needs_no_index_and_dtypes_are_converted(tmp_path):
     tensor = torch.randn(7, 5)
     (file,) = write_sharded(tmp_path, {"x": Planned((7, 5), torch.bfloat16)}, lambda name: tensor, 10**9)
     assert file.name == "model.safetensors" and [p.name for p in tmp_path.iterdir()] == [file.name]
@@ -72,7 +72,7 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["big", "", "0", "-1GB", "5 XB", "5I"])
-def test_no_sizes(text):
+def test_invalid_sizes(text):
     with pytest.raises(ConfigError, match="a size is like"):
         parse_size(text)
 
@@ -89,7 +89,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def check_spaces(tokenizer):
-    """As the release's slow tokenizer splits: no white space beside Emu's tokens, a leading space behind them."""
+    """Splits like the release's slow tokenizer: Emu's tokens absorb white space, and a prefix space follows them."""
     there, colon = (tokenizer.convert_tokens_to_ids(word) for word in ("▁There", "▁:"))
     assert tokenizer.tokenize("[/IMG]There") == ["[/IMG]", "▁There"]
     assert tokenizer("[/IMG]There")["input_ids"] == [1, 402, there]

@@ -1,4 +1,4 @@
-"""An ONNX file with open sizes refuses what PyTorch refuses: an image that its patches do not divide."""
+"""An ONNX model with dynamic sizes rejects images that are not a multiple of the patch size, as PyTorch does."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def file(request, model, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("height", "width"), [(17, 16), (16, 18), (19, 19), (6, 8), (3, 16)])
-def test_sizes_that_patches_do_not_divide(file, height, width):
+def test_sizes_that_are_not_a_multiple_of_the_patch_size(file, height, width):
     session = onnx_session(file)
     for shape, dtype in (((2, 3, height, width), torch.float32), ((2, height, width, 3), torch.uint8)):
         with pytest.raises(Exception, match=r"not a multiple of the patch size 4x4|Unexpected input data type"):

@@ -1,4 +1,4 @@
-"""Sound to patches and back: shapes, levels, and what Griffin-Lim gives back."""
+"""Audio to patches and back: shapes, levels, and Griffin-Lim reconstruction."""
 
 import math
 
@@ -54,7 +54,7 @@ def test_tone_lands_in_its_band(frequency):
 
 
 def test_frames_are_in_time_order():
-    """A tone that begins half way: silent frames come first within the latent that holds the step, too."""
+    """A tone that starts half-way: silent frames come first, also within the latent that contains the onset."""
     audio = Audio(8)
     sound = torch.cat((torch.zeros(42 * HOP), tone(500)))
     values, _, shape = audio.patches(sound)
@@ -81,7 +81,7 @@ def test_silence_and_noise_are_finite():
 
 
 def test_values_are_of_about_unit_variance():
-    """Of noise whose spectrum falls as that of speech does, in syllables."""
+    """For noise with a speech-like spectrum and syllable-like modulation."""
     noise = torch.randn(32000, generator=torch.Generator().manual_seed(0))
     spectrum = torch.fft.rfft(noise) / torch.fft.rfftfreq(32000, 1 / SAMPLE_RATE).clamp(min=100)
     noise = torch.fft.irfft(spectrum)
@@ -90,7 +90,7 @@ def test_values_are_of_about_unit_variance():
     assert values.mean().abs() < 0.7 and 0.7 < values.std() < 1.3
 
 
-def test_two_tones_come_back():
+def test_two_tones_are_reconstructed():
     audio = Audio(8)
     sound = tone(440, 2500)
     values, _, shape = audio.patches(sound)
@@ -105,12 +105,12 @@ def test_two_tones_come_back():
     assert torch.equal(back, audio.signal(values, shape))
 
 
-def test_rest_of_the_last_latent_is_left_out():
+def test_padding_of_the_last_latent_is_removed():
     audio = Audio(8)
     values, _, shape = audio.patches(tone(440)[: 5 * HOP])
     assert shape == (2, 5) and values.shape == (2, 256)
     assert torch.equal(audio.mel_picture(values, shape), audio.mel_picture(values, (2,))[:, :5])
-    assert len(audio.signal(values, (2,))) == 8 * HOP  # a sound that was generated: all of it
+    assert len(audio.signal(values, (2,))) == 8 * HOP  # as for generated audio: the full length
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_rest_of_the_last_latent_is_left_out():
         (torch.tensor([0.0, math.nan]), "not finite"),
     ],
 )
-def test_what_is_no_sound_is_named(value, words):
+def test_invalid_audio(value, words):
     with pytest.raises(ValueError, match=words):
         Audio(8, max_seconds=1).patches(value)
 
@@ -132,13 +132,13 @@ def test_what_is_no_sound_is_named(value, words):
 @pytest.mark.parametrize(
     "settings", [{"num_mels": 0}, {"num_mels": 128}, {"num_frames": 0}, {"max_seconds": 0}], ids=str
 )
-def test_settings_that_cannot_work(settings):
+def test_invalid_settings(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         Audio(8, **settings)
 
 
 @pytest.mark.parametrize("num_mels", [40, 64, 80])
-def test_every_band_hears_something(num_mels):
+def test_every_band_has_energy(num_mels):
     noise = torch.randn(8000, generator=torch.Generator().manual_seed(0)) * 0.1
     audio = Audio(8, num_mels=num_mels)
     assert (audio.mel_picture(*audio.patches(noise)[::2]) > FLOOR).all()

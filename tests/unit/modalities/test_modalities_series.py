@@ -1,4 +1,4 @@
-"""Series to patches in time and back."""
+"""Time series to patches and back."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from nextembed.modalities.series import Series
     scale=st.floats(0.1, 9),
     seed=st.integers(0, 99),
 )
-def test_series_come_back(channels, patch, steps, scale, seed):
+def test_series_round_trip(channels, patch, steps, scale, seed):
     value = torch.randn(channels, steps, generator=torch.Generator().manual_seed(seed)) * scale + 3
     series = Series(16, channels, patch, offset=3.0, scale=scale)
     values, coordinates, shape = series.patches(value)
@@ -27,13 +27,13 @@ def test_series_come_back(channels, patch, steps, scale, seed):
     assert torch.allclose(series.signal(values, shape), value, atol=1e-4)
     assert coordinates[:, 0].tolist() == list(range(num)) and not coordinates[:, 1:].any()
     assert torch.equal(coordinates, series.places(shape))
-    assert series.signal(values, (num,)).shape == (channels, num * patch)  # a series that was generated
+    assert series.signal(values, (num,)).shape == (channels, num * patch)  # as for a generated series
     short = num * patch - steps
     tail = values.view(num, channels, patch)[-1, :, patch - short - 1 :]
-    assert torch.equal(tail, tail[:, :1].expand(-1, short + 1))  # continued with its last step
+    assert torch.equal(tail, tail[:, :1].expand(-1, short + 1))  # padded with its last step
 
 
-def test_a_patch_is_channel_by_channel():
+def test_a_patch_is_ordered_by_channel():
     values = Series(8, channels=2, patch_size=2).patches(torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])).values
     assert values.tolist() == [[1, 2, 5, 6], [3, 4, 7, 8]]
 
@@ -46,17 +46,17 @@ def test_each_channel_has_its_offset_and_scale():
     assert torch.equal(series.signal(values, shape), value)
 
 
-def test_normalised_by_sample_forgets_level_and_scale():
+def test_normalisation_by_sample_removes_offset_and_scale():
     series = Series(8, channels=2, patch_size=3, normalise="sample")
     value = torch.randn(2, 12, generator=torch.Generator().manual_seed(0))
     one, two = (series.patches(x).values for x in (value, 7 * value - 100))
     assert torch.allclose(one, two, atol=1e-4)
     back = series.signal(one, (4, 12))
     assert back.mean(1).abs().max() < 1e-5 and back.std(1, correction=0).allclose(torch.ones(2), atol=1e-5)
-    assert series.patches(torch.full((2, 6), 5.0)).values.abs().max() == 0  # constant: no division by 0
+    assert series.patches(torch.full((2, 6), 5.0)).values.abs().max() == 0  # constant series: no division by zero
 
 
-def test_lists_arrays_and_one_channel_are_taken():
+def test_lists_arrays_and_single_channels_are_accepted():
     series = Series(8, patch_size=2)
     want = series.patches(torch.tensor([[1.0, 2.0, 3.0]])).values
     read_only = np.array([1, 2, 3], dtype=np.int16)
@@ -87,7 +87,7 @@ def test_a_fixed_length_is_the_default_shape():
     ],
     ids=str,
 )
-def test_what_is_no_series_is_named(value, message):
+def test_invalid_series(value, message):
     with pytest.raises(ValueError, match=message) as caught:
         Series(8, channels=2, max_length=10).patches(value)
     assert "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_what_is_no_series_is_named(value, message):
         ({"channels": 2, "scale": [1.0, 0.0]}, "scale: nothing can be divided by 0"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Series(8, **settings)
 

@@ -1,4 +1,4 @@
-"""Text to tokens and back: bytes, and a tokenizer's."""
+"""Text to tokens and back, as bytes and with a tokenizer."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def tokenizer():
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.text(max_size=20))
-def test_bytes_come_back(value):
+def test_bytes_round_trip(value):
     text = MODALITIES.build("text", {}, 8)
     values, coordinates, shape = text.patches(value)
     assert values.dtype == torch.int64 and values.tolist() == list(value.encode())
@@ -27,11 +27,11 @@ def test_bytes_come_back(value):
     assert text.embed(values).shape == (len(values), 8)
 
 
-def test_broken_bytes_are_shown():
+def test_invalid_bytes_become_replacement_characters():
     assert Text(8).signal(torch.tensor([ord("a"), 0xC3])) == "a\N{REPLACEMENT CHARACTER}"
 
 
-def test_tokens_come_back_without_special_ones(tokenizer):
+def test_tokens_round_trip_without_special_tokens(tokenizer):
     text = MODALITIES.without_weights({"text": {"vocabulary": len(tokenizer)}})["text"]
     text.tokenizer = tokenizer
     sentence = "a red apple: it's ripe"
@@ -50,12 +50,12 @@ def test_latents_are_rows_of_the_table():
 
 
 @pytest.mark.parametrize("value", [3, None, b"ab", ["a"]])
-def test_what_is_no_text_is_named(value):
+def test_invalid_text(value):
     with pytest.raises(ValueError, match="text is a str, not"):
         Text(8).patches(value)
 
 
 @pytest.mark.parametrize("vocabulary", [1, "words", 2.5, None])
-def test_vocabularies_that_cannot_be(vocabulary):
+def test_invalid_vocabularies(vocabulary):
     with pytest.raises(ValueError, match="'bytes' or a number of tokens"):
         Text(8, vocabulary)

@@ -17,7 +17,7 @@ def picture(size=8, channels=3, seed=0):
 
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(patch=st.sampled_from([2, 4, 8]), channels=st.sampled_from([1, 3, 4]), seed=st.integers(0, 99))
-def test_pictures_come_back(patch, channels, seed):
+def test_images_round_trip(patch, channels, seed):
     image = Image(16, image_size=8, patch_size=patch, num_channels=channels)
     value = picture(channels=channels, seed=seed)
     values, coordinates, shape = image.patches(value)
@@ -37,7 +37,7 @@ def test_patches_are_in_raster_order():
     assert back == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 
-def test_the_projection_is_a_convolution_whose_kernel_is_its_stride():
+def test_the_projection_is_a_convolution_with_kernel_equal_to_stride():
     image = Image(16, image_size=8, patch_size=4)
     value = picture()
     kernel = image.projection.weight.view(16, 3, 4, 4)
@@ -45,7 +45,7 @@ def test_the_projection_is_a_convolution_whose_kernel_is_its_stride():
     assert torch.allclose(image.embed(image.patches(value).values), convolved[0].flatten(1).T, atol=1e-5)
 
 
-def test_other_sizes_are_squashed():
+def test_other_sizes_are_resized():
     image = Image(16, image_size=8, patch_size=4)
     for shape in ((3, 30, 5), (3, 1, 1), (3, 8, 9), (1, 12, 12)):
         value = torch.full(shape, 51, dtype=torch.uint8)
@@ -54,7 +54,7 @@ def test_other_sizes_are_squashed():
         assert torch.equal(image.signal(values, found), torch.full((3, 8, 8), 51, dtype=torch.uint8))
 
 
-def test_values_are_centred_and_scaled_and_come_back():
+def test_values_are_centred_and_scaled_and_round_trip():
     plain, image = Image(16, 8, 4), Image(16, 8, 4, mean=0.5, std=0.6)
     values, _, shape = image.patches(picture())
     assert torch.allclose(values, (plain.patches(picture()).values - 0.5) / 0.6, atol=1e-6)
@@ -64,14 +64,14 @@ def test_values_are_centred_and_scaled_and_come_back():
             Image(16, 8, 4, **wrong)
 
 
-def test_normalised_pixels_and_arrays_are_taken():
+def test_normalised_pixels_and_arrays_are_accepted():
     image = Image(16, image_size=8, patch_size=4)
     value = picture()
     for same in (value.float() / 127.5 - 1, value.numpy(), value.numpy()[:, ::-1][:, ::-1]):
         assert torch.equal(image.patches(same).values, image.patches(value).values)
 
 
-def test_what_a_model_predicts_is_clipped():
+def test_predicted_values_are_clipped():
     assert as_bytes(torch.tensor([-3.0, -1.0, 0.0, 1.0, 9.0])).tolist() == [0, 0, 128, 255, 255]
     assert Image(8, 8, 4).signal(torch.zeros(2, 48), (1, 2)).shape == (3, 4, 8)
 
@@ -92,13 +92,13 @@ def test_leading_axes_are_kept():
         (None, "not NoneType"),
     ],
 )
-def test_what_is_no_image_is_named(value, message):
+def test_invalid_images(value, message):
     with pytest.raises(ValueError, match=message):
         Image(16, image_size=8, patch_size=4).patches(value)
 
 
 @pytest.mark.parametrize("settings", [{"patch_size": 5}, {"patch_size": 0}, {"image_size": 0}, {"num_channels": 0}])
-def test_sizes_that_cannot_be(settings):
+def test_invalid_sizes(settings):
     with pytest.raises(ValueError, match=r"patch_size 5 does not divide|whole numbers from 1"):
         Image(16, **settings)
 

@@ -19,7 +19,7 @@ def clip(num_frames=4, height=16, width=16, channels=3):
 
 @pytest.mark.parametrize("num_frames", [1, 2, 5, 6])
 @pytest.mark.parametrize("settings", [SMALL, {**SMALL, "tube_size": 3}, {**SMALL, "patch_size": 16}], ids=str)
-def test_comes_back_exactly(num_frames, settings):
+def test_round_trip_is_exact(num_frames, settings):
     video = Video(8, **settings)
     values, coordinates, shape = video.patches(clip(num_frames))
     side, tubes = 16 // settings["patch_size"], -(-num_frames // settings["tube_size"])
@@ -32,7 +32,7 @@ def test_comes_back_exactly(num_frames, settings):
     assert len(video.signal(values, shape[:3])) == tubes * settings["tube_size"]
 
 
-def test_each_latent_is_what_its_coordinates_say():
+def test_each_latent_matches_its_coordinates():
     frames = clip(6)
     values, coordinates, _ = Video(8, **SMALL).patches(frames)
     assert coordinates[:, 0].tolist() == [t for t in range(3) for _ in range(16)]
@@ -48,7 +48,7 @@ def test_odd_counts_repeat_the_last_frame():
     assert not torch.equal(values[0].view(2, -1)[0], values[0].view(2, -1)[1])
 
 
-def test_one_frame_a_tube_is_an_image():
+def test_tubelets_of_one_frame_equal_image_patches():
     frames = clip(1, 20, 12)
     video, image = Video(8, **{**SMALL, "tube_size": 1}), Image(8, image_size=16, patch_size=4)
     found, wanted = video.patches(frames), image.patches(frames[0])
@@ -85,13 +85,13 @@ def test_length_of_generated_videos():
         (clip(0), "tensor"),
     ],
 )
-def test_what_is_no_video_is_named(value, words):
+def test_invalid_videos(value, words):
     with pytest.raises(ValueError, match=words):
         Video(8, **SMALL, max_frames=8).patches(value)
 
 
 @pytest.mark.parametrize("settings", [{"patch_size": 5}, {"tube_size": 0}, {"num_frames": -1}], ids=str)
-def test_settings_that_cannot_work(settings):
+def test_invalid_settings(settings):
     with pytest.raises(ValueError, match=r"does not divide|whole numbers from 1"):
         Video(8, **{**SMALL, **settings})
 

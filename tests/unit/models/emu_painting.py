@@ -1,4 +1,4 @@
-"""What the tests of painting share: a tiny Emu, small decoders in both layouts, a safety checker."""
+"""Shared by the tests of image generation: a tiny Emu, small decoders in both layouts, a safety checker."""
 
 import json
 
@@ -27,12 +27,12 @@ def picture(color="red", size=16):
 def pixel_decoder(width=48, seed=0, **changes):
     torch.manual_seed(seed)
     decoder = PixelDecoder(**{**SMALL, **changes}).build(width, 4).eval()
-    torch.nn.init.normal_(decoder.unet.conv_out.weight, std=0.1)  # 0 in a new one, which then paints the map alone
+    torch.nn.init.normal_(decoder.unet.conv_out.weight, std=0.1)  # zero at first: only the linear map
     return decoder
 
 
 def latent_decoder(width=48, seed=0, checker=None):
-    """In Stable Diffusion's layout: UNet on the latents of a VAE, PNDM."""
+    """A decoder in Stable Diffusion's layout: UNet on VAE latents, PNDM."""
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 
     torch.manual_seed(seed)
@@ -49,7 +49,7 @@ def latent_decoder(width=48, seed=0, checker=None):
 
 
 def safety_checker(flags):
-    """A checker and its feature extractor that flag everything, or nothing."""
+    """A safety checker and its feature extractor that flag everything or nothing."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -57,7 +57,7 @@ def safety_checker(flags):
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
               "image_size": 16, "patch_size": 8, "projection_dim": 8}  # fmt: skip
     checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=8))
-    with torch.no_grad():  # thresholds that every cosine, or none, is above
+    with torch.no_grad():  # thresholds that every cosine exceeds, or none
         for weights in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
             weights.fill_(-2.0 if flags else 2.0)
     size = {"height": 16, "width": 16}

@@ -1,4 +1,4 @@
-"""What the tests of Omni share: a tiny model whose weights are large enough to see what depends on what."""
+"""Shared by the tests of Omni: a tiny model whose weights are large enough for dependencies to be measurable."""
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ def omni(modalities=None, orders=None, seed=0, train=False, **fields):
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
     modalities = modalities or BOUNDARY
     model = OmniForPreTraining(OmniConfig(modalities=modalities, **(sizes | {"layerscale_value": 1.0} | fields)))
-    with torch.no_grad():  # at the first 0.02 hardly anything flows between positions
+    with torch.no_grad():  # with the initial scale of 0.02, positions barely interact
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 and "density" not in name:
                 parameter.mul_(8)
-        if model.model.next_place is not None:  # it starts with 0
+        if model.model.next_place is not None:  # it is initialised to zero
             model.model.next_place.weight.normal_(std=0.3)
     model.processor = OmniProcessor(modalities, orders, model.config.tell_next)
     return model.train(train)

@@ -1,4 +1,4 @@
-"""Prompts to pictures, with a tiny Emu: what comes out, from where it loads, what is refused."""
+"""Prompts to images with a tiny Emu: outputs, folders it loads from, errors."""
 
 import shutil
 
@@ -36,7 +36,7 @@ def pixels(image):
     return torch.tensor(list(image.tobytes())).view(image.height, image.width, 3)
 
 
-def test_one_prompt_is_a_picture_and_several_are_a_list(pipeline):
+def test_one_prompt_gives_an_image_and_several_give_a_list(pipeline):
     prompts = [["a red", picture()], ["an apple"], [picture("blue"), picture("green")]]
     found = pipeline(prompts, **QUICK)
     assert [type(image) for image in found] == [Image.Image] * 3 and {image.size for image in found} == {(16, 16)}
@@ -48,7 +48,7 @@ def test_one_prompt_is_a_picture_and_several_are_a_list(pipeline):
     assert pipeline(["an apple"], height=32, width=24, **QUICK).size == (24, 32)
 
 
-def test_same_seed_same_picture(pipeline):
+def test_the_same_seed_gives_the_same_image(pipeline):
     first = pipeline(["an apple"], seed=3, **QUICK)
     assert pipeline(["an apple"], seed=3, **QUICK).tobytes() == first.tobytes()
     assert pipeline(["an apple"], seed=4, **QUICK).tobytes() != first.tobytes()
@@ -56,7 +56,7 @@ def test_same_seed_same_picture(pipeline):
     assert (pixels(two[0]) - pixels(first)).abs().max() <= 1
 
 
-def test_guidance_goes_away_from_the_empty_prompt(pipeline):
+def test_guidance_extrapolates_from_the_empty_prompt(pipeline):
     model, processor = pipeline.model, pipeline.processor
     inputs = processor(["an apple"])
     pair = model.generate_image_embeddings(**inputs, guidance=True)
@@ -69,7 +69,7 @@ def test_guidance_goes_away_from_the_empty_prompt(pipeline):
     assert pixels(painted).ne(pixels(alone)).any()
 
 
-def test_latents_of_an_image_can_be_painted(pipeline):
+def test_latents_of_an_image_can_be_decoded(pipeline):
     inputs = pipeline.processor([picture()])
     with torch.no_grad():
         found = pipeline.paint(pipeline.model.image_latents(inputs["pixel_values"]), num_inference_steps=2)
@@ -82,7 +82,7 @@ def test_scheduler_can_be_replaced(pipeline):
     assert pipeline(["an apple"], **QUICK).size == (16, 16)
 
 
-def test_flagged_pictures_are_black_and_said(folder):
+def test_flagged_images_are_blacked_out_with_a_warning(folder):
     for flags in (True, False):
         pipeline = EmuPipeline.from_pretrained(folder, visual_decoder=latent_decoder(checker=safety_checker(flags)))
         if flags:
@@ -93,9 +93,9 @@ def test_flagged_pictures_are_black_and_said(folder):
             assert pixels(pipeline(["a"], **QUICK)).any()
 
 
-def test_folders_that_it_loads_from(folder, tmp_path):
+def test_supported_folder_layouts(folder, tmp_path):
     expected = EmuPipeline.from_pretrained(folder)(["an apple"], **QUICK).tobytes()
-    flat = shutil.copytree(folder, tmp_path / "flat")  # the decoder's folders beside the model, as released
+    flat = shutil.copytree(folder, tmp_path / "flat")  # the decoder folders next to the model, as in the release
     for part in (flat / "visual_decoder").iterdir():
         part.rename(flat / part.name)
     (flat / "visual_decoder").rmdir()
@@ -111,7 +111,7 @@ def test_folders_that_it_loads_from(folder, tmp_path):
     assert torch.equal(next(replaced.decoder.unet.parameters()), next(other.unet.parameters()))
 
 
-def test_what_is_missing_or_does_not_fit_is_named(folder, tmp_path):
+def test_missing_and_mismatched_parts_are_reported(folder, tmp_path):
     with pytest.raises(ConfigError, match="no such run or checkpoint: "):
         EmuPipeline.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match=r"contains no model: neither config\.json nor"):
@@ -124,7 +124,7 @@ def test_what_is_missing_or_does_not_fit_is_named(folder, tmp_path):
         EmuPipeline.from_pretrained(bare)
 
 
-def test_prompts_that_cannot_be(pipeline):
+def test_invalid_prompts(pipeline):
     with pytest.raises(ConfigError, match="several prompts are a list of such lists"):
         pipeline([["an apple"], "a pear"], **QUICK)
     with pytest.raises(ConfigError, match="prompt: a piece of a document"):
@@ -138,7 +138,7 @@ def test_saved_whole(pipeline, tmp_path):
     assert loaded(["an apple"], **QUICK).tobytes() == pipeline(["an apple"], **QUICK).tobytes()
 
 
-def test_latents_are_drawn_where_the_head_is_a_flow(pipeline):
+def test_latents_are_sampled_with_a_flow_head(pipeline):
     with pytest.raises(ConfigError, match="need a model that draws its image latents"):
         pipeline(["an apple"], sampling=LatentSampling(guidance=2.0), **QUICK)
     pipeline.model.regress_by_flow()

@@ -1,4 +1,4 @@
-"""Language models from GGUF files: what loads is a plain model, what is no such file is one line."""
+"""Language models from GGUF files load as ordinary models; invalid files are one-line errors."""
 
 import struct
 
@@ -32,7 +32,7 @@ def head(magic=b"GGUF", version=3, tensors=1, values=1):
         (head(values=2**40), "it is damaged"),
     ],
 )
-def test_what_is_no_whole_gguf_file_is_one_line(tmp_path, content, message):
+def test_invalid_gguf_files(tmp_path, content, message):
     file = tmp_path / "model.gguf"
     file.write_bytes(content)
     for load in (gguf_model, gguf_tokenizer):
@@ -41,14 +41,14 @@ def test_what_is_no_whole_gguf_file_is_one_line(tmp_path, content, message):
         assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_without_the_package_the_line_says_how_to_get_it(tmp_path, monkeypatch):
+def test_without_the_package_the_error_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(head())
     monkeypatch.setattr(ours, "is_gguf_available", lambda: False)
     with pytest.raises(ConfigError, match=r"this needs gguf: pip install --no-deps gguf$"):
         gguf_model(tmp_path / "model.gguf")
 
 
-def test_which_file_a_name_means(tmp_path):
+def test_which_file_a_name_refers_to(tmp_path):
     assert gguf_file(None) is None and gguf_file("owner/name") is None and gguf_file(str(tmp_path)) is None
     one = tmp_path / "one.gguf"
     one.write_bytes(head())
@@ -64,7 +64,7 @@ def test_which_file_a_name_means(tmp_path):
 
 
 def write_tiny(file):
-    """A LLaMA of two layers with a byte-level tokenizer; gives its tensors."""
+    """Writes a two-layer LLaMA with a byte-level tokenizer; returns its tensors."""
     gguf = pytest.importorskip("gguf")
     torch.manual_seed(0)
     writer = gguf.GGUFWriter(str(file), "llama")
@@ -103,7 +103,7 @@ def write_tiny(file):
     return tensors
 
 
-def test_a_model_of_a_gguf_file_is_a_plain_one(tmp_path):
+def test_a_gguf_file_loads_as_an_ordinary_model(tmp_path):
     tensors = write_tiny(tmp_path / "tiny.gguf")
     model, tokenizer = gguf_model(tmp_path / "tiny.gguf"), gguf_tokenizer(tmp_path / "tiny.gguf")
     assert model.dtype == torch.float32 and (model.config.hidden_size, model.config.num_hidden_layers) == (WIDTH, 2)
@@ -138,7 +138,7 @@ def test_an_emu_on_a_gguf_file(tmp_path):
         parts.model_copy(update={"quantize": "4bit"}).build()
 
 
-def test_a_file_that_is_cut_short(tmp_path):
+def test_a_truncated_file(tmp_path):
     write_tiny(tmp_path / "tiny.gguf")
     whole = (tmp_path / "tiny.gguf").read_bytes()
     for share in (0.1, 0.5, 0.95):
@@ -149,6 +149,6 @@ def test_a_file_that_is_cut_short(tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_here_is_no_hub_id():
+def test_a_missing_file_is_not_a_hub_id():
     with pytest.raises(ConfigError, match=r"no such run, checkpoint or folder: smollm2/model\.gguf"):
         EmuParts(vision_config={"model_type": "vit_nepa"}, language="smollm2/model.gguf").tokens()

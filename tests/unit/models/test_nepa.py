@@ -1,4 +1,4 @@
-"""The Hugging Face models of NEPA: loading, saving, sizes, attention, compiling, precision, classification."""
+"""The Hugging Face models of NEPA: loading, saving, sizes, attention, compilation, precision, classification."""
 
 import json
 
@@ -49,7 +49,7 @@ def build(kind=ViTNepaForPreTraining, attention="sdpa", **fields):
     torch.manual_seed(0)
     made = kind(config(**fields)).eval()
     made.set_attn_implementation(attention)
-    with torch.no_grad():  # at 0.02 nothing a layer does is large enough to be seen
+    with torch.no_grad():  # with an initial scale of 0.02, the effect of a layer is too small to measure
         for parameter in made.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(10)
@@ -65,7 +65,7 @@ def images(*size, seed=1):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A checkpoint folder as NEPA's authors publish them."""
+    """A checkpoint folder as published by the authors of NEPA."""
     path = tmp_path_factory.mktemp("checkpoint")
     build(**PAPER).save_pretrained(path)
     fields = json.loads((path / "config.json").read_text())
@@ -95,7 +95,7 @@ def folder(tmp_path_factory):
         (AutoModel, ViTNepaModel),
         (AutoModelForPreTraining, ViTNepaForPreTraining),
         (AutoModelForImageClassification, ViTNepaForImageClassification),
-        (ViTNepaBackbone, ViTNepaBackbone),  # AutoBackbone reads no local folders
+        (ViTNepaBackbone, ViTNepaBackbone),  # AutoBackbone does not read local folders
     ],
 )
 def test_auto_classes_read_the_weights(folder, auto, kind):
@@ -149,7 +149,7 @@ def test_saved_names_are_the_official_ones(tmp_path):
     assert set(load_file(tmp_path / "model.safetensors")) == names
 
 
-def test_parts_that_the_config_switches():
+def test_optional_parts():
     def names(**fields):
         return set(ViTNepaForPreTraining(config(**fields)).state_dict())
 
@@ -178,7 +178,7 @@ def test_new_weights():
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (8, 8), (16, 40), (40, 8), (56, 24)])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_any_size_that_patches_divide(height, width, attention):
+def test_any_size_that_is_a_multiple_of_the_patch_size(height, width, attention):
     model = build(attention=attention, **PAPER)
     out = model(images(2, 3, height, width))
     assert out.last_hidden_state.shape == (2, model.num_latents(height, width), 32)
@@ -190,7 +190,7 @@ def test_oblong_patches():
     assert model(images(1, 3, 12, 16)).last_hidden_state.shape == (1, 7, 32) and model.num_latents(12, 16) == 7
 
 
-def test_one_image_does_not_change_another():
+def test_images_of_a_batch_are_independent():
     model = build(**PAPER)
     x = images(3, 3, 24, 16)
     whole = model(x).last_hidden_state
@@ -201,13 +201,13 @@ def test_one_image_does_not_change_another():
     ("size", "message"),
     [((1, 3, 25, 24), "25x24 .* 8x8"), ((1, 3, 24, 20), "24x20 .* 8x8"), ((1, 1, 24, 24), "1 channels.* 3")],
 )
-def test_wrong_images_are_named(size, message):
+def test_invalid_images(size, message):
     for model in (build(), build(ViTNepaModel), build(ViTNepaBackbone), build(ViTNepaForImageClassification)):
         with pytest.raises(ValueError, match=message):
             model(images(*size))
 
 
-def test_sizes_that_do_not_fit_each_other_are_named():
+def test_inconsistent_sizes():
     with pytest.raises(ValueError, match="num_attention_heads 5 does not divide hidden_size 32"):
         build(num_attention_heads=5)
     with pytest.raises(ValueError, match="head width 2"):
@@ -242,7 +242,7 @@ def test_implementations_agree():
 def test_flex_attention_agrees(is_causal):
     x = images(2, 3, 24, 40)
     flex, sdpa = (build(attention=name, is_causal=is_causal, **PAPER) for name in ("flex_attention", "sdpa"))
-    with torch.compiler.set_stance("force_eager"), torch.no_grad():  # the same arithmetic without the compiler
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():  # the same computation without the compiler
         assert torch.allclose(flex(x).last_hidden_state, sdpa(x).last_hidden_state, atol=1e-5)
 
 
@@ -265,7 +265,7 @@ def test_masked_patches():
         assert (model.embeddings.mask_token is not None) is token
         one, two = (model(v, bool_masked_pos=mask) for v in (x, hidden_pixels))
         assert torch.allclose(one.last_hidden_state, two.last_hidden_state, atol=1e-6)
-        assert not torch.allclose(one.input_embedding, two.input_embedding)  # what is predicted stays
+        assert not torch.allclose(one.input_embedding, two.input_embedding)  # the targets still depend on the pixels
 
 
 # -- rollout
@@ -282,7 +282,7 @@ def test_rollout_equals_full_recomputation(attention, match_norm):
     latents = model.embed({"pixel_values": x})
     z = latents.z[:, :5]
     length = z[:, 1:].norm(dim=-1).mean(1)[:, None, None]
-    for step in range(7):  # written out: predict, append, again
+    for step in range(7):  # written out: predict, append, repeat
         where = latents.coordinates[:, : z.shape[1]]
         predicted = model.encode(latents._replace(z=z, coordinates=where), "causal").last[:, -1:]
         assert (cached[:, step : step + 1] - predicted).abs().max() <= 1e-5
@@ -333,7 +333,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(use_reentrant):
     layer.register_forward_hook(lambda *_: calls.append(1))
     torch.manual_seed(3)
     model(x).loss.backward()
-    assert len(calls) == 2  # it was computed again in the backward pass
+    assert len(calls) == 2  # it is recomputed in the backward pass
     for name, gradient in gradients(model).items():
         assert torch.allclose(gradient, expected[name], atol=1e-6), name
 
@@ -358,7 +358,7 @@ def test_half_precision_weights(dtype):
 
 
 def test_compiles_in_one_graph():
-    """Up to the code generator: forward and backward graphs as the compiler gets them, run as they are."""
+    """Without code generation: forward and backward graphs are captured and run eagerly."""
     model, x = build(**PAPER, num_hidden_layers=1), images()
     eager = model(x)
     eager.loss.backward()
@@ -431,8 +431,8 @@ def test_intermediate_loss():
     assert build(num_hidden_layers=1, use_intermediate_loss=True)(x).loss.isfinite()
 
 
-def test_hugging_faces_tables_of_names_know_the_models():
-    """Its generic model tests choose labels, and what can be trained, by these."""
+def test_models_are_in_the_tables_of_transformers():
+    """Generic model tests of transformers choose labels and trainable models by these tables."""
     tables = {"MODEL_MAPPING": ViTNepaModel, "MODEL_FOR_PRETRAINING_MAPPING": ViTNepaForPreTraining}
     tables |= {"MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING": ViTNepaForImageClassification}
     tables |= {"MODEL_FOR_BACKBONE_MAPPING": ViTNepaBackbone}
@@ -471,7 +471,7 @@ def test_classification_loss(problem, labels, loss):
 
 
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_backbone_gives_maps(is_causal):
+def test_backbone_gives_feature_maps(is_causal):
     x = images(2, 3, 24, 40)
     backbone = build(ViTNepaBackbone, out_features=["stem", "stage1", "stage2"], is_causal=is_causal)
     assert backbone.channels == [32] * 3
@@ -486,14 +486,14 @@ def test_backbone_gives_maps(is_causal):
     assert torch.allclose(flat[1], hidden.layers[1][:, 1:], atol=1e-6)
 
 
-def test_settings_build_what_they_say():
+def test_settings_build_the_configured_model():
     model = NepaModel(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4).build()
     assert model.config.intermediate_size == 128 and model.config.use_gated_mlp and model.config.qk_norm
     assert model.num_latents(16, 16) == 17
 
 
 @pytest.mark.parametrize("kind", [ViTNepaForPreTraining, ViTNepaForImageClassification, ViTNepaBackbone])
-def test_offloaded_weights_are_loaded_when_they_are_needed(kind):
+def test_offloaded_weights_are_loaded_on_demand(kind):
     def result(model):
         out = model(images())
         return (

@@ -1,4 +1,4 @@
-"""Omni in use: generation is what the whole sequence, read anew at each step, says; scores are sums of likelihoods."""
+"""Omni: generation equals re-encoding the whole sequence at each step; scores are sums of log-likelihoods."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ DENSITIES = ["none", "von_mises_fisher", "mixture"]
 
 
 class Recomputed:
-    """A document that continues without a cache: everything is encoded anew whenever it is asked."""
+    """A document continued without a cache: everything is re-encoded at each step."""
 
     def __init__(self, model, pieces):
         self.model = model
@@ -42,7 +42,7 @@ class Recomputed:
 
 
 def written(model, pieces, num, temperature=0.0, seed=0):
-    """Bytes, latent by latent, and whether the model came to an end."""
+    """The bytes, generated latent by latent, and whether the model ended the text."""
     text, own = model.model.modality("text"), Recomputed(model, pieces)
     table = torch.cat((model.model.begin.weight, text.table.weight))
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +61,7 @@ def written(model, pieces, num, temperature=0.0, seed=0):
 
 @pytest.mark.parametrize("density", DENSITIES)
 @torch.no_grad()
-def test_text_is_what_recomputation_says(density):
+def test_text_equals_recomputation(density):
     model = omni(density=density, num_components=3)
     for temperature, seed in ((0.0, 0), (1.0, 3)):
         options = {"max_latents": 7, "temperature": temperature, "seed": seed}
@@ -74,23 +74,23 @@ def test_text_is_what_recomputation_says(density):
 
 
 @torch.no_grad()
-def test_a_batch_is_each_document_alone():
+def test_a_batch_equals_single_documents():
     """Documents of different lengths are padded on the left."""
     model = omni(orders={"image": "random"}, tell_next=True)
     for target in ("text", "image", "touch"):
         together = model.generate(CONTEXTS, target, max_latents=9, seed=4)
         for pieces, made in zip(CONTEXTS, together, strict=True):
             alone = model.generate(pieces, target, max_latents=9, seed=4)
-            num = len(alone.values)  # a series of the batch ends where all do
+            num = len(alone.values)  # series in a batch end together
             assert made.kind == target and len(made.values) >= num
             assert torch.allclose(made.values[:num].float(), alone.values.float(), atol=2e-3)
 
 
 def read_again(model, pieces, made, order, seed):
-    """What each latent of `made` is predicted to be where the whole document is read at once, in natural order."""
+    """The prediction for each latent of `made` from one pass over the whole document, in natural order."""
     value = to_image(made.values[None], (2, 2), (4, 4))[0] if made.kind == "image" else made.value
     segments = model.processor.document(pieces)["segments"] + [{"kind": made.kind, "value": value, "order": order}]
-    # A segment's generator is seeded with the document's seed and its number, that of `generate` with `seed`.
+    # A segment's generator is seeded with the document's seed plus its number; that of `generate` with `seed`.
     encoded = model.processor.encode_document({"segments": segments, "seed": seed - len(pieces)}, end=False)
     batch = pad_left([encoded])
     latents = model.embed(batch)
@@ -106,7 +106,7 @@ def read_again(model, pieces, made, order, seed):
 @pytest.mark.parametrize("order", ["raster", "random", "hilbert", "coarse_to_fine"])
 @pytest.mark.parametrize("tell_next", [True, False])
 @torch.no_grad()
-def test_an_image_is_what_reading_the_whole_says(order, tell_next):
+def test_an_image_equals_one_pass_over_the_whole(order, tell_next):
     model = omni(orders={"image": order}, tell_next=tell_next)
     seen = {"kind": "image", "value": random_picture(), "order": "raster"}
     for pieces, seed in ((["ab"], 7), (["ab", seen], 8)):
@@ -117,8 +117,8 @@ def test_an_image_is_what_reading_the_whole_says(order, tell_next):
 
 @pytest.mark.parametrize("density", DENSITIES)
 @torch.no_grad()
-def test_a_series_is_what_recomputation_says(density):
-    """Of no fixed length: until a prediction is like a begin or end latent."""
+def test_a_series_equals_recomputation(density):
+    """A series without a fixed length ends when a prediction is close to a begin or end latent."""
     model = omni(density=density, num_components=3)
     touch, begin = model.model.modality("touch"), F.normalize(model.model.begin.weight, dim=-1)
     for pieces, temperature in zip(CONTEXTS, (0.0, 0.5, 1.0)):
@@ -143,15 +143,15 @@ def test_a_series_is_what_recomputation_says(density):
 
 
 @torch.no_grad()
-def test_the_model_ends_what_it_makes():
-    """The end latent is never an input of what is made, so it can be put where a prediction points."""
+def test_the_model_ends_its_output():
+    """The end latent is never an input here, so it can be set to the predicted direction."""
     for target, number, fewest in (("text", 0, 0), ("touch", 2, 1)):
         model = omni()
         whole = model.generate(["ab"], target, max_latents=5)
         assert not whole.ended and len(whole.values) == 5
         own = Recomputed(model, ["ab"])
         own.add(model.model.begin.weight[number])
-        for z in whole.latents[:fewest]:  # a series is one latent at least
+        for z in whole.latents[:fewest]:  # a series has at least one latent
             own.add(z)
         model.model.begin.weight[-1] = own.hidden()
         made = model.generate(["ab"], target, max_latents=5)
@@ -160,7 +160,7 @@ def test_the_model_ends_what_it_makes():
 
 
 @torch.no_grad()
-def test_the_model_chooses_what_comes():
+def test_the_model_chooses_the_next_modality():
     model = omni()
     hidden = Recomputed(model, ["ab"]).hidden()
     chosen = F.cosine_similarity(hidden[None], model.model.begin.weight, dim=-1)[:3].argmax()
@@ -173,11 +173,11 @@ def test_the_model_chooses_what_comes():
     assert model.generate(["ab"]) is None  # the document ends
 
 
-# -- drawing
+# -- sampling
 
 
 @pytest.mark.parametrize(("target", "density"), [("text", "none"), ("text", "mixture"), ("image", "mixture")])
-def test_seeds_decide_what_is_drawn(target, density):
+def test_samples_depend_on_the_seed(target, density):
     model = omni(density=density, num_components=3)
 
     def drawn(seed, temperature=1.0, **options):
@@ -186,13 +186,13 @@ def test_seeds_decide_what_is_drawn(target, density):
     state = torch.get_rng_state()
     assert torch.equal(drawn(1), drawn(1))
     assert drawn(1).shape != drawn(2).shape or not torch.equal(drawn(1), drawn(2))
-    assert torch.equal(drawn(1, 0.0), drawn(2, 0.0))  # nothing is drawn
+    assert torch.equal(drawn(1, 0.0), drawn(2, 0.0))  # temperature 0 is deterministic
     assert torch.equal(state, torch.get_rng_state())
     if target == "text":
         assert torch.equal(drawn(1, 1.0, top_k=1), drawn(0, 0.0))
 
 
-def test_tokens_are_drawn_from_their_softmax():
+def test_tokens_are_sampled_from_their_softmax():
     scores = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
     for temperature, top_k in ((1.0, 0), (2.0, 0), (1.0, 2), (1.0, 9)):
         drawn = Sampler(temperature, top_k, torch.Generator().manual_seed(0)).code(scores)
@@ -202,7 +202,7 @@ def test_tokens_are_drawn_from_their_softmax():
         assert torch.allclose(torch.bincount(drawn, minlength=4) / 4000, expected, atol=0.03)
 
 
-def test_what_is_made_is_shown_on_the_way():
+def test_progress_is_reported_during_generation():
     model = omni()
     shown = []
     made = model.generate(["ab"], "text", max_latents=5, on_latent=shown.append)
@@ -221,7 +221,7 @@ def test_an_image_of_another_shape():
 
 
 def by_hand(model, pieces, candidate):
-    """The sum of likelihoods of a candidate's latents, and of the end, after its begin latent; one document alone."""
+    """The summed log-likelihood of a candidate's latents and the end, after its begin latent, for one document."""
     batch = model.processor([[*pieces, *candidate]], end=True)
     before = model.processor([list(pieces)])["kinds"].shape[1] if pieces else 0
     latents = model.embed(batch)
@@ -245,7 +245,7 @@ CANDIDATES = ["red", "a blue one", [{"touch": series(3)}], random_picture(4), ["
 
 @pytest.mark.parametrize("density", ["none", "mixture"])
 @torch.no_grad()
-def test_scores_are_sums_of_likelihoods(density):
+def test_scores_are_sums_of_log_likelihoods(density):
     model = omni(density=density, num_components=3)
     for pieces in (CONTEXTS[0], CONTEXTS[2]):
         scores = model.score(pieces, CANDIDATES)
@@ -261,7 +261,7 @@ def test_scores_are_sums_of_likelihoods(density):
 @torch.no_grad()
 def test_a_score_does_not_depend_on_the_other_candidates():
     model = omni(orders={"image": "random"}, tell_next=True)
-    many = [*CANDIDATES, *(f"number {number}" for number in range(30))]  # more than are read at once
+    many = [*CANDIDATES, *(f"number {number}" for number in range(30))]  # more than fit into one chunk
     scores = model.score(CONTEXTS[0], many)
     assert scores.shape == (36,)
     for index in (0, 3, 4, 35):
@@ -270,7 +270,7 @@ def test_a_score_does_not_depend_on_the_other_candidates():
     assert torch.allclose(backwards.flip(0), scores, atol=1e-3)
 
 
-# -- what cannot be
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_a_score_does_not_depend_on_the_other_candidates():
         (["ab"], "clip", {}, "target 'clip': its size has to be given"),
     ],
 )
-def test_what_cannot_be_generated_is_one_line(documents, target, options, message):
+def test_errors_are_one_line(documents, target, options, message):
     boundary = (
         BOUNDARY if target != "clip" else {"text": {}, "clip": {"kind": "video", "image_size": 8, "patch_size": 4}}
     )

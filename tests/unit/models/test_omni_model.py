@@ -1,4 +1,4 @@
-"""Omni's model: what it is made of, what each loss compares, where gradients go, saving and loading."""
+"""The Omni model: parts, losses, gradients, saving and loading."""
 
 import json
 
@@ -33,10 +33,10 @@ def trainer_of(model, **switches):
     return PretrainingModel(model, validated(NextEmbeddingSettings, switches).build(model))
 
 
-# -- what it is made of
+# -- parts
 
 
-def test_a_new_model_starts_as_it_should():
+def test_initialisation():
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 64}
     model = OmniForPreTraining(OmniConfig(density="mixture", num_components=4, tell_next=True, **sizes))
@@ -45,7 +45,7 @@ def test_a_new_model_starts_as_it_should():
     density = model.density_head(torch.randn(50, 64))
     assert density.log_weights.exp().sum(-1).allclose(torch.ones(50))
     uneven = density.log_weights.amax(-1) - density.log_weights.amin(-1)
-    assert uneven.abs().max() < 1e-6  # no component is favoured before training
+    assert uneven.abs().max() < 1e-6  # all components have equal weight before training
     assert 0.01 < model.model.begin.weight.std() < 0.03
     assert model.config.names == ["text", "image"] and model.kind_names == ["begin", "text", "image"]
 
@@ -99,7 +99,7 @@ def started(folder, **changes):
     return OmniParts(nepa=str(folder), modalities={"text": {}, "image": image}, rope_split=[0, 4, 4])
 
 
-def test_an_omni_of_images_is_nepa(nepa):
+def test_omni_with_images_only_equals_nepa(nepa):
     theirs, folder = nepa
     parts = started(folder)
     ours, processor = parts.build().eval(), parts.processor()
@@ -120,7 +120,7 @@ def test_an_omni_of_images_is_nepa(nepa):
 
 
 @pytest.mark.parametrize("normalised", [{}, {"mean": 0.5, "std": 0.6}], ids=["plain", "normalised"])
-def test_what_comes_after_an_image_does_not_change_it(nepa, normalised):
+def test_images_do_not_depend_on_later_segments(nepa, normalised):
     theirs, folder = nepa
     parts = started(folder, **normalised)
     ours, processor = parts.build().eval(), parts.processor()
@@ -141,7 +141,7 @@ def test_patches_of_another_size_do_not_fit_a_nepa(nepa):
 
 @pytest.mark.parametrize("distance", ["cosine", "mse"])
 def test_no_gradient_into_targets(distance):
-    """The last latent of a document is a target and nothing else, so its values move nothing."""
+    """The last latent of a document is only a target, so its values get no gradient."""
     model = omni()
     batch = rows(model, [["a", {"touch": series()}]], end=False)
     batch["values.touch"] = batch["values.touch"].clone().requires_grad_()
@@ -160,7 +160,7 @@ def test_the_end_latent_is_only_ever_a_target():
 @pytest.mark.parametrize("distance", ["cosine", "vocabulary", "likelihood", "mse", "smooth_l1"])
 @pytest.mark.parametrize("idle", ["", "image", "touch", "text"])
 def test_gradients_reach_every_parameter(distance, idle):
-    """Also of what is idle in a batch, or not read by this distance: ranks wait for each other's gradients."""
+    """Also parameters unused in a batch or by a distance, because ranks wait for each other's gradients."""
     density = "mixture" if distance == "likelihood" else "none"
     model = omni(train=True, tell_next=True, density=density, num_components=3, orders={"image": "random"})
     pieces = {"text": "abc", "image": random_picture(), "touch": series()}
@@ -173,7 +173,7 @@ def test_gradients_reach_every_parameter(distance, idle):
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
     for name in pieces:
         for parameter in model.model.modality(name).parameters():
-            as_output = name == "text" and distance == "vocabulary"  # its softmax reads the whole table
+            as_output = name == "text" and distance == "vocabulary"  # its softmax uses the whole table
             assert bool(parameter.grad.any()) is (name != idle or as_output), name
 
 
@@ -203,7 +203,7 @@ def test_vocabulary_is_a_softmax_over_the_tables():
     assert int(out.num_targets) == count == int(batch["latent_mask"].sum())
 
 
-def test_the_table_as_an_output_can_be_left_alone():
+def test_stop_gradient_for_the_table_as_output():
     grads = {}
     for stop in (False, True):
         model = omni(train=True)
@@ -211,12 +211,12 @@ def test_the_table_as_an_output_can_be_left_alone():
         trainer_of(model, distance="vocabulary", stop_gradient_table=stop)(batch).loss_sum.backward()
         grads[stop] = model.model.modality("text").table.weight.grad.abs().sum(-1)
         assert model.log_scale.grad.abs() > 0
-    assert (grads[False] > 0).all()  # the softmax moves every row
+    assert (grads[False] > 0).all()  # the softmax gives every row a gradient
     assert set(grads[True].nonzero()[:, 0].tolist()) == {ord("a"), ord("b")}
 
 
 @pytest.mark.parametrize("density", ["von_mises_fisher", "mixture"])
-def test_likelihood_is_the_heads_density(density):
+def test_likelihood_is_that_of_the_density_head(density):
     model = omni(density=density, num_components=3)
     batch = rows(model)
     out = trainer_of(model, distance="likelihood").eval()(batch)
@@ -229,8 +229,8 @@ def test_likelihood_is_the_heads_density(density):
 
 
 @pytest.mark.parametrize("distance", ["cosine", "vocabulary"])
-def test_weights_are_of_modalities(distance):
-    """Losses of one kind at a time, weighed, sum to the weighed loss; targets count in full."""
+def test_losses_are_weighted_by_modality(distance):
+    """The weighted loss is the weighted sum of the losses of each kind; num_targets is not weighted."""
     model = omni()
     batch = rows(model)
     weights = {"text": 2.0, "image": 0.5, "begin": 0.0}  # touch: 1
@@ -244,7 +244,7 @@ def test_weights_are_of_modalities(distance):
 
 
 @pytest.mark.parametrize("distance", ["cosine", "vocabulary", "likelihood"])
-def test_a_batch_is_the_sum_of_its_documents(distance):
+def test_a_batch_loss_is_the_sum_over_its_documents(distance):
     model = omni(density="mixture" if distance == "likelihood" else "none", num_components=2)
     documents = [DOCUMENT, ["d", random_picture(1)], [{"touch": series(4)}]]
     net = trainer_of(model, distance=distance).eval()
@@ -279,27 +279,27 @@ def test_metrics_are_by_modality():
         ({"input_mask_rate": 0.5}, "packed documents"),
     ],
 )
-def test_objectives_that_do_not_fit_are_named(switches, message):
+def test_incompatible_objectives(switches, message):
     with pytest.raises(ConfigError, match=message):
         trainer_of(omni(), **switches)
 
 
-def test_a_density_is_trained_by_its_likelihood():
+def test_a_density_requires_the_likelihood():
     with pytest.raises(ConfigError, match=r"objective\.distance=likelihood"):
         trainer_of(omni(density="mixture"), distance="cosine")
 
 
 @pytest.mark.parametrize("switches", [{"distance": "vocabulary"}, {"weights": {"image": 2}}])
-def test_what_needs_omni_says_so(switches):
+def test_settings_that_need_omni(switches):
     backbone = NepaModel(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4).build()
     with pytest.raises(ConfigError, match=r"model\.kind=omni"):
         validated(NextEmbeddingSettings, switches).build(backbone)
 
 
-# -- reading out
+# -- readout
 
 
-def test_lengths_are_measured_while_training_only():
+def test_lengths_are_measured_only_in_training():
     model = omni()
     batch = rows(model)
     before = model.model.lengths.clone()
@@ -307,19 +307,19 @@ def test_lengths_are_measured_while_training_only():
     assert torch.equal(model.model.lengths, before)
     model.train()
     for _ in range(3):
-        for _ in range(2):  # micro batches: the lengths move once a step
+        for _ in range(2):  # micro-batches: lengths are updated once per step
             latents = model.embed(batch)
         model.after_step()
     for kind in (BEGIN, FIRST, FIRST + 1, FIRST + 2):
         mean = latents.z[batch["kinds"] == kind].norm(dim=-1).mean().item()
         expected = mean + (before[kind].item() - mean) * LENGTH_DECAY**3
         assert model.model.lengths[kind].item() == pytest.approx(expected, rel=1e-4)
-    assert model.model.lengths[0] == before[0]  # padding is measured by nobody
+    assert model.model.lengths[0] == before[0]  # padding is not measured
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.1])
-def test_values_come_back_from_directions(monkeypatch, bias):
-    """Fewer values than the latent is wide, all of the mean length: with hardly any error expected it is exact."""
+def test_values_are_recovered_from_directions(monkeypatch, bias):
+    """With fewer values than latent dimensions, mean length and almost no expected error, the readout is exact."""
     monkeypatch.setattr("nextembed.models.omni.modeling_omni.READOUT_NOISE", 1e-3)
     model = omni()
     touch = model.model.modality("touch")
@@ -327,12 +327,12 @@ def test_values_come_back_from_directions(monkeypatch, bias):
     values = torch.randn(5, 4)
     for row, latent in zip(values, touch.embed(values), strict=True):
         model.model.lengths[FIRST + 2] = latent.detach().norm()
-        found = model.values_of("touch", 7.0 * latent[None])  # of any length
+        found = model.values_of("touch", 7.0 * latent[None])  # the length does not matter
         assert torch.allclose(found[0], row, rtol=1e-2, atol=1e-2)
 
 
-def test_the_bias_tells_how_long_a_latent_was():
-    """Signals about zero: their latents lie near the bias, those of strong ones are many times as long."""
+def test_the_bias_determines_the_length_of_a_latent():
+    """Weak signals have latents near the bias; strong signals have much longer ones."""
     model = omni()
     touch = model.model.modality("touch")
     nn.init.normal_(touch.projection.weight)
@@ -345,7 +345,7 @@ def test_the_bias_tells_how_long_a_latent_was():
 
 
 def test_expected_error_keeps_values_small():
-    """Along a direction that the projection hardly sees, noise in a latent is no reason for large values."""
+    """In a direction with tiny projection weights, noise in a latent does not cause large values."""
     model = omni()
     touch = model.model.modality("touch").projection
     with torch.no_grad():
@@ -355,17 +355,17 @@ def test_expected_error_keeps_values_small():
     model.model.lengths[FIRST + 2] = 1.0
     direction = F.normalize(torch.tensor([[1.0, 0.1] + [0.0] * (WIDTH - 2)]), dim=-1)
     found = model.values_of("touch", direction)[0]
-    assert 0.9 < found[0] < 1.0 and found[1].abs() < 0.1  # plain least squares would say 100
+    assert 0.9 < found[0] < 1.0 and found[1].abs() < 0.1  # plain least squares would give 100
 
 
-def test_a_readout_is_taken_where_there_is_one():
+def test_a_trained_readout_is_preferred():
     model = omni()
     model.readouts["touch"] = nn.Linear(WIDTH, 4)
     direction = torch.randn(3, WIDTH)
     assert torch.equal(model.values_of("touch", direction), model.readouts["touch"](F.normalize(direction, dim=-1)))
 
 
-def test_what_cannot_be_read_out_is_one_line(monkeypatch):
+def test_modalities_without_a_readout(monkeypatch):
     class Deep(Modality):
         value_size = 3
 
@@ -412,13 +412,13 @@ def test_round_trip(tmp_path, density):
     assert saved["modalities"] == BOUNDARY and list(saved["modalities"]) != list(BOUNDARY) == saved["modality_names"]
 
 
-def test_a_model_without_a_folder_asks_for_a_processor():
+def test_a_model_without_a_folder_requires_a_processor():
     model = OmniForPreTraining(omni().config)
     with pytest.raises(ConfigError, match=r"set model\.processor"):
         model.generate(["a"], "text")
 
 
-# -- what cannot be
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_a_model_without_a_folder_asks_for_a_processor():
         ({"rope_split": [1, 2, 3]}, "three numbers that sum to 8"),
     ],
 )
-def test_configurations_that_cannot_work(fields, message):
+def test_invalid_configurations(fields, message):
     sizes = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
     with pytest.raises(ValueError, match=message):
         OmniConfig(**(sizes | fields))
@@ -451,13 +451,13 @@ def test_configurations_that_cannot_work(fields, message):
         ({}, "one modality at least"),
     ],
 )
-def test_boundaries_that_cannot_be_are_one_line(modalities, message):
+def test_invalid_modalities(modalities, message):
     with pytest.raises(ConfigError, match=message) as caught:
         validated(OmniParts, {"modalities": modalities, "hidden_size": 32, "num_attention_heads": 2}).build()
     assert "\n" not in str(caught.value)
 
 
-def test_a_modality_that_is_not_loaded_is_named(tmp_path):
+def test_a_modality_that_is_not_registered(tmp_path):
     MODALITIES.register("foreign")(type("Foreign", (MODALITIES.classes["series"],), {}))
     model = omni({"foreign": {}})
     model.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Omni's processor: documents to positions and values, orders and what is told of them, what is refused."""
+"""The Omni processor: documents to positions and values, orders, next coordinates, errors."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from nextembed.models.omni import OmniParts, OmniProcessor
 from nextembed.models.omni.configuration_omni import BEGIN, FIRST
 
 TEXT, IMAGE, TOUCH = FIRST, FIRST + 1, FIRST + 2
-END = 3  # the index of the end latent, after the three modalities'
+END = 3  # the index of the end latent, after those of the three modalities
 ORDERED = ["hilbert", "random", "coarse_to_fine"]
 
 
@@ -35,7 +35,7 @@ def test_positions_of_a_document(processor):
     assert found["kinds"] == [BEGIN, TEXT, TEXT, BEGIN, TOUCH, TOUCH, TOUCH, BEGIN, *[IMAGE] * 4, BEGIN]
     assert found["input_ids"] == [0, ord("h"), ord("i"), 2, 0, 0, 0, 1, 0, 0, 0, 0, END]
     time = [row[0] for row in found["coordinates"]]
-    assert time == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 9]  # an image is at one time
+    assert time == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8, 8, 8, 9]  # all patches of an image have the same time
     assert [row[1:] for row in found["coordinates"]][8:12] == [[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]]
     assert not encoded.positions["coordinates"][[*range(8), 12], 1:].any()
     assert found["latent_mask"] == [False] + [True] * 12
@@ -45,17 +45,17 @@ def test_positions_of_a_document(processor):
     }  # fmt: skip
 
 
-def test_segments_without_loss_are_no_targets(processor):
+def test_segments_without_loss_are_not_targets(processor):
     seen, asked, answer = ("image", random_picture(), False), ("text", "what?", False), ("text", "ok")
     mask = processor.encode_document(document(seen, asked, answer)).positions["latent_mask"]
     assert mask.tolist() == [False] * 11 + [True] * 4  # begin latent, "o", "k", end
     mask = processor.encode_document(document(answer, asked)).positions["latent_mask"]
-    assert mask.tolist() == [False, True, True] + [False] * 7  # the end, too, is what its segment is
+    assert mask.tolist() == [False, True, True] + [False] * 7  # the end belongs to the last segment
     mask = processor.encode_document(document(("text", "ab", False))).positions["latent_mask"]
     assert not mask.any()
 
 
-def test_a_document_may_stay_open(processor):
+def test_a_document_may_have_no_end(processor):
     pieces = ["ab", random_picture()]
     open_, closed = (processor([pieces], end=end) for end in (False, True))
     assert open_["kinds"].shape == (1, 8) and closed["kinds"].shape == (1, 9)
@@ -64,7 +64,7 @@ def test_a_document_may_stay_open(processor):
     assert closed["input_ids"][0, -1] == END
 
 
-def test_documents_are_padded_on_the_left_and_values_go_in_reading_order(processor):
+def test_documents_are_left_padded_and_values_are_in_reading_order(processor):
     long, short = [random_picture(0), "abc", random_picture(1)], [random_picture(2)]
     batch = processor([long, short])
     assert batch["document_ids"].tolist() == [[1] * 14, [0] * 9 + [1] * 5]
@@ -99,7 +99,7 @@ def test_orders_are_permutations_of_the_same_latents(order, kind):
     rows = [
         torch.cat((one.positions["coordinates"][1:-1], one.values[f"values.{kind}"]), 1) for one in (plain, ordered)
     ]
-    assert sorted(rows[0].tolist()) == sorted(rows[1].tolist())  # each latent with its place
+    assert sorted(rows[0].tolist()) == sorted(rows[1].tolist())  # each latent keeps its coordinates
     for name in ("kinds", "input_ids", "latent_mask"):
         assert torch.equal(plain.positions[name], ordered.positions[name])
     for at in (0, -1):
@@ -110,7 +110,7 @@ def test_orders_are_permutations_of_the_same_latents(order, kind):
 
 @pytest.mark.parametrize("order", [*ORDERED, "time"])
 @pytest.mark.parametrize(("kind", "size"), [("image", 8), ("image", 12), ("touch", 14)])  # 12: a patch at (0, 0)
-def test_each_latent_is_told_where_the_next_one_is(order, kind, size):
+def test_each_latent_gets_the_coordinates_of_the_next(order, kind, size):
     image = {"image_size": size if kind == "image" else 8, "patch_size": 4}
     processor = OmniProcessor(BOUNDARY | {"image": image}, {kind: order}, tell_next=True)
     value = random_picture(0, size) if kind == "image" else series(0, size)
@@ -118,20 +118,20 @@ def test_each_latent_is_told_where_the_next_one_is(order, kind, size):
     told, places = found["next_coordinates"], found["coordinates"]
     start = 4
     end = start + 1 + (size // 4) ** 2 if kind == "image" else start + 1 + size // 2
-    assert not told[:start].any() and not told[end - 1 :].any()  # text, and what comes after the segment
+    assert not told[:start].any() and not told[end - 1 :].any()  # text, and everything after the segment
     for t in range(start, end - 1):
-        assert told[t].any()  # (0, 0, 0) says nothing
+        assert told[t].any()  # (0, 0, 0) means unknown
         assert torch.equal(told[t, 1:], places[t + 1, 1:])
         assert told[t, 0].item() == pytest.approx((places[t + 1, 0] - places[t, 0] + 0.5).item() / 16)
 
 
-def test_nothing_is_told_where_no_order_is(processor):
+def test_without_an_order_next_coordinates_are_zero(processor):
     told = OmniProcessor(BOUNDARY, tell_next=True)([[random_picture(), "a"]])["next_coordinates"]
     assert told.shape == (1, 7, 3) and not told.any()
     assert "next_coordinates" not in processor([[random_picture(), "a"]])
 
 
-def test_random_orders_are_drawn_from_the_documents_seed():
+def test_random_orders_depend_on_the_seed_of_the_document():
     processor = OmniProcessor(BOUNDARY, {"image": "random"}, tell_next=True)
     image = {"kind": "image", "value": random_picture()}
 
@@ -140,14 +140,14 @@ def test_random_orders_are_drawn_from_the_documents_seed():
 
     assert torch.equal(places(1), places(1))
     drawn = {tuple(places(seed)[1:5, 1:].flatten().tolist()) for seed in range(40)}
-    assert len(drawn) > 10  # of 24
-    assert any(not torch.equal(p[1:5, 1:], p[6:10, 1:]) for p in map(places, range(5)))  # each segment its own
+    assert len(drawn) > 10  # out of 24
+    assert any(not torch.equal(p[1:5, 1:], p[6:10, 1:]) for p in map(places, range(5)))  # one order per segment
     state = torch.get_rng_state()
     places(3)
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_a_segments_order_wins_over_the_models():
+def test_the_order_of_a_segment_overrides_the_default():
     processor = OmniProcessor(BOUNDARY, {"image": "random"})
     value = random_picture()
     own = {"segments": [{"kind": "image", "value": value, "order": "raster"}], "seed": 1}
@@ -158,21 +158,21 @@ def test_a_segments_order_wins_over_the_models():
 # -- pieces
 
 
-def test_pieces_of_any_form(processor):
+def test_all_forms_of_pieces(processor):
     tensor = random_picture()
     want = processor([[tensor]])["values.image"]
     array = tensor.permute(1, 2, 0).numpy()
     for piece in (array, Image.fromarray(array), {"image": Image.fromarray(array)}, {"image": tensor},
                   {"kind": "image", "value": tensor}):  # fmt: skip
         assert torch.equal(processor([[piece]])["values.image"], want)
-        assert torch.equal(processor([piece])["values.image"], want)  # one document
-        assert torch.equal(processor(piece)["values.image"], want)  # one piece
+        assert torch.equal(processor([piece])["values.image"], want)  # a single document
+        assert torch.equal(processor(piece)["values.image"], want)  # a single piece
     assert torch.equal(processor("ab")["input_ids"], processor([["ab"]])["input_ids"])
     grey = processor([[Image.new("L", (8, 8), 90)]])["values.image"]
     assert torch.allclose(grey, torch.full((4, 48), 90 / 127.5 - 1))
     assert torch.allclose(processor([[np.full((8, 8), 90, np.uint8)]])["values.image"], grey)
     clear = processor([[Image.new("RGBA", (8, 8), (9, 200, 30, 0))]])["values.image"]
-    assert (clear == 1).all()  # transparent pixels are white
+    assert (clear == 1).all()  # transparent pixels become white
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_pieces_of_any_form(processor):
     ],
     ids=str,
 )
-def test_what_is_no_document_is_one_line(processor, document, message):
+def test_invalid_documents(processor, document, message):
     with pytest.raises(ValueError, match=message) as caught:
         processor([document])
     assert "\n" not in str(caught.value)
@@ -209,7 +209,7 @@ def test_what_is_no_document_is_one_line(processor, document, message):
         ({"modalities": {"text": {"vocabulary": 4096}}}, "'text' reads tokens; give the processor a tokenizer"),
     ],
 )
-def test_processors_that_cannot_be(settings, message):
+def test_invalid_processors(settings, message):
     with pytest.raises(ValueError, match=message):
         OmniProcessor(**{"modalities": BOUNDARY, **settings})
     if "orders" in settings:
@@ -217,7 +217,7 @@ def test_processors_that_cannot_be(settings, message):
             OmniParts(modalities=BOUNDARY, orders=settings["orders"], hidden_size=32, num_attention_heads=2).processor()
 
 
-def test_patches_that_are_no_patches_are_named(monkeypatch):
+def test_invalid_patches(monkeypatch):
     processor = OmniProcessor(BOUNDARY)
     monkeypatch.setattr(processor.readers["touch"], "value_size", 7)
     with pytest.raises(ValueError, match=r"patches of 'touch' are \[3, 4\], its value_size 7"):
@@ -227,7 +227,7 @@ def test_patches_that_are_no_patches_are_named(monkeypatch):
 # -- documents that are too long
 
 
-def test_long_documents_are_cut_between_latents_that_belong_together(processor):
+def test_long_documents_are_truncated_without_splitting_images(processor):
     words = ("text", "abcdef")
     fit = Fit(processor.encode_document, 10, "truncate")
     outcome, cut = fit(document(words, ("image", random_picture())))
@@ -249,7 +249,7 @@ def test_long_documents_are_cut_between_latents_that_belong_together(processor):
 def test_round_trip_of_bytes(tmp_path):
     processor = OmniProcessor(BOUNDARY, {"image": "random"}, tell_next=True)
     processor.save_pretrained(tmp_path)
-    omni().save_pretrained(tmp_path)  # the configuration says which processor it is
+    omni().save_pretrained(tmp_path)  # the configuration determines the processor
     for again in (OmniProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
         assert isinstance(again, OmniProcessor) and again.to_dict() == processor.to_dict()
         one, two = (p([["ab", pil(), {"touch": series()}]], end=True) for p in (processor, again))
@@ -276,14 +276,14 @@ def test_round_trip_of_a_tokenizer(tmp_path):
     assert again.spelled == ["text"]
 
 
-def test_another_models_processor_does_not_fit():
+def test_the_processor_of_another_model_is_rejected():
     model = omni()
     for other in (OmniProcessor({"text": {}}), OmniProcessor(BOUNDARY, tell_next=True)):
         with pytest.raises(ConfigError, match="made for other modalities"):
             other.check(model.config)
 
 
-def test_a_tokenizer_larger_than_its_table_is_named():
+def test_a_tokenizer_larger_than_its_table():
     words = OmniParts(modalities={"text": {}}, tokenizer="bundled").tokens()
     processor = OmniProcessor({"text": {"vocabulary": 10}}, words=words)
     with pytest.raises(ValueError, match="more tokens than the vocabulary of 10"):

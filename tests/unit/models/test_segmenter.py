@@ -1,4 +1,4 @@
-"""The segmenters: shapes, loss, pretrained weights into both heads, round trips, clear errors."""
+"""Segmentation models: shapes, loss, pretrained weights with both heads, round trips, clear errors."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def part(head="linear", **settings):
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    """A folder of a pretraining model, and the model."""
+    """The folder of a pretraining model, and the model."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("pretrained")
     model = NepaModel(**ARCHITECTURE).build().eval()
@@ -38,7 +38,7 @@ def pretrained(tmp_path_factory):
     return str(folder), model
 
 
-def test_linear_head_gives_a_logit_a_patch_on_any_image():
+def test_linear_head_gives_logits_per_patch_for_any_size():
     model = part().build(NAMES).eval()
     pixels, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 3, (2, 32, 48))
     labels[0, :5] = 255
@@ -53,8 +53,8 @@ def test_linear_head_gives_a_logit_a_patch_on_any_image():
     assert isinstance(model(pixel_values=pixels, return_dict=False), tuple)
 
 
-def test_patches_are_at_their_place():
-    """A change in one patch moves the logits of that patch most."""
+def test_logits_are_aligned_with_patches():
+    """A change in one patch changes the logits of that patch most."""
     torch.manual_seed(0)
     model = part(layers=[1]).build(NAMES).eval()
     pixels = torch.randn(1, 3, 32, 48)
@@ -64,7 +64,7 @@ def test_patches_are_at_their_place():
     assert divmod(int(moved.argmax()), 6) == (1, 5)
 
 
-def test_several_layers_feed_the_linear_head_normed():
+def test_linear_head_reads_several_normalised_layers():
     model = part(layers=[2, 4]).build(NAMES).eval()
     pixels = torch.randn(1, 3, 32, 32)
     assert model.classifier.in_channels == 64
@@ -76,8 +76,8 @@ def test_several_layers_feed_the_linear_head_normed():
 
 @pytest.mark.parametrize("attention", ["full", "causal"])
 @pytest.mark.parametrize("head", HEADS)
-def test_attention_is_what_was_asked_for(head, attention):
-    """Full attention: the first patch's state depends on the last patch; causal: it does not."""
+def test_attention_is_as_configured(head, attention):
+    """With full attention, the first patch's state depends on the last patch; with causal attention it does not."""
     model = part(head, attention=attention).build(NAMES).eval()
     trunk = model.vit_nepa if head == "linear" else model.backbone
     pixels = torch.randn(1, 3, 32, 32)
@@ -87,13 +87,13 @@ def test_attention_is_what_was_asked_for(head, attention):
     assert torch.equal(first, second) is (attention == "causal")
 
 
-def test_upernet_answers_at_the_size_of_the_image_and_learns_everywhere():
+def test_upernet_logits_have_image_size_and_all_parameters_get_gradients():
     model = part("upernet").build(NAMES).train()
     out = model(pixel_values=torch.randn(2, 3, 32, 48), labels=torch.randint(0, 3, (2, 32, 48)))
     assert out.logits.shape == (2, 3, 32, 48)
     out.loss.backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    assert without <= {"backbone.fpn.up4.0.bias"}, without  # batch norm takes that mean away
+    assert without <= {"backbone.fpn.up4.0.bias"}, without  # batch norm removes this mean
     assert part("upernet", auxiliary_loss_weight=0).build(NAMES).auxiliary_head is None
 
 
@@ -109,7 +109,7 @@ def test_pyramid_has_four_scales_and_is_off_by_default():
         ViTNepaConfig(**ARCHITECTURE, add_fpn=True)
 
 
-def test_upernet_takes_odd_patch_grids():
+def test_upernet_supports_odd_patch_grids():
     model = part("upernet").build(NAMES).eval()
     assert model(torch.randn(1, 3, 24, 40)).logits.shape == (1, 3, 24, 40)
 
@@ -130,7 +130,7 @@ def test_pretrained_weights_reach_the_trunk(head, pretrained):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_saved_and_loaded_by_the_auto_class_it_is_the_same(head, tmp_path):
+def test_round_trip_with_the_auto_class(head, tmp_path):
     settings = part(head)
     model = settings.build(NAMES).eval()
     model.save_pretrained(tmp_path)
@@ -139,7 +139,7 @@ def test_saved_and_loaded_by_the_auto_class_it_is_the_same(head, tmp_path):
     pixels = torch.randn(1, 3, 32, 32)
     assert torch.equal(again(pixels).logits, model(pixels).logits)
     assert [again.config.id2label[i] for i in range(3)] == NAMES
-    # and it is a start for more fine-tuning, with its own head
+    # it can also be fine-tuned further, with its own head
     more = part(head, pretrained=str(tmp_path)).build(NAMES).eval()
     assert torch.equal(more(pixels).logits, model(pixels).logits)
     other = part(head, pretrained=str(tmp_path), new_head=True).build(["a", "b"]).eval()
@@ -152,7 +152,7 @@ def test_saved_and_loaded_by_the_auto_class_it_is_the_same(head, tmp_path):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_pipeline_gives_masks_of_the_size_of_the_picture(head, tmp_path):
+def test_pipeline_gives_masks_of_image_size(head, tmp_path):
     settings = part(head)
     settings.build(NAMES).save_pretrained(tmp_path)
     settings.processor().save_pretrained(tmp_path)
@@ -162,7 +162,7 @@ def test_pipeline_gives_masks_of_the_size_of_the_picture(head, tmp_path):
     assert all(answer["mask"].size == (50, 70) for answer in answers)
 
 
-def test_image_processor_turns_logits_into_maps():
+def test_image_processor_converts_logits_to_maps():
     processor = part().processor()
     model = part().build(NAMES).eval()
     inputs = processor(Image.new("RGB", (64, 48), "blue"), return_tensors="pt")

@@ -1,4 +1,4 @@
-"""The decoder paints what its parts say: shapes, seeds, guidance, schedulers, folders, clear errors."""
+"""The visual decoder: shapes, seeds, guidance, schedulers, folders, clear errors."""
 
 import builtins
 import shutil
@@ -41,7 +41,7 @@ def test_shapes_sizes_and_range(make):
         decoder.paint(latents(), height=15)
 
 
-def test_folded_pixels_come_back_exactly():
+def test_folded_pixels_round_trip_exactly():
     decoder = pixel_decoder()
     torch.testing.assert_close(decoder.decode(decoder.encode(images())), images())
 
@@ -57,7 +57,7 @@ def test_vae_latents_are_scaled_and_unscaled():
 
 
 @BOTH
-def test_seed_decides_and_batch_equals_single(make):
+def test_images_depend_on_the_seed_and_not_on_the_batch(make):
     decoder, z = make(), latents(3)
     empty = latents(1, seed=9)
     paint = lambda rows, **more: decoder.paint(z[rows], empty, 3, 4.0, **more)  # noqa: E731
@@ -71,7 +71,7 @@ def test_seed_decides_and_batch_equals_single(make):
         paint([0, 1, 2], seed=[1, 2])
 
 
-def test_a_scheduler_with_noise_of_its_own_is_seeded_too():
+def test_a_stochastic_scheduler_is_seeded():
     decoder, z = pixel_decoder(prediction="epsilon"), latents(2)
     decoder.scheduler = EulerAncestralDiscreteScheduler.from_config(decoder.scheduler.config)
     whole = decoder.paint(z, num_inference_steps=4)
@@ -92,12 +92,12 @@ def test_guidance_is_one_batch_and_off_is_a_single_pass(make):
     assert set(sizes) == {2} and len(sizes) == 3 * count
     guided = decoder.paint(z, empty, 2, 5.0)
     assert sizes[-1] == 4 and not torch.allclose(plain, guided, atol=1e-4)
-    torch.testing.assert_close(decoder.paint(z, z, 2, 5.0), plain, atol=1e-4, rtol=0)  # nothing to go away from
+    torch.testing.assert_close(decoder.paint(z, z, 2, 5.0), plain, atol=1e-4, rtol=0)  # no difference
     hook.remove()
 
 
 def test_guidance_is_the_formula():
-    """One DDIM step of a UNet that predicts the clean image: what is painted is that prediction."""
+    """With one DDIM step and a UNet that predicts the clean image, the output is that prediction."""
     decoder, z, empty = pixel_decoder(prediction="sample"), latents(1), latents(1, seed=9)
     noise = torch.randn(1, 12, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_guidance_is_the_formula():
     torch.testing.assert_close(decoder.paint(z, empty, 1, 3.0), expected, atol=1e-3, rtol=0)
 
 
-def test_schedulers_swap():
+def test_schedulers_can_be_replaced():
     decoder, z = latent_decoder(), latents(1)
     assert type(decoder.scheduler).__name__ == "PNDMScheduler"
     first = decoder.paint(z, num_inference_steps=3)
@@ -117,7 +117,7 @@ def test_schedulers_swap():
 
 
 @BOTH
-def test_saved_folders_load_to_the_same(make, tmp_path):
+def test_saved_folders_round_trip(make, tmp_path):
     decoder, z = make(), latents()
     decoder.save_pretrained(tmp_path / "d")
     folders = {"unet", "scheduler"} | ({"vae"} if decoder.vae else set())
@@ -125,7 +125,7 @@ def test_saved_folders_load_to_the_same(make, tmp_path):
     assert not list(tmp_path.rglob("*.bin")) and list(tmp_path.rglob("*.safetensors"))
     loaded = VisualDecoder.from_pretrained(tmp_path / "d")
     assert torch.equal(loaded.paint(z, num_inference_steps=2), decoder.paint(z, num_inference_steps=2))
-    decoder.save_pretrained(tmp_path / "d")  # in place of what was there
+    decoder.save_pretrained(tmp_path / "d")  # overwrites the existing folder
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
@@ -150,7 +150,7 @@ def test_standardisation_folds_into_the_layout():
         torch.testing.assert_close(decoder(x, steps, z), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_new_pixel_decoder_paints_a_linear_map_of_the_latents(tmp_path):
+def test_a_new_pixel_decoder_is_a_linear_map_of_the_latents(tmp_path):
     decoder, z = PixelDecoder(image_size=16, patch_size=2, channels=[16], head_width=8).build(48, 4).eval(), latents()
     x, steps = torch.randn(2, 12, 8, 8), torch.tensor([3, 700])
     expected = decoder.unet.mean(z.flatten(1)).view(2, 12, 8, 8)
@@ -206,7 +206,7 @@ def damaged(folder, change):
     save_file(state, file)
 
 
-def test_what_does_not_load_is_named(tmp_path):
+def test_loading_errors(tmp_path):
     def fresh():
         latent_decoder().save_pretrained(tmp_path / "d")
         return tmp_path / "d"
@@ -245,12 +245,12 @@ def test_what_does_not_load_is_named(tmp_path):
         ({"prediction": "noise"}, "prediction"),
     ],
 )
-def test_settings_that_cannot_work(fields, words):
+def test_invalid_settings(fields, words):
     with pytest.raises(ConfigError, match=words):
         PixelDecoder(**{"patch_size": 2, "channels": [32, 64], **fields})
 
 
-def test_without_diffusers_the_extra_is_named(monkeypatch):
+def test_without_diffusers_the_error_names_the_extra(monkeypatch):
     real = builtins.__import__
 
     def missing(name, *args, **more):

@@ -1,4 +1,4 @@
-"""Attention written out, and queries, keys and values made in one go."""
+"""Eager attention, and fused computation of queries, keys and values."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_dropout_in_training_mode_only():
 
 
 class Heads(nn.Module):
-    """Three projections to 2 heads of 8, norms, and positions: what `query_key_value` takes."""
+    """The inputs of `query_key_value`: three projections to 2 heads of width 8, norms, and positions."""
 
     def __init__(self, bias=True, norm=None, dtype=torch.float32):
         super().__init__()
@@ -61,7 +61,7 @@ class Heads(nn.Module):
         return query_key_value(self.x, self.linears, self.norms, self.rotary, fuse)
 
     def attend(self, fuse):
-        """What attention makes of it: context, then the gradients of x and of all weights."""
+        """The attention output, followed by the gradients of x and of all weights."""
         query, key, value = (t.transpose(1, 2) for t in self(fuse))
         context = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         upstream = torch.arange(context.numel(), dtype=context.dtype).view_as(context).sin()
@@ -80,7 +80,7 @@ def test_fused_heads_give_the_same_attention(bias):
         assert (one - two).abs().max() <= 2e-6 * max(1.0, two.abs().max())
 
 
-def test_fused_heads_differ_in_the_order_of_a_heads_numbers_only():
+def test_fused_heads_only_permute_the_dimensions_of_a_head():
     heads = Heads()
     (query, key, value), plain = heads(), heads(fuse=False)
     for one, two in zip((query, key), plain[:2], strict=True):
@@ -101,7 +101,7 @@ def test_fused_heads_have_the_right_gradients(bias):
     assert gradcheck(run, (heads.x, *heads.parameters()))
 
 
-def test_fused_heads_say_that_they_have_no_second_derivative():
+def test_fused_heads_reject_second_derivatives():
     heads = Heads()
     (grad,) = torch.autograd.grad(heads()[0].sin().sum(), heads.x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -109,7 +109,7 @@ def test_fused_heads_say_that_they_have_no_second_derivative():
 
 
 @pytest.mark.parametrize("case", ["no norm", "learned norm", "wrapped", "hook", "one bias", "bfloat16", "autocast"])
-def test_what_cannot_be_fused_is_not(case):
+def test_unsupported_cases_are_not_fused(case):
     heads = Heads(
         norm={"no norm": nn.Identity, "learned norm": lambda: nn.LayerNorm(8)}.get(case),
         dtype=torch.bfloat16 if case == "bfloat16" else torch.float32,
@@ -130,7 +130,7 @@ def test_what_cannot_be_fused_is_not(case):
     assert heads.x.grad.isfinite().all() and heads.x.grad.abs().max() > 0
 
 
-def test_compiler_gets_the_plain_way(monkeypatch):
+def test_the_compiler_uses_the_unfused_path(monkeypatch):
     monkeypatch.setattr(attention, "_fused_query_key_value", lambda *_: pytest.fail("fused"))
     heads = Heads()
     expected = heads(fuse=False)

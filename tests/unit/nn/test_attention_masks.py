@@ -1,4 +1,4 @@
-"""Masks say who sees whom, alike for every implementation."""
+"""Attention masks are equivalent for every implementation."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ CASES = {
 
 
 def seen(kind, attention, documents=None, past=0):
-    """[2, T, S], bool, of what `attention_arguments` gives."""
+    """The mask [2, T, S], bool, from `attention_arguments`."""
     z = torch.zeros(2, NUM - past, 4)
     found = attention_arguments(attention, z, SimpleNamespace(_attn_implementation=kind), documents, past)
     mask = found["attention_mask"]
@@ -34,7 +34,7 @@ def seen(kind, attention, documents=None, past=0):
     if kind == "flex_attention":
         b, i, j = torch.meshgrid(torch.arange(2), torch.arange(NUM - past), torch.arange(NUM), indexing="ij")
         return mask.mask_mod(b, torch.zeros_like(b), i, j)
-    if mask.dtype == torch.int64:  # documents, which test_document_attention.py compares with the mask
+    if mask.dtype == torch.int64:  # document ids; test_document_attention.py compares them with the mask
         documents = mask[:, 0, 0]
         return (documents[:, :, None] == documents[:, None, :]) & (SEES <= ASKS)
     return mask[:, 0] if mask.dtype == torch.bool else mask[:, 0] == 0
@@ -43,7 +43,7 @@ def seen(kind, attention, documents=None, past=0):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("kind", ["eager", "sdpa", "flex_attention"])
-def test_who_sees_whom(kind, name, packed):
+def test_masks(kind, name, packed):
     attention, expected = CASES[name]
     if packed:
         expected = expected & (DOCUMENTS[:, None] == DOCUMENTS[:, :, None])
@@ -53,7 +53,7 @@ def test_who_sees_whom(kind, name, packed):
 @pytest.mark.parametrize("past", [2, 5])
 @pytest.mark.parametrize("name", ["causal", "full"])
 @pytest.mark.parametrize("kind", ["eager", "sdpa", "flex_attention"])
-def test_behind_a_cache(kind, name, past):
+def test_masks_with_a_cache(kind, name, past):
     attention, expected = CASES[name]
     if past == NUM - 1 and kind == "sdpa" and name == "causal":
         found = attention_arguments(
@@ -62,14 +62,14 @@ def test_behind_a_cache(kind, name, past):
         assert found == {
             "attention_mask": None,
             "is_causal": True,
-        }  # one latent at the end: transformers drops the flag
+        }  # a single latent: transformers drops the flag
         return
     assert torch.equal(seen(kind, attention, None, past), expected[:, past:])
     packed = expected & (DOCUMENTS[:, None] == DOCUMENTS[:, :, None])
     assert torch.equal(seen(kind, attention, DOCUMENTS, past), packed[:, past:])
 
 
-def test_flash_is_told_where_documents_begin():
+def test_flash_attention_gets_document_boundaries():
     config = SimpleNamespace(_attn_implementation="flash_attention_2")
     found = attention_arguments("causal", torch.zeros(2, NUM, 4), config, DOCUMENTS)
     assert found["attention_mask"] is None and found["is_causal"]

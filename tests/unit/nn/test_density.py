@@ -1,4 +1,4 @@
-"""The density head: how it starts, what a density tells, and that a mixture's gradients pull it the right way."""
+"""The density head: initialisation, properties of densities, and correct gradients of mixtures."""
 
 import math
 
@@ -22,14 +22,14 @@ def head(kind="mixture", width=WIDTH, **settings):
 
 
 def two_sided(count=1, kappas=(300.0, 300.0), weights=(0.7, 0.3)) -> Density:
-    """Components along the first two axes of 8."""
+    """Two components along the first two of 8 axes."""
     directions = torch.eye(8)[:2].expand(count, 2, 8)
     return Density(directions, torch.tensor([kappas] * count), torch.tensor([weights] * count).log())
 
 
 @pytest.mark.parametrize(("kind", "num"), [("von_mises_fisher", 1), ("mixture", 8)])
 @pytest.mark.parametrize("width", [2, 16, 512])
-def test_it_starts_at_the_hidden_state_with_a_moderate_concentration(kind, num, width):
+def test_initial_density_is_centred_on_the_hidden_state(kind, num, width):
     hidden = rand(2, 3, width)
     density = head(kind, width)(hidden)
     assert density.directions.shape == (2, 3, num, width)
@@ -40,7 +40,7 @@ def test_it_starts_at_the_hidden_state_with_a_moderate_concentration(kind, num, 
     assert torch.allclose(vmf_expected_cosine(density.kappas, width), torch.tensor(0.3).double(), atol=1e-5)
 
 
-def test_components_start_apart_but_around_the_hidden_state():
+def test_initial_components_differ_but_are_near_the_hidden_state():
     density = head(width=512)(rand(5, 512))
     with_first = (density.directions[:, 1:] @ density.directions[:, 0, :, None])[..., 0]
     assert with_first.min() > 0.8
@@ -54,7 +54,7 @@ def test_one_component_has_the_hidden_state_as_its_prediction():
     for found in (density.mean(), density.mode(), density.sample(temperature=0)):
         assert torch.allclose(found, F.normalize(hidden, dim=-1), atol=1e-6)
     assert torch.allclose(density.expected_cosine(), torch.full((4,), 0.3), atol=1e-5)
-    assert len(list(head("von_mises_fisher").parameters())) == 2  # of the concentration
+    assert len(list(head("von_mises_fisher").parameters())) == 2  # those of the concentration
 
 
 @pytest.mark.parametrize("kind", ["von_mises_fisher", "mixture"])
@@ -66,7 +66,7 @@ def test_every_parameter_and_the_hidden_state_get_a_gradient(kind):
     assert hidden.grad.abs().sum() > 0
 
 
-def test_a_sure_direction_pulls_the_hidden_state_no_more_than_a_softmax_would():
+def test_the_gradient_of_the_hidden_state_is_bounded():
     model, x = head("von_mises_fisher", max_cosine=0.99), F.normalize(rand(3, WIDTH, seed=1), dim=-1)
     for bias, pull in ((1e3, MOST_PULL), (-1e3, None)):
         torch.nn.init.constant_(model.concentration.bias, bias)
@@ -92,7 +92,7 @@ def test_the_concentration_stays_within_its_bounds_and_finite(scale):
     assert density.log_prob(rand(3, WIDTH, seed=1)).isfinite().all()
 
 
-def test_the_start_can_be_set_again_after_other_initialisation():
+def test_parameters_can_be_reset():
     hidden, found = rand(3, WIDTH), []
     for scale in (1.0, 3.0):
         model = head()
@@ -105,7 +105,7 @@ def test_the_start_can_be_set_again_after_other_initialisation():
     assert torch.allclose(vmf_expected_cosine(found[0].kappas, WIDTH), torch.tensor(0.3).double(), atol=1e-5)
 
 
-def test_it_can_be_built_without_memory():
+def test_it_can_be_built_on_the_meta_device():
     with torch.device("meta"):
         model = DensityHead(WIDTH, "mixture")
     assert model.offsets.weight.is_meta
@@ -121,12 +121,12 @@ def test_it_can_be_built_without_memory():
         ({"max_cosine": 1.0}, "max_cosine 1 "),
     ],
 )
-def test_wrong_settings_are_named(settings, words):
+def test_wrong_settings(settings, words):
     with pytest.raises(ValueError, match=words):
         DensityHead(WIDTH, **({"kind": "mixture"} | settings))
 
 
-def test_latents_of_any_length_and_hidden_states_in_bfloat16_are_taken():
+def test_latents_of_any_length_and_bfloat16_hidden_states():
     density, x = head()(rand(4, WIDTH)), rand(4, WIDTH, seed=1)
     assert torch.allclose(density.log_prob(x), density.log_prob(100 * x), atol=1e-5)
     half = head().bfloat16()(rand(4, WIDTH).bfloat16())
@@ -147,8 +147,8 @@ def test_mean_and_expected_cosine_are_those_of_samples():
 
 def test_the_mode_is_where_the_density_is_highest():
     density = two_sided(kappas=(20.0, 2000.0))
-    assert torch.equal(density.mode()[0], torch.eye(8)[1])  # light, but far more concentrated
-    assert torch.equal(density.sample(temperature=0)[0], torch.eye(8)[0])  # the heaviest
+    assert torch.equal(density.mode()[0], torch.eye(8)[1])  # lower weight, but far more concentrated
+    assert torch.equal(density.sample(temperature=0)[0], torch.eye(8)[0])  # the largest weight
     points = F.normalize(torch.cat((rand(500, 8), density.mean())), dim=-1)
     assert (
         density.log_prob(density.mode())[0]
@@ -156,7 +156,7 @@ def test_the_mode_is_where_the_density_is_highest():
     )
 
 
-def test_positions_can_be_picked():
+def test_positions_can_be_selected():
     density = head()(rand(2, 3, WIDTH))
     mask = torch.tensor([[True, False, True], [False, False, True]])
     x = rand(2, 3, WIDTH, seed=1)
@@ -164,7 +164,7 @@ def test_positions_can_be_picked():
 
 
 def test_the_true_two_sided_density_beats_a_point_and_every_other_weight():
-    """Targets are a with 0.7 and b with 0.3, both a little scattered; mean log density."""
+    """Compares mean log densities; targets are near a with probability 0.7 and near b with 0.3."""
     count = 2000
     truth = two_sided(count)
     x = truth.sample(torch.Generator().manual_seed(0))
@@ -175,14 +175,14 @@ def test_the_true_two_sided_density_beats_a_point_and_every_other_weight():
     point = Density(
         F.normalize(mean, dim=-1)[:, None], vmf_kappa(mean.norm(dim=-1, keepdim=True), 8).float(), torch.zeros(count, 1)
     )
-    assert best - point.log_prob(x).mean() > 3  # one direction has to cover both sides at once
+    assert best - point.log_prob(x).mean() > 3  # a single direction must cover both
 
 
-def test_gradients_vanish_at_the_two_sided_truth_and_pull_weights_towards_it():
-    """The gradient of the mean log density by the weights' logits is (share of targets - weight), per component."""
+def test_gradients_of_weights_vanish_at_the_true_mixture():
+    """The gradient of the mean log density with respect to a weight's logit is (share of targets - weight)."""
     count = 2000
     truth = two_sided(count)
-    first = torch.arange(count) < 1400  # 0.7 exactly
+    first = torch.arange(count) < 1400  # exactly 0.7
     x = torch.where(first[:, None], torch.eye(8)[0], torch.eye(8)[1])
     for weight in (0.7, 0.5, 0.95):
         logits = torch.tensor([weight, 1 - weight]).log().requires_grad_()
@@ -191,8 +191,8 @@ def test_gradients_vanish_at_the_two_sided_truth_and_pull_weights_towards_it():
         assert logits.grad[0].item() == pytest.approx(0.7 - weight, abs=1e-5)
 
 
-def test_a_few_steps_make_two_sided_targets_likelier_than_one_direction_can():
-    """One context, free hidden state: after 60 steps the mixture beats the best single von Mises-Fisher density."""
+def test_a_trained_mixture_is_better_than_a_single_density():
+    """With one context and a free hidden state, 60 steps make the mixture better than the best single density."""
     a, b = F.normalize(rand(2, WIDTH), dim=-1)
     x = F.normalize(torch.where(torch.arange(40)[:, None] < 28, a, b) + 0.05 * rand(40, WIDTH, seed=1), dim=-1)
     model = head(num_components=4)

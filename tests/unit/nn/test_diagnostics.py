@@ -1,4 +1,4 @@
-"""Diagnostics: closed forms, and real training that goes wrong is called by its name."""
+"""Diagnostics: closed forms, and detection of failures in real training."""
 
 import pytest
 import torch
@@ -15,9 +15,9 @@ def rand(*shape, seed=0):
 
 def test_effective_rank_counts_equal_directions():
     basis, _ = torch.linalg.qr(rand(64, 64))
-    x = torch.cat((basis[:5], -basis[:5]))  # five directions, equally strong, already centred
+    x = torch.cat((basis[:5], -basis[:5]))  # five directions of equal variance, already centred
     assert effective_rank(x).item() == pytest.approx(5.0, abs=0.01)
-    assert effective_rank(x + 100).item() == pytest.approx(5.0, abs=0.05)  # an offset is no direction
+    assert effective_rank(x + 100).item() == pytest.approx(5.0, abs=0.05)  # an offset does not count
 
 
 def test_effective_rank_agrees_with_singular_values():
@@ -37,7 +37,7 @@ def test_spread_is_zero_for_one_direction_and_one_when_directions_cancel():
     assert spread(torch.cat((one, -one))).item() == pytest.approx(1.0, abs=1e-6)
 
 
-def test_diagnose_names_a_perfect_prediction_and_a_perfect_copy():
+def test_diagnose_a_perfect_prediction_and_a_perfect_copy():
     z = rand(4, 9, 32)
     perfect = diagnose(z, z, torch.cat((z[:, 1:], z[:, :1]), 1), z)
     assert perfect["cos_next"].item() == pytest.approx(1.0, abs=1e-5)
@@ -49,7 +49,7 @@ def test_diagnose_names_a_perfect_prediction_and_a_perfect_copy():
 
 
 def train(steps=120, learning_rate=3e-3, **switches):
-    """Diagnostics at every tenth step of a tiny model on smooth random pictures."""
+    """Diagnostics at every tenth step of a tiny model on smooth random images."""
     torch.manual_seed(0)
     backbone = NepaModel(
         hidden_size=32,
@@ -77,20 +77,20 @@ def train(steps=120, learning_rate=3e-3, **switches):
     return history
 
 
-def test_collapse_without_stop_gradient_is_named():
+def test_collapse_without_stop_gradient_is_detected():
     history = train(stop_gradient=False)
     assert any(text.startswith("collapsed") for text in warnings(history[-1], peaks(history)))
     assert verdict(history).word == "collapsed"
-    assert history[-1]["cos_next"] > 0.95  # what the loss alone would call a success
+    assert history[-1]["cos_next"] > 0.95  # the loss alone would look like success
 
 
-def test_copying_without_shift_is_named():
+def test_copying_without_shift_is_detected():
     history = train(shift=False)
     assert any(text.startswith("copying") for text in warnings(history[-1], peaks(history)))
     assert verdict(history).word == "copying"
 
 
-def test_learning_is_named_and_not_warned_about():
+def test_learning_is_recognised_without_warnings():
     history = train()
     assert verdict(history).word == "learning"
     assert not [text for text in warnings(history[-1]) if text.startswith(("collapsed", "copying"))]
@@ -106,7 +106,7 @@ def test_loss_of_rank_is_reported_against_the_peak():
     assert word == "learning" and "losing rank" in sentence
 
 
-def test_latents_that_outgrow_the_others_are_named():
+def test_latents_that_outgrow_the_others_are_reported():
     row = {
         "cos_next": 0.8,
         "cos_current": 0.5,
@@ -122,14 +122,14 @@ def test_latents_that_outgrow_the_others_are_named():
     assert not warnings(row | {"length/image": 3.0})
 
 
-def test_ranks_of_a_network_that_still_copies_are_no_peak():
+def test_ranks_during_copying_are_not_peaks():
     early = {"cos_gap": -0.4, "latent_rank": 60.0, "hidden_rank": 100.0}
     later = {"cos_gap": 0.3, "latent_rank": 20.0, "hidden_rank": 30.0}
     assert peaks([early, later]) == {"latent_rank": 20.0, "hidden_rank": 30.0}
 
 
-def test_slow_collapse_is_named_before_all_latents_are_equal():
-    # what a run without stop-gradient logged on Fashion-MNIST after 400 steps
+def test_slow_collapse_is_detected_early():
+    # from the log of a run without stop-gradient on Fashion-MNIST after 400 steps
     row = {"cos_next": 0.99, "cos_current": 0.98, "cos_gap": 0.01, "copy_win": 0.31, "cos_neighbours": 0.98}
     row |= {"latent_std": 0.19, "latent_rank": 18.4, "hidden_rank": 12.7}
     assert verdict([row]).word == "collapsed"

@@ -24,7 +24,7 @@ def test_noise_keeps_the_variance_of_the_signal():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_perfect_prediction_gives_the_clean_image_back(kind):
+def test_a_perfect_prediction_recovers_the_clean_image(kind):
     clean, noise = rand(0), rand(1)
     target = diffusion_target(clean, noise, SIGNAL, kind)
     torch.testing.assert_close(clean_estimate(target, add_noise(clean, noise, SIGNAL), SIGNAL, kind), clean)
@@ -40,13 +40,13 @@ def test_targets_equal_those_of_diffusers_schedulers():
     torch.testing.assert_close(diffusion_target(clean, noise, signal, "v_prediction"), expected)
 
 
-def test_unknown_prediction_is_named():
+def test_unknown_prediction():
     with pytest.raises(ValueError, match="not flow"):
         diffusion_target(rand(0), rand(1), SIGNAL, "flow")
 
 
 def test_min_snr_weighs_the_same_error_the_same_for_every_prediction():
-    """An error e in clean pixels is e sqrt(SNR) in noise and e / sqrt(1 - signal) in v: weights make up for it."""
+    """An error e in clean pixels is e sqrt(SNR) in noise and e / sqrt(1 - signal) in v; the weights compensate."""
     snr = SIGNAL / (1 - SIGNAL)  # 9, 1, 0.0417
     in_pixels = min_snr_weight(SIGNAL, "sample", 5.0)
     torch.testing.assert_close(in_pixels, torch.tensor([5.0, 1.0, 0.04 / 0.96]))

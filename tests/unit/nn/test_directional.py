@@ -14,7 +14,7 @@ from scipy.special import gammaln, ive
 import nextembed
 from nextembed.nn import directional as d
 
-DIMS = [2, 3, 4, 7, 49, 50, 51, 64, 128, 1000, 4096]  # the expansion is stepped down below 50
+DIMS = [2, 3, 4, 7, 49, 50, 51, 64, 128, 1000, 4096]  # below 50 the expansion is extended by recurrence
 
 
 def double(x) -> torch.Tensor:
@@ -26,11 +26,11 @@ def units(*shape, seed=0, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_normalizer_and_mean_cosine_are_scipys(dim):
+def test_normalizer_and_mean_cosine_agree_with_scipy(dim):
     v = dim / 2 - 1
     for kappa in (1e-3, 0.1, 1.0, 20.0, 300.0, 1e4, 1e6):
         scaled, above = ive(v, kappa), ive(v + 1, kappa)
-        if scaled < 1e-250:  # scipy's own numbers are too small to be held
+        if scaled < 1e-250:  # scipy underflows
             continue
         expected = gammaln(v + 1) + v * math.log(2 / kappa) + math.log(scaled) + kappa
         assert d.vmf_log_normalizer(double(kappa), dim).item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
@@ -43,14 +43,14 @@ def test_three_dimensions_have_a_closed_form():
     assert torch.allclose(d.vmf_log_normalizer(kappa, 3), log_sinh_ratio, rtol=1e-9, atol=1e-12)
     surface = math.log(4 * math.pi) + log_sinh_ratio
     assert torch.allclose(d.vmf_log_normalizer(kappa, 3, relative=False), surface, rtol=1e-12)
-    kappa = kappa[kappa > 0.1]  # coth - 1 / kappa loses digits below
+    kappa = kappa[kappa > 0.1]  # coth - 1 / kappa is inaccurate below
     assert torch.allclose(d.vmf_expected_cosine(kappa, 3), 1 / torch.tanh(kappa) - 1 / kappa, rtol=1e-11)
 
 
 @settings(max_examples=30)
 @given(st.integers(2, 4096), st.floats(-3, 6))
-def test_everywhere_the_bounds_and_the_neighbouring_order_agree(dim, log_kappa):
-    """The functions at dim and dim + 2 come from different expansions; Bessel's recurrence ties them."""
+def test_bounds_and_recurrence_hold_everywhere(dim, log_kappa):
+    """Values at dim and dim + 2 come from different expansions, but satisfy the recurrence of Bessel functions."""
     kappa = 10**log_kappa
     now, above = (d.vmf_expected_cosine(double(kappa), n).item() for n in (dim, dim + 2))
     assert now == pytest.approx(1 / (dim / kappa + above), rel=1e-12)
@@ -62,7 +62,7 @@ def test_everywhere_the_bounds_and_the_neighbouring_order_agree(dim, log_kappa):
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_near_zero_it_is_the_series(dim):
+def test_small_kappa_agrees_with_the_series(dim):
     kappa = double([0.0, 1e-6, 1e-3])
     series = kappa**2 / (2 * dim) - kappa**4 / (4 * dim**2 * (dim + 2))
     assert torch.allclose(d.vmf_log_normalizer(kappa, dim), series, rtol=1e-9, atol=1e-17)
@@ -70,7 +70,7 @@ def test_near_zero_it_is_the_series(dim):
 
 
 @pytest.mark.parametrize("dim", DIMS)
-def test_gradients_are_the_finite_differences(dim):
+def test_gradients_agree_with_finite_differences(dim):
     for kappa in (0.01, 1.0, 30.0, 2000.0):
         k = double([kappa]).requires_grad_()
         assert torch.autograd.gradcheck(lambda x: d.vmf_log_normalizer(x, dim), k, eps=1e-4 * kappa, atol=1e-6)
@@ -82,7 +82,7 @@ def test_gradients_are_the_finite_differences(dim):
         assert second.item() == pytest.approx((sides[1] - sides[0]) / (2 * step), rel=1e-4)
 
 
-def test_float32_gradients_stay_finite_at_both_ends():
+def test_float32_gradients_are_finite_for_extreme_kappas():
     kappa = torch.tensor([0.0, 1e-3, 1e6], requires_grad=True)
     for dim in (2, 3, 128, 4096):
         grad = torch.autograd.grad(d.vmf_log_normalizer(kappa, dim).sum(), kappa)[0]
@@ -99,12 +99,12 @@ def test_kappa_inverts_the_mean_cosine(dim, cosine):
 
 
 @pytest.mark.parametrize("cosine", [-0.1, 1.0, math.nan])
-def test_kappa_names_an_impossible_cosine(cosine):
+def test_impossible_cosines(cosine):
     with pytest.raises(ValueError, match="below 1"):
         d.vmf_kappa(torch.tensor([0.5, cosine]), 8)
 
 
-def test_a_line_has_no_directions():
+def test_one_dimension_is_an_error():
     with pytest.raises(ValueError, match="2 dimensions or more, not 1"):
         d.vmf_log_normalizer(torch.ones(2), 1)
 
@@ -112,7 +112,7 @@ def test_a_line_has_no_directions():
 @pytest.mark.parametrize("dim", [2, 3, 6])
 @pytest.mark.parametrize("kappa", [0.5, 8.0])
 def test_densities_integrate_to_one(dim, kappa):
-    """Over the angle to a direction, weighted by how much of the sphere lies there."""
+    """Integrates over the angle to the direction, weighted by the area of the sphere at that angle."""
     angle = torch.linspace(0, math.pi, 20001, dtype=torch.float64)
     x = torch.zeros(len(angle), dim, dtype=torch.float64)
     x[:, 0], x[:, 1] = angle.cos(), angle.sin()
@@ -155,7 +155,7 @@ def test_far_from_every_component_the_log_density_stays_finite():
     assert kappas.grad.isfinite().all()
 
 
-def test_autocast_changes_nothing():
+def test_autocast_has_no_effect():
     x, direction, kappa = units(4, 64), units(4, 64, seed=1), torch.full((4,), 500.0)
     with torch.autocast("cpu", torch.bfloat16):
         inside = d.vmf_log_prob(direction, kappa, x)
@@ -170,12 +170,12 @@ def test_samples_have_the_moments_of_the_distribution(dim, kappa):
     samples = d.vmf_sample(direction, torch.full((count,), kappa), torch.Generator().manual_seed(0))
     assert torch.allclose(torch.linalg.vector_norm(samples, dim=-1), torch.ones(count), atol=1e-6)
     mean, variance = d._expected_cosine_and_slope(double(kappa), dim)
-    # 1 - cosine from the distance: it keeps its digits where samples are close
+    # 1 - cosine computed from the distance, which is accurate for close samples
     short = (samples - direction).double().square().sum(-1) / 2
     error = math.sqrt(variance.item() / count)
     assert abs(short.mean().item() - (1 - mean.item())) < 4 * error + 1e-7
     assert short.var().item() == pytest.approx(variance.item(), rel=0.25)
-    # around the direction there is no preferred side
+    # rotationally symmetric around the direction
     side = F.normalize(units(dim, seed=99) - (units(dim, seed=99) @ direction[0]) * direction[0], dim=-1)
     across = samples @ side
     assert abs(across.mean()) < 4 * across.std() / math.sqrt(count)
@@ -184,7 +184,7 @@ def test_samples_have_the_moments_of_the_distribution(dim, kappa):
 
 @pytest.mark.parametrize("dim", [3, 4])
 def test_cosines_of_samples_follow_their_distribution(dim):
-    """Kolmogorov-Smirnov against the density, integrated over the angle."""
+    """Kolmogorov-Smirnov test against the density integrated over the angle."""
     count, kappa = 4000, 3.0
     grid = torch.linspace(-1, 1, 4001, dtype=torch.float64)
     density = torch.exp(kappa * grid) * (1 - grid.square()).clamp(min=0) ** ((dim - 3) / 2)
@@ -193,7 +193,7 @@ def test_cosines_of_samples_follow_their_distribution(dim):
     found = (d.vmf_sample(direction, torch.full((count,), kappa), torch.Generator().manual_seed(1)) * direction).sum(-1)
     expected = (below / below[-1])[((found.sort().values + 1) * 2000).round().long().clamp(0, 4000)]
     steps = torch.arange(count, dtype=torch.float64) / count
-    assert (expected - steps).abs().max() < 1.63 / math.sqrt(count)  # one in a hundred is further
+    assert (expected - steps).abs().max() < 1.63 / math.sqrt(count)  # 1 % critical value
 
 
 def test_temperature_divides_kappa():
@@ -207,14 +207,14 @@ def test_temperature_divides_kappa():
 
 
 @pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
-def test_impossible_temperatures_are_named(temperature):
+def test_invalid_temperatures(temperature):
     with pytest.raises(ValueError, match="temperature"):
         d.vmf_sample(units(2, 4), torch.ones(2), temperature=temperature)
     with pytest.raises(ValueError, match="temperature"):
         d.mixture_sample(units(2, 3, 4), torch.ones(2, 3), torch.zeros(2, 3), temperature=temperature)
 
 
-def test_a_concentration_that_is_not_a_number_does_not_hang():
+def test_a_nan_concentration_does_not_hang():
     assert d.vmf_sample(units(2, 8), torch.tensor([math.nan, 1.0]))[0].isnan().all()
 
 
@@ -239,7 +239,7 @@ def test_the_same_generator_gives_the_same_sample():
 
 
 def test_a_device_without_float64_computes_in_float32(monkeypatch):
-    """mps has none: log densities are then right to about kappa x 1e-7."""
+    """mps has no float64: log densities are then accurate to about kappa x 1e-7."""
     from nextembed.nn import directional
     from nextembed.nn.density import DensityHead
 
@@ -256,8 +256,8 @@ def test_a_device_without_float64_computes_in_float32(monkeypatch):
     assert not seen
 
 
-def test_float64_is_made_of_what_is_on_the_cpu():
-    """Not every accelerator has it, so `.double().cpu()` fails where `.cpu().double()` does not."""
+def test_float64_conversions_happen_on_the_cpu():
+    """Some accelerators lack float64, where `.double().cpu()` fails but `.cpu().double()` works."""
     source = Path(nextembed.__file__).parent
     late = re.compile(r"(double\(\)|to\(torch\.float64\)|float64\))(\.\w+\(\))*\.cpu\(\)")
     assert [file.name for file in source.rglob("*.py") if late.search(file.read_text(encoding="utf-8"))] == []

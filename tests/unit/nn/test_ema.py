@@ -1,4 +1,4 @@
-"""Averages of weights."""
+"""Moving averages of weights."""
 
 import pytest
 import torch
@@ -11,11 +11,11 @@ def test_decay_rises_with_the_steps():
     assert [decay_at(0.999, step) for step in (1, 81, 890, 100_000)] == pytest.approx([2 / 11, 82 / 91, 0.99, 0.999])
 
 
-def test_nothing_to_average_is_fine():
+def test_an_empty_average_is_allowed():
     follow([], [], 0.9)
 
 
-def test_a_teacher_follows_and_never_trains():
+def test_a_teacher_is_averaged_and_never_trained():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
     teacher = Teacher(network)

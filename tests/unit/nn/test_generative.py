@@ -1,4 +1,4 @@
-"""Heads that draw: what they compare, worked by hand, and whether what they draw is distributed as what they saw."""
+"""Generative heads: losses derived by hand, and samples that follow the distribution of the training data."""
 
 import math
 
@@ -30,7 +30,7 @@ def head_of(kind: str, hidden_size: int = 4, num_values: int = 2, width: int = 6
 
 
 class Fixed(nn.Module):
-    """Stands for a network: the same values whatever it is asked."""
+    """Replaces a network; it returns constant values."""
 
     def __init__(self, values: Tensor):
         super().__init__()
@@ -45,21 +45,21 @@ def test_the_velocity_of_a_straight_line_by_hand() -> None:
     assert isinstance(head, FlowHead)
     head.network = Fixed(torch.tensor([1.0, 0.0]))  # type: ignore[assignment]
     target, noise = torch.tensor([[2.0, 3.0]]), torch.tensor([[[0.5, 1.0], [2.0, 3.0]]])
-    # x - e = (1.5, 2) and (0, 0); less (1, 0): (0.25 + 4) / 2 and (1 + 0) / 2
+    # x - e = (1.5, 2) and (0, 0); minus (1, 0): (0.25 + 4) / 2 and (1 + 0) / 2
     errors = head.errors(torch.zeros(1, 4), target, noise, torch.tensor([[0.1, 0.7]]))
     assert torch.allclose(errors, torch.tensor([[2.125, 0.5]]))
     loss = head.loss(torch.zeros(1, 4), target, torch.cat((noise, torch.zeros(1, 2, 1)), -1))
     assert torch.allclose(loss, torch.tensor([(2.125 + 0.5) / 2]))
 
 
-def test_a_sample_stands_for_the_velocity_that_leads_to_it() -> None:
+def test_a_predicted_sample_defines_the_velocity() -> None:
     head = head_of("sample")
     assert isinstance(head, FlowHead)
     goal = torch.tensor([2.0, -1.0])
     head.network = Fixed(goal)  # type: ignore[assignment]
     noise, time = torch.tensor([[[0.5, 1.0]]]), torch.tensor([[0.5]])
     assert head.errors(torch.zeros(1, 4), goal[None], noise, time) == 0
-    # one half of the way: x_t = (1.5, 2); (goal - x_t) / 0.5 = (1, -6); x - e = (2, 2): (1 + 64) / 2
+    # half-way: x_t = (1.5, 2); (goal - x_t) / 0.5 = (1, -6); x - e = (2, 2): (1 + 64) / 2
     assert head.errors(torch.zeros(1, 4), torch.tensor([[2.5, 3.0]]), noise, time) == pytest.approx(32.5)
     found = head.sample(torch.zeros(3, 4), torch.Generator().manual_seed(0))
     assert torch.allclose(found, goal.expand(3, 2), atol=1e-5)  # every line ends there
@@ -74,7 +74,7 @@ def test_the_energy_score_by_hand() -> None:
     assert float(energy_score(alike, target)) == pytest.approx(10 / math.sqrt(2), abs=1e-4)
 
 
-def test_the_noise_of_diffusion_is_predicted() -> None:
+def test_diffusion_predicts_the_noise() -> None:
     head = head_of("diffusion")
     assert isinstance(head, DiffusionHead)
     head.network = Fixed(torch.zeros(2))  # type: ignore[assignment]
@@ -83,7 +83,7 @@ def test_the_noise_of_diffusion_is_predicted() -> None:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_samples_go_by_seed_and_guidance_leads_away(kind: str) -> None:
+def test_samples_depend_on_seed_and_guidance(kind: str) -> None:
     head = head_of(kind)
     with torch.no_grad():
         for parameter in head.parameters():  # type: ignore[attr-defined]
@@ -96,11 +96,11 @@ def test_samples_go_by_seed_and_guidance_leads_away(kind: str) -> None:
 
     assert torch.equal(draw(1), draw(1)) and not torch.allclose(draw(1), draw(2), atol=1e-3)
     assert torch.equal(draw(1, 1.0), draw(1))
-    assert torch.allclose(draw(1, 0.0), draw(1, of=other), atol=1e-5)  # without the condition
+    assert torch.allclose(draw(1, 0.0), draw(1, of=other), atol=1e-5)  # unconditional
     assert not torch.allclose(draw(1, 3.0), draw(1), atol=1e-3)
 
 
-def test_guidance_is_the_line_through_both_conditions() -> None:
+def test_guidance_extrapolates_linearly() -> None:
     head = head_of("energy")
     hidden, other = torch.randn(5, 4), torch.randn(5, 4)
     one, two, led = (
@@ -110,7 +110,7 @@ def test_guidance_is_the_line_through_both_conditions() -> None:
     assert torch.allclose(led, two + 2.5 * (one - two), atol=1e-4)
 
 
-def test_a_flow_of_a_constant_velocity_adds_it_in_any_number_of_steps() -> None:
+def test_a_constant_velocity_is_integrated_exactly_in_any_number_of_steps() -> None:
     for heun in (False, True):
         head = FlowHead(4, 2, 8, 1, heun=heun)
         head.network = Fixed(torch.tensor([1.0, -2.0]))  # type: ignore[assignment]
@@ -120,7 +120,7 @@ def test_a_flow_of_a_constant_velocity_adds_it_in_any_number_of_steps() -> None:
             assert torch.allclose(found, start + torch.tensor([1.0, -2.0]), atol=1e-5)
 
 
-def test_heun_follows_a_turning_flow_better_than_euler() -> None:
+def test_heun_is_more_accurate_than_euler_on_a_rotating_flow() -> None:
     class Turning(nn.Module):
         def forward(self, x: Tensor, hidden: Tensor, time: Tensor) -> Tensor:
             return torch.stack((-x[..., 1], x[..., 0]), -1)
@@ -137,12 +137,12 @@ def test_heun_follows_a_turning_flow_better_than_euler() -> None:
 
 
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """2 E|x - y| - E|x - x'| - E|y - y'|, 0 for alike distributions. Source: Szekely and Rizzo 2004."""
+    """2 E|x - y| - E|x - x'| - E|y - y'|, 0 for equal distributions. Source: Szekely and Rizzo 2004."""
     return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()
 
 
 def permutation_test(x: Tensor, y: Tensor, num: int = 150) -> float:
-    """Share of random divisions of both sets that are as far apart as x and y: small where they differ."""
+    """The p-value: the share of random splits of both sets that are at least as far apart as x and y."""
     own, both = energy_distance(x, y), torch.cat((x, y))
     distances = torch.cdist(both, both)
     generator, least, n = torch.Generator().manual_seed(0), 0, len(x)
@@ -154,7 +154,7 @@ def permutation_test(x: Tensor, y: Tensor, num: int = 150) -> float:
 
 
 def points(which: Tensor, generator: torch.Generator) -> Tensor:
-    """Of condition 0 one of three points, the first twice as often; of condition 1 somewhere on a ring."""
+    """Condition 0: one of three points, the first twice as often; condition 1: a point on a ring."""
     num = len(which)
     corners = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [-1.0, -1.2]])
     chosen = corners[torch.multinomial(torch.tensor([0.5, 0.25, 0.25]), num, True, generator=generator)]
@@ -165,8 +165,8 @@ def points(which: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_what_is_drawn_is_distributed_as_what_was_seen(kind: str) -> None:
-    """Points and a ring, of which the mean is the centre: a two-sample test of draws against fresh ones."""
+def test_samples_follow_the_training_distribution(kind: str) -> None:
+    """A two-sample test of samples against new data, for points and for a ring, whose mean is its centre."""
     head = head_of(kind, width=32)
     generator = torch.Generator().manual_seed(1)
     conditions = torch.eye(4)

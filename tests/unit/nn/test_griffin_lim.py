@@ -1,4 +1,4 @@
-"""Sound from magnitudes: what is found fits them, and fits better the longer it is sought."""
+"""Audio from magnitudes: the result matches them, and better with more iterations."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def misfit(waveform, magnitude):
     return ((found - magnitude).norm() / magnitude.norm()).item()
 
 
-def test_magnitudes_come_back():
+def test_magnitudes_are_recovered():
     magnitude = stft(chirps(), WINDOW, HOP, FFT).abs()[:, :100]
     fits = [
         misfit(griffin_lim(magnitude, WINDOW, HOP, 4000, steps, generator=draw()), magnitude) for steps in (1, 8, 60)
@@ -40,22 +40,22 @@ def test_momentum_helps():
     assert fast < 0.8 * slow
 
 
-def test_right_phases_are_kept():
-    """A spectrum that is one already is not changed by a step: the sound itself is its own solution."""
+def test_correct_phases_are_kept():
+    """A consistent spectrum is a fixed point: an iteration does not change it."""
     found = stft(chirps(), WINDOW, HOP, FFT)
     back = torch.istft(found, FFT, HOP, len(WINDOW), WINDOW, length=4000)
     torch.testing.assert_close(back, chirps(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_samples", [1, 39, 41, 2000, 3999])
-def test_length_is_as_asked(num_samples):
+def test_length_is_as_requested(num_samples):
     num_frames = -(-num_samples // HOP)
     magnitude = torch.rand(65, num_frames, generator=draw())
     waveform = griffin_lim(magnitude, WINDOW, HOP, num_samples, 3, generator=draw())
     assert waveform.shape == (num_samples,) and waveform.isfinite().all() and waveform.any()
 
 
-def test_same_generator_same_sound():
+def test_the_same_generator_gives_the_same_audio():
     magnitude = torch.rand(65, 20, generator=draw())
     one, again, other = (griffin_lim(magnitude, WINDOW, HOP, 800, 3, generator=draw(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.allclose(one, other)
@@ -66,9 +66,9 @@ def test_silence_is_silent():
     assert not linear_from_mel(torch.zeros(8, 3), torch.rand(33, 8, generator=draw())).any()
 
 
-def test_linear_powers_are_nearly_the_best_non_negative_ones():
+def test_linear_powers_are_close_to_non_negative_least_squares():
     filters = torch.zeros(33, 8)
-    for band in range(8):  # triangles that overlap
+    for band in range(8):  # overlapping triangles
         centre = 2 + 4 * band
         filters[:, band] = (1 - (torch.arange(33.0) - centre).abs() / 5).clamp(min=0)
     mel = torch.rand(8, 6, generator=draw()) ** 4 * torch.tensor([1e-4, 1.0, 100.0, 3.0, 1e-2, 10.0])
@@ -80,7 +80,7 @@ def test_linear_powers_are_nearly_the_best_non_negative_ones():
         assert error <= best + 0.02 * mel[:, frame].norm().item()
 
 
-def test_more_steps_never_fit_worse():
+def test_more_steps_never_increase_the_error():
     filters = torch.rand(33, 8, generator=draw())
     mel = torch.rand(8, 6, generator=draw(1))
     errors = [(filters.T @ linear_from_mel(mel, filters, steps) - mel).norm().item() for steps in (1, 3, 10, 100)]

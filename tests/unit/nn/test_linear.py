@@ -1,4 +1,4 @@
-"""LayerScale folded into a linear layer; activations that overwrite their input."""
+"""LayerScale folded into a linear layer; in-place activations."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from nextembed.nn.linear import activated_linear, scaled_linear
 
 
 class Wrapped(nn.Module):
-    """What LoRA does to a linear layer: the same, and something on top."""
+    """A linear layer wrapped as by LoRA: its output plus a low-rank update."""
 
     def __init__(self, linear):
         super().__init__()
@@ -81,7 +81,7 @@ def test_hooks_of_the_linear_layer_are_called():
 
 
 @pytest.mark.parametrize("frozen", [[], ["weight"], ["bias"], ["scale"], ["residual"], ["weight", "bias", "scale"]])
-def test_only_what_is_trained_gets_a_gradient(frozen):
+def test_only_trained_inputs_get_gradients(frozen):
     inputs = {"x": torch.randn(3, 6), "weight": torch.randn(4, 6), "bias": torch.randn(4), "scale": torch.randn(4)}
     inputs["residual"] = torch.randn(3, 4)
     inputs = {name: value.double().requires_grad_(name not in frozen) for name, value in inputs.items()}
@@ -106,7 +106,7 @@ def test_scaled_weights_are_not_kept_for_the_backward_pass():
 
 
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh()], ids=str)
-def test_activation_overwrites_only_what_nobody_can_see(activation):
+def test_activations_overwrite_only_unobservable_inputs(activation):
     torch.manual_seed(0)
     linear, x, seen = nn.Linear(6, 4), torch.randn(3, 6), []
     expected, between = activation(linear(x)), linear(x).detach()

@@ -1,4 +1,4 @@
-"""Directions of latents back to values: exact without error, the likeliest with it."""
+"""Values from directions of latents: exact without noise, the most likely ones with noise."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def rand(*shape, seed=0):
 
 
 def correlated(num, size, seed=0):
-    """Values that go up and down together, as those of a patch do, about a mean of 3."""
+    """Correlated values with mean 3, like the pixels of a patch."""
     return 3 + rand(num, 1, seed=seed) + 0.1 * rand(num, size, seed=seed + 1)
 
 
@@ -30,22 +30,22 @@ def inverse(size, values=None, noise=1e-4, bias=0.5, length=None):
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_values_of_few_numbers_come_back_from_directions_alone(size):
-    """Latents of very different lengths: the bias tells each."""
+def test_values_of_few_dimensions_are_recovered_from_directions(size):
+    """For latents of very different lengths, which the bias determines."""
     values = rand(50, size) * torch.logspace(-2, 0.5, 50)[:, None]
     way_back, z = inverse(size, values)
     assert torch.allclose(way_back(5 * F.normalize(z, dim=-1)), values, rtol=0.05, atol=0.05)
 
 
-def test_where_patches_fill_the_space_latents_are_taken_at_their_mean_length():
+def test_full_rank_latents_are_assumed_to_have_the_mean_length():
     values = rand(400, 40)
     way_back, z = inverse(40, values)
     same = F.normalize(z, dim=-1) * z.norm(dim=-1).mean()
     found = way_back(z) @ rand(WIDTH, 40, seed=5).T + 0.5 * rand(WIDTH, seed=6)
-    assert torch.allclose(found, same, atol=0.02)  # values that these latents have, be they others
+    assert torch.allclose(found, same, atol=0.02)  # different values with the same latents
 
 
-def test_what_values_are_like_helps_most_where_latents_are_wrong():
+def test_value_statistics_reduce_the_error_of_noisy_latents():
     values = correlated(2000, 24)
     way_back, z = inverse(24, values, noise=0.3)
     blank = ValueStatistics(24)
@@ -56,23 +56,23 @@ def test_what_values_are_like_helps_most_where_latents_are_wrong():
     assert with_it < 1.5 * values.var(0).mean()
 
 
-def test_a_prediction_that_says_nothing_gives_something_like_the_mean():
+def test_uninformative_predictions_give_about_the_mean():
     values = correlated(500, 12)
     way_back, z = inverse(12, values, noise=1e6)
     assert torch.allclose(way_back(z), values.mean(0).expand(500, -1), atol=0.05)
 
 
-def test_large_patches_are_measured_by_variance_alone():
+def test_large_patches_use_variances_only():
     statistics = ValueStatistics(12, most=10)
     assert statistics.covariance.shape == (12,)
     statistics.measure(correlated(100, 12) * torch.linspace(0.0, 2.0, 12))
-    assert statistics.covariance.min() > 0  # a value that never changed may yet
+    assert statistics.covariance.min() > 0  # a value that is constant so far may still vary
     weight = rand(WIDTH, 12)
     found = LinearInverse(weight, torch.zeros(WIDTH), statistics, torch.tensor(2.0), 0.1)(rand(3, WIDTH))
     assert found.shape == (3, 12) and found.isfinite().all()
 
 
-def test_too_few_values_change_nothing():
+def test_too_few_values_leave_statistics_unchanged():
     statistics = ValueStatistics(4)
     statistics.measure(rand(1, 4))
     assert torch.equal(statistics.covariance, torch.eye(4)) and not statistics.mean.any()

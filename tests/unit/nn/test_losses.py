@@ -13,7 +13,7 @@ def rand(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_next_embedding_is_the_papers_formula():
+def test_next_embedding_follows_the_paper():
     h, z = rand(3, 5, 8), rand(3, 5, 8, seed=1)
     loss_sum, count = losses.next_embedding(h, z)
     expected = -(F.normalize(h[:, :-1], dim=-1) * F.normalize(z[:, 1:], dim=-1)).sum(-1).mean()
@@ -36,7 +36,7 @@ def test_next_embedding_keeps_gradients_out_of_targets():
     assert h.grad[:, -1].abs().sum() == 0  # the last position predicts nothing
 
 
-def test_mask_leaves_targets_out():
+def test_masked_targets_are_excluded():
     h, z = rand(2, 5, 8), rand(2, 5, 8, seed=1)
     mask = torch.ones(2, 5, dtype=torch.bool)
     mask[1, 3:] = False
@@ -48,12 +48,12 @@ def test_mask_leaves_targets_out():
 
 
 @pytest.mark.parametrize(("shape", "steps"), [((2, 1, 4), 1), ((2, 3, 4), 3)])
-def test_too_few_positions_are_named(shape, steps):
+def test_too_few_positions(shape, steps):
     with pytest.raises(ValueError, match="too few"):
         losses.shifted(torch.zeros(shape), torch.zeros(shape), steps)
 
 
-def test_different_shapes_are_named():
+def test_different_shapes():
     with pytest.raises(ValueError, match="different shapes"):
         losses.next_embedding(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
 
@@ -103,7 +103,7 @@ def test_sigreg_of_sets_is_the_sigreg_of_each_set():
     assert torch.allclose(losses.sigreg(x, directions), each, atol=1e-6)
 
 
-def test_half_precision_is_summed_in_float32():
+def test_half_precision_is_accumulated_in_float32():
     h, z = rand(4, 9, 32), rand(4, 9, 32, seed=1)
     loss_sum, _ = losses.next_embedding(h.bfloat16(), z.bfloat16())
     assert loss_sum.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""Orders: each latent once, and what each order promises."""
+"""Orders visit each latent once, and have their documented properties."""
 
 import itertools
 
@@ -16,7 +16,7 @@ def draw(seed=0):
 
 
 def coordinates(num_times, height, width):
-    """[N, 3] in natural order, as modalities give them."""
+    """Coordinates [N, 3] in natural order, as from modalities."""
     plane = patch_coordinates(height, width)
     time = torch.arange(num_times, dtype=torch.float32).repeat_interleave(len(plane))
     return torch.cat((time[:, None], plane.repeat(num_times, 1)), dim=1)
@@ -41,20 +41,20 @@ def test_shape_and_its_coordinates_give_the_same_order(name, shape):
     assert torch.equal(order, order_of(name, coordinates(*full), draw()))
 
 
-def test_hilbert_steps_to_a_neighbour_on_every_grid():
+def test_hilbert_moves_to_neighbours_on_every_grid():
     for height, width in SIZES:
         order = hilbert(height, width)
         steps = (order // width).diff().abs() + (order % width).diff().abs()
         assert (steps == 1).all(), (height, width)
 
 
-def test_hilbert_of_a_power_of_two_is_hilbert():
+def test_hilbert_of_a_power_of_two_is_the_standard_curve():
     assert inverse(hilbert(4, 4)).view(4, 4).tolist() == [[0, 1, 14, 15], [3, 2, 13, 12], [4, 7, 8, 11], [5, 6, 9, 10]]
 
 
 @pytest.mark.parametrize("size", [(16, 16), (14, 14), (15, 20), (18, 11)], ids=str)
-def test_hilbert_keeps_together_what_is_close(size):
-    """Spans of 16 steps fill compact blocks: raster's are as wide as the grid."""
+def test_hilbert_keeps_neighbours_close(size):
+    """Spans of 16 steps cover compact blocks; in raster order they are as wide as the grid."""
 
     def extent(order):
         spans = torch.stack((order // size[1], order % size[1]))[:, : len(order) // 16 * 16].unflatten(1, (-1, 16))
@@ -63,9 +63,9 @@ def test_hilbert_keeps_together_what_is_close(size):
     assert extent(hilbert(*size)) < 6 < extent(torch.arange(size[0] * size[1]))
 
 
-def test_each_prefix_of_coarse_to_fine_is_spread():
-    """No cell is further from a cell that was read than 1.6 times the distance that so many cells would have, and
-    those read are no closer than half of it."""
+def test_each_prefix_of_coarse_to_fine_is_spread_evenly():
+    """With n cells visited, every cell is within 1.6 times the spacing of an even n-cell grid from a visited cell,
+    and visited cells are at least half that spacing apart."""
     for height, width in SIZES:
         if not 0.5 <= height / width <= 2:
             continue
@@ -77,7 +77,7 @@ def test_each_prefix_of_coarse_to_fine_is_spread():
         assert (apart.cummin(0).values.amax(1) <= 1.6 * even).all(), (height, width)
         near = (apart + torch.eye(len(order)) * 1e6).tril(-1)
         near[near == 0] = 1e6
-        near = near.amin(1).cummin(0).values  # of the closest two among the first ones
+        near = near.amin(1).cummin(0).values  # the smallest distance between visited cells
         assert (near[1:] >= 0.5 * even[1:].floor()).all(), (height, width)
 
 
@@ -87,7 +87,7 @@ def test_coarse_to_fine_begins_with_whole_grids():
         first = order[: (8 // step) ** 2]
         rows, columns = first // 8, first % 8
         assert len(set((rows % step).tolist())) == 1 == len(set((columns % step).tolist()))
-        twice = order[: 2 * (8 // step) ** 2]  # then the centres of their squares
+        twice = order[: 2 * (8 // step) ** 2]  # followed by the centres of the squares
         assert torch.equal((twice // 8 - twice[0] // 8) % step, (twice % 8 - twice[0] % 8) % step)
 
 
@@ -97,14 +97,14 @@ def test_coarse_to_fine_over_a_line_of_time():
         assert (order[:num].sort().values.diff() == 16 // num).all()
 
 
-def test_one_time_after_the_other():
+def test_times_are_visited_in_sequence():
     plane = (3, 5)
     for name in ("hilbert", "coarse_to_fine"):
         order = order_of(name, (4, *plane))
         assert torch.equal(order.view(4, 15), order_of(name, plane) + 15 * torch.arange(4)[:, None])
 
 
-def test_time_goes_by_time_then_natural_order():
+def test_time_orders_by_time_and_then_naturally():
     where = coordinates(3, 2, 2)
     mixed = torch.randperm(12, generator=draw())
     order = order_of("time", where[mixed])
@@ -113,7 +113,7 @@ def test_time_goes_by_time_then_natural_order():
     assert torch.equal(order_of("raster", where[mixed]), torch.arange(12))
 
 
-def test_random_follows_its_generator():
+def test_random_order_depends_on_its_generator():
     one, again, other = (order_of("random", (8, 8), draw(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, again) and not torch.equal(one, other)
     firsts = torch.stack([order_of("random", (2, 2), draw(seed))[0] for seed in range(200)])
@@ -131,7 +131,7 @@ def test_scattered_coordinates_are_read_once_each(name):
     assert steps < 0.35 * shuffled if name == "hilbert" else steps > 0.5 * shuffled
 
 
-def test_orders_are_not_shared():
+def test_returned_orders_are_copies():
     order_of("hilbert", (4, 4)).zero_()
     assert order_of("hilbert", (4, 4)).sum() == 120
     assert order_of("hilbert", torch.zeros(0, 3)).tolist() == []
@@ -147,6 +147,6 @@ def test_orders_are_not_shared():
         (("raster", torch.zeros(4, 2)), r"coordinates are \[N, 3\].*\(4, 2\)"),
     ],
 )
-def test_what_cannot_be_ordered_is_named(call, words):
+def test_invalid_orders(call, words):
     with pytest.raises(ValueError, match=words):
         order_of(*call)

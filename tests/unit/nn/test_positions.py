@@ -1,4 +1,4 @@
-"""Coordinates, their augmentation, and rotary positions against their closed forms."""
+"""Coordinates, their augmentation, and rotary positions against closed forms."""
 
 import math
 
@@ -20,9 +20,9 @@ def test_augmentation_is_off_by_default():
 
 
 @pytest.mark.parametrize(("name", "bound"), [("shift", 0.3), ("jitter", 1.5), ("rescale", 2.0)])
-def test_augmentation_moves_all_patches_alike_and_within_its_bounds(name, bound):
+def test_augmentation_is_shared_by_all_patches_and_bounded(name, bound):
     torch.manual_seed(0)
-    # away from zero, so that factors can be read; 200 samples, each with a draw of its own
+    # away from zero, so that ratios are defined; 200 independent samples
     coordinates = (patch_coordinates(4, 4) + 2).expand(200, -1, -1)
     moved = augment_coordinates(coordinates, **{name: bound})
     change = moved - coordinates if name == "shift" else moved / coordinates
@@ -32,8 +32,8 @@ def test_augmentation_moves_all_patches_alike_and_within_its_bounds(name, bound)
     assert drawn.min() >= low - 1e-5 and drawn.max() <= high + 1e-5
     assert drawn.min() < low + 0.1 * (high - low) and drawn.max() > high - 0.1 * (high - low)
     middle = drawn if name == "shift" else drawn.log()
-    assert middle.mean().abs() < 0.1  # as often up as down
-    assert torch.allclose(drawn[:, 0], drawn[:, 1], atol=1e-5) == (name == "rescale")  # one factor for both axes
+    assert middle.mean().abs() < 0.1  # symmetric around the identity
+    assert torch.allclose(drawn[:, 0], drawn[:, 1], atol=1e-5) == (name == "rescale")  # the same factor for both axes
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
@@ -61,7 +61,7 @@ def test_tables_keep_float32_under_autocast():
         assert torch.equal(one, two)
 
 
-def test_width_that_axes_do_not_divide_is_named():
+def test_invalid_head_width():
     with pytest.raises(ValueError, match="head width 6 is not a multiple of 4"):
         rotary_tables(torch.zeros(1, 2), 6)
 

@@ -1,4 +1,4 @@
-"""Noise on latents that are read: exact numbers from the seeds of the samples."""
+"""Noise on input latents: exact values from the seeds of the samples."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from nextembed.nn.read_noise import LEVEL, NOISE, noised
 
 
 def test_by_hand() -> None:
-    """z + s rms(z) e, s of each document, nothing elsewhere; packed rows, and one that is read alone."""
+    """z + s rms(z) e with s per document, unchanged elsewhere; for packed rows, and a row on its own."""
     torch.manual_seed(0)
     z, seeds = torch.randn(2, 5, 3, requires_grad=True), torch.tensor([7, 9])
     where = torch.tensor([[0, 1, 1, 0, 1], [1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -24,7 +24,7 @@ def test_by_hand() -> None:
         level = levels[row, documents[row, place]]
         expected[row, place] += level * z[row, place].detach().square().mean().sqrt() * own
     assert torch.allclose(found, expected, atol=1e-6) and levels.min() > 0 and levels.max() < 0.8
-    assert levels[0, 1] != levels[0, 2]  # each document has its own
+    assert levels[0, 1] != levels[0, 2]  # one level per document
     found.sum().backward()
     assert torch.equal(z.grad, torch.ones_like(z))  # type: ignore[arg-type]
     with drawn_by(seeds[:1]):
@@ -33,6 +33,6 @@ def test_by_hand() -> None:
 
 
 @pytest.mark.parametrize("most", [0.0, 1.0])
-def test_nothing_to_do(most: float) -> None:
+def test_no_noise(most: float) -> None:
     z = torch.randn(1, 2, 3)
     assert noised(z, torch.full((1, 2), most == 0), most) is z

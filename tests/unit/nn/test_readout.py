@@ -1,4 +1,4 @@
-"""Latents back to pixels: exact where it can be, a projection where not, and never from what comes later."""
+"""Latents to pixels: exact if possible, otherwise a projection, and never from later latents."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def pixels(channels=3, height=16, width=16, size=2):
 
 @pytest.mark.parametrize(("width", "channels", "patch"), [(64, 3, 4), (48, 3, 4), (16, 1, 4), (200, 3, 8)])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 24)])
-def test_true_latents_give_the_image_back(width, channels, patch, shape):
+def test_true_latents_recover_the_image(width, channels, patch, shape):
     net = model(width, channels, patch)
     images = pixels(channels, *shape)
     inverse = PatchInverse(net.get_input_embeddings(), net.config.patch_shape, channels)
@@ -41,13 +41,13 @@ def test_narrow_latents_give_a_projection():
     z = net.embed({"pixel_values": images}).z[:, 1:]
     found = inverse(z, (4, 4))
     again = net.embed({"pixel_values": found}).z[:, 1:]
-    torch.testing.assert_close(again, z, atol=1e-4, rtol=1e-4)  # it has all that the latents know
+    torch.testing.assert_close(again, z, atol=1e-4, rtol=1e-4)  # it preserves all information in the latents
     assert found.norm() < images.norm() and (found - images).abs().max() > 0.1
-    # least squares: no other image with these latents is smaller, so what is missing stands at right angles
+    # least squares gives the smallest image with these latents, so the missing part is orthogonal
     assert abs((found * (images - found)).sum()) < 1e-2
 
 
-def test_cutoff_leaves_out_the_weakest_directions():
+def test_cutoff_drops_the_weakest_directions():
     net = model(48)
     inverse = PatchInverse(net.get_input_embeddings(), (4, 4), 3)
     noise = torch.randn(1, 16, 48, generator=torch.Generator().manual_seed(2))
@@ -55,7 +55,7 @@ def test_cutoff_leaves_out_the_weakest_directions():
     assert norms[0] > norms[1] > norms[2] > 0
 
 
-def test_embedding_that_is_not_linear_is_refused():
+def test_a_non_linear_embedding_is_an_error():
     class Squared(nn.Module):
         def forward(self, images):
             return to_patches(images, (4, 4)) ** 2
@@ -73,7 +73,7 @@ def test_patches_and_image_are_inverse():
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_decoder_reads_no_later_latent_and_only_directions(training):
+def test_decoder_is_causal_and_reads_only_directions(training):
     torch.manual_seed(0)
     decoder = LatentDecoder(16, (4, 4), 3, width=32, num_layers=2, num_heads=2).train(training)
     x = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(3))

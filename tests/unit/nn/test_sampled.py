@@ -1,4 +1,4 @@
-"""Densities that are known by their samples: what they give of directions."""
+"""Densities that are defined by their samples: sampled directions and derived quantities."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def head_of(kind: str, width: int = 8) -> SampledHead:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_draws_are_directions_by_seed_at_any_shape(kind: str) -> None:
+def test_samples_are_seeded_directions_of_any_shape(kind: str) -> None:
     head, hidden = head_of(kind), torch.randn(2, 3, 8)
     density = head(hidden)
     for found in (density.sample(torch.Generator().manual_seed(0)), density.mode(), density.mean()):
@@ -60,7 +60,7 @@ def test_the_loss_of_a_row_does_not_depend_on_its_batch(kind: str) -> None:
 
 
 class Sure(nn.Module):
-    """Stands for a flow's network that knows the sample."""
+    """Replaces the network of a flow; it always predicts the given sample."""
 
     def __init__(self, values: Tensor):
         super().__init__()
@@ -70,22 +70,22 @@ class Sure(nn.Module):
         return self.values.expand(*x.shape[:-1], -1)
 
 
-def test_a_sure_flow_gives_what_it_is_sure_of() -> None:
+def test_a_deterministic_flow_gives_its_sample() -> None:
     head, goal = head_of("flow"), torch.randn(8)
     head.head.network = Sure(scaled(goal))  # type: ignore[assignment]
     density, direction = head(torch.zeros(2, 8)), F.normalize(goal, dim=-1).expand(2, 8)
     for found in (density.sample(), density.mode(), density.mean()):
         assert torch.allclose(found, direction, atol=1e-4)
     assert torch.allclose(density.expected_cosine(), torch.ones(2), atol=1e-4)
-    assert torch.allclose(density.log_prob(direction), torch.zeros(2), atol=1e-3)  # no error at any time
+    assert torch.allclose(density.log_prob(direction), torch.zeros(2), atol=1e-3)  # zero error at every time
     # |v - v'|^2 = |x - x'|^2 / (1 - t)^2 at t < 0.9: the bound is - |x - x'|^2 times the mean of 0.9 t / (1 - t)^3
     times = 0.9 * (torch.arange(16) + 0.5) / 16
     expected = -4 * 8 * (0.9 * times / (1 - times) ** 3).mean()
     assert float(density.log_prob(-direction)[0]) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_expected_cosine_is_that_of_draws_with_their_mean() -> None:
-    """Draws about two opposite directions of which one is three times as likely: a mean of length 1/2."""
+def test_the_expected_cosine_is_that_of_samples_with_their_mean() -> None:
+    """Samples of two opposite directions, one three times as likely, have a mean of length 1/2."""
     head = head_of("energy")
 
     class TwoSided(nn.Module):
@@ -96,4 +96,4 @@ def test_the_expected_cosine_is_that_of_draws_with_their_mean() -> None:
     head.head.network = TwoSided()  # type: ignore[assignment]
     density = head(torch.zeros(400, 8))
     assert float(density.expected_cosine().square().mean().sqrt()) == pytest.approx(0.5, abs=0.06)
-    assert float((density.mode()[:, 0] > 0).float().mean()) > 0.9  # the likelier side, where the mean is neither
+    assert float((density.mode()[:, 0] > 0).float().mean()) > 0.9  # the more likely direction, not the mean

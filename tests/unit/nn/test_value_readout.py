@@ -1,4 +1,4 @@
-"""Readouts by hand, and who is next to whom on grids of any order."""
+"""Readouts derived by hand, and neighbours on grids in any order."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def build(decoder, **settings):
     return ValueReadout(8, 5, decoder, width=16, **settings).eval()
 
 
-def test_ranks_are_those_within_each_segment():
+def test_ranks_are_within_each_segment():
     values = torch.tensor([0.3, -1.0, 0.3, 5.0, 5.0, -2.0, 0.1])
     segments = torch.tensor([2, 2, 2, 9, 9, 9, 2])
     assert ranks(values, segments).tolist() == [2, 0, 2, 1, 1, 0, 1]
@@ -35,7 +35,7 @@ def test_ranks_are_those_within_each_segment():
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("order", ["raster", "hilbert", "random"])
 def test_neighbours_by_hand(causal, order):
-    """Against a search through all pairs, of three segments of different grids."""
+    """Against brute force over all pairs, for three segments with different grids."""
     shapes = [(1, 3, 4), (3, 2, 2), (4, 1, 1)]
     cells, places, segments = [], [], []
     for number, shape in enumerate(shapes):
@@ -52,7 +52,7 @@ def test_neighbours_by_hand(causal, order):
             assert found[own, tap] == (cells.index(wanted) if there else len(cells))
 
 
-def test_neighbours_of_one_and_of_twins():
+def test_neighbours_of_single_and_duplicate_positions():
     alone = neighbours(torch.zeros(1, 3), torch.zeros(1, dtype=torch.int64), False)
     assert (alone == 0).sum() == 1 and (alone == 1).sum() == len(OFFSETS) - 1
     own = OFFSETS.index((0, 0, 0))
@@ -76,7 +76,7 @@ def test_linear_is_one_matrix():
 
 
 def reach(decoder, causal, shape=(2, 3, 4), num_layers=1):
-    """[N, N]: whether the values of each row change with each latent."""
+    """[N, N]: whether the values of each row depend on each latent."""
     readout, x, places = build(decoder, causal=causal, num_layers=num_layers), draw(2 * 3 * 4, 8), grid(*shape)
     before = readout(x, places)
     changed = []
@@ -87,7 +87,7 @@ def reach(decoder, causal, shape=(2, 3, 4), num_layers=1):
     return torch.stack(changed, dim=1)
 
 
-def test_conv_sees_its_neighbours_and_nobody_else():
+def test_conv_depends_only_on_neighbours():
     cells = torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(4))
     apart = (cells[:, None] - cells).abs()
     near = (apart[..., 0] == 0) & (apart[..., 1:].amax(-1) <= 1)
@@ -113,6 +113,6 @@ def test_order_does_not_matter_without_causality():
     torch.testing.assert_close(readout(x[order], places[order]), readout(x, places)[order], atol=1e-5, rtol=1e-4)
 
 
-def test_conv_needs_places():
+def test_conv_requires_coordinates():
     with pytest.raises(ValueError, match="give it their places"):
         build("conv")(draw(3, 8))

@@ -1,4 +1,4 @@
-"""Emu without a context, and with noise on the latents that it reads: the other half of guidance, and robustness."""
+"""Emu with a dropped context, as guidance requires, and with noise on its input latents."""
 
 import copy
 
@@ -22,8 +22,8 @@ def processor():
     return parts().processor()
 
 
-def test_what_is_dropped(processor):
-    """All before the [IMG] of the last image, in a share of the documents; nothing where there is no image."""
+def test_dropped_positions(processor):
+    """In a share of the documents, everything before the last [IMG] is dropped; without images, nothing is."""
     encoded = processor.encode_document(document("two pears:", picture(2), picture(3), "x")).positions
     ids, start = encoded["input_ids"], processor.tokenizer.convert_tokens_to_ids("[IMG]")
     last = int((ids == start).nonzero()[-1])
@@ -39,7 +39,7 @@ def test_what_is_dropped(processor):
     assert EmuSettings().draw(encoded, torch.Generator()) == {}
 
 
-def test_an_image_without_its_context_is_drawn_as_after_an_empty_prompt(model, processor):
+def test_a_dropped_context_equals_an_empty_prompt(model, processor):
     settings = EmuSettings(context_drop_rate=0.999, text_weight=0)
     texts = [document("two pears:", picture(2)), document("two pears:", picture(2))]
     encoded = [processor.encode_document(one) for one in texts]
@@ -54,7 +54,7 @@ def test_an_image_without_its_context_is_drawn_as_after_an_empty_prompt(model, p
     assert torch.equal(without.num_targets, with_it.num_targets)
     assert torch.allclose(without.loss_sum, expected.loss_sum, rtol=1e-5)
     assert not torch.allclose(without.loss_sum, with_it.loss_sum, rtol=1e-3)
-    # packed: the same two documents in one row
+    # packed: both documents in one row
     length = len(encoded[0].positions["input_ids"])
     packed = {name: part[:1].clone() for name, part in batch.items() if name != "pixel_values"}
     for name, part in batch.items():
@@ -64,7 +64,7 @@ def test_an_image_without_its_context_is_drawn_as_after_an_empty_prompt(model, p
     assert torch.allclose(found.loss_sum, without.loss_sum, rtol=1e-5)
 
 
-def test_noise_is_read_in_training_and_never_a_target(model, processor):
+def test_noise_is_added_to_inputs_in_training_and_never_to_targets(model, processor):
     batch = batch_of([processor.encode_document(document(picture(1), "an apple"))])
     objective = EmuSettings(latent_noise=1.0, distance="mse").build(model)
     plain, seeds = EmuSettings().build(model)(model, batch), torch.tensor([3])
@@ -83,7 +83,7 @@ def test_noise_is_read_in_training_and_never_a_target(model, processor):
     assert torch.equal(moved, batch["input_ids"] == model.config.image_token_id)
 
 
-def test_kernels_without_a_mask_are_refused(model):
+def test_kernels_without_a_mask_are_an_error(model):
     flash = copy.deepcopy(model.config)
     flash.text_config._attn_implementation = "flash_attention_2"
     other = copy.copy(model)

@@ -1,4 +1,4 @@
-"""Emu's regression head as a flow: its loss by hand, draws, saving, and what it is refused."""
+"""Emu's regression head as a flow: loss by hand, sampling, saving, errors."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def batch(processor):
 
 @pytest.fixture
 def model(batch):
-    """With a flow that has measured its latents, and that does something: new ones give zero."""
+    """A model with a measured flow head and random weights, since a new head predicts zero."""
     torch.manual_seed(0)
     model = parts().build().eval()
     objective = FLOW.build(model)
@@ -39,8 +39,8 @@ def model(batch):
     return model
 
 
-def test_the_loss_is_that_of_the_straight_lines(model, batch):
-    """|x - e - v|^2 / D at x_t = (1 - t) e + t x, with x standardised, by hand from the seeds of the samples."""
+def test_the_loss_follows_the_flow_matching_formula(model, batch):
+    """|x - e - v|^2 / D at x_t = (1 - t) e + t x with standardised x, derived by hand from the sample seeds."""
     seeds = torch.tensor([5, 6, 7])
     with drawn_by(seeds):
         out = FLOW.build(model)(model, batch)
@@ -77,7 +77,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_batch(model, batch, process
     assert torch.allclose(sums, whole.loss_sum, rtol=1e-4) and torch.equal(counts, whole.num_targets.float())
 
 
-def test_latents_begin_standardised(model, batch):
+def test_latents_are_standardised(model, batch):
     latents = model.image_latents(batch["pixel_values"]).flatten(0, 1)
     assert torch.allclose(model.regression_head.center, latents.mean(0), atol=1e-5)
     assert torch.allclose(model.regression_head.spread, latents.std(0, correction=0), atol=1e-5)
@@ -86,28 +86,28 @@ def test_latents_begin_standardised(model, batch):
 
 
 @torch.no_grad()
-def test_draws_are_those_of_a_seed(model, processor):
+def test_samples_depend_on_the_seed(model, processor):
     prompts = processor([["an apple"], [picture(1), "the same"]])
     first = model.generate_image_embeddings(**prompts, seed=3)
     assert first.shape == (2, 4, 48) and torch.equal(first, model.generate_image_embeddings(**prompts, seed=3))
     assert (first - model.generate_image_embeddings(**prompts, seed=4)).abs().max() > 1e-2
     one = model.generate_image_embeddings(**processor(["an apple"]), seed=3)
-    assert torch.allclose(one, first[:1], atol=1e-4)  # whatever stands beside it
+    assert torch.allclose(one, first[:1], atol=1e-4)  # independent of the rest of the batch
     assert torch.equal(first, model.generate_image_embeddings(**prompts, seed=[3, 3]))
     cold = [model.generate_image_embeddings(**prompts, sampling=LatentSampling(0.0), seed=seed) for seed in (3, 4)]
     assert torch.equal(*cold)
 
 
 @torch.no_grad()
-def test_guidance_reads_beside_an_empty_prompt(model, processor):
+def test_guidance_uses_an_empty_prompt(model, processor):
     prompt, led = processor(["an apple"]), LatentSampling(guidance=2.0)
     plain, guided = (model.generate_image_embeddings(**prompt, sampling=how) for how in (None, led))
     assert (plain - guided).abs().max() > 1e-3
     alone = model.generate_image_embeddings(**prompt, sampling=LatentSampling(guidance=0.0))
     empty = model.generate_image_embeddings(**prompt, guidance=True)[1:]
-    assert torch.allclose(alone, empty, atol=1e-4)  # at 0 the prompt has no say
+    assert torch.allclose(alone, empty, atol=1e-4)  # at guidance 0 the prompt has no effect
     pair = model.generate_image_embeddings(**prompt, guidance=True, sampling=led, seed=9)
-    assert torch.allclose(pair[1:], empty, atol=1e-5)  # what a decoder has learned, whatever the seed
+    assert torch.allclose(pair[1:], empty, atol=1e-5)  # deterministic, as the decoder was trained
     for how, wanted in ((None, plain), (led, guided)):
         (made,) = generate_document(model, processor, ["an apple"], Writing(begin_image=True, max_new_tokens=0,
                                                                              sampling=how))  # fmt: skip
@@ -128,7 +128,7 @@ def test_it_is_saved_with_the_model(model, processor, tmp_path):
     assert half.dtype == torch.bfloat16 and half.isfinite().all()
 
 
-def test_all_of_it_learns_and_the_model_s_own_loss_is_there(batch):
+def test_all_parameters_get_gradients_and_the_model_has_its_own_loss(batch):
     torch.manual_seed(0)
     model = parts().build()
     made = PretrainingModel(model, FLOW.build(model))
@@ -141,7 +141,7 @@ def test_all_of_it_learns_and_the_model_s_own_loss_is_there(batch):
     assert own.regression_loss.isfinite() and own.regression_pred.shape == (15, 48)
 
 
-def test_what_is_not_there_is_said(model, processor):
+def test_errors_without_a_flow_head(model, processor):
     plain = parts().build()
     assert plain.config.regression_head == "linear" and set(plain.regression_head.state_dict()) == {"weight"}
     with pytest.raises(ConfigError, match=r"need a model that draws its image latents \(objective\.regression=flow\)"):
@@ -150,7 +150,7 @@ def test_what_is_not_there_is_said(model, processor):
         generate_document(plain, processor, ["an apple"], Writing(sampling=LatentSampling(guidance=2.0)))
     with pytest.raises(ConfigError, match=r"is a flow; set objective\.regression=flow"):
         EmuSettings().build(model)
-    EmuSettings(regression_weight=0.0).build(model)  # text alone: the head stays as it is
+    EmuSettings(regression_weight=0.0).build(model)  # text only: the head is not used
     with pytest.raises(ConfigError, match="distance=cosine has no effect"):
         EmuSettings(regression="flow", distance="cosine")
     with pytest.raises(ConfigError, match="the released layout has no place for 'regression_head"):

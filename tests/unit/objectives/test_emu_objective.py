@@ -1,4 +1,4 @@
-"""Emu's two-headed loss: what it counts, what it teaches, and that it equals the model's own."""
+"""Emu's loss with two heads: counts, gradients, and agreement with the model's own loss."""
 
 import copy
 
@@ -44,7 +44,7 @@ def document(*pieces):
 
 
 def batch_of(encoded, length=64):
-    """One document a row."""
+    """A batch with one document per row."""
     rows = {"input_ids": 0, "labels": -100, "regression_mask": False, "document_ids": 0, "position_ids": 0}
     batch = {name: torch.full((len(encoded), length), fill) for name, fill in rows.items()}
     for row, one in enumerate(encoded):
@@ -75,10 +75,10 @@ def test_counts_are_known_before_the_forward_pass(model, batch):
     objective = EmuSettings().build(model)
     counts = objective.count_targets(batch)
     assert counts.tolist() == objective(model, batch).num_targets.tolist()
-    assert counts[1] == 3 * 5  # of three images, four latents and what closes them
+    assert counts[1] == 3 * 5  # three images, each with four latents and the closing token
 
 
-def test_every_part_learns_from_the_sum(model, batch):
+def test_every_part_gets_gradients_from_the_sum(model, batch):
     objective = EmuSettings().build(model)
     model.zero_grad()
     out = objective(model, batch)
@@ -90,7 +90,7 @@ def test_every_part_learns_from_the_sum(model, batch):
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)])
-def test_a_term_of_weight_zero_teaches_its_head_nothing(model, batch, weights):
+def test_a_term_of_weight_zero_gives_no_gradient(model, batch, weights):
     model.zero_grad()
     out = EmuSettings(text_weight=weights[0], regression_weight=weights[1]).build(model)(model, batch)
     out.loss_sum.sum().backward()
@@ -98,8 +98,8 @@ def test_a_term_of_weight_zero_teaches_its_head_nothing(model, batch, weights):
     assert (text.abs().max() > 0) == (weights[0] > 0) and (latents.abs().max() > 0) == (weights[1] > 0)
 
 
-def test_targets_are_detached_unless_asked(model, processor):
-    """The last latent is only ever a target here once text and the last regression pair are left out."""
+def test_targets_are_detached_by_default(model, processor):
+    """Without text and the last regression pair, the last latent is only a target."""
     encoded = processor.encode_document(document(picture(1)), end=False)
     only_last = torch.zeros_like(encoded.positions["regression_mask"])
     only_last[encoded.positions["input_ids"] == processor.ids["<image>"]] = True
@@ -115,9 +115,9 @@ def test_targets_are_detached_unless_asked(model, processor):
         finally:
             model.image_latents = inner
         grads[detach] = latents.grad[0]
-    assert grads[True][-1].abs().max() == 0  # read by nothing that is compared
+    assert grads[True][-1].abs().max() == 0  # not an input of any prediction in the loss
     assert grads[False][-1].abs().max() > 0
-    assert grads[True][0].abs().max() > 0  # it is read on the way to the next ones
+    assert grads[True][0].abs().max() > 0  # an input of later predictions
 
 
 def test_text_alone_and_images_alone(model, processor):
@@ -133,7 +133,7 @@ def test_text_alone_and_images_alone(model, processor):
 def test_many_targets_are_scored_in_chunks(model, batch):
     objective = EmuSettings().build(model)
     num = CHUNK + 7
-    model = copy.deepcopy(model).double()  # in float32 products of so many rows round by how they are cut up
+    model = copy.deepcopy(model).double()  # in float32, results depend on the chunking through rounding
     hidden = torch.randn(num, 48, requires_grad=True, dtype=torch.float64)
     tokens = torch.randint(0, 300, (num,))
     total, count, right = objective.text_term(model, hidden, tokens)
@@ -154,7 +154,7 @@ def test_diagnostics_are_those_of_the_latents(model, batch):
     assert objective(model, batch).metrics == {}
 
 
-def test_settings_that_cannot_be(model):
+def test_invalid_settings(model):
     with pytest.raises(ConfigError, match="both 0"):
         EmuSettings(text_weight=0, regression_weight=0).build(model)
     with pytest.raises(ConfigError, match=r"model\.kind=emu"):
@@ -162,7 +162,7 @@ def test_settings_that_cannot_be(model):
     assert OBJECTIVES.find("emu") is EmuSettings
 
 
-def test_a_model_comes_back_from_its_folder(model, processor, tmp_path):
+def test_model_round_trip(model, processor, tmp_path):
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again = parts(pretrained=str(tmp_path), vision_config={}, language_config={})

@@ -1,4 +1,4 @@
-"""I-JEPA: its blocks, its loss worked by hand, and what its predictions may not see."""
+"""I-JEPA: blocks, loss derived by hand, and masking."""
 
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ def images(num: int = 3) -> torch.Tensor:
     return torch.randn(num, 1, 16, 16, generator=seeded(0))
 
 
-def test_places_are_those_of_latents_and_0_fills_up() -> None:
+def test_places_are_indices_of_latents_padded_with_0() -> None:
     mask = torch.tensor([[False, True, False, True], [False, False, False, False]])
     assert places(mask, 3).tolist() == [[2, 4, 0], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("side", [3, 4, 7, 14])
-def test_blocks_and_context_never_meet_and_have_the_sizes_that_were_asked_for(side: int) -> None:
+def test_blocks_and_context_are_disjoint_and_have_the_requested_sizes(side: int) -> None:
     settings, num = IjepaSettings(), side * side
     lengths, rates, ratios = set(), [], []
     reached, held = torch.zeros(num + 1), torch.zeros(num + 1)
@@ -72,25 +72,25 @@ def test_blocks_and_context_never_meet_and_have_the_sizes_that_were_asked_for(si
             cells = one[one > 0] - 1
             rows, columns = (cells // side), (cells % side)
             high, wide = int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
-            assert high * wide == len(cells)  # a full rectangle, nothing cut off
+            assert high * wide == len(cells)  # a full rectangle
             rates.append(len(cells) / num)
             ratios.append(high / wide)
-    assert len(lengths) == 1  # they stack
-    assert reached[1:].all() and held[1:].all()  # the last row and column too
+    assert len(lengths) == 1  # all samples have the same shapes
+    assert reached[1:].all() and held[1:].all()  # including the last row and column
     if side == 14:
         assert 0.12 < min(rates) < 0.155 and 0.195 < max(rates) < 0.24
         assert min(ratios) < 0.8 and max(ratios) > 1.4
-        assert abs(torch.corrcoef(torch.tensor([rates, ratios]))[0, 1]) < 0.2  # scale and aspect are two numbers
+        assert abs(torch.corrcoef(torch.tensor([rates, ratios]))[0, 1]) < 0.2  # scale and aspect are independent
 
 
-def test_blocks_that_leave_no_room_are_drawn_at_one_place() -> None:
+def test_blocks_without_enough_room_coincide() -> None:
     settings = BlockSettings(num_blocks=20, scale=(0.25, 0.25), aspect=(1.0, 1.0), context_rate=0.7)
     context, blocks = settings.draw(4, 4, seeded(0))
     assert context.sum() == 11 and (blocks == blocks[0]).all() and not (context & blocks[0]).any()
 
 
-def test_the_loss_is_the_formula() -> None:
-    """Half the square below 1, the distance less a half above, of targets with mean 0 and variance 1."""
+def test_the_loss_follows_the_formula() -> None:
+    """Smooth L1 (half the square below 1, distance minus a half above) on targets with mean 0 and variance 1."""
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective = IjepaSettings(**PREDICTOR).build(backbone).eval()
@@ -113,7 +113,7 @@ def test_the_loss_is_the_formula() -> None:
     assert float(output.loss_sum) == pytest.approx(total, rel=1e-4)
 
 
-def test_predictions_see_the_context_alone_and_not_each_others_blocks() -> None:
+def test_predictions_depend_only_on_the_context() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective = IjepaSettings(**PREDICTOR).build(backbone).eval()
@@ -137,7 +137,7 @@ def test_predictions_see_the_context_alone_and_not_each_others_blocks() -> None:
     assert torch.allclose(alone[:, 0][valid], before[:, 0][valid], atol=1e-5)
 
 
-def test_targets_send_no_gradient_and_the_teacher_follows_by_the_schedule() -> None:
+def test_targets_get_no_gradient_and_the_teacher_follows_its_schedule() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build()
     objective = IjepaSettings(**PREDICTOR).build(backbone)
@@ -153,10 +153,10 @@ def test_targets_send_no_gradient_and_the_teacher_follows_by_the_schedule() -> N
     after = dict(objective.teacher.network.named_parameters())[name]
     assert torch.allclose(after, decay * before + (1 - decay) * student, atol=1e-7)
     objective.after_step(backbone, 10, 1000)
-    assert decay_at(0.99604, 10) == 11 / 20  # a short run does not keep its random start
+    assert decay_at(0.99604, 10) == 11 / 20  # in a short run the teacher forgets its initialisation
 
 
-def test_features_are_those_of_the_teacher_and_not_of_the_model() -> None:
+def test_features_are_those_of_the_teacher() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective = IjepaSettings(**PREDICTOR).build(backbone).eval()
@@ -169,7 +169,7 @@ def test_features_are_those_of_the_teacher_and_not_of_the_model() -> None:
     assert objective.reads_itself
 
 
-def test_a_model_that_knows_only_places_explains_nothing() -> None:
+def test_a_model_that_knows_only_positions_explains_nothing() -> None:
     generator = seeded(0)
     index = torch.randint(0, 9, (4000,), generator=generator)
     offsets = 3 * torch.randn(9, 8, generator=generator)
@@ -178,15 +178,15 @@ def test_a_model_that_knows_only_places_explains_nothing() -> None:
     assert float(explained(target, target, index)) == 1.0
     half = offsets[index] + (target - offsets[index]) / 2
     assert float(explained(half, target, index)) == pytest.approx(0.75, abs=0.01)
-    # by hand: two targets 0 and 2 at one place, predicted 1 and 1: error 1 + 1, unbiased variance 2 * (1 + 1)
+    # by hand: targets 0 and 2 at one position, both predicted as 1: error 1 + 1, unbiased variance 2 * (1 + 1)
     few = explained(torch.tensor([[1.0], [1.0], [9.0]]), torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([3, 3, 1]))
     assert float(few) == pytest.approx(1 - 2 / 4)
 
 
-def test_without_information_no_prediction_beats_the_places() -> None:
-    """Noise, and a teacher that sees each patch alone: trained on some images, nothing is explained on others."""
+def test_predictions_on_noise_explain_nothing() -> None:
+    """With noise images and a teacher without mixing between patches, nothing is explained on new images."""
     torch.manual_seed(0)
-    backbone = NepaModel(**{**SIZES, "layerscale_value": 0.0}).build()  # its layers add nothing at the start
+    backbone = NepaModel(**{**SIZES, "layerscale_value": 0.0}).build()  # its layers initially add nothing
     objective = IjepaSettings(**PREDICTOR).build(backbone)
     optimizer = torch.optim.AdamW([*backbone.parameters(), *objective.predictor.parameters()], 3e-3)
     for step in range(12):
@@ -198,7 +198,7 @@ def test_without_information_no_prediction_beats_the_places() -> None:
     assert output.metrics["explained"] < 0.02
 
 
-def test_the_verdict_names_collapse_by_the_teachers_targets() -> None:
+def test_the_verdict_detects_collapse_of_the_targets() -> None:
     settings = IjepaSettings()
     fine = {"explained": 0.4, "target_spread": 0.9, "target_rank": 9.0}
     assert settings.verdict([fine]).word == "learning"
@@ -207,11 +207,11 @@ def test_the_verdict_names_collapse_by_the_teachers_targets() -> None:
     assert settings.verdict([{**fine, "target_rank": 1.5}]).word == "collapsed"
     assert settings.verdict([{"loss": 1.0}]).word == "undecided"
     collapsed = {**fine, "target_spread": 0.1}
-    assert settings.warnings([fine, collapsed]) == []  # it passes
+    assert settings.warnings([fine, collapsed]) == []  # not lasting
     assert len(settings.warnings([collapsed] * 5)) == 1
 
 
-def test_what_does_not_fit_is_one_line() -> None:
+def test_mismatched_settings() -> None:
     small = NepaModel(**{**SIZES, "image_size": 8}).build()
     with pytest.raises(ConfigError, match="4 patches are too few for a block of up to 1 and a context of 4"):
         IjepaSettings().build(small)
@@ -224,7 +224,7 @@ def test_what_does_not_fit_is_one_line() -> None:
         IjepaSettings(context_scale=(0.9, 1.2))
 
 
-def test_fine_tuning_starts_from_the_teacher_or_says_that_it_does_not(tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_teacher_or_notes_the_difference(tmp_path: Path) -> None:
     config = recipes.load("ijepa_demo_tiny").model_copy(update={"output_dir": str(tmp_path)})
     config.probe.enabled = False
     config.optim.learning_rate = 0.01

@@ -1,4 +1,4 @@
-"""SimSiam and LeJEPA: their formulas, where gradients stop, what collapse looks like."""
+"""SimSiam and LeJEPA: formulas, stop-gradient, collapse."""
 
 import math
 from itertools import pairwise
@@ -22,8 +22,8 @@ def views(num: int, local: int = 0) -> Any:
     return found | ({"local_views": torch.randn(num, local, 1, 4, 4, generator=generator)} if local else {})
 
 
-def test_sigreg_is_its_equation() -> None:
-    """N = 3 points in one dimension, by the rule written out."""
+def test_sigreg_follows_its_equation() -> None:
+    """N = 3 points in one dimension, with the trapezoidal rule written out."""
     points = torch.tensor([[0.5], [-1.0], [2.0]])
     knots = [3 * i / 16 for i in range(17)]
     values = []
@@ -35,16 +35,16 @@ def test_sigreg_is_its_equation() -> None:
     assert float(batch_sigreg(points, torch.tensor([[2.0]]))) == pytest.approx(3 * 2 * area, rel=1e-5)
 
 
-def test_sigreg_tells_normal_vectors_from_others_at_any_batch_size() -> None:
+def test_sigreg_distinguishes_normal_vectors_at_any_batch_size() -> None:
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(8, 64, generator=generator)
     small, large = (batch_sigreg(torch.randn(n, 8, generator=generator), directions) for n in (64, 1024))
-    assert 0.5 < float(small / large) < 2  # N times the error: of normal vectors it does not grow
+    assert 0.5 < float(small / large) < 2  # scaled by N: for normal vectors it does not grow with N
     assert batch_sigreg(torch.zeros(64, 8), directions) > 10 * small  # collapsed
     assert batch_sigreg(5 * torch.randn(64, 8, generator=generator), directions) > 5 * small
 
 
-def test_simsiam_is_algorithm_1() -> None:
+def test_simsiam_follows_algorithm_1() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective = SimSiamSettings(width=8).build(backbone)
@@ -66,7 +66,7 @@ def test_simsiam_is_algorithm_1() -> None:
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_lejepa_is_its_equation() -> None:
+def test_lejepa_follows_its_equation() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     settings = LeJepaSettings(width=4, num_directions=8, weight=0.3)
@@ -84,7 +84,7 @@ def test_lejepa_is_its_equation() -> None:
     assert torch.allclose(output.loss_sum / output.num_targets, 0.7 * distance + 0.3 * gaussian, rtol=1e-4)
 
 
-def test_what_does_not_fit_is_one_line() -> None:
+def test_mismatched_settings() -> None:
     backbone = NepaModel(**SIZES).build()
     settings = SimSiamSettings(width=8)
     objective = settings.build(backbone).train()
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_one_line() -> None:
         LeJepaSettings(crops=crops.model_copy(update={"num_global": 1})).build(backbone)
 
 
-def test_collapse_is_named() -> None:
+def test_collapse_is_detected() -> None:
     backbone = NepaModel(**SIZES).build()
     objective = SimSiamSettings(width=8).build(backbone)
     alike = torch.ones(16, 8)

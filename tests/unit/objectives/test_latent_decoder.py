@@ -1,4 +1,4 @@
-"""The decoder is trained, the model is not; what is saved loads and knows its model."""
+"""The decoder is trained while the model is frozen; a saved decoder loads and checks its model."""
 
 import json
 
@@ -39,13 +39,13 @@ def batch(size=3):
 
 @pytest.mark.parametrize("source", ["latents", "predictions"])
 @pytest.mark.parametrize("switches", [{}, {"distance": "l1"}, {"edge_weight": 0.5}], ids=str)
-def test_decoder_learns_and_backbone_stays(source, switches):
+def test_the_decoder_is_trained_and_the_backbone_is_frozen(source, switches):
     model = build(source=source, **switches).train()
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5, learning_rate=1e-2))
     losses = []
     for _ in range(5):
-        model.train()  # as the trainer does: the objective must not read a model in training mode
+        model.train()  # as in the trainer: the objective must switch the frozen model to eval mode
         out = model(batch())
         assert out.num_targets == 48 and out.loss_sum.isfinite()
         losses.append(out.loss_sum.item())
@@ -60,7 +60,7 @@ def test_decoder_learns_and_backbone_stays(source, switches):
             assert parameter.grad is not None and not torch.equal(parameter, before[name]), name
 
 
-def test_loss_is_the_sum_of_patch_errors_and_mask_counts():
+def test_loss_is_the_sum_of_unmasked_patch_errors():
     model = build().eval()
     made = batch()
     made["latent_mask"][1, 9:] = False
@@ -72,17 +72,17 @@ def test_loss_is_the_sum_of_patch_errors_and_mask_counts():
     assert out.num_targets == 40 == model.objective.count_targets(made)
 
 
-def test_edges_of_a_shifted_patch_are_the_same():
+def test_edges_are_invariant_to_an_offset():
     objective = build(edge_weight=2.0, distance="mse").objective
     target = to_patches(batch()["pixel_values"], (4, 4))
     torch.testing.assert_close(objective.distance(target + 0.5, target), torch.full((3, 16), 0.25))
     found = target.clone()
-    found[0, 0, 0] += 1  # one pixel: one error, and one edge on each axis
+    found[0, 0, 0] += 1  # one pixel changes one value and one edge per axis
     expected = 1 / 48 + 2 * (1 / 36 + 1 / 36)
     assert objective.distance(found, target)[0, 0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_predictions_are_those_of_each_patch():
+def test_predictions_are_aligned_with_patches():
     model = build(source="predictions").eval()
     made = batch()
     hidden = model.backbone.encode(model.backbone.embed(made), "causal").last
@@ -94,14 +94,14 @@ def test_predictions_are_those_of_each_patch():
 
 def test_metrics_by_hand():
     target = torch.zeros(1, 1, 8)
-    target[0, 0, :4] = 1.0  # channel 1 is flat, channel 2 is flat: their mean colours are exact
+    target[0, 0, :4] = 1.0  # the first four values are constant, so their mean is exact
     target[0, 0, 4:] = torch.tensor([1.0, -1.0, 1.0, -1.0])
     found = decoding_metrics(target + 0.2, target, torch.ones(1, 1, dtype=torch.bool), 2)
     assert found["psnr"] == pytest.approx(20.0, abs=1e-4)  # 10 log10(4 / 0.04)
     assert found["psnr_flat"] == pytest.approx(10 * torch.log10(torch.tensor(8.0)).item(), abs=1e-4)
 
 
-def test_settings_that_cannot_work():
+def test_invalid_settings():
     with pytest.raises(ConfigError, match="num_heads 5 does not divide width 192"):
         validated(LatentDecoderSettings, {"num_heads": 5})
     with pytest.raises(ConfigError, match="Did you mean 'predictions'"):
@@ -117,7 +117,7 @@ def saved(folder, model):
 
 
 @pytest.mark.parametrize("source", ["latents", "predictions"])
-def test_saved_decoder_loads_and_knows_its_model(tmp_path, source):
+def test_a_saved_decoder_loads_and_checks_its_model(tmp_path, source):
     model = build(source=source).eval()
     loaded = load_decoder(saved(tmp_path / "run", model))
     x = torch.randn(2, 16, 32)
@@ -132,7 +132,7 @@ def test_saved_decoder_loads_and_knows_its_model(tmp_path, source):
         loaded.check(build(patch=8).backbone)
 
 
-def test_decoders_that_do_not_load(tmp_path):
+def test_loading_errors(tmp_path):
     with pytest.raises(ConfigError, match="no such decoder"):
         load_decoder(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="contains no finished decoder"):

@@ -1,4 +1,4 @@
-"""MAR: what it masks and compares, what its predictions may not see, and how it draws."""
+"""MAR: masks, loss, visibility of masked patches, and sampling."""
 
 import math
 from typing import Any
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {"decoder_width": 16, "decoder_heads": 2, "decoder_layer
 
 
 def built(**settings: Any) -> tuple[Any, Mar]:
-    """In eval mode, with no parameter at zero."""
+    """A backbone and objective in eval mode, without zero parameters."""
     torch.manual_seed(0)
     backbone: Any = NepaModel(**SIZES).build().eval()
     objective = MarSettings(**SMALL, **settings).build(backbone).eval()
@@ -52,23 +52,23 @@ def batch(settings: MarSettings, pixels: Tensor, seed: int = 0) -> Batch:
 
 
 class Fixed(nn.Module):
-    """Stands for a head's network: zeros, whatever it is asked."""
+    """Replaces the network of a head; it returns zeros."""
 
     def forward(self, x: Tensor, hidden: Tensor, time: Tensor) -> Tensor:
         return torch.zeros_like(x)
 
 
-def test_shares_are_of_the_truncated_normal() -> None:
+def test_mask_rates_follow_the_truncated_normal() -> None:
     generator = torch.Generator().manual_seed(0)
     shares = torch.tensor([masked_share(generator) for _ in range(2000)])
     assert shares.min() >= 0.7 and shares.max() <= 1
-    # of a normal cut to [mean - 1.2 sd, mean]: 1 - 0.25 (phi(0) - phi(1.2)) / (1/2 - Phi(-1.2))
+    # normal truncated to [mean - 1.2 sd, mean]: 1 - 0.25 (phi(0) - phi(1.2)) / (1/2 - Phi(-1.2))
     density = [math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi) for x in (0.0, 1.2)]
     expected = 1 - 0.25 * (density[0] - density[1]) / (0.5 - 0.5 * (1 + math.erf(-1.2 / math.sqrt(2))))
     assert float(shares.mean()) == pytest.approx(expected, abs=0.005)
 
 
-def test_what_is_drawn_for_an_image_fits_together() -> None:
+def test_draws_of_a_sample_are_consistent() -> None:
     settings, sample = MarSettings(num_classes=3), {"latent_mask": torch.ones(17)}
     counts, dropped = set(), 0
     for seed in range(200):
@@ -78,14 +78,14 @@ def test_what_is_drawn_for_an_image_fits_together() -> None:
         dropped += int(drawn["class_dropped"])
         assert not mask[0] and kept[0] == 0 and len(kept) == 1 + 4 and len(kept.unique()) == 5
         seen = ~mask[kept]
-        assert int(seen.sum()) == 17 - int(mask.sum())  # whatever is not masked is kept
-        assert (seen.int().diff() <= 0).all()  # what is masked comes last
+        assert int(seen.sum()) == 17 - int(mask.sum())  # all unmasked patches are kept
+        assert (seen.int().diff() <= 0).all()  # masked patches come last
     assert counts == {12, 13, 14, 15, 16}
     assert 8 <= dropped <= 35
 
 
 def test_the_loss_by_hand() -> None:
-    """A head that says nothing: the error is the length of x - e, over the masked patches and draws."""
+    """For a head that predicts zero, the error is the mean square of x - e over masked patches and draws."""
     backbone, objective = built(draws=2)
     objective.painter.head.network = Fixed()  # type: ignore[assignment, attr-defined]
     one = batch(objective.settings, images())
@@ -106,7 +106,7 @@ def test_hidden_patches_are_not_seen() -> None:
     backbone, objective = built()
     one = batch(objective.settings, images(), seed=3)
     valid = ~one["input_mask"].gather(1, one["kept"])
-    assert int(valid[0].sum()) > 1  # something is left
+    assert int(valid[0].sum()) > 1  # some patches are visible
 
     def states(pixels: Tensor) -> Tensor:
         latents = backbone.embed({"pixel_values": pixels})
@@ -118,8 +118,8 @@ def test_hidden_patches_are_not_seen() -> None:
     assert not torch.allclose(states(pixels + 3.0 * ~hidden), before, atol=1e-3)
 
 
-def test_a_share_for_each_image_gives_what_each_image_gives_alone() -> None:
-    """Rows that keep fewer patches are padded: that changes nothing."""
+def test_images_with_different_mask_rates_are_independent() -> None:
+    """Rows with fewer visible patches are padded, which has no effect."""
     backbone, objective = built()
     one = batch(objective.settings, images(6))
     assert len(one["input_mask"].sum(1).unique()) > 1
@@ -135,13 +135,13 @@ def test_a_share_for_each_image_gives_what_each_image_gives_alone() -> None:
         assert torch.allclose(alone[0], together[row], atol=1e-5)
 
 
-def test_the_schedule_draws_each_patch_once_and_few_at_first() -> None:
+def test_the_schedule_generates_each_patch_once_and_few_at_first() -> None:
     assert drawn_after(16, 4) == [0, 2, 5, 10, 16]  # 16 cos(pi / 8) = 14.8, 11.3, 6.1
     assert drawn_after(5, 100) == [0, 1, 2, 3, 4, 5]
     assert drawn_after(9, 1) == [0, 9]
 
 
-def test_images_are_drawn_by_class_from_averaged_weights() -> None:
+def test_images_are_sampled_by_class_with_averaged_weights() -> None:
     backbone, objective = built(num_classes=3, ema_decay=0.5)
     objective.after_step(backbone, 1, 10)
     told: Batch = {"labels": torch.tensor([0, 1, -100])}
@@ -157,7 +157,7 @@ def test_images_are_drawn_by_class_from_averaged_weights() -> None:
     assert torch.allclose(other[1:], first[1:], atol=1e-5) and not torch.allclose(other[0], first[0], atol=1e-4)
     without = draw(guidance=4.0)
     assert not torch.allclose(without[0], first[0], atol=1e-4)
-    assert torch.allclose(without[2], first[2], atol=1e-4)  # there is nothing to be led away from
+    assert torch.allclose(without[2], first[2], atol=1e-4)  # without a class, guidance has no effect
     assert objective.averaged is not None
     with torch.no_grad():
         for parameter in objective.averaged.parameters():
@@ -165,7 +165,7 @@ def test_images_are_drawn_by_class_from_averaged_weights() -> None:
     assert not torch.allclose(draw(), first, atol=1e-3)
 
 
-def test_bad_settings_are_one_line() -> None:
+def test_invalid_settings() -> None:
     backbone, objective = built(num_classes=2)
     with pytest.raises(ConfigError, match="num_classes 2: the data has a class 2"):
         objective(backbone, batch(objective.settings, images()))
@@ -176,7 +176,7 @@ def test_bad_settings_are_one_line() -> None:
         MarSettings().build(small)
 
 
-def test_the_verdict_goes_by_what_the_image_says() -> None:
+def test_the_verdict_depends_on_the_gain_from_context() -> None:
     assert MarSettings().verdict([{"context_gain": 0.0}]).word == "undecided"
     assert MarSettings().verdict([{"context_gain": 0.3}]).word == "learning"
     assert "30.0 %" in MarSettings().verdict([{"context_gain": 0.3}]).sentence

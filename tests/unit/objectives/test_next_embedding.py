@@ -1,4 +1,4 @@
-"""The objective's switches: what each changes, and what it must not."""
+"""The switches of the objective: what each changes, and what it must not change."""
 
 import pytest
 import torch
@@ -61,12 +61,12 @@ def batch(objective=None, size=3):
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_every_switch_trains_what_it_should(switches):
+def test_every_switch_trains_the_right_parameters(switches):
     model = build(**switches).train()
     made = batch(model.objective)
     out = model(made)
     assert out.loss_sum.isfinite() and out.loss_sum.dtype == torch.float32
-    assert out.num_targets == model.objective.count_targets(made)  # known before the forward
+    assert out.num_targets == model.objective.count_targets(made)  # known before the forward pass
     assert all(value.isfinite() for value in out.metrics.values())
     (out.loss_sum / out.num_targets).backward()
     for name, p in model.named_parameters():
@@ -77,7 +77,7 @@ def test_every_switch_trains_what_it_should(switches):
 
 
 @pytest.mark.parametrize("switches", [s for s in SWITCHES if s.get("distance") != "sigreg"], ids=str)
-def test_a_batch_is_the_sum_of_its_parts(switches):
+def test_a_batch_loss_is_the_sum_over_its_parts(switches):
     model = build(**switches).eval()
     made = batch(model.objective, size=4)
     whole = model(made)
@@ -130,7 +130,7 @@ def test_causal_switch_changes_what_a_position_sees():
 
 
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_leaving_the_last_latent_out_changes_nothing(switches):
+def test_skipping_the_last_latent_has_no_effect(switches):
     results = []
     for skip_last in (True, False):
         model = build(**switches)
@@ -160,13 +160,13 @@ def test_input_mask_hides_patches_but_keeps_them_as_targets():
     assert model(made).num_targets == 48
 
 
-def test_masks_depend_on_the_generator_alone():
+def test_masks_depend_only_on_the_generator():
     objective = build(input_mask_rate=0.5).objective
     one, two = batch(objective), batch(objective)
     assert torch.equal(one["input_mask"], two["input_mask"])
 
 
-def test_several_steps_ahead_have_heads_of_their_own():
+def test_several_steps_ahead_have_separate_heads():
     model = build(steps_ahead=[1, 2]).eval()
     made = batch()
     hidden, z = model.backbone(made["pixel_values"]).last_hidden_state, model.backbone.embed(made).z
@@ -190,7 +190,7 @@ def test_teacher_moves_towards_the_backbone():
         assert torch.allclose(new, old + 0.25, atol=1e-6)
 
 
-def test_sigreg_has_no_stop_gradient_and_a_projector_of_its_own():
+def test_sigreg_has_no_stop_gradient_and_its_own_projector():
     model = build(distance="sigreg", sigreg_weight=0.0).train()
     out = model(batch())
     out.loss_sum.backward()
@@ -203,7 +203,7 @@ def test_sigreg_has_no_stop_gradient_and_a_projector_of_its_own():
 
 @pytest.mark.parametrize("switches", [{}, {"every_layer": True}, {"steps_ahead": [1, 3]}], ids=str)
 def test_sigreg_is_added_once_with_its_weight(switches):
-    """Whatever layers and steps ahead the squared error is a mean over."""
+    """Regardless of the number of layers and steps ahead that the squared error averages over."""
     parts = []
     for weight in (0.0, 1.0):
         model = build(distance="sigreg", sigreg_weight=weight, **switches).eval()
@@ -229,7 +229,7 @@ def test_sigreg_is_added_once_with_its_weight(switches):
         ({"input_mask_rate": 1.0}, "input_mask_rate"),
     ],
 )
-def test_settings_that_cannot_work_are_named(values, message):
+def test_invalid_settings(values, message):
     with pytest.raises(ConfigError, match=message):
         validated(NextEmbeddingSettings, values)
 
@@ -243,7 +243,7 @@ def test_settings_that_cannot_work_are_named(values, message):
         ({"target": "hidden", "target_layer": -3}, "layer 0 is the latents"),
     ],
 )
-def test_settings_that_do_not_fit_the_backbone_are_named(values, message):
+def test_settings_that_do_not_match_the_backbone(values, message):
     with pytest.raises(ConfigError, match=message):
         build(**values)
 

@@ -1,4 +1,4 @@
-"""AIM and MAE: what they compare, worked by hand, and what their predictions may not see."""
+"""AIM and MAE: losses derived by hand, and masking."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_the_loss_is_the_mean_over_values_summed_over_patches() -> None:
     output = compared(pred, target, mask, diagnose=True)
     # ((1-1)^2 + (1+1)^2) / 2 = 2 and (0 + 4) / 2 = 2; the third patch does not count
     assert output.loss_sum == 4.0 and output.num_targets == 2
-    assert output.metrics is not None and output.metrics["explained"] == 1 - 4.0 / 1.0  # variance 1 of the first patch
+    assert output.metrics is not None and output.metrics["explained"] == 1 - 4.0 / 1.0  # the first patch has variance 1
 
 
 def test_the_mean_of_a_patch_explains_nothing() -> None:
@@ -57,7 +57,7 @@ def test_the_mean_of_a_patch_explains_nothing() -> None:
 
 
 @pytest.mark.parametrize("prefix", [1, 2, 3])
-def test_aim_predicts_a_patch_without_having_seen_it_or_a_later_one(prefix: int) -> None:
+def test_aim_predictions_do_not_depend_on_the_patch_or_later_ones(prefix: int) -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective = AimSettings().build(backbone)
@@ -69,7 +69,7 @@ def test_aim_predicts_a_patch_without_having_seen_it_or_a_later_one(prefix: int)
 
     pixels = images()
     before = predictions(pixels)
-    for patch in range(prefix, 4):  # of raster order: rows and columns of 4 pixels
+    for patch in range(prefix, 4):  # in raster order, 4 x 4 pixels each
         changed = pixels.clone()
         top, left = patch // 2 * 4, patch % 2 * 4
         changed[..., top : top + 4, left : left + 4] += 3.0
@@ -78,11 +78,11 @@ def test_aim_predicts_a_patch_without_having_seen_it_or_a_later_one(prefix: int)
         if patch + 1 < 4:
             assert not torch.allclose(after[:, patch + 1], before[:, patch + 1], atol=1e-5)
     early = pixels.clone()
-    early[..., :4, :4] += 3.0  # the first patch is in the prefix: all that is predicted may see it
+    early[..., :4, :4] += 3.0  # the first patch is in the prefix, so every prediction may depend on it
     assert not torch.allclose(predictions(early)[:, prefix], before[:, prefix], atol=1e-5)
 
 
-def test_aim_counts_what_comes_behind_the_prefix() -> None:
+def test_aim_counts_patches_after_the_prefix() -> None:
     objective = AimSettings().build(NepaModel(**SIZES).build())
     drawn = {"prefix_length": torch.tensor([1, 2, 3])}
     assert objective.count_targets(batch(images(), **drawn)) == 3 + 2 + 1
@@ -91,13 +91,13 @@ def test_aim_counts_what_comes_behind_the_prefix() -> None:
     assert set(map(int, drawn_lengths)) == {1, 2, 3}
 
 
-def test_mae_drops_the_share_and_its_predictions_do_not_see_what_was_dropped() -> None:
+def test_mae_drops_patches_and_predictions_do_not_depend_on_them() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     settings = MaeSettings(decoder_width=16, decoder_heads=2, decoder_layers=1)
     objective = settings.build(backbone).eval()
     kept = settings.draw({"latent_mask": torch.ones(5)}, torch.Generator().manual_seed(1))["kept"]
-    assert kept[0] == 0 and len(kept) == 2  # of four patches one is left
+    assert kept[0] == 0 and len(kept) == 2  # one of four patches is visible
     assert (kept.diff() > 0).all()
     drawn = {"kept": kept.expand(3, -1)}
     assert objective.count_targets(batch(images(), **drawn)) == 9
@@ -118,7 +118,7 @@ def test_mae_drops_the_share_and_its_predictions_do_not_see_what_was_dropped() -
     assert not torch.allclose(predictions(seen), before, atol=1e-4)
 
 
-def test_images_that_are_too_small_and_heads_that_do_not_divide_are_one_line() -> None:
+def test_invalid_image_sizes_and_heads() -> None:
     small = NepaModel(**{**SIZES, "image_size": 4, "patch_size": 4}).build()
     for settings in (AimSettings(), MaeSettings()):
         with pytest.raises(ConfigError, match="needs four patches or more"):
@@ -127,7 +127,7 @@ def test_images_that_are_too_small_and_heads_that_do_not_divide_are_one_line() -
         MaeSettings(decoder_heads=3).build(NepaModel(**SIZES).build())
 
 
-def test_the_verdict_goes_by_what_is_explained() -> None:
+def test_the_verdict_depends_on_the_explained_variance() -> None:
     assert AimSettings().verdict([{"explained": 0.01}]).word == "undecided"
     assert AimSettings().verdict([{"explained": 0.4}]).word == "learning"
     assert MaeSettings().verdict([{"loss": 1.0}]).word == "undecided"

@@ -1,4 +1,4 @@
-"""Readouts are trained, the model is not; what is saved loads and knows its model."""
+"""Readouts are trained while the model is frozen; saved readouts load and check their model."""
 
 import json
 
@@ -52,13 +52,13 @@ def batch(**settings):
 
 
 @pytest.mark.parametrize(("source", "decoder"), CASES)
-def test_readouts_learn_and_backbone_stays(source, decoder):
+def test_readouts_are_trained_and_the_backbone_is_frozen(source, decoder):
     model = build(source=source, decoder=decoder).train()
     before = {n: p.clone() for n, p in model.state_dict().items()}
     optimizer = build_optimizer(model, OptimConfig(weight_decay=0.5, learning_rate=1e-2))
     losses = []
     for _ in range(5):
-        model.train()  # as the trainer does: the objective must not read a model in training mode
+        model.train()  # as in the trainer: the objective must switch the frozen model to eval mode
         out = model(batch())
         assert out.num_targets.tolist() == [32, 4] and out.loss_sum.isfinite().all()
         losses.append((out.loss_sum / out.num_targets).tolist())
@@ -84,7 +84,7 @@ def test_loss_of_latents_by_hand(order):
 
 
 @pytest.mark.parametrize("model", [{}, {"density": "von_mises_fisher"}, {"density": "mixture"}], ids=str)
-def test_predictions_are_those_of_each_latent(model):
+def test_predictions_are_shifted_by_one_latent(model):
     built, made = build(source="predictions", model=model).eval(), batch()
     hidden = built.backbone.encode(built.backbone.embed(made), "causal").last
     if model:
@@ -95,7 +95,7 @@ def test_predictions_are_those_of_each_latent(model):
 
 
 @pytest.mark.parametrize("decoder", ["linear", "conv"])
-def test_predictions_that_nobody_trained_do_not_count(decoder):
+def test_untrained_predictions_do_not_count(decoder):
     made = batch(loss=False)
     for source, expected in (("latents", [32, 4]), ("predictions", [0, 4])):
         model = build(source=source, decoder=decoder)
@@ -103,23 +103,23 @@ def test_predictions_that_nobody_trained_do_not_count(decoder):
         assert out.num_targets.tolist() == expected == model.objective.count_targets(made).tolist()
         assert (out.loss_sum[0] == 0) == (expected[0] == 0) and out.loss_sum[1] > 0
         out.loss_sum.sum().backward()
-        assert all(p.grad is not None for p in model.objective.parameters())  # also of what had no target
+        assert all(p.grad is not None for p in model.objective.parameters())  # including parameters without targets
 
 
 def test_conv_reads_each_segment_alone():
-    """The first document's values are found alike without the second."""
+    """The values of the first document do not depend on the second."""
     model = build(decoder="conv", modalities={"image": MODALITIES["image"]}).eval()
     processor = parts(modalities={"image": MODALITIES["image"]}).processor()
     images = [[segment] for document in documents() for segment in document if segment["kind"] == "image"]
     both, one = (model(dict(processor(images[:num], end=True))) for num in (2, 1))
     two = model(dict(processor(images[1:], end=True)))
     torch.testing.assert_close(both.loss_sum, one.loss_sum + two.loss_sum)
-    packed = model(dict(processor([images[0] + images[1]], end=True)))  # both in one document
+    packed = model(dict(processor([images[0] + images[1]], end=True)))  # both images in one document
     torch.testing.assert_close(packed.loss_sum, both.loss_sum)
 
 
-def test_causal_conv_gives_no_answer_away():
-    """What is said of a patch does not change with the patch itself, nor with later ones."""
+def test_causal_conv_does_not_leak_the_target():
+    """The readout for a patch does not depend on the patch itself or on later ones."""
     model = build(source="predictions", decoder="conv", modalities={"image": MODALITIES["image"]}).eval()
     processor = parts(modalities={"image": MODALITIES["image"]}).processor()
     image = documents()[1][0]
@@ -143,10 +143,10 @@ def test_metrics_by_hand():
     assert found["psnr/image"] == pytest.approx(20.0, abs=1e-4)  # 10 log10(4 / 0.04)
     assert found["mse/image"][0] == pytest.approx(0.08) and found["mse/image"][1] == 2
     assert readout_metrics("image", target + 0.2, target, span=2 / 0.5)["psnr/image"] == pytest.approx(26.02, abs=0.01)
-    assert found["mse_mean/image"][0] == pytest.approx(1.0)  # half of the values are 1 away from their mean
+    assert found["mse_mean/image"][0] == pytest.approx(1.0)  # half of the values differ from their mean by 1
 
 
-def test_chosen_modalities_only():
+def test_only_chosen_modalities_have_readouts():
     assert list(build().objective.readouts) == ["image", "touch"]
     model = build()
     chosen = OBJECTIVES.parse({"kind": "readout", "modalities": ["touch"]}).build(model.backbone)
@@ -154,7 +154,7 @@ def test_chosen_modalities_only():
     assert out.num_targets.tolist() == [4] and set(out.metrics) == {"mse/touch", "mse_mean/touch", "psnr/touch"}
 
 
-def test_settings_that_cannot_work():
+def test_invalid_settings():
     with pytest.raises(ConfigError, match="Did you mean 'predictions'"):
         validated(ReadoutSettings, {"source": "prediction"})
     with pytest.raises(ConfigError, match="Did you mean 'touch'"):
@@ -175,7 +175,7 @@ def saved(folder, model):
 
 
 @pytest.mark.parametrize(("source", "decoder"), CASES)
-def test_saved_readouts_load_and_know_their_model(tmp_path, source, decoder):
+def test_saved_readouts_load_and_check_their_model(tmp_path, source, decoder):
     model = build(source=source, decoder=decoder).eval()
     loaded = load_readouts(saved(tmp_path / "run", model))
     x, places = torch.randn(16, 32), model.backbone.model.modality("image").places((4, 4))
@@ -203,7 +203,7 @@ def test_model_uses_them(tmp_path):
         torch.testing.assert_close(model.backbone.values_of("image", x), loaded.readouts["image"](x))
 
 
-def test_readouts_that_do_not_load(tmp_path):
+def test_loading_errors(tmp_path):
     with pytest.raises(ConfigError, match="no such readouts"):
         load_readouts(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="contains no finished readouts"):

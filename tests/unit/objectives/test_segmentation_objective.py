@@ -15,7 +15,7 @@ NUM = 4
 
 
 class Net(nn.Module):
-    """Logits at half the resolution; with an auxiliary head as UPerNet has one."""
+    """Logits at half the resolution, optionally with an auxiliary head as in UPerNet."""
 
     def __init__(self, auxiliary=False):
         super().__init__()
@@ -59,8 +59,8 @@ def test_loss_is_the_sum_over_labelled_pixels(batch):
     assert objective(net, batch).metrics is None
 
 
-def test_the_sum_is_that_of_its_parts(batch):
-    """So accumulation and ranks give the gradient of the whole batch."""
+def test_the_loss_is_the_sum_over_its_parts(batch):
+    """Therefore accumulation and ranks give the gradient of the whole batch."""
     net = Net()
     objective = SegmentationSettings(label_smoothing=0.1, class_weights=[1, 2, 3, 4]).build(net)
     whole = objective(net, batch).loss_sum
@@ -69,7 +69,7 @@ def test_the_sum_is_that_of_its_parts(batch):
     assert parts[2].loss_sum == 0 and parts[2].num_targets == 0
 
 
-def test_auxiliary_head_counts_in_training_only(batch):
+def test_auxiliary_head_is_used_only_in_training(batch):
     net = Net(auxiliary=True)
     objective = SegmentationSettings().build(net)
     plain = SegmentationSettings().build(Net())
@@ -80,7 +80,7 @@ def test_auxiliary_head_counts_in_training_only(batch):
 
 
 def test_agrees_with_transformers_upernet():
-    """Our sum over our count is the mean that transformers' UPerNet gives with labels."""
+    """loss_sum / num_targets equals the loss of transformers' UPerNet with labels."""
     from nextembed.models.nepa import NepaSegmenter
 
     sizes = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -92,6 +92,6 @@ def test_agrees_with_transformers_upernet():
     torch.testing.assert_close(out.loss_sum / out.num_targets, model(pixels, labels=labels).loss)
 
 
-def test_class_weights_have_to_fit():
+def test_class_weights_must_match_the_classes():
     with pytest.raises(ConfigError, match=r"objective.class_weights: 2 weights for 4 classes"):
         SegmentationSettings(class_weights=[1, 2]).build(Net())

@@ -1,4 +1,4 @@
-"""Fine-tuning's objective: closed forms of the loss, mixing, and what is not counted."""
+"""The fine-tuning objective: closed forms of the loss, mixup and CutMix, ignored labels."""
 
 import types
 
@@ -17,7 +17,7 @@ SIZES = NepaModel(image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=
 
 
 class Fixed(torch.nn.Module):
-    """A backbone that answers with logits that are linear in the pixels, so that mixed pixels give mixed logits."""
+    """A backbone whose logits are linear in the pixels, so that mixed pixels give mixed logits."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +41,7 @@ def objective(backbone, **settings):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_label_smoothing_is_torchs(smoothing):
+def test_label_smoothing_equals_torch(smoothing):
     net, data = Fixed(), batch([0, 3, 4, 1])
     out = objective(net, label_smoothing=smoothing)(net, data)
     expected = F.cross_entropy(
@@ -51,7 +51,7 @@ def test_label_smoothing_is_torchs(smoothing):
     assert out.num_targets == 4
 
 
-def test_images_without_a_label_count_nothing():
+def test_images_without_a_label_are_ignored():
     net = Fixed()
     task = objective(net, label_smoothing=0.1)
     some, all_of_them = batch([2, IGNORE_LABEL, 1, IGNORE_LABEL]), batch([2, 0, 1, 0])
@@ -63,7 +63,7 @@ def test_images_without_a_label_count_nothing():
 
 
 @pytest.mark.parametrize(("label", "words"), [(5, "label 5 is not one of the 5 classes (0..4)"), (-1, "label -1 is")])
-def test_a_label_that_is_no_class_is_one_clear_line(label, words):
+def test_an_out_of_range_label_is_an_error(label, words):
     net = Fixed()
     with pytest.raises(DataError) as err:
         objective(net).count_targets(batch([0, label]))
@@ -71,7 +71,7 @@ def test_a_label_that_is_no_class_is_one_clear_line(label, words):
 
 
 @pytest.mark.parametrize("settings", [{"mixup_alpha": 0.8}, {"cutmix_alpha": 1.0}])
-def test_mixing_moves_target_mass_and_loses_none(settings):
+def test_mixing_preserves_target_mass(settings):
     net = Fixed()
     task = objective(net, **settings).train()
     labels = torch.tensor([0, 1, 2, IGNORE_LABEL])
@@ -79,7 +79,7 @@ def test_mixing_moves_target_mass_and_loses_none(settings):
     for seed in range(8):
         torch.manual_seed(seed)
         _, targets = task.mixed(torch.rand(4, 3, 8, 8), task.one_hot(labels))
-        assert targets.sum().item() == pytest.approx(3.0, abs=1e-5)  # as many as were counted
+        assert targets.sum().item() == pytest.approx(3.0, abs=1e-5)  # equal to the number of labelled images
         assert (targets >= 0).all() and targets.sum(1).max() <= 1 + 1e-6
         moved += int((targets != task.one_hot(labels)).any())
     assert moved > 4
@@ -108,7 +108,7 @@ def test_nothing_is_mixed_outside_training_or_at_rate_0():
             assert torch.equal(net.seen, data["pixel_values"])
 
 
-def test_gradient_reaches_head_and_trunk_and_train_accuracy_is_right():
+def test_gradients_reach_all_parameters_and_train_accuracy_is_correct():
     torch.manual_seed(0)
     model = NepaClassifier(architecture=SIZES).build(NAMES)
     task = objective(model, mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1).train()

@@ -1,4 +1,4 @@
-"""A density for signals and a softmax for tokens in one model: the loss, and how it is read."""
+"""A density for signals and a softmax for tokens in one model: loss and scores."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_the_loss_is_cross_entropy_of_tokens_and_likelihood_of_signals() -> None
     assert torch.allclose(loss, torch.where(touched, signal, token).sum(), atol=1e-4)
 
 
-def test_it_is_read_as_it_was_trained_also_after_saving(tmp_path) -> None:
+def test_scores_match_the_training_objective_also_after_saving(tmp_path) -> None:
     model = small()
     hidden, table = torch.randn(2, 32), model.model.begin.weight
     by_density = code_scores(model, hidden, table)
@@ -53,7 +53,7 @@ def test_it_is_read_as_it_was_trained_also_after_saving(tmp_path) -> None:
     inputs = model.processor([["hot"]], end=True)
     with torch.no_grad():
         found = log_likelihoods(model, inputs)[0, 1:]
-        assert (found < 0).all()  # log-probabilities; densities may lie above
+        assert (found < 0).all()  # log-probabilities; log densities may be positive
         PretrainingModel(model, NextEmbeddingSettings(distance="likelihood").build(model))
         assert torch.allclose(code_scores(model, hidden, table), by_density)
 

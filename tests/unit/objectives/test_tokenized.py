@@ -1,4 +1,4 @@
-"""LlamaGen and VAR: what they classify, what a position may not see, and what they draw, step by step."""
+"""LlamaGen and VAR: classification targets, masking, and step-by-step sampling."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ KINDS = (LlamaGenSettings, VarSettings)
 
 
 def built(kind: Any, **changes: Any) -> tuple[Any, Any]:
-    """A backbone, and an objective with a head that is not zero any more."""
+    """A backbone and an objective whose head is no longer zero."""
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     shape = {**SHAPE, "scales": [1, 2] if kind is VarSettings else []}
@@ -36,7 +36,7 @@ def batch(pixels: torch.Tensor, **more: torch.Tensor) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_head_of_zeros_costs_the_log_of_the_number_of_codes(kind: Any) -> None:
+def test_a_zero_head_gives_the_log_of_the_number_of_codes(kind: Any) -> None:
     backbone, objective = built(kind)
     torch.nn.init.zeros_(objective.head.weight)
     images = batch(torch.randn(6, 1, 8, 8), labels=torch.tensor([0, 1, 2, -100, 0, 1]))
@@ -52,7 +52,7 @@ def test_llamagen_predicts_a_code_from_the_class_and_the_codes_before_it() -> No
 
     def hidden(codes: torch.Tensor, label: int) -> torch.Tensor:
         latents = objective.latents(backbone, codes, torch.tensor([label]))
-        assert not latents.coordinates[:, 0].any()  # the class has no rotation
+        assert not latents.coordinates[:, 0].any()  # the class position has no rotation
         return backbone.encode(latents.until(4), "causal").last
 
     before = hidden(tokens, 0)
@@ -60,7 +60,7 @@ def test_llamagen_predicts_a_code_from_the_class_and_the_codes_before_it() -> No
         changed = tokens.clone()
         changed[0, place] = 6
         after = hidden(changed, 0)
-        assert torch.equal(after[:, : place + 1], before[:, : place + 1])  # of which the last predicts this code
+        assert torch.equal(after[:, : place + 1], before[:, : place + 1])  # the last of them predicts this code
         assert place == 3 or not torch.allclose(after[:, place + 1 :], before[:, place + 1 :])
     assert not torch.allclose(hidden(tokens, 1)[:, 0], before[:, 0])
 
@@ -73,7 +73,7 @@ def test_var_predicts_a_map_from_the_class_and_the_coarser_maps() -> None:
         return backbone.encode(objective.latents(backbone, codes, torch.tensor([0])), objective.blocks(1)).last
 
     before = hidden(tokens)
-    for place in range(1, 5):  # of the finest map, which nothing may see
+    for place in range(1, 5):  # codes of the finest map, which are never inputs
         changed = tokens.clone()
         changed[0, place] = 6
         assert torch.equal(hidden(changed), before)
@@ -85,7 +85,7 @@ def test_var_predicts_a_map_from_the_class_and_the_coarser_maps() -> None:
     assert objective.places(1)[0, 0].tolist() == [0.0, 0.0]
 
 
-def test_the_pixels_of_an_image_come_in_through_its_codes_alone() -> None:
+def test_pixels_are_read_only_through_their_codes() -> None:
     for kind in KINDS:
         backbone, objective = built(kind)
         pixels = torch.randn(2, 1, 8, 8)
@@ -96,7 +96,7 @@ def test_the_pixels_of_an_image_come_in_through_its_codes_alone() -> None:
         assert objective.read(backbone, {"pixel_values": pixels}, "full").last.shape == (2, 5, 16)
 
 
-def test_llamagen_draws_from_its_cache_what_it_would_draw_without_one() -> None:
+def test_llamagen_samples_the_same_with_and_without_a_cache() -> None:
     backbone, objective = built(LlamaGenSettings)
     labels, scale = torch.tensor([0, 2, -100]), 1.5
     drawn = objective.sample(backbone, {"labels": labels}, SampleSettings(temperature=0, guidance=scale))
@@ -112,7 +112,7 @@ def test_llamagen_draws_from_its_cache_what_it_would_draw_without_one() -> None:
     assert len({tuple(row) for row in tokens.tolist()}) > 1
 
 
-def test_var_draws_from_its_cache_with_guidance_that_grows() -> None:
+def test_var_samples_from_its_cache_with_increasing_guidance() -> None:
     backbone, objective = built(VarSettings)
     labels = torch.tensor([0, 2])
     drawn = objective.sample(backbone, {"labels": labels}, SampleSettings(temperature=0, guidance=3.0))
@@ -127,8 +127,8 @@ def test_var_draws_from_its_cache_with_guidance_that_grows() -> None:
     assert torch.allclose(drawn, objective.tokenizer.decode(tokens), atol=1e-5)
 
 
-def test_samples_follow_what_the_head_says() -> None:
-    """With a head of nothing but a bias, codes are drawn independently with its softmax."""
+def test_samples_follow_the_softmax_of_the_head() -> None:
+    """With only a bias in the head, codes are sampled independently from its softmax."""
     backbone, objective = built(LlamaGenSettings)
     torch.nn.init.zeros_(objective.head.weight)
     objective.head.bias.data = torch.tensor([0.5, 0.25, 0.25, 1e-9, 1e-9, 1e-9, 1e-9]).log()
@@ -139,7 +139,7 @@ def test_samples_follow_what_the_head_says() -> None:
     assert torch.allclose(shares, torch.tensor([0.5, 0.25, 0.25, 0, 0, 0, 0]), atol=0.04)
 
 
-def test_tokens_are_drawn_among_the_top_and_guidance_extrapolates() -> None:
+def test_top_k_top_p_and_guidance() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(400, 4)
     generator = torch.Generator().manual_seed(0)
 
@@ -154,7 +154,7 @@ def test_tokens_are_drawn_among_the_top_and_guidance_extrapolates() -> None:
     assert guided(pairs, 2.0).flatten().tolist() == [2.0, 0.0] and guided(pairs, 0.0).flatten().tolist() == [0.0, 4.0]
 
 
-def test_classes_are_dropped_as_drawn_and_have_to_be_known() -> None:
+def test_classes_are_dropped_and_must_be_known() -> None:
     labels = torch.tensor([0, 1, 2])
     told = told_labels({"labels": labels, "class_dropped": torch.tensor([True, False, False])}, 3, labels.device)
     assert told.tolist() == [-100, 1, 2]
@@ -163,12 +163,12 @@ def test_classes_are_dropped_as_drawn_and_have_to_be_known() -> None:
     assert 0.2 < float(torch.stack(drops).float().mean()) < 0.4
     table = ClassTable(2, 4)
     assert torch.equal(table(torch.tensor([-100]))[0], table.table.weight[2])
-    assert torch.equal(ClassTable(0, 4)(labels).std(0), torch.zeros(4))  # without classes none is read
+    assert torch.equal(ClassTable(0, 4)(labels).std(0), torch.zeros(4))  # without classes, labels are ignored
     with pytest.raises(ConfigError, match=r"objective.num_classes 2: the data has a class 2"):
         table(labels)
 
 
-def test_tokenizers_that_do_not_fit_are_one_line() -> None:
+def test_mismatched_tokenizers() -> None:
     backbone = NepaModel(**SIZES).build()
     for kind, shape, words in (
         (LlamaGenSettings, {**SHAPE, "scales": [1, 2]}, "needs a tokenizer with a single map.* has maps of side 1, 2"),
@@ -183,14 +183,14 @@ def test_tokenizers_that_do_not_fit_are_one_line() -> None:
         LlamaGenSettings(tokenizer="runs/none").build(backbone)
 
 
-def test_an_untrained_tokenizer_is_said() -> None:
+def test_an_untrained_tokenizer_is_reported() -> None:
     assert LlamaGenSettings(tokenizer_shape=SHAPE).warnings([])[0].startswith("tokenizer: it is untrained")
     assert not LlamaGenSettings(tokenizer="runs/vq").warnings([])
     assert LlamaGenSettings().verdict([{"token_top1": 0.4, "token_chance": 0.2}]).word == "learning"
     assert VarSettings().verdict([{"token_top1": 0.2, "token_chance": 0.2}]).word == "undecided"
 
 
-def test_the_cache_continues_where_it_stands() -> None:
+def test_encoding_continues_from_the_cache() -> None:
     backbone, _ = built(LlamaGenSettings)
     latents = backbone.embed({"pixel_values": torch.randn(2, 1, 8, 8)})
     whole, cache = backbone.encode(latents, "causal").last, backbone.new_cache()
@@ -200,8 +200,8 @@ def test_the_cache_continues_where_it_stands() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_averaged_parts_follow_by_hand_and_draw(kind: Any) -> None:
-    """After step 1 the average keeps min(0.9, 2 / 11) of itself; drawing takes it and gives the trained parts back."""
+def test_averaged_weights_by_hand_and_in_sampling(kind: Any) -> None:
+    """After step 1 the average decays by min(0.9, 2 / 11); sampling uses it and then restores the trained weights."""
     backbone, objective = built(kind, ema_decay=0.9)
     plain = built(kind)[1]
     assert objective.averages and not plain.averages and plain.averaged is None

@@ -1,4 +1,4 @@
-"""Tokenizers: what is quantised, worked by hand; codes that die; and what does not load."""
+"""Tokenizers: quantisation derived by hand, dead codes, loading errors."""
 
 import json
 from pathlib import Path
@@ -24,30 +24,30 @@ def batch(pixels: torch.Tensor) -> Any:
 
 
 def test_one_map_by_hand() -> None:
-    """Directions of three cells and three codes: the nearest one, and (1 + 0.25) of the squared distance."""
+    """Three cells, three codes: the code with the nearest direction, and 1.25 times the squared distance."""
     quantizer = MapQuantizer(TokenizerShape(**{**SHAPE, "image_shape": (4, 12)}))
     quantizer.codes.data = torch.tensor([[2.0, 0.0], [0.0, 5.0], [-1.0, 0.0]])
     f = torch.tensor([[3.0, 4.0], [-2.0, 0.0], [1.0, 0.0]]).T[None, :, None].requires_grad_()  # [1, 2, 1, 3]
     found = quantizer(f)
     assert found.ids.tolist() == [[1, 2, 0]]
-    expected = torch.tensor([[0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])  # of length 1
+    expected = torch.tensor([[0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])  # unit length
     assert torch.allclose(found.features[0, :, 0].T, expected, atol=1e-6)
-    square = ((0.6 - 0.0) ** 2 + (0.8 - 1.0) ** 2) / 6  # of (3, 4) / 5; the mean over all numbers
+    square = ((0.6 - 0.0) ** 2 + (0.8 - 1.0) ** 2) / 6  # for (3, 4) / 5; the mean over all values
     assert float(found.loss.detach()) == pytest.approx(1.25 * square, rel=1e-5)
-    found.features.sum().backward()  # straight through: as if nothing had been quantised, but for the length
+    found.features.sum().backward()  # straight-through: as without quantisation, except for normalisation
     normed = torch.nn.functional.normalize(f.detach().requires_grad_(), dim=1)
     assert f.grad is not None and f.grad.abs().sum() > 0 and normed.shape == f.shape
     assert torch.allclose(quantizer.decode(found.ids), found.features.detach(), atol=1e-6)
 
 
 def test_two_maps_by_hand() -> None:
-    """The mean first, then what is left of each cell; the convolutions are set to give what they get."""
+    """First the mean, then the residual of each cell; the convolutions are set to the identity."""
     quantizer = MapQuantizer(TokenizerShape(**{**SHAPE, "code_width": 1, "num_codes": 4, "scales": [1, 2]}))
     for convolution in quantizer.smooth:
         torch.nn.init.dirac_(convolution.weight)
         torch.nn.init.zeros_(convolution.bias)
     quantizer.codes.data = torch.tensor([[4.0], [1.0], [-1.0], [9.0]])
-    f = torch.tensor([[5.0, 3.0], [5.5, 4.9]]).view(1, 1, 2, 2)  # mean 4.6: code 4; left: 1, -1, 1.5, 0.9
+    f = torch.tensor([[5.0, 3.0], [5.5, 4.9]]).view(1, 1, 2, 2)  # mean 4.6: code 4; residuals: 1, -1, 1.5, 0.9
     found = quantizer(f)
     assert found.ids.tolist() == [[0, 1, 2, 1, 1]]
     assert torch.allclose(found.features.flatten(), torch.tensor([5.0, 3.0, 5.0, 5.0]))
@@ -59,7 +59,7 @@ def test_two_maps_by_hand() -> None:
     assert torch.allclose(quantizer.decode(found.ids[:, :1]), torch.full((1, 1, 2, 2), 4.0))
 
 
-def test_half_of_what_a_map_adds_goes_through_its_convolution() -> None:
+def test_half_of_each_map_passes_through_its_convolution() -> None:
     quantizer = MapQuantizer(TokenizerShape(**{**SHAPE, "scales": [1, 2]}))
     for convolution in quantizer.smooth:
         torch.nn.init.zeros_(convolution.weight)
@@ -72,7 +72,7 @@ def test_half_of_what_a_map_adds_goes_through_its_convolution() -> None:
     assert torch.allclose(quantizer.decode(ids), expected, atol=1e-6)
 
 
-def test_a_patch_is_a_cell_for_any_patch() -> None:
+def test_each_patch_is_one_cell_for_any_patch_size() -> None:
     assert strides((4, 4)) == [(2, 2), (2, 2)] and strides((7, 7)) == [(7, 7)] and strides((1, 1)) == [(1, 1)]
     assert strides((6, 2)) == [(2, 2), (3, 1)]
     for patch in ((4, 4), (7, 7), (6, 2)):
@@ -84,7 +84,7 @@ def test_a_patch_is_a_cell_for_any_patch() -> None:
 
 
 @pytest.mark.parametrize("scales", [None, [1, 2]])
-def test_codes_start_at_vectors_and_dead_ones_are_moved_and_counted(scales: list[int] | None) -> None:
+def test_codes_start_at_vectors_and_dead_codes_are_revived(scales: list[int] | None) -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build()
     objective: Any = TokenizerSettings(num_codes=6, width=8, revive_steps=2, scales=scales, code_decay=None).build(
@@ -95,9 +95,9 @@ def test_codes_start_at_vectors_and_dead_ones_are_moved_and_counted(scales: list
     quantizer = objective.tokenizer.quantizer
     started = quantizer.codes.detach().clone()
     with torch.no_grad():
-        quantizer.codes[4:] = 100.0 * torch.tensor([[1.0], [-1.0]])  # far from everything, and for directions: one
+        quantizer.codes[4:] = 100.0 * torch.tensor([[1.0], [-1.0]])  # far from all vectors
     if scales is None:
-        quantizer.codes.data[4:] = quantizer.codes.data[:1]  # of equally near ones the first is taken
+        quantizer.codes.data[4:] = quantizer.codes.data[:1]  # ties go to the first code
     objective.train()
     for step in (1, 2):
         ids = objective.tokenizer.encode(pixels)
@@ -114,8 +114,8 @@ def test_codes_start_at_vectors_and_dead_ones_are_moved_and_counted(scales: list
     assert not objective.seen
 
 
-def test_codes_follow_the_running_means_of_their_vectors() -> None:
-    """n <- n / 2 + count / 2, s <- s / 2 + sum / 2, code = s / n, over all micro batches; no gradient moves it."""
+def test_codes_are_running_means_of_their_vectors() -> None:
+    """n <- n / 2 + count / 2, s <- s / 2 + sum / 2, code = s / n, over all micro-batches, without gradients."""
     backbone = NepaModel(**SIZES).build()
     settings = TokenizerSettings(num_codes=3, code_width=2, width=8, code_decay=0.5, revive_steps=2, scales=[1, 2])
     objective: Any = settings.build(backbone).train()
@@ -126,7 +126,7 @@ def test_codes_follow_the_running_means_of_their_vectors() -> None:
                       (torch.tensor([1, 0]), torch.tensor([[0.0, 2.0], [3.0, 0.0]]))]  # fmt: skip
     objective.after_step(backbone, 1, 10)
     assert objective.near.tolist() == [1.5, 1.0, 0.5]
-    assert torch.allclose(codes, torch.tensor([[4 / 3, 0.0], [0.0, 1.5], [5.0, 5.0]]))  # the last saw nothing: it stays
+    assert torch.allclose(codes, torch.tensor([[4 / 3, 0.0], [0.0, 1.5], [5.0, 5.0]]))  # the last got no vectors
     objective.seen = [(torch.tensor([0]), torch.tensor([[1.0, 7.0]]))]
     objective.after_step(backbone, 2, 10)
     assert int(objective.revived) == 1 and codes[2].tolist() == [1.0, 7.0] == objective.sums[2].tolist()
@@ -138,7 +138,7 @@ def test_codes_follow_the_running_means_of_their_vectors() -> None:
     assert by_gradient.tokenizer.quantizer.codes.grad.abs().sum() > 0
 
 
-def test_the_codebook_has_to_fit_the_images_and_the_grid() -> None:
+def test_the_codebook_must_match_the_images_and_the_grid() -> None:
     backbone = NepaModel(**SIZES).build()
     objective: Any = TokenizerSettings(num_codes=500, width=8).build(backbone)
     with pytest.raises(
@@ -151,7 +151,7 @@ def test_the_codebook_has_to_fit_the_images_and_the_grid() -> None:
         TokenizerSettings(scales=[2, 1])
 
 
-def test_it_is_saved_loaded_and_checked(tmp_path: Path) -> None:
+def test_tokenizers_are_saved_loaded_and_checked(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build()
     objective: Any = TokenizerSettings(num_codes=4, width=8, scales=[1, 2]).build(backbone)
@@ -184,7 +184,7 @@ def test_it_is_saved_loaded_and_checked(tmp_path: Path) -> None:
         load_tokenizer(folder)
 
 
-def test_the_verdict_tells_collapse_from_learning() -> None:
+def test_the_verdict_distinguishes_collapse_from_learning() -> None:
     settings = TokenizerSettings(num_codes=256)
     line = {"code_perplexity": 100.0, "psnr": 20.0, "psnr_flat": 15.0}
     assert settings.verdict([line]).word == "learning"

@@ -1,4 +1,4 @@
-"""iGPT and BEiT: the codebook, what they classify worked by hand, and what they may not see."""
+"""iGPT and BEiT: the codebook, losses derived by hand, and masking."""
 
 import math
 from typing import Any
@@ -35,11 +35,11 @@ def test_k_means_finds_the_means_of_clusters_far_apart() -> None:
     book.fit(x, seed=3)
     found = book.codes[book.codes.sum(1).argsort()]
     assert torch.allclose(found[0], x[:50].mean(0), atol=1e-4)
-    assert len(book.ids(x).view(3, 50).float().var(1).nonzero()) == 0  # each cluster has one code
+    assert len(book.ids(x).view(3, 50).float().var(1).nonzero()) == 0  # each cluster has a single code
     assert torch.equal(book.decode(book.ids(book.codes)), book.codes)
 
 
-def test_codes_without_vectors_take_others_and_too_few_vectors_are_an_error() -> None:
+def test_unused_codes_are_reassigned_and_too_few_vectors_are_an_error() -> None:
     book = Codebook(3, 1)
     book.fit(torch.tensor([[0.0]] * 50 + [[1.0]] * 50 + [[100.0]]))
     assert sorted(book.codes[:, 0].tolist()) == [0.0, 1.0, 100.0]
@@ -47,7 +47,7 @@ def test_codes_without_vectors_take_others_and_too_few_vectors_are_an_error() ->
         Codebook(3, 1).fit(torch.tensor([[0.0], [1.0], [1.0]]))
 
 
-def test_a_head_of_zeros_costs_the_log_of_the_number_of_codes() -> None:
+def test_a_zero_head_gives_the_log_of_the_number_of_codes() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     pixels = torch.randn(6, 1, 8, 8)
@@ -93,7 +93,7 @@ def test_beit_does_not_see_masked_patches_and_masks_the_same_number_in_each_imag
     objective.prepare(backbone, [batch(pixels)])
     mask = torch.tensor([[False, False, True, False, False]] * 4)
     changed = pixels.clone()
-    changed[..., :4, 4:] += 2.0  # the second patch, which is masked
+    changed[..., :4, 4:] += 2.0  # the second patch is masked
     outputs = []
     for values in (pixels, changed):
         latents = backbone.embed(batch(values))
@@ -107,7 +107,7 @@ def test_beit_does_not_see_masked_patches_and_masks_the_same_number_in_each_imag
         assert drawn.shape == (129,) and not drawn[0] and drawn.sum() == 51
 
 
-def test_more_codes_than_patches_are_one_line() -> None:
+def test_more_codes_than_patches_are_an_error() -> None:
     backbone = NepaModel(**SIZES).build()
     objective = IgptSettings(num_codes=500).build(backbone)
     with pytest.raises(ConfigError, match=r"objective.num_codes 500: the images of the first step have 8 different"):
@@ -119,7 +119,7 @@ def test_the_verdict_compares_with_the_most_frequent_token() -> None:
     assert IgptSettings().verdict([{"token_top1": 0.4, "token_chance": 0.19}]).word == "learning"
 
 
-def test_igpt_bert_hides_patches_by_chance_and_sees_none_of_them() -> None:
+def test_igpt_bert_masks_random_patches() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective: Any = IgptBertSettings(num_codes=6).build(backbone)
@@ -130,7 +130,7 @@ def test_igpt_bert_hides_patches_by_chance_and_sees_none_of_them() -> None:
     changed[..., 4:, 4:] = pixels.flip(0)[..., 4:, 4:]  # the last patch
     assert not torch.equal(objective.tokens(batch(changed)), objective.tokens(batch(pixels)))
     kept, shown = objective.tokens(batch(pixels)), [objective.quantised(batch(x)) for x in (pixels, changed)]
-    objective.tokens = lambda _: kept  # what is asked for stays, what is seen changes
+    objective.tokens = lambda _: kept  # fixed targets, changed inputs
     objective.quantised = lambda given: given
     hidden = torch.tensor([[False, False, False, False, True]] * 4)
     first, second = (objective(backbone, {**x, "input_mask": hidden}).loss_sum for x in shown)
@@ -145,6 +145,6 @@ def test_igpt_bert_hides_patches_by_chance_and_sees_none_of_them() -> None:
         drawn = IgptBertSettings().draw(sample, torch.Generator().manual_seed(seed))["input_mask"]
         assert drawn.shape == (101,) and drawn.dtype == torch.bool and not drawn[0]
         shares.append(float(drawn.float().sum()) / 100)
-    assert sum(shares) / 200 == pytest.approx(0.15, abs=0.01)  # its standard error is 0.0025
+    assert sum(shares) / 200 == pytest.approx(0.15, abs=0.01)  # the standard error is 0.0025
     one = IgptBertSettings(mask_rate=1e-6).draw({"latent_mask": torch.ones(5)}, torch.Generator().manual_seed(0))
     assert one["input_mask"].sum() == 1

@@ -1,4 +1,4 @@
-"""The decoder is trained, the model is not; what it is trained on is what it will paint from."""
+"""The decoder is trained while the model is frozen, on the same conditions as in generation."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-sys.path.insert(0, str(Path(__file__).parents[1] / "models"))  # its tests share the tiny Emu
+sys.path.insert(0, str(Path(__file__).parents[1] / "models"))  # the tiny Emu is shared with its tests
 
 from emu_painting import SMALL, emu_parts, latent_decoder, picture, safety_checker
 
@@ -22,7 +22,7 @@ PIXELS = {"kind": "pixels", **SMALL}
 
 
 def prepared(batch, **settings):
-    """As it is when training begins."""
+    """The model as at the start of training."""
     model = build(**settings)
     assert model.prepare([batch])
     return model
@@ -66,13 +66,13 @@ def batch():
      {"gradient_checkpointing": True}],
     ids=str,
 )  # fmt: skip
-def test_unet_learns_and_backbone_stays(batch, settings):
+def test_the_unet_is_trained_and_the_backbone_is_frozen(batch, settings):
     model = prepared(batch, **settings).train()
     before = {n: p.clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     losses = []
     for step in range(12):
-        model.train()  # as the trainer does
+        model.train()  # as in the trainer
         torch.manual_seed(step % 2)
         out = model(batch)
         assert out.num_targets == 4 == model.objective.count_targets(batch)
@@ -104,7 +104,7 @@ def test_loss_is_the_mean_error_of_each_image(batch, kind, gamma):
     torch.manual_seed(7)
     found = model(batch).loss_sum
     torch.manual_seed(7)
-    torch.rand(4, 1)  # who is dropped
+    torch.rand(4, 1)  # draws which conditions are dropped
     clean = objective.decoder.encode(batch["pixel_values"])
     steps = (torch.rand(4, 1)[:, 0] * 1000).long()
     radius, angle = torch.rand(4, 2 * clean[0].numel()).chunk(2, dim=1)
@@ -130,13 +130,13 @@ def test_dropped_conditions_are_the_empty_prompts():
     found = objective.with_dropped(latents)
     dropped = (found == objective.empty).all(-1).all(-1)
     assert torch.equal(found[~dropped], latents[~dropped])
-    assert 0.08 < dropped.float().mean() < 0.12  # 3 standard deviations
+    assert 0.08 < dropped.float().mean() < 0.12  # within 3 standard deviations
 
 
-def test_statistics_are_those_of_the_first_batch():
+def test_statistics_are_from_the_first_batch():
     model = build(standardise=True)
     latents = torch.randn(50, 4, 48) * torch.linspace(0.1, 5, 48) + torch.linspace(-3, 3, 48)
-    latents[..., 7] = 1.5  # says nothing
+    latents[..., 7] = 1.5  # constant dimension
     model.objective.measure(model.backbone.eval(), latents)
     flat = model.objective.standardised(latents).flatten(0, 1)
     torch.testing.assert_close(flat.mean(0), torch.zeros(48), atol=1e-4, rtol=0)
@@ -152,17 +152,17 @@ def test_context_of_an_image_is_its_own_document(batch):
     expected = processor([["a blue bird:"], ["green:", picture("green"), "white:"]])
     assert torch.equal(found["attention_mask"], expected["attention_mask"])
     mask = expected["attention_mask"].bool()
-    # "white:" stands between two images in training, at the end of a prompt in use: the same tokens
+    # "white:" is between two images in training and at the end of a prompt in generation: the tokens are the same
     assert torch.equal(found["input_ids"][mask], expected["input_ids"][mask])
     assert torch.equal(found["pixel_values"], batch["pixel_values"][2:3])
 
 
-def test_regressed_latents_are_what_the_pipeline_paints_from(batch):
+def test_regressed_latents_equal_those_of_the_pipeline(batch):
     model = build(regressed_rate=1.0)
     backbone, processor = model.backbone.eval(), emu_parts().processor()
     latents = model.objective.latents(backbone, batch)
     own = backbone.image_latents(batch["pixel_values"])
-    torch.testing.assert_close(latents[0], own[0])  # nothing before it
+    torch.testing.assert_close(latents[0], own[0])  # it has no context
     torch.testing.assert_close(
         latents[1], backbone.generate_image_embeddings(**processor(["a blue bird:"]))[0], atol=1e-5, rtol=0
     )
@@ -192,7 +192,7 @@ def test_a_batch_without_images_still_reaches_the_unet(batch):
 
 @pytest.mark.parametrize("standardise", [False, True])
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_saved_decoder_paints_what_the_trained_one_predicts(batch, standardise, ema_decay, tmp_path):
+def test_a_saved_decoder_equals_the_trained_one(batch, standardise, ema_decay, tmp_path):
     model = prepared(batch, standardise=standardise, ema_decay=ema_decay)
     objective = model.objective
     model(batch).loss_sum.backward()
@@ -217,7 +217,7 @@ def test_saved_decoder_paints_what_the_trained_one_predicts(batch, standardise, 
     assert EmuPipeline.from_pretrained(tmp_path)(["an apple"], 2, progress=False).size == (16, 16)
 
 
-def test_stable_diffusion_layout_trains_and_keeps_its_neighbours(batch, tmp_path):
+def test_stable_diffusion_layout_trains_and_keeps_its_other_parts(batch, tmp_path):
     latent_decoder(width=32, checker=safety_checker(False)).save_pretrained(tmp_path / "sd")
     model = prepared(batch, decoder={"kind": "stable_diffusion", "pretrained": str(tmp_path / "sd")}).train()
     out = model(batch)
@@ -233,7 +233,7 @@ def test_stable_diffusion_layout_trains_and_keeps_its_neighbours(batch, tmp_path
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
-def test_a_decoder_that_is_trained_further_begins_as_it_was(batch, ema_decay, tmp_path):
+def test_further_training_starts_from_the_same_function(batch, ema_decay, tmp_path):
     latent_decoder().save_pretrained(tmp_path / "sd")
     decoder = {"kind": "stable_diffusion", "pretrained": str(tmp_path / "sd")}
     model = prepared(batch, decoder=decoder, standardise=True, ema_decay=ema_decay)
@@ -249,7 +249,7 @@ def test_a_decoder_that_is_trained_further_begins_as_it_was(batch, ema_decay, tm
         torch.testing.assert_close(trained, before, atol=1e-4, rtol=1e-4)
 
 
-def test_models_and_settings_that_cannot_work():
+def test_invalid_models_and_settings():
     nepa = NepaModel(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8).build()
     with pytest.raises(ConfigError, match=r"needs a model with image_latents: set model\.kind=emu"):
         OBJECTIVES.parse({"kind": "visual_decoder", "decoder": PIXELS}).build(nepa)
@@ -259,8 +259,8 @@ def test_models_and_settings_that_cannot_work():
         build(decoder={"kind": "stable_diffusion", "pretrained": "nowhere"})
 
 
-def test_a_rank_without_images_gives_its_share_of_the_statistics(batch, monkeypatch):
-    """The other ranks wait for it. Where no rank has images, the next step measures."""
+def test_a_rank_without_images_takes_part_in_the_statistics(batch, monkeypatch):
+    """Otherwise the other ranks would wait. If no rank has images, the next step measures."""
     from nextembed.core import distributed
 
     calls = []
@@ -274,5 +274,5 @@ def test_a_rank_without_images_gives_its_share_of_the_statistics(batch, monkeypa
     assert model.prepare([nothing, batch])
     assert len(calls) == 2 and model.objective.measured and bool((calls[1][0] == 16).all())
     model.objective.empty.zero_()
-    assert model.prepare([batch]) and not model.objective.empty.any()  # measured once, for good
+    assert model.prepare([batch]) and not model.objective.empty.any()  # measured only once
     assert len(calls) == 2

@@ -1,4 +1,4 @@
-"""V-JEPA: its masks over all time, its loss worked by hand, and what its predictions may not see."""
+"""V-JEPA: masks that span all frames, loss derived by hand, and masking."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from nextembed.objectives.blocks import BlockSettings
 from nextembed.objectives.jepa import IjepaSettings, VjepaSettings, changing, explained
 from nextembed.objectives.pixels import AimSettings
 
-FRAMES, SIDE = 4, 4  # frames, and patches a side: two times of 16 patches
+FRAMES, SIDE = 4, 4  # frames, and patches per side: two times of 16 patches
 SIZES: dict[str, Any] = {
     "hidden_size": 24,
     "num_hidden_layers": 1,
@@ -49,7 +49,7 @@ def clips(num: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("frames", "side"), [(4, 4), (8, 7)])
-def test_masks_hold_at_all_times_and_keep_the_context_as_large(frames: int, side: int) -> None:
+def test_masks_span_all_times_and_have_fixed_sizes(frames: int, side: int) -> None:
     times, num = frames // 2, side * side
     shapes, shares = set(), {"short": 0.0, "long": 0.0}
     for seed in range(60):
@@ -90,7 +90,7 @@ def test_the_loss_is_the_mean_distance_over_both_masks() -> None:
 
 
 @pytest.mark.parametrize("question", [0, 1])
-def test_predictions_see_the_context_alone(question: int) -> None:
+def test_predictions_depend_only_on_the_context(question: int) -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build().eval()
     objective = SETTINGS.build(backbone).eval()
@@ -108,7 +108,7 @@ def test_predictions_see_the_context_alone(question: int) -> None:
     assert not torch.allclose(predictions(pixels + 3 * seen), before, atol=1e-3)
 
 
-def test_the_two_masks_have_vectors_of_their_own() -> None:
+def test_the_two_masks_have_separate_mask_vectors() -> None:
     torch.manual_seed(0)
     backbone = NepaModel(**SIZES).build()
     objective = SETTINGS.build(backbone)
@@ -118,7 +118,7 @@ def test_the_two_masks_have_vectors_of_their_own() -> None:
     assert all(p.grad is None for p in objective.teacher.parameters())
 
 
-def test_what_stays_the_same_in_a_clip_explains_none_of_its_changes() -> None:
+def test_static_content_explains_no_changes() -> None:
     still, place = torch.randn(40, 1, 8, generator=seeded(0)), torch.randn(1, 4, 8, generator=seeded(1))
     change = torch.randn(40, 4, 8, generator=seeded(2))
     target = (3 * still + place + change).flatten(0, 1)
@@ -132,11 +132,11 @@ def test_what_stays_the_same_in_a_clip_explains_none_of_its_changes() -> None:
     assert explained(known.flatten(0, 1), target, index) > 0.8
     assert measured(known) == pytest.approx(0, abs=0.05) == measured(place.clone())
     assert measured(known + change) == pytest.approx(1)
-    assert measured(place + change) == pytest.approx(1)  # all that changes, and nothing else
+    assert measured(place + change) == pytest.approx(1)  # only the changing part
     assert measured(known + change / 2) == pytest.approx(0.75, abs=0.05)
 
 
-def test_the_verdict_goes_by_what_changes() -> None:
+def test_the_verdict_depends_on_the_explained_changes() -> None:
     line = {"explained": 0.9, "changes_explained": 0.01, "target_spread": 0.8, "target_rank": 20.0}
     verdict = VjepaSettings().verdict([line])
     assert verdict.word == "undecided" and verdict.sentence.startswith(
@@ -145,16 +145,16 @@ def test_the_verdict_goes_by_what_changes() -> None:
     assert VjepaSettings().verdict([{**line, "changes_explained": 0.4}]).word == "learning"
 
 
-def test_changes_are_measured_of_both_masks() -> None:
+def test_changes_are_measured_for_both_masks() -> None:
     backbone = NepaModel(**SIZES).build()
     objective = SETTINGS.build(backbone)
     objective.diagnose = True
     metrics = objective(backbone, batch(clips(8))).metrics
     assert set(metrics) == {"explained", "changes_explained", "target_spread", "target_rank", "prediction_spread"}
-    assert metrics["changes_explained"] < 0.5  # nothing was learned
+    assert metrics["changes_explained"] < 0.5  # untrained
 
 
-def test_what_does_not_fit_is_one_line() -> None:
+def test_mismatched_settings() -> None:
     images, of_clips = NepaModel(**{**SIZES, "num_frames": 1}).build(), NepaModel(**SIZES).build()
     with pytest.raises(ConfigError, match=r"objective vjepa needs clips: .*model\.num_frames"):
         SETTINGS.build(images)

@@ -1,4 +1,4 @@
-"""What `train` chooses where a step does not fit into memory."""
+"""The settings that `train` chooses if a step does not fit into memory."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def configured(name: str, *changes: str) -> RunConfig:
 
 
 def built(config: RunConfig) -> tuple[PretrainingModel, int | None]:
-    """The model without weights, and the latents of a sample or row."""
+    """The model without weights, and the number of latents per sample or row."""
     with torch.device("meta"):
         backbone = build_weightless(config, 10)
         model = PretrainingModel(backbone, config.objective.build(backbone))
@@ -35,20 +35,20 @@ def fit(monkeypatch, config: RunConfig, room: float, ranks: int = 1):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_what_is_estimated_without_a_closer_look_is_more_than_a_step_takes(name):
+def test_the_quick_estimate_is_an_upper_bound(name):
     config = configured(name)
     model, length = built(config)
     peak = trace_step(config, 1, 10).peak
     assert fitting.generous_bytes(model, length, config.train.micro_batch(1), config) > 1.5 * peak
 
 
-def test_with_much_memory_nothing_is_traced_or_changed(monkeypatch):
+def test_with_ample_memory_nothing_is_traced_or_changed(monkeypatch):
     config = configured("nepa_demo")
     monkeypatch.setattr(fitting, "trace_step", None)
     assert fit(monkeypatch, config, 2**36) == (config.train, "")
 
 
-def test_the_largest_micro_batch_that_fits_is_taken(monkeypatch):
+def test_the_largest_micro_batch_that_fits_is_used(monkeypatch):
     config = configured("nepa_demo")
     whole = trace_step(config, 1, 10).peak
     train, said = fit(monkeypatch, config, 0.85 * whole)
@@ -58,7 +58,7 @@ def test_the_largest_micro_batch_that_fits_is_taken(monkeypatch):
     assert trace_step(made, 1, 10).peak <= 0.8 * 0.85 * whole
 
 
-def test_activations_are_computed_again_where_micro_batches_alone_would_be_tiny(monkeypatch):
+def test_checkpointing_is_used_if_micro_batches_would_be_tiny(monkeypatch):
     config = configured("nepa_demo")
     room = 1.3 * trace_step(apply_overrides(config, ["train.micro_batch_size=2"]), 1, 10).peak
     train, said = fit(monkeypatch, config, room)
@@ -68,7 +68,7 @@ def test_activations_are_computed_again_where_micro_batches_alone_would_be_tiny(
     assert trace_step(made, 1, 10).peak <= 0.8 * room
 
 
-def test_a_loss_that_depends_on_the_batch_keeps_it_whole(monkeypatch):
+def test_a_loss_that_depends_on_the_batch_is_not_split(monkeypatch):
     config = configured("simsiam_demo")
     whole = trace_step(config, 1, 10).peak
     again = trace_step(apply_overrides(config, ["train.gradient_checkpointing=true"]), 1, 10).peak
@@ -79,12 +79,12 @@ def test_a_loss_that_depends_on_the_batch_keeps_it_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("changes", [("train.micro_batch_size=64", "train.gradient_checkpointing=false")])
-def test_what_is_set_stays(monkeypatch, changes):
+def test_given_settings_are_kept(monkeypatch, changes):
     config = configured("nepa_demo", *changes)
     assert fit(monkeypatch, config, 0.5 * trace_step(config, 1, 10).peak) == (config.train, "")
 
 
-def test_what_cannot_fit_is_said(monkeypatch):
+def test_a_step_that_cannot_fit_is_reported(monkeypatch):
     config = configured("nepa_demo")
     train, said = fit(monkeypatch, config, 2**20)
     assert train == config.train and said.startswith("Memory:  a step needs about ") and "nextembed plan" in said

@@ -1,4 +1,4 @@
-"""Plans: predicted memory beside measured, closed forms, what is frozen or shared out, advice, bad input."""
+"""Plans: predicted against measured memory, closed forms, frozen and sharded parameters, advice, invalid input."""
 
 import gc
 import importlib.util
@@ -43,8 +43,8 @@ def configured(recipe: str, *changes: str) -> Any:
 @pytest.mark.parametrize(
     "words", ["nepa_demo train.batch_size=32", "nepa_demo train.batch_size=32 train.gradient_checkpointing=true"]
 )
-def test_within_20_percent_of_what_a_step_takes(words: str, tmp_path: Path) -> None:
-    """Measured in this process, as the benchmark's child does it: after a first run, which makes what stays."""
+def test_within_20_percent_of_measured_memory(words: str, tmp_path: Path) -> None:
+    """Measured in this process as in the benchmark: after a first run, which allocates persistent memory."""
     spec = importlib.util.spec_from_file_location("plan_memory", BENCHMARK)
     assert spec is not None and spec.loader is not None
     benchmark = importlib.util.module_from_spec(spec)
@@ -63,23 +63,23 @@ def test_closed_forms() -> None:
     assert made.memory["optimizer"] == pytest.approx(8 * made.parameters, rel=0.01)
     eight = plan(configured("nepa_demo", "train.precision=bf16", "optim.kind=adamw_8bit"), memory=1)
     assert eight.memory["optimizer"] == pytest.approx(2 * (1 + 4 / 256) * made.parameters, rel=0.03)
-    assert made.flops_per_step == pytest.approx(6 * made.parameters * 128 * 16, rel=0.1)  # the last latent is left out
+    assert made.flops_per_step == pytest.approx(6 * made.parameters * 128 * 16, rel=0.1)  # the last latent is skipped
     assert made.peak == sum(made.memory.values()) and made.verdict == "fits"
     assert made.steps == 600 and made.hours == pytest.approx(600 * made.flops_per_step / 312e12 / 0.4 / 3600)
 
 
-def test_checkpointing_computes_more_and_keeps_less() -> None:
+def test_checkpointing_needs_more_flops_and_less_memory() -> None:
     plain, again = (trace_step(configured("nepa_demo", f"train.gradient_checkpointing={on}"), 1, 10) for on in (0, 1))
     assert again.kept < plain.kept / 4 and plain.flops < again.flops < 1.4 * plain.flops
 
 
-def test_gradients_of_earlier_passes_stay() -> None:
+def test_gradients_are_kept_during_accumulation() -> None:
     step = trace_step(configured("nepa_demo", "train.micro_batch_size=16"), 2, 10)
     assert step.accumulation == 4 and step.memory["gradients"] == step.memory["weights"]
-    assert step.memory["communication"] == step.memory["weights"]  # DDP's buckets
+    assert step.memory["communication"] == step.memory["weights"]  # buckets of DDP
 
 
-def test_lora_trains_little() -> None:
+def test_lora_trains_few_parameters() -> None:
     whole, lora = (
         trace_step(configured("finetune", f"model.architecture={SMALL}", f"train.lora={value}"), 1, 10)
         for value in ("null", "{rank: 4}")
@@ -89,7 +89,7 @@ def test_lora_trains_little() -> None:
     assert lora.memory["weights"] > whole.memory["weights"]
 
 
-def test_fsdp_shares_out() -> None:
+def test_fsdp_shards_memory() -> None:
     alone, shared = (trace_step(configured("nepa_demo", f"train.fsdp={on}"), 8, 10) for on in (0, 1))
     for name in ("weights", "optimizer", "averages"):
         assert shared.memory[name] == pytest.approx(alone.memory[name] / 8, rel=0.01)
@@ -120,7 +120,7 @@ def test_kinds_of_recipes(name: str) -> None:
     assert trace_step(recipes.load(f"{name}_tiny"), 1, 7).peak > 0
 
 
-def test_a_checkpoint_is_not_read_but_its_configuration(tmp_path: Path) -> None:
+def test_only_the_configuration_of_a_checkpoint_is_read(tmp_path: Path) -> None:
     configured("nepa_demo").model.hf_config().save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["ViTNepaForPreTraining"]}))
@@ -128,7 +128,7 @@ def test_a_checkpoint_is_not_read_but_its_configuration(tmp_path: Path) -> None:
     assert made.parts["classifier"] == 5 * 193 and any("5 classes" in line for line in made.assumptions)
 
 
-def test_advice_is_traced() -> None:
+def test_advice_is_verified_by_tracing() -> None:
     made = plan(configured("nepa_demo", *LARGE), memory=0.1)
     assert made.verdict == "does not fit" and made.hours is not None
     size = int(made.advice[0].partition("micro_batch_size=")[2].partition(")")[0])
@@ -185,6 +185,6 @@ def test_values_of_masks_are_known() -> None:
 
 @pytest.mark.parametrize("name", ["igpt", "simsiam", "lejepa", "vq", "msvq"])
 def test_steps_of_other_objectives_are_traced(name: str) -> None:
-    """Of several crops, and of codes that are counted: nothing in a step has a shape that values decide."""
+    """Including several crops and code counts: no shape in a step depends on tensor values."""
     step = trace_step(recipes.load(f"{name}_demo_tiny"), 1, 3)
     assert step.peak > step.memory["weights"] > 0 and step.memory["activations"] > 0

@@ -1,4 +1,4 @@
-"""How long each of a chain of runs takes, known before the first is trained."""
+"""The duration of each run of a chain, estimated before the first is trained."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from nextembed.training import banner
 
 @pytest.fixture
 def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
-    """A tiny model, and a decoder of its latents; neither is there."""
+    """A tiny model and a decoder of its latents, neither trained yet."""
     monkeypatch.chdir(tmp_path)
     first = apply_overrides(
         recipes.load("nepa_demo_tiny"), ["train.max_steps=10", "name=first", "train.ema_decay=null"]
@@ -29,7 +29,7 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     return [first, second]
 
 
-def test_each_stage_is_timed_on_what_the_one_before_leaves(
+def test_each_stage_is_timed_on_the_output_of_the_previous_one(
     chain: list[RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[str] = []
@@ -41,7 +41,7 @@ def test_each_stage_is_timed_on_what_the_one_before_leaves(
     monkeypatch.setattr(planned, "step_seconds", one_second)
     assert list(stage_seconds(chain)) == [10.0, 30.0]
     assert len(set(begun)) == 2
-    assert list(tmp_path.iterdir()) == []  # nothing is left, and no run was begun
+    assert list(tmp_path.iterdir()) == []  # no files remain and no run is started
 
 
 def test_a_step_is_measured(chain: list[RunConfig]) -> None:
@@ -49,28 +49,26 @@ def test_a_step_is_measured(chain: list[RunConfig]) -> None:
     assert all(seconds is not None and 0 < seconds < 60 for seconds in found)
 
 
-def test_what_follows_a_large_model_is_not_known_before(
-    chain: list[RunConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_after_a_large_model_is_unknown(chain: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planned, "MOST", 1)
     monkeypatch.setattr(planned, "step_seconds", lambda loop: 0.5)
     assert list(stage_seconds(chain)) == [5.0, None]
 
 
-def test_a_wrong_setting_of_the_last_stage_is_said_before_the_first_trains(chain: list[RunConfig]) -> None:
+def test_a_wrong_setting_of_the_last_stage_is_reported_before_training(chain: list[RunConfig]) -> None:
     wrong = apply_overrides(chain[1], ["data.source=nowhere"])
     with pytest.raises(ConfigError, match="no such file or folder: nowhere"):
         list(stage_seconds([chain[0], wrong]))
 
 
-def test_paths_into_a_folder_move_and_names_that_only_begin_alike_stay() -> None:
+def test_paths_into_a_folder_are_moved_and_similar_names_are_kept() -> None:
     config = apply_overrides(recipes.load("nepa_demo"), ["model.pretrained=runs/a/model", "data.source=runs/ab"])
     moved = with_paths(config, {"runs/a": Path("/scratch/a")})
     assert (moved.model.pretrained, moved.data.source) == ("/scratch/a/model", "runs/ab")
     assert moved.train == config.train and moved.objective == config.objective
 
 
-def test_stages_are_said_before_their_minutes(
+def test_stages_are_printed_before_their_durations(
     chain: list[RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     before: list[str] = []

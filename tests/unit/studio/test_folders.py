@@ -1,4 +1,4 @@
-"""What is found below the given folders, and that nothing else is."""
+"""Runs, models and files below the given folders are found, and nothing else."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def features(file: Path) -> Path:
     return file
 
 
-def test_each_kind_is_found_once_by_where_it_lies(tmp_path: Path) -> None:
+def test_each_kind_is_found_once(tmp_path: Path) -> None:
     run(tmp_path / "runs" / "a")
     run(tmp_path / "runs" / "deep" / "b", model=False)
     (tmp_path / "lone").mkdir()
@@ -43,7 +43,7 @@ def test_each_kind_is_found_once_by_where_it_lies(tmp_path: Path) -> None:
     assert found.left_out == []
 
 
-def test_two_runs_of_one_name_have_two_names(tmp_path: Path) -> None:
+def test_two_runs_with_the_same_name_get_different_names(tmp_path: Path) -> None:
     one, other = run(tmp_path / "a" / "mine"), run(tmp_path / "b" / "mine")
     found = Folders([tmp_path / "a", tmp_path / "b"]).look().run
     assert found == {"mine": one, "b/mine": other}
@@ -51,7 +51,7 @@ def test_two_runs_of_one_name_have_two_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["../b/mine", "/etc", "a/../../b/mine", "", "mine\0", "~"])
-def test_only_names_that_were_given_open(tmp_path: Path, word: str) -> None:
+def test_only_listed_names_can_be_opened(tmp_path: Path, word: str) -> None:
     run(tmp_path / "a" / "mine")
     run(tmp_path / "b" / "mine")
     with pytest.raises(ConfigError, match="is not known"):
@@ -59,7 +59,7 @@ def test_only_names_that_were_given_open(tmp_path: Path, word: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "a/../../secret", "a/link", "\0"])
-def test_inside_is_inside(tmp_path: Path, path: str) -> None:
+def test_paths_outside_are_rejected(tmp_path: Path, path: str) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "secret").write_text("x")
     (tmp_path / "a" / "link").symlink_to(tmp_path / "secret")
@@ -70,7 +70,7 @@ def test_inside_is_inside(tmp_path: Path, path: str) -> None:
     assert folders.inside(tmp_path / "a" / "own").read_text() == "x"
 
 
-def test_a_run_with_a_link_out_is_left_out_and_named(tmp_path: Path) -> None:
+def test_a_run_with_a_link_to_the_outside_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     own = run(tmp_path / "runs" / "mine")
     (own / "report.html").symlink_to(tmp_path / "secret")
@@ -85,7 +85,7 @@ def test_links_inside_are_fine(tmp_path: Path) -> None:
     assert list(Folders([tmp_path]).look().run) == ["mine"]
 
 
-def test_a_path_that_is_not_here_is_named(tmp_path: Path) -> None:
+def test_a_missing_path_is_an_error(tmp_path: Path) -> None:
     run(tmp_path / "runs")
     with pytest.raises(ConfigError, match="Did you mean"):
         Folders([tmp_path / "rnus"])

@@ -1,4 +1,4 @@
-"""Who is let in: by Host, Origin, token and size."""
+"""Which requests are allowed: by Host, Origin, token and size."""
 
 import asyncio
 
@@ -11,7 +11,7 @@ OPEN = rules_of("0.0.0.0", "right", 1000)
 
 
 def ask(rules: Rules, path: str = "/", query: str = "", body: bytes = b"", **headers: str) -> tuple[int, dict, bytes]:
-    """Status, headers and body of what a guarded app of one page answers."""
+    """Status, headers and body of the response of a guarded one-page app."""
     sent: list[Message] = []
     headers = {"host": "127.0.0.1:7860"} | {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -42,7 +42,7 @@ def ask(rules: Rules, path: str = "/", query: str = "", body: bytes = b"", **hea
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "[::1]:7860", "127.0.0.2", "LOCALHOST"])
-def test_this_machine_is_let_in(host: str) -> None:
+def test_local_hosts_are_allowed(host: str) -> None:
     status, headers, body = ask(HOME, host=host)
     assert (status, body) == (200, b"page")
     assert headers["x-content-type-options"] == "nosniff" and "default-src 'self'" in headers["content-security-policy"]
@@ -51,27 +51,27 @@ def test_this_machine_is_let_in(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "192.168.1.4", "", "[::1", "a b"]
 )
-def test_a_name_that_somebody_pointed_here_is_not(host: str) -> None:
+def test_foreign_host_names_are_rejected(host: str) -> None:
     assert ask(HOME, host=host)[0] == 403
 
 
-def test_behind_an_open_address_names_of_others_are_refused_too() -> None:
+def test_an_open_address_also_rejects_foreign_host_names() -> None:
     assert ask(OPEN, host="evil.example", cookie=f"{COOKIE}={cookie_for('right')}")[0] == 403
     assert ask(OPEN, host="192.168.1.4:7860", cookie=f"{COOKIE}={cookie_for('right')}")[0] == 200
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9999", "https://localhost:7860"])
-def test_other_origins_are_refused(origin: str) -> None:
+def test_other_origins_are_rejected(origin: str) -> None:
     assert ask(HOME, origin=origin)[0] == 403
 
 
-def test_the_own_origin_and_a_link_from_elsewhere_are_fine() -> None:
+def test_the_own_origin_and_external_links_are_allowed() -> None:
     assert ask(HOME, origin="http://127.0.0.1:7860")[0] == 200
     assert ask(HOME, sec_fetch_site="cross-site", sec_fetch_mode="navigate")[0] == 200
     assert ask(HOME, sec_fetch_site="cross-site", sec_fetch_mode="no-cors")[0] == 403
 
 
-def test_the_token_is_asked_for_and_becomes_a_cookie() -> None:
+def test_the_token_is_required_and_becomes_a_cookie() -> None:
     assert ask(OPEN)[0] == 401
     assert ask(OPEN, query="token=wrong")[0] == 401
     assert ask(OPEN, cookie=f"{COOKIE}=right")[0] == 401
@@ -84,11 +84,11 @@ def test_the_token_is_asked_for_and_becomes_a_cookie() -> None:
 @pytest.mark.parametrize(
     "path", ["/gradio_api/proxy=http://x", "/monitoring", "/gradio_api/vibe-code", "/openapi.json", "/docs"]
 )
-def test_what_nothing_needs_is_closed(path: str) -> None:
+def test_unused_endpoints_are_closed(path: str) -> None:
     assert ask(HOME, path=path)[0] == 404
 
 
-def test_too_much_is_refused_whether_its_length_is_said_or_not() -> None:
+def test_large_bodies_are_rejected_with_and_without_content_length() -> None:
     assert ask(HOME, content_length="1001")[0] == 413
     assert ask(HOME, content_length="-1")[0] == 413
     assert ask(HOME, body=b"x" * 900)[2] == b"x" * 900

@@ -1,4 +1,4 @@
-"""The list of runs and what is said of the chosen ones: whatever a folder holds, it is text."""
+"""The list of runs and the details of selected ones; all content of folders is escaped."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def reader(tmp_path: Path) -> Reader:
     return Reader(Folders([tmp_path]))
 
 
-def test_rows_states_and_what_cannot_be_read(tmp_path: Path) -> None:
+def test_rows_states_and_unreadable_runs(tmp_path: Path) -> None:
     found = reader(tmp_path)
     views, broken = found.views()
     assert set(views) == {"good", "bad"} and list(broken) == ["damaged"]
@@ -36,16 +36,16 @@ def test_rows_states_and_what_cannot_be_read(tmp_path: Path) -> None:
     assert 'href="studio/report?run=good"' in text
 
 
-def test_a_view_is_read_again_when_a_line_comes(tmp_path: Path) -> None:
+def test_a_view_is_reloaded_after_a_new_line(tmp_path: Path) -> None:
     found = reader(tmp_path)
     before = found.view("good")
     assert found.view("good") is before
     with (tmp_path / "good" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "loss": 0.25}\n{"step": 5, "lo')  # the last one is being written
+        file.write('{"step": 4, "loss": 0.25}\n{"step": 5, "lo')  # a partly written last line
     assert found.view("good").last == {"step": 4, "loss": 0.25}
 
 
-def test_models_are_let_go_of_in_the_order_of_their_last_use() -> None:
+def test_models_are_evicted_by_last_use() -> None:
     kept, loaded = Models(2), []
 
     def load(name: str) -> str:

@@ -1,4 +1,4 @@
-"""How the studio names folders, and where it puts what it draws."""
+"""How the studio displays folders, and where it stores generated images."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from nextembed.studio.page import shown
 from nextembed.studio.panels.anything import Handlers
 
 
-def test_folders_are_named_from_here_or_from_home(tmp_path, monkeypatch) -> None:
+def test_folders_are_shown_relative_to_here_or_home(tmp_path, monkeypatch) -> None:
     (tmp_path / "here" / "runs").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
@@ -20,6 +20,6 @@ def test_folders_are_named_from_here_or_from_home(tmp_path, monkeypatch) -> None
     assert shown(Path("/elsewhere")) == "/elsewhere"
 
 
-def test_what_is_drawn_lies_in_the_servers_own_folder(tmp_path, monkeypatch) -> None:
+def test_generated_images_are_in_the_folder_of_the_server(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     assert Handlers(None).scratch.parent == tmp_path  # type: ignore[arg-type]  # nothing is asked of it here

@@ -1,4 +1,4 @@
-"""What a folder tells of its run: running, finished, stopped or failed; and when it will end."""
+"""The state of a run from its folder (running, finished, stopped or failed), and the time left."""
 
 import json
 from pathlib import Path
@@ -28,15 +28,15 @@ def status(folder: Path, now: float | None = None) -> Status:
     return status_of(read_view(open_run(folder)), now)
 
 
-def test_a_held_run_is_running_and_has_a_time_left(tmp_path: Path) -> None:
+def test_a_locked_run_is_running_and_has_a_time_left(tmp_path: Path) -> None:
     make(tmp_path / "run", LINES)
     with acquire(tmp_path / "run" / ".lock", "busy"):
         found = status(tmp_path / "run", (tmp_path / "run" / "metrics.jsonl").stat().st_mtime)
     assert (found.state, found.step, found.max_steps, found.share) == ("running", 6, 10, 0.6)
-    assert found.seconds_left == pytest.approx(2.0) and found.why == "about 2 s left"  # 10 images a step, 20 a second
+    assert found.seconds_left == pytest.approx(2.0) and found.why == "about 2 s left"  # 4 steps of 10, 20 per s
 
 
-def test_a_held_run_with_a_model_is_being_judged(tmp_path: Path) -> None:
+def test_a_locked_run_with_a_model_is_being_evaluated(tmp_path: Path) -> None:
     make(tmp_path / "run", LINES, model=True)
     with acquire(tmp_path / "run" / ".lock", "busy"):
         assert status(tmp_path / "run").why.startswith("trained; probing")
@@ -52,13 +52,13 @@ def test_a_held_run_with_a_model_is_being_judged(tmp_path: Path) -> None:
         (6, False, [*LINES[:2], {"step": 6, "samples_seen": 60}], "failed", "is not a number"),
     ],
 )
-def test_what_ended(tmp_path: Path, saved: int, model: bool, lines: list, state: str, words: str) -> None:
+def test_ended_runs(tmp_path: Path, saved: int, model: bool, lines: list, state: str, words: str) -> None:
     make(tmp_path / "run", lines, saved, model)
     found = status(tmp_path / "run")
     assert found.state == state and words in found.why and found.seconds_left is None
 
 
-def test_without_a_lock_the_last_minute_decides(tmp_path: Path) -> None:
+def test_without_a_lock_the_last_write_time_decides(tmp_path: Path) -> None:
     make(tmp_path / "run", LINES)
     (tmp_path / "run" / ".lock").unlink()
     wrote = (tmp_path / "run" / "metrics.jsonl").stat().st_mtime
@@ -73,7 +73,7 @@ def test_the_time_left_goes_down_between_two_lines() -> None:
     assert seconds_left(LINES[:1], 2, 10) is None and seconds_left(LINES, 6, 0) is None
 
 
-def test_asking_for_a_lock_does_not_take_it(tmp_path: Path) -> None:
+def test_checking_a_lock_does_not_acquire_it(tmp_path: Path) -> None:
     file = tmp_path / ".lock"
     assert not is_locked(file)
     with acquire(file, "busy"):

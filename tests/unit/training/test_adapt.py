@@ -1,4 +1,4 @@
-"""What is applied to a model from outside: frozen parameters and LoRA."""
+"""Frozen parameters and LoRA."""
 
 import peft
 import pytest
@@ -36,7 +36,7 @@ def classifier(lora=None, frozen=(), seed=0):
 
 
 def shaken(backbone):
-    """LoRA starts at no update at all; random values make it one."""
+    """Adds random values, because LoRA is initialised to a zero update."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for param in backbone.parameters():
@@ -53,7 +53,7 @@ def pixels():
 # -- freeze
 
 
-def test_whole_parts_of_names_freeze():
+def test_freeze_matches_whole_name_components():
     model = classifier(frozen=["patch_embeddings", "encoder.layer.1"]).backbone
     still = {name for name, param in model.named_parameters() if param.requires_grad}
     assert not any("patch_embeddings" in name or ".layer.1." in name for name in still)
@@ -72,10 +72,10 @@ def test_frozen_parameters_get_no_gradient_and_no_optimizer_group(pixels):
         assert (param.grad is not None) == (id(param) in inside) == param.requires_grad, name
     first_token = dict(model.named_parameters())["backbone.vit_nepa.embeddings.cls_token"]
     (group,) = [group for group in groups if any(param is first_token for param in group["params"])]
-    assert (group["below_top"], group["lr"]) == (2, 0.25)  # frozen layers still lie between it and the top
+    assert (group["below_top"], group["lr"]) == (2, 0.25)  # frozen layers still count as depth
 
 
-def test_mistyped_and_too_much():
+def test_mistyped_names_and_freezing_everything():
     model = classifier().backbone
     with pytest.raises(ConfigError, match=r"train.freeze: parameter 'patch_embedding' is not known. Did you mean"):
         freeze(model, ["patch_embedding"])
@@ -83,7 +83,7 @@ def test_mistyped_and_too_much():
         freeze(model, ["vit_nepa", "fc_norm", "classifier"])
 
 
-def test_the_average_holds_what_trains_and_nothing_else():
+def test_the_average_contains_only_trained_parameters():
     model = classifier(frozen=["encoder.layer.0"]).backbone
     ema = EmaWeights(0.9, model)
     assert set(ema.weights) == {name for name, param in model.named_parameters() if param.requires_grad}
@@ -98,7 +98,7 @@ def test_the_average_holds_what_trains_and_nothing_else():
 # -- LoRA
 
 
-def test_adapters_and_head_train_and_the_start_is_the_plain_model(pixels):
+def test_adapters_and_head_are_trained_and_start_at_the_plain_model(pixels):
     plain, model = classifier().backbone.eval(), classifier(LoraSettings(rank=2)).backbone.eval()
     with torch.no_grad():
         torch.testing.assert_close(model(pixels).logits, plain(pixels).logits)
@@ -116,7 +116,7 @@ def test_adapters_and_head_train_and_the_start_is_the_plain_model(pixels):
 
 @pytest.mark.parametrize("targets", [["query", "value"], ["dense", "up_proj", "gate_proj"], ["attention.query", "key"]])
 @pytest.mark.parametrize("training", [False, True])
-def test_the_fused_paths_step_aside_and_merging_gives_the_same(pixels, targets, training):
+def test_lora_bypasses_fused_paths_and_merging_is_equivalent(pixels, targets, training):
     lora = shaken(classifier(LoraSettings(rank=2, alpha=3, targets=targets)).backbone)
     plain = classifier().backbone
     plain.load_state_dict(merged(lora, lora.state_dict()))
@@ -129,7 +129,7 @@ def test_the_fused_paths_step_aside_and_merging_gives_the_same(pixels, targets, 
     assert all(param.grad is None for name, param in lora.named_parameters() if ".base_layer." in name)
 
 
-def test_merging_is_what_peft_does_and_loses_nothing_that_is_kept():
+def test_merging_equals_peft():
     model = shaken(classifier(LoraSettings(rank=2, alpha=5, targets=["query", "output.dense"])).backbone)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     plain = merged(model, state)
@@ -141,7 +141,7 @@ def test_merging_is_what_peft_does_and_loses_nothing_that_is_kept():
             torch.testing.assert_close(plain[name.replace(".base_layer.", ".")], value)
 
 
-def test_a_plain_model_is_left_as_it_is():
+def test_a_plain_model_is_unchanged():
     model = classifier().backbone
     state = model.state_dict()
     assert not has_lora(model) and merged(model, state) is state
@@ -150,16 +150,16 @@ def test_a_plain_model_is_left_as_it_is():
 def test_the_adapter_folder_loads_with_peft(pixels, tmp_path):
     model = shaken(classifier(LoraSettings(rank=2, alpha=3)).backbone)
     write_adapter(model, model.state_dict(), tmp_path)
-    torch.manual_seed(77)  # another head
+    torch.manual_seed(77)  # a different head
     base = NepaClassifier(architecture=NepaModel(**SIZES)).build(NAMES)
     base.vit_nepa.load_state_dict(classifier().backbone.vit_nepa.state_dict())
     loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(loaded(pixel_values=pixels).logits, model(pixels).logits)
-    assert model.peft_config["default"].modules_to_save is None  # training's own settings are untouched
+    assert model.peft_config["default"].modules_to_save is None  # the settings in training are unchanged
 
 
-def test_parts_that_learn_as_a_whole_beside_the_adapters(pixels, tmp_path):
+def test_parts_that_are_fully_trained_beside_the_adapters(pixels, tmp_path):
     whole = "vit_nepa.embeddings"
     model = classifier(LoraSettings(rank=2, targets=["query", "dense"], whole=["embeddings"])).backbone
     for name, param in model.named_parameters():
@@ -178,7 +178,7 @@ def test_parts_that_learn_as_a_whole_beside_the_adapters(pixels, tmp_path):
         classifier(LoraSettings(whole=["embedings"]))
 
 
-def test_pretraining_with_lora_trains_the_adapters_alone():
+def test_pretraining_with_lora_trains_only_the_adapters():
     backbone = NepaModel(**SIZES).build()
     adapt(backbone, TrainConfig(max_steps=1, lora=LoraSettings(rank=2)))
     model = PretrainingModel(backbone, NextEmbeddingSettings(target="teacher").build(backbone))
@@ -190,10 +190,10 @@ def test_pretraining_with_lora_trains_the_adapters_alone():
     model.after_step(1, 10)  # the teacher has the same adapters
 
 
-def test_mistakes_are_one_clear_line(monkeypatch):
+def test_errors_are_one_line(monkeypatch):
     with pytest.raises(ConfigError, match=r"^train.lora.targets: layer 'querry' is not known. Did you mean 'query'\?"):
         classifier(LoraSettings(targets=["querry"]))
-    with pytest.raises(ConfigError, match="layer 'classifier' is not known"):  # the head trains anyway
+    with pytest.raises(ConfigError, match="layer 'classifier' is not known"):  # the head is always trained
         classifier(LoraSettings(targets=["classifier"]))
     with pytest.raises(ConfigError, match="rank"):
         LoraSettings(rank=0)

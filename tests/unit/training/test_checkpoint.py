@@ -20,7 +20,7 @@ def net(**objective):
     return PretrainingModel(backbone, NextEmbeddingSettings(**objective).build(backbone))
 
 
-def test_leftovers_are_removed_and_never_taken_for_a_checkpoint(tmp_path):
+def test_leftovers_are_removed_and_never_used_as_checkpoints(tmp_path):
     for name in (
         "checkpoints/.tmp-step-000009-0123abcd/ema",
         "checkpoints/step-000004",
@@ -46,8 +46,8 @@ def written(run_dir, step):
     return folder
 
 
-def test_prune_removes_only_what_was_written_here(tmp_path):
-    """A link of a checkpoint's name, or somebody's own folder, is no checkpoint of this run."""
+def test_prune_removes_only_own_checkpoints(tmp_path):
+    """A link or a foreign folder with the name of a checkpoint is not removed."""
     other = written(tmp_path / "other", 1)
     checkpoint.step_dir(tmp_path, 2).mkdir(parents=True)
     for step in (3, 4):
@@ -81,7 +81,7 @@ def test_a_failed_write_is_a_training_error(tmp_path, err, words):
         raise err
 
 
-def test_a_run_folder_that_was_deleted_is_not_made_anew(tmp_path):
+def test_a_deleted_run_folder_is_not_recreated(tmp_path):
     run_dir = tmp_path / "run"
     said = pytest.raises(TrainingError, match=r"^saving step 3 failed: the run folder .*run is gone$")
     with said, saving(run_dir, "saving step 3"):
@@ -106,7 +106,7 @@ def step(model, optimizer):
     optimizer.zero_grad()
 
 
-def test_all_that_training_continues_from_comes_back(tmp_path):
+def test_the_complete_training_state_is_restored(tmp_path):
     first, second = net(target="teacher", steps_ahead=[1, 2]), net(target="teacher", steps_ahead=[1, 2])
     emas = [EmaWeights(0.9, model.backbone) for model in (first, second)]
     own, folder = saved(first, tmp_path, emas[0])
@@ -117,7 +117,7 @@ def test_all_that_training_continues_from_comes_back(tmp_path):
     for (name, a), b in zip(first.state_dict().items(), second.state_dict().values()):
         assert torch.equal(a, b), name
     assert all(torch.equal(emas[1].weights[name], value) for name, value in emas[0].weights.items())
-    assert {name: value.data_ptr() for name, value in second.state_dict().items()} == places  # read in place
+    assert {name: value.data_ptr() for name, value in second.state_dict().items()} == places  # loaded in place
     for p in own.state:  # as after seven steps
         own.state[p]["step"].fill_(7)
     for model, optimizer in ((first, own), (second, other)):
@@ -126,7 +126,7 @@ def test_all_that_training_continues_from_comes_back(tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_averages_that_a_checkpoint_has_not_begin_at_its_weights(tmp_path):
+def test_missing_averages_start_at_the_weights(tmp_path):
     first, second = net(), net()
     _, folder = saved(first, tmp_path)
     ema = EmaWeights(0.9, second.backbone)
@@ -149,21 +149,21 @@ class Averages:
         self.weights = weights
 
 
-def test_the_first_of_equal_scores_stays_and_no_number_is_none(tmp_path):
+def test_the_first_of_equal_scores_is_kept_and_nan_is_ignored(tmp_path):
     backbone = net().backbone
     best = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, backbone, None)
     for step, value in ((1, float("nan")), (2, 0.5), (3, 0.5), (4, float("nan")), (5, 0.4)):
         best({"eval/accuracy": value}, step)
     score = json.loads((tmp_path / "best" / "score.json").read_text())
     assert score == {"step": 2, "metric": "eval/accuracy", "value": 0.5, "weights": "raw"}
-    again = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, backbone, None)  # as a resumed run does
+    again = checkpoint.BestWeights(tmp_path, "eval/accuracy", None, backbone, None)  # as in a resumed run
     again({"eval/accuracy": 0.5}, 6)
     assert json.loads((tmp_path / "best" / "score.json").read_text())["step"] == 2
     again({"eval/accuracy": 0.6}, 7)
     assert json.loads((tmp_path / "best" / "score.json").read_text())["step"] == 7
 
 
-def test_averaged_weights_are_judged_and_kept_where_there_are_some(tmp_path):
+def test_averaged_weights_are_scored_and_kept_if_they_exist(tmp_path):
     backbone = net().backbone
     averaged = {name: torch.full_like(param, 0.25) for name, param in backbone.named_parameters()}
     best = checkpoint.BestWeights(tmp_path, "eval/accuracy", Averages(averaged), backbone, None)
@@ -187,7 +187,7 @@ def test_best_weights_that_cannot_be_written_are_a_training_error(tmp_path, monk
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"value": "high"}', '{"value": NaN}', "[" * 100_000])
-def test_a_best_score_that_cannot_be_read_is_found_when_the_run_continues(tmp_path, text):
+def test_an_unreadable_best_score_is_an_error_on_resuming(tmp_path, text):
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "score.json").write_text(text)
     with pytest.raises(TrainingError, match=r"best/score.json cannot be read: "):

@@ -1,4 +1,4 @@
-"""A dry run looks at what its first step needs, however much fits in memory."""
+"""A dry run decodes only the images of its first step, however many fit into memory."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ NUM = 300
 
 @pytest.fixture
 def decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A folder of images, and which of them are decoded."""
+    """Makes a folder of images and records which are decoded."""
     rng, names = np.random.default_rng(0), []
     for number in range(NUM):
         file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
@@ -47,6 +47,6 @@ def test_only_the_first_batch_is_decoded(tmp_path, decoded, capsys, cache):
     assert not (tmp_path / "runs").exists()
 
 
-def test_measuring_a_stage_decodes_no_more(tmp_path, decoded):
+def test_measuring_a_stage_decodes_only_its_batches(tmp_path, decoded):
     seconds = next(iter(stage_seconds([settings(tmp_path, "data.cache=on")])))
     assert seconds is not None and 8 <= len(decoded) < 60

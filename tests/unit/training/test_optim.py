@@ -27,7 +27,7 @@ def settings_of(net, config):
     return {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
 
 
-def test_norms_biases_and_layerscale_do_not_decay_but_the_first_token_does(net):
+def test_weight_decay_excludes_norms_biases_and_layerscale(net):
     found = settings_of(net, OptimConfig(weight_decay=0.05))
     assert found.keys() == dict(net.named_parameters()).keys()
     for name, (_, decay) in found.items():
@@ -45,7 +45,7 @@ def test_layer_decay_and_embedding_rate(net):
     assert rate["backbone.vit_nepa.embeddings.patch_embeddings.projection.weight"] == pytest.approx(0.0125)
     assert (
         parameter_groups(net, OptimConfig(layer_decay=0.5, learning_rate=1.0))[0]["lr"] == 1.0
-    )  # the one that is logged
+    )  # the logged learning rate
 
 
 def test_frozen_parameters_are_left_out(net):
@@ -83,7 +83,7 @@ def test_two_warm_ups_are_an_error():
         OptimConfig(warmup_steps=1, warmup_rate=0.1)
 
 
-def test_fused_adamw_is_adamw(net):
+def test_fused_adamw_equals_adamw(net):
     """One step against the formula, decay included."""
     weight = torch.nn.Parameter(torch.tensor([[1.0, -2.0]]))
     module = torch.nn.Module()
@@ -101,7 +101,7 @@ def test_fused_adamw_is_adamw(net):
 # -- Muon
 
 
-def test_muon_takes_the_matrices_of_layers_and_nothing_else(net):
+def test_muon_is_used_only_for_matrices_of_layers(net):
     names = {p: n for n, p in net.named_parameters()}
     groups = build_optimizer(net, OptimConfig(kind="muon")).param_groups
     muon = {names[p] for g in groups if g["muon"] for p in g["params"]}
@@ -119,7 +119,7 @@ def layer(values):
     return module
 
 
-def test_a_step_of_muon_is_the_orthogonal_factor_as_large_as_a_step_of_adamw():
+def test_a_muon_step_is_orthogonal_and_scaled_like_adamw():
     start, gradient = torch.randn(4, 6), torch.randn(4, 6)
     module = layer(start)
     config = OptimConfig(kind="muon", learning_rate=0.01, weight_decay=0.1)
@@ -135,8 +135,8 @@ def test_a_step_of_muon_is_the_orthogonal_factor_as_large_as_a_step_of_adamw():
     torch.testing.assert_close(module.layers[0].bias.data, rate * torch.tensor([-1.0, 1.0, -1.0, 1.0]))
 
 
-def test_the_state_of_muon_and_adamw_together_can_be_taken_over():
-    """By torch's own state_dict; a learning rate set later reaches both."""
+def test_the_combined_state_of_muon_and_adamw_can_be_restored():
+    """Through torch's state_dict; a later learning rate applies to both."""
     start, config = torch.randn(4, 6), OptimConfig(kind="muon", learning_rate=0.01)
     nets = [layer(start), layer(start)]
     first, second = (build_optimizer(net, config) for net in nets)
@@ -154,11 +154,11 @@ def test_the_state_of_muon_and_adamw_together_can_be_taken_over():
         assert torch.equal(one, other) and not torch.equal(one, start)
 
 
-# -- 8 bits
+# -- 8-bit
 
 
-def test_averages_in_8_bits_take_a_quarter_and_step_as_adamw_does():
-    """Those of a bias, with few numbers, are as exact as AdamW's."""
+def test_8_bit_states_need_a_quarter_of_the_memory_and_match_adamw():
+    """Small parameters such as biases keep exact float32 states."""
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     start, config = torch.randn(96, 96), OptimConfig(learning_rate=0.01, weight_decay=0.1)
@@ -190,7 +190,7 @@ def test_averages_in_8_bits_take_a_quarter_and_step_as_adamw_does():
     ) == (state_bytes(96, "adamw_8bit"))
 
 
-def test_8_bits_train_on_cpu_and_cuda_alone():
+def test_8_bit_states_need_cpu_or_cuda():
     pytest.importorskip("bitsandbytes")
     net = torch.nn.Linear(4, 4, device="meta")
     with pytest.raises(ConfigError, match=r"optim\.kind=adamw_8bit supports cpu and cuda, not meta"):
@@ -224,18 +224,18 @@ def test_length_of_a_run():
 # -- fine-tuning
 
 
-def test_groups_know_how_far_below_the_top_they_are(net):
+def test_groups_have_their_depth_below_the_top(net):
     groups = parameter_groups(net, OptimConfig(layer_decay=0.5, learning_rate=1.0))
     names = {p: n for n, p in net.named_parameters()}
     below = {names[p]: g["below_top"] for g in groups for p in g["params"]}
     layers = [below[f"backbone.vit_nepa.encoder.layer.{i}.output.dense.weight"] for i in range(3)]
-    assert layers == [2, 1, 0]  # as the released code counts: the last layer learns at the head's rate
+    assert layers == [2, 1, 0]  # as in the released code: the last layer has the learning rate of the head
     assert below["backbone.vit_nepa.embeddings.cls_token"] == 3 and below["backbone.vit_nepa.layernorm.weight"] == 0
     assert {g["below_top"] for g in parameter_groups(net, OptimConfig(learning_rate=1.0))} == {0, 1, 2, 3}
 
 
-def test_layer_decay_rises_by_half_a_cosine():
-    """A layer two below the top: its rate is decay ** 2, with decay going from 0.5 to 1."""
+def test_layer_decay_follows_a_half_cosine():
+    """Two layers below the top, the factor is decay ** 2, with decay rising from 0.5 to 1."""
     config = OptimConfig(layer_decay=0.5, layer_decay_end=1.0, schedule="constant")
     decay = [0.5, 0.5 + 0.5 * (1 - 0.5**0.5) / 2, 0.75, 1.0]
     for step, value in zip((0, 2, 4, 8), decay):
@@ -246,17 +246,17 @@ def test_layer_decay_rises_by_half_a_cosine():
 
 
 def test_lower_layers_warm_up_longer():
-    """A layer at x times the top's rate warms up over (1 - x) of the steps."""
+    """A layer with x times the rate of the top warms up over (1 - x) of the steps."""
     config = OptimConfig(layer_decay=0.5, layer_warmup=True, schedule="constant")
     for below, steps in ((0, 0), (1, 8), (2, 12), (3, 14)):
         rates = [lr_rate(step, config, 16, 100, below_top=below) for step in range(20)]
         assert rates == pytest.approx([min(1.0, (step + 1) / steps) if steps else 1.0 for step in range(20)])
     assert lr_rate(4, OptimConfig(layer_decay=0.5, schedule="constant"), 16, 100, below_top=1) == 5 / 16
     cosine = OptimConfig(layer_decay=0.5, layer_warmup=True)
-    assert lr_rate(54, cosine, 16, 100, below_top=1) == pytest.approx(0.5)  # half way between 8 and 100
+    assert lr_rate(54, cosine, 16, 100, below_top=1) == pytest.approx(0.5)  # half-way between 8 and 100
 
 
-def test_the_schedule_reaches_each_group(net):
+def test_the_schedule_applies_to_each_group(net):
     config = OptimConfig(layer_decay=0.5, layer_decay_end=1.0, schedule="constant", learning_rate=1.0)
     optimizer = build_optimizer(net, config)
     set_learning_rates(optimizer, config, 0, 0, 4)

@@ -1,4 +1,4 @@
-"""What is said before the first step."""
+"""Messages before the first step."""
 
 import time
 from pathlib import Path
@@ -21,7 +21,7 @@ from nextembed.training.banner import ModelOf, Pace, busy, class_words, found_da
 from nextembed.training.folder import opened
 
 
-def test_the_place_says_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_folder_and_existing_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mine = Path("runs/mine")
     assert next_folder(mine) == mine
@@ -71,13 +71,13 @@ def test_times(seconds: float, words: str) -> None:
         (100, 3000, 64, None, []),
     ],
 )
-def test_what_is_odd(num: int, side: int, batch: int, size: int | None, words: list[str]) -> None:
+def test_unusual_data_is_noted(num: int, side: int, batch: int, size: int | None, words: list[str]) -> None:
     rows = [{"image": Image.new("L", (side + 10, side))}] * num
     found = odd(rows, batch, ModelOf(size))
     assert [line[: len(word)] for line, word in zip(found, words, strict=True)] == words
 
 
-def test_sizes_are_read_from_whatever_a_row_holds(tmp_path: Path) -> None:
+def test_sizes_are_read_from_any_kind_of_image(tmp_path: Path) -> None:
     picture = Image.new("RGB", (40, 30))
     picture.save(tmp_path / "a.png")
     for image in (picture, tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), np.zeros((30, 40, 3), np.uint8)):
@@ -85,7 +85,7 @@ def test_sizes_are_read_from_whatever_a_row_holds(tmp_path: Path) -> None:
     assert short_side(b"no image") is None and short_side(None) is None
 
 
-def test_the_data_are_counted(tmp_path: Path) -> None:
+def test_the_data_is_counted(tmp_path: Path) -> None:
     for role, num in (("train", 3), ("val", 2)):
         for name in ("cats", "dogs"):
             (tmp_path / role / name).mkdir(parents=True)
@@ -98,7 +98,7 @@ def test_the_data_are_counted(tmp_path: Path) -> None:
     assert line.startswith("Data:    glosses: ") and line.endswith(" documents for training")
 
 
-def test_the_pace_is_said_once_and_without_the_first_step() -> None:
+def test_the_pace_is_reported_once_and_excludes_the_first_step() -> None:
     said: list[str] = []
     pace = Pace(said.append, after=0.0, steps=5)
     for step in range(1, 9):
@@ -106,7 +106,7 @@ def test_the_pace_is_said_once_and_without_the_first_step() -> None:
     assert len(said) == 1 and "for the other 98 steps" in said[0]
 
 
-def test_nothing_is_said_at_the_very_end() -> None:
+def test_no_pace_is_reported_at_the_end() -> None:
     said: list[str] = []
     pace = Pace(said.append, after=0.0)
     for step in (1, 2):
@@ -114,7 +114,7 @@ def test_nothing_is_said_at_the_very_end() -> None:
     assert said == []
 
 
-def test_what_takes_long_is_said() -> None:
+def test_slow_phases_are_reported() -> None:
     said: list[str] = []
     with busy("reading", said.append, after=0.02, every=0.05):
         end = time.monotonic() + 30
@@ -126,7 +126,7 @@ def test_what_takes_long_is_said() -> None:
     assert "quick ..." not in said
 
 
-def test_clips_are_called_clips(tmp_path: Path) -> None:
+def test_data_of_videos_is_counted_in_clips(tmp_path: Path) -> None:
     data = MovingStamps(num_clips=3, num_validation=2, num_test=1)
     (first, *others), counts = found_data(data, 4, ModelOf(32, reads_clips=True))
     assert first.startswith("Data:    moving_stamps: 3 clips for training in 8 classes") and counts.what == "clips"
@@ -135,13 +135,13 @@ def test_clips_are_called_clips(tmp_path: Path) -> None:
     assert not reads_clips(NepaModel(hidden_size=48, num_attention_heads=4, image_size=32, patch_size=8))
 
 
-def test_a_mixture_names_its_sources(tmp_path: Path) -> None:
+def test_a_mixture_lists_its_sources(tmp_path: Path) -> None:
     data = Mixture(sources=[TextData(source="glosses"), EmojiDocuments()])
     (line, *_), counts = found_data(data, 4)
     assert line.startswith("Data:    a mixture of glosses, emoji: ") and counts.what == "documents"
 
 
-def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+def test_a_rejected_run_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged"), opened(tmp_path / "runs/mine", resume=False) as folder:
         (folder / "skipped.jsonl").write_text("")
         raise DataError("damaged")
@@ -149,8 +149,8 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["validation", "test"])
-def test_a_mistyped_split_of_images_is_no_missing_one(tmp_path: Path, role: str) -> None:
-    """Names that the settings give have to be there; the default names may be missing."""
+def test_a_mistyped_split_of_images_is_an_error(tmp_path: Path, role: str) -> None:
+    """Split names given in the settings must exist; default names may be missing."""
     for number in range(4):
         folder = tmp_path / "train" / "cat"
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def test_a_mistyped_split_of_images_is_no_missing_one(tmp_path: Path, role: str)
 
 @pytest.mark.parametrize("role", ["validation", "test"])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_mistyped_split_of_documents_is_no_missing_one(tmp_path: Path, role: str, mixed: bool) -> None:
+def test_a_mistyped_split_of_documents_is_an_error(tmp_path: Path, role: str, mixed: bool) -> None:
     (tmp_path / "train.txt").write_text("one\ntwo\nthree\n")
     found_data(TextData(source=str(tmp_path)), 2)
     settings = {"kind": "text", "source": str(tmp_path), role: "tset"}

@@ -42,7 +42,7 @@ def test_ema_follows_the_formula_and_warms_up():
     assert torch.equal(ema.weights["weight"], model.backbone.weight)
 
 
-def test_of_a_frozen_network_nothing_is_averaged():
+def test_a_frozen_network_has_no_average():
     model = small()
     model.backbone.requires_grad_(False)
     ema = averaged(model)
@@ -63,7 +63,7 @@ def test_ema_is_applied_only_inside_the_block():
     assert torch.equal(ema.weights["weight"], torch.ones(2, 3))
 
 
-def test_means_count_what_only_some_ranks_have(monkeypatch):
+def test_means_include_metrics_of_only_some_ranks(monkeypatch):
     found = Averages()
     found.add("loss.0", torch.tensor(6.0), 3)
     found.add("loss.0", torch.tensor(2.0), 1)
@@ -74,7 +74,7 @@ def test_means_count_what_only_some_ranks_have(monkeypatch):
     assert found.state() == {}
 
 
-def test_records_drop_what_follows_the_checkpoint(tmp_path):
+def test_records_drop_lines_after_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 5}\n{"step": 9}\n{"step": 1')
     records = Records(path, lambda lines: [], lambda text: None, resume_step=5)
@@ -86,7 +86,7 @@ def test_records_drop_what_follows_the_checkpoint(tmp_path):
     ]
 
 
-def test_a_warning_is_recorded_always_and_said_once_when_it_lasts(tmp_path):
+def test_warnings_are_always_recorded_and_printed_once_if_lasting(tmp_path):
     said = []
     records = Records(tmp_path / "m.jsonl", lambda lines: [f"copying: {lines[-1]['x']}"], said.append)
     for step in (1, 2, 3):
@@ -97,7 +97,7 @@ def test_a_warning_is_recorded_always_and_said_once_when_it_lasts(tmp_path):
     assert "step 2: copying: 2" in said[0]
 
 
-def test_plain_progress_is_one_line_a_log():
+def test_plain_progress_is_one_line_per_log():
     out = io.StringIO()
     bar = ProgressBar(Console(file=out, width=200, highlight=False))
     bar.started(at(0))

@@ -1,4 +1,4 @@
-"""Small files in the official layouts, and tables."""
+"""Small annotation files in the official layouts, and tables."""
 
 import io
 import json
@@ -142,7 +142,7 @@ def test_images_may_not_leave_their_folder(tmp_path, name, words):
         read("vizwiz", file, tmp_path / "inside")
 
 
-def test_nor_by_a_link(tmp_path):
+def test_images_may_not_leave_their_folder_by_a_link(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "inside").mkdir()
     (tmp_path / "inside" / "link.jpg").symlink_to(tmp_path / "a.jpg")
@@ -215,14 +215,14 @@ def test_videos_are_frames_or_animations(tmp_path):
         ({"video": [], "answer": "z"}, "without frames"),
     ],
 )
-def test_rows_that_cannot_be(tmp_path, row, words):
+def test_invalid_rows(tmp_path, row, words):
     picture(tmp_path / "a.png")
     (tmp_path / "t.jsonl").write_text(json.dumps(row))
     with pytest.raises(DataError, match=words):
         read_table(tmp_path / "t.jsonl")
 
 
-def test_columns_that_are_not_there(tmp_path):
+def test_missing_columns(tmp_path):
     (tmp_path / "t.csv").write_text("picture,title\na.png,x\n")
     for columns, where, words in (
         ({"references": "titel"}, {}, "Did you mean 'title'"),
@@ -248,7 +248,7 @@ def test_special_tokens_in_a_text_are_text(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "words"), [("NaN", "nan is not text"), ('""', "no reference"), ("[]", "no reference")]
 )
-def test_an_answer_that_is_none(tmp_path, answer, words):
+def test_missing_answers(tmp_path, answer, words):
     picture(tmp_path / "a.png")
     (tmp_path / "t.jsonl").write_text(f'{{"image": "a.png", "question": "What?", "answer": {answer}}}\n')
     settings = LanguageEval(task="vqa", data=str(tmp_path / "t.jsonl"))

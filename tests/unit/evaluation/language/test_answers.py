@@ -16,13 +16,13 @@ from nextembed.evaluation.language.answers import SPELLED, exact_match, normaliz
         ("black/white", "black white"),
         ("black / white", "black white"),
         ("t-shirt", "t shirt"),
-        ("a - b", "b"),  # the mark beside a space goes, the article too
+        ("a - b", "b"),  # a punctuation mark next to a space is removed, and so is the article
         ("it's 5 o'clock", "it's 5 o'clock"),
         ("5 oclock\n", "5 o'clock"),
-        ("somebody'd", "somebodyd"),  # turned around in the official table
+        ("somebody'd", "somebodyd"),  # reversed in the official table
         ("cannot", "cannot"),
-        ("a:b 'c'", "a:b 'c'"),  # colons and apostrophes are no punctuation there
-        ("." * 40, "." * 8),  # only the first 32 points are looked at
+        ("a:b 'c'", "a:b 'c'"),  # colons and apostrophes are not punctuation in the official code
+        ("." * 40, "." * 8),  # only the first 32 full stops are removed
         ("", ""),
     ],
 )
@@ -38,7 +38,7 @@ def test_the_table_of_contractions():
 
 @pytest.mark.parametrize(("same", "wanted"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_leaving_one_annotator_out(same, wanted):
-    """n of 10 say it: of the 10 ways to leave one out, n leave n - 1, the others n, each counted as min(1, . / 3).
+    """n of 10 annotators agree: leaving one out, n ways leave m = n - 1 matches, the others m = n; score min(1, m / 3).
 
     n = 1: 9 ways give 1/3; n = 2: 2 give 1/3, 8 give 2/3; n = 3: 3 give 2/3, 7 give 1.
     """
@@ -47,7 +47,7 @@ def test_leaving_one_annotator_out(same, wanted):
 
 def test_annotators_are_normalised_unless_they_all_agree():
     assert vqa_accuracy("2", ["two"] * 9 + ["three"]) == 1
-    assert vqa_accuracy("2", ["two"] * 10) == 0  # as the official code
+    assert vqa_accuracy("2", ["two"] * 10) == 0  # as in the official code
     assert vqa_accuracy("2", ["two"] * 9 + ["three"], "vizwiz") == 0
     assert vqa_accuracy("unanswerable", ["unanswerable"] * 2 + ["dog"] * 8, "vizwiz") == pytest.approx(0.6)
     with pytest.raises(ValueError, match="annotators"):

@@ -9,7 +9,7 @@ from nextembed.evaluation.language.captions import bleu_counts, bleu_of, cider, 
 
 
 def bleu(answers, references):
-    """Of the whole set."""
+    """Corpus BLEU-1 to BLEU-4."""
     return bleu_of(bleu_counts(answers, references).sum(0))
 
 
@@ -37,28 +37,29 @@ def split(*texts):
 
 
 def test_cider_of_equal_captions_is_10():
-    """Cosines of 1 for n = 1..4 where every caption has at least four words of its own."""
+    """All four cosines are 1 if every caption has at least four words that no other caption has."""
     texts = split("a red cat sleeps here", "two old boats at sea", "one green hill far away")
     assert cider(texts, [[t] for t in texts]) == pytest.approx([10, 10, 10])
 
 
 def test_cider_by_hand():
-    """Two items; idf of what one item has is log 2, so that all weights are equal: only counts matter.
+    """Two items; an n-gram of only one item has idf log 2, so all weights are equal and only counts matter.
 
-    "red cat" against "red dog": 1-grams share 1 of 2, cosine 1/2; 2-grams share none; longer ones do not exist: 0.
-    Mean over n: (1/2) / 4; times 10: 1.25. A second reference "red cat here" gives 1-grams 2 / sqrt(2 * 3), 2-grams
-    1 / sqrt(1 * 2), times exp(-1 / 72) for a length that differs by one; the item's score is the mean over references.
+    "red cat" and "red dog" share 1 of 2 1-grams, cosine 1/2, and no 2-gram; there are no longer n-grams: 0.
+    Mean over n: (1/2) / 4; times 10: 1.25. The second reference "red cat here" gives 2 / sqrt(2 * 3) for 1-grams and
+    1 / sqrt(1 * 2) for 2-grams, times exp(-1 / 72) for lengths that differ by one. An item's score is the mean over
+    its references.
     """
     one = cider(split("red cat", "x y"), [split("red dog"), split("x y")])
     assert one[0] == pytest.approx(1.25)
-    assert one[1] == pytest.approx(10 * 2 / 4)  # equal, but without 3- and 4-grams
+    assert one[1] == pytest.approx(10 * 2 / 4)  # identical, but without 3- and 4-grams
     two = cider(split("red cat", "x y"), [split("red dog", "red cat here"), split("x y")])
     second = 10 / 4 * (2 / math.sqrt(6) + 1 / math.sqrt(2)) * math.exp(-1 / 72)
     assert two[0] == pytest.approx((1.25 + second) / 2)
 
 
 def test_cider_clips_repeated_words():
-    """Weights log 2: "cat cat" is (2), the reference "cat" (1): min(2, 1) * 1 / (2 * 1) = 1/2, times exp(-1/72)."""
+    """Counts of "cat": 2 in the answer, 1 in the reference: min(2, 1) * 1 / (2 * 1) = 1/2, times exp(-1/72)."""
     assert cider(split("cat cat", "x"), [split("cat"), split("x")])[0] == pytest.approx(
         10 / 4 * 0.5 * math.exp(-1 / 72)
     )
@@ -66,12 +67,12 @@ def test_cider_clips_repeated_words():
 
 def test_cider_ignores_words_of_every_item_and_empty_answers():
     assert cider(split("a", "a"), [split("a"), split("a")]) == pytest.approx([0, 0])
-    assert cider(split("a b"), [split("a b")]) == pytest.approx([0])  # one item: log 1 = 0
+    assert cider(split("a b"), [split("a b")]) == pytest.approx([0])  # with one item, idf is log 1 = 0
     assert cider([[], ["x"]], [split("a b"), split("x")])[0] == 0
 
 
 def test_bleu_by_hand():
-    """the the the the the the the / the cat is on the mat: 2 of 7 words, no 2-gram (Papineni et al.); 7 > 6 words."""
+    """Example of Papineni et al.: 2 of 7 words match and no 2-gram; no brevity penalty, since 7 > 6 words."""
     found = bleu(split("the the the the the the the"), [split("the cat is on the mat")])
     assert found[0] == pytest.approx(2 / 7, rel=1e-6)
     assert found[1] < 1e-6
@@ -82,13 +83,13 @@ def test_bleu_by_hand():
 def test_bleu_sums_over_the_set_and_takes_the_closest_length():
     answers, references = split("a b c d", "x y"), [split("a b c", "a b c d e"), split("x z")]
     counts = bleu_counts(answers, references)
-    assert counts[0].tolist() == [4, 3, 4, 3, 2, 1, 4, 3, 2, 1]  # 3 and 5 are as close: the shorter
+    assert counts[0].tolist() == [4, 3, 4, 3, 2, 1, 4, 3, 2, 1]  # 3 and 5 are equally close: the shorter is used
     assert counts[1].tolist() == [2, 2, 2, 1, 0, 0, 1, 0, 0, 0]
     assert bleu(answers, references)[:2] == pytest.approx([5 / 6, math.sqrt(5 / 6 * 3 / 4)], rel=1e-6)
 
 
 def test_rouge_by_hand():
-    """police killed the gunman / police kill the gunman: 3 words in order of 4 and 4, F = 3/4 for every beta."""
+    """The longest common subsequence has 3 of 4 and 4 words, so F = 3/4 for every beta."""
     answers = split("police killed the gunman", "a b", "", "q")
     references = [split("police kill the gunman"), split("a x b y", "z"), split("a"), split("r")]
     beta2 = 1.44

@@ -1,4 +1,4 @@
-"""Frechet distance against closed forms; retrieval ranks; feature spaces of saved models."""
+"""Fréchet distance against closed forms; retrieval ranks; feature spaces of saved models."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from nextembed.errors import ConfigError
 from nextembed.evaluation.images import feature_space, frechet_distance, retrieval_ranks
 
 
-def test_of_shifted_and_scaled_sets():
+def test_distance_of_shifted_and_scaled_sets():
     """A shift by d adds |d|^2; scaling by s turns trace(C + s^2 C - 2 s C) into (1 - s)^2 trace C."""
     x = np.random.default_rng(0).normal(size=(50, 6))
     x -= x.mean(0)
@@ -20,7 +20,7 @@ def test_of_shifted_and_scaled_sets():
     assert frechet_distance(x, 3 * x) == pytest.approx(4 * np.trace(np.cov(x, rowvar=False)))
 
 
-def test_equals_the_root_of_the_product():
+def test_distance_equals_the_matrix_square_root_formula():
     draw = np.random.default_rng(1)
     x, y = draw.normal(size=(40, 5)) @ draw.normal(size=(5, 5)), draw.normal(size=(60, 5)) + 1
     a, b = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
@@ -31,14 +31,14 @@ def test_equals_the_root_of_the_product():
 
 
 def test_fewer_images_than_features():
-    """Two points each, on orthogonal axes: covariances of rank 1 share nothing, so that the traces add up."""
+    """Two points each on orthogonal axes: the rank-1 covariances do not overlap, so the traces add up."""
     x, y = np.zeros((2, 100)), np.zeros((2, 100))
     x[:, 0], y[:, 1] = (-1, 1), (-2, 2)
     assert frechet_distance(x, y) == pytest.approx(2 + 8)
 
 
 @pytest.mark.parametrize("shapes", [((1, 3), (4, 3)), ((4, 3), (4, 2)), ((4,), (4,))])
-def test_what_has_no_distance(shapes):
+def test_invalid_shapes(shapes):
     with pytest.raises(ValueError, match="two sets"):
         frechet_distance(*(np.zeros(shape) for shape in shapes))
 
@@ -46,7 +46,7 @@ def test_what_has_no_distance(shapes):
 def test_retrieval_ranks():
     real = torch.eye(3)
     painted = torch.tensor([[5.0, 0, 0], [0.9, 0.5, 0.1], [1.0, 1.0, 1.0]])
-    assert retrieval_ranks(painted, real).tolist() == [1, 2, 3]  # of equally near ones the first come first
+    assert retrieval_ranks(painted, real).tolist() == [1, 2, 3]  # ties keep their order
 
 
 def test_space_of_a_clip_folder_is_its_image_embedding(tmp_path):
@@ -64,7 +64,7 @@ def test_space_of_a_clip_folder_is_its_image_embedding(tmp_path):
         feature_space(tmp_path)
 
 
-def test_space_of_a_nepa_run_says_where_it_reads(saved):
+def test_space_of_a_nepa_run_names_layer_and_pooling(saved):
     images = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
     space = feature_space(saved / "run")
     assert space.encode(images).shape == (2, 16)

@@ -1,4 +1,4 @@
-"""A tiny Emu scored on every task."""
+"""A tiny Emu is scored on every task."""
 
 import json
 import math
@@ -27,7 +27,7 @@ COLORS = ("red", "lime", "blue", "white", "black", "yellow")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A saved model, images, and tables of them."""
+    """A saved model, images, and tables that refer to them."""
     folder = tmp_path_factory.mktemp("emu")
     torch.manual_seed(0)
     parts = EmuParts(vision_config=VISION, language_config=LANGUAGE, tokenizer="bundled", num_image_latents=4,
@@ -80,8 +80,8 @@ def test_questions(folder, speaker):
     assert several.metrics[0].name == "VQA accuracy" and several.answers[0]["prompt"] == "{image}A:"
 
 
-def test_likelihood_is_that_of_a_whole_pass(speaker):
-    """One pass over each candidate alone, from the logits, against the cached, padded batch."""
+def test_likelihood_equals_a_full_forward_pass(speaker):
+    """Likelihoods from one full forward pass per candidate equal those of the cached, padded batch."""
     prompt = [{"kind": "image", "value": Image.new("RGB", (20, 20), "red")}, {"kind": "text", "value": "It is"}]
     candidates = ["red", "a bright blue square", "no"]
     found = speaker.likelihood(prompt, "x", candidates)
@@ -103,11 +103,11 @@ def test_ranking(folder, speaker):
     assert len(scores.metrics) == 10 and "by chance is 16.7 %" in scores.notes[0]
     ranks = [a["rank_mean"] for a in scores.answers]
     assert scores["MRR, per token"] == pytest.approx(100 * np.mean([1 / rank for rank in ranks]))
-    assert scores["R@10, reference rule"] == 100  # of six candidates
+    assert scores["R@10, reference rule"] == 100  # there are six candidates
 
 
-def test_a_model_that_knows_scores_full_marks(folder, speaker, monkeypatch):
-    """With the right answer put into its mouth every metric says so: what is compared is what was said."""
+def test_correct_answers_reach_the_maximum(folder, speaker, monkeypatch):
+    """If the answers are replaced by the correct ones, every metric is at its maximum."""
     wanted = {str(i): f"It is a {color}. Yes" for i, color in enumerate(COLORS)}
     monkeypatch.setattr(speaker, "answer", lambda prompts, keys, *rest: [wanted[key] for key in keys])
     assert score_language(speaker, settings(folder, "vqa", "vqa"))["exact match"] == 100
@@ -129,7 +129,7 @@ def test_shots(folder, speaker):
         Shots(settings(folder, "vqa", "vqa", shots=6), speaker, items, items)
 
 
-def test_similar_shots_are_the_nearest_images_nearest_last(folder, speaker):
+def test_similar_shots_are_the_nearest_images_in_ascending_order(folder, speaker):
     wanted = settings(folder, "vqa", "vqa", shots=2, choose="similar")
     items = read_examples(wanted)
     pictures = [Image.new("RGB", (20, 20), color) for color in COLORS]
@@ -153,7 +153,7 @@ def test_prompts():
     assert said(fill("Look: {image}Say {question}", one, images=False)) == ["Look: Say Red?"]
     prompt = with_shots("{image}Q: {question} A:", one, [shot], True, "\n")
     assert said(prompt) == ["x", "Q: Big? A: yes\n", "x", "Q: Red? A:"]
-    assert [prompt[1]["value"][a:b] for a, b in prompt[1]["tokens"]] == ["Q: ", " A:", "\n"]  # of the template
+    assert [prompt[1]["value"][a:b] for a, b in prompt[1]["tokens"]] == ["Q: ", " A:", "\n"]  # from the template
     wide = fill("  {image}  Q:  {question}  A:", Example("w", [], "a  b"))
     assert said(wide) == ["Q: a b A:"] and [wide[0]["value"][a:b] for a, b in wide[0]["tokens"]][-2:] == ["Q: ", " A:"]
     ranked = Example("r", [image], "Big?", references=["no"], candidates=["yes", "no"], target=1)
@@ -167,7 +167,7 @@ def test_decoding_of_benchmarks():
     assert LanguageEval(task="video_qa", data="x").decoding.length_penalty == 1.0
 
 
-def test_mmvet_gives_answers_and_no_score(folder, speaker, tmp_path):
+def test_mmvet_writes_answers_without_scores(folder, speaker, tmp_path):
     row = {"imagename": "0.png", "question": "What?", "answer": "x", "capability": ["ocr"]}
     file = folder / "mm-vet.json"
     file.write_text(json.dumps({"v1_0": row}))
@@ -178,7 +178,7 @@ def test_mmvet_gives_answers_and_no_score(folder, speaker, tmp_path):
 
 
 class Painter:
-    """Paints what it is told: the colour in the prompt."""
+    """Generates an image of the colour in the prompt."""
 
     def __init__(self, speaker):
         self.model, self.processor = speaker.model, speaker.processor
@@ -188,7 +188,7 @@ class Painter:
         return [Image.new("RGB", (16, 16), prompt[0]["value"].split()[1]) for prompt in prompts]
 
 
-def test_paintings_of_the_right_colour_are_found(folder, speaker, tmp_path):
+def test_generated_images_of_the_right_colour_are_retrieved(folder, speaker, tmp_path):
     wanted = settings(folder, "captions", "text_to_image")
     scores = score_language(Painter(speaker), wanted, paintings=tmp_path / "painted")
     assert scores["retrieval R@1"] == 100 and scores["mean rank"] == 1
@@ -224,14 +224,14 @@ def test_command_line(folder, tmp_path, capsys):
         (["--shots", "2"], "--shots needs --task"),
     ],
 )
-def test_one_clear_line(folder, monkeypatch, capsys, words, line):
+def test_wrong_command_lines_are_one_line_errors(folder, monkeypatch, capsys, words, line):
     monkeypatch.chdir(folder)
     assert main(["evaluate", "model", *words]) in (1, 2)
     err = capsys.readouterr().err
     assert line in err and err.count("\n") == 1
 
 
-def test_items_that_cannot_be_asked(folder, speaker):
+def test_items_that_cannot_be_used(folder, speaker):
     (folder / "broken.png").write_bytes(b"no image")
     for row, words in (
         ({"image": "broken.png", "question": "?", "answer": "x"}, "0: an image cannot be read"),
@@ -242,7 +242,7 @@ def test_items_that_cannot_be_asked(folder, speaker):
             score_language(speaker, settings(folder, "bad", "vqa"))
 
 
-def test_folders_that_hold_no_emu(folder, tmp_path):
+def test_folders_without_an_emu(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="contains a model of type 'llama', not 'emu'"):
         Speaker.load(tmp_path)

@@ -1,4 +1,4 @@
-"""What Hugging Face's own tools ask of a model: tuples, old names, hidden states, another vocabulary, embeddings."""
+"""Requirements of Hugging Face tools: tuples, deprecated names, hidden states, resized vocabularies, embeddings."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from nextembed.models.emu import EmuForConditionalGeneration
 
 
 @torch.no_grad()
-def test_tuples_hold_the_same():
+def test_tuples_have_the_same_values():
     model, inputs = build(), batch()
     inputs["labels"] = labels_of(inputs["input_ids"])
     for part, given in ((model, inputs), (model.model, {n: v for n, v in inputs.items() if n != "labels"})):
@@ -18,17 +18,17 @@ def test_tuples_hold_the_same():
         assert isinstance(found, tuple)
         for one, other in zip(whole.to_tuple(), found, strict=True):
             assert torch.equal(one, other)
-    assert torch.equal(model(**inputs)[0], model(**inputs).loss)  # where Hugging Face's tools look for it
+    assert torch.equal(model(**inputs)[0], model(**inputs).loss)  # where Hugging Face tools expect it
     model.config.return_dict = False
     assert torch.equal(model(**inputs, use_cache=False)[0], model(**inputs, use_cache=False, return_dict=True).loss)
 
 
 @torch.no_grad()
-def test_a_cache_under_its_old_name_is_used():
-    """Going on from a cache gives what the whole sequence gives, whatever the cache is called."""
+def test_a_cache_with_its_deprecated_name():
+    """Continuing from a cache equals the whole sequence, for both names of the argument."""
     model = build()
     inputs = {name: value for name, value in batch().items() if name != "attention_mask"}
-    ids = inputs["input_ids"][1:, -4:]  # text alone
+    ids = inputs["input_ids"][1:, -4:]  # text only
     wanted = model(ids).logits[:, -1]
     for name in ("cache", "past_key_values"):
         cache = DynamicCache(config=model.config.text_config)
@@ -52,7 +52,7 @@ def test_hidden_states_and_attentions_of_the_language_model():
 
 @torch.no_grad()
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_another_size_of_the_vocabulary(language, tmp_path):
+def test_resized_vocabulary(language, tmp_path):
     model, inputs = build(language=language), batch()
     before = model(**inputs).logits
     model.resize_token_embeddings(VOCABULARY + 5)
@@ -66,7 +66,7 @@ def test_another_size_of_the_vocabulary(language, tmp_path):
 
 
 @torch.no_grad()
-def test_embeddings_in_place_of_ids():
+def test_embeddings_instead_of_ids():
     model, inputs = build(), batch()
     mask = inputs["attention_mask"]
     embeds = model.model.embed(inputs["input_ids"], model.image_latents(inputs["pixel_values"]))

@@ -1,4 +1,4 @@
-"""Emu as a Hugging Face model: any parts, saving, generating, packing, gradients, and what cannot work."""
+"""Emu as a Hugging Face model: interchangeable parts, saving, generation, packing, gradients, errors."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def image(num=3):
 
 
 def batch(num_latents=3):
-    """Two rows of unequal numbers of images, padded on the left."""
+    """Two left-padded rows with different numbers of images."""
     rows = [[1, 5, *image(num_latents), 6, *image(num_latents), 7, 8], [1, 9, *image(num_latents), 10, 11, 2]]
     length = max(map(len, rows))
     ids = torch.tensor([[PAD] * (length - len(row)) + row for row in rows])
@@ -84,7 +84,7 @@ def labels_of(ids):
 
 
 @pytest.mark.parametrize(("vision", "language"), [*((v, "llama") for v in VISIONS), *(("eva", t) for t in LANGUAGES)])
-def test_any_parts_train_generate_and_come_back(vision, language, tmp_path):
+def test_any_parts_train_generate_and_round_trip(vision, language, tmp_path):
     model, inputs = build(vision, language), batch()
     out = model(**inputs, labels=labels_of(inputs["input_ids"]))
     assert out.image_latents.shape == (3, 3, 32) and out.logits.shape == (*inputs["input_ids"].shape, VOCABULARY)
@@ -105,7 +105,7 @@ def test_any_parts_train_generate_and_come_back(vision, language, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_logits_are_the_language_model_s_own(language):
-    """Heads with caps, scales or projections included."""
+    """Including heads with logit caps, scales or projections."""
     model = build(language=language)
     ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
     assert torch.allclose(model(ids).logits, model.model.language_model(ids).logits, atol=1e-5)
@@ -113,7 +113,7 @@ def test_logits_are_the_language_model_s_own(language):
 
 @torch.no_grad()
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_image_embeddings_equal_the_loop_without_a_cache(language):
+def test_image_embeddings_equal_generation_without_a_cache(language):
     model, inputs = build(language=language), batch()
     found = model.generate_image_embeddings(**inputs)
     for row in range(2):
@@ -131,7 +131,7 @@ def test_connectors():
     images = torch.randn(2, 3, 16, 16)
     pooled = build("siglip", connector="pooled_grid", num_image_latents=4)
     assert pooled.image_latents(images).shape == (2, 4, 32)
-    features = pooled.model.visual_features(images)  # a 2 x 2 grid: nothing to pool
+    features = pooled.model.visual_features(images)  # the grid is already 2 x 2: no pooling
     assert torch.allclose(pooled.image_latents(images), pooled.model.connector.projection(features), atol=1e-6)
     one = build("dinov3", connector="pooled_grid", num_image_latents=1)
     patches = one.model.visual_features(images)[:, -4:]  # class and register tokens are left out
@@ -148,7 +148,7 @@ def test_connectors():
 
 @torch.no_grad()
 def test_latents_are_causal():
-    """Latent j depends on queries 1..j only."""
+    """Latent j depends only on queries 1..j."""
     model, images = build(), torch.randn(1, 3, 16, 16)
     before = model.image_latents(images)
     model.model.connector.causal_tokens[:, 2] += 1
@@ -156,7 +156,7 @@ def test_latents_are_causal():
     assert torch.equal(before[:, :2], after[:, :2]) and not torch.allclose(before[:, 2], after[:, 2])
 
 
-def test_a_layer_of_the_encoder_can_be_read():
+def test_an_inner_layer_of_the_encoder_can_be_used():
     model, images = build("clip", vision_layer=1), torch.randn(1, 3, 16, 16)
     hidden = model.model.visual(images, output_hidden_states=True).hidden_states[1]
     assert torch.equal(model.model.visual_features(images), model.model.visual_norm(hidden))
@@ -219,7 +219,7 @@ def test_tied_embeddings_stay_tied(tmp_path):
     assert torch.allclose(table[-3:], table[:VOCABULARY].mean(0).expand(3, -1))
 
 
-def test_missing_and_surplus_weights_are_named(tmp_path):
+def test_missing_and_surplus_weights_are_reported(tmp_path):
     from safetensors.torch import load_file, save_file
 
     build().save_pretrained(tmp_path)
@@ -242,13 +242,13 @@ def test_bf16():
     assert model.generate(**inputs, max_new_tokens=2, pad_token_id=PAD).shape[0] == 2
 
 
-# -- generating
+# -- generation
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_rows_of_a_batch_are_as_alone(language):
-    """Unequal numbers of images; greedy, and beams."""
+def test_rows_do_not_depend_on_their_batch(language):
+    """With different numbers of images, for greedy and beam search."""
     model, inputs = build(language=language), batch()
     for beams in (1, 3):
         settings = dict(max_new_tokens=6, num_beams=beams, do_sample=False, pad_token_id=PAD, min_new_tokens=6)
@@ -261,7 +261,7 @@ def test_rows_of_a_batch_are_as_alone(language):
 
 
 @torch.no_grad()
-def test_greedy_is_the_loop_without_a_cache():
+def test_greedy_search_equals_generation_without_a_cache():
     model, inputs = build(), batch()
     ids, pixels = inputs["input_ids"][1:][:, inputs["attention_mask"][1].bool()], inputs["pixel_values"][2:]
     wanted = ids
@@ -299,7 +299,7 @@ def test_attention_implementations_agree(other):
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["sdpa", "eager"])
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_packed_documents_are_as_alone(language, kind):
+def test_packed_documents_are_independent(language, kind):
     model = build(language=language)
     model.model.language_model.set_attn_implementation(kind)
     documents = [[1, 5, *image(), 6], [1, 9, 10, 2], [1, *image(), *image(), 7, 2]]
@@ -326,7 +326,7 @@ def test_packed_documents_are_as_alone(language, kind):
 
 def gradients(model, inputs):
     model.zero_grad()
-    torch.manual_seed(0)  # of what a part draws in training (drop path, DINOv3's rescaled positions)
+    torch.manual_seed(0)  # for random parts in training (drop path, DINOv3's rescaled positions)
     model(**inputs, labels=labels_of(inputs["input_ids"])).loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -347,7 +347,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(vision):
 # -- gradients
 
 
-def test_every_parameter_learns():
+def test_every_parameter_gets_a_gradient():
     model, inputs = build(), batch()
     found = gradients(model, inputs)
     assert found.keys() == dict(model.named_parameters()).keys()
@@ -355,7 +355,7 @@ def test_every_parameter_learns():
     assert still == []
 
 
-def test_heads_learn_from_their_own_loss_only():
+def test_each_head_gets_gradients_only_from_its_loss():
     model, inputs = build(), batch()
     out = model(**inputs, labels=labels_of(inputs["input_ids"]))
     out.text_loss.backward(retain_graph=True)
@@ -363,11 +363,11 @@ def test_heads_learn_from_their_own_loss_only():
     model.zero_grad()
     out.regression_loss.backward()
     assert model.get_output_embeddings().weight.grad is None and model.regression_head.weight.grad.abs().sum() > 0
-    assert model.model.connector.causal_tokens.grad.abs().sum() > 0  # through what the language model reads
+    assert model.model.connector.causal_tokens.grad.abs().sum() > 0  # through the input of the language model
     assert not out.regression_target.requires_grad
 
 
-def test_frozen_parts_get_none():
+def test_frozen_parts_get_no_gradients():
     inputs = batch()
     for part in ("visual", "connector", "language_model"):
         model = build()
@@ -378,7 +378,7 @@ def test_frozen_parts_get_none():
                    for other in {"visual", "connector", "language_model"} - {part})  # fmt: skip
 
 
-# -- what cannot work
+# -- errors
 
 
 def test_numbers_of_images_that_do_not_match():
@@ -405,7 +405,7 @@ def test_text_longer_than_the_context(language):
     model.generate_image_embeddings(long[:, :60])
 
 
-def test_prompts_that_cannot_be():
+def test_invalid_prompts():
     model, inputs = build(), batch()
     with pytest.raises(ValueError, match="padded on the left"):
         model.generate(torch.tensor([[1, 5, PAD]]), attention_mask=torch.tensor([[1, 1, 0]]))
@@ -431,14 +431,14 @@ def test_prompts_that_cannot_be():
         ({"image_token_id": 60}, "image_token_id 60 is not in the vocabulary of 60"),
     ],
 )
-def test_configurations_that_cannot_be(settings, words):
+def test_invalid_configurations(settings, words):
     with pytest.raises(ValueError, match=words):
         build(**settings)
 
 
 @pytest.mark.parametrize("connector", ["causal_former", "pooled_grid", "identity"])
-def test_every_connector_can_start_with_latents_spread_out(connector):
-    """Each says what stands before its projection."""
+def test_every_connector_can_be_standardised(connector):
+    """Every connector exposes the features before its projection."""
     model = build("siglip", connector=connector, num_image_latents=4).eval()
     images = torch.rand(32, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

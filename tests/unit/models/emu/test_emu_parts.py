@@ -1,4 +1,4 @@
-"""Parts of an Emu that come from somewhere else."""
+"""Parts of an Emu that come from other models."""
 
 import torch
 from transformers import AutoTokenizer
@@ -18,7 +18,7 @@ def parts(width, **changes):
     return EmuParts(language_config=language, tokenizer="bundled", num_image_latents=2, causal_former=FORMER, **changes)
 
 
-def test_the_encoder_of_an_emu_is_a_vision_model(tmp_path):
+def test_the_encoder_of_an_emu_can_be_reused(tmp_path):
     torch.manual_seed(0)
     first = parts(32, vision_config=VISION)
     model = first.build()
@@ -31,8 +31,8 @@ def test_the_encoder_of_an_emu_is_a_vision_model(tmp_path):
     assert second.processor().image_processor.size == first.processor().image_processor.size
 
 
-def test_an_end_token_that_pads_gets_a_padding_token_beside_it():
-    """Padding is never written, so a model could not end."""
+def test_an_end_token_used_for_padding_gets_a_separate_padding_token():
+    """Padding is never a target, so otherwise the model could not learn to stop."""
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED_TOKENIZER)
     tokenizer.pad_token = tokenizer.eos_token
     add_emu_tokens(tokenizer)

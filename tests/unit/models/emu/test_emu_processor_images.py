@@ -1,4 +1,4 @@
-"""Pictures of every kind in a prompt: what the model sees of them, and where each stands in a batch."""
+"""All kinds of images in prompts: the pixels that the model sees, and their position in a batch."""
 
 import io
 
@@ -19,7 +19,7 @@ RAMP = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
 
 @pytest.fixture(scope="module")
 def processor() -> EmuProcessor:
-    """Pixels are colours / 255."""
+    """A processor that scales pixels to colour / 255."""
     pixels = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}, image_mean=[0.0] * 3, image_std=[1.0] * 3)
     return EmuProcessor(pixels, train_tokenizer(["a cat and a dog"], 300), N)
 
@@ -33,7 +33,7 @@ def palette(transparent: bool) -> Image.Image:
 
 
 def sideways() -> Image.Image:
-    """Its upper half is red when it is shown as its EXIF tag says."""
+    """An image with a red upper half after applying its EXIF orientation."""
     lying = np.zeros((8, 8, 3), dtype=np.uint8)
     lying[:, 0:4, 0] = 255
     exif, file = Image.Exif(), io.BytesIO()
@@ -43,7 +43,7 @@ def sideways() -> Image.Image:
 
 
 def pixels(processor: EmuProcessor, image: object) -> torch.Tensor:
-    """What the model sees of one image, [3, S, S] in 0..255."""
+    """The pixels of one image as the model sees them, [3, S, S] in 0..255."""
     return processor([image])["pixel_values"][0] * 255
 
 
@@ -79,7 +79,7 @@ def test_16_bit_is_scaled_not_clipped(processor: EmuProcessor) -> None:
     assert seen.unique().numel() > 60
 
 
-def test_turned_as_its_tag_says(processor: EmuProcessor) -> None:
+def test_exif_orientation_is_applied(processor: EmuProcessor) -> None:
     seen = pixels(processor, sideways())
     assert (seen[0, :4] == 255).all() and (seen[0, 4:] == 0).all() and (seen[1:] == 0).all()
 
@@ -105,13 +105,13 @@ def test_training_reads_the_same(image: Image.Image) -> None:
         (5, "not int"),
     ],
 )
-def test_what_is_no_picture(image: object, words: str, processor: EmuProcessor) -> None:
+def test_invalid_images(image: object, words: str, processor: EmuProcessor) -> None:
     with pytest.raises(ValueError, match=words):
         processor([image])
 
 
 def test_unequal_numbers_of_images_in_a_batch(processor: EmuProcessor) -> None:
-    """Two, none, one and three images: each prompt is as alone, and the pixels follow in reading order."""
+    """Prompts with two, none, one and three images are independent, and pixels are in reading order."""
     grey = [Image.new("L", (4, 4), 40 * i) for i in range(6)]
     prompts = [
         ["a", grey[0], "cat", grey[1]],

@@ -1,4 +1,4 @@
-"""Special tokens that stand in a user's words are text; those that the library writes are tokens."""
+"""Special tokens in user text are plain text; those written by the library are tokens."""
 
 import json
 
@@ -78,7 +78,7 @@ def test_prompts(processor, words):
 
 
 @pytest.mark.parametrize("words", WORDS)
-def test_what_is_said_before_a_conversation(processor, words):
+def test_in_a_system_message(processor, words):
     talk = Conversation(system=words)
     talk.ask("hello")
     found = processor([dict(one) for one in talk.to_document(style_of(processor))["segments"]])["input_ids"][0]
@@ -88,7 +88,7 @@ def test_what_is_said_before_a_conversation(processor, words):
 
 @pytest.mark.parametrize("words", WORDS)
 def test_in_an_evaluation(processor, words):
-    """Of a question, what was said before it, an answer of an example and a candidate; those of the template stay."""
+    """In questions, preceding text, example answers and candidates; special tokens of the template stay tokens."""
     item = Example("a", [{"kind": "image", "value": PICTURE}], words, f" {words}", [words], [words, "b"], 0)
     prompt = with_shots(INSTRUCTED["vqa"], item, [item], True, "</s>")
     ids = processor([dict(one) for one in prompt])["input_ids"][0]
@@ -96,13 +96,13 @@ def test_in_an_evaluation(processor, words):
     assert specials(processor, ids) == ["<s>", *one, "</s>", *one]
     assert (
         processor.tokenizer.decode(ids, skip_special_tokens=True).count(words) == 5
-    )  # question and before twice, the answer once
+    )  # question and preceding text twice, the answer once
     candidate = processor.tokenize(words, [{"kind": "text", "value": ""}], 0)
     assert candidate == processor.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def rows_of(words):
-    """A row of each kind of document that holds the words wherever text may stand."""
+    """A row of each document kind with the words in every text field."""
     said = [{"role": role, "content": [{"type": "text", "text": words}]} for role in ("system", "user", "assistant")]
     return {
         "text": {"text": words},
@@ -115,7 +115,7 @@ def rows_of(words):
 
 @pytest.mark.parametrize("words", WORDS)
 @pytest.mark.parametrize("kind", ["text", "pairs", "interleaved", "messages", "records"])
-def test_in_a_file_to_train_on(processor, tmp_path, words, kind):
+def test_in_training_data(processor, tmp_path, words, kind):
     PICTURE.save(tmp_path / "a.png")
     (tmp_path / "train.jsonl").write_text(json.dumps(rows_of(words)[kind]) + "\n")
     pieces = {"pieces": {"image": "image", "caption": "text"}} if kind == "records" else {}
@@ -165,14 +165,14 @@ def test_in_an_omni(processor, words):
     assert ids == processor.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def test_words_without_tokens_are_as_before(processor):
+def test_text_without_special_tokens_is_unchanged(processor):
     whole = " [USER]: what is it? [ASSISTANT]:"
     segments = render([("user", [text("what is it?")])], "[USER]", "[ASSISTANT]", reply=True)
     ids = processor.encode_document({"key": "", "segments": segments}, end=False).positions["input_ids"].tolist()
     assert ids == [1, *processor.tokenizer(whole.strip(), add_special_tokens=False)["input_ids"]]
 
 
-def test_a_plain_placeholder_beside_images_is_refused(processor):
+def test_a_plain_placeholder_next_to_images_is_an_error(processor):
     for pieces in ([PICTURE, "a <image> tag"], ["<image>\nwhat is it?", PICTURE]):
         with pytest.raises(
             ValueError, match=r"the text '<image>' in a list with images is ambiguous: .* write {'text': ...}"

@@ -1,4 +1,4 @@
-"""Guidance: what is drawn is led away from what comes without the document, both in one cache."""
+"""Guidance: sampling extrapolates away from the unconditional prediction; both share one cache."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def small(density: str) -> OmniForPreTraining:
     return model.eval()
 
 
-def test_the_second_time_is_the_document_of_zeros() -> None:
+def test_the_unconditional_pass_reads_zeros() -> None:
     model = small("flow")
     with torch.no_grad():
         inputs = model.processor([["a red dog"], ["it"]])
@@ -46,7 +46,7 @@ def test_the_second_time_is_the_document_of_zeros() -> None:
 
 
 @pytest.mark.parametrize("density", ["flow", "energy"])
-def test_pictures_go_by_seed_temperature_and_guidance(density: str) -> None:
+def test_images_depend_on_seed_temperature_and_guidance(density: str) -> None:
     model = small(density)
 
     def made(**options: object) -> torch.Tensor:
@@ -57,10 +57,10 @@ def test_pictures_go_by_seed_temperature_and_guidance(density: str) -> None:
     assert torch.equal(made(temperature=1.0, seed=1), first)
     assert not torch.allclose(made(temperature=1.0, seed=2), first, atol=1e-3)
     assert not torch.allclose(made(temperature=1.0, seed=1, guidance=4.0), first, atol=1e-3)
-    assert torch.equal(made(), made(seed=3))  # at temperature 0 nothing is drawn
+    assert torch.equal(made(), made(seed=3))  # temperature 0 is deterministic
 
 
-def test_text_is_guided_too_and_other_densities_are_not_led() -> None:
+def test_text_can_be_guided_and_other_densities_cannot() -> None:
     model = small("flow")
     assert model.generate(["a dog"], target="text", guidance=3.0, max_latents=4) is not None
     with pytest.raises(ConfigError, match=r"support it with model\.density=flow or energy only"):
@@ -77,13 +77,13 @@ def test_scores_of_candidates_are_finite_and_tokens_keep_their_softmax() -> None
     assert torch.allclose(*said, atol=1e-5)
 
 
-def test_a_dropped_context_is_neither_seen_nor_a_target() -> None:
+def test_a_dropped_context_is_neither_input_nor_target() -> None:
     settings = NextEmbeddingSettings(distance="vocabulary", context_drop_rate=0.5)
     processor = OmniProcessor(BOUNDARY)
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
     segments = [{"kind": "text", "value": "a dog"}, {"kind": "image", "value": picture}]
     positions = processor.encode_document({"key": "a", "segments": segments}).positions  # type: ignore[typeddict-item]
-    begin = 6  # a begin latent, five letters, and the picture's begin latent, which is still seen
+    begin = 6  # a begin latent and five letters; the begin latent of the image is still visible
     assert int(positions["kinds"][begin]) == 1 and int(positions["kinds"][-1]) == 1
     dropped = 0
     for seed in range(60):
@@ -98,12 +98,12 @@ def test_a_dropped_context_is_neither_seen_nor_a_target() -> None:
     assert 15 <= dropped <= 45
 
 
-def test_noise_is_on_continuous_latents_alone() -> None:
+def test_noise_is_added_only_to_continuous_latents() -> None:
     model = small("flow")
     picture = torch.zeros(3, 8, 8, dtype=torch.uint8)
     batch = model.processor([["a dog", picture]])
     found = model.continuous(batch)
-    assert found.sum() == 4 and torch.equal(found, batch["kinds"] == 3)  # patches; begin latents are 1, letters 2
+    assert found.sum() == 4 and torch.equal(found, batch["kinds"] == 3)  # 1 begin latents, 2 letters, 3 patches
     objective = NextEmbeddingSettings(distance="vocabulary", input_noise=0.5).build(model)
     latents = model.embed(batch)
     moved = objective.train().noisy(model, latents, batch).z != latents.z

@@ -1,4 +1,4 @@
-"""The cache that grows: the same hidden states as without one, and no copy at each step."""
+"""The growing cache: hidden states as without a cache, and no copy at each step."""
 
 import torch
 
@@ -10,7 +10,7 @@ def states(num: int, rows: int = 2, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, 3, num, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def test_what_is_held_is_what_was_put_in() -> None:
+def test_the_cache_returns_what_was_added() -> None:
     layer, fed = GrowingLayer(), [states(num, seed=num) for num in (5, 1, 1, 9, 1)]
     for number in range(len(fed)):
         keys, values = layer.update(fed[number], 2 * fed[number])
@@ -19,16 +19,16 @@ def test_what_is_held_is_what_was_put_in() -> None:
         assert layer.get_seq_length() == whole.shape[2]
 
 
-def test_steps_write_behind_what_is_there() -> None:
+def test_steps_append_in_place() -> None:
     layer = GrowingLayer()
     keys, _ = layer.update(states(5), states(5))
     places = {keys.data_ptr()}
-    for _ in range(5):  # the room for 5 more
+    for _ in range(5):  # there is room for 5 more
         places.add(layer.update(states(1), states(1))[0].data_ptr())
     assert len(places) == 1
 
 
-def test_rows_that_are_chosen_repeated_or_cut_go_on_as_they_are() -> None:
+def test_selected_repeated_and_cropped_rows_continue() -> None:
     layer = GrowingLayer()
     first, new = states(3), states(1, rows=1, seed=1)
     layer.update(first, first)
@@ -45,7 +45,7 @@ def test_rows_that_are_chosen_repeated_or_cut_go_on_as_they_are() -> None:
 
 
 @torch.no_grad()
-def test_hidden_states_are_those_of_the_whole_document() -> None:
+def test_hidden_states_equal_those_of_the_whole_document() -> None:
     torch.manual_seed(0)
     config = OmniConfig(modalities={"text": {}}, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=32, layerscale_value=1.0)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How well candidates continue: the context is read once, and the figures are those of whole documents."""
+"""Scores of candidate continuations: the context is encoded once, and scores equal those of whole documents."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def small(orders: dict[str, str] | None = None, density: str = "none") -> tuple[
                         intermediate_size=64, layerscale_value=0.5, tell_next=orders is not None, density=density,
                         num_components=2)  # fmt: skip
     model = OmniForPreTraining(config).eval()
-    with torch.no_grad():  # larger than at the start, so that what a context says makes a difference
+    with torch.no_grad():  # larger than at initialisation, so that the context has an effect
         for p in model.parameters():
             p.mul_(4) if p.ndim > 1 else None
     return model, OmniProcessor(MODALITIES, orders, orders is not None)
@@ -29,7 +29,7 @@ def pictures(num: int) -> list[Tensor]:
 
 
 def whole(model: OmniForPreTraining, processor: OmniProcessor, context: list, candidates: list) -> Tensor:
-    """The same by one forward pass over each whole document."""
+    """The same scores from one forward pass over each whole document."""
     found = []
     for candidate in candidates:
         before = processor.encode_document(processor.document(context), end=False).length if context else 0
@@ -41,7 +41,7 @@ def whole(model: OmniForPreTraining, processor: OmniProcessor, context: list, ca
 
 @pytest.mark.parametrize("orders", [None, {"image": "random", "touch": "time"}])
 @pytest.mark.parametrize("density", ["none", "mixture"])
-def test_reading_the_context_once_changes_nothing(orders: dict[str, str] | None, density: str) -> None:
+def test_encoding_the_context_once_equals_whole_documents(orders: dict[str, str] | None, density: str) -> None:
     model, processor = small(orders, density)
     image, *others = pictures(4)
     touch = {"touch": torch.randn(1, 7, generator=torch.Generator().manual_seed(2))}
@@ -55,7 +55,7 @@ def test_reading_the_context_once_changes_nothing(orders: dict[str, str] | None,
         assert torch.allclose(found, whole(model, processor, context, candidates), atol=1e-5, rtol=1e-5)
 
 
-def test_contexts_matter_and_chunks_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_depend_on_the_context_and_not_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, processor = small()
     model.processor = processor
     one, other = pictures(2)
@@ -65,7 +65,7 @@ def test_contexts_matter_and_chunks_do_not(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.allclose(found, model.score([one], WORDS), atol=1e-5)
 
 
-def test_against_nothing_takes_off_what_is_said_anyway() -> None:
+def test_scores_against_an_empty_context() -> None:
     model, processor = small()
     model.processor = processor
     image = pictures(1)[0]
@@ -73,7 +73,7 @@ def test_against_nothing_takes_off_what_is_said_anyway() -> None:
     assert torch.allclose(model.score([image], WORDS, against=[[]]), apart, atol=1e-5)
 
 
-def test_against_others_takes_off_their_mean() -> None:
+def test_scores_against_other_contexts_subtract_their_mean() -> None:
     model, processor = small()
     model.processor = processor
     image, *others = pictures(3)
