@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -25,6 +26,7 @@ from .objectives.saved import other_features
 from .planning.fitting import fit_to_memory
 from .runs import Run, RunConfig, open_run, read_run_config
 from .tasks import Task, model_part, task_of
+from .training import meta_start
 from .training.adapt import adapt, recompute_activations, trained_parameters
 from .training.banner import (
     ModelOf,
@@ -178,21 +180,14 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
     torch.manual_seed(config.seed)
 
     # model and objective
-    with building("the model"):
-        backbone = part.build(class_names)
-    if part is not config.model:
-        backbone.config._name_or_path = model_folder(str(model_part(config).pretrained))  # base model of adapters
-    adapt(backbone, config.train, config.seed)
-    task.check(config, backbone)
-    with building("the objective"):
-        objective = config.objective.build(cast(Backbone, backbone))
-    model = PretrainingModel(backbone, objective)
+    model = meta_start.build(partial(build_model, config, task, part, class_names), config.train.fsdp, announce)
+    backbone, objective = model.backbone, model.objective
     loading = loader_arguments(part, backbone, objective)
     config = fitted(config, model, loading, class_names)
     if checkpoint is not None:
         check_model(checkpoint, backbone)
     else:
-        part.prepare(backbone, config.data)
+        meta_start.measure(model, partial(part.prepare, backbone, config.data))
 
     announce(model_words(backbone, part))
 
@@ -224,6 +219,19 @@ def prepare(run_dir: Path, config: RunConfig, named: Path | None, shown: Path | 
         progress.say(words)
     announce(length_line(loop))
     return Ready(loop, progress, backbone, checkpoint, trained, counts)
+
+
+def build_model(config: RunConfig, task: Task, part: ModelPart, class_names: Sequence[str]) -> PretrainingModel:
+    """Backbone and objective, drawn from torch's random state. Raises ConfigError for settings that do not fit."""
+    with building("the model"):
+        backbone = part.build(class_names)
+    if part is not config.model:
+        backbone.config._name_or_path = model_folder(str(model_part(config).pretrained))  # base model of adapters
+    adapt(backbone, config.train, config.seed)
+    task.check(config, backbone)
+    with building("the objective"):
+        objective = config.objective.build(cast(Backbone, backbone))
+    return PretrainingModel(backbone, objective)
 
 
 def open_data(config: RunConfig, task: Task, part: ModelPart) -> tuple[list[str], DataCounts]:

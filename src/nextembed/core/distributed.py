@@ -100,6 +100,16 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
+def broadcast_tensor(value: torch.Tensor) -> torch.Tensor:
+    """Rank 0's tensor, on the CPU. value: on other ranks any tensor of its shape and dtype, on the meta device, too."""
+    if world_size() == 1:
+        return value
+    found = value.cpu().contiguous() if is_main() else torch.empty(value.shape, dtype=value.dtype, device="cpu")
+    if found.numel():  # as bytes, because gloo does not know every dtype
+        dist.broadcast(found.view(-1).view(torch.uint8), src=0, group=cpu_group())
+    return found
+
+
 def on_main(function: Callable[[], T]) -> T:
     """Calls `function` on rank 0 and returns its result on every rank; an error is raised on every rank, so that none
     waits for a rank that has ended."""

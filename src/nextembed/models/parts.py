@@ -89,7 +89,8 @@ class ModelPart(Part):
         return None
 
     def prepare(self, backbone: PreTrainedModel, data: Part) -> None:
-        """Called before the first step of a new run.
+        """Called before the first step of a new run. With `train.fsdp` only rank 0 calls it; the others get the weights
+        and buffers that it changes, no other attributes.
 
         Args:
             backbone: the model.

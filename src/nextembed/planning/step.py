@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from ..core.objective import Objective, PretrainingModel, ViewSettings
 from ..core.types import Backbone, Batch
+from ..core.weightless import to_fake, weightless
 from ..errors import ConfigError, NextEmbedError
 from ..models.emu import EmuForConditionalGeneration, EmuParts
 from ..nn.linear import as_on_accelerator
@@ -27,7 +28,6 @@ from ..training.state import ADAMW
 from ..training.watch import EmaWeights
 from .known import KnownValues
 from .trace import ACTIVATIONS, AVERAGES, BATCH, CASTS, GRADIENTS, OPTIMIZER, WEIGHTS, Trace
-from .weightless import to_fake, weightless
 
 FLOAT = 4  # bytes
 MAX_TRACED = 1024  # samples: masks of more may be too large to look at

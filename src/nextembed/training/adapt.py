@@ -20,6 +20,7 @@ from ..core.objective import PretrainingModel
 from ..core.quiet import import_bitsandbytes
 from ..core.sizes import MAX_WIDTH
 from ..errors import ConfigError, MissingExtra, unknown
+from .meta_start import delivery
 
 BASE, LORA = ".base_layer.", ".lora_"  # in peft's parameter names: the original layer, and its adapter
 
@@ -205,11 +206,15 @@ def write_adapter(backbone: PreTrainedModel, state: dict[str, Tensor], folder: P
 
 
 def shard(model: PretrainingModel) -> PretrainingModel:
-    """Shards weights, gradients and optimizer over the ranks (FSDP2); blocks of the backbone are gathered in turn."""
+    """Shards weights, gradients and optimizer over the ranks (FSDP2), on this rank's device; blocks of the backbone are
+    gathered in turn. Every rank must call it."""
     names = set(model.backbone._no_split_modules or [])  # type: ignore[union-attr, arg-type]
+    deliver = delivery(model)
     for module in list(model.backbone.modules()):
         if type(module).__name__ in names:
+            deliver(module)
             fully_shard(module)
+    deliver(model)
     fully_shard(model)
     register_fsdp_forward_method(model, "prepare")
     return model

@@ -109,8 +109,8 @@ class Loop:
         self.accelerator = Accelerator(cpu=config.on_cpu())
         check_sharding(self.accelerator)
         self.device = self.accelerator.device
-        self.bare = model.to(self.device)
-        self.model: nn.Module = shard(model) if config.fsdp else self.accelerator.prepare_model(model)
+        self.bare = shard(model) if config.fsdp else model.to(self.device)
+        self.model: nn.Module = self.bare if config.fsdp else self.accelerator.prepare_model(model)
         self.compiled = Compiled(self.bare, bool(config.compile), judges.say)
         self.optimizer = build_optimizer(self.bare, optim)
         per_epoch = num_samples / config.batch_size if num_samples else None

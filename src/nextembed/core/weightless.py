@@ -21,7 +21,7 @@ def weightless() -> Iterator[None]:
 
 
 def _architecture(
-    cls: type[PreTrainedModel], name: str, *args: object, config: PreTrainedConfig | None = None, **kwargs: Any
+    cls: type[PreTrainedModel], /, name: str, *args: object, config: PreTrainedConfig | None = None, **kwargs: Any
 ) -> PreTrainedModel | tuple[PreTrainedModel, dict[str, object]]:
     if config is None:
         assert cls.config_class is not None
