@@ -325,6 +325,9 @@ class Scorer(Protocol):
 class ScoringBackbone(Protocol):
     """A backbone that scores targets by their modality: tokens by a softmax, directions by a density."""
 
+    def absent(self) -> Tensor:
+        """What is read in place of latents of a context that is hidden, [D]."""
+
     def check(self, scoring: Scoring) -> None:
         """Checks that this backbone can be trained with an objective's distance.
 

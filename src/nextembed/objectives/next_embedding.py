@@ -52,8 +52,8 @@ class NextEmbeddingSettings(ObjectiveSettings):
         stop_gradient: no gradient into the targets; False collapses.
         causal: attention of the autoregressor.
         input_mask_rate: share of patches hidden from the autoregressor (they stay targets); drawn for each image.
-        context_drop_rate: share of documents in which everything before the last signal is neither seen (it is replaced
-            by zeros) nor a target; guidance needs it.
+        context_drop_rate: share of documents in which everything before the last signal is neither seen (the
+            latent that ends a document is read in its place) nor a target; guidance needs it.
         input_noise: noise on continuous latents that the autoregressor reads, not on those that it predicts: its
             largest standard deviation, in units of a latent's root mean square; see `nn.read_noise`. It makes a model
             robust to its own samples.
@@ -292,7 +292,7 @@ class NextEmbedding(Objective):
         # --8<-- [start:forward]
         latents = backbone.embed(batch)
         hidden = backbone.encode(
-            self.seen(self.noisy(backbone, latents, batch), batch),
+            self.seen(backbone, self.noisy(backbone, latents, batch), batch),
             attention="causal" if self.settings.causal else "full",
             output_layers=self.settings.every_layer or self.settings.target == "hidden",
         )
@@ -336,11 +336,12 @@ class NextEmbedding(Objective):
             where[:, 0] = False
         return latents._replace(z=noised(latents.z, where, self.settings.input_noise, latents.documents))
 
-    def seen(self, latents: Latents, batch: Batch) -> Latents:
-        """What the autoregressor reads: hidden patches are zero, and the last latent is left out where nothing follows
-        it.
+    def seen(self, backbone: Backbone, latents: Latents, batch: Batch) -> Latents:
+        """What the autoregressor reads: hidden patches are zero, a hidden context is what the backbone reads as absent,
+        and the last latent is left out where nothing follows it.
 
         Args:
+            backbone: the network.
             latents: [B, T, D].
             batch: with input_mask [B, T] where patches are hidden.
 
@@ -350,7 +351,8 @@ class NextEmbedding(Objective):
         z = latents.z
         mask = batch.get("input_mask")
         if mask is not None:
-            z = z.masked_fill(mask[..., None], 0.0)
+            nothing = backbone.absent().to(z.dtype) if isinstance(backbone, ScoringBackbone) else z.new_zeros(())
+            z = torch.where(mask[..., None], nothing, z)
         return latents._replace(z=z).until(z.shape[1] - 1 if self.skip_last else z.shape[1])
 
     def scorer(self, backbone: Backbone, batch: Batch) -> Scorer:

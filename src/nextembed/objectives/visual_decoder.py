@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..core import distributed
 from ..core.config import DECODERS, Part
@@ -17,8 +18,10 @@ from ..core.types import Backbone, Batch, by_name
 from ..errors import ConfigError
 from ..nn.diffusion import add_noise, clean_estimate, diffusion_target, min_snr_weight
 from ..nn.ema import Teacher, decay_at
+from ..nn.running_regression import MAX_INPUTS, RunningRegression
 
 DROPPED, REGRESSED, STEPS, NOISE = 17, 18, 19, 20  # streams of random numbers
+NUM_FITS = 20  # of the map from latents to mean images, at equal distances over the run
 FOLDER = "visual_decoder"  # in the run folder
 DecoderPart = Annotated[SerializeAsAny[Part], BeforeValidator(DECODERS.parse)]
 
@@ -117,7 +120,11 @@ def with_images(backbone: object) -> ImageTextBackbone:
 
 class VisualDecoding(Objective):
     """The objective of `VisualDecoderSettings`. Loss: squared error of the UNet's prediction, averaged over each image;
-    an image is one target. Targets are in [-1, 1]."""
+    an image is one target. Targets are in [-1, 1].
+
+    The linear map of a new `LatentUNet` is fitted by ridge regression on everything that was read, 20 times in a run:
+    gradient steps learn slowly what latents hardly vary in.
+    """
 
     signal: Tensor
     empty: Tensor
@@ -137,6 +144,11 @@ class VisualDecoding(Objective):
             self.decoder.vae.requires_grad_(False)
         if settings.gradient_checkpointing:
             self.decoder.unet.enable_gradient_checkpointing()
+        layer = None if self.decoder.knows_latents else self.decoder.mean_map
+        self.regression: RunningRegression | None = None
+        if layer is not None and layer.in_features <= MAX_INPUTS:
+            layer.requires_grad_(False)
+            self.regression = RunningRegression(layer.in_features, layer.out_features)
         self.ema = None if settings.ema_decay is None else Teacher(self.decoder.unet)
         self.prediction = self.decoder.scheduler.config.prediction_type
         self.register_buffer("signal", self.decoder.scheduler.alphas_cumprod.float().clone(), persistent=False)
@@ -164,6 +176,8 @@ class VisualDecoding(Objective):
             latents = self.latents(backbone, batch)  # [I, N, D]
             condition = self.standardised(self.with_dropped(latents))
             clean = decoder.encode(target_images(batch, self.settings, decoder.image_size))  # [I, C, h, w]
+            if self.regression is not None and self.training:
+                self.regression.add(condition.flatten(1), clean.flatten(1))
         steps = (uniform(len(clean), 1, STEPS, clean.device)[:, 0] * len(self.signal)).long()
         noise = normal(len(clean), clean[0].numel(), NOISE, clean.device).view_as(clean).to(clean.dtype)
         signal = self.signal[steps]
@@ -233,9 +247,19 @@ class VisualDecoding(Objective):
         return True
 
     def after_step(self, backbone: Backbone, step: int, max_steps: int) -> None:
-        """Moves the averaged weights; early in a run they follow closely."""
+        """Fits the map to mean images, and moves the averaged weights, which early in a run follow closely."""
+        if self.regression is not None and step % max(1, max_steps // NUM_FITS) == 0:
+            self.fit(self.regression)
         if self.ema is not None and self.settings.ema_decay is not None:
             self.ema.follow(self.decoder.unet, decay_at(self.settings.ema_decay, step))
+
+    @torch.no_grad()
+    def fit(self, regression: RunningRegression) -> None:
+        """Sets the map to mean images, of the average, too. Every rank has to call it."""
+        if (found := regression.solve()) is not None:
+            for unet in (self.decoder.unet, *([] if self.ema is None else [self.ema.network])):
+                fill(unet.mean.weight, found[0])
+                fill(unet.mean.bias, found[1])
 
     def folders(self, state: dict[str, Tensor]) -> dict[str, Callable[[Path], None]]:
         """RUN/visual_decoder, for `VisualDecoder.from_pretrained`; averaged weights where there are any."""
@@ -243,6 +267,14 @@ class VisualDecoding(Objective):
         unet = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
         shift = (state["center"], state["spread"]) if self.settings.standardise else None
         return {FOLDER: lambda folder: self.decoder.save_weights(folder, unet, shift)}
+
+
+def fill(parameter: Tensor, value: Tensor) -> None:
+    """Sets a parameter, also one that is sharded; `value` is whole and the same on all ranks."""
+    value = value.to(parameter.device, parameter.dtype)
+    if isinstance(parameter, DTensor):
+        value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    parameter.copy_(value)
 
 
 def target_images(batch: Batch, settings: VisualDecoderSettings, size: int) -> Tensor:

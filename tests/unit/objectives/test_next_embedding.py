@@ -153,7 +153,7 @@ def test_input_mask_hides_patches_but_keeps_them_as_targets():
     mask = made["input_mask"]
     assert mask.shape == (3, 17) and mask.any() and not mask[:, 0].any()
     latents = model.backbone.embed(made)
-    seen = model.objective.seen(latents, made).z
+    seen = model.objective.seen(model.backbone, latents, made).z
     shown = mask[:, : seen.shape[1]]
     assert seen[shown].abs().max() == 0
     assert torch.equal(seen[~shown], latents.z[:, : seen.shape[1]][~shown])

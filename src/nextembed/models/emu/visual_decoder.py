@@ -72,6 +72,12 @@ class VisualDecoder(nn.Module):
         return int(self.unet.config.cross_attention_dim)
 
     @property
+    def mean_map(self) -> nn.Linear | None:
+        """The linear map from latents to mean images of a `LatentUNet`."""
+        layer = dict(self.unet.named_children()).get("mean")
+        return layer if isinstance(layer, nn.Linear) else None
+
+    @property
     def stride(self) -> int:
         """Side of one position of the UNet, in pixels."""
         return self.patch_size if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)

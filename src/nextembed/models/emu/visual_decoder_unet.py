@@ -13,7 +13,7 @@ NUM_LATENTS = inspect.Parameter("num_latents", inspect.Parameter.KEYWORD_ONLY)
 
 
 class LatentUNet(Parent):  # type: ignore[misc]
-    """diffusers' UNet that adds what it predicts to a linear map of all latents, which it learns with it.
+    """diffusers' UNet that adds what it predicts to a linear map of all latents, fitted beside it (`VisualDecoding`).
 
     The map gives each pixel its mean, the UNet the difference to a sharp image. Cross-attention alone finds slowly
     which place of an image a latent describes: a new UNet knows no places, every one of them asks the same question.

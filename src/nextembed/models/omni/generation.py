@@ -86,7 +86,7 @@ class Made(NamedTuple):
 
 class Rollout:
     """Continues B documents, one latent at a time, with a cache. inputs: of the processor, padded on the left. twice:
-    each document is also continued without its content (zeros), in the same cache, as `context_drop_rate` trains it.
+    each document is also continued without its content, in the same cache, as `context_drop_rate` trains it.
     hidden [B, D]: predicts the next latent; without [B, D]: the same without content.
     """
 
@@ -101,7 +101,7 @@ class Rollout:
         if twice:
             again = [None if part is None else torch.cat((part, part)) for part in latents[2:]]
             latents = Latents(
-                torch.cat((latents.z, torch.zeros_like(latents.z))),
+                torch.cat((latents.z, model.absent().expand_as(latents.z))),
                 torch.cat((latents.coordinates, latents.coordinates)),
                 *again,
             )

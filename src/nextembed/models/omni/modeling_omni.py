@@ -271,6 +271,14 @@ class OmniForPreTraining(OmniPreTrainedModel):
         """Begin latents of the modalities, in their order, then the end latent."""
         return self.model.begin.weight
 
+    def absent(self) -> Tensor:
+        """What is read in place of a context that is hidden, [D]: the latent that ends a document.
+
+        With zeros for a whole document every layer would normalise nothing, which multiplies gradients by
+        1 / sqrt(layer_norm_eps) each time.
+        """
+        return self.model.begin.weight[-1]
+
     def modality(self, name: str) -> Modality:
         """The module that turns signals into latents.
 

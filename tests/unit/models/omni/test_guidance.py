@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nextembed.core.objective import PretrainingModel
 from nextembed.errors import ConfigError
 from nextembed.models.omni import OmniConfig, OmniForPreTraining, OmniProcessor
 from nextembed.models.omni.generation import Rollout
@@ -27,7 +28,26 @@ def small(density: str) -> OmniForPreTraining:
     return model.eval()
 
 
-def test_the_unconditional_pass_reads_zeros() -> None:
+@pytest.mark.parametrize("density", ["none", "flow", "energy"])
+def test_gradients_are_finite_without_context(density: str) -> None:
+    """A row whose documents all lose their context, in a deep model with LayerScale."""
+    torch.manual_seed(0)
+    model = OmniForPreTraining(OmniConfig(modalities=BOUNDARY, hidden_size=32, num_hidden_layers=8,
+                               num_attention_heads=2, intermediate_size=48, layerscale_value=0.1, density=density,
+                               token_softmax=True))  # fmt: skip
+    model.processor = OmniProcessor(BOUNDARY)
+    objective = NextEmbeddingSettings(distance="vocabulary", context_drop_rate=0.999).build(model)
+    batch = model.processor([["a dog", torch.zeros(3, 8, 8, dtype=torch.uint8)]])
+    first = int((batch["kinds"][0] == 1).nonzero()[1])
+    hidden = torch.arange(batch["kinds"].shape[1])[None] < first
+    batch |= {"input_mask": hidden, "latent_mask": batch["latent_mask"] & (batch["kinds"] > 1) & ~hidden}
+    out = PretrainingModel(model, objective).train()(batch)
+    out.loss_sum.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert 0 < sum(float(g.square().sum()) for g in gradients) < 1e12
+
+
+def test_the_unconditional_pass_reads_what_ends_a_document() -> None:
     model = small("flow")
     with torch.no_grad():
         inputs = model.processor([["a red dog"], ["it"]])
@@ -36,8 +56,8 @@ def test_the_unconditional_pass_reads_zeros() -> None:
         assert both.without is not None
         assert torch.allclose(both.hidden, plain.hidden, atol=1e-5)
         latents = model.embed(inputs)
-        zeros = model.encode(latents._replace(z=0 * latents.z)).last[:, -1]
-        assert torch.allclose(both.without, zeros, atol=1e-5)
+        ends = model.model.begin.weight[-1].expand_as(latents.z)
+        assert torch.allclose(both.without, model.encode(latents._replace(z=ends)).last[:, -1], atol=1e-5)
         for rollout in (both, plain):
             rollout.begin(1)
         assert torch.allclose(both.hidden, plain.hidden, atol=1e-5)
