@@ -86,6 +86,8 @@ def test_the_unet_is_trained_and_the_backbone_is_frozen(batch, settings):
     for name, parameter in model.named_parameters():
         if name.startswith("backbone."):
             assert parameter.grad is None and torch.equal(parameter, before[name]), name
+        elif name.startswith("objective.decoder.unet.mean."):  # fitted, without gradients
+            assert parameter.grad is None and not torch.equal(parameter, before[name]), name
         elif name.startswith("objective.decoder.unet."):
             assert parameter.grad is not None and not torch.equal(parameter, before[name]), name
         else:
@@ -187,7 +189,35 @@ def test_a_batch_without_images_still_reaches_the_unet(batch):
     out = model(batch | {"pixel_values": batch["pixel_values"][:0]})
     out.loss_sum.backward()
     assert out.num_targets == 0 and out.loss_sum == 0
-    assert all(p.grad is not None and not p.grad.any() for p in model.objective.decoder.unet.parameters())
+    trained = [p for p in model.objective.decoder.unet.parameters() if p.requires_grad]
+    assert trained and all(p.grad is not None and not p.grad.any() for p in trained)
+    model.objective.after_step(model.backbone, 1, 1)  # a regression of nothing changes nothing
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_the_map_to_mean_images_is_the_regression_of_all_that_was_read(batch, ema_decay):
+    model = prepared(batch, drop_rate=0.0, ema_decay=ema_decay).train()
+    objective = model.objective
+    objective.regression.prior = 1e-4
+    with torch.no_grad():
+        model(batch)
+        model(batch)
+    objective.after_step(model.backbone, 5, 100)
+    clean = objective.decoder.encode(batch["pixel_values"])
+    z = objective.standardised(model.backbone.image_latents(batch["pixel_values"])).flatten(1)
+    for unet in (objective.decoder.unet, *([] if objective.ema is None else [objective.ema.network])):
+        assert (unet.mean(z).view_as(clean) - clean).abs().max() < 0.1
+    again = prepared(batch, drop_rate=0.0, ema_decay=ema_decay)
+    again.load_state_dict(model.state_dict())
+    again.objective.regression.prior = 1e-4
+    again.objective.after_step(again.backbone, 5, 100)  # a run that resumes has read the same
+    assert torch.equal(again.objective.decoder.unet.mean.weight, objective.decoder.unet.mean.weight)
+    with torch.no_grad():
+        before = objective.decoder.unet.mean.weight.clone()
+        model.eval()(batch)  # what is only evaluated is not read
+    objective.after_step(model.backbone, 6, 100)  # not one of the 20
+    objective.after_step(model.backbone, 10, 100)
+    assert torch.equal(objective.decoder.unet.mean.weight, before)
 
 
 @pytest.mark.parametrize("standardise", [False, True])
@@ -198,7 +228,8 @@ def test_a_saved_decoder_equals_the_trained_one(batch, standardise, ema_decay, t
     model(batch).loss_sum.backward()
     with torch.no_grad():
         for p in objective.decoder.unet.parameters():
-            p -= 0.1 * p.grad
+            if p.requires_grad:
+                p -= 0.1 * p.grad
     objective.after_step(model.backbone, 1, 2)
     (name, write), = objective.folders(objective.state_dict()).items()  # fmt: skip
     assert name == "visual_decoder"
