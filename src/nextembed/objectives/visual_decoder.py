@@ -40,6 +40,9 @@ class VisualDecoderSettings(ObjectiveSettings):
             images of the first step, which learns faster; it is folded into the weights when they are saved, so that
             the decoder takes latents as they are (and a decoder that is trained further begins as the one it was).
         min_snr_gamma: limit on the weight of noise levels (5 in the paper); null: all have equal weight.
+        map_prior: strength of the prior of a new pixel decoder's map from latents to mean images (a ridge regression):
+            it counts as so many images per number of the latents. Small: images of training are remembered; large:
+            better for others if there are few images.
         ema_decay: decay of the average of the UNet's weights, which is what is saved; null: no average.
         gradient_checkpointing: computes the UNet's activations again in the backward pass, which saves memory.
         mean: mean that `pixel_values` were normalised with; targets are computed from it where the batch has no
@@ -58,6 +61,7 @@ class VisualDecoderSettings(ObjectiveSettings):
     regressed_rate: float = Field(0.0, ge=0, le=1)
     standardise: bool = True
     min_snr_gamma: float | None = Field(None, gt=0, le=1e6)
+    map_prior: float = Field(0.05, ge=0, le=1e3)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     gradient_checkpointing: bool = False
     mean: list[Annotated[float, Field(ge=-1e3, le=1e3)]] = Field([0.5, 0.5, 0.5], min_length=1, max_length=3)
@@ -148,7 +152,7 @@ class VisualDecoding(Objective):
         self.regression: RunningRegression | None = None
         if layer is not None and layer.in_features <= MAX_INPUTS:
             layer.requires_grad_(False)
-            self.regression = RunningRegression(layer.in_features, layer.out_features)
+            self.regression = RunningRegression(layer.in_features, layer.out_features, settings.map_prior)
         self.ema = None if settings.ema_decay is None else Teacher(self.decoder.unet)
         self.prediction = self.decoder.scheduler.config.prediction_type
         self.register_buffer("signal", self.decoder.scheduler.alphas_cumprod.float().clone(), persistent=False)

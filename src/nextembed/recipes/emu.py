@@ -133,8 +133,8 @@ def emu_emoji_encoder() -> RunConfig:
     """
     return RunConfig(
         name="emu_emoji_encoder",
-        data=EmojiNames(num_workers=0),
-        model=NepaClassifier(pretrained="runs/nepa_demo/model"),
+        data=EmojiNames(versions=78, num_workers=0),  # no image is seen twice
+        model=NepaClassifier(pretrained="runs/nepa_demo/model", pos_embed_rescale=1),
         objective=ClassificationSettings(label_smoothing=0.1),
         optim=OptimConfig(kind="muon", learning_rate=2e-3, betas=(0.9, 0.98), warmup_rate=0.05),
         train=TrainConfig(batch_size=64, max_steps=2000, log_steps=50, save_steps=500, probe_steps=500),
@@ -183,7 +183,7 @@ def emu_emoji() -> RunConfig:
             prompt_loss=False,  # nothing before them says which name will come
             max_shift=0.1,
             max_scale=0.1,
-            restyle_rate=0.5,  # for images in another drawing style
+            restyle_rate=0.8,  # for images in another drawing style
             num_workers=0,
         ),
         model=EmuParts(pretrained=LANGUAGE, latent_std=0.3, max_length=128),
@@ -196,8 +196,8 @@ def emu_emoji() -> RunConfig:
             part_lr_rates={"connector": 0.5},
         ),
         train=TrainConfig(
-            batch_size=8,
-            max_steps=3600,
+            batch_size=12,
+            max_steps=2600,
             # It knows the names already. Trained with the rest, it costs about a third of a step, and its latents lose
             # half of their directions (docs/LOG.md).
             freeze=["visual"],
@@ -234,9 +234,12 @@ def emu_emoji_decoder() -> RunConfig:
         name="emu_emoji_decoder",
         data=EmojiDocuments(kinds=KindWeights(caption=0, paint=1, tags=0, question=0, context=0), num_workers=0),
         model=EmuParts(pretrained=EMOJI, max_length=128),
-        objective=VisualDecoderSettings(decoder=PixelDecoder(channels=[64]), regressed_rate=0.5, ema_decay=0.995),
+        # Most latents are those that the model predicts, which are what is painted.
+        objective=VisualDecoderSettings(
+            decoder=PixelDecoder(channels=[64]), regressed_rate=0.8, map_prior=0.001, ema_decay=0.995
+        ),
         optim=OptimConfig(learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
-        train=TrainConfig(batch_size=4, max_steps=5000, log_steps=20, save_steps=500),
+        train=TrainConfig(batch_size=8, max_steps=1600, log_steps=20, save_steps=200),
         probe=ProbeConfig(enabled=False),
         after=["emu_emoji"],
     )
