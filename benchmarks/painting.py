@@ -88,7 +88,7 @@ def train(settings: VisualDecoderSettings, cached: Cached, images: Tensor, args:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
-        objective.after_step(cached, step, 0)
+        objective.after_step(cached, step, 20 * 250)  # a fit after each 250 steps
         if step % 100 == 0:
             print(f"step {step}  {share:.0%}  loss {output.loss_sum / args.batch_size:.4f}", flush=True)
     return objective.eval(), step

@@ -29,8 +29,10 @@ class RunningRegression(nn.Module):
     def __init__(self, inputs: int, targets: int, prior: float = 0.05):
         super().__init__()
         self.prior = prior
-        self.register_buffer("sums", torch.zeros(1 + inputs + targets))  # of 1, inputs and targets
-        self.register_buffer("products", torch.zeros(inputs, inputs + targets))
+        # A small penalty is smaller than the rounding of float32, which is all that MPS has.
+        kind = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.register_buffer("sums", torch.zeros(1 + inputs + targets, dtype=kind))  # of 1, inputs and targets
+        self.register_buffer("products", torch.zeros(inputs, inputs + targets, dtype=kind))
 
     @torch.no_grad()
     def add(self, inputs: Tensor, targets: Tensor) -> None:
@@ -60,6 +62,9 @@ class RunningRegression(nn.Module):
         spread = products / number - mean[:width, None] * mean  # covariance [D, D + P]
         own = spread[:, :width].diagonal().clamp(min=0)
         penalty = self.prior * width / number * own + 1e-6 * own.mean() + 1e-12
-        root = torch.linalg.cholesky(spread[:, :width] + penalty.diag())
+        root, failed = torch.linalg.cholesky_ex(spread[:, :width] + penalty.diag())
+        while failed:  # rounding of the sums can exceed a small penalty
+            penalty = 10 * penalty
+            root, failed = torch.linalg.cholesky_ex(spread[:, :width] + penalty.diag())
         weight = torch.cholesky_solve(spread[:, width:], root).T
         return weight.float(), (mean[width:] - weight @ mean[:width]).float()

@@ -236,7 +236,7 @@ def emu_emoji_decoder() -> RunConfig:
         model=EmuParts(pretrained=EMOJI, max_length=128),
         # Most latents are those that the model predicts, which are what is painted.
         objective=VisualDecoderSettings(
-            decoder=PixelDecoder(channels=[64]), regressed_rate=0.8, map_prior=0.001, ema_decay=0.995
+            decoder=PixelDecoder(channels=[64]), regressed_rate=0.9, map_prior=1e-4, ema_decay=0.995
         ),
         optim=OptimConfig(learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
         train=TrainConfig(batch_size=8, max_steps=1600, log_steps=20, save_steps=200),

@@ -55,3 +55,17 @@ def test_its_state_resumes() -> None:
     again.add(inputs[160:], targets[160:])
     resumed = again.solve()
     torch.testing.assert_close(inputs @ resumed[0].T + resumed[1], inputs @ weight.T + bias, atol=1e-2, rtol=1e-3)
+
+
+def test_rounding_of_the_sums_does_not_stop_it() -> None:
+    """Inputs of rank 4, whose other variances are rounding alone: large means, many samples, no prior."""
+    torch.manual_seed(1)
+    factors = torch.randn(4, 64)
+    regression = RunningRegression(64, 1, prior=0.0).float()  # as on a device without float64
+    for _ in range(200):
+        x = torch.randn(32, 4)
+        regression.add(x @ factors + 300, x[:, :1])
+    weight, bias = regression.solve()
+    x = torch.randn(500, 4)
+    error = (x @ factors + 300) @ weight.T + bias - x[:, :1]
+    assert weight.isfinite().all() and error.square().mean() < 0.2
