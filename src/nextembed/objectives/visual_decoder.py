@@ -141,9 +141,8 @@ class VisualDecoding(Objective):
     def __init__(self, settings: VisualDecoderSettings, backbone: ImageTextBackbone):
         super().__init__(settings)
         width = backbone.config.get_text_config().hidden_size
-        part: Any = settings.decoder
         num = backbone.config.num_image_latents
-        self.decoder: Any = part.build(width, num)
+        self.decoder: Any = settings.decoder.build(width, num)  # type: ignore[attr-defined]  # user's parts, too
         if self.decoder.vae is not None:
             self.decoder.vae.requires_grad_(False)
         if settings.gradient_checkpointing:

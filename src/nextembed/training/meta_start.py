@@ -3,9 +3,9 @@ device, which needs no memory. They receive each block's weights just before it 
 the whole model. Values, random state and errors are those of a model that every rank builds.
 """
 
+import contextlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,7 @@ def left_behind(model: nn.Module) -> str:
             left += [(owner, value) for value in one.values()]
         elif isinstance(one, list | tuple | set | frozenset):
             left += [(owner, value) for value in one]
-        elif hasattr(one, "__dict__"):
-            left += [(type(one).__name__, value) for value in vars(one).values()]
+        else:
+            with contextlib.suppress(TypeError):  # numbers, texts and the like have no attributes
+                left += [(type(one).__name__, value) for value in vars(one).values()]
     return ""

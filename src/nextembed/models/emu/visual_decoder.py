@@ -1,6 +1,5 @@
-"""From image latents to pixels by diffusion: a UNet that attends to the latents, with or without a VAE. The only module
-that imports diffusers (extra `paint`), when first used.
-"""
+"""From image latents to pixels by diffusion: a UNet that attends to the latents, with or without a VAE. It imports
+diffusers (extra `paint`) when first used."""
 
 import copy
 import inspect
@@ -74,8 +73,7 @@ class VisualDecoder(nn.Module):
     @property
     def mean_map(self) -> nn.Linear | None:
         """The linear map from latents to mean images of a `LatentUNet`."""
-        layer = dict(self.unet.named_children()).get("mean")
-        return layer if isinstance(layer, nn.Linear) else None
+        return cast(nn.Linear | None, dict(self.unet.named_children()).get("mean"))
 
     @property
     def stride(self) -> int:
@@ -267,8 +265,7 @@ class VisualDecoder(nn.Module):
                 shutil.copytree(self.pretrained / name, folder / name)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes `unet/`, `scheduler/` and the folders of the other parts, as safetensors. A decoder in the folder is
-        replaced.
+        """Writes the folders of all parts, as safetensors. A decoder in the folder is replaced.
 
         Args:
             folder: made if it does not exist.

@@ -277,7 +277,7 @@ class OmniForPreTraining(OmniPreTrainedModel):
         With zeros for a whole document every layer would normalise nothing, which multiplies gradients by
         1 / sqrt(layer_norm_eps) each time.
         """
-        return self.model.begin.weight[-1]
+        return self.begin[-1]
 
     def modality(self, name: str) -> Modality:
         """The module that turns signals into latents.
