@@ -6,6 +6,7 @@ the whole model. Values, random state and errors are those of a model that every
 import contextlib
 from collections.abc import Callable, Iterable
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
