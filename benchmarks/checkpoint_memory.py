@@ -49,7 +49,7 @@ def rank(args: argparse.Namespace, folder: Path) -> None:
                              intermediate_size=2728, image_size=32, patch_size=16).build()  # fmt: skip
         model = PretrainingModel(backbone, NextEmbeddingSettings().build(backbone))
         model = shard(model) if args.shard else model
-        return model, build_optimizer(model, OptimConfig(), 1e-3)
+        return model, build_optimizer(model, OptimConfig(learning_rate=1e-3))
 
     model, optimizer = made()
     batch = {"pixel_values": torch.randn(1, 3, 32, 32), "latent_mask": torch.ones(1, 5, dtype=torch.bool)}

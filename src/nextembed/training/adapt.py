@@ -207,7 +207,11 @@ def write_adapter(backbone: PreTrainedModel, state: dict[str, Tensor], folder: P
 
 def shard(model: PretrainingModel) -> PretrainingModel:
     """Shards weights, gradients and optimizer over the ranks (FSDP2), on this rank's device; blocks of the backbone are
-    gathered in turn. Every rank must call it."""
+    gathered in turn. Every rank must call it. Raises ConfigError for a model that has a single number among its
+    parameters, which FSDP2 cannot shard."""
+    if single := [name for name, p in model.named_parameters() if p.ndim == 0]:
+        name = single[0].removeprefix("backbone.")
+        raise ConfigError(f"train.fsdp: the model's {name} is a single number, which cannot be sharded; unset train.fsdp")
     names = set(model.backbone._no_split_modules or [])  # type: ignore[union-attr, arg-type]
     deliver = delivery(model)
     for module in list(model.backbone.modules()):

@@ -8,6 +8,7 @@ from nextembed.core.objective import PretrainingModel
 from nextembed.core.optim import OptimConfig
 from nextembed.errors import ConfigError, MissingExtra
 from nextembed.models.nepa.settings import NepaClassifier, NepaModel
+from nextembed.models.omni import OmniParts
 from nextembed.objectives.next_embedding import NextEmbeddingSettings
 from nextembed.objectives.supervised import ClassificationSettings
 from nextembed.training.adapt import (
@@ -16,6 +17,7 @@ from nextembed.training.adapt import (
     freeze,
     has_lora,
     merged,
+    shard,
     trained_parameters,
     write_adapter,
 )
@@ -188,6 +190,13 @@ def test_pretraining_with_lora_trains_only_the_adapters():
     ups = [param for name, param in backbone.named_parameters() if ".lora_B." in name]
     assert len(ups) == 4 and all(param.grad.abs().sum() > 0 for param in ups)
     model.after_step(1, 10)  # the teacher has the same adapters
+
+
+def test_a_model_with_a_single_number_is_not_sharded():
+    backbone = OmniParts(modalities={"text": {}}, hidden_size=16, num_hidden_layers=1, num_attention_heads=2).build()
+    model = PretrainingModel(backbone, NextEmbeddingSettings(distance="vocabulary").build(backbone))
+    with pytest.raises(ConfigError, match=r"train\.fsdp: the model's log_scale is a single number"):
+        shard(model)
 
 
 def test_errors_are_one_line(monkeypatch):
