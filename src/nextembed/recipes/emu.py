@@ -126,7 +126,7 @@ def emu_visual_decoder() -> RunConfig:
 
 
 def emu_emoji_encoder() -> RunConfig:
-    """NEPA's encoder learns to tell emoji apart in any style, by their names; 14 minutes on one core.
+    """NEPA's encoder learns to tell emoji apart in any style, by their names; 12 minutes on one core.
 
     In place of Emu's EVA-CLIP, which has learned from captions before: an encoder that is trained by the captions of
     the bundled emoji alone learns their names several times more slowly (docs/LOG.md).
@@ -172,7 +172,7 @@ def emu_emoji_language() -> RunConfig:
 
 
 def emu_emoji() -> RunConfig:
-    """Emu on the bundled emoji: causal transformer, language model and both heads, 45 minutes on one core.
+    """Emu on the bundled emoji: causal transformer, language model and both heads, 40 minutes on one core.
 
     It starts from runs/emu_emoji_language and the stages before it, trained first if they are not there.
     """
@@ -229,7 +229,7 @@ def emu_emoji_instruct() -> RunConfig:
 
 
 def emu_emoji_decoder() -> RunConfig:
-    """A small diffusion decoder from the latents of the emoji Emu to emoji, on pixels; 27 minutes on one core."""
+    """A small diffusion decoder from the latents of the emoji Emu to emoji, on pixels; 30 minutes on one core."""
     return RunConfig(
         name="emu_emoji_decoder",
         data=EmojiDocuments(kinds=KindWeights(caption=0, paint=1, tags=0, question=0, context=0), num_workers=0),
@@ -239,7 +239,7 @@ def emu_emoji_decoder() -> RunConfig:
             decoder=PixelDecoder(channels=[64]), regressed_rate=0.9, map_prior=1e-4, ema_decay=0.995
         ),
         optim=OptimConfig(learning_rate=1e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_rate=0.05),
-        train=TrainConfig(batch_size=8, max_steps=1600, log_steps=20, save_steps=200),
+        train=TrainConfig(batch_size=8, max_steps=2600, log_steps=20, save_steps=200),
         probe=ProbeConfig(enabled=False),
         after=["emu_emoji"],
     )
