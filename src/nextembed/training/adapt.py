@@ -211,7 +211,9 @@ def shard(model: PretrainingModel) -> PretrainingModel:
     parameters, which FSDP2 cannot shard."""
     if single := [name for name, p in model.named_parameters() if p.ndim == 0]:
         name = single[0].removeprefix("backbone.")
-        raise ConfigError(f"train.fsdp: the model's {name} is a single number, which cannot be sharded; unset train.fsdp")
+        raise ConfigError(
+            f"train.fsdp: the model's {name} is a single number, which cannot be sharded; unset train.fsdp"
+        )
     names = set(model.backbone._no_split_modules or [])  # type: ignore[union-attr, arg-type]
     deliver = delivery(model)
     for module in list(model.backbone.modules()):
