@@ -27,7 +27,9 @@ def test_runs_curves_and_differences(watch) -> None:
     page.get_by_role("button", name="nepa", exact=True).click()
     page.get_by_text("What differs").wait_for()
     assert "optim.learning_rate" in page.locator("table.differs").text_content()
-    assert page.locator("figure").first.locator(".nx-chip").count() == 2  # one curve per run
+    chips = page.locator("figure").first.locator(".nx-chip")
+    chips.nth(1).wait_for()
+    assert chips.count() == 2  # one curve per run
     page.locator("figure").first.locator(".trace").nth(1).wait_for()
     page.get_by_role("tab", name="Probes").click()
     page.locator("td.cell.best").first.wait_for()
