@@ -51,12 +51,13 @@ class RunningRegression(nn.Module):
         """The solution over all ranks; every rank has to call it.
 
         Returns:
-            weight [P, D] and bias [P], on the CPU; None before anything was read.
+            weight [P, D] and bias [P], on the CPU; None before anything was read, and if something was not
+            finite.
         """
         sums = distributed.sum_over_ranks(self.sums.cpu().double())
         products = distributed.sum_over_ranks(self.products.cpu().double())
         number, width = sums[0], len(products)
-        if number == 0:
+        if number == 0 or not bool(products.isfinite().all()):
             return None
         mean = sums[1:] / number
         spread = products / number - mean[:width, None] * mean  # covariance [D, D + P]

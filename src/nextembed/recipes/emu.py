@@ -229,7 +229,7 @@ def emu_emoji_instruct() -> RunConfig:
 
 
 def emu_emoji_decoder() -> RunConfig:
-    """A small diffusion decoder from the latents of the emoji Emu to emoji, on pixels; 30 minutes on one core."""
+    """A small diffusion decoder from the latents of the emoji Emu to emoji, on pixels; 27 minutes on one core."""
     return RunConfig(
         name="emu_emoji_decoder",
         data=EmojiDocuments(kinds=KindWeights(caption=0, paint=1, tags=0, question=0, context=0), num_workers=0),

@@ -69,3 +69,10 @@ def test_rounding_of_the_sums_does_not_stop_it() -> None:
     x = torch.randn(500, 4)
     error = (x @ factors + 300) @ weight.T + bias - x[:, :1]
     assert weight.isfinite().all() and error.square().mean() < 0.2
+
+
+def test_what_is_not_finite_has_no_solution() -> None:
+    regression = RunningRegression(3, 2)
+    regression.add(torch.randn(8, 3), torch.randn(8, 2))
+    regression.add(torch.full((1, 3), torch.nan), torch.zeros(1, 2))
+    assert regression.solve() is None
