@@ -36,8 +36,8 @@ def test_the_map_zooms_and_lists_outliers(watch) -> None:
     page.get_by_role("button", name="Show the map").click()
     page.locator(".nx-map .point").first.wait_for()
     width = """() => {
-        const range = document.querySelector(".nx-map .js-plotly-plot")._fullLayout.xaxis.range;
-        return range[1] - range[0];
+        const range = document.querySelector(".nx-map .js-plotly-plot")?._fullLayout?.xaxis.range;
+        return range ? range[1] - range[0] : Infinity;
     }"""
     before = page.evaluate(width)
     box = page.locator(".nx-map .nsewdrag").bounding_box()

@@ -189,14 +189,15 @@ class Transformer(nn.Module):
         self.drop_path_probs = [config.drop_path_prob * i / max(num - 1, 1) for i in range(num)]
         self.layer = nn.ModuleList([TransformerLayer(config, i) for i in range(num)])
 
-    def forward(self, z: Tensor, **kwargs: object) -> list[Tensor]:
-        """z [B, T, D] and every layer's output. Keyword arguments go to the attention."""
+    def forward(self, z: Tensor, output_layers: bool = True, **kwargs: object) -> list[Tensor]:
+        """z [B, T, D] and every layer's output, or the last layer's output alone, so that the memory of the others can
+        be used again. Keyword arguments go to the attention."""
         paths = self.paths(z)
         layers = [z]
         hidden = F.dropout(z, self.dropout_prob, self.training)
         for layer, path in zip(self.layer, paths):  # a shortened stack has fewer layers
             hidden = layer(hidden, paths=path, **kwargs)
-            layers.append(hidden)
+            layers = [*layers, hidden] if output_layers else [hidden]
         return layers
 
     def paths(self, z: Tensor) -> list[Tensor | None]:

@@ -184,7 +184,7 @@ class ViTNepaTrunk(ViTNepaPreTrainedModel):
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         kwargs.update(attention_arguments(attention, z, self.config, latents.documents, past))
         kwargs["rotary"] = (cos[..., None, :].to(z.dtype), sin[..., None, :].to(z.dtype))
-        layers = self.encoder(z, past_key_values=past_key_values, **kwargs)
+        layers = self.encoder(z, output_layers, past_key_values=past_key_values, **kwargs)
         layers[-1] = self.layernorm(layers[-1])
         return Hidden(layers[-1], tuple(layers) if output_layers else ())
 

@@ -45,6 +45,11 @@ def modalities(shared: Shared, name: str | None) -> list[str]:
     return list(found) if isinstance(found, dict) else []
 
 
+def known(names: list[str]) -> str:
+    """A line below the heading of the list of outputs."""
+    return f"This model generates {', '.join(names)}." if names else "This model is not an Omni."
+
+
 def inked(drawing: dict[str, object] | None, max_pixels: int) -> np.ndarray | None:
     """The drawing on white, uint8 [H, W, 3]; None where nothing was drawn. Raises DataError for a large one."""
     whole = None if drawing is None else drawing.get("composite")
@@ -91,8 +96,9 @@ class Handlers:
 
     def targets(self, model: str | None, chosen: str | None) -> object:
         """What the model can be asked for."""
-        now = [SELF, *modalities(self.shared, model)]
-        return gr.update(choices=now, value=chosen if chosen in now else SELF)
+        found = modalities(self.shared, model)
+        now = [SELF, *found]
+        return gr.update(choices=now, value=chosen if chosen in now else SELF, info=known(found))
 
     def scored(
         self, model: str, text: str, sketch: dict[str, object] | None, paths: list[str] | None, spoken: str | None,
@@ -114,8 +120,8 @@ def build(shared: Shared) -> None:
                 drawing = gr.Sketchpad(show_label=False, canvas_size=(320, 320), type="numpy", layers=False)
             with gr.Accordion("Microphone", open=False):
                 voice = gr.Audio(show_label=False, sources=["microphone"], type="filepath", format="wav")
-            kinds = [SELF, *modalities(shared, str(name.value))]
-            target = gr.Dropdown(kinds, value=SELF, label="Output", allow_custom_value=True)
+            kinds = modalities(shared, str(name.value))
+            target = gr.Dropdown([SELF, *kinds], value=SELF, label="Output", info=known(kinds), allow_custom_value=True)
             with gr.Row():
                 num = gr.Slider(1, 16, 4, step=1, label="Samples", min_width=120)
                 hot = gr.Slider(0.0, 2.0, 0.8, step=0.1, label="Temperature", min_width=120)
