@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import gradcheck
 
-from nextembed.nn.linear import activated_linear, scaled_linear
+from nextembed.nn.linear import activated_linear, fast_for_few_rows, scaled_linear
 
 
 class Wrapped(nn.Module):
@@ -116,3 +116,30 @@ def test_activations_overwrite_only_unobservable_inputs(activation):
         linear.register_forward_hook(lambda _, __, out: seen.append(out))
         assert torch.allclose(activated_linear(linear, activation, x), expected, atol=1e-6)
     assert torch.equal(seen[0], between)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 6), (6,), (1, 1, 6), (2, 6), (2, 1, 6), (3, 6), (4, 6), (2, 5, 6), (0, 6)])
+def test_few_rows_give_the_same(shape, bias):
+    torch.manual_seed(0)
+    linear, x = nn.Linear(6, 4, bias=bias), torch.randn(shape)
+    with torch.no_grad():
+        wanted = linear(x)
+        with fast_for_few_rows(nn.ModuleList([linear])):
+            found = linear(x)
+    assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_few_rows_leave_layers_as_they_were():
+    hooked, plain, other = nn.Linear(6, 4), nn.Linear(6, 4), Wrapped(nn.Linear(6, 4)).double()
+    calls = []
+    hooked.register_forward_hook(lambda *_: calls.append(1))
+    model, x = nn.ModuleList([hooked, plain, other]), torch.randn(1, 6)
+    with torch.no_grad(), pytest.raises(RuntimeError), fast_for_few_rows(model):
+        assert "forward" not in vars(hooked) and "forward" in vars(plain)
+        with fast_for_few_rows(model):  # of another thread, for example
+            assert torch.allclose(plain(x), F.linear(x, plain.weight, plain.bias), atol=1e-6)
+        hooked(x)
+        other(x.double())
+        other(x)  # of another type: the usual error
+    assert calls == [1] and not any("forward" in vars(module) for module in model.modules())

@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from ...core.types import IGNORE_LABEL, Attention, Batch, Hidden, Latents
 from ...errors import ConfigError
 from ...nn.latent_flow import LatentFlow, LatentSampling, row_generators
+from ...nn.linear import fast_for_few_rows
 from ...nn.losses import regression_distance, token_cross_entropy
 from .base_emu import EmuModel, EmuPreTrainedModel
 from .configuration_emu import EmuConfig
@@ -257,7 +258,8 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             inputs_embeds = self.model.embed(input_ids, latents)
         if (num_new := kwargs.get("max_new_tokens")) is not None:
             self.model.check_length(inputs_embeds.shape[1], num_new)
-        return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        with fast_for_few_rows(self):
+            return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
     def generate_image_embeddings(
@@ -394,15 +396,16 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         cache, hidden = self.read_prompts(prompts, length + num - 1)
         generators = row_generators(seed, len(hidden) // (1 if sampling.guidance == 1 else 2))
         found = [self.next_latent(hidden, generators, sampling)]
-        for last in range(length + 1, length + num):
-            out = self.model(
-                inputs_embeds=found[-1].to(prompts[0][0].dtype),  # bf16 of autocast would not match the cache
-                attention_mask=mask[:, :last],
-                position_ids=positions[:, last - 1 : last],
-                cache=cache,
-                use_cache=True,
-            )
-            found.append(self.next_latent(out.last_hidden_state, generators, sampling))
+        with fast_for_few_rows(self):
+            for last in range(length + 1, length + num):
+                out = self.model(
+                    inputs_embeds=found[-1].to(prompts[0][0].dtype),  # bf16 of autocast would not match the cache
+                    attention_mask=mask[:, :last],
+                    position_ids=positions[:, last - 1 : last],
+                    cache=cache,
+                    use_cache=True,
+                )
+                found.append(self.next_latent(out.last_hidden_state, generators, sampling))
         return torch.cat(found, dim=1)
 
     def read_prompts(self, prompts: list[tuple[Tensor, Tensor]], size: int) -> tuple[StaticCache, Tensor]:

@@ -16,6 +16,7 @@ from ...core.types import Attention, Batch, Hidden, Latents
 from ...errors import ConfigError, unknown
 from ...modalities import Modality
 from ...nn.generative import Guidance
+from ...nn.linear import fast_for_few_rows
 from ...nn.losses import cross_entropy, negative_cosine
 from ...nn.orders import inverse, order_of
 from ...nn.sampled import AnyDensityHead, SampledHead
@@ -182,11 +183,11 @@ def generate(
         return []
     if name not in processor.readers:
         raise ConfigError(unknown("target:", name, processor.names))
-    if processor.readers[name].value_size is None:
-        return write(model, processor, rollout, name, sampler, drawing)
-    if drawing.guidance != 1 and not isinstance(model.density_head, SampledHead):
+    is_text = processor.readers[name].value_size is None
+    if not is_text and drawing.guidance != 1 and not isinstance(model.density_head, SampledHead):
         raise ConfigError("guidance: latents other than tokens support it with model.density=flow or energy only")
-    return paint(model, processor, rollout, name, sampler, drawing)
+    with fast_for_few_rows(model):
+        return (write if is_text else paint)(model, processor, rollout, name, sampler, drawing)
 
 
 def chosen_modality(model: Omni, rollout: Rollout, sampler: Sampler) -> str | None:
