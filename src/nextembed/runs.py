@@ -153,6 +153,7 @@ class Run(RunFolder):
         return judge(self.values.get("objective"), self.history(), self.probes(), self.scores(), self.answers())
 
     def seed(self) -> int:
+        """The seed of the settings; 0 where none was saved."""
         values = self.values
         return validated(_Seed, {"seed": values["seed"]}).seed if "seed" in values else 0
 

@@ -94,6 +94,14 @@ def test_a_public_class(name: str) -> None:
         assert fields == section(doc, "Attributes") & fields, f"{name}: describe these fields"
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_public_method_is_described(name: str) -> None:
+    """By its own docstring, or by that of a base class."""
+    bases = [base for base in CLASSES[name].__mro__ if base.__module__.startswith("nextembed")]
+    methods = {own for base in bases for own, value in vars(base).items() if own[0] != "_" and callable(value)}
+    assert [own for own in sorted(methods) if not inspect.getdoc(getattr(CLASSES[name], own))] == []
+
+
 @pytest.mark.parametrize("name", FUNCTIONS_SHOWN)
 def test_a_function_in_the_reference(name: str) -> None:
     """Each parameter has a type and a description; functions with parameters document what they return."""

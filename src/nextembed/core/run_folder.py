@@ -122,9 +122,11 @@ class RunFolder:
         return read_config(self.dir)
 
     def history(self) -> list[Line]:
+        """metrics.jsonl."""
         return read_history(self.dir)
 
     def environment(self) -> "Environment":
+        """environment.json."""
         return read_environment(self.dir)
 
     def environment_values(self) -> dict[str, object]:

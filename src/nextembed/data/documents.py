@@ -174,6 +174,7 @@ class DocumentPart(Limits, Part):
         return Documents(self.row_sources(split), self.max_skipped_rate, num, seed)
 
     def reader(self) -> ImageReader:
+        """The reader of images under the limits of the settings."""
         return ImageReader(3, self.background, self.max_pixels, self.max_bytes)
 
     def image(self, value: object, loss: bool = True) -> Segment:

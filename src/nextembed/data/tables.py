@@ -103,6 +103,7 @@ class TableSettings(Config):
         return Found("", None, beside=origin.beside, splits=tuple(sorted(origin.files or {})), notes=notes)
 
     def expression(self, split: Role) -> str:
+        """The name, or expression like "train[:90%]", by which a split is read."""
         return {"train": self.split, "validation": self.validation, "test": self.test}[split]
 
     @contextmanager
@@ -143,6 +144,7 @@ class TableSettings(Config):
     def streamed(
         self, data: Table, to_row: ToRow[R], origin: Origin, split: Role, has_columns: bool = True
     ) -> StreamedRows[R]:
+        """Rows in the order of the stream, shuffled in a buffer."""
         return StreamedRows(data, to_row, self.shuffle_buffer, origin, self.stored_split(split), has_columns)
 
 

@@ -125,7 +125,7 @@ def test_few_rows_give_the_same(shape, bias):
     linear, x = nn.Linear(6, 4, bias=bias), torch.randn(shape)
     with torch.no_grad():
         wanted = linear(x)
-        with fast_for_few_rows(nn.ModuleList([linear])):
+        with fast_for_few_rows([linear]):
             found = linear(x)
     assert found.shape == wanted.shape and torch.allclose(found, wanted, atol=1e-6)
 
@@ -135,9 +135,9 @@ def test_few_rows_leave_layers_as_they_were():
     calls = []
     hooked.register_forward_hook(lambda *_: calls.append(1))
     model, x = nn.ModuleList([hooked, plain, other]), torch.randn(1, 6)
-    with torch.no_grad(), pytest.raises(RuntimeError), fast_for_few_rows(model):
+    with torch.no_grad(), pytest.raises(RuntimeError), fast_for_few_rows(model.modules()):
         assert "forward" not in vars(hooked) and "forward" in vars(plain)
-        with fast_for_few_rows(model):  # of another thread, for example
+        with fast_for_few_rows(model.modules()):  # of another thread, for example
             assert torch.allclose(plain(x), F.linear(x, plain.weight, plain.bias), atol=1e-6)
         hooked(x)
         other(x.double())

@@ -68,6 +68,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The head of the language model."""
         return self.model.language_model.get_output_embeddings()
 
     def set_output_embeddings(self, value: nn.Module) -> None:
@@ -258,7 +259,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
             inputs_embeds = self.model.embed(input_ids, latents)
         if (num_new := kwargs.get("max_new_tokens")) is not None:
             self.model.check_length(inputs_embeds.shape[1], num_new)
-        with fast_for_few_rows(self):
+        with fast_for_few_rows(self.modules()):
             return super().generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     @torch.no_grad()
@@ -396,7 +397,7 @@ class EmuForConditionalGeneration(EmuPreTrainedModel, GenerationMixin):
         cache, hidden = self.read_prompts(prompts, length + num - 1)
         generators = row_generators(seed, len(hidden) // (1 if sampling.guidance == 1 else 2))
         found = [self.next_latent(hidden, generators, sampling)]
-        with fast_for_few_rows(self):
+        with fast_for_few_rows(self.modules()):
             for last in range(length + 1, length + num):
                 out = self.model(
                     inputs_embeds=found[-1].to(prompts[0][0].dtype),  # bf16 of autocast would not match the cache

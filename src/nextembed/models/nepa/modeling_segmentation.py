@@ -24,9 +24,27 @@ class ViTNepaForSemanticSegmentation(ViTNepaPreTrainedModel):
         self.post_init()
 
     def embed(self, batch: Batch) -> Latents:
+        """Latents of images.
+
+        Args:
+            batch: pixel_values [B, C, H, W], as of `ViTNepaModel.embed`.
+
+        Returns:
+            z [B, T, D].
+        """
         return self.vit_nepa.embed(batch)
 
     def encode(self, latents: Latents, attention: Attention | None = None, output_layers: bool = False) -> Hidden:
+        """Hidden states of latents.
+
+        Args:
+            latents: [B, T, D].
+            attention: which positions see which; None takes the config's.
+            output_layers: whether the hidden states of all layers are kept.
+
+        Returns:
+            h [B, T, D].
+        """
         return self.vit_nepa.encode(latents, attention, output_layers)
 
     @can_return_tuple

@@ -3,7 +3,7 @@
 Shapes: B documents at once, D latent width, V rows of the table of begin latents and tokens, C candidates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -43,6 +43,8 @@ class Omni(Protocol):
 
     @property
     def begin(self) -> Tensor: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
 
     def absent(self) -> Tensor: ...
 
@@ -186,7 +188,7 @@ def generate(
     is_text = processor.readers[name].value_size is None
     if not is_text and drawing.guidance != 1 and not isinstance(model.density_head, SampledHead):
         raise ConfigError("guidance: latents other than tokens support it with model.density=flow or energy only")
-    with fast_for_few_rows(model):
+    with fast_for_few_rows(model.modules()):
         return (write if is_text else paint)(model, processor, rollout, name, sampler, drawing)
 
 

@@ -117,6 +117,14 @@ class OmniModel(OmniPreTrainedModel):
         return self.begin
 
     def modality(self, name: str) -> Modality:
+        """The module that turns signals into latents.
+
+        Args:
+            name: the modality.
+
+        Returns:
+            The module of that name.
+        """
         return self.modalities[name]  # type: ignore[return-value]
 
     def embed(self, batch: Batch) -> Latents:

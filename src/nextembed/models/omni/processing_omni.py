@@ -246,11 +246,32 @@ class OmniProcessor(ProcessorMixin):
         return Encoded(positions, {f"values.{name}": self.joined(name, rows) for name, rows in values.items()})
 
     def joined(self, name: str, rows: list[Tensor]) -> Tensor:
+        """Values of a modality in reading order.
+
+        Args:
+            name: the modality.
+            rows: values of each signal, [n, P].
+
+        Returns:
+            [N, P].
+        """
         size = self.readers[name].value_size
         assert size is not None
         return torch.cat([torch.zeros(0, size), *rows])
 
     def latents(self, name: str, rows: Tensor, places: Tensor, time: int, loss: bool) -> dict[str, Tensor]:
+        """Entries of a batch for the latents of one signal.
+
+        Args:
+            name: the modality.
+            rows: token ids [n], or values [n, P].
+            places: coordinates [n, 3] in the signal.
+            time: position of its first latent in the document.
+            loss: whether its latents are targets.
+
+        Returns:
+            Entries by name, n each.
+        """
         shape = (len(rows),)
         tokens = self.readers[name].value_size is None
         return {
