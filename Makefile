@@ -19,11 +19,11 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/nextembed train nepa_demo
 
-# As many workers as there are cores, eight at most: each holds a torch of its own.
+# One worker per core, at most eight, because each loads its own torch.
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not slow"
 
-# Also what starts, kills and restarts processes, several ranks, and the studio in a browser.
+# With the slow tests: processes that are killed and restarted, several ranks, the studio in a browser.
 test-all: $(VENV)/.installed
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
@@ -31,7 +31,7 @@ test-all: $(VENV)/.installed
 abuse: $(VENV)/.installed
 	$(BIN)/python -m tests.abuse.campaigns
 
-# What people reported about tools that do this job: see tests/cases/README.md.
+# Problems that people reported about similar tools: see tests/cases/README.md.
 cases: $(VENV)/.installed
 	tests/cases/all.sh
 

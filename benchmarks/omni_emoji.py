@@ -117,7 +117,8 @@ def ways(scores: Tensor | None, nothing: Tensor, other: Tensor | None) -> dict[s
 
 
 def chosen(scores: Tensor, num: int = CANDIDATES) -> dict[str, Any]:
-    """Top-1 accuracy of the diagonal of scores [N, N] against num - 1 other candidates, averaged over their choices.
+    """Of the diagonal of scores [N, N] against num - 1 other candidates, averaged over their choices: top-1 accuracy,
+    and the share among the first ten, each with an interval.
 
     Ties are broken at random.
     """
@@ -125,10 +126,18 @@ def chosen(scores: Tensor, num: int = CANDIDATES) -> dict[str, Any]:
     ranked = np.lexsort((noise.numpy(), scores.double().numpy()), axis=1)[:, ::-1]
     better = (ranked == np.arange(len(scores))[:, None]).argmax(1)  # number of candidates ranked above the target
     others, num = len(scores) - 1, min(num, len(scores))
-    share = [math.comb(others - int(b), num - 1) / math.comb(others, num - 1) for b in better]
-    found = mean_metric("top1", np.array(share), scale=100)
-    return {"value": round(found.value, 2), "low": round(found.low or 0, 2), "high": round(found.high or 0, 2),
-            "median_rank": float(np.median(better)) + 1}  # fmt: skip
+    found: dict[str, Any] = {}
+    for first, names in ((1, ("value", "low", "high")), (10, ("in_ten", "in_ten_low", "in_ten_high"))):
+        share = np.array([within(int(b), others, num - 1, first) for b in better])
+        metric = mean_metric("", share, scale=100)
+        found |= dict(zip(names, (round(metric.value, 2), round(metric.low or 0, 2), round(metric.high or 0, 2))))
+    return found | {"median_rank": float(np.median(better)) + 1}
+
+
+def within(better: int, others: int, drawn: int, first: int) -> float:
+    """Probability that fewer than `first` of `better` candidates are among `drawn` of `others`."""
+    ways = (math.comb(better, i) * math.comb(others - better, drawn - i) for i in range(min(first, drawn + 1)))
+    return sum(ways) / math.comb(others, drawn)
 
 
 def nearest_named(rows: list[dict[str, Any]], trained: list[dict[str, Any]]) -> Tensor:

@@ -6,8 +6,10 @@
 
 For any run of an Omni on data of kind `records` (or a mixture of them): for each pair of pieces, one is retrieved among
 at most 100 candidates given the other, by the scoring methods of benchmarks/omni_emoji.py, on rows of the split that
-have both. With few rows there are fewer candidates; `chance` is the accuracy of guessing. Of rows with the same text
-only one is used. Intervals: the middle 95 % of 1,000 bootstrap samples over items.
+have both. With few rows there are fewer candidates; `chance` and `chance_in_ten` are the shares of guessing. Of rows
+with the same text only one is used. `nearest_pixels`, of texts for images: candidates are ranked by the word overlap
+with the text of the training image nearest in raw pixels (32 x 32). Intervals: the middle 95 % of 1,000 bootstrap
+samples over items.
 """
 
 import argparse
@@ -23,10 +25,10 @@ from nextembed.core.config import DATA
 from nextembed.core.run_folder import read_config, run_folder
 from nextembed.data.draws import Draws
 from nextembed.data.records import Records
-from nextembed.data.transforms import Unreadable
+from nextembed.data.transforms import Unreadable, resize
 from nextembed.inference.generate import load_omni
 from nextembed.toys import kinds  # noqa: F401  registers the kinds of data
-from omni_emoji import CANDIDATES, matrix, ways
+from omni_emoji import CANDIDATES, chosen, matrix, overlap, ways
 
 FEWEST = 5  # rows; fewer are not evaluated
 
@@ -66,10 +68,23 @@ def directions(model: Any, source: Records, split: Any, num: int) -> dict[str, A
         one, other = ([pair[i] for pair in pairs] for i in (0, 1))
         forth = matrix(model, [[piece] for piece in one], other)  # [a, b]
         back = matrix(model, [[piece] for piece in other], one)  # [b, a]
-        size = {"items": len(pairs), "chance": 100 / min(CANDIDATES, len(pairs))}
+        many = min(CANDIDATES, len(pairs))
+        size = {"items": len(pairs), "chance": 100 / many, "chance_in_ten": 100 * min(1.0, 10 / many)}
         found[f"{b} for {a}"] = size | ways(forth, model.score([], other), back.T)
+        if one[0]["kind"] == "image" and other[0]["kind"] == "text":
+            known = read_pairs(source, source.rows("train"), a, b, len(source.rows("train")))
+            found[f"{b} for {a}"]["nearest_pixels"] = chosen(nearest_texts(pairs, known))
         found[f"{a} for {b}"] = size | ways(back, model.score([], one), forth.T)
     return found
+
+
+def nearest_texts(pairs: list[tuple[Any, Any]], known: list[tuple[Any, Any]]) -> torch.Tensor:
+    """[image, text]: word overlap of the text with that of the known image nearest in raw pixels."""
+    small, others = (
+        torch.stack([resize(one["value"], 32).flatten().float() for one, _ in part]) for part in (pairs, known)
+    )
+    near = [known[i][1]["value"] for i in torch.cdist(small, others).argmin(1).tolist()]
+    return torch.tensor([[overlap(text, other["value"]) for _, other in pairs] for text in near])
 
 
 def read_pairs(source: Records, rows: Any, a: str, b: str, num: int) -> list[tuple[Any, Any]]:
