@@ -1,6 +1,7 @@
 """Objectives: everything that can be trained on a backbone."""
 
 from ..core.objective import OBJECTIVES
+from .alignment import Alignment, AlignmentSettings
 from .contrastive import Cpc, CpcSettings
 from .emu import EmuObjective, EmuSettings
 from .jepa import IjepaSettings, Jepa, VjepaSettings
@@ -22,6 +23,8 @@ __all__ = [
     "OBJECTIVES",
     "Aim",
     "AimSettings",
+    "Alignment",
+    "AlignmentSettings",
     "Beit",
     "BeitSettings",
     "Classification",

@@ -1,0 +1,127 @@
+"""Image latents that spell the text after the image, before a language model has to read them."""
+
+from typing import Any, ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from ..core import distributed
+from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.types import IGNORE_LABEL, Backbone, Batch
+from ..errors import ConfigError
+from .emu import TwoHeaded
+
+
+@OBJECTIVES.register("alignment")
+class AlignmentSettings(ObjectiveSettings):
+    """Latent i of an image is the token i of the text that follows it: a softmax over the cosines with all token
+    embeddings.
+
+    Encoder and connector of an Emu learn without the forward pass of its language model, which takes most of the time:
+    many times as many captions in the same time. The language model then has to copy what it reads, which it does
+    already. For captions of a few words; longer ones are spelled as far as there are latents.
+
+    Attributes:
+        temperature: of the softmax.
+
+    Source:
+        ours. Frozen (arXiv 2106.13884) and LLaVA's first stage (arXiv 2304.08485) train the same parts with the same
+        aim, through the language model.
+    """
+
+    task: ClassVar[str] = "multimodal"
+
+    temperature: float = Field(0.05, gt=0, le=10)
+
+    def build(self, backbone: Backbone) -> "Alignment":
+        """Makes the objective.
+
+        Args:
+            backbone: an Emu model.
+
+        Returns:
+            The module.
+
+        Raises:
+            ConfigError: the model has no image latents among its tokens.
+        """
+        if not isinstance(backbone, TwoHeaded):
+            raise ConfigError("objective alignment needs a model of images and text, like model.kind=emu")
+        config = cast(Any, backbone).config
+        return Alignment(self, config.image_token_id, config.num_image_latents)
+
+    def verdict(self, history: History) -> Verdict:
+        """How many tokens are spelled.
+
+        Args:
+            history: logged lines, oldest first.
+
+        Returns:
+            A word and a sentence.
+        """
+        lines = [line for line in history if "alignment_accuracy" in line]
+        if not lines:
+            return Verdict("undecided", "No diagnostics were logged.")
+        first, last = lines[0], lines[-1]
+        return Verdict(
+            "readout",
+            f"The latents of an image spell {last['alignment_accuracy']:.1%} of the tokens after it, after "
+            f"{first['alignment_accuracy']:.1%} at step {first.get('step', 0):g}.",
+        )
+
+
+class Alignment(Objective):
+    """metrics: alignment_loss (nats per token), alignment_accuracy (share of tokens that are the nearest of all)."""
+
+    settings: AlignmentSettings
+
+    def __init__(self, settings: AlignmentSettings, image_token_id: int, num_latents: int):
+        super().__init__(settings)
+        self.image_token_id, self.num_latents = image_token_id, num_latents
+
+    def count_targets(self, batch: Batch) -> Tensor:
+        found = self.spelled(batch)
+        return torch.tensor(0) if found is None else (found != IGNORE_LABEL).sum()
+
+    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
+        pixels, wanted = batch["pixel_values"], self.spelled(batch)
+        idle = wanted is None
+        if idle and (not self.training or distributed.world_size() == 1):
+            zero = backbone.get_input_embeddings().weight.new_zeros(())
+            return ObjectiveOutput(loss_sum=zero, num_targets=torch.tensor(0), metrics={})
+        if idle:  # every rank has to use every parameter in every step
+            pixels = pixels.new_zeros(1, *pixels.shape[1:])
+        latents = backbone.image_latents(pixels)
+        if wanted is None:
+            return ObjectiveOutput(loss_sum=0.0 * latents.sum(), num_targets=torch.tensor(0), metrics={})
+        # --8<-- [start:loss]
+        table = F.normalize(backbone.get_input_embeddings().weight.detach().float(), dim=-1)  # [V, D]
+        mask = wanted != IGNORE_LABEL  # [I, N]
+        scores = F.normalize(latents[mask].float(), dim=-1) @ table.T / self.settings.temperature
+        loss = F.cross_entropy(scores, wanted[mask], reduction="sum")
+        # --8<-- [end:loss]
+        output = ObjectiveOutput(loss_sum=loss, num_targets=mask.sum(), metrics={})
+        if self.diagnose:
+            right = (scores.argmax(-1) == wanted[mask]).sum()
+            output.metrics = {
+                "alignment_loss": (loss.detach(), mask.sum()),
+                "alignment_accuracy": (right, mask.sum()),
+            }
+        return output
+
+    def spelled(self, batch: Batch) -> Tensor | None:
+        """Tokens [I, N] that the latents of each image spell, IGNORE_LABEL where there is none: those after its
+        `[/IMG]`, up to the first that is no target, in the same document. None: no image."""
+        documents, labels = batch["document_ids"], batch["labels"]
+        images = (batch["input_ids"] == self.image_token_id) & (documents > 0)
+        rows, columns = (images & ~F.pad(images, (1, 0))[:, :-1]).nonzero(as_tuple=True)
+        if len(rows) == 0:
+            return None
+        at = columns[:, None] + self.num_latents + 1 + torch.arange(self.num_latents, device=rows.device)
+        inside = at < labels.shape[1]
+        rows, at = rows[:, None], at.clamp(max=labels.shape[1] - 1)
+        inside &= documents[rows, at] == documents[rows, columns[:, None]]
+        found = torch.where(inside, labels[rows, at], IGNORE_LABEL)
+        return torch.where((found != IGNORE_LABEL).long().cumprod(1).bool(), found, IGNORE_LABEL)
