@@ -89,11 +89,14 @@ class ObjectiveSettings(Part):
         defaults: what a recipe of this objective starts from.
         attends: default attention of a model that it trained: as in training.
         trains_backbone: False for what is trained on a frozen one.
+        trained_parts: beginnings of the names of the backbone's parameters that it trains, if not all; the others are
+            frozen.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig()
     attends: ClassVar[AttentionMode] = "full"
     trains_backbone: ClassVar[bool] = True
+    trained_parts: ClassVar[tuple[str, ...]] = ()
 
     @property
     def views(self) -> int | ViewSettings:
@@ -338,7 +341,7 @@ class Objective(nn.Module):
 
 class PretrainingModel(nn.Module):
     """Backbone and objective as one module for DDP, FSDP2, compile and checkpoints. A backbone that the objective does
-    not train is frozen here and stays in eval mode.
+    not train is frozen here and stays in eval mode; so are parts that it does not train, except for the mode.
     """
 
     def __init__(self, backbone: PreTrainedModel, objective: Objective):
@@ -351,6 +354,9 @@ class PretrainingModel(nn.Module):
         self.frozen = not objective.settings.trains_backbone
         if self.frozen:
             backbone.requires_grad_(False).eval()
+        for name, parameter in backbone.named_parameters() if (parts := objective.settings.trained_parts) else ():
+            if not name.startswith(parts):
+                parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "PretrainingModel":
         super().train(mode)

@@ -16,12 +16,12 @@ from .emu import TwoHeaded
 
 @OBJECTIVES.register("alignment")
 class AlignmentSettings(ObjectiveSettings):
-    """Latent i of an image is the token i of the text that follows it: a softmax over the cosines with all token
-    embeddings.
+    """Latent i of an image learns to be the token i of the text that follows it: a softmax over the cosines with all
+    token embeddings.
 
-    Encoder and connector of an Emu learn without the forward pass of its language model, which takes most of the time:
-    many times as many captions in the same time. The language model then has to copy what it reads, which it does
-    already. For captions of a few words; longer ones are spelled as far as there are latents.
+    Encoder and connector of an Emu train alone, without the forward pass of the language model, which would take most
+    of the time. The language model then has to copy what it reads. For captions of a few words; of longer ones the
+    beginning is spelled, one token by each latent.
 
     Attributes:
         temperature: of the softmax.
@@ -32,6 +32,7 @@ class AlignmentSettings(ObjectiveSettings):
     """
 
     task: ClassVar[str] = "multimodal"
+    trained_parts: ClassVar[tuple[str, ...]] = ("model.visual", "model.connector")
 
     temperature: float = Field(0.05, gt=0, le=10)
 
