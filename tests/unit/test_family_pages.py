@@ -58,7 +58,14 @@ def test_a_report_on_video_mentions_clips(tmp_path: Path) -> None:
 def test_every_kind_of_pretraining_has_a_name() -> None:
     from nextembed.core.objective import OBJECTIVES
 
-    others = {"emu", "alignment", "readout", "segmentation", "classification", "visual_decoder"}  # these have their own reports
+    others = {
+        "emu",
+        "alignment",
+        "readout",
+        "segmentation",
+        "classification",
+        "visual_decoder",
+    }  # these have their own reports
     assert set(OBJECTIVES.classes) - others <= set(KINDS) and set(NEXT_LATENT) <= set(KINDS)
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..core import distributed
-from ..core.objective import OBJECTIVES, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
+from ..core.objective import OBJECTIVES, Accumulation, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.types import IGNORE_LABEL, Backbone, Batch
 from ..errors import ConfigError
 from .emu import TwoHeaded
@@ -16,8 +16,8 @@ from .emu import TwoHeaded
 
 @OBJECTIVES.register("alignment")
 class AlignmentSettings(ObjectiveSettings):
-    """Latent i of an image learns to be the token i of the text that follows it: a softmax over the cosines with all
-    token embeddings.
+    """Latent i of an image learns to be the token i of the text that follows it: a softmax over its cosines with the
+    embeddings of the batch's tokens.
 
     Encoder and connector of an Emu train alone, without the forward pass of the language model, which would take most
     of the time. The language model then has to copy what it reads. For captions of a few words; of longer ones the
@@ -35,6 +35,10 @@ class AlignmentSettings(ObjectiveSettings):
     trained_parts: ClassVar[tuple[str, ...]] = ("model.visual", "model.connector")
 
     temperature: float = Field(0.05, gt=0, le=10)
+
+    @property
+    def accumulation(self) -> Accumulation:
+        return "per micro batch"
 
     def build(self, backbone: Backbone) -> "Alignment":
         """Makes the objective.
@@ -98,17 +102,19 @@ class Alignment(Objective):
         if wanted is None:
             return ObjectiveOutput(loss_sum=0.0 * latents.sum(), num_targets=torch.tensor(0), metrics={})
         # --8<-- [start:loss]
-        table = F.normalize(backbone.get_input_embeddings().weight.detach().float(), dim=-1)  # [V, D]
+        table = backbone.get_input_embeddings().weight.detach()  # [V, D]
         mask = wanted != IGNORE_LABEL  # [I, N]
-        scores = F.normalize(latents[mask].float(), dim=-1) @ table.T / self.settings.temperature
-        loss = F.cross_entropy(scores, wanted[mask], reduction="sum")
+        tokens, index = wanted[mask].unique(return_inverse=True)
+        cosines = normalized(latents[mask]) @ normalized(table[tokens]).T
+        loss = F.cross_entropy(cosines / self.settings.temperature, index, reduction="sum")
         # --8<-- [end:loss]
         output = ObjectiveOutput(loss_sum=loss, num_targets=mask.sum(), metrics={})
         if self.diagnose:
-            right = (scores.argmax(-1) == wanted[mask]).sum()
+            with torch.no_grad():
+                nearest = (normalized(latents[mask]) @ normalized(table).T).argmax(-1)
             output.metrics = {
                 "alignment_loss": (loss.detach(), mask.sum()),
-                "alignment_accuracy": (right, mask.sum()),
+                "alignment_accuracy": ((nearest == wanted[mask]).sum(), mask.sum()),
             }
         return output
 
@@ -126,3 +132,7 @@ class Alignment(Objective):
         inside &= documents[rows, at] == documents[rows, columns[:, None]]
         found = torch.where(inside, labels[rows, at], IGNORE_LABEL)
         return torch.where((found != IGNORE_LABEL).long().cumprod(1).bool(), found, IGNORE_LABEL)
+
+
+def normalized(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
