@@ -57,6 +57,9 @@ class AlignmentSettings(ObjectiveSettings):
         config = cast(Any, backbone).config
         return Alignment(self, config.image_token_id, config.num_image_latents)
 
+    def usage(self, folder: str) -> str:
+        return f"nextembed train emu_smol model.pretrained={folder}/model    (or your own recipe with objective emu)"
+
     def verdict(self, history: History) -> Verdict:
         """How many tokens are spelled.
 

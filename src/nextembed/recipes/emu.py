@@ -299,7 +299,7 @@ def emu_smol() -> RunConfig:
         ),
         train=TrainConfig(
             batch_size=4,
-            max_steps=1000,
+            max_steps=800,
             precision="bf16",  # without avx512_bf16 or AMX: float32
             attn_implementation="eager",  # over short rows on a CPU the fastest backward pass (docs/LOG.md)
             lora=LLAMA_LORA.model_copy(update={"dropout": 0.0, "whole": ["visual", "visual_norm", "connector"]}),
