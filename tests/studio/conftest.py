@@ -5,7 +5,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,23 @@ from nextembed.studio.settings import StudioSettings
 
 from . import material
 
+try:
+    from playwright.sync_api import expect
+except ImportError:
+    expect = None  # then the tests that need a browser are skipped
+else:
+    expect.set_options(timeout=60_000)  # milliseconds; as long as any other wait for the page
+
 MICROPHONE = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]  # a fake microphone that beeps
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Waits until something outside the page is true; fails if it never is."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -33,9 +48,7 @@ def served(paths: list[Path], token: str | None = None, **settings: object) -> I
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -106,16 +119,39 @@ class Watched:
         self.page.get_by_role("button", name="More tabs").first.click()
         self.page.locator(".overflow-dropdown").first.get_by_text(name, exact=True).click()
 
+    def unfolded(self, label: str) -> object:
+        """The entries of the list with this label in the open tab, which is opened; lists that close are still there
+        for a moment, so each is looked up by its id."""
+        box = self.page.get_by_label(label, exact=True).locator("visible=true")
+        box.click()
+        return self.page.locator(f"[id='{box.get_attribute('aria-controls')}']").get_by_role("option")
+
     def choose(self, label: str, name: str) -> None:
         """Selects an entry of the list with this label in the open tab."""
-        self.page.get_by_label(label, exact=True).locator("visible=true").click()
-        self.page.get_by_role("option", name=name, exact=True).locator("visible=true").click()
+        self.unfolded(label).and_(self.page.get_by_role("option", name=name, exact=True)).click()
+        expect(self.page.get_by_label(label, exact=True).locator("visible=true")).to_have_value(name)
+
+    def select(self, run: str) -> None:
+        """Selects a run, and waits until the server has done so."""
+        self.page.get_by_role("button", name=run, exact=True).click()
+        expect(self.page.locator(f"[data-value={run}]")).to_have_attribute("aria-pressed", "true")
+
+    def ended(self) -> None:
+        """Waits until the work has ended of which the open tab shows a part: until then, clicks that would start it
+        again are ignored, and its last part may still replace what is entered."""
+        working = self.page.locator("[data-testid=status-tracker]:not(.hide, .hidden)").locator("visible=true")
+        expect(working).to_have_count(0)
+
+    def python(self, words: str) -> None:
+        """Unfolds the Python of the open tab, and waits until it contains these words."""
+        self.page.get_by_role("button", name="The same in Python").locator("visible=true").click()
+        expect(self.page.locator(".cm-content").locator("visible=true")).to_contain_text(words)
 
     def upload(self, label: str, *files: object) -> None:
         """Uploads files into the box with this label."""
         box = self.page.locator(".block", has=self.page.get_by_text(label, exact=True)).locator("visible=true")
         box.locator("input[type=file]").last.set_input_files([str(file) for file in files])
-        self.page.locator(".file-preview").locator("visible=true").first.wait_for()
+        expect(box.locator(".file-preview tr")).to_have_count(len(files))
 
 
 @pytest.fixture

@@ -44,14 +44,12 @@ def test_a_run_that_vanishes_while_shown(watch, own: Path) -> None:
     with served([own]) as address:
         watched = watch(address=address)
         page = watched.page
-        page.get_by_role("button", name="nepa", exact=True).wait_for()
-        if page.get_by_role("button", name="nepa", exact=True).get_attribute("aria-pressed") != "true":
-            page.get_by_role("button", name="nepa", exact=True).click()
+        watched.select("nepa")
         page.get_by_role("tab", name="Report").click()
-        page.wait_for_timeout(300)
+        page.frame_locator("iframe[title='Report of nepa']").get_by_text("Written by").wait_for()
         shutil.rmtree(own / "nepa")
         page.get_by_role("button", name="nepa", exact=True).wait_for(state="detached")
-        page.get_by_role("button", name="emu_emoji", exact=True).click()
+        watched.select("emu_emoji")
         page.get_by_text("This did not work").or_(page.get_by_text("unexpected")).wait_for(state="detached")
         page.get_by_role("tab", name="Curves").click()
         page.locator("figure").first.wait_for()
@@ -87,9 +85,8 @@ def test_a_truncated_file_is_a_one_line_error(watch, own: Path, file: str, tab: 
         page = seen.page
         cut(own / file)  # after the list is made
         page.get_by_role("button", name=button, exact=True).click()
-        said = page.locator(".toast-body")
-        said.wait_for()
-        assert "unexpected" not in (said.text_content() or "") and "Traceback" not in (said.text_content() or "")
+        said = page.wait_for_function("document.querySelector('.toast-body')?.textContent").json_value()
+        assert "unexpected" not in said and "Traceback" not in said
         page.context.close()
 
 

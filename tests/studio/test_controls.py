@@ -1,6 +1,7 @@
 """Controls of the panels in a browser: heads, zoom, outliers, guidance, seed, drawing, video input and output."""
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 import nextembed
 
-from .conftest import Watched, served
+from .conftest import Watched, expect, served
 
 
 def images_of(page, selector: str) -> list[str]:
@@ -23,6 +24,7 @@ def test_attention_of_one_head_differs_from_that_of_all(watch) -> None:
     seen.choose("Model", "nepa")
     page.get_by_role("button", name="Load", exact=True).click()
     page.get_by_text("all heads;").first.wait_for()
+    seen.ended()  # else its head may still replace the one that is entered
     before = images_of(page, ".large img")
     page.get_by_label("number input for Head").fill("1")
     page.get_by_text("head 1;").first.wait_for()
@@ -35,6 +37,7 @@ def test_the_map_zooms_and_lists_outliers(watch) -> None:
     page = seen.page
     page.get_by_role("button", name="Show the map").click()
     page.locator(".nx-map .point").first.wait_for()
+    seen.ended()
     width = """() => {
         const range = document.querySelector(".nx-map .js-plotly-plot")?._fullLayout?.xaxis.range;
         return range ? range[1] - range[0] : Infinity;
@@ -46,7 +49,7 @@ def test_the_map_zooms_and_lists_outliers(watch) -> None:
     page.wait_for_function(f"before => ({width})() < 0.95 * before", arg=before)
     page.get_by_role("button", name="Outliers").click()
     page.get_by_text("Outliers, by mean cosine").wait_for()
-    assert page.locator(".tiles img").first.get_attribute("alt").endswith(".png")
+    expect(page.locator(".tiles img").first).to_have_attribute("alt", re.compile(r"\.png$"))
 
 
 def pixels_at(page, address: str) -> np.ndarray:
@@ -54,7 +57,7 @@ def pixels_at(page, address: str) -> np.ndarray:
 
 
 def painted(seen: Watched, seed: int, guidance: float) -> str:
-    """The source of the generated image, after it has arrived."""
+    """The source of the generated image, after the work on it has ended."""
     page = seen.page
     old = page.locator(".nx-painted img").first
     before = old.get_attribute("src") if old.count() else None
@@ -66,6 +69,7 @@ def painted(seen: Watched, seed: int, guidance: float) -> str:
         "before => { const one = document.querySelector('.nx-painted img'); return one && one.src !== before; }",
         arg=before,
     )
+    seen.ended()
     return page.locator(".nx-painted img").first.get_attribute("src")
 
 
@@ -98,6 +102,7 @@ def test_a_drawing_is_used_as_input(watch) -> None:
     page.mouse.down()
     page.mouse.move(middle[0] + 50, middle[1] + 30, steps=6)
     page.mouse.up()
+    expect(page.get_by_role("button", name="Undo", exact=True)).to_be_enabled()  # there is a line
     page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_text("uncertainty").first.wait_for()
 

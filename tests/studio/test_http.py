@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nextembed.studio.guard import COOKIE, cookie_for
+from nextembed.studio.panels.anything import SELF
 
 from .conftest import served
 
@@ -41,6 +42,23 @@ def handler(address: str, event: str, number: int = 0) -> int:
     """The id of the n-th handler of an event, from the configuration of the page."""
     config = json.loads(get(address, "/config")[1])
     return [one["id"] for one in config["dependencies"] if any(event in target for target in one["targets"])][number]
+
+
+@pytest.mark.parametrize(
+    ("label", "event", "kept", "gone"),
+    [("Model", "focus", ["nepa"], ["gone"]), ("Output", "change", ["nepa", SELF], ["nepa", "gone"])],
+)
+def test_a_list_is_renewed_without_what_was_chosen_before(
+    studio: str, label: str, event: str, kept: list[str], gone: list[str]
+) -> None:
+    config = json.loads(get(studio, "/config")[1])
+    lists = {one["id"] for one in config["components"] if one["props"].get("label") == label}
+    events = [one for one in config["dependencies"] if one["targets"][0][1] == event]
+    renew = next(one["id"] for one in events if set(one["outputs"]) <= lists)
+    (found,) = call(studio, renew, kept, f"renews{label}")["output"]["data"]
+    assert found["choices"] and "value" not in found  # else it would replace what was chosen meanwhile
+    (found,) = call(studio, renew, gone, f"renews{label}again")["output"]["data"]
+    assert found["value"] in [value for _, value in found["choices"]]
 
 
 def test_fifty_simultaneous_requests_are_answered(studio: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from .conftest import served
 
 PANELS = {
-    "Runs": None,
+    "Runs": ("", "nepa"),
     "Explore": ("Model", "nepa"),
     "Map and search": ("Features", "features.parquet"),
     "Compare": ("Comparison", "compare-x"),
@@ -17,6 +17,14 @@ PANELS = {
     "Any to any": ("Model", "omni_emoji"),
 }
 
+LAST = {
+    "Runs": "figure .trace",
+    "Explore": "text=Nearest patches in the run's data",
+    "Map and search": "text=Drag over the map",
+    "Compare": "text=makes a comparison",
+    "Talk and paint": "text=The prompt as the model sees it",
+    "Any to any": "text=Candidates, one per line",
+}  # what each panel ends with
 
 PAST = """() => [...document.querySelectorAll('button, input, textarea, select')].filter(one => {
     const box = one.getBoundingClientRect();
@@ -26,19 +34,24 @@ PAST = """() => [...document.querySelectorAll('button, input, textarea, select')
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_the_copied_python_code_runs(watch, panel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_copied_python_code_runs(
+    watch, runs: Path, panel: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = watch(permissions=["clipboard-read", "clipboard-write"])
     page = seen.page
+    label, name = PANELS[panel]
     if panel == "Runs":
         page.get_by_role("button", name="emu_painter", exact=True).click()
-        page.get_by_role("button", name="nepa", exact=True).click()
+        page.get_by_role("button", name=name, exact=True).click()
     else:
         seen.tab(panel)
-        seen.choose(*PANELS[panel])
-    page.wait_for_timeout(1000)
-    page.get_by_role("button", name="The same in Python").locator("visible=true").click()
+        seen.choose(label, name)
+    seen.python(str(runs / name))
+    page.evaluate("navigator.clipboard.writeText('')")  # what another test copied
     page.get_by_role("button", name="Copy", exact=False).locator("visible=true").last.click()
+    page.wait_for_function("navigator.clipboard.readText()")  # is not empty
     text = page.evaluate("navigator.clipboard.readText()")
+    assert str(runs / name) in text
     assert "import nextembed" in text or "from nextembed" in text
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -51,9 +64,8 @@ def test_every_panel_fits_a_phone(watch, dark: bool) -> None:
     seen = watch(viewport={"width": 390, "height": 844}, color_scheme="dark" if dark else "light")
     for panel in PANELS:
         seen.tab(panel)
-        seen.page.wait_for_timeout(300)
-        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390, panel
-        assert seen.page.evaluate(PAST) == [], panel
+        seen.page.locator(LAST[panel]).locator("visible=true").first.wait_for()
+        seen.page.wait_for_function(f"document.documentElement.scrollWidth <= 390 && !({PAST})().length")
 
 
 def test_a_run_trained_by_a_real_process(watch, tmp_path: Path) -> None:
@@ -67,7 +79,7 @@ def test_a_run_trained_by_a_real_process(watch, tmp_path: Path) -> None:
             page.get_by_role("button", name="live", exact=True).wait_for()
             page.get_by_role("button", name="live", exact=True).click()
             page.locator("figure h3", has_text="Loss").wait_for()
-            assert running.wait(120) == 0
+            assert running.wait(300) == 0
         page.locator(".state.finished").first.wait_for()
         page.get_by_text("60 of 60").first.wait_for()
         page.context.close()

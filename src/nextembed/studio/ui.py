@@ -22,6 +22,8 @@ from .working import MODEL
 
 P = ParamSpec("P")
 R = TypeVar("R")
+AT_ONCE = 16  # simultaneous calls of a handler without a model
+FOLLOWED = ("upload", "input", "release")  # events of a value that may change again while the last one is worked on
 
 
 def fragment(value: str = "") -> gr.HTML:
@@ -47,23 +49,39 @@ def listen(
     inputs: list[Component] | None = None,
     outputs: list[Component] | None = None,
     heavy: bool = False,
-    at_once: int = 16,
+    group: str = "",
 ) -> Dependency:
     """Calls a function at an event; its errors are one line in the page. heavy: it uses a model; one works at a time,
-    and the page shows that it does. at_once: number of simultaneous calls of others; 1 if each depends on the one
-    before."""
+    and the page shows that it does. group: of the others, those that write to the same places are called one after
+    another, so that what is shown in the end is the answer to the last event."""
     handler = in_one_line(alone(function) if heavy and not streams(function) else function)
     if heavy:
-        return event(handler, inputs, outputs, concurrency_limit=1, concurrency_id="model", api_visibility="private")
+        followed = getattr(event, "event_name", "") in FOLLOWED
+        return event(
+            handler,
+            inputs,
+            outputs,
+            concurrency_limit=1,
+            concurrency_id="model",
+            api_visibility="private",
+            trigger_mode="always_last" if followed else "once",
+        )
     return event(
         handler,
         inputs,
         outputs,
-        concurrency_limit=at_once,
+        concurrency_limit=1 if group else AT_ONCE,
+        concurrency_id=group or None,
         show_progress="hidden",
         api_visibility="private",
-        trigger_mode="multiple" if at_once == 1 else "always_last",
+        trigger_mode="multiple" if takes_event(function) else "always_last",
     )
+
+
+def takes_event(function: Callable[..., object]) -> bool:
+    """Whether a handler reads what was clicked. Each of its events must be handled: of those that came meanwhile,
+    gradio would repeat the first one's data."""
+    return any(one.annotation is gr.EventData for one in inspect.signature(function).parameters.values())
 
 
 def streams(function: Callable[..., object]) -> bool:
@@ -157,7 +175,9 @@ def model_choice(shared: Shared, label: str = "Model", kind: Kind = "model", typ
 
     def again(chosen: str | None) -> object:
         now = names()
-        return gr.update(choices=now, value=chosen if chosen in now else now[0] if now else None)
+        if chosen in now:
+            return gr.update(choices=now)  # not its value: another may have been chosen meanwhile
+        return gr.update(choices=now, value=now[0] if now else None)
 
     listen(box.focus, again, [box], [box])
     return box
@@ -179,6 +199,6 @@ def python_of(shared: Shared, box: gr.Dropdown, write: Callable[[str], str], kin
         return write(str(place) if place is not None else "PATH")
 
     code = python(text(str(box.value) if box.value else None))
-    listen(box.change, text, [box], [code])
-    listen(shared.page.load, text, [box], [code])
+    # One handler for both events, so that the answer to the first cannot overwrite that to the second.
+    listen(functools.partial(gr.on, [box.change, shared.page.load]), text, [box], [code])
     return code

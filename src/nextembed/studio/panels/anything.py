@@ -98,7 +98,9 @@ class Handlers:
         """What the model can be asked for."""
         found = modalities(self.shared, model)
         now = [SELF, *found]
-        return gr.update(choices=now, value=chosen if chosen in now else SELF, info=known(found))
+        if chosen in now:
+            return gr.update(choices=now, info=known(found))  # not its value: another may have been chosen meanwhile
+        return gr.update(choices=now, value=SELF, info=known(found))
 
     def scored(
         self, model: str, text: str, sketch: dict[str, object] | None, paths: list[str] | None, spoken: str | None,

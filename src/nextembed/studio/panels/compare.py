@@ -1,5 +1,6 @@
 """Compare: the table of `nextembed compare`, sortable, with its curves."""
 
+from functools import partial
 from html import escape
 from urllib.parse import quote
 
@@ -73,5 +74,4 @@ def build(shared: Shared) -> None:
         return [table(found, which), curves(found)]
 
     outputs: list[Component] = [rows, plots]
-    listen(show.click, opened, [name], outputs)
-    listen(name.input, opened, [name], outputs)
+    listen(partial(gr.on, [show.click, name.input]), opened, [name], outputs)

@@ -147,8 +147,8 @@ def build(shared: Shared) -> None:
     outputs = [seen, patch, image, shown, layer, head, known, rolled, near, code]
     listen(file.upload, do.dropped, [name, file], outputs, heavy=True)
     listen(take.click, do.taken, [name, index], outputs, heavy=True)
-    listen(image.select, do.clicked, [seen, layer, head], [patch, image, shown])
+    listen(image.select, do.clicked, [seen, layer, head], [patch, image, shown], group="explore")
     for slider in (layer, head):
-        listen(slider.input, do.slid, [seen, patch, layer, head], [shown])
+        listen(slider.input, do.slid, [seen, patch, layer, head], [shown], group="explore")
     listen(known.release, do.scrubbed, [name, seen, known], [rolled], heavy=True)
     listen(find.click, do.nearest, [name, seen, patch, layer], [near], heavy=True)

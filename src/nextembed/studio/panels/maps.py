@@ -134,9 +134,9 @@ def build(shared: Shared) -> None:
     outputs = [line, tiles, save, chosen]
     for event in (show.click, layout.input, colour.input):
         stops(stop, listen(event, do.drawn, [name, layout, colour], [plot, group], heavy=True))
-    listen(group.input, do.of_group, [name, colour, group], outputs)
-    listen(plot.select, do.selected, [name], outputs)
-    listen(tiles.select, do.near_one, [name], outputs)
+    listen(group.input, do.of_group, [name, colour, group], outputs, group="maps")
+    listen(plot.select, do.selected, [name], outputs, group="maps")
+    listen(tiles.select, do.near_one, [name], outputs, group="maps")
     listen(file.upload, do.near_image, [name, file], outputs, heavy=True)
     listen(words.submit, do.near_words, [name, words], outputs, heavy=True)
     listen(far.click, do.far_out, [name], outputs, heavy=True)

@@ -125,10 +125,10 @@ def build(shared: Shared) -> None:
         return [names, tuple(hash(repr(one)) for one in now), *now]
 
     everything = [chosen, before, *outputs]
-    listen(shared.page.load, start, None, everything)
-    clicked = listen(rows.select, choose, [chosen], everything, at_once=1)
-    listen(clicked.then, partial(frame, shared), [chosen], [page])
-    listen(report.select, partial(frame, shared), [chosen], [page])
+    listen(shared.page.load, start, None, everything, group="runs")
+    clicked = listen(rows.select, choose, [chosen], everything, group="runs")
+    listen(clicked.then, partial(frame, shared), [chosen], [page], group="runs")
+    listen(report.select, partial(frame, shared), [chosen], [page], group="runs")
     timer = gr.Timer(shared.settings.refresh_seconds)
-    listen(timer.tick, refresh, [chosen, before], [before, *outputs])
+    listen(timer.tick, refresh, [chosen, before], [before, *outputs], group="runs")
     stops(stop, listen(draw.click, partial(sampled, shared), [chosen, num, seed], [picture, line], heavy=True))

@@ -28,13 +28,27 @@ window.nextembed = (() => {
       attributes: true, attributeFilter: ["class"],
     }));
 
+  // Nothing is drawn while a pointer or the space bar is pressed: what it was pressed on must still be there when it is
+  // released, else there is no click.
+  let pressed = false;
+  const waiting = new Set();
+  window.addEventListener("pointerdown", (event) => { pressed = event.button === 0; }, true);
+  window.addEventListener("keydown", (event) => { if (event.key === " ") pressed = true; }, true);
+  const released = () => {
+    pressed = false;
+    waiting.forEach((look) => look());
+    waiting.clear();
+  };
+  for (const end of ["pointerup", "pointercancel", "keyup"]) window.addEventListener(end, () => setTimeout(released), true);
+  window.addEventListener("blur", released); // of the window: it may be released over another one
+
   const once = (watch, props, draw) => {
     let before = null;
     const look = () => {
       const now = JSON.stringify(props.value ?? null);
       if (now !== before) { before = now; draw(props.value); }
     };
-    watch("value", look);
+    watch("value", () => (pressed ? waiting.add(look) : look()));
     look();
   };
 
@@ -143,9 +157,11 @@ window.nextembed = (() => {
   const charts = (element, props, watch) => {
     const host = element.querySelector(".nx");
     const cards = new Map();
+    let newest = null;
     const draw = async (value) => {
-      const wanted = value || [];
+      const wanted = newest = value || [];
       if (wanted.length) await plotly();
+      if (wanted !== newest) return; // another value came while plotly was loading
       const names = new Set(wanted.map((chart) => chart.title));
       for (const [name, card] of cards) if (!names.has(name)) { card.remove(); cards.delete(name); }
       for (const chart of wanted) {
