@@ -327,7 +327,7 @@ RATES = {
     "omni_candle_energy": 1.09375e-3,
     "omni_series": 2e-3,
     "omni_series_classes": 1e-3,
-    "omni_stamps": 1e-3,
+    "omni_stamps": 2e-3,
 }
 
 
