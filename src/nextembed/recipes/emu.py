@@ -247,7 +247,7 @@ def emu_emoji_decoder() -> RunConfig:
 
 
 def emu_smol_alignment() -> RunConfig:
-    """The latents of an emoji spell its name in tokens of SmolLM2-135M, for emu_smol; MINUTES minutes on one core.
+    """The latents of an emoji spell its name in tokens of SmolLM2-135M, for emu_smol; 10 minutes on one core.
 
     model.language is any causal model of Hugging Face: a hub id, a folder, or a GGUF file. The encoder is that of
     runs/emu_emoji_encoder.
@@ -275,7 +275,7 @@ def emu_smol_alignment() -> RunConfig:
 def emu_smol() -> RunConfig:
     """Emu on SmolLM2-135M: captions, answers in sentences and conversations about emoji.
 
-    45 minutes on one core that has avx512_bf16. The language model, frozen but for LoRA, is that of
+    32 minutes on one core that has avx512_bf16. The language model, frozen but for LoRA, is that of
     runs/emu_smol_alignment.
     """
     return RunConfig(
