@@ -113,7 +113,7 @@ def small_images(num_images: int = 20_000, batch_size: int = 128) -> dict[str, f
             return [{"image": pngs[i % 500], "label": 0} for i in range(num_images)]
 
     begin = time.process_time()
-    loader = Repeated(source="", num_workers=0).train_loader(
+    loader = Repeated(source="emoji", num_workers=0).train_loader(
         Loading(batch_size), image_size=28, num_channels=1, num_latents=17
     )
     batches, filled = iter(loader), time.process_time() - begin
