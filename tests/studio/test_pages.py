@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import served
+from .conftest import served, until
 
 PANELS = {
     "Runs": ("", "nepa"),
@@ -76,7 +76,7 @@ def test_a_run_trained_by_a_real_process(watch, tmp_path: Path) -> None:
         page = watch(address=address).page
         page.get_by_text("No runs here yet").wait_for()
         with subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
-            page.get_by_role("button", name="live", exact=True).wait_for()
+            until((tmp_path / "live" / "metrics.jsonl").is_file, 300)  # the process first imports
             page.get_by_role("button", name="live", exact=True).click()
             page.locator("figure h3", has_text="Loss").wait_for()
             assert running.wait(300) == 0

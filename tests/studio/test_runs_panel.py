@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from nextembed.core.files import acquire
+from nextembed.report import view
+from nextembed.studio.folders import Folders
 from nextembed.studio.panels import runs as panel
+from nextembed.studio.reading import Reader
 from nextembed.studio.snippets import runs_python
 
 from .conftest import Watched, expect, served
@@ -183,6 +186,19 @@ def test_no_horizontal_scrolling_on_a_phone(watch, dark: bool) -> None:
     page.wait_for_function("document.documentElement.scrollWidth <= 390")
     colour = "getComputedStyle(document.body).getPropertyValue('--page').trim()"
     page.wait_for_function(f"{colour} === '{'#10141a' if dark else '#f6f7f9'}'")
+
+
+def test_a_verdict_is_reached_once(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[object] = []
+
+    def judge(*about: object, real: Callable[..., object] = view.judge) -> object:
+        judged.append(about)
+        return real(*about)
+
+    monkeypatch.setattr(view, "judge", judge)
+    reader = Reader(Folders([runs]))
+    words = [reader.view("emu_emoji").verdict.word for _ in range(3)]  # as a page that is refreshed
+    assert len(judged) == 1 and len(set(words)) == 1
 
 
 def test_the_python_runs(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

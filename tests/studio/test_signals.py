@@ -156,7 +156,7 @@ def test_umap_clusters_and_a_list_by_keyboard(watch) -> None:
     seen = watch("Map and search")
     page = seen.page
     page.get_by_label("UMAP").check()
-    page.get_by_text("13 images, UMAP").wait_for()
+    page.get_by_text("13 images, UMAP").wait_for(timeout=300_000)  # its process first compiles
     page.get_by_label("cluster", exact=True).check()
     page.locator(".nx-map .legendtext", has_text="cluster 1").wait_for()
     seen.choose("List a class or cluster", "cluster 1")

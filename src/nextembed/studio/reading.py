@@ -3,8 +3,10 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
+from ..core.objective import Verdict
 from ..errors import NextEmbedError
 from ..report.view import RunView, read_view
 from ..runs import open_run
@@ -16,6 +18,14 @@ FILES = ("config.yaml", "metrics.jsonl", "environment.json", "probe.json", "scor
 KEPT = 500  # views
 
 Stamp = tuple[tuple[int, int] | None, ...]
+
+
+class KeptView(RunView):
+    """A view whose verdict is reached once: the page asks for it at each refresh, and comparing answers is slow."""
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        return super().verdict
 
 
 class Reader:
@@ -34,7 +44,7 @@ class Reader:
             known = self._views.get(place)
         if known is not None and known[0] == stamp:
             return known[1]
-        view = read_view(open_run(place))
+        view = KeptView(**vars(read_view(open_run(place))))
         with self._lock:
             self._views[place] = (stamp, view)
             while len(self._views) > KEPT:
