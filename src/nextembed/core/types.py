@@ -492,18 +492,6 @@ class Backbone(Encodes, Protocol):
     config: Any
     training: bool
 
-    def parameters(self) -> Iterator[nn.Parameter]:
-        """As of nn.Module."""
-
-    def train(self, mode: bool = True) -> nn.Module:
-        """As of nn.Module.
-
-        Args:
-            mode: training, or evaluation.
-
-        Returns:
-            The network.
-        """
-
-    def eval(self) -> nn.Module:
-        """As of nn.Module."""
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def train(self, mode: bool = True) -> nn.Module: ...
+    def eval(self) -> nn.Module: ...

@@ -409,8 +409,9 @@ def checked_workers(loader: object) -> Iterator[None]:
     except Exception as err:
         workers = loader.workers if isinstance(loader, TrainLoader) else []
         said = str(err)
+        patience = 60 if isinstance(err, ConnectionError | EOFError) else 5  # seconds; a busy machine takes long
         try:
-            wait([worker.sentinel for worker in workers], timeout=5)  # its connections end a moment before it does
+            wait([worker.sentinel for worker in workers], patience)  # its connections end a moment before it does
         except RuntimeError as later:  # torch raises of its end while it is waited for
             said += f"\n{later}"
         codes = [worker.exitcode for worker in workers if worker.exitcode]

@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..core.randomness import uniform
 
+PLACE_FREQUENCIES = 4
 TIME_THETA = 10_000.0
 POSITIONS = 2  # the stream of augmented coordinates
 
@@ -112,3 +114,18 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     equal. Keeps x's dtype. Source: RoFormer (arXiv 2104.09864), half-split pairing.
     """
     return _Rotate.apply(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+class NextPlace(nn.Module):
+    """An embedding of the position of the next latent, added to each latent, [B, T, 3] -> [B, T, D]; 0 for (0, 0, 0)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(hidden_size, 3 * 2 * PLACE_FREQUENCIES))
+
+    def forward(self, places: Tensor) -> Tensor:
+        steps = torch.pi * 2.0 ** torch.arange(PLACE_FREQUENCIES, device=places.device) / 2
+        angles = (places.float()[..., None] * steps).flatten(-2)
+        features = torch.cat((angles.sin(), angles.cos()), dim=-1)
+        told = (places != 0).any(dim=-1, keepdim=True)
+        return F.linear((features * told).to(self.weight.dtype), self.weight)

@@ -25,7 +25,7 @@ from ...nn.linear_inverse import LinearInverse, ValueStatistics
 from ...nn.losses import next_embedding
 from ...nn.masks import attention_arguments
 from ...nn.modes import evaluating
-from ...nn.positions import rotary_tables
+from ...nn.positions import NextPlace, rotary_tables
 from ...nn.sampled import AnyDensityHead, density_head
 from ...nn.transformer import SelfAttention, Transformer, TransformerLayer, init_transformer
 from ..parts import CheckedModel
@@ -34,7 +34,6 @@ from .configuration_omni import BEGIN, FIRST, OmniConfig
 from .generation import Drawing, generate, score
 from .processing_omni import OmniProcessor, Piece, as_documents
 
-PLACE_FREQUENCIES = 4
 LENGTH_DECAY = 0.98
 READOUT_NOISE = 0.1  # variance of a prediction's error, relative to the squared length of a latent
 START_LOG_SCALE = 3.0  # cosines of random latents 192 wide are within 0.1 or so; a softmax needs them larger
@@ -73,22 +72,6 @@ class OmniPreTrainedModel(CheckedModel):
             init.constant_(module.log_scale, START_LOG_SCALE)
             if module.density_head is not None:
                 module.density_head.reset_parameters()
-
-
-class NextPlace(nn.Module):
-    """An embedding of the position of the next latent, added to each latent: [B, T, 3] -> [B, T, D]; 0 for (0, 0,
-    0)."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(hidden_size, 3 * 2 * PLACE_FREQUENCIES))
-
-    def forward(self, places: Tensor) -> Tensor:
-        steps = torch.pi * 2.0 ** torch.arange(PLACE_FREQUENCIES, device=places.device) / 2
-        angles = (places.float()[..., None] * steps).flatten(-2)
-        features = torch.cat((angles.sin(), angles.cos()), dim=-1)
-        told = (places != 0).any(dim=-1, keepdim=True)
-        return F.linear((features * told).to(self.weight.dtype), self.weight)
 
 
 class OmniModel(OmniPreTrainedModel):
