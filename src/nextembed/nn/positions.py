@@ -117,7 +117,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class NextPlace(nn.Module):
-    """An embedding of the position of the next latent, added to each latent: [B, T, 3] -> [B, T, D]; 0 at the origin."""
+    """An embedding of the next latent's position, added to each latent: [B, T, 3] -> [B, T, D]; 0 at the origin."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
