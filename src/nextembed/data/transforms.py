@@ -41,7 +41,7 @@ SMALL = 64  # pixels a side up to which a whole batch is cropped at once
 NO_IMAGE = "a clip, not an image; for clips set model.num_frames, e.g. 8"
 VIDEO_STARTS = (b"\x1aE\xdf\xa3", b"FLV\1", b"0&\xb2u\x8ef\xcf\x11", b"\0\0\1\xba", b"\0\0\1\xb3")
 NUM_TRIES = 10  # of a random crop that fits, as torchvision's RandomResizedCrop
-GAP = 1.4  # a reduced scale keeps this many times the required pixels: differences are those of JPEG (44 dB and more)
+GAP = 1.4  # a reduced scale keeps this many times the required pixels; what that costs: docs/performance.md
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Byte, Byte, Byte]  # RGB

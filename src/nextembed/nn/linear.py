@@ -53,7 +53,8 @@ FEW_ROWS = 3
 def fast_for_few_rows(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Inside the block, plain linear layers among the modules of a model on a CPU read their weights two to three times
     as fast for up to `FEW_ROWS` rows, as in generation for one prompt, whose time is that of reading weights."""
-    layers = [module for module in modules if isinstance(module, nn.Linear) and is_plain(module, nn.Linear)]
+    plain = [module for module in modules if isinstance(module, nn.Linear) and is_plain(module, nn.Linear)]
+    layers = [module for module in plain if module.weight.device.type == "cpu"]
     for layer in layers:
         layer.forward = functools.partial(few_rows_linear, layer)  # type: ignore[method-assign]
     try:

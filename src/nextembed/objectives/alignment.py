@@ -1,13 +1,12 @@
 """Image latents that spell the text after the image, before a language model has to read them."""
 
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from ..core import distributed
 from ..core.objective import OBJECTIVES, Accumulation, History, Objective, ObjectiveOutput, ObjectiveSettings, Verdict
 from ..core.types import IGNORE_LABEL, Backbone, Batch
 from ..errors import ConfigError
@@ -54,8 +53,7 @@ class AlignmentSettings(ObjectiveSettings):
         """
         if not isinstance(backbone, TwoHeaded):
             raise ConfigError("objective alignment needs a model of images and text, like model.kind=emu")
-        config = cast(Any, backbone).config
-        return Alignment(self, config.image_token_id, config.num_image_latents)
+        return Alignment(self, backbone.config.image_token_id, backbone.config.num_image_latents)
 
     def usage(self, folder: str) -> str:
         return f"nextembed train emu_smol model.pretrained={folder}/model    (or your own recipe with objective emu)"
@@ -90,26 +88,26 @@ class Alignment(Objective):
         self.image_token_id, self.num_latents = image_token_id, num_latents
 
     def count_targets(self, batch: Batch) -> Tensor:
-        found = self.spelled(batch)
-        return torch.tensor(0) if found is None else (found != IGNORE_LABEL).sum()
+        return (self.spelled(batch) != IGNORE_LABEL).sum()
 
-    def forward(self, backbone: Any, batch: Batch) -> ObjectiveOutput:
-        pixels, wanted = batch["pixel_values"], self.spelled(batch)
-        idle = wanted is None
-        if idle and (not self.training or distributed.world_size() == 1):
-            zero = backbone.get_input_embeddings().weight.new_zeros(())
-            return ObjectiveOutput(loss_sum=zero, num_targets=torch.tensor(0), metrics={})
-        if idle:  # every rank has to use every parameter in every step
-            pixels = pixels.new_zeros(1, *pixels.shape[1:])
-        latents = backbone.image_latents(pixels)
-        if wanted is None:
-            return ObjectiveOutput(loss_sum=0.0 * latents.sum(), num_targets=torch.tensor(0), metrics={})
+    def forward(self, backbone: Backbone, batch: Batch) -> ObjectiveOutput:
+        model, pixels, wanted = cast(TwoHeaded, backbone), batch["pixel_values"], self.spelled(batch)
+        if len(pixels) == 0:  # every parameter has to be used in every step
+            pixels, wanted = (
+                pixels.new_zeros(1, *pixels.shape[1:]),
+                wanted.new_full((1, self.num_latents), IGNORE_LABEL),
+            )
+        latents = model.image_latents(pixels)
         # --8<-- [start:loss]
-        table = backbone.get_input_embeddings().weight.detach()  # [V, D]
+        table = model.get_input_embeddings().weight.detach()  # [V, D]
         mask = wanted != IGNORE_LABEL  # [I, N]
         tokens, index = wanted[mask].unique(return_inverse=True)
         cosines = normalized(latents[mask]) @ normalized(table[tokens]).T
-        loss = F.cross_entropy(cosines / self.settings.temperature, index, reduction="sum")
+        loss = (
+            F.cross_entropy(cosines / self.settings.temperature, index, reduction="sum")
+            if len(tokens)
+            else 0.0 * latents.sum()
+        )
         # --8<-- [end:loss]
         output = ObjectiveOutput(loss_sum=loss, num_targets=mask.sum(), metrics={})
         if self.diagnose:
@@ -121,14 +119,12 @@ class Alignment(Objective):
             }
         return output
 
-    def spelled(self, batch: Batch) -> Tensor | None:
+    def spelled(self, batch: Batch) -> Tensor:
         """Tokens [I, N] that the latents of each image spell, IGNORE_LABEL where there is none: those after its
-        `[/IMG]`, up to the first that is no target, in the same document. None: no image."""
+        `[/IMG]`, up to the first that is no target, in the same document."""
         documents, labels = batch["document_ids"], batch["labels"]
         images = (batch["input_ids"] == self.image_token_id) & (documents > 0)
         rows, columns = (images & ~F.pad(images, (1, 0))[:, :-1]).nonzero(as_tuple=True)
-        if len(rows) == 0:
-            return None
         at = columns[:, None] + self.num_latents + 1 + torch.arange(self.num_latents, device=rows.device)
         inside = at < labels.shape[1]
         rows, at = rows[:, None], at.clamp(max=labels.shape[1] - 1)

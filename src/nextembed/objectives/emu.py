@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Protocol, cast, runtime_checkable
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core import distributed
@@ -27,6 +27,8 @@ class TwoHeaded(Protocol):
 
     @property
     def draws_latents(self) -> bool: ...
+    def image_latents(self, pixel_values: Tensor) -> Tensor: ...
+    def get_input_embeddings(self) -> nn.Embedding: ...
     def text_logits(self, hidden: Tensor) -> Tensor: ...
     def regress_by_flow(self) -> None: ...
 
