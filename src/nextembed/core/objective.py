@@ -89,8 +89,7 @@ class ObjectiveSettings(Part):
         defaults: what a recipe of this objective starts from.
         attends: default attention of a model that it trained: as in training.
         trains_backbone: False for what is trained on a frozen one.
-        trained_parts: beginnings of the names of the backbone's parameters that it trains, if not all; the others are
-            frozen.
+        trained_parts: beginnings of the names of the parameters that it trains, if not all; the others are frozen.
     """
 
     defaults: ClassVar[OptimConfig] = OptimConfig()
