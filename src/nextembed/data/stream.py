@@ -411,7 +411,10 @@ def checked_workers(loader: object) -> Iterator[None]:
         said = str(err)
         patience = 60 if isinstance(err, ConnectionError | EOFError) else 5  # seconds; a busy machine takes long
         try:
-            wait([worker.sentinel for worker in workers], patience)  # its connections end a moment before it does
+            closed = wait([worker.sentinel for worker in workers], patience)
+            for worker in workers:
+                if worker.sentinel in closed:
+                    worker.join(patience)  # all its connections close before it ends; exitcode would not wait
         except RuntimeError as later:  # torch raises of its end while it is waited for
             said += f"\n{later}"
         codes = [worker.exitcode for worker in workers if worker.exitcode]

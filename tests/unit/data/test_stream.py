@@ -2,8 +2,12 @@
 
 import itertools
 import json
+import multiprocessing
+import os
 import pickle
 import re
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -269,3 +273,19 @@ def test_a_worker_that_dies_while_waited_for_is_a_one_line_error(monkeypatch, sa
     monkeypatch.setattr(stream, "wait", wait)
     with pytest.raises(DataError, match=re.escape(expected)), stream.checked_workers(Ended()):
         raise EOFError
+
+
+def _dies_slowly():
+    """A process as it ends on a busy machine: its files are closed, and its parent is told of its end later."""
+    os.closerange(3, 4096)
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_whose_connections_close_long_before_it_ends_is_a_one_line_error():
+    loader = Ended()
+    loader.workers = [multiprocessing.get_context("fork").Process(target=_dies_slowly)]
+    loader.workers[0].start()
+    message = re.escape("a data worker was killed (signal 9)")
+    with pytest.raises(DataError, match=message), stream.checked_workers(loader):
+        raise ConnectionResetError
