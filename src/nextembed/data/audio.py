@@ -76,7 +76,11 @@ def said_seconds(container: Any) -> float:
 def mixed(frame: Any) -> np.ndarray:
     """Mean of a frame's channels, float32 [N]."""
     channels: np.ndarray = frame.to_ndarray()
-    return channels[0] if len(channels) == 1 else channels.mean(axis=0, dtype=np.float32)
+    if len(channels) == 1:
+        return channels[0]
+    # What `mean` gives, without its overhead, which is most of it for such short frames.
+    mean: np.ndarray = np.add.reduce(channels, axis=0) / np.float32(len(channels))
+    return mean
 
 
 def audio(samples: Tensor, loss: bool = True) -> Segment:

@@ -96,17 +96,19 @@ class VideoReader:
     def read(self, video: object, num_frames: int) -> Tensor:
         """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
         data = self.files.load(video)
-        return self._frames(data, lambda times: spread_indices(times, num_frames))
+        return self._frames(data, lambda times: spread_indices(times, num_frames)).contiguous()
 
     def read_clip(self, video: object, num_frames: int) -> Tensor:
-        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W]. A single frame is not a clip."""
+        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W], with channels last in memory.
+        A single frame is not a clip.
+        """
         return self._frames(self.files.load(video), lambda times: clip_indices(times, num_frames))
 
     def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
         data = self.files.load(video)
         frames = self._frames(data, lambda times: [i for span in spans for i in within(times, span, num_frames)])
-        return list(frames.split(num_frames))
+        return list(frames.contiguous().split(num_frames))
 
     def _frames(self, data: bytes, choose: Callable[[list[float]], list[int]]) -> Tensor:
         times: list[float] | None = None
@@ -119,7 +121,7 @@ class VideoReader:
                 wanted = choose(times)
                 found, num_decoded = self._decode(stream, packets, set(wanted))
             if all(i in found for i in wanted):
-                return torch.from_numpy(np.stack([found[i] for i in wanted])).permute(0, 3, 1, 2).contiguous()
+                return torch.from_numpy(np.stack([found[i] for i in wanted])).permute(0, 3, 1, 2)
             times = times[:num_decoded]  # packets that hold no frame: the count was too high
         raise Unreadable("its frames cannot be counted")
 

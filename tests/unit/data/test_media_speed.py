@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from sounds import film
 
 from nextembed.data.audio import SAMPLE_RATE
+from nextembed.data.clips import ClipReader
 from nextembed.data.containers import Containers
 from nextembed.data.frames import as_shown
+from nextembed.data.transforms import RandomResizedCrop
 from nextembed.data.video import VideoReader
 
 av = pytest.importorskip("av")
@@ -62,3 +65,14 @@ def test_video_is_opened_once(monkeypatch):
     monkeypatch.setattr(av, "open", lambda *args, **options: times.append(1) or opened(*args, **options))
     assert len(VideoReader(10**7, 10**6, 600.0).read(video, 4)) == 4
     assert len(times) == 1
+
+
+@pytest.mark.parametrize("side", [20, 90])
+def test_clips_are_cropped_frame_by_frame(side):
+    clip = np.random.default_rng(0).integers(0, 256, (9, side, side + 7, 3), dtype=np.uint8)
+    crop, reader = RandomResizedCrop(16), ClipReader(12)
+    whole = reader.read(clip)
+    for seed in range(8):
+        found = reader.read_crop(clip, crop, seed)
+        wanted = [crop.one(frame, seed) for frame in whole.unflatten(0, (-1, 3))]
+        assert torch.equal(found, torch.cat(wanted)) and torch.equal(crop.one(whole, seed), found)
