@@ -39,26 +39,28 @@ class ClipReader(ImageReader):
         return self.num_channels // COLOURS
 
     def read(self, image: object) -> Tensor:
+        return self._clip(image).flatten(0, 1).contiguous()
+
+    def _clip(self, image: object) -> Tensor:
+        """uint8 [F, 3, H, W]"""
         if isinstance(image, np.ndarray):
             if image.ndim < 4:
                 raise WrongKind(NO_CLIP)
             if image.ndim != 4 or image.shape[-1] != COLOURS:
                 raise Unreadable(f"not a clip: an array of shape {list(image.shape)}")
             self._check(*image.shape[1:3])
-            frames = torch.from_numpy(image[even_indices(len(image), self.num_frames)]).permute(0, 3, 1, 2)
-        else:
-            data = self._load(image)
-            if not isinstance(data, bytes) or is_still(data):
-                raise WrongKind(NO_CLIP)
-            frames = VideoReader(self.max_bytes, self.max_pixels, MAX_SECONDS).read_clip(data, self.num_frames)
-        return frames.flatten(0, 1).contiguous()
+            return torch.from_numpy(image[even_indices(len(image), self.num_frames)]).permute(0, 3, 1, 2)
+        data = self._load(image)
+        if not isinstance(data, bytes) or is_still(data):
+            raise WrongKind(NO_CLIP)
+        return VideoReader(self.max_bytes, self.max_pixels, MAX_SECONDS).read_clip(data, self.num_frames)
 
     def read_size(self, image: object) -> tuple[int, int]:
         height, width = self.read(image).shape[1:]
         return height, width
 
     def read_crop(self, image: object, crop: RandomResizedCrop, seed: int) -> Tensor:
-        return crop.one(self.read(image), seed)
+        return crop.one(self._clip(image), seed).flatten(0, 1)
 
 
 def is_still(data: bytes) -> bool:

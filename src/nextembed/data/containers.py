@@ -3,9 +3,12 @@
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, cast
+
+import numpy as np
 
 from ..errors import MissingExtra
 from .transforms import ImageReader, Unreadable
@@ -39,7 +42,8 @@ class Containers:
             import av
         except ImportError:
             raise MissingExtra("PyAV", "video") from None
-        self.av, self.what = av, what
+        self.av: Any = av
+        self.what = what
         self.files = ImageReader(max_bytes=max_bytes)
 
     def load(self, value: object) -> bytes:
@@ -62,3 +66,73 @@ class Containers:
         except (self.av.FFmpegError, ValueError) as err:
             reason = "it has no index (moov), as a file that is cut off" if cut_mp4(data) else said(err)
             raise Unreadable(f"not a {self.what} that can be decoded: {reason}") from None
+
+    def converter(self) -> Callable[..., np.ndarray]:
+        """(frame, format, width) -> the pixels of a frame. Make one for a file.
+
+        A frame's own `to_ndarray` starts a thread for each core (PyAV 17 and later), which takes longer than converting
+        a small frame.
+        """
+        shared = self.av.video.reformatter.VideoReformatter()
+        threads = {"threads": 1} if int(self.av.__version__.split(".")[0]) >= 17 else {}
+
+        def convert(frame: Any, **wanted: Any) -> np.ndarray:
+            pixels: np.ndarray = shared.reformat(frame, **wanted, **threads).to_ndarray()
+            return pixels
+
+        return convert
+
+    def resampler(self, rate: int) -> "Resampler":
+        return Resampler(self.av, rate)
+
+
+class Resampler:
+    """Sound as float32 samples of one rate, channel by channel. What PyAV's AudioResampler gives, in one thread: its
+    filters start one for each core, for every file."""
+
+    def __init__(self, av: Any, rate: int):
+        self.av, self.rate = av, rate
+        self.first: tuple[str, str, int] | None = None
+        self.graph: Any = None  # None: the frames are as wanted
+
+    def resample(self, frame: Any) -> list[Any]:
+        """Frames of format fltp; None ends the sound. Raises ValueError if the format changes."""
+        if frame is not None:
+            found = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if self.first is None:
+                self.first = found
+                self.graph = None if found[::2] == ("fltp", self.rate) else self._made(frame)
+            if found != self.first:
+                raise ValueError("its format, layout or rate changes")
+        if self.graph is None:
+            return [] if frame is None else [frame]
+        self.graph.push(frame)
+        return list(self._pulled())
+
+    def _made(self, frame: Any) -> Any:
+        graph = self.av.filter.Graph()
+        if hasattr(graph, "threads"):
+            graph.threads = 1
+        given = {"sample_rate": frame.sample_rate, "sample_fmt": frame.format.name, "time_base": frame.time_base}
+        wanted = {"sample_rates": self.rate, "sample_fmts": "fltp", "channel_layouts": frame.layout.name}
+        steps = [
+            graph.add("abuffer", channel_layout=frame.layout.name, **as_text(given)),
+            graph.add("aformat", **as_text(wanted)),
+            graph.add("abuffersink"),
+        ]
+        for one, following in pairwise(steps):
+            one.link_to(following)
+        graph.configure()
+        return graph
+
+    def _pulled(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield self.graph.pull()
+            except (BlockingIOError, EOFError):  # of PyAV too: more is needed, or that was all
+                return
+
+
+def as_text(options: dict[str, Any]) -> dict[str, str]:
+    """Options of a filter, without those that are unknown (None)."""
+    return {name: str(value) for name, value in options.items() if value is not None}

@@ -1,6 +1,7 @@
 """One frame of a video as players show it: upright, with its aspect ratio, on white, HDR mapped to a standard
 screen."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,19 +16,25 @@ TO_709 = np.array(  # BT.2020's primaries in those of BT.709 (ITU-R BT.2407)
 LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
-def as_shown(frame: Any, ratio: float = 1.0) -> np.ndarray:
+def plainly(frame: Any, **wanted: Any) -> np.ndarray:
+    pixels: np.ndarray = frame.to_ndarray(**wanted)
+    return pixels
+
+
+def as_shown(frame: Any, ratio: float = 1.0, convert: Callable[..., np.ndarray] = plainly) -> np.ndarray:
     """uint8 [H, W, 3]: rotated and mirrored by its display matrix, transparent pixels on white, as for images. ratio:
-    width of a pixel divided by its height, from its container.
+    width of a pixel divided by its height, from its container. convert: gives the pixels in a format
+    (`Containers.converter`).
     """
     size = {"width": shown_width(frame.width, ratio)} if ratio != 1 else {}
     if any(component.is_alpha for component in frame.format.components):
-        rgba = frame.to_ndarray(format="rgba", **size).astype(np.uint16)
+        rgba = convert(frame, format="rgba", **size).astype(np.uint16)
         alpha = rgba[..., 3:]
         pixels = ((rgba[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     elif frame.color_trc in (PQ, HLG):
-        pixels = dimmed(frame.to_ndarray(format="rgb48le", **size), int(frame.color_trc))
+        pixels = dimmed(convert(frame, format="rgb48le", **size), int(frame.color_trc))
     else:
-        pixels = frame.to_ndarray(format="rgb24", **size)
+        pixels = convert(frame, format="rgb24", **size)
     found = next((one for one in frame.side_data if one.type.name == "DISPLAYMATRIX"), None)
     if found is None:
         return pixels

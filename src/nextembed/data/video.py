@@ -25,6 +25,7 @@ from .transforms import Unreadable
 
 VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
 SUBTITLES = ("subtitles", "srt", "vtt", "captions", "asr")
+SMALL = 512 * 512  # pixels of a frame up to which starting threads takes longer than they save
 ATTACHED = 1024  # FFmpeg's flag of a stream that is a picture: the cover of a sound
 UP_FRONT = {"matroska", "flv", "asf", "avi"}  # formats with their duration in the header
 TIME = re.compile(r"(?:(\d+):)?(\d+):(\d+)[.,](\d{1,3})")
@@ -95,40 +96,43 @@ class VideoReader:
     def read(self, video: object, num_frames: int) -> Tensor:
         """`num_frames` frames over the whole video, uint8 [F, 3, H, W]. video: bytes or a path."""
         data = self.files.load(video)
-        return self._frames(data, lambda times: spread_indices(times, num_frames))
+        return self._frames(data, lambda times: spread_indices(times, num_frames)).contiguous()
 
     def read_clip(self, video: object, num_frames: int) -> Tensor:
-        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W]. A single frame is not a clip."""
+        """`num_frames` frames evenly from the first to the last, uint8 [F, 3, H, W], with channels last in memory.
+        A single frame is not a clip.
+        """
         return self._frames(self.files.load(video), lambda times: clip_indices(times, num_frames))
 
     def read_spans(self, video: object, spans: list[Span], num_frames: int) -> list[Tensor]:
         """`num_frames` frames of each span, uint8 [F, 3, H, W]. A span between two frames gets the nearer one."""
         data = self.files.load(video)
         frames = self._frames(data, lambda times: [i for span in spans for i in within(times, span, num_frames)])
-        return list(frames.split(num_frames))
+        return list(frames.contiguous().split(num_frames))
 
     def _frames(self, data: bytes, choose: Callable[[list[float]], list[int]]) -> Tensor:
-        times = self._times(data)
+        times: list[float] | None = None
         for _ in range(2):
-            if not times:
-                raise Unreadable("a video without frames")
-            wanted = choose(times)
-            found, num_decoded = self._decode(data, set(wanted))
+            with self.files.open(data) as container:
+                stream, packets = self._stream(container), list(container.demux())
+                times = self._times(container, stream, packets, data) if times is None else times
+                if not times:
+                    raise Unreadable("a video without frames")
+                wanted = choose(times)
+                found, num_decoded = self._decode(stream, packets, set(wanted))
             if all(i in found for i in wanted):
-                return torch.from_numpy(np.stack([found[i] for i in wanted])).permute(0, 3, 1, 2).contiguous()
+                return torch.from_numpy(np.stack([found[i] for i in wanted])).permute(0, 3, 1, 2)
             times = times[:num_decoded]  # packets that hold no frame: the count was too high
         raise Unreadable("its frames cannot be counted")
 
-    def _times(self, data: bytes) -> list[float]:
+    def _times(self, container: Any, stream: Any, packets: list[Any], data: bytes) -> list[float]:
         """When each frame is shown, in seconds from the first, without decoding."""
-        with self.files.open(data) as container:
-            stream = self._stream(container)
-            packets = [p for p in container.demux() if p.size]
-            found = [p.pts for p in packets if p.stream is stream and not p.is_discard]
-            base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
-            ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets if p.pts is not None]
-            there = max(ends, default=0.0) - (container.start_time or 0) / 1e6
-            check_whole(container.format.name, (container.duration or 0) / 1e6, there, data)
+        packets = [p for p in packets if p.size]
+        found = [p.pts for p in packets if p.stream is stream and not p.is_discard]
+        base, rate = float(stream.time_base or 0), float(stream.average_rate or 0)
+        ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in packets if p.pts is not None]
+        there = max(ends, default=0.0) - (container.start_time or 0) / 1e6
+        check_whole(container.format.name, (container.duration or 0) / 1e6, there, data)
         times = sorted(pts * base for pts in found if pts is not None)
         if len(times) < len(found):  # raw streams have no times
             times = [i / (rate or 25.0) for i in range(len(found))]
@@ -137,26 +141,25 @@ class VideoReader:
             raise Unreadable(f"{times[-1]:.0f} seconds, more than max_seconds={self.max_seconds:g}")
         return times
 
-    def _decode(self, data: bytes, wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
+    def _decode(self, stream: Any, packets: list[Any], wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
         """Frames by number, uint8 [H, W, 3], up to the last one wanted; and how many were decoded."""
         found: dict[int, np.ndarray] = {}
-        count = 0
-        with self.files.open(data) as container:
-            stream = self._stream(container)
-            ratio = min(8.0, max(1 / 8, float(stream.sample_aspect_ratio or 1)))
-            for frame in container.decode(stream):
-                if (
-                    shown_width(frame.width, ratio) * frame.height > self.max_pixels
-                    or frame.width * frame.height > self.max_pixels
-                ):
-                    raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
-                if count in wanted:
-                    found[count] = as_shown(frame, ratio)
-                    if found[count].shape != found[min(found)].shape:
-                        raise Unreadable("its frames differ in size")
-                count += 1
-                if len(found) == len(wanted):
-                    break
+        count, convert = 0, self.files.converter()
+        ratio = min(8.0, max(1 / 8, float(stream.sample_aspect_ratio or 1)))
+        # Those that were counted, with the empty one at the end: reading the file again takes as long as decoding some.
+        for frame in (frame for packet in packets if packet.stream is stream for frame in packet.decode()):
+            if (
+                shown_width(frame.width, ratio) * frame.height > self.max_pixels
+                or frame.width * frame.height > self.max_pixels
+            ):
+                raise Unreadable(f"{frame.width}x{frame.height} pixels, more than max_pixels={self.max_pixels}")
+            if count in wanted:
+                found[count] = as_shown(frame, ratio, convert)
+                if found[count].shape != found[min(found)].shape:
+                    raise Unreadable("its frames differ in size")
+            count += 1
+            if len(found) == len(wanted):
+                break
         return found, count
 
     def _stream(self, container: Any) -> Any:
@@ -168,6 +171,8 @@ class VideoReader:
         context = stream.codec_context
         if (context.width or 0) * (context.height or 0) > self.max_pixels:
             raise Unreadable(f"{context.width}x{context.height} pixels, more than max_pixels={self.max_pixels}")
+        if (context.width or 0) * (context.height or 0) <= SMALL:
+            context.thread_count = 1
         return stream
 
 
