@@ -121,6 +121,7 @@ def traces(steps: int, source: str) -> Iterator[dict[str, Any]]:
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Waiting on top of computing, step by step; a row of panels for each data set."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 4.6), dpi=100, facecolor="white", layout="constrained")
     grid = figure.subplots(2, len(WORKERS), sharex=True, sharey="row")
@@ -130,7 +131,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
         axes.bar(steps, one["computing_ms"], width=1, color=COMPUTING, alpha=0.55, label="computing")
         axes.bar(steps, one["waiting_ms"], width=1, bottom=one["computing_ms"], color=WAITING, label="waiting")
         workers = f"{row['num_workers']} worker{'' if row['num_workers'] == 1 else 's'}"
-        share = f"waiting {one['median_share_percent']:.1f} % (median)"
+        share = f"waits {one['median_share_percent']:.1f} %"
         axes.set_title(f"{row['data']}, {workers}: {share}", fontsize=8, color=INK, loc="left")
         axes.tick_params(labelsize=8, length=0, colors=SOFT)
         axes.grid(axis="y", color=LINE, linewidth=0.6)
@@ -139,6 +140,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
             spine.set(visible=name == "bottom", edgecolor=LINE)
     for axes in grid[-1]:
         axes.set_xlabel("training step", fontsize=8.5, color=SOFT)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[:, 0]:
         axes.set_ylabel("ms on the clock", fontsize=8.5, color=SOFT)
     handles, labels = grid[0, 0].get_legend_handles_labels()
