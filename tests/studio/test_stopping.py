@@ -12,7 +12,7 @@ from nextembed.models.emu.visual_decoder import VisualDecoder
 from nextembed.models.omni.generation import Rollout
 from nextembed.studio.working import MODEL, Work, streamed
 
-from .conftest import until
+from .conftest import expect, until
 
 Waits = Callable[[type, str, int], list[float]]
 
@@ -81,9 +81,13 @@ def test_image_generation_shows_its_steps_and_can_be_stopped(watch, waits: Waits
     page.get_by_label("Image prompt").fill("a red apple")
     calls = waits(VisualDecoder, "forward", 4)
     page.get_by_role("button", name="Paint", exact=True).click()
-    page.get_by_text("/100 steps").first.wait_for()
+    so_far = page.get_by_text("3 of 100 steps")
+    so_far.wait_for()
+    page.wait_for_timeout(1000)  # a bar of gradio's would be gone by now
+    assert so_far.is_visible()
     stops(page, calls, 4)
     assert len(calls) < 100
+    expect(so_far).to_have_count(0)
 
 
 def test_a_blend_is_generated_and_shown(watch, runs: Path) -> None:

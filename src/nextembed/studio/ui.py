@@ -100,9 +100,12 @@ def alone(function: Callable[P, R]) -> Callable[P, R]:
     return waiting
 
 
-def stops(button: gr.Button, work: Dependency) -> None:
-    """A click on the button ends the work; where nothing runs, nothing happens."""
-    button.click(None, cancels=[work], api_visibility="private")
+def stops(button: gr.Button, work: Dependency, so_far: gr.HTML | None = None) -> None:
+    """A click on the button ends the work; where nothing runs, nothing happens. so_far: shows how far it is, and is
+    emptied."""
+    ended = button.click(None, cancels=[work], api_visibility="private")
+    if so_far is not None:
+        ended.then(lambda: "", None, [so_far], show_progress="hidden", api_visibility="private")
 
 
 def sent(event: gr.EventData) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from ...models.loading import model_type
 from ..shared import Shared
 from ..snippets import talk_python
 from ..talking import Example, as_seen, conversation, open_talker, read_pieces
-from ..ui import listen, model_choice, python_of, stops
+from ..ui import fragment, listen, model_choice, python_of, stops
 from ..uploads import IMAGES, read_image
 from ..working import Work, streamed
 
@@ -82,9 +82,8 @@ class Handlers:
 
     def paint(
         self,
-        model: str, what: str, paths: list[str] | None, num: float, away: float, number: float,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  (gradio finds it so)
-    ) -> Iterator[object]:  # fmt: skip
+        model: str, what: str, paths: list[str] | None, num: float, away: float, number: float
+    ) -> Iterator[list[object]]:  # fmt: skip
         own = talker(self.shared, model)
         pieces: list[Piece] = [read_image(path, self.shared.settings) for path in paths or []]
         pieces += [what.strip()] * bool(what.strip())
@@ -95,11 +94,9 @@ class Handlers:
 
         for part in streamed(work):
             if isinstance(part, Image.Image):
-                yield part
+                yield [part, ""]
             else:
-                if part is not None:
-                    progress(part, desc="Painting", unit="steps")
-                yield gr.skip()
+                yield [gr.skip(), gr.skip() if part is None else share_done(*part)]
 
 
 def build(shared: Shared) -> None:
@@ -137,14 +134,16 @@ def build(shared: Shared) -> None:
                 with gr.Row():
                     go = gr.Button("Paint", variant="primary")
                     halt = gr.Button("Stop", variant="stop")
-            painted = gr.Image(
-                label="Painted image",
-                height=380,
-                format="png",
-                interactive=False,
-                buttons=["download", "fullscreen"],
-                elem_classes=["nx-painted"],
-            )
+            with gr.Column(min_width=300):
+                painted = gr.Image(
+                    label="Painted image",
+                    height=380,
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_classes=["nx-painted"],
+                )
+                so_far = fragment()
     python_of(shared, name, talk_python)
 
     inputs = [name, asked, turns, examples, system, tokens, bold, seed]
@@ -152,8 +151,14 @@ def build(shared: Shared) -> None:
     stops(stop, running)
     listen(anew.click, lambda: [[], [], [], ""], None, [chat, turns, examples, seen])
     listen(add.click, do.added, [picture, question, answer, examples], [examples, picture, question, answer])
-    painting = listen(go.click, do.paint, [name, words, files, steps, guidance, seed], [painted], heavy=True)
-    stops(halt, painting)
+    painting = listen(go.click, do.paint, [name, words, files, steps, guidance, seed], [painted, so_far], heavy=True)
+    stops(halt, painting, so_far)
+
+
+def share_done(step: int, of: int) -> str:
+    """A bar. It is a part of the page, because gradio hides its own at the next part that comes."""
+    bar = f'<div class="track whole"><i style="--w:{100 * step / of:.1f}%"></i></div>'
+    return f'<div class="line">{step} of {of} steps{bar}</div>'
 
 
 def messages(turns: Turns) -> list[dict[str, object]]:
