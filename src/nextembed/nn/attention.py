@@ -110,7 +110,7 @@ class _FusedQueryKeyValue(torch.autograd.Function):
         weight, bias = _joined(half, *params[:3]), None if params[3] is None else _joined(half, *params[3:])
         qkv = F.linear(x, weight, bias).view(*x.shape[:-1], 3, -1, 2 * half)
         qk = qkv[..., :2, :, :]
-        scale = torch.linalg.vector_norm(qk, dim=-1, keepdim=True).square_().div_(2 * half).add_(eps).rsqrt_()
+        scale = torch.linalg.vecdot(qk, qk).div_(2 * half).add_(eps).rsqrt_()[..., None]
         qk.mul_(scale)
         _as_complex(qk).mul_(turn)
         ctx.save_for_backward(x, turn, qk, scale, *params)

@@ -18,8 +18,13 @@ from torch.autograd.function import once_differentiable
 def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether using the weights of this module is the same as calling it: it is a `kind` without changes (LoRA,
     quantisation, offloaded weights, hooks)."""
-    hooked = "forward" in vars(module) or module._forward_pre_hooks or module._forward_hooks or module._backward_hooks
-    return type(module) is kind and not hooked
+    return type(module) is kind and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether other code acts when the module is called, so that the number of calls matters."""
+    hooks = module._forward_pre_hooks or module._forward_hooks or module._backward_hooks
+    return "forward" in vars(module) or bool(hooks)
 
 
 _AS_ACCELERATOR = ContextVar("as_accelerator", default=False)
@@ -44,6 +49,16 @@ def is_eager_cpu(x: Tensor) -> bool:
     """Whether x is on a CPU in float32 or float64, without compiler and autocast."""
     in_full = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     return in_full and is_uncompiled_cpu(x)
+
+
+MANY_ROWS = 1024
+
+
+def in_parts(x: Tensor, modules: Iterable[nn.Module]) -> bool:
+    """Whether a function of single rows x [..., in] is better computed `MANY_ROWS` at a time: without gradients on a
+    CPU, where new memory for all of them costs more than the computation on it. modules: those that it calls."""
+    many = x.numel() > MANY_ROWS * x.shape[-1] and x.is_contiguous()
+    return many and not torch.is_grad_enabled() and is_eager_cpu(x) and not any(map(is_hooked, modules))
 
 
 FEW_ROWS = 3

@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ..core.randomness import uniform
 from .attention import eager_attention, query_key_value
 from .documents import DOCUMENTS
-from .linear import activated_linear, scaled_linear
+from .linear import MANY_ROWS, activated_linear, in_parts, scaled_linear
 
 PATHS = 1  # the stream of stochastic depth
 
@@ -169,8 +169,16 @@ class TransformerLayer(GradientCheckpointingLayer):
         first, second = (None, None) if paths is None else paths
         context, _ = self.attention.attention(self.layernorm_before(hidden_states), rotary, **kwargs)
         hidden_states = self.add(hidden_states, self.attention.output.dense, context, self.layer_scale(), first)
+        feed_forward = (self.layernorm_after, *self.intermediate.modules(), *self.output.modules())
+        if self.training or not in_parts(hidden_states, feed_forward):
+            return self.feed_forward(hidden_states, second)
+        for rows in hidden_states.flatten(0, -2).split(MANY_ROWS):
+            rows.copy_(self.feed_forward(rows))
+        return hidden_states
+
+    def feed_forward(self, hidden_states: Tensor, path: Tensor | None = None) -> Tensor:
         expanded = self.intermediate(self.layernorm_after(hidden_states))
-        return self.add(hidden_states, self.output.dense, expanded, self.output.layer_scale(), second)
+        return self.add(hidden_states, self.output.dense, expanded, self.output.layer_scale(), path)
 
     def add(self, residual: Tensor, linear: nn.Linear, x: Tensor, scale: Tensor | None, path: Tensor | None) -> Tensor:
         if not self.training or (self.dropout_prob == 0 and path is None):
