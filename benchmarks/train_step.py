@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                      # both sizes, training and inference
     python benchmarks/train_step.py --sizes small --compile
+    python benchmarks/train_step.py --modes inference    # in a process that has not trained
 
 Everything is measured in one run on one machine, because only ratios within a run are meaningful. The two models run in
 turn, so that changes in the speed of the machine affect both; each number is the median over rounds. timm's ViT has no
@@ -154,6 +155,10 @@ def highest_resident_kb() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument(
+        "--modes", nargs="+", default=["training", "inference"], choices=["training", "inference"],
+        help="inference alone runs in memory that is new to the process, as it does where nothing was trained before",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="use torch.compile for both models")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -175,7 +180,7 @@ def main() -> None:
     print(f"{result['machine']}; float32 GEMM peak {peak / 1e9:.0f} GFLOP/s (2048^3)")
     print(f"{'size':6} {'mode':10} {'model':5} {'images/s':>9} {'of peak':>8} {'memory GB':>10} {'nepa / timm':>12}")
     for size in args.sizes:
-        for training in (True, False):
+        for training in (mode == "training" for mode in args.modes):
             rates = speed(size, training, args.rounds, args.compile)
             ratio = statistics.median(a / b for a, b in zip(rates["nepa"], rates["timm"], strict=True))
             for name, values in rates.items():
