@@ -1,6 +1,6 @@
 """Sound files as one waveform: any format and rate in, mono at 16 kHz out."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +10,10 @@ from ..core.types import Segment
 from .containers import Containers
 from .cut_files import WHOLE, is_cut
 from .transforms import Unreadable
+
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
 
 SAMPLE_RATE = 16_000  # Hz
 GUESSING = {"mp3", "aac", "ac3", "amr", "wav", "caf", "w64"}  # formats whose length follows from the size of the file
@@ -41,7 +45,7 @@ class AudioReader:
             raise Unreadable("a sound with samples that are not finite")
         return torch.from_numpy(samples.clip(-1, 1))  # a lossy codec may leave the range
 
-    def _decode(self, container: Any) -> list[np.ndarray]:
+    def _decode(self, container: "InputContainer") -> list[np.ndarray]:
         if not container.streams.audio:
             raise Unreadable("a file without sound")
         stream = container.streams.audio[0]
@@ -62,18 +66,17 @@ class AudioReader:
         return parts
 
 
-def said_seconds(container: Any) -> float:
+def said_seconds(container: "InputContainer") -> float:
     """Length of a sound according to its file; 0 if unknown, or only estimated from the size of the file."""
     stream = container.streams.audio[0]
     if GUESSING & set(container.format.name.split(",")):
         return 0.0
-    if stream.duration is not None:
+    if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
-    alone = len(container.streams) == 1 and container.duration is not None
-    return container.duration / 1e6 if alone else 0.0
+    return container.duration / 1e6 if len(container.streams) == 1 and container.duration is not None else 0.0
 
 
-def mixed(frame: Any) -> np.ndarray:
+def mixed(frame: "AudioFrame") -> np.ndarray:
     """Mean of a frame's channels, float32 [N]."""
     channels: np.ndarray = frame.to_ndarray()
     if len(channels) == 1:

@@ -4,14 +4,18 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from ..errors import MissingExtra
 from .transforms import ImageReader, Unreadable
+
+if TYPE_CHECKING:
+    from av import AudioFrame, VideoFrame
+    from av.filter import Graph
 
 # Formats that hold what they play: no playlists, which would open other files.
 FORMATS = (
@@ -76,7 +80,7 @@ class Containers:
         shared = self.av.video.reformatter.VideoReformatter()
         threads = {"threads": 1} if int(self.av.__version__.split(".")[0]) >= 17 else {}
 
-        def convert(frame: Any, **wanted: Any) -> np.ndarray:
+        def convert(frame: "VideoFrame", **wanted: object) -> np.ndarray:
             pixels: np.ndarray = shared.reformat(frame, **wanted, **threads).to_ndarray()
             return pixels
 
@@ -93,9 +97,9 @@ class Resampler:
     def __init__(self, av: Any, rate: int):
         self.av, self.rate = av, rate
         self.first: tuple[str, str, int] | None = None
-        self.graph: Any = None  # None: the frames are as wanted
+        self.graph: Graph | None = None  # None: the frames are as wanted
 
-    def resample(self, frame: Any) -> list[Any]:
+    def resample(self, frame: "AudioFrame | None") -> "list[AudioFrame]":
         """Frames of format fltp; None ends the sound. Raises ValueError if the format changes."""
         if frame is not None:
             found = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -107,11 +111,11 @@ class Resampler:
         if self.graph is None:
             return [] if frame is None else [frame]
         self.graph.push(frame)
-        return list(self._pulled())
+        return list(pulled(self.graph))
 
-    def _made(self, frame: Any) -> Any:
-        graph = self.av.filter.Graph()
-        if hasattr(graph, "threads"):
+    def _made(self, frame: "AudioFrame") -> "Graph":
+        graph: Graph = self.av.filter.Graph()
+        with suppress(AttributeError):  # older PyAV
             graph.threads = 1
         given = {"sample_rate": frame.sample_rate, "sample_fmt": frame.format.name, "time_base": frame.time_base}
         wanted = {"sample_rates": self.rate, "sample_fmts": "fltp", "channel_layouts": frame.layout.name}
@@ -125,14 +129,16 @@ class Resampler:
         graph.configure()
         return graph
 
-    def _pulled(self) -> Iterator[Any]:
-        while True:
-            try:
-                yield self.graph.pull()
-            except (BlockingIOError, EOFError):  # of PyAV too: more is needed, or that was all
-                return
+
+def pulled(graph: "Graph") -> "Iterator[AudioFrame]":
+    """The frames that a graph of filters has ready."""
+    while True:
+        try:
+            yield cast("AudioFrame", graph.pull())
+        except (BlockingIOError, EOFError):  # of PyAV too: more is needed, or that was all
+            return
 
 
-def as_text(options: dict[str, Any]) -> dict[str, str]:
+def as_text(options: dict[str, object]) -> dict[str, str]:
     """Options of a filter, without those that are unknown (None)."""
     return {name: str(value) for name, value in options.items() if value is not None}

@@ -16,7 +16,7 @@ TO_709 = np.array(  # BT.2020's primaries in those of BT.709 (ITU-R BT.2407)
 LUMA = np.array([0.2627, 0.6780, 0.0593], np.float32)
 
 
-def plainly(frame: Any, **wanted: Any) -> np.ndarray:
+def plainly(frame: Any, **wanted: object) -> np.ndarray:
     pixels: np.ndarray = frame.to_ndarray(**wanted)
     return pixels
 

@@ -4,7 +4,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from .record import Record
 from .rows import Rows, RowSequence
 from .tables import DocumentTable, field, first_of, words
 from .transforms import Unreadable
+
+if TYPE_CHECKING:
+    from av import Packet, VideoStream
+    from av.container import InputContainer
 
 VIDEOS = ("video", "mp4", "webm", "mkv", "avi", "mov", "gif", "file_name", "video_path", "file")
 SUBTITLES = ("subtitles", "srt", "vtt", "captions", "asr")
@@ -125,7 +129,9 @@ class VideoReader:
             times = times[:num_decoded]  # packets that hold no frame: the count was too high
         raise Unreadable("its frames cannot be counted")
 
-    def _times(self, container: Any, stream: Any, packets: list[Any], data: bytes) -> list[float]:
+    def _times(
+        self, container: "InputContainer", stream: "VideoStream", packets: "list[Packet]", data: bytes
+    ) -> list[float]:
         """When each frame is shown, in seconds from the first, without decoding."""
         packets = [p for p in packets if p.size]
         found = [p.pts for p in packets if p.stream is stream and not p.is_discard]
@@ -141,7 +147,9 @@ class VideoReader:
             raise Unreadable(f"{times[-1]:.0f} seconds, more than max_seconds={self.max_seconds:g}")
         return times
 
-    def _decode(self, stream: Any, packets: list[Any], wanted: set[int]) -> tuple[dict[int, np.ndarray], int]:
+    def _decode(
+        self, stream: "VideoStream", packets: "list[Packet]", wanted: set[int]
+    ) -> tuple[dict[int, np.ndarray], int]:
         """Frames by number, uint8 [H, W, 3], up to the last one wanted; and how many were decoded."""
         found: dict[int, np.ndarray] = {}
         count, convert = 0, self.files.converter()
@@ -162,7 +170,7 @@ class VideoReader:
                 break
         return found, count
 
-    def _stream(self, container: Any) -> Any:
+    def _stream(self, container: "InputContainer") -> "VideoStream":
         stream = next((one for one in container.streams.video if not one.disposition & ATTACHED), None)
         if stream is None:
             raise Unreadable("a file without video")

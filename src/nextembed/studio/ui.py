@@ -56,7 +56,7 @@ def listen(
     another, so that what is shown in the end is the answer to the last event."""
     handler = in_one_line(alone(function) if heavy and not streams(function) else function)
     if heavy:
-        followed = getattr(event, "event_name", "") in FOLLOWED
+        followed = vars(event).get("event_name") in FOLLOWED
         return event(
             handler,
             inputs,
