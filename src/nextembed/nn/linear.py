@@ -57,8 +57,9 @@ MANY_ROWS = 1024
 def in_parts(x: Tensor, modules: Iterable[nn.Module]) -> bool:
     """Whether a function of single rows x [..., in] is better computed `MANY_ROWS` at a time: without gradients on a
     CPU, where new memory for all of them costs more than the computation on it. modules: those that it calls."""
-    many = x.numel() > MANY_ROWS * x.shape[-1] and x.is_contiguous()
-    return many and not torch.is_grad_enabled() and is_eager_cpu(x) and not any(map(is_hooked, modules))
+    if torch.is_grad_enabled() or not is_eager_cpu(x):  # first: an export must not depend on the number of rows
+        return False
+    return x.is_contiguous() and x.numel() > MANY_ROWS * x.shape[-1] and not any(map(is_hooked, modules))
 
 
 FEW_ROWS = 3
@@ -82,8 +83,8 @@ def fast_for_few_rows(modules: Iterable[nn.Module]) -> Iterator[None]:
 def few_rows_linear(linear: nn.Linear, x: Tensor) -> Tensor:
     """linear(x), x [..., in]. Of few rows the product is W x^T, for which the matrix library reads W once and in order;
     for x W^T, and for a single column, it is slower, so a single row is doubled."""
-    rows = x.numel() // max(x.shape[-1], 1)
-    if not 0 < rows <= FEW_ROWS or not is_eager_cpu(x) or linear.weight.dtype != x.dtype:
+    rows = x.numel() // max(x.shape[-1], 1) if is_eager_cpu(x) else 0
+    if not 0 < rows <= FEW_ROWS or linear.weight.dtype != x.dtype:
         return F.linear(x, linear.weight, linear.bias)
     columns = (x.reshape(1, -1).expand(2, -1) if rows == 1 else x.reshape(rows, -1)).contiguous().t()
     out = (linear.weight @ columns)[:, :rows].t().reshape(*x.shape[:-1], -1)
