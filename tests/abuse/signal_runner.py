@@ -107,7 +107,8 @@ def result(folder: Path, scenario: str, pid: int) -> list:
     end = time.monotonic() + PATIENCE  # workers check every five seconds whether their parent is alive
     while left(pid) and time.monotonic() < end:
         time.sleep(0.1)
-    said = (folder / f"{scenario}.txt").read_text().strip().splitlines() or [""]
+    text = (folder / f"{scenario}.txt").read_text().replace("\0", "")  # torch ends its own message with one
+    said = text.strip().splitlines() or [""]
     return [code, next((line for line in said if line.startswith("nextembed:")), said[-1]), left(pid)]
 
 

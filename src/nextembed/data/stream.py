@@ -13,11 +13,13 @@ import math
 import multiprocessing
 import re
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -451,4 +453,12 @@ def worker_of() -> tuple[int, int]:
 def _start_worker(worker: int) -> None:
     gc.freeze()  # uncollected video decoders of the parent would wait for ever for threads that do not exist here
     left_to_parent()
+    sys.excepthook = _without_lost_connections
     torch.set_num_threads(1)
+
+
+def _without_lost_connections(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+    """What a worker prints of an error outside the reading of data. When the main process stops in the middle of a
+    batch, it says why; that the connection to it is lost is no news."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, err, trace)

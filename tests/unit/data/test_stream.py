@@ -289,3 +289,11 @@ def test_a_worker_whose_connections_close_long_before_it_ends_is_a_one_line_erro
     message = re.escape("a data worker was killed (signal 9)")
     with pytest.raises(DataError, match=message), stream.checked_workers(loader):
         raise ConnectionResetError
+
+
+def test_a_worker_prints_no_lost_connections(capsys):
+    stream._without_lost_connections(EOFError, EOFError(), None)
+    stream._without_lost_connections(BrokenPipeError, BrokenPipeError(), None)
+    assert capsys.readouterr().err == ""
+    stream._without_lost_connections(ValueError, ValueError("wrong"), None)
+    assert "ValueError: wrong" in capsys.readouterr().err
