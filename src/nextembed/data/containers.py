@@ -87,6 +87,7 @@ class Containers:
         return convert
 
     def resampler(self, rate: int) -> "Resampler":
+        """For one sound. rate: Hz."""
         return Resampler(self.av, rate)
 
 

@@ -75,8 +75,6 @@ def _fused_query_key_value(
     cos, sin = rotary
     half = cos.shape[-1] // 2
     turn = torch.complex(cos[..., :half], sin[..., :half]).unsqueeze(-3)  # [..., T, 1, 1, d / 2]
-    # Of all heads, so that neighbours in memory are multiplied by neighbours.
-    turn = turn.expand(*turn.shape[:-3], 2, linears[0].out_features // (2 * half), half).contiguous()
     params = [linear.weight for linear in linears] + [linear.bias for linear in linears]
     return _FusedQueryKeyValue.apply(x, turn, eps, *params)
 

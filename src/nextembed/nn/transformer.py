@@ -5,6 +5,7 @@ Shapes: B samples, T latents, D hidden_size, H heads, d head width, L layers.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -169,7 +170,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         first, second = (None, None) if paths is None else paths
         context, _ = self.attention.attention(self.layernorm_before(hidden_states), rotary, **kwargs)
         hidden_states = self.add(hidden_states, self.attention.output.dense, context, self.layer_scale(), first)
-        feed_forward = (self.layernorm_after, *self.intermediate.modules(), *self.output.modules())
+        feed_forward = chain((self.layernorm_after,), self.intermediate.modules(), self.output.modules())
         if self.training or not in_parts(hidden_states, feed_forward):
             return self.feed_forward(hidden_states, second)
         for rows in hidden_states.flatten(0, -2).split(MANY_ROWS):
@@ -177,6 +178,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         return hidden_states
 
     def feed_forward(self, hidden_states: Tensor, path: Tensor | None = None) -> Tensor:
+        """hidden_states [..., D] and the update of the second half; path [B] as in `forward`."""
         expanded = self.intermediate(self.layernorm_after(hidden_states))
         return self.add(hidden_states, self.output.dense, expanded, self.output.layer_scale(), path)
 
